@@ -1,0 +1,227 @@
+"""Frozen dataclass <-> strict YAML.
+
+A configuration is a frozen, keyword-only dataclass beside the component that reads it. It validates
+itself when it is made. Reading is strict: an unknown key is an error that names the nearest known one,
+a value of the wrong type is an error that names the field, and YAML tags that build objects are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from vivace.errors import ConfigError, nearest
+
+__all__ = ["check_choice", "check_range", "from_dict", "from_yaml", "override", "to_dict", "to_yaml"]
+
+C = TypeVar("C")
+
+
+def check_range(
+    field: str,
+    value: float | None,
+    low: float,
+    high: float = float("inf"),
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Raise ConfigError unless low <= value <= high (strict where `open_*`); None passes."""
+    if value is None:
+        return
+    inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+    if not inside:
+        left, right = "(" if open_low else "[", ")" if open_high or high == float("inf") else "]"
+        raise ConfigError(f"{field} is out of range: got {value!r}. Give a value in {left}{low:g}, {high:g}{right}.")
+
+
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(
+            f"{field} is unknown: got {value!r}.{nearest(value, choices)} Known: {', '.join(choices)}."
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain dicts, lists, strings, numbers and None, ready for YAML or JSON."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def from_dict(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
+    """A `cls` built from plain values; fields that are absent keep their defaults.
+
+    Raises ConfigError for an unknown key or a value of the wrong type; `where` prefixes the field's name.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or cls.__name__} must be a mapping of fields: got {values!r}. Write 'field: value' lines.")
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise ConfigError(
+                f"unknown key {name!r}.{nearest(str(key), known)} Known here: {', '.join(sorted(known))}."
+            )
+        built[key] = _coerce(value, hints[key], name)
+    return cls(**built)
+
+
+def override(config: C, assignments: Mapping[str, Any]) -> C:
+    """A copy of `config` with dotted fields replaced: {"optimizer.lr": "0.1"}.
+
+    Values that are strings are read as YAML scalars. Raises ConfigError as `from_dict` does.
+    """
+    nested = to_dict(config)
+    for dotted, value in assignments.items():
+        node = nested
+        *parents, leaf = dotted.split(".")
+        for depth, part in enumerate(parents):
+            child = node.get(part)
+            if child is None and part in node:
+                child = node[part] = {}
+            if not isinstance(child, dict):
+                raise ConfigError(
+                    f"unknown key {'.'.join(parents[: depth + 1])!r}.{nearest(part, node)} Known here: {', '.join(sorted(node))}."
+                )
+            node = child
+        node[leaf] = _parse_yaml(value, dotted) if isinstance(value, str) else value
+    return from_dict(type(config), nested)
+
+
+def to_yaml(config: Any) -> str:
+    """The config as YAML, in the order in which its fields are declared."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(cls: type[C], source: Path | str) -> C:
+    """A `cls` read from a YAML file (a Path) or from YAML text (a str). Raises ConfigError."""
+    if isinstance(source, Path):
+        try:
+            text = source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the config file can't be read: {source} ({error}). Give a readable YAML file.") from None
+        return from_dict(cls, _parse_yaml(text, str(source)) or {})
+    return from_dict(cls, _parse_yaml(source, "config") or {})
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where} is not plain YAML: {reason}. Object tags are refused; write plain values.") from None
+    # YAML 1.1 reads 1e-3 as text; people mean the number
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _coerce_union(value, args, name)
+    if origin is Literal:
+        if value not in args:
+            choices = tuple(str(arg) for arg in args)
+            raise ConfigError(f"{name} is unknown: got {value!r}.{nearest(str(value), choices)} Known: {', '.join(choices)}.")
+        return value
+    if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return value
+        return from_dict(typing.cast(type, hint), value, where=name)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _wrong_type(name, value, "a list")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_coerce(item, args[0], f"{name}[{i}]") for i, item in enumerate(value))
+        if len(value) != len(args):
+            raise _wrong_type(name, value, f"a list of {len(args)} values")
+        return tuple(_coerce(item, arg, f"{name}[{i}]") for i, (item, arg) in enumerate(zip(value, args, strict=True)))
+    if origin in (dict, Mapping) or hint is dict or getattr(origin, "__name__", "") == "Mapping":
+        if not isinstance(value, Mapping):
+            raise _wrong_type(name, value, "a mapping")
+        return {key: _number(item) for key, item in value.items()}
+    return _coerce_scalar(value, hint, name)
+
+
+def _coerce_union(value: Any, options: tuple[Any, ...], name: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    reasons: list[ConfigError] = []
+    # an exact match wins, so that `bool | str` keeps True and `int | float` keeps 3
+    for option in options:
+        if isinstance(option, type) and type(value) is option:
+            return value
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return _coerce(value, option, name)
+        except ConfigError as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
+def _coerce_scalar(value: Any, hint: Any, name: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is float:
+        number = _number(value)
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise _wrong_type(name, value, "a number")
+        return float(number)
+    if hint is int:
+        number = _number(value)
+        if isinstance(number, bool) or not isinstance(number, int | float) or int(number) != number:
+            raise _wrong_type(name, value, "a whole number")
+        return int(number)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise _wrong_type(name, value, "true or false")
+        return value
+    if hint is str:
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise _wrong_type(name, value, "text")
+        return str(value)
+    if hint is Path:
+        return Path(str(value))
+    raise TypeError(f"{name}: config fields of type {hint!r} are not supported")
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 leaves 1e-3 as text: give the number where the text is one."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _wrong_type(name: str, value: Any, expected: str) -> ConfigError:
+    return ConfigError(f"{name} has the wrong type: got {value!r}. Give {expected}.")

@@ -1,0 +1,70 @@
+"""How images are read and varied: the fields of a recipe that the data room reads (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vivace.config import check_choice, check_range
+
+__all__ = ["AugmentConfig", "DataConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read from a data set and how it is stored."""
+
+    size: int | None = None
+    """Side of the network's square input, px. None: 32 for small images, 64 or 128 for larger ones."""
+    store_size: int | None = None
+    """Side of the square kept in the cache, px, at least `size`. None: `size`, or 1.15 × `size` when crops are random."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour. None: what the data set says, 3 for folders."""
+    val_fraction: float = 0.1
+    """Share of the training split held out for validation when the data set has no validation split, (0, 0.5]."""
+    on_bad_image: Literal["refuse", "skip"] = "refuse"
+    """What happens when the audit quarantines images: refuse the data set, or go on without them."""
+    allow_leaks: bool = False
+    """Go on although the same image stands in train and in another split."""
+    balanced_sampling: bool = False
+    """Draw every class equally often, with replacement."""
+
+    def __post_init__(self) -> None:
+        check_range("data.size", self.size, 8, 2048)
+        check_range("data.store_size", self.store_size, self.size or 8, 4096)
+        check_range("data.val_fraction", self.val_fraction, 0.0, 0.5, open_low=True)
+        check_choice("data.on_bad_image", self.on_bad_image, ("refuse", "skip"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Batched augmentations, applied on the device in this order."""
+
+    random_resized_crop: tuple[float, float] | None = None
+    """Range of the cropped area as a share of the image, such as [0.35, 1.0]; aspect ratio 3/4 to 4/3."""
+    translate: int = 0
+    """Largest shift in px, reflection padded (0: none)."""
+    flip: Literal["none", "random", "alternating"] = "none"
+    """Horizontal flips: none, a coin per image, or each image the other way round every epoch (arXiv:2404.00498)."""
+    trivial_augment: bool = False
+    """One random operation of random strength per image (arXiv:2103.10158)."""
+    color_jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation, [0, 1]."""
+    cutout: int = 0
+    """Side of a square that is blanked, px (arXiv:1708.04552)."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution of mixup (arXiv:1710.09412); 0: none."""
+    cutmix: float = 0.0
+    """Alpha of the Beta distribution of cutmix (arXiv:1905.04899); 0: none. With mixup, a coin per batch decides."""
+
+    def __post_init__(self) -> None:
+        if self.random_resized_crop is not None:
+            low, high = self.random_resized_crop
+            check_range("augment.random_resized_crop[0]", low, 0.0, high, open_low=True)
+            check_range("augment.random_resized_crop[1]", high, low, 1.0)
+        check_range("augment.translate", self.translate, 0, 512)
+        check_choice("augment.flip", self.flip, ("none", "random", "alternating"))
+        check_range("augment.color_jitter", self.color_jitter, 0.0, 1.0)
+        check_range("augment.cutout", self.cutout, 0, 2048)
+        check_range("augment.mixup", self.mixup, 0.0, 100.0)
+        check_range("augment.cutmix", self.cutmix, 0.0, 100.0)

@@ -1,0 +1,145 @@
+"""Every error that vivace raises on purpose.
+
+    VivaceError                    exit status 1
+    ├── InputError                 exit status 2: refused before work begins
+    │   ├── ConfigError            a recipe, an option or a YAML file
+    │   ├── DataError              a folder, manifest, archive or data set name
+    │   │   ├── ImageError         one image file; `problem` names the fault
+    │   │   ├── ArchiveError       a zip or tar that is unsafe or broken
+    │   │   ├── DownloadError      no network, or a wrong checksum
+    │   │   └── CacheMismatch      the cache and the files disagree
+    │   ├── ModelError             an unknown network or weights that do not fit it
+    │   ├── CheckpointError        a checkpoint that is damaged, missing or foreign
+    │   ├── BundleError            a bundle that is damaged, newer or unsafe
+    │   ├── RunFolderError         a run folder that is locked or can't be written
+    │   └── MissingExtra           an optional library that is not installed
+    ├── TrainingError              training could not go on
+    │   ├── NonFiniteError         NaN or Inf that did not go away
+    │   └── OutOfMemoryError       even a micro-batch of one image does not fit
+    └── Interrupted                SIGINT or SIGTERM; exit status 130 or 143
+
+A message is one line: the cause, the value received, the mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArchiveError",
+    "BundleError",
+    "CacheMismatch",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DownloadError",
+    "ImageError",
+    "InputError",
+    "Interrupted",
+    "MissingExtra",
+    "ModelError",
+    "NonFiniteError",
+    "OutOfMemoryError",
+    "RunFolderError",
+    "TrainingError",
+    "VivaceError",
+    "nearest",
+]
+
+
+class VivaceError(Exception):
+    """Base of every error raised on purpose."""
+
+    exit_status = 1
+
+
+class InputError(VivaceError):
+    """Something the user gave was refused before work began."""
+
+    exit_status = 2
+
+
+class ConfigError(InputError):
+    """A recipe, an option or a YAML file is wrong."""
+
+
+class DataError(InputError):
+    """A folder, manifest, archive or data set name is wrong."""
+
+
+class ImageError(DataError):
+    """One image can't be used; `problem` is a short name of the fault such as "truncated"."""
+
+    def __init__(self, message: str, *, problem: str) -> None:
+        super().__init__(message)
+        self.problem = problem
+
+
+class ArchiveError(DataError):
+    """A zip or tar is unsafe to unpack, or broken."""
+
+
+class DownloadError(DataError):
+    """A data set could not be fetched, or its checksum is wrong."""
+
+
+class CacheMismatch(DataError):
+    """The cache and the files that it was made from disagree."""
+
+
+class ModelError(InputError):
+    """An unknown network, or weights that do not fit it."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is damaged, missing or belongs to another run."""
+
+
+class BundleError(InputError):
+    """A bundle is damaged, newer than this version or unsafe."""
+
+
+class RunFolderError(InputError):
+    """A run folder is locked by another run or can't be written."""
+
+
+class MissingExtra(InputError):
+    """An optional library is not installed."""
+
+    def __init__(self, library: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {library}, which is not installed. "
+            f"Install it: pip install 'vivace[{extra}]'"
+        )
+
+
+class TrainingError(VivaceError):
+    """Training could not go on."""
+
+
+class NonFiniteError(TrainingError):
+    """The loss or a gradient stayed NaN or Inf after bounded retries."""
+
+
+class OutOfMemoryError(TrainingError):
+    """Even the smallest micro-batch does not fit in memory."""
+
+
+class Interrupted(VivaceError):
+    """A signal asked the run to stop; the state was saved first."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        self.exit_status = 128 + signal_number
+
+
+def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
+    """A hint such as " Did you mean 'cosine'?", or "" when nothing known is near `name`."""
+    known = list(known)
+    lowered = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), list(lowered), n=limit, cutoff=0.5)
+    if not matches:
+        return ""
+    return " Did you mean " + " or ".join(repr(lowered[match]) for match in matches) + "?"

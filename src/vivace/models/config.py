@@ -1,0 +1,23 @@
+"""Which network: the fields of a recipe that the zoo reads (no torch here)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["ModelConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network by name and how it starts."""
+
+    name: str = "auto"
+    """A name of the zoo, `timm/NAME` for any network of timm, or "auto": the recipe's network for this image size."""
+    pretrained: bool = False
+    """Start from the weights that timm publishes for this name."""
+    weights: str | None = None
+    """Start from a local safetensors or `.pth` state dict; a head of another size is left out."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of the network's constructor, such as {"drop_path_rate": 0.1}."""

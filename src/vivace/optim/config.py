@@ -1,0 +1,77 @@
+"""Optimizer and schedule: the fields of a recipe that the optim room reads (no torch here)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vivace.config import check_choice, check_range
+
+__all__ = ["OptimizerConfig", "ScheduleConfig"]
+
+SCHEDULES = ("constant", "cosine", "linear", "one_cycle", "step", "trapezoid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """An optimizer by name and its rates."""
+
+    name: str = "sgd"
+    """sgd, adam, adamw, muon, lamb, or any optimizer that timm lists."""
+    lr: float = 0.01
+    """Peak learning rate of the main parameters, > 0."""
+    momentum: float = 0.9
+    """Momentum of sgd and muon, [0, 1)."""
+    nesterov: bool = False
+    """Nesterov's momentum, for sgd and muon."""
+    weight_decay: float = 0.0
+    """Weight decay, >= 0; coupled for sgd and adam, decoupled for adamw, lamb and muon."""
+    decay_norm_and_bias: bool = False
+    """Decay norms and biases too."""
+    bias_lr_factor: float = 1.0
+    """Rate of norm biases as a multiple of `lr` (64 in arXiv:2404.00498)."""
+    aux_lr: float | None = None
+    """With muon: rate of what muon does not treat (head, biases, norms). None: `lr` / 10."""
+    layer_decay: float | None = None
+    """Rate of a layer as a multiple of the next one's, (0, 1]; for fine-tuning (ELECTRA, arXiv:2003.10555)."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of the optimizer, such as {"betas": [0.9, 0.95]}."""
+
+    def __post_init__(self) -> None:
+        check_range("optimizer.lr", self.lr, 0.0, open_low=True)
+        check_range("optimizer.momentum", self.momentum, 0.0, 1.0, open_high=True)
+        check_range("optimizer.weight_decay", self.weight_decay, 0.0)
+        check_range("optimizer.bias_lr_factor", self.bias_lr_factor, 0.0, open_low=True)
+        check_range("optimizer.aux_lr", self.aux_lr, 0.0, open_low=True)
+        check_range("optimizer.layer_decay", self.layer_decay, 0.0, 1.0, open_low=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over a run, as a multiple of its peak."""
+
+    name: Literal["constant", "cosine", "linear", "one_cycle", "step", "trapezoid"] = "constant"
+    """constant, cosine, linear, one_cycle, step or trapezoid (up, flat, down)."""
+    warmup: float = 0.0
+    """Share of the steps spent rising from `start` to 1, [0, 1)."""
+    cooldown: float = 0.3
+    """trapezoid: share of the steps spent falling from 1 to `end`, [0, 1]."""
+    start: float = 0.0
+    """Multiplier at the first step of the warm-up, [0, 1]."""
+    end: float = 0.0
+    """Multiplier at the last step, [0, 1]."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """step: shares of the run at which the rate is multiplied by `gamma`."""
+    gamma: float = 0.1
+    """step: the factor."""
+
+    def __post_init__(self) -> None:
+        check_choice("schedule.name", self.name, SCHEDULES)
+        check_range("schedule.warmup", self.warmup, 0.0, 1.0, open_high=True)
+        check_range("schedule.cooldown", self.cooldown, 0.0, 1.0)
+        check_range("schedule.start", self.start, 0.0, 1.0)
+        check_range("schedule.end", self.end, 0.0, 1.0)
+        check_range("schedule.gamma", self.gamma, 0.0, 1.0, open_low=True)
+        for milestone in self.milestones:
+            check_range("schedule.milestones", milestone, 0.0, 1.0)
