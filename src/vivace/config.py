@@ -42,9 +42,7 @@ def check_range(
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ConfigError(
-            f"{field} is unknown: got {value!r}.{nearest(value, choices)} Known: {', '.join(choices)}."
-        )
+        raise ConfigError(f"{field} is unknown: got {value!r}.{nearest(value, choices)} Known: {', '.join(choices)}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -70,7 +68,9 @@ def from_dict(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
     Raises ConfigError for an unknown key or a value of the wrong type; `where` prefixes the field's name.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or cls.__name__} must be a mapping of fields: got {values!r}. Write 'field: value' lines.")
+        raise ConfigError(
+            f"{where or cls.__name__} must be a mapping of fields: got {values!r}. Write 'field: value' lines."
+        )
     hints = typing.get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     built: dict[str, Any] = {}
@@ -99,7 +99,8 @@ def override(config: C, assignments: Mapping[str, Any]) -> C:
                 child = node[part] = {}
             if not isinstance(child, dict):
                 raise ConfigError(
-                    f"unknown key {'.'.join(parents[: depth + 1])!r}.{nearest(part, node)} Known here: {', '.join(sorted(node))}."
+                    f"unknown key {'.'.join(parents[: depth + 1])!r}.{nearest(part, node)} "
+                    f"Known here: {', '.join(sorted(node))}."
                 )
             node = child
         node[leaf] = _parse_yaml(value, dotted) if isinstance(value, str) else value
@@ -119,7 +120,9 @@ def from_yaml(cls: type[C], source: Path | str) -> C:
         try:
             text = source.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the config file can't be read: {source} ({error}). Give a readable YAML file.") from None
+            raise ConfigError(
+                f"the config file can't be read: {source} ({error}). Give a readable YAML file."
+            ) from None
         return from_dict(cls, _parse_yaml(text, str(source)) or {})
     return from_dict(cls, _parse_yaml(source, "config") or {})
 
@@ -131,7 +134,9 @@ def _parse_yaml(text: str, where: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{where} is not plain YAML: {reason}. Object tags are refused; write plain values.") from None
+        raise ConfigError(
+            f"{where} is not plain YAML: {reason}. Object tags are refused; write plain values."
+        ) from None
     # YAML 1.1 reads 1e-3 as text; people mean the number
     if isinstance(value, str):
         try:
@@ -148,7 +153,9 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if origin is Literal:
         if value not in args:
             choices = tuple(str(arg) for arg in args)
-            raise ConfigError(f"{name} is unknown: got {value!r}.{nearest(str(value), choices)} Known: {', '.join(choices)}.")
+            raise ConfigError(
+                f"{name} is unknown: got {value!r}.{nearest(str(value), choices)} Known: {', '.join(choices)}."
+            )
         return value
     if dataclasses.is_dataclass(hint):
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -109,8 +109,7 @@ class MissingExtra(InputError):
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs {library}, which is not installed. "
-            f"Install it: pip install 'vivace[{extra}]'"
+            f"{purpose} needs {library}, which is not installed. Install it: pip install 'vivace[{extra}]'"
         )
 
 

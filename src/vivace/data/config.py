@@ -17,7 +17,7 @@ class DataConfig:
     size: int | None = None
     """Side of the network's square input, px. None: 32 for small images, 64 or 128 for larger ones."""
     store_size: int | None = None
-    """Side of the square kept in the cache, px, at least `size`. None: `size`, or 1.15 × `size` when crops are random."""
+    """Side of the square kept in the cache, px, at least `size`. None: `size`, or 1.15 × `size` if crops are random."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. None: what the data set says, 3 for folders."""
     val_fraction: float = 0.1

@@ -1,0 +1,208 @@
+"""What this machine is: the device, its processors and precisions, seeds, and how long the process has run.
+
+Torch is imported inside the functions that need it, so that the command line starts at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import resource
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vivace.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "available_memory_bytes",
+    "cpu_features",
+    "cpu_name",
+    "describe",
+    "describe",
+    "device_name",
+    "library_versions",
+    "num_cpus",
+    "peak_memory_bytes",
+    "process_seconds",
+    "seed_everything",
+    "select_device",
+    "supported_precisions",
+]
+
+# the instructions that decide which precision pays, in the spelling of /proc/cpuinfo
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+_IMPORTED_AT = time.monotonic()
+
+
+def num_cpus() -> int:
+    """Processors that this process may use (its affinity and cgroup quota), at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return count
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    first = text.split("\n\n", 1)[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Those of FEATURES that the processor has."""
+    flags = set((_cpuinfo().get("flags") or _cpuinfo().get("Features") or "").split())
+    return tuple(feature for feature in FEATURES if feature in flags)
+
+
+def available_memory_bytes() -> int:
+    """Memory that can be had without swapping, bytes; 0 if the system does not tell."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory that this process has had, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def process_seconds() -> float:
+    """Seconds since this process started (since this module was imported, where the system does not tell)."""
+    try:
+        # field 22 of stat, counted after the command's name, which may hold blanks
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return time.monotonic() - _IMPORTED_AT
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """The torch device for "auto", "cpu", "cuda", "cuda:1" or "mps". Raises ConfigError if it is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device is unknown: got {name!r}. Give auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(f"--device is not there: got {name!r}, found {count} CUDA devices. Give cpu or auto.")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"--device is not there: got {name!r}. Give cpu or auto.")
+    elif device.type not in ("cpu", "mps"):
+        raise ConfigError(f"--device is not supported: got {name!r}. Give auto, cpu, cuda or cuda:N.")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """A name for people and for keys of measured receipts, such as "AMD EPYC 9654" or "NVIDIA H200"."""
+    if device.type == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    features = [feature for feature in ("amx_bf16", "avx512_bf16") if feature in cpu_features()]
+    return " ".join([cpu_name(), f"({num_cpus()} processors)", *features])
+
+
+def supported_precisions(device: torch.device) -> tuple[str, ...]:
+    """Those of fp32, bf16, fp16 that the device computes in hardware; whether they pay has to be measured."""
+    if device.type == "cuda":
+        import torch
+
+        return ("fp32", "bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp32", "fp16")
+    if device.type == "cpu" and {"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_features()):
+        return ("fp32", "bf16")
+    return ("fp32",)
+
+
+def seed_everything(seed: int, *, deterministic: bool = False) -> None:
+    """Seed torch's global generators; with `deterministic`, refuse kernels whose result depends on timing."""
+    import torch
+
+    torch.manual_seed(seed)
+    if deterministic:
+        # cuBLAS reads this when its first handle is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=False)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+@dataclass(frozen=True)
+class _Library:
+    name: str
+    extra: str | None
+
+
+LIBRARIES = (
+    _Library("torch", None),
+    _Library("torchvision", None),
+    _Library("timm", None),
+    _Library("numpy", None),
+    _Library("pillow", None),
+    _Library("safetensors", None),
+    _Library("tensorboard", None),
+    _Library("scikit-learn", "data"),
+    _Library("pyarrow", "data"),
+    _Library("scipy", "data"),
+    _Library("matplotlib", "report"),
+)
+
+
+def library_versions() -> dict[str, str | None]:
+    """Versions of the libraries that vivace uses; None for one that is not installed."""
+    versions: dict[str, str | None] = {}
+    for library in LIBRARIES:
+        try:
+            versions[library.name] = metadata.version(library.name)
+        except metadata.PackageNotFoundError:
+            versions[library.name] = None
+    return versions
+
+
+def describe() -> dict[str, Any]:
+    """A record of the machine and the software, for receipts: plain values only."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu_name(),
+        "cpu_features": list(cpu_features()),
+        "num_cpus": num_cpus(),
+        "num_threads": torch.get_num_threads(),
+        "memory_available_bytes": available_memory_bytes(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda if gpus else None,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": library_versions(),
+        "vivace": metadata.version("vivace"),
+    }

@@ -1,0 +1,101 @@
+"""Timings that can be believed: paired, alternating, synchronised, with an interval on their ratio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Comparison", "compare", "synchronize", "time_call"]
+
+# a resampled median of n values settles well before this many resamples
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides timed in alternation. A ratio above 1 says that `candidate` is the faster one."""
+
+    baseline_ms: tuple[float, ...]
+    candidate_ms: tuple[float, ...]
+    ratio: float
+    """Median of the baseline over median of the candidate."""
+    ratio_low: float
+    ratio_high: float
+    """Bounds of the 95 % bootstrap interval of `ratio`, pairs resampled together."""
+
+    @property
+    def faster(self) -> bool:
+        """Whether the whole interval lies above 1."""
+        return self.ratio_low > 1.0
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it; a CPU always has."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        import torch
+
+        torch.mps.synchronize()
+
+
+def time_call(function: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of one call, from an idle device to an idle device."""
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return (time.perf_counter() - start) * 1e3
+
+
+def compare(
+    baseline: Callable[[], object],
+    candidate: Callable[[], object],
+    device: torch.device,
+    *,
+    num_pairs: int = 5,
+    num_warmup: int = 1,
+    seed: int = 0,
+) -> Comparison:
+    """Time both sides `num_pairs` times in alternation (A B, B A, …) after a warm-up of each.
+
+    The order turns round from pair to pair, so that a drift of the machine's speed favours neither side.
+    """
+    for _ in range(num_warmup):
+        time_call(baseline, device)
+        time_call(candidate, device)
+    pairs = []
+    for index in range(num_pairs):
+        if index % 2:
+            second = time_call(candidate, device)
+            first = time_call(baseline, device)
+        else:
+            first = time_call(baseline, device)
+            second = time_call(candidate, device)
+        pairs.append((first, second))
+    times = np.asarray(pairs)
+    low, high = _bootstrap_ratio(times, seed)
+    return Comparison(
+        baseline_ms=tuple(times[:, 0]),
+        candidate_ms=tuple(times[:, 1]),
+        ratio=float(np.median(times[:, 0]) / np.median(times[:, 1])),
+        ratio_low=low,
+        ratio_high=high,
+    )
+
+
+def _bootstrap_ratio(times_N2: np.ndarray, seed: int) -> tuple[float, float]:
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(times_N2), size=(NUM_RESAMPLES, len(times_N2)))
+    medians = np.median(times_N2[rows], axis=1)
+    low, high = np.quantile(medians[:, 0] / medians[:, 1], [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,96 @@
+"""The Recipe: all that decides how a network is trained, as one frozen value (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vivace.config import check_choice, check_range
+from vivace.data.config import AugmentConfig, DataConfig
+from vivace.errors import ConfigError
+from vivace.models.config import ModelConfig
+from vivace.optim.config import OptimizerConfig, ScheduleConfig
+
+__all__ = ["LossConfig", "Recipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross-entropy and its variations."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes, [0, 1) (arXiv:1512.00567)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a class counts inversely to its share of the training images."""
+
+    def __post_init__(self) -> None:
+        check_range("loss.label_smoothing", self.label_smoothing, 0.0, 1.0, open_high=True)
+        check_choice("loss.class_weights", self.class_weights, ("none", "balanced"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete description of a training run; to YAML and back without loss."""
+
+    name: str = "custom"
+    """What reports call it."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    epochs: int = 10
+    """Passes over the training split, >= 1."""
+    batch_size: int = 64
+    """Images per optimizer step, >= 2."""
+    micro_batch_size: int | None = None
+    """Images per forward pass; gradients are summed. None: the whole batch, halved when memory runs out."""
+    ema_decay: float | None = None
+    """Decay per step of the weights' moving average that is validated and bundled, (0, 1). None: none."""
+    clip_grad_norm: float | None = None
+    """Largest norm of the whole gradient, > 0. None: not clipped."""
+    early_stopping: int | None = None
+    """Stop after this many epochs without a better validation accuracy, and keep the best. None: run to the end."""
+    head_epochs: int = 0
+    """With pretrained weights: epochs in which only the head is trained, before all of it is."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of forward and backward; weights stay fp32. auto: what a short trial finds faster here."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Memory format of images and weights. auto: as for precision."""
+    compile: bool | Literal["auto"] = "auto"
+    """Use torch.compile. auto: when the run is long enough to earn back what compiling costs."""
+    threads: int | Literal["auto"] = "auto"
+    """CPU threads. auto: all processors of this process."""
+    validate_every: float = 1.0
+    """Epochs between validations, in whole epochs or a share of one, > 0; the last step is always validated."""
+    checkpoint_minutes: float = 5.0
+    """Longest time between two checkpoints, minutes, > 0; the end of an epoch always writes one."""
+    seed: int = 0
+    """Seed of everything random."""
+    deterministic: bool = False
+    """Refuse kernels whose result depends on timing (CUDA); a CPU with a fixed number of threads needs none of it."""
+
+    def __post_init__(self) -> None:
+        check_range("epochs", self.epochs, 1, 100_000)
+        check_range("batch_size", self.batch_size, 2, 1_000_000)
+        check_range("micro_batch_size", self.micro_batch_size, 1, self.batch_size)
+        check_range("ema_decay", self.ema_decay, 0.0, 1.0, open_low=True, open_high=True)
+        check_range("clip_grad_norm", self.clip_grad_norm, 0.0, open_low=True)
+        check_range("early_stopping", self.early_stopping, 1)
+        check_range("head_epochs", self.head_epochs, 0, self.epochs)
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_range("validate_every", self.validate_every, 0.0, open_low=True)
+        check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, open_low=True)
+        if isinstance(self.threads, int):
+            check_range("threads", self.threads, 1, 4096)
+        if self.data.balanced_sampling and self.loss.class_weights == "balanced":
+            raise ConfigError(
+                "classes would be balanced twice: data.balanced_sampling is true and loss.class_weights is 'balanced'. "
+                "Set one of them."
+            )
+        if self.head_epochs and not (self.model.pretrained or self.model.weights):
+            raise ConfigError(
+                f"head_epochs needs a network that has learnt something: got head_epochs {self.head_epochs} without "
+                "pretrained weights. Give --pretrained or --weights, or set head_epochs=0."
+            )
