@@ -1,0 +1,69 @@
+"""vivace: from a folder of images to the fastest image classifier that is still accurate.
+
+    import vivace
+
+    result = vivace.train("digits", epochs=5)
+    evaluation = vivace.evaluate(result.bundle, "digits")
+    predictions = vivace.predict(result.bundle, ["one.png", "folder/"])
+
+The names below are loaded when they are first used: importing vivace does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vivace import errors
+
+if TYPE_CHECKING:
+    from vivace.bundle import Bundle, export_state_dict
+    from vivace.bundle import load_bundle as load
+    from vivace.evaluation.evaluate import Evaluation, evaluate
+    from vivace.prediction import Predictions, Predictor, predict
+    from vivace.training.recipe import Recipe
+    from vivace.training.run import TrainResult, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bundle",
+    "Evaluation",
+    "Predictions",
+    "Predictor",
+    "Recipe",
+    "TrainResult",
+    "errors",
+    "evaluate",
+    "export_state_dict",
+    "load",
+    "predict",
+    "train",
+]
+
+_HOMES = {
+    "Bundle": ("vivace.bundle", "Bundle"),
+    "Evaluation": ("vivace.evaluation.evaluate", "Evaluation"),
+    "Predictions": ("vivace.prediction", "Predictions"),
+    "Predictor": ("vivace.prediction", "Predictor"),
+    "Recipe": ("vivace.training.recipe", "Recipe"),
+    "TrainResult": ("vivace.training.run", "TrainResult"),
+    "evaluate": ("vivace.evaluation.evaluate", "evaluate"),
+    "export_state_dict": ("vivace.bundle", "export_state_dict"),
+    "load": ("vivace.bundle", "load_bundle"),
+    "predict": ("vivace.prediction", "predict"),
+    "train": ("vivace.training.run", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vivace' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

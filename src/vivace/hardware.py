@@ -25,8 +25,8 @@ __all__ = [
     "cpu_features",
     "cpu_name",
     "describe",
-    "describe",
     "device_name",
+    "keep_freed_memory",
     "library_versions",
     "num_cpus",
     "peak_memory_bytes",
@@ -141,6 +141,23 @@ def supported_precisions(device: torch.device) -> tuple[str, ...]:
     if device.type == "cpu" and {"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_features()):
         return ("fp32", "bf16")
     return ("fp32",)
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Tell the C library to keep freed memory for the next step rather than give it back; whether that was possible.
+
+    By default glibc maps every large tensor anew and the kernel clears its pages: measured on 2 cores, a training step
+    of a small convnet takes 1.4 times as long. Holds for this process from now on; its peak memory does not change.
+    """
+    import ctypes
+
+    m_mmap_max, m_trim_threshold = -4, -1
+    try:
+        library = ctypes.CDLL("libc.so.6")
+        return bool(library.mallopt(m_mmap_max, 0) and library.mallopt(m_trim_threshold, 2**31 - 1))
+    except (OSError, AttributeError):
+        return False
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:

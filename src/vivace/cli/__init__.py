@@ -1,0 +1,58 @@
+"""The command line: `vivace VERB`. Thin: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["VERBS", "main"]
+
+# verb → what it does, in the order of use; the module of a verb has its name
+VERBS = {
+    "train": "train a classifier on a folder of images and write its bundle",
+    "evaluate": "measure a bundle on labelled images",
+    "predict": "classify images with a bundle",
+    "export": "write a bundle's weights for plain PyTorch",
+    "audit": "look for corrupt, duplicate, leaked and suspect images",
+    "doctor": "tell what this machine is, what pays on it, and what is missing",
+    "cache": "list or remove the caches of decoded images",
+}
+
+EXIT_STATUSES = """exit status:
+  0  done
+  1  failed while working
+  2  refused before work began: the message names the cause and the mend
+  130, 143  stopped by Ctrl-C or SIGTERM, after saving; a second signal stops at once"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from vivace import __version__
+
+        print(f"vivace {__version__}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        from vivace.errors import nearest
+
+        print(f"unknown verb: got {verb!r}.{nearest(verb, VERBS)} Known: {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    from vivace.cli.common import run_verb
+
+    return run_verb(verb, arguments[1:])
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return (
+        "usage: vivace VERB [options]\n\n"
+        "From a folder of images to the fastest image classifier that is still accurate.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "vivace VERB --help tells the options of a verb. Every verb takes --json.\n\n"
+        f"{EXIT_STATUSES}"
+    )

@@ -1,0 +1,60 @@
+"""Look for corrupt, duplicate, leaked and suspect images in DATA. Nothing is changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vivace.cli.common import print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `vivace audit`."""
+
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """A data set's name, a folder, a manifest or an archive, as for `vivace train`."""
+    size: int = 128
+    """Side to which images are decoded, px."""
+    data_root: Path | None = None
+    """Where named data sets are downloaded to. Default: inside the cache."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    quiet: bool = False
+    """No progress display."""
+    json: bool = False
+    """Print the findings as one JSON object on the last line."""
+
+
+def run(options: Options) -> None:
+    """Audit and print the findings, the gravest first."""
+    from vivace.data.cache import audit_source, default_cache_dir
+    from vivace.data.preprocess import Preprocess
+    from vivace.data.sources import open_source
+    from vivace.training.display import counting_bar
+
+    cache_dir = options.cache_dir or default_cache_dir()
+    source = open_source(options.data, data_root=options.data_root, cache_dir=cache_dir)
+    channels = source.channels
+    preprocess = Preprocess(
+        size=options.size, store_size=options.size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels
+    )
+    progress, close = counting_bar("reading", quiet=options.quiet)
+    try:
+        audit = audit_source(source, preprocess, cache_dir=cache_dir, progress=progress)
+    finally:
+        close()
+    if options.json:
+        print_json(audit.to_dict())
+        return
+    order = {"refuse": 0, "quarantine": 1, "warning": 2}
+    for finding in sorted(audit.findings, key=lambda finding: order[finding.severity]):
+        print(f"{finding.severity:<10}  {finding.kind:<20}  {finding.message}")
+    counts = {level: sum(finding.severity == level for finding in audit.findings) for level in order}
+    print(
+        f"{audit.num_images:,} images: {counts['refuse']} findings to refuse, {counts['quarantine']} to quarantine, "
+        f"{counts['warning']} warnings"
+    )

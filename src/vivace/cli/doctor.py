@@ -1,0 +1,127 @@
+"""Tell what this machine is, which precision pays on it, where the data lie, and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vivace.cli.common import print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `vivace doctor`."""
+
+    cache_dir: Path | None = None
+    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print the findings as one JSON object on the last line."""
+
+
+def run(options: Options) -> None:
+    """Examine and print."""
+    findings = examine(options)
+    if options.json:
+        print_json(findings)
+        return
+    machine = findings["machine"]
+    print("machine")
+    _row("processor", f"{machine['cpu']}, {machine['num_cpus']} usable")
+    _row("instructions", ", ".join(machine["cpu_features"]) or "none that matter here")
+    _row("memory", f"{machine['memory_available_bytes'] / 2**30:.1f} GiB available")
+    _row("GPUs", ", ".join(machine["gpus"]) or "none")
+    _row("system", f"{machine['system']}, Python {machine['python']}, vivace {machine['vivace']}")
+    print(f"\nprecision on {findings['device']} (3×3 convolution, forward and backward; × fp32)")
+    for row in findings["precision"]:
+        verdict = "the measure" if row["precision"] == "fp32" else "pays" if row["pays"] else "does not pay"
+        ratio = f"{row['ratio']:.2f} × [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+        _row(row["precision"], f"{row['gflops']:,.0f} GFLOP/s   {ratio}   {verdict}")
+    print("\nlibraries")
+    for name, version in machine["versions"].items():
+        _row(name, version or "not installed")
+    print("\nfolders")
+    cache = findings["cache"]
+    _row("cache", f"{cache['path']} ({cache['num_caches']} data sets, {cache['bytes'] / 2**20:,.0f} MiB)")
+    _row("free space", f"{cache['free_bytes'] / 2**30:.1f} GiB")
+    for advice in findings["advice"]:
+        print(f"\n→ {advice}")
+
+
+def examine(options: Options) -> dict[str, Any]:
+    """All findings as plain values."""
+    import shutil
+
+    from vivace.data.cache import default_cache_dir
+    from vivace.hardware import LIBRARIES, describe, device_name, select_device
+
+    device = select_device(options.device)
+    machine = describe()
+    cache_dir = options.cache_dir or default_cache_dir()
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    files = [path for path in cache_dir.rglob("*") if path.is_file()]
+    missing = [library for library in LIBRARIES if machine["versions"][library.name] is None]
+    advice = [
+        f"{library.name} is missing: pip install " + (f"'vivace[{library.extra}]'" if library.extra else library.name)
+        for library in missing
+    ]
+    if not machine["gpus"]:
+        advice.append("no GPU was found: training runs on the CPU.")
+    return {
+        "machine": machine,
+        "device": device_name(device),
+        "precision": measure_precisions(device),
+        "cache": {
+            "path": str(cache_dir),
+            "num_caches": sum(path.is_dir() for path in cache_dir.iterdir()),
+            "bytes": sum(path.stat().st_size for path in files),
+            "free_bytes": shutil.disk_usage(cache_dir).free,
+        },
+        "advice": advice,
+    }
+
+
+def measure_precisions(device: Any, *, num_pairs: int = 5) -> list[dict[str, Any]]:
+    """A row per precision that the device has: GFLOP/s of a 3×3 convolution, and its ratio to fp32."""
+    import torch
+
+    from vivace.hardware import supported_precisions
+    from vivace.measure import compare
+
+    batch, channels, side = 128, 64, 16
+    num_operations = 3 * 2 * batch * side * side * channels * channels * 9  # forward, and backward twice as much
+
+    def step_of(precision: str) -> Any:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        layer = torch.nn.Conv2d(channels, channels, 3, padding=1, device=device, dtype=dtype)
+        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = torch.randn(batch, channels, side, side, device=device, dtype=dtype, requires_grad=True)
+        images_BCHW = images.to(memory_format=torch.channels_last)
+
+        def step() -> None:
+            layer(images_BCHW).sum().backward()
+
+        return step
+
+    rows = []
+    baseline = step_of("fp32")
+    for precision in supported_precisions(device):
+        result = compare(baseline, step_of(precision), device, num_pairs=num_pairs, num_warmup=2)
+        median_ms = sorted(result.candidate_ms)[num_pairs // 2]
+        rows.append(
+            {
+                "precision": precision,
+                "gflops": num_operations / median_ms / 1e6,
+                "ratio": result.ratio,
+                "ratio_low": result.ratio_low,
+                "ratio_high": result.ratio_high,
+                "pays": result.faster and precision != "fp32",
+            }
+        )
+    return rows
+
+
+def _row(name: str, value: str) -> None:
+    print(f"  {name:<14} {value}")

@@ -1,0 +1,195 @@
+"""Train a classifier on DATA and write its bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vivace.cli.common import parse_assignments, print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What is trained, and how."""
+
+    recipe: Literal["fast", "accurate", "finetune", "article"] = "fast"
+    """A named recipe."""
+    config: Path | None = None
+    """A recipe as YAML, such as the recipe.yaml of an earlier run, in place of --recipe."""
+    model: str | None = None
+    """simple_cnn, fast_cnn, fast_photo, or timm/NAME for any network of timm."""
+    pretrained: bool = False
+    """Start from the weights that timm publishes for --model."""
+    weights: Path | None = None
+    """Start from a local safetensors or .pth state dict."""
+    size: int | None = None
+    """Side of the network's square input, px."""
+    batch_size: int | None = None
+    """Images per optimizer step."""
+    optimizer: str | None = None
+    """sgd, adam, adamw, muon, lamb, or any optimizer of timm."""
+    lr: float | None = None
+    """Peak learning rate."""
+    seed: int | None = None
+    """Seed of everything random."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
+    """Any other field of the recipe, such as --set schedule.name=cosine; may be repeated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """How long it trains."""
+
+    epochs: int | None = None
+    """Passes over the training images."""
+    within: str | None = None
+    """Wall-clock from process start to saved bundle, such as 90s, 10m, 1.5h: the schedule is planned to fit."""
+    target: float | None = None
+    """Stop when the validation accuracy reaches this fraction, such as 0.9."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """How images are read."""
+
+    data_root: Path | None = None
+    """Where named data sets are downloaded to. Default: inside the cache."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    val_fraction: float | None = None
+    """Share of the training images held out where there is no validation split. Default: 0.1."""
+    on_bad_image: Literal["refuse", "skip"] | None = None
+    """What to do when images are corrupt or contradict each other. Default: refuse."""
+    allow_leaks: bool = False
+    """Go on although images of train stand in val or test too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where and how it runs."""
+
+    run: Path | None = None
+    """The run's folder. Default: runs/DATA-RECIPE."""
+    resume: bool = False
+    """Go on with the run in --run, or with the newest one on DATA; --epochs may be larger than before."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """Arithmetic of forward and backward. Default: what a short trial finds faster."""
+    tune: Literal["on", "off"] = "on"
+    """Choose precision, memory format and so on by a short measured trial."""
+    quiet: bool = False
+    """No progress display."""
+    json: bool = False
+    """Print the result as one JSON object on the last line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `vivace train`."""
+
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """A data set's name (digits, cifar10, …), a folder of class folders, a folder with train/ and val/ or test/,
+    a manifest (.csv, .jsonl, .parquet) or an archive of a folder (.zip, .tar.*)."""
+    network: Network = field(default_factory=Network)
+    contract: Contract = field(default_factory=Contract)
+    images: Images = field(default_factory=Images)
+    execution: Run = field(default_factory=Run)
+
+
+# option → field of the recipe
+FIELDS = {
+    "model": "model.name",
+    "size": "data.size",
+    "batch_size": "batch_size",
+    "optimizer": "optimizer.name",
+    "lr": "optimizer.lr",
+    "seed": "seed",
+}
+
+
+def overrides(options: Options) -> dict[str, Any]:
+    """The recipe's fields that the options set."""
+    network, images = options.network, options.images
+    changes: dict[str, Any] = {
+        FIELDS[name]: value
+        for name, value in dataclasses.asdict(network).items()
+        if name in FIELDS and value is not None
+    }
+    if network.pretrained:
+        changes["model.pretrained"] = True
+    if network.weights is not None:
+        changes["model.weights"] = str(network.weights)
+        changes["model.pretrained"] = False
+    if images.val_fraction is not None:
+        changes["data.val_fraction"] = images.val_fraction
+    if images.on_bad_image is not None:
+        changes["data.on_bad_image"] = images.on_bad_image
+    if images.allow_leaks:
+        changes["data.allow_leaks"] = True
+    if options.execution.precision is not None:
+        changes["precision"] = options.execution.precision
+    return changes | parse_assignments(network.set)
+
+
+def run(options: Options) -> None:
+    """Train, draw the curves, print where everything lies."""
+    from vivace.hardware import process_seconds
+    from vivace.training.run import train
+
+    execution, contract, images = options.execution, options.contract, options.images
+    result = train(
+        options.data,
+        options.network.config or options.network.recipe,
+        epochs=contract.epochs,
+        within=contract.within,
+        target=contract.target,
+        overrides=overrides(options),
+        run=execution.run,
+        resume=execution.resume,
+        device=execution.device,
+        tune=execution.tune == "on",
+        data_root=images.data_root,
+        cache_dir=images.cache_dir,
+        quiet=execution.quiet,
+        clock=process_seconds,
+    )
+    curves = _draw_curves(result.run)
+    if execution.json:
+        print_json(result.to_dict())
+        return
+    rows = [
+        ("validation top-1", f"{100 * result.val_top1:.2f} %"),
+        ("test top-1", "no test split" if result.test_top1 is None else f"{100 * result.test_top1:.2f} %"),
+        ("epochs", f"{result.epochs:g} ({result.num_images_seen:,} images)"),
+        ("time", f"{result.train_seconds:.1f} s training, {result.total_seconds:.1f} s in all"),
+    ]
+    if result.target_reached is not None:
+        when = f"after {result.target_seconds:.1f} s" if result.target_seconds else "not reached"
+        rows.append(("target", f"{contract.target or ''} {when}".strip()))
+    if result.within_seconds is not None:
+        rows.append(
+            (
+                "within",
+                f"{result.within_seconds:.0f} s: used {100 * result.total_seconds / result.within_seconds:.1f} %",
+            )
+        )
+    rows += [("run", str(result.run)), ("bundle", str(result.bundle)), ("curves", curves)]
+    for name, value in rows:
+        print(f"{name:<17} {value}")
+
+
+def _draw_curves(run: Path) -> str:
+    from vivace.errors import MissingExtra
+
+    try:
+        from vivace.report.figures import curves
+
+        curves(run / "metrics.csv", run / "curves.png")
+    except MissingExtra as error:
+        return f"{run / 'metrics.csv'} ({error})"
+    return str(run / "curves.png")

@@ -1,0 +1,167 @@
+"""zip and tar archives of a data set, unpacked so that nothing lands outside and nothing explodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from vivace.data.folders import open_folder
+from vivace.data.manifests import is_manifest, open_manifest
+from vivace.data.splits import DataSource
+from vivace.errors import ArchiveError
+from vivace.files import atomic_folder
+
+__all__ = ["is_archive", "open_archive", "unpack"]
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+# images hardly compress: 100 times is a bomb, whatever its size
+MAX_RATIO = 100
+# below this size a ratio says nothing: an empty PNG of one colour compresses well
+RATIO_FLOOR_BYTES = 50 * 2**20
+MAX_BYTES = 2 * 2**40
+MAX_MEMBERS = 50_000_000
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A regular file in an archive."""
+
+    name: str
+    num_bytes: int
+    handle: zipfile.ZipInfo | tarfile.TarInfo
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the extension is that of a supported archive."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def open_archive(path: Path, cache_dir: Path | None, *, require_train: bool = True) -> DataSource:
+    """The data source in an archive, unpacked into the cache once. Raises ArchiveError or DataError."""
+    from vivace.data.cache import default_cache_dir
+
+    path = path.resolve()
+    facts = path.stat()
+    key = hashlib.sha256(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape")).hexdigest()
+    stem = path.name.split(".")[0]
+    folder = (cache_dir or default_cache_dir()) / "archives" / f"{stem}-{key[:12]}"
+    if not folder.exists():
+        with atomic_folder(folder) as temporary:
+            unpack(path, temporary)
+    root = _single_folder(folder)
+    manifests = [entry for entry in sorted(root.iterdir()) if entry.is_file() and is_manifest(entry)]
+    if len(manifests) == 1:
+        source = open_manifest(manifests[0], require_train=require_train, inside_only=True)
+    else:
+        source = open_folder(root, require_train=require_train)
+    return dataclasses.replace(source, name=stem)
+
+
+def unpack(path: Path, target: Path) -> None:
+    """Unpack an archive into an empty folder.
+
+    Raises ArchiveError before anything is written for a member that is absolute, has "..", is a link or a device, and
+    for an archive that unpacks to more than 100 times its size or more than the disk has free.
+    """
+    try:
+        if path.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                members = list(_zip_members(archive, path))
+                _check_sizes(members, path, target)
+                for member in members:
+                    assert isinstance(member.handle, zipfile.ZipInfo)
+                    with archive.open(member.handle) as source:
+                        _copy(source, target / member.name, member.num_bytes, path)
+        else:
+            with tarfile.open(path) as tar:
+                members = list(_tar_members(tar, path))
+                _check_sizes(members, path, target)
+                for member in members:
+                    assert isinstance(member.handle, tarfile.TarInfo)
+                    extracted = tar.extractfile(member.handle)
+                    assert extracted is not None
+                    _copy(extracted, target / member.name, member.num_bytes, path)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        raise ArchiveError(f"the archive can't be unpacked: {path} ({reason}). Restore or pack it again.") from None
+
+
+def _zip_members(archive: zipfile.ZipFile, path: Path) -> Iterator[_Member]:
+    for info in archive.infolist():
+        _check_name(info.filename, path)
+        # the upper half of the attributes holds a Unix mode: links are files whose text is the target
+        kind = (info.external_attr >> 16) & 0o170000
+        if kind not in (0, 0o100000, 0o040000):
+            raise ArchiveError(f"the archive holds a link or device: {info.filename!r} in {path}. Pack plain files.")
+        if not info.is_dir():
+            yield _Member(info.filename, info.file_size, info)
+
+
+def _tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[_Member]:
+    limit = max(RATIO_FLOOR_BYTES, MAX_RATIO * path.stat().st_size)
+    total = 0
+    for info in tar:
+        _check_name(info.name, path)
+        if not (info.isreg() or info.isdir()):
+            raise ArchiveError(f"the archive holds a link or device: {info.name!r} in {path}. Pack plain files.")
+        # a compressed tar has to be unpacked to be listed: stop as soon as it is too much
+        total += info.size
+        if total > limit:
+            raise _bomb(path, total)
+        if info.isreg():
+            yield _Member(info.name, info.size, info)
+
+
+def _check_name(name: str, path: Path) -> None:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or (len(name) > 1 and name[1] == ":") or "\0" in name:
+        raise ArchiveError(f"the archive holds a path that leads outside: {name!r} in {path}. Do not use it.")
+
+
+def _check_sizes(members: list[_Member], path: Path, target: Path) -> None:
+    total = sum(member.num_bytes for member in members)
+    if len(members) > MAX_MEMBERS or total > MAX_BYTES:
+        raise ArchiveError(f"the archive is too large: {len(members):,} files, {total:,} bytes in {path}. Split it.")
+    if total > RATIO_FLOOR_BYTES and total > MAX_RATIO * path.stat().st_size:
+        raise _bomb(path, total)
+    free = shutil.disk_usage(target).free
+    if total > free:
+        raise ArchiveError(f"the disk is too full: {path} unpacks to {total:,} bytes, {free:,} are free. Make room.")
+
+
+def _bomb(path: Path, total: int) -> ArchiveError:
+    return ArchiveError(
+        f"the archive is a bomb: {path} of {path.stat().st_size:,} bytes unpacks to {total:,} or more, "
+        f"over {MAX_RATIO} times. Do not use it."
+    )
+
+
+def _copy(source: IO[bytes], path: Path, num_bytes: int, archive: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = num_bytes
+    with path.open("wb") as file:
+        while chunk := source.read(CHUNK):
+            left -= len(chunk)
+            # headers may lie
+            if left < 0:
+                raise ArchiveError(f"the archive lies about a size: {path.name!r} in {archive}. Do not use it.")
+            file.write(chunk)
+
+
+def _single_folder(folder: Path) -> Path:
+    """The folder, or the only folder in it, or the only one in that: archives often wrap what they hold."""
+    for _ in range(3):
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith((".", "__MACOSX"))]
+        if len(entries) != 1 or not entries[0].is_dir():
+            return folder
+        folder = Path(entries[0].path)
+    return folder

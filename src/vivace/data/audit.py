@@ -1,0 +1,139 @@
+"""The audit: what is wrong with the images of a data set, and how grave it is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from vivace.config import from_dict, to_dict
+
+__all__ = ["Audit", "Finding", "audit_images"]
+
+Severity = Literal["warning", "quarantine", "refuse"]
+# an audit names so many files of a finding in its message; `names` has them all
+NUM_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was found."""
+
+    kind: str
+    """truncated, empty, not_an_image, …, duplicate, contradiction, leak, ignored."""
+    severity: Severity
+    """warning: told; quarantine: the images are left out if the user allows it; refuse: the data set is refused."""
+    names: tuple[str, ...]
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """All findings of a data set."""
+
+    num_images: int
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def quarantined(self) -> frozenset[str]:
+        """Names, as split:name, of the images that training does without."""
+        return frozenset(
+            name for finding in self.findings if finding.severity == "quarantine" for name in finding.names
+        )
+
+    def of(self, severity: Severity) -> tuple[Finding, ...]:
+        """The findings of one severity."""
+        return tuple(finding for finding in self.findings if finding.severity == severity)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Audit:
+        """The inverse of `to_dict`."""
+        return from_dict(cls, values, where="audit")
+
+
+def audit_images(
+    names: Mapping[str, Sequence[str]],
+    labels: Mapping[str, np.ndarray],
+    digests: Mapping[str, np.ndarray],
+    problems: Mapping[str, Mapping[int, tuple[str, str]]],
+    classes: Sequence[str],
+    ignored: Sequence[str] = (),
+) -> Audit:
+    """The audit of decoded splits.
+
+    names, labels int64 [N] and digests [N] per split; problems: per split, position → (problem, message) of the images
+    that could not be used. Equal digests are equal files.
+    """
+    findings = [
+        Finding(kind=problem, severity="quarantine", names=(f"{split}:{names[split][index]}",), message=message)
+        for split, found in problems.items()
+        for index, (problem, message) in sorted(found.items())
+    ]
+    findings += _copies(names, labels, digests, problems, classes)
+    if ignored:
+        findings.append(
+            Finding(
+                kind="ignored",
+                severity="warning",
+                names=tuple(ignored),
+                message=f"{len(ignored)} files are no images and were passed over: {_some(ignored)}",
+            )
+        )
+    return Audit(num_images=sum(len(split) for split in names.values()), findings=tuple(findings))
+
+
+def _copies(
+    names: Mapping[str, Sequence[str]],
+    labels: Mapping[str, np.ndarray],
+    digests: Mapping[str, np.ndarray],
+    problems: Mapping[str, Mapping[int, tuple[str, str]]],
+    classes: Sequence[str],
+) -> list[Finding]:
+    groups: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+    for split, values in digests.items():
+        for index, digest in enumerate(values.tolist()):
+            if index not in problems.get(split, {}):
+                groups[digest].append((split, index))
+    findings = []
+    for members in groups.values():
+        if len(members) < 2:
+            continue
+        copies = tuple(f"{split}:{names[split][index]}" for split, index in members)
+        found = sorted({int(labels[split][index]) for split, index in members})
+        if len(found) > 1:
+            listed = " and ".join(str(classes[label]) for label in found)
+            findings.append(
+                Finding(
+                    kind="contradiction",
+                    severity="quarantine",
+                    names=copies,
+                    message=f"the same image is labelled {listed}: {_some(copies)}",
+                )
+            )
+        elif "train" in (splits := {split for split, _ in members}) and len(splits) > 1:
+            others = " and ".join(sorted(splits - {"train"}))
+            findings.append(
+                Finding(
+                    kind="leak",
+                    severity="refuse",
+                    names=copies,
+                    message=f"the same image stands in train and {others}: {_some(copies)}",
+                )
+            )
+        else:
+            findings.append(
+                Finding(kind="duplicate", severity="warning", names=copies, message=f"equal images: {_some(copies)}")
+            )
+    return findings
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
+    return ", ".join(names[:NUM_SHOWN]) + rest

@@ -1,0 +1,72 @@
+"""Splits of named, labelled images that nobody has opened yet, and what makes them unfit (no torch here)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vivace.errors import DataError
+
+__all__ = ["DataSource", "Split", "check_source"]
+
+# fewer images leave nothing to hold out for validation
+MIN_IMAGES_PER_CLASS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Labelled images, in files or in one array."""
+
+    name: str
+    """train, val or test."""
+    names: tuple[str, ...]
+    """A stable id of each image: its path below the root, or such as "train/00017" for arrays."""
+    labels: np.ndarray
+    """int64 [N], in [0, K)."""
+    paths: tuple[str, ...] | None = None
+    """Files; undecodable bytes are surrogates, as os.fsdecode gives them. None when `arrays` holds the pixels."""
+    arrays: np.ndarray | None = None
+    """uint8 [N, H, W, C] with C 1 or 3."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """A data set before decoding."""
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split]
+    """train, and perhaps val and test."""
+    root: Path | None = None
+    channels: int = 3
+    """1 for a grey data set, 3 otherwise."""
+    ignored: tuple[str, ...] = field(default=())
+    """Files of no image format that were passed over."""
+
+
+def check_source(source: DataSource, *, require_train: bool) -> None:
+    """Raise DataError if the source can't be trained on (or, without `require_train`, not even evaluated on)."""
+    if not any(len(split) for split in source.splits.values()):
+        raise DataError(f"there are no images in {source.root or source.name}. Put them into one folder per class.")
+    folded: dict[str, str] = {}
+    for name in source.classes:
+        twin = folded.setdefault(name.casefold(), name)
+        if twin != name:
+            raise DataError(f"two classes differ by case alone: {twin!r} and {name!r}. Merge or rename one of them.")
+    if not require_train:
+        return
+    if len(source.classes) < 2:
+        raise DataError(f"there is one class only: {source.classes[0]!r}. A classifier needs at least 2 class folders.")
+    counts = np.bincount(source.splits["train"].labels, minlength=len(source.classes))
+    for name, count in zip(source.classes, counts, strict=True):
+        if count < MIN_IMAGES_PER_CLASS:
+            raise DataError(
+                f"a class has too few images: {name!r} has {count}, at least {MIN_IMAGES_PER_CLASS} are "
+                "needed to train and validate. Add some, or remove the class."
+            )

@@ -1,0 +1,81 @@
+"""Accuracy: top-k, its interval, the confusion matrix and what each class's row says.
+
+Shapes: B images, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+__all__ = ["ClassMetrics", "confusion_matrix", "per_class", "topk_accuracy", "wilson_interval"]
+
+
+def topk_accuracy(scores_BK: ArrayLike, labels_B: ArrayLike, *, k: int = 1) -> float:
+    """Share of the images whose label is among the k highest scores, in [0, 1].
+
+    scores_BK: logits or probabilities. labels_B: int64 in [0, K). Of equal scores the class of the lower number counts
+    as the higher one, so that a constant prediction is not called right. Raises ValueError for k outside [1, K].
+    """
+    scores, labels = np.asarray(scores_BK), np.asarray(labels_B)
+    if not 1 <= k <= scores.shape[1]:
+        raise ValueError(f"k is out of range: got {k}, there are {scores.shape[1]} classes")
+    if len(scores) == 0:
+        return float("nan")
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    before = np.arange(scores.shape[1])[None, :] < labels[:, None]
+    rank = (scores > own).sum(1) + ((scores == own) & before).sum(1)
+    # NaN compares as neither higher nor equal: such an image was not classified
+    return float(((rank < k) & ~np.isnan(own[:, 0])).mean())
+
+
+def wilson_interval(num_correct: int, num_images: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided interval of a share, in [0, 1] (Wilson 1927): holds near 0 and 1, where the normal one fails.
+
+    Raises ValueError for counts that make no sense.
+    """
+    if num_images < 1 or not 0 <= num_correct <= num_images:
+        raise ValueError(f"counts make no sense: {num_correct} of {num_images}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = num_correct / num_images
+    centre = (share + z * z / (2 * num_images)) / (1 + z * z / num_images)
+    spread = share * (1 - share) / num_images + z * z / (4 * num_images**2)
+    half = z / (1 + z * z / num_images) * spread**0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def confusion_matrix(predictions_B: ArrayLike, labels_B: ArrayLike, num_classes: int) -> np.ndarray:
+    """Counts int64 [K, K]: rows are the true classes, columns the predicted ones."""
+    flat = np.asarray(labels_B, dtype=np.int64) * num_classes + np.asarray(predictions_B, dtype=np.int64)
+    return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMetrics:
+    """One class's row."""
+
+    name: str
+    precision: float
+    """Share of the images called this class that are; 0 when none was."""
+    recall: float
+    """Share of this class's images that were found; 0 when there are none."""
+    f1: float
+    support: int
+    """Images of this class."""
+
+
+def per_class(confusion_KK: np.ndarray, classes: tuple[str, ...]) -> tuple[ClassMetrics, ...]:
+    """Precision, recall, F1 and support of every class; a quotient with nothing below the line is 0."""
+    rows = []
+    for index, name in enumerate(classes):
+        hits = int(confusion_KK[index, index])
+        support, called = int(confusion_KK[index].sum()), int(confusion_KK[:, index].sum())
+        precision = hits / called if called else 0.0
+        recall = hits / support if support else 0.0
+        total = precision + recall
+        f1 = 2 * precision * recall / total if total else 0.0
+        rows.append(ClassMetrics(name=name, precision=precision, recall=recall, f1=f1, support=support))
+    return tuple(rows)

@@ -1,0 +1,65 @@
+"""All metrics of a split in one frozen value, from probabilities and labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vivace.metrics.accuracy import ClassMetrics, confusion_matrix, per_class, topk_accuracy, wilson_interval
+from vivace.metrics.calibration import expected_calibration_error, negative_log_likelihood
+
+__all__ = ["Metrics", "evaluate_probs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """What a classifier's probabilities on labelled images are worth. Intervals are 95 %, Wilson's."""
+
+    num_images: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    top5: float
+    """Top-min(5, K)."""
+    top5_low: float
+    top5_high: float
+    nll: float
+    """Mean negative log-likelihood, nats: the cross-entropy loss."""
+    ece: float
+    """Expected calibration error over 15 bins."""
+    per_class: tuple[ClassMetrics, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Rows: true classes, columns: predicted ones."""
+
+    def summary(self) -> dict[str, Any]:
+        """The single figures, without the tables."""
+        names = ("num_images", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high", "nll", "ece")
+        return {name: getattr(self, name) for name in names}
+
+
+def evaluate_probs(probs_NK: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> Metrics:
+    """The metrics of probs_NK (rows sum to 1) against labels_N int64. Raises ValueError if there are no images."""
+    num_images, num_classes = probs_NK.shape
+    if num_images == 0:
+        raise ValueError("there are no images to evaluate on")
+    top1 = topk_accuracy(probs_NK, labels_N, k=1)
+    top5 = topk_accuracy(probs_NK, labels_N, k=min(5, num_classes))
+    low, high = wilson_interval(round(top1 * num_images), num_images)
+    low5, high5 = wilson_interval(round(top5 * num_images), num_images)
+    confusion = confusion_matrix(probs_NK.argmax(1), labels_N, num_classes)
+    return Metrics(
+        num_images=num_images,
+        top1=top1,
+        top1_low=low,
+        top1_high=high,
+        top5=top5,
+        top5_low=low5,
+        top5_high=high5,
+        nll=negative_log_likelihood(probs_NK, labels_N),
+        ece=expected_calibration_error(probs_NK, labels_N),
+        per_class=per_class(confusion, tuple(classes)),
+        confusion=tuple(tuple(int(value) for value in row) for row in confusion),
+    )

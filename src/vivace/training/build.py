@@ -1,0 +1,225 @@
+"""From a recipe and a cache to everything that the engine runs on."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vivace.data.augment import Augment
+from vivace.data.cache import Cache
+from vivace.data.holdout import hold_out
+from vivace.data.loader import Batch, Batches
+from vivace.data.preprocess import Preprocess
+from vivace.hardware import seed_everything
+from vivace.metrics.accuracy import topk_accuracy
+from vivace.models.normalize import Normalize
+from vivace.models.zoo import create_model, head_parameters, layer_groups, load_weights, pretrained_stats
+from vivace.optim.optimizers import create_optimizer
+from vivace.training.engine import Validation
+from vivace.training.losses import make_loss
+from vivace.training.recipe import Recipe
+from vivace.training.state import Ema, TrainState
+from vivace.training.step import Setup, Stepper
+from vivace.training.tune import trial_batch_size
+from vivace.training.validation import split_logits
+
+__all__ = ["Session", "TrainingData", "prepare_data"]
+
+# enough images for a mean and a covariance to three digits
+NUM_STATISTICS_IMAGES = 5000
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The arrays of a run: stored images, labels, and which of them train and validate."""
+
+    cache: Cache
+    preprocess: Preprocess
+    train_indices: np.ndarray
+    """int64, positions in the train split."""
+    val_images_NHWC: np.ndarray
+    val_labels_N: np.ndarray
+    val_indices: np.ndarray | None
+    """Positions in `val_images_NHWC`; None: all."""
+
+    @property
+    def num_val(self) -> int:
+        return len(self.val_labels_N) if self.val_indices is None else len(self.val_indices)
+
+    @property
+    def num_test(self) -> int:
+        return len(self.cache.splits["test"].labels_N) if "test" in self.cache.splits else 0
+
+
+def prepare_data(cache: Cache, recipe: Recipe) -> TrainingData:
+    """Hold out a validation split where there is none, and measure the channels' mean and deviation.
+
+    The test split is not looked at.
+    """
+    train = cache.splits["train"]
+    if "val" in cache.splits:
+        val = cache.splits["val"]
+        indices = np.arange(len(train.labels_N))
+        data = TrainingData(cache, cache.preprocess, indices, val.images_NHWC, val.labels_N, None)
+    else:
+        indices, held_out = hold_out(train.labels_N, train.digests_N, recipe.data.val_fraction, seed=recipe.seed)
+        data = TrainingData(cache, cache.preprocess, indices, train.images_NHWC, train.labels_N, held_out)
+    return dataclasses.replace(data, preprocess=_with_statistics(data, recipe))
+
+
+def _with_statistics(data: TrainingData, recipe: Recipe) -> Preprocess:
+    channels = data.cache.preprocess.channels
+    stats = pretrained_stats(recipe.model.name) if recipe.model.pretrained else None
+    if stats is not None and channels == 3:
+        return dataclasses.replace(data.preprocess, mean=tuple(stats[0]), std=tuple(stats[1]))
+    sample = _sample(data).astype(np.float64) / 255
+    mean, std = sample.mean((0, 1, 2)), sample.std((0, 1, 2))
+    # a channel that never changes carries nothing: do not divide by zero
+    return dataclasses.replace(
+        data.preprocess,
+        mean=tuple(round(float(value), 4) for value in mean),
+        std=tuple(round(max(float(value), 1 / 255), 4) for value in std),
+    )
+
+
+def _sample(data: TrainingData) -> np.ndarray:
+    """Up to NUM_STATISTICS_IMAGES training images, evenly spread, uint8 [n, store, store, C]."""
+    step = max(1, len(data.train_indices) // NUM_STATISTICS_IMAGES)
+    return data.cache.splits["train"].images_NHWC[data.train_indices[::step][:NUM_STATISTICS_IMAGES]]
+
+
+class Session:
+    """The network, its optimizer and the batches of a run, ready for an Engine."""
+
+    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device) -> None:
+        seed_everything(recipe.seed, deterministic=recipe.deterministic)
+        self.recipe, self.data, self.device = recipe, data, device
+        preprocess, train = data.preprocess, data.cache.splits["train"]
+        self.num_classes = len(data.cache.classes)
+        self.normalize = Normalize(preprocess.mean, preprocess.std).to(device)
+        self.model = self._create_model()
+        self.head = head_parameters(self.model) if recipe.head_epochs else []
+        self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
+        self.loss = make_loss(recipe.loss, train.labels_N[data.train_indices], self.num_classes, device)
+        self.batches = Batches(
+            train.images_NHWC,
+            train.labels_N,
+            indices=data.train_indices,
+            batch_size=min(recipe.batch_size, len(data.train_indices)),
+            device=device,
+            seed=recipe.seed,
+            balanced=recipe.data.balanced_sampling,
+            num_classes=self.num_classes,
+        )
+
+    def _create_model(self) -> nn.Module:
+        recipe, preprocess = self.recipe, self.data.preprocess
+        model = create_model(
+            recipe.model.name,
+            self.num_classes,
+            in_channels=preprocess.channels,
+            size=preprocess.size,
+            pretrained=recipe.model.pretrained,
+            **recipe.model.arguments,
+        )
+        if recipe.model.weights:
+            load_weights(model, recipe.model.weights)
+        model.to(self.device)
+        init = getattr(model, "init_from_images", None)
+        if init is not None and not recipe.model.weights:
+            stored = torch.from_numpy(preprocess.view(_sample(self.data))).permute(0, 3, 1, 2)
+            with torch.no_grad():
+                init(self.normalize(stored.to(self.device)))
+        return model
+
+    def state(self, setup: Setup) -> TrainState:
+        """A fresh TrainState around the network, in the setup's memory format."""
+        if setup.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self._state_of(self.model, setup)
+
+    def _state_of(self, model: nn.Module, setup: Setup) -> TrainState:
+        recipe = self.recipe
+        layers = layer_groups(model) if recipe.optimizer.layer_decay else None
+        generator = torch.Generator(self.device)
+        generator.manual_seed(recipe.seed)
+        return TrainState(
+            model=model,
+            optimizer=create_optimizer(model, recipe.optimizer, layers=layers, head=head_parameters(model)),
+            generator=generator,
+            ema=Ema(model, recipe.ema_decay) if recipe.ema_decay else None,
+            scaler=torch.amp.GradScaler(self.device.type) if setup.precision == "fp16" else None,
+        )
+
+    def stepper(self, state: TrainState, setup: Setup, on_message: Callable[[str], None] = lambda _: None) -> Stepper:
+        """A Stepper on `state`."""
+        return Stepper(
+            state,
+            setup,
+            loss=self.loss,
+            normalize=self.normalize,
+            augment=self.augment,
+            device=self.device,
+            clip_grad_norm=self.recipe.clip_grad_norm,
+            on_message=on_message,
+        )
+
+    def trial_step(self, setup: Setup) -> Callable[[], object]:
+        """A function that makes one training step on a copy of the network, for the measured trial."""
+        model = copy.deepcopy(self.model).train()
+        if setup.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stepper = self.stepper(self._state_of(model, setup), setup)
+        batch = next(iter(self.batches.epoch(0)))
+        count = min(trial_batch_size(self.recipe), len(batch.labels_B))
+        small = Batch(batch.images_BCHW[:count], batch.labels_B[:count], batch.indices_B[:count])
+
+        def step() -> None:
+            torch.set_num_threads(setup.threads)
+            stepper.step(small, 0)
+
+        return step
+
+    def validator(self, setup: Setup) -> Callable[[nn.Module], Validation]:
+        """A function that validates a network."""
+        return partial(self._validate, setup)
+
+    def _validate(self, setup: Setup, model: nn.Module) -> Validation:
+        data = self.data
+        logits, labels = self._logits(model, setup, data.val_images_NHWC, data.val_labels_N, data.val_indices)
+        # the plain loss: that of a smoothed or weighted target could not be compared between recipes
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        return Validation(loss=float(loss), top1=topk_accuracy(logits, labels, k=1))
+
+    def split_probs(self, model: nn.Module, setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """probs_NK float32 and labels_N int64 of "val" or "test"."""
+        data = self.data
+        if split == "val":
+            arrays: tuple[Any, ...] = (data.val_images_NHWC, data.val_labels_N, data.val_indices)
+        else:
+            test = data.cache.splits["test"]
+            arrays = (test.images_NHWC, test.labels_N, None)
+        logits, labels = self._logits(model, setup, *arrays)
+        return logits.softmax(1).numpy(), labels.numpy()
+
+    def _logits(
+        self, model: nn.Module, setup: Setup, images: np.ndarray, labels: np.ndarray, indices: np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return split_logits(
+            model,
+            images,
+            labels,
+            size=self.data.preprocess.size,
+            normalize=self.normalize,
+            setup=setup,
+            device=self.device,
+            indices=indices,
+        )

@@ -1,0 +1,126 @@
+"""Checkpoints: one safetensors file each, written atomically, hashed, never a pickle.
+
+A checkpoint is a tree of dicts, lists, tuples, numbers, strings and tensors. The tensors are stored as such; the tree
+without them is JSON in the file's metadata, beside a SHA-256 of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from vivace.errors import CheckpointError
+from vivace.files import atomic_file
+
+__all__ = ["CHECKPOINT_VERSION", "load_checkpoint", "load_newest", "prune", "save_checkpoint"]
+
+CHECKPOINT_VERSION = 1
+
+
+def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write `tree` to `path`; what was there stays whole until the new bytes are on the disk.
+
+    Raises OSError (a full disk, say) and leaves the previous checkpoints intact.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_split(tree, tensors))
+    metadata = {
+        "format": "vivace-checkpoint",
+        "version": str(CHECKPOINT_VERSION),
+        "tree": skeleton,
+        "sha256": _digest(skeleton, tensors),
+    }
+    with atomic_file(path) as file:
+        file.write(to_safetensors(tensors, metadata))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The tree that was saved, tensors on the CPU. Raises CheckpointError if it is damaged or no checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint can't be read: {path} ({error}). Resume from an older one.") from None
+    if metadata.get("format") != "vivace-checkpoint" or "tree" not in metadata:
+        raise CheckpointError(f"not a checkpoint: {path}. Give one that 'vivace train' wrote.")
+    version = int(metadata.get("version", "0"))
+    if version > CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"the checkpoint is newer: version {version}, this vivace reads up to {CHECKPOINT_VERSION}. "
+            "Upgrade: pip install -U vivace."
+        )
+    if _digest(metadata["tree"], tensors) != metadata.get("sha256"):
+        raise CheckpointError(f"the checkpoint is damaged: {path}, its SHA-256 is wrong. Resume from an older one.")
+    tree: dict[str, Any] = _join(json.loads(metadata["tree"]), tensors)
+    return tree
+
+
+def load_newest(folder: Path) -> tuple[dict[str, Any] | None, Path | None, list[str]]:
+    """The newest sound checkpoint of a folder, its path, and a message for each damaged one that was passed over."""
+    damaged = []
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        try:
+            return load_checkpoint(path), path, damaged
+        except CheckpointError as error:
+            damaged.append(str(error))
+    return None, None, damaged
+
+
+def prune(folder: Path, *, keep: int = 2) -> None:
+    """Remove all but the newest `keep` checkpoints, and what a crash left half written."""
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True)[keep:]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _digest(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
+    hasher = hashlib.sha256(skeleton.encode())
+    for name in sorted(tensors):
+        hasher.update(name.encode())
+        tensor = tensors[name]
+        hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        hasher.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return hasher.hexdigest()
+
+
+def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON with its tensors taken out; dict keys keep their type, which plain JSON would lose."""
+    if isinstance(value, Tensor):
+        name = f"{len(tensors):06d}"
+        plain = value.detach().cpu()
+        tensors[name] = plain.contiguous().clone() if plain.is_contiguous() else plain.contiguous()
+        channels_last = plain.ndim == 4 and not plain.is_contiguous()
+        return {"tensor": name, "channels_last": channels_last}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, _split(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list):
+        return {"list": [_split(item, tensors) for item in value]}
+    if isinstance(value, tuple):
+        return {"tuple": [_split(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint can't hold {type(value).__name__}: {value!r}")
+
+
+def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        tensor = tensors[value["tensor"]]
+        # strides decide the order of summation in some kernels: bitwise resuming needs the same ones
+        return tensor.contiguous(memory_format=torch.channels_last) if value["channels_last"] else tensor
+    if "dict" in value:
+        return {key: _join(item, tensors) for key, item in value["dict"]}
+    if "list" in value:
+        return [_join(item, tensors) for item in value["list"]]
+    return tuple(_join(item, tensors) for item in value["tuple"])

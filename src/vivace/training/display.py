@@ -1,0 +1,127 @@
+"""Progress for people, on stderr: a live display in a terminal, next to nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vivace.training.state import Counters
+
+__all__ = ["LiveDisplay", "Reporters", "counting_bar"]
+
+
+class Reporters:
+    """Hands each report to several reporters."""
+
+    def __init__(self, *reporters: Any) -> None:
+        self._reporters = reporters
+
+    def on_step(self, counters: Counters, images_per_second: float, seconds_left: float | None) -> None:
+        for reporter in self._reporters:
+            reporter.on_step(counters, images_per_second, seconds_left)
+
+    def on_validation(self, row: dict[str, Any], history: Sequence[dict[str, Any]], forecast: float | None) -> None:
+        for reporter in self._reporters:
+            reporter.on_validation(row, history, forecast)
+
+    def on_message(self, message: str) -> None:
+        for reporter in self._reporters:
+            reporter.on_message(message)
+
+
+class LiveDisplay:
+    """A progress bar with loss, accuracy, images/s, time left and the forecast; a row for each validation.
+
+    Where stderr is no terminal only messages are written.
+    """
+
+    def __init__(self, *, epochs: str, quiet: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._console = Console(stderr=True, quiet=quiet)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            refresh_per_second=4,
+            transient=True,
+        )
+        self._epochs = epochs
+        self._task = self._progress.add_task("training", total=1.0, figures="")
+        self._rate: float | None = None
+        self._last: dict[str, Any] | None = None
+        self._forecast: float | None = None
+        self._live = self._console.is_terminal and not quiet
+
+    def __enter__(self) -> LiveDisplay:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def on_step(self, counters: Counters, images_per_second: float, seconds_left: float | None) -> None:
+        if not self._live:
+            return
+        self._rate = images_per_second if self._rate is None else 0.9 * self._rate + 0.1 * images_per_second
+        parts = [f"epoch {counters.epoch + 1}/{self._epochs}"]
+        if counters.count:
+            parts.append(f"loss {counters.loss_sum / counters.count:.3f}")
+            parts.append(f"train {100 * counters.correct_sum / counters.count:.1f} %")
+        if self._last:
+            parts.append(f"val {100 * self._last['val_top1']:.1f} %")
+        parts.append(f"{self._rate:,.0f} img/s")
+        if seconds_left is not None:
+            parts.append(f"{_clock(seconds_left)} left")
+        if self._forecast is not None:
+            parts.append(f"forecast {100 * self._forecast:.1f} %")
+        self._progress.update(self._task, completed=counters.progress, figures=" · ".join(parts))
+
+    def on_validation(self, row: dict[str, Any], history: Sequence[dict[str, Any]], forecast: float | None) -> None:
+        self._last, self._forecast = row, forecast
+        if self._live:
+            self._console.print(
+                f"epoch {row['epoch']:>6g}  train loss {row['train_loss']:.4f}  top-1 {100 * row['train_top1']:5.2f} %"
+                f"   val loss {row['val_loss']:.4f}  top-1 [bold]{100 * row['val_top1']:5.2f} %[/]"
+                f"   {row['images_per_second']:>7,.0f} img/s  {_clock(row['seconds'])}",
+                highlight=False,
+            )
+
+    def on_message(self, message: str) -> None:
+        self._console.print(message, style="yellow", markup=False, highlight=False)
+
+
+def counting_bar(description: str, *, quiet: bool = False) -> tuple[Callable[[int, int], None], Callable[[], None]]:
+    """(progress(done, total), close): a bar on a terminal's stderr, nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        return (lambda done, total: None), (lambda: None)
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn(description),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(description, total=None)
+    bar.start()
+
+    def progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+
+    return progress, bar.stop
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,292 @@
+"""The loop: epochs of steps, validations and checkpoints, with every way in which it can be interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from vivace.data.loader import Batch, Batches
+from vivace.errors import Interrupted, NonFiniteError, TrainingError
+from vivace.training.checkpoints import prune, save_checkpoint
+from vivace.training.plan import Plan, forecast_top1
+from vivace.training.recipe import Recipe
+from vivace.training.signals import StopSignals
+from vivace.training.state import Counters, TrainState
+from vivace.training.step import Stepper
+
+__all__ = ["Engine", "Reporter", "Validation"]
+
+MAX_ROLLBACKS = 3
+# reading a number from a GPU waits for it: there, sums and the check for NaN are read once in so many steps
+CUDA_READ_EVERY = 20
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a pass over the validation split gave."""
+
+    loss: float
+    top1: float
+
+
+class Reporter(Protocol):
+    """Is told how the run goes."""
+
+    def on_step(self, counters: Counters, images_per_second: float, seconds_left: float | None) -> None: ...
+
+    def on_validation(self, row: dict[str, Any], history: Sequence[dict[str, Any]], forecast: float | None) -> None: ...
+
+    def on_message(self, message: str) -> None: ...
+
+
+class _NonFinite(Exception):
+    """A step gave NaN or Inf."""
+
+
+@dataclass(kw_only=True)
+class Engine:
+    """Runs a plan on a state. All that it changes is the state, and the files in `checkpoints`."""
+
+    recipe: Recipe
+    state: TrainState
+    stepper: Stepper
+    batches: Batches
+    names: Sequence[str]
+    """Names of the training split's images, for messages."""
+    validate: Callable[[nn.Module], Validation]
+    plan: Plan
+    checkpoints: Path
+    reporter: Reporter
+    check_files: Callable[[], None]
+    """Raises CacheMismatch when an image file has changed since the cache was made."""
+    head: frozenset[str] = frozenset()
+    """Names of the head's parameters: the only ones trained in the first `head_epochs`."""
+
+    def __post_init__(self) -> None:
+        self._snapshot = self.state.snapshot()
+        self._checkpoint_at = self._marked_at = time.monotonic()
+        self._files_due_at = self._marked_at
+        self._sums: list[Any] = []
+        self._validate_steps = max(1, round(self.recipe.validate_every * len(self.batches)))
+
+    @property
+    def counters(self) -> Counters:
+        return self.state.counters
+
+    def run(self) -> None:
+        """Train until the plan is done.
+
+        Raises Interrupted after a checkpoint when a signal asks to stop, NonFiniteError when NaN stays after bounded
+        retries, OutOfMemoryError, TrainingError when a checkpoint can't be written.
+        """
+        with StopSignals() as signals:
+            self._mark()
+            while not self.plan.finished(self.counters):
+                try:
+                    self._run_epoch(signals)
+                except _NonFinite as error:
+                    self._roll_back(error)
+        self.counters.finished = True
+        if self.recipe.early_stopping is not None:
+            self._restore_best()
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the state as it stands. Raises TrainingError if that fails; older ones stay whole."""
+        self._read_sums()
+        self._clock()
+        path = self.checkpoints / f"step-{self.counters.step:09d}.safetensors"
+        try:
+            save_checkpoint(path, {**self.state.state_dict(), "recipe": self.recipe.name})
+        except OSError as error:
+            raise TrainingError(
+                f"the checkpoint could not be written: {path} ({error.strerror}). The previous one is whole: "
+                "free some space and go on with --resume."
+            ) from error
+        prune(self.checkpoints)
+        self._checkpoint_at = time.monotonic()
+
+    def _run_epoch(self, signals: StopSignals) -> None:
+        epoch, start = self.counters.epoch, self.counters.batch
+        self._enter_epoch(epoch)
+        for batch in self.batches.epoch(epoch, start=start):
+            counters = self.counters
+            began = time.monotonic()
+            self._set_rates()
+            self._step(batch, epoch)
+            counters.step += 1
+            counters.batch += 1
+            counters.num_images_seen += len(batch.labels_B)
+            if counters.batch == len(self.batches):
+                counters.epoch, counters.batch = epoch + 1, 0
+            self._after_step(signals, began, len(batch.labels_B))
+            if self.plan.finished(counters):
+                return
+
+    def _enter_epoch(self, epoch: int) -> None:
+        head_only = epoch < self.recipe.head_epochs
+        if head_only != self.counters.head_only:
+            self.reporter.on_message("training the head alone" if head_only else "training the whole network")
+        self.counters.head_only = head_only
+        for name, parameter in self.state.model.named_parameters():
+            if self.head and not _is_frozen(self.state.model, name):
+                parameter.requires_grad_(not head_only or name in self.head)
+        self._train_mode()
+
+    def _train_mode(self) -> None:
+        # with the body frozen its batch-norm statistics stay too: features must not drift under the head
+        self.state.model.train(not self.counters.head_only)
+
+    def _set_rates(self) -> None:
+        rate = self.plan.rate(self.counters) * self.counters.lr_scale
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+
+    def _step(self, batch: Batch, epoch: int) -> None:
+        result = self.stepper.step(batch, epoch)
+        self._sums.append((result, batch))
+        on_cuda = result.loss_sum.device.type == "cuda"
+        if not on_cuda or len(self._sums) >= CUDA_READ_EVERY:
+            self._read_sums()
+
+    def _read_sums(self) -> None:
+        sums, self._sums = self._sums, []
+        for result, batch in sums:
+            if not bool(result.finite):
+                raise _NonFinite(batch)
+            self.counters.loss_sum += float(result.loss_sum)
+            self.counters.correct_sum += float(result.correct_sum)
+            self.counters.count += result.num_images
+
+    def _after_step(self, signals: StopSignals, began: float, num_images: int) -> None:
+        counters, plan = self.counters, self.plan
+        plan.advance(counters, time.monotonic() - began)
+        at_epoch_end = counters.batch == 0
+        if counters.step % self._validate_steps == 0 or plan.finished(counters):
+            started = time.monotonic()
+            self._validate()
+            plan.overhead_seconds = (time.monotonic() - started) / self._validate_steps
+        self._clock()
+        rate = num_images / max(time.monotonic() - began, 1e-9)
+        self.reporter.on_step(counters, rate, plan.seconds_left(counters))
+        if signals.received is not None:
+            self.save()
+            raise Interrupted(
+                f"stopped by {_signal_name(signals.received)} after step {counters.step}; go on with --resume",
+                signal_number=signals.received,
+            )
+        if at_epoch_end:
+            self._check_files()
+        if at_epoch_end or time.monotonic() - self._checkpoint_at > 60 * self.recipe.checkpoint_minutes:
+            self.save()
+            if at_epoch_end:
+                self._snapshot = self.state.snapshot()
+
+    def _check_files(self) -> None:
+        started = time.monotonic()
+        if started >= self._files_due_at:
+            self.check_files()
+            # listing a million files takes a while: never more than one percent of the time
+            self._files_due_at = started + 100 * (time.monotonic() - started)
+
+    def _validate(self) -> None:
+        self._read_sums()
+        self._clock()
+        counters = self.counters
+        validation = self.validate(self.state.averaged_model)
+        self._train_mode()
+        train_seconds = counters.seconds - (counters.history[-1]["seconds"] if counters.history else 0.0)
+        row = {
+            "epoch": round(counters.step / len(self.batches), 4),
+            "step": counters.step,
+            "progress": counters.progress,
+            "seconds": counters.seconds,
+            "lr": self.state.optimizer.param_groups[0]["lr"],
+            "train_loss": counters.loss_sum / max(counters.count, 1),
+            "train_top1": counters.correct_sum / max(counters.count, 1),
+            "val_loss": validation.loss,
+            "val_top1": validation.top1,
+            "images_per_second": counters.count / max(train_seconds, 1e-9),
+        }
+        counters.loss_sum = counters.correct_sum = 0.0
+        counters.count = 0
+        counters.history.append(row)
+        self._clock()
+        self._judge(validation.top1)
+        self.reporter.on_validation(row, counters.history, forecast_top1(counters.history, counters.progress))
+
+    def _judge(self, top1: float) -> None:
+        counters, recipe = self.counters, self.recipe
+        epoch = counters.step / len(self.batches)
+        if top1 > counters.best_val_top1:
+            counters.best_val_top1, counters.best_epoch = top1, int(epoch)
+            if recipe.early_stopping is not None:
+                save_checkpoint(self._best_path, {"model": dict(self.state.averaged_model.state_dict())})
+        elif recipe.early_stopping is not None and epoch - counters.best_epoch >= recipe.early_stopping:
+            self.reporter.on_message(f"no better validation for {recipe.early_stopping} epochs: stopping")
+            self._end_plan()
+        if self.plan.target is not None and top1 >= self.plan.target and counters.target_seconds is None:
+            counters.target_seconds = self.plan.clock()
+
+    def _end_plan(self) -> None:
+        self.plan.within_seconds = None
+        self.plan.epochs = 0
+
+    @property
+    def _best_path(self) -> Path:
+        return self.checkpoints / "best.safetensors"
+
+    def _restore_best(self) -> None:
+        from vivace.training.checkpoints import load_checkpoint
+
+        if self._best_path.exists():
+            self.state.averaged_model.load_state_dict(load_checkpoint(self._best_path)["model"])
+
+    def _roll_back(self, error: _NonFinite) -> None:
+        batch: Batch = error.args[0]
+        attempts, scale = self.counters.num_rollbacks + 1, self.counters.lr_scale / 2
+        step = self.counters.step
+        self._sums = []
+        if attempts > MAX_ROLLBACKS:
+            names = [self.names[index] for index in batch.indices_B.tolist()]
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise NonFiniteError(
+                f"the loss or a gradient is NaN or Inf near step {step}, after {MAX_ROLLBACKS} roll-backs with a "
+                f"halved rate. The batch: {shown}. Lower --lr, or look at these files."
+            )
+        history = self.counters.history
+        self.state.load_state_dict(self._snapshot)
+        self._snapshot = self.state.snapshot()
+        self.counters.num_rollbacks, self.counters.lr_scale = attempts, scale
+        self._snapshot["counters"] = dataclasses.asdict(self.counters)
+        self.counters.seconds = max([self.counters.seconds, *(row["seconds"] for row in history)])
+        self.reporter.on_message(
+            f"NaN or Inf at step {step}: back to step {self.counters.step} with the rate × {scale:g} "
+            f"(try {attempts} of {MAX_ROLLBACKS})"
+        )
+
+    def _mark(self) -> None:
+        self._marked_at = time.monotonic()
+
+    def _clock(self) -> None:
+        now = time.monotonic()
+        self.counters.seconds += now - self._marked_at
+        self._marked_at = now
+        self.counters.total_seconds = self.plan.clock()
+
+
+def _is_frozen(model: nn.Module, name: str) -> bool:
+    """Whether the network itself keeps a parameter fixed, such as a whitening layer."""
+    return name in getattr(model, "frozen_parameters", ())
+
+
+def _signal_name(number: int) -> str:
+    import signal
+
+    return signal.Signals(number).name

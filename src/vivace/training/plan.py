@@ -1,0 +1,112 @@
+"""The contract: so many epochs, so much time, or until a target; and a forecast of where the run will end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vivace.hardware import process_seconds
+from vivace.optim.config import ScheduleConfig
+from vivace.optim.schedules import multiplier
+from vivace.training.state import Counters
+
+__all__ = ["Plan", "forecast_top1"]
+
+# a timed run has no fixed number of steps: its schedule is read at this resolution
+RESOLUTION = 1_000_000
+# share of the newest step in the running estimate of a step's time: about the last 20 steps count
+SMOOTHING = 0.1
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """Says how far a run is, what the rate is there, and when it ends."""
+
+    epochs: int
+    steps_per_epoch: int
+    schedule: ScheduleConfig
+    within_seconds: float | None = None
+    """Wall-clock seconds from process start to saved bundle; None: `epochs` decide."""
+    target: float | None = None
+    """Validation accuracy at which the run stops, (0, 1]."""
+    reserve_seconds: float = 0.0
+    """Time that what follows the last step will take: last validation, test, saving."""
+    clock: Callable[[], float] = process_seconds
+    """Seconds since the start of the contract, those before a resume included."""
+    overhead_seconds: float = 0.0
+    """Time per step that validations add."""
+    _step_seconds: float | None = field(default=None, repr=False)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of a run that is counted in epochs."""
+        return self.epochs * self.steps_per_epoch
+
+    def rate(self, counters: Counters) -> float:
+        """The schedule's multiplier for the step that comes next."""
+        if self.within_seconds is None:
+            return multiplier(self.schedule, counters.step, self.total_steps)
+        return multiplier(self.schedule, round(counters.progress * RESOLUTION), RESOLUTION)
+
+    def advance(self, counters: Counters, seconds: float) -> None:
+        """Move `counters.progress` after a step that took `seconds`, all that it caused included."""
+        if self.within_seconds is None:
+            counters.progress = min(1.0, counters.step / self.total_steps)
+            return
+        # the first steps are slower (caches, kernels chosen): the estimate must come down from them fast
+        old = self._step_seconds
+        self._step_seconds = seconds if old is None or counters.step <= 3 else old + SMOOTHING * (seconds - old)
+        left = self.remaining_seconds()
+        steps_left = left / max(self._step_seconds + self.overhead_seconds, 1e-6)
+        counters.progress = (
+            1.0 if steps_left < 0.5 else min(1.0, counters.progress + (1 - counters.progress) / (steps_left + 1))
+        )
+
+    def remaining_seconds(self) -> float:
+        """Time left for steps in a timed run."""
+        assert self.within_seconds is not None
+        return self.within_seconds - self.reserve_seconds - self.clock()
+
+    def finished(self, counters: Counters) -> bool:
+        """Whether the run is over: the plan is done or the target is reached."""
+        if counters.target_seconds is not None and self.target is not None:
+            return True
+        if self.within_seconds is None:
+            return counters.step >= self.total_steps
+        return counters.progress >= 1.0
+
+    def seconds_left(self, counters: Counters) -> float | None:
+        """A forecast of the seconds until the last step; None before the first step."""
+        if self.within_seconds is not None:
+            return max(0.0, self.remaining_seconds())
+        if counters.step == 0 or counters.seconds == 0:
+            return None
+        return counters.seconds / counters.step * (self.total_steps - counters.step)
+
+
+def forecast_top1(history: Sequence[dict[str, Any]], progress: float) -> float | None:
+    """The validation accuracy to expect at the end of the run, in [0, 1]; None with fewer than 3 validations.
+
+    Fits accuracy = a - b · (share of the run done)^-c to the validations by least squares, c on a grid. It knows
+    nothing of a falling rate's last gain, so it tends to be low for schedules that cool down late.
+    """
+    rows = [
+        (row["progress"], row["val_top1"]) for row in history if row.get("val_top1") is not None and row["progress"] > 0
+    ]
+    if len(rows) < 3 or progress <= 0:
+        return None
+    share, top1 = np.array(rows).T
+    # later points tell more about the end
+    weight = np.sqrt(share)
+    best: tuple[float, float] | None = None
+    for power in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0):
+        columns = np.stack([np.ones_like(share), -(share**-power)], axis=1)
+        solution, *_ = np.linalg.lstsq(columns * weight[:, None], top1 * weight, rcond=None)
+        error = float((((columns @ solution) - top1) ** 2 * weight).sum())
+        if best is None or error < best[0]:
+            best = (error, float(solution[0] - solution[1]))
+    assert best is not None
+    return float(np.clip(best[1], 0.0, 1.0))

@@ -1,0 +1,144 @@
+"""The named recipes: functions of a few facts about the data that return a complete Recipe (no torch here)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vivace.config import from_yaml
+from vivace.data.config import AugmentConfig, DataConfig
+from vivace.errors import ConfigError, nearest
+from vivace.models.config import ModelConfig
+from vivace.optim.config import OptimizerConfig, ScheduleConfig
+from vivace.training.recipe import LossConfig, Recipe
+
+__all__ = ["RECIPES", "DataFacts", "resolve_recipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What a recipe may depend on."""
+
+    num_images: int
+    """Images in the training split, the validation images included."""
+    num_classes: int
+    channels: int
+    side: int
+    """Typical shorter side of the images, px."""
+
+    @property
+    def small(self) -> bool:
+        """Whether these are small images rather than photos."""
+        return self.side <= 64
+
+
+def _small_side(side: int) -> int:
+    return 32 if side <= 40 else 64
+
+
+def article(facts: DataFacts) -> Recipe:
+    """The article's program: six convolution blocks, SGD at 0.01, batches of 64, ten epochs, no augmentation, fp32."""
+    return Recipe(
+        name="article",
+        model=ModelConfig(name="simple_cnn"),
+        data=DataConfig(size=32),
+        optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.0),
+        schedule=ScheduleConfig(name="constant"),
+        epochs=10,
+        batch_size=64,
+        precision="fp32",
+        channels_last=False,
+        compile=False,
+    )
+
+
+def fast(facts: DataFacts) -> Recipe:
+    """The default: whatever measures best so far, for small images and for photos."""
+    return _fast_small(facts) if facts.small else _fast_photo(facts)
+
+
+def _fast_small(facts: DataFacts) -> Recipe:
+    # few images: smaller batches, so that an epoch still has some dozens of steps
+    batch_size = 500 if facts.num_images >= 20_000 else 128
+    epochs = 8 if facts.num_images >= 20_000 else 20
+    mirrored = facts.channels == 3  # digits and letters are not themselves in a mirror
+    return Recipe(
+        name="fast",
+        model=ModelConfig(name="fast_cnn"),
+        data=DataConfig(size=_small_side(facts.side)),
+        augment=AugmentConfig(flip="alternating" if mirrored else "none", translate=2),
+        optimizer=OptimizerConfig(
+            name="muon", lr=0.05, momentum=0.6, nesterov=True, weight_decay=0.01, aux_lr=0.01, bias_lr_factor=1.0
+        ),
+        schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.9),
+        loss=LossConfig(label_smoothing=0.1),
+        epochs=epochs,
+        batch_size=batch_size,
+    )
+
+
+def _fast_photo(facts: DataFacts) -> Recipe:
+    return Recipe(
+        name="fast",
+        model=ModelConfig(name="fast_photo"),
+        data=DataConfig(size=128),
+        augment=AugmentConfig(random_resized_crop=(0.35, 1.0), flip="random"),
+        optimizer=OptimizerConfig(name="muon", lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.02, aux_lr=0.005),
+        schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.7),
+        loss=LossConfig(label_smoothing=0.1),
+        epochs=16,
+        batch_size=64,
+    )
+
+
+def accurate(facts: DataFacts) -> Recipe:
+    """`fast` with a longer schedule, stronger augmentation and a moving average: slower, more accurate."""
+    base = fast(facts)
+    return dataclasses.replace(
+        base,
+        name="accurate",
+        augment=dataclasses.replace(base.augment, cutout=base.data.size // 4 if base.data.size else 8),
+        ema_decay=0.995,
+        epochs=3 * base.epochs,
+    )
+
+
+def finetune(facts: DataFacts) -> Recipe:
+    """Pretrained weights: the head for one epoch, then all of it with layer-wise rates."""
+    return Recipe(
+        name="finetune",
+        model=ModelConfig(name="timm/resnet18", pretrained=True),
+        data=DataConfig(size=None),
+        augment=AugmentConfig(random_resized_crop=(0.35, 1.0), flip="random" if facts.channels == 3 else "none"),
+        optimizer=OptimizerConfig(name="adamw", lr=5e-4, weight_decay=0.05, layer_decay=0.75),
+        schedule=ScheduleConfig(name="cosine", warmup=0.1),
+        loss=LossConfig(label_smoothing=0.1),
+        epochs=8,
+        head_epochs=1,
+        batch_size=32,
+        clip_grad_norm=1.0,
+    )
+
+
+RECIPES: dict[str, Callable[[DataFacts], Recipe]] = {
+    "fast": fast,
+    "accurate": accurate,
+    "finetune": finetune,
+    "article": article,
+}
+
+
+def resolve_recipe(recipe: str | Path | Recipe, facts: DataFacts) -> Recipe:
+    """A complete recipe from a name, a YAML file or a Recipe. Raises ConfigError for an unknown name."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
+        return from_yaml(Recipe, Path(recipe))
+    if recipe not in RECIPES:
+        raise ConfigError(
+            f"--recipe is unknown: got {recipe!r}.{nearest(recipe, RECIPES)} "
+            f"Known: {', '.join(RECIPES)}, or a YAML file."
+        )
+    return RECIPES[recipe](facts)

@@ -1,0 +1,208 @@
+"""vivace.train: from data and a recipe to a bundle, a run folder and a TrainResult."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vivace.config import override, to_dict
+from vivace.data.cache import Cache, default_cache_dir, open_cache
+from vivace.data.preprocess import Preprocess
+from vivace.data.sources import open_source
+from vivace.data.splits import DataSource
+from vivace.errors import ConfigError
+from vivace.hardware import process_seconds
+from vivace.training.display import LiveDisplay, counting_bar
+from vivace.training.facts import measure_facts
+from vivace.training.recipe import Recipe
+from vivace.training.recipes import resolve_recipe
+from vivace.training.runfolder import RunFolder, check_same_recipe, new_run_path, newest_run
+
+__all__ = ["TrainResult", "parse_duration", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run gave. Accuracies are fractions from 0 to 1."""
+
+    bundle: Path
+    run: Path
+    val_top1: float
+    test_top1: float | None
+    """None without a test split."""
+    epochs: float
+    train_seconds: float
+    """The loop: steps, validations and checkpoints."""
+    total_seconds: float
+    """Process start to saved bundle."""
+    num_images_seen: int
+    target_reached: bool | None = None
+    """None without a target."""
+    target_seconds: float | None = None
+    """Process start to the validation that reached the target."""
+    within_seconds: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return to_dict(self)
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds of "90s", "10m", "1.5h" or a plain number of seconds. Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", str(text))
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"--within is no duration: got {text!r}. Write 90s, 10m or 1.5h.")
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
+
+
+def train(
+    data: str | Path,
+    recipe: str | Path | Recipe = "fast",
+    *,
+    epochs: int | None = None,
+    within: str | float | None = None,
+    target: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    run: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    tune: bool = True,
+    data_root: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    num_workers: int | None = None,
+    quiet: bool = False,
+    clock: Callable[[], float] | None = None,
+) -> TrainResult:
+    """Train a classifier on `data` and write its bundle.
+
+    data: a data set's name, a folder of class folders, a folder with train/ and val/ or test/, a manifest
+    (.csv, .jsonl, .parquet) or an archive. recipe: a name, a YAML file or a Recipe. overrides: dotted fields of the
+    recipe, such as {"optimizer.lr": 0.1}. The contract is `epochs`, `within` (wall-clock, such as "10m", from the call
+    to the saved bundle) and `target` (validation accuracy, (0, 1]) at which it stops.
+
+    Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
+    """
+    if clock is None:
+        began = process_seconds()
+        clock = lambda: process_seconds() - began  # noqa: E731
+    within_seconds = None if within is None else parse_duration(within)
+    if epochs is not None and within_seconds is not None:
+        raise ConfigError(f"two contracts: got epochs {epochs} and within {within!r}. Give one of them.")
+    if target is not None and not 0 < target <= 1:
+        raise ConfigError(f"--target is out of range: got {target!r}. Give an accuracy in (0, 1].")
+    changes = dict(overrides or {})
+    if epochs is not None:
+        changes["epochs"] = epochs
+    # decoding is processes and files, importing torch is one thread: they overlap
+    threading.Thread(target=_import_torch, daemon=True).start()
+
+    cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    source = open_source(data, data_root=Path(data_root) if data_root else None, cache_dir=cache_path)
+    folder, resolved = _open_run(source, recipe, changes, run, resume)
+    try:
+        cache = _open_cache(source, resolved, cache_path, num_workers, quiet)
+        from vivace.training.session import Contract, run_training
+
+        return run_training(
+            folder,
+            resolved,
+            cache,
+            source_name=source.name,
+            contract=Contract(within_seconds=within_seconds, target=target),
+            resume=resume,
+            device_choice=device,
+            tune=tune,
+            cache_dir=cache_path,
+            display=LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet),
+            clock=clock,
+        )
+    finally:
+        folder.discard_if_unused()
+        folder.release()
+
+
+def _import_torch() -> None:
+    import torch  # noqa: F401
+
+
+def _open_run(
+    source: DataSource,
+    recipe: str | Path | Recipe,
+    changes: dict[str, Any],
+    run: str | Path | None,
+    resume: bool,
+) -> tuple[RunFolder, Recipe]:
+    """The locked run folder, and the recipe with the changes made and everything about the data resolved."""
+    runs = Path("runs")
+    if resume:
+        folder = RunFolder(Path(run) if run else newest_run(runs, source.name), resume=True)
+        saved = folder.saved_recipe()
+        asked = override(saved, changes)
+        check_same_recipe(saved, asked)
+        return folder, asked
+    facts = measure_facts(source)
+    if isinstance(changes.get("data.size"), int):
+        facts = dataclasses.replace(facts, side=changes["data.size"])
+    resolved = resolve_recipe(recipe, facts)
+    if changes:
+        # a head that is trained first makes sense with pretrained weights alone
+        resolved = override(resolved, changes)
+    resolved = _with_sizes(resolved, facts.side, source)
+    folder = RunFolder(Path(run) if run else new_run_path(runs, f"{source.name}-{resolved.name}"), resume=False)
+    return folder, resolved
+
+
+def _with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
+    """The recipe with size, store_size, channels and the network's name filled in."""
+    data = recipe.data
+    size = data.size
+    if size is None and recipe.model.pretrained:
+        from vivace.models.zoo import pretrained_stats
+
+        stats = pretrained_stats(recipe.model.name)
+        size = stats[2] if stats else None
+    if size is None:
+        size = 32 if side <= 40 else 64 if side <= 80 else 128
+    crops = recipe.augment.random_resized_crop is not None
+    store_size = data.store_size or (round(1.15 * size) if crops else size)
+    name = recipe.model.name
+    if name == "auto":
+        name = "fast_cnn" if size <= 64 else "fast_photo"
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(data, size=size, store_size=store_size, channels=data.channels or source.channels),
+        model=dataclasses.replace(recipe.model, name=name),
+    )
+
+
+def _open_cache(source: DataSource, recipe: Recipe, cache_dir: Path, num_workers: int | None, quiet: bool) -> Cache:
+    data = recipe.data
+    assert data.size is not None
+    assert data.store_size is not None
+    channels = data.channels or 3
+    preprocess = Preprocess(
+        size=data.size,
+        store_size=data.store_size,
+        channels=channels,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+    )
+    progress, close = counting_bar("decoding", quiet=quiet)
+    try:
+        return open_cache(
+            source,
+            preprocess,
+            cache_dir=cache_dir,
+            on_bad_image=data.on_bad_image,
+            allow_leaks=data.allow_leaks,
+            num_workers=num_workers,
+            progress=progress,
+        )
+    finally:
+        close()

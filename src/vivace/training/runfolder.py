@@ -1,0 +1,133 @@
+"""The run folder: where a run's files lie, who holds it, and whether a resume fits what is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vivace.config import from_yaml, to_dict, to_yaml
+from vivace.errors import CheckpointError, RunFolderError
+from vivace.files import FolderLock, atomic_file, write_json
+from vivace.training.recipe import Recipe
+
+__all__ = ["RunFolder", "new_run_path", "newest_run"]
+
+# what may differ between a run and its resumption: how long it goes on
+FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping"})
+
+
+class RunFolder:
+    """A locked run folder: recipe.yaml, env.json, run.json, metrics.csv, tensorboard/, checkpoints/, bundle/.
+
+    Raises RunFolderError if it can't be written, is in use, or holds another run and `resume` is False.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self.path = path
+        if resume and not (path / "recipe.yaml").is_file():
+            raise RunFolderError(f"there is no run to resume in {path}. Leave --resume out to start one.")
+        if not resume and (path / "recipe.yaml").exists():
+            raise RunFolderError(
+                f"the run folder is in use by an earlier run: {path}. "
+                "Go on with it by --resume, or choose another --run."
+            )
+        self._lock = FolderLock(path)
+        self.checkpoints = path / "checkpoints"
+        self.bundle = path / "bundle"
+        self.checkpoints.mkdir(exist_ok=True)
+
+    def start(self, recipe: Recipe, environment: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Record what the run is, before its first step."""
+        with atomic_file(self.path / "recipe.yaml") as file:
+            file.write(to_yaml(recipe).encode())
+        write_json(self.path / "env.json", environment)
+        write_json(self.path / "run.json", facts)
+
+    def saved_recipe(self) -> Recipe:
+        """The resolved recipe of the run that is resumed."""
+        return from_yaml(Recipe, self.path / "recipe.yaml")
+
+    def saved_facts(self) -> dict[str, Any]:
+        """What `start` recorded. Raises CheckpointError if it is damaged."""
+        try:
+            facts: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"the run can't be resumed: {self.path / 'run.json'} ({error}). Start a new run with another --run."
+            ) from None
+        return facts
+
+    def discard_if_unused(self) -> None:
+        """Remove the folder if no run was started in it: a refused input leaves nothing behind."""
+        if not (self.path / "recipe.yaml").exists():
+            (self.path / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.checkpoints.rmdir()
+                self.path.rmdir()
+
+    def release(self) -> None:
+        """Give the folder free for other processes."""
+        self._lock.release()
+
+
+def check_same_recipe(saved: Recipe, asked: Recipe) -> None:
+    """Raise CheckpointError with the differences if `asked` would change more than the length of the run."""
+    before, after = _flat(to_dict(saved)), _flat(to_dict(asked))
+    changed = [
+        f"{key}: {before.get(key)!r} → {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in FREE_KEYS
+    ]
+    if changed:
+        raise CheckpointError(
+            f"the run can't be resumed with another recipe: {'; '.join(changed)}. "
+            "Leave these options out, or start a new run with another --run."
+        )
+
+
+def check_same_data(saved: Mapping[str, Any], fingerprint: str, name: str, num_images: int) -> None:
+    """Raise CheckpointError if the data set is not the one that the run began with."""
+    if saved["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"the run can't be resumed with other data: it began on {saved['name']} with {saved['num_images']:,} "
+            f"images (fingerprint {saved['fingerprint'][:12]}), now {name} with {num_images:,} ({fingerprint[:12]}). "
+            "Restore the files, or start a new run with another --run."
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def new_run_path(runs: Path, name: str) -> Path:
+    """The first of `name`, `name-2`, `name-3` … that is not there yet."""
+    path, number = runs / name, 1
+    while path.exists():
+        number += 1
+        path = runs / f"{name}-{number}"
+    return path
+
+
+def newest_run(runs: Path, data_name: str) -> Path:
+    """The run on this data set that was last written. Raises RunFolderError if there is none."""
+    found = [(path.stat().st_mtime, path.parent) for path in runs.glob("*/run.json") if _data_name(path) == data_name]
+    if not found:
+        raise RunFolderError(f"there is no run of {data_name} to resume in {runs}. Name one with --run.")
+    return max(found)[1]
+
+
+def _data_name(path: Path) -> str | None:
+    try:
+        name: str = json.loads(path.read_text())["data"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name

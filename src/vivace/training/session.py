@@ -1,0 +1,264 @@
+"""A training run from a cache to a bundle: tune, build or resume, run the engine, measure, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vivace.bundle import Architecture, BundleInfo, save_bundle
+from vivace.config import to_dict
+from vivace.data.cache import Cache
+from vivace.errors import CheckpointError
+from vivace.files import write_json
+from vivace.hardware import describe, device_name, keep_freed_memory, select_device
+from vivace.metrics.summary import evaluate_probs
+from vivace.training.build import Session, TrainingData, prepare_data
+from vivace.training.checkpoints import load_newest
+from vivace.training.display import LiveDisplay, Reporters
+from vivace.training.engine import Engine
+from vivace.training.plan import Plan
+from vivace.training.recipe import Recipe
+from vivace.training.runfolder import RunFolder, check_same_data
+from vivace.training.state import Counters, TrainState
+from vivace.training.step import Setup
+from vivace.training.tracking import Tracker
+from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt, trial_batch_size
+from vivace.training.tune import tune as run_trial
+
+if TYPE_CHECKING:
+    from vivace.training.run import TrainResult
+
+__all__ = ["Contract", "run_training"]
+
+# writing a bundle and leaving: measured at 0.2 to 0.6 s on a slow disk
+SAVE_SECONDS = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What the user asked for beside a number of epochs."""
+
+    within_seconds: float | None = None
+    target: float | None = None
+
+
+def run_training(
+    folder: RunFolder,
+    recipe: Recipe,
+    cache: Cache,
+    *,
+    source_name: str,
+    contract: Contract,
+    resume: bool,
+    device_choice: str,
+    tune: bool,
+    cache_dir: Path,
+    display: LiveDisplay,
+    clock: Callable[[], float],
+) -> TrainResult:
+    """Train as the recipe says, within the contract, and write the bundle into the run folder."""
+    device = select_device(device_choice)
+    keep_freed_memory()
+    data = prepare_data(cache, recipe)
+    facts = _facts(cache, data, source_name, contract)
+    saved, counters = None, Counters()
+    if resume:
+        previous = folder.saved_facts()
+        check_same_data(previous["data"], cache.fingerprint, source_name, facts["data"]["num_images"])
+        contract = _resumed_contract(contract, previous["contract"])
+        saved = _newest(folder, display)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        session = Session(recipe, data, device)
+        receipt = _receipt(session, recipe, device, tune=tune and not resume, cache_dir=cache_dir)
+        setup = receipt.setup
+        torch.set_num_threads(setup.threads)
+        if not resume:
+            recipe = _resolved(recipe, setup)
+            session.recipe = recipe
+            folder.start(recipe, describe(), facts)
+            write_json(folder.path / "tune.json", to_dict(receipt))
+            display.on_message(f"setup: {receipt.summary()}")
+        # the trial has drawn random numbers: start from the seed
+        torch.manual_seed(recipe.seed)
+        state = session.state(setup)
+        if saved is not None:
+            state.load_state_dict(saved)
+            counters = state.counters
+        engine = _engine(session, state, setup, contract, folder, display, clock, counters.total_seconds)
+        with display:
+            if not engine.plan.finished(state.counters):
+                state.counters.finished = False
+                engine.run()
+        cache.check_files()
+        return _finish(session, engine, setup, folder, facts, contract)
+
+
+def _facts(cache: Cache, data: TrainingData, name: str, contract: Contract) -> dict[str, Any]:
+    return {
+        "data": {
+            "name": name,
+            "fingerprint": cache.fingerprint,
+            "num_images": sum(len(split.labels_N) for split in cache.splits.values()),
+            "num_train": len(data.train_indices),
+            "num_val": data.num_val,
+            "num_test": data.num_test,
+        },
+        "contract": dataclasses.asdict(contract),
+    }
+
+
+def _resumed_contract(asked: Contract, saved: Mapping[str, Any]) -> Contract:
+    return Contract(
+        within_seconds=asked.within_seconds or saved.get("within_seconds"), target=asked.target or saved.get("target")
+    )
+
+
+def _newest(folder: RunFolder, display: LiveDisplay) -> dict[str, Any] | None:
+    """The newest sound checkpoint's tree, or None for a run that was stopped before its first one."""
+    tree, _, damaged = load_newest(folder.checkpoints)
+    for message in damaged:
+        display.on_message(message)
+    if tree is None and damaged:
+        raise CheckpointError(
+            f"no sound checkpoint is left in {folder.checkpoints}: {len(damaged)} are damaged. "
+            "Start a new run with --run."
+        )
+    return tree
+
+
+def _receipt(session: Session, recipe: Recipe, device: torch.device, *, tune: bool, cache_dir: Path) -> Receipt:
+    if not tune:
+        # a resumed run's recipe has its setup resolved: plain_setup reads it
+        return Receipt(setup=plain_setup(recipe), source="off")
+    names = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "model": to_dict(recipe.model),
+        "size": session.data.preprocess.size,
+        "channels": session.data.preprocess.channels,
+        "batch": trial_batch_size(recipe),
+        "augment": to_dict(recipe.augment),
+        "optimizer": to_dict(recipe.optimizer),
+        "fixed": [recipe.precision, recipe.channels_last, recipe.compile, recipe.threads, recipe.micro_batch_size],
+        "epochs": recipe.epochs,
+    }
+    path = receipt_path(cache_dir, names)
+    return stored_receipt(path) or run_trial(
+        recipe,
+        session.trial_step,
+        device=device,
+        expected_steps=recipe.epochs * len(session.batches),
+        path=path,
+    )
+
+
+def _resolved(recipe: Recipe, setup: Setup) -> Recipe:
+    return dataclasses.replace(
+        recipe,
+        precision=setup.precision,
+        channels_last=setup.channels_last,
+        compile=setup.compile,
+        threads=setup.threads,
+        micro_batch_size=setup.micro_batch_size,
+    )
+
+
+def _engine(
+    session: Session,
+    state: TrainState,
+    setup: Setup,
+    contract: Contract,
+    folder: RunFolder,
+    display: LiveDisplay,
+    clock: Callable[[], float],
+    seconds_before: float,
+) -> Engine:
+    data, recipe = session.data, session.recipe
+    resumed_step = state.counters.step or None
+    reporter = Reporters(display, Tracker(folder.path, resumed_step=resumed_step))
+    plan = Plan(
+        epochs=recipe.epochs,
+        steps_per_epoch=len(session.batches),
+        schedule=recipe.schedule,
+        within_seconds=contract.within_seconds,
+        target=contract.target,
+        clock=lambda: seconds_before + clock(),
+    )
+    if contract.within_seconds is not None:
+        started = time.monotonic()
+        session.validator(setup)(state.averaged_model)
+        seconds = time.monotonic() - started
+        # the last validation, the metrics of the bundle on validation and test, and saving
+        plan.reserve_seconds = seconds * (2 + data.num_test / max(data.num_val, 1)) + SAVE_SECONDS
+    return Engine(
+        recipe=recipe,
+        state=state,
+        stepper=session.stepper(state, setup, reporter.on_message),
+        batches=session.batches,
+        names=data.cache.splits["train"].names,
+        validate=session.validator(setup),
+        plan=plan,
+        checkpoints=folder.checkpoints,
+        reporter=reporter,
+        check_files=data.cache.check_files,
+        head=frozenset(session.head),
+    )
+
+
+def _finish(
+    session: Session,
+    engine: Engine,
+    setup: Setup,
+    folder: RunFolder,
+    facts: dict[str, Any],
+    contract: Contract,
+) -> TrainResult:
+    from vivace.training.run import TrainResult
+
+    data, recipe, counters = session.data, session.recipe, engine.counters
+    model = engine.state.averaged_model
+    metrics: dict[str, Any] = {}
+    for split in ("val", "test"):
+        if split == "val" or data.num_test:
+            probs, labels = session.split_probs(model, setup, split)
+            metrics[split] = evaluate_probs(probs, labels, data.cache.classes).summary()
+    info = BundleInfo(
+        architecture=Architecture(
+            name=recipe.model.name,
+            num_classes=session.num_classes,
+            in_channels=data.preprocess.channels,
+            size=data.preprocess.size,
+            arguments=dict(recipe.model.arguments),
+        ),
+        classes=tuple(data.cache.classes),
+        preprocess=data.preprocess,
+        precision=setup.precision,
+        metrics=metrics,
+        recipe=to_dict(recipe),
+        environment=describe(),
+        data=facts["data"],
+    )
+    bundle = save_bundle(folder.bundle, model, info)
+    total_seconds = engine.plan.clock()
+    result = TrainResult(
+        bundle=bundle.folder,
+        run=folder.path,
+        val_top1=metrics["val"]["top1"],
+        test_top1=metrics["test"]["top1"] if "test" in metrics else None,
+        epochs=counters.step / len(session.batches),
+        train_seconds=counters.seconds,
+        total_seconds=total_seconds,
+        num_images_seen=counters.num_images_seen,
+        target_reached=None if contract.target is None else counters.target_seconds is not None,
+        target_seconds=counters.target_seconds,
+        within_seconds=contract.within_seconds,
+        metrics=metrics,
+    )
+    write_json(folder.path / "result.json", result.to_dict())
+    return result

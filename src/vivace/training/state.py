@@ -1,0 +1,134 @@
+"""TrainState: all that changes while training. What it holds is what a checkpoint holds."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Counters", "Ema", "TrainState"]
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """Where the run stands."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    epoch: int = 0
+    """The epoch that is under way, from 0."""
+    batch: int = 0
+    """Batches of this epoch that are done: with `epoch`, the loader's whole position."""
+    num_images_seen: int = 0
+    progress: float = 0.0
+    """Share of the plan that is done, [0, 1]: where the schedule stands."""
+    seconds: float = 0.0
+    """Wall-clock seconds of the training loop, those before a resume included."""
+    total_seconds: float = 0.0
+    """Wall-clock seconds from process start, those before a resume included."""
+    lr_scale: float = 1.0
+    """Halved by every roll-back after a NaN."""
+    num_rollbacks: int = 0
+    loss_sum: float = 0.0
+    correct_sum: float = 0.0
+    count: int = 0
+    """Sums over this epoch's images so far, for the running averages."""
+    best_val_top1: float = -1.0
+    best_epoch: int = -1
+    target_seconds: float | None = None
+    """Seconds from process start at which the target was reached."""
+    finished: bool = False
+    head_only: bool = False
+    """Whether the body is frozen at present (fine-tuning)."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """A row per validation, as metrics.csv has it."""
+
+
+class Ema:
+    """Exponential moving average of a network's weights; buffers such as batch-norm statistics are copied.
+
+    The decay grows as (1 + t) / (10 + t) up to `decay`, so that the average does not remember the random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards `model`, in place."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        averaged = list(self.model.parameters())
+        current = [parameter.detach() for parameter in model.parameters()]
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """The network, its optimizer, the random generators and the counters."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    """Of the augmentation, on the training device."""
+    ema: Ema | None = None
+    scaler: torch.amp.GradScaler | None = None
+    counters: Counters = field(default_factory=Counters)
+
+    @property
+    def averaged_model(self) -> nn.Module:
+        """The network that is validated and bundled: the moving average where there is one."""
+        return self.ema.model if self.ema else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as a tree of plain values and tensors. The tensors are shared, not copied."""
+        cuda = [torch.cuda.get_rng_state(self.generator.device)] if self.generator.device.type == "cuda" else []
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": {"model": dict(self.ema.model.state_dict()), "num_updates": self.ema.num_updates}
+            if self.ema
+            else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "generator": self.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": cuda,
+            "counters": dataclasses.asdict(self.counters),
+        }
+
+    def load_state_dict(self, tree: dict[str, Any]) -> None:
+        """Take over a tree that `state_dict` gave; the next step is then bitwise the one that would have followed."""
+        self.model.load_state_dict(tree["model"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        if self.ema:
+            self.ema.model.load_state_dict(tree["ema"]["model"])
+            self.ema.num_updates = tree["ema"]["num_updates"]
+        if self.scaler:
+            self.scaler.load_state_dict(tree["scaler"])
+        self.generator.set_state(tree["generator"].cpu())
+        torch.set_rng_state(tree["torch_rng"].cpu())
+        for state in tree["cuda_rng"]:
+            torch.cuda.set_rng_state(state.cpu(), self.generator.device)
+        self.counters = Counters(**copy.deepcopy(tree["counters"]))
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of `state_dict` in memory, to roll back to."""
+        return {key: _copy(value) for key, value in self.state_dict().items()}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copy(item) for item in value)
+    return copy.deepcopy(value)

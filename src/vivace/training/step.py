@@ -1,0 +1,175 @@
+"""One optimizer step: augment, normalise, forward, backward, update, within the memory there is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vivace.data.augment import Augment
+from vivace.data.loader import Batch
+from vivace.errors import OutOfMemoryError
+from vivace.models.normalize import Normalize
+from vivace.training.state import TrainState
+
+__all__ = ["Setup", "StepResult", "Stepper", "autocast"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How the arithmetic is done on this machine: what a recipe leaves on "auto", resolved."""
+
+    precision: str = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    threads: int = 1
+    micro_batch_size: int | None = None
+    """Images per forward pass; None: the whole batch."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Sums over a batch, on the device: reading them waits for the device."""
+
+    loss_sum: Tensor
+    correct_sum: Tensor
+    finite: Tensor
+    """bool: neither the loss nor a gradient was NaN or infinite."""
+    num_images: int
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The context in which a forward pass runs at `precision`."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+class Stepper:
+    """Makes optimizer steps on a TrainState, which it changes in place."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        setup: Setup,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        normalize: Normalize,
+        augment: Augment,
+        device: torch.device,
+        clip_grad_norm: float | None = None,
+        on_message: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.state = state
+        self.setup = setup
+        self.micro_batch_size = setup.micro_batch_size
+        self._loss = loss
+        self._normalize = normalize
+        self._augment = augment
+        self._device = device
+        self._clip_grad_norm = clip_grad_norm
+        self._on_message = on_message
+        self._forward: Callable[[Tensor], Tensor] = state.model
+        if setup.compile:
+            self._forward = torch.compile(state.model)
+
+    def step(self, batch: Batch, epoch: int) -> StepResult:
+        """Train on one batch. Where memory runs out the micro-batch is halved and the batch done again.
+
+        Raises OutOfMemoryError if even the smallest micro-batch does not fit.
+        """
+        # drawn once, so that a second try after an out-of-memory sees the same images
+        images_BCHW, targets = self._augment(
+            batch.images_BCHW, batch.labels_B, batch.indices_B, epoch=epoch, generator=self.state.generator
+        )
+        while True:
+            try:
+                return self._try(images_BCHW, targets, batch.labels_B)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            # outside the handler: its traceback keeps the activations alive
+            self._halve(len(images_BCHW), reason)
+
+    def _try(self, images_BCHW: Tensor, targets: Tensor, labels_B: Tensor) -> StepResult:
+        state, num_images = self.state, len(images_BCHW)
+        optimizer, scaler = state.optimizer, state.scaler
+        optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=self._device)
+        correct_sum = torch.zeros((), device=self._device, dtype=torch.int64)
+        for chunk in _chunks(num_images, self.micro_batch_size):
+            with autocast(self._device, self.setup.precision):
+                logits_BK = self._forward(self._normalize(images_BCHW[chunk]))
+                loss = self._loss(logits_BK, targets[chunk])
+            share = len(logits_BK) / num_images
+            (scaler.scale(loss * share) if scaler else loss * share).backward()
+            loss_sum += loss.detach() * len(logits_BK)
+            correct_sum += (logits_BK.detach().argmax(1) == labels_B[chunk]).sum()
+        finite = self._update(loss_sum)
+        return StepResult(loss_sum, correct_sum, finite, num_images)
+
+    def _update(self, loss_sum: Tensor) -> Tensor:
+        state = self.state
+        scaler, optimizer = state.scaler, state.optimizer
+        if scaler:
+            scaler.unscale_(optimizer)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        finite = loss_sum.isfinite()
+        if not scaler:
+            # fp16 meets infinite gradients as a matter of course, and its scaler leaves such a step out
+            finite = finite & norm.isfinite()
+        if self._device.type == "cpu" and not finite:
+            return finite
+        if self._clip_grad_norm is not None:
+            torch._foreach_mul_(gradients, torch.clamp(self._clip_grad_norm / (norm + 1e-6), max=1.0))
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        if state.ema:
+            state.ema.update(state.model)
+        return finite
+
+    def _halve(self, num_images: int, reason: str) -> None:
+        current = min(self.micro_batch_size or num_images, num_images)
+        smallest = (
+            2
+            if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.state.model.modules())
+            else 1
+        )
+        if current // 2 < smallest:
+            raise OutOfMemoryError(
+                f"out of memory even with {current} images at a time ({reason}). Give a smaller --size or --model."
+            )
+        self.micro_batch_size = (current + 1) // 2
+        self.state.optimizer.zero_grad(set_to_none=True)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._on_message(
+            f"out of memory: {self.micro_batch_size} images at a time from here on; the batch stays {num_images}"
+        )
+
+
+def _chunks(num_images: int, size: int | None) -> list[slice]:
+    """Slices of at most `size` images; never a last one of a single image, which batch norm can't use."""
+    if size is None or size >= num_images:
+        return [slice(0, num_images)]
+    starts = list(range(0, num_images, size))
+    if num_images - starts[-1] == 1 and size > 1:
+        starts.pop()
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], num_images], strict=True)]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text

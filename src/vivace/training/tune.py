@@ -1,0 +1,185 @@
+"""A short measured trial that resolves what a recipe leaves on "auto"; nothing is switched on that did not pay here."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vivace.config import from_dict, to_dict
+from vivace.errors import ConfigError
+from vivace.files import canonical_json, write_json
+from vivace.hardware import num_cpus, supported_precisions
+from vivace.measure import compare, time_call
+from vivace.training.recipe import Recipe
+from vivace.training.step import Setup
+
+__all__ = ["Receipt", "Trial", "plain_setup", "receipt_path", "stored_receipt", "trial_batch_size", "tune"]
+
+# what a trial may cost, as a share of the run that it speeds up
+MAX_SHARE = 0.05
+# a compiler takes from half a minute to minutes: below this length of a run it is not even tried
+COMPILE_MIN_SECONDS = {"cpu": 1800.0, "cuda": 600.0}
+# ghost batches of this size and more do not hurt batch norm (arXiv:1705.08741)
+MIN_MICRO_BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One candidate against the best so far, timed in alternation."""
+
+    name: str
+    ratio: float
+    """Time of the best so far over time of the candidate: above 1, the candidate is faster."""
+    ratio_low: float
+    ratio_high: float
+    num_pairs: int
+    kept: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What was tried, what it gave, and the setup that won."""
+
+    setup: Setup
+    trials: tuple[Trial, ...] = ()
+    seconds: float = 0.0
+    """What the trial itself cost."""
+    source: Literal["measured", "cached", "off", "skipped"] = "measured"
+
+    def summary(self) -> str:
+        """One line for people."""
+        setup = self.setup
+        parts = [setup.precision, "channels_last" if setup.channels_last else "contiguous"]
+        parts += ["compiled" if setup.compile else "eager", f"{setup.threads} threads"]
+        if setup.micro_batch_size:
+            parts.append(f"micro-batches of {setup.micro_batch_size}")
+        gain = 1.0
+        for trial in self.trials:
+            gain *= trial.ratio if trial.kept else 1.0
+        how = f"{gain:.2f} × plain fp32 eager" if self.trials else "not measured"
+        return f"{', '.join(parts)} ({how}; {self.source}, {self.seconds:.1f} s)"
+
+
+def plain_setup(recipe: Recipe) -> Setup:
+    """The setup in which everything on "auto" is off: fp32, contiguous, eager, all processors."""
+    return Setup(
+        precision="fp32" if recipe.precision == "auto" else recipe.precision,
+        channels_last=recipe.channels_last is True,
+        compile=recipe.compile is True,
+        threads=num_cpus() if recipe.threads == "auto" else recipe.threads,
+        micro_batch_size=recipe.micro_batch_size,
+    )
+
+
+def trial_batch_size(recipe: Recipe) -> int:
+    """Images per timed step: a quarter of the batch tells the same ratio at a quarter of the cost."""
+    return min(recipe.batch_size, max(64, recipe.batch_size // 4))
+
+
+def receipt_path(cache_dir: Path, facts: dict[str, Any]) -> Path:
+    """Where the receipt for a machine, network and batch is kept; `facts` names them."""
+    return cache_dir / "tune" / (hashlib.sha256(canonical_json(facts)).hexdigest()[:20] + ".json")
+
+
+def stored_receipt(path: Path) -> Receipt | None:
+    """The receipt of an earlier run on this machine, or None; a damaged one counts as none."""
+    import json
+
+    try:
+        receipt = from_dict(Receipt, json.loads(path.read_text()))
+    except (OSError, ValueError, ConfigError):
+        return None
+    return dataclasses.replace(receipt, source="cached", seconds=0.0)
+
+
+def tune(
+    recipe: Recipe,
+    make_step: Callable[[Setup], Callable[[], object]],
+    *,
+    device: torch.device,
+    expected_steps: int,
+    path: Path | None = None,
+) -> Receipt:
+    """Time the candidates and return the fastest setup, with its receipt; the receipt is stored at `path`.
+
+    make_step(setup) gives a function that makes one training step of `trial_batch_size` images on a copy of the
+    network. A candidate is kept only if the whole interval of its ratio lies above 1.
+    """
+    started = time.perf_counter()
+    setup = plain_setup(recipe)
+    scale = recipe.batch_size / trial_batch_size(recipe)
+    best = make_step(setup)
+    time_call(best, device)
+    step_ms = time_call(best, device)
+    run_seconds = expected_steps * scale * step_ms / 1e3
+    # two pairs and a warm-up of the three usual candidates: below this the trial would not earn its own time
+    if 3 * 6 * step_ms / 1e3 > MAX_SHARE * 2 * run_seconds:
+        return Receipt(setup=setup, seconds=time.perf_counter() - started, source="skipped")
+    trials: list[Trial] = []
+    for name, changes in _candidates(recipe, setup, device, run_seconds):
+        candidate = dataclasses.replace(setup, **changes)
+        if candidate == setup:
+            continue
+        began = time.perf_counter()
+        try:
+            step = make_step(candidate)
+            time_call(step, device)
+        except Exception as error:
+            # a kernel that is missing or a compiler that fails costs this candidate, never the run
+            note = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            trials.append(
+                Trial(name=name, ratio=0.0, ratio_low=0.0, ratio_high=0.0, num_pairs=0, kept=False, note=note)
+            )
+            continue
+        cost = time.perf_counter() - began
+        result = compare(best, step, device, num_pairs=4 if step_ms < 200 else 3, num_warmup=1)
+        saved = run_seconds * (1 - 1 / max(result.ratio, 1e-9))
+        kept = result.faster and (not candidate.compile or saved > 2 * cost)
+        trials.append(
+            Trial(
+                name=name,
+                ratio=result.ratio,
+                ratio_low=result.ratio_low,
+                ratio_high=result.ratio_high,
+                num_pairs=len(result.baseline_ms),
+                kept=kept,
+                note=f"first step took {cost:.1f} s" if candidate.compile else "",
+            )
+        )
+        if kept:
+            setup, best = candidate, step
+            run_seconds /= result.ratio
+    receipt = Receipt(setup=setup, trials=tuple(trials), seconds=time.perf_counter() - started)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, to_dict(receipt))
+    return receipt
+
+
+def _candidates(
+    recipe: Recipe, plain: Setup, device: torch.device, run_seconds: float
+) -> list[tuple[str, dict[str, Any]]]:
+    candidates: list[tuple[str, dict[str, Any]]] = []
+    if recipe.precision == "auto":
+        low = [precision for precision in supported_precisions(device) if precision != "fp32"]
+        if low:
+            # bf16 before fp16: as fast, and it needs no loss scaling
+            candidates.append((low[0], {"precision": low[0]}))
+    if recipe.channels_last == "auto":
+        candidates.append(("channels_last", {"channels_last": True}))
+    if recipe.threads == "auto" and device.type == "cpu" and plain.threads >= 4:
+        candidates.append((f"{plain.threads // 2} threads", {"threads": plain.threads // 2}))
+    if recipe.micro_batch_size is None and trial_batch_size(recipe) >= 2 * MIN_MICRO_BATCH and device.type == "cpu":
+        half = trial_batch_size(recipe) // 2
+        candidates.append((f"micro-batches of {half}", {"micro_batch_size": half}))
+    if recipe.compile == "auto" and run_seconds > COMPILE_MIN_SECONDS.get(device.type, float("inf")):
+        candidates.append(("compile", {"compile": True}))
+    return candidates
