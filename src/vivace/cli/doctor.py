@@ -96,7 +96,7 @@ def measure_precisions(device: Any, *, num_pairs: int = 5) -> list[dict[str, Any
     def step_of(precision: str) -> Any:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         layer = torch.nn.Conv2d(channels, channels, 3, padding=1, device=device, dtype=dtype)
-        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layer.to(memory_format=torch.channels_last)
         images = torch.randn(batch, channels, side, side, device=device, dtype=dtype, requires_grad=True)
         images_BCHW = images.to(memory_format=torch.channels_last)
 

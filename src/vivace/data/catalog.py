@@ -7,7 +7,7 @@ import urllib.error
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class _Row:
 
     dataset: str
     splits: Mapping[str, Mapping[str, Any]]
-    channels: int = 3
+    channels: Literal[1, 3] = 3
     extra: str | None = None
     """Library that torchvision needs to read it."""
 

@@ -81,7 +81,7 @@ def decode_bytes(
             image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
             _check_header(image, name, max_pixels, check_extension)
             if draft_size is not None and image.format == "JPEG" and min(image.size) >= 4 * draft_size:
-                image.draft(None, (2 * draft_size, 2 * draft_size))  # type: ignore[arg-type]
+                image.draft(None, (2 * draft_size, 2 * draft_size))
             image.load()
     except ImageError:
         raise

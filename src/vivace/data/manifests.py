@@ -57,7 +57,7 @@ def open_manifest(path: Path, *, require_train: bool = True, inside_only: bool =
         )
     classes = tuple(sorted(labels))
     index = {name: number for number, name in enumerate(classes)}
-    splits = {}
+    splits: dict[str, Split] = {}
     for name in ("train", "val", "test"):
         if name in rows:
             items = sorted(rows[name])

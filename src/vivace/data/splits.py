@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class DataSource:
     splits: Mapping[str, Split]
     """train, and perhaps val and test."""
     root: Path | None = None
-    channels: int = 3
+    channels: Literal[1, 3] = 3
     """1 for a grey data set, 3 otherwise."""
     ignored: tuple[str, ...] = field(default=())
     """Files of no image format that were passed over."""

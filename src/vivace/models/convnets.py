@@ -40,10 +40,14 @@ class SimpleCNN(nn.Sequential):
 class Whitening(nn.Conv2d):
     """A frozen first convolution whose outputs are decorrelated, each with its negative (arXiv:2404.00498)."""
 
-    def __init__(self, in_channels: int, kernel_size: int) -> None:
-        patch = in_channels * kernel_size**2
-        super().__init__(in_channels, 2 * patch, kernel_size, padding=kernel_size // 2, bias=False)
+    def __init__(self, in_channels: int, kernel_size: int, stride: int, num_directions: int) -> None:
+        directions = min(num_directions, in_channels * kernel_size**2)
+        padding = (kernel_size - 1) // 2
+        # the learnt bias stands behind filters that are not learnt
+        super().__init__(in_channels, 2 * directions, kernel_size, stride=stride, padding=padding)
         self.weight.requires_grad_(False)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
 
     @torch.no_grad()
     def init_from_images(self, images_BCHW: Tensor, *, epsilon: float = 5e-4) -> None:
@@ -53,7 +57,8 @@ class Whitening(nn.Conv2d):
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, self.in_channels * side * side)
         patches = (patches - patches.mean(0)).double()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (vectors / torch.sqrt(values + epsilon)).T.flip(0).float()
+        # the directions of the largest variance first
+        filters = (vectors / torch.sqrt(values + epsilon)).T.flip(0)[: self.out_channels // 2].float()
         filters = filters.reshape(-1, self.in_channels, side, side)
         self.weight.copy_(torch.cat([filters, -filters]))
 
@@ -61,10 +66,11 @@ class Whitening(nn.Conv2d):
 class FastCNN(nn.Module):
     """A convnet for small images in the manner of airbench (arXiv:2404.00498), drawn for few operations.
 
-    A frozen whitening layer, then groups of convolutions, each with a pooling; batch norms without learnt scale, the
-    first filters of each convolution set to the identity, a linear head whose outputs are divided by a constant.
-    widths: channels of each group; depth: convolutions per group; pool_first: 2×2 max-pooling right behind the first
-    activation, which makes the first group four times cheaper.
+    A frozen whitening layer, then groups of convolutions, each halving the resolution; batch norms without learnt
+    scale, the first filters of each convolution set to the identity, a linear head whose outputs are divided by a
+    constant. widths: channels of each group; depth: convolutions per group; kernel_size, stride and num_directions:
+    of the whitening layer (two filters per direction: itself and its negative); downsample: "pool" (max-pooling behind
+    the first convolution of a group) or "stride" (that convolution takes every other pixel: four times cheaper).
     """
 
     def __init__(
@@ -77,22 +83,19 @@ class FastCNN(nn.Module):
         depth: int = 2,
         activation: str = "silu",
         kernel_size: int = 3,
-        pool_first: bool = False,
+        stride: int = 1,
+        num_directions: int = 24,
+        downsample: str = "pool",
         head_scale: float = 1 / 9,
     ) -> None:
         super().__init__()
         act = ACTIVATIONS[activation]
-        self.whiten = Whitening(in_channels, kernel_size)
+        self.whiten = Whitening(in_channels, kernel_size, stride, num_directions)
+        self.act = act()
         channels = self.whiten.out_channels
-        # learnt offsets behind the frozen filters
-        self.offset = nn.Parameter(torch.zeros(channels))
-        stem: list[nn.Module] = [act()]
-        if pool_first:
-            stem.append(nn.MaxPool2d(2))
-        self.stem = nn.Sequential(*stem)
         groups = []
         for width in widths:
-            groups.append(_group(channels, width, depth, act))
+            groups.append(_group(channels, width, depth, act, downsample))
             channels = width
         self.groups = nn.Sequential(*groups)
         self.pool = nn.AdaptiveMaxPool2d(1)
@@ -105,8 +108,7 @@ class FastCNN(nn.Module):
         self.whiten.init_from_images(images_BCHW)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        x = self.whiten(images_BCHW)
-        x = self.stem(x + self.offset.view(1, -1, 1, 1).to(x.dtype))
+        x = self.act(self.whiten(images_BCHW))
         x = self.pool(self.groups(x))
         logits: Tensor = self.head(x.flatten(1)) * self.head_scale
         return logits
@@ -119,8 +121,8 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
-def _dirac_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+def _dirac_conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
     with torch.no_grad():
         count = min(in_channels, out_channels)
         # pass the input through at the start: gradients reach the first layers at once
@@ -128,11 +130,12 @@ def _dirac_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
     return conv
 
 
-def _group(in_channels: int, width: int, depth: int, act: type[nn.Module]) -> nn.Sequential:
+def _group(in_channels: int, width: int, depth: int, act: type[nn.Module], downsample: str) -> nn.Sequential:
     layers: list[nn.Module] = []
+    strided = {"pool": 1, "stride": 2}[downsample]
     for index in range(depth):
-        layers.append(_dirac_conv(in_channels if index == 0 else width, width))
-        if index == 0:
+        layers.append(_dirac_conv(in_channels if index == 0 else width, width, strided if index == 0 else 1))
+        if index == 0 and downsample == "pool":
             # before norm and activation: a quarter of their work
             layers.append(nn.MaxPool2d(2))
         layers += [_norm(width), act()]
@@ -203,7 +206,9 @@ class _Residual(nn.Module):
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
         )
-        nn.init.zeros_(self.body[-1].weight)
+        last = self.body[-1]
+        assert isinstance(last, nn.BatchNorm2d)
+        nn.init.zeros_(last.weight)
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:

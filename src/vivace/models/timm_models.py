@@ -77,6 +77,7 @@ def _takes_image_size(name: str) -> bool:
 
     entry = timm.model_entrypoint(name)
     module = inspect.getmodule(entry)
+    assert module is not None
     classes = [value for _, value in inspect.getmembers(module, inspect.isclass) if value.__module__ == module.__name__]
     config = timm.get_pretrained_cfg(name)
     fixed = bool(config is not None and config.fixed_input_size)

@@ -82,8 +82,9 @@ def pretrained_stats(name: str) -> tuple[tuple[float, ...], tuple[float, ...], i
 
 def head_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters of the classifier."""
-    if hasattr(model, "get_classifier"):
-        heads = model.get_classifier()
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    if get_classifier is not None:
+        heads = get_classifier()
         heads = list(heads) if isinstance(heads, tuple | list) else [heads]
     else:
         heads = [getattr(model, "head", None) or _last_with_parameters(model)]
@@ -99,10 +100,11 @@ def _last_with_parameters(model: nn.Module) -> nn.Module:
 def layer_groups(model: nn.Module) -> list[list[str]]:
     """Names of all parameters in groups from the input to the head, for rates that differ from layer to layer."""
     names = [name for name, _ in model.named_parameters()]
-    if hasattr(model, "group_matcher"):
+    group_matcher: Any = getattr(model, "group_matcher", None)
+    if group_matcher is not None:
         from timm.models import group_parameters
 
-        by_name = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        by_name = group_parameters(model, group_matcher(coarse=False), reverse=True)
         groups: dict[int, list[str]] = {}
         for name in names:
             groups.setdefault(by_name[name], []).append(name)

@@ -88,7 +88,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _momentum(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

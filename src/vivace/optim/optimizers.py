@@ -57,7 +57,7 @@ def list_optimizers() -> list[str]:
 def _timm_optimizers() -> tuple[str, ...]:
     from timm.optim import list_optimizers as list_timm
 
-    return tuple(list_timm())
+    return tuple(str(name) for name in list_timm())
 
 
 def _options(config: OptimizerConfig, target: Callable[..., Any]) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class Session:
     def state(self, setup: Setup) -> TrainState:
         """A fresh TrainState around the network, in the setup's memory format."""
         if setup.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model.to(memory_format=torch.channels_last)
         return self._state_of(self.model, setup)
 
     def _state_of(self, model: nn.Module, setup: Setup) -> TrainState:
@@ -176,7 +176,7 @@ class Session:
         """A function that makes one training step on a copy of the network, for the measured trial."""
         model = copy.deepcopy(self.model).train()
         if setup.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         stepper = self.stepper(self._state_of(model, setup), setup)
         batch = next(iter(self.batches.epoch(0)))
         count = min(trial_batch_size(self.recipe), len(batch.labels_B))

@@ -66,7 +66,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, Path | None, list[str]]:
     """The newest sound checkpoint of a folder, its path, and a message for each damaged one that was passed over."""
-    damaged = []
+    damaged: list[str] = []
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             return load_checkpoint(path), path, damaged
@@ -89,7 +89,7 @@ def _digest(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
         hasher.update(name.encode())
         tensor = tensors[name]
         hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        hasher.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vivace.config import override, to_dict
 from vivace.data.cache import Cache, default_cache_dir, open_cache
@@ -185,7 +185,7 @@ def _open_cache(source: DataSource, recipe: Recipe, cache_dir: Path, num_workers
     data = recipe.data
     assert data.size is not None
     assert data.store_size is not None
-    channels = data.channels or 3
+    channels: Literal[1, 3] = data.channels or 3
     preprocess = Preprocess(
         size=data.size,
         store_size=data.store_size,

@@ -64,7 +64,7 @@ class Ema:
         """Move the average towards `model`, in place."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        averaged = list(self.model.parameters())
+        averaged: list[Tensor] = list(self.model.parameters())
         current = [parameter.detach() for parameter in model.parameters()]
         torch._foreach_lerp_(averaged, current, 1 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):

@@ -1,0 +1,123 @@
+"""Measure BUNDLE on labelled images: accuracy with intervals, loss, calibration, the confusion matrix, mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vivace.cli.common import print_json
+
+if TYPE_CHECKING:
+    from vivace.evaluation.evaluate import Evaluation
+
+# a confusion matrix of more classes does not fit a terminal
+MAX_CLASSES_PRINTED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `vivace evaluate`."""
+
+    bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
+    """A bundle's folder, or a run's."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """A data set's name, a folder, a manifest or an archive, as for `vivace train`."""
+    split: str | None = None
+    """train, val or test. Default: test if there is one, else val, else all."""
+    figures: Path | None = None
+    """Draw the confusion matrix and the worst mistakes into this folder."""
+    batch_size: int = 250
+    """Images per forward pass."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: that of the bundle's own metrics, where the device has it."""
+    on_bad_image: Literal["refuse", "skip"] = "refuse"
+    """What to do when images are corrupt or contradict each other."""
+    data_root: Path | None = None
+    """Where named data sets are downloaded to. Default: inside the cache."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    quiet: bool = False
+    """No progress display."""
+    json: bool = False
+    """Print the result as one JSON object on the last line."""
+
+
+def run(options: Options) -> None:
+    """Evaluate, draw, print."""
+    from vivace.evaluation.evaluate import evaluate
+    from vivace.training.display import counting_bar
+
+    progress, close = counting_bar("decoding", quiet=options.quiet)
+    try:
+        evaluation = evaluate(
+            options.bundle,
+            options.data,
+            split=options.split,
+            batch_size=options.batch_size,
+            device=options.device,
+            precision=options.precision,
+            data_root=options.data_root,
+            cache_dir=options.cache_dir,
+            on_bad_image=options.on_bad_image,
+            progress=progress,
+        )
+    finally:
+        close()
+    if options.figures is not None:
+        _draw(evaluation, options.figures)
+    if options.json:
+        print_json(evaluation.to_dict())
+        return
+    _print(evaluation)
+    if options.figures is not None:
+        print(f"\nfigures  {options.figures / 'confusion.png'}  {options.figures / 'mistakes.png'}")
+
+
+def _print(evaluation: Evaluation) -> None:
+    metrics, classes = evaluation.metrics, evaluation.classes
+    top = min(5, len(classes))
+    print(f"{evaluation.data}, split {evaluation.split}: {metrics.num_images:,} images, {evaluation.precision}")
+    print(f"top-1   {_share(metrics.top1, metrics.top1_low, metrics.top1_high)}")
+    print(f"top-{top}   {_share(metrics.top5, metrics.top5_low, metrics.top5_high)}")
+    print(f"loss    {metrics.nll:.4f}")
+    print(f"ECE     {metrics.ece:.4f}")
+    print(f"speed   {evaluation.images_per_second:,.0f} images/s")
+    width = max(5, *(len(name) for name in classes))
+    print(f"\n{'class':<{width}}  precision  recall      F1  images")
+    for row in metrics.per_class:
+        print(f"{row.name:<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.support:6,}")
+    if len(classes) <= MAX_CLASSES_PRINTED:
+        print("\nconfusion (rows: true, columns: predicted, in the order of the table)")
+        cell = max(len(f"{max(max(row) for row in metrics.confusion):,}"), 4) + 1
+        for name, counts in zip(classes, metrics.confusion, strict=True):
+            print(f"{name:<{width}} " + "".join(f"{count:>{cell},}" for count in counts))
+    if evaluation.mistakes:
+        print("\nthe most confident mistakes")
+        for mistake in evaluation.mistakes[:5]:
+            print(f"  {100 * mistake.probability:5.1f} %  {mistake.label} called {mistake.predicted}  {mistake.name}")
+
+
+def _share(value: float, low: float, high: float) -> str:
+    return f"{100 * value:.2f} %  [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _draw(evaluation: Evaluation, folder: Path) -> None:
+    from vivace.report.figures import confusion, mistakes
+
+    confusion(evaluation.metrics.confusion, evaluation.classes, folder / "confusion.png")
+    rows = [
+        {
+            "image": image,
+            "label": mistake.label,
+            "predicted": mistake.predicted,
+            "probability": mistake.probability,
+            "name": mistake.name,
+        }
+        for mistake, image in zip(evaluation.mistakes, evaluation.images_NHWC, strict=True)
+    ]
+    mistakes(rows, folder / "mistakes.png")

@@ -1,0 +1,123 @@
+"""Classify images with BUNDLE: files, folders, globs, or - for a list of paths on stdin."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from vivace.cli.common import print_json
+
+if TYPE_CHECKING:
+    from vivace.prediction import Predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `vivace predict`."""
+
+    bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
+    """A bundle's folder, or a run's."""
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATHS")]
+    """Files, folders, globs, or - for a list on stdin."""
+    topk: int = 5
+    """Classes per image."""
+    out: Path | None = None
+    """Write a row per image to this .csv, .jsonl or .parquet file."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: that of the bundle's own metrics, where the device has it."""
+    quiet: bool = False
+    """No progress display."""
+    json: bool = False
+    """Print the result as one JSON object on the last line."""
+
+
+def run(options: Options) -> None:
+    """Predict, write, print."""
+    from vivace.prediction import predict
+    from vivace.training.display import counting_bar
+
+    progress, close = counting_bar("predicting", quiet=options.quiet)
+    try:
+        result = predict(
+            options.bundle,
+            options.paths,
+            topk=options.topk,
+            batch_size=options.batch_size,
+            device=options.device,
+            precision=options.precision,
+            progress=progress,
+        )
+    finally:
+        close()
+    for failure in result.failures:
+        print(_printable(f"not classified: {failure.path} ({failure.problem}) {failure.message}"), file=sys.stderr)
+    if options.out is not None:
+        from vivace.report.tables import write_rows
+
+        write_rows(table(result), options.out)
+    if options.json:
+        print_json(to_json(result))
+        return
+    if options.out is None:
+        for row in result.rows:
+            ranked = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in row.topk)
+            print(_printable(f"{row.path}\t{ranked}"))
+    summary = f"{len(result.rows):,} images in {result.seconds:.2f} s, {result.images_per_second:,.0f} images/s"
+    if result.failures:
+        summary += f"; {len(result.failures):,} could not be classified"
+    if options.out is not None:
+        summary += f"; written to {options.out}"
+    print(summary, file=sys.stderr)
+
+
+def table(result: Predictions) -> list[dict[str, Any]]:
+    """A row per image: path, error, and label_1, probability_1, label_2 … ; failures have empty labels."""
+    count = max((len(row.topk) for row in result.rows), default=1)
+    rows = []
+    for row in result.rows:
+        cells: dict[str, Any] = {"path": row.path, "error": ""}
+        for rank, (name, probability) in enumerate(row.topk, start=1):
+            cells[f"label_{rank}"], cells[f"probability_{rank}"] = name, probability
+        rows.append(cells)
+    for failure in result.failures:
+        cells = {"path": failure.path, "error": failure.problem}
+        for rank in range(1, count + 1):
+            cells[f"label_{rank}"], cells[f"probability_{rank}"] = "", None
+        rows.append(cells)
+    return rows
+
+
+def to_json(result: Predictions) -> dict[str, Any]:
+    """Plain values."""
+    return {
+        "num_images": len(result.rows),
+        "num_failures": len(result.failures),
+        "images_per_second": result.images_per_second,
+        "seconds": result.seconds,
+        "predictions": [
+            {
+                "path": row.path,
+                "label": row.label,
+                "probability": row.probability,
+                "topk": [{"label": name, "probability": probability} for name, probability in row.topk],
+            }
+            for row in result.rows
+        ],
+        "failures": [
+            {"path": failure.path, "problem": failure.problem, "message": failure.message}
+            for failure in result.failures
+        ],
+    }
+
+
+def _printable(text: str) -> str:
+    """Text that any terminal takes: bytes of names that are no UTF-8 come out as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,171 @@
+"""vivace.evaluate: what a bundle is worth on labelled images."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.bundle import Bundle
+from vivace.config import to_dict
+from vivace.data.cache import CachedSplit, open_cache
+from vivace.data.sources import open_source
+from vivace.data.splits import DataSource
+from vivace.errors import DataError, nearest
+from vivace.metrics.summary import Metrics, evaluate_probs
+from vivace.prediction import Predictor
+
+__all__ = ["Evaluation", "Mistake", "evaluate"]
+
+NUM_MISTAKES = 36
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """An image that was classified wrongly."""
+
+    name: str
+    index: int
+    """Its position in the split."""
+    label: str
+    predicted: str
+    probability: float
+    """Of the predicted class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The metrics of a bundle on one split."""
+
+    data: str
+    split: str
+    metrics: Metrics
+    classes: tuple[str, ...]
+    mistakes: tuple[Mistake, ...]
+    """The most confident ones first."""
+    precision: str
+    seconds: float
+    """Classifying, without decoding."""
+    images_per_second: float
+    images_NHWC: np.ndarray
+    """The pixels of the mistakes, uint8, in their order."""
+
+    @property
+    def top1(self) -> float:
+        return self.metrics.top1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: the single figures on the first level."""
+        return {
+            **self.metrics.summary(),
+            "data": self.data,
+            "split": self.split,
+            "classes": list(self.classes),
+            "per_class": [to_dict(row) for row in self.metrics.per_class],
+            "confusion": [list(row) for row in self.metrics.confusion],
+            "mistakes": [to_dict(mistake) for mistake in self.mistakes],
+            "precision": self.precision,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+        }
+
+
+def evaluate(
+    bundle: Bundle | Predictor | str | Path,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    batch_size: int = 250,
+    device: str = "auto",
+    precision: str = "auto",
+    data_root: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    on_bad_image: str = "refuse",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Measure a bundle on a split of `data`: test if there is one, else val, else all of it.
+
+    data: as for `train`; its classes are matched to the bundle's by name. Raises DataError if they do not match, the
+    split is not there, or images are bad and on_bad_image is not "skip".
+    """
+    predictor = (
+        bundle
+        if isinstance(bundle, Predictor)
+        else Predictor(bundle, device=device, batch_size=batch_size, precision=precision)
+    )
+    classes = predictor.classes
+    cache_path = Path(cache_dir) if cache_dir else None
+    source = open_source(
+        data,
+        data_root=Path(data_root) if data_root else None,
+        cache_dir=cache_path,
+        require_train=False,
+        classes=classes,
+    )
+    chosen = _chosen(source, split)
+    only = dataclasses.replace(source, splits={chosen: source.splits[chosen]})
+    cache = open_cache(
+        only,
+        predictor.bundle.preprocess,
+        cache_dir=cache_path,
+        on_bad_image=on_bad_image,
+        require_train=False,
+        progress=progress,
+    )
+    cached = cache.splits[chosen]
+    if len(cached.labels_N) == 0:
+        raise DataError(f"the split {chosen} of {source.name} has no images. Choose another by --split.")
+    started = time.perf_counter()
+    view = predictor.bundle.preprocess.view
+    probs = np.concatenate(
+        [
+            predictor.probs(view(np.asarray(cached.images_NHWC[start : start + predictor.batch_size])))
+            for start in range(0, len(cached.labels_N), predictor.batch_size)
+        ]
+    )
+    seconds = time.perf_counter() - started
+    mistakes = _mistakes(probs, cached, classes)
+    return Evaluation(
+        data=source.name,
+        split=chosen,
+        metrics=evaluate_probs(probs, cached.labels_N, classes),
+        classes=classes,
+        mistakes=mistakes,
+        precision=predictor.precision,
+        seconds=seconds,
+        images_per_second=len(probs) / max(seconds, 1e-9),
+        images_NHWC=view(np.asarray(cached.images_NHWC[[mistake.index for mistake in mistakes]])),
+    )
+
+
+def _chosen(source: DataSource, split: str | None) -> str:
+    if split is None:
+        return next(name for name in ("test", "val", "train") if name in source.splits)
+    if split not in source.splits:
+        raise DataError(
+            f"there is no split {split!r} in {source.name}.{nearest(split, source.splits)} "
+            f"It has {', '.join(source.splits)}."
+        )
+    return split
+
+
+def _mistakes(probs_NK: np.ndarray, split: CachedSplit, classes: tuple[str, ...]) -> tuple[Mistake, ...]:
+    predicted = probs_NK.argmax(1)
+    wrong = np.flatnonzero(predicted != split.labels_N)
+    confidence = probs_NK[wrong, predicted[wrong]]
+    worst = wrong[np.argsort(-confidence, kind="stable")][:NUM_MISTAKES]
+    return tuple(
+        Mistake(
+            name=split.names[index],
+            index=int(index),
+            label=classes[split.labels_N[index]],
+            predicted=classes[predicted[index]],
+            probability=float(probs_NK[index, predicted[index]]),
+        )
+        for index in worst
+    )

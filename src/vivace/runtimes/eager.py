@@ -1,0 +1,35 @@
+"""PyTorch, eager: the plain network, with normalisation in front and softmax behind."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import torch
+
+from vivace.bundle import Bundle
+from vivace.models.normalize import Normalize
+from vivace.runtimes import Classifier
+
+__all__ = ["load"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
+    """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32, softmax in fp32."""
+    model = bundle.build_model().to(device)
+    normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
+
+    @torch.inference_mode()
+    def classify(images_NHWC: np.ndarray) -> np.ndarray:
+        images_BCHW = torch.from_numpy(np.ascontiguousarray(images_NHWC)).to(device).permute(0, 3, 1, 2)
+        context = (
+            contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+        )
+        with context:
+            logits_BK = model(normalize(images_BCHW))
+        probs: np.ndarray = logits_BK.float().softmax(1).cpu().numpy()
+        return probs
+
+    return classify
