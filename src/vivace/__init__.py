@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from vivace.evaluation.evaluate import Evaluation, evaluate
     from vivace.prediction import Predictions, Predictor, predict
     from vivace.training.recipe import Recipe
-    from vivace.training.run import TrainResult, train
+    from vivace.training.result import TrainResult
+    from vivace.training.run import train
 
 __version__ = "0.1.0"
 
@@ -47,7 +48,7 @@ _HOMES = {
     "Predictions": ("vivace.prediction", "Predictions"),
     "Predictor": ("vivace.prediction", "Predictor"),
     "Recipe": ("vivace.training.recipe", "Recipe"),
-    "TrainResult": ("vivace.training.run", "TrainResult"),
+    "TrainResult": ("vivace.training.result", "TrainResult"),
     "evaluate": ("vivace.evaluation.evaluate", "evaluate"),
     "export_state_dict": ("vivace.bundle", "export_state_dict"),
     "load": ("vivace.bundle", "load_bundle"),

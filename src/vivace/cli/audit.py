@@ -31,7 +31,8 @@ class Options:
 
 def run(options: Options) -> None:
     """Audit and print the findings, the gravest first."""
-    from vivace.data.cache import audit_source, default_cache_dir
+    from vivace.data.cache import audit_source
+    from vivace.data.cachedir import default_cache_dir
     from vivace.data.preprocess import Preprocess
     from vivace.data.sources import open_source
     from vivace.training.display import counting_bar

@@ -22,7 +22,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Remove what was asked for, then list what is there."""
-    from vivace.data.cache import default_cache_dir, list_caches, remove_cache
+    from vivace.data.cachedir import default_cache_dir, list_caches, remove_cache
     from vivace.errors import DataError, nearest
 
     cache_dir = options.cache_dir or default_cache_dir()

@@ -54,7 +54,7 @@ def examine(options: Options) -> dict[str, Any]:
     """All findings as plain values."""
     import shutil
 
-    from vivace.data.cache import default_cache_dir
+    from vivace.data.cachedir import default_cache_dir
     from vivace.hardware import LIBRARIES, describe, device_name, select_device
 
     device = select_device(options.device)

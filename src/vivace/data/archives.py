@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from vivace.data.cachedir import default_cache_dir
 from vivace.data.folders import open_folder
 from vivace.data.manifests import is_manifest, open_manifest
 from vivace.data.splits import DataSource
@@ -47,8 +48,6 @@ def is_archive(path: Path) -> bool:
 
 def open_archive(path: Path, cache_dir: Path | None, *, require_train: bool = True) -> DataSource:
     """The data source in an archive, unpacked into the cache once. Raises ArchiveError or DataError."""
-    from vivace.data.cache import default_cache_dir
-
     path = path.resolve()
     facts = path.stat()
     key = hashlib.sha256(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape")).hexdigest()

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +24,16 @@ import numpy as np
 from PIL import Image
 
 from vivace.data.audit import Audit, audit_images
+from vivace.data.cachedir import INDEX, default_cache_dir
 from vivace.data.preprocess import Preprocess
 from vivace.data.splits import DataSource, Split, check_source
 from vivace.data.workers import Decoded, decode_files
 from vivace.errors import CacheMismatch, ConfigError, DataError
 from vivace.files import atomic_folder, canonical_json
 
-__all__ = ["Cache", "CachedSplit", "audit_source", "default_cache_dir", "open_cache"]
+__all__ = ["Cache", "CachedSplit", "audit_source", "open_cache"]
 
 SCHEMA_VERSION = 1
-INDEX = "cache.json"
 
 
 @dataclass(frozen=True)
@@ -71,25 +70,6 @@ class Cache:
                 f"the images of {self.source.name} have changed since they were cached ({self.folder}). "
                 "Start again: they are then read anew."
             )
-
-
-def default_cache_dir() -> Path:
-    """$VIVACE_CACHE, else $XDG_CACHE_HOME/vivace, else ~/.cache/vivace; a temporary one where none can be written."""
-    candidates = [os.environ.get("VIVACE_CACHE")]
-    if os.environ.get("XDG_CACHE_HOME"):
-        candidates.append(os.path.join(os.environ["XDG_CACHE_HOME"], "vivace"))  # noqa: PTH118
-    if os.environ.get("HOME"):
-        candidates.append(os.path.join(os.environ["HOME"], ".cache", "vivace"))  # noqa: PTH118
-    for candidate in candidates:
-        if candidate:
-            try:
-                path = Path(candidate)
-                path.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=path):
-                    return path
-            except OSError:
-                continue
-    return Path(tempfile.gettempdir()) / f"vivace-{os.getuid()}"
 
 
 def open_cache(
@@ -324,30 +304,3 @@ def _enforce(audit: Audit, source: DataSource, on_bad_image: str, allow_leaks: b
             f"{len(audit.quarantined)} images of {source.name} can't be used: {bad[0].message} "
             "Mend them, or go on without them by --on-bad-image skip. 'vivace audit' lists all."
         )
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """One cache on disk."""
-
-    name: str
-    num_images: int
-    num_bytes: int
-
-
-def list_caches(cache_dir: Path) -> list[CacheEntry]:
-    """The caches of decoded images in a cache folder, by name."""
-    entries = []
-    for index in sorted((cache_dir / "images").glob(f"*/{INDEX}")):
-        try:
-            names = json.loads(index.read_bytes())["names"]
-        except (OSError, ValueError, KeyError):
-            names = {}
-        num_bytes = sum(path.stat().st_size for path in index.parent.iterdir())
-        entries.append(CacheEntry(index.parent.name, sum(map(len, names.values())), num_bytes))
-    return entries
-
-
-def remove_cache(cache_dir: Path, name: str) -> None:
-    """Remove one cache by its name."""
-    shutil.rmtree(cache_dir / "images" / name)

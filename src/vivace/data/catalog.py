@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vivace.data.cachedir import default_cache_dir
 from vivace.data.splits import DataSource, Split
 from vivace.errors import DownloadError, MissingExtra
 
@@ -65,8 +66,6 @@ def open_named(name: str, data_root: Path | None = None, cache_dir: Path | None 
     """
     if name == "digits":
         return _digits()
-    from vivace.data.cache import default_cache_dir
-
     root = (data_root or (cache_dir or default_cache_dir()) / "downloads") / name
     return _from_torchvision(name, _TORCHVISION[name], root)
 

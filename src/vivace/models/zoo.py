@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from vivace.models.weights import load_weights
 
 __all__ = [
     "ZOO",
+    "complete_arguments",
     "create_model",
     "head_parameters",
     "layer_groups",
@@ -67,6 +69,16 @@ def create_model(
         return ZOO[name](num_classes, in_channels=in_channels, size=size, **arguments)
     except (TypeError, ValueError, KeyError) as error:
         raise ModelError(f"{name} can't be built: {error}. Mend model.arguments or --size.") from None
+
+
+def complete_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` with our own networks' defaults filled in, so that a later change of a default harms no bundle."""
+    if name not in ZOO:
+        return dict(arguments)
+    parameters = inspect.signature(ZOO[name]).parameters
+    fixed = ("num_classes", "in_channels", "size")
+    defaults = {key: parameter.default for key, parameter in parameters.items() if key not in fixed}
+    return {**{key: list(v) if isinstance(v, tuple) else v for key, v in defaults.items()}, **arguments}
 
 
 def list_models(pattern: str = "*") -> list[str]:

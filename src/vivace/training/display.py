@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vivace.training.state import Counters
+if TYPE_CHECKING:
+    from vivace.training.state import Counters
 
 __all__ = ["LiveDisplay", "Reporters", "counting_bar"]
 

@@ -6,12 +6,12 @@ import dataclasses
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vivace.config import override, to_dict
-from vivace.data.cache import Cache, default_cache_dir, open_cache
+from vivace.config import override
+from vivace.data.cache import Cache, open_cache
+from vivace.data.cachedir import default_cache_dir
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
@@ -21,36 +21,10 @@ from vivace.training.display import LiveDisplay, counting_bar
 from vivace.training.facts import measure_facts
 from vivace.training.recipe import Recipe
 from vivace.training.recipes import resolve_recipe
+from vivace.training.result import TrainResult
 from vivace.training.runfolder import RunFolder, check_same_recipe, new_run_path, newest_run
 
 __all__ = ["TrainResult", "parse_duration", "train"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a run gave. Accuracies are fractions from 0 to 1."""
-
-    bundle: Path
-    run: Path
-    val_top1: float
-    test_top1: float | None
-    """None without a test split."""
-    epochs: float
-    train_seconds: float
-    """The loop: steps, validations and checkpoints."""
-    total_seconds: float
-    """Process start to saved bundle."""
-    num_images_seen: int
-    target_reached: bool | None = None
-    """None without a target."""
-    target_seconds: float | None = None
-    """Process start to the validation that reached the target."""
-    within_seconds: float | None = None
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return to_dict(self)
 
 
 def parse_duration(text: str | float) -> float:

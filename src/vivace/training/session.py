@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,21 +18,20 @@ from vivace.errors import CheckpointError
 from vivace.files import write_json
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
 from vivace.metrics.summary import evaluate_probs
+from vivace.models.zoo import complete_arguments
 from vivace.training.build import Session, TrainingData, prepare_data
 from vivace.training.checkpoints import load_newest
 from vivace.training.display import LiveDisplay, Reporters
 from vivace.training.engine import Engine
 from vivace.training.plan import Plan
 from vivace.training.recipe import Recipe
+from vivace.training.result import TrainResult
 from vivace.training.runfolder import RunFolder, check_same_data
 from vivace.training.state import Counters, TrainState
 from vivace.training.step import Setup
 from vivace.training.tracking import Tracker
 from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt, trial_batch_size
 from vivace.training.tune import tune as run_trial
-
-if TYPE_CHECKING:
-    from vivace.training.run import TrainResult
 
 __all__ = ["Contract", "run_training"]
 
@@ -219,8 +218,6 @@ def _finish(
     facts: dict[str, Any],
     contract: Contract,
 ) -> TrainResult:
-    from vivace.training.run import TrainResult
-
     data, recipe, counters = session.data, session.recipe, engine.counters
     model = engine.state.averaged_model
     metrics: dict[str, Any] = {}
@@ -234,7 +231,7 @@ def _finish(
             num_classes=session.num_classes,
             in_channels=data.preprocess.channels,
             size=data.preprocess.size,
-            arguments=dict(recipe.model.arguments),
+            arguments=complete_arguments(recipe.model.name, recipe.model.arguments),
         ),
         classes=tuple(data.cache.classes),
         preprocess=data.preprocess,

@@ -1,0 +1,39 @@
+"""TrainResult: what a run gave (no torch here)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vivace.config import to_dict
+
+__all__ = ["TrainResult"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run gave. Accuracies are fractions from 0 to 1."""
+
+    bundle: Path
+    run: Path
+    val_top1: float
+    test_top1: float | None
+    """None without a test split."""
+    epochs: float
+    train_seconds: float
+    """The loop: steps, validations and checkpoints."""
+    total_seconds: float
+    """Process start to saved bundle."""
+    num_images_seen: int
+    target_reached: bool | None = None
+    """None without a target."""
+    target_seconds: float | None = None
+    """Process start to the validation that reached the target."""
+    within_seconds: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return to_dict(self)

@@ -1,0 +1,136 @@
+"""The rules of the house: who may import whom, what stays free of torch, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "src" / "vivace"
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in ROOT.rglob("*.py")
+)
+LAYER_0 = {"errors", "config", "files", "hardware", "measure"}
+BASE = LAYER_0 | {"bundle"}
+# room → rooms that it may import, beside itself; a dotted entry opens one module of a room
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "files": {"errors"},
+    "hardware": {"errors"},
+    "measure": {"errors"},
+    "data": LAYER_0,
+    "models": LAYER_0,
+    "optim": LAYER_0,
+    "metrics": LAYER_0,
+    "bundle": LAYER_0 | {"models", "data.preprocess"},
+    "training": LAYER_0 | {"data", "models", "optim", "metrics", "bundle"},
+    "runtimes": BASE | {"models", "data.preprocess"},
+    "prediction": BASE | {"runtimes", "data.preprocess", "data.decode"},
+    "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction"},
+    "report": {"errors", "files"},
+}
+# decoding starts and help appears before torch is there
+TORCH_FREE = [
+    "vivace",
+    "vivace.cli",
+    "vivace.cli.common",
+    *(f"vivace.cli.{verb}" for verb in ("train", "evaluate", "predict", "export", "audit", "doctor", "cache")),
+    "vivace.config",
+    "vivace.files",
+    "vivace.hardware",
+    "vivace.measure",
+    "vivace.data.cache",
+    "vivace.data.sources",
+    "vivace.data.workers",
+    "vivace.training.facts",
+    "vivace.training.recipes",
+    "vivace.training.run",
+    "vivace.report.figures",
+]
+
+
+def imports_of(module: str) -> set[str]:
+    """Every module of vivace that `module` imports, at its top or inside a function; not for type checking alone."""
+    path = ROOT.parent / Path(*module.split("."))
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vivace"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else str(node.module))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("vivace")}
+    return found - {module}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) in ALLOWED])
+def test_a_room_imports_only_what_lies_below_it(module: str) -> None:
+    room = room_of(module)
+    for imported in imports_of(module):
+        inside = imported.removeprefix("vivace.")
+        # a module without a dot is a room's whole package, and its parts
+        ok = room_of(imported) == room or any(inside == name or inside.startswith(name + ".") for name in ALLOWED[room])
+        assert ok, f"{module} imports {imported}, which its room may not"
+
+
+def test_every_room_has_a_rule() -> None:
+    free = {"", "cli", "__main__"}
+    assert {room_of(module) for module in MODULES} - free == set(ALLOWED)
+
+
+def test_there_are_no_import_cycles() -> None:
+    graph = {module: imports_of(module) & set(MODULES) for module in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " → ".join([*trail[trail.index(module) :], module])
+        if module not in done:
+            for imported in graph[module]:
+                visit(imported, (*trail, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_what_must_be_quick_does_not_import_torch() -> None:
+    code = f"import sys; [__import__(name) for name in {TORCH_FREE!r}]; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_outgrows_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 330
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_all_names_what_is_there(module: str) -> None:
+    if module.endswith("__main__"):
+        return
+    loaded = importlib.import_module(module)
+    for name in getattr(loaded, "__all__", ()):
+        assert hasattr(loaded, name), f"{module}.__all__ names {name}, which is not there"
+
+
+def test_the_package_never_trusts_a_pickle() -> None:
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        assert "weights_only=False" not in text, path
+        assert "pickle.load" not in text, path
+        for call in (line for line in text.splitlines() if "torch.load(" in line and "`" not in line):
+            assert "weights_only=True" in call or '"""' in call or "accept" in call, f"{path}: {call}"

@@ -1,0 +1,111 @@
+"""Configuration: to YAML and back, strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vivace.config import from_dict, from_yaml, override, to_dict, to_yaml
+from vivace.errors import ConfigError, nearest
+from vivace.training.recipe import Recipe
+from vivace.training.recipes import RECIPES, DataFacts
+
+FACTS = [
+    DataFacts(num_images=50_000, num_classes=10, channels=3, side=32),
+    DataFacts(num_images=1_400, num_classes=10, channels=1, side=8),
+    DataFacts(num_images=3_000, num_classes=5, channels=3, side=190),
+]
+
+
+@pytest.mark.parametrize("facts", FACTS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_yaml(name: str, facts: DataFacts) -> None:
+    recipe = RECIPES[name](facts)
+    assert from_yaml(Recipe, to_yaml(recipe)) == recipe
+    assert recipe.name == name
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        ({"precison": "bf16"}, "unknown key 'precison'. Did you mean 'precision'?"),
+        ({"optimizer.lrr": "1"}, "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
+        ({"optimiser.lr": "1"}, "unknown key 'optimiser'. Did you mean 'optimizer'"),
+        ({"epochs": "2.5"}, "epochs has the wrong type: got 2.5. Give a whole number."),
+        ({"optimizer.lr": "fast"}, "optimizer.lr has the wrong type: got 'fast'. Give a number."),
+        ({"deterministic": "1"}, "deterministic has the wrong type: got 1. Give true or false."),
+        ({"optimizer.lr": "-0.1"}, "optimizer.lr is out of range: got -0.1. Give a value in (0, inf)."),
+        ({"data.val_fraction": "0.7"}, "data.val_fraction is out of range: got 0.7. Give a value in (0, 0.5]."),
+        ({"schedule.name": "cosin"}, "schedule.name is unknown: got 'cosin'. Did you mean 'cosine'"),
+        ({"batch_size": "1"}, "batch_size is out of range: got 1."),
+        ({"augment.random_resized_crop": "[0.5]"}, "augment.random_resized_crop has the wrong type"),
+        ({"head_epochs": "1"}, "head_epochs needs a network that has learnt something"),
+        ({"model.name": "!!python/object/apply:os.system ['true']"}, "Object tags are refused"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_mend(assignments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        override(Recipe(), assignments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_classes_are_not_balanced_twice() -> None:
+    with pytest.raises(ConfigError, match="balanced twice"):
+        override(Recipe(), {"data.balanced_sampling": "true", "loss.class_weights": "balanced"})
+
+
+def test_values_keep_their_types() -> None:
+    recipe = override(
+        Recipe(),
+        {
+            "optimizer.lr": "1e-3",
+            "channels_last": "true",
+            "compile": "auto",
+            "threads": 2,
+            "augment.random_resized_crop": "[0.25, 1]",
+            "model.arguments.widths": "[8, 16]",
+            "ema_decay": "null",
+        },
+    )
+    assert recipe.optimizer.lr == 0.001
+    assert recipe.channels_last is True
+    assert recipe.compile == "auto"
+    assert recipe.threads == 2
+    assert recipe.augment.random_resized_crop == (0.25, 1.0)
+    assert recipe.model.arguments == {"widths": [8, 16]}
+    assert recipe.ema_decay is None
+
+
+def test_a_yaml_file_with_an_object_tag_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: !!python/name:os.system\n")
+    with pytest.raises(ConfigError, match="Object tags are refused"):
+        from_yaml(Recipe, path)
+
+
+def test_a_missing_yaml_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"can't be read: .*none\.yaml"):
+        from_yaml(Recipe, tmp_path / "none.yaml")
+
+
+def test_dicts_hold_plain_values_only() -> None:
+    def plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(key, str) and plain(item) for key, item in value.items())
+        if isinstance(value, list):
+            return all(map(plain, value))
+        return value is None or isinstance(value, bool | int | float | str)
+
+    values = to_dict(Recipe())
+    assert plain(values)
+    assert from_dict(Recipe, values) == Recipe()
+    assert dataclasses.replace(Recipe(), epochs=3) != Recipe()
+
+
+def test_nearest_names_what_is_near_and_nothing_else() -> None:
+    assert nearest("resnet8", ["resnet18", "vit"]) == " Did you mean 'resnet18'?"
+    assert nearest("zzz", ["resnet18", "vit"]) == ""
