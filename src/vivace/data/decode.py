@@ -24,6 +24,8 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
+# multi-picture JPEGs come out of the JPEG plugin, and have none of their own
+OPENED = tuple(name for name in FORMATS if name != "MPO")
 EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
 REFUSED_EXTENSIONS = frozenset(
     (".eps", ".ps", ".pdf", ".fits", ".fit", ".svg", ".wmf", ".emf", ".psd", ".hdf5", ".h5", ".dcm", ".raw", ".dng")
@@ -78,7 +80,7 @@ def decode_bytes(
         with warnings.catch_warnings():
             # Pillow warns of large images and odd metadata; the cap below and the decoder decide
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+            image = Image.open(io.BytesIO(data), formats=OPENED)
             _check_header(image, name, max_pixels, check_extension)
             if draft_size is not None and image.format == "JPEG" and min(image.size) >= 4 * draft_size:
                 image.draft(None, (2 * draft_size, 2 * draft_size))

@@ -7,6 +7,7 @@ that loses its parent (its stdin ends) leaves at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -121,8 +122,9 @@ def _run_processes(
         todo.put(block)
     done: Queue[tuple[int, list[str], list[list[Any]]] | BaseException] = Queue()
     children = [_start_child(preprocess, pixels) for _ in range(min(num_workers, len(blocks)))]
-    for child in children:
-        threading.Thread(target=_serve, args=(child, todo, done), daemon=True).start()
+    servers = [threading.Thread(target=_serve, args=(child, todo, done), daemon=True) for child in children]
+    for server in servers:
+        server.start()
     try:
         for _ in blocks:
             answer = done.get()
@@ -135,6 +137,13 @@ def _run_processes(
         for child in children:
             child.kill()
             child.wait()
+        for server in servers:
+            server.join()
+        for child in children:
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
 
 
 def _start_child(preprocess: Preprocess, pixels: Path) -> subprocess.Popen[str]:
