@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vivace.data.decode import EXTENSIONS, REFUSED_EXTENSIONS
 from vivace.data.splits import DataSource, Split
 from vivace.errors import DataError
 
-__all__ = ["SPLIT_NAMES", "open_folder"]
+__all__ = ["SPLIT_NAMES", "check_same_classes", "open_folder"]
 
 SPLIT_NAMES = {
     "train": "train",
@@ -37,30 +38,56 @@ class _Listing:
 def open_folder(root: Path, *, require_train: bool = True) -> DataSource:
     """The data source of a folder. Raises DataError for what faults a folder can have."""
     root = root.resolve()
-    folders = _subfolders(root)
-    splits = {SPLIT_NAMES[name.lower()]: path for name, path in folders.items() if name.lower() in SPLIT_NAMES}
-    if "train" in splits or (splits and not require_train and len(splits) == len(folders)):
+    folders = _subfolders(root, root)
+    splits = _split_folders(root, folders)
+    if splits and require_train and "train" not in splits:
+        raise DataError(
+            f"there is no train folder in {root}, only {', '.join(sorted(folders))}. "
+            "Put the training images into train/."
+        )
+    if splits:
         return _open_splits(root, splits)
-    if not folders:
-        raise DataError(f"there are no class folders in {root}. Put the images into one folder per class.")
     name = "train" if require_train else "test"
     classes, split, ignored = _read_split(root, root, name)
     return DataSource(name=root.name, classes=classes, splits={name: split}, root=root, ignored=ignored)
 
 
-def _open_splits(root: Path, folders: dict[str, str]) -> DataSource:
-    found = {name: _read_split(root, Path(folders[name]), name) for name in ("train", "val", "test") if name in folders}
-    first = next(iter(found))
-    classes = found[first][0]
-    for name, (others, _, _) in found.items():
-        if others != classes:
-            missing = sorted(set(classes) - set(others))
-            extra = sorted(set(others) - set(classes))
+def _split_folders(root: Path, folders: Mapping[str, str]) -> dict[str, str]:
+    """Split → folder; empty where the folders are classes.
+
+    A class may be called "train", as in a data set of vehicles: beside classes it is a split only if it has subfolders.
+    """
+    splits: dict[str, str] = {}
+    for name, path in folders.items():
+        split = SPLIT_NAMES.get(name.lower())
+        if split in splits:
+            twin = os.path.basename(splits[split])  # noqa: PTH119
+            raise DataError(f"two folders are the split {split}: {twin!r} and {name!r} in {root}. Merge them.")
+        if split is not None:
+            splits[split] = path
+    if len(splits) < len(folders) and not ("train" in splits and _subfolders(Path(splits["train"]), root)):
+        return {}
+    return splits
+
+
+def check_same_classes(classes: Mapping[str, Iterable[str]], where: Path) -> None:
+    """Raise DataError unless every split has the classes of the first."""
+    first, *others = classes
+    for name in others:
+        missing = sorted(set(classes[first]) - set(classes[name]))
+        extra = sorted(set(classes[name]) - set(classes[first]))
+        if missing or extra:
             parts = [f"{name} lacks {', '.join(missing)}"] if missing else []
             parts += [f"only {name} has {', '.join(extra)}"] if extra else []
             raise DataError(
-                f"{first} and {name} have different classes in {root}: {'; '.join(parts)}. Make them the same."
+                f"{first} and {name} have different classes in {where}: {'; '.join(parts)}. Make them the same."
             )
+
+
+def _open_splits(root: Path, folders: dict[str, str]) -> DataSource:
+    found = {name: _read_split(root, Path(folders[name]), name) for name in ("train", "val", "test") if name in folders}
+    check_same_classes({name: classes for name, (classes, _, _) in found.items()}, root)
+    classes = next(iter(found.values()))[0]
     ignored = tuple(path for _, _, ignored in found.values() for path in ignored)
     return DataSource(
         name=root.name,
@@ -74,7 +101,8 @@ def _open_splits(root: Path, folders: dict[str, str]) -> DataSource:
 def _read_split(root: Path, folder: Path, name: str) -> tuple[tuple[str, ...], Split, tuple[str, ...]]:
     """(classes, split, ignored files) of a folder of class folders."""
     by_class: dict[str, str] = {}
-    for raw, path in _subfolders(folder).items():
+    ignored: list[str] = []
+    for raw, path in _subfolders(folder, root, ignored).items():
         # the same name may be spelled in composed or decomposed characters: one class all the same
         label = unicodedata.normalize("NFC", raw)
         if label in by_class:
@@ -88,7 +116,6 @@ def _read_split(root: Path, folder: Path, name: str) -> tuple[tuple[str, ...], S
     prefix = len(os.fspath(root)) + 1
     paths: list[str] = []
     labels: list[int] = []
-    ignored: list[str] = []
     for index, label in enumerate(classes):
         listing = _Listing()
         _walk(by_class[label], os.fspath(root), listing, (os.path.realpath(by_class[label]),))
@@ -107,16 +134,18 @@ def _read_split(root: Path, folder: Path, name: str) -> tuple[tuple[str, ...], S
     return classes, split, tuple(path[prefix:] for path in ignored)
 
 
-def _subfolders(folder: Path) -> dict[str, str]:
-    """Visible subfolders by name, sorted; a link that leaves the folder or loops is refused."""
+def _subfolders(folder: Path, root: Path, loose: list[str] | None = None) -> dict[str, str]:
+    """Visible subfolders by name, sorted; files beside them are added to `loose`; a link out of the root is refused."""
     found = {}
     for entry in _scan(os.fspath(folder)):
         if entry.name.startswith((".", "__MACOSX")):
             continue
         if entry.is_symlink():
-            _check_link(entry.path, os.fspath(folder), ())
+            _check_link(entry.path, os.fspath(root), ())
         if entry.is_dir():
             found[entry.name] = entry.path
+        elif loose is not None:
+            loose.append(entry.path)
     return dict(sorted(found.items()))
 
 
@@ -131,6 +160,12 @@ def _walk(folder: str, root: str, listing: _Listing, parents: tuple[str, ...]) -
             continue
         extension = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
         if extension in EXTENSIONS:
+            # reading a pipe would wait for ever
+            if not entry.is_file():
+                raise DataError(f"not a plain file: {entry.path}, a pipe, socket or device. Remove it.")
+            # 1 µs a file; effective rights are those that reading will have
+            if not os.access(entry.path, os.R_OK, effective_ids=True):
+                raise DataError(f"the file can't be read: {entry.path}. Check its rights.")
             listing.files.append(entry.path)
         elif extension in REFUSED_EXTENSIONS:
             raise DataError(f"the format is not allowed: {entry.path}. Convert it to JPEG or PNG, or remove it.")

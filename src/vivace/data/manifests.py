@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from vivace.data.folders import SPLIT_NAMES
+from vivace.data.decode import REFUSED_EXTENSIONS
+from vivace.data.folders import SPLIT_NAMES, check_same_classes
 from vivace.data.splits import DataSource, Split
 from vivace.errors import DataError, MissingExtra, nearest
 
@@ -34,6 +35,7 @@ def open_manifest(path: Path, *, require_train: bool = True, inside_only: bool =
     root = path.parent.resolve()
     rows: dict[str, list[tuple[str, str]]] = {}
     labels: set[str] = set()
+    seen: dict[str, int] = {}
     default = "train" if require_train else "test"
     for line, row in _rows(path):
         label, file_name = _cell(row, "label", path, line), _cell(row, "file_name", path, line)
@@ -44,8 +46,9 @@ def open_manifest(path: Path, *, require_train: bool = True, inside_only: bool =
             raise DataError(
                 f"{path}, line {line}: the file lies outside the manifest's folder: {file_name!r}. Move it in."
             )
-        if not os.path.isfile(file):  # noqa: PTH113
-            raise DataError(f"{path}, line {line}: there is no such file: {file_name!r}. Mend the name or the line.")
+        _check_file(file, f"{path}, line {line}", file_name)
+        if (before := seen.setdefault(file, line)) != line:
+            raise DataError(f"{path}, line {line}: {file_name!r} stands in line {before} already. Remove one of them.")
         label = unicodedata.normalize("NFC", label)
         labels.add(label)
         rows.setdefault(split, []).append((file, label))
@@ -68,7 +71,10 @@ def open_manifest(path: Path, *, require_train: bool = True, inside_only: bool =
                 labels=np.asarray([index[label] for _, label in items], dtype=np.int64),
                 paths=files,
             )
-    _check_classes(splits, classes, path)
+    if require_train:
+        check_same_classes(
+            {name: {classes[i] for i in set(split.labels.tolist())} for name, split in splits.items()}, path
+        )
     return DataSource(name=path.stem, classes=classes, splits=splits, root=root)
 
 
@@ -77,19 +83,20 @@ def _short(file: str, root: Path) -> str:
     return file[len(prefix) :] if file.startswith(prefix) else file
 
 
-def _check_classes(splits: Mapping[str, Split], classes: tuple[str, ...], path: Path) -> None:
-    if "train" not in splits:
-        return
-    present = set(splits["train"].labels.tolist())
-    for number, name in enumerate(classes):
-        if number not in present:
-            raise DataError(
-                f"train and the other splits have different classes in {path}: train lacks {name}. Mend it."
-            )
+def _check_file(file: str, where: str, file_name: str) -> None:
+    if not os.path.isfile(file):  # noqa: PTH113
+        raise DataError(f"{where}: there is no such file: {file_name!r}. Mend the name or the line.")
+    if not os.access(file, os.R_OK, effective_ids=True):
+        raise DataError(f"{where}: the file can't be read: {file_name!r}. Check its rights.")
+    if os.path.splitext(file)[1].lower() in REFUSED_EXTENSIONS:  # noqa: PTH122
+        raise DataError(f"{where}: the format is not allowed: {file_name!r}. Convert it to JPEG or PNG.")
 
 
 def _cell(row: Mapping[str, Any], column: str, path: Path, line: int) -> str:
     value = row.get(column)
+    # a list would be several labels, and a fraction is no class
+    if value is not None and not isinstance(value, str | int):
+        raise DataError(f"{path}, line {line}: {column} is no text: got {value!r}. Write one name or whole number.")
     text = "" if value is None else str(value).strip()
     if not text:
         raise DataError(f"{path}, line {line}: {column} is empty. Fill it in.")
@@ -135,14 +142,17 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, text in enumerate(file, start=1):
             if not text.strip():
                 continue
-            row = json.loads(text)
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError):
+                row = None
             if not isinstance(row, dict):
                 raise DataError(
-                    f"{path}, line {number}: not an object: got {text.strip()[:60]!r}. Write one {{…}} a line."
+                    f"{path}, line {number}: not a JSON object: got {text.strip()[:60]!r}. Write one {{…}} a line."
                 )
             yield number, row
 
@@ -152,5 +162,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         import pyarrow.parquet
     except ImportError:
         raise MissingExtra("pyarrow", "data", "a parquet manifest") from None
-    table = pyarrow.parquet.read_table(path)
-    yield from enumerate(table.to_pylist(), start=1)
+    with pyarrow.parquet.ParquetFile(path) as file:
+        # a parquet file often holds the pixels as well: read what is asked for only
+        names = file.schema_arrow.names
+        columns = [name for name in (*REQUIRED, "split") if name in names]
+        rows = file.read(columns=columns if set(REQUIRED) <= set(names) else names).to_pylist()
+    yield from enumerate(rows, start=1)

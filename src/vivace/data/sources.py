@@ -30,7 +30,8 @@ def open_source(
     counts as "test". classes: those of a bundle, in its order; labels then follow them and other classes are refused.
     Raises DataError, ArchiveError or DownloadError.
     """
-    text, path = str(data), Path(data).expanduser()
+    text = str(data)
+    path = _path_of(text)
     if path.is_dir():
         source = folders.open_folder(path, require_train=require_train)
     elif path.is_file() and manifests.is_manifest(path):
@@ -46,12 +47,24 @@ def open_source(
         source = catalog.open_named(text.lower(), data_root, cache_dir)
     else:
         raise DataError(
-            f"DATA was not found: got {text!r}, which is no file, no folder and no known data set."
-            f"{nearest(text, catalog.CATALOG)} Known names: {', '.join(sorted(catalog.CATALOG))}."
+            f"DATA was not found: got {text!r}, which is no file, no folder and no known name."
+            f"{nearest(text, catalog.CATALOG)} Give a folder of class folders, a .csv, .jsonl or .parquet manifest, "
+            f"a .zip or .tar archive, or one of {', '.join(sorted(catalog.CATALOG))}."
         )
     source = source if classes is None else _with_classes(source, tuple(classes))
     check_source(source, require_train=require_train and classes is None)
     return source
+
+
+def _path_of(text: str) -> Path:
+    """DATA as a path that may be asked whether it exists."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"DATA can't be read: got {text[:200]!r} ({reason}). Check the path and its rights.") from None
+    return path
 
 
 def _with_classes(source: DataSource, classes: tuple[str, ...]) -> DataSource:
