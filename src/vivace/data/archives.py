@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import lzma
 import os
+import re
+import secrets
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.folders import open_folder
 from vivace.data.manifests import is_manifest, open_manifest
 from vivace.data.splits import DataSource
 from vivace.errors import ArchiveError
-from vivace.files import atomic_folder
 
 __all__ = ["is_archive", "open_archive", "unpack"]
 
@@ -30,6 +34,16 @@ RATIO_FLOOR_BYTES = 50 * 2**20
 MAX_BYTES = 2 * 2**40
 MAX_MEMBERS = 50_000_000
 CHUNK = 1 << 20
+# an empty file is not free either: a header in a tar, an entry in memory
+MEMBER_BYTES = 512
+# a long name or extended attributes of a tar member, which tarfile reads into memory as one piece
+MAX_HEADER_BYTES = 1 << 20
+HEADER_TYPES = (b"x", b"g", b"X", b"L", b"K")
+# what the libraries raise, somewhere, for a damaged archive
+DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError,
+    NotImplementedError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,17 @@ class _Member:
     name: str
     num_bytes: int
     handle: zipfile.ZipInfo | tarfile.TarInfo
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A member whose extended header may not exhaust the memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in HEADER_TYPES and info.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"an extended header of {info.size:,} bytes")
+        return info
 
 
 def is_archive(path: Path) -> bool:
@@ -54,8 +79,14 @@ def open_archive(path: Path, cache_dir: Path | None, *, require_train: bool = Tr
     stem = path.name.split(".")[0]
     folder = (cache_dir or default_cache_dir()) / "archives" / f"{stem}-{key[:12]}"
     if not folder.exists():
-        with atomic_folder(folder) as temporary:
-            unpack(path, temporary)
+        try:
+            with _whole_or_absent(folder) as temporary:
+                unpack(path, temporary)
+        except OSError as error:
+            raise ArchiveError(
+                f"the archive can't be unpacked into the cache: {folder} ({error.strerror}). Give a folder that can "
+                "be written by $VIVACE_CACHE or --cache-dir."
+            ) from None
     root = _single_folder(folder)
     manifests = [entry for entry in sorted(root.iterdir()) if entry.is_file() and is_manifest(entry)]
     if len(manifests) == 1:
@@ -65,11 +96,31 @@ def open_archive(path: Path, cache_dir: Path | None, *, require_train: bool = Tr
     return dataclasses.replace(source, name=stem)
 
 
+@contextlib.contextmanager
+def _whole_or_absent(folder: Path) -> Iterator[Path]:
+    """A folder that becomes `folder` when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        # once for all: an fsync for each of 60,000 images takes minutes
+        os.sync()
+        try:
+            temporary.rename(folder)
+        except OSError:
+            # another process was faster: its folder holds the same
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def unpack(path: Path, target: Path) -> None:
     """Unpack an archive into an empty folder.
 
-    Raises ArchiveError before anything is written for a member that is absolute, has "..", is a link or a device, and
-    for an archive that unpacks to more than 100 times its size or more than the disk has free.
+    Raises ArchiveError before anything is written for a member that is absolute, has "..", is a link or a device, for
+    an archive that unpacks to more than 100 times its size or more than the disk has free, and for a tar cut short.
     """
     try:
         if path.name.lower().endswith(".zip"):
@@ -81,7 +132,7 @@ def unpack(path: Path, target: Path) -> None:
                     with archive.open(member.handle) as source:
                         _copy(source, target / member.name, member.num_bytes, path)
         else:
-            with tarfile.open(path) as tar:
+            with tarfile.open(path, tarinfo=_TarInfo) as tar:
                 members = list(_tar_members(tar, path))
                 _check_sizes(members, path, target)
                 for member in members:
@@ -89,12 +140,13 @@ def unpack(path: Path, target: Path) -> None:
                     extracted = tar.extractfile(member.handle)
                     assert extracted is not None
                     _copy(extracted, target / member.name, member.num_bytes, path)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except DAMAGE as error:
         reason = " ".join(str(error).split())
         raise ArchiveError(f"the archive can't be unpacked: {path} ({reason}). Restore or pack it again.") from None
 
 
 def _zip_members(archive: zipfile.ZipFile, path: Path) -> Iterator[_Member]:
+    _check_count(path, len(archive.infolist()))
     for info in archive.infolist():
         _check_name(info.filename, path)
         # the upper half of the attributes holds a Unix mode: links are files whose text is the target
@@ -105,6 +157,19 @@ def _zip_members(archive: zipfile.ZipFile, path: Path) -> Iterator[_Member]:
             yield _Member(info.filename, info.file_size, info)
 
 
+def _check_count(path: Path, num_members: int) -> None:
+    """Raise BadZipFile unless the zip lists as many members as it says: a wrong length may hide some from zipfile."""
+    with path.open("rb") as file:
+        # the end record of 22 bytes is followed by a comment of up to 65,535
+        file.seek(max(0, path.stat().st_size - 22 - 65_535))
+        tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    told = int.from_bytes(tail[end + 10 : end + 12], "little")
+    # 65,535 may mean "more than fit here"; some programs write the lowest 16 bits only
+    if told not in (num_members % 65_536, 65_535):
+        raise zipfile.BadZipFile(f"it lists {num_members:,} members and should list {told:,}")
+
+
 def _tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[_Member]:
     limit = max(RATIO_FLOOR_BYTES, MAX_RATIO * path.stat().st_size)
     total = 0
@@ -113,21 +178,34 @@ def _tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[_Member]:
         if not (info.isreg() or info.isdir()):
             raise ArchiveError(f"the archive holds a link or device: {info.name!r} in {path}. Pack plain files.")
         # a compressed tar has to be unpacked to be listed: stop as soon as it is too much
-        total += info.size
+        total += max(info.size, MEMBER_BYTES)
         if total > limit:
             raise _bomb(path, total)
         if info.isreg():
             yield _Member(info.name, info.size, info)
+    _check_end(tar, limit)
+
+
+def _check_end(tar: tarfile.TarFile, limit: int) -> None:
+    """Raise TarError unless the listing ended where the archive does: tarfile takes a broken header for the end."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"it is damaged or cut short at byte {tar.offset:,}")
+    # a compressed file is checked against its checksum only when it is read to its end
+    for _ in range(limit // CHUNK):
+        if not tar.fileobj.read(CHUNK):
+            break
 
 
 def _check_name(name: str, path: Path) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or (len(name) > 1 and name[1] == ":") or "\0" in name:
+    if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:[\\/]", name):
         raise ArchiveError(f"the archive holds a path that leads outside: {name!r} in {path}. Do not use it.")
 
 
 def _check_sizes(members: list[_Member], path: Path, target: Path) -> None:
-    total = sum(member.num_bytes for member in members)
+    total = sum(max(member.num_bytes, MEMBER_BYTES) for member in members)
     if len(members) > MAX_MEMBERS or total > MAX_BYTES:
         raise ArchiveError(f"the archive is too large: {len(members):,} files, {total:,} bytes in {path}. Split it.")
     if total > RATIO_FLOOR_BYTES and total > MAX_RATIO * path.stat().st_size:

@@ -1,0 +1,189 @@
+"""Damaged and hostile archives: refused with one line, whichever library stumbles over them, and nothing is kept."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import shutil
+import tarfile
+import threading
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from vivace.data import archives
+from vivace.data.archives import unpack
+from vivace.data.sources import open_source
+from vivace.errors import ArchiveError, DataError
+
+FORMATS = {".zip": "zip", ".tar": "tar", ".tar.gz": "gztar", ".tar.xz": "xztar", ".tar.bz2": "bztar"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = random.Random(0)
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(3):
+            (tmp_path / "images" / name / f"{index}.jpg").write_bytes(bytes(rng.choices(range(20), k=2000)))
+    return tmp_path / "images"
+
+
+def pack(folder: Path, suffix: str) -> Path:
+    return Path(shutil.make_archive(str(folder.parent / "packed"), FORMATS[suffix], folder))
+
+
+def leftovers(cache: Path) -> list[Path]:
+    return list((cache / "archives").glob("*")) + list((cache / "archives").glob(".*"))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_archive_cut_short_anywhere_is_refused(folder: Path, suffix: str, own_cache: Path) -> None:
+    whole = pack(folder, suffix).read_bytes()
+    path = folder.parent / f"cut{suffix}"
+    # a tar ends with blocks of padding, which nobody misses
+    length = len(whole) - (tarfile.RECORDSIZE if suffix == ".tar" else 0)
+    for cut in sorted({*random.Random(1).sample(range(length), 40), length - 1}):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ArchiveError, match=r"the archive can't be unpacked: .* Restore or pack it again\."):
+            open_source(path)
+    assert leftovers(own_cache) == []
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.xz", ".tar.bz2"])
+def test_a_flipped_bit_is_found_by_the_checksum(folder: Path, suffix: str) -> None:
+    whole = pack(folder, suffix).read_bytes()
+    path = folder.parent / f"flipped{suffix}"
+    expected = sorted(file.read_bytes() for file in folder.rglob("*.jpg"))
+    rng = random.Random(2)
+    for _ in range(60):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        target = folder.parent / "target"
+        target.mkdir()
+        # a bit of a time stamp or of a name may change, but no pixels, and no image is lost
+        try:
+            unpack(path, target)
+        except ArchiveError:
+            pass
+        else:
+            assert sorted(file.read_bytes() for file in target.rglob("*") if file.is_file()) == expected
+        shutil.rmtree(target)
+
+
+def test_a_tar_with_a_broken_header_inside_is_refused_rather_than_shortened(folder: Path) -> None:
+    path = pack(folder, ".tar")
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[-1].offset
+    data = bytearray(path.read_bytes())
+    data[offset + 3] ^= 1
+    path.write_bytes(data)
+    # tarfile itself sees nothing wrong, only fewer images
+    with tarfile.open(path) as tar:
+        assert len([info for info in tar if info.isreg()]) == 5
+    with pytest.raises(ArchiveError, match="it is damaged or cut short at byte"):
+        open_source(path)
+
+
+def test_a_huge_extended_header_does_not_fill_the_memory(tmp_path: Path) -> None:
+    size = 64 << 20
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, size
+    path = tmp_path / "bomb.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.write(b"a" * size)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match="the archive can't be unpacked"):
+            unpack(path, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < size / 4
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_flood_of_empty_files_counts_as_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "RATIO_FLOOR_BYTES", 1 << 17)
+    path = tmp_path / "flood.tar.xz"
+    with tarfile.open(path, "w:xz") as tar:
+        for index in range(2000):
+            tar.addfile(tarfile.TarInfo(f"a/{index}.jpg"))
+    with pytest.raises(ArchiveError, match="the archive is a bomb"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_or_too_large_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pack(folder, ".zip")
+    monkeypatch.setattr(archives, "MAX_BYTES", 100)
+    with pytest.raises(ArchiveError, match="the archive is too large: 6 files, 12,000 bytes"):
+        open_source(path)
+    monkeypatch.setattr(archives, "MAX_BYTES", 1 << 40)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 5)
+    with pytest.raises(ArchiveError, match="the archive is too large: 6 files"):
+        open_source(path)
+
+
+def test_a_colon_in_a_name_is_no_drive(folder: Path) -> None:
+    (folder / "a" / "0.jpg").rename(folder / "a" / "1:1.jpg")
+    assert "a/1:1.jpg" in open_source(pack(folder, ".tar")).splits["train"].names
+
+
+def test_a_changed_archive_is_unpacked_again(folder: Path) -> None:
+    assert len(open_source(pack(folder, ".tar")).splits["train"]) == 6
+    (folder / "a" / "new.jpg").write_bytes(b"x" * 20_000)
+    assert len(open_source(pack(folder, ".tar")).splits["train"]) == 7
+
+
+def test_two_processes_unpacking_at_once_both_succeed(folder: Path, own_cache: Path) -> None:
+    path = pack(folder, ".zip")
+    results: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(len(open_source(path).splits["train"]))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [6] * 4
+    assert len(leftovers(own_cache)) == 1
+
+
+def test_the_disk_is_synced_once_and_not_for_every_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append("fsync"))
+    monkeypatch.setattr(os, "sync", lambda: synced.append("sync"))
+    open_source(pack(folder, ".zip"))
+    assert synced == ["sync"]
+
+
+def test_a_cache_that_cant_be_written_is_told(folder: Path, tmp_path: Path) -> None:
+    occupied = tmp_path / "occupied"
+    occupied.write_text("")
+    with pytest.raises(DataError, match=r"can't be unpacked into the cache: .*occupied.* \(Not a directory\)"):
+        open_source(pack(folder, ".zip"), cache_dir=occupied)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_empty_archive_is_refused(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError):
+        open_source(pack(tmp_path / "images", suffix))
+
+
+def test_a_zip_whose_list_hides_members_is_refused_rather_than_shortened(folder: Path) -> None:
+    path = pack(folder, ".zip")
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.start_dir
+    # the length of the first entry's comment: it swallows the entries that follow
+    data[offset + 33] = 2
+    path.write_bytes(data)
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.infolist()) < 6
+    with pytest.raises(ArchiveError, match="members and should list 8"):
+        open_source(path)
