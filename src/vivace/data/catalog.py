@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
+import secrets
+import shutil
+import traceback
 import urllib.error
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,13 +66,15 @@ _TORCHVISION = {
 
 
 def open_named(name: str, data_root: Path | None = None, cache_dir: Path | None = None) -> DataSource:
-    """The data source of a name in CATALOG, downloaded into `data_root` (default: the cache) if it is not there.
+    """The data source of a name in CATALOG.
 
+    Its files are looked for, as torchvision lays them out, in `data_root`/`name` (default: the cache) and in
+    `data_root` itself, and downloaded into `data_root`/`name` if they are in neither.
     Raises DownloadError when there is no network or a checksum is wrong; what was half downloaded is removed.
     """
     if name == "digits":
         return _digits()
-    root = (data_root or (cache_dir or default_cache_dir()) / "downloads") / name
+    root = (data_root or (cache_dir or default_cache_dir()) / "downloads").expanduser()
     return _from_torchvision(name, _TORCHVISION[name], root)
 
 
@@ -95,7 +103,7 @@ def _digits() -> DataSource:
     return DataSource(name="digits", classes=tuple(str(digit) for digit in range(10)), splits=splits, channels=1)
 
 
-def _from_torchvision(name: str, row: _Row, root: Path) -> DataSource:
+def _from_torchvision(name: str, row: _Row, data_root: Path) -> DataSource:
     import torchvision
 
     if row.extra:
@@ -104,46 +112,82 @@ def _from_torchvision(name: str, row: _Row, root: Path) -> DataSource:
         except ImportError:
             raise MissingExtra(row.extra, "data", f"the data set {name}") from None
     dataset_class = getattr(torchvision.datasets, row.dataset)
-    splits: dict[str, Split] = {}
-    classes: tuple[str, ...] = ()
-    for split, arguments in row.splits.items():
-        dataset = _download(name, dataset_class, root, dict(arguments))
-        splits[split] = _split_of(dataset, split, root)
-        classes = _classes_of(dataset, splits[split].labels)
+    root = data_root / name
+    datasets = _on_disk(dataset_class, root, row) or _on_disk(dataset_class, data_root, row)
+    if datasets is None:
+        _download(name, dataset_class, root, row)
+        datasets = _on_disk(dataset_class, root, row)
+    if datasets is None:
+        raise DownloadError(f"the data set {name} is not whole in {root} after its download. Remove it and try again.")
+    splits = {split: _split_of(dataset, split, root) for split, dataset in datasets.items()}
+    classes = _classes_of(datasets["train"], splits["train"].labels)
     return DataSource(name=name, classes=classes, splits=splits, root=root, channels=row.channels)
 
 
-def _download(name: str, dataset_class: Callable[..., Any], root: Path, arguments: dict[str, Any]) -> Any:
-    """The torchvision data set, downloaded where needed."""
+def _on_disk(dataset_class: Callable[..., Any], root: Path, row: _Row) -> dict[str, Any] | None:
+    """The torchvision data set per split if it lies below `root`, whole as far as torchvision can tell."""
+    try:
+        return {split: dataset_class(str(root), download=False, **row.splits[split]) for split in row.splits}
+    except (OSError, RuntimeError):
+        return None
+
+
+def _download(name: str, dataset_class: Callable[..., Any], root: Path, row: _Row) -> None:
+    """Download and unpack all splits into `root`, checked by torchvision against its checksums."""
     import socket
 
     before = _files(root)
+    # torchvision takes a folder that SIGKILL left half unpacked for a whole one: unpack beside, then rename; but where
+    # the user has put an archive, it is unpacked where it lies
+    target = root if before else root.with_name(f".{name}.{secrets.token_hex(4)}.part")
+    done = False
     previous = socket.getdefaulttimeout()
     # torchvision sets none: without a network some systems would wait for minutes
     socket.setdefaulttimeout(SECONDS_TO_CONNECT)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        return dataset_class(str(root), download=True, **arguments)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        # what this call left behind is partial or wrong; what was there before is the user's
-        for path in _files(root) - before:
-            os.unlink(path)  # noqa: PTH108
+        target.mkdir(parents=True, exist_ok=True)
+        for arguments in row.splits.values():
+            dataset_class(str(target), download=True, **arguments)
+        # another process may have been faster, and its folder is as good
+        if target != root:
+            with contextlib.suppress(OSError):
+                target.rename(root)
+        done = True
+    except (OSError, RuntimeError, EOFError, ValueError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         cause = "could not be downloaded"
         if isinstance(error, RuntimeError) and "corrupt" in reason.lower():
             cause = "was downloaded with a wrong checksum, and removed"
         elif isinstance(error, urllib.error.HTTPError):
             cause = f"could not be downloaded, the server answered {error.code}"
+        # torchvision keeps the server's answers in its frames, and with them open sockets
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+            traceback.clear_frames(error.__traceback__)
         raise DownloadError(
-            f"the data set {name} {cause} ({reason[:200]}). Connect to the network, or put its files into {root} "
-            "and name that by --data-root."
+            f"the data set {name} {cause} ({reason[:200]}). Connect to the network, or put its files into {root}, laid "
+            "out as torchvision does; --data-root names another place."
         ) from None
     finally:
         socket.setdefaulttimeout(previous)
+        if target != root:
+            shutil.rmtree(target, ignore_errors=True)
+        elif not done:
+            # what this call left behind is partial or wrong; what was there before is the user's
+            for path, _ in _files(root) - before:
+                os.unlink(path)  # noqa: PTH108
 
 
-def _files(root: Path) -> set[str]:
-    return {os.path.join(folder, file) for folder, _, files in os.walk(root) for file in files}  # noqa: PTH118
+def _files(root: Path) -> set[tuple[str, int]]:
+    """(path, time of change) of every file, so that those which were overwritten count as new."""
+    found = set()
+    for folder, _, files in os.walk(root):
+        for file in files:
+            path = os.path.join(folder, file)  # noqa: PTH118
+            with contextlib.suppress(OSError):
+                found.add((path, os.lstat(path).st_mtime_ns))
+    return found
 
 
 def _split_of(dataset: Any, split: str, root: Path) -> Split:
