@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import random
 import shutil
@@ -108,13 +109,41 @@ def test_a_huge_extended_header_does_not_fill_the_memory(tmp_path: Path) -> None
 
 def test_a_flood_of_empty_files_counts_as_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "RATIO_FLOOR_BYTES", 1 << 17)
-    path = tmp_path / "flood.tar.xz"
-    with tarfile.open(path, "w:xz") as tar:
+    tar_path, zip_path = tmp_path / "flood.tar.gz", tmp_path / "flood.zip"
+    with tarfile.open(tar_path, "w:gz") as tar:
         for index in range(2000):
             tar.addfile(tarfile.TarInfo(f"a/{index}.jpg"))
+    monkeypatch.setattr(archives, "MAX_RATIO", 4)
+    with zipfile.ZipFile(zip_path, "w") as archive:
+        for index in range(2000):
+            archive.writestr(f"a/{index}.jpg", b"")
+    for path in (tar_path, zip_path):
+        with pytest.raises(ArchiveError, match="the archive is a bomb"):
+            unpack(path, tmp_path)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("sizes", [[8 << 20], [0] * 2000])
+def test_a_bomb_is_not_unpacked_even_to_be_listed(
+    tmp_path: Path, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "RATIO_FLOOR_BYTES", 1 << 17)
+    path = tmp_path / "bomb.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for index, size in enumerate(sizes):
+            info = tarfile.TarInfo(f"a/{index}.jpg")
+            info.size = size
+            tar.addfile(info, io.BytesIO(bytes(size)))
+    # its end is missing: whoever came that far would say so
+    os.truncate(path, path.stat().st_size * 9 // 10)
     with pytest.raises(ArchiveError, match="the archive is a bomb"):
-        unpack(path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        unpack(path, tmp_path)
+
+
+def test_a_member_longer_than_its_header_says_is_refused(tmp_path: Path) -> None:
+    # zipfile and tarfile stop at the size by themselves today
+    with pytest.raises(ArchiveError, match=r"the archive lies about a size: 'x\.jpg' in .*a\.zip"):
+        archives._copy(io.BytesIO(b"123456"), tmp_path / "x.jpg", 5, tmp_path / "a.zip")
 
 
 def test_too_many_or_too_large_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

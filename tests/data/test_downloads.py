@@ -8,6 +8,7 @@ import http.server
 import os
 import pickle
 import shutil
+import socket
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -230,11 +231,13 @@ def test_nothing_is_printed_to_stdout(cifar: Path, tmp_path: Path, capsys: pytes
 
 
 def test_the_timeout_of_sockets_is_put_back(cifar: Path, tmp_path: Path) -> None:
-    import socket
-
     before = socket.getdefaulttimeout()
-    open_named("cifar10", tmp_path / "root")
-    assert socket.getdefaulttimeout() == before
+    try:
+        socket.setdefaulttimeout(7)
+        open_named("cifar10", tmp_path / "root")
+        assert socket.getdefaulttimeout() == 7
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def test_the_default_place_is_the_cache(cifar: Path, tmp_path: Path) -> None:

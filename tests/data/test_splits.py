@@ -49,3 +49,8 @@ def test_the_positions_are_sorted_int64_and_cover_all() -> None:
     assert np.all(np.diff(kept) > 0)
     assert np.all(np.diff(held) > 0)
     assert sorted([*kept, *held]) == list(range(200))
+
+
+def test_a_class_keeps_a_group_to_train_on_whatever_the_fraction() -> None:
+    kept, held = hold_out(np.array([0, 0, 1, 1, 1]), np.arange(5), 0.9)
+    assert (len(kept), len(held)) == (2, 3)
