@@ -1,4 +1,7 @@
-"""mixup and cutmix: two images become one, and so do their labels."""
+"""mixup and cutmix: two images become one, and so do their labels.
+
+Both draw once per batch, as the papers do: a pair of numbers says how all images of the batch are mixed.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +23,25 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """mixup or cutmix of a batch with itself in another order; a coin decides where both are on (alpha > 0).
 
-    Returns images and soft labels, float32 [B, K], rows summing to 1.
+    Returns images (float32 by mixup, the type given by cutmix) and soft labels, float32 [B, K], rows summing to 1.
     """
     device = images_BCHW.device
     order_B = torch.randperm(len(images_BCHW), generator=generator, device=device)
-    use_mixup = mixup_alpha > 0
-    if use_mixup and cutmix_alpha > 0:
-        use_mixup = bool(torch.rand((), generator=generator, device=device) < 0.5)
-    share = _beta(mixup_alpha if use_mixup else cutmix_alpha, generator, device)
+    # one transfer for all of them: every read waits for the device
+    coin, row, column = torch.rand(3, generator=generator, device=device).tolist()
+    use_mixup = coin < 0.5 if mixup_alpha and cutmix_alpha else mixup_alpha > 0
+    share = _beta(mixup_alpha if use_mixup else cutmix_alpha, generator)
     if use_mixup:
         images_BCHW = mixup(images_BCHW, order_B, share)
     else:
-        corner = torch.rand(2, generator=generator, device=device).tolist()
-        images_BCHW, share = cutmix(images_BCHW, order_B, share, (corner[0], corner[1]))
+        images_BCHW, share = cutmix(images_BCHW, order_B, share, (row, column))
     one_hot_BK = functional.one_hot(labels_B, num_classes).float()
-    return images_BCHW, share * one_hot_BK + (1 - share) * one_hot_BK[order_B]
+    return images_BCHW, torch.lerp(one_hot_BK[order_B], one_hot_BK, share)
 
 
 def mixup(images_BCHW: Tensor, order_B: Tensor, share: float) -> Tensor:
     """share · image + (1 - share) · the image that `order_B` names, float32 (arXiv:1710.09412)."""
-    pixels = images_BCHW.float()
-    return torch.lerp(pixels[order_B], pixels, share)
+    return torch.lerp(_reordered(images_BCHW, order_B).float(), images_BCHW.float(), share)
 
 
 def cutmix(images_BCHW: Tensor, order_B: Tensor, share: float, centre: tuple[float, float]) -> tuple[Tensor, float]:
@@ -56,28 +57,20 @@ def cutmix(images_BCHW: Tensor, order_B: Tensor, share: float, centre: tuple[flo
     top, bottom = max(0, round(row - half_height)), min(height, round(row + half_height))
     left, right = max(0, round(column - half_width)), min(width, round(column + half_width))
     mixed = images_BCHW.clone()
-    mixed[:, :, top:bottom, left:right] = images_BCHW[order_B, :, top:bottom, left:right]
+    mixed[:, :, top:bottom, left:right] = _reordered(images_BCHW, order_B)[:, :, top:bottom, left:right]
     kept = 1 - max(0, bottom - top) * max(0, right - left) / (height * width)
     return mixed, kept
 
 
-def _beta(alpha: float, generator: torch.Generator, device: torch.device) -> float:
-    """A draw from Beta(alpha, alpha)."""
-    # torch's own Beta can't take a generator; two Gamma draws by Johnk's rule do the same for any alpha
-    while True:
-        first, second = torch.rand(2, generator=generator, device=device, dtype=torch.float64).tolist()
-        if alpha == 1.0:
-            return float(first)
-        x, y = first ** (1 / alpha), second ** (1 / alpha)
-        if alpha > 1:
-            # for large alpha Johnk's rule rejects nearly all: the normal approximation is good there
-            return float(min(1.0, max(0.0, 0.5 + _normal(first, second) * (1 / (4 * (2 * alpha + 1))) ** 0.5)))
-        if 0 < x + y <= 1:
-            return float(x / (x + y))
+def _reordered(images_BCHW: Tensor, order_B: Tensor) -> Tensor:
+    # whole images in memory order: several times as fast as advanced indexing
+    return images_BCHW.permute(0, 2, 3, 1).contiguous().index_select(0, order_B).permute(0, 3, 1, 2)
 
 
-def _normal(first: float, second: float) -> float:
-    """A standard normal draw from two uniform ones (Box and Muller 1958)."""
-    import math
-
-    return math.sqrt(-2 * math.log(max(first, 1e-300))) * math.cos(2 * math.pi * second)
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """A draw from Beta(alpha, alpha), as the share of one of two Gamma draws in their sum."""
+    # torch.distributions takes no generator; what it calls does. float64: a small alpha gives tiny draws
+    shape = torch.full((2,), alpha, dtype=torch.float64, device=generator.device)
+    first, second = torch._standard_gamma(shape, generator=generator).tolist()
+    # both vanish only for an alpha so small that the share is 0 or 1
+    return float(first / (first + second)) if first + second > 0 else 1.0

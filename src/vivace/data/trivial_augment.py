@@ -1,7 +1,10 @@
 """TrivialAugment: one random operation of random strength per image (Müller and Hutter 2021, arXiv:2103.10158).
 
-The operations and ranges are those of the paper's "wide" space. Each is applied to the images of the batch that drew
-it, all at once, every image with a strength of its own.
+The operations and ranges are those of the paper's "wide" space, as torchvision's TrivialAugmentWide has them. Each is
+applied to the images of the batch that drew it, all at once, every image with a strength of its own.
+
+In an operation: images_BCHW are uint8 or float32 on the 0..255 scale, levels_B in [0, 1] the strength, signs_B -1 or 1
+the direction; what comes out are float32 pixels, or the images' own type where pixels only move.
 """
 
 from __future__ import annotations
@@ -13,170 +16,176 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["OPERATIONS", "apply_operation", "trivial_augment"]
+from vivace.data.color import blend_, grey, like
+
+__all__ = ["NUM_BINS", "OPERATIONS", "apply_operation", "trivial_augment"]
 
 NUM_BINS = 31
+LARGEST_SHEAR = 0.99
+LARGEST_SHIFT_PX = 32
+LARGEST_ANGLE = math.radians(135)
+LARGEST_CHANGE = 0.99
+MOST_BITS_LOST = 6
 
 
 def trivial_augment(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image changed by one operation; the same type, on the 0..255 scale."""
+    """Each image changed by one operation of OPERATIONS; the same type, on the 0..255 scale, channels_last."""
     count, device = len(images_BCHW), images_BCHW.device
     which_B = torch.randint(0, len(OPERATIONS), (count,), generator=generator, device=device)
-    levels_B = torch.randint(0, NUM_BINS, (count,), generator=generator, device=device).float() / (NUM_BINS - 1)
-    signs_B = torch.randint(0, 2, (count,), generator=generator, device=device).float() * 2 - 1
-    pixels = images_BCHW.float()
-    out = pixels.clone()
-    for number, name in enumerate(OPERATIONS):
-        chosen = (which_B == number).nonzero().squeeze(1)
-        if len(chosen):
-            out[chosen] = apply_operation(name, pixels[chosen], levels_B[chosen], signs_B[chosen])
-    return out.round_().to(torch.uint8) if images_BCHW.dtype == torch.uint8 else out
+    levels_B = torch.randint(0, NUM_BINS, (count,), generator=generator, device=device) / (NUM_BINS - 1)
+    signs_B = torch.randint(0, 2, (count,), generator=generator, device=device) * 2.0 - 1
+    # the images in the order of their operations, cut into parts, and back: whole images move, which is cheap, and the
+    # device is waited for once
+    order_B = which_B.argsort(stable=True)
+    counts = torch.bincount(which_B, minlength=len(OPERATIONS)).tolist()
+    parts = (_take(values, order_B).split(counts) for values in (images_BCHW, levels_B, signs_B))
+    changed = [
+        apply_operation(name, images, levels, signs)
+        for name, images, levels, signs in zip(OPERATIONS, *parts, strict=True)
+        if len(images)
+    ]
+    return _take(torch.cat(changed), order_B.argsort())
 
 
-def apply_operation(name: str, pixels_BCHW: Tensor, levels_B: Tensor, signs_B: Tensor) -> Tensor:
-    """One operation on float pixels in 0..255, strength `levels_B` in [0, 1], direction `signs_B` of -1 or 1."""
-    return OPERATIONS[name](pixels_BCHW, levels_B, signs_B).clamp_(0, 255)
+def _take(values: Tensor, order_B: Tensor) -> Tensor:
+    if values.ndim == 1:
+        return values[order_B]
+    return values.permute(0, 2, 3, 1).contiguous().index_select(0, order_B).permute(0, 3, 1, 2)
 
 
-def _identity(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    return pixels.clone()
+def apply_operation(name: str, images_BCHW: Tensor, levels_B: Tensor, signs_B: Tensor) -> Tensor:
+    """One operation on every image, cut to 0..255; the same type as the images', rounded if that is uint8."""
+    changed = OPERATIONS[name](images_BCHW, levels_B, signs_B)
+    if changed.dtype == torch.uint8:
+        return changed
+    return like(changed.clamp(0, 255), images_BCHW)
 
 
-def _shear_x(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    shear = (levels * 0.99 * signs).atan().tan()
-    return _affine(pixels, _matrix(len(pixels), pixels, xy=shear, about_corner=True))
+def _identity(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    return images
 
 
-def _shear_y(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    return _affine(pixels, _matrix(len(pixels), pixels, yx=levels * 0.99 * signs, about_corner=True))
+def _shear_x(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    x, y = _centred(images)
+    # the upper edge stays in place
+    return _sample(images, x + _each(LARGEST_SHEAR * levels * signs) * (y + images.shape[2] / 2), y)
 
 
-def _translate_x(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    return _affine(pixels, _matrix(len(pixels), pixels, shift_x=(levels * 32 * signs).trunc()))
+def _shear_y(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    x, y = _centred(images)
+    return _sample(images, x, y + _each(LARGEST_SHEAR * levels * signs) * (x + images.shape[3] / 2))
 
 
-def _translate_y(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    return _affine(pixels, _matrix(len(pixels), pixels, shift_y=(levels * 32 * signs).trunc()))
+def _translate_x(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    x, y = _centred(images)
+    # moving the picture right means reading further left
+    return _sample(images, x - _each((LARGEST_SHIFT_PX * levels * signs).trunc()), y)
 
 
-def _rotate(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    angle = levels * signs * (135 * math.pi / 180)
-    return _affine(
-        pixels, _matrix(len(pixels), pixels, xx=angle.cos(), xy=-angle.sin(), yx=angle.sin(), yy=angle.cos())
-    )
+def _translate_y(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    x, y = _centred(images)
+    return _sample(images, x, y - _each((LARGEST_SHIFT_PX * levels * signs).trunc()))
 
 
-def _brightness(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    return pixels * _factors(levels, signs)
+def _rotate(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    """Counter-clockwise for a sign of 1."""
+    x, y = _centred(images)
+    angle = _each(LARGEST_ANGLE * levels * signs)
+    return _sample(images, angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y)
 
 
-def _color(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    grey = _grey(pixels)
-    return grey + _factors(levels, signs) * (pixels - grey)
+def _brightness(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    return images * _factors(levels, signs)
 
 
-def _contrast(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    mean = _grey(pixels).floor().mean((2, 3), keepdim=True)
-    return mean + _factors(levels, signs) * (pixels - mean)
+def _color(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    pixels = _floats(images)
+    return blend_(pixels, grey(pixels), _factors(levels, signs))
 
 
-def _sharpness(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    channels = pixels.shape[1]
-    kernel = torch.ones(3, 3, device=pixels.device)
-    kernel[1, 1] = 5
-    weights = (kernel / 13).expand(channels, 1, 3, 3)
+def _contrast(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    pixels = _floats(images)
+    return blend_(pixels, grey(pixels).mean((2, 3), keepdim=True), _factors(levels, signs))
+
+
+def _sharpness(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    pixels = _floats(images)
     blurred = pixels.clone()
-    # the border has no full neighbourhood and stays
-    blurred[..., 1:-1, 1:-1] = functional.conv2d(pixels, weights, groups=channels).round()
-    return blurred + _factors(levels, signs) * (pixels - blurred)
+    # Pillow's smoothing kernel: 5 in the middle of ones, over 13. The border has no full neighbourhood and stays
+    # as two sums of three, a fifth of the time of avg_pool2d
+    rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
+    around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    blurred[..., 1:-1, 1:-1] = around.add_(pixels[..., 1:-1, 1:-1], alpha=4).div_(13).round_()
+    return blend_(pixels, blurred, _factors(levels, signs))
 
 
-def _posterize(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    bits = 8 - (levels * 6).round()
-    step = (2 ** (8 - bits)).view(-1, 1, 1, 1)
-    return (pixels.floor() / step).floor() * step
+def _posterize(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    step = 2 ** _each((MOST_BITS_LOST * levels).round())
+    return (images / step).floor() * step
 
 
-def _solarize(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    threshold = (255 * (1 - levels)).view(-1, 1, 1, 1)
-    return torch.where(pixels >= threshold, 255 - pixels, pixels)
+def _solarize(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    # in this order the thresholds are whole numbers where they should be
+    return torch.where(images >= _each(255 - 255 * levels), 255 - images, images)
 
 
-def _autocontrast(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+def _autocontrast(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    """The darkest value of each channel to 0 and the brightest to 255; a channel of one value stays."""
+    pixels = _floats(images)
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
     flat = high == low
-    stretched = (pixels - low) * (255 / torch.where(flat, torch.ones_like(high), high - low))
-    return torch.where(flat, pixels, stretched)
+    return torch.where(flat, pixels, (pixels - low) * (255 / torch.where(flat, 1.0, high - low)))
 
 
-def _equalize(pixels: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    """Each channel's grey values spread so that their cumulative histogram becomes a line, as Pillow does it."""
-    count, channels, height, width = pixels.shape
-    values = pixels.round().long().reshape(count * channels, height * width)
-    histogram = torch.zeros(count * channels, 256, dtype=torch.long, device=pixels.device)
+def _equalize(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
+    """Each channel's values spread so that their cumulative histogram becomes a line, as Pillow does it."""
+    count, channels, height, width = images.shape
+    values = images.round().long().reshape(count * channels, height * width)
+    histogram = torch.zeros(count * channels, 256, dtype=torch.long, device=images.device)
     histogram.scatter_add_(1, values, torch.ones_like(values))
     # the step leaves the brightest value that occurs out
     last = histogram.gather(1, values.amax(1, keepdim=True))
-    step = (histogram.sum(1, keepdim=True) - last) // 255
+    step = (height * width - last) // 255
     before = histogram.cumsum(1) - histogram
     table = ((before + step // 2) // step.clamp(min=1)).clamp_(0, 255)
-    equalized = table.gather(1, values)
-    return torch.where(step == 0, values, equalized).reshape(pixels.shape).float()
+    equalized = torch.where(step == 0, values, table.gather(1, values))
+    return equalized.view(count, channels, height, width).float()
+
+
+def _floats(images_BCHW: Tensor) -> Tensor:
+    """A float copy, plane after plane, in which sums over channels are fastest."""
+    return images_BCHW.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+
+
+def _each(values_B: Tensor) -> Tensor:
+    """One value per image, as [B, 1, 1, 1]."""
+    return values_B.view(-1, 1, 1, 1)
 
 
 def _factors(levels: Tensor, signs: Tensor) -> Tensor:
-    """1 ± 0.99 · level, as [B, 1, 1, 1]."""
-    return (1 + 0.99 * levels * signs).view(-1, 1, 1, 1)
+    return _each(1 + LARGEST_CHANGE * levels * signs)
 
 
-def _grey(pixels_BCHW: Tensor) -> Tensor:
-    if pixels_BCHW.shape[1] == 1:
-        return pixels_BCHW
-    red, green, blue = pixels_BCHW.unbind(1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+def _centred(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """x [1, 1, 1, W] and y [1, 1, H, 1] of the pixels' middles, measured from the image's middle, px."""
+    height, width = images_BCHW.shape[-2:]
+    x = torch.arange(width, device=images_BCHW.device) + 0.5 - width / 2
+    y = torch.arange(height, device=images_BCHW.device) + 0.5 - height / 2
+    return x.view(1, 1, 1, -1), y.view(1, 1, -1, 1)
 
 
-def _matrix(
-    count: int,
-    pixels: Tensor,
-    *,
-    xx: Tensor | None = None,
-    xy: Tensor | None = None,
-    yx: Tensor | None = None,
-    yy: Tensor | None = None,
-    shift_x: Tensor | None = None,
-    shift_y: Tensor | None = None,
-    about_corner: bool = False,
-) -> Tensor:
-    """[B, 2, 3]: from output pixel (x, y, 1), measured from the centre, to input pixel.
-
-    about_corner: the map leaves the upper left corner in place rather than the centre.
-    """
-    zero, one = torch.zeros(count, device=pixels.device), torch.ones(count, device=pixels.device)
-    xx, yy = one if xx is None else xx, one if yy is None else yy
-    xy, yx = zero if xy is None else xy, zero if yx is None else yx
-    # moving the picture right by t means reading t further left
-    offset_x = zero if shift_x is None else -shift_x
-    offset_y = zero if shift_y is None else -shift_y
-    if about_corner:
-        height, width = pixels.shape[-2:]
-        offset_x = offset_x + xy * (height / 2)
-        offset_y = offset_y + yx * (width / 2)
-    return torch.stack([torch.stack([xx, xy, offset_x], 1), torch.stack([yx, yy, offset_y], 1)], 1)
-
-
-def _affine(pixels_BCHW: Tensor, matrix_B23: Tensor) -> Tensor:
-    """Nearest-neighbour sampling; what comes from outside is 0."""
-    height, width = pixels_BCHW.shape[-2:]
-    rows = torch.arange(height, device=pixels_BCHW.device) + 0.5 - height / 2
-    columns = torch.arange(width, device=pixels_BCHW.device) + 0.5 - width / 2
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    points_P3 = torch.stack([x, y, torch.ones_like(x)], -1).view(-1, 3)
-    sources = torch.einsum("pk,bjk->bpj", points_P3, matrix_B23).view(-1, height, width, 2)
-    scale = torch.tensor([2 / width, 2 / height], device=pixels_BCHW.device)
-    return functional.grid_sample(
-        pixels_BCHW, sources * scale, mode="nearest", padding_mode="zeros", align_corners=False
-    )
+def _sample(images_BCHW: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Each pixel from the one nearest to (x, y), which broadcast to [B, 1, H, W]; 0 where that is outside."""
+    images_BHWC = images_BCHW.permute(0, 2, 3, 1).contiguous()
+    count, height, width, channels = images_BHWC.shape
+    columns = (x + (width - 1) / 2).round().long()
+    rows = (y + (height - 1) / 2).round().long()
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    first_rows = torch.arange(0, count * height, height, device=x.device).view(-1, 1, 1, 1)
+    # one black pixel behind the last, for what comes from outside
+    pixels_PC = functional.pad(images_BHWC.view(-1, channels), (0, 0, 0, 1))
+    places = torch.where(inside, (first_rows + rows) * width + columns, len(pixels_PC) - 1)
+    return pixels_PC.index_select(0, places.view(-1)).view(images_BHWC.shape).permute(0, 3, 1, 2)
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
