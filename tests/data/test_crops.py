@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,11 +80,22 @@ def test_resizing_all_together_is_resizing_each(make_images: MakeImages, size: i
         assert torch.allclose(result, expected, atol=1e-3)
 
 
-def test_resizing_leaves_the_number_of_threads_as_it_was(make_images: MakeImages) -> None:
+def test_resizing_each_takes_one_thread_and_leaves_their_number_as_it_was(
+    make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = []
+    interpolate = crops.functional.interpolate
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        inside.append(torch.get_num_threads())
+        return interpolate(*args, **kwargs)
+
+    monkeypatch.setattr(crops.functional, "interpolate", watched)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         resized_crop(make_images(4), torch.tensor([[0, 0, 10, 10]] * 4), 8)
+        assert inside == [1, 1, 1, 1]
         assert torch.get_num_threads() == 2
         with pytest.raises(RuntimeError):
             resized_crop(make_images(4), torch.tensor([[0, 0, 0, 10]] * 4), 8)
@@ -100,6 +112,12 @@ def test_boxes_lie_inside_and_keep_area_and_aspect(area_range: tuple[float, floa
     assert (boxes[:, :2] >= 0).all()
     assert (tops + heights <= 147).all()
     assert (lefts + widths <= 147).all()
+    # a box of 146 px may lie at the far edge too
+    assert (tops + heights == 147).any()
+    assert (lefts + widths == 147).any()
+    narrow = widths == 146
+    if narrow.sum() > 20:
+        assert lefts[narrow].unique().tolist() == [0, 1]
     # sides are whole pixels: half a pixel of each is the tolerance
     aspect = widths / heights
     assert aspect.min() > 0.75 * 0.97

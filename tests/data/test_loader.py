@@ -201,6 +201,26 @@ def test_an_abandoned_epoch_ends_its_thread() -> None:
     assert prefetch_threads() == []
 
 
+def test_what_was_to_be_read_ahead_is_dropped_with_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = Batches(*arrays(60), batch_size=5, resident=False)
+    gather, read = batches._gather, []
+    closing = threading.Event()
+
+    def slow(chunk: np.ndarray) -> Batch:
+        read.append(1)
+        if len(read) > 1:
+            # in the middle of the second read when the epoch is given up
+            closing.wait(5)
+        return gather(chunk)
+
+    monkeypatch.setattr(batches, "_gather", slow)
+    iterator = batches.epoch(0)
+    next(iterator)
+    threading.Timer(0.1, closing.set).start()
+    iterator.close()
+    assert len(read) <= 2
+
+
 def test_the_thread_reads_ahead_but_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = Batches(*arrays(600), batch_size=5, resident=False)
     gather, read = batches._gather, []

@@ -72,5 +72,5 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
     # torch.distributions takes no generator; what it calls does. float64: a small alpha gives tiny draws
     shape = torch.full((2,), alpha, dtype=torch.float64, device=generator.device)
     first, second = torch._standard_gamma(shape, generator=generator).tolist()
-    # both vanish only for an alpha so small that the share is 0 or 1
-    return float(first / (first + second)) if first + second > 0 else 1.0
+    # torch keeps its draws above 0
+    return float(first / (first + second))

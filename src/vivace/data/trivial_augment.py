@@ -115,7 +115,7 @@ def _sharpness(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
     # as two sums of three, a fifth of the time of avg_pool2d
     rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
     around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    blurred[..., 1:-1, 1:-1] = around.add_(pixels[..., 1:-1, 1:-1], alpha=4).div_(13).round_()
+    blurred[..., 1:-1, 1:-1] = around.add_(pixels[..., 1:-1, 1:-1], alpha=4).div_(13)
     return blend_(pixels, blurred, _factors(levels, signs))
 
 
