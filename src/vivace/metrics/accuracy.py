@@ -18,11 +18,13 @@ def topk_accuracy(scores_BK: ArrayLike, labels_B: ArrayLike, *, k: int = 1) -> f
     """Share of the images whose label is among the k highest scores, in [0, 1].
 
     scores_BK: logits or probabilities. labels_B: int64 in [0, K). Of equal scores the class of the lower number counts
-    as the higher one, so that a constant prediction is not called right. Raises ValueError for k outside [1, K].
+    as the higher one, so that a constant prediction is not called right; NaN is never right. No images give NaN.
+    Raises ValueError for k outside [1, K] or a label outside [0, K).
     """
     scores, labels = np.asarray(scores_BK), np.asarray(labels_B)
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k is out of range: got {k}, there are {scores.shape[1]} classes")
+    _check_classes("label", labels, scores.shape[1])
     if len(scores) == 0:
         return float("nan")
     own = np.take_along_axis(scores, labels[:, None], axis=1)
@@ -44,13 +46,19 @@ def wilson_interval(num_correct: int, num_images: int, *, confidence: float = 0.
     centre = (share + z * z / (2 * num_images)) / (1 + z * z / num_images)
     spread = share * (1 - share) / num_images + z * z / (4 * num_images**2)
     half = z / (1 + z * z / num_images) * spread**0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # rounding must not leave the share itself outside
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def confusion_matrix(predictions_B: ArrayLike, labels_B: ArrayLike, num_classes: int) -> np.ndarray:
-    """Counts int64 [K, K]: rows are the true classes, columns the predicted ones."""
-    flat = np.asarray(labels_B, dtype=np.int64) * num_classes + np.asarray(predictions_B, dtype=np.int64)
-    return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+    """Counts int64 [K, K]: rows are the true classes, columns the predicted ones.
+
+    predictions_B, labels_B: int64. Raises ValueError if one is outside [0, K).
+    """
+    predictions, labels = np.asarray(predictions_B, dtype=np.int64), np.asarray(labels_B, dtype=np.int64)
+    _check_classes("prediction", predictions, num_classes)
+    _check_classes("label", labels, num_classes)
+    return np.bincount(labels * num_classes + predictions, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +87,10 @@ def per_class(confusion_KK: np.ndarray, classes: tuple[str, ...]) -> tuple[Class
         f1 = 2 * precision * recall / total if total else 0.0
         rows.append(ClassMetrics(name=name, precision=precision, recall=recall, f1=f1, support=support))
     return tuple(rows)
+
+
+def _check_classes(what: str, classes_B: np.ndarray, num_classes: int) -> None:
+    # a negative one would count from the end, in silence
+    outside = classes_B[(classes_B < 0) | (classes_B >= num_classes)]
+    if len(outside):
+        raise ValueError(f"a {what} is out of range: got {int(outside[0])}, there are {num_classes} classes")

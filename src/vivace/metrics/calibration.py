@@ -16,7 +16,7 @@ def expected_calibration_error(probs_BK: ArrayLike, labels_B: ArrayLike, *, num_
     """Mean |confidence - accuracy| over equal-width bins of the top probability, in [0, 1].
 
     probs_BK: float, rows sum to 1. labels_B: int64 in [0, K).
-    Raises ValueError if a row does not sum to 1 (were logits passed?).
+    Raises ValueError if a row does not sum to 1 (were logits passed?) or holds NaN.
     Source: Guo et al. 2017, arXiv:1706.04599.
     """
     probs, labels = _checked(probs_BK), np.asarray(labels_B)
@@ -34,7 +34,7 @@ def expected_calibration_error(probs_BK: ArrayLike, labels_B: ArrayLike, *, num_
 def negative_log_likelihood(probs_BK: ArrayLike, labels_B: ArrayLike) -> float:
     """Mean -log of the probability of the true class, nats, >= 0; a probability of 0 counts as 1e-12.
 
-    Raises ValueError if a row does not sum to 1.
+    Raises ValueError if a row does not sum to 1 or holds NaN.
     """
     probs, labels = _checked(probs_BK), np.asarray(labels_B)
     own = np.take_along_axis(probs, labels[:, None], axis=1)
@@ -44,7 +44,9 @@ def negative_log_likelihood(probs_BK: ArrayLike, labels_B: ArrayLike) -> float:
 def _checked(probs_BK: ArrayLike) -> np.ndarray:
     probs = np.asarray(probs_BK, dtype=np.float64)
     sums = probs.sum(1)
-    if np.abs(sums - 1).max(initial=0.0) > ROW_SUM_TOLERANCE:
-        worst = float(sums[np.abs(sums - 1).argmax()])
+    # written so that NaN fails too
+    wrong = ~(np.abs(sums - 1) <= ROW_SUM_TOLERANCE)
+    if wrong.any():
+        worst = float(sums[wrong.argmax()])
         raise ValueError(f"rows must sum to 1: one sums to {worst:.4g}. Pass probabilities, not logits.")
     return probs

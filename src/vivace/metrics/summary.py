@@ -23,7 +23,7 @@ class Metrics:
     top1_low: float
     top1_high: float
     top5: float
-    """Top-min(5, K)."""
+    """Top-min(5, K): always 1 for up to five classes."""
     top5_low: float
     top5_high: float
     nll: float
@@ -41,10 +41,17 @@ class Metrics:
 
 
 def evaluate_probs(probs_NK: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> Metrics:
-    """The metrics of probs_NK (rows sum to 1) against labels_N int64. Raises ValueError if there are no images."""
+    """The metrics of probs_NK (float, rows sum to 1) against labels_N (int64, in [0, K)).
+
+    Raises ValueError if there are no images, or what is passed does not fit together.
+    """
     num_images, num_classes = probs_NK.shape
     if num_images == 0:
         raise ValueError("there are no images to evaluate on")
+    if len(labels_N) != num_images or len(classes) != num_classes:
+        raise ValueError(
+            f"sizes differ: {num_images} × {num_classes} probabilities, {len(labels_N)} labels, {len(classes)} classes"
+        )
     top1 = topk_accuracy(probs_NK, labels_N, k=1)
     top5 = topk_accuracy(probs_NK, labels_N, k=min(5, num_classes))
     low, high = wilson_interval(round(top1 * num_images), num_images)

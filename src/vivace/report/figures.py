@@ -7,8 +7,9 @@ people can tell apart.
 from __future__ import annotations
 
 import csv
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,96 +23,143 @@ if TYPE_CHECKING:
 
 __all__ = ["confusion", "curves", "mistakes"]
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-DPI = 130
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+DPI = 150
 # beyond this many classes a number no longer fits into a cell, and beyond the second a name not beside a row
 MAX_CLASSES_WITH_NUMBERS = 25
-MAX_CLASSES_WITH_NAMES = 60
-MAX_NAME = 18
+MAX_CLASSES_WITH_NAMES = 110
+MISTAKES_PER_ROW = 6
+# what fits beside a row and above a picture, in columns: a Chinese character takes two
+MAX_NAME_WIDTH = 18
+MAX_TITLE_NAME_WIDTH = 15
+# matplotlib's own font has no Chinese, Japanese or Korean; these are usual on Linux, macOS and Windows
+CJK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Arial Unicode MS",
+    "Microsoft YaHei",
+    "SimHei",
+)
 
 
 def curves(metrics_csv: Path, path: Path) -> None:
-    """Loss, accuracy and learning rate over the epochs of a run. Raises MissingExtra without matplotlib."""
-    with metrics_csv.open(encoding="utf-8") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    figure = _figure(9.6, 3.4)
+    """Loss, accuracy and learning rate over the epochs of a run, as a PNG file.
+
+    metrics_csv: a row per validation, as a run writes it; values that are not there leave a gap.
+    Raises MissingExtra without matplotlib.
+    """
+    with metrics_csv.open(encoding="utf-8", newline="") as file:
+        # a last row may be cut short while it is written
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    figure = _figure(10.0, 3.4)
     loss_axes, top1_axes, lr_axes = figure.subplots(1, 3)
-    epochs = [row["epoch"] for row in rows]
+    epochs = _column(rows, "epoch")
     # a short run has few points: show them
-    style = {"marker": "o", "markersize": 3} if len(rows) <= 30 else {}
+    style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(rows) <= 30 else {}
     for axes, what, label, factor in (
         (loss_axes, "loss", "loss (nats)", 1),
         (top1_axes, "top1", "top-1 accuracy (%)", 100),
     ):
-        axes.plot(epochs, [factor * row[f"train_{what}"] for row in rows], color=BLUE, label="training", **style)
-        axes.plot(epochs, [factor * row[f"val_{what}"] for row in rows], color=ORANGE, label="validation", **style)
+        axes.plot(epochs, factor * _column(rows, f"train_{what}"), color=BLUE, label="training", **style)
+        # told apart without any colour too
+        axes.plot(
+            epochs, factor * _column(rows, f"val_{what}"), color=ORANGE, ls=(0, (4, 1)), label="validation", **style
+        )
         axes.set_ylabel(label)
         axes.legend(frameon=False)
-    if rows:
-        best = max(rows, key=lambda row: row["val_top1"])
-        top1_axes.set_title(f"best validation {100 * best['val_top1']:.2f} % at epoch {best['epoch']:g}", fontsize=9)
-    loss_axes.set_title("training loss includes smoothing and augmentation", fontsize=9)
-    lr_axes.plot(epochs, [row["lr"] for row in rows], color=GREEN, **style)
+    val_top1 = _column(rows, "val_top1")
+    if np.isfinite(val_top1).any():
+        best = int(np.nanargmax(val_top1))
+        top1_axes.set_title(f"best validation: {100 * val_top1[best]:.2f} %, epoch {epochs[best]:g}", fontsize=9)
+    loss_axes.set_title("training: as augmented and smoothed", fontsize=9)
+    lr_axes.plot(epochs, _column(rows, "lr"), color=GREEN, **style)
     lr_axes.set_ylabel("learning rate")
     lr_axes.set_ylim(bottom=0)
-    lr_axes.set_title("rate of the step before each validation", fontsize=9)
+    lr_axes.set_title("at each validation", fontsize=9)
     for axes in (loss_axes, top1_axes, lr_axes):
         axes.set_xlabel("epoch")
+        axes.set_xlim(left=0)
+        axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 
+def _column(rows: Sequence[Mapping[str, str | None]], name: str) -> np.ndarray:
+    """A column as float64 [rows], NaN where there is no number."""
+    values = []
+    for row in rows:
+        try:
+            values.append(float(row.get(name) or "nan"))
+        except ValueError:
+            values.append(float("nan"))
+    return np.asarray(values)
+
+
 def confusion(matrix_KK: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """The confusion matrix, coloured by the share of each true class's images. Raises MissingExtra."""
+    """The confusion matrix, coloured by the share of each true class's images, as a PNG file.
+
+    matrix_KK: counts, rows are the true classes. Numbers are written into the cells up to 25 classes, names up to 110.
+    Raises MissingExtra without matplotlib.
+    """
     counts = np.asarray(matrix_KK)
     num_classes = len(classes)
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(12.0, 3.2 + 0.42 * num_classes)
-    figure = _figure(side + 1.0, side)
+    side = float(np.clip(2.4 + 0.42 * num_classes, 3.6, 12.5))
+    figure = _figure(side + 1.2, side)
+    from matplotlib.colors import PowerNorm
+
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class (%)")
+    # the square root: a class that is mistaken in 2 % of its images can still be seen
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class (%)", ticks=(0, 1, 5, 20, 50, 100))
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if num_classes <= MAX_CLASSES_WITH_NAMES:
-        size = 9 if num_classes <= 25 else 6
+        size = 9 if num_classes <= MAX_CLASSES_WITH_NUMBERS else float(np.clip(420 / num_classes, 4.5, 8))
         names = [_short(name) for name in classes]
-        axes.set_xticks(range(num_classes), names, rotation=90 if num_classes > 5 else 0, fontsize=size)
+        upright = num_classes <= 5 and max(map(_width, names)) <= 12
+        axes.set_xticks(range(num_classes), names, rotation=0 if upright else 90, fontsize=size)
         axes.set_yticks(range(num_classes), names, fontsize=size)
     if num_classes <= MAX_CLASSES_WITH_NUMBERS:
-        size = 9 if num_classes <= 12 else 6
+        largest = int(counts.max(initial=0))
+        # five digits in a cell of 0.33 inches
+        size = 9 if num_classes <= 12 and largest < 10_000 else 6
         for row, column in np.argwhere(counts > 0):
-            colour = "white" if shares[row, column] > 55 else "black"
-            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=size)
-    right = int(np.trace(counts))
-    axes.set_title(
-        f"{right:,} of {int(counts.sum()):,} right ({100 * right / max(counts.sum(), 1):.2f} %)", fontsize=10
-    )
+            colour = "white" if shares[row, column] > 35 else "black"
+            number = f"{counts[row, column]:,}"
+            axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=size)
+    right, total = int(np.trace(counts)), int(counts.sum())
+    axes.set_title(f"{right:,} of {total:,} right ({100 * right / max(total, 1):.2f} %)", fontsize=10)
     _save(figure, path)
 
 
-def mistakes(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """The worst mistakes with their images. Raises MissingExtra.
+def mistakes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The given mistakes with their images, six in a row, as a PNG file.
 
-    rows: each with "image" (uint8 [H, W, 1 | 3]), "label", "predicted", "probability" of the predicted class in [0, 1]
-    and "name" of the file.
+    rows: each with "image" (uint8 [H, W, 1 | 3]), "label", "predicted", and "probability" of the predicted class in
+    [0, 1]. Raises MissingExtra without matplotlib.
     """
-    columns = 6
-    count = max(1, -(-len(rows) // columns))
-    figure = _figure(9.6, 2.05 * count + 0.4)
-    grid = np.atleast_1d(np.asarray(figure.subplots(count, columns, squeeze=False))).ravel()
+    lines = max(1, -(-len(rows) // MISTAKES_PER_ROW))
+    figure = _figure(10.0, 2.2 * lines + 0.4)
+    grid = figure.subplots(lines, MISTAKES_PER_ROW, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, row in zip(grid, rows, strict=False):
         image = np.asarray(row["image"])
         grey = image.shape[-1] == 1
         axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
-        axes.set_title(
-            f"is {_short(row['label'])}\nsaid {_short(row['predicted'])} {100 * row['probability']:.0f} %", fontsize=8
-        )
-    title = "the most confident mistakes" if rows else "no mistakes"
-    figure.suptitle(title, fontsize=10)
+        truth, said = (_short(row[key], MAX_TITLE_NAME_WIDTH) for key in ("label", "predicted"))
+        axes.set_title(f"true: {truth}\n→ {said}, {100 * row['probability']:.0f} %", fontsize=8, loc="left")
+    figure.suptitle(
+        "the most confident mistakes: true → predicted, probability" if rows else "no mistakes", fontsize=10
+    )
     _save(figure, path)
 
 
@@ -120,19 +168,40 @@ def _figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra("matplotlib", "report", "drawing figures") from None
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return Figure(figsize=(width, height), dpi=DPI, layout="compressed")
 
 
-def _short(name: str) -> str:
-    # a dollar sign would start a formula
-    text = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
-    return text.replace("$", r"\$").encode("utf-8", "replace").decode()
+def _short(name: str, width: int = MAX_NAME_WIDTH) -> str:
+    """A class's name on one line, its middle left out beyond `width`, with nothing that would be read as a formula."""
+    # bytes that are no UTF-8, line ends and control characters
+    text = "".join(letter if unicodedata.category(letter)[0] != "C" else " " for letter in name)
+    if _width(text) > width:
+        # names often differ at their ends alone
+        head, tail = text, text
+        while _width(head) > width * 2 // 3 - 1:
+            head = head[:-1]
+        while _width(tail) > width // 3:
+            tail = tail[1:]
+        text = f"{head.rstrip()}…{tail.lstrip()}"
+    return text.replace("$", r"\$")
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _save(figure: Figure, path: Path) -> None:
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    families = ["DejaVu Sans", *(name for name in CJK_FONTS if name in installed)]
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_fontfamily(families)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        # scripts that the default font lacks come out as boxes: no reason to end a run
+        # scripts that no font has come out as boxes: no reason to end a run
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         with atomic_file(path) as file:
-            figure.savefig(file, format="png")
+            figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.1)

@@ -17,13 +17,20 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
-    """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32, softmax in fp32."""
-    model = bundle.build_model().to(device)
+    """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32, softmax in fp32.
+
+    precision: fp32, bf16 or fp16, by autocast. Raises BundleError if the weights do not fit the network.
+    """
+    # weights in the layout that the pixels have: otherwise cuDNN turns them round in every call
+    model = bundle.build_model().to(device).to(memory_format=torch.channels_last)
     normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
 
     @torch.inference_mode()
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
-        images_BCHW = torch.from_numpy(np.ascontiguousarray(images_NHWC)).to(device).permute(0, 3, 1, 2)
+        # copied only if it is no plain block, or read-only as a memory map is, which torch does not take
+        block = np.require(images_NHWC, requirements=["C", "W"])
+        # NHWC seen as BCHW: channels_last strides without a copy
+        images_BCHW = torch.from_numpy(block).to(device).permute(0, 3, 1, 2)
         context = (
             contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
         )
