@@ -11,24 +11,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import numpy as np
 
 from vivace.bundle import Bundle, load_bundle
+from vivace.config import check_choice, check_range
 from vivace.data.decode import EXTENSIONS
-from vivace.errors import DataError, ImageError
+from vivace.errors import BundleError, ConfigError, DataError, ImageError
 from vivace.hardware import keep_freed_memory, num_cpus, select_device, supported_precisions
 from vivace.runtimes import load_runtime
 
-__all__ = ["Failure", "Prediction", "Predictions", "Predictor", "expand_paths", "predict"]
+__all__ = ["Failure", "Prediction", "Predictions", "Predictor", "expand_paths", "predict", "predictor_for"]
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 class Predictor:
     """A bundle loaded once, to classify many images.
 
-    device: auto, cpu, cuda or cuda:N. precision: fp32, bf16, fp16, or auto: the one that the bundle's metrics were
-    measured with, where the device has it.
+    device: auto, cpu, cuda or cuda:N. batch_size: images per forward pass. precision: fp32, bf16, fp16, or auto: the
+    one that the bundle's metrics were measured with, where the device has it. runtime: a row of `RUNTIMES`.
+    Raises BundleError for a bundle that can't be used, ConfigError for another argument that can't be had.
     """
 
     def __init__(
@@ -40,6 +44,8 @@ class Predictor:
         precision: str = "auto",
         runtime: str = "eager",
     ) -> None:
+        check_range("batch_size", batch_size, 1)
+        check_choice("precision", precision, PRECISIONS)
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.batch_size = batch_size
         self.device = select_device(device)
@@ -55,7 +61,10 @@ class Predictor:
         return self.bundle.classes
 
     def probs(self, images_NHWC: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [N, K] of uint8 images [N, size, size, C], as `Preprocess.load` gives them."""
+        """Probabilities float32 [N, K] of uint8 images [N, size, size, C], as `Preprocess.load` gives them.
+
+        Raises DataError for other images, BundleError if the network overflows.
+        """
         size, channels = self.bundle.preprocess.size, self.bundle.preprocess.channels
         if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != (size, size, channels):
             raise DataError(
@@ -66,7 +75,26 @@ class Predictor:
             self._classify(images_NHWC[start : start + self.batch_size])
             for start in range(0, len(images_NHWC), self.batch_size)
         ]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+        probs = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+        if not np.isfinite(probs).all():
+            mend = "Train again with a lower learning rate" if self.precision == "fp32" else "Use precision fp32"
+            raise BundleError(
+                f"the probabilities are not finite: {self.bundle.folder} overflows in {self.precision}. {mend}."
+            )
+        return probs
+
+
+def predictor_for(bundle: Bundle | Predictor | str | Path, device: str, batch_size: int, precision: str) -> Predictor:
+    """A predictor of the bundle; one that was made before is taken as it is.
+
+    Raises ConfigError if a device or precision is asked of a predictor that was made with its own.
+    """
+    if not isinstance(bundle, Predictor):
+        return Predictor(bundle, device=device, batch_size=batch_size, precision=precision)
+    for name, value in (("device", device), ("precision", precision)):
+        if value != "auto":
+            raise ConfigError(f"{name} would be ignored: got {value!r} and a predictor. Give it to Predictor instead.")
+    return bundle
 
 
 @dataclass(frozen=True)
@@ -113,14 +141,12 @@ def predict(
 ) -> Predictions:
     """Classify images: files, folders (all images below them), globs, or "-" for a list of paths on stdin.
 
+    topk: classes per image, at most all. batch_size: images per forward pass (a predictor keeps its own).
     Bad images are reported in `failures` and do not stop the others. Raises DataError when nothing is found, and what
-    loading the bundle raises.
+    `Predictor` raises.
     """
-    predictor = (
-        bundle
-        if isinstance(bundle, Predictor)
-        else Predictor(bundle, device=device, batch_size=batch_size, precision=precision)
-    )
+    check_range("topk", topk, 1)
+    predictor = predictor_for(bundle, device, batch_size, precision)
     files = expand_paths([paths] if isinstance(paths, str | Path) else paths)
     classes = predictor.classes
     topk = min(topk, len(classes))
@@ -164,6 +190,9 @@ def _decoded(files: Sequence[str], predictor: Predictor) -> Iterator[tuple[list[
             return load(path)
         except ImageError as error:
             return error
+        except ValueError as error:
+            # no file can have such a name: a zero byte, or a character that has no bytes
+            return ImageError(f"the name is no file's: {path!r} ({error}). Correct it.", problem="unreadable")
 
     chunks = iter([list(files[i : i + predictor.batch_size]) for i in range(0, len(files), predictor.batch_size)])
     with ThreadPoolExecutor(max(2, num_cpus())) as pool:
@@ -178,34 +207,55 @@ def _decoded(files: Sequence[str], predictor: Predictor) -> Iterator[tuple[list[
             yield chunk, results
 
 
-def expand_paths(paths: Iterable[str | Path], *, stdin: TextIO | None = None) -> list[str]:
-    """The files behind paths: a folder's images, a glob's matches, stdin's lines for "-". Raises DataError if none.
+def expand_paths(paths: Iterable[str | Path], *, stdin: BinaryIO | None = None) -> list[str]:
+    """The files behind paths: a folder's images, a glob's matches, stdin's lines for "-"; in the order given.
 
-    A file that was named itself is taken whatever its extension, even if it is not there: it is then a failure.
+    Lines of stdin may end in a zero byte instead (find -print0), for names that hold newlines. Below folders, files
+    with an image's extension count, links to folders are not followed and hidden ones are passed over. A file that was
+    named itself is taken whatever its extension, even if it is not there: it is then a failure.
+    Raises DataError if there is nothing behind one of the paths, or a folder can't be read.
     """
     files: list[str] = []
     for given in paths:
-        path = os.fspath(given)
+        # bytes that are no UTF-8 become surrogates, and bytes again when the file is opened
+        path = os.fsdecode(given)
         if path == "-":
-            files += [line.rstrip("\n") for line in (stdin or sys.stdin) if line.strip()]
-        elif os.path.isdir(path):  # noqa: PTH112
-            files += _images_below(path)
-        elif glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
-            files += sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))  # noqa: PTH113, PTH207
+            found = _named(_listed(sys.stdin.buffer if stdin is None else stdin))
+        elif glob.has_magic(path) and not os.path.lexists(path):
+            matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
+            found = _named(match for match in matches if os.path.isfile(match) or os.path.isdir(match))  # noqa: PTH112, PTH113
         else:
-            files.append(path)
+            found = _named([path])
+        if not found:
+            raise DataError(f"there are no images in {path!r}. Give files, folders, globs, or - for a list on stdin.")
+        files += found
     if not files:
-        raise DataError(
-            f"there are no images in {', '.join(map(str, paths))}. Give files, folders, globs, or - for stdin."
-        )
+        raise DataError("no images are named: got an empty list. Give files, folders, globs, or - for a list on stdin.")
     return files
 
 
+def _listed(stdin: BinaryIO) -> list[str]:
+    listing = stdin.read()
+    lines = listing.split(b"\0") if b"\0" in listing else [line.removesuffix(b"\r") for line in listing.split(b"\n")]
+    return [os.fsdecode(line) for line in lines if line]
+
+
+def _named(paths: Iterable[str]) -> list[str]:
+    return [file for path in paths for file in (_images_below(path) if os.path.isdir(path) else [path])]  # noqa: PTH112
+
+
 def _images_below(folder: str) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"the folder can't be read: {error.filename} ({error.strerror}). Check its rights.")
+
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):  # noqa: PTH122
-                found.append(os.path.join(parent, name))  # noqa: PTH118
+            path = os.path.join(parent, name)  # noqa: PTH118
+            if os.path.splitext(name)[1].lower() not in EXTENSIONS or name.startswith("."):  # noqa: PTH122
+                continue
+            # reading a pipe would wait for ever; a link that leads nowhere is reported as a failure
+            if os.path.isfile(path) or not os.path.exists(path):  # noqa: PTH110, PTH113
+                found.append(path)
     return found

@@ -18,7 +18,7 @@ from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import DataError, nearest
 from vivace.metrics.summary import Metrics, evaluate_probs
-from vivace.prediction import Predictor
+from vivace.prediction import Predictor, predictor_for
 
 __all__ = ["Evaluation", "Mistake", "evaluate"]
 
@@ -90,14 +90,12 @@ def evaluate(
 ) -> Evaluation:
     """Measure a bundle on a split of `data`: test if there is one, else val, else all of it.
 
-    data: as for `train`; its classes are matched to the bundle's by name. Raises DataError if they do not match, the
-    split is not there, or images are bad and on_bad_image is not "skip".
+    data: as for `train`; its classes are matched to the bundle's by name, and may be some of them. batch_size: images
+    per forward pass (a predictor keeps its own). progress is told (images decoded, images in all). Raises DataError if
+    a class is not the bundle's, the split is not there or empty, or images are bad and on_bad_image is not "skip";
+    and what `Predictor` raises.
     """
-    predictor = (
-        bundle
-        if isinstance(bundle, Predictor)
-        else Predictor(bundle, device=device, batch_size=batch_size, precision=precision)
-    )
+    predictor = predictor_for(bundle, device, batch_size, precision)
     classes = predictor.classes
     cache_path = Path(cache_dir) if cache_dir else None
     source = open_source(
