@@ -262,6 +262,7 @@ def test_a_pipe_in_a_folder_is_not_waited_for(tree: Path) -> None:
     (tree / "in" / "broken.png").symlink_to("nowhere")
     (tree / "in" / "deep" / "up").symlink_to(tree / "in")
     assert expand_paths(["in"]) == ["in/a.JPG", "in/b.png", "in/broken.png", "in/deep/c.webp"]
+    assert expand_paths(["in/*.png"]) == ["in/b.png"]
 
 
 def test_a_list_comes_from_stdin_by_lines_or_zero_bytes(tree: Path) -> None:

@@ -49,6 +49,11 @@ def test_ece_of_the_certain_is_their_share_of_errors() -> None:
     assert expected_calibration_error(certain, [0, 0, 1, 0]) == 0.25
 
 
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
+    # alone in (0, 0.5] and wrong, alone in (0.5, 1] and right; in one bin the two would all but cancel
+    assert expected_calibration_error([[0.5, 0.5], [0.75, 0.25]], [1, 0], num_bins=2) == pytest.approx(0.375)
+
+
 def test_ece_does_not_hang_on_the_order(predicted: tuple[np.ndarray, np.ndarray]) -> None:
     probs, labels = predicted
     order = np.random.default_rng(1).permutation(len(labels))

@@ -16,7 +16,7 @@ from vivace.report import figures
 
 HEADER = "epoch,step,seconds,lr,train_loss,train_top1,val_loss,val_top1,images_per_second\n"
 # scripts without a font, a formula that is none, line ends, bytes that are no UTF-8, nothing at all, wide and long
-STRANGE = ("飞机", "चिड़िया", "$x^2$", "a\nb\tc", "caf\udce9", "", "W" * 300, "_{\\frac")
+STRANGE = ("飞机", "चिड़िया", "$x^2$", "a\nb\tc", "caf\udce9", "", "W" * 300, "$\\frac$")
 
 
 def opened(path: Path) -> Image.Image:
