@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vivace.config import from_dict
 from vivace.data.cache import open_cache
+from vivace.data.decode import PillowGuard
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, ImageError
 
 PLAIN = Preprocess(size=24, store_size=28)
 
@@ -44,10 +47,27 @@ def sixteen_bit() -> Image.Image:
     return Image.fromarray((np.mgrid[0:30, 0:40][1] * 1600).astype(np.uint16))
 
 
-def exif(orientation: int) -> bytes:
+def floating() -> Image.Image:
+    values = np.linspace(-50, 300, 1200, dtype=np.float32).reshape(30, 40)
+    values[3, 4] = np.nan
+    return Image.fromarray(values)
+
+
+def exif_tags(orientation: int) -> Image.Exif:
     tags = Image.Exif()
     tags[0x0112] = orientation
-    return tags.tobytes()
+    return tags
+
+
+def exif(orientation: int) -> bytes:
+    return exif_tags(orientation).tobytes()
+
+
+def half_corrupt_exif() -> bytes:
+    """The orientation can be read, the maker's name that stands before it ends beyond the end of the block."""
+    tags = exif_tags(6)
+    tags[0x010F] = "x" * 100
+    return tags.tobytes()[:60]
 
 
 KINDS: dict[str, tuple[str, Callable[[], bytes]]] = {
@@ -56,6 +76,8 @@ KINDS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "cmyk": ("jpg", lambda: encoded(gradient("CMYK"), "JPEG")),
     "palette": ("png", lambda: encoded(gradient("P"), "PNG")),
     "palette-transparent": ("png", lambda: encoded(gradient("P"), "PNG", transparency=3)),
+    "palette-alpha": ("png", lambda: encoded(gradient("P"), "PNG", transparency=bytes(range(256)))),
+    "colour-key": ("png", lambda: encoded(gradient(), "PNG", transparency=(0, 0, 0))),
     "alpha": ("png", lambda: encoded(rgba(), "PNG")),
     "grey-alpha": ("png", lambda: encoded(rgba().convert("LA"), "PNG")),
     "16-bit": ("png", lambda: encoded(sixteen_bit(), "PNG")),
@@ -67,6 +89,12 @@ KINDS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "ppm": ("ppm", lambda: encoded(gradient(), "PPM")),
     "turned": ("jpg", lambda: encoded(gradient(), "JPEG", exif=exif(6))),
     "corrupt-exif": ("jpg", lambda: encoded(gradient(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")),
+    "half-corrupt-exif": ("jpg", lambda: encoded(gradient(), "JPEG", exif=half_corrupt_exif())),
+    "turned-tiff": ("tif", lambda: encoded(gradient(), "TIFF", exif=exif_tags(6))),
+    "16-bit-tiff": ("tif", lambda: encoded(sixteen_bit(), "TIFF")),
+    "float-tiff": ("tif", lambda: encoded(floating(), "TIFF")),
+    "stored-height": ("png", lambda: encoded(gradient(size=(41, 28)), "PNG")),
+    "small": ("png", lambda: encoded(gradient(size=(9, 7)), "PNG")),
     "large": ("jpg", lambda: encoded(gradient(size=(400, 300)), "JPEG")),
 }
 
@@ -107,14 +135,101 @@ def test_a_turned_image_is_set_upright() -> None:
     np.testing.assert_array_equal(PLAIN.load(turned_bytes), PLAIN.load(encoded(upright, "PNG")))
 
 
-def test_a_corrupt_exif_block_counts_as_none() -> None:
-    bad = encoded(gradient(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage", quality=90)
-    np.testing.assert_array_equal(PLAIN.load(bad), PLAIN.load(encoded(gradient(), "JPEG", quality=90)))
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_eight_orientations_are_set_upright(orientation: int, kind: str) -> None:
+    stored = gradient()
+    stored.getexif()[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(gradient(), kind, exif=exif_tags(orientation), **options)
+    np.testing.assert_array_equal(PLAIN.load(data), PLAIN.load(ImageOps.exif_transpose(stored)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("filters", ["ignore", "error"])
+def test_the_orientation_counts_where_another_tag_is_corrupt_whatever_becomes_of_warnings(
+    filters: str, kind: str
+) -> None:
+    expected = PLAIN.load(encoded(gradient(), kind, exif=exif(6)))
+    with warnings.catch_warnings():
+        warnings.simplefilter(filters)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(PLAIN.load(encoded(gradient(), kind, exif=half_corrupt_exif())), expected)
+
+
+def test_an_image_that_was_only_opened_gives_what_its_bytes_give() -> None:
+    for name, (_, make) in KINDS.items():
+        # a large JPEG is decoded at a lower resolution from its bytes
+        if name != "large":
+            with PillowGuard():
+                opened = Image.open(io.BytesIO(make()))
+            np.testing.assert_array_equal(PLAIN.load(opened), PLAIN.load(make()), err_msg=name)
+    half = encoded(gradient(), "PNG")
+    with pytest.raises(ImageError, match="the image is damaged: the image") as error:
+        PLAIN.load(Image.open(io.BytesIO(half[: len(half) // 2])))
+    assert error.value.problem == "truncated"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_of_pillow_can_be_converted(channels: Literal[1, 3]) -> None:
+    preprocess = Preprocess(size=8, store_size=8, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+    for mode in (*Image.MODES, "I;16", "I;16B", "RGBX", "La"):
+        assert preprocess.load(Image.new(mode, (10, 9))).shape == (8, 8, channels), mode
+
+
+def test_colours_that_cant_be_converted_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("conversion from LAB to RGB not supported")
+
+    Image.new("LAB", (40, 30)).save(tmp_path / "lab.tif")
+    # as in a Pillow that was built without colour management
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    with pytest.raises(ImageError, match=r"can't be converted: .*lab\.tif is LAB .* Save it as RGB") as error:
+        PLAIN.load(tmp_path / "lab.tif")
+    assert error.value.problem == "not_convertible"
+
+
+@pytest.mark.parametrize(
+    ("array", "problem"),
+    [
+        (np.zeros((9, 9, 3), np.float32), "not_an_image"),
+        (np.zeros((9, 9, 4), np.uint8), "not_an_image"),
+        (np.zeros(9, np.uint8), "not_an_image"),
+        (np.zeros((0, 9, 3), np.uint8), "empty"),
+    ],
+)
+def test_arrays_that_are_no_images_are_told(array: np.ndarray, problem: str) -> None:
+    with pytest.raises(ImageError, match="the array is") as error:
+        PLAIN.load(array)
+    assert error.value.problem == problem
+
+
+def test_a_cmyk_photo_looks_like_its_rgb_original() -> None:
+    red = Image.new("RGB", (40, 30), (220, 30, 40))
+    pixels = PLAIN.load(encoded(red.convert("CMYK"), "JPEG", quality=95)).astype(int)
+    assert np.abs(pixels - [220, 30, 40]).max() < 25
+
+
+def test_floats_are_clipped_and_one_bit_is_black_or_white() -> None:
+    values = np.full((30, 40), 300, np.float32)
+    assert (PLAIN.load(encoded(Image.fromarray(values), "TIFF")) == 255).all()
+    assert (PLAIN.load(encoded(Image.fromarray(values * np.nan), "TIFF")) == 0).all()
+    assert (PLAIN.load(encoded(Image.new("1", (40, 30), 1), "PNG")) == 255).all()
+
+
+@pytest.mark.parametrize("block", [b"II*\0\xff\xff\xff\xff garbage", b"no TIFF header", b"MM\0", b""])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_corrupt_exif_block_counts_as_none(kind: str, block: bytes) -> None:
+    bad = encoded(gradient(), kind, exif=b"Exif\0\0" + block)
+    np.testing.assert_array_equal(PLAIN.load(bad), PLAIN.load(encoded(gradient(), kind)))
 
 
 def test_transparency_is_laid_on_white() -> None:
     clear = Image.new("RGBA", (40, 30), (200, 0, 0, 0))
     assert (PLAIN.load(encoded(clear, "PNG")) == 255).all()
+    red = Image.new("RGB", (40, 30), (200, 0, 0))
+    assert (PLAIN.load(encoded(red, "PNG", transparency=(200, 0, 0))) == 255).all()
+    assert (PLAIN.load(encoded(red.convert("P"), "PNG", transparency=bytes(256))) == 255).all()
+    assert (PLAIN.load(encoded(red.convert("L"), "PNG", transparency=red.convert("L").getpixel((0, 0)))) == 255).all()
 
 
 def test_sixteen_bits_are_divided_by_256() -> None:
@@ -125,6 +240,18 @@ def test_sixteen_bits_are_divided_by_256() -> None:
 def test_an_image_of_the_stored_size_is_not_touched() -> None:
     image = gradient(size=(28, 28))
     np.testing.assert_array_equal(PLAIN.store(image), np.asarray(image))
+
+
+def test_a_square_of_the_stored_size_is_cut_out_and_not_resampled() -> None:
+    image = gradient(size=(41, 28))
+    np.testing.assert_array_equal(PLAIN.store(image), np.asarray(image)[:, 6:34])
+
+
+def test_the_view_is_the_middle_of_what_is_stored() -> None:
+    stored = PLAIN.store(gradient())
+    batch = np.stack([stored, 255 - stored])
+    np.testing.assert_array_equal(PLAIN.view(batch), batch[:, 2:26, 2:26])
+    np.testing.assert_array_equal(PLAIN.load(gradient()), PLAIN.view(stored))
 
 
 def test_a_crop_shows_the_middle_and_a_squash_shows_all() -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+import stat
+import threading
 import warnings
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vivace.errors import ImageError
 
-__all__ = ["EXTENSIONS", "REFUSED_EXTENSIONS", "read_image"]
+__all__ = ["EXTENSIONS", "REFUSED_EXTENSIONS", "PillowGuard", "decode_bytes", "read_bytes", "read_image", "shown"]
 
 # format → extensions. An allow-list: Pillow would hand EPS to Ghostscript, and FITS or PDF are no photos
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".mpo"),
+    "MPO": (".jpg", ".jpeg", ".jpe", ".mpo"),
     "PNG": (".png",),
     "WEBP": (".webp",),
     "BMP": (".bmp", ".dib"),
@@ -31,8 +33,42 @@ REFUSED_EXTENSIONS = frozenset(
     (".eps", ".ps", ".pdf", ".fits", ".fit", ".svg", ".wmf", ".emf", ".psd", ".hdf5", ".h5", ".dcm", ".raw", ".dng")
 )
 MAX_PIXELS = 100_000_000
+# what MAX_PIXELS weigh uncompressed, and some: a larger file is not even read
+MAX_BYTES = 1 << 30
 MIN_SIDE = 4
 MAX_ASPECT = 50
+
+
+class PillowGuard:
+    """Holds Pillow to one behaviour while any thread decodes, whatever the program around us has set.
+
+    Pillow keeps its settings in globals: LOAD_TRUNCATED_IMAGES, which many programs set, would let half an image pass,
+    and a filter that makes errors of warnings would turn odd metadata into another image. `warnings.catch_warnings`
+    alone is not safe in threads: when two overlap, the last one to leave restores what the other had changed.
+    """
+
+    _lock = threading.Lock()
+    _depth = 0
+    _saved_truncated = False
+    _saved_filters: warnings.catch_warnings | None = None
+
+    def __enter__(self) -> None:
+        cls = PillowGuard
+        with cls._lock:
+            cls._depth += 1
+            if cls._depth == 1:
+                cls._saved_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+                cls._saved_filters = warnings.catch_warnings()
+                cls._saved_filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __exit__(self, *_: object) -> None:
+        cls = PillowGuard
+        with cls._lock:
+            cls._depth -= 1
+            if cls._depth == 0 and cls._saved_filters is not None:
+                cls._saved_filters.__exit__(None, None, None)
+                ImageFile.LOAD_TRUNCATED_IMAGES = cls._saved_truncated
 
 
 def read_image(
@@ -51,18 +87,35 @@ def read_image(
     extreme_aspect, extension_mismatch, truncated.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read(source)
+    data = source if isinstance(source, bytes) else read_bytes(source)
     return decode_bytes(data, name, max_pixels=max_pixels, draft_size=draft_size, check_extension=check_extension)
 
 
-def _read(path: Path | str) -> bytes:
+def read_bytes(path: Path | str) -> bytes:
+    """The bytes of a regular file. Raises ImageError: unreadable, or bomb if it is larger than any image may be."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 (60,000 Path objects are a second's work)
-            return file.read()
+        # without O_NONBLOCK a named pipe called .jpg would be waited for until somebody writes to it
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise ImageError(f"no regular file: {shown(path)}. Remove it.", problem="unreadable")
+            if facts.st_size > MAX_BYTES:
+                raise ImageError(
+                    f"the file is too large for an image: {shown(path)} has {facts.st_size:,} bytes, "
+                    f"the cap is {MAX_BYTES:,}. Remove it.",
+                    problem="bomb",
+                )
+            return io.FileIO(descriptor, closefd=False).readall()
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ImageError(
-            f"the file can't be read: {path} ({error.strerror}). Check its rights.", problem="unreadable"
+            f"the file can't be read: {shown(path)} ({error.strerror}). Check its rights.", problem="unreadable"
         ) from None
+    except ValueError as error:
+        # a zero byte, or a character that has no bytes
+        raise ImageError(f"the name is no file's: {shown(path)} ({error}). Correct it.", problem="unreadable") from None
 
 
 def decode_bytes(
@@ -75,27 +128,25 @@ def decode_bytes(
 ) -> Image.Image:
     """`read_image` of bytes already read; `name` is used in messages and for its extension."""
     if not data:
-        raise ImageError(f"the file is empty: {name}. Remove it.", problem="empty")
+        raise ImageError(f"the file is empty: {shown(name)}. Remove it.", problem="empty")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images and odd metadata; the cap below and the decoder decide
-            warnings.simplefilter("ignore")
+        with PillowGuard():
             image = Image.open(io.BytesIO(data), formats=OPENED)
             _check_header(image, name, max_pixels, check_extension)
             if draft_size is not None and image.format == "JPEG" and min(image.size) >= 4 * draft_size:
                 image.draft(None, (2 * draft_size, 2 * draft_size))
             image.load()
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise _unidentified(data, name) from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"too many pixels: {name} ({error}). Make it smaller.", problem="bomb") from None
+        raise ImageError(f"too many pixels: {shown(name)} ({error}). Make it smaller.", problem="bomb") from None
     except Exception as error:
         # broken files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
         reason = " ".join(str(error).split())
         raise ImageError(
-            f"the image is damaged: {name} ({reason}). Restore or remove it.", problem="truncated"
+            f"the image is damaged: {shown(name)} ({reason}). Restore or remove it.", problem="truncated"
         ) from None
     return image
 
@@ -105,23 +156,25 @@ def _check_header(image: Image.Image, name: str, max_pixels: int, check_extensio
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
-            f"too many pixels: {name} is {width} × {height}, the cap is {max_pixels:,}. Make it smaller.",
+            f"too many pixels: {shown(name)} is {width} × {height}, the cap is {max_pixels:,}. Make it smaller.",
             problem="bomb",
         )
     if min(width, height) < MIN_SIDE:
         raise ImageError(
-            f"the image is too small: {name} is {width} × {height}, at least {MIN_SIDE} px are needed. Remove it.",
+            f"the image is too small: {shown(name)} is {width} × {height}, at least {MIN_SIDE} px are needed. "
+            "Remove it.",
             problem="too_small",
         )
     if max(width, height) >= MAX_ASPECT * min(width, height):
         raise ImageError(
-            f"the image is a strip: {name} is {width} × {height}, {MAX_ASPECT} : 1 or more. Remove it.",
+            f"the image is a strip: {shown(name)} is {width} × {height}, {MAX_ASPECT} : 1 or more. Remove it.",
             problem="extreme_aspect",
         )
     extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
     if check_extension and extension in EXTENSIONS and extension not in FORMATS[image.format or ""]:
         raise ImageError(
-            f"extension and content disagree: {name} is {image.format}. Rename it.", problem="extension_mismatch"
+            f"extension and content disagree: {shown(name)} is {image.format}. Rename it.",
+            problem="extension_mismatch",
         )
 
 
@@ -129,7 +182,13 @@ def _unidentified(data: bytes, name: str) -> ImageError:
     known_but_refused = data.startswith((b"%!PS", b"%PDF", b"SIMPLE  =", b"\xc5\xd0\xd3\xc6", b"8BPS"))
     if known_but_refused:
         return ImageError(
-            f"the format is not allowed: {name}. Convert it to JPEG, PNG, WebP, BMP, GIF, TIFF or PPM.",
+            f"the format is not allowed: {shown(name)}. Convert it to JPEG, PNG, WebP, BMP, GIF, TIFF or PPM.",
             problem="format_not_allowed",
         )
-    return ImageError(f"the file is no image: {name}. Remove it, or restore it.", problem="not_an_image")
+    return ImageError(f"the file is no image: {shown(name)}. Remove it, or restore it.", problem="not_an_image")
+
+
+def shown(name: Path | str) -> str:
+    """A name fit for one line of text: newlines and bytes that are no UTF-8 are escaped."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vivace.config import check_choice, check_range, from_dict, to_dict
-from vivace.data.decode import read_image
-from vivace.errors import ConfigError
+from vivace.data.decode import PillowGuard, read_image, shown
+from vivace.errors import ConfigError, ImageError
 from vivace.files import canonical_json
 
 __all__ = ["Preprocess"]
@@ -29,8 +29,19 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 # raised when stored pixels would come out otherwise than before: older caches are then made again
-PIXEL_VERSION = 1
+PIXEL_VERSION = 2
 EXIF_ORIENTATION = 0x0112
+# EXIF 2.32, tag 0x0112: how the stored picture is turned to stand upright; 1 is as it is
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+DETOURS = {"LAB": "RGB", "La": "LA"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,32 +78,53 @@ class Preprocess:
     def load(self, source: Path | str | bytes | Image.Image | np.ndarray) -> np.ndarray:
         """The pixels that the network sees, uint8 [size, size, channels].
 
-        source: a path, an encoded file's bytes, a Pillow image, or uint8 [H, W] or [H, W, 1 | 3].
-        Raises ImageError if it can't be decoded.
+        source: a path, an encoded file's bytes, a Pillow image, or uint8 [H, W] or [H, W, 1 | 3]. Paths and bytes of a
+        large JPEG are decoded at a lower resolution, so that its pixels differ by a little from those of a Pillow
+        image that somebody else decoded in full: give the bytes where they are at hand.
+        Raises ImageError if it can't be decoded, or is another kind of array.
         """
         if isinstance(source, np.ndarray):
-            image = Image.fromarray(source[..., 0] if source.ndim == 3 and source.shape[-1] == 1 else source)
-        elif isinstance(source, Image.Image):
-            image = source
-        else:
-            image = read_image(source, draft_size=self.store_size)
-        return self.view(self.store(image))
+            return self.view(self.store(_image_of(source)))
+        if isinstance(source, Image.Image):
+            return self.view(self.store(source))
+        image = read_image(source, draft_size=self.store_size)
+        return self.view(self.store(image, name="the image" if isinstance(source, bytes) else str(source)))
 
-    def store(self, image: Image.Image) -> np.ndarray:
-        """The stored pixels of a decoded image, uint8 [store_size, store_size, channels]."""
-        image = _converted(_upright(image), "L" if self.channels == 1 else "RGB")
+    def store(self, image: Image.Image, *, name: str = "the image") -> np.ndarray:
+        """The stored pixels of an image, uint8 [store_size, store_size, channels]; `name` is used in messages.
+
+        Raises ImageError, its problem "truncated" or "not_convertible" (a colour space unknown to this Pillow).
+        """
         side = self.store_size
-        if image.size != (side, side):
-            width, height = image.size
-            box: tuple[float, float, float, float] = (0, 0, width, height)
-            if self.fit == "crop":
-                square = min(width, height)
-                left, top = (width - square) / 2, (height - square) / 2
-                box = (left, top, left + square, top + square)
-            # cut and resized in one go: no second rounding
-            image = image.resize((side, side), RESAMPLING[self.interpolation], box=box)
+        with PillowGuard():
+            try:
+                # an image that was only opened has neither pixels yet nor the EXIF block that follows them in a PNG
+                image.load()
+            except OSError as error:
+                raise ImageError(
+                    f"the image is damaged: {shown(name)} ({error}). Restore or remove it.", problem="truncated"
+                ) from None
+            try:
+                image = _converted(_upright(image), "L" if self.channels == 1 else "RGB")
+            except ValueError as error:
+                raise ImageError(
+                    f"the colours can't be converted: {shown(name)} is {image.mode} ({error}). Save it as RGB.",
+                    problem="not_convertible",
+                ) from None
+            if image.size != (side, side):
+                # cut and resized in one go: no second rounding
+                image = image.resize((side, side), RESAMPLING[self.interpolation], box=self._box(*image.size))
         pixels = np.asarray(image)
         return pixels[..., None] if self.channels == 1 else pixels
+
+    def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """What is kept of an image: left, top, right, bottom."""
+        if self.fit == "squash":
+            return 0, 0, width, height
+        square = min(width, height)
+        # whole pixels: a square that has the stored size already is cut, not blurred by half a pixel
+        left, top = (width - square) // 2, (height - square) // 2
+        return left, top, left + square, top + square
 
     def view(self, stored: np.ndarray) -> np.ndarray:
         """The central [..., size, size, C] of stored pixels [..., store_size, store_size, C]; a view, not a copy."""
@@ -114,28 +146,45 @@ class Preprocess:
         return from_dict(cls, values, where="preprocess")
 
 
+def _image_of(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3))):
+        raise ImageError(
+            f"the array is no image: {array.dtype} {list(array.shape)}. Give uint8 [H, W] or [H, W, 1 | 3].",
+            problem="not_an_image",
+        )
+    if 0 in array.shape:
+        raise ImageError(f"the array is empty: {list(array.shape)}. Remove it.", problem="empty")
+    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    """The image as a viewer shows it; a corrupt EXIF block counts as none."""
+    """The image as a viewer shows it; an EXIF block too corrupt to tell counts as none."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:
         # Pillow's EXIF parser raises whatever its byte reading meets: SyntaxError, struct.error, KeyError …
         return image
-    if orientation in (0, 1) or not isinstance(orientation, int):
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
+    # not ImageOps.exif_transpose, which also writes the block anew and fails where another tag of it is corrupt
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """Grey or RGB from any mode: 16-bit values are divided by 256, transparency is laid on white."""
+    """Grey or RGB from any mode: 16-bit values are divided by 256, transparency is laid on white.
+
+    Floating-point values are clipped to 0..255, NaN is 0. Colour profiles are not applied. Raises ValueError.
+    """
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
-        eight_bit = np.clip(values, 0, 255) if image.mode == "F" else np.clip(values, 0, 65535) // 256
+        if image.mode == "F":
+            eight_bit = np.clip(np.nan_to_num(values, nan=0.0), 0, 255)
+        else:
+            eight_bit = np.clip(values, 0, 65535) // 256
         image = Image.fromarray(eight_bit.astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    # two modes that Pillow converts by a detour only
+    if image.mode in DETOURS:
+        image = image.convert(DETOURS[image.mode])
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
