@@ -1,8 +1,9 @@
 """Decoding in parallel: child processes that read files and write pixels straight into a memory map.
 
-They are plain `python -m vivace.data.workers` children rather than multiprocessing: no fork of a process that may hold
-torch's threads, no second run of a user's script that lacks a `__main__` guard, and no torch in the children. A child
-that loses its parent (its stdin ends) leaves at once.
+They are plain Python children with a pipe rather than multiprocessing: no fork of a process that may hold torch's
+threads, no second run of a user's script that lacks a `__main__` guard, and no torch in the children. A child that
+loses its parent (its stdin ends) leaves at once, in the middle of an image too. Small data sets are decoded by threads:
+Pillow lets go of the interpreter's lock while it decodes and resizes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from vivace.data.decode import decode_bytes
+from vivace.data.decode import PillowGuard, decode_bytes, read_bytes, shown
 from vivace.data.preprocess import Preprocess
 from vivace.errors import DataError, ImageError
 from vivace.hardware import num_cpus
@@ -31,9 +33,21 @@ from vivace.hardware import num_cpus
 __all__ = ["Decoded", "decode_files"]
 
 # below this number of files starting processes costs more than it saves
-MIN_FILES_FOR_PROCESSES = 3000
-BLOCK = 500
+MIN_FILES_FOR_PROCESSES = 2000
+# a block's answer through the pipe costs some 0.1 ms; large blocks make progress jumpy and the ends uneven
+MAX_BLOCK = 100
+# blocks that wait at a child, so that it is busy while the parent holds its interpreter's lock to import torch
+AHEAD = 2
 EMPTY_DIGEST = "0" * 32
+# the parent's import path at the end of the child's: a vivace that is found there alone is found again
+CHILD = (
+    "import json, sys; sys.path.extend(p for p in json.loads(sys.stdin.readline()) if p not in sys.path); "
+    "from vivace.data.workers import serve; serve()"
+)
+
+Block = tuple[int, list[str]]
+# start, digests, [[position, problem, message], …]
+Answer = tuple[int, list[str], list[list[Any]]]
 
 
 @dataclass
@@ -56,89 +70,122 @@ def decode_files(
 ) -> Decoded:
     """Decode `paths` into the existing .npy file `pixels`, uint8 [N, store_size, store_size, C].
 
-    progress is told how many more are done. Raises DataError if a worker dies.
+    progress is told how many more are done. Raises DataError if a worker dies or memory does not suffice.
     """
     workers = num_workers or num_cpus()
     result = Decoded([EMPTY_DIGEST] * len(paths))
-    blocks = [(start, list(paths[start : start + BLOCK])) for start in range(0, len(paths), BLOCK)]
-    if workers < 2 or len(paths) < MIN_FILES_FOR_PROCESSES:
-        images = np.load(pixels, mmap_mode="r+")
-        with ThreadPoolExecutor(max(workers, 2)) as pool:
-            for start, digests, problems in pool.map(lambda block: _decode_block(block, preprocess, images), blocks):
-                _collect(result, start, digests, problems, progress)
-        images.flush()
-        return result
-    _run_processes(blocks, preprocess, pixels, workers, result, progress)
+    size = min(MAX_BLOCK, max(16, len(paths) // (50 * workers)))
+    blocks = [(start, list(paths[start : start + size])) for start in range(0, len(paths), size)]
+
+    def collect(answer: Answer) -> None:
+        start, digests, problems = answer
+        result.digests[start : start + len(digests)] = digests
+        result.problems.update({index: (problem, message) for index, problem, message in problems})
+        progress(len(digests))
+
+    children = []
+    if workers > 1 and len(paths) >= MIN_FILES_FOR_PROCESSES and sys.executable:
+        children = _start_children(min(workers, len(blocks)), preprocess, pixels)
+    if children:
+        _run_processes(children, blocks, collect)
+    else:
+        _run_threads(max(workers, 2), blocks, preprocess, pixels, collect)
     return result
 
 
-def _collect(
-    result: Decoded,
-    start: int,
-    digests: list[str],
-    problems: list[list[Any]],
-    progress: Callable[[int], None],
+def _run_threads(
+    workers: int, blocks: list[Block], preprocess: Preprocess, pixels: Path, collect: Callable[[Answer], None]
 ) -> None:
-    result.digests[start : start + len(digests)] = digests
-    for index, problem, message in problems:
-        result.problems[index] = (problem, message)
-    progress(len(digests))
+    images = np.load(pixels, mmap_mode="r+")
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for answer in pool.map(lambda block: _decode_block(block, preprocess, images), blocks):
+            collect(answer)
+    finally:
+        # on Ctrl-C too: what has not begun is not begun
+        pool.shutdown(cancel_futures=True)
+    images.flush()
 
 
-def _decode_block(
-    block: tuple[int, list[str]], preprocess: Preprocess, images: np.ndarray
-) -> tuple[int, list[str], list[list[Any]]]:
+def _decode_block(block: Block, preprocess: Preprocess, images: np.ndarray) -> Answer:
     start, paths = block
     digests, problems = [], []
-    for index, path in enumerate(paths, start=start):
-        try:
-            with open(path, "rb") as file:  # noqa: PTH123 (60,000 Path objects are a second's work)
-                data = file.read()
-        except OSError as error:
-            digests.append(EMPTY_DIGEST)
-            problems.append(
-                [index, "unreadable", f"the file can't be read: {path} ({error.strerror}). Check its rights."]
-            )
-            continue
-        digests.append(hashlib.blake2b(data, digest_size=16).hexdigest())
-        try:
-            image = decode_bytes(data, path, draft_size=preprocess.store_size, check_extension=True)
-            images[index] = preprocess.store(image)
-        except ImageError as error:
-            problems.append([index, error.problem, str(error)])
+    with PillowGuard():
+        for index, path in enumerate(paths, start=start):
+            digest = EMPTY_DIGEST
+            try:
+                data = read_bytes(path)
+                digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+                image = decode_bytes(data, path, draft_size=preprocess.store_size, check_extension=True)
+                images[index] = preprocess.store(image, name=path)
+            except ImageError as error:
+                problems.append([index, error.problem, str(error)])
+            except MemoryError:
+                # no fault of the image: quarantined, it would be missed for ever
+                raise DataError(
+                    f"memory does not suffice to decode {shown(path)}. Free some, or give fewer workers."
+                ) from None
+            digests.append(digest)
     return start, digests, problems
 
 
+def _start_children(count: int, preprocess: Preprocess, pixels: Path) -> list[subprocess.Popen[str]]:
+    """Children that wait for blocks; none where the system lets no more processes start."""
+    job = json.dumps([str(folder) for folder in sys.path]) + "\n"
+    job += json.dumps({"preprocess": preprocess.to_dict(), "pixels": os.fspath(pixels)}) + "\n"
+    children: list[subprocess.Popen[str]] = []
+    try:
+        for _ in range(count):
+            children.append(
+                subprocess.Popen(
+                    # -P: a user's numpy.py in the current folder is not meant
+                    [sys.executable, "-P", "-c", CHILD],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                    # Ctrl-C in a terminal reaches a whole group: the parent ends its children itself
+                    process_group=0,
+                )
+            )
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write(job)
+    except BaseException as error:
+        _stop(children)
+        if isinstance(error, OSError):
+            return []
+        raise
+    return children
+
+
+def _stop(children: Sequence[subprocess.Popen[str]]) -> None:
+    for child in children:
+        child.kill()
+        child.wait()
+
+
 def _run_processes(
-    blocks: list[tuple[int, list[str]]],
-    preprocess: Preprocess,
-    pixels: Path,
-    num_workers: int,
-    result: Decoded,
-    progress: Callable[[int], None],
+    children: list[subprocess.Popen[str]], blocks: list[Block], collect: Callable[[Answer], None]
 ) -> None:
-    todo: Queue[tuple[int, list[str]]] = Queue()
+    todo: Queue[Block] = Queue()
     for block in blocks:
         todo.put(block)
-    done: Queue[tuple[int, list[str], list[list[Any]]] | BaseException] = Queue()
-    children = [_start_child(preprocess, pixels) for _ in range(min(num_workers, len(blocks)))]
-    servers = [threading.Thread(target=_serve, args=(child, todo, done), daemon=True) for child in children]
-    for server in servers:
-        server.start()
+    done: Queue[Answer | DataError] = Queue()
+    servers = [threading.Thread(target=_supply, args=(child, todo, done), daemon=True) for child in children]
     try:
+        for server in servers:
+            server.start()
         for _ in blocks:
             answer = done.get()
-            if isinstance(answer, BaseException):
-                raise DataError(
-                    f"a decoding worker died ({answer}). Try again; if memory is short, use --set or fewer workers."
-                )
-            _collect(result, *answer, progress)
+            if isinstance(answer, DataError):
+                raise answer
+            collect(answer)
     finally:
-        for child in children:
-            child.kill()
-            child.wait()
+        _stop(children)
         for server in servers:
-            server.join()
+            if server.ident is not None:
+                server.join()
         for child in children:
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
@@ -146,59 +193,61 @@ def _run_processes(
                         pipe.close()
 
 
-def _start_child(preprocess: Preprocess, pixels: Path) -> subprocess.Popen[str]:
-    child = subprocess.Popen(
-        [sys.executable, "-m", "vivace.data.workers"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # -m would put the current folder first on the path: a user's numpy.py there is not meant
-        env={**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-    )
-    assert child.stdin is not None
-    child.stdin.write(json.dumps({"preprocess": preprocess.to_dict(), "pixels": os.fspath(pixels)}) + "\n")
-    return child
-
-
-def _serve(
-    child: subprocess.Popen[str],
-    todo: Queue[tuple[int, list[str]]],
-    done: Queue[tuple[int, list[str], list[list[Any]]] | BaseException],
-) -> None:
+def _supply(child: subprocess.Popen[str], todo: Queue[Block], done: Queue[Answer | DataError]) -> None:
     """Hand blocks to one child until none is left."""
     assert child.stdin is not None
     assert child.stdout is not None
+    waiting = 0
     try:
         while True:
-            try:
-                block = todo.get_nowait()
-            except Empty:
+            with contextlib.suppress(Empty):
+                while waiting < AHEAD:
+                    child.stdin.write(json.dumps(todo.get_nowait()) + "\n")
+                    waiting += 1
+            if not waiting:
                 return
-            child.stdin.write(json.dumps(block) + "\n")
             child.stdin.flush()
             line = child.stdout.readline()
             if not line:
-                raise RuntimeError(f"exit status {child.wait(timeout=10)}")
-            start, digests, problems = json.loads(line)
-            done.put((start, digests, problems))
-    except Exception as error:
+                raise EOFError
+            answer = json.loads(line)
+            done.put(DataError(answer) if isinstance(answer, str) else answer)
+            waiting -= 1
+    except Exception:
         # into the queue, for the thread that waits there
-        done.put(error)
+        done.put(DataError(f"a decoding worker died ({_end_of(child)}). Is memory short? Free some and try again."))
 
 
-def _child() -> None:
-    import signal
+def _end_of(child: subprocess.Popen[str]) -> str:
+    try:
+        status = child.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        return "it does not answer"
+    return f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
 
-    # Ctrl-C reaches the whole group: the parent ends its children itself
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+def serve() -> None:
+    """The life of a child: a job, then blocks until the parent ends it."""
+    # what a library prints must not come between the answers
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
     preprocess = Preprocess.from_dict(job["preprocess"])
     images = np.load(job["pixels"], mmap_mode="r+")
-    for line in sys.stdin:
-        start, paths = json.loads(line)
-        print(json.dumps(_decode_block((start, paths), preprocess, images)), flush=True)
-    images.flush()
+    blocks: Queue[str] = Queue()
 
+    def listen() -> None:
+        for line in sys.stdin:
+            blocks.put(line)
+        # the parent is gone
+        os._exit(0)
 
-if __name__ == "__main__":
-    _child()
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        start, paths = json.loads(blocks.get())
+        try:
+            answer: Answer | str = _decode_block((start, paths), preprocess, images)
+        except DataError as error:
+            answer = str(error)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
