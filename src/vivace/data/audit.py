@@ -10,8 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from vivace.config import from_dict, to_dict
+from vivace.data.decode import shown
+from vivace.errors import DataError
 
-__all__ = ["Audit", "Finding", "audit_images"]
+__all__ = ["Audit", "Finding", "audit_images", "check_audit"]
 
 Severity = Literal["warning", "quarantine", "refuse"]
 # an audit names so many files of a finding in its message; `names` has them all
@@ -23,10 +25,11 @@ class Finding:
     """One thing that was found."""
 
     kind: str
-    """truncated, empty, not_an_image, …, duplicate, contradiction, leak, ignored."""
+    """A problem of `read_image` such as truncated, or duplicate, contradiction, leak, ignored."""
     severity: Severity
     """warning: told; quarantine: the images are left out if the user allows it; refuse: the data set is refused."""
     names: tuple[str, ...]
+    """As split:name; as they are in the file system for ignored files."""
     message: str
 
 
@@ -43,6 +46,11 @@ class Audit:
         return frozenset(
             name for finding in self.findings if finding.severity == "quarantine" for name in finding.names
         )
+
+    @property
+    def unreadable(self) -> frozenset[str]:
+        """Names, as split:name, of the files that the system does not let us read."""
+        return frozenset(name for finding in self.findings if finding.kind == "unreadable" for name in finding.names)
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings of one severity."""
@@ -72,7 +80,7 @@ def audit_images(
     that could not be used. Equal digests are equal files.
     """
     findings = [
-        Finding(kind=problem, severity="quarantine", names=(f"{split}:{names[split][index]}",), message=message)
+        Finding(kind=problem, severity=_severity(problem), names=(f"{split}:{names[split][index]}",), message=message)
         for split, found in problems.items()
         for index, (problem, message) in sorted(found.items())
     ]
@@ -87,6 +95,30 @@ def audit_images(
             )
         )
     return Audit(num_images=sum(len(split) for split in names.values()), findings=tuple(findings))
+
+
+def check_audit(audit: Audit, name: str, *, on_bad_image: str, allow_leaks: bool) -> None:
+    """Raise DataError for what the audit of the data set `name` refuses and the user did not allow."""
+    unreadable = [finding for finding in audit.findings if finding.kind == "unreadable"]
+    leaks = [finding for finding in audit.findings if finding.kind == "leak"]
+    bad = audit.of("quarantine")
+    if unreadable:
+        raise DataError(f"{len(unreadable):,} files of {name} can't be read: {unreadable[0].message}")
+    if leaks and not allow_leaks:
+        raise DataError(
+            f"{len(leaks):,} images of {name} stand in train and in another split: {leaks[0].message}. "
+            "Remove the copies, or go on with --allow-leaks. 'vivace audit' lists all."
+        )
+    if bad and on_bad_image != "skip":
+        raise DataError(
+            f"{len(audit.quarantined):,} images of {name} can't be used: {bad[0].message.rstrip('.')}. "
+            "Mend them, or go on without them by --on-bad-image skip. 'vivace audit' lists all."
+        )
+
+
+def _severity(problem: str) -> Severity:
+    # a file without rights, or on a disk that fails, may be a good image: to go on without it would hide the fault
+    return "refuse" if problem == "unreadable" else "quarantine"
 
 
 def _copies(
@@ -136,4 +168,4 @@ def _copies(
 
 def _some(names: Sequence[str]) -> str:
     rest = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(names[:NUM_SHOWN]) + rest
+    return ", ".join(shown(name) for name in names[:NUM_SHOWN]) + rest

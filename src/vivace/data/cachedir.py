@@ -1,36 +1,64 @@
-"""The folder of caches: where it lies, what is in it, and how to be rid of it."""
+"""The folder of caches: where it lies, what is in it, who may write there, and how to be rid of it."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["INDEX", "CacheEntry", "default_cache_dir", "list_caches", "remove_cache"]
+from vivace.errors import DataError, nearest
+
+__all__ = ["INDEX", "CacheEntry", "building", "default_cache_dir", "list_caches", "remove_cache"]
 
 INDEX = "cache.json"
 
 
 def default_cache_dir() -> Path:
     """$VIVACE_CACHE, else $XDG_CACHE_HOME/vivace, else ~/.cache/vivace; a temporary one where none can be written."""
-    candidates = [os.environ.get("VIVACE_CACHE")]
-    if os.environ.get("XDG_CACHE_HOME"):
-        candidates.append(os.path.join(os.environ["XDG_CACHE_HOME"], "vivace"))  # noqa: PTH118
-    if os.environ.get("HOME"):
-        candidates.append(os.path.join(os.environ["HOME"], ".cache", "vivace"))  # noqa: PTH118
-    for candidate in candidates:
-        if candidate:
-            try:
-                path = Path(candidate)
+    if chosen := os.environ.get("VIVACE_CACHE"):
+        # taken even if it is read-only: caches may lie there ready, and what can't be written says so itself
+        return Path(chosen).expanduser()
+    for variable, below in (("XDG_CACHE_HOME", "vivace"), ("HOME", ".cache/vivace")):
+        if base := os.environ.get(variable):
+            path = Path(base, below)
+            with contextlib.suppress(OSError):
                 path.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=path):
                     return path
-            except OSError:
-                continue
-    return Path(tempfile.gettempdir()) / f"vivace-{os.getuid()}"
+    path = Path(tempfile.gettempdir(), f"vivace-{os.getuid()}")
+    with contextlib.suppress(OSError):
+        path.mkdir(mode=0o700, exist_ok=True)
+        facts = path.lstat()
+        if path.is_dir() and not path.is_symlink() and facts.st_uid == os.getuid():
+            return path
+    # somebody else has made it, in a folder that all may write to: what lies there is not to be believed
+    return Path(tempfile.mkdtemp(prefix="vivace-"))
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[None]:
+    """Held by one process at a time, while it builds the cache `folder`; the others wait, and then need not build.
+
+    What a killed build left is cleared away. Raises OSError if nothing can be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            # a file system without locks: both build, and the later one takes the place of the earlier
+            yield
+            return
+        for pattern in (f".{folder.name}.*.tmp", f".{folder.name}.*.old"):
+            for left in folder.parent.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 @dataclass(frozen=True)
@@ -39,22 +67,32 @@ class CacheEntry:
 
     name: str
     num_images: int
+    """0 for one that is damaged."""
     num_bytes: int
 
 
 def list_caches(cache_dir: Path) -> list[CacheEntry]:
     """The caches of decoded images in a cache folder, by name."""
     entries = []
-    for index in sorted((cache_dir / "images").glob(f"*/{INDEX}")):
-        try:
-            names = json.loads(index.read_bytes())["names"]
-        except (OSError, ValueError, KeyError):
-            names = {}
-        num_bytes = sum(path.stat().st_size for path in index.parent.iterdir())
-        entries.append(CacheEntry(index.parent.name, sum(map(len, names.values())), num_bytes))
+    for folder in sorted((cache_dir / "images").glob("[!.]*/")):
+        num_images = num_bytes = 0
+        # another process may be removing it
+        with contextlib.suppress(OSError):
+            num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            num_images = sum(map(len, json.loads((folder / INDEX).read_bytes())["names"].values()))
+        entries.append(CacheEntry(folder.name, num_images, num_bytes))
     return entries
 
 
 def remove_cache(cache_dir: Path, name: str) -> None:
-    """Remove one cache by its name."""
-    shutil.rmtree(cache_dir / "images" / name)
+    """Remove one cache by its name. Raises DataError if there is none of that name, or it can't be removed."""
+    names = [entry.name for entry in list_caches(cache_dir)]
+    if name not in names:
+        raise DataError(f"there is no such cache: got {name!r}.{nearest(name, names)} 'vivace cache' lists them.")
+    try:
+        shutil.rmtree(cache_dir / "images" / name)
+    except OSError as error:
+        raise DataError(
+            f"the cache can't be removed: {cache_dir / 'images' / name} ({error.strerror}). Check the folder's rights."
+        ) from None

@@ -1,0 +1,139 @@
+"""The files of one cache, written so that they are whole, and read so that nothing damaged is believed.
+
+cache.json          names, audit, signature, fingerprint, and its own hash
+train.npy           uint8 [N, store_size, store_size, C]; its size is checked, its contents are not read
+train.labels.npy    int64 [N]      the fingerprint covers
+train.digests.npy   bytes [N]      both of these
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.data.audit import Audit
+from vivace.data.cachedir import INDEX
+from vivace.data.preprocess import Preprocess
+from vivace.data.signature import SCHEMA_VERSION
+from vivace.errors import ConfigError
+from vivace.files import canonical_json
+
+__all__ = ["CachedSplit", "allocate", "keep_rows", "read_splits", "write_splits"]
+
+
+@dataclass(frozen=True)
+class CachedSplit:
+    """The decoded images of a split, those that the audit quarantined left out."""
+
+    images_NHWC: np.ndarray
+    """uint8 [N, store_size, store_size, C], memory-mapped, read-only."""
+    labels_N: np.ndarray
+    """int64."""
+    names: tuple[str, ...]
+    digests_N: np.ndarray
+    """bytes [N], blake2b-128 of each file in hexadecimal."""
+
+
+def allocate(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
+    """A new .npy file of uint8 zeros, mapped for writing. Raises OSError if the disk has no room for all of it."""
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("r+b") as file:
+        try:
+            # a sparse file on a full disk would end this process by SIGBUS, at whichever pixel comes first
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    return images
+
+
+def keep_rows(path: Path, kept: np.ndarray) -> None:
+    """Shorten a .npy file of uint8 to the rows `kept` (ascending), in place, block by block: it may exceed memory."""
+    images = np.load(path, mmap_mode="r+")
+    # rows only move to the front, so none is overwritten before it was read
+    for start in range(0, len(kept), 1000):
+        rows = kept[start : start + 1000]
+        images[start : start + len(rows)] = images[rows]
+    images.flush()
+    shape, row = (len(kept), *images.shape[1:]), int(np.prod(images.shape[1:]))
+    offset = images.offset
+    del images
+    with path.open("r+b") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        # numpy leaves room for the first axis to grow, so a header never changes its length
+        assert file.tell() == offset
+        file.truncate(offset + len(kept) * row)
+
+
+def write_splits(
+    folder: Path,
+    splits: Mapping[str, tuple[list[str], np.ndarray, np.ndarray]],
+    audit: Audit,
+    *,
+    signature: str,
+    facts: list[Any],
+) -> None:
+    """Write all but the pixels. splits: name → names, labels, digests; facts: what else the fingerprint covers."""
+    names = {}
+    for name, (items, labels, digests) in splits.items():
+        np.save(folder / f"{name}.labels.npy", labels)
+        np.save(folder / f"{name}.digests.npy", digests)
+        names[name] = items
+    contents = {name: (labels, digests) for name, (_, labels, digests) in splits.items()}
+    index = {
+        "schema_version": SCHEMA_VERSION,
+        "signature": signature,
+        "fingerprint": _fingerprint(facts, contents),
+        "facts": facts,
+        "names": names,
+        "audit": audit.to_dict(),
+    }
+    index["sha256"] = hashlib.sha256(canonical_json(index)).hexdigest()
+    (folder / INDEX).write_bytes(canonical_json(index))
+
+
+def read_splits(
+    folder: Path, preprocess: Preprocess, signature: str
+) -> tuple[dict[str, CachedSplit], str, Audit] | None:
+    """The splits in `folder`, their fingerprint and audit; None if they are absent, damaged, or of other files."""
+    try:
+        index: dict[str, Any] = json.loads((folder / INDEX).read_bytes())
+        if index["schema_version"] != SCHEMA_VERSION or index["signature"] != signature:
+            return None
+        if index.pop("sha256") != hashlib.sha256(canonical_json(index)).hexdigest():
+            return None
+        splits = {}
+        for name, names in index["names"].items():
+            images = np.load(folder / f"{name}.npy", mmap_mode="r")
+            labels = np.load(folder / f"{name}.labels.npy")
+            digests = np.load(folder / f"{name}.digests.npy")
+            side = preprocess.store_size
+            if images.dtype != np.uint8 or images.shape != (len(names), side, side, preprocess.channels):
+                return None
+            if (folder / f"{name}.npy").stat().st_size != images.offset + images.nbytes:
+                return None
+            splits[name] = CachedSplit(images, labels, tuple(names), digests)
+        contents = {name: (split.labels_N, split.digests_N) for name, split in splits.items()}
+        if index["fingerprint"] != _fingerprint(index["facts"], contents):
+            return None
+        return splits, index["fingerprint"], Audit.from_dict(index["audit"])
+    # whatever damaged bytes lead to
+    except (OSError, ValueError, LookupError, TypeError, EOFError, ConfigError):
+        return None
+
+
+def _fingerprint(facts: list[Any], contents: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """64 hexadecimal digits over what was decoded and how: equal wherever and whenever it was."""
+    hasher = hashlib.sha256(canonical_json(facts))
+    for name, (labels, digests) in sorted(contents.items()):
+        hasher.update(f"{name}\0{labels.dtype}{labels.shape}{digests.dtype}{digests.shape}".encode())
+        hasher.update(labels.tobytes() + digests.tobytes())
+    return hasher.hexdigest()

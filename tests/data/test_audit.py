@@ -1,0 +1,207 @@
+"""The audit: what is wrong with a data set, how grave it is, and what is done about it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vivace.data.audit import Audit, audit_images
+from vivace.data.cache import Cache, audit_source, open_cache
+from vivace.data.preprocess import Preprocess
+from vivace.data.sources import open_source
+from vivace.errors import DataError
+
+MakeFolder = Callable[..., Path]
+PREPROCESS = Preprocess(size=16, store_size=16)
+
+
+def opened(root: Path, **options: object) -> Cache:
+    return open_cache(open_source(root), PREPROCESS, **options)  # type: ignore[arg-type]
+
+
+def kinds(audit: Audit) -> list[tuple[str, str]]:
+    return sorted((finding.kind, finding.severity) for finding in audit.findings)
+
+
+def copy(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes())
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+BAD: dict[str, Callable[[Path], object]] = {
+    "truncated": truncate,
+    "empty": lambda path: path.write_bytes(b""),
+    "not_an_image": lambda path: path.write_bytes(b"this is text, not a picture\n"),
+    "extension_mismatch": lambda path: Image.open(path).convert("RGB").save(path, "BMP"),
+    "bomb": lambda path: os.truncate(path, (1 << 30) + 1),
+    "format_not_allowed": lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+    "too_small": lambda path: Image.new("RGB", (1, 1)).save(path),
+    "extreme_aspect": lambda path: Image.new("RGB", (1000, 10)).save(path),
+}
+
+
+@pytest.mark.parametrize("problem", BAD)
+def test_a_bad_image_is_quarantined_and_skipped_only_when_allowed(make_folder: MakeFolder, problem: str) -> None:
+    root = make_folder()
+    BAD[problem](root / "red" / "003.png")
+    message = (
+        r"^1 images of colours can't be used: .*003\.png.*[^.]\. Mend them, .* --on-bad-image skip\. 'vivace audit'"
+    )
+    with pytest.raises(DataError, match=message):
+        opened(root)
+    cache = opened(root, on_bad_image="skip")
+    assert kinds(cache.audit) == [(problem, "quarantine")]
+    assert cache.audit.quarantined == {"train:red/003.png"}
+    split = cache.splits["train"]
+    assert len(split.labels_N) == len(split.images_NHWC) == len(split.names) == len(split.digests_N) == 23
+    for name, label, stored in zip(split.names, split.labels_N, split.images_NHWC, strict=True):
+        np.testing.assert_array_equal(stored, PREPROCESS.load(root / name))
+        assert cache.classes[label] == name.split("/")[0]
+
+
+def unreadable(root: Path) -> Path:
+    """A folder in place of a file: the tests may run as root, whom rights do not stop."""
+    path = root / "red" / "000.png"
+    path.unlink()
+    path.mkdir()
+    return path
+
+
+def test_a_file_that_cant_be_read_is_refused_even_where_bad_images_are_skipped(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    source = open_source(root)
+    unreadable(root)
+    with pytest.raises(DataError, match=r"^1 files of colours can't be read: no regular file: .*000\.png"):
+        open_cache(source, PREPROCESS, on_bad_image="skip", allow_leaks=True)
+    audit = audit_source(source, PREPROCESS)
+    assert kinds(audit) == [("unreadable", "refuse")]
+    assert (audit.quarantined, audit.unreadable) == (frozenset(), {"train:red/000.png"})
+
+
+def test_a_file_whose_rights_were_mended_is_read_though_neither_size_nor_time_changed(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_folder()
+    locked, original = str(root / "red" / "000.png"), os.open
+
+    def refuse(path: str, *arguments: int) -> int:
+        if path == locked:
+            raise PermissionError(13, "Permission denied")
+        return original(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(DataError, match=r"can't be read: .*000\.png \(Permission denied\)\. Check its rights"):
+            opened(root)
+    assert len(opened(root).splits["train"].names) == 24
+
+
+def test_exact_copies_with_one_label_are_told(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    copy(root / "red" / "000.png", root / "red" / "copy.png")
+    cache = opened(root)
+    assert kinds(cache.audit) == [("duplicate", "warning")]
+    assert cache.audit.findings[0].message == "equal images: train:red/000.png, train:red/copy.png"
+    assert len(cache.splits["train"].names) == 25
+
+
+def test_copies_with_different_labels_are_both_quarantined(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    copy(root / "red" / "000.png", root / "blue" / "copy.png")
+    with pytest.raises(DataError, match=r"^2 images of colours can't be used: the same image is labelled blue and red"):
+        opened(root)
+    cache = opened(root, on_bad_image="skip")
+    assert cache.audit.quarantined == {"train:blue/copy.png", "train:red/000.png"}
+    assert len(cache.splits["train"].names) == 23
+
+
+@pytest.mark.parametrize("other", ["val", "test"])
+def test_an_image_in_train_and_another_split_is_refused_unless_allowed(make_folder: MakeFolder, other: str) -> None:
+    root = make_folder(splits=("train", other))
+    copy(root / "train" / "red" / "000.png", root / other / "red" / "copy.png")
+    with pytest.raises(DataError, match=rf"the same image stands in train and {other}: .* --allow-leaks"):
+        opened(root, on_bad_image="skip")
+    cache = opened(root, allow_leaks=True)
+    assert kinds(cache.audit) == [("leak", "refuse")]
+    assert len(cache.splits[other].names) == 25
+
+
+def test_an_image_in_two_splits_with_two_labels_is_a_contradiction(make_folder: MakeFolder) -> None:
+    root = make_folder(splits=("train", "test"))
+    copy(root / "train" / "red" / "000.png", root / "test" / "blue" / "copy.png")
+    cache = opened(root, on_bad_image="skip")
+    assert kinds(cache.audit) == [("contradiction", "quarantine")]
+    assert (len(cache.splits["train"].names), len(cache.splits["test"].names)) == (23, 24)
+
+
+def test_an_image_in_val_and_test_alone_is_told(make_folder: MakeFolder) -> None:
+    root = make_folder(splits=("train", "val", "test"))
+    copy(root / "val" / "red" / "000.png", root / "test" / "red" / "copy.png")
+    assert kinds(opened(root).audit) == [("duplicate", "warning")]
+
+
+def test_bad_files_that_are_equal_are_no_copies(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    for label in ("red", "blue"):
+        (root / label / "003.png").write_bytes(b"")
+    assert kinds(opened(root, on_bad_image="skip").audit) == [("empty", "quarantine")] * 2
+
+
+def test_a_class_left_with_too_few_images_is_refused(make_folder: MakeFolder) -> None:
+    root = make_folder(per_class=2)
+    (root / "red" / "000.png").write_bytes(b"")
+    with pytest.raises(DataError, match="'red' has 1, at least 2 are needed"):
+        opened(root, on_bad_image="skip")
+
+
+def test_a_split_of_which_nothing_is_left_is_refused(make_folder: MakeFolder) -> None:
+    root = make_folder(splits=("train", "test"), per_class=2)
+    for path in (root / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="no image of the split test of colours can be used"):
+        opened(root, on_bad_image="skip")
+    # for evaluation, another split may be chosen
+    assert len(opened(root, on_bad_image="skip", require_train=False).splits["test"].names) == 0
+
+
+def test_an_audit_refuses_nothing_and_goes_to_json_and_back(make_folder: MakeFolder) -> None:
+    root = make_folder(splits=("train", "val"))
+    (root / "train" / "red" / "notes.txt").write_text("ignored")
+    (root / "train" / "red" / "000.png").write_bytes(b"")
+    copy(root / "train" / "red" / "001.png", root / "val" / "red" / "copy.png")
+    audit = audit_source(open_source(root), PREPROCESS)
+    assert kinds(audit) == [("empty", "quarantine"), ("ignored", "warning"), ("leak", "refuse")]
+    assert audit.num_images == 49
+    assert Audit.from_dict(json.loads(json.dumps(audit.to_dict()))) == audit
+    # the pass over the files was the one that training needs
+    assert opened(root, on_bad_image="skip", allow_leaks=True).audit == audit
+
+
+def test_many_copies_are_named_in_part_and_on_one_line() -> None:
+    names = [f"a/{index}\n.png" for index in range(9)]
+    labels, digests = np.zeros(9, np.int64), np.full(9, b"0", dtype="S32")
+    audit = audit_images({"train": names}, {"train": labels}, {"train": digests}, {"train": {}}, ["a"])
+    (finding,) = audit.findings
+    assert finding.message == r"equal images: 'train:a/0\n.png', 'train:a/1\n.png', 'train:a/2\n.png' and 6 more"
+    assert len(finding.names) == 9
+
+
+@pytest.mark.real
+def test_the_flowers_have_one_contradiction_and_two_copies(real_data: Path) -> None:
+    source = open_source(real_data / "flowers")
+    assert kinds(audit_source(source, PREPROCESS)) == [
+        ("contradiction", "quarantine"),
+        ("duplicate", "warning"),
+        ("duplicate", "warning"),
+    ]
+    with pytest.raises(DataError, match=r"labelled roses and tulips: .* --on-bad-image skip"):
+        open_cache(source, PREPROCESS)

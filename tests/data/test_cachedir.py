@@ -1,0 +1,143 @@
+"""The folder of caches: found or replaced by a temporary one, listed, emptied, and written by one at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vivace.data.cache import Cache, open_cache
+from vivace.data.cachedir import building, default_cache_dir, list_caches, remove_cache
+from vivace.data.preprocess import Preprocess
+from vivace.data.sources import open_source
+from vivace.errors import DataError
+
+
+@pytest.fixture
+def cache(make_folder: Callable[..., Path]) -> Cache:
+    return open_cache(open_source(make_folder()), Preprocess(size=16, store_size=16))
+
+
+@pytest.fixture
+def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable that names a place, and an empty folder for temporary files."""
+    for name in ("VIVACE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+
+
+@pytest.mark.usefixtures("_nowhere")
+def test_the_first_place_that_can_be_written_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / ".cache" / "vivace"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_cache_dir() == tmp_path / "xdg" / "vivace"
+    monkeypatch.setenv("VIVACE_CACHE", str(tmp_path / "own"))
+    assert default_cache_dir() == tmp_path / "own"
+
+
+@pytest.mark.usefixtures("_nowhere")
+def test_without_a_home_the_cache_goes_to_a_temporary_folder_of_ones_own(tmp_path: Path) -> None:
+    place = default_cache_dir()
+    assert place == tmp_path / "tmp" / f"vivace-{os.getuid()}"
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert default_cache_dir() == place
+
+
+@pytest.mark.usefixtures("_nowhere")
+def test_a_home_that_cant_be_written_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # a file in place of the folder: rights do not stop root
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert default_cache_dir() == tmp_path / "tmp" / f"vivace-{os.getuid()}"
+
+
+@pytest.mark.usefixtures("_nowhere")
+def test_a_home_on_a_read_only_disk_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    (tmp_path / ".cache" / "vivace").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert default_cache_dir() == tmp_path / "tmp" / f"vivace-{os.getuid()}"
+
+
+@pytest.mark.usefixtures("_nowhere")
+def test_a_temporary_folder_that_somebody_else_laid_out_is_not_trusted(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "tmp" / f"vivace-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    place = default_cache_dir()
+    assert place.parent == tmp_path / "tmp"
+    assert not place.is_symlink()
+
+
+def test_caches_are_listed_and_removed(cache: Cache) -> None:
+    (entry,) = list_caches(default_cache_dir())
+    assert (entry.name, entry.num_images) == (cache.folder.name, 24)
+    assert entry.num_bytes > 24 * 16 * 16 * 3
+    remove_cache(default_cache_dir(), entry.name)
+    assert list_caches(default_cache_dir()) == []
+    assert list_caches(default_cache_dir() / "nowhere") == []
+
+
+def test_a_damaged_cache_is_listed_and_can_be_removed(cache: Cache) -> None:
+    (cache.folder / "cache.json").write_text("[1, 2")
+    (entry,) = list_caches(default_cache_dir())
+    assert entry.num_images == 0
+    (cache.folder / "cache.json").unlink()
+    assert [entry.name for entry in list_caches(default_cache_dir())] == [cache.folder.name]
+    remove_cache(default_cache_dir(), entry.name)
+    assert not cache.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["..", "../images", ".", "", "/", "colour"])
+def test_only_a_cache_can_be_removed(cache: Cache, name: str) -> None:
+    with pytest.raises(DataError, match=r"there is no such cache: got .* 'vivace cache' lists them\."):
+        remove_cache(default_cache_dir(), name)
+    assert cache.folder.is_dir()
+
+
+def test_building_waits_for_another_process_and_not_for_one_that_was_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "x-1"
+    code = (
+        "import sys, time; from pathlib import Path; from vivace.data.cachedir import building\n"
+        "with building(Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    (folder.parent / ".x-1.abcd.tmp").mkdir()
+    (folder.parent / ".x-2.abcd.tmp").mkdir()
+    waiting = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert waiting.stdout is not None
+    time.sleep(0.4)
+    assert (folder.parent / ".x-1.abcd.tmp").is_dir()
+    other.kill()
+    assert waiting.stdout.readline() == "held\n"
+    # what the killed one left is gone, what belongs to another cache is not
+    assert not (folder.parent / ".x-1.abcd.tmp").exists()
+    assert (folder.parent / ".x-2.abcd.tmp").is_dir()
+    waiting.kill()
+    for process in (other, waiting):
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_a_file_system_without_locks_is_built_on_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with building(tmp_path / "images" / "x-1"):
+        assert (tmp_path / "images").is_dir()
