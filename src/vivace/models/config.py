@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vivace.errors import ConfigError
+
 __all__ = ["ModelConfig"]
 
 
@@ -21,3 +23,12 @@ class ModelConfig:
     """Start from a local safetensors or `.pth` state dict; a head of another size is left out."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the network's constructor, such as {"drop_path_rate": 0.1}."""
+
+    def __post_init__(self) -> None:
+        for key in ("num_classes", "in_channels", "size", "pretrained", "name"):
+            if key in self.arguments:
+                mend = {"size": "Set data.size.", "pretrained": "Set model.pretrained.", "name": "Set model.name."}
+                raise ConfigError(
+                    f"model.arguments.{key} is not the network's own: got {self.arguments[key]!r}. "
+                    f"{mend.get(key, 'Leave it out: the images decide.')}"
+                )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
+import re
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vivace.errors import ModelError, nearest
+from vivace.models.hub import hub_name, offline_if_unreachable
 
-__all__ = ["create_timm", "list_timm", "timm_stats"]
+__all__ = ["create_timm", "fit_to_timm", "list_timm", "near_timm", "timm_stats"]
 
 
 @functools.cache
 def list_timm() -> tuple[str, ...]:
-    """Names of all networks of timm."""
+    """Names of all networks of timm, without the tags of their weights."""
     import timm
 
     return tuple(timm.list_models())
@@ -28,7 +30,7 @@ def timm_stats(name: str) -> tuple[tuple[float, ...], tuple[float, ...], int, st
 
     if not timm.is_model(name):
         return None
-    config = timm.get_pretrained_cfg(name)
+    config = _config(name)
     if config is None:
         return None
     return tuple(config.mean), tuple(config.std), int(config.input_size[-1]), str(config.interpolation)
@@ -43,42 +45,146 @@ def create_timm(
     pretrained: bool,
     arguments: dict[str, Any],
 ) -> nn.Module:
-    """A network of timm for `num_classes` and inputs of `size` px. Raises ModelError."""
+    """A network of timm for `num_classes` and inputs of `size` px, tried on one blank image.
+
+    name: of an architecture, or of one with the tag of its weights ("resnet18.a1_in1k"). Raises ModelError for an
+    unknown name, arguments or a size that do not fit it, and weights that can't be had.
+    """
     import timm
 
     if not timm.is_model(name):
         raise ModelError(
-            f"the network is unknown: got 'timm/{name}'.{nearest(name, list_timm())} timm lists {len(list_timm())}."
+            f"the network is unknown: got 'timm/{name}'.{near_timm(name)} timm lists {len(list_timm())} networks."
         )
-    keywords = dict(arguments)
-    if _takes_image_size(name) and "img_size" not in keywords:
-        keywords["img_size"] = size
+    config = _config(name)
     if pretrained:
-        # without a network the hub retries for minutes unless told how long to wait
-        os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
-        os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+        model = _pretrained(name, config, {"num_classes": num_classes, "in_chans": in_channels}, size, arguments)
+    else:
+        model = _build(name, config, {"num_classes": num_classes, "in_chans": in_channels}, size, arguments)
+    _try(model, name, num_classes, in_channels, size)
+    return model
+
+
+def near_timm(name: str) -> str:
+    """A hint such as " Did you mean 'timm/resnet18'?", or ""."""
+    return re.sub(r"'(\S+)'", r"'timm/\1'", nearest(name, list_timm()))
+
+
+def _config(name: str) -> Any:
+    """timm's description of the weights of a network; None where it has none."""
+    import timm
+
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **keywords)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if pretrained:
-            raise ModelError(
-                f"the published weights of timm/{name} can't be had ({type(error).__name__}: {reason}). Connect to the "
-                "network, or give a local file by --weights."
-            ) from None
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        architecture, _, tag = name.partition(".")
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
         raise ModelError(
-            f"timm/{name} can't be built for {size} px: {reason}. Mend model.arguments or --size."
+            f"timm/{architecture} has no weights {tag!r}.{nearest(tag, tags)} It has: {', '.join(tags) or 'none'}."
         ) from None
 
 
-def _takes_image_size(name: str) -> bool:
-    """Whether the architecture has to be told its input size: vision transformers and the like."""
+def _build(name: str, config: Any, shape: dict[str, int], size: int, arguments: dict[str, Any], **more: Any) -> Any:
     import timm
 
-    entry = timm.model_entrypoint(name)
-    module = inspect.getmodule(entry)
-    assert module is not None
-    classes = [value for _, value in inspect.getmembers(module, inspect.isclass) if value.__module__ == module.__name__]
-    config = timm.get_pretrained_cfg(name)
-    fixed = bool(config is not None and config.fixed_input_size)
-    return fixed and any("img_size" in inspect.signature(value.__init__).parameters for value in classes)
+    keywords = {**shape, **arguments, **more}
+    attempts = [keywords]
+    if config is not None and config.fixed_input_size and "img_size" not in keywords:
+        # vision transformers and the like must be told their input size; some of the others do not take it
+        attempts.insert(0, {**keywords, "img_size": size})
+    for attempt in attempts:
+        try:
+            return timm.create_model(name, **attempt)
+        except TypeError as error:
+            if "img_size" in attempt and "'img_size'" in str(error) and attempt is not attempts[-1]:
+                continue
+            raise _unbuildable(name, size, error) from None
+        except (RuntimeError, ValueError, AssertionError, KeyError, AttributeError, IndexError) as error:
+            if more.get("pretrained"):
+                raise
+            raise _unbuildable(name, size, error) from None
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _pretrained(name: str, config: Any, shape: dict[str, int], size: int, arguments: dict[str, Any]) -> Any:
+    import timm
+
+    weights = f"{config.architecture}.{config.tag}" if config is not None and config.tag else name
+    if not timm.is_model_pretrained(name):
+        raise ModelError(
+            f"timm publishes no weights for timm/{name}. Leave --pretrained out, or choose another network."
+        )
+    with offline_if_unreachable() as reachable:
+        try:
+            return _build(name, config, shape, size, arguments, pretrained=True)
+        except ModelError:
+            raise
+        except Exception as error:
+            # is it the network, or its weights?
+            _build(name, config, shape, size, arguments)
+            reason = f"{hub_name()} does not answer, and they are not in its cache"
+            if reachable:
+                reason = f"{type(error).__name__}: {_one_line(error)}"
+            raise ModelError(
+                f"the published weights {weights} of timm/{name} can't be had: {reason}. "
+                "Connect to the network, or give a local file: --weights FILE."
+            ) from None
+
+
+@torch.no_grad()
+def _try(model: nn.Module, name: str, num_classes: int, in_channels: int, size: int) -> None:
+    """Raise ModelError unless a blank image of `size` px gives a row of logits: some networks fail in forward only."""
+    from timm.layers import PatchEmbed
+
+    patches: Any = getattr(model, "patch_embed", None)
+    strict = isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad
+    if strict and any(size % side for side in patches.patch_size):
+        side = patches.patch_size[0]
+        raise ModelError(
+            f"timm/{name} cuts images into patches of {side} px, and {size} px leave a rest that it would not see. "
+            f"Give --size {max(side, size // side * side)}, or model.arguments.patch_size."
+        )
+    training = model.training
+    try:
+        logits = model.eval()(torch.zeros(1, in_channels, size, size))
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+        raise _unbuildable(name, size, error) from None
+    finally:
+        model.train(training)
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        raise ModelError(f"timm/{name} is no classifier: it does not give one logit per class. Choose another network.")
+
+
+def fit_to_timm(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` as timm would fit them to one of its networks: older names, other input size or number of channels.
+
+    Unchanged for a network that is not timm's, and where timm can't.
+    """
+    if not type(model).__module__.startswith("timm."):
+        return weights
+    from timm.models import adapt_input_conv
+
+    filter_fn = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
+    try:
+        fitted = dict(filter_fn(dict(weights), model)) if filter_fn is not None else dict(weights)
+        config: Any = getattr(model, "pretrained_cfg", {})
+        first = config.get("first_conv")
+        for layer in [first] if isinstance(first, str) else first or ():
+            expected, found = model.get_parameter(f"{layer}.weight"), fitted.get(f"{layer}.weight")
+            if found is not None and expected.ndim == 4 and found.shape[1] == 3 and expected.shape[1] != 3:
+                fitted[f"{layer}.weight"] = adapt_input_conv(expected.shape[1], found)
+    except Exception:
+        # weights of something else: the comparison that follows names the first key that does not fit
+        return weights
+    return fitted
+
+
+def _unbuildable(name: str, size: int, error: Exception) -> ModelError:
+    return ModelError(
+        f"timm/{name} can't be built for {size} px: {_one_line(error)}. Mend model.arguments (such as patch_size) "
+        "or --size."
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__

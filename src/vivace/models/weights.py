@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,53 +13,74 @@ import torch
 from torch import Tensor, nn
 
 from vivace.errors import ModelError
+from vivace.models.parts import head_parameters
+from vivace.models.timm_models import fit_to_timm
 
 __all__ = ["load_weights"]
 
-# where common checkpoints keep the state dict, and what wrappers put before its keys
-CONTAINERS = ("state_dict", "model", "model_state_dict", "model_ema", "net")
+# where common checkpoints keep the state dict (averaged weights first, as timm does), and what wrappers put before keys
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def load_weights(model: nn.Module, path: str | Path, *, head: list[str] | None = None) -> list[str]:
-    """Load a state dict into `model` in place and return the keys that were left out: a head of another size.
+    """Load a state dict into `model` in place and return the keys that were left out: a head of another size, sorted.
 
-    head: names of the classifier's parameters, the only ones that may be left out. Raises ModelError naming the first
-    key that is missing, foreign, or of another shape; for a file that is no plain state dict; never unpickles code.
+    head: names of the classifier's parameters, the only ones that may be left out; None: `head_parameters(model)`.
+    Understands the wrappers of common checkpoints, and what timm fits to its networks (number of channels, input size).
+    fp16 and bf16 are widened. Raises ModelError, and leaves the network as it was, for a file that is no plain state
+    dict, and naming the first key that is missing, foreign, not finite, or of another shape or dtype.
     """
-    weights = _unwrapped(_read(Path(path)), path)
+    path = Path(path)
     expected = model.state_dict()
-    may_differ = set(head or ())
-    left_out = [name for name in may_differ if name in weights and weights[name].shape != expected[name].shape]
-    left_out += [name for name in may_differ if name not in weights]
+    weights = _unwrapped(_read(path), expected, path)
+    if any(name not in weights or weights[name].shape != tensor.shape for name, tensor in expected.items()):
+        weights = fit_to_timm(model, weights)
+    modules = {name.rpartition(".")[0] for name in (head_parameters(model) if head is None else head)}
+    of_head = [name for name in expected if name.rpartition(".")[0] in modules]
+    # the head is taken whole or not at all
+    fits = all(name in weights and weights[name].shape == expected[name].shape for name in of_head)
+    left_out = set() if fits else set(of_head)
+    chosen: dict[str, Tensor] = {}
     for name, tensor in expected.items():
         if name in left_out:
             continue
         found = weights.get(name)
-        if found is None:
-            raise ModelError(
-                f"the weights do not fit: {path} lacks {name}. Give weights of this network, or another --model."
-            )
-        if found.shape != tensor.shape:
-            raise ModelError(
-                f"the weights do not fit: {name} in {path} is {tuple(found.shape)}, expected {tuple(tensor.shape)}. "
-                "Give weights of this network, or another --model."
-            )
-    heads = _stems(may_differ)
-    foreign = [name for name in weights if name not in expected and name.rpartition(".")[0] not in heads]
+        if found is None and name.endswith("num_batches_tracked"):
+            # older files lack this counter, which nothing reads
+            found = tensor
+        _check(name, found, tensor, path)
+        assert found is not None
+        chosen[name] = found
+    foreign = [name for name in weights if name not in expected and name.rpartition(".")[0] not in modules]
     if foreign:
-        raise ModelError(
-            f"the weights do not fit: {path} has {foreign[0]}, which the network has not. Give another --model."
-        )
-    model.load_state_dict({name: weights[name] for name in expected if name not in left_out}, strict=False)
+        raise _unfit(f"{path} has {foreign[0]}, which the network has not")
+    model.load_state_dict(chosen, strict=False)
     return sorted(left_out)
 
 
-def _stems(names: set[str]) -> set[str]:
-    return {name.rpartition(".")[0] for name in names}
+def _check(name: str, found: Tensor | None, expected: Tensor, path: Path) -> None:
+    if found is None:
+        raise _unfit(f"{path} lacks {name}")
+    if found.shape != expected.shape:
+        raise _unfit(f"{name} in {path} is {tuple(found.shape)}, expected {tuple(expected.shape)}")
+    widened = found.is_floating_point() and torch.promote_types(found.dtype, expected.dtype) == expected.dtype
+    if found.dtype != expected.dtype and not widened:
+        raise _unfit(f"{name} in {path} is {_dtype(found)}, expected {_dtype(expected)}")
+    if found.is_floating_point() and not bool(found.isfinite().all()):
+        raise ModelError(f"the weights hold NaN or Inf: {name} in {path}. Give weights of a run that went well.")
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _unfit(cause: str) -> ModelError:
+    return ModelError(f"the weights do not fit: {cause}. Give weights of this network, or another --model.")
 
 
 def _read(path: Path) -> Any:
+    """What the file holds, on the CPU."""
     if not path.is_file():
         raise ModelError(f"the weights file was not found: {path}. Give a .safetensors or .pth file.")
     if path.suffix == ".safetensors":
@@ -67,28 +90,42 @@ def _read(path: Path) -> Any:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"the weights can't be read: {path} ({error}). Restore the file.") from None
+            raise _unreadable(path, error) from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        with warnings.catch_warnings():
+            # about pickles of another protocol: either it is read, or refused below
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # damaged files end here too; only what was refused is called so
+        refused = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_]\w*(?:\.\w+)*)(?![\w.])", str(error))
+        if refused is None:
+            raise _unreadable(path, error) from None
         raise ModelError(
-            f"the weights hold more than tensors, which could run code: {path}. Save the plain state dict: "
-            "torch.save(model.state_dict(), ...)."
+            f"the weights hold more than tensors, which could run code: {path} asks for "
+            f"{refused[1]}. Save the plain state dict: torch.save(model.state_dict(), ...)."
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"the weights can't be read: {path} ({reason}). Restore the file.") from None
+    except Exception as error:
+        # bytes that are no checkpoint fail in any way they like
+        raise _unreadable(path, error) from None
 
 
-def _unwrapped(loaded: Any, path: str | Path) -> dict[str, Tensor]:
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split()).split(". ")[0][:120]
+    return ModelError(f"the weights can't be read: {path} ({type(error).__name__}: {reason}). Restore the file.")
+
+
+def _unwrapped(loaded: Any, expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The state dict in a checkpoint, without containers and prefixes."""
     for name in CONTAINERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping) and name not in expected:
             loaded = loaded[name]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ModelError(f"no state dict was found in {path}. Save it by torch.save(model.state_dict(), ...).")
-    weights = dict(loaded)
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name[len(prefix) :]: value for name, value in weights.items()}
-    return weights
+    weights = {str(name): value for name, value in loaded.items()}
+    while True:
+        # wrappers may be wrapped; a network whose own names begin so keeps them
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None)
+        if prefix is None or all(name.startswith(prefix) for name in expected):
+            return weights
+        weights = {name[len(prefix) :]: value for name, value in weights.items()}

@@ -7,18 +7,20 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from vivace.errors import ModelError, nearest
 from vivace.models.convnets import FastCNN, FastPhoto, SimpleCNN
-from vivace.models.timm_models import create_timm, list_timm, timm_stats
+from vivace.models.parts import count_parameters, forward_flops, head_parameters, layer_groups
+from vivace.models.timm_models import create_timm, list_timm, near_timm, timm_stats
 from vivace.models.weights import load_weights
 
 __all__ = [
     "ZOO",
     "complete_arguments",
+    "count_parameters",
     "create_model",
+    "forward_flops",
     "head_parameters",
     "layer_groups",
     "list_models",
@@ -32,6 +34,8 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "fast_photo": FastPhoto,
 }
 TIMM = "timm/"
+# what every network is told beside its own arguments
+FIXED = {"num_classes", "in_channels", "size"}
 
 
 def create_model(
@@ -58,16 +62,23 @@ def create_model(
             arguments=arguments,
         )
     if name not in ZOO:
-        known = [*ZOO, *(TIMM + other for other in list_timm())]
-        near = nearest(name, [*ZOO, *(other for other in list_timm())]) or nearest(name, known)
-        raise ModelError(f"the network is unknown: got {name!r}.{near} Known: {', '.join(ZOO)} and timm/NAME.")
+        # a name of timm that lacks its prefix is the likeliest slip
+        near = nearest(name, ZOO) if name not in list_timm() else ""
+        raise ModelError(
+            f"the network is unknown: got {name!r}.{near or near_timm(name)} Known: {', '.join(ZOO)} and timm/NAME."
+        )
     if pretrained:
         raise ModelError(
             f"there are no published weights for {name}. Leave --pretrained out, or choose a timm/ network."
         )
+    known = set(inspect.signature(ZOO[name]).parameters) - FIXED
+    for key in arguments:
+        if key not in known:
+            takes = ", ".join(sorted(known)) or "none"
+            raise ModelError(f"{name} takes no argument {key!r}.{nearest(key, known)} It takes: {takes}.")
     try:
         return ZOO[name](num_classes, in_channels=in_channels, size=size, **arguments)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{name} can't be built: {error}. Mend model.arguments or --size.") from None
 
 
@@ -76,8 +87,7 @@ def complete_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any
     if name not in ZOO:
         return dict(arguments)
     parameters = inspect.signature(ZOO[name]).parameters
-    fixed = ("num_classes", "in_channels", "size")
-    defaults = {key: parameter.default for key, parameter in parameters.items() if key not in fixed}
+    defaults = {key: parameter.default for key, parameter in parameters.items() if key not in FIXED}
     return {**{key: list(v) if isinstance(v, tuple) else v for key, v in defaults.items()}, **arguments}
 
 
@@ -90,59 +100,3 @@ def list_models(pattern: str = "*") -> list[str]:
 def pretrained_stats(name: str) -> tuple[tuple[float, ...], tuple[float, ...], int, str] | None:
     """(mean, std, size, interpolation) that a timm network's weights were trained with; None for our own networks."""
     return timm_stats(name[len(TIMM) :]) if name.startswith(TIMM) else None
-
-
-def head_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters of the classifier."""
-    get_classifier: Any = getattr(model, "get_classifier", None)
-    if get_classifier is not None:
-        heads = get_classifier()
-        heads = list(heads) if isinstance(heads, tuple | list) else [heads]
-    else:
-        heads = [getattr(model, "head", None) or _last_with_parameters(model)]
-    inside = {id(parameter) for head in heads if isinstance(head, nn.Module) for parameter in head.parameters()}
-    return [name for name, parameter in model.named_parameters() if id(parameter) in inside]
-
-
-def _last_with_parameters(model: nn.Module) -> nn.Module:
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    return layers[-1]
-
-
-def layer_groups(model: nn.Module) -> list[list[str]]:
-    """Names of all parameters in groups from the input to the head, for rates that differ from layer to layer."""
-    names = [name for name, _ in model.named_parameters()]
-    group_matcher: Any = getattr(model, "group_matcher", None)
-    if group_matcher is not None:
-        from timm.models import group_parameters
-
-        by_name = group_parameters(model, group_matcher(coarse=False), reverse=True)
-        groups: dict[int, list[str]] = {}
-        for name in names:
-            groups.setdefault(by_name[name], []).append(name)
-        return [groups[key] for key in sorted(groups)]
-    # our own networks are sequences: their second-level parts are their layers
-    ordered: dict[str, list[str]] = {}
-    for name in names:
-        ordered.setdefault(".".join(name.split(".")[:2]), []).append(name)
-    return list(ordered.values())
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of all weights."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@torch.no_grad()
-def forward_flops(model: nn.Module, *, in_channels: int, size: int) -> int:
-    """Floating point operations of one image's forward pass (a multiply-add is two), as torch counts them."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next(model.parameters()).device
-    counter = FlopCounterMode(display=False)
-    training = model.training
-    model.eval()
-    with counter:
-        model(torch.zeros(1, in_channels, size, size, device=device))
-    model.train(training)
-    return int(counter.get_total_flops())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vivace.config import check_choice, check_range
+from vivace.errors import ConfigError
 
 __all__ = ["OptimizerConfig", "ScheduleConfig"]
 
@@ -24,7 +25,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of sgd and muon, [0, 1)."""
     nesterov: bool = False
-    """Nesterov's momentum, for sgd and muon."""
+    """Nesterov's momentum, for sgd and muon; needs a momentum."""
     weight_decay: float = 0.0
     """Weight decay, >= 0; coupled for sgd and adam, decoupled for adamw, lamb and muon."""
     decay_norm_and_bias: bool = False
@@ -45,6 +46,11 @@ class OptimizerConfig:
         check_range("optimizer.bias_lr_factor", self.bias_lr_factor, 0.0, open_low=True)
         check_range("optimizer.aux_lr", self.aux_lr, 0.0, open_low=True)
         check_range("optimizer.layer_decay", self.layer_decay, 0.0, 1.0, open_low=True)
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError(
+                "optimizer.nesterov needs a momentum: got nesterov true and momentum 0. "
+                "Set optimizer.momentum, or optimizer.nesterov=false."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +64,9 @@ class ScheduleConfig:
     cooldown: float = 0.3
     """trapezoid: share of the steps spent falling from 1 to `end`, [0, 1]."""
     start: float = 0.0
-    """Multiplier at the first step of the warm-up, [0, 1]."""
+    """Multiplier where the warm-up begins, [0, 1]."""
     end: float = 0.0
-    """Multiplier at the last step, [0, 1]."""
+    """cosine, linear, one_cycle, trapezoid: multiplier where the run ends, [0, 1]."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """step: shares of the run at which the rate is multiplied by `gamma`."""
     gamma: float = 0.1
@@ -75,3 +81,8 @@ class ScheduleConfig:
         check_range("schedule.gamma", self.gamma, 0.0, 1.0, open_low=True)
         for milestone in self.milestones:
             check_range("schedule.milestones", milestone, 0.0, 1.0)
+        if self.name == "trapezoid" and self.warmup + self.cooldown > 1.0 + 1e-9:
+            raise ConfigError(
+                f"schedule.warmup and schedule.cooldown overlap: got {self.warmup:g} + {self.cooldown:g}. "
+                "Give shares whose sum is at most 1."
+            )

@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from vivace.optim.config import OptimizerConfig
 
 __all__ = ["parameter_groups"]
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+# the first group's rate is the one that people are shown
+ROLES = ("matrix", "head", "other")
 
 
 def parameter_groups(
-    model: nn.Module, config: OptimizerConfig, *, layers: list[list[str]] | None = None
+    model: nn.Module,
+    config: OptimizerConfig,
+    *,
+    layers: list[list[str]] | None = None,
+    head: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Groups with "params", "names", "lr", "initial_lr" and "weight_decay"; frozen parameters are left out.
+    """Groups with "params", "names", "role", "lr", "initial_lr" and "weight_decay"; frozen parameters are left out.
 
-    Norms and biases (all of one dimension or none) are not decayed unless the config says so. Biases of norms learn at
-    `bias_lr_factor` times the rate. layers: parameter names from input to head; with `layer_decay` each layer learns at
-    that multiple of the next one's rate.
+    role: "matrix" (weights of linear layers and convolutions in the body), "head", or "other" (norms, biases, tokens,
+    embeddings); groups come in this order. Parameters of less than two dimensions, and those that the network itself
+    names by `no_weight_decay`, are not decayed unless the config says so. Biases of norms learn at `bias_lr_factor`
+    times the rate; their decay per step stays what it is for the others. layers: parameter names from the input to the
+    head; with `layer_decay` each layer learns at that multiple of the next one's rate.
+    Raises ValueError if there is a `layer_decay` and no `layers`.
     """
-    norm_biases = {
-        f"{name}.bias" if name else "bias" for name, module in model.named_modules() if isinstance(module, NORMS)
+    exempt = set(getattr(model, "no_weight_decay", set)())
+    norm_biases = {_join(name, "bias") for name, module in model.named_modules() if isinstance(module, NORMS)}
+    matrices = {
+        _join(name, "weight") for name, module in model.named_modules() if isinstance(module, nn.Linear | _ConvNd)
     }
-    depth_scale: dict[str, float] = {}
-    if config.layer_decay is not None and layers:
-        for distance, names in enumerate(reversed(layers)):
-            for name in names:
-                depth_scale[name] = config.layer_decay**distance
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    depth_scale = _depth_scales(config.layer_decay, layers)
+    groups: dict[tuple[int, float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        role = "head" if name in head else "matrix" if name in matrices and name not in exempt else "other"
         factor = depth_scale.get(name, 1.0)
+        decayed = config.decay_norm_and_bias or (parameter.ndim >= 2 and name not in exempt)
+        decay = config.weight_decay if decayed else 0.0
         if name in norm_biases:
             factor *= config.bias_lr_factor
-        decayed = parameter.ndim >= 2 or config.decay_norm_and_bias
-        decay = config.weight_decay if decayed else 0.0
-        # a decay of lr · wd would grow with the rate of these biases: keep it what it is for the others
-        if name in norm_biases and config.bias_lr_factor != 1.0:
             decay /= config.bias_lr_factor
         rate = config.lr * factor
         group = groups.setdefault(
-            (rate, decay), {"params": [], "names": [], "lr": rate, "initial_lr": rate, "weight_decay": decay}
+            (ROLES.index(role), rate, decay),
+            {"params": [], "names": [], "role": role, "lr": rate, "initial_lr": rate, "weight_decay": decay},
         )
         group["params"].append(parameter)
         group["names"].append(name)
-    return list(groups.values())
+    # layers stay in their order within a role
+    return sorted(groups.values(), key=lambda group: ROLES.index(group["role"]))
+
+
+def _depth_scales(layer_decay: float | None, layers: list[list[str]] | None) -> dict[str, float]:
+    if layer_decay is None:
+        return {}
+    if layers is None:
+        raise ValueError("optimizer.layer_decay needs the network's layers: pass layers=layer_groups(model)")
+    return {name: layer_decay**distance for distance, names in enumerate(reversed(layers)) for name in names}
+
+
+def _join(module: str, parameter: str) -> str:
+    return f"{module}.{parameter}" if module else parameter

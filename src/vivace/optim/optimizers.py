@@ -19,6 +19,9 @@ __all__ = ["OPTIMIZERS", "create_optimizer", "list_optimizers"]
 
 Groups = list[dict[str, Any]]
 
+# options that are fields of the config, where they would otherwise be given twice or lost in the groups
+FIELDS = ("lr", "momentum", "weight_decay")
+
 
 def create_optimizer(
     model: nn.Module,
@@ -30,114 +33,122 @@ def create_optimizer(
     """The optimizer of a config over the parameters of `model` that require a gradient.
 
     layers, head: parameter names from input to head, and of the head. Every group has "initial_lr": the rate of a step
-    is that times the schedule's multiplier. Raises ConfigError for an unknown name or an option it does not take.
+    is that times the schedule's multiplier. Raises ConfigError for an unknown name, an option that it does not take or
+    a value out of range, and an optimizer that can't be used here.
     """
-    groups = parameter_groups(model, config, layers=layers)
-    if config.name in OPTIMIZERS:
-        optimizer = OPTIMIZERS[config.name](groups, config, set(head or ()))
-    elif config.name in _timm_optimizers():
-        optimizer = _timm(groups, config, set())
-    else:
-        known = [*OPTIMIZERS, *_timm_optimizers()]
-        raise ConfigError(
-            f"the optimizer is unknown: got {config.name!r}.{nearest(config.name, known)} "
-            f"Known: {', '.join(OPTIMIZERS)} and {len(_timm_optimizers())} of timm's."
-        )
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-    return optimizer
+    groups = parameter_groups(model, config, layers=layers, head=head or ())
+    build = OPTIMIZERS.get(config.name, _timm)
+    if build is _timm:
+        _check_timm(config.name)
+    try:
+        return build(groups, config)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ConfigError(f"the optimizer {config.name} can't be made: {reason}. Mend optimizer.options.") from None
 
 
 def list_optimizers() -> list[str]:
-    """All names that `create_optimizer` takes."""
-    return [*OPTIMIZERS, *(name for name in _timm_optimizers() if name not in OPTIMIZERS)]
+    """All names that `create_optimizer` takes here: without those of timm whose library or GPU is missing."""
+    return [*OPTIMIZERS, *(n for n in _timm_names() if n not in OPTIMIZERS and _unusable(n) is None)]
 
 
-@functools.cache
-def _timm_optimizers() -> tuple[str, ...]:
-    from timm.optim import list_optimizers as list_timm
-
-    return tuple(str(name) for name in list_timm())
-
-
-def _options(config: OptimizerConfig, target: Callable[..., Any]) -> dict[str, Any]:
+def _options(
+    config: OptimizerConfig, target: Callable[..., Any], *, fields: tuple[str, ...] = FIELDS
+) -> dict[str, Any]:
     """The config's options, checked against what `target` takes; lists become tuples, as for betas."""
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in config.options.items()}
-    known = [name for name in inspect.signature(target).parameters if name not in ("self", "params")]
-    for key in options:
+    known = [name for name in inspect.signature(target).parameters if name not in ("self", "params", *fields)]
+    for key in config.options:
+        if key in fields:
+            raise ConfigError(
+                f"optimizer.options.{key} is a field of its own: got {config.options[key]!r}. Set optimizer.{key}."
+            )
         if key not in known:
             raise ConfigError(
                 f"optimizer.options.{key} is not known to {config.name}.{nearest(key, known)} It takes: "
                 f"{', '.join(known)}."
             )
-    return options
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.options.items()}
 
 
-def _sgd(groups: Groups, config: OptimizerConfig, head: set[str]) -> torch.optim.Optimizer:
-    nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, **_options(config, torch.optim.SGD)
-    )
+def _sgd(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    options = _options(config, torch.optim.SGD, fields=(*FIELDS, "nesterov"))
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, **options)
 
 
-def _adam(groups: Groups, config: OptimizerConfig, head: set[str]) -> torch.optim.Optimizer:
+def _adam(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, lr=config.lr, **_options(config, torch.optim.Adam))
 
 
-def _adamw(groups: Groups, config: OptimizerConfig, head: set[str]) -> torch.optim.Optimizer:
+def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, **_options(config, torch.optim.AdamW))
 
 
-def _lamb(groups: Groups, config: OptimizerConfig, head: set[str]) -> torch.optim.Optimizer:
+def _lamb(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Layer-wise rates for large batches (arXiv:1904.00962); decay is decoupled unless the options say otherwise."""
     from timm.optim import Lamb
 
-    return Lamb(groups, lr=config.lr, decoupled_decay=True, **_options(config, Lamb))
+    return Lamb(groups, lr=config.lr, **{"decoupled_decay": True, **_options(config, Lamb)})
 
 
-def _muon(groups: Groups, config: OptimizerConfig, head: set[str]) -> torch.optim.Optimizer:
-    """Matrices of the body by Muon; the head, norms and biases by SGD at `aux_lr`."""
-    aux_share = (config.lr / 10 if config.aux_lr is None else config.aux_lr) / config.lr
-    split: Groups = []
+def _muon(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Matrices of the body by Muon; the head, norms and biases by SGD or AdamW at `aux_lr`."""
+    aux_lr = config.lr / 10 if config.aux_lr is None else config.aux_lr
     for group in groups:
-        for is_matrix in (True, False):
-            chosen = [
-                (name, parameter)
-                for name, parameter in zip(group["names"], group["params"], strict=True)
-                if (parameter.ndim >= 2 and name not in head) == is_matrix
-            ]
-            if chosen:
-                rate = group["lr"] * (1.0 if is_matrix else aux_share)
-                split.append(
-                    {
-                        "params": [parameter for _, parameter in chosen],
-                        "names": [name for name, _ in chosen],
-                        "lr": rate,
-                        "initial_lr": rate,
-                        "weight_decay": group["weight_decay"],
-                        "muon": is_matrix,
-                    }
-                )
-    return Muon(split, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, **_options(config, Muon))
+        group["muon"] = group["role"] == "matrix"
+        if not group["muon"]:
+            # factors of layers and biases are kept
+            group["lr"] = group["initial_lr"] = group["lr"] / config.lr * aux_lr
+    options = _options(config, Muon, fields=(*FIELDS, "nesterov"))
+    return Muon(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, **options)
 
 
-def _timm(groups: Groups, config: OptimizerConfig, head: set[str]) -> torch.optim.Optimizer:
+def _timm(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, get_optimizer_class
 
-    target = get_optimizer_class(config.name, bind_defaults=False)
-    options = _options(config, target)
-    if "momentum" in inspect.signature(target).parameters:
-        options.setdefault("momentum", config.momentum)
-    momentum = options.pop("momentum", config.momentum)
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=momentum, **options
-        )
-    except (ImportError, TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise ConfigError(f"the optimizer {config.name} can't be made: {error}. Choose another --optimizer.") from None
+    options = _options(config, get_optimizer_class(config.name, bind_defaults=False))
+    # passed on to those alone that have a momentum
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        groups, opt=config.name, lr=config.lr, momentum=config.momentum, **options
+    )
     return optimizer
 
 
-OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig, set[str]], torch.optim.Optimizer]] = {
+def _check_timm(name: str) -> None:
+    """Raise ConfigError unless timm has an optimizer of this name that works here."""
+    if name not in _timm_names():
+        known = [*OPTIMIZERS, *_timm_names()]
+        raise ConfigError(
+            f"the optimizer is unknown: got {name!r}.{nearest(name, known)} "
+            f"Known: {', '.join(OPTIMIZERS)} and {len(_timm_names())} of timm's."
+        )
+    reason = _unusable(name)
+    if reason is not None:
+        raise ConfigError(f"the optimizer {name} can't be used: {reason}. Choose another --optimizer.")
+
+
+@functools.cache
+def _timm_names() -> tuple[str, ...]:
+    from timm.optim import list_optimizers as list_timm
+
+    return tuple(str(name) for name in list_timm())
+
+
+def _unusable(name: str) -> str | None:
+    """Why an optimizer of timm can't be used here; None if it can."""
+    from timm.optim import get_optimizer_class, get_optimizer_info
+
+    info = get_optimizer_info(name)
+    if info.second_order:
+        return "it needs second derivatives, which training does not compute"
+    try:
+        get_optimizer_class(name, bind_defaults=False)
+    except (ImportError, AssertionError):
+        library = str(info.opt_class).partition(".")[0]
+        return f"it needs a CUDA device and the library {library}"
+    return None
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adam": _adam,
     "adamw": _adamw,

@@ -1,0 +1,59 @@
+"""Whether the hub of published weights can be reached, asked once and quickly."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["hub_name", "offline_if_unreachable"]
+
+# a name server that does not answer may take this long, and more
+PATIENCE_SECONDS = 5.0
+
+
+def hub_name() -> str:
+    """Host of the hub, such as "huggingface.co"."""
+    from urllib.parse import urlsplit
+
+    from huggingface_hub import constants
+
+    return urlsplit(constants.ENDPOINT).netloc or constants.ENDPOINT
+
+
+@contextmanager
+def offline_if_unreachable() -> Iterator[bool]:
+    """Within, the hub's client reads its cache alone if the hub does not answer; yields whether it answers.
+
+    Left to itself the client asks for each file six times with growing pauses: measured 48 s until it gives up.
+    """
+    from huggingface_hub import constants
+
+    was_offline = constants.HF_HUB_OFFLINE
+    reachable = not was_offline and _answers()
+    constants.HF_HUB_OFFLINE = not reachable
+    try:
+        yield reachable
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+def _answers() -> bool:
+    """Whether anything comes back from the hub within PATIENCE_SECONDS, through its client's own proxies and proofs."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        from huggingface_hub import constants, get_session
+
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE_SECONDS)
+        except Exception:
+            # any failure means the same here: go without
+            return
+        answered.set()
+
+    # a thread, since the look-up of a name knows no timeout
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE_SECONDS)
+    return answered.is_set()

@@ -1,0 +1,76 @@
+"""What a network is made of: its head, its layers from input to output, its weights and its operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["count_parameters", "forward_flops", "head_parameters", "layer_groups"]
+
+
+def head_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters of the classifier, whose shapes depend on the number of classes.
+
+    Networks of our own say so by `parts`, timm's by `get_classifier`; of any other network it is the last layer.
+    """
+    inside = {id(parameter) for module in _head_modules(model) for parameter in module.parameters()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in inside]
+
+
+def _head_modules(model: nn.Module) -> list[nn.Module]:
+    parts: Any = getattr(model, "parts", None)
+    if parts is not None:
+        return list(parts()[-1])
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    if get_classifier is not None:
+        heads = get_classifier()
+        return list(heads) if isinstance(heads, tuple | list) else [heads]
+    layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return layers[-1:]
+
+
+def layer_groups(model: nn.Module) -> list[list[str]]:
+    """Names of all parameters in groups from the input to the head, for rates that differ from layer to layer.
+
+    Networks of our own say so by `parts`, timm's by `group_matcher`; of any other network each child is a layer.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    group_matcher: Any = getattr(model, "group_matcher", None)
+    if group_matcher is not None:
+        from timm.models import group_parameters
+
+        layer_of = group_parameters(model, group_matcher(coarse=False), reverse=True)
+    else:
+        parts: Any = getattr(model, "parts", None)
+        layers = parts() if parts is not None else [[child] for child in model.children()]
+        by_id = {
+            id(parameter): index for index, part in enumerate(layers) for m in part for parameter in m.parameters()
+        }
+        # what stands in no part, such as a token of the network itself, goes with the input
+        layer_of = {name: by_id.get(id(parameter), 0) for name, parameter in model.named_parameters()}
+    groups: dict[int, list[str]] = {}
+    for name in names:
+        groups.setdefault(layer_of[name], []).append(name)
+    return [groups[key] for key in sorted(groups)]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of all weights, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def forward_flops(model: nn.Module, *, in_channels: int, size: int) -> int:
+    """Floating point operations of one image's forward pass (a multiply-add is two), as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    counter = FlopCounterMode(display=False)
+    training = model.training
+    model.eval()
+    with counter:
+        model(torch.zeros(1, in_channels, size, size, device=device))
+    model.train(training)
+    return int(counter.get_total_flops())
