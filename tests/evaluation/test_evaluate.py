@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.cli import main
@@ -190,3 +194,24 @@ def test_the_command_prints_a_table_and_draws_figures(
     assert main([*arguments, "--json"]) == 0
     printed = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert printed["num_images"] == 9
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_no_terminal_takes_survive_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", ("猫", "狗"))
+    for label in bundle.classes:
+        (tmp_path / "data" / label).mkdir(parents=True)
+        name = os.path.join(tmp_path, "data", label, os.fsdecode(b"caf\xe9.png"))  # noqa: PTH118
+        try:
+            Image.effect_noise((40, 40), 90).save(name)
+        except OSError:
+            pytest.skip("this file system takes no such names")
+    for verb, needed in (("evaluate", "called"), ("predict", "caf")):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main([verb, str(bundle.folder), str(tmp_path / "data"), "--device", "cpu", "--quiet"]) == 0
+        printed = stdout.buffer.getvalue().decode(encoding)
+        assert "caf\\udce9.png" in printed
+        assert needed in printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -19,6 +20,10 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     """Parse a verb's options, run it, and return its exit status. Torch is imported by the verb, not here."""
     import tyro
 
+    for stream in (sys.stdout, sys.stderr):
+        # file names may hold bytes that are no UTF-8, class names what an ASCII terminal lacks: no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     module = import_module(f"vivace.cli.{verb}")
     try:
         options = tyro.cli(

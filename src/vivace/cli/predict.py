@@ -58,7 +58,7 @@ def run(options: Options) -> None:
     finally:
         close()
     for failure in result.failures:
-        print(_printable(f"not classified: {failure.path} ({failure.problem}) {failure.message}"), file=sys.stderr)
+        print(f"not classified: {failure.path} ({failure.problem}) {failure.message}", file=sys.stderr)
     if options.out is not None:
         from vivace.report.tables import write_rows
 
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
     if options.out is None:
         for row in result.rows:
             ranked = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in row.topk)
-            print(_printable(f"{row.path}\t{ranked}"))
+            print(f"{row.path}\t{ranked}")
     summary = f"{len(result.rows):,} images in {result.seconds:.2f} s, {result.images_per_second:,.0f} images/s"
     if result.failures:
         summary += f"; {len(result.failures):,} could not be classified"
@@ -116,8 +116,3 @@ def to_json(result: Predictions) -> dict[str, Any]:
             for failure in result.failures
         ],
     }
-
-
-def _printable(text: str) -> str:
-    """Text that any terminal takes: bytes of names that are no UTF-8 come out as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
