@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Comparison", "compare", "synchronize", "time_call"]
+__all__ = ["Comparison", "bootstrap_ratio", "compare", "synchronize", "time_call"]
 
 # a resampled median of n values settles well before this many resamples
 NUM_RESAMPLES = 2000
@@ -82,20 +82,22 @@ def compare(
             first = time_call(baseline, device)
             second = time_call(candidate, device)
         pairs.append((first, second))
-    times = np.asarray(pairs)
-    low, high = _bootstrap_ratio(times, seed)
-    return Comparison(
-        baseline_ms=tuple(times[:, 0]),
-        candidate_ms=tuple(times[:, 1]),
-        ratio=float(np.median(times[:, 0]) / np.median(times[:, 1])),
-        ratio_low=low,
-        ratio_high=high,
-    )
+    baseline_ms, candidate_ms = zip(*pairs, strict=True)
+    ratio, low, high = bootstrap_ratio(baseline_ms, candidate_ms, seed=seed)
+    return Comparison(baseline_ms=baseline_ms, candidate_ms=candidate_ms, ratio=ratio, ratio_low=low, ratio_high=high)
 
 
-def _bootstrap_ratio(times_N2: np.ndarray, seed: int) -> tuple[float, float]:
+def bootstrap_ratio(
+    baseline: Sequence[float], candidate: Sequence[float], *, seed: int = 0
+) -> tuple[float, float, float]:
+    """(ratio, low, high): median of `baseline` over median of `candidate`, with its 95 % bootstrap interval.
+
+    The two are paired, value by value, and pairs are resampled together: what slowed both sides of a pair cancels.
+    """
+    times_2N = np.asarray([baseline, candidate], dtype=float)
     rng = np.random.default_rng(seed)
-    rows = rng.integers(0, len(times_N2), size=(NUM_RESAMPLES, len(times_N2)))
-    medians = np.median(times_N2[rows], axis=1)
-    low, high = np.quantile(medians[:, 0] / medians[:, 1], [0.025, 0.975])
-    return float(low), float(high)
+    rows = rng.integers(0, times_2N.shape[1], size=(NUM_RESAMPLES, times_2N.shape[1]))
+    medians = np.median(times_2N[:, rows], axis=2)
+    low, high = np.quantile(medians[0] / medians[1], [0.025, 0.975])
+    first, second = np.median(times_2N, axis=1)
+    return float(first / second), float(low), float(high)

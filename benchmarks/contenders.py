@@ -1,0 +1,115 @@
+"""Who is compared: for each contender the command that trains, and how its results are read back.
+
+A contender's process is fresh, prints one JSON object as its last line on stdout, and is told the data and a folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CONTENDERS", "Contender", "Result"]
+
+PEERS = Path(__file__).parent / "peers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one run of a contender gave."""
+
+    top1: float
+    """Final accuracy on the test split, or on the validation split where there is no test split; a fraction."""
+    best_top1: float
+    """The best of the curve, or of the end; for peers that look at the test split after every epoch, its best look."""
+    train_seconds: float
+    """The loop alone, as the contender measures it."""
+    total_seconds: float
+    """Process start to saved weights, as seen from outside."""
+    curve: tuple[tuple[float, float], ...]
+    """(seconds since the loop began, accuracy) after each epoch."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A way to train. command(data, folder) → argv; read(last line, folder, wall-clock seconds) → Result."""
+
+    name: str
+    about: str
+    command: Callable[[Path, Path], list[str]]
+    read: Callable[[Mapping[str, Any], Path, float], Result]
+
+
+def vivace(name: str, about: str, *options: str) -> Contender:
+    """`vivace train` with some options."""
+
+    def command(data: Path, folder: Path) -> list[str]:
+        return [sys.executable, "-m", "vivace", "train", str(data), "--run", str(folder), "--quiet", "--json", *options]
+
+    def read(last: Mapping[str, Any], folder: Path, seconds: float) -> Result:
+        with (folder / "metrics.csv").open() as file:
+            curve = tuple((float(row["seconds"]), float(row["val_top1"])) for row in csv.DictReader(file))
+        top1 = last["val_top1"] if last["test_top1"] is None else last["test_top1"]
+        receipt = json.loads((folder / "tune.json").read_text())
+        details = {
+            "val_top1": last["val_top1"],
+            "target_seconds": last["target_seconds"],
+            "own_total_seconds": last["total_seconds"],
+            "setup": receipt["setup"],
+        }
+        return Result(
+            top1=top1,
+            best_top1=max(value for _, value in curve),
+            train_seconds=last["train_seconds"],
+            total_seconds=seconds,
+            curve=curve,
+            details=details,
+        )
+
+    return Contender(name=name, about=about, command=command, read=read)
+
+
+def article(epochs: int) -> Contender:
+    """The article's program in plain PyTorch (peers/article.py)."""
+
+    def command(data: Path, folder: Path) -> list[str]:
+        script = str(PEERS / "article.py")
+        return [sys.executable, script, str(data), "--epochs", str(epochs), "--out", str(folder), "--json"]
+
+    def read(last: Mapping[str, Any], folder: Path, seconds: float) -> Result:
+        share = last["train_seconds"] / epochs
+        return Result(
+            top1=last["test_top1"][-1],
+            best_top1=max(last["test_top1"]),
+            train_seconds=last["train_seconds"],
+            total_seconds=seconds,
+            curve=tuple((share * (index + 1), top1) for index, top1 in enumerate(last["test_top1"])),
+        )
+
+    about = f"the article's program in plain PyTorch: DataLoader, SGD 0.01, batch 64, {epochs} epochs"
+    return Contender(name="article", about=about, command=command, read=read)
+
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        article(10),
+        vivace("vivace-article", "the article's recipe through vivace train, as published", "--recipe", "article"),
+        vivace("vivace-fast", "vivace train with its defaults"),
+        vivace(
+            "vivace-fast-66",
+            "vivace train until validation reaches 66 %",
+            "--target",
+            "0.66",
+            "--set",
+            "validate_every=0.25",
+        ),
+        vivace("vivace-fast-1", "vivace train for one epoch", "--epochs", "1"),
+        vivace("vivace-fast-skip", "vivace train that leaves bad images out", "--on-bad-image", "skip"),
+    )
+}
