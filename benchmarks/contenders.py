@@ -95,10 +95,31 @@ def article(epochs: int) -> Contender:
     return Contender(name="article", about=about, command=command, read=read)
 
 
+def airbench(name: str, about: str, *options: str) -> Contender:
+    """airbench94-Muon, ported in our own words (peers/airbench.py)."""
+
+    def command(data: Path, folder: Path) -> list[str]:
+        return [sys.executable, str(PEERS / "airbench.py"), str(data), "--out", str(folder), "--json", *options]
+
+    def read(last: Mapping[str, Any], folder: Path, seconds: float) -> Result:
+        return Result(
+            top1=last["top1"],
+            best_top1=last["top1_tta"],
+            train_seconds=last["train_seconds"],
+            total_seconds=seconds,
+            curve=tuple(map(tuple, last["curve"])),
+            details={"top1_tta": last["top1_tta"], "tta_seconds": last["tta_seconds"]},
+        )
+
+    return Contender(name=name, about=about, command=command, read=read)
+
+
 CONTENDERS = {
     contender.name: contender
     for contender in (
         article(10),
+        airbench("airbench", "airbench94-Muon, weights in bf16, eager"),
+        airbench("airbench-autocast", "airbench94-Muon, bf16 autocast, eager", "--half", "autocast"),
         vivace("vivace-article", "the article's recipe through vivace train, as published", "--recipe", "article"),
         vivace("vivace-fast", "vivace train with its defaults"),
         vivace(

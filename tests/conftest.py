@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+ARCHIVES = {"cifar10": "cifar10-jpeg.tar.xz", "flowers": "flowers.tar"}
 COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40)}
 
 
@@ -46,10 +49,31 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with the unpacked real data sets; the test is skipped, and says so, where they are not."""
-    root = Path(__file__).parent.parent / "data"
-    if not (root / "cifar10" / "train").is_dir() or not (root / "flowers" / "train").is_dir():
-        pytest.skip("the real data sets are not unpacked under data/")
+    """The folder with cifar10/ and flowers/; unpacked from archives beside the checkout when it is not there yet.
+
+    The test is skipped, and says so, where there are neither.
+    """
+    checkout = Path(__file__).parents[1]
+    root = checkout / "data"
+    for name, archive in ARCHIVES.items():
+        if (root / name / "train").is_dir():
+            continue
+        path = checkout.parent / "shared" / "data" / archive
+        if not path.is_file():
+            pytest.skip(f"the real data set {name} is neither under data/ nor in {path}")
+        _unpack(path, root / name)
     return root
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Beside first, then renamed: an interrupted test run leaves no half of a data set."""
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as temporary:
+        with tarfile.open(archive) as file:
+            file.extractall(temporary, filter="data")
+        # some archives hold the folder itself, some what is in it
+        inside = Path(temporary, folder.name)
+        (inside if inside.is_dir() else Path(temporary, "")).rename(folder)
+        Path(temporary).mkdir(exist_ok=True)

@@ -60,22 +60,22 @@ def fast(facts: DataFacts) -> Recipe:
 
 
 def _fast_small(facts: DataFacts) -> Recipe:
-    # few images: smaller batches, so that an epoch still has some dozens of steps
-    batch_size = 500 if facts.num_images >= 20_000 else 128
-    epochs = 8 if facts.num_images >= 20_000 else 20
+    many = facts.num_images >= 20_000
     mirrored = facts.channels == 3  # digits and letters are not themselves in a mirror
     return Recipe(
         name="fast",
-        model=ModelConfig(name="fast_cnn"),
+        # whitening at stride 2: a quarter of the operations for half a point of accuracy
+        model=ModelConfig(name="fast_cnn", arguments={"stride": 2}),
         data=DataConfig(size=_small_side(facts.side)),
         augment=AugmentConfig(flip="alternating" if mirrored else "none", translate=2),
         optimizer=OptimizerConfig(
-            name="muon", lr=0.05, momentum=0.6, nesterov=True, weight_decay=0.01, aux_lr=0.01, bias_lr_factor=1.0
+            name="muon", lr=0.2, momentum=0.8, nesterov=True, weight_decay=0.01, aux_lr=0.1, bias_lr_factor=1.0
         ),
         schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.9),
         loss=LossConfig(label_smoothing=0.1),
-        epochs=epochs,
-        batch_size=batch_size,
+        epochs=10 if many else 20,
+        # few images: smaller batches, so that an epoch still has some dozens of steps
+        batch_size=500 if many else 128,
     )
 
 
