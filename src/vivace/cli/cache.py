@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from vivace.cli.common import print_json
+from vivace.cli.common import print_json, verb_options
 
 
-@dataclass(frozen=True, kw_only=True)
+@verb_options
 class Options:
     """The options of `vivace cache`."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vivace.cli.common import print_json
+from vivace.cli.common import print_json, verb_options
 
 if TYPE_CHECKING:
     from vivace.evaluation.evaluate import Evaluation
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 MAX_CLASSES_PRINTED = 20
 
 
-@dataclass(frozen=True, kw_only=True)
+@verb_options
 class Options:
     """The options of `vivace evaluate`."""
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vivace.cli.common import print_json
+from vivace.cli.common import print_json, verb_options
 
 if TYPE_CHECKING:
     from vivace.prediction import Predictions
 
 
-@dataclass(frozen=True, kw_only=True)
+@verb_options
 class Options:
     """The options of `vivace predict`."""
 

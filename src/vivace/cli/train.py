@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from vivace.cli.common import parse_assignments, print_json
+from vivace.cli.common import parse_assignments, print_json, verb_options
 
 
-@dataclass(frozen=True, kw_only=True)
+@verb_options
 class Network:
     """What is trained, and how."""
 
@@ -40,7 +40,7 @@ class Network:
     """Any other field of the recipe, such as --set schedule.name=cosine; may be repeated."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@verb_options
 class Contract:
     """How long it trains."""
 
@@ -52,7 +52,7 @@ class Contract:
     """Stop when the validation accuracy reaches this fraction, such as 0.9."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@verb_options
 class Images:
     """How images are read."""
 
@@ -68,7 +68,7 @@ class Images:
     """Go on although images of train stand in val or test too."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@verb_options
 class Run:
     """Where and how it runs."""
 
@@ -88,7 +88,7 @@ class Run:
     """Print the result as one JSON object on the last line."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@verb_options
 class Options:
     """The options of `vivace train`."""
 

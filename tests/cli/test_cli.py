@@ -1,0 +1,322 @@
+"""The command line: what it prints, where, and with which exit status (faults 54 to 58)."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from colours import COLOURS, noisy_image
+from vivace.cli import EXIT_STATUSES, VERBS, main
+from vivace.cli.common import option_names
+
+TRAIN = ["--epochs", "2", "--size", "32", "--tune", "off", "--quiet", "--set", "threads=1", "--batch-size", "8"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of images with a test split, and a run on it."""
+    root = tmp_path_factory.mktemp("cli")
+    for split, count in (("train", 8), ("test", 3)):
+        for label, colour in COLOURS.items():
+            (root / "data" / split / label).mkdir(parents=True)
+            for index in range(count):
+                seed = index + (100 if split == "test" else 0)
+                noisy_image(colour, seed).save(root / "data" / split / label / f"{index}.png")
+    options = ["--cache-dir", str(root / "cache"), "--run", str(root / "run"), *TRAIN]
+    assert main(["train", str(root / "data"), *options]) == 0
+    return {"data": root / "data", "run": root / "run", "cache": root / "cache"}
+
+
+def last_line(text: str) -> dict[str, Any]:
+    def refuse(constant: str) -> Any:
+        raise AssertionError(f"not strict JSON: {constant}")
+
+    result: dict[str, Any] = json.loads(text.splitlines()[-1], parse_constant=refuse)
+    return result
+
+
+def test_help_names_every_verb_and_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["help"]):
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(re.search(rf"^  {verb} ", text, re.MULTILINE) for verb in VERBS)
+        assert EXIT_STATUSES in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_takes_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--json" in text
+    assert "None" not in text
+    assert "(default: False)" not in text
+
+
+def test_train_has_few_options() -> None:
+    assert len(option_names(importlib.import_module("vivace.cli.train").Options)) <= 27
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=lambda words: words[0])
+def test_help_answers_at_once_and_without_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys; from vivace.cli import main; status = main(sys.argv[1:]); "
+        "assert not {'torch', 'timm', 'torchvision', 'matplotlib'} & set(sys.modules); sys.exit(status)"
+    )
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - began)
+        assert done.returncode == 0, done.stderr
+        if seconds[-1] < 0.3:
+            break
+    assert min(seconds) < 0.3
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"vivace \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian", "data"], r"^unknown verb: got 'trian'\. Did you mean 'train'"),
+        (
+            ["train", "data", "--epoch", "3"],
+            r"^ConfigError: the option is unknown: got '--epoch'\. Did you mean '--epochs'",
+        ),
+        (["train", "data", "--epochs", "many"], r"^ConfigError: error parsing --epochs: .*'many'"),
+        (["train", "data", "--recipe", "fats"], r"^ConfigError: invalid choice 'fats' for argument '--recipe'.*'fast'"),
+        (["train"], r"^ConfigError: DATA is missing\. See vivace train --help"),
+        (["train", "nowhere"], r"^DataError: .*nowhere"),
+        (
+            ["train", "FOLDER", "--set", "optimizer.lrr=1"],
+            r"^ConfigError: .*optimizer\.lrr.*Did you mean 'lr'|optimizer\.lr",
+        ),
+        (["train", "FOLDER", "--set", "optimizer.lr"], r"^ConfigError: --set needs field=value: got 'optimizer\.lr'"),
+        (["train", "FOLDER", "--lr", "-1"], r"^ConfigError: .*optimizer\.lr.*-1"),
+        (["train", "FOLDER", "--model", "resnet18"], r"^ModelError: .*'resnet18'\. Did you mean 'timm/resnet18'"),
+        (["train", "FOLDER", "--within", "soon"], r"^ConfigError: --within is no duration: got 'soon'"),
+        (["train", "FOLDER", "--config", "none.yaml"], r"^ConfigError: .*none\.yaml"),
+        (["train", "FOLDER", "--device", "tpu"], r"^ConfigError: --device is unknown: got 'tpu'"),
+        (["evaluate", "nowhere", "FOLDER"], r"^BundleError: not a bundle: nowhere"),
+        (["cache", "--remove", "nothing"], r"^DataError: there is no such cache: got 'nothing'"),
+    ],
+)
+def test_a_wrong_input_is_one_line_on_stderr_and_status_2(
+    arguments: list[str],
+    message: str,
+    make_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = make_folder()
+    assert main([str(folder) if word == "FOLDER" else word for word in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.search(message, captured.err), captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_a_yaml_object_tag_is_refused(tmp_path: Path, make_folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: !!python/object/apply:os.system ['touch executed']\n")
+    assert main(["train", str(make_folder()), "--config", str(recipe), "--run", str(tmp_path / "run")]) == 2
+    assert "recipe.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_file_name_can_neither_break_the_line_nor_reach_the_terminal(
+    make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder()
+    (folder / "red" / "bad\n\x1b[31m.png").write_bytes(b"")
+    assert main(["train", str(folder), "--run", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "\x1b" not in error
+
+
+def test_train_prints_where_everything_lies_and_json_as_the_last_line(
+    trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["train", str(trained["data"]), "--cache-dir", str(trained["cache"]), *TRAIN]
+    assert main([*common, "--run", str(tmp_path / "a"), "--json"]) == 0
+    result = last_line(capsys.readouterr().out)
+    assert {
+        "bundle",
+        "run",
+        "val_top1",
+        "test_top1",
+        "epochs",
+        "train_seconds",
+        "total_seconds",
+        "num_images_seen",
+    } <= set(result)
+    assert 0 <= result["val_top1"] <= 1
+    assert result["epochs"] == 2
+    # 24 images, of which each class gives one to validation
+    assert result["num_images_seen"] == 2 * 21
+    assert 0 < result["train_seconds"] < result["total_seconds"]
+    assert (Path(result["bundle"]) / "bundle.json").is_file()
+    assert main([*common, "--run", str(tmp_path / "b")]) == 0
+    text = capsys.readouterr().out
+    for name in ("validation top-1", "test top-1", "bundle", "curves"):
+        assert re.search(rf"^{name}\s+\S", text, re.MULTILINE)
+
+
+def test_evaluate_gives_the_keys_of_the_field(trained: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(trained["run"]), str(trained["data"]), "--json", "--quiet"]) == 0
+    result = last_line(capsys.readouterr().out)
+    assert {"top1", "top1_low", "top1_high", "top5", "nll", "ece", "num_images"} <= set(result)
+    assert result["num_images"] == 9
+    assert result["top1_low"] <= result["top1"] <= result["top1_high"]
+    training = json.loads((trained["run"] / "result.json").read_text())
+    assert result["top1"] == training["test_top1"]
+
+
+def test_predict_reads_a_list_from_stdin_and_reports_what_fails(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = trained["data"] / "test" / "red" / "0.png"
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{good}\n{bad}\n".encode())))
+    assert main(["predict", str(trained["run"]), "-", "--json", "--quiet", "--topk", "2"]) == 0
+    captured = capsys.readouterr()
+    result = last_line(captured.out)
+    assert (result["num_images"], result["num_failures"]) == (1, 1)
+    assert [row["path"] for row in result["predictions"]] == [str(good)]
+    assert len(result["predictions"][0]["topk"]) == 2
+    assert "bad.png" in captured.err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_predictions_are_written_as_tables(trained: dict[str, Path], tmp_path: Path, suffix: str) -> None:
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    out = tmp_path / f"predictions.{suffix}"
+    assert main(["predict", str(trained["run"]), str(trained["data"] / "test"), "--out", str(out), "--quiet"]) == 0
+    if suffix == "parquet":
+        import pyarrow.parquet as parquet
+
+        assert parquet.read_table(out).num_rows == 9
+    else:
+        lines = out.read_text().splitlines()
+        assert len(lines) == 9 + (suffix == "csv")
+
+
+@pytest.mark.parametrize("verb", ["audit", "cache", "doctor", "export"])
+def test_the_other_verbs_print_text_and_strict_json(
+    verb: str, trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {
+        "audit": [str(trained["data"])],
+        "cache": ["--cache-dir", str(trained["cache"])],
+        "doctor": ["--cache-dir", str(trained["cache"])],
+        "export": [str(trained["run"]), "--state-dict", str(tmp_path / "model.pth")],
+    }[verb]
+    assert main([verb, *arguments]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main([verb, *arguments, "--json"]) == 0
+    assert last_line(capsys.readouterr().out)
+
+
+def test_an_exported_state_dict_is_what_plain_torch_takes(trained: dict[str, Path], tmp_path: Path) -> None:
+    import vivace
+    from vivace.models.zoo import create_model
+
+    assert main(["export", str(trained["run"]), "--state-dict", str(tmp_path / "model.pth")]) == 0
+    architecture = vivace.load(trained["run"] / "bundle").info.architecture
+    model = create_model(
+        architecture.name,
+        architecture.num_classes,
+        in_channels=architecture.in_channels,
+        size=architecture.size,
+        **architecture.arguments,
+    )
+    model.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
+
+
+def run_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "vivace", *arguments], capture_output=True, check=False, timeout=120, **options
+    )
+
+
+def test_a_closed_stdout_is_no_failure(trained: dict[str, Path]) -> None:
+    predict = f"'{sys.executable}' -m vivace predict '{trained['run']}' '{trained['data'] / 'train'}' --quiet"
+    command = f"{predict} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_without_home_and_with_a_read_only_cache_place_the_error_is_clear(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_folder()
+    env = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME", "VIVACE_CACHE")}
+    done = run_process("audit", str(folder), "--json", env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "file").write_text("")
+    done = run_process("train", str(folder), "--cache-dir", str(tmp_path / "file" / "cache"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+def test_nothing_is_drawn_where_stderr_is_no_terminal(trained: dict[str, Path], tmp_path: Path) -> None:
+    run = ["--run", str(tmp_path / "run"), "--epochs", "1", "--size", "32", "--tune", "off"]
+    done = run_process("train", str(trained["data"]), *run, env={**os.environ, "VIVACE_CACHE": str(tmp_path / "cache")})
+    assert done.returncode == 0, done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
+    # one line about the setup, no progress
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vivace.cli import cache
+
+    def broken(options: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cache, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["cache"])
+
+
+def test_ctrl_c_before_training_is_130_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vivace.cli import cache
+
+    def interrupted(options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, "run", interrupted)
+    assert main(["cache"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
