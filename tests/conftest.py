@@ -7,12 +7,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from colours import COLOURS, noisy_image
 
 ARCHIVES = {"cifar10": "cifar10-jpeg.tar.xz", "flowers": "flowers.tar"}
-COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40)}
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +20,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("VIVACE_CACHE", str(cache))
     return cache
-
-
-def noisy_image(colour: Sequence[int], seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
-    """A colour with noise, (width, height) = size: easily learnt, and no two alike."""
-    rng = np.random.default_rng(seed)
-    pixels = np.asarray(colour) + rng.normal(0, 40, (size[1], size[0], 3))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture

@@ -109,3 +109,13 @@ def test_dicts_hold_plain_values_only() -> None:
 def test_nearest_names_what_is_near_and_nothing_else() -> None:
     assert nearest("resnet8", ["resnet18", "vit"]) == " Did you mean 'resnet18'?"
     assert nearest("zzz", ["resnet18", "vit"]) == ""
+
+
+def test_a_missing_required_field_is_named() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Point:
+        x: float
+        y: float = 0.0
+
+    with pytest.raises(ConfigError, match=r"^Point lacks x\. Add what is missing\.$"):
+        from_dict(Point, {"y": 1.0})

@@ -81,6 +81,13 @@ def from_dict(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
                 f"unknown key {name!r}.{nearest(str(key), known)} Known here: {', '.join(sorted(known))}."
             )
         built[key] = _coerce(value, hints[key], name)
+    required = {
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - built.keys()):
+        raise ConfigError(f"{where or cls.__name__} lacks {', '.join(missing)}. Add what is missing.")
     return cls(**built)
 
 

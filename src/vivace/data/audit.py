@@ -91,7 +91,10 @@ def audit_images(
                 kind="ignored",
                 severity="warning",
                 names=tuple(ignored),
-                message=f"{len(ignored)} files are no images and were passed over: {_some(ignored)}",
+                message=(
+                    f"{len(ignored)} files are no images, or lie in no class folder, and were passed over: "
+                    f"{_some(ignored)}"
+                ),
             )
         )
     return Audit(num_images=sum(len(split) for split in names.values()), findings=tuple(findings))

@@ -116,9 +116,13 @@ def _open_run(
     runs = Path("runs")
     if resume:
         folder = RunFolder(Path(run) if run else newest_run(runs, source.name), resume=True)
-        saved = folder.saved_recipe()
-        asked = override(saved, changes)
-        check_same_recipe(saved, asked)
+        try:
+            saved = folder.saved_recipe()
+            asked = override(saved, changes)
+            check_same_recipe(saved, asked)
+        except BaseException:
+            folder.release()
+            raise
         return folder, asked
     facts = measure_facts(source)
     if isinstance(changes.get("data.size"), int):

@@ -1,0 +1,188 @@
+"""A checkpoint is whole or refused (faults 32 to 34); the newest sound one is used."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from same_weights import assert_same_weights
+
+from vivace.errors import CheckpointError
+from vivace.training.checkpoints import CHECKPOINT_VERSION, load_checkpoint, load_newest, prune, save_checkpoint
+from vivace.training.result import TrainResult
+
+RunTiny = Callable[..., TrainResult]
+
+
+def make_tree() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "model": {"weight": torch.randn(4, 3, 3, 3, generator=generator), "steps": torch.tensor(7)},
+        "optimizer": {
+            "state": {0: {"momentum": torch.randn(4, generator=generator)}},
+            "groups": [{"betas": (0.9, 0.95)}],
+        },
+        "half": torch.randn(3, generator=generator).bfloat16(),
+        "empty": torch.zeros(0),
+        "rng": torch.arange(8, dtype=torch.uint8),
+        "flag": None,
+        "counters": {"step": 3, "history": [{"epoch": 1, "val_top1": 0.25}], "name": "é\n"},
+    }
+
+
+def assert_same_tree(first: Any, second: Any) -> None:
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype
+        assert torch.equal(first, second)
+        assert first.stride() == second.stride()
+    elif isinstance(first, dict):
+        assert list(first) == list(second)
+        for key in first:
+            assert_same_tree(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same_tree(one, other)
+    else:
+        assert first == second
+
+
+def test_a_tree_comes_back_as_it_was(tmp_path: Path) -> None:
+    tree = make_tree()
+    # keys that are numbers, tuples, and memory formats are all part of an optimizer's state
+    tree["model"]["weight"] = tree["model"]["weight"].to(memory_format=torch.channels_last)
+    save_checkpoint(tmp_path / "c.safetensors", tree)
+    assert_same_tree(load_checkpoint(tmp_path / "c.safetensors"), tree)
+
+
+def test_a_value_that_cannot_be_kept_is_refused_when_saving(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="a checkpoint can't hold object"):
+        save_checkpoint(tmp_path / "c.safetensors", {"x": object()})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_truncated_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, make_tree())
+    whole = path.read_bytes()
+    for length in [0, 1, 7, 8, 9, *range(10, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path)
+
+
+def test_one_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, make_tree())
+    whole = path.read_bytes()
+    (header_length,) = struct.unpack("<Q", whole[:8])
+    header = whole[8 : 8 + header_length]
+    for position in range(0, len(whole), 13):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0b100
+        path.write_bytes(bytes(damaged))
+        try:
+            tree = load_checkpoint(path)
+        except CheckpointError:
+            continue
+        # only blanks that pad the header may change without changing what is read
+        assert header[position - 8 :].strip() == b""
+        assert_same_tree(tree, make_tree())
+
+
+def test_another_programs_safetensors_and_a_newer_version_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match=r"^not a checkpoint: .*Give one that 'vivace train' wrote"):
+        load_checkpoint(path)
+    version = CHECKPOINT_VERSION + 1
+    save_file({}, path, {"format": "vivace-checkpoint", "version": str(version), "tree": "{}", "sha256": ""})
+    expected = rf"^the checkpoint is newer: version {version}, this vivace reads up to {CHECKPOINT_VERSION}\."
+    with pytest.raises(CheckpointError, match=expected):
+        load_checkpoint(path)
+
+
+def test_a_pickle_offered_as_a_checkpoint_is_not_loaded(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "executed",)
+
+    path = tmp_path / "step-000000009.safetensors"
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(CheckpointError, match=r"^the checkpoint can't be read: "):
+        load_checkpoint(path)
+    torch.save({"x": Evil()}, path)
+    with pytest.raises(CheckpointError, match=r"^the checkpoint can't be read: "):
+        load_checkpoint(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**40) + b"{}")
+    with pytest.raises(CheckpointError, match=r"^the checkpoint can't be read: "):
+        load_checkpoint(path)
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match=r"^the checkpoint can't be read: "):
+        load_checkpoint(path)
+
+
+def test_the_newest_sound_checkpoint_is_found_and_the_damaged_are_told(tmp_path: Path) -> None:
+    for step in (3, 6, 9):
+        save_checkpoint(tmp_path / f"step-{step:09d}.safetensors", {"step": step})
+    newest = tmp_path / "step-000000009.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    tree, path, damaged = load_newest(tmp_path)
+    assert tree == {"step": 6}
+    assert path == tmp_path / "step-000000006.safetensors"
+    assert len(damaged) == 1
+    assert newest.name in damaged[0]
+
+
+def test_pruning_keeps_the_newest_two_and_removes_what_a_crash_left(tmp_path: Path) -> None:
+    for step in (3, 6, 9, 12):
+        save_checkpoint(tmp_path / f"step-{step:09d}.safetensors", {"step": step})
+    save_checkpoint(tmp_path / "best.safetensors", {"step": 3})
+    (tmp_path / ".step-000000015.safetensors.abcd.tmp").write_bytes(b"half")
+    prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.safetensors",
+        "step-000000009.safetensors",
+        "step-000000012.safetensors",
+    ]
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
+    run_tiny: RunTiny, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unbroken = run_tiny("unbroken")
+    damaged = run_tiny("damaged")
+    newest = max((damaged.run / "checkpoints").glob("step-*"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    resumed = run_tiny("damaged", resume=True, quiet=False)
+    assert_same_weights(unbroken, resumed)
+    assert f"the checkpoint can't be read: {newest}" in capfd.readouterr().err.replace("\n", "")
+
+
+def test_a_run_without_a_sound_checkpoint_is_refused(run_tiny: RunTiny) -> None:
+    result = run_tiny()
+    for path in (result.run / "checkpoints").glob("step-*"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"^no sound checkpoint is left in .*: 2 are damaged\. Start a new run"):
+        run_tiny(resume=True)
+
+
+def test_a_damaged_run_file_is_refused(run_tiny: RunTiny) -> None:
+    result = run_tiny()
+    (result.run / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"^the run can't be resumed: .*run\.json"):
+        run_tiny(resume=True)

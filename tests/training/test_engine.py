@@ -1,0 +1,199 @@
+"""The loop: what it trains, averages, freezes, keeps and when it ends."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from same_weights import bundle_weights
+from torch import nn
+
+from vivace.training.engine import Engine, Validation
+from vivace.training.result import TrainResult
+from vivace.training.state import Ema, TrainState
+
+RunTiny = Callable[..., TrainResult]
+
+
+def test_the_moving_average_is_that_of_its_formula() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    ema = Ema(model, 0.5)
+    expected = model[0].weight.detach().clone()
+    for update in range(1, 6):
+        with torch.no_grad():
+            model[0].weight.add_(1.0)
+            model[1].running_mean.add_(1.0)
+        ema.update(model)
+        decay = min(0.5, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * model[0].weight.detach()
+    torch.testing.assert_close(ema.model[0].weight, expected)
+    # statistics are those of the newest network
+    assert torch.equal(ema.model[1].running_mean, model[1].running_mean)
+    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+
+
+def test_the_bundle_holds_the_averaged_weights(run_tiny: RunTiny) -> None:
+    from vivace.training.checkpoints import load_newest
+
+    result = run_tiny()
+    tree, _, _ = load_newest(result.run / "checkpoints")
+    assert tree is not None
+    stored = bundle_weights(result)
+    assert all(torch.equal(stored[name], tree["ema"]["model"][name]) for name in stored)
+    assert not all(torch.equal(stored[name], tree["model"][name]) for name in stored)
+
+
+def test_a_state_goes_on_bitwise_from_its_own_copy() -> None:
+    def make() -> TrainState:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        return TrainState(
+            model=model, optimizer=optimizer, generator=torch.Generator().manual_seed(1), ema=Ema(model, 0.9)
+        )
+
+    def step(state: TrainState) -> None:
+        images = torch.randn(4, 3, generator=state.generator)
+        state.optimizer.zero_grad()
+        # both generators matter: dropout draws from the global one
+        nn.functional.dropout(state.model(images)).sum().backward()
+        state.optimizer.step()
+        assert state.ema is not None
+        state.ema.update(state.model)
+
+    first = make()
+    step(first)
+    snapshot = first.snapshot()
+    for _ in range(3):
+        step(first)
+    second = make()
+    second.load_state_dict(snapshot)
+    for _ in range(3):
+        step(second)
+    assert torch.equal(first.model.weight, second.model.weight)
+    assert first.ema is not None
+    assert second.ema is not None
+    assert torch.equal(first.ema.model.weight, second.ema.model.weight)
+
+
+def test_only_the_head_learns_in_the_head_epochs(
+    run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vivace.bundle import export_state_dict, load_bundle
+
+    pretrained = run_tiny("pretrained")
+    weights = export_state_dict(load_bundle(pretrained.bundle), tmp_path / "w.pth")
+    changes = {"model.weights": str(weights), "head_epochs": 1, "ema_decay": None}
+    seen: list[tuple[int, dict[str, torch.Tensor]]] = []
+    step = Engine._step
+
+    def recording(self: Engine, *arguments: Any) -> None:
+        step(self, *arguments)
+        seen.append((self.counters.epoch, {k: v.clone() for k, v in self.state.model.state_dict().items()}))
+
+    monkeypatch.setattr(Engine, "_step", recording)
+    run_tiny("tuned", changes)
+    start = torch.load(weights, weights_only=True)
+
+    def changed(state: dict[str, torch.Tensor]) -> set[str]:
+        return {name for name, tensor in state.items() if not torch.equal(tensor, start[name])}
+
+    head_only = [state for epoch, state in seen if epoch == 0]
+    # not even the statistics of the body's norms move
+    assert all(changed(state) == {"head.weight"} for state in head_only)
+    last = changed(seen[-1][1])
+    assert "groups.0.0.weight" in last
+    # the network's own frozen parameters stay so
+    assert "whiten.weight" not in last
+
+
+def test_early_stopping_ends_the_run_and_keeps_the_best(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    top1 = iter([0.4, 0.7, 0.6, 0.65, 0.9])
+    at_best: dict[str, torch.Tensor] = {}
+
+    def validate(self: Any, setup: Any, model: nn.Module) -> Validation:
+        value = next(top1)
+        if value == 0.7:
+            at_best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return Validation(loss=1.0, top1=value)
+
+    from vivace.training.build import Session
+
+    monkeypatch.setattr(Session, "_validate", validate)
+    result = run_tiny(changes={"early_stopping": 2, "epochs": 50})
+    assert result.epochs == 4
+    stored = bundle_weights(result)
+    assert all(torch.equal(stored[name], at_best[name]) for name in stored)
+
+
+def test_validations_come_as_often_as_asked(run_tiny: RunTiny) -> None:
+    # 18 training images, batches of 6: three steps an epoch
+    result = run_tiny(changes={"validate_every": 0.34, "epochs": 2})
+    with (result.run / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5", "6"]
+    result = run_tiny("seldom", {"validate_every": 2.0, "epochs": 3})
+    with (result.run / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["6", "9"]
+
+
+def test_the_gradient_is_clipped_to_the_norm(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    step = torch.optim.SGD.step
+
+    def recording(self: torch.optim.SGD, *arguments: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.linalg.vector_norm(torch.stack([gradient.norm() for gradient in gradients]))))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recording)
+    sgd = {"optimizer.name": "sgd", "clip_grad_norm": 0.01}
+    run_tiny(changes=sgd)
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+
+
+def test_a_changed_image_is_noticed_while_training(
+    run_tiny: RunTiny, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vivace.errors import CacheMismatch
+
+    data = make_folder("changing")
+    after_step = Engine._after_step
+
+    def changing(self: Engine, *arguments: Any) -> None:
+        if self.counters.step == 2:
+            (data / "red" / "000.png").write_bytes(b"another")
+        after_step(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_after_step", changing)
+    with pytest.raises(CacheMismatch, match=r"^the images of changing have changed since they were cached"):
+        run_tiny(data=data)
+
+
+@pytest.mark.gpu
+def test_a_run_on_cuda_is_resumed_bitwise(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from same_weights import assert_same_weights
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    changes = {"deterministic": True, "precision": "fp16"}
+    unbroken = run_tiny("unbroken", changes, device="cuda")
+    after_step = Engine._after_step
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Engine, *arguments: Any) -> None:
+        if self.counters.step == 4:
+            raise Killed
+        after_step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_after_step", dying)
+        with pytest.raises(Killed):
+            run_tiny("killed", changes, device="cuda")
+    assert_same_weights(unbroken, run_tiny("killed", resume=True, device="cuda"))
