@@ -37,8 +37,11 @@ class Plan:
     clock: Callable[[], float] = process_seconds
     """Seconds since the start of the contract, those before a resume included."""
     overhead_seconds: float = 0.0
-    """Time per step that validations add."""
+    """Time per step that validations add, where it is known; what is measured counts if it is more."""
     _step_seconds: float | None = field(default=None, repr=False)
+    _num_timed: int = field(default=0, repr=False)
+    _timed_seconds: float = field(default=0.0, repr=False)
+    _first_at: float = field(default=0.0, repr=False)
 
     @property
     def total_steps(self) -> int:
@@ -52,18 +55,31 @@ class Plan:
         return multiplier(self.schedule, round(counters.progress * RESOLUTION), RESOLUTION)
 
     def advance(self, counters: Counters, seconds: float) -> None:
-        """Move `counters.progress` after a step that took `seconds`, all that it caused included."""
+        """Move `counters.progress` after a step that took `seconds`; the clock tells what came between steps."""
         if self.within_seconds is None:
             counters.progress = min(1.0, counters.step / self.total_steps)
             return
-        # the first steps are slower (caches, kernels chosen): the estimate must come down from them fast
-        old = self._step_seconds
-        self._step_seconds = seconds if old is None or counters.step <= 3 else old + SMOOTHING * (seconds - old)
-        left = self.remaining_seconds()
-        steps_left = left / max(self._step_seconds + self.overhead_seconds, 1e-6)
+        steps_left = self.remaining_seconds() / max(self._seconds_per_step(seconds), 1e-6)
         counters.progress = (
             1.0 if steps_left < 0.5 else min(1.0, counters.progress + (1 - counters.progress) / (steps_left + 1))
         )
+
+    def _seconds_per_step(self, newest: float) -> float:
+        """What a step costs from here on: its own time, and its share of validations, checkpoints and reports."""
+        now, old = self.clock(), self._step_seconds
+        self._num_timed += 1
+        if old is None or self._num_timed <= 3:
+            # the first steps are slower (caches, kernels chosen): the estimate must come down from them fast
+            self._step_seconds = newest
+        else:
+            self._step_seconds = old + SMOOTHING * (newest - old)
+        if old is None:
+            self._first_at = now
+            return newest + self.overhead_seconds
+        self._timed_seconds += newest
+        # sums rather than a difference per step: the clock's ticks may be longer than a step
+        between = max(0.0, now - self._first_at - self._timed_seconds) / (self._num_timed - 1)
+        return self._step_seconds + max(self.overhead_seconds, between)
 
     def remaining_seconds(self) -> float:
         """Time left for steps in a timed run."""
@@ -84,21 +100,23 @@ class Plan:
             return max(0.0, self.remaining_seconds())
         if counters.step == 0 or counters.seconds == 0:
             return None
-        return counters.seconds / counters.step * (self.total_steps - counters.step)
+        # a run that stops early has no steps left, whatever it was to have
+        return counters.seconds / counters.step * max(0, self.total_steps - counters.step)
 
 
 def forecast_top1(history: Sequence[dict[str, Any]], progress: float) -> float | None:
     """The validation accuracy to expect at the end of the run, in [0, 1]; None with fewer than 3 validations.
 
+    history: rows with "step" and "val_top1", the last of them made when the share `progress` of the run was done. The
+    steps place the others: in a run that was extended, what was noted as their share was that of a shorter run.
+
     Fits accuracy = a - b · (share of the run done)^-c to the validations by least squares, c on a grid. It knows
     nothing of a falling rate's last gain, so it tends to be low for schedules that cool down late.
     """
-    rows = [
-        (row["progress"], row["val_top1"]) for row in history if row.get("val_top1") is not None and row["progress"] > 0
-    ]
-    if len(rows) < 3 or progress <= 0:
+    if len(history) < 3 or progress <= 0:
         return None
-    share, top1 = np.array(rows).T
+    steps, top1 = np.array([(row["step"], row["val_top1"]) for row in history], dtype=float).T
+    share = steps / steps[-1] * progress
     # later points tell more about the end
     weight = np.sqrt(share)
     best: tuple[float, float] | None = None
