@@ -1,4 +1,4 @@
-"""Losses, class weights and validation, against plain computations."""
+"""The loss and its class weights, against torch, scikit-learn and plain computations."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import torch
 from torch import nn
 
 from vivace.errors import ConfigError
-from vivace.models.normalize import Normalize
 from vivace.training.losses import class_weights, make_loss
 from vivace.training.recipe import LossConfig
-from vivace.training.step import Setup
-from vivace.training.validation import central_view, split_logits
 
 CPU = torch.device("cpu")
 LABELS = np.array([0, 0, 0, 1, 1, 2])
@@ -43,9 +40,32 @@ def test_balanced_weights_enter_the_loss() -> None:
     logits, labels = torch.zeros(2, 3), torch.tensor([0, 2])
     logits[0, 0] = 1.0
     loss = make_loss(LossConfig(class_weights="balanced"), LABELS, 3, CPU)(logits, labels)
-    weights = class_weights(LABELS, 3)
-    each = nn.functional.cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(loss, (each * weights[labels]).sum() / weights[labels].sum())
+    # counts 3, 2, 1 of 6 images: weights 6 / (3 · 3) and 6 / (3 · 1)
+    expected = ((math.log(math.e + 2) - 1) * 2 / 3 + math.log(3) * 2) / 2
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_hard_labels_weigh_as_the_same_targets_of_mixed_images(smoothing: float) -> None:
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    loss = make_loss(LossConfig(label_smoothing=smoothing, class_weights="balanced"), LABELS, 3, CPU)
+    torch.testing.assert_close(loss(logits, labels), loss(logits, nn.functional.one_hot(labels, 3).float()))
+
+
+def test_micro_batches_add_up_to_the_batch() -> None:
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.from_numpy(LABELS)
+    loss = make_loss(LossConfig(class_weights="balanced"), LABELS, 3, CPU)
+    parts = loss(logits[:4], labels[:4]) * 4 / 6 + loss(logits[4:], labels[4:]) * 2 / 6
+    torch.testing.assert_close(parts, loss(logits, labels))
+
+
+def test_without_options_it_is_the_cross_entropy_of_torch() -> None:
+    logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    loss = make_loss(LossConfig(), LABELS, 3, CPU)(logits, labels)
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, labels))
 
 
 def test_soft_targets_of_mixed_images_are_taken() -> None:
@@ -57,8 +77,10 @@ def test_soft_targets_of_mixed_images_are_taken() -> None:
 
 def test_the_loss_is_computed_in_fp32() -> None:
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
-    loss = make_loss(LossConfig(), LABELS, 3, CPU)(logits, torch.tensor([0, 1, 2, 0]))
+    labels = torch.tensor([0, 1, 2, 0])
+    loss = make_loss(LossConfig(), LABELS, 3, CPU)(logits, labels)
     assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(logits.float(), labels))
 
 
 def test_ranges_are_refused_with_the_range() -> None:
@@ -66,30 +88,3 @@ def test_ranges_are_refused_with_the_range() -> None:
         LossConfig(label_smoothing=1.0)
     with pytest.raises(ConfigError, match=r"loss\.class_weights.*got 'equal'"):
         LossConfig(class_weights="equal")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("count", [1, 7, 10])
-def test_validation_is_the_plain_loop_over_images_the_partial_batch_included(count: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (12, 10, 10, 3), generator=generator, dtype=torch.uint8).numpy()
-    labels = np.arange(12) % 4
-    indices = np.arange(12)[::-1][:count].copy()
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4), nn.Dropout(0.5)).train()
-    normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-    logits, found = split_logits(
-        model, images, labels, size=8, normalize=normalize, setup=Setup(), device=CPU, batch_size=4, indices=indices
-    )
-    assert found.tolist() == labels[indices].tolist()
-    model.eval()
-    for row, index in enumerate(indices):
-        pixels = torch.from_numpy(images[index, 1:9, 1:9]).permute(2, 0, 1).float() / 255
-        mean, std = torch.tensor((0.4, 0.5, 0.6)).view(3, 1, 1), torch.tensor((0.2, 0.25, 0.3)).view(3, 1, 1)
-        expected = model(((pixels - mean) / std)[None])
-        torch.testing.assert_close(logits[row], expected[0], rtol=1e-4, atol=1e-5)
-
-
-def test_the_central_view_of_an_image_of_the_right_size_is_the_image() -> None:
-    images = torch.arange(2 * 3 * 6 * 6).view(2, 3, 6, 6)
-    assert torch.equal(central_view(images, 6), images)
-    assert torch.equal(central_view(images, 4), images[..., 1:5, 1:5])

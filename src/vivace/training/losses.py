@@ -26,13 +26,18 @@ def class_weights(labels_N: np.ndarray, num_classes: int) -> Tensor:
 def make_loss(
     config: LossConfig, labels_N: np.ndarray, num_classes: int, device: torch.device
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function (logits_BK float, labels_B int64 or soft labels_BK float) → mean loss, a float32 scalar."""
+    """A function (logits_BK float, labels_B int64 or soft labels_BK float) → mean loss, a float32 scalar.
+
+    With class weights the weighted losses are summed and divided by the number of images, not by the weights of those
+    that happen to be in the batch: so hard labels and mixed ones weigh alike, and micro-batches add up to the batch.
+    """
     weights = class_weights(labels_N, num_classes).to(device) if config.class_weights == "balanced" else None
 
     def loss(logits_BK: Tensor, labels: Tensor) -> Tensor:
         # in fp32 whatever the forward used: a bf16 log-sum-exp loses the small probabilities
-        return functional.cross_entropy(
-            logits_BK.float(), labels, weight=weights, label_smoothing=config.label_smoothing
+        total = functional.cross_entropy(
+            logits_BK.float(), labels, weight=weights, label_smoothing=config.label_smoothing, reduction="sum"
         )
+        return total / len(logits_BK)
 
     return loss

@@ -10,7 +10,16 @@ from vivace.data.loader import iterate_eval
 from vivace.models.normalize import Normalize
 from vivace.training.step import Setup, autocast
 
-__all__ = ["central_view", "split_logits"]
+__all__ = ["central_view", "eval_batch_size", "split_logits"]
+
+# 500 images of 64 px keep a processor busy; as many of 224 px would take more memory than a training step
+MAX_BATCH = 500
+MAX_BATCH_SIDE = 64
+
+
+def eval_batch_size(size: int) -> int:
+    """Images per forward pass without gradients, for images of `size` px: fewer where they are large."""
+    return max(1, min(MAX_BATCH, MAX_BATCH * MAX_BATCH_SIDE**2 // size**2))
 
 
 def central_view(images_BCHW: Tensor, size: int) -> Tensor:
@@ -29,11 +38,15 @@ def split_logits(
     normalize: Normalize,
     setup: Setup,
     device: torch.device,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     indices: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """logits_NK float32 and labels_N int64, both on the CPU; the network is put in eval mode."""
+    """logits_NK float32 and labels_N int64, both on the CPU; the network is put in eval mode.
+
+    batch_size None: `eval_batch_size`.
+    """
     model.eval()
+    batch_size = batch_size or eval_batch_size(size)
     logits, labels = [], []
     for batch in iterate_eval(images_NHWC, labels_N, batch_size=batch_size, device=device, indices=indices):
         images_BCHW = normalize(central_view(batch.images_BCHW, size))
