@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from same_weights import assert_same_weights
 
+from vivace.measure import Comparison
+from vivace.training import session as session_module
 from vivace.training import tune as tune_module
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
 from vivace.training.step import Setup
-from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt, tune
+from vivace.training.tune import Receipt, Trial, plain_setup, receipt_path, stored_receipt, trial_batch_size, tune
 
 RunTiny = Callable[..., TrainResult]
 CPU = torch.device("cpu")
@@ -61,8 +64,6 @@ def test_what_is_slower_is_left_off() -> None:
 
 
 def test_a_gain_that_noise_could_explain_is_left_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vivace.measure import Comparison
-
     noisy = Comparison((5.0, 7.0), (4.9, 6.8), ratio=1.03, ratio_low=0.9, ratio_high=1.2)
     monkeypatch.setattr(tune_module, "compare", lambda *args, **options: noisy)
     receipt = tune(RECIPE, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000)
@@ -84,17 +85,102 @@ def test_a_candidate_that_fails_is_told_and_costs_only_itself() -> None:
     assert (failed.kept, failed.note) == (False, "RuntimeError: could not create a primitive")
 
 
+def test_a_candidate_that_fails_only_later_is_told_as_well() -> None:
+    def make_step(setup: Setup) -> Callable[[], object]:
+        calls = iter(range(100))
+
+        def step() -> None:
+            time.sleep(0.003)
+            if setup.channels_last and next(calls) == 3:
+                raise MemoryError("out of memory")
+
+        return step
+
+    receipt = tune(RECIPE, make_step, device=CPU, expected_steps=10_000)
+    failed = next(trial for trial in receipt.trials if trial.name == "channels_last")
+    assert (failed.kept, failed.note) == (False, "MemoryError: out of memory")
+    assert not receipt.setup.channels_last
+
+
+def test_an_interrupt_is_no_failure_of_a_candidate() -> None:
+    def make_step(setup: Setup) -> Callable[[], object]:
+        def step() -> None:
+            if setup.channels_last:
+                raise KeyboardInterrupt
+
+        return step
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(RECIPE, make_step, device=CPU, expected_steps=1_000_000)
+
+
 def test_what_the_recipe_fixes_is_not_tried() -> None:
-    fixed = dataclasses.replace(RECIPE, precision="fp32", channels_last=True)
-    receipt = tune(fixed, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000)
+    def make_step(setup: Setup) -> Callable[[], object]:
+        raise AssertionError("a step was made")
+
+    fixed = dataclasses.replace(RECIPE, precision="fp32", channels_last=True, compile=False)
+    receipt = tune(fixed, make_step, device=CPU, expected_steps=10_000)
     assert receipt.trials == ()
     assert receipt.setup == Setup(precision="fp32", channels_last=True, threads=1)
+    halved = dataclasses.replace(RECIPE, channels_last=True)
+    receipt = tune(halved, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000)
+    assert names_kept(receipt).keys() == {"bf16"}
+    assert receipt.setup.channels_last
+
+
+def test_every_kind_of_candidate_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_module, "COMPILE_MIN_SECONDS", {"cpu": 0.0})
+    monkeypatch.setattr(tune_module, "num_cpus", lambda: 4)
+    recipe = Recipe(batch_size=1024)
+    assert trial_batch_size(recipe) == 256
+    tried: list[Setup] = []
+
+    def make_step(setup: Setup) -> Callable[[], object]:
+        tried.append(setup)
+        return lambda: time.sleep(0.001)
+
+    receipt = tune(recipe, make_step, device=CPU, expected_steps=10_000)
+    assert list(names_kept(receipt)) == ["bf16", "channels_last", "2 threads", "micro-batches of 128", "compile"]
+    assert tried[0] == Setup(threads=4)
+    assert [setup.threads for setup in tried].count(2) >= 1
 
 
 def test_a_run_too_short_to_earn_a_trial_back_is_not_tried() -> None:
     receipt = tune(RECIPE, sleeper(lambda setup: 1.0), device=CPU, expected_steps=20)
     assert (receipt.source, receipt.trials) == ("skipped", ())
     assert receipt.setup == plain_setup(RECIPE)
+
+
+@pytest.mark.parametrize("milliseconds", [2.0, 5.0])
+def test_a_trial_takes_no_more_than_its_share_of_the_run(milliseconds: float) -> None:
+    taken = 0
+
+    def make_step(setup: Setup) -> Callable[[], object]:
+        def step() -> None:
+            nonlocal taken
+            taken += 1
+            time.sleep(milliseconds / 1e3)
+
+        return step
+
+    lengths = [100, 200, 400, 500, 1000]
+    sources = []
+    for num_steps in lengths:
+        taken = 0
+        receipt = tune(RECIPE, make_step, device=CPU, expected_steps=num_steps)
+        sources.append(receipt.source)
+        # two steps are what it takes to find that out
+        assert taken <= max(2, tune_module.MAX_SHARE * num_steps)
+    assert sources[0] == "skipped"
+    assert sources[-1] == "measured"
+
+
+def test_where_a_time_is_planned_the_trial_takes_its_share_of_that() -> None:
+    step = sleeper(lambda setup: 5.0)
+    short = tune(RECIPE, step, device=CPU, expected_steps=1_000_000, planned_seconds=1.0)
+    assert (short.source, short.trials) == ("skipped", ())
+    long = tune(RECIPE, step, device=CPU, expected_steps=1, planned_seconds=60.0)
+    assert long.source == "measured"
 
 
 def test_compiling_must_save_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,16 +193,40 @@ def test_compiling_must_save_more_than_it_costs(monkeypatch: pytest.MonkeyPatch)
         def step() -> None:
             nonlocal first
             if setup.compile and first:
-                time.sleep(0.3)
+                time.sleep(0.6)
             first = False
             time.sleep(0.002 if setup.compile else 0.004)
 
         return step
 
-    # 1,000 steps of 4 ms save 2 s by compiling: more than twice the 0.3 s
-    assert tune(recipe, make_step, device=CPU, expected_steps=1_000).setup.compile
-    # 200 steps save 0.4 s: not enough
-    assert not tune(recipe, make_step, device=CPU, expected_steps=200).setup.compile
+    # 2,000 steps of 4 ms save 4 s by compiling: more than twice the 0.6 s
+    long = tune(recipe, make_step, device=CPU, expected_steps=2_000)
+    assert long.setup.compile
+    # 400 steps save 0.8 s: not enough, although each is twice as fast
+    short = tune(recipe, make_step, device=CPU, expected_steps=400)
+    assert not short.setup.compile
+    assert short.trials[0].ratio_low > 1
+    assert short.trials[0].note.startswith("first step took 0.")
+
+
+def test_a_run_too_short_for_a_compiler_does_not_try_it() -> None:
+    fixed = dataclasses.replace(RECIPE, precision="fp32")
+    receipt = tune(fixed, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000)
+    assert names_kept(receipt).keys() == {"channels_last"}
+    fixed = dataclasses.replace(fixed, channels_last=False)
+    assert tune(fixed, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000).source == "skipped"
+
+
+def test_the_summary_tells_the_setup_and_what_it_gained() -> None:
+    kept = Trial(name="bf16", ratio=2.0, ratio_low=1.8, ratio_high=2.2, num_pairs=4, kept=True)
+    lost = dataclasses.replace(kept, name="channels_last", ratio=0.5, kept=False)
+    setup = Setup(precision="bf16", threads=2, micro_batch_size=128)
+    receipt = Receipt(setup=setup, trials=(kept, lost), seconds=1.25)
+    assert receipt.summary() == (
+        "bf16, contiguous, eager, 2 threads, micro-batches of 128 (2.00 × plain fp32 eager; measured, 1.2 s)"
+    )
+    off = Receipt(setup=Setup(channels_last=True, compile=True), source="off")
+    assert off.summary() == "fp32, channels_last, compiled, 1 threads (not measured; off, 0.0 s)"
 
 
 def test_a_receipt_is_kept_for_the_machine_and_its_questions(tmp_path: Path) -> None:
@@ -126,9 +236,33 @@ def test_a_receipt_is_kept_for_the_machine_and_its_questions(tmp_path: Path) -> 
     stored = stored_receipt(path)
     assert stored is not None
     assert stored == dataclasses.replace(receipt, source="cached", seconds=0.0)
-    path.write_text("{}")
-    assert stored_receipt(path) is None
+    for damaged in ("{}", "", "[]", '{"setup": {"precision": "fp12"}}', '{"setup": {}, "trials": 3}'):
+        path.write_text(damaged)
+        assert stored_receipt(path) is None
     assert stored_receipt(tmp_path / "none.json") is None
+
+
+def test_a_receipt_that_can_not_be_kept_is_no_reason_to_fail(tmp_path: Path) -> None:
+    (tmp_path / "tune").write_text("a file where the folder should be")
+    path = receipt_path(tmp_path, {"device": "a"})
+    assert tune(RECIPE, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path).source == "measured"
+
+
+def test_a_trial_leaves_no_trace_in_the_weights(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_module, "MAX_SHARE", 1e9)
+    slower = Comparison((5.0, 5.0), (7.0, 7.0), ratio=5 / 7, ratio_low=0.7, ratio_high=0.8)
+
+    def compare(baseline: Callable[[], object], candidate: Callable[[], object], *args: Any, **options: Any) -> Any:
+        # both sides train, as they do when they are timed
+        baseline()
+        candidate()
+        return slower
+
+    monkeypatch.setattr(tune_module, "compare", compare)
+    auto: dict[str, Any] = {"precision": "auto", "channels_last": "auto"}
+    tried, plain = run_tiny("tried", auto, tune=True), run_tiny("plain", auto, tune=False)
+    assert len(json.loads((tried.run / "tune.json").read_text())["trials"]) == 2
+    assert_same_weights(tried, plain)
 
 
 def test_a_run_measures_once_and_the_next_one_believes_the_receipt(
@@ -145,7 +279,12 @@ def test_a_run_measures_once_and_the_next_one_believes_the_receipt(
     recipe = (first.run / "recipe.yaml").read_text()
     # nothing is left to be decided: the recipe of the run reproduces it
     assert "auto" not in recipe
-    assert list((own_cache / "tune").glob("*.json"))
+    assert len(list((own_cache / "tune").glob("*.json"))) == 1
+    # another machine: another receipt
+    monkeypatch.setattr(session_module, "device_name", lambda device: "another processor")
+    third = run_tiny("third", auto, tune=True)
+    assert json.loads((third.run / "tune.json").read_text())["source"] == "measured"
+    assert len(list((own_cache / "tune").glob("*.json"))) == 2
 
 
 def test_switched_off_nothing_is_tried(run_tiny: RunTiny, own_cache: Path) -> None:

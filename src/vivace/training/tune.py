@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -24,6 +25,7 @@ __all__ = ["Receipt", "Trial", "plain_setup", "receipt_path", "stored_receipt", 
 
 # what a trial may cost, as a share of the run that it speeds up
 MAX_SHARE = 0.05
+NUM_WARMUP = 1
 # a compiler takes from half a minute to minutes: below this length of a run it is not even tried
 COMPILE_MIN_SECONDS = {"cpu": 1800.0, "cuda": 600.0}
 # ghost batches of this size and more do not hurt batch norm (arXiv:1705.08741)
@@ -106,32 +108,40 @@ def tune(
     *,
     device: torch.device,
     expected_steps: int,
+    planned_seconds: float | None = None,
     path: Path | None = None,
 ) -> Receipt:
     """Time the candidates and return the fastest setup, with its receipt; the receipt is stored at `path`.
 
     make_step(setup) gives a function that makes one training step of `trial_batch_size` images on a copy of the
-    network. A candidate is kept only if the whole interval of its ratio lies above 1.
+    network. planned_seconds: the length of the run where a time decides it rather than `expected_steps`. A candidate
+    is kept only if the whole interval of its ratio lies above 1. Nothing is tried, and nothing stored, where the trial
+    would take more than MAX_SHARE of the run.
     """
     started = time.perf_counter()
     setup = plain_setup(recipe)
-    scale = recipe.batch_size / trial_batch_size(recipe)
+    if not _candidates(recipe, setup, device, float("inf")):
+        return Receipt(setup=setup, source="skipped")
     best = make_step(setup)
     time_call(best, device)
     step_ms = time_call(best, device)
-    run_seconds = expected_steps * scale * step_ms / 1e3
-    # two pairs and a warm-up of the three usual candidates: below this the trial would not earn its own time
-    if 3 * 6 * step_ms / 1e3 > MAX_SHARE * 2 * run_seconds:
+    scale = recipe.batch_size / trial_batch_size(recipe)
+    run_seconds = expected_steps * scale * step_ms / 1e3 if planned_seconds is None else planned_seconds
+    num_pairs = 4 if step_ms < 200 else 3
+    candidates = _candidates(recipe, setup, device, run_seconds)
+    # of each candidate: its first step, a warm-up and the pairs
+    num_steps = 2 + len(candidates) * (1 + 2 * NUM_WARMUP + 2 * num_pairs)
+    if not candidates or num_steps * step_ms / 1e3 > MAX_SHARE * run_seconds:
         return Receipt(setup=setup, seconds=time.perf_counter() - started, source="skipped")
     trials: list[Trial] = []
-    for name, changes in _candidates(recipe, setup, device, run_seconds):
+    for name, changes in candidates:
         candidate = dataclasses.replace(setup, **changes)
-        if candidate == setup:
-            continue
         began = time.perf_counter()
         try:
             step = make_step(candidate)
             time_call(step, device)
+            cost = time.perf_counter() - began
+            result = compare(best, step, device, num_pairs=num_pairs, num_warmup=NUM_WARMUP)
         except Exception as error:
             # a kernel that is missing or a compiler that fails costs this candidate, never the run
             note = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -139,8 +149,6 @@ def tune(
                 Trial(name=name, ratio=0.0, ratio_low=0.0, ratio_high=0.0, num_pairs=0, kept=False, note=note)
             )
             continue
-        cost = time.perf_counter() - began
-        result = compare(best, step, device, num_pairs=4 if step_ms < 200 else 3, num_warmup=1)
         saved = run_seconds * (1 - 1 / max(result.ratio, 1e-9))
         kept = result.faster and (not candidate.compile or saved > 2 * cost)
         trials.append(
@@ -159,8 +167,10 @@ def tune(
             run_seconds /= result.ratio
     receipt = Receipt(setup=setup, trials=tuple(trials), seconds=time.perf_counter() - started)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, to_dict(receipt))
+        # a receipt that can't be kept is measured again
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, to_dict(receipt))
     return receipt
 
 
