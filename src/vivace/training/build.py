@@ -80,14 +80,23 @@ def _with_statistics(data: TrainingData, recipe: Recipe) -> Preprocess:
     stats = pretrained_stats(recipe.model.name) if recipe.model.pretrained else None
     if stats is not None and channels == 3:
         return dataclasses.replace(data.preprocess, mean=tuple(stats[0]), std=tuple(stats[1]))
-    sample = _sample(data).astype(np.float64) / 255
-    mean, std = sample.mean((0, 1, 2)), sample.std((0, 1, 2))
+    mean, std = _channel_statistics(_sample(data))
     # a channel that never changes carries nothing: do not divide by zero
     return dataclasses.replace(
         data.preprocess,
         mean=tuple(round(float(value), 4) for value in mean),
         std=tuple(round(max(float(value), 1 / 255), 4) for value in std),
     )
+
+
+def _channel_statistics(images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel on the 0..1 scale, float64 [C], exact: from counts of the values."""
+    channels = images_NHWC.shape[-1]
+    counts = np.stack([np.bincount(images_NHWC[..., c].reshape(-1), minlength=256) for c in range(channels)])
+    shares = counts / counts.sum(1, keepdims=True)
+    values = np.arange(256) / 255
+    mean = shares @ values
+    return mean, np.sqrt(shares @ values**2 - mean**2)
 
 
 def _sample(data: TrainingData) -> np.ndarray:
