@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vivace.training.state import Counters
 
 __all__ = ["LiveDisplay", "Reporters", "counting_bar"]
@@ -34,14 +36,14 @@ class Reporters:
 class LiveDisplay:
     """A progress bar with loss, accuracy, images/s, time left and the forecast; a row for each validation.
 
-    Where stderr is no terminal only messages are written.
+    Where stderr is no terminal only messages are written. console: where it is shown, by default stderr.
     """
 
-    def __init__(self, *, epochs: str, quiet: bool = False) -> None:
+    def __init__(self, *, epochs: str, quiet: bool = False, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = console or Console(stderr=True, quiet=quiet)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -71,7 +73,8 @@ class LiveDisplay:
         if not self._live:
             return
         self._rate = images_per_second if self._rate is None else 0.9 * self._rate + 0.1 * images_per_second
-        parts = [f"epoch {counters.epoch + 1}/{self._epochs}"]
+        # after its last step an epoch is still the one that is shown
+        parts = [f"epoch {counters.epoch + (counters.batch > 0)}/{self._epochs}"]
         if counters.count:
             parts.append(f"loss {counters.loss_sum / counters.count:.3f}")
             parts.append(f"train {100 * counters.correct_sum / counters.count:.1f} %")
@@ -88,10 +91,11 @@ class LiveDisplay:
         self._last, self._forecast = row, forecast
         if self._live:
             self._console.print(
-                f"epoch {row['epoch']:>6g}  train loss {row['train_loss']:.4f}  top-1 {100 * row['train_top1']:5.2f} %"
-                f"   val loss {row['val_loss']:.4f}  top-1 [bold]{100 * row['val_top1']:5.2f} %[/]"
-                f"   {row['images_per_second']:>7,.0f} img/s  {_clock(row['seconds'])}",
+                f"epoch {row['epoch']:>5g}  train {row['train_loss']:.4f} {100 * row['train_top1']:5.1f} %"
+                f"  val {row['val_loss']:.4f} [bold]{100 * row['val_top1']:5.1f} %[/]"
+                f"  {row['images_per_second']:>7,.0f} img/s  {_clock(row['seconds'])}",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def on_message(self, message: str) -> None:

@@ -1,0 +1,99 @@
+"""What a run leaves behind: the table and the event files, read back."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vivace.errors import TrainingError
+from vivace.training.result import TrainResult
+from vivace.training.tracking import COLUMNS, Tracker
+
+
+def make_row(step: int, **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {name: float(step) for name in COLUMNS}
+    return row | {"step": step, "progress": step / 10, "val_top1": step / 7} | changes
+
+
+def read_table(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def read_events(run: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_the_curves_of_a_run_are_a_table_and_events(run_tiny: Callable[..., TrainResult]) -> None:
+    result = run_tiny()
+    rows = read_table(result.run)
+    assert tuple(rows[0]) == COLUMNS
+    assert [float(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert float(rows[-1]["val_top1"]) == pytest.approx(result.val_top1)
+    assert all(float(row["images_per_second"]) > 0 for row in rows)
+    for name, column in {
+        "train/loss": "train_loss",
+        "train/top1": "train_top1",
+        "val/loss": "val_loss",
+        "val/top1": "val_top1",
+        "run/lr": "lr",
+        "run/images_per_second": "images_per_second",
+    }.items():
+        steps, values = zip(*read_events(result.run, name), strict=True)
+        assert list(steps) == [int(row["step"]) for row in rows]
+        assert values == pytest.approx([float(row[column]) for row in rows], rel=1e-5)
+    assert len(read_events(result.run, "run/forecast_top1")) == 1
+
+
+def test_a_row_is_on_the_disk_when_it_is_reported(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    history = [make_row(1), make_row(2)]
+    tracker.on_validation(history[-1], history, 0.75)
+    assert [(row["step"], row["val_top1"]) for row in read_table(tmp_path)] == [("1", "0.142857"), ("2", "0.285714")]
+    assert read_events(tmp_path, "run/forecast_top1") == [(2, 0.75)]
+    tracker.on_message("the micro-batch is halved")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (message,) = events.Tensors("messages/text_summary")
+    assert message.tensor_proto.string_val == [b"the micro-batch is halved"]
+    tracker.close()
+
+
+def test_a_resumed_run_leaves_no_step_twice(tmp_path: Path) -> None:
+    first = Tracker(tmp_path)
+    history = [make_row(step) for step in (2, 4, 6)]
+    for index, row in enumerate(history):
+        first.on_validation(row, history[: index + 1], None)
+    first.close()
+    # killed after step 6; the newest checkpoint is of step 4
+    again = make_row(6, val_loss=60.0)
+    second = Tracker(tmp_path, resumed_step=4)
+    second.on_validation(again, [*history[:2], again], None)
+    second.close()
+    assert [row["val_loss"] for row in read_table(tmp_path)] == ["2", "4", "60"]
+    assert read_events(tmp_path, "val/loss") == [(2, 2.0), (4, 4.0), (6, 60.0)]
+
+
+def test_curves_that_can_not_be_written_are_told_on_one_line(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    row = make_row(1)
+    with pytest.raises(TrainingError, match=r"^the curves could not be written: .*Free some space.*--resume\.$"):
+        tracker.on_validation(row, [row], None)
+
+
+def test_a_tracker_that_is_forgotten_leaves_no_thread_behind(tmp_path: Path) -> None:
+    before = threading.active_count()
+    tracker = Tracker(tmp_path)
+    assert threading.active_count() > before
+    del tracker
+    gc.collect()
+    assert threading.active_count() == before
