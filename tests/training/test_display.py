@@ -84,9 +84,9 @@ def test_where_stderr_is_no_terminal_only_messages_are_written(
         display.on_step(counters(), 1000.0, 10.0)
         display.on_validation(ROW, [ROW], 0.8)
         assert capsys.readouterr() == ("", "")
-        display.on_message("out of memory: [32] images at a time")
+        display.on_message("out of memory: [bold] images at a time")
     # no markup is read into a message
-    assert capsys.readouterr() == ("", "out of memory: [32] images at a time\n")
+    assert capsys.readouterr() == ("", "out of memory: [bold] images at a time\n")
 
 
 def test_quiet_is_quiet_on_a_terminal_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,11 +60,17 @@ def test_a_row_is_on_the_disk_when_it_is_reported(tmp_path: Path) -> None:
     tracker.on_validation(history[-1], history, 0.75)
     assert [(row["step"], row["val_top1"]) for row in read_table(tmp_path)] == [("1", "0.142857"), ("2", "0.285714")]
     assert read_events(tmp_path, "run/forecast_top1") == [(2, 0.75)]
-    tracker.on_message("the micro-batch is halved")
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    (message,) = events.Tensors("messages/text_summary")
-    assert message.tensor_proto.string_val == [b"the micro-batch is halved"]
     tracker.close()
+
+
+def test_messages_are_kept_beside_the_curves(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    for index in range(300):
+        tracker.on_message(f"message {index}")
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    messages = [event.tensor_proto.string_val[0] for event in events.Tensors("messages/text_summary")]
+    assert messages == [b"message %d" % index for index in range(300)]
 
 
 def test_a_resumed_run_leaves_no_step_twice(tmp_path: Path) -> None:

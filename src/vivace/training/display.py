@@ -95,7 +95,6 @@ class LiveDisplay:
                 f"  val {row['val_loss']:.4f} [bold]{100 * row['val_top1']:5.1f} %[/]"
                 f"  {row['images_per_second']:>7,.0f} img/s  {_clock(row['seconds'])}",
                 highlight=False,
-                soft_wrap=True,
             )
 
     def on_message(self, message: str) -> None:

@@ -31,7 +31,7 @@ COLUMNS = (
 class Tracker:
     """A Reporter that writes metrics.csv (a row per validation) and event files into the run folder.
 
-    What is reported is on the disk when the call returns. Raises TrainingError when it can't be written.
+    A row is on the disk when the call returns. Raises TrainingError when it can't be written.
     """
 
     def __init__(self, run: Path, *, resumed_step: int | None = None) -> None:
@@ -74,7 +74,6 @@ class Tracker:
     def on_message(self, message: str) -> None:
         """Keep it as text beside the curves."""
         self._writer.add_text("messages", message)
-        self._writer.flush()
 
     def close(self) -> None:
         """Finish the event file."""
