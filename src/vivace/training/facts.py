@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import warnings
 
 from PIL import Image
 
+from vivace.data.decode import OPENED, PillowGuard
 from vivace.data.splits import DataSource, Split
 from vivace.training.recipes import DataFacts
 
@@ -32,15 +32,14 @@ def _typical_side(split: Split) -> int:
     if split.arrays is not None:
         return int(min(split.arrays.shape[1:3]))
     assert split.paths is not None
-    step = max(1, len(split.paths) // NUM_SAMPLED)
+    num_paths, num_sampled = len(split.paths), min(len(split.paths), NUM_SAMPLED)
     sides = []
-    for path in split.paths[::step][:NUM_SAMPLED]:
+    for index in range(num_sampled):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                # the header alone: nothing is decoded, so that no bomb can go off
-                with Image.open(path) as image:
-                    sides.append(min(image.size))
-        except (OSError, ValueError, Image.DecompressionBombError, SyntaxError):
+            # the header alone: nothing is decoded, so that no bomb can go off
+            with PillowGuard(), Image.open(split.paths[index * num_paths // num_sampled], formats=OPENED) as image:
+                sides.append(min(image.size))
+        except Exception:
+            # broken files make Pillow raise nearly anything; the audit names them
             continue
     return round(statistics.median(sides)) if sides else 128

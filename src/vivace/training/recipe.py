@@ -67,7 +67,7 @@ class Recipe:
     checkpoint_minutes: float = 5.0
     """Longest time between two checkpoints, minutes, > 0; the end of an epoch always writes one."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of everything random, [0, 2^32)."""
     deterministic: bool = False
     """Refuse kernels whose result depends on timing (CUDA); a CPU with a fixed number of threads needs none of it."""
 
@@ -82,7 +82,14 @@ class Recipe:
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_range("validate_every", self.validate_every, 0.0, open_low=True)
         check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, open_low=True)
-        if isinstance(self.threads, int):
+        check_range("seed", self.seed, 0, 2**32, open_high=True)
+        for name in ("channels_last", "compile"):
+            # made in Python, no YAML reader has looked at it: "on" would count as off in silence
+            if getattr(self, name) not in (True, False, "auto"):
+                raise ConfigError(f"{name} is unknown: got {getattr(self, name)!r}. Give True, False or 'auto'.")
+        if isinstance(self.threads, str):
+            check_choice("threads", self.threads, ("auto",))
+        else:
             check_range("threads", self.threads, 1, 4096)
         if self.data.balanced_sampling and self.loss.class_weights == "balanced":
             raise ConfigError(

@@ -1,0 +1,185 @@
+"""The recipe: ranges, YAML and back, and what may not go together."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vivace.config import from_dict, from_yaml, to_dict, to_yaml
+from vivace.data.config import AugmentConfig, DataConfig
+from vivace.errors import ConfigError
+from vivace.models.config import ModelConfig
+from vivace.optim.config import OptimizerConfig, ScheduleConfig
+from vivace.training.recipe import LossConfig, Recipe
+from vivace.training.recipes import RECIPES, DataFacts, resolve_recipe
+from vivace.training.result import TrainResult
+
+FEW = DataFacts(num_images=100, num_classes=3, channels=3, side=40)
+
+# no field has the value that it has by default
+OTHER = Recipe(
+    name="other",
+    model=ModelConfig(name="timm/resnet18", pretrained=True, weights="w.pth", arguments={"drop_path_rate": 0.1}),
+    data=DataConfig(
+        size=40,
+        store_size=48,
+        channels=1,
+        val_fraction=0.2,
+        on_bad_image="skip",
+        allow_leaks=True,
+        balanced_sampling=True,
+    ),
+    augment=AugmentConfig(
+        random_resized_crop=(0.3, 0.9),
+        translate=3,
+        flip="alternating",
+        trivial_augment=True,
+        color_jitter=0.1,
+        cutout=8,
+        mixup=0.2,
+        cutmix=1.0,
+    ),
+    optimizer=OptimizerConfig(
+        name="adamw",
+        lr=1e-5,
+        momentum=0.8,
+        nesterov=True,
+        weight_decay=5e-4,
+        decay_norm_and_bias=True,
+        bias_lr_factor=64.0,
+        aux_lr=0.003,
+        layer_decay=0.75,
+        options={"betas": [0.9, 0.95]},
+    ),
+    schedule=ScheduleConfig(
+        name="step", warmup=0.1, cooldown=0.4, start=0.2, end=0.01, milestones=(0.3, 0.6, 0.9), gamma=0.2
+    ),
+    loss=LossConfig(label_smoothing=0.1),
+    epochs=7,
+    batch_size=32,
+    micro_batch_size=16,
+    ema_decay=0.99,
+    clip_grad_norm=2.0,
+    early_stopping=3,
+    head_epochs=2,
+    precision="bf16",
+    channels_last=False,
+    compile=True,
+    threads=3,
+    validate_every=0.5,
+    checkpoint_minutes=1.5,
+    seed=42,
+    deterministic=True,
+)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), OTHER], ids=["default", "other"])
+def test_a_recipe_goes_to_yaml_and_back_without_loss(recipe: Recipe, tmp_path: Path) -> None:
+    assert from_yaml(Recipe, to_yaml(recipe)) == recipe
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+    for source in (tmp_path / "recipe.yaml", str(tmp_path / "recipe.yaml")):
+        assert resolve_recipe(source, FEW) == recipe
+
+
+def test_the_other_recipe_differs_in_every_field() -> None:
+    def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in tree.items():
+            nested = isinstance(value, dict) and key not in ("arguments", "options")
+            found.update(flat(value, f"{prefix}{key}.") if nested else {prefix + key: value})
+        return found
+
+    default, other = flat(to_dict(Recipe())), flat(to_dict(OTHER))
+    # classes can't be balanced twice
+    assert {key for key in default if default[key] == other[key]} == {"loss.class_weights"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [8, 32, 300])
+@pytest.mark.parametrize("num_images", [500, 50_000])
+def test_every_named_recipe_is_complete_and_goes_to_yaml_and_back(
+    name: str, channels: int, side: int, num_images: int
+) -> None:
+    recipe = resolve_recipe(name, DataFacts(num_images=num_images, num_classes=10, channels=channels, side=side))
+    assert recipe.name == name
+    assert from_yaml(Recipe, to_yaml(recipe)) == recipe
+    if channels == 1 and side <= 64:
+        # digits and letters are not themselves in a mirror
+        assert recipe.augment.flip == "none"
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"^--recipe is unknown: got 'fats'\. Did you mean 'fast'.*or a YAML file\.$"):
+        resolve_recipe("fats", FEW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is out of range: got 0. Give a value in [1, 100000]."),
+        ({"batch_size": 1}, "batch_size is out of range: got 1. Give a value in [2, 1e+06]."),
+        ({"micro_batch_size": 65}, "micro_batch_size is out of range: got 65. Give a value in [1, 64]."),
+        ({"micro_batch_size": 0}, "micro_batch_size is out of range: got 0. Give a value in [1, 64]."),
+        ({"ema_decay": 1.0}, "ema_decay is out of range: got 1.0. Give a value in (0, 1)."),
+        ({"ema_decay": 0.0}, "ema_decay is out of range: got 0.0. Give a value in (0, 1)."),
+        ({"clip_grad_norm": 0.0}, "clip_grad_norm is out of range: got 0.0. Give a value in (0, inf)."),
+        ({"clip_grad_norm": float("nan")}, "clip_grad_norm is out of range: got nan. Give a value in (0, inf)."),
+        ({"early_stopping": 0}, "early_stopping is out of range: got 0. Give a value in [1, inf)."),
+        ({"head_epochs": 11}, "head_epochs is out of range: got 11. Give a value in [0, 10]."),
+        ({"precision": "fp8"}, "precision is unknown: got 'fp8'."),
+        ({"channels_last": "on"}, "channels_last is unknown: got 'on'. Give True, False or 'auto'."),
+        ({"compile": "on"}, "compile is unknown: got 'on'. Give True, False or 'auto'."),
+        ({"threads": "all"}, "threads is unknown: got 'all'."),
+        ({"threads": 0}, "threads is out of range: got 0. Give a value in [1, 4096]."),
+        ({"validate_every": 0.0}, "validate_every is out of range: got 0.0. Give a value in (0, inf)."),
+        ({"checkpoint_minutes": 0.0}, "checkpoint_minutes is out of range: got 0.0. Give a value in (0, inf)."),
+        ({"seed": -1}, "seed is out of range: got -1. Give a value in [0, 4.29497e+09)."),
+        ({"seed": 2**32}, "seed is out of range: got 4294967296. Give a value in [0, 4.29497e+09)."),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        dataclasses.replace(Recipe(), **changes)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (
+            {"data": {"balanced_sampling": True}, "loss": {"class_weights": "balanced"}},
+            "classes would be balanced twice: ",
+        ),
+        ({"head_epochs": 1}, "head_epochs needs a network that has learnt something: got head_epochs 1 "),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tree: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Recipe, tree)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_head_may_be_trained_first_on_weights_of_either_kind() -> None:
+    for model in (ModelConfig(name="timm/resnet18", pretrained=True), ModelConfig(weights="w.pth")):
+        assert Recipe(model=model, head_epochs=1).head_epochs == 1
+
+
+def test_a_result_has_the_keys_of_the_field() -> None:
+    result = TrainResult(
+        bundle=Path("runs/a/bundle"),
+        run=Path("runs/a"),
+        val_top1=0.9,
+        test_top1=None,
+        epochs=2.0,
+        train_seconds=10.0,
+        total_seconds=12.0,
+        num_images_seen=100,
+    )
+    found = result.to_dict()
+    keys = {"bundle", "run", "val_top1", "test_top1", "epochs", "train_seconds", "total_seconds", "num_images_seen"}
+    assert keys <= found.keys()
+    assert (found["bundle"], found["run"], found["test_top1"]) == ("runs/a/bundle", "runs/a", None)
