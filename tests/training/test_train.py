@@ -1,8 +1,7 @@
-"""vivace.train from end to end on tiny folders: recipes, balance, tracking, the public names."""
+"""vivace.train from end to end on tiny folders: recipes, balance, reproduction, the public names."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import inspect
 import json
@@ -17,17 +16,14 @@ from same_weights import assert_same_weights, bundle_weights
 
 import vivace
 from colours import noisy_image
-from vivace.config import from_yaml, to_yaml
+from vivace.config import from_yaml
 from vivace.data.loader import Batches
-from vivace.errors import ConfigError, MissingExtra
-from vivace.training.facts import measure_facts
+from vivace.errors import CheckpointError, ConfigError
 from vivace.training.recipe import Recipe
-from vivace.training.recipes import RECIPES, DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]
 MakeFolder = Callable[..., Path]
-FEW = DataFacts(num_images=100, num_classes=3, channels=3, side=40)
 
 
 @pytest.mark.parametrize("name", ["fast", "accurate", "article"])
@@ -80,6 +76,7 @@ def test_finetune_starts_from_local_weights_of_another_number_of_classes(
             "data.size": 32,
         },
     )
+    assert from_yaml(Recipe, result.run / "recipe.yaml").head_epochs == 1
     tuned = bundle_weights(result)
     assert tuned["fc.weight"].shape[0] == 3
     start = torch.load(weights, weights_only=True)
@@ -87,23 +84,6 @@ def test_finetune_starts_from_local_weights_of_another_number_of_classes(
     name = "conv1.0.weight" if "conv1.0.weight" in start else "conv1.weight"
     difference = (tuned[name] - start[name]).norm() / start[name].norm()
     assert 0 < difference < 0.2
-
-
-@pytest.mark.parametrize(
-    "name", ["resnet18", "resnet50", "mobilenetv3_small_100", "convnext_atto", "vit_tiny_patch16_224"]
-)
-def test_networks_of_timm_train_at_small_size(name: str, make_folder: MakeFolder, tmp_path: Path) -> None:
-    result = vivace.train(
-        make_folder(per_class=4),
-        epochs=1,
-        run=tmp_path / "run",
-        tune=False,
-        quiet=True,
-        overrides={"model.name": f"timm/{name}", "model.arguments": {}, "data.size": 32, "batch_size": 4},
-    )
-    bundle = vivace.load(result.bundle)
-    assert bundle.info.architecture.name == f"timm/{name}"
-    assert result.num_images_seen == 9
 
 
 def write_unbalanced(root: Path) -> Path:
@@ -135,93 +115,154 @@ def test_balanced_sampling_shows_every_class_alike(
     assert np.bincount(seen).tolist() in ([13, 14], [14, 13], [14, 14], [13, 13])
 
 
-def test_balancing_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^classes would be balanced twice"):
-        resolve_with({"data": {"balanced_sampling": True}, "loss": {"class_weights": "balanced"}})
+def test_class_weights_are_those_of_the_training_images(
+    run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[Any] = []
+    cross_entropy = torch.nn.functional.cross_entropy
 
+    def recording(*arguments: Any, weight: Any = None, **options: Any) -> Any:
+        if "label_smoothing" in options:
+            weights.append(weight)
+        return cross_entropy(*arguments, weight=weight, **options)
 
-def resolve_with(tree: dict[str, Any]) -> Recipe:
-    from vivace.config import from_dict
-
-    return from_dict(Recipe, tree)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", recording)
+    data = write_unbalanced(tmp_path / "data")
+    result = run_tiny("weighted", {"epochs": 1, "loss.class_weights": "balanced"}, data=data)
+    classes = vivace.load(result.bundle).info.classes
+    assert classes == ("few", "many")
+    # a quarter of each class is held out: of 6 and 30 images, about 4 and 23 train
+    few, many = weights[0].tolist()
+    assert few / many == pytest.approx(5, rel=0.25)
+    assert all(torch.equal(weight, weights[0]) for weight in weights)
+    weights.clear()
+    run_tiny("plain", {"epochs": 1}, data=data)
+    assert weights == [None] * len(weights)
+    assert weights
 
 
 def test_the_test_split_chooses_nothing(run_tiny: RunTiny, make_folder: MakeFolder) -> None:
     data = make_folder("splits", splits=("train", "val", "test"))
     first = run_tiny("first", data=data, changes={"early_stopping": 2})
-    # other test images under other labels: the same training
-    for path, other in zip(
-        sorted((data / "test" / "red").iterdir()), sorted((data / "test" / "blue").iterdir()), strict=True
-    ):
-        first_bytes, second_bytes = path.read_bytes(), other.read_bytes()
-        path.write_bytes(second_bytes)
-        other.write_bytes(first_bytes)
+    # the test images under each other's labels: the same training
+    red, blue = data / "test" / "red", data / "test" / "blue"
+    for path in sorted(red.iterdir()):
+        other = blue / path.name
+        pair = path.read_bytes(), other.read_bytes()
+        other.write_bytes(pair[0])
+        path.write_bytes(pair[1])
     second = run_tiny("second", data=data, changes={"early_stopping": 2})
     assert_same_weights(first, second)
     assert first.test_top1 is not None
     assert first.test_top1 != second.test_top1
+    assert first.val_top1 == second.val_top1
 
 
-def test_curves_are_recorded_as_a_table_and_as_events(run_tiny: RunTiny) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    result = run_tiny()
-    with (result.run / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["epoch"]) for row in rows] == [1, 2, 3]
-    events = EventAccumulator(str(result.run / "tensorboard")).Reload()
-    for group, column in (("train/loss", "train_loss"), ("val/top1", "val_top1"), ("run/lr", "lr")):
-        found = [event.value for event in events.Scalars(group)]
-        assert found == pytest.approx([float(row[column]) for row in rows], rel=1e-5)
-    assert float(rows[-1]["val_top1"]) == pytest.approx(result.val_top1)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [8, 32, 300])
-def test_every_recipe_goes_to_yaml_and_back(name: str, channels: int, side: int) -> None:
-    facts = DataFacts(num_images=50_000, num_classes=10, channels=channels, side=side)
-    recipe = resolve_recipe(name, facts)
-    assert from_yaml(Recipe, to_yaml(recipe)) == recipe
-    # digits and letters are not themselves in a mirror
-    if channels == 1 and name != "fast" and name != "accurate":
-        assert recipe.augment.flip == "none"
+def test_a_run_without_a_test_split_has_no_test_accuracy(run_tiny: RunTiny) -> None:
+    result = run_tiny(changes={"epochs": 1})
+    assert result.test_top1 is None
+    assert "test" not in result.metrics
+    saved = json.loads((result.run / "result.json").read_text())
+    assert saved == result.to_dict()
+    assert saved["test_top1"] is None
+    # 18 of 24 images train, in batches of 6; the rest validate
+    assert (saved["epochs"], saved["num_images_seen"]) == (1.0, 18)
+    assert 0 < saved["train_seconds"] <= saved["total_seconds"]
+    assert (saved["target_reached"], saved["within_seconds"]) == (None, None)
 
 
-def test_an_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"^--recipe is unknown: got 'fats'\. Did you mean 'fast'"):
-        resolve_recipe("fats", FEW)
+def test_the_recipe_of_a_run_reproduces_it_to_the_last_bit(make_folder: MakeFolder, tmp_path: Path) -> None:
+    def run(name: str, recipe: str | Path, **options: Any) -> TrainResult:
+        return vivace.train(data, recipe, run=tmp_path / name, quiet=True, **options)
+
+    data = make_folder()
+    changes = {"data.size": 16, "batch_size": 6, "data.val_fraction": 0.25}
+    first = run("first", "fast", epochs=2, overrides=changes, tune=False)
+    recipe = from_yaml(Recipe, first.run / "recipe.yaml")
+    assert "auto" not in (first.run / "recipe.yaml").read_text()
+    assert (recipe.data.store_size, recipe.data.channels, recipe.epochs) == (16, 3, 2)
+    # nothing is left that a trial or the data could decide otherwise
+    second = run("second", first.run / "recipe.yaml")
+    third = run("third", str(first.run / "recipe.yaml"))
+    assert_same_weights(first, second)
+    assert_same_weights(first, third)
+    other = run("other", first.run / "recipe.yaml", overrides={"seed": 1})
+    assert not torch.equal(bundle_weights(first)["head.weight"], bundle_weights(other)["head.weight"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"epochs": 0}, "epochs"),
-        ({"batch_size": 1}, "batch_size"),
-        ({"ema_decay": 1.0}, "ema_decay"),
-        ({"clip_grad_norm": 0.0}, "clip_grad_norm"),
-        ({"micro_batch_size": 65}, "micro_batch_size"),
-        ({"precision": "fp8"}, "precision"),
-        ({"validate_every": 0.0}, "validate_every"),
-        ({"threads": 0}, "threads"),
-        ({"head_epochs": 1}, "head_epochs"),
-    ],
-)
-def test_a_value_out_of_range_is_refused_with_the_value(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        dataclasses.replace(Recipe(), **changes)
-    assert repr(next(iter(changes.values()))) in str(caught.value)
+def test_a_network_of_ones_own_does_not_get_the_arguments_of_the_recipes_network(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    def arguments(name: str, changes: dict[str, Any]) -> Any:
+        result = vivace.train(
+            make_folder(name, per_class=4),
+            epochs=1,
+            run=tmp_path / f"run-{name}",
+            tune=False,
+            quiet=True,
+            overrides={"batch_size": 4, "data.size": 16, **changes},
+        )
+        return from_yaml(Recipe, result.run / "recipe.yaml").model.arguments
+
+    assert arguments("same", {"model.name": "fast_cnn"})["stride"] == 2
+    assert arguments("other", {"model.name": "timm/test_resnet"}) == {}
+    asked = {"model.name": "timm/test_resnet", "model.arguments.drop_rate": 0.1}
+    assert arguments("asked", asked) == {"drop_rate": 0.1}
 
 
-def test_facts_tell_small_images_from_photos(make_folder: MakeFolder) -> None:
-    from vivace.data.sources import open_source
+@pytest.mark.parametrize("size", [96, "96"])
+def test_a_size_chooses_the_recipe_for_images_of_that_size(
+    size: int | str, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    result = vivace.train(
+        make_folder(per_class=4),
+        epochs=1,
+        run=tmp_path / "run",
+        tune=False,
+        quiet=True,
+        overrides={"data.size": size, "batch_size": 4},
+    )
+    recipe = from_yaml(Recipe, result.run / "recipe.yaml")
+    assert (recipe.model.name, recipe.data.size, recipe.data.store_size) == ("fast_photo", 96, 110)
 
-    facts = measure_facts(open_source(make_folder(per_class=5)))
-    assert (facts.num_images, facts.num_classes, facts.channels, facts.side) == (15, 3, 3, 36)
-    assert facts.small
-    pytest.importorskip("sklearn")
-    digits = measure_facts(open_source("digits"))
-    assert (digits.channels, digits.side, digits.num_classes) == (1, 8, 10)
+
+def test_a_value_out_of_range_is_refused_before_there_is_a_run(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = make_folder()
+    for changes, message in (
+        ({"data.size": 4}, r"^data\.size is out of range: got 4\. Give a value in \[8, 2048\]\.$"),
+        ({"epochs": 0}, r"^epochs is out of range: got 0\. Give a value in \[1, 100000\]\.$"),
+        ({"optimizer.lr": -1.0}, r"^optimizer\.lr is out of range: got -1\.0\. Give a value in \(0, inf\)\.$"),
+        ({"optimzer.lr": 1.0}, r"^unknown key 'optimzer'\. Did you mean 'optimizer'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            vivace.train(data, run=tmp_path / "run", overrides=changes, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_takes_its_own_recipe_and_no_other(run_tiny: RunTiny, tmp_path: Path) -> None:
+    first = run_tiny("run", {"epochs": 1})
+    saved = first.run / "recipe.yaml"
+    same = from_yaml(Recipe, saved)
+    # what it leaves open was decided when the run began
+    open_recipe = dataclasses.replace(same, precision="auto", threads="auto", channels_last="auto")
+    for recipe in (saved, str(saved), same, open_recipe):
+        assert run_tiny("run", resume=True, recipe=recipe).epochs == 1
+    for recipe, difference in (
+        ("article", "name: 'tiny' → 'article'"),
+        (dataclasses.replace(same, batch_size=9), "batch_size: 6 → 9"),
+        (dataclasses.replace(open_recipe, seed=1), "seed: 0 → 1"),
+    ):
+        with pytest.raises(CheckpointError, match="can't be resumed with another recipe") as caught:
+            run_tiny("run", resume=True, recipe=recipe)
+        assert difference in str(caught.value)
+    # refused as it was, the run is not left locked
+    assert run_tiny("run", resume=True, changes={"epochs": 2}).epochs == 2
+
+
+def test_a_timed_run_is_not_resumed_by_epochs(run_tiny: RunTiny) -> None:
+    run_tiny("run", within=0.5)
+    with pytest.raises(ConfigError, match=r"^two contracts: the run was begun within 0\.5 s, and got epochs 9"):
+        run_tiny("run", resume=True, epochs=9)
 
 
 def option_defaults(verb: str) -> dict[str, Any]:
@@ -251,7 +292,3 @@ def test_python_and_the_command_line_have_the_same_names_and_defaults(verb: str)
     for name in shared:
         default = parameters[name].default
         assert same.get(options[name], options[name]) == default, name
-
-
-def test_figures_without_their_library_name_the_extra() -> None:
-    assert "pip install 'vivace[report]'" in str(MissingExtra("matplotlib", "report", "drawing curves"))

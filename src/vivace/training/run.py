@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from vivace.config import override
+from vivace.config import from_dict, override, to_dict
 from vivace.data.cache import Cache, open_cache
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.preprocess import Preprocess
@@ -20,11 +20,13 @@ from vivace.hardware import process_seconds
 from vivace.training.display import LiveDisplay, counting_bar
 from vivace.training.facts import measure_facts
 from vivace.training.recipe import Recipe
-from vivace.training.recipes import resolve_recipe
+from vivace.training.recipes import DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
 from vivace.training.runfolder import RunFolder, check_same_recipe, new_run_path, newest_run
 
 __all__ = ["TrainResult", "parse_duration", "train"]
+
+DEFAULT_RECIPE = "fast"
 
 
 def parse_duration(text: str | float) -> float:
@@ -37,7 +39,7 @@ def parse_duration(text: str | float) -> float:
 
 def train(
     data: str | Path,
-    recipe: str | Path | Recipe = "fast",
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
     *,
     epochs: int | None = None,
     within: str | float | None = None,
@@ -114,26 +116,56 @@ def _open_run(
 ) -> tuple[RunFolder, Recipe]:
     """The locked run folder, and the recipe with the changes made and everything about the data resolved."""
     runs = Path("runs")
+    facts = measure_facts(source)
     if resume:
         folder = RunFolder(Path(run) if run else newest_run(runs, source.name), resume=True)
         try:
-            saved = folder.saved_recipe()
-            asked = override(saved, changes)
-            check_same_recipe(saved, asked)
+            return folder, _resumed_recipe(folder, recipe, changes, facts)
         except BaseException:
             folder.release()
             raise
-        return folder, asked
-    facts = measure_facts(source)
-    if isinstance(changes.get("data.size"), int):
-        facts = dataclasses.replace(facts, side=changes["data.size"])
+    size = override(Recipe(), {"data.size": changes.get("data.size")}).data.size
+    if size is not None:
+        facts = dataclasses.replace(facts, side=size)
     resolved = resolve_recipe(recipe, facts)
-    if changes:
-        # a head that is trained first makes sense with pretrained weights alone
-        resolved = override(resolved, changes)
-    resolved = _with_sizes(resolved, facts.side, source)
+    if changes.get("model.name") not in (None, resolved.model.name):
+        # arguments are those of the network that they were written for
+        changes = {"model.arguments": {}, **changes}
+    resolved = _with_sizes(override(resolved, changes), facts.side, source)
     folder = RunFolder(Path(run) if run else new_run_path(runs, f"{source.name}-{resolved.name}"), resume=False)
     return folder, resolved
+
+
+def _resumed_recipe(
+    folder: RunFolder, recipe: str | Path | Recipe, changes: Mapping[str, Any], facts: DataFacts
+) -> Recipe:
+    """The run's own recipe with the changes that a resumed run may have. Raises CheckpointError for others."""
+    saved = folder.saved_recipe()
+    if recipe != DEFAULT_RECIPE:
+        asked = resolve_recipe(recipe, facts)
+        if isinstance(recipe, str) and recipe == asked.name:
+            asked = dataclasses.replace(saved, name=recipe)
+        check_same_recipe(saved, from_dict(Recipe, _merged(to_dict(saved), to_dict(asked))))
+    within = folder.saved_facts()["contract"]["within_seconds"]
+    if within is not None and "epochs" in changes:
+        raise ConfigError(
+            f"two contracts: the run was begun within {within:g} s, and got epochs {changes['epochs']!r}. "
+            "Leave --epochs out, or start a new run with another --run."
+        )
+    asked = override(saved, changes)
+    check_same_recipe(saved, asked)
+    return asked
+
+
+def _merged(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """`saved` with all that `asked` states: what is None or "auto" there was decided when the run began."""
+    merged = dict(saved)
+    for key, value in asked.items():
+        if isinstance(value, Mapping) and isinstance(saved.get(key), Mapping):
+            merged[key] = _merged(saved[key], value)
+        elif value is not None and value != "auto":
+            merged[key] = value
+    return merged
 
 
 def _with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
