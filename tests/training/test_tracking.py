@@ -102,4 +102,4 @@ def test_a_tracker_that_is_forgotten_leaves_no_thread_behind(tmp_path: Path) -> 
     assert threading.active_count() > before
     del tracker
     gc.collect()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before

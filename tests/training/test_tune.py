@@ -293,3 +293,14 @@ def test_switched_off_nothing_is_tried(run_tiny: RunTiny, own_cache: Path) -> No
     assert (receipt["source"], receipt["trials"]) == ("off", [])
     assert receipt["setup"]["precision"] == "fp32"
     assert not (own_cache / "tune").exists()
+
+
+def test_a_receipt_measured_beside_another_job_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vivace.measure import Comparison
+
+    disturbed = Comparison((5.0, 50.0), (40.0, 4.0), ratio=0.9, ratio_low=0.1, ratio_high=2.5)
+    monkeypatch.setattr(tune_module, "compare", lambda *args, **options: disturbed)
+    path = tmp_path / "receipt.json"
+    receipt = tune(RECIPE, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
+    assert receipt.setup == plain_setup(RECIPE)
+    assert not path.exists()

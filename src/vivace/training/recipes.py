@@ -84,7 +84,7 @@ def _fast_photo(facts: DataFacts) -> Recipe:
         name="fast",
         model=ModelConfig(name="fast_photo"),
         data=DataConfig(size=128),
-        augment=AugmentConfig(random_resized_crop=(0.35, 1.0), flip="random"),
+        augment=AugmentConfig(random_resized_crop=(0.35, 1.0), flip="random" if facts.channels == 3 else "none"),
         optimizer=OptimizerConfig(name="muon", lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.02, aux_lr=0.005),
         schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.7),
         loss=LossConfig(label_smoothing=0.1),

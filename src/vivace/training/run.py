@@ -19,6 +19,7 @@ from vivace.errors import ConfigError
 from vivace.hardware import process_seconds
 from vivace.training.display import LiveDisplay, counting_bar
 from vivace.training.facts import measure_facts
+from vivace.training.implied import with_implied
 from vivace.training.recipe import Recipe
 from vivace.training.recipes import DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
@@ -128,10 +129,7 @@ def _open_run(
     if size is not None:
         facts = dataclasses.replace(facts, side=size)
     resolved = resolve_recipe(recipe, facts)
-    if changes.get("model.name") not in (None, resolved.model.name):
-        # arguments are those of the network that they were written for
-        changes = {"model.arguments": {}, **changes}
-    resolved = _with_sizes(override(resolved, changes), facts.side, source)
+    resolved = _with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
     folder = RunFolder(Path(run) if run else new_run_path(runs, f"{source.name}-{resolved.name}"), resume=False)
     return folder, resolved
 

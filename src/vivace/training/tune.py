@@ -24,7 +24,9 @@ from vivace.training.step import Setup
 __all__ = ["Receipt", "Trial", "plain_setup", "receipt_path", "stored_receipt", "trial_batch_size", "tune"]
 
 # what a trial may cost, as a share of the run that it speeds up
-MAX_SHARE = 0.05
+MAX_SHARE = 0.1
+# upper over lower bound of a ratio's interval; on an idle machine 1.1 to 1.8, beside another job 3 to 40
+MAX_SPREAD = 2.5
 NUM_WARMUP = 1
 # a compiler takes from half a minute to minutes: below this length of a run it is not even tried
 COMPILE_MIN_SECONDS = {"cpu": 1800.0, "cuda": 600.0}
@@ -166,12 +168,17 @@ def tune(
             setup, best = candidate, step
             run_seconds /= result.ratio
     receipt = Receipt(setup=setup, trials=tuple(trials), seconds=time.perf_counter() - started)
-    if path is not None:
+    if path is not None and not any(_is_disturbed(trial) for trial in trials):
         # a receipt that can't be kept is measured again
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, to_dict(receipt))
     return receipt
+
+
+def _is_disturbed(trial: Trial) -> bool:
+    """Whether an interval is so wide that something else was running: believed today, it would be wrong tomorrow."""
+    return trial.num_pairs > 0 and trial.ratio_high > MAX_SPREAD * trial.ratio_low
 
 
 def _candidates(

@@ -1,0 +1,48 @@
+"""What follows from another network or optimizer, and what the user says comes last."""
+
+from __future__ import annotations
+
+import pytest
+
+from vivace.config import override
+from vivace.training.implied import USUAL, with_implied
+from vivace.training.recipe import Recipe
+from vivace.training.recipes import RECIPES, DataFacts
+
+SMALL = DataFacts(num_images=50_000, num_classes=10, channels=3, side=32)
+
+
+def changed(name: str, **changes: object) -> Recipe:
+    recipe = RECIPES[name](SMALL)
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return override(recipe, with_implied(recipe, dotted))
+
+
+def test_without_a_change_of_either_nothing_follows() -> None:
+    assert changed("fast", epochs=3).optimizer == RECIPES["fast"](SMALL).optimizer
+    assert changed("fast", model__name="fast_cnn").model == RECIPES["fast"](SMALL).model
+
+
+def test_another_network_has_no_arguments_of_the_first_and_rates_that_suit_any() -> None:
+    recipe = changed("fast", model__name="timm/vit_tiny_patch16_224")
+    assert recipe.model.arguments == {}
+    assert (recipe.optimizer.lr, recipe.optimizer.options["aux"]) == (0.02, "adamw")
+    # the rates of the article and of fine-tuning are no network's own
+    assert changed("article", model__name="timm/resnet18").optimizer == RECIPES["article"](SMALL).optimizer
+    assert changed("finetune", model__name="timm/resnet50").optimizer == RECIPES["finetune"](SMALL).optimizer
+
+
+@pytest.mark.parametrize("name", [*sorted(set(USUAL) - {"muon"}), "lion"])
+def test_another_optimizer_starts_from_its_usual_rate(name: str) -> None:
+    config = changed("fast", optimizer__name=name).optimizer
+    assert config.lr == USUAL.get(name, {"lr": 1e-3})["lr"]
+    assert config.aux_lr is None
+    assert config.options == {}
+    assert config.nesterov == (name == "sgd")
+
+
+def test_what_is_said_comes_last() -> None:
+    config = changed("fast", optimizer__name="adamw", optimizer__lr=0.5, optimizer__weight_decay=0.1).optimizer
+    assert (config.lr, config.weight_decay) == (0.5, 0.1)
+    recipe = changed("fast", model__name="timm/resnet18", optimizer__lr=0.5, model__arguments={"drop_rate": 0.1})
+    assert (recipe.optimizer.lr, recipe.model.arguments) == (0.5, {"drop_rate": 0.1})
