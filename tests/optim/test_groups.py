@@ -74,10 +74,29 @@ def test_norms_and_biases_are_not_decayed_unless_asked_for() -> None:
 def test_what_the_network_itself_exempts_is_not_decayed() -> None:
     class Exempt(Network):
         def no_weight_decay(self) -> set[str]:
-            return {"embedding.weight"}
+            return {"embedding.weight", "body.weight"}
 
     groups = by_name(parameter_groups(Exempt(), OptimizerConfig(weight_decay=0.1)))
     assert groups["embedding.weight"]["weight_decay"] == 0
+    # nor does it count as a matrix
+    assert (groups["body.weight"]["weight_decay"], groups["body.weight"]["role"]) == (0, "other")
+    assert groups["conv.weight"]["role"] == "matrix"
+
+
+def test_a_network_that_is_one_layer_has_its_names() -> None:
+    groups = by_name(parameter_groups(nn.Linear(3, 2), OptimizerConfig()))
+    assert {name: group["role"] for name, group in groups.items()} == {"weight": "matrix", "bias": "other"}
+    norm = by_name(parameter_groups(nn.LayerNorm(3), OptimizerConfig(lr=0.1, bias_lr_factor=2.0)))
+    assert (norm["bias"]["lr"], norm["weight"]["lr"]) == (0.2, 0.1)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(4), nn.InstanceNorm1d(4, affine=True), nn.LayerNorm(4), nn.GroupNorm(2, 4)]
+)
+def test_every_kind_of_norm_is_known_by_its_bias(norm: nn.Module) -> None:
+    groups = by_name(parameter_groups(nn.Sequential(norm), OptimizerConfig(lr=0.1, bias_lr_factor=3.0)))
+    assert groups["0.bias"]["lr"] == pytest.approx(0.3)
+    assert groups["0.weight"]["lr"] == 0.1
 
 
 def test_biases_of_norms_learn_faster_and_decay_as_much_per_step() -> None:
@@ -100,6 +119,23 @@ def test_layers_learn_slower_the_farther_they_are_from_the_head() -> None:
     found = [groups[names[0]]["lr"] for names in layers]
     assert found == pytest.approx([0.125, 0.25, 0.5, 1.0])
     assert all(group["initial_lr"] == group["lr"] for group in groups.values())
+    assert list(groups) == [
+        "conv.weight",
+        "body.weight",
+        *HEAD,
+        "conv.bias",
+        "norm.weight",
+        "norm.bias",
+        "embedding.weight",
+        "body.bias",
+    ]
+
+
+def test_the_rates_of_layers_and_of_norm_biases_multiply() -> None:
+    layers = [["norm.weight", "norm.bias"], ["body.weight", "body.bias"]]
+    config = OptimizerConfig(lr=1.0, layer_decay=0.5, bias_lr_factor=8.0)
+    groups = by_name(parameter_groups(Network(), config, layers=layers))
+    assert (groups["norm.weight"]["lr"], groups["norm.bias"]["lr"]) == (0.5, 4.0)
 
 
 def test_layer_decay_needs_the_layers() -> None:

@@ -68,9 +68,9 @@ class ScheduleConfig:
     end: float = 0.0
     """cosine, linear, one_cycle, trapezoid: multiplier where the run ends, [0, 1]."""
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """step: shares of the run at which the rate is multiplied by `gamma`."""
+    """step: shares of what the warm-up leaves of the run, at which the rate is multiplied by `gamma`."""
     gamma: float = 0.1
-    """step: the factor."""
+    """step: the factor, (0, 1]."""
 
     def __post_init__(self) -> None:
         check_choice("schedule.name", self.name, SCHEDULES)

@@ -7,6 +7,7 @@ coefficients are theirs; they trade exactness (singular values end in about [0.7
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +79,14 @@ class Muon(torch.optim.Optimizer):
             raise ValueError(f"ns_dtype is unknown: got {ns_dtype!r}. Give auto, fp32 or bf16.")
         if aux not in ("sgd", "adamw"):
             raise ValueError(f"aux is unknown: got {aux!r}. Give sgd or adamw.")
+        for name, value, high in (
+            ("lr", lr, math.inf),
+            ("momentum", momentum, 1),
+            ("weight_decay", weight_decay, math.inf),
+            ("eps", eps, math.inf),
+        ):
+            if not 0 <= value < high:
+                raise ValueError(f"{name} is out of range: got {value}. Give a number in [0, {high}).")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are out of range: got {betas}. Give two numbers in [0, 1).")
         defaults = {

@@ -34,9 +34,12 @@ def create_optimizer(
 
     layers, head: parameter names from input to head, and of the head. Every group has "initial_lr": the rate of a step
     is that times the schedule's multiplier. Raises ConfigError for an unknown name, an option that it does not take or
-    a value out of range, and an optimizer that can't be used here.
+    a value out of range, a network without parameters to train, and an optimizer that can't be used here; ValueError
+    if there is a `layer_decay` and no `layers`.
     """
     groups = parameter_groups(model, config, layers=layers, head=head or ())
+    if not groups:
+        raise ConfigError("the network has nothing to train: got 0 parameters that require a gradient. Unfreeze some.")
     build = OPTIMIZERS.get(config.name, _timm)
     if build is _timm:
         _check_timm(config.name)
@@ -44,7 +47,10 @@ def create_optimizer(
         return build(groups, config)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise ConfigError(f"the optimizer {config.name} can't be made: {reason}. Mend optimizer.options.") from None
+        raise ConfigError(
+            f"the optimizer {config.name} can't be made: {reason}. It got momentum {config.momentum:g} and options "
+            f"{dict(config.options)}: mend optimizer.momentum or optimizer.options."
+        ) from None
 
 
 def list_optimizers() -> list[str]:
@@ -56,18 +62,39 @@ def _options(
     config: OptimizerConfig, target: Callable[..., Any], *, fields: tuple[str, ...] = FIELDS
 ) -> dict[str, Any]:
     """The config's options, checked against what `target` takes; lists become tuples, as for betas."""
-    known = [name for name in inspect.signature(target).parameters if name not in ("self", "params", *fields)]
-    for key in config.options:
+    parameters = inspect.signature(target).parameters
+    known = [name for name in parameters if name not in ("self", "params", *fields)]
+    for key, value in config.options.items():
         if key in fields:
-            raise ConfigError(
-                f"optimizer.options.{key} is a field of its own: got {config.options[key]!r}. Set optimizer.{key}."
-            )
+            raise ConfigError(f"optimizer.options.{key} is a field of its own: got {value!r}. Set optimizer.{key}.")
         if key not in known:
             raise ConfigError(
                 f"optimizer.options.{key} is not known to {config.name}.{nearest(key, known)} It takes: "
                 f"{', '.join(known)}."
             )
+        _check_option(key, value, parameters[key].default)
     return {key: tuple(value) if isinstance(value, list) else value for key, value in config.options.items()}
+
+
+def _check_option(name: str, value: Any, default: Any) -> None:
+    """Raise ConfigError unless `value` is of the kind of `default`; some optimizers would only fail at a step."""
+    if value is None or default is None:
+        return
+    expected = None
+    if isinstance(default, bool):
+        # "off" would count as on
+        expected = None if isinstance(value, bool) else "true or false"
+    elif isinstance(default, int | float):
+        expected = None if _is_number(value) else "a number"
+    elif isinstance(default, tuple):
+        fits = isinstance(value, list | tuple) and len(value) == len(default) and all(map(_is_number, value))
+        expected = None if fits else f"a list of {len(default)} numbers"
+    if expected:
+        raise ConfigError(f"optimizer.options.{name} has the wrong type: got {value!r}. Give {expected}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _sgd(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -84,7 +111,11 @@ def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
 
 
 def _lamb(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Layer-wise rates for large batches (arXiv:1904.00962); decay is decoupled unless the options say otherwise."""
+    """Layer-wise rates for large batches (arXiv:1904.00962); decay is decoupled unless the options say otherwise.
+
+    timm's: a group without weight decay has no layer-wise rates unless `always_adapt`, and gradients are clipped to a
+    norm of `max_grad_norm` = 1.
+    """
     from timm.optim import Lamb
 
     return Lamb(groups, lr=config.lr, **{"decoupled_decay": True, **_options(config, Lamb)})
