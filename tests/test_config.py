@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vivace.config import from_dict, from_yaml, override, to_dict, to_yaml
+from vivace.config import check_range, from_dict, from_yaml, override, to_dict, to_yaml
 from vivace.errors import ConfigError, nearest
 from vivace.training.recipe import Recipe
 from vivace.training.recipes import RECIPES, DataFacts
@@ -119,3 +119,10 @@ def test_a_missing_required_field_is_named() -> None:
 
     with pytest.raises(ConfigError, match=r"^Point lacks x\. Add what is missing\.$"):
         from_dict(Point, {"y": 1.0})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+def test_no_value_without_an_upper_bound_may_be_infinite(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"^x is out of range: got (inf|nan|-1\.0)\. Give a value in \[0, inf\)\.$"):
+        check_range("x", value, 0.0)
+    check_range("x", 1e300, 0.0)

@@ -30,11 +30,11 @@ def check_range(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Raise ConfigError unless low <= value <= high (strict where `open_*`); None passes."""
+    """Raise ConfigError unless low <= value <= high (strict where `open_*`) and finite; None passes."""
     if value is None:
         return
     inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
-    if not inside:
+    if not inside or value == float("inf"):
         left, right = "(" if open_low else "[", ")" if open_high or high == float("inf") else "]"
         raise ConfigError(f"{field} is out of range: got {value!r}. Give a value in {left}{low:g}, {high:g}{right}.")
 
