@@ -58,11 +58,11 @@ def test_a_terminal_gets_a_row_for_each_validation_that_fits_its_width() -> None
 def test_the_bar_tells_loss_accuracy_speed_time_left_and_forecast() -> None:
     console, text = terminal(200)
     with LiveDisplay(epochs="5", console=console) as display:
-        assert show(display, counters()) == "epoch 3/5 · loss 0.600 · train 80.0 % · 1,000 img/s · 1:02:05 left"
+        assert show(display, counters()) == "epoch 3/5 · 1,000 img/s · 1:02:05 left\nloss 0.600 · train 80.0 %"
         display.on_validation(ROW, [ROW], 0.8)
         # the speed is a running average
         figures = show(display, counters(progress=0.6), rate=2000.0, left=None)
-        assert figures == "epoch 3/5 · loss 0.600 · train 80.0 % · val 75.1 % · 1,100 img/s · forecast 80.0 %"
+        assert figures == "epoch 3/5 · 1,100 img/s\nloss 0.600 · train 80.0 % · val 75.1 % · forecast 80.0 %"
         assert display._progress.tasks[0].percentage == 60
         display._progress.refresh()
     assert "forecast 80.0 %" in text.getvalue()

@@ -45,9 +45,9 @@ class LiveDisplay:
 
         self._console = console or Console(stderr=True, quiet=quiet)
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
+            BarColumn(bar_width=12),
+            # two lines: all of it is seen on 80 columns
             TextColumn("{task.fields[figures]}"),
             console=self._console,
             refresh_per_second=4,
@@ -74,18 +74,19 @@ class LiveDisplay:
             return
         self._rate = images_per_second if self._rate is None else 0.9 * self._rate + 0.1 * images_per_second
         # after its last step an epoch is still the one that is shown
-        parts = [f"epoch {counters.epoch + (counters.batch > 0)}/{self._epochs}"]
-        if counters.count:
-            parts.append(f"loss {counters.loss_sum / counters.count:.3f}")
-            parts.append(f"train {100 * counters.correct_sum / counters.count:.1f} %")
-        if self._last:
-            parts.append(f"val {100 * self._last['val_top1']:.1f} %")
-        parts.append(f"{self._rate:,.0f} img/s")
+        plan = [f"epoch {counters.epoch + (counters.batch > 0)}/{self._epochs}", f"{self._rate:,.0f} img/s"]
         if seconds_left is not None:
-            parts.append(f"{_clock(seconds_left)} left")
+            plan.append(f"{_clock(seconds_left)} left")
+        result = []
+        if counters.count:
+            result.append(f"loss {counters.loss_sum / counters.count:.3f}")
+            result.append(f"train {100 * counters.correct_sum / counters.count:.1f} %")
+        if self._last:
+            result.append(f"val {100 * self._last['val_top1']:.1f} %")
         if self._forecast is not None:
-            parts.append(f"forecast {100 * self._forecast:.1f} %")
-        self._progress.update(self._task, completed=counters.progress, figures=" · ".join(parts))
+            result.append(f"forecast {100 * self._forecast:.1f} %")
+        figures = "\n".join(" · ".join(parts) for parts in (plan, result) if parts)
+        self._progress.update(self._task, completed=counters.progress, figures=figures)
 
     def on_validation(self, row: dict[str, Any], history: Sequence[dict[str, Any]], forecast: float | None) -> None:
         self._last, self._forecast = row, forecast

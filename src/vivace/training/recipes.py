@@ -61,6 +61,9 @@ def fast(facts: DataFacts) -> Recipe:
 
 def _fast_small(facts: DataFacts) -> Recipe:
     many = facts.num_images >= 20_000
+    # few images: smaller batches, so that an epoch still has some dozens of steps, and 150 steps at the least
+    batch_size = 500 if many else 128
+    epochs = min(60, max(10, -(-150 * batch_size // facts.num_images)))
     mirrored = facts.channels == 3  # digits and letters are not themselves in a mirror
     return Recipe(
         name="fast",
@@ -73,9 +76,8 @@ def _fast_small(facts: DataFacts) -> Recipe:
         ),
         schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.9),
         loss=LossConfig(label_smoothing=0.1),
-        epochs=10 if many else 20,
-        # few images: smaller batches, so that an epoch still has some dozens of steps
-        batch_size=500 if many else 128,
+        epochs=epochs,
+        batch_size=batch_size,
     )
 
 
