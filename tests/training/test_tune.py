@@ -35,6 +35,8 @@ def sleeper(milliseconds: Callable[[Setup], float]) -> Callable[[Setup], Callabl
 def bf16_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every machine of the tests computes in bf16."""
     monkeypatch.setattr(tune_module, "supported_precisions", lambda device: ("fp32", "bf16"))
+    # whatever else runs beside the tests
+    monkeypatch.setattr(tune_module, "MAX_SPREAD", float("inf"))
 
 
 def names_kept(receipt: Receipt) -> dict[str, bool]:
@@ -295,12 +297,24 @@ def test_switched_off_nothing_is_tried(run_tiny: RunTiny, own_cache: Path) -> No
     assert not (own_cache / "tune").exists()
 
 
-def test_a_receipt_measured_beside_another_job_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vivace.measure import Comparison
+@pytest.mark.parametrize(("fastest", "kept"), [(4.0, True), (4.9, False)])
+def test_beside_another_job_the_fastest_steps_decide_and_the_receipt_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fastest: float, kept: bool
+) -> None:
+    disturbed = Comparison((5.0, 50.0), (40.0, fastest), ratio=0.9, ratio_low=0.1, ratio_high=2.5)
+    monkeypatch.setattr(tune_module, "MAX_SPREAD", 2.0)
+    asked: list[int] = []
 
-    disturbed = Comparison((5.0, 50.0), (40.0, 4.0), ratio=0.9, ratio_low=0.1, ratio_high=2.5)
-    monkeypatch.setattr(tune_module, "compare", lambda *args, **options: disturbed)
+    def compare(*arguments: Any, num_pairs: int, **options: Any) -> Comparison:
+        asked.append(num_pairs)
+        return disturbed
+
+    monkeypatch.setattr(tune_module, "compare", compare)
     path = tmp_path / "receipt.json"
-    receipt = tune(RECIPE, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
-    assert receipt.setup == plain_setup(RECIPE)
+    recipe = dataclasses.replace(RECIPE, channels_last=False, compile=False)
+    receipt = tune(recipe, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
+    # once more, and longer
+    assert asked == [4, 12]
+    assert (receipt.setup.precision == "bf16") is kept
+    assert receipt.trials[0].note == f"disturbed: {5 / fastest:.2f} × by the fastest steps"
     assert not path.exists()
