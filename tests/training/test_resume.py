@@ -15,30 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from killing import Killed, die_after
 from same_weights import assert_same_weights
+from torch.amp import GradScaler
 
 from vivace.config import to_yaml
 from vivace.errors import CheckpointError, TrainingError
-from vivace.training.engine import Engine
+from vivace.training.build import Session
+from vivace.training.checkpoints import load_checkpoint, save_checkpoint
+from vivace.training.engine import Engine, Validation
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL inside one process: nothing catches it, nothing is cleaned up by us."""
-
-
-def die_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the loop die after so many optimizer steps, before anything is saved."""
-    after_step = Engine._after_step
-
-    def dying(self: Engine, *arguments: Any) -> None:
-        if self.counters.step == step:
-            raise Killed
-        after_step(self, *arguments)
-
-    monkeypatch.setattr(Engine, "_after_step", dying)
 
 
 @pytest.mark.parametrize("step", [1, 4, 8])
@@ -97,62 +86,111 @@ def test_metrics_and_events_of_a_resumed_run_hold_each_validation_once(
     assert [event.step for event in events.Scalars("val/top1")] == [3, 6, 9]
 
 
-def test_sigkill_in_the_middle_of_a_save_loses_nothing(
-    run_tiny: RunTiny, make_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    """A child that kills itself between the bytes of its second checkpoint and the renaming."""
-    unbroken = run_tiny("unbroken")
-    program = """
+# a child that kills itself: in a step, when half of a checkpoint is on the disk, or before it gets its name
+SUICIDE = """
 import os, signal, sys
 from pathlib import Path
-count, replace = 0, Path.replace
-def dying(self, target):
-    global count
-    if "step-" in str(target):
-        count += 1
-        if count == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, target)
-Path.replace = dying
 from vivace.training.run import train
-train(sys.argv[1], Path(sys.argv[2]), run=sys.argv[3], tune=False, quiet=True)
+from vivace.training.step import Stepper
+where, number, count = sys.argv[1], int(sys.argv[2]), 0
+def count_down(before_death=lambda: None):
+    global count
+    count += 1
+    if count == number:
+        before_death()
+        os.kill(os.getpid(), signal.SIGKILL)
+step, fsync, replace = Stepper._update, os.fsync, Path.replace
+def dying_step(*arguments):
+    count_down()
+    return step(*arguments)
+def dying_fsync(file):
+    if "step-" in os.readlink(f"/proc/self/fd/{file}"):
+        count_down(lambda: os.ftruncate(file, os.fstat(file).st_size // 2))
+    fsync(file)
+def dying_replace(self, target):
+    if "step-" in str(target):
+        count_down()
+    return replace(self, target)
+if where == "step":
+    Stepper._update = dying_step
+elif where == "fsync":
+    os.fsync = dying_fsync
+else:
+    Path.replace = dying_replace
+train(sys.argv[3], Path(sys.argv[4]), run=sys.argv[5], tune=False, quiet=True)
 """
+
+
+@pytest.mark.parametrize(("where", "number"), [("step", 6), ("fsync", 2), ("replace", 5)])
+def test_sigkill_in_an_epoch_or_a_save_loses_nothing(
+    run_tiny: RunTiny, tmp_path: Path, where: str, number: int
+) -> None:
+    # a checkpoint after every step
+    unbroken = run_tiny("unbroken", {"checkpoint_minutes": 1e-9})
     recipe = shutil.copy(unbroken.run / "recipe.yaml", tmp_path / "recipe.yaml")
-    data = tmp_path / "colours"
+    killed = tmp_path / "killed"
     done = subprocess.run(
-        [sys.executable, "-c", program, str(data), str(recipe), str(tmp_path / "killed")],
+        [sys.executable, "-c", SUICIDE, where, str(number), str(tmp_path / "colours"), str(recipe), str(killed)],
         check=False,
         capture_output=True,
         text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    left = list((tmp_path / "killed" / "checkpoints").glob(".*.tmp"))
-    assert len(left) == 1
-    resumed = run_tiny("killed", resume=True)
-    assert_same_weights(unbroken, resumed)
-    assert not list((tmp_path / "killed" / "checkpoints").glob(".*.tmp"))
+    saved = [path.name for path in sorted((killed / "checkpoints").glob("step-*"))]
+    assert saved == [f"step-{step:09d}.safetensors" for step in range(1, number)][-2:]
+    assert len(list((killed / "checkpoints").glob(".*.tmp"))) == (where != "step")
+    assert_same_weights(unbroken, run_tiny("killed", resume=True))
+    assert not list((killed / "checkpoints").glob(".*.tmp"))
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint_whole(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vivace.training import engine
+def full_disk_for(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    """Let the disk be full when a file of this name is written to it for the so-and-so-many-th time."""
+    fsync, count = os.fsync, 0
 
-    unbroken = run_tiny("unbroken")
-    save = engine.save_checkpoint
-    count = 0
-
-    def full(path: Path, tree: Any) -> None:
+    def full(file: int) -> None:
         nonlocal count
-        count += 1
-        if count == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save(path, tree)
+        if name in str(Path(f"/proc/self/fd/{file}").readlink()):
+            count += 1
+            if count == number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
 
+    monkeypatch.setattr(os, "fsync", full)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        (
+            "step-",
+            2,
+            r"^the checkpoint could not be written: .*\(No space left on device\)\. The previous one is whole",
+        ),
+        ("best", 2, r"^the checkpoint could not be written: .*best.*\(No space left on device\)\. The previous"),
+        (
+            "metrics.csv",
+            2,
+            r"^the curves could not be written: .*\(No space left on device\)\. Free some space and go on",
+        ),
+        ("bundle.json", 1, r"^the result could not be written: .*bundle \(No space left on device\)\. The training is"),
+        ("result.json", 1, r"^the result could not be written: .*result\.json \(No space left on device\)"),
+    ],
+)
+def test_a_disk_that_fills_up_is_told_and_nothing_is_lost(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, name: str, number: int, message: str
+) -> None:
+    changes = {"early_stopping": 3}
+
+    def ever_better(_: Session, setup: Any, model: torch.nn.Module) -> Validation:
+        num_steps = next(tensor for name, tensor in model.named_buffers() if name.endswith("num_batches_tracked"))
+        return Validation(loss=1.0, top1=float(num_steps) / 100)
+
+    monkeypatch.setattr(Session, "_validate", ever_better)
+    unbroken = run_tiny("unbroken", changes)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "save_checkpoint", full)
-        with pytest.raises(
-            TrainingError, match=r"^the checkpoint could not be written: .*\(No space left on device\)\. The previous"
-        ):
-            run_tiny("full")
+        full_disk_for(patch, name, number)
+        with pytest.raises(TrainingError, match=message):
+            run_tiny("full", changes)
     assert_same_weights(unbroken, run_tiny("full", resume=True))
 
 
@@ -165,6 +203,29 @@ def test_a_finished_run_is_extended_as_if_it_had_been_longer_from_the_start(run_
     assert extended.epochs == 4
 
 
+def test_an_extension_that_is_killed_goes_on_to_its_own_end(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"schedule.name": "constant", "schedule.warmup": 0.0}
+    long = run_tiny("long", {**changes, "epochs": 4})
+    run_tiny("short", {**changes, "epochs": 2})
+    with monkeypatch.context() as patch:
+        die_after(patch, 8)
+        with pytest.raises(Killed):
+            run_tiny("short", resume=True, epochs=4)
+    resumed = run_tiny("short", resume=True)
+    assert resumed.epochs == 4
+    assert_same_weights(long, resumed)
+
+
+def test_a_run_is_not_made_shorter_than_it_is(run_tiny: RunTiny) -> None:
+    first = run_tiny()
+    with pytest.raises(
+        CheckpointError, match=r"^the run can't be made shorter than it is: it is in epoch 3, got epochs 2"
+    ):
+        run_tiny(resume=True, epochs=2)
+    # the refusal has changed nothing
+    assert_same_weights(first, run_tiny(resume=True))
+
+
 def test_resuming_a_finished_run_changes_nothing(run_tiny: RunTiny) -> None:
     first = run_tiny()
     before = (first.bundle / "model.safetensors").read_bytes()
@@ -172,6 +233,84 @@ def test_resuming_a_finished_run_changes_nothing(run_tiny: RunTiny) -> None:
     assert (second.bundle / "model.safetensors").read_bytes() == before
     assert second.num_images_seen == first.num_images_seen
     assert second.total_seconds >= first.total_seconds
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = run_tiny("unbroken")
+    with monkeypatch.context() as patch:
+        die_after(patch, 2)
+        with pytest.raises(Killed):
+            run_tiny("killed")
+    assert not list((unbroken.run.parent / "killed" / "checkpoints").iterdir())
+    assert_same_weights(unbroken, run_tiny("killed", resume=True))
+
+
+def test_a_fine_tuning_is_resumed_bitwise_and_without_the_file_that_it_began_with(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    shutil.copy(run_tiny("pretrained").bundle / "model.safetensors", weights)
+    changes = {"model.weights": str(weights), "head_epochs": 1, "checkpoint_minutes": 1e-9}
+    unbroken = run_tiny("unbroken", changes)
+    for step in (2, 5):
+        # while the head is trained alone, and after that
+        with monkeypatch.context() as patch:
+            die_after(patch, step)
+            with pytest.raises(Killed):
+                run_tiny(f"killed-{step}", changes)
+    weights.unlink()
+    for step in (2, 5):
+        assert_same_weights(unbroken, run_tiny(f"killed-{step}", resume=True))
+
+
+def test_fp16_with_its_scale_is_resumed_bitwise(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"precision": "fp16", "checkpoint_minutes": 1e-9}
+    # a scale that is still being found when the run is killed
+    monkeypatch.setattr(GradScaler.__init__, "__defaults__", ("cpu", 2.0**40, 2.0, 0.5, 2000, True))
+    unbroken = run_tiny("unbroken", changes)
+    with monkeypatch.context() as patch:
+        die_after(patch, 5)
+        with pytest.raises(Killed):
+            run_tiny("killed", changes)
+    resumed = run_tiny("killed", resume=True)
+    assert_same_weights(unbroken, resumed)
+    scale = load_checkpoint(max((resumed.run / "checkpoints").glob("step-*")))["scaler"]["scale"]
+    assert scale < 2.0**40
+
+
+def test_resuming_on_another_kind_of_device_is_refused(run_tiny: RunTiny) -> None:
+    result = run_tiny()
+    for path in (result.run / "checkpoints").glob("step-*"):
+        save_checkpoint(path, {**load_checkpoint(path), "device": "cuda"})
+    with pytest.raises(
+        CheckpointError,
+        match=r"^the run can't be resumed on another device: it began on cuda, now cpu\. Give --device cuda",
+    ):
+        run_tiny(resume=True)
+
+
+def test_the_program_that_trains_gets_its_settings_back(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    step = Engine._step
+
+    def recording(self: Engine, *arguments: Any) -> None:
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()))
+        step(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_step", recording)
+    torch.set_num_threads(2)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = run_tiny("first", {"deterministic": True})
+    assert torch.equal(torch.rand(3), expected)
+    assert set(seen) == {(True, 1)}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == 2
+    # on a processor with a fixed number of threads nothing depends on timing anyway
+    assert_same_weights(first, run_tiny("second"))
 
 
 def test_resuming_with_another_recipe_is_refused_with_the_difference(run_tiny: RunTiny) -> None:

@@ -18,6 +18,7 @@ from vivace.data.cache import Cache
 from vivace.data.holdout import hold_out
 from vivace.data.loader import Batch, Batches
 from vivace.data.preprocess import Preprocess
+from vivace.errors import ConfigError
 from vivace.hardware import seed_everything
 from vivace.metrics.accuracy import topk_accuracy
 from vivace.models.normalize import Normalize
@@ -27,7 +28,7 @@ from vivace.training.engine import Validation
 from vivace.training.losses import make_loss
 from vivace.training.recipe import Recipe
 from vivace.training.state import Ema, TrainState
-from vivace.training.step import Setup, Stepper
+from vivace.training.step import Setup, Stepper, has_batch_norm
 from vivace.training.tune import trial_batch_size
 from vivace.training.validation import split_logits
 
@@ -108,13 +109,19 @@ def _sample(data: TrainingData) -> np.ndarray:
 class Session:
     """The network, its optimizer and the batches of a run, ready for an Engine."""
 
-    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device, *, load: bool = True) -> None:
+        """load: start from the recipe's weights; False: a checkpoint will bring all of them."""
         seed_everything(recipe.seed, deterministic=recipe.deterministic)
         self.recipe, self.data, self.device = recipe, data, device
         preprocess, train = data.preprocess, data.cache.splits["train"]
         self.num_classes = len(data.cache.classes)
         self.normalize = Normalize(preprocess.mean, preprocess.std).to(device)
-        self.model = self._create_model()
+        self.model = self._create_model(load=load)
+        if recipe.micro_batch_size == 1 and has_batch_norm(self.model):
+            raise ConfigError(
+                f"micro_batch_size is too small: got 1, and {recipe.model.name} has batch norm, which needs 2 images "
+                "to train on. Set micro_batch_size=2."
+            )
         self.head = head_parameters(self.model) if recipe.head_epochs else []
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
         self.loss = make_loss(recipe.loss, train.labels_N[data.train_indices], self.num_classes, device)
@@ -129,21 +136,21 @@ class Session:
             num_classes=self.num_classes,
         )
 
-    def _create_model(self) -> nn.Module:
+    def _create_model(self, *, load: bool) -> nn.Module:
         recipe, preprocess = self.recipe, self.data.preprocess
         model = create_model(
             recipe.model.name,
             self.num_classes,
             in_channels=preprocess.channels,
             size=preprocess.size,
-            pretrained=recipe.model.pretrained,
+            pretrained=recipe.model.pretrained and load,
             **recipe.model.arguments,
         )
-        if recipe.model.weights:
+        if recipe.model.weights and load:
             load_weights(model, recipe.model.weights)
         model.to(self.device)
         init = getattr(model, "init_from_images", None)
-        if init is not None and not recipe.model.weights:
+        if init is not None and load and not recipe.model.weights:
             stored = torch.from_numpy(preprocess.view(_sample(self.data))).permute(0, 3, 1, 2)
             with torch.no_grad():
                 init(self.normalize(stored.to(self.device)))

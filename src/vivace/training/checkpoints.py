@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file each, written atomically, hashed, never a pickle.
 
 A checkpoint is a tree of dicts, lists, tuples, numbers, strings and tensors. The tensors are stored as such; the tree
-without them is JSON in the file's metadata, beside a SHA-256 of both.
+without them is JSON in the file's metadata, beside a SHA-256 of both and of the version.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from vivace.errors import CheckpointError
+from vivace.errors import CheckpointError, TrainingError
 from vivace.files import atomic_file
 
 __all__ = ["CHECKPOINT_VERSION", "load_checkpoint", "load_newest", "prune", "save_checkpoint"]
@@ -28,18 +28,25 @@ CHECKPOINT_VERSION = 1
 def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
     """Write `tree` to `path`; what was there stays whole until the new bytes are on the disk.
 
-    Raises OSError (a full disk, say) and leaves the previous checkpoints intact.
+    Raises TrainingError if it can't be written (a full disk, say); the previous checkpoints are intact.
     """
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_split(tree, tensors))
+    version = str(CHECKPOINT_VERSION)
     metadata = {
         "format": "vivace-checkpoint",
-        "version": str(CHECKPOINT_VERSION),
+        "version": version,
         "tree": skeleton,
-        "sha256": _digest(skeleton, tensors),
+        "sha256": _digest(version, skeleton, tensors),
     }
-    with atomic_file(path) as file:
-        file.write(to_safetensors(tensors, metadata))
+    try:
+        with atomic_file(path) as file:
+            file.write(to_safetensors(tensors, metadata))
+    except OSError as error:
+        raise TrainingError(
+            f"the checkpoint could not be written: {path} ({error.strerror}). The previous one is whole: "
+            "free some space and go on with --resume."
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -52,20 +59,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"the checkpoint can't be read: {path} ({error}). Resume from an older one.") from None
     if metadata.get("format") != "vivace-checkpoint" or "tree" not in metadata:
         raise CheckpointError(f"not a checkpoint: {path}. Give one that 'vivace train' wrote.")
-    version = int(metadata.get("version", "0"))
-    if version > CHECKPOINT_VERSION:
+    version = metadata.get("version", "")
+    # first the hash: a flipped bit must not pass for another version
+    if _digest(version, metadata["tree"], tensors) != metadata.get("sha256"):
+        raise CheckpointError(f"the checkpoint is damaged: {path}, its SHA-256 is wrong. Resume from an older one.")
+    if not version.isdigit() or int(version) > CHECKPOINT_VERSION:
         raise CheckpointError(
             f"the checkpoint is newer: version {version}, this vivace reads up to {CHECKPOINT_VERSION}. "
             "Upgrade: pip install -U vivace."
         )
-    if _digest(metadata["tree"], tensors) != metadata.get("sha256"):
-        raise CheckpointError(f"the checkpoint is damaged: {path}, its SHA-256 is wrong. Resume from an older one.")
     tree: dict[str, Any] = _join(json.loads(metadata["tree"]), tensors)
     return tree
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, Path | None, list[str]]:
-    """The newest sound checkpoint of a folder, its path, and a message for each damaged one that was passed over."""
+    """The newest sound checkpoint of a folder, its path, and a message for each newer one that was passed over."""
     damaged: list[str] = []
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
@@ -75,16 +83,22 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, Path | None, list[
     return None, None, damaged
 
 
-def prune(folder: Path, *, keep: int = 2) -> None:
-    """Remove all but the newest `keep` checkpoints, and what a crash left half written."""
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True)[keep:]:
-        path.unlink(missing_ok=True)
+def prune(folder: Path, newest: Path, *, keep: int = 2) -> None:
+    """Keep `newest` and the one before it, `keep` in all, and remove what a crash left half written.
+
+    Checkpoints of later steps go too: a run that came back to `newest` has abandoned them, or they are damaged.
+    """
+    paths = sorted(folder.glob("step-*.safetensors"), reverse=True)
+    kept = [path for path in paths if path <= newest][:keep]
+    for path in paths:
+        if path not in kept:
+            path.unlink(missing_ok=True)
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
-def _digest(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
-    hasher = hashlib.sha256(skeleton.encode())
+def _digest(version: str, skeleton: str, tensors: Mapping[str, Tensor]) -> str:
+    hasher = hashlib.sha256(f"{version}\n{skeleton}".encode())
     for name in sorted(tensors):
         hasher.update(name.encode())
         tensor = tensors[name]

@@ -7,22 +7,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Any, Protocol
 
 from torch import nn
 
 from vivace.data.loader import Batch, Batches
-from vivace.errors import Interrupted, NonFiniteError, TrainingError
-from vivace.training.checkpoints import prune, save_checkpoint
+from vivace.errors import CheckpointError, Interrupted, NonFiniteError
+from vivace.training.checkpoints import load_checkpoint, prune, save_checkpoint
 from vivace.training.plan import Plan, forecast_top1
 from vivace.training.recipe import Recipe
 from vivace.training.signals import StopSignals
 from vivace.training.state import Counters, TrainState
-from vivace.training.step import Stepper
+from vivace.training.step import Stepper, StepResult
 
 __all__ = ["Engine", "Reporter", "Validation"]
 
 MAX_ROLLBACKS = 3
+# fp16 begins with gradients × 65536 and halves that after every infinite one: 20 in a row are no matter of scale
+MAX_SKIPPED = 20
 # reading a number from a GPU waits for it: there, sums and the check for NaN are read once in so many steps
 CUDA_READ_EVERY = 20
 
@@ -46,7 +49,11 @@ class Reporter(Protocol):
 
 
 class _NonFinite(Exception):
-    """A step gave NaN or Inf."""
+    """A step on the batch gave NaN or Inf."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__()
+        self.batch = batch
 
 
 @dataclass(kw_only=True)
@@ -72,7 +79,11 @@ class Engine:
         self._snapshot = self.state.snapshot()
         self._checkpoint_at = self._marked_at = time.monotonic()
         self._files_due_at = self._marked_at
-        self._sums: list[Any] = []
+        self._sums: list[tuple[StepResult, Batch]] = []
+        self._num_skipped = 0
+        if self.recipe.early_stopping is not None and not self._best_path.exists():
+            # earlier validations may have been better, but nobody kept their weights
+            self.counters.best_val_top1 = -1.0
         self._validate_steps = max(1, round(self.recipe.validate_every * len(self.batches)))
 
     @property
@@ -80,36 +91,38 @@ class Engine:
         return self.state.counters
 
     def run(self) -> None:
-        """Train until the plan is done.
+        """Train until the plan is done; with early stopping the averaged network then has the best weights.
 
         Raises Interrupted after a checkpoint when a signal asks to stop, NonFiniteError when NaN stays after bounded
         retries, OutOfMemoryError, TrainingError when a checkpoint can't be written.
         """
+        # a run that is extended was finished once
+        self.counters.finished = self.counters.finished and self._finished
         with StopSignals() as signals:
-            self._mark()
-            while not self.plan.finished(self.counters):
+            self._marked_at = time.monotonic()
+            while not self._finished:
                 try:
                     self._run_epoch(signals)
                 except _NonFinite as error:
-                    self._roll_back(error)
-        self.counters.finished = True
+                    self._roll_back(error.batch)
+        if not self.counters.finished:
+            self.save()
         if self.recipe.early_stopping is not None:
+            # after the checkpoint: a run that is extended goes on from its last weights, not from its best
             self._restore_best()
-        self.save()
+
+    @property
+    def _finished(self) -> bool:
+        return self.counters.stopped_early or self.plan.finished(self.counters)
 
     def save(self) -> None:
         """Write a checkpoint of the state as it stands. Raises TrainingError if that fails; older ones stay whole."""
         self._read_sums()
         self._clock()
+        self.counters.finished = self._finished
         path = self.checkpoints / f"step-{self.counters.step:09d}.safetensors"
-        try:
-            save_checkpoint(path, {**self.state.state_dict(), "recipe": self.recipe.name})
-        except OSError as error:
-            raise TrainingError(
-                f"the checkpoint could not be written: {path} ({error.strerror}). The previous one is whole: "
-                "free some space and go on with --resume."
-            ) from error
-        prune(self.checkpoints)
+        save_checkpoint(path, {**self.state.state_dict(), "recipe": self.recipe.name})
+        prune(self.checkpoints, path)
         self._checkpoint_at = time.monotonic()
 
     def _run_epoch(self, signals: StopSignals) -> None:
@@ -126,7 +139,7 @@ class Engine:
             if counters.batch == len(self.batches):
                 counters.epoch, counters.batch = epoch + 1, 0
             self._after_step(signals, began, len(batch.labels_B))
-            if self.plan.finished(counters):
+            if self._finished:
                 return
 
     def _enter_epoch(self, epoch: int) -> None:
@@ -158,7 +171,8 @@ class Engine:
     def _read_sums(self) -> None:
         sums, self._sums = self._sums, []
         for result, batch in sums:
-            if not bool(result.finite):
+            self._num_skipped = self._num_skipped + 1 if bool(result.skipped) else 0
+            if not bool(result.finite) or self._num_skipped > MAX_SKIPPED:
                 raise _NonFinite(batch)
             self.counters.loss_sum += float(result.loss_sum)
             self.counters.correct_sum += float(result.correct_sum)
@@ -178,7 +192,7 @@ class Engine:
         if signals.received is not None:
             self.save()
             raise Interrupted(
-                f"stopped by {_signal_name(signals.received)} after step {counters.step}; go on with --resume",
+                f"stopped by {Signals(signals.received).name} after step {counters.step}; go on with --resume",
                 signal_number=signals.received,
             )
         if at_epoch_end:
@@ -227,32 +241,29 @@ class Engine:
         if top1 > counters.best_val_top1:
             counters.best_val_top1, counters.best_epoch = top1, int(epoch)
             if recipe.early_stopping is not None:
-                save_checkpoint(self._best_path, {"model": dict(self.state.averaged_model.state_dict())})
+                save_checkpoint(self._best_path, {"top1": top1, "model": dict(self.state.averaged_model.state_dict())})
         elif recipe.early_stopping is not None and epoch - counters.best_epoch >= recipe.early_stopping:
             self.reporter.on_message(f"no better validation for {recipe.early_stopping} epochs: stopping")
-            self._end_plan()
+            counters.stopped_early = True
         if self.plan.target is not None and top1 >= self.plan.target and counters.target_seconds is None:
             counters.target_seconds = self.plan.clock()
-
-    def _end_plan(self) -> None:
-        self.plan.within_seconds = None
-        self.plan.epochs = 0
 
     @property
     def _best_path(self) -> Path:
         return self.checkpoints / "best.safetensors"
 
     def _restore_best(self) -> None:
-        from vivace.training.checkpoints import load_checkpoint
+        try:
+            best = load_checkpoint(self._best_path)
+        except CheckpointError as error:
+            self.reporter.on_message(f"the last weights are kept in place of the best: {error}")
+            return
+        self.state.averaged_model.load_state_dict(best["model"])
 
-        if self._best_path.exists():
-            self.state.averaged_model.load_state_dict(load_checkpoint(self._best_path)["model"])
-
-    def _roll_back(self, error: _NonFinite) -> None:
-        batch: Batch = error.args[0]
-        attempts, scale = self.counters.num_rollbacks + 1, self.counters.lr_scale / 2
-        step = self.counters.step
-        self._sums = []
+    def _roll_back(self, batch: Batch) -> None:
+        before = self.counters
+        attempts, scale, step = before.num_rollbacks + 1, before.lr_scale / 2, before.step
+        self._sums, self._num_skipped = [], 0
         if attempts > MAX_ROLLBACKS:
             names = [self.names[index] for index in batch.indices_B.tolist()]
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -260,19 +271,24 @@ class Engine:
                 f"the loss or a gradient is NaN or Inf near step {step}, after {MAX_ROLLBACKS} roll-backs with a "
                 f"halved rate. The batch: {shown}. Lower --lr, or look at these files."
             )
-        history = self.counters.history
         self.state.load_state_dict(self._snapshot)
+        # what is known stays known: the time, the best weights, which lie in a file, and how much memory there is
+        self.state.counters = dataclasses.replace(
+            self.counters,
+            num_rollbacks=attempts,
+            lr_scale=scale,
+            seconds=before.seconds,
+            best_val_top1=before.best_val_top1,
+            best_epoch=before.best_epoch,
+            micro_batch_size=before.micro_batch_size,
+        )
         self._snapshot = self.state.snapshot()
-        self.counters.num_rollbacks, self.counters.lr_scale = attempts, scale
-        self._snapshot["counters"] = dataclasses.asdict(self.counters)
-        self.counters.seconds = max([self.counters.seconds, *(row["seconds"] for row in history)])
         self.reporter.on_message(
             f"NaN or Inf at step {step}: back to step {self.counters.step} with the rate × {scale:g} "
             f"(try {attempts} of {MAX_ROLLBACKS})"
         )
-
-    def _mark(self) -> None:
-        self._marked_at = time.monotonic()
+        # at once: a run that is killed now must not come back to steps that were given up, nor forget its tries
+        self.save()
 
     def _clock(self) -> None:
         now = time.monotonic()
@@ -284,9 +300,3 @@ class Engine:
 def _is_frozen(model: nn.Module, name: str) -> bool:
     """Whether the network itself keeps a parameter fixed, such as a whitening layer."""
     return name in getattr(model, "frozen_parameters", ())
-
-
-def _signal_name(number: int) -> str:
-    import signal
-
-    return signal.Signals(number).name

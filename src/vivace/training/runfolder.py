@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +20,83 @@ FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping"})
 
 
 class RunFolder:
-    """A locked run folder: recipe.yaml, env.json, run.json, metrics.csv, tensorboard/, checkpoints/, bundle/.
+    """A locked folder: recipe.yaml, env.json, tune.json, run.json, metrics.csv, tensorboard/, checkpoints/, bundle/.
 
     Raises RunFolderError if it can't be written, is in use, or holds another run and `resume` is False.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
-        if resume and not (path / "recipe.yaml").is_file():
-            raise RunFolderError(f"there is no run to resume in {path}. Leave --resume out to start one.")
-        if not resume and (path / "recipe.yaml").exists():
-            raise RunFolderError(
-                f"the run folder is in use by an earlier run: {path}. "
-                "Go on with it by --resume, or choose another --run."
-            )
-        self._lock = FolderLock(path)
         self.checkpoints = path / "checkpoints"
         self.bundle = path / "bundle"
-        self.checkpoints.mkdir(exist_ok=True)
+        # before the lock, which makes the folder
+        if resume and not (path / "recipe.yaml").is_file():
+            raise RunFolderError(f"there is no run to resume in {path}. Leave --resume out to start one.")
+        self._lock = FolderLock(path)
+        try:
+            # behind the lock: before it, another process could still start and end a run here
+            if not resume and (path / "recipe.yaml").exists():
+                raise RunFolderError(
+                    f"the run folder is in use by an earlier run: {path}. "
+                    "Go on with it by --resume, or choose another --run."
+                )
+            with self._writing():
+                self.checkpoints.mkdir(exist_ok=True)
+        except BaseException:
+            self.release()
+            raise
 
-    def start(self, recipe: Recipe, environment: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Record what the run is, before its first step."""
-        with atomic_file(self.path / "recipe.yaml") as file:
-            file.write(to_yaml(recipe).encode())
-        write_json(self.path / "env.json", environment)
-        write_json(self.path / "run.json", facts)
+    def start(
+        self, recipe: Recipe, facts: Mapping[str, Any], environment: Mapping[str, Any], receipt: Mapping[str, Any]
+    ) -> None:
+        """Record what the run is, before its first step. Raises RunFolderError if that can't be written."""
+        with self._writing():
+            write_json(self.path / "env.json", environment)
+            write_json(self.path / "tune.json", receipt)
+        self.record(recipe, facts)
+
+    def record(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+        """Record how far the run is to go. Raises RunFolderError if that can't be written."""
+        with self._writing():
+            write_json(self.path / "run.json", facts)
+            # last: a folder with a recipe is a run that can be resumed
+            with atomic_file(self.path / "recipe.yaml") as file:
+                file.write(to_yaml(recipe).encode())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                f"the run folder can't be written: {self.path} ({error.strerror}). "
+                "Free some space, or choose another with --run."
+            ) from None
 
     def saved_recipe(self) -> Recipe:
         """The resolved recipe of the run that is resumed."""
         return from_yaml(Recipe, self.path / "recipe.yaml")
 
     def saved_facts(self) -> dict[str, Any]:
-        """What `start` recorded. Raises CheckpointError if it is damaged."""
+        """What `record` wrote: "data" and "contract". Raises CheckpointError if it is damaged."""
+        path = self.path / "run.json"
         try:
-            facts: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+            facts: dict[str, Any] = json.loads(path.read_text())
+            missing = {"fingerprint", "name", "num_images"} - facts["data"].keys()
+            missing |= {"within_seconds", "target"} - facts["contract"].keys()
         except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"the run can't be resumed: {self.path / 'run.json'} ({error}). Start a new run with another --run."
-            ) from None
+            raise _unresumable(f"{path} ({error})") from None
+        except (KeyError, TypeError, AttributeError):
+            raise _unresumable(f"{path} lacks data or contract") from None
+        if missing:
+            raise _unresumable(f"{path} lacks {', '.join(sorted(missing))}")
         return facts
 
     def discard_if_unused(self) -> None:
         """Remove the folder if no run was started in it: a refused input leaves nothing behind."""
         if not (self.path / "recipe.yaml").exists():
-            (self.path / ".lock").unlink(missing_ok=True)
+            for name in ("env.json", "tune.json", "run.json", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.checkpoints.rmdir()
                 self.path.rmdir()
@@ -71,6 +104,10 @@ class RunFolder:
     def release(self) -> None:
         """Give the folder free for other processes."""
         self._lock.release()
+
+
+def _unresumable(cause: str) -> CheckpointError:
+    return CheckpointError(f"the run can't be resumed: {cause}. Start a new run with another --run.")
 
 
 def check_same_recipe(saved: Recipe, asked: Recipe) -> None:

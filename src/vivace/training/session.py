@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from vivace.bundle import Architecture, BundleInfo, save_bundle
 from vivace.config import to_dict
 from vivace.data.cache import Cache
-from vivace.errors import CheckpointError
+from vivace.errors import TrainingError
 from vivace.files import write_json
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import complete_arguments
 from vivace.training.build import Session, TrainingData, prepare_data
-from vivace.training.checkpoints import load_newest
 from vivace.training.display import LiveDisplay, Reporters
 from vivace.training.engine import Engine
 from vivace.training.plan import Plan
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
+from vivace.training.resuming import Contract, adapt_counters, newest_state, resumed_contract
 from vivace.training.runfolder import RunFolder, check_same_data
-from vivace.training.state import Counters, TrainState
+from vivace.training.state import TrainState
 from vivace.training.step import Setup
 from vivace.training.tracking import Tracker
 from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt, trial_batch_size
@@ -37,14 +38,6 @@ __all__ = ["Contract", "run_training"]
 
 # writing a bundle and leaving: measured at 0.2 to 0.6 s on a slow disk
 SAVE_SECONDS = 0.7
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contract:
-    """What the user asked for beside a number of epochs."""
-
-    within_seconds: float | None = None
-    target: float | None = None
 
 
 def run_training(
@@ -65,73 +58,80 @@ def run_training(
     device = select_device(device_choice)
     keep_freed_memory()
     data = prepare_data(cache, recipe)
-    facts = _facts(cache, data, source_name, contract)
-    saved, counters = None, Counters()
+    facts = _facts(cache, data, source_name)
+    saved, previous = None, None
     if resume:
         previous = folder.saved_facts()
-        check_same_data(previous["data"], cache.fingerprint, source_name, facts["data"]["num_images"])
-        contract = _resumed_contract(contract, previous["contract"])
-        saved = _newest(folder, display)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        session = Session(recipe, data, device)
-        receipt = _receipt(session, recipe, device, tune=tune and not resume, cache_dir=cache_dir)
+        check_same_data(previous["data"], cache.fingerprint, source_name, facts["num_images"])
+        contract = resumed_contract(contract, previous["contract"])
+        saved = newest_state(folder, device.type, display.on_message)
+    with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        session = Session(recipe, data, device, load=saved is None)
+        planned = None if contract.within_seconds is None else max(0.0, contract.within_seconds - clock())
+        receipt = _receipt(
+            session, recipe, device, tune=tune and not resume, cache_dir=cache_dir, planned_seconds=planned
+        )
         setup = receipt.setup
         torch.set_num_threads(setup.threads)
-        if not resume:
-            recipe = _resolved(recipe, setup)
-            session.recipe = recipe
-            folder.start(recipe, describe(), facts)
-            write_json(folder.path / "tune.json", to_dict(receipt))
-            display.on_message(f"setup: {receipt.summary()}")
+        session.recipe = recipe = _resolved(recipe, setup)
         # the trial has drawn random numbers: start from the seed
         torch.manual_seed(recipe.seed)
         state = session.state(setup)
         if saved is not None:
             state.load_state_dict(saved)
-            counters = state.counters
-        engine = _engine(session, state, setup, contract, folder, display, clock, counters.total_seconds)
+        if previous is None:
+            folder.start(recipe, _record(facts, contract), describe(), to_dict(receipt))
+            display.on_message(f"setup: {receipt.summary()}")
+        else:
+            adapt_counters(state.counters, recipe, contract, folder.saved_recipe(), previous["contract"])
+            # an extension that is interrupted goes on to its own end
+            folder.record(recipe, _record(facts, contract))
+        engine = _engine(session, state, setup, contract, folder, display, clock)
         with display:
-            if not engine.plan.finished(state.counters):
-                state.counters.finished = False
-                engine.run()
+            engine.run()
         cache.check_files()
         return _finish(session, engine, setup, folder, facts, contract)
 
 
-def _facts(cache: Cache, data: TrainingData, name: str, contract: Contract) -> dict[str, Any]:
+@contextlib.contextmanager
+def _global_settings_restored() -> Iterator[None]:
+    """Gives back to the program that called us the number of threads and the choice of kernels."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn
+    kernels = cudnn.deterministic, cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if deterministic != torch.are_deterministic_algorithms_enabled():
+            torch.use_deterministic_algorithms(deterministic)
+        cudnn.deterministic, cudnn.benchmark = kernels
+
+
+def _facts(cache: Cache, data: TrainingData, name: str) -> dict[str, Any]:
     return {
-        "data": {
-            "name": name,
-            "fingerprint": cache.fingerprint,
-            "num_images": sum(len(split.labels_N) for split in cache.splits.values()),
-            "num_train": len(data.train_indices),
-            "num_val": data.num_val,
-            "num_test": data.num_test,
-        },
-        "contract": dataclasses.asdict(contract),
+        "name": name,
+        "fingerprint": cache.fingerprint,
+        "num_images": sum(len(split.labels_N) for split in cache.splits.values()),
+        "num_train": len(data.train_indices),
+        "num_val": data.num_val,
+        "num_test": data.num_test,
     }
 
 
-def _resumed_contract(asked: Contract, saved: Mapping[str, Any]) -> Contract:
-    return Contract(
-        within_seconds=asked.within_seconds or saved.get("within_seconds"), target=asked.target or saved.get("target")
-    )
+def _record(facts: dict[str, Any], contract: Contract) -> dict[str, Any]:
+    return {"data": facts, "contract": dataclasses.asdict(contract)}
 
 
-def _newest(folder: RunFolder, display: LiveDisplay) -> dict[str, Any] | None:
-    """The newest sound checkpoint's tree, or None for a run that was stopped before its first one."""
-    tree, _, damaged = load_newest(folder.checkpoints)
-    for message in damaged:
-        display.on_message(message)
-    if tree is None and damaged:
-        raise CheckpointError(
-            f"no sound checkpoint is left in {folder.checkpoints}: {len(damaged)} are damaged. "
-            "Start a new run with --run."
-        )
-    return tree
-
-
-def _receipt(session: Session, recipe: Recipe, device: torch.device, *, tune: bool, cache_dir: Path) -> Receipt:
+def _receipt(
+    session: Session,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    tune: bool,
+    cache_dir: Path,
+    planned_seconds: float | None,
+) -> Receipt:
     if not tune:
         # a resumed run's recipe has its setup resolved: plain_setup reads it
         return Receipt(setup=plain_setup(recipe), source="off")
@@ -153,6 +153,7 @@ def _receipt(session: Session, recipe: Recipe, device: torch.device, *, tune: bo
         session.trial_step,
         device=device,
         expected_steps=recipe.epochs * len(session.batches),
+        planned_seconds=planned_seconds,
         path=path,
     )
 
@@ -176,9 +177,9 @@ def _engine(
     folder: RunFolder,
     display: LiveDisplay,
     clock: Callable[[], float],
-    seconds_before: float,
 ) -> Engine:
     data, recipe = session.data, session.recipe
+    seconds_before = state.counters.total_seconds
     resumed_step = state.counters.step or None
     reporter = Reporters(display, Tracker(folder.path, resumed_step=resumed_step))
     plan = Plan(
@@ -239,12 +240,13 @@ def _finish(
         metrics=metrics,
         recipe=to_dict(recipe),
         environment=describe(),
-        data=facts["data"],
+        data=facts,
     )
-    bundle = save_bundle(folder.bundle, model, info)
+    with _disk_for(folder.bundle):
+        save_bundle(folder.bundle, model, info)
     total_seconds = engine.plan.clock()
     result = TrainResult(
-        bundle=bundle.folder,
+        bundle=folder.bundle,
         run=folder.path,
         val_top1=metrics["val"]["top1"],
         test_top1=metrics["test"]["top1"] if "test" in metrics else None,
@@ -257,5 +259,18 @@ def _finish(
         within_seconds=contract.within_seconds,
         metrics=metrics,
     )
-    write_json(folder.path / "result.json", result.to_dict())
+    with _disk_for(folder.path / "result.json"):
+        write_json(folder.path / "result.json", result.to_dict())
     return result
+
+
+@contextlib.contextmanager
+def _disk_for(path: Path) -> Iterator[None]:
+    """Turns a failure to write `path` into a TrainingError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"the result could not be written: {path} ({getattr(error, 'strerror', None) or error}). "
+            "The training is saved: free some space and go on with --resume."
+        ) from error

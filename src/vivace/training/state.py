@@ -33,6 +33,8 @@ class Counters:
     lr_scale: float = 1.0
     """Halved by every roll-back after a NaN."""
     num_rollbacks: int = 0
+    micro_batch_size: int | None = None
+    """Images per forward pass since memory ran out; None: it has not."""
     loss_sum: float = 0.0
     correct_sum: float = 0.0
     count: int = 0
@@ -41,6 +43,8 @@ class Counters:
     best_epoch: int = -1
     target_seconds: float | None = None
     """Seconds from process start at which the target was reached."""
+    stopped_early: bool = False
+    """Whether validation has not got better for so long that the run is over."""
     finished: bool = False
     head_only: bool = False
     """Whether the body is frozen at present (fine-tuning)."""
@@ -92,6 +96,7 @@ class TrainState:
         """All of it as a tree of plain values and tensors. The tensors are shared, not copied."""
         cuda = [torch.cuda.get_rng_state(self.generator.device)] if self.generator.device.type == "cuda" else []
         return {
+            "device": self.generator.device.type,
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "ema": {"model": dict(self.ema.model.state_dict()), "num_updates": self.ema.num_updates}

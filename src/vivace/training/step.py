@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +16,11 @@ from vivace.errors import OutOfMemoryError
 from vivace.models.normalize import Normalize
 from vivace.training.state import TrainState
 
-__all__ = ["Setup", "StepResult", "Stepper", "autocast"]
+__all__ = ["Setup", "StepResult", "Stepper", "autocast", "has_batch_norm"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# what torch, its CPU allocator, cuBLAS and cuDNN say
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,9 @@ class StepResult:
     loss_sum: Tensor
     correct_sum: Tensor
     finite: Tensor
-    """bool: neither the loss nor a gradient was NaN or infinite."""
+    """bool: neither the loss nor a gradient was NaN or infinite; in fp16 the loss alone."""
+    skipped: Tensor
+    """bool: a gradient was infinite and the step left out, as fp16 does until its scale fits."""
     num_images: int
 
 
@@ -68,7 +72,6 @@ class Stepper:
     ) -> None:
         self.state = state
         self.setup = setup
-        self.micro_batch_size = setup.micro_batch_size
         self._loss = loss
         self._normalize = normalize
         self._augment = augment
@@ -79,29 +82,42 @@ class Stepper:
         if setup.compile:
             self._forward = torch.compile(state.model)
 
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Images per forward pass; None: the whole batch."""
+        return self.state.counters.micro_batch_size or self.setup.micro_batch_size
+
     def step(self, batch: Batch, epoch: int) -> StepResult:
         """Train on one batch. Where memory runs out the micro-batch is halved and the batch done again.
 
         Raises OutOfMemoryError if even the smallest micro-batch does not fit.
         """
         # drawn once, so that a second try after an out-of-memory sees the same images
-        images_BCHW, targets = self._augment(
-            batch.images_BCHW, batch.labels_B, batch.indices_B, epoch=epoch, generator=self.state.generator
-        )
+        with _memory_for("augmenting the images", "Give a smaller --batch-size"):
+            images_BCHW, targets = self._augment(
+                batch.images_BCHW, batch.labels_B, batch.indices_B, epoch=epoch, generator=self.state.generator
+            )
+        loss_sum, correct_sum = self._gradients(images_BCHW, targets, batch.labels_B)
+        # never tried twice: some weights would move twice
+        with _memory_for("updating the weights", "Give a smaller --model"):
+            finite, skipped = self._update(loss_sum)
+        return StepResult(loss_sum, correct_sum, finite, skipped, len(images_BCHW))
+
+    def _gradients(self, images_BCHW: Tensor, targets: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums of loss and correct answers; the gradients of the mean loss are in the parameters."""
         while True:
             try:
-                return self._try(images_BCHW, targets, batch.labels_B)
+                return self._accumulate(images_BCHW, targets, labels_B)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0]
+                reason = _first_line(error)
             # outside the handler: its traceback keeps the activations alive
             self._halve(len(images_BCHW), reason)
 
-    def _try(self, images_BCHW: Tensor, targets: Tensor, labels_B: Tensor) -> StepResult:
-        state, num_images = self.state, len(images_BCHW)
-        optimizer, scaler = state.optimizer, state.scaler
-        optimizer.zero_grad(set_to_none=True)
+    def _accumulate(self, images_BCHW: Tensor, targets: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        num_images, scaler = len(images_BCHW), self.state.scaler
+        self.state.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self._device)
         correct_sum = torch.zeros((), device=self._device, dtype=torch.int64)
         for chunk in _chunks(num_images, self.micro_batch_size):
@@ -112,22 +128,22 @@ class Stepper:
             (scaler.scale(loss * share) if scaler else loss * share).backward()
             loss_sum += loss.detach() * len(logits_BK)
             correct_sum += (logits_BK.detach().argmax(1) == labels_B[chunk]).sum()
-        finite = self._update(loss_sum)
-        return StepResult(loss_sum, correct_sum, finite, num_images)
+        return loss_sum, correct_sum
 
-    def _update(self, loss_sum: Tensor) -> Tensor:
+    def _update(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
         state = self.state
         scaler, optimizer = state.scaler, state.optimizer
         if scaler:
             scaler.unscale_(optimizer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        finite = loss_sum.isfinite()
+        finite, skipped = loss_sum.isfinite(), ~norm.isfinite()
         if not scaler:
-            # fp16 meets infinite gradients as a matter of course, and its scaler leaves such a step out
-            finite = finite & norm.isfinite()
-        if self._device.type == "cpu" and not finite:
-            return finite
+            # fp16 alone meets infinite gradients as a matter of course
+            finite, skipped = finite & ~skipped, torch.zeros_like(skipped)
+            # elsewhere asking would wait for the device: there the roll-back undoes the update too
+            if self._device.type == "cpu" and not finite:
+                return finite, skipped
         if self._clip_grad_norm is not None:
             torch._foreach_mul_(gradients, torch.clamp(self._clip_grad_norm / (norm + 1e-6), max=1.0))
         if scaler:
@@ -137,26 +153,26 @@ class Stepper:
             optimizer.step()
         if state.ema:
             state.ema.update(state.model)
-        return finite
+        return finite, skipped
 
     def _halve(self, num_images: int, reason: str) -> None:
         current = min(self.micro_batch_size or num_images, num_images)
-        smallest = (
-            2
-            if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.state.model.modules())
-            else 1
-        )
-        if current // 2 < smallest:
+        smaller = (current + 1) // 2
+        if smaller == current or (smaller == 1 and has_batch_norm(self.state.model)):
             raise OutOfMemoryError(
                 f"out of memory even with {current} images at a time ({reason}). Give a smaller --size or --model."
             )
-        self.micro_batch_size = (current + 1) // 2
+        # part of the state: a resumed run divides its batches alike, and its sums are the same to the last bit
+        self.state.counters.micro_batch_size = smaller
         self.state.optimizer.zero_grad(set_to_none=True)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        self._on_message(
-            f"out of memory: {self.micro_batch_size} images at a time from here on; the batch stays {num_images}"
-        )
+        self._on_message(f"out of memory: {smaller} images at a time from here on; the batch stays {num_images}")
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a network has batch norm, which can't train on a single image."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def _chunks(num_images: int, size: int | None) -> list[slice]:
@@ -173,4 +189,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    return any(phrase in text for phrase in OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def _memory_for(what: str, mend: str) -> Iterator[None]:
+    """Turns an out-of-memory of the block into an OutOfMemoryError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"out of memory while {what} ({_first_line(error)}). {mend}.") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

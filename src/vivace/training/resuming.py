@@ -1,0 +1,76 @@
+"""What a resumed run takes over from its folder, and what of it may change: how far it goes, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vivace.errors import CheckpointError
+from vivace.training.checkpoints import load_newest
+from vivace.training.recipe import Recipe
+from vivace.training.runfolder import RunFolder
+from vivace.training.state import Counters
+
+__all__ = ["Contract", "adapt_counters", "newest_state", "resumed_contract"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What the user asked for beside a number of epochs."""
+
+    within_seconds: float | None = None
+    target: float | None = None
+
+
+def resumed_contract(asked: Contract, saved: Mapping[str, Any]) -> Contract:
+    """The contract that the run was begun with, or what is asked for now in its place."""
+    return Contract(
+        within_seconds=asked.within_seconds or saved["within_seconds"], target=asked.target or saved["target"]
+    )
+
+
+def newest_state(
+    folder: RunFolder, device_type: str, on_message: Callable[[str], None] = lambda message: None
+) -> dict[str, Any] | None:
+    """The newest sound checkpoint's tree, or None for a run that was stopped before its first one.
+
+    Raises CheckpointError if there are checkpoints and none is sound, or if another kind of device wrote it.
+    """
+    tree, _, damaged = load_newest(folder.checkpoints)
+    for message in damaged:
+        on_message(message)
+    if tree is None and damaged:
+        raise CheckpointError(
+            f"no sound checkpoint is left in {folder.checkpoints}: {len(damaged)} can't be used, the newest because "
+            f"{damaged[0]} Start a new run with another --run."
+        )
+    if tree is not None and tree["device"] != device_type:
+        raise CheckpointError(
+            f"the run can't be resumed on another device: it began on {tree['device']}, now {device_type}. "
+            f"Give --device {tree['device']}, or start a new run with another --run."
+        )
+    return tree
+
+
+def adapt_counters(
+    counters: Counters, recipe: Recipe, contract: Contract, saved_recipe: Recipe, saved_contract: Mapping[str, Any]
+) -> None:
+    """Fit the counters of a checkpoint to how far the run is to go now, in place.
+
+    Raises CheckpointError if it has gone further already.
+    """
+    epochs_done = counters.epoch + (counters.batch > 0)
+    if contract.within_seconds is None and recipe.epochs < min(epochs_done, saved_recipe.epochs):
+        raise CheckpointError(
+            f"the run can't be made shorter than it is: it is in epoch {epochs_done}, got epochs {recipe.epochs}. "
+            "Give more epochs, or leave --epochs out."
+        )
+    if (recipe.epochs, recipe.early_stopping) != (saved_recipe.epochs, saved_recipe.early_stopping):
+        counters.stopped_early = False
+    if contract.within_seconds is not None and contract.within_seconds != saved_contract["within_seconds"]:
+        # the schedule goes on where that much of the new time would have brought it
+        counters.progress = min(1.0, counters.total_seconds / contract.within_seconds)
+    if contract.target is not None and contract.target != saved_contract["target"]:
+        reached = bool(counters.history) and counters.history[-1]["val_top1"] >= contract.target
+        counters.target_seconds = counters.total_seconds if reached else None
