@@ -245,6 +245,33 @@ def test_the_other_verbs_print_text_and_strict_json(
     assert last_line(capsys.readouterr().out)
 
 
+def test_doctor_tells_machine_precisions_libraries_and_data(
+    trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "cifar10" / "data.bin").write_bytes(b"x" * 1000)
+    (tmp_path / "holidays").mkdir()
+    arguments = ["--cache-dir", str(trained["cache"]), "--data-root", str(tmp_path), "--json"]
+    assert main(["doctor", *arguments]) == 0
+    findings = last_line(capsys.readouterr().out)
+    assert findings["data"] == {"path": str(tmp_path), "sets": [{"name": "cifar10", "bytes": 1000}]}
+    assert findings["precision"][0]["precision"] == "fp32"
+    assert all(row["gflops"] > 0 for row in findings["precision"])
+    assert findings["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert findings["cache"]["num_caches"] >= 1
+
+
+def test_doctor_names_the_extra_of_a_missing_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vivace import hardware
+
+    versions = hardware.library_versions() | {"matplotlib": None}
+    monkeypatch.setattr(hardware, "library_versions", lambda: versions)
+    assert main(["doctor", "--cache-dir", str(tmp_path)]) == 0
+    assert "matplotlib is missing: pip install 'vivace[report]'" in capsys.readouterr().out
+
+
 def test_an_exported_state_dict_is_what_plain_torch_takes(trained: dict[str, Path], tmp_path: Path) -> None:
     import vivace
     from vivace.models.zoo import create_model

@@ -14,6 +14,8 @@ class Options:
 
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    data_root: Path | None = None
+    """Where named data sets are downloaded to. Default: inside the cache."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
@@ -35,15 +37,21 @@ def run(options: Options) -> None:
     _row("system", f"{machine['system']}, Python {machine['python']}, vivace {machine['vivace']}")
     print(f"\nprecision on {findings['device']} (3×3 convolution, forward and backward; × fp32)")
     for row in findings["precision"]:
-        verdict = "the measure" if row["precision"] == "fp32" else "pays" if row["pays"] else "does not pay"
         ratio = f"{row['ratio']:.2f} × [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
-        _row(row["precision"], f"{row['gflops']:,.0f} GFLOP/s   {ratio}   {verdict}")
+        verdict = f"{ratio}   {'pays' if row['pays'] else 'does not pay'}"
+        # fp32 against itself tells the noise, which is nobody's ratio
+        _row(
+            row["precision"], f"{row['gflops']:,.0f} GFLOP/s" + ("" if row["precision"] == "fp32" else f"   {verdict}")
+        )
     print("\nlibraries")
     for name, version in machine["versions"].items():
         _row(name, version or "not installed")
     print("\nfolders")
     cache = findings["cache"]
-    _row("cache", f"{cache['path']} ({cache['num_caches']} data sets, {cache['bytes'] / 2**20:,.0f} MiB)")
+    _row("cache", f"{cache['path']} (caches: {cache['num_caches']}, {cache['bytes'] / 2**20:,.0f} MiB)")
+    data = findings["data"]
+    sets = ", ".join(f"{found['name']} ({found['bytes'] / 2**20:,.0f} MiB)" for found in data["sets"])
+    _row("downloads", f"{data['path']} ({sets or 'no data set yet'})")
     _row("free space", f"{cache['free_bytes'] / 2**30:.1f} GiB")
     for advice in findings["advice"]:
         print(f"\n→ {advice}")
@@ -61,6 +69,7 @@ def examine(options: Options) -> dict[str, Any]:
     cache_dir = options.cache_dir or default_cache_dir()
     cache_dir.mkdir(parents=True, exist_ok=True)
     files = [path for path in cache_dir.rglob("*") if path.is_file()]
+    data_root = (options.data_root or cache_dir / "downloads").expanduser()
     missing = [library for library in LIBRARIES if machine["versions"][library.name] is None]
     advice = [
         f"{library.name} is missing: pip install " + (f"'vivace[{library.extra}]'" if library.extra else library.name)
@@ -78,8 +87,20 @@ def examine(options: Options) -> dict[str, Any]:
             "bytes": sum(path.stat().st_size for path in files),
             "free_bytes": shutil.disk_usage(cache_dir).free,
         },
+        "data": {"path": str(data_root), "sets": downloaded(data_root)},
         "advice": advice,
     }
+
+
+def downloaded(data_root: Path) -> list[dict[str, Any]]:
+    """A row per named data set that has a folder of its own below `data_root`."""
+    from vivace.data.catalog import CATALOG
+
+    folders = [data_root / name for name in CATALOG if (data_root / name).is_dir()]
+    return [
+        {"name": folder.name, "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
+        for folder in folders
+    ]
 
 
 def measure_precisions(device: Any, *, num_pairs: int = 5) -> list[dict[str, Any]]:
