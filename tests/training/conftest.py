@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vivace.config import override
+from vivace.config import override, to_yaml
 from vivace.data.config import AugmentConfig, DataConfig
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
@@ -40,6 +40,14 @@ def one_thread() -> Any:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path: Path) -> Path:
+    """TINY as a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(to_yaml(TINY))
+    return path
 
 
 @pytest.fixture

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from same_weights import bundle_weights
+from killing import Killed, die_after
+from same_weights import assert_same_weights, bundle_weights
 from torch import nn
 
+from vivace.models.config import ModelConfig
+from vivace.training.build import Session
+from vivace.training.checkpoints import load_newest
 from vivace.training.engine import Engine, Validation
 from vivace.training.result import TrainResult
 from vivace.training.state import Ema, TrainState
@@ -38,8 +42,6 @@ def test_the_moving_average_is_that_of_its_formula() -> None:
 
 
 def test_the_bundle_holds_the_averaged_weights(run_tiny: RunTiny) -> None:
-    from vivace.training.checkpoints import load_newest
-
     result = run_tiny()
     tree, _, _ = load_newest(result.run / "checkpoints")
     assert tree is not None
@@ -122,13 +124,117 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(run_tiny: RunTiny, monke
             at_best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return Validation(loss=1.0, top1=value)
 
-    from vivace.training.build import Session
-
     monkeypatch.setattr(Session, "_validate", validate)
     result = run_tiny(changes={"early_stopping": 2, "epochs": 50})
     assert result.epochs == 4
     stored = bundle_weights(result)
     assert all(torch.equal(stored[name], at_best[name]) for name in stored)
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> dict[float, dict[str, torch.Tensor]]:
+    """Weights by the accuracy that they were given: 0.4, 0.7, then ever less."""
+    top1 = iter([0.4, *(0.7 - 0.01 * number for number in range(100))])
+    seen: dict[float, dict[str, torch.Tensor]] = {}
+
+    def validate(self: Any, setup: Any, model: nn.Module) -> Validation:
+        value = next(top1)
+        seen[value] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return Validation(loss=1.0, top1=value)
+
+    monkeypatch.setattr(Session, "_validate", validate)
+    return seen
+
+
+Judged = dict[float, dict[str, torch.Tensor]]
+
+
+def assert_holds(result: TrainResult, weights: dict[str, torch.Tensor]) -> None:
+    stored = bundle_weights(result)
+    assert all(torch.equal(stored[name], weights[name]) for name in stored)
+
+
+def test_a_run_that_stopped_early_is_over_until_it_is_extended(run_tiny: RunTiny, judged: Judged) -> None:
+    first = run_tiny(changes={"early_stopping": 2, "epochs": 50})
+    again = run_tiny(resume=True)
+    assert (first.epochs, again.epochs) == (4, 4)
+    assert_holds(again, judged[0.7])
+    # with more patience it goes on, from its last weights and not from its best
+    longer = run_tiny(resume=True, changes={"early_stopping": 4})
+    assert longer.epochs == 6
+    assert_holds(longer, judged[0.7])
+
+
+def test_the_last_checkpoint_holds_the_last_weights_and_the_bundle_the_best(run_tiny: RunTiny, judged: Judged) -> None:
+    result = run_tiny(changes={"early_stopping": 2, "epochs": 50})
+    tree, _, _ = load_newest(result.run / "checkpoints")
+    assert tree is not None
+    last = judged[min(value for value in judged if value > 0.4)]
+    assert all(torch.equal(tensor, last[name]) for name, tensor in tree["ema"]["model"].items())
+    assert_holds(result, judged[0.7])
+
+
+def test_a_run_that_is_killed_after_it_stopped_early_stays_stopped(
+    run_tiny: RunTiny, judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(self: Engine) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_restore_best", dying)
+        with pytest.raises(Killed):
+            run_tiny(changes={"early_stopping": 2, "epochs": 50})
+    resumed = run_tiny(resume=True)
+    assert resumed.epochs == 4
+    assert_holds(resumed, judged[0.7])
+
+
+def test_early_stopping_that_is_switched_on_later_keeps_the_best_from_then_on(
+    run_tiny: RunTiny, judged: Judged
+) -> None:
+    run_tiny(changes={"epochs": 3})
+    # nobody kept the weights of 0.7
+    resumed = run_tiny(resume=True, changes={"early_stopping": 2}, epochs=50)
+    assert resumed.epochs == 6
+    assert_holds(resumed, sorted(judged.items())[-3][1])
+
+
+def test_best_weights_that_are_damaged_are_told_and_the_last_ones_bundled(
+    run_tiny: RunTiny, judged: Judged, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = run_tiny(changes={"early_stopping": 2, "epochs": 50})
+    (first.run / "checkpoints" / "best.safetensors").write_bytes(b"damaged")
+    resumed = run_tiny(resume=True, quiet=False)
+    assert "the last weights are kept in place of the best: the checkpoint can't be read" in " ".join(
+        capfd.readouterr().err.split()
+    )
+    assert_holds(resumed, judged[min(value for value in judged if value > 0.4)])
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients: list[list[torch.Tensor]] = []
+    step = torch.optim.SGD.step
+
+    def recording(self: torch.optim.SGD, *arguments: Any) -> Any:
+        gradients.append([p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recording)
+    # a network without batch norm, a loss with everything switched on
+    changes = {
+        "model": ModelConfig(name="timm/convnext_atto", arguments={"depths": [1] * 4, "dims": [8] * 4}),
+        "data.size": 32,
+        "data.store_size": 36,
+        "optimizer.name": "sgd",
+        "loss.label_smoothing": 0.1,
+        "loss.class_weights": "balanced",
+        "epochs": 1,
+    }
+    run_tiny("whole", changes)
+    whole, gradients[:] = gradients[0], []
+    run_tiny("divided", {**changes, "micro_batch_size": 4})
+    for one, other in zip(whole, gradients[0], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
 
 
 def test_validations_come_as_often_as_asked(run_tiny: RunTiny) -> None:
@@ -175,25 +281,14 @@ def test_a_changed_image_is_noticed_while_training(
 
 
 @pytest.mark.gpu
-def test_a_run_on_cuda_is_resumed_bitwise(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from same_weights import assert_same_weights
-
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_on_cuda_is_resumed_bitwise(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    changes = {"deterministic": True, "precision": "fp16"}
+    changes = {"deterministic": True, "precision": precision}
     unbroken = run_tiny("unbroken", changes, device="cuda")
-    after_step = Engine._after_step
-
-    class Killed(BaseException):
-        pass
-
-    def dying(self: Engine, *arguments: Any) -> None:
-        if self.counters.step == 4:
-            raise Killed
-        after_step(self, *arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_after_step", dying)
+        die_after(patch, 4)
         with pytest.raises(Killed):
             run_tiny("killed", changes, device="cuda")
     assert_same_weights(unbroken, run_tiny("killed", resume=True, device="cuda"))

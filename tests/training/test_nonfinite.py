@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from same_weights import bundle_weights
+from killing import Killed
+from same_weights import assert_same_weights, bundle_weights
 
 from vivace.errors import NonFiniteError
 from vivace.training import build
-from vivace.training.engine import Engine
+from vivace.training.checkpoints import load_checkpoint
+from vivace.training.engine import Engine, Validation
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]
@@ -50,6 +53,59 @@ def test_one_bad_step_is_rolled_back_and_the_run_ends_well(
     assert "NaN or Inf at step 4: back to step 3 with the rate × 0.5 (try 1 of 3)" in message
 
 
+def test_the_roll_back_is_saved_and_the_steps_that_were_given_up_are_gone(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(self: Engine, *arguments: Any) -> None:
+        if self.counters.num_rollbacks:
+            raise Killed
+        step(self, *arguments)
+
+    step = Engine._step
+    changes = {"checkpoint_minutes": 1e-9}
+    with monkeypatch.context() as patch:
+        poison_loss(patch, lambda call: call == 5)
+        unbroken = run_tiny("unbroken", changes)
+    with monkeypatch.context() as patch:
+        poison_loss(patch, lambda call: call == 5)
+        patch.setattr(Engine, "_step", dying)
+        with pytest.raises(Killed):
+            run_tiny("killed", changes)
+    # steps 4 and 5 were saved too, before the sixth went wrong and the run went back to the end of the first epoch
+    saved = sorted((unbroken.run.parent / "killed" / "checkpoints").glob("step-*"))
+    assert [path.name for path in saved] == ["step-000000003.safetensors"]
+    counters = load_checkpoint(saved[0])["counters"]
+    assert (counters["step"], counters["num_rollbacks"], counters["lr_scale"]) == (3, 1, 0.5)
+    assert_same_weights(unbroken, run_tiny("killed", resume=True))
+
+
+def test_the_curves_of_a_run_that_went_back_hold_each_step_once(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison_loss(monkeypatch, lambda call: call == 5)
+    result = run_tiny(changes={"validate_every": 0.34})
+    with (result.run / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 10))
+
+
+def test_weights_that_were_best_before_a_roll_back_stay_the_best(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison_loss(monkeypatch, lambda call: call == 5)
+    best: dict[str, torch.Tensor] = {}
+    top1 = iter([0.1, 0.2, 0.3, 0.9] + [0.5] * 9)
+
+    def validate(self: Any, setup: Any, model: torch.nn.Module) -> Validation:
+        value = next(top1)
+        if value == 0.9:
+            best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return Validation(loss=1.0, top1=value)
+
+    monkeypatch.setattr(build.Session, "_validate", validate)
+    stored = bundle_weights(run_tiny(changes={"validate_every": 0.34, "early_stopping": 9}))
+    assert all(torch.equal(stored[name], best[name]) for name in stored)
+
+
 def test_the_rate_is_halved_after_a_roll_back(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
     step = Engine._step
@@ -80,7 +136,8 @@ def test_nan_that_stays_stops_the_run_and_names_the_files(
     assert (tmp_path / "run" / "checkpoints" / "step-000000003.safetensors").is_file()
 
 
-def test_an_infinite_gradient_behind_a_finite_loss_is_seen(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def spoil_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every loss be finite and its gradient infinite."""
     make_loss = build.make_loss
 
     class Spoil(torch.autograd.Function):
@@ -97,5 +154,27 @@ def test_an_infinite_gradient_behind_a_finite_loss_is_seen(run_tiny: RunTiny, mo
         return lambda logits, labels: Spoil.apply(loss(logits, labels))
 
     monkeypatch.setattr(build, "make_loss", spoiled)
+
+
+def test_an_infinite_gradient_behind_a_finite_loss_is_seen(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_gradients(monkeypatch)
     with pytest.raises(NonFiniteError, match=r"the loss or a gradient is NaN or Inf near step 0"):
         run_tiny()
+
+
+def test_fp16_rolls_back_from_nan_and_goes_on_with_its_scale(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    poison_loss(monkeypatch, lambda call: call == 4)
+    result = run_tiny(changes={"precision": "fp16"}, quiet=False)
+    assert result.epochs == 3
+    assert capfd.readouterr().err.count("NaN or Inf at step 4: back to step 3") == 1
+
+
+def test_fp16_whose_gradients_stay_infinite_at_any_scale_is_stopped(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # its scaler leaves such steps out: without a limit the run would end well, and have learnt nothing
+    spoil_gradients(monkeypatch)
+    with pytest.raises(NonFiniteError, match=r"the loss or a gradient is NaN or Inf near step \d+, after 3 roll-backs"):
+        run_tiny(changes={"precision": "fp16", "epochs": 60, "validate_every": 60.0})

@@ -1,0 +1,208 @@
+"""A run folder has one owner, is refused when it can't be written, and is whole or not there (faults 26, 29, 30)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vivace.errors import CheckpointError, DataError, RunFolderError
+from vivace.training import runfolder
+from vivace.training.recipe import Recipe
+from vivace.training.result import TrainResult
+from vivace.training.runfolder import RunFolder, check_same_recipe, new_run_path, newest_run
+
+RunTiny = Callable[..., TrainResult]
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vivace.training.runfolder import RunFolder
+folder = RunFolder(Path(sys.argv[1]), resume=False)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def held_by_another_process(path: Path) -> Iterator[int]:
+    """The process that holds the run folder in the block; it is killed at its end."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def test_two_processes_in_one_folder_are_refused_and_a_killed_one_leaves_it_free(
+    run_tiny: RunTiny, tmp_path: Path
+) -> None:
+    with (
+        held_by_another_process(tmp_path / "run") as holder,
+        pytest.raises(
+            RunFolderError, match=rf"^another run is using the folder: .*run \(process {holder}\)\. Wait for it"
+        ),
+    ):
+        run_tiny("run")
+    assert run_tiny("run").epochs == 3
+
+
+def test_a_run_may_not_be_resumed_while_it_runs(run_tiny: RunTiny) -> None:
+    result = run_tiny()
+    holder = RunFolder(result.run, resume=True)
+    with pytest.raises(RunFolderError, match=rf"^another run is using the folder: .*\(process {os.getpid()}\)"):
+        run_tiny(resume=True)
+    holder.release()
+    run_tiny(resume=True)
+
+
+def test_a_folder_with_an_earlier_run_is_refused(run_tiny: RunTiny) -> None:
+    run_tiny()
+    for _ in range(2):
+        # the refusal does not keep the folder locked
+        with pytest.raises(
+            RunFolderError, match=r"^the run folder is in use by an earlier run: .*Go on with it by --resume"
+        ):
+            run_tiny()
+    run_tiny(resume=True)
+
+
+def test_a_run_that_begins_and_ends_while_we_wait_for_the_folder_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SlowLock(runfolder.FolderLock):
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            (folder / "recipe.yaml").write_text("another's")
+
+    monkeypatch.setattr(runfolder, "FolderLock", SlowLock)
+    with pytest.raises(RunFolderError, match=r"^the run folder is in use by an earlier run"):
+        RunFolder(tmp_path / "run", resume=False)
+
+
+@pytest.mark.parametrize("below", ["a file", "proc"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    def decoding(*_: Any, **__: Any) -> Any:
+        raise AssertionError("images were decoded for nothing")
+
+    monkeypatch.setattr("vivace.training.run.open_cache", decoding)
+    (tmp_path / "file").write_text("")
+    name, reason = ("file/run", "Not a directory") if below == "a file" else ("/proc/run", "No such file or directory")
+    with pytest.raises(RunFolderError, match=rf"^the run folder can't be written: .* \({reason}\)\. Choose another"):
+        run_tiny(name)
+
+
+def test_a_folder_without_room_for_checkpoints_is_refused_and_set_free(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("a file")
+    with pytest.raises(RunFolderError, match=r"^the run folder can't be written: .*run \(File exists\)\. Free some"):
+        RunFolder(tmp_path / "run", resume=False)
+    (tmp_path / "run" / "checkpoints").unlink()
+    RunFolder(tmp_path / "run", resume=False).release()
+
+
+@pytest.mark.parametrize("name", ["env.json", "tune.json", "run.json", "recipe.yaml"])
+def test_a_disk_that_is_full_at_the_start_leaves_no_run(
+    run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fsync = os.fsync
+
+    def full(file: int) -> None:
+        if name in str(Path(f"/proc/self/fd/{file}").readlink()):
+            raise OSError(28, os.strerror(28))
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunFolderError, match=r"^the run folder can't be written: .*\(No space left on device\)"):
+            run_tiny("run")
+    # what was written before is no obstacle to the next try
+    assert not (tmp_path / "run").exists()
+    run_tiny("run")
+
+
+def test_refused_data_leave_no_run_folder(run_tiny: RunTiny, make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    bad = make_folder("bad")
+    (bad / "red" / "000.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"000\.png"):
+        run_tiny("fresh", data=bad)
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_there_must_be_a_run_to_resume(run_tiny: RunTiny, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"^there is no run to resume in .*Leave --resume out"):
+        run_tiny("nothing", resume=True)
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "lacks data or contract"),
+        ("{}", "lacks data or contract"),
+        (
+            '{"data": {"name": "colours", "num_images": 24}, "contract": {"target": null}}',
+            "lacks fingerprint, within_se",
+        ),
+    ],
+)
+def test_a_damaged_run_file_is_refused(run_tiny: RunTiny, text: str, problem: str) -> None:
+    result = run_tiny()
+    (result.run / "run.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"^the run can't be resumed: .*run\.json.*{problem}.*Start a new run"):
+        run_tiny(resume=True)
+
+
+def test_the_newest_run_of_a_data_set_is_resumed_and_new_ones_get_a_number(run_tiny: RunTiny, tmp_path: Path) -> None:
+    first, second = run_tiny("colours-a"), run_tiny("colours-b")
+    os.utime(first.run / "run.json", (1, 1))
+    assert newest_run(tmp_path, "colours") == second.run
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    assert newest_run(tmp_path, "colours") == second.run
+    with pytest.raises(RunFolderError, match=r"^there is no run of cats to resume"):
+        newest_run(tmp_path, "cats")
+    assert new_run_path(tmp_path, "colours-a").name == "colours-a-2"
+    assert new_run_path(tmp_path, "colours-z").name == "colours-z"
+
+
+def test_only_the_length_of_a_run_may_change(run_tiny: RunTiny) -> None:
+    check_same_recipe(Recipe(epochs=3), Recipe(epochs=5, checkpoint_minutes=1.0, early_stopping=2))
+    with pytest.raises(CheckpointError) as caught:
+        check_same_recipe(Recipe(), Recipe(seed=1, ema_decay=0.9))
+    assert str(caught.value) == (
+        "the run can't be resumed with another recipe: ema_decay: None → 0.9; seed: 0 → 1. "
+        "Leave these options out, or start a new run with another --run."
+    )
+
+
+def test_a_run_folder_holds_what_the_run_is(run_tiny: RunTiny) -> None:
+    result = run_tiny("run", target=0.99, changes={"epochs": 1})
+    assert {path.name for path in result.run.iterdir()} >= {
+        "recipe.yaml",
+        "env.json",
+        "tune.json",
+        "run.json",
+        "result.json",
+        "metrics.csv",
+        "tensorboard",
+        "checkpoints",
+        "bundle",
+    }
+    facts = json.loads((result.run / "run.json").read_text())
+    assert facts["contract"] == {"within_seconds": None, "target": 0.99}
+    assert (facts["data"]["num_images"], facts["data"]["num_train"], facts["data"]["num_val"]) == (24, 18, 6)
