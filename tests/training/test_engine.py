@@ -90,7 +90,8 @@ def test_only_the_head_learns_in_the_head_epochs(
 
     pretrained = run_tiny("pretrained")
     weights = export_state_dict(load_bundle(pretrained.bundle), tmp_path / "w.pth")
-    changes = {"model.weights": str(weights), "head_epochs": 1, "ema_decay": None}
+    # validations within the epoch put the network in eval mode and back
+    changes = {"model.weights": str(weights), "head_epochs": 1, "ema_decay": None, "validate_every": 0.34}
     seen: list[tuple[int, dict[str, torch.Tensor]]] = []
     step = Engine._step
 
@@ -211,6 +212,14 @@ def test_best_weights_that_are_damaged_are_told_and_the_last_ones_bundled(
     assert_holds(resumed, judged[min(value for value in judged if value > 0.4)])
 
 
+def test_a_run_that_goes_on_to_a_higher_target_saves_its_last_step(run_tiny: RunTiny, judged: Judged) -> None:
+    first = run_tiny(changes={"validate_every": 0.34}, target=0.3)
+    # the step at which the first target was reached, then the one at which the second was: both within an epoch
+    assert load_newest(first.run / "checkpoints")[1] == first.run / "checkpoints" / "step-000000001.safetensors"
+    run_tiny(resume=True, target=0.65)
+    assert load_newest(first.run / "checkpoints")[1] == first.run / "checkpoints" / "step-000000002.safetensors"
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients: list[list[torch.Tensor]] = []
     step = torch.optim.SGD.step
@@ -237,9 +246,19 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run_tiny: RunTiny, m
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
 
 
-def test_validations_come_as_often_as_asked(run_tiny: RunTiny) -> None:
+def test_validations_come_as_often_as_asked_and_training_goes_on_as_before(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Engine._step
+
+    def checking(self: Engine, *arguments: Any) -> None:
+        # without a moving average it is the trained network itself that is put in eval mode
+        assert self.state.model.training
+        step(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_step", checking)
     # 18 training images, batches of 6: three steps an epoch
-    result = run_tiny(changes={"validate_every": 0.34, "epochs": 2})
+    result = run_tiny(changes={"validate_every": 0.34, "epochs": 2, "ema_decay": None})
     with (result.run / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5", "6"]
     result = run_tiny("seldom", {"validate_every": 2.0, "epochs": 3})
