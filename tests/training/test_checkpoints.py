@@ -106,6 +106,14 @@ def test_one_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
+def test_the_version_is_covered_by_the_hash(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, make_tree())
+    path.write_bytes(path.read_bytes().replace(b'"version":"1"', b'"version":"0"'))
+    with pytest.raises(CheckpointError, match=r"^the checkpoint is damaged: .*c\.safetensors, its SHA-256 is wrong\."):
+        load_checkpoint(path)
+
+
 def test_another_programs_safetensors_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     save_file({"weight": torch.zeros(3)}, path)

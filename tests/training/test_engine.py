@@ -289,7 +289,10 @@ def test_a_changed_image_is_noticed_while_training(
     data = make_folder("changing")
     after_step = Engine._after_step
 
+    steps = []
+
     def changing(self: Engine, *arguments: Any) -> None:
+        steps.append(self.counters.step)
         if self.counters.step == 2:
             (data / "red" / "000.png").write_bytes(b"another")
         after_step(self, *arguments)
@@ -297,6 +300,8 @@ def test_a_changed_image_is_noticed_while_training(
     monkeypatch.setattr(Engine, "_after_step", changing)
     with pytest.raises(CacheMismatch, match=r"^the images of changing have changed since they were cached"):
         run_tiny(data=data)
+    # at the end of the epoch, not of the run
+    assert steps == [1, 2, 3]
 
 
 @pytest.mark.gpu

@@ -89,6 +89,12 @@ def test_the_micro_batch_is_halved_and_the_update_stays_that_of_the_whole_batch(
     assert messages[-1] == "out of memory: 4 images at a time from here on; the batch stays 16"
 
 
+def test_micro_batches_that_were_asked_for_are_halved_too() -> None:
+    model = Hungry(3, ERRORS[0])
+    make_stepper(model, [], micro_batch_size=4).step(make_batch(8), 0)
+    assert model.sizes == [4, 2, 2, 2, 2]
+
+
 def test_uneven_micro_batches_weigh_each_image_alike() -> None:
     plain, divided = Hungry(100, ERRORS[0]), Hungry(100, ERRORS[0])
     make_stepper(plain, []).step(make_batch(14), 0)
