@@ -77,7 +77,7 @@ def norm(channels: int) -> nn.BatchNorm2d:
 
 
 class Network(nn.Module):
-    """Whitening at 2×2, three groups, a head scaled by 1/9."""
+    """Whitening at 2×2, three groups, a head of unit weights whose outputs are divided by its width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,6 +86,8 @@ class Network(nn.Module):
         nn.init.zeros_(self.whiten.bias)
         self.groups = nn.Sequential(Group(24, 64), Group(64, 256), Group(256, 256))
         self.head = nn.Linear(256, 10, bias=False)
+        with torch.no_grad():
+            self.head.weight /= self.head.weight.std()
 
     @torch.no_grad()
     def init_whiten(self, images: Tensor, eps: float = 5e-4) -> None:
@@ -96,7 +98,8 @@ class Network(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         x = self.groups(F.gelu(x))
-        return self.head(F.max_pool2d(x, 3).flatten(1)) / 9
+        x = F.max_pool2d(x, 3).flatten(1)
+        return self.head(x) / x.shape[1]
 
     def forward(self, x: Tensor, whiten_grad: bool = True) -> Tensor:
         bias = self.whiten.bias if whiten_grad else self.whiten.bias.detach()
