@@ -179,10 +179,24 @@ def test_a_trial_takes_no_more_than_its_share_of_the_run(milliseconds: float) ->
 
 def test_where_a_time_is_planned_the_trial_takes_its_share_of_that() -> None:
     step = sleeper(lambda setup: 5.0)
-    short = tune(RECIPE, step, device=CPU, expected_steps=1_000_000, planned_seconds=1.0)
+    short = tune(RECIPE, step, device=CPU, expected_steps=1_000_000, planned_seconds=0.3)
     assert (short.source, short.trials) == ("skipped", ())
+    # a candidate takes 11 steps: one fits into a tenth of a second, the most promising
+    some = tune(RECIPE, step, device=CPU, expected_steps=1_000_000, planned_seconds=1.0)
+    assert [trial.name for trial in some.trials] == ["bf16"]
     long = tune(RECIPE, step, device=CPU, expected_steps=1, planned_seconds=60.0)
     assert long.source == "measured"
+
+
+def test_tiles_are_tried_where_bf16_was_kept_and_only_there() -> None:
+    def cost(setup: Setup) -> float:
+        return 10.0 / (2 if setup.precision == "bf16" else 1) / (1.5 if setup.tile_small_maps else 1)
+
+    receipt = tune(RECIPE, sleeper(cost), device=CPU, expected_steps=10_000)
+    assert receipt.setup.tile_small_maps
+    assert "tiled gradients" in receipt.summary()
+    slow = tune(RECIPE, sleeper(lambda setup: 10.0), device=CPU, expected_steps=10_000)
+    assert "tiled gradients" not in names_kept(slow)
 
 
 def test_compiling_must_save_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +325,7 @@ def test_beside_another_job_the_fastest_steps_decide_and_the_receipt_is_not_kept
 
     monkeypatch.setattr(tune_module, "compare", compare)
     path = tmp_path / "receipt.json"
-    recipe = dataclasses.replace(RECIPE, channels_last=False, compile=False)
+    recipe = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_small_maps=False)
     receipt = tune(recipe, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
     # once more, and longer
     assert asked == [4, 12]

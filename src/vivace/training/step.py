@@ -15,6 +15,7 @@ from vivace.data.loader import Batch
 from vivace.errors import OutOfMemoryError
 from vivace.models.normalize import Normalize
 from vivace.training.state import TrainState
+from vivace.training.tiling import TiledGradients
 
 __all__ = ["Setup", "StepResult", "Stepper", "autocast", "has_batch_norm"]
 
@@ -30,6 +31,8 @@ class Setup:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    tile_small_maps: bool = False
+    """Whether weight gradients of small maps are taken with images side by side (`TiledGradients`)."""
     threads: int = 1
     micro_batch_size: int | None = None
     """Images per forward pass; None: the whole batch."""
@@ -95,7 +98,12 @@ class Stepper:
         # drawn once, so that a second try after an out-of-memory sees the same images
         with _memory_for("augmenting the images", "Give a smaller --batch-size"):
             images_BCHW, targets = self._augment(
-                batch.images_BCHW, batch.labels_B, batch.indices_B, epoch=epoch, generator=self.state.generator
+                batch.images_BCHW,
+                batch.labels_B,
+                batch.indices_B,
+                epoch=epoch,
+                generator=self.state.generator,
+                progress=self.state.counters.progress,
             )
         loss_sum, correct_sum = self._gradients(images_BCHW, targets, batch.labels_B)
         # never tried twice: some weights would move twice
@@ -121,7 +129,7 @@ class Stepper:
         loss_sum = torch.zeros((), device=self._device)
         correct_sum = torch.zeros((), device=self._device, dtype=torch.int64)
         for chunk in _chunks(num_images, self.micro_batch_size):
-            with autocast(self._device, self.setup.precision):
+            with autocast(self._device, self.setup.precision), self._kernels():
                 logits_BK = self._forward(self._normalize(images_BCHW[chunk]))
                 loss = self._loss(logits_BK, targets[chunk])
             share = len(logits_BK) / num_images
@@ -129,6 +137,11 @@ class Stepper:
             loss_sum += loss.detach() * len(logits_BK)
             correct_sum += (logits_BK.detach().argmax(1) == labels_B[chunk]).sum()
         return loss_sum, correct_sum
+
+    def _kernels(self) -> contextlib.AbstractContextManager[object]:
+        # a compiled network has its own
+        tiled = self.setup.tile_small_maps and not self.setup.compile
+        return TiledGradients() if tiled else contextlib.nullcontext()
 
     def _update(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
         state = self.state

@@ -65,6 +65,8 @@ class Receipt:
         setup = self.setup
         parts = [setup.precision, "channels_last" if setup.channels_last else "contiguous"]
         parts += ["compiled" if setup.compile else "eager", f"{setup.threads} threads"]
+        if setup.tile_small_maps:
+            parts.append("tiled gradients")
         if setup.micro_batch_size:
             parts.append(f"micro-batches of {setup.micro_batch_size}")
         gain = 1.0
@@ -80,6 +82,7 @@ def plain_setup(recipe: Recipe) -> Setup:
         precision="fp32" if recipe.precision == "auto" else recipe.precision,
         channels_last=recipe.channels_last is True,
         compile=recipe.compile is True,
+        tile_small_maps=recipe.tile_small_maps is True,
         threads=num_cpus() if recipe.threads == "auto" else recipe.threads,
         micro_batch_size=recipe.micro_batch_size,
     )
@@ -120,7 +123,7 @@ def tune(
     make_step(setup) gives a function that makes one training step of `trial_batch_size` images on a copy of the
     network. planned_seconds: the length of the run where a time decides it rather than `expected_steps`. A candidate
     is kept only if the whole interval of its ratio lies above 1. Nothing is tried, and nothing stored, where the trial
-    would take more than MAX_SHARE of the run.
+    would take more than MAX_SHARE of the run; the least promising candidates are left out where all would.
     """
     started = time.perf_counter()
     setup = plain_setup(recipe)
@@ -134,12 +137,18 @@ def tune(
     num_pairs = 4 if step_ms < 200 else 3
     candidates = _candidates(recipe, setup, device, run_seconds)
     # of each candidate: its first step, a warm-up and the pairs
-    num_steps = 2 + len(candidates) * (1 + 2 * NUM_WARMUP + 2 * num_pairs)
-    if not candidates or num_steps * step_ms / 1e3 > MAX_SHARE * run_seconds:
+    candidate_seconds = (1 + 2 * NUM_WARMUP + 2 * num_pairs) * step_ms / 1e3
+    # the first ones save most: the last are left out where all would cost more than their share
+    affordable = int((MAX_SHARE * run_seconds - 2 * step_ms / 1e3) / candidate_seconds)
+    candidates = candidates[: max(0, affordable)]
+    if not candidates:
         return Receipt(setup=setup, seconds=time.perf_counter() - started, source="skipped")
     trials: list[Trial] = []
     for name, changes in candidates:
         candidate = dataclasses.replace(setup, **changes)
+        if candidate.tile_small_maps != setup.tile_small_maps and candidate.precision == "fp32":
+            # there tiles change nothing
+            continue
         began = time.perf_counter()
         try:
             step = make_step(candidate)
@@ -194,11 +203,14 @@ def _candidates(
     recipe: Recipe, plain: Setup, device: torch.device, run_seconds: float
 ) -> list[tuple[str, dict[str, Any]]]:
     candidates: list[tuple[str, dict[str, Any]]] = []
+    low: list[str] = []
     if recipe.precision == "auto":
         low = [precision for precision in supported_precisions(device) if precision != "fp32"]
         if low:
             # bf16 before fp16: as fast, and it needs no loss scaling
             candidates.append((low[0], {"precision": low[0]}))
+    if recipe.tile_small_maps == "auto" and device.type == "cpu" and (low or recipe.precision in ("bf16", "fp16")):
+        candidates.append(("tiled gradients", {"tile_small_maps": True}))
     if recipe.channels_last == "auto":
         candidates.append(("channels_last", {"channels_last": True}))
     if recipe.threads == "auto" and device.type == "cpu" and plain.threads >= 4:
