@@ -26,6 +26,7 @@ __all__ = [
     "cpu_name",
     "describe",
     "device_name",
+    "has_nvidia_driver",
     "keep_freed_memory",
     "library_versions",
     "num_cpus",
@@ -51,6 +52,11 @@ def num_cpus() -> int:
     except (OSError, ValueError):
         pass
     return count
+
+
+def has_nvidia_driver() -> bool:
+    """Whether a driver for NVIDIA GPUs is loaded: known without importing torch."""
+    return Path("/proc/driver/nvidia/version").exists()
 
 
 @functools.cache

@@ -200,3 +200,59 @@ def test_a_shift_of_the_whole_image_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         Augment(AugmentConfig(translate=20), size=20, num_classes=2)
     assert str(caught.value) == "augment.translate is out of range: got 20. Give a value in [0, 19]."
+
+
+def test_images_grow_from_the_start_size_to_the_full_one() -> None:
+    augment = Augment(AugmentConfig(start_size=20, full_size_from=0.5), size=32, num_classes=7)
+    sizes = [augment.size_at(step / 100) for step in range(101)]
+    assert sizes[0] == 20
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {20, 24, 28, 32}
+    assert all(size == 32 for size in sizes[50:])
+    # never above the full size, where the steps do not divide the way to it
+    odd = Augment(AugmentConfig(start_size=21), size=30, num_classes=7)
+    assert {odd.size_at(step / 100) for step in range(101)} <= {21, 25, 29, 30}
+    assert Augment(AugmentConfig(), size=32, num_classes=7).size_at(0.0) == 32
+
+
+@pytest.mark.parametrize(
+    ("placed", "close"),
+    [
+        ({}, 1),
+        ({"flip": "alternating", "translate": 2}, 1),
+        # from the box itself rather than from the box at full size: noise, which these images are, comes out sharper
+        ({"random_resized_crop": (0.4, 1.0)}, 12),
+    ],
+)
+def test_small_images_are_the_large_ones_scaled_down(
+    make_images: MakeImages, placed: dict[str, object], close: float
+) -> None:
+    images = make_images(6, height=32, width=32, channels=3)
+    indices = torch.arange(6)
+
+    def augmented(start_size: int | None) -> Tensor:
+        config = AugmentConfig(start_size=start_size, **placed)  # type: ignore[arg-type]
+        augment = Augment(config, size=32, num_classes=7)
+        generator = torch.Generator().manual_seed(3)
+        return augment(images, indices, indices, epoch=0, generator=generator, progress=0.0)[0]
+
+    small, large = augmented(16), augmented(None)
+    assert small.shape == (6, 3, 16, 16)
+    assert small.is_contiguous(memory_format=torch.channels_last)
+    reference = torch.nn.functional.interpolate(large.float(), (16, 16), mode="bilinear", antialias=True)
+    assert float((small.float() - reference).abs().mean()) < close
+    # other windows would be as far away as other images
+    assert float((small.float() - reference.flip(0)).abs().mean()) > 20
+
+
+def test_a_blanked_square_keeps_its_share_of_a_small_image(make_images: MakeImages) -> None:
+    images = make_images(50, height=32, width=32, channels=3) // 4
+    augment = Augment(AugmentConfig(cutout=16, start_size=16), size=32, num_classes=7)
+    generator = torch.Generator().manual_seed(0)
+    small = augment(images, torch.zeros(50).long(), torch.arange(50), epoch=0, generator=generator, progress=0.0)[0]
+    assert int((small == CUTOUT_VALUE).all(1).sum((1, 2)).max()) == 8 * 8
+
+
+def test_a_start_size_above_the_size_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"augment\.start_size"):
+        Augment(AugmentConfig(start_size=40), size=32, num_classes=7)

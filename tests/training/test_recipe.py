@@ -41,6 +41,8 @@ OTHER = Recipe(
         cutout=8,
         mixup=0.2,
         cutmix=1.0,
+        start_size=16,
+        full_size_from=0.4,
     ),
     optimizer=OptimizerConfig(
         name="adamw",
@@ -68,6 +70,7 @@ OTHER = Recipe(
     precision="bf16",
     channels_last=False,
     compile=True,
+    tile_small_maps=True,
     threads=3,
     validate_every=0.5,
     checkpoint_minutes=1.5,
@@ -183,3 +186,13 @@ def test_a_result_has_the_keys_of_the_field() -> None:
     keys = {"bundle", "run", "val_top1", "test_top1", "epochs", "train_seconds", "total_seconds", "num_images_seen"}
     assert keys <= found.keys()
     assert (found["bundle"], found["run"], found["test_top1"]) == ("runs/a/bundle", "runs/a", None)
+
+
+def test_in_little_time_fast_takes_the_smaller_network() -> None:
+    facts = DataFacts(num_images=50_000, num_classes=10, channels=3, side=32)
+    hurried = resolve_recipe("fast", dataclasses.replace(facts, seconds=60.0))
+    assert hurried.model.arguments == {"stride": 2}
+    for seconds in (None, 600.0):
+        unhurried = resolve_recipe("fast", dataclasses.replace(facts, seconds=seconds))
+        assert unhurried.model.arguments["widths"] == [64, 256, 256]
+        assert unhurried.augment.start_size == 20

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vivace.config import check_range
 from vivace.data.color import color_jitter
@@ -20,16 +21,20 @@ __all__ = ["Augment", "alternating_flips", "cutout", "random_crop"]
 
 # the middle of 0..255: near zero after normalisation, so that a blank square says nothing
 CUTOUT_VALUE = 128
+# px between one size of the images and the next
+SIZE_STEP = 4
 
 
 class Augment:
     """An AugmentConfig as a function: images at the stored size → images at the network's size, and targets.
 
-    Raises ConfigError if `translate` is not below `size`: a reflection is no longer than its image.
+    Raises ConfigError if `translate` is not below `size`, for a reflection is no longer than its image, and if
+    `start_size` is above it.
     """
 
     def __init__(self, config: AugmentConfig, *, size: int, num_classes: int, seed: int = 0) -> None:
         check_range("augment.translate", config.translate, 0, size - 1)
+        check_range("augment.start_size", config.start_size, 8, size)
         self.config, self.size, self.num_classes, self.seed = config, size, num_classes, seed
 
     def __call__(
@@ -40,21 +45,26 @@ class Augment:
         *,
         epoch: int,
         generator: torch.Generator,
+        progress: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """images_BCHW uint8 at the stored size → (images [B, C, size, size], targets).
+        """images_BCHW uint8 at the stored size → (images [B, C, S, S], targets); S is `size_at(progress)`.
 
-        indices_B: positions in the data set, which decide the alternating flips. Targets are labels_B int64, or soft
+        indices_B: positions in the data set, which decide the alternating flips. progress: share of the run that is
+        done, [0, 1], which decides the size. Targets are labels_B int64, or soft
         float32 [B, K] with mixup or cutmix. The images given are never changed; without any augmentation they are
         what comes out.
         """
         config = self.config
-        images_BCHW = self._place(images_BCHW, self._flips(indices_B, epoch, generator), generator)
+        size = self.size_at(progress)
+        images_BCHW = self._place(images_BCHW, self._flips(indices_B, epoch, generator), size, generator)
         if config.trivial_augment:
             images_BCHW = trivial_augment(images_BCHW, generator)
         if config.color_jitter:
             images_BCHW = color_jitter(images_BCHW, config.color_jitter, generator)
         if config.cutout:
-            images_BCHW = cutout(images_BCHW, config.cutout, generator)
+            # an equal share of the image at every size
+            side = max(1, round(config.cutout * images_BCHW.shape[-1] / self.size))
+            images_BCHW = cutout(images_BCHW, side, generator)
         if config.mixup or config.cutmix:
             return mix(
                 images_BCHW,
@@ -66,18 +76,29 @@ class Augment:
             )
         return images_BCHW, labels_B
 
-    def _place(self, images_BCHW: Tensor, flips_B: Tensor | None, generator: torch.Generator) -> Tensor:
-        """What is seen of each image, and which way round."""
+    def size_at(self, progress: float) -> int:
+        """Side of the images when the share `progress` of the run is done, px: from `start_size` in steps of 4."""
+        start, share = self.config.start_size, progress / self.config.full_size_from
+        if start is None or share >= 1:
+            return self.size
+        return min(self.size, start + SIZE_STEP * int((self.size - start) / SIZE_STEP * share + 0.5))
+
+    def _place(self, images_BCHW: Tensor, flips_B: Tensor | None, size: int, generator: torch.Generator) -> Tensor:
+        """What is seen of each image, which way round, and how large."""
         config = self.config
         if config.random_resized_crop is not None:
             boxes_B4 = crop_boxes(
                 len(images_BCHW), images_BCHW.shape[-2:], config.random_resized_crop, generator, images_BCHW.device
             )
-            images_BCHW = resized_crop(images_BCHW, boxes_B4, self.size, flips_B)
+            # shifts are given in px of the full size: with them the crop can't be made at the smaller one
+            crop_size = self.size if config.translate else size
+            images_BCHW = resized_crop(images_BCHW, boxes_B4, crop_size, flips_B)
             flips_B = None
-        if flips_B is None and config.translate == 0 and images_BCHW.shape[-2:] == (self.size, self.size):
+        if flips_B is not None or config.translate or images_BCHW.shape[-2:] not in ((self.size,) * 2, (size,) * 2):
+            images_BCHW = random_crop(images_BCHW, self.size, generator, translate=config.translate, flips_B=flips_B)
+        if images_BCHW.shape[-1] == size:
             return images_BCHW
-        return random_crop(images_BCHW, self.size, generator, translate=config.translate, flips_B=flips_B)
+        return functional.interpolate(images_BCHW, (size, size), mode="bilinear", antialias=True)
 
     def _flips(self, indices_B: Tensor, epoch: int, generator: torch.Generator) -> Tensor | None:
         if self.config.flip == "alternating":

@@ -56,6 +56,10 @@ class AugmentConfig:
     """Alpha of the Beta distribution of mixup (arXiv:1710.09412); 0: none."""
     cutmix: float = 0.0
     """Alpha of the Beta distribution of cutmix (arXiv:1905.04899); 0: none. With mixup, a coin per batch decides."""
+    start_size: int | None = None
+    """Side of the images at the start, px; it grows to the full size, and small images cost less. None: full size."""
+    full_size_from: float = 0.6
+    """Share of the run from which images have their full size, (0, 1]."""
 
     def __post_init__(self) -> None:
         if self.random_resized_crop is not None:
@@ -68,3 +72,5 @@ class AugmentConfig:
         check_range("augment.cutout", self.cutout, 0, 2048)
         check_range("augment.mixup", self.mixup, 0.0, 100.0)
         check_range("augment.cutmix", self.cutmix, 0.0, 100.0)
+        check_range("augment.start_size", self.start_size, 8, 2048)
+        check_range("augment.full_size_from", self.full_size_from, 0.0, 1.0, open_low=True)

@@ -122,6 +122,7 @@ class Session:
                 f"micro_batch_size is too small: got 1, and {recipe.model.name} has batch norm, which needs 2 images "
                 "to train on. Set micro_batch_size=2."
             )
+        self._check_start_size()
         self.head = head_parameters(self.model) if recipe.head_epochs else []
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
         self.loss = make_loss(recipe.loss, train.labels_N[data.train_indices], self.num_classes, device)
@@ -155,6 +156,20 @@ class Session:
             with torch.no_grad():
                 init(self.normalize(stored.to(self.device)))
         return model
+
+    def _check_start_size(self) -> None:
+        start = self.recipe.augment.start_size
+        if start is None:
+            return
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                self.model(torch.zeros(2, self.data.preprocess.channels, start, start, device=self.device))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"augment.start_size is too small for {self.recipe.model.name}: got {start} "
+                f"({str(error).splitlines()[0]}). Set a larger one, or augment.start_size=null."
+            ) from None
 
     def state(self, setup: Setup) -> TrainState:
         """A fresh TrainState around the network, in the setup's memory format."""
@@ -193,7 +208,10 @@ class Session:
         model = copy.deepcopy(self.model).train()
         if setup.channels_last:
             model.to(memory_format=torch.channels_last)
-        stepper = self.stepper(self._state_of(model, setup), setup)
+        state = self._state_of(model, setup)
+        # images that grow have their full size at the end: most of the time goes there
+        state.counters.progress = 1.0
+        stepper = self.stepper(state, setup)
         batch = next(iter(self.batches.epoch(0)))
         count = min(trial_batch_size(self.recipe), len(batch.labels_B))
         small = Batch(batch.images_BCHW[:count], batch.labels_B[:count], batch.indices_B[:count])

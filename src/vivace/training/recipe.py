@@ -60,6 +60,8 @@ class Recipe:
     """Memory format of images and weights. auto: as for precision."""
     compile: bool | Literal["auto"] = "auto"
     """Use torch.compile. auto: when the run is long enough to earn back what compiling costs."""
+    tile_small_maps: bool | Literal["auto"] = "auto"
+    """On a CPU, take weight gradients of small maps with the images of a batch side by side. auto: as for precision."""
     threads: int | Literal["auto"] = "auto"
     """CPU threads. auto: all processors of this process."""
     validate_every: float = 1.0
@@ -83,7 +85,7 @@ class Recipe:
         check_range("validate_every", self.validate_every, 0.0, open_low=True)
         check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, open_low=True)
         check_range("seed", self.seed, 0, 2**32, open_high=True)
-        for name in ("channels_last", "compile"):
+        for name in ("channels_last", "compile", "tile_small_maps"):
             # made in Python, no YAML reader has looked at it: "on" would count as off in silence
             if getattr(self, name) not in (True, False, "auto"):
                 raise ConfigError(f"{name} is unknown: got {getattr(self, name)!r}. Give True, False or 'auto'.")

@@ -16,7 +16,7 @@ from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import ConfigError
-from vivace.hardware import process_seconds
+from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.training.display import LiveDisplay, counting_bar
 from vivace.training.facts import measure_facts
 from vivace.training.implied import with_implied
@@ -81,7 +81,9 @@ def train(
 
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     source = open_source(data, data_root=Path(data_root) if data_root else None, cache_dir=cache_path)
-    folder, resolved = _open_run(source, recipe, changes, run, resume)
+    # a GPU has time for the larger network in any contract
+    on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
+    folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
     try:
         cache = _open_cache(source, resolved, cache_path, num_workers, quiet)
         from vivace.training.session import Contract, run_training
@@ -114,10 +116,11 @@ def _open_run(
     changes: dict[str, Any],
     run: str | Path | None,
     resume: bool,
+    seconds: float | None,
 ) -> tuple[RunFolder, Recipe]:
     """The locked run folder, and the recipe with the changes made and everything about the data resolved."""
     runs = Path("runs")
-    facts = measure_facts(source)
+    facts = dataclasses.replace(measure_facts(source), seconds=seconds)
     if resume:
         folder = RunFolder(Path(run) if run else newest_run(runs, source.name), resume=True)
         try:
@@ -140,7 +143,9 @@ def _resumed_recipe(
     """The run's own recipe with the changes that a resumed run may have. Raises CheckpointError for others."""
     saved = folder.saved_recipe()
     if recipe != DEFAULT_RECIPE:
-        asked = resolve_recipe(recipe, facts)
+        # the network follows from the contract that the run began with
+        began_with = folder.saved_facts()["contract"]["within_seconds"]
+        asked = resolve_recipe(recipe, dataclasses.replace(facts, seconds=began_with))
         if isinstance(recipe, str) and recipe == asked.name:
             asked = dataclasses.replace(saved, name=recipe)
         check_same_recipe(saved, from_dict(Recipe, _merged(to_dict(saved), to_dict(asked))))

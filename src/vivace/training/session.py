@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,8 +145,10 @@ def _receipt(
         "batch": trial_batch_size(recipe),
         "augment": to_dict(recipe.augment),
         "optimizer": to_dict(recipe.optimizer),
-        "fixed": [recipe.precision, recipe.channels_last, recipe.compile, recipe.threads, recipe.micro_batch_size],
-        "epochs": recipe.epochs,
+        "fixed": [recipe.precision, recipe.channels_last, recipe.compile, recipe.tile_small_maps, recipe.threads],
+        "micro_batch": recipe.micro_batch_size,
+        # whether compiling pays depends on the length of the run, within a factor of ten or so
+        "magnitude": round(math.log10(recipe.epochs * len(session.data.train_indices))),
     }
     path = receipt_path(cache_dir, names)
     return stored_receipt(path) or run_trial(
@@ -164,6 +167,7 @@ def _resolved(recipe: Recipe, setup: Setup) -> Recipe:
         precision=setup.precision,
         channels_last=setup.channels_last,
         compile=setup.compile,
+        tile_small_maps=setup.tile_small_maps,
         threads=setup.threads,
         micro_batch_size=setup.micro_batch_size,
     )
