@@ -33,6 +33,7 @@ ALLOWED = {
     "runtimes": BASE | {"models", "data.preprocess"},
     "prediction": BASE | {"runtimes", "data.preprocess", "data.decode"},
     "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction"},
+    "bench": LAYER_0 | {"training"},
     "report": {"errors", "files"},
 }
 # decoding starts and help appears before torch is there
@@ -40,7 +41,8 @@ TORCH_FREE = [
     "vivace",
     "vivace.cli",
     "vivace.cli.common",
-    *(f"vivace.cli.{verb}" for verb in ("train", "evaluate", "predict", "export", "audit", "doctor", "cache")),
+    *(f"vivace.cli.{verb}" for verb in ("train", "evaluate", "predict", "export", "bench", "audit", "doctor", "cache")),
+    "vivace.bench.levers",
     "vivace.config",
     "vivace.files",
     "vivace.hardware",

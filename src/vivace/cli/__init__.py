@@ -12,6 +12,7 @@ VERBS = {
     "evaluate": "measure a bundle on labelled images",
     "predict": "classify images with a bundle",
     "export": "write a bundle's weights for plain PyTorch",
+    "bench": "measure what each technique is worth on your data and machine",
     "audit": "look for corrupt, duplicate, leaked and suspect images",
     "doctor": "tell what this machine is, what pays on it, and what is missing",
     "cache": "list or remove the caches of decoded images",

@@ -1,0 +1,1 @@
+"""Receipts for techniques, measured on the user's own data and machine."""

@@ -1,0 +1,226 @@
+"""What each technique of a recipe is worth: switched off one at a time, in time and in accuracy (no torch here)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vivace.config import from_yaml, to_dict
+from vivace.errors import ConfigError, nearest
+from vivace.measure import bootstrap_ratio
+from vivace.training.recipe import Recipe
+from vivace.training.result import TrainResult
+from vivace.training.run import train
+
+__all__ = ["LEVERS", "Lever", "LeverRow", "LeversReport", "levers_of", "measure_levers"]
+
+# 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom; beyond them that of the normal distribution
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A technique, and what to set in a recipe to do without it."""
+
+    name: str
+    about: str
+    is_on: Callable[[Recipe], bool]
+    off: Mapping[str, Any]
+
+
+LEVERS = (
+    Lever("low precision", "bf16 or fp16 for fp32", lambda r: r.precision in ("bf16", "fp16"), {"precision": "fp32"}),
+    Lever(
+        "tiled gradients",
+        "weight gradients of small maps with images side by side",
+        lambda r: r.tile_small_maps is True,
+        {"tile_small_maps": False},
+    ),
+    Lever("channels_last", "memory format", lambda r: r.channels_last is True, {"channels_last": False}),
+    Lever("compile", "torch.compile for eager", lambda r: r.compile is True, {"compile": False}),
+    Lever(
+        "growing images",
+        "small images at the start of training",
+        lambda r: r.augment.start_size is not None,
+        {"augment.start_size": None},
+    ),
+    Lever("Muon", "Muon for SGD at its usual rate", lambda r: r.optimizer.name == "muon", {"optimizer.name": "sgd"}),
+    Lever(
+        "schedule",
+        "a rate that rises and falls for a constant one",
+        lambda r: r.schedule.name != "constant",
+        {"schedule.name": "constant", "schedule.warmup": 0.0},
+    ),
+    Lever("flips", "mirrored images", lambda r: r.augment.flip != "none", {"augment.flip": "none"}),
+    Lever(
+        "alternating flips",
+        "each image the other way round every epoch, for a coin",
+        lambda r: r.augment.flip == "alternating",
+        {"augment.flip": "random"},
+    ),
+    Lever("shifts", "shifted images", lambda r: r.augment.translate > 0, {"augment.translate": 0}),
+    Lever(
+        "crops",
+        "random-resized crops for whole images",
+        lambda r: r.augment.random_resized_crop is not None,
+        {"augment.random_resized_crop": None},
+    ),
+    Lever("cutout", "blanked squares", lambda r: r.augment.cutout > 0, {"augment.cutout": 0}),
+    Lever("label smoothing", "softened targets", lambda r: r.loss.label_smoothing > 0, {"loss.label_smoothing": 0.0}),
+    Lever("weight decay", "", lambda r: r.optimizer.weight_decay > 0, {"optimizer.weight_decay": 0.0}),
+    Lever("moving average", "of the weights", lambda r: r.ema_decay is not None, {"ema_decay": None}),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeverRow:
+    """A technique's receipt. Accuracies are fractions; a gain above 0 says that the technique helps."""
+
+    name: str
+    about: str
+    n: int
+    """Runs with it and without it, one of each for a seed."""
+    speedup: float
+    """Time of the loop without the technique over time with it, medians; above 1 it saves time."""
+    speedup_low: float
+    speedup_high: float
+    """Bounds of the 95 % bootstrap interval over the seeds; with one seed both are the ratio itself."""
+    gain: float
+    """Mean validation accuracy with the technique less that without it."""
+    gain_low: float | None
+    gain_high: float | None
+    """Bounds of the 95 % interval of Student's t over the seeds; None with one seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeversReport:
+    """All receipts, the recipe that they are about, and the runs behind them."""
+
+    data: str
+    recipe: Mapping[str, Any]
+    """The resolved recipe with every technique on."""
+    rows: tuple[LeverRow, ...]
+    runs: Mapping[str, Sequence[Mapping[str, float]]]
+    """By technique, "all on" among them: train_seconds and val_top1 of each seed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return to_dict(self)
+
+    def markdown(self) -> str:
+        """The receipts as a table."""
+        base = self.runs["all on"]
+        seconds, top1 = (statistics.median(run[key] for run in base) for key in ("train_seconds", "val_top1"))
+        lines = [
+            f"# What each technique is worth on {self.data}",
+            "",
+            f"All on: {100 * top1:.2f} % validation accuracy, {seconds:.1f} s training (medians, n = {len(base)}). "
+            "Each technique was switched off alone. Intervals are 95 %: bootstrap over the seeds for time, Student's t "
+            "for accuracy.",
+            "",
+            "| technique | time without it / with it | accuracy gained, points | n |",
+            "| --- | --- | --- | --- |",
+        ]
+        for row in self.rows:
+            gain = f"{100 * row.gain:+.2f}"
+            if row.gain_low is not None and row.gain_high is not None:
+                gain += f" [{100 * row.gain_low:+.2f}, {100 * row.gain_high:+.2f}]"
+            speed = f"{row.speedup:.2f} [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
+            about = f": {row.about}" if row.about else ""
+            lines.append(f"| **{row.name}**{about} | {speed} | {gain} | {row.n} |")
+        return "\n".join(lines) + "\n"
+
+
+def levers_of(recipe: Recipe, names: Sequence[str] = ()) -> list[Lever]:
+    """The techniques that are on in a resolved recipe; with names, these alone. Raises ConfigError for others."""
+    known = {lever.name: lever for lever in LEVERS}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"the lever is unknown: got {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+        if not known[name].is_on(recipe):
+            on = ", ".join(lever.name for lever in LEVERS if lever.is_on(recipe))
+            raise ConfigError(f"the recipe does not use {name!r}: there is nothing to switch off. It uses: {on}.")
+    return [lever for lever in LEVERS if lever.is_on(recipe) and (not names or lever.name in names)]
+
+
+def measure_levers(
+    data: str | Path,
+    recipe: str | Path | Recipe = "fast",
+    *,
+    out: Path,
+    epochs: int | None = None,
+    seeds: int = 3,
+    levers: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    cache_dir: Path | None = None,
+    on_run: Callable[[str, int, TrainResult], None] = lambda name, seed, result: None,
+) -> LeversReport:
+    """Train with everything on and with each technique off, once per seed, and compare time and validation accuracy.
+
+    The order of the runs turns round from seed to seed. What the machine decides (precision, memory format) is measured
+    once, in the first run, and the same for all. out: folder for the runs, a subfolder each. on_run: told each result.
+    The test split is looked at by none of the comparisons. Raises ConfigError for an unknown lever or no seed.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds is out of range: got {seeds}. Give 1 or more.")
+
+    def run(name: str, base: str | Path | Recipe, changes: Mapping[str, Any], seed: int, tune: bool) -> TrainResult:
+        result = train(
+            data,
+            base,
+            epochs=epochs,
+            overrides={**(overrides or {}), **changes, "seed": seed},
+            run=out / f"{name.replace(' ', '-').lower()}-{seed}",
+            device=device,
+            tune=tune,
+            cache_dir=cache_dir,
+            quiet=True,
+        )
+        on_run(name, seed, result)
+        return result
+
+    first = run("all on", recipe, {}, 0, True)
+    resolved = from_yaml(Recipe, first.run / "recipe.yaml")
+    chosen = levers_of(resolved, levers)
+    results: dict[str, list[TrainResult]] = {"all on": [first], **{lever.name: [] for lever in chosen}}
+    for seed in range(seeds):
+        order = [("all on", {}), *((lever.name, lever.off) for lever in chosen)]
+        for name, off in order if seed % 2 == 0 else order[::-1]:
+            if (name, seed) != ("all on", 0):
+                results[name].append(run(name, resolved, off, seed, False))
+    base = results.pop("all on")
+    return LeversReport(
+        data=str(data),
+        recipe=to_dict(resolved),
+        rows=tuple(_row(lever, base, results[lever.name]) for lever in chosen),
+        runs={
+            name: [{"train_seconds": r.train_seconds, "val_top1": r.val_top1} for r in runs]
+            for name, runs in {"all on": base, **results}.items()
+        },
+    )
+
+
+def _row(lever: Lever, with_it: Sequence[TrainResult], without: Sequence[TrainResult]) -> LeverRow:
+    ratio, low, high = bootstrap_ratio([r.train_seconds for r in without], [r.train_seconds for r in with_it])
+    gains = [on.val_top1 - off.val_top1 for on, off in zip(with_it, without, strict=True)]
+    gain, margin = statistics.mean(gains), None
+    if len(gains) > 1:
+        freedom = len(gains) - 1
+        quantile = T_975[freedom - 1] if freedom <= len(T_975) else 1.96
+        margin = quantile * statistics.stdev(gains) / math.sqrt(len(gains))
+    return LeverRow(
+        name=lever.name,
+        about=lever.about,
+        n=len(gains),
+        speedup=ratio,
+        speedup_low=low,
+        speedup_high=high,
+        gain=gain,
+        gain_low=None if margin is None else gain - margin,
+        gain_high=None if margin is None else gain + margin,
+    )

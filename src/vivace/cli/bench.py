@@ -1,0 +1,84 @@
+"""Measure on DATA and on this machine what each technique of a recipe is worth, each switched off alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vivace.cli.common import parse_assignments, print_json, verb_options
+
+
+@verb_options
+class Options:
+    """The options of `vivace bench`."""
+
+    what: Annotated[tyro.conf.Positional[Literal["levers"]], tyro.conf.arg(metavar="levers")]
+    """levers: the techniques that are switched on in the recipe."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """A data set's name, a folder, a manifest or an archive, as for `vivace train`."""
+    recipe: Literal["fast", "accurate", "finetune", "article"] = "fast"
+    """A named recipe."""
+    config: Path | None = None
+    """A recipe as YAML in place of --recipe."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
+    """Any field of the recipe, for all runs; may be repeated."""
+    epochs: int | None = None
+    """Passes over the training images in each run. Default: the recipe's."""
+    seeds: int = 3
+    """Runs with, and as many without each technique."""
+    lever: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
+    """A technique, such as "tiled gradients"; may be repeated. Default: all that the recipe uses."""
+    out: Path = Path("runs/levers")
+    """Folder for the receipts and the runs; a new one."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    quiet: bool = False
+    """No line for each run."""
+    json: bool = False
+    """Print the receipts as one JSON object on the last line."""
+
+
+def run(options: Options) -> None:
+    """Run the comparison; the receipts are levers.json, levers.md and levers.png in the folder."""
+    import sys
+
+    from vivace.bench.levers import measure_levers
+    from vivace.errors import ConfigError, MissingExtra
+    from vivace.files import write_json
+    from vivace.report.figures import levers as draw
+    from vivace.training.result import TrainResult
+
+    if options.out.exists() and any(options.out.iterdir()):
+        raise ConfigError(f"--out is not empty: got {options.out}. Give another folder, or remove this one.")
+
+    def tell(name: str, seed: int, result: TrainResult) -> None:
+        if not options.quiet:
+            line = f"{name:<18} seed {seed}  {100 * result.val_top1:6.2f} %  {result.train_seconds:7.1f} s"
+            print(line, file=sys.stderr, flush=True)
+
+    report = measure_levers(
+        options.data,
+        options.config or options.recipe,
+        out=options.out,
+        epochs=options.epochs,
+        seeds=options.seeds,
+        levers=options.lever,
+        overrides=parse_assignments(options.set),
+        device=options.device,
+        cache_dir=options.cache_dir,
+        on_run=tell,
+    )
+    write_json(options.out / "levers.json", report.to_dict())
+    (options.out / "levers.md").write_text(report.markdown(), encoding="utf-8")
+    try:
+        draw(report.to_dict()["rows"], options.out / "levers.png")
+    except MissingExtra as error:
+        print(f"no figure: {error}", file=sys.stderr)
+    if options.json:
+        print_json(report.to_dict())
+    else:
+        print(report.markdown())

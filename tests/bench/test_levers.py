@@ -1,0 +1,144 @@
+"""`vivace bench levers`: each technique switched off alone, with a receipt."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vivace.bench import levers as module
+from vivace.bench.levers import LEVERS, levers_of, measure_levers
+from vivace.cli import main
+from vivace.config import from_yaml, override, to_yaml
+from vivace.data.config import AugmentConfig, DataConfig
+from vivace.errors import ConfigError
+from vivace.models.config import ModelConfig
+from vivace.optim.config import OptimizerConfig, ScheduleConfig
+from vivace.report.figures import levers as draw
+from vivace.training.recipe import LossConfig, Recipe
+from vivace.training.result import TrainResult
+
+TINY = Recipe(
+    name="tiny",
+    model=ModelConfig(name="fast_cnn", arguments={"widths": [8], "depth": 1, "stride": 2}),
+    data=DataConfig(size=16, val_fraction=0.25),
+    augment=AugmentConfig(flip="alternating"),
+    optimizer=OptimizerConfig(name="muon", lr=0.05),
+    epochs=1,
+    batch_size=6,
+    precision="fp32",
+    channels_last=False,
+    compile=False,
+    threads=1,
+)
+
+
+def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
+    everything = override(
+        Recipe(
+            augment=AugmentConfig(
+                random_resized_crop=(0.4, 1.0), translate=2, flip="alternating", cutout=4, start_size=16
+            ),
+            optimizer=OptimizerConfig(name="muon", weight_decay=0.1),
+            schedule=ScheduleConfig(name="cosine", warmup=0.1),
+            loss=LossConfig(label_smoothing=0.1),
+        ),
+        {"precision": "bf16", "tile_small_maps": True, "channels_last": True, "compile": True, "ema_decay": 0.9},
+    )
+    assert levers_of(everything) == list(LEVERS)
+    for lever in LEVERS:
+        changed = override(everything, lever.off)
+        assert changed != everything
+        # an alternating flip becomes a coin: that is another lever's matter
+        assert not lever.is_on(changed)
+    bare = override(Recipe(), {"precision": "fp32"})
+    assert levers_of(bare) == []
+
+
+def test_an_unknown_technique_and_one_that_is_off_are_refused() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'Muon'"):
+        levers_of(TINY, ["muon"])
+    with pytest.raises(ConfigError, match=r"does not use 'cutout'.*It uses: Muon, flips, alternating flips"):
+        levers_of(TINY, ["cutout"])
+    with pytest.raises(ConfigError, match="--seeds is out of range: got 0"):
+        measure_levers("nowhere", TINY, out=Path("x"), seeds=0)
+
+
+def test_receipts_pair_the_runs_by_seed_in_alternating_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs: list[tuple[str, int]] = []
+    # what a run gives: seconds and accuracy by technique, the seed adding to both
+    facts = {"all-on": (10.0, 0.8), "muon": (9.0, 0.7), "flips": (10.0, 0.79)}
+
+    def train(data: str, recipe: Any, *, run: Path, overrides: dict[str, Any], tune: bool, **options: Any) -> Any:
+        name, _, seed = run.name.rpartition("-")
+        runs.append((name, int(seed)))
+        assert overrides["seed"] == int(seed)
+        # the trial is made once
+        assert tune == (len(runs) == 1)
+        run.mkdir(parents=True)
+        (run / "recipe.yaml").write_text(to_yaml(TINY))
+        seconds, top1 = facts[name]
+        return TrainResult(
+            bundle=run / "bundle",
+            run=run,
+            val_top1=top1 + 0.01 * int(seed) + (0.002 * int(seed) if name == "flips" else 0),
+            test_top1=None,
+            epochs=1,
+            train_seconds=seconds + int(seed),
+            total_seconds=20,
+            num_images_seen=10,
+        )
+
+    monkeypatch.setattr(module, "train", train)
+    report = measure_levers("data", "fast", out=tmp_path, seeds=3, levers=["Muon", "flips"])
+    assert runs == [
+        *[("all-on", 0), ("muon", 0), ("flips", 0)],
+        *[("flips", 1), ("muon", 1), ("all-on", 1)],
+        *[("all-on", 2), ("muon", 2), ("flips", 2)],
+    ]
+    muon, flips = report.rows
+    assert (muon.name, muon.n) == ("Muon", 3)
+    assert muon.speedup == pytest.approx(10 / 11)
+    assert muon.gain == pytest.approx(0.1)
+    assert muon.gain_low == pytest.approx(0.1)
+    # 0.010, 0.008, 0.006: mean 0.008, standard deviation 0.002, t of two degrees of freedom
+    assert flips.gain == pytest.approx(0.008)
+    assert flips.gain_high == pytest.approx(0.008 + 4.303 * 0.002 / 3**0.5)
+    assert "| **Muon**" in report.markdown()
+    assert "+10.00 [+10.00, +10.00]" in report.markdown()
+
+
+def test_the_command_measures_on_real_runs(
+    make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    config, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    config.write_text(to_yaml(TINY))
+    options = ["bench", "levers", str(make_folder()), "--config", str(config), "--seeds", "2", "--out", str(out)]
+    options += ["--lever", "flips", "--json", "--cache-dir", str(tmp_path / "cache")]
+    assert main(options) == 0
+    told = capsys.readouterr()
+    result = json.loads(told.out.splitlines()[-1])
+    assert [row["name"] for row in result["rows"]] == ["flips"]
+    assert result["rows"][0]["n"] == 2
+    assert result == json.loads((out / "levers.json").read_text())
+    assert len(told.err.splitlines()) == 4
+    assert (out / "levers.png").read_bytes().startswith(b"\x89PNG")
+    with_it, without = (from_yaml(Recipe, out / name / "recipe.yaml") for name in ("all-on-1", "flips-1"))
+    # the recipe with one field changed, and nothing else
+    assert without == dataclasses.replace(with_it, augment=dataclasses.replace(with_it.augment, flip="none"))
+    # a second time into the same folder would mix the two
+    assert main(options) == 2
+    assert "--out is not empty" in capsys.readouterr().err
+
+
+def test_the_figure_shows_rows_without_intervals_too(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    row = {"name": "a $technique", "n": 1, "speedup": 1.2, "speedup_low": 1.2, "speedup_high": 1.2}
+    draw([{**row, "gain": 0.01, "gain_low": None, "gain_high": None}], tmp_path / "levers.png")
+    draw([], tmp_path / "empty.png")
+    assert (tmp_path / "levers.png").stat().st_size > 5000
