@@ -1,0 +1,234 @@
+"""Where a training step goes: the rate of the whole step against that of its convolutions alone, and time by kind.
+
+    python benchmarks/step.py --size 32 --num-classes 10 --images 50000 --rounds 15
+
+Takes the recipe that `vivace train` would use for such data on this machine, with the setup that its trial chooses. The
+rate of the hardware for the network's own shapes is measured by running each convolution of the network by itself, in
+the step's precision: forward, gradient of the input where there is one, gradient of the weights. Whole steps and the
+sum of these alternate. Writes benchmarks/results/DATE-step-NETWORK-HARDWARE.json and a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import re
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vivace.data.augment import Augment
+from vivace.data.loader import Batch
+from vivace.files import write_json
+from vivace.hardware import describe, keep_freed_memory, num_cpus
+from vivace.measure import bootstrap_ratio, time_call
+from vivace.models.convnets import FastCNN
+from vivace.models.normalize import Normalize
+from vivace.models.zoo import create_model, forward_flops, head_parameters
+from vivace.optim.optimizers import create_optimizer
+from vivace.training.recipe import Recipe
+from vivace.training.recipes import DataFacts, resolve_recipe
+from vivace.training.state import TrainState
+from vivace.training.step import Setup, Stepper, autocast
+from vivace.training.tiling import TiledGradients
+
+RESULTS = Path(__file__).parent / "results"
+KINDS = (
+    ("convolution", "convolutions"),
+    ("max_pool", "pooling"),
+    ("batch_norm", "batch norm"),
+    ("silu", "activation"),
+    ("relu", "activation"),
+    ("threshold", "activation"),
+    ("gelu", "activation"),
+)
+CPU = torch.device("cpu")
+
+
+class Clock(TorchDispatchMode):
+    """Sums the seconds of every operator by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        began = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        self.seconds[str(func)] += time.perf_counter() - began
+        return result
+
+
+def make_stepper(recipe: Recipe, setup: Setup, *, size: int, num_classes: int) -> tuple[Stepper, Batch, nn.Module]:
+    """A stepper on random images, as a run of the recipe would have it."""
+    torch.manual_seed(0)
+    model = create_model(recipe.model.name, num_classes, in_channels=3, size=size, **recipe.model.arguments)
+    images = torch.randint(0, 256, (recipe.batch_size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    normalize = Normalize((0.5,) * 3, (0.25,) * 3)
+    if isinstance(model, FastCNN):
+        model.init_from_images(normalize(images))
+    if setup.channels_last:
+        model.to(memory_format=torch.channels_last)
+    state = TrainState(
+        model=model,
+        optimizer=create_optimizer(model, recipe.optimizer, head=head_parameters(model)),
+        generator=torch.Generator().manual_seed(0),
+    )
+    state.counters.progress = 1.0
+    smoothing = recipe.loss.label_smoothing
+    stepper = Stepper(
+        state,
+        setup,
+        loss=lambda logits, labels: nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing),
+        normalize=normalize,
+        augment=Augment(recipe.augment, size=size, num_classes=num_classes),
+        device=CPU,
+    )
+    labels = torch.randint(0, num_classes, (recipe.batch_size,))
+    return stepper, Batch(images, labels, torch.arange(recipe.batch_size)), model
+
+
+def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callable[[], None]:
+    """A function that runs each convolution of the network by itself: all that the step asks of it, on like tensors."""
+    calls: list[tuple[nn.Conv2d, Tensor, Tensor, bool]] = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        x = inputs[0].detach()
+        if setup.precision != "fp32":
+            x = x.to(torch.bfloat16)
+        # the first one is not asked for the gradient of the images
+        calls.append((module, x.requires_grad_(bool(calls)), torch.randn_like(output), bool(calls)))
+
+    hooks = [module.register_forward_hook(record) for module in model.modules() if isinstance(module, nn.Conv2d)]
+    with autocast(CPU, setup.precision):
+        model(images)
+    for hook in hooks:
+        hook.remove()
+
+    def run() -> None:
+        for module, x, gradient, _ in calls:
+            x.grad = None
+            with autocast(CPU, setup.precision):
+                if setup.tile_small_maps:
+                    with TiledGradients():
+                        out = module(x)
+                else:
+                    out = module(x)
+            wanted = [tensor for tensor in (x, module.weight) if tensor.requires_grad]
+            if wanted:
+                torch.autograd.grad(out, wanted, gradient)
+
+    return run
+
+
+def kinds(clock: Mapping[str, float], steps: int) -> dict[str, float]:
+    """Milliseconds of a step by kind of operator."""
+    found: dict[str, float] = defaultdict(float)
+    for name, seconds in clock.items():
+        kind = next((kind for word, kind in KINDS if word in name), "everything else")
+        found[kind] += 1e3 * seconds / steps
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The table for people."""
+    machine = record["environment"]
+    rows = [
+        ("operations of an image, forward and backward", f"{record['mflop_per_image']:,.0f} MFLOP"),
+        ("whole step", f"{record['step_ms']:.0f} ms, {record['images_per_second']:,.0f} images/s"),
+        ("rate of the whole step", f"{record['step_gflops']:,.0f} GFLOP/s"),
+        ("rate of its convolutions alone", f"{record['conv_gflops']:,.0f} GFLOP/s"),
+        (
+            "share of that rate which the step reaches",
+            "{:.0%} [{:.0%}, {:.0%}]".format(*record["share"]),
+        ),
+        *((f"time in {kind}", f"{ms:.1f} ms") for kind, ms in record["kinds_ms"].items()),
+    ]
+    lines = [
+        f"# A training step of {record['model']}, {record['date']}",
+        "",
+        f"{machine['cpu']}, {machine['num_cpus']} cores; torch {machine['versions']['torch']}; {record['setup']}; "
+        f"batch {record['batch_size']}, {record['size']} px; {record['rounds']} rounds in alternation, medians.",
+        "",
+        "| what | measured |",
+        "| --- | --- |",
+        *(f"| {name} | {value} |" for name, value in rows),
+        "",
+        f"`{record['command']}`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--num-classes", type=int, default=10)
+    parser.add_argument("--images", type=int, default=50_000, help="training images that the recipe is for")
+    parser.add_argument("--seconds", type=float, help="time that the recipe is for, as --within gives it")
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--no-tiles", action="store_true", help="without tiled gradients")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+
+    keep_freed_memory()
+    facts = DataFacts(
+        num_images=args.images, num_classes=args.num_classes, channels=3, side=args.size, seconds=args.seconds
+    )
+    recipe = resolve_recipe(args.recipe, facts)
+    setup = Setup(precision=args.precision, threads=num_cpus(), tile_small_maps=not args.no_tiles)
+    torch.set_num_threads(setup.threads)
+    stepper, batch, model = make_stepper(recipe, setup, size=args.size, num_classes=args.num_classes)
+    convs = convolutions_alone(model, stepper._normalize(batch.images_BCHW), setup)
+    step = lambda: stepper.step(batch, 0)  # noqa: E731
+    for function in (step, convs, step, convs):
+        function()
+    step_ms, conv_ms = [], []
+    for index in range(args.rounds):
+        for function, times in ((step, step_ms), (convs, conv_ms))[:: 1 if index % 2 == 0 else -1]:
+            times.append(time_call(function, CPU))
+    with Clock() as clock:
+        for _ in range(5):
+            step()
+    flops = 3 * forward_flops(model, in_channels=3, size=args.size)
+    work = flops * recipe.batch_size / 1e6
+    record: dict[str, Any] = {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "command": f"python benchmarks/step.py {' '.join(sys.argv[1:])}".strip(),
+        "model": f"{recipe.model.name} {dict(recipe.model.arguments)}",
+        "size": args.size,
+        "batch_size": recipe.batch_size,
+        "rounds": args.rounds,
+        "setup": f"{setup.precision}, {'tiled gradients' if setup.tile_small_maps else 'plain gradients'}",
+        "mflop_per_image": flops / 1e6,
+        "step_ms": statistics.median(step_ms),
+        "conv_ms": statistics.median(conv_ms),
+        "images_per_second": 1e3 * recipe.batch_size / statistics.median(step_ms),
+        "step_gflops": work / statistics.median(step_ms),
+        "conv_gflops": work / statistics.median(conv_ms),
+        "share": bootstrap_ratio(conv_ms, step_ms),
+        "kinds_ms": kinds(clock.seconds, 5),
+        "samples_ms": {"step": step_ms, "convolutions": conv_ms},
+        "environment": describe(),
+    }
+    machine = record["environment"]
+    hardware = re.sub(r"[^a-z0-9]+", "-", f"{machine['num_cpus']}x {machine['cpu']}".lower()).strip("-")
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = f"{record['date']}-step-{recipe.model.name}{'-short' if args.seconds else ''}-{hardware}.json"
+    write_json(args.out / name, record)
+    (args.out / name).with_suffix(".md").write_text(markdown(record))
+    print(markdown(record))
+
+
+if __name__ == "__main__":
+    main()
