@@ -131,6 +131,10 @@ CONTENDERS = {
             "validate_every=0.25",
         ),
         vivace("vivace-fast-1", "vivace train for one epoch", "--epochs", "1"),
+        vivace("vivace-within-20", "vivace train within 20 s of process start", "--within", "20"),
+        vivace(
+            "vivace-fast-98", "vivace train that holds out 2 % rather than 10 % for choosing", "--val-fraction", "0.02"
+        ),
         vivace("vivace-fast-skip", "vivace train that leaves bad images out", "--on-bad-image", "skip"),
     )
 }

@@ -20,6 +20,7 @@ from vivace.cli import main
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, DataError
 from vivace.evaluation.evaluate import NUM_MISTAKES, evaluate
+from vivace.evaluation.tta import averaged_probs
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
@@ -51,6 +52,19 @@ def test_metrics_are_those_of_the_files(bundle: Bundle, make_folder: Callable[..
     probs = Predictor(bundle, device="cpu", batch_size=4).probs(pixels)
     assert result.metrics == evaluate_probs(probs, labels, bundle.classes)
     assert result.top1 == result.metrics.top1
+
+
+def test_with_test_time_augmentation_the_metrics_are_those_of_averaged_answers(
+    bundle: Bundle, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder(per_class=5)
+    pixels = np.stack([bundle.preprocess.load(path) for path in sorted(folder.rglob("*.png"))])
+    labels = np.repeat(np.arange(3), 5)
+    answers = averaged_probs(Predictor(bundle, device="cpu").probs, pixels, "mirror")
+    result = evaluate(bundle, folder, device="cpu", tta="mirror")
+    assert result.metrics.nll == pytest.approx(evaluate_probs(answers, labels, bundle.classes).nll, rel=1e-4)
+    assert main(["evaluate", str(bundle.folder), str(folder), "--tta", "mirror", "--quiet"]) == 0
+    assert "test-time augmentation: mirror" in capsys.readouterr().out
 
 
 def test_mistakes_are_the_most_confident_first_with_their_images(

@@ -34,6 +34,8 @@ class Options:
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: that of the bundle's own metrics, where the device has it."""
+    tta: Literal["none", "mirror", "shift"] = "none"
+    """Test-time augmentation: average over mirrors, or over mirrors and shifts of a pixel (2 and 6 times the work)."""
     on_bad_image: Literal["refuse", "skip"] = "refuse"
     """What to do when images are corrupt or contradict each other."""
     data_root: Path | None = None
@@ -63,6 +65,7 @@ def run(options: Options) -> None:
             data_root=options.data_root,
             cache_dir=options.cache_dir,
             on_bad_image=options.on_bad_image,
+            tta=options.tta,
             progress=progress,
         )
     finally:
@@ -80,7 +83,8 @@ def run(options: Options) -> None:
 def _print(evaluation: Evaluation) -> None:
     metrics, classes = evaluation.metrics, evaluation.classes
     top = min(5, len(classes))
-    print(f"{evaluation.data}, split {evaluation.split}: {metrics.num_images:,} images, {evaluation.precision}")
+    views = "" if evaluation.tta == "none" else f", test-time augmentation: {evaluation.tta}"
+    print(f"{evaluation.data}, split {evaluation.split}: {metrics.num_images:,} images, {evaluation.precision}{views}")
     print(f"top-1   {_share(metrics.top1, metrics.top1_low, metrics.top1_high)}")
     print(f"top-{top}   {_share(metrics.top5, metrics.top5_low, metrics.top5_high)}")
     print(f"loss    {metrics.nll:.4f}")

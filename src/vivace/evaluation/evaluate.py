@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.config import to_dict
+from vivace.config import check_choice, to_dict
 from vivace.data.cache import CachedSplit, open_cache
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import DataError, nearest
+from vivace.evaluation.tta import VIEWS, averaged_probs
 from vivace.metrics.summary import Metrics, evaluate_probs
 from vivace.prediction import Predictor, predictor_for
 
@@ -49,6 +50,8 @@ class Evaluation:
     mistakes: tuple[Mistake, ...]
     """The most confident ones first."""
     precision: str
+    tta: str
+    """The views that each answer is averaged over: none, mirror or shift."""
     seconds: float
     """Classifying, without decoding."""
     images_per_second: float
@@ -70,6 +73,7 @@ class Evaluation:
             "confusion": [list(row) for row in self.metrics.confusion],
             "mistakes": [to_dict(mistake) for mistake in self.mistakes],
             "precision": self.precision,
+            "tta": self.tta,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
         }
@@ -86,15 +90,18 @@ def evaluate(
     data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     on_bad_image: str = "refuse",
+    tta: str = "none",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Measure a bundle on a split of `data`: test if there is one, else val, else all of it.
 
     data: as for `train`; its classes are matched to the bundle's by name, and may be some of them. batch_size: images
-    per forward pass (a predictor keeps its own). progress is told (images decoded, images in all). Raises DataError if
-    a class is not the bundle's, the split is not there or empty, or images are bad and on_bad_image is not "skip";
-    and what `Predictor` raises.
+    per forward pass (a predictor keeps its own). tta: views that each answer is averaged over, "none", "mirror" (2
+    views) or "shift" (6 views: mirrors and shifts of a pixel). progress is told (images decoded, images in all).
+    Raises DataError if a class is not the bundle's, the split is not there or empty, or images are bad and on_bad_image
+    is not "skip"; ConfigError for another tta; and what `Predictor` raises.
     """
+    check_choice("tta", tta, tuple(VIEWS))
     predictor = predictor_for(bundle, device, batch_size, precision)
     classes = predictor.classes
     cache_path = Path(cache_dir) if cache_dir else None
@@ -122,7 +129,9 @@ def evaluate(
     view = predictor.bundle.preprocess.view
     probs = np.concatenate(
         [
-            predictor.probs(view(np.asarray(cached.images_NHWC[start : start + predictor.batch_size])))
+            averaged_probs(
+                predictor.probs, view(np.asarray(cached.images_NHWC[start : start + predictor.batch_size])), tta
+            )
             for start in range(0, len(cached.labels_N), predictor.batch_size)
         ]
     )
@@ -135,6 +144,7 @@ def evaluate(
         classes=classes,
         mistakes=mistakes,
         precision=predictor.precision,
+        tta=tta,
         seconds=seconds,
         images_per_second=len(probs) / max(seconds, 1e-9),
         images_NHWC=view(np.asarray(cached.images_NHWC[[mistake.index for mistake in mistakes]])),
