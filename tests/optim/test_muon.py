@@ -150,8 +150,8 @@ def test_a_step_multiplies_in_the_dtype_asked_for() -> None:
 
 def test_arithmetic_is_half_precision_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = torch.zeros(1, 400, 400), torch.zeros(1, 4, 4)
-    for features, expected in ((frozenset({"amx_bf16"}), torch.bfloat16), (frozenset(), None)):
-        monkeypatch.setattr(muon, "cpu_features", lambda features=features: features)
+    for feature, expected in (("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx2", None)):
+        monkeypatch.setattr(muon, "cpu_features", lambda feature=feature: (feature,))
         assert muon._dtype("auto", large) == expected
         assert muon._dtype("auto", small) is None
         assert muon._dtype("auto", large.double()) is None
