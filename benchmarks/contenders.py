@@ -1,13 +1,14 @@
 """Who is compared: for each contender the command that trains, and how its results are read back.
 
 A contender's process is fresh, prints one JSON object as its last line on stdout, and is told the data and a folder.
+Peers that vivace does not depend on run in environments of their own (environments.py), from peers/with_NAME.py. Their
+numbers of epochs are fixed here such that a run takes 4 to 8 minutes on 2 cores; Keras has the ten of the article.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,19 +38,21 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A way to train. command(data, folder) → argv; read(last line, folder, wall-clock seconds) → Result."""
+    """A way to train. command(python, data, folder) → argv; read(last line, folder, wall-clock seconds) → Result."""
 
     name: str
     about: str
-    command: Callable[[Path, Path], list[str]]
+    command: Callable[[Path, Path, Path], list[str]]
     read: Callable[[Mapping[str, Any], Path, float], Result]
+    environment: str | None = None
+    """The peer whose environment it needs; None: the one that runs the benchmark."""
 
 
 def vivace(name: str, about: str, *options: str) -> Contender:
     """`vivace train` with some options."""
 
-    def command(data: Path, folder: Path) -> list[str]:
-        return [sys.executable, "-m", "vivace", "train", str(data), "--run", str(folder), "--quiet", "--json", *options]
+    def command(python: Path, data: Path, folder: Path) -> list[str]:
+        return [str(python), "-m", "vivace", "train", str(data), "--run", str(folder), "--quiet", "--json", *options]
 
     def read(last: Mapping[str, Any], folder: Path, seconds: float) -> Result:
         with (folder / "metrics.csv").open() as file:
@@ -77,9 +80,9 @@ def vivace(name: str, about: str, *options: str) -> Contender:
 def article(epochs: int) -> Contender:
     """The article's program in plain PyTorch (peers/article.py)."""
 
-    def command(data: Path, folder: Path) -> list[str]:
+    def command(python: Path, data: Path, folder: Path) -> list[str]:
         script = str(PEERS / "article.py")
-        return [sys.executable, script, str(data), "--epochs", str(epochs), "--out", str(folder), "--json"]
+        return [str(python), script, str(data), "--epochs", str(epochs), "--out", str(folder), "--json"]
 
     def read(last: Mapping[str, Any], folder: Path, seconds: float) -> Result:
         share = last["train_seconds"] / epochs
@@ -98,8 +101,8 @@ def article(epochs: int) -> Contender:
 def airbench(name: str, about: str, *options: str) -> Contender:
     """airbench94-Muon, ported in our own words (peers/airbench.py)."""
 
-    def command(data: Path, folder: Path) -> list[str]:
-        return [sys.executable, str(PEERS / "airbench.py"), str(data), "--out", str(folder), "--json", *options]
+    def command(python: Path, data: Path, folder: Path) -> list[str]:
+        return [str(python), str(PEERS / "airbench.py"), str(data), "--out", str(folder), "--json", *options]
 
     def read(last: Mapping[str, Any], folder: Path, seconds: float) -> Result:
         return Result(
@@ -114,11 +117,42 @@ def airbench(name: str, about: str, *options: str) -> Contender:
     return Contender(name=name, about=about, command=command, read=read)
 
 
+def peer(name: str, environment: str, about: str, *, size: int, epochs: int, batch_size: int) -> Contender:
+    """A framework in an environment of its own (peers/with_ENVIRONMENT.py)."""
+
+    def command(python: Path, data: Path, folder: Path) -> list[str]:
+        script = str(PEERS / f"with_{environment}.py")
+        settings = ["--size", str(size), "--epochs", str(epochs), "--batch-size", str(batch_size)]
+        return [str(python), script, str(data), *settings, "--out", str(folder), "--json"]
+
+    def read(last: Mapping[str, Any], folder: Path, seconds: float) -> Result:
+        return Result(
+            top1=last["top1"],
+            best_top1=max(value for _, value in last["curve"]),
+            train_seconds=last["train_seconds"],
+            total_seconds=seconds,
+            curve=tuple(map(tuple, last["curve"])),
+            details={
+                "look_seconds": last["look_seconds"],
+                "own_total_seconds": last["total_seconds"],
+                "versions": last["versions"],
+            },
+        )
+
+    about += f", {size} px, batch {batch_size}, {epochs} epochs; looks after each epoch count in all, not in the loop"
+    return Contender(name=name, about=about, command=command, read=read, environment=environment)
+
+
 CONTENDERS = {
     contender.name: contender
     for contender in (
         article(10),
         airbench("airbench", "airbench94-Muon, weights in bf16, eager"),
+        airbench(
+            "airbench-channels-last",
+            "airbench94-Muon, weights in bf16, eager, channels_last",
+            "--channels-last",
+        ),
         airbench("airbench-autocast", "airbench94-Muon, bf16 autocast, eager", "--half", "autocast"),
         vivace("vivace-article", "the article's recipe through vivace train, as published", "--recipe", "article"),
         vivace("vivace-fast", "vivace train with its defaults"),
@@ -134,6 +168,54 @@ CONTENDERS = {
         vivace("vivace-within-20", "vivace train within 20 s of process start", "--within", "20"),
         vivace(
             "vivace-fast-98", "vivace train that holds out 2 % rather than 10 % for choosing", "--val-fraction", "0.02"
+        ),
+        peer(
+            "lightning",
+            "lightning",
+            "Lightning with torchvision's resnet18, SGD, one cycle, bf16",
+            size=32,
+            epochs=10,
+            batch_size=128,
+        ),
+        peer(
+            "lightning-photos",
+            "lightning",
+            "Lightning with torchvision's resnet18, SGD, one cycle, bf16",
+            size=128,
+            epochs=16,
+            batch_size=128,
+        ),
+        peer(
+            "timm-resnet18",
+            "timm",
+            "timm's resnet18 with the defaults of its train script, bf16",
+            size=128,
+            epochs=16,
+            batch_size=128,
+        ),
+        peer(
+            "fastai",
+            "fastai",
+            "fastai's vision_learner, resnet18 from scratch, one cycle, bf16",
+            size=128,
+            epochs=14,
+            batch_size=64,
+        ),
+        peer(
+            "ultralytics",
+            "ultralytics",
+            "Ultralytics classify, yolo11n-cls from scratch, fp32",
+            size=128,
+            epochs=30,
+            batch_size=64,
+        ),
+        peer(
+            "keras",
+            "keras",
+            "the article's network in Keras on TensorFlow, SGD 0.01",
+            size=32,
+            epochs=10,
+            batch_size=64,
         ),
         vivace("vivace-fast-skip", "vivace train that leaves bad images out", "--on-bad-image", "skip"),
     )

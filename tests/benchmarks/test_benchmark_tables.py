@@ -1,0 +1,62 @@
+"""The summary of `benchmarks/train.py`: when the first contender had what another one ended with."""
+
+from __future__ import annotations
+
+import pytest
+
+from contenders import Result
+from tables import crossing_seconds, markdown, summarize
+
+CURVE = ((10.0, 0.4), (20.0, 0.6), (30.0, 0.55), (40.0, 0.8))
+
+
+def run(top1: float, train_seconds: float = 100.0, curve: tuple[tuple[float, float], ...] = CURVE) -> Result:
+    return Result(top1=top1, best_top1=top1, train_seconds=train_seconds, total_seconds=110.0, curve=curve)
+
+
+@pytest.mark.parametrize(
+    ("top1", "seconds"),
+    [(0.3, 10.0), (0.4, 10.0), (0.5, 20.0), (0.6, 20.0), (0.61, 40.0), (0.8, 40.0), (0.81, None)],
+)
+def test_the_first_look_that_is_as_accurate_counts(top1: float, seconds: float | None) -> None:
+    assert crossing_seconds(run(0.8), top1) == seconds
+
+
+def test_every_contender_but_the_first_is_told_when_it_was_reached() -> None:
+    first, other = summarize({"vivace": [run(0.8), run(0.8)], "peer": [run(0.6, 200.0), run(0.7, 240.0)]})
+    assert "first_reaches_it_after_s" not in first
+    assert other["first_reaches_it_after_s"] == [20.0, 40.0]
+    assert other["first_reaches_it_after_s_median"] == 30.0
+    assert other["first_reaches_it_ratio"] == pytest.approx(220 / 30)
+    assert (
+        other["first_reaches_it_ratio_low"] <= other["first_reaches_it_ratio"] <= other["first_reaches_it_ratio_high"]
+    )
+
+
+def test_a_contender_that_the_first_never_reaches_has_no_ratio() -> None:
+    _, other = summarize({"vivace": [run(0.8)] * 3, "peer": [run(0.9), run(0.9), run(0.5)]})
+    assert other["first_reaches_it_after_s"] == [None, None, 20.0]
+    assert other["first_reaches_it_after_s_median"] is None
+    assert other["first_reaches_it_ratio"] is None
+
+
+def test_the_table_has_a_row_for_each_and_says_never() -> None:
+    results = {"vivace": [run(0.8)], "slower": [run(0.6)], "better": [run(0.9)]}
+    record = {
+        "data": "flowers",
+        "date": "2026-11-24",
+        "environment": {"cpu": "CPU", "num_cpus": 2, "versions": {"torch": "2.15.0"}, "python": "3.11.7"},
+        "rounds": 1,
+        "cold_cache": False,
+        "contenders": dict.fromkeys(results, "…"),
+        "command": "python benchmarks/train.py",
+        "summary": summarize(results),
+    }
+    lines = markdown(record).splitlines()
+    head = next(line for line in lines if line.startswith("| contender"))
+    rows = {line.split()[1]: line for line in lines if line.startswith(("| vivace", "| slower", "| better"))}
+    assert "first reaches it after s" in head
+    assert {line.count("|") for line in rows.values()} == {head.count("|")}
+    assert rows["vivace"].endswith("| – | – |")
+    assert "| 20.0 | 5.00 [5.00, 5.00] |" in rows["slower"]
+    assert rows["better"].endswith("| never | – |")
