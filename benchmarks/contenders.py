@@ -46,6 +46,8 @@ class Contender:
     read: Callable[[Mapping[str, Any], Path, float], Result]
     environment: str | None = None
     """The peer whose environment it needs; None: the one that runs the benchmark."""
+    cpu_only: bool = False
+    """Whether it does not train on a GPU."""
 
 
 def vivace(name: str, about: str, *options: str) -> Contender:
@@ -117,7 +119,9 @@ def airbench(name: str, about: str, *options: str) -> Contender:
     return Contender(name=name, about=about, command=command, read=read)
 
 
-def peer(name: str, environment: str, about: str, *, size: int, epochs: int, batch_size: int) -> Contender:
+def peer(
+    name: str, environment: str, about: str, *, size: int, epochs: int, batch_size: int, cpu_only: bool = False
+) -> Contender:
     """A framework in an environment of its own (peers/with_ENVIRONMENT.py)."""
 
     def command(python: Path, data: Path, folder: Path) -> list[str]:
@@ -140,7 +144,7 @@ def peer(name: str, environment: str, about: str, *, size: int, epochs: int, bat
         )
 
     about += f", {size} px, batch {batch_size}, {epochs} epochs; looks after each epoch count in all, not in the loop"
-    return Contender(name=name, about=about, command=command, read=read, environment=environment)
+    return Contender(name=name, about=about, command=command, read=read, environment=environment, cpu_only=cpu_only)
 
 
 CONTENDERS = {
@@ -216,6 +220,7 @@ CONTENDERS = {
             size=32,
             epochs=10,
             batch_size=64,
+            cpu_only=True,
         ),
         vivace("vivace-fast-skip", "vivace train that leaves bad images out", "--on-bad-image", "skip"),
     )

@@ -11,9 +11,7 @@ benchmarks/results/DATE-loader-DATA-HARDWARE.json and a table beside it in Markd
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -22,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from records import RESULTS, save, today
+
 BATCH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDES = ("DataLoader, 0 workers", "DataLoader, 2 workers", "vivace, first epoch", "vivace, later epoch")
@@ -144,7 +143,6 @@ def main() -> None:
         print(json.dumps(one_side(args.side, args.data, args.size)))
         return
 
-    from vivace.files import write_json
     from vivace.hardware import describe
     from vivace.measure import bootstrap_ratio
 
@@ -161,23 +159,17 @@ def main() -> None:
             # rates are inverse times
             row[f"against {workers} workers"] = bootstrap_ratio(values, rates[f"DataLoader, {workers} workers"])
         summary.append(row)
-    environment = describe()
     record = {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": today(),
         "data": args.data.name,
         "size": args.size,
         "rounds": args.rounds,
         "command": f"python benchmarks/loader.py {' '.join(sys.argv[1:])}",
-        "environment": environment,
+        "environment": describe(),
         "summary": summary,
         "rates": rates,
     }
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{environment['num_cpus']}x {environment['cpu']}".lower()).strip("-")
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{record['date']}-loader-{args.data.name}-{hardware}.json"
-    write_json(path, record)
-    path.with_suffix(".md").write_text(markdown(record))
-    print(markdown(record))
+    save(record, f"loader-{args.data.name}", markdown, args.out)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ sum of these alternate. Writes benchmarks/results/DATE-step-NETWORK-HARDWARE.jso
 from __future__ import annotations
 
 import argparse
-import datetime
-import re
 import statistics
 import sys
 import time
@@ -25,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from records import RESULTS, save, today
 from vivace.data.augment import Augment
 from vivace.data.loader import Batch
-from vivace.files import write_json
 from vivace.hardware import describe, keep_freed_memory, num_cpus
-from vivace.measure import bootstrap_ratio, time_call
+from vivace.measure import bootstrap_ratio, synchronize, time_call
 from vivace.models.convnets import FastCNN
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model, forward_flops, head_parameters
@@ -40,7 +38,6 @@ from vivace.training.state import TrainState
 from vivace.training.step import Setup, Stepper, autocast
 from vivace.training.tiling import TiledGradients
 
-RESULTS = Path(__file__).parent / "results"
 KINDS = (
     ("convolution", "convolutions"),
     ("max_pool", "pooling"),
@@ -50,29 +47,32 @@ KINDS = (
     ("threshold", "activation"),
     ("gelu", "activation"),
 )
-CPU = torch.device("cpu")
 
 
 class Clock(TorchDispatchMode):
-    """Sums the seconds of every operator by name."""
+    """Sums the seconds of every operator by name; a GPU is waited for behind each."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         began = time.perf_counter()
         result = func(*args, **(kwargs or {}))
+        synchronize(self.device)
         self.seconds[str(func)] += time.perf_counter() - began
         return result
 
 
-def make_stepper(recipe: Recipe, setup: Setup, *, size: int, num_classes: int) -> tuple[Stepper, Batch, nn.Module]:
+def make_stepper(
+    recipe: Recipe, setup: Setup, *, size: int, num_classes: int, device: torch.device
+) -> tuple[Stepper, Batch, nn.Module]:
     """A stepper on random images, as a run of the recipe would have it."""
     torch.manual_seed(0)
-    model = create_model(recipe.model.name, num_classes, in_channels=3, size=size, **recipe.model.arguments)
-    images = torch.randint(0, 256, (recipe.batch_size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    normalize = Normalize((0.5,) * 3, (0.25,) * 3)
+    model = create_model(recipe.model.name, num_classes, in_channels=3, size=size, **recipe.model.arguments).to(device)
+    images = torch.randint(0, 256, (recipe.batch_size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2).to(device)
+    normalize = Normalize((0.5,) * 3, (0.25,) * 3).to(device)
     if isinstance(model, FastCNN):
         model.init_from_images(normalize(images))
     if setup.channels_last:
@@ -80,7 +80,7 @@ def make_stepper(recipe: Recipe, setup: Setup, *, size: int, num_classes: int) -
     state = TrainState(
         model=model,
         optimizer=create_optimizer(model, recipe.optimizer, head=head_parameters(model)),
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator(device).manual_seed(0),
     )
     state.counters.progress = 1.0
     smoothing = recipe.loss.label_smoothing
@@ -90,10 +90,10 @@ def make_stepper(recipe: Recipe, setup: Setup, *, size: int, num_classes: int) -
         loss=lambda logits, labels: nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing),
         normalize=normalize,
         augment=Augment(recipe.augment, size=size, num_classes=num_classes),
-        device=CPU,
+        device=device,
     )
-    labels = torch.randint(0, num_classes, (recipe.batch_size,))
-    return stepper, Batch(images, labels, torch.arange(recipe.batch_size)), model
+    labels = torch.randint(0, num_classes, (recipe.batch_size,), device=device)
+    return stepper, Batch(images, labels, torch.arange(recipe.batch_size, device=device)), model
 
 
 def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callable[[], None]:
@@ -109,7 +109,7 @@ def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callab
         calls.append((module, x.requires_grad_(bool(calls)), torch.randn_like(output), bool(calls)))
 
     hooks = [module.register_forward_hook(record) for module in model.modules() if isinstance(module, nn.Conv2d)]
-    with autocast(CPU, setup.precision):
+    with autocast(images.device, setup.precision):
         model(images)
     for hook in hooks:
         hook.remove()
@@ -117,7 +117,7 @@ def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callab
     def run() -> None:
         for module, x, gradient, _ in calls:
             x.grad = None
-            with autocast(CPU, setup.precision):
+            with autocast(images.device, setup.precision):
                 if setup.tile_small_maps:
                     with TiledGradients():
                         out = module(x)
@@ -176,19 +176,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="time that the recipe is for, as --within gives it")
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--no-tiles", action="store_true", help="without tiled gradients")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-tiles", action="store_true", help="without tiled gradients (on a GPU: always)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
 
     keep_freed_memory()
+    device = torch.device(args.device)
     facts = DataFacts(
         num_images=args.images, num_classes=args.num_classes, channels=3, side=args.size, seconds=args.seconds
     )
     recipe = resolve_recipe(args.recipe, facts)
-    setup = Setup(precision=args.precision, threads=num_cpus(), tile_small_maps=not args.no_tiles)
+    setup = Setup(
+        precision=args.precision, threads=num_cpus(), tile_small_maps=not args.no_tiles and args.device == "cpu"
+    )
     torch.set_num_threads(setup.threads)
-    stepper, batch, model = make_stepper(recipe, setup, size=args.size, num_classes=args.num_classes)
+    stepper, batch, model = make_stepper(recipe, setup, size=args.size, num_classes=args.num_classes, device=device)
     convs = convolutions_alone(model, stepper._normalize(batch.images_BCHW), setup)
     step = lambda: stepper.step(batch, 0)  # noqa: E731
     for function in (step, convs, step, convs):
@@ -196,16 +200,17 @@ def main() -> None:
     step_ms, conv_ms = [], []
     for index in range(args.rounds):
         for function, times in ((step, step_ms), (convs, conv_ms))[:: 1 if index % 2 == 0 else -1]:
-            times.append(time_call(function, CPU))
-    with Clock() as clock:
+            times.append(time_call(function, device))
+    with Clock(device) as clock:
         for _ in range(5):
             step()
     flops = 3 * forward_flops(model, in_channels=3, size=args.size)
     work = flops * recipe.batch_size / 1e6
     record: dict[str, Any] = {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": today(),
         "command": f"python benchmarks/step.py {' '.join(sys.argv[1:])}".strip(),
         "model": f"{recipe.model.name} {dict(recipe.model.arguments)}",
+        "device": args.device,
         "size": args.size,
         "batch_size": recipe.batch_size,
         "rounds": args.rounds,
@@ -221,13 +226,7 @@ def main() -> None:
         "samples_ms": {"step": step_ms, "convolutions": conv_ms},
         "environment": describe(),
     }
-    machine = record["environment"]
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{machine['num_cpus']}x {machine['cpu']}".lower()).strip("-")
-    args.out.mkdir(parents=True, exist_ok=True)
-    name = f"{record['date']}-step-{recipe.model.name}{'-short' if args.seconds else ''}-{hardware}.json"
-    write_json(args.out / name, record)
-    (args.out / name).with_suffix(".md").write_text(markdown(record))
-    print(markdown(record))
+    save(record, f"step-{recipe.model.name}{'-short' if args.seconds else ''}", markdown, args.out)
 
 
 if __name__ == "__main__":

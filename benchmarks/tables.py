@@ -75,7 +75,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"# Training on {record['data']}, {record['date']}",
         "",
         f"{machine['cpu']}, {machine['num_cpus']} cores; torch {machine['versions']['torch']}, Python "
-        f"{machine['python']}. {record['rounds']} rounds in alternation, each run a fresh process; cache of decoded "
+        f"{machine['python']}. Rounds in alternation: {record['rounds']}; each run a fresh process; cache of decoded "
         f"images {'cold' if record['cold_cache'] else 'warm after the first run'}. Times are medians; the ratio is "
         "the first contender's time over this one's, with a 95 % bootstrap interval over the rounds. “First reaches it "
         "after” is the loop time at which the first contender's looks had this one's final accuracy, and beside it how "
@@ -110,4 +110,5 @@ def markdown(record: dict[str, Any]) -> str:
 def _ratio(row: dict[str, Any], name: str) -> str:
     if row[name] is None:
         return "–"
-    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+    # one run has no interval
+    return f"{row[name]:.2f}" + (f" [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]" if row["n"] > 1 else "")

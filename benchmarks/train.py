@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,16 +23,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from contenders import CONTENDERS, Contender, Result
 from environments import ENVIRONMENTS, EnvironmentFailed, ensure_environment, python_of
+from records import RESULTS, save, today
 from tables import markdown, summarize
-from vivace.files import write_json
 from vivace.hardware import describe
 
-RESULTS = Path(__file__).parent / "results"
 
-
-def run_once(contender: Contender, data: Path, work: Path, *, cache: Path, environments: Path) -> Result:
+def run_once(contender: Contender, data: Path, work: Path, *, cache: Path, environments: Path, device: str) -> Result:
     """One fresh process. Raises RuntimeError with the end of its output if it fails."""
     python = python_of(contender.environment, environments)
     folder = work / f"{contender.name}-{time.time_ns()}"
@@ -43,7 +41,7 @@ def run_once(contender: Contender, data: Path, work: Path, *, cache: Path, envir
         contender.command(python, data, folder),
         capture_output=True,
         text=True,
-        env={**os.environ, "VIVACE_CACHE": str(cache)},
+        env=os.environ | {"VIVACE_CACHE": str(cache)} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}),
         check=False,
     )
     seconds = time.perf_counter() - began
@@ -55,7 +53,14 @@ def run_once(contender: Contender, data: Path, work: Path, *, cache: Path, envir
 
 
 def run_rounds(
-    contenders: list[Contender], data: Path, rounds: int, *, cold_cache: bool, work: Path, environments: Path
+    contenders: list[Contender],
+    data: Path,
+    rounds: int,
+    *,
+    cold_cache: bool,
+    work: Path,
+    environments: Path,
+    device: str,
 ) -> dict[str, list[Result]]:
     """All results by contender, in the order of the rounds."""
     results: dict[str, list[Result]] = {contender.name: [] for contender in contenders}
@@ -64,7 +69,7 @@ def run_rounds(
         for contender in contenders if index % 2 == 0 else contenders[::-1]:
             if cold_cache:
                 shutil.rmtree(cache, ignore_errors=True)
-            result = run_once(contender, data, work, cache=cache, environments=environments)
+            result = run_once(contender, data, work, cache=cache, environments=environments, device=device)
             results[contender.name].append(result)
             print(
                 f"round {index + 1}/{rounds}  {contender.name:<18} top-1 {100 * result.top1:6.2f} %  "
@@ -85,6 +90,7 @@ def main() -> None:
         help=f"the first is the baseline: {', '.join(CONTENDERS)}",
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cold-cache", action="store_true", help="decode again in every run")
     parser.add_argument("--label", default="", help="put into the file names: keeps comparisons of one day apart")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -94,6 +100,11 @@ def main() -> None:
     args = parser.parse_args()
 
     contenders = [CONTENDERS[name] for name in args.contenders]
+    if args.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: torch finds no CUDA device here. Give --device cpu.")
+        if for_cpu := [contender.name for contender in contenders if contender.cpu_only]:
+            parser.error(f"--device cuda: {', '.join(for_cpu)} can train on a CPU only. Leave it out.")
     try:
         for name in sorted({contender.environment for contender in contenders if contender.environment}):
             ensure_environment(name, args.environments)
@@ -107,27 +118,22 @@ def main() -> None:
             cold_cache=args.cold_cache,
             work=Path(work),
             environments=args.environments,
+            device=args.device,
         )
-    environment = describe()
-    date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     record = {
-        "date": date,
+        "date": today(),
         "data": args.data.name,
         "command": f"python benchmarks/train.py {' '.join(sys.argv[1:])}",
+        "device": args.device,
         "rounds": args.rounds,
         "cold_cache": args.cold_cache,
-        "environment": environment,
+        "environment": describe(),
         "contenders": {contender.name: contender.about for contender in contenders},
         "summary": summarize(results),
         "runs": {name: [dataclasses.asdict(run) for run in runs] for name, runs in results.items()},
     }
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{environment['num_cpus']}x {environment['cpu']}".lower()).strip("-")
-    args.out.mkdir(parents=True, exist_ok=True)
     label = f"-{args.label}" if args.label else ""
-    path = args.out / f"{date}-train-{args.data.name}{label}-{hardware}.json"
-    write_json(path, record)
-    path.with_suffix(".md").write_text(markdown(record))
-    print(markdown(record))
+    save(record, f"train-{args.data.name}{label}", markdown, args.out)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -62,6 +63,10 @@ class Clock:
 
     def begin_look(self) -> None:
         """The loop pauses."""
+        # a GPU is still at work when Python has gone on
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.synchronize()
         now = time.perf_counter()
         self.train_seconds += now - self._since
         self._since, self.looking = now, True

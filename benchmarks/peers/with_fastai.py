@@ -32,13 +32,15 @@ from fastai.vision.data import ImageDataLoaders
 from fastai.vision.learner import vision_learner
 from torchvision.models import resnet18
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-class CPUMixedPrecision(MixedPrecision):
-    """fastai's mixed precision with the CPU's autocast in place of CUDA's."""
+
+class AnyMixedPrecision(MixedPrecision):
+    """fastai's mixed precision with the autocast of the device at hand in place of CUDA's."""
 
     def before_fit(self) -> None:
         super().before_fit()
-        self.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+        self.autocast = torch.autocast(DEVICE.type, dtype=torch.bfloat16)
 
 
 class Looks(Callback):
@@ -71,10 +73,10 @@ def main() -> None:
         batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)],
         bs=args.batch_size,
         num_workers=2,
-        device=torch.device("cpu"),
+        device=DEVICE,
     )
     clock = Clock(target=args.target)
-    callbacks = [ChannelsLast(), CPUMixedPrecision(AMPMode.BF16), Looks(clock)]
+    callbacks = [ChannelsLast(), AnyMixedPrecision(AMPMode.BF16), Looks(clock)]
     learner: Learner = vision_learner(
         loaders,
         resnet18,

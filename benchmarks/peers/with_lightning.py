@@ -93,7 +93,8 @@ def main() -> None:
 
     clock = Clock(target=args.target)
     trainer = lightning.Trainer(
-        accelerator="cpu",
+        accelerator="auto",
+        devices=1,
         precision="bf16-mixed",
         max_epochs=args.epochs,
         callbacks=[Looks(clock)],

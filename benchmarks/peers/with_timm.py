@@ -27,11 +27,11 @@ from timm.utils import random_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
-DEVICE = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast() -> torch.autocast:
-    return torch.autocast("cpu", dtype=torch.bfloat16)
+    return torch.autocast(DEVICE.type, dtype=torch.bfloat16)
 
 
 @torch.no_grad()
@@ -40,6 +40,7 @@ def accuracy(model: nn.Module, loader: DataLoader) -> float:
     model.eval()
     right, seen = 0, 0
     for images_BCHW, labels_B in loader:
+        images_BCHW, labels_B = images_BCHW.to(DEVICE), labels_B.to(DEVICE)
         with autocast():
             logits_BK = model(images_BCHW.contiguous(memory_format=torch.channels_last))
         right += int((logits_BK.argmax(1) == labels_B).sum())
@@ -53,7 +54,7 @@ def main() -> None:
     train_set = create_dataset("", root=args.data / "train", is_training=True)
     look_set = create_dataset("", root=looks_folder(args.data))
     model = create_model("resnet18", num_classes=len(train_set.reader.class_to_idx))
-    model.to(memory_format=torch.channels_last)
+    model.to(DEVICE, memory_format=torch.channels_last)
     config = resolve_data_config({"input_size": (3, args.size, args.size)}, model=model)
     common = {"input_size": config["input_size"], "mean": config["mean"], "std": config["std"]}
     common |= {"num_workers": 2, "device": DEVICE}
@@ -86,6 +87,8 @@ def main() -> None:
     for epoch in range(num_epochs):
         model.train()
         for images_BCHW, labels_B in train_loader:
+            # where there is a GPU, its loader has put them there already
+            images_BCHW, labels_B = images_BCHW.to(DEVICE), labels_B.to(DEVICE)
             with autocast():
                 logits_BK = model(images_BCHW.contiguous(memory_format=torch.channels_last))
                 loss = criterion(logits_BK, labels_B)

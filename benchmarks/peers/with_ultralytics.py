@@ -78,7 +78,7 @@ def main() -> None:
         imgsz=args.size,
         batch=args.batch_size,
         workers=2,
-        device="cpu",
+        device=0 if torch.cuda.is_available() else "cpu",
         amp=False,
         seed=args.seed,
         project=str(args.out),
