@@ -104,7 +104,7 @@ def airbench(name: str, about: str, *options: str) -> Contender:
     """airbench94-Muon, ported in our own words (peers/airbench.py)."""
 
     def command(python: Path, data: Path, folder: Path) -> list[str]:
-        return [str(python), str(PEERS / "airbench.py"), str(data), "--out", str(folder), "--json", *options]
+        return [str(python), str(PEERS / "airbench.py"), str(data), "--out", str(folder), "--curve", "--json", *options]
 
     def read(last: Mapping[str, Any], folder: Path, seconds: float) -> Result:
         return Result(

@@ -188,11 +188,18 @@ def test_a_result_has_the_keys_of_the_field() -> None:
     assert (found["bundle"], found["run"], found["test_top1"]) == ("runs/a/bundle", "runs/a", None)
 
 
-def test_in_little_time_fast_takes_the_smaller_network() -> None:
-    facts = DataFacts(num_images=50_000, num_classes=10, channels=3, side=32)
-    hurried = resolve_recipe("fast", dataclasses.replace(facts, seconds=60.0))
-    assert hurried.model.arguments == {"stride": 2}
-    for seconds in (None, 600.0):
-        unhurried = resolve_recipe("fast", dataclasses.replace(facts, seconds=seconds))
-        assert unhurried.model.arguments["widths"] == [64, 256, 256]
-        assert unhurried.augment.start_size == 20
+@pytest.mark.parametrize(
+    ("seconds", "widths"),
+    [(49.0, None), (50.0, [64, 128, 256]), (174.0, [64, 128, 256]), (175.0, [64, 256, 256]), (None, [64, 256, 256])],
+)
+def test_fast_takes_the_network_that_its_time_allows(seconds: float | None, widths: list[int] | None) -> None:
+    facts = DataFacts(num_images=50_000, num_classes=10, channels=3, side=32, seconds=seconds)
+    recipe = resolve_recipe("fast", facts)
+    assert recipe.model.arguments.get("widths") == widths
+    assert recipe.augment.start_size == (20 if widths else None)
+
+
+def test_with_few_images_fast_takes_the_smaller_network_and_150_steps() -> None:
+    recipe = resolve_recipe("fast", DataFacts(num_images=600, num_classes=10, channels=1, side=8))
+    assert recipe.model.arguments == {"stride": 2}
+    assert recipe.epochs * -(-600 // recipe.batch_size) >= 150

@@ -54,8 +54,9 @@ class FastCNN(nn.Module):
     each convolution set to the identity, a linear head whose outputs are multiplied by `head_scale`.
 
     widths: channels of each group. depth: convolutions per group, one number or one for each group. activation: relu,
-    silu or gelu. kernel_size, stride, num_directions: of the whitening layer (two filters per direction: itself and its
-    negative); an even kernel of 2 is wrong in bf16 on some CPUs. downsample, one or one for each group: "pool"
+    silu or gelu. kernel_size, stride, padding, num_directions: of the whitening layer (two filters per direction: it
+    and its negative; padding None: half the kernel); an even kernel of 2 is wrong in bf16 on some CPUs. downsample,
+    one or one for each group: "pool"
     (2×2 max-pooling behind the first convolution), "stride" (that convolution takes every other pixel: four times
     cheaper) or "none". The last map is reduced by its maximum, so any input of `size` or more is taken.
     """
@@ -71,6 +72,7 @@ class FastCNN(nn.Module):
         activation: str = "silu",
         kernel_size: int = 3,
         stride: int = 1,
+        padding: int | None = None,
         num_directions: int = 24,
         downsample: str | Sequence[str] = "pool",
         head_scale: float = 1 / 9,
@@ -79,7 +81,7 @@ class FastCNN(nn.Module):
         act = _activation("fast_cnn", activation)
         depths = _per_group("depth", depth, len(widths))
         downsamples: list[str] = _per_group("downsample", downsample, len(widths))
-        self.whiten = Whitening(in_channels, kernel_size, stride, num_directions)
+        self.whiten = Whitening(in_channels, kernel_size, stride, num_directions, padding)
         self.act = act()
         side = (size + 2 * self.whiten.padding[0] - kernel_size) // stride + 1  # type: ignore[operator]
         channels = self.whiten.out_channels

@@ -19,13 +19,16 @@ MAX_PATCHES = 300_000
 class Whitening(nn.Conv2d):
     """A frozen first convolution whose outputs are decorrelated, each with its negative (arXiv:2404.00498).
 
-    num_directions: at most; there are no more than values in a patch. Two filters per direction. Until
-    `init_from_images` is called the filters are random. The bias is learnt, and starts at zero.
+    num_directions: at most; there are no more than values in a patch. Two filters per direction. padding: px on each
+    side, None for half the kernel. Until `init_from_images` is called the filters are random. The bias is learnt, and
+    starts at zero.
     """
 
-    def __init__(self, in_channels: int, kernel_size: int, stride: int, num_directions: int) -> None:
+    def __init__(
+        self, in_channels: int, kernel_size: int, stride: int, num_directions: int, padding: int | None = None
+    ) -> None:
         directions = min(num_directions, in_channels * kernel_size**2)
-        padding = (kernel_size - 1) // 2
+        padding = (kernel_size - 1) // 2 if padding is None else padding
         super().__init__(in_channels, 2 * directions, kernel_size, stride=stride, padding=padding)
         self.weight.requires_grad_(False)
         assert self.bias is not None
