@@ -18,6 +18,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from records import hardware
+
 # Okabe and Ito: colour-blind people can tell these apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
@@ -32,10 +34,9 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, list[dict[str, Any]]], str]
     origins = set()
     for path in paths:
         record = json.loads(path.read_text())
-        machine = record["environment"]
-        on_gpu = record.get("device") == "cuda"
-        hardware = machine["gpus"][0] if on_gpu else f"{machine['cpu']}, {machine['num_cpus']} cores"
-        origins.add(f"{record['data']}, {hardware}")
+        count, device = hardware(record)
+        cores = "" if record.get("device") == "cuda" else f", {count} cores"
+        origins.add(f"{record['data']}, {device}{cores}")
         for name, its_runs in record["runs"].items():
             runs.setdefault(name, []).extend(its_runs)
     if len(origins) != 1:

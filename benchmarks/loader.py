@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS, save, today
+from records import RESULTS, page, save, today
 
 BATCH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -115,20 +115,18 @@ def one_side(side: str, data: Path, size: int) -> dict[str, float]:
 
 def markdown(record: dict[str, Any]) -> str:
     """The table for people."""
-    machine = record["environment"]
+    conditions = (
+        f". {record['rounds']} rounds in alternation, each measurement a fresh process; medians, ratios with 95 % "
+        "bootstrap intervals."
+    )
     lines = [
-        f"# The data path on {record['data']} at {record['size']} px, {record['date']}",
-        "",
-        f"{machine['cpu']}, {machine['num_cpus']} cores; torch {machine['versions']['torch']}. {record['rounds']} "
-        "rounds in alternation, each measurement a fresh process; medians, ratios with 95 % bootstrap intervals.",
-        "",
         "| side | images/s | × 0 workers | × 2 workers |",
         "| --- | --- | --- | --- |",
     ]
     for row in record["summary"]:
         ratios = ["{:.2f} [{:.2f}, {:.2f}]".format(*row[f"against {workers} workers"]) for workers in (0, 2)]
         lines.append(f"| {row['side']} | {row['images_per_second']:,.0f} | {ratios[0]} | {ratios[1]} |")
-    return "\n".join([*lines, "", f"`{record['command']}`"]) + "\n"
+    return page(record, f"The data path on {record['data']} at {record['size']} px", conditions, lines)
 
 
 def main() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vivace.files import write_json
 
-__all__ = ["RESULTS", "save", "today"]
+__all__ = ["RESULTS", "hardware", "page", "save", "today"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -20,16 +20,32 @@ def today() -> str:
     return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
 
 
+def hardware(record: Mapping[str, Any]) -> tuple[int, str]:
+    """What was measured on: how many GPUs and which where "device" is "cuda", else how many cores of which CPU."""
+    machine = record["environment"]
+    if record.get("device") == "cuda":
+        return len(machine["gpus"]), machine["gpus"][0]
+    return machine["num_cpus"], machine["cpu"]
+
+
+def page(record: Mapping[str, Any], title: str, conditions: str, table: Sequence[str]) -> str:
+    """The Markdown page of a record: title and date, the machine, torch and the conditions, the table, the command.
+
+    conditions: what follows the version of torch, its punctuation included.
+    """
+    machine = record["environment"]
+    about = f"{machine['cpu']}, {machine['num_cpus']} cores; torch {machine['versions']['torch']}{conditions}"
+    return "\n".join([f"# {title}, {record['date']}", "", about, "", *table, "", f"`{record['command']}`"]) + "\n"
+
+
 def save(record: Mapping[str, Any], what: str, markdown: Callable[[dict[str, Any]], str], folder: Path) -> Path:
     """Write DATE-WHAT-HARDWARE.json and the table beside it, which is printed too. Returns the JSON file.
 
     record: with "date", "environment" and, where a GPU was used, "device": "cuda".
     """
-    machine = record["environment"]
-    on_gpu = record.get("device") == "cuda"
-    hardware = f"{len(machine['gpus'])}x {machine['gpus'][0]}" if on_gpu else f"{machine['num_cpus']}x {machine['cpu']}"
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{what} {hardware}".lower()
+    count, device = hardware(record)
+    name = f"{what} {count}x {device}".lower()
     path = folder / f"{record['date']}-{re.sub(r'[^a-z0-9_]+', '-', name).strip('-')}.json"
     write_json(path, dict(record))
     table = markdown(dict(record))

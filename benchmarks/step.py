@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from records import RESULTS, save, today
+from records import RESULTS, page, save, today
 from vivace.data.augment import Augment
 from vivace.data.loader import Batch
 from vivace.hardware import describe, keep_freed_memory, num_cpus
@@ -141,7 +141,6 @@ def kinds(clock: Mapping[str, float], steps: int) -> dict[str, float]:
 
 def markdown(record: dict[str, Any]) -> str:
     """The table for people."""
-    machine = record["environment"]
     rows = [
         ("operations of an image, forward and backward", f"{record['mflop_per_image']:,.0f} MFLOP"),
         ("whole step", f"{record['step_ms']:.0f} ms, {record['images_per_second']:,.0f} images/s"),
@@ -153,19 +152,12 @@ def markdown(record: dict[str, Any]) -> str:
         ),
         *((f"time in {kind}", f"{ms:.1f} ms") for kind, ms in record["kinds_ms"].items()),
     ]
-    lines = [
-        f"# A training step of {record['model']}, {record['date']}",
-        "",
-        f"{machine['cpu']}, {machine['num_cpus']} cores; torch {machine['versions']['torch']}; {record['setup']}; "
-        f"batch {record['batch_size']}, {record['size']} px; {record['rounds']} rounds in alternation, medians.",
-        "",
-        "| what | measured |",
-        "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in rows),
-        "",
-        f"`{record['command']}`",
-    ]
-    return "\n".join(lines) + "\n"
+    conditions = (
+        f"; {record['setup']}; batch {record['batch_size']}, {record['size']} px; {record['rounds']} rounds in "
+        "alternation, medians."
+    )
+    table = ["| what | measured |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+    return page(record, f"A training step of {record['model']}", conditions, table)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import statistics
 from typing import Any
 
 from contenders import Result
+from records import page
 from vivace.measure import bootstrap_ratio
 
 __all__ = ["crossing_seconds", "markdown", "summarize"]
@@ -70,17 +71,15 @@ def _crossing(first: list[Result], runs: list[Result]) -> dict[str, Any]:
 
 def markdown(record: dict[str, Any]) -> str:
     """The table for people."""
-    machine = record["environment"]
+    cache = "cold" if record["cold_cache"] else "warm after the first run"
+    conditions = (
+        f", Python {record['environment']['python']}. Rounds in alternation: {record['rounds']}; each run a fresh "
+        f"process; cache of decoded images {cache}. Times are medians; the ratio is the first contender's time over "
+        "this one's, with a 95 % bootstrap interval over the rounds. “First reaches it after” is the loop time at "
+        "which the first contender's looks had this one's final accuracy, and beside it how many times faster that is "
+        "than this one's loop."
+    )
     lines = [
-        f"# Training on {record['data']}, {record['date']}",
-        "",
-        f"{machine['cpu']}, {machine['num_cpus']} cores; torch {machine['versions']['torch']}, Python "
-        f"{machine['python']}. Rounds in alternation: {record['rounds']}; each run a fresh process; cache of decoded "
-        f"images {'cold' if record['cold_cache'] else 'warm after the first run'}. Times are medians; the ratio is "
-        "the first contender's time over this one's, with a 95 % bootstrap interval over the rounds. “First reaches it "
-        "after” is the loop time at which the first contender's looks had this one's final accuracy, and beside it how "
-        "many times faster that is than this one's loop.",
-        "",
         "| contender | n | top-1 % ± sd | best look % | loop s | in all s | × faster, loop | × faster, in all | "
         "first reaches it after s | first is × faster to it, loop |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -103,8 +102,8 @@ def markdown(record: dict[str, Any]) -> str:
         else:
             cells += ["–", "–"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"- {name}: {about}" for name, about in record["contenders"].items()), "", f"`{record['command']}`"]
-    return "\n".join(lines) + "\n"
+    lines += ["", *(f"- {name}: {about}" for name, about in record["contenders"].items())]
+    return page(record, f"Training on {record['data']}", conditions, lines)
 
 
 def _ratio(row: dict[str, Any], name: str) -> str:

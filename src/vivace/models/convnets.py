@@ -56,9 +56,9 @@ class FastCNN(nn.Module):
     widths: channels of each group. depth: convolutions per group, one number or one for each group. activation: relu,
     silu or gelu. kernel_size, stride, padding, num_directions: of the whitening layer (two filters per direction: it
     and its negative; padding None: half the kernel); an even kernel of 2 is wrong in bf16 on some CPUs. downsample,
-    one or one for each group: "pool"
-    (2×2 max-pooling behind the first convolution), "stride" (that convolution takes every other pixel: four times
-    cheaper) or "none". The last map is reduced by its maximum, so any input of `size` or more is taken.
+    one or one for each group: "pool" (2×2 max-pooling behind the first convolution), "stride" (that convolution takes
+    every other pixel: four times cheaper) or "none". The last map is reduced by its maximum, so any input of `size` or
+    more is taken.
     """
 
     def __init__(

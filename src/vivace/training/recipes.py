@@ -96,8 +96,7 @@ def _fast_small(facts: DataFacts) -> Recipe:
         start_size, epochs = None, 10
     # few images: smaller batches, so that an epoch still has some dozens of steps, and 150 steps at the least
     batch_size = 500 if many else 128
-    if not many:
-        epochs = min(60, max(epochs, -(-150 * batch_size // facts.num_images)))
+    epochs = min(60, max(epochs, -(-150 * batch_size // facts.num_images)))
     return Recipe(
         name="fast",
         model=ModelConfig(name="fast_cnn", arguments=model),
