@@ -72,6 +72,13 @@ def test_a_gain_that_noise_could_explain_is_left_off(monkeypatch: pytest.MonkeyP
     assert receipt.setup == plain_setup(RECIPE)
 
 
+def test_a_gain_too_small_for_four_pairs_to_tell_is_left_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_chance = Comparison((10.02, 10.01), (10.0, 10.0), ratio=1.0015, ratio_low=1.001, ratio_high=1.002)
+    monkeypatch.setattr(tune_module, "compare", lambda *args, **options: by_chance)
+    receipt = tune(RECIPE, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000)
+    assert receipt.setup == plain_setup(RECIPE)
+
+
 def test_a_candidate_that_fails_is_told_and_costs_only_itself() -> None:
     def make_step(setup: Setup) -> Callable[[], object]:
         def step() -> None:

@@ -27,6 +27,8 @@ __all__ = ["Receipt", "Trial", "plain_setup", "receipt_path", "stored_receipt", 
 MAX_SHARE = 0.1
 # upper over lower bound of a ratio's interval; on an idle machine 1.1 to 1.8, beside another job 3 to 40
 MAX_SPREAD = 2.0
+# four pairs of equals all point the same way once in eight times, by a few thousandths: no reason to switch anything on
+MIN_GAIN = 1.02
 # by how much the fastest steps must be faster to be believed where the medians can't be
 MIN_GAIN_DISTURBED = 1.15
 NUM_WARMUP = 1
@@ -122,8 +124,9 @@ def tune(
 
     make_step(setup) gives a function that makes one training step of `trial_batch_size` images on a copy of the
     network. planned_seconds: the length of the run where a time decides it rather than `expected_steps`. A candidate
-    is kept only if the whole interval of its ratio lies above 1. Nothing is tried, and nothing stored, where the trial
-    would take more than MAX_SHARE of the run; the least promising candidates are left out where all would.
+    is kept only if it is faster by MIN_GAIN and the whole interval of its ratio lies above 1. Nothing is tried, and
+    nothing stored, where the trial would take more than MAX_SHARE of the run; the least promising candidates are left
+    out where all would.
     """
     started = time.perf_counter()
     setup = plain_setup(recipe)
@@ -167,7 +170,7 @@ def tune(
         saved = run_seconds * (1 - 1 / max(result.ratio, 1e-9))
         # what else runs only ever adds time: the fastest steps of both sides are the least disturbed
         fastest = min(result.baseline_ms) / min(result.candidate_ms)
-        faster = result.faster or (disturbed and fastest > MIN_GAIN_DISTURBED)
+        faster = (result.faster and result.ratio > MIN_GAIN) or (disturbed and fastest > MIN_GAIN_DISTURBED)
         kept = faster and (not candidate.compile or (result.faster and saved > 2 * cost))
         notes = [f"first step took {cost:.1f} s"] if candidate.compile else []
         notes += [f"disturbed: {fastest:.2f} × by the fastest steps"] if disturbed else []
