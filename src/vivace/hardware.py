@@ -193,6 +193,7 @@ LIBRARIES = (
     _Library("timm", None),
     _Library("numpy", None),
     _Library("pillow", None),
+    _Library("simplejpeg", None),
     _Library("safetensors", None),
     _Library("tensorboard", None),
     _Library("scikit-learn", "data"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vivace.data.jpeg import decode_plain_jpeg
 from vivace.errors import ImageError
 
 __all__ = ["EXTENSIONS", "REFUSED_EXTENSIONS", "PillowGuard", "decode_bytes", "read_bytes", "read_image", "shown"]
@@ -129,10 +130,15 @@ def decode_bytes(
     """`read_image` of bytes already read; `name` is used in messages and for its extension."""
     if not data:
         raise ImageError(f"the file is empty: {shown(name)}. Remove it.", problem="empty")
+    plain = decode_plain_jpeg(
+        data, lambda size: _check_header(size, "JPEG", name, max_pixels, check_extension), draft_size=draft_size
+    )
+    if plain is not None:
+        return plain
     try:
         with PillowGuard():
             image = Image.open(io.BytesIO(data), formats=OPENED)
-            _check_header(image, name, max_pixels, check_extension)
+            _check_header(image.size, image.format or "", name, max_pixels, check_extension)
             if draft_size is not None and image.format == "JPEG" and min(image.size) >= 4 * draft_size:
                 image.draft(None, (2 * draft_size, 2 * draft_size))
             image.load()
@@ -151,9 +157,9 @@ def decode_bytes(
     return image
 
 
-def _check_header(image: Image.Image, name: str, max_pixels: int, check_extension: bool) -> None:
-    """Judge by the header alone, before a single pixel is decoded."""
-    width, height = image.size
+def _check_header(size: tuple[int, int], kind: str, name: str, max_pixels: int, check_extension: bool) -> None:
+    """Judge by the header alone, before a single pixel is decoded; `kind` is Pillow's name of the format."""
+    width, height = size
     if width * height > max_pixels:
         raise ImageError(
             f"too many pixels: {shown(name)} is {width} × {height}, the cap is {max_pixels:,}. Make it smaller.",
@@ -171,9 +177,9 @@ def _check_header(image: Image.Image, name: str, max_pixels: int, check_extensio
             problem="extreme_aspect",
         )
     extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
-    if check_extension and extension in EXTENSIONS and extension not in FORMATS[image.format or ""]:
+    if check_extension and extension in EXTENSIONS and extension not in FORMATS[kind]:
         raise ImageError(
-            f"extension and content disagree: {shown(name)} is {image.format}. Rename it.",
+            f"extension and content disagree: {shown(name)} is {kind}. Rename it.",
             problem="extension_mismatch",
         )
 
