@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from records import RESULTS, page, save, today
 from vivace.data.augment import Augment
+from vivace.data.cachedir import default_cache_dir
 from vivace.data.loader import Batch
 from vivace.hardware import describe, keep_freed_memory, num_cpus
 from vivace.measure import bootstrap_ratio, synchronize, time_call
@@ -91,6 +92,7 @@ def make_stepper(
         normalize=normalize,
         augment=Augment(recipe.augment, size=size, num_classes=num_classes),
         device=device,
+        kernels=default_cache_dir() / "kernels",
     )
     labels = torch.randint(0, num_classes, (recipe.batch_size,), device=device)
     return stepper, Batch(images, labels, torch.arange(recipe.batch_size, device=device)), model
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-tiles", action="store_true", help="without tiled gradients (on a GPU: always)")
+    parser.add_argument("--no-fused", action="store_true", help="without fused norms (on a GPU: always)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -181,7 +184,10 @@ def main() -> None:
     )
     recipe = resolve_recipe(args.recipe, facts)
     setup = Setup(
-        precision=args.precision, threads=num_cpus(), tile_small_maps=not args.no_tiles and args.device == "cpu"
+        precision=args.precision,
+        threads=num_cpus(),
+        tile_small_maps=not args.no_tiles and args.device == "cpu",
+        fuse_norms=not args.no_fused and args.device == "cpu",
     )
     torch.set_num_threads(setup.threads)
     stepper, batch, model = make_stepper(recipe, setup, size=args.size, num_classes=args.num_classes, device=device)
@@ -206,7 +212,8 @@ def main() -> None:
         "size": args.size,
         "batch_size": recipe.batch_size,
         "rounds": args.rounds,
-        "setup": f"{setup.precision}, {'tiled gradients' if setup.tile_small_maps else 'plain gradients'}",
+        "setup": f"{setup.precision}, {'tiled' if setup.tile_small_maps else 'plain'} gradients, "
+        f"{'fused' if setup.fuse_norms else 'plain'} norms",
         "mflop_per_image": flops / 1e6,
         "step_ms": statistics.median(step_ms),
         "conv_ms": statistics.median(conv_ms),

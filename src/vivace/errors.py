@@ -12,6 +12,7 @@
     │   ├── CheckpointError        a checkpoint that is damaged, missing or foreign
     │   ├── BundleError            a bundle that is damaged, newer or unsafe
     │   ├── RunFolderError         a run folder that is locked or can't be written
+    │   ├── KernelError            kernels of our own that can't be built here
     │   └── MissingExtra           an optional library that is not installed
     ├── TrainingError              training could not go on
     │   ├── NonFiniteError         NaN or Inf that did not go away
@@ -37,6 +38,7 @@ __all__ = [
     "ImageError",
     "InputError",
     "Interrupted",
+    "KernelError",
     "MissingExtra",
     "ModelError",
     "NonFiniteError",
@@ -102,6 +104,10 @@ class BundleError(InputError):
 
 class RunFolderError(InputError):
     """A run folder is locked by another run or can't be written."""
+
+
+class KernelError(InputError):
+    """Kernels of our own can't be built on this machine."""
 
 
 class MissingExtra(InputError):

@@ -47,7 +47,16 @@ def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
             schedule=ScheduleConfig(name="cosine", warmup=0.1),
             loss=LossConfig(label_smoothing=0.1),
         ),
-        {"precision": "bf16", "tile_small_maps": True, "channels_last": True, "compile": True, "ema_decay": 0.9},
+        {
+            "precision": "bf16",
+            "tile_small_maps": True,
+            "fuse_norms": True,
+            "channels_last": True,
+            "compile": True,
+            "ema_decay": 0.9,
+            "freeze_after": [0.5],
+            "focus.share": 0.5,
+        },
     )
     assert levers_of(everything) == list(LEVERS)
     for lever in LEVERS:

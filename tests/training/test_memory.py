@@ -65,6 +65,7 @@ def make_stepper(model: nn.Module, messages: list[str], device: torch.device = C
         normalize=Normalize((0.5,) * 3, (0.25,) * 3).to(device),
         augment=Augment(AugmentConfig(flip="random"), size=128 if device.type == "cuda" else 8, num_classes=4, seed=0),
         device=device,
+        kernels=Path("not used"),
         on_message=messages.append,
     )
 

@@ -13,7 +13,7 @@ from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
-from vivace.training.recipe import LossConfig, Recipe
+from vivace.training.recipe import FocusConfig, LossConfig, Recipe
 from vivace.training.recipes import RECIPES, DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
 
@@ -60,6 +60,7 @@ OTHER = Recipe(
         name="step", warmup=0.1, cooldown=0.4, start=0.2, end=0.01, milestones=(0.3, 0.6, 0.9), gamma=0.2
     ),
     loss=LossConfig(label_smoothing=0.1),
+    focus=FocusConfig(start=0.1, end=0.9),
     epochs=7,
     batch_size=32,
     micro_batch_size=16,
@@ -67,10 +68,12 @@ OTHER = Recipe(
     clip_grad_norm=2.0,
     early_stopping=3,
     head_epochs=2,
+    freeze_after=(0.4, 0.8),
     precision="bf16",
     channels_last=False,
     compile=True,
     tile_small_maps=True,
+    fuse_norms=True,
     threads=3,
     validate_every=0.5,
     checkpoint_minutes=1.5,
@@ -96,8 +99,8 @@ def test_the_other_recipe_differs_in_every_field() -> None:
         return found
 
     default, other = flat(to_dict(Recipe())), flat(to_dict(OTHER))
-    # classes can't be balanced twice
-    assert {key for key in default if default[key] == other[key]} == {"loss.class_weights"}
+    # classes can't be balanced twice, nor can the hardest images be told where images are mixed
+    assert {key for key in default if default[key] == other[key]} == {"loss.class_weights", "focus.share"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

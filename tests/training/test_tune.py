@@ -195,15 +195,16 @@ def test_where_a_time_is_planned_the_trial_takes_its_share_of_that() -> None:
     assert long.source == "measured"
 
 
-def test_tiles_are_tried_where_bf16_was_kept_and_only_there() -> None:
+@pytest.mark.parametrize(("field", "name"), [("tile_small_maps", "tiled gradients"), ("fuse_norms", "fused norms")])
+def test_kernels_for_bf16_are_tried_where_it_was_kept_and_only_there(field: str, name: str) -> None:
     def cost(setup: Setup) -> float:
-        return 10.0 / (2 if setup.precision == "bf16" else 1) / (1.5 if setup.tile_small_maps else 1)
+        return 10.0 / (2 if setup.precision == "bf16" else 1) / (1.5 if getattr(setup, field) else 1)
 
     receipt = tune(RECIPE, sleeper(cost), device=CPU, expected_steps=10_000)
-    assert receipt.setup.tile_small_maps
-    assert "tiled gradients" in receipt.summary()
+    assert getattr(receipt.setup, field)
+    assert name in receipt.summary()
     slow = tune(RECIPE, sleeper(lambda setup: 10.0), device=CPU, expected_steps=10_000)
-    assert "tiled gradients" not in names_kept(slow)
+    assert name not in names_kept(slow)
 
 
 def test_compiling_must_save_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +333,7 @@ def test_beside_another_job_the_fastest_steps_decide_and_the_receipt_is_not_kept
 
     monkeypatch.setattr(tune_module, "compare", compare)
     path = tmp_path / "receipt.json"
-    recipe = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_small_maps=False)
+    recipe = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_small_maps=False, fuse_norms=False)
     receipt = tune(recipe, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
     # once more, and longer
     assert asked == [4, 12]

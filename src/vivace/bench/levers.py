@@ -40,6 +40,12 @@ LEVERS = (
         lambda r: r.tile_small_maps is True,
         {"tile_small_maps": False},
     ),
+    Lever(
+        "fused norms",
+        "pooling, batch norm and activation as one kernel",
+        lambda r: r.fuse_norms is True,
+        {"fuse_norms": False},
+    ),
     Lever("channels_last", "memory format", lambda r: r.channels_last is True, {"channels_last": False}),
     Lever("compile", "torch.compile for eager", lambda r: r.compile is True, {"compile": False}),
     Lever(
@@ -47,6 +53,18 @@ LEVERS = (
         "small images at the start of training",
         lambda r: r.augment.start_size is not None,
         {"augment.start_size": None},
+    ),
+    Lever(
+        "hard images",
+        "epochs in the middle of the run made of the images with the highest loss",
+        lambda r: r.focus.share < 1,
+        {"focus.share": 1.0},
+    ),
+    Lever(
+        "late freezing",
+        "the first layers learn no more from some time on",
+        lambda r: bool(r.freeze_after),
+        {"freeze_after": []},
     ),
     Lever("Muon", "Muon for SGD at its usual rate", lambda r: r.optimizer.name == "muon", {"optimizer.name": "sgd"}),
     Lever(

@@ -107,9 +107,12 @@ class Batches:
             order[places] = rng.choice(self._indices[labels == label], size=len(places), replace=True)
         return order[rng.permutation(len(order))]
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on; those before it are not even read."""
-        chunks = self._chunks(self.order(epoch))[start:]
+    def epoch(self, epoch: int, *, start: int = 0, order: np.ndarray | None = None) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on; those before it are not even read.
+
+        order: int64 [num_images], positions in another order, or another choice of them; None: `order(epoch)`.
+        """
+        chunks = self._chunks(self.order(epoch) if order is None else order)[start:]
         if self._tensor_NHWC is None:
             yield from self._prefetched(chunks)
             return

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vivace.errors import ModelError, nearest
+from vivace.kernels.norms import FusedSequential
 from vivace.models.whitening import Whitening
 
 __all__ = ["FastCNN", "FastPhoto", "SimpleCNN"]
@@ -58,7 +59,8 @@ class FastCNN(nn.Module):
     and its negative; padding None: half the kernel); an even kernel of 2 is wrong in bf16 on some CPUs. downsample,
     one or one for each group: "pool" (2×2 max-pooling behind the first convolution), "stride" (that convolution takes
     every other pixel: four times cheaper) or "none". The last map is reduced by its maximum, so any input of `size` or
-    more is taken.
+    more is taken. residual: the convolutions of a group behind its first one change what that one gave, as in
+    airbench96; then each group has 2 or more.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class FastCNN(nn.Module):
         padding: int | None = None,
         num_directions: int = 24,
         downsample: str | Sequence[str] = "pool",
+        residual: bool = False,
         head_scale: float = 1 / 9,
     ) -> None:
         super().__init__()
@@ -88,15 +91,19 @@ class FastCNN(nn.Module):
         groups = []
         for width, convs, down in zip(widths, depths, downsamples, strict=True):
             side = _smaller_side("fast_cnn", side, down, size)
-            groups.append(_group(channels, width, convs, act, down))
+            if residual and convs < 2:
+                raise ModelError(
+                    f"fast_cnn has nothing to add to a first convolution: got depth {convs} with residual. "
+                    "Give 2 or more."
+                )
+            first = _group(channels, width, 1 if residual else convs, act, down)
+            groups.append(nn.Sequential(first, _Behind(width, convs - 1, act)) if residual else first)
             channels = width
         self.groups = nn.Sequential(*groups)
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.head = nn.Linear(channels, num_classes, bias=False)
         self.head_scale = head_scale
         nn.init.kaiming_uniform_(self.head.weight, nonlinearity="relu")
-        # no stage of training may unfreeze these: the whitening filters, the scales of the norms
-        self.frozen_parameters = tuple(name for name, p in self.named_parameters() if not p.requires_grad)
 
     def init_from_images(self, images_BCHW: Tensor) -> None:
         """Set the whitening filters from normalised training images, in place."""
@@ -136,7 +143,7 @@ class FastPhoto(nn.Module):
         act = _activation("fast_photo", activation)
         depths = _per_group("depths", depths, len(widths))
         first = widths[0]
-        self.stem = nn.Sequential(
+        self.stem = FusedSequential(
             *_conv_norm(in_channels, first // 2, stride=2), act(), *_conv_norm(first // 2, first, stride=2), act()
         )
         side, channels = (size + 3) // 4, first
@@ -149,7 +156,7 @@ class FastPhoto(nn.Module):
                 # before norm and activation: a quarter of their work
                 layers += [conv, nn.MaxPool2d(2), norm, act()]
             layers += [_Residual(width, act) for _ in range(depth)]
-            stages.append(nn.Sequential(*layers))
+            stages.append(FusedSequential(*layers))
             channels = width
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -165,12 +172,26 @@ class FastPhoto(nn.Module):
         return logits
 
 
+class _Behind(nn.Module):
+    """x + body(x), activated: `depth` convolutions with their norms, an activation between each two of them."""
+
+    def __init__(self, width: int, depth: int, act: type[nn.Module]) -> None:
+        super().__init__()
+        # without the last activation, which comes behind the sum
+        self.body = _group(width, width, depth, act, "none")[:-1]
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(x + self.body(x))
+        return out
+
+
 class _Residual(nn.Module):
     """x + norm(conv(act(norm(conv(x))))), activated; the last norm starts at zero, so that the block starts as none."""
 
     def __init__(self, width: int, act: type[nn.Module]) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_conv_norm(width, width), act(), *_conv_norm(width, width))
+        self.body = FusedSequential(*_conv_norm(width, width), act(), *_conv_norm(width, width))
         nn.init.zeros_(self.body[-1].weight)  # type: ignore[arg-type]
         self.act = act()
 
@@ -195,7 +216,7 @@ def _group(in_channels: int, width: int, depth: int, act: type[nn.Module], downs
         norm = nn.BatchNorm2d(width, momentum=0.4)
         norm.weight.requires_grad_(False)
         layers += [norm, act()]
-    return nn.Sequential(*layers)
+    return FusedSequential(*layers)
 
 
 def _dirac_conv(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model, head_parameters, layer_groups, load_weights, pretrained_stats
 from vivace.optim.optimizers import create_optimizer
 from vivace.training.engine import Validation
+from vivace.training.focus import Focus
 from vivace.training.losses import make_loss
 from vivace.training.recipe import Recipe
 from vivace.training.state import Ema, TrainState
@@ -109,10 +111,12 @@ def _sample(data: TrainingData) -> np.ndarray:
 class Session:
     """The network, its optimizer and the batches of a run, ready for an Engine."""
 
-    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device, *, load: bool = True) -> None:
-        """load: start from the recipe's weights; False: a checkpoint will bring all of them."""
+    def __init__(
+        self, recipe: Recipe, data: TrainingData, device: torch.device, *, kernels: Path, load: bool = True
+    ) -> None:
+        """kernels: the folder for those of our own. load: start from the recipe's weights; a checkpoint needs none."""
         seed_everything(recipe.seed, deterministic=recipe.deterministic)
-        self.recipe, self.data, self.device = recipe, data, device
+        self.recipe, self.data, self.device, self.kernels = recipe, data, device, kernels
         preprocess, train = data.preprocess, data.cache.splits["train"]
         self.num_classes = len(data.cache.classes)
         self.normalize = Normalize(preprocess.mean, preprocess.std).to(device)
@@ -124,6 +128,7 @@ class Session:
             )
         self._check_start_size()
         self.head = head_parameters(self.model) if recipe.head_epochs else []
+        self.late_frozen = self._late_frozen()
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
         self.loss = make_loss(recipe.loss, train.labels_N[data.train_indices], self.num_classes, device)
         self.batches = Batches(
@@ -157,6 +162,16 @@ class Session:
                 init(self.normalize(stored.to(self.device)))
         return model
 
+    def _late_frozen(self) -> list[list[str]]:
+        """Names of the parameters of the parts that `freeze_after` names."""
+        parts, count = layer_groups(self.model), len(self.recipe.freeze_after)
+        if count >= len(parts):
+            raise ConfigError(
+                f"freeze_after freezes all of {self.recipe.model.name}: got {count} shares for {len(parts)} parts. "
+                f"Give at most {len(parts) - 1}."
+            )
+        return parts[:count]
+
     def _check_start_size(self) -> None:
         start = self.recipe.augment.start_size
         if start is None:
@@ -188,7 +203,14 @@ class Session:
             generator=generator,
             ema=Ema(model, recipe.ema_decay) if recipe.ema_decay else None,
             scaler=torch.amp.GradScaler(self.device.type) if setup.precision == "fp16" else None,
+            focus=self._focus(),
         )
+
+    def _focus(self) -> Focus | None:
+        if self.recipe.focus.share == 1:
+            return None
+        num_images = len(self.data.cache.splits["train"].labels_N)
+        return Focus(config=self.recipe.focus, losses_N=torch.full((num_images,), float("inf"), device=self.device))
 
     def stepper(self, state: TrainState, setup: Setup, on_message: Callable[[str], None] = lambda _: None) -> Stepper:
         """A Stepper on `state`."""
@@ -199,6 +221,7 @@ class Session:
             normalize=self.normalize,
             augment=self.augment,
             device=self.device,
+            kernels=self.kernels,
             clip_grad_norm=self.recipe.clip_grad_norm,
             on_message=on_message,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any, Protocol
 
+import numpy as np
 from torch import nn
 
 from vivace.data.loader import Batch, Batches
@@ -74,6 +75,8 @@ class Engine:
     """Raises CacheMismatch when an image file has changed since the cache was made."""
     head: frozenset[str] = frozenset()
     """Names of the head's parameters: the only ones trained in the first `head_epochs`."""
+    parts: Sequence[Sequence[str]] = ()
+    """Names of the parameters of the parts that `freeze_after` names, from the input on."""
 
     def __post_init__(self) -> None:
         self._snapshot = self.state.snapshot()
@@ -84,6 +87,7 @@ class Engine:
         if self.recipe.early_stopping is not None and not self._best_path.exists():
             # earlier validations may have been better, but nobody kept their weights
             self.counters.best_val_top1 = -1.0
+        self._trainable = {name: p for name, p in self.state.model.named_parameters() if p.requires_grad}
         self._validate_steps = max(1, round(self.recipe.validate_every * len(self.batches)))
 
     @property
@@ -128,10 +132,12 @@ class Engine:
     def _run_epoch(self, signals: StopSignals) -> None:
         epoch, start = self.counters.epoch, self.counters.batch
         self._enter_epoch(epoch)
-        for batch in self.batches.epoch(epoch, start=start):
+        for batch in self.batches.epoch(epoch, start=start, order=self._order(epoch, start)):
             counters = self.counters
             began = time.monotonic()
             self._set_rates()
+            if self.recipe.freeze_after:
+                self._set_trainable()
             self._step(batch, epoch)
             counters.step += 1
             counters.batch += 1
@@ -142,15 +148,33 @@ class Engine:
             if self._finished:
                 return
 
+    def _order(self, epoch: int, start: int) -> np.ndarray | None:
+        """The order of an epoch's images, where it is not the loader's own."""
+        focus = self.state.focus
+        if focus is None:
+            return None
+        if start == 0:
+            seed = (self.recipe.seed, epoch)
+            focus.begin_epoch(self.batches.order(epoch), progress=self.counters.progress, seed=seed)
+        return focus.order_n
+
     def _enter_epoch(self, epoch: int) -> None:
         head_only = epoch < self.recipe.head_epochs
         if head_only != self.counters.head_only:
             self.reporter.on_message("training the head alone" if head_only else "training the whole network")
         self.counters.head_only = head_only
-        for name, parameter in self.state.model.named_parameters():
-            if self.head and not _is_frozen(self.state.model, name):
-                parameter.requires_grad_(not head_only or name in self.head)
+        self._set_trainable()
         self._train_mode()
+
+    def _set_trainable(self) -> None:
+        late = [share <= self.counters.progress for share in self.recipe.freeze_after]
+        frozen = {name for part, is_late in zip(self.parts, late, strict=True) if is_late for name in part}
+        for name, parameter in self._trainable.items():
+            trained = name not in frozen and (not self.counters.head_only or name in self.head)
+            if trained != parameter.requires_grad:
+                parameter.requires_grad_(trained)
+                # an optimizer would go on moving a weight that kept its last gradient
+                parameter.grad = None
 
     def _train_mode(self) -> None:
         # with the body frozen its batch-norm statistics stay too: features must not drift under the head
@@ -163,6 +187,8 @@ class Engine:
 
     def _step(self, batch: Batch, epoch: int) -> None:
         result = self.stepper.step(batch, epoch)
+        if self.state.focus:
+            self.state.focus.record(batch.indices_B, result.losses_B)
         self._sums.append((result, batch))
         on_cuda = result.loss_sum.device.type == "cuda"
         if not on_cuda or len(self._sums) >= CUDA_READ_EVERY:
@@ -295,8 +321,3 @@ class Engine:
         self.counters.seconds += now - self._marked_at
         self._marked_at = now
         self.counters.total_seconds = self.plan.clock()
-
-
-def _is_frozen(model: nn.Module, name: str) -> bool:
-    """Whether the network itself keeps a parameter fixed, such as a whitening layer."""
-    return name in getattr(model, "frozen_parameters", ())

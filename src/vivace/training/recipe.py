@@ -11,7 +11,7 @@ from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 
-__all__ = ["LossConfig", "Recipe"]
+__all__ = ["FocusConfig", "LossConfig", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,23 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FocusConfig:
+    """Which images the epochs in the middle of a run are made of."""
+
+    share: float = 1.0
+    """Share of the training images, those of the highest loss when last seen, that fill these epochs, (0, 1]."""
+    start: float = 0.25
+    """Share of the run from which on epochs are made of the hardest images, [0, 1]."""
+    end: float = 0.875
+    """Share of the run from which on they are made of all images again, [0, 1]; epochs are not divided."""
+
+    def __post_init__(self) -> None:
+        check_range("focus.share", self.share, 0.0, 1.0, open_low=True)
+        check_range("focus.start", self.start, 0.0, self.end)
+        check_range("focus.end", self.end, self.start, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A complete description of a training run; to YAML and back without loss."""
 
@@ -40,6 +57,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    focus: FocusConfig = field(default_factory=FocusConfig)
     epochs: int = 10
     """Passes over the training split, >= 1."""
     batch_size: int = 64
@@ -54,6 +72,8 @@ class Recipe:
     """Stop after this many epochs without a better validation accuracy, and keep the best. None: run to the end."""
     head_epochs: int = 0
     """With pretrained weights: epochs in which only the head is trained, before all of it is."""
+    freeze_after: tuple[float, ...] = ()
+    """Shares of the run after which the first, second … part of the network learns no more, each in (0, 1]."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of forward and backward; weights stay fp32. auto: what a short trial finds faster here."""
     channels_last: bool | Literal["auto"] = "auto"
@@ -62,6 +82,8 @@ class Recipe:
     """Use torch.compile. auto: when the run is long enough to earn back what compiling costs."""
     tile_small_maps: bool | Literal["auto"] = "auto"
     """On a CPU, take weight gradients of small maps with the images of a batch side by side. auto: as for precision."""
+    fuse_norms: bool | Literal["auto"] = "auto"
+    """On a CPU in bf16, run pooling, batch norm and activation as one kernel. auto: as for precision."""
     threads: int | Literal["auto"] = "auto"
     """CPU threads. auto: all processors of this process."""
     validate_every: float = 1.0
@@ -81,11 +103,13 @@ class Recipe:
         check_range("clip_grad_norm", self.clip_grad_norm, 0.0, open_low=True)
         check_range("early_stopping", self.early_stopping, 1)
         check_range("head_epochs", self.head_epochs, 0, self.epochs)
+        for share in self.freeze_after:
+            check_range("freeze_after", share, 0.0, 1.0, open_low=True)
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_range("validate_every", self.validate_every, 0.0, open_low=True)
         check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, open_low=True)
         check_range("seed", self.seed, 0, 2**32, open_high=True)
-        for name in ("channels_last", "compile", "tile_small_maps"):
+        for name in ("channels_last", "compile", "tile_small_maps", "fuse_norms"):
             # made in Python, no YAML reader has looked at it: "on" would count as off in silence
             if getattr(self, name) not in (True, False, "auto"):
                 raise ConfigError(f"{name} is unknown: got {getattr(self, name)!r}. Give True, False or 'auto'.")
@@ -97,6 +121,11 @@ class Recipe:
             raise ConfigError(
                 "classes would be balanced twice: data.balanced_sampling is true and loss.class_weights is 'balanced'. "
                 "Set one of them."
+            )
+        if self.focus.share < 1 and (self.data.balanced_sampling or self.augment.mixup or self.augment.cutmix):
+            other = "data.balanced_sampling" if self.data.balanced_sampling else "augment.mixup or augment.cutmix"
+            raise ConfigError(
+                f"focus.share can't go with {other}: got {self.focus.share}. Set focus.share=1, or leave the other out."
             )
         if self.head_epochs and not (self.model.pretrained or self.model.weights):
             raise ConfigError(

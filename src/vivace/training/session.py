@@ -39,6 +39,8 @@ __all__ = ["Contract", "run_training"]
 
 # writing a bundle and leaving: measured at 0.2 to 0.6 s on a slow disk
 SAVE_SECONDS = 0.7
+# what a recipe may leave to the trial
+MEASURED = ("precision", "channels_last", "compile", "tile_small_maps", "fuse_norms", "threads")
 
 
 def run_training(
@@ -67,7 +69,7 @@ def run_training(
         contract = resumed_contract(contract, previous["contract"])
         saved = newest_state(folder, device.type, display.on_message)
     with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        session = Session(recipe, data, device, load=saved is None)
+        session = Session(recipe, data, device, kernels=cache_dir / "kernels", load=saved is None)
         planned = None if contract.within_seconds is None else max(0.0, contract.within_seconds - clock())
         receipt = _receipt(
             session, recipe, device, tune=tune and not resume, cache_dir=cache_dir, planned_seconds=planned
@@ -145,7 +147,7 @@ def _receipt(
         "batch": trial_batch_size(recipe),
         "augment": to_dict(recipe.augment),
         "optimizer": to_dict(recipe.optimizer),
-        "fixed": [recipe.precision, recipe.channels_last, recipe.compile, recipe.tile_small_maps, recipe.threads],
+        "fixed": [getattr(recipe, name) for name in MEASURED],
         "micro_batch": recipe.micro_batch_size,
         # whether compiling pays depends on the length of the run, within a factor of ten or so
         "magnitude": round(math.log10(recipe.epochs * len(session.data.train_indices))),
@@ -168,6 +170,7 @@ def _resolved(recipe: Recipe, setup: Setup) -> Recipe:
         channels_last=setup.channels_last,
         compile=setup.compile,
         tile_small_maps=setup.tile_small_maps,
+        fuse_norms=setup.fuse_norms,
         threads=setup.threads,
         micro_batch_size=setup.micro_batch_size,
     )
@@ -212,6 +215,7 @@ def _engine(
         reporter=reporter,
         check_files=data.cache.check_files,
         head=frozenset(session.head),
+        parts=session.late_frozen,
     )
 
 

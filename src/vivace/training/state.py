@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vivace.training.focus import Focus
+
 __all__ = ["Counters", "Ema", "TrainState"]
 
 
@@ -85,6 +87,7 @@ class TrainState:
     """Of the augmentation, on the training device."""
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None
+    focus: Focus | None = None
     counters: Counters = field(default_factory=Counters)
 
     @property
@@ -103,6 +106,7 @@ class TrainState:
             if self.ema
             else None,
             "scaler": self.scaler.state_dict() if self.scaler else None,
+            "focus": self.focus.state_dict() if self.focus else None,
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": cuda,
@@ -118,6 +122,8 @@ class TrainState:
             self.ema.num_updates = tree["ema"]["num_updates"]
         if self.scaler:
             self.scaler.load_state_dict(tree["scaler"])
+        if self.focus:
+            self.focus.load_state_dict(tree["focus"])
         self.generator.set_state(tree["generator"].cpu())
         torch.set_rng_state(tree["torch_rng"].cpu())
         for state in tree["cuda_rng"]:

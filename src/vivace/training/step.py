@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from vivace.data.augment import Augment
 from vivace.data.loader import Batch
 from vivace.errors import OutOfMemoryError
+from vivace.kernels.norms import fused_norms
 from vivace.models.normalize import Normalize
 from vivace.training.state import TrainState
 from vivace.training.tiling import TiledGradients
@@ -33,6 +35,8 @@ class Setup:
     compile: bool = False
     tile_small_maps: bool = False
     """Whether weight gradients of small maps are taken with images side by side (`TiledGradients`)."""
+    fuse_norms: bool = False
+    """Whether pooling, batch norm and activation run as one kernel (`fused_norms`)."""
     threads: int = 1
     micro_batch_size: int | None = None
     """Images per forward pass; None: the whole batch."""
@@ -44,6 +48,8 @@ class StepResult:
 
     loss_sum: Tensor
     correct_sum: Tensor
+    losses_B: Tensor
+    """float32 [B]: each image's plain cross-entropy, without smoothing or weights."""
     finite: Tensor
     """bool: neither the loss nor a gradient was NaN or infinite; in fp16 the loss alone."""
     skipped: Tensor
@@ -59,7 +65,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 class Stepper:
-    """Makes optimizer steps on a TrainState, which it changes in place."""
+    """Makes optimizer steps on a TrainState, which it changes in place; kernels: the folder for those of our own."""
 
     def __init__(
         self,
@@ -70,6 +76,7 @@ class Stepper:
         normalize: Normalize,
         augment: Augment,
         device: torch.device,
+        kernels: Path,
         clip_grad_norm: float | None = None,
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
@@ -79,6 +86,7 @@ class Stepper:
         self._normalize = normalize
         self._augment = augment
         self._device = device
+        self._kernels_folder = kernels
         self._clip_grad_norm = clip_grad_norm
         self._on_message = on_message
         self._forward: Callable[[Tensor], Tensor] = state.model
@@ -105,14 +113,14 @@ class Stepper:
                 generator=self.state.generator,
                 progress=self.state.counters.progress,
             )
-        loss_sum, correct_sum = self._gradients(images_BCHW, targets, batch.labels_B)
+        loss_sum, correct_sum, losses_B = self._gradients(images_BCHW, targets, batch.labels_B)
         # never tried twice: some weights would move twice
         with _memory_for("updating the weights", "Give a smaller --model"):
             finite, skipped = self._update(loss_sum)
-        return StepResult(loss_sum, correct_sum, finite, skipped, len(images_BCHW))
+        return StepResult(loss_sum, correct_sum, losses_B, finite, skipped, len(images_BCHW))
 
-    def _gradients(self, images_BCHW: Tensor, targets: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The sums of loss and correct answers; the gradients of the mean loss are in the parameters."""
+    def _gradients(self, images_BCHW: Tensor, targets: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums of loss and correct answers, and losses_B; the gradients of the mean loss are in the parameters."""
         while True:
             try:
                 return self._accumulate(images_BCHW, targets, labels_B)
@@ -123,11 +131,12 @@ class Stepper:
             # outside the handler: its traceback keeps the activations alive
             self._halve(len(images_BCHW), reason)
 
-    def _accumulate(self, images_BCHW: Tensor, targets: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _accumulate(self, images_BCHW: Tensor, targets: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         num_images, scaler = len(images_BCHW), self.state.scaler
         self.state.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self._device)
         correct_sum = torch.zeros((), device=self._device, dtype=torch.int64)
+        losses: list[Tensor] = []
         for chunk in _chunks(num_images, self.micro_batch_size):
             with autocast(self._device, self.setup.precision), self._kernels():
                 logits_BK = self._forward(self._normalize(images_BCHW[chunk]))
@@ -135,13 +144,19 @@ class Stepper:
             share = len(logits_BK) / num_images
             (scaler.scale(loss * share) if scaler else loss * share).backward()
             loss_sum += loss.detach() * len(logits_BK)
-            correct_sum += (logits_BK.detach().argmax(1) == labels_B[chunk]).sum()
-        return loss_sum, correct_sum
+            answers_BK = logits_BK.detach().float()
+            correct_sum += (answers_BK.argmax(1) == labels_B[chunk]).sum()
+            losses.append(nn.functional.cross_entropy(answers_BK, labels_B[chunk], reduction="none"))
+        return loss_sum, correct_sum, torch.cat(losses)
 
     def _kernels(self) -> contextlib.AbstractContextManager[object]:
+        kernels = contextlib.ExitStack()
         # a compiled network has its own
-        tiled = self.setup.tile_small_maps and not self.setup.compile
-        return TiledGradients() if tiled else contextlib.nullcontext()
+        if self.setup.tile_small_maps and not self.setup.compile:
+            kernels.enter_context(TiledGradients())
+        if self.setup.fuse_norms and not self.setup.compile:
+            kernels.enter_context(fused_norms(self._kernels_folder))
+        return kernels
 
     def _update(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
         state = self.state

@@ -69,6 +69,8 @@ class Receipt:
         parts += ["compiled" if setup.compile else "eager", f"{setup.threads} threads"]
         if setup.tile_small_maps:
             parts.append("tiled gradients")
+        if setup.fuse_norms:
+            parts.append("fused norms")
         if setup.micro_batch_size:
             parts.append(f"micro-batches of {setup.micro_batch_size}")
         gain = 1.0
@@ -85,6 +87,7 @@ def plain_setup(recipe: Recipe) -> Setup:
         channels_last=recipe.channels_last is True,
         compile=recipe.compile is True,
         tile_small_maps=recipe.tile_small_maps is True,
+        fuse_norms=recipe.fuse_norms is True,
         threads=num_cpus() if recipe.threads == "auto" else recipe.threads,
         micro_batch_size=recipe.micro_batch_size,
     )
@@ -149,8 +152,8 @@ def tune(
     trials: list[Trial] = []
     for name, changes in candidates:
         candidate = dataclasses.replace(setup, **changes)
-        if candidate.tile_small_maps != setup.tile_small_maps and candidate.precision == "fp32":
-            # there tiles change nothing
+        if candidate.precision == "fp32" and {"tile_small_maps", "fuse_norms"} & set(changes):
+            # there they change nothing
             continue
         began = time.perf_counter()
         try:
@@ -212,8 +215,11 @@ def _candidates(
         if low:
             # bf16 before fp16: as fast, and it needs no loss scaling
             candidates.append((low[0], {"precision": low[0]}))
-    if recipe.tile_small_maps == "auto" and device.type == "cpu" and (low or recipe.precision in ("bf16", "fp16")):
-        candidates.append(("tiled gradients", {"tile_small_maps": True}))
+    if device.type == "cpu" and (low or recipe.precision in ("bf16", "fp16")):
+        if recipe.fuse_norms == "auto":
+            candidates.append(("fused norms", {"fuse_norms": True}))
+        if recipe.tile_small_maps == "auto":
+            candidates.append(("tiled gradients", {"tile_small_maps": True}))
     if recipe.channels_last == "auto":
         candidates.append(("channels_last", {"channels_last": True}))
     if recipe.threads == "auto" and device.type == "cpu" and plain.threads >= 4:

@@ -1,0 +1,275 @@
+/* Max-pooling, batch norm and activation of bf16 maps in as few passes over memory as they need.
+
+   Maps lie channels last: value (n, h, w, c) at ((n H + h) W + w) C + c. `pooled` is what is normalised: the map itself,
+   or its 2×2 maxima. A pixel is `scale[c] pooled + shift[c]`, activated; sums are taken in float over some dozen pixels
+   and in double over the rest. NaN stays NaN, as in torch. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+enum { RELU = 0, SILU = 1, GELU = 2, NONE = 3 };
+
+/* pixels whose sums are taken in float */
+#define BLOCK 64
+
+static inline float widen(bf16 value) {
+    uint32_t bits = (uint32_t)value << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+static inline bf16 narrow(float wide) {
+    uint32_t bits;
+    memcpy(&bits, &wide, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    /* rounding must not carry a NaN into infinity */
+    return (bf16)(wide == wide ? rounded : 0x7fc0);
+}
+
+/* e^x to 2 units in the last place of a float, so that loops over it become vector code without a vector libm */
+static inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
+    float whole = rintf(x * 1.44269504f);
+    float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    float power = 1.9875691500e-4f;
+    power = power * rest + 1.3981999507e-3f;
+    power = power * rest + 8.3334519073e-3f;
+    power = power * rest + 4.1665795894e-2f;
+    power = power * rest + 1.6666665459e-1f;
+    power = power * rest + 5.0000001201e-1f;
+    power = power * rest * rest + rest + 1.0f;
+    uint32_t bits = (uint32_t)((int32_t)whole + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    return power * scale;
+}
+
+/* the normal distribution below z: Abramowitz and Stegun 7.1.26, error under 1e-7 */
+static inline float normal_below(float z, float density) {
+    float size = fabsf(z);
+    float t = 1.0f / (1.0f + 0.2316419f * size);
+    float tail = density * t
+        * (0.319381530f + t * (-0.356563782f + t * (1.781477937f + t * (-1.821255978f + t * 1.330274429f))));
+    return z < 0 ? tail : 1.0f - tail;
+}
+
+static inline float normal_density(float z) { return 0.39894228f * exponential(-0.5f * z * z); }
+
+static inline __attribute__((always_inline)) float activate(float z, int kind) {
+    if (kind == NONE) return z;
+    if (kind == RELU) return z < 0 ? 0 : z;
+    if (kind == SILU) return z / (1.0f + exponential(-z));
+    return z * normal_below(z, normal_density(z));
+}
+
+static inline __attribute__((always_inline)) float slope(float z, int kind) {
+    if (kind == NONE) return 1.0f;
+    if (kind == RELU) return z <= 0 ? 0.0f : 1.0f;
+    if (kind == SILU) {
+        float share = 1.0f / (1.0f + exponential(-z));
+        return share * (1.0f + z * (1.0f - share));
+    }
+    float density = normal_density(z);
+    return normal_below(z, density) + z * density;
+}
+
+/* What the rows of one call share: x, the gradient, what comes out, the channels' factors, sizes. */
+struct job {
+    const bf16 *x, *gradient;
+    bf16 *out;
+    uint8_t *which;
+    const float *scale, *shift, *by_value, *constant;
+    int64_t H, W, C, rows, columns;
+    int64_t kind;
+};
+
+/* Adds to one[C] and two[C] the two sums of a block. */
+typedef void (*add_block)(const struct job *job, int64_t block, float *one, float *two);
+
+/* sums [2, C] over all blocks. Returns 1 if there is no memory. */
+static int sum_blocks(add_block add, const struct job *job, int64_t blocks, double *sums, int64_t threads) {
+    int64_t width = 2 * job->C;
+    double *totals = calloc((size_t)(width * threads), sizeof(double));
+    float *parts = malloc(sizeof(float) * (size_t)(width * threads));
+    if (!totals || !parts) {
+        free(totals);
+        free(parts);
+        return 1;
+    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t thread = 0; thread < threads; thread++) {
+        double *mine = totals + width * thread;
+        float *one = parts + width * thread;
+        for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++) {
+            memset(one, 0, sizeof(float) * (size_t)width);
+            add(job, block, one, one + job->C);
+            for (int64_t c = 0; c < width; c++) mine[c] += one[c];
+        }
+    }
+    for (int64_t c = 0; c < width; c++) {
+        sums[c] = 0;
+        for (int64_t thread = 0; thread < threads; thread++) sums[c] += totals[width * thread + c];
+    }
+    free(totals);
+    free(parts);
+    return 0;
+}
+
+static void pool_block(const struct job *job, int64_t block, float *one, float *two) {
+    int64_t C = job->C, row = (block / job->rows * job->H + 2 * (block % job->rows)) * job->W;
+    for (int64_t w = 0; w < job->columns; w++) {
+        const bf16 *a = job->x + (row + 2 * w) * C, *b = a + C, *d = a + job->W * C, *e = d + C;
+        bf16 *restrict out = job->out + (block * job->columns + w) * C;
+        uint8_t *restrict winner = job->which + (block * job->columns + w) * C;
+#pragma omp simd
+        for (int64_t c = 0; c < C; c++) {
+            float best = widen(a[c]), value;
+            uint32_t index = 0, better;
+            value = widen(b[c]), better = (value > best) | (value != value);
+            best = better ? value : best, index = better ? 1 : index;
+            value = widen(d[c]), better = (value > best) | (value != value);
+            best = better ? value : best, index = better ? 2 : index;
+            value = widen(e[c]), better = (value > best) | (value != value);
+            best = better ? value : best, index = better ? 3 : index;
+            out[c] = narrow(best), winner[c] = (uint8_t)index;
+            one[c] += best, two[c] += best * best;
+        }
+    }
+}
+
+/* 2×2 maxima of x [N, H, W, C], which of the four each one is, and sums [2, C] of the maxima and of their squares.
+   An odd last row or column is left out, as torch does. Returns 1 if there is no memory. */
+int pool_and_sum(const bf16 *x, bf16 *pooled, uint8_t *which, double *sums, int64_t N, int64_t H, int64_t W,
+                 int64_t C, int64_t threads) {
+    struct job job = {.x = x, .out = pooled, .which = which, .H = H, .W = W, .C = C, .rows = H / 2, .columns = W / 2};
+    return sum_blocks(pool_block, &job, N * job.rows, sums, threads);
+}
+
+static void square_block(const struct job *job, int64_t block, float *one, float *two) {
+    int64_t end = (block + 1) * BLOCK < job->rows ? (block + 1) * BLOCK : job->rows;
+    for (int64_t r = block * BLOCK; r < end; r++) {
+        const bf16 *x = job->x + r * job->C;
+#pragma omp simd
+        for (int64_t c = 0; c < job->C; c++) {
+            float value = widen(x[c]);
+            one[c] += value, two[c] += value * value;
+        }
+    }
+}
+
+/* Sums [2, C] of x [rows, C] and of its squares. Returns 1 if there is no memory. */
+int sum_rows(const bf16 *x, double *sums, int64_t rows, int64_t C, int64_t threads) {
+    struct job job = {.x = x, .rows = rows, .C = C};
+    return sum_blocks(square_block, &job, (rows + BLOCK - 1) / BLOCK, sums, threads);
+}
+
+/* One loop for each activation: `kind` is a constant in each of them, so that none asks for it at every value. */
+#define FOR_KIND(kind, CALL)                  \
+    switch (kind) {                           \
+        case SILU: CALL(SILU); break;         \
+        case GELU: CALL(GELU); break;         \
+        case NONE: CALL(NONE); break;         \
+        default: CALL(RELU);                  \
+    }
+
+/* out [rows, C] = activated(scale x + shift) */
+int apply(const bf16 *x, bf16 *out, const float *scale, const float *shift, int64_t rows, int64_t C, int64_t kind,
+          int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t r = 0; r < rows; r++) {
+        const bf16 *from = x + r * C;
+        bf16 *restrict to = out + r * C;
+#define APPLY(KIND)                       \
+    _Pragma("omp simd")                   \
+    for (int64_t c = 0; c < C; c++) to[c] = narrow(activate(widen(from[c]) * scale[c] + shift[c], KIND))
+        FOR_KIND(kind, APPLY)
+    }
+    return 0;
+}
+
+static void gradient_block(const struct job *job, int64_t block, float *restrict one, float *restrict two) {
+    int64_t C = job->C, end = (block + 1) * BLOCK < job->rows ? (block + 1) * BLOCK : job->rows;
+    const float *scale = job->scale, *shift = job->shift;
+    for (int64_t r = block * BLOCK; r < end; r++) {
+        const bf16 *x = job->x + r * C, *g = job->gradient + r * C;
+#define ADD(KIND)                                                              \
+    _Pragma("omp simd")                                                        \
+    for (int64_t c = 0; c < C; c++) {                                          \
+        float value = widen(x[c]);                                             \
+        float d = widen(g[c]) * slope(value * scale[c] + shift[c], KIND);      \
+        one[c] += d, two[c] += d * value;                                      \
+    }
+        FOR_KIND(job->kind, ADD)
+    }
+}
+
+/* Sums [2, C] of d and of d x: d is the gradient [rows, C] before the activation. Returns 1 if there is no memory. */
+int sum_gradient(const bf16 *gradient, const bf16 *x, double *sums, const float *scale, const float *shift,
+                 int64_t rows, int64_t C, int64_t kind, int64_t threads) {
+    struct job job = {.x = x, .gradient = gradient, .scale = scale, .shift = shift, .rows = rows, .C = C, .kind = kind};
+    return sum_blocks(gradient_block, &job, (rows + BLOCK - 1) / BLOCK, sums, threads);
+}
+
+static inline __attribute__((always_inline)) float input_gradient(const struct job *job, const bf16 *g, const bf16 *x,
+                                                                  int64_t c, int kind) {
+    float value = widen(x[c]);
+    float d = widen(g[c]) * slope(value * job->scale[c] + job->shift[c], kind);
+    return job->scale[c] * d + job->by_value[c] * value + job->constant[c];
+}
+
+static void spread_row(const struct job *job, int64_t block) {
+    int64_t C = job->C, W = job->W, row = block % job->rows;
+    bf16 *top = job->out + (block / job->rows * job->H + 2 * row) * W * C, *bottom = top + W * C;
+    for (int64_t w = 0; w < job->columns; w++) {
+        int64_t at = (block * job->columns + w) * C;
+        const bf16 *g = job->gradient + at, *x = job->x + at;
+        const uint8_t *which = job->which + at;
+        bf16 *restrict a = top + 2 * w * C, *restrict b = a + C, *restrict d = bottom + 2 * w * C, *restrict e = d + C;
+#define SPREAD(KIND)                                                                    \
+    _Pragma("omp simd")                                                                 \
+    for (int64_t c = 0; c < C; c++) {                                                   \
+        bf16 result = narrow(input_gradient(job, g, x, c, KIND));                       \
+        a[c] = which[c] == 0 ? result : 0, b[c] = which[c] == 1 ? result : 0;           \
+        d[c] = which[c] == 2 ? result : 0, e[c] = which[c] == 3 ? result : 0;           \
+    }
+        FOR_KIND(job->kind, SPREAD)
+    }
+    if (W % 2) {
+        memset(top + (W - 1) * C, 0, sizeof(bf16) * (size_t)C);
+        memset(bottom + (W - 1) * C, 0, sizeof(bf16) * (size_t)C);
+    }
+    if (job->H % 2 && row == job->rows - 1) memset(bottom + W * C, 0, sizeof(bf16) * (size_t)(W * C));
+}
+
+/* out = scale d + by_value x + constant, all [rows, C] */
+int spread_rows(const bf16 *gradient, const bf16 *x, bf16 *out, const float *scale, const float *shift,
+                const float *by_value, const float *constant, int64_t rows, int64_t C, int64_t kind, int64_t threads) {
+    struct job job = {.scale = scale, .shift = shift, .by_value = by_value, .constant = constant};
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t r = 0; r < rows; r++) {
+        const bf16 *g = gradient + r * C, *from = x + r * C;
+        bf16 *restrict to = out + r * C;
+#define WRITE(KIND)               \
+    _Pragma("omp simd")           \
+    for (int64_t c = 0; c < C; c++) to[c] = narrow(input_gradient(&job, g, from, c, KIND))
+        FOR_KIND(kind, WRITE)
+    }
+    return 0;
+}
+
+/* The same through 2×2 max-pooling: out [N, H, W, C], from a gradient and maxima x of half the sides. */
+int spread_maxima(const bf16 *gradient, const bf16 *x, uint8_t *which, bf16 *out, const float *scale,
+                  const float *shift, const float *by_value, const float *constant, int64_t N, int64_t H, int64_t W,
+                  int64_t C, int64_t kind, int64_t threads) {
+    struct job job = {.x = x, .gradient = gradient, .out = out, .which = which, .scale = scale, .shift = shift,
+                      .by_value = by_value, .constant = constant, .H = H, .W = W, .C = C, .rows = H / 2,
+                      .columns = W / 2, .kind = kind};
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t block = 0; block < N * job.rows; block++) spread_row(&job, block);
+    return 0;
+}

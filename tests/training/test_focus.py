@@ -1,0 +1,162 @@
+"""Epochs made of the hardest images: which ones, when, and bitwise the same after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from killing import Killed, die_after
+from same_weights import assert_same_weights
+
+from vivace.config import override
+from vivace.data.loader import Batches
+from vivace.errors import ConfigError
+from vivace.training.engine import Engine
+from vivace.training.focus import Focus
+from vivace.training.recipe import FocusConfig, Recipe
+from vivace.training.result import TrainResult
+
+RunTiny = Callable[..., TrainResult]
+CONFIG = FocusConfig(share=0.4, start=0.25, end=0.75)
+# the middle one of three epochs; images are not mixed
+CHANGES = {"focus.share": 0.5, "focus.start": 0.3, "focus.end": 0.7, "augment.mixup": 0.0}
+
+
+def make(losses: list[float], begun_at: float = 0.0) -> Focus:
+    """Before an epoch; the one before it began at `begun_at`."""
+    return Focus(config=CONFIG, losses_N=torch.tensor(losses), begun_at=begun_at)
+
+
+def test_the_hardest_images_fill_the_epoch_equally_often() -> None:
+    focus = make([0.1, 5.0, 0.2, 4.0, 0.3, 9.0, 0.4, 0.5, 0.6, 8.0], begun_at=0.25)
+    focus.begin_epoch(np.arange(10), progress=0.5, seed=(0, 3))
+    assert focus.order_n is not None
+    counts = np.bincount(focus.order_n, minlength=10)
+    assert set(np.flatnonzero(counts)) == {1, 3, 5, 9}
+    # 4 images fill 10 places: twice or three times
+    assert sorted(counts[counts > 0]) == [2, 2, 3, 3]
+    # each round is another order
+    assert not np.array_equal(focus.order_n[:4], focus.order_n[4:8])
+
+
+def test_only_images_of_the_split_are_chosen_and_those_not_seen_come_first() -> None:
+    focus = make([9.0, 0.1, float("inf"), 0.3, 0.2])
+    # position 0 is held out
+    focus.begin_epoch(np.array([4, 1, 3, 2]), progress=0.25, seed=(0, 0))
+    assert focus.order_n is not None
+    assert set(focus.order_n) == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "focused"),
+    [
+        (1, []),
+        (2, []),
+        (3, [1]),
+        # from a quarter on, and the last of them ends at three quarters
+        (4, [1, 2]),
+        (8, [2, 3, 4, 5]),
+        (9, [3, 4, 5]),
+    ],
+)
+def test_the_first_and_the_last_epochs_see_all_images(epochs: int, focused: list[int]) -> None:
+    focus = make([0.1, 0.2, 0.3])
+    found = []
+    for epoch in range(epochs):
+        focus.begin_epoch(np.arange(3), progress=epoch / epochs, seed=(0, epoch))
+        found += [epoch] if focus.order_n is not None else []
+    assert found == focused
+
+
+def test_the_losses_are_plain_and_each_image_has_its_own(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    record = Focus.record
+
+    def recording(self: Focus, indices_B: torch.Tensor, losses_B: torch.Tensor) -> None:
+        record(self, indices_B, losses_B)
+        seen.append((indices_B, losses_B))
+        assert torch.equal(self.losses_N[indices_B], losses_B)
+
+    monkeypatch.setattr(Focus, "record", recording)
+    run_tiny(changes={**CHANGES, "loss.label_smoothing": 0.5})
+    assert all(len(indices) == len(losses) == 6 for indices, losses in seen)
+    # with a smoothing of 0.5 over three classes no smoothed loss is below 0.86
+    assert min(float(losses.min()) for _, losses in seen) < 0.8
+
+
+def test_the_run_trains_on_the_hardest_half_in_its_middle(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[tuple[int, np.ndarray | None]] = []
+    epoch = Batches.epoch
+
+    def recording(self: Batches, number: int, *, start: int = 0, order: np.ndarray | None = None) -> Any:
+        orders.append((number, order))
+        return epoch(self, number, start=start, order=order)
+
+    monkeypatch.setattr(Batches, "epoch", recording)
+    result = run_tiny(changes=CHANGES)
+    assert [order is None for _, order in orders] == [True, False, True]
+    chosen = orders[1][1]
+    assert chosen is not None
+    assert len(chosen) == 18
+    assert len(set(chosen.tolist())) == 9
+    assert result.num_images_seen == 3 * 18
+
+
+@pytest.mark.parametrize("step", [3, 4, 5, 8])
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_a_killed_run_is_resumed_bitwise_with_the_same_hard_images(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, step: int, micro_batch_size: int | None
+) -> None:
+    changes = {**CHANGES, "checkpoint_minutes": 1e-9, "micro_batch_size": micro_batch_size}
+    unbroken = run_tiny("unbroken", changes)
+    with monkeypatch.context() as patch:
+        die_after(patch, step)
+        with pytest.raises(Killed):
+            run_tiny("killed", changes)
+    assert_same_weights(unbroken, run_tiny("killed", resume=True))
+
+
+def test_a_roll_back_brings_the_losses_back(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Focus.load_state_dict
+    loaded: list[torch.Tensor] = []
+
+    def recording(self: Focus, tree: dict[str, Any]) -> None:
+        load(self, tree)
+        loaded.append(self.losses_N.clone())
+
+    monkeypatch.setattr(Focus, "load_state_dict", recording)
+    step = Engine._step
+    calls = iter(range(100))
+
+    def failing(self: Engine, *arguments: Any) -> None:
+        if next(calls) == 4:
+            self.state.focus.losses_N.fill_(float("nan"))  # type: ignore[union-attr]
+            next(iter(self.state.model.parameters())).data.fill_(float("nan"))
+        step(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_step", failing)
+    run_tiny(changes=CHANGES)
+    assert len(loaded) == 1
+    assert not loaded[0].isnan().any()
+
+
+@pytest.mark.parametrize("other", ["augment.mixup", "augment.cutmix", "data.balanced_sampling"])
+def test_focus_is_refused_where_the_hardest_images_can_not_be_told(other: str) -> None:
+    with pytest.raises(ConfigError, match=r"focus.share can't go with .*: got 0.5. Set focus.share=1"):
+        override(Recipe(), {"focus.share": 0.5, other: True if other.startswith("data") else 0.2})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"share": 0.0}, r"focus.share is out of range: got 0.0"),
+        ({"start": 0.9}, r"focus.start is out of range: got 0.9"),
+        ({"end": 1.5}, r"focus.end is out of range: got 1.5"),
+    ],
+)
+def test_shares_out_of_range_are_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FocusConfig(**changes)
