@@ -48,6 +48,8 @@ class Contender:
     """The peer whose environment it needs; None: the one that runs the benchmark."""
     cpu_only: bool = False
     """Whether it does not train on a GPU."""
+    seed: Callable[[int], list[str]] = lambda seed: ["--seed", str(seed)]
+    """The options that set the seed of a run."""
 
 
 def vivace(name: str, about: str, *options: str) -> Contender:
@@ -76,7 +78,7 @@ def vivace(name: str, about: str, *options: str) -> Contender:
             details=details,
         )
 
-    return Contender(name=name, about=about, command=command, read=read)
+    return Contender(name=name, about=about, command=command, read=read, seed=lambda seed: ["--set", f"seed={seed}"])
 
 
 def article(epochs: int) -> Contender:

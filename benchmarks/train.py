@@ -4,10 +4,10 @@
     python benchmarks/train.py data/flowers vivace-fast-skip timm-resnet18 fastai ultralytics --rounds 3
 
 Peers that need an environment of their own get one before the first run (environments.py). Each run is a fresh process;
-the order turns round in every round (A B, B A, …). The first contender is what the others are compared with: ratios are
-of wall-clock from process start to saved weights, paired by round, as medians with a bootstrap interval; and for each
-of the others, when the first contender had its final accuracy. Writes a file DATE-train-DATA-LABEL-HARDWARE.json to
-benchmarks/results and a table beside it in Markdown.
+the order turns round in every round (A B, B A, …), and each round has a seed of its own. The first contender is what
+the others are compared with: ratios are of wall-clock from process start to saved weights, paired by round, as medians
+with a bootstrap interval; and for each of the others, when the first contender had its final accuracy. Writes a file
+DATE-train-DATA-LABEL-HARDWARE.json to benchmarks/results and a table beside it in Markdown.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ from tables import markdown, summarize
 from vivace.hardware import describe
 
 
-def run_once(contender: Contender, data: Path, work: Path, *, cache: Path, environments: Path, device: str) -> Result:
+def run_once(
+    contender: Contender, data: Path, work: Path, *, seed: int, cache: Path, environments: Path, device: str
+) -> Result:
     """One fresh process. Raises RuntimeError with the end of its output if it fails."""
     python = python_of(contender.environment, environments)
     folder = work / f"{contender.name}-{time.time_ns()}"
     began = time.perf_counter()
     done = subprocess.run(
-        contender.command(python, data, folder),
+        [*contender.command(python, data, folder), *contender.seed(seed)],
         capture_output=True,
         text=True,
         env=os.environ | {"VIVACE_CACHE": str(cache)} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}),
@@ -69,7 +71,7 @@ def run_rounds(
         for contender in contenders if index % 2 == 0 else contenders[::-1]:
             if cold_cache:
                 shutil.rmtree(cache, ignore_errors=True)
-            result = run_once(contender, data, work, cache=cache, environments=environments, device=device)
+            result = run_once(contender, data, work, seed=index, cache=cache, environments=environments, device=device)
             results[contender.name].append(result)
             print(
                 f"round {index + 1}/{rounds}  {contender.name:<18} top-1 {100 * result.top1:6.2f} %  "

@@ -24,6 +24,16 @@ def test_every_contender_runs_a_script_that_exists(name: str) -> None:
     assert command[1:3] == ["-m", "vivace"] or Path(command[1]).is_file()
 
 
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_is_given_its_seed(name: str) -> None:
+    contender = CONTENDERS[name]
+    command = contender.command(PYTHON, Path("data"), Path("folder"))
+    wanted = ["--set", "seed=3"] if "vivace" in command else ["--seed", "3"]
+    assert contender.seed(3) == wanted
+    if "vivace" not in command and contender.environment is None:
+        assert '"--seed"' in Path(command[1]).read_text()
+
+
 @pytest.mark.parametrize("name", WITH_ENVIRONMENT)
 def test_every_environment_is_pinned_exactly(name: str) -> None:
     lines = (REQUIREMENTS / f"{CONTENDERS[name].environment}.txt").read_text().splitlines()
