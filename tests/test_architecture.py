@@ -34,6 +34,7 @@ ALLOWED = {
     "runtimes": BASE | {"models", "data.preprocess"},
     "prediction": BASE | {"runtimes", "data.preprocess", "data.decode"},
     "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction"},
+    "acceleration": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"},
     "bench": LAYER_0 | {"training"},
     "report": {"errors", "files"},
 }
@@ -42,7 +43,10 @@ TORCH_FREE = [
     "vivace",
     "vivace.cli",
     "vivace.cli.common",
-    *(f"vivace.cli.{verb}" for verb in ("train", "evaluate", "predict", "export", "bench", "audit", "doctor", "cache")),
+    *(
+        f"vivace.cli.{verb}"
+        for verb in ("train", "evaluate", "predict", "export", "verify", "bench", "audit", "doctor", "cache")
+    ),
     "vivace.bench.levers",
     "vivace.config",
     "vivace.files",

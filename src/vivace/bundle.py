@@ -1,6 +1,7 @@
 """The bundle: a folder that carries a trained classifier, and nothing that could run code.
 
     model.safetensors    the weights, contiguous, as the plain network's state dict names them
+    model.onnx, …        the graph for another runtime, where one was exported
     bundle.json          everything else, with the SHA-256 and size of every file and of itself
 
 Training writes it; acceleration, evaluation, prediction, export and serving start from it.
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,16 @@ from vivace.files import atomic_file, atomic_folder, canonical_json, sha256_of, 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["SCHEMA_VERSION", "Architecture", "Bundle", "BundleInfo", "export_state_dict", "load_bundle", "save_bundle"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Architecture",
+    "Bundle",
+    "BundleInfo",
+    "derive_bundle",
+    "export_state_dict",
+    "load_bundle",
+    "save_bundle",
+]
 
 SCHEMA_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -59,6 +70,10 @@ class BundleInfo:
     environment: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     """Name, fingerprint and number of images of the data set that it was trained on."""
+    runtime: str = "eager"
+    """What computes its probabilities: a row of vivace.runtimes.RUNTIMES, whose graph lies in the folder."""
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    """How that runtime agrees with the PyTorch model: images, num_images, top1_agreement, max_difference, tolerance."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -68,6 +83,8 @@ class Bundle:
 
     folder: Path
     info: BundleInfo
+    files: tuple[str, ...] = (WEIGHTS,)
+    """Names of the files whose hashes the manifest holds; no other file in the folder is to be believed."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -129,13 +146,32 @@ def save_bundle(folder: Path, model: nn.Module, info: BundleInfo) -> Bundle:
     folder = Path(folder)
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
-        files = {
-            path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(temporary.iterdir())
-        }
-        manifest = {"format": "vivace-bundle", **to_dict(info), "files": files}
-        manifest["sha256"] = _manifest_hash(manifest)
-        write_json(temporary / MANIFEST, manifest)
+        _write_manifest(temporary, info)
     return Bundle(folder, info)
+
+
+def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo]) -> Bundle:
+    """Write another bundle with the weights of `bundle`, and return it; one in `folder` is replaced.
+
+    add(folder) adds files beside the weights and gives what the manifest is to say; nothing is left if it raises.
+    Raises BundleError if a weight is NaN or infinite.
+    """
+    _finite_weights(bundle.build_model())
+    folder = Path(folder)
+    with atomic_folder(folder) as temporary:
+        shutil.copyfile(bundle.folder / WEIGHTS, temporary / WEIGHTS)
+        info = add(temporary)
+        names = tuple(sorted(path.name for path in temporary.iterdir()))
+        _write_manifest(temporary, info)
+    return Bundle(folder, info, names)
+
+
+def _write_manifest(folder: Path, info: BundleInfo) -> None:
+    """bundle.json for all that lies in the folder."""
+    files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
+    manifest = {"format": "vivace-bundle", **to_dict(info), "files": files}
+    manifest["sha256"] = _manifest_hash(manifest)
+    write_json(folder / MANIFEST, manifest)
 
 
 def load_bundle(folder: str | Path) -> Bundle:
@@ -153,7 +189,8 @@ def load_bundle(folder: str | Path) -> Bundle:
     if not (folder / MANIFEST).is_file() and (folder / "bundle" / MANIFEST).is_file():
         folder = folder / "bundle"
     manifest = _read_manifest(folder)
-    _check_files(folder, manifest.pop("files"))
+    files = manifest.pop("files")
+    _check_files(folder, files)
     try:
         info = from_dict(BundleInfo, manifest)
     except ConfigError as error:
@@ -163,7 +200,7 @@ def load_bundle(folder: str | Path) -> Bundle:
             f"{MANIFEST} is wrong: {len(info.classes)} classes for a network of {info.architecture.num_classes}. "
             f"Make the bundle again: {folder}."
         )
-    return Bundle(folder, info)
+    return Bundle(folder, info, tuple(files))
 
 
 def export_state_dict(bundle: Bundle, path: Path) -> Path:

@@ -14,6 +14,7 @@
     │   ├── RunFolderError         a run folder that is locked or can't be written
     │   ├── KernelError            kernels of our own that can't be built here
     │   └── MissingExtra           an optional library that is not installed
+    ├── ParityError                another form of a model does not answer as the model does
     ├── TrainingError              training could not go on
     │   ├── NonFiniteError         NaN or Inf that did not go away
     │   └── OutOfMemoryError       even a micro-batch of one image does not fit
@@ -43,6 +44,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OutOfMemoryError",
+    "ParityError",
     "RunFolderError",
     "TrainingError",
     "VivaceError",
@@ -117,6 +119,10 @@ class MissingExtra(InputError):
         super().__init__(
             f"{purpose} needs {library}, which is not installed. Install it: pip install 'vivace[{extra}]'"
         )
+
+
+class ParityError(VivaceError):
+    """Another form of a model does not answer as the PyTorch model does."""
 
 
 class TrainingError(VivaceError):

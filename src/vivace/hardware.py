@@ -200,6 +200,8 @@ LIBRARIES = (
     _Library("pyarrow", "data"),
     _Library("scipy", "data"),
     _Library("matplotlib", "report"),
+    _Library("onnxruntime", "accelerate"),
+    _Library("openvino", "accelerate"),
 )
 
 

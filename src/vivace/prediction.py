@@ -31,7 +31,8 @@ class Predictor:
     """A bundle loaded once, to classify many images.
 
     device: auto, cpu, cuda or cuda:N. batch_size: images per forward pass. precision: fp32, bf16, fp16, or auto: the
-    one that the bundle's metrics were measured with, where the device has it. runtime: a row of `RUNTIMES`.
+    one that the bundle's metrics were measured with, where the device has it. runtime: a row of `RUNTIMES`, or auto:
+    that of the bundle, on a CPU.
     Raises BundleError for a bundle that can't be used, ConfigError for another argument that can't be had.
     """
 
@@ -42,7 +43,7 @@ class Predictor:
         device: str = "auto",
         batch_size: int = 64,
         precision: str = "auto",
-        runtime: str = "eager",
+        runtime: str = "auto",
     ) -> None:
         check_range("batch_size", batch_size, 1)
         check_choice("precision", precision, PRECISIONS)
@@ -54,6 +55,10 @@ class Predictor:
             precision = measured if measured in supported_precisions(self.device) else "fp32"
         self.precision = precision
         keep_freed_memory()
+        if runtime == "auto":
+            # the graphs of other runtimes are for CPUs
+            runtime = self.bundle.info.runtime if self.device.type == "cpu" else "eager"
+        self.runtime = runtime
         self._classify = load_runtime(runtime, self.bundle, device=self.device, precision=precision)
 
     @property

@@ -1,13 +1,17 @@
-"""Write a bundle's weights for plain PyTorch: torch.load(weights_only=True) and load_state_dict accept the file."""
+"""Write a bundle in another form: a graph for ONNX Runtime or OpenVINO, a PyTorch program, or the plain weights.
+
+Each is compared with PyTorch on images before it is left on disk; what does not agree is removed.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from vivace.cli.common import print_json, verb_options
+from vivace.errors import ConfigError
 
 
 @verb_options
@@ -16,20 +20,50 @@ class Options:
 
     bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's."""
-    state_dict: Annotated[Path, tyro.conf.arg(metavar="FILE.pth")]
-    """Where the plain state dict is written."""
+    to: Literal["onnx", "openvino", "pt2", "state-dict"] | None = None
+    """onnx and openvino give a bundle that the other verbs take; pt2 and state-dict a file for PyTorch."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The folder of the new bundle, or the file."""
+    state_dict: Annotated[Path | None, tyro.conf.arg(metavar="FILE.pth")] = None
+    """The same as --to state-dict --out FILE.pth."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """Images to compare on, as for vivace train: test, else val, 1,000 at most. Default: generated ones."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False
     """Print the result as one JSON object on the last line."""
 
 
 def run(options: Options) -> None:
-    """Write the file and say what it is."""
-    from vivace.bundle import export_state_dict, load_bundle
+    """Write the files and say what they are."""
+    target, out = options.to, options.out
+    if options.state_dict is not None:
+        if target is not None or out is not None:
+            raise ConfigError("two targets: got --state-dict and --to or --out. Give one of them.")
+        target, out = "state-dict", options.state_dict
+    if target is None or out is None:
+        missing = "--to" if target is None else "--out"
+        raise ConfigError(f"{missing} is missing: say what to write, and where. Give --to onnx --out FOLDER, say.")
+
+    from vivace.acceleration.export import export
+    from vivace.bundle import load_bundle
 
     bundle = load_bundle(options.bundle)
-    path = export_state_dict(bundle, options.state_dict)
-    architecture = bundle.info.architecture
+    exported = export(bundle, target, out, data=options.data, cache_dir=options.cache_dir)
+    architecture, parity = bundle.info.architecture, exported.parity
     if options.json:
-        print_json({"state_dict": str(path), "bytes": path.stat().st_size, "model": architecture.name})
+        print_json(
+            {
+                "path": str(exported.path),
+                "target": target,
+                "bytes": exported.num_bytes,
+                "model": architecture.name,
+                "parity": parity.to_dict() if parity else None,
+                **({"state_dict": str(exported.path)} if target == "state-dict" else {}),
+            }
+        )
         return
-    print(f"wrote {path}, the state dict of {architecture.name} with {architecture.num_classes} classes")
+    what = "the state dict" if target == "state-dict" else target
+    print(f"wrote {exported.path}, {what} of {architecture.name} with {architecture.num_classes} classes")
+    if parity:
+        print(parity.summary())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vivace.errors import ConfigError, nearest
@@ -13,10 +14,14 @@ if TYPE_CHECKING:
 
     from vivace.bundle import Bundle
 
-__all__ = ["RUNTIMES", "Classifier", "load_runtime"]
+__all__ = ["RUNTIMES", "Classifier", "graph_file", "load_runtime"]
 
 # name → module with `load(bundle, *, device, precision) -> Classifier`
-RUNTIMES = {"eager": "vivace.runtimes.eager"}
+RUNTIMES = {
+    "eager": "vivace.runtimes.eager",
+    "onnx": "vivace.runtimes.onnx",
+    "openvino": "vivace.runtimes.openvino",
+}
 
 
 class Classifier(Protocol):
@@ -33,3 +38,14 @@ def load_runtime(name: str, bundle: Bundle, *, device: torch.device, precision: 
         )
     classifier: Classifier = import_module(RUNTIMES[name]).load(bundle, device=device, precision=precision)
     return classifier
+
+
+def graph_file(bundle: Bundle, name: str, runtime: str) -> Path:
+    """The file of a bundle that holds the graph for a runtime. Raises ConfigError if it has none."""
+    # hashed with the bundle: a file that was only put there is not taken
+    if name not in bundle.files:
+        raise ConfigError(
+            f"the bundle holds no graph for {runtime}: {bundle.folder}. "
+            f"Make one: vivace export {bundle.folder} --to {runtime} --out FOLDER"
+        )
+    return bundle.folder / name

@@ -1,0 +1,143 @@
+"""Whether another form of a model answers as the PyTorch model does, on images, as a certificate.
+
+Shapes: images_NHWC uint8 at the bundle's size; probs_NK float.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vivace.bundle import Bundle, load_bundle
+from vivace.data.cache import open_cache
+from vivace.data.sources import open_source
+from vivace.errors import ParityError
+from vivace.runtimes import Classifier, load_runtime
+
+__all__ = ["Parity", "check_parity", "measure_parity", "parity_images", "verify"]
+
+# largest difference of a probability: float32 sums in another order differ by some 1e-6 in a network of fifty layers;
+# bf16 keeps 8 bits of a number, and the error grows with depth
+TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 6e-2}
+NUM_GENERATED = 64
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """A certificate: how another form of a model agrees with the PyTorch model in float32."""
+
+    runtime: str
+    precision: str
+    images: str
+    """Where they are from: the name and split of a data set, or "generated"."""
+    num_images: int
+    top1_agreement: float
+    """Share of the images with the same first class, [0, 1]; exact ties within the tolerance count as agreeing."""
+    max_difference: float
+    """Of any probability of any image."""
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two agree: each probability within the tolerance, each first class the same."""
+        return self.max_difference <= self.tolerance and self.top1_agreement == 1.0
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.runtime} in {self.precision} against PyTorch on {self.num_images:,} images ({self.images}): first "
+            f"class agrees on {self.top1_agreement:.2%}, probabilities differ by at most {self.max_difference:.1e} "
+            f"({self.tolerance:g} is allowed)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def parity_images(
+    bundle: Bundle, data: str | Path | None, *, num_images: int = 1000, cache_dir: Path | None = None
+) -> tuple[np.ndarray, str]:
+    """(images_NHWC, where they are from): of `data` the test split, else val, else all; evenly spread.
+
+    Without data they are generated: waves and noise of all frequencies, the same ones every time.
+    """
+    preprocess = bundle.preprocess
+    if data is None:
+        return _generated(preprocess.size, preprocess.channels), "generated"
+    source = open_source(data, cache_dir=cache_dir, require_train=False, classes=bundle.classes)
+    split = next(name for name in ("test", "val", "train") if name in source.splits)
+    only = dataclasses.replace(source, splits={split: source.splits[split]})
+    cache = open_cache(only, preprocess, cache_dir=cache_dir, on_bad_image="skip", require_train=False)
+    stored = cache.splits[split].images_NHWC
+    rows = np.unique(np.linspace(0, len(stored) - 1, min(num_images, len(stored))).round().astype(int))
+    return preprocess.view(np.asarray(stored[rows])), f"{source.name}, {split}"
+
+
+def _generated(size: int, channels: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:size, :size] / size
+    frequencies = rng.uniform(0, 12, (NUM_GENERATED, channels, 2))
+    phases = rng.uniform(0, 2 * np.pi, (NUM_GENERATED, channels))
+    waves = np.sin(
+        2 * np.pi * np.einsum("nci,ihw->nhwc", frequencies, np.stack([rows, columns])) + phases[:, None, None]
+    )
+    noise = rng.normal(0, rng.uniform(0, 0.5, (NUM_GENERATED, 1, 1, 1)), (NUM_GENERATED, size, size, channels))
+    pixels: np.ndarray = np.clip(127.5 + 100 * (waves + noise), 0, 255).astype(np.uint8)
+    return pixels
+
+
+def measure_parity(
+    bundle: Bundle, classify: Classifier, images_NHWC: np.ndarray, *, runtime: str, precision: str, images: str
+) -> Parity:
+    """The certificate of a classifier against the bundle's network in PyTorch, eager, float32, on the CPU."""
+    reference = load_runtime("eager", bundle, device=torch.device("cpu"), precision="fp32")
+    expected_NK, found_NK = (_probs(function, images_NHWC) for function in (reference, classify))
+    tolerance = TOLERANCE[precision]
+    rows = np.arange(len(expected_NK))
+    # where two classes are as likely as each other, which of them comes first is a matter of rounding
+    lead = expected_NK.max(1) - expected_NK[rows, found_NK.argmax(1)]
+    return Parity(
+        runtime=runtime,
+        precision=precision,
+        images=images,
+        num_images=len(images_NHWC),
+        top1_agreement=float((lead <= tolerance).mean()),
+        max_difference=float(np.abs(expected_NK - found_NK).max()),
+        tolerance=tolerance,
+    )
+
+
+def check_parity(parity: Parity) -> None:
+    """Raises ParityError, with the figures, if the certificate does not hold."""
+    # written so that a NaN fails too
+    if not parity.holds:
+        raise ParityError(
+            f"{parity.runtime} does not agree with PyTorch: probabilities differ by {parity.max_difference:.2g} "
+            f"({parity.tolerance:g} is allowed), the first class agrees on {parity.top1_agreement:.2%} of "
+            f"{parity.num_images} images ({parity.images}). Nothing was kept: use another form."
+        )
+
+
+def verify(
+    bundle: Bundle | str | Path, *, data: str | Path | None = None, cache_dir: str | Path | None = None
+) -> Parity:
+    """The certificate of a bundle as it lies on disk, measured anew, after every hash was checked.
+
+    data: images, as for `train`; None: generated ones. Raises BundleError if a file is damaged.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    cpu, info = torch.device("cpu"), bundle.info
+    images, name = parity_images(bundle, data, cache_dir=Path(cache_dir) if cache_dir is not None else None)
+    classify = load_runtime(info.runtime, bundle, device=cpu, precision=info.precision)
+    return measure_parity(bundle, classify, images, runtime=info.runtime, precision=info.precision, images=name)
+
+
+def _probs(classify: Classifier, images_NHWC: np.ndarray) -> np.ndarray:
+    return np.concatenate([classify(images_NHWC[i : i + BATCH]) for i in range(0, len(images_NHWC), BATCH)])

@@ -1,0 +1,37 @@
+"""Check a bundle: every file's hash, and that its runtime answers as PyTorch does, on images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vivace.cli.common import print_json, verb_options
+
+
+@verb_options
+class Options:
+    """The options of `vivace verify`."""
+
+    bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
+    """A bundle's folder, or a run's."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """Images to compare on, as for vivace train: test, else val, 1,000 at most. Default: generated ones."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    json: bool = False
+    """Print the result as one JSON object on the last line."""
+
+
+def run(options: Options) -> None:
+    """Check, and say what was found; a bundle that does not agree is an error."""
+    from vivace.acceleration.parity import check_parity, verify
+
+    parity = verify(options.bundle, data=options.data, cache_dir=options.cache_dir)
+    if options.json:
+        print_json({"bundle": str(options.bundle), **parity.to_dict(), "holds": parity.holds})
+    else:
+        print(f"{options.bundle}: every file is whole")
+        print(parity.summary())
+    check_parity(parity)

@@ -1,0 +1,44 @@
+"""ONNX Runtime on a CPU: the graph that `vivace export --to onnx` wrote."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vivace.bundle import Bundle
+from vivace.errors import ConfigError, MissingExtra
+from vivace.hardware import num_cpus
+from vivace.runtimes import Classifier, graph_file
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["GRAPH", "load"]
+
+GRAPH = "model.onnx"
+
+
+def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
+    """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32; preprocessing is in the graph.
+
+    Raises ConfigError for a GPU, another precision than fp32 or a bundle without an ONNX graph; MissingExtra.
+    """
+    if device.type != "cpu" or precision != "fp32":
+        raise ConfigError(f"onnx runs on a CPU in fp32 here: got {device.type} and {precision}. Use eager.")
+    path = graph_file(bundle, GRAPH, "onnx")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtra("onnxruntime", "accelerate", "the runtime onnx") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_cpus()
+    # errors only: it warns of initialisers that it removes
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def classify(images_NHWC: np.ndarray) -> np.ndarray:
+        probs: np.ndarray = session.run(["probs"], {"images": np.ascontiguousarray(images_NHWC)})[0]
+        return probs
+
+    return classify
