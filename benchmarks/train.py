@@ -63,6 +63,7 @@ def run_rounds(
     work: Path,
     environments: Path,
     device: str,
+    seed: int,
 ) -> dict[str, list[Result]]:
     """All results by contender, in the order of the rounds."""
     results: dict[str, list[Result]] = {contender.name: [] for contender in contenders}
@@ -71,7 +72,9 @@ def run_rounds(
         for contender in contenders if index % 2 == 0 else contenders[::-1]:
             if cold_cache:
                 shutil.rmtree(cache, ignore_errors=True)
-            result = run_once(contender, data, work, seed=index, cache=cache, environments=environments, device=device)
+            result = run_once(
+                contender, data, work, seed=seed + index, cache=cache, environments=environments, device=device
+            )
             results[contender.name].append(result)
             print(
                 f"round {index + 1}/{rounds}  {contender.name:<18} top-1 {100 * result.top1:6.2f} %  "
@@ -92,6 +95,7 @@ def main() -> None:
         help=f"the first is the baseline: {', '.join(CONTENDERS)}",
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of the first round; each one after it has the next")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cold-cache", action="store_true", help="decode again in every run")
     parser.add_argument("--label", default="", help="put into the file names: keeps comparisons of one day apart")
@@ -121,6 +125,7 @@ def main() -> None:
             work=Path(work),
             environments=args.environments,
             device=args.device,
+            seed=args.seed,
         )
     record = {
         "date": today(),
@@ -128,6 +133,7 @@ def main() -> None:
         "command": f"python benchmarks/train.py {' '.join(sys.argv[1:])}",
         "device": args.device,
         "rounds": args.rounds,
+        "seed": args.seed,
         "cold_cache": args.cold_cache,
         "environment": describe(),
         "contenders": {contender.name: contender.about for contender in contenders},

@@ -140,7 +140,7 @@ def test_what_the_recipe_fixes_is_not_tried() -> None:
 def test_every_kind_of_candidate_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_module, "COMPILE_MIN_SECONDS", {"cpu": 0.0})
     monkeypatch.setattr(tune_module, "num_cpus", lambda: 4)
-    recipe = Recipe(batch_size=1024)
+    recipe = Recipe(batch_size=2048)
     assert trial_batch_size(recipe) == 256
     tried: list[Setup] = []
 

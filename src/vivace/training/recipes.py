@@ -40,6 +40,8 @@ class DataFacts:
 # seconds for each training image from which on these widths end more accurate than the ones above them; below all of
 # them a smaller network does. Measured on 2 cores with AVX-512 BF16: level at 45 and at 160 s for 45,000 images
 WIDTHS_BY_SECONDS_PER_IMAGE = ((1e-3, (64, 128, 256)), (3.5e-3, (64, 256, 256)))
+# from this on `accurate` has the time for its larger network: half an hour for 50,000 images
+SECONDS_PER_IMAGE_ACCURATE = 0.036
 
 
 def _small_side(side: int) -> int:
@@ -90,13 +92,15 @@ def _fast_small(facts: DataFacts) -> Recipe:
         muon: dict[str, Any] = {"lr": 0.17, "momentum": 0.6, "options": {"normalize_filters": True}}
         start_size, epochs = 5 * size // 8, 8
         # the shift of the whitening layer is learnt soon, and its gradient is a tenth of a step
-        freeze_after, focus = (0.4,), FocusConfig(share=0.5)
+        freeze_after: tuple[float, ...] = (0.4,)
+        focus = FocusConfig(share=0.5)
     else:
         # whitening at stride 2: a quarter of the operations, and the most accurate network in little time
         model = {"stride": 2}
         muon = {"lr": 0.2, "momentum": 0.8, "weight_decay": 0.01}
         start_size, epochs = None, 10
-        freeze_after, focus = (), FocusConfig()
+        freeze_after = ()
+        focus = FocusConfig()
     # few images: smaller batches, so that an epoch still has some dozens of steps, and 150 steps at the least
     batch_size = 1000 if widths else 500 if many else 128
     epochs = min(60, max(epochs, -(-150 * batch_size // facts.num_images)))
@@ -140,8 +144,19 @@ def _fast_photo(facts: DataFacts) -> Recipe:
 
 
 def accurate(facts: DataFacts) -> Recipe:
-    """`fast` with a longer schedule, stronger augmentation and a moving average: slower, more accurate."""
+    """`fast`, longer, with stronger augmentation; where there are many small images, with a larger network."""
     base = fast(facts)
+    enough = facts.seconds is None or facts.seconds >= SECONDS_PER_IMAGE_ACCURATE * facts.num_images
+    if facts.small and facts.num_images >= 20_000 and enough:
+        size = base.data.size or 32
+        model = {"widths": [128, 384, 512], "depth": [3, 3, 3], "residual": True}
+        return dataclasses.replace(
+            base,
+            name="accurate",
+            model=dataclasses.replace(base.model, arguments={**base.model.arguments, **model}),
+            augment=dataclasses.replace(base.augment, cutout=3 * size // 8, translate=size // 8),
+            epochs=36,
+        )
     return dataclasses.replace(
         base,
         name="accurate",
