@@ -178,3 +178,18 @@ def test_a_residual_block_starts_as_none() -> None:
 def test_fast_photo_is_cheap() -> None:
     model = create_model("fast_photo", 5, size=128)
     assert 0.2e9 < forward_flops(model, in_channels=3, size=128) / 2 < 0.4e9
+
+
+def test_later_convolutions_of_a_residual_group_change_what_the_first_one_gave() -> None:
+    model = create_model("fast_cnn", 5, widths=[8], depth=[3], residual=True, activation="relu").eval()
+    first, behind = model.groups[0]
+    x = first(torch.randn(2, 48, 32, 32))
+    torch.testing.assert_close(behind(x), torch.relu(x + behind.body(x)))
+    # behind the first convolution two more, without an activation behind the last norm
+    kinds = [type(m).__name__ for m in behind.body]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d"]
+
+
+def test_a_residual_group_of_one_convolution_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"nothing to add to a first convolution: got depth 1 with residual. Give 2"):
+        create_model("fast_cnn", 5, widths=[8], depth=1, residual=True)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
+from vivace.acceleration.export import export
+from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError
 from vivace.models.zoo import create_model
@@ -47,10 +48,11 @@ def pixels(num_images: int, channels: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("name", list(RUNTIMES))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_runtime_gives_the_plain_networks_probabilities(
-    make_bundle: Callable[[int], Bundle], name: str, channels: int
+    make_bundle: Callable[[int], Bundle], tmp_path: Path, name: str, channels: int
 ) -> None:
     bundle, images = make_bundle(channels), pixels(9, channels)
-    probs = load_runtime(name, bundle, device=CPU, precision="fp32")(images)
+    runs = bundle if name == "eager" else load_bundle(export(bundle, name, tmp_path / name).path)
+    probs = load_runtime(name, runs, device=CPU, precision="fp32")(images)
     assert probs.dtype == np.float32
     normalised = (images / 255 - np.array(bundle.preprocess.mean)) / np.array(bundle.preprocess.std)
     with torch.no_grad():

