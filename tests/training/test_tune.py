@@ -184,6 +184,21 @@ def test_a_trial_takes_no_more_than_its_share_of_the_run(milliseconds: float) ->
     assert sources[-1] == "measured"
 
 
+def test_what_the_first_step_of_a_process_costs_leaves_no_candidate_out() -> None:
+    first = True
+
+    def make_step(setup: Setup) -> Callable[[], object]:
+        def step() -> None:
+            nonlocal first
+            time.sleep(0.5 if first else 0.002 if setup.precision == "bf16" else 0.004)
+            first = False
+
+        return step
+
+    receipt = tune(RECIPE, make_step, device=CPU, expected_steps=1, planned_seconds=1.0)
+    assert receipt.setup.precision == "bf16"
+
+
 def test_where_a_time_is_planned_the_trial_takes_its_share_of_that() -> None:
     step = sleeper(lambda setup: 5.0)
     short = tune(RECIPE, step, device=CPU, expected_steps=1_000_000, planned_seconds=0.3)

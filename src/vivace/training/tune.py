@@ -141,13 +141,14 @@ def tune(
     scale = recipe.batch_size / trial_batch_size(recipe)
     run_seconds = expected_steps * scale * step_ms / 1e3 if planned_seconds is None else planned_seconds
     num_pairs = 4 if step_ms < 200 else 3
-    budget = MAX_SHARE * run_seconds
+    # what the first steps of a process cost beyond others, a second or so, the run would have had to pay itself
+    budget, tried_from = MAX_SHARE * run_seconds - 2 * step_ms / 1e3, time.perf_counter()
     # of each candidate: its first step, a warm-up and the pairs
     steps = 1 + 2 * NUM_WARMUP + 2 * num_pairs
     trials: list[Trial] = []
     for name, changes in _candidates(recipe, setup, device, run_seconds):
         # the first ones save most: the last are left out where all would cost more than their share
-        if time.perf_counter() - started + steps * step_ms / 1e3 > budget:
+        if time.perf_counter() - tried_from + steps * step_ms / 1e3 > budget:
             break
         candidate = dataclasses.replace(setup, **changes)
         if candidate.precision == "fp32" and {"tile_small_maps", "fuse_norms"} & set(changes):
