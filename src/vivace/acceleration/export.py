@@ -29,6 +29,8 @@ __all__ = ["TARGETS", "Exported", "export"]
 
 # of ONNX: what runtimes of the last two years read
 OPSET = 20
+# of what is traced: any number of images
+DYNAMIC_SHAPES = ({0: torch.export.Dim("batch", min=1)},)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _as_bundle(
 
 def _traced(bundle: Bundle) -> Any:
     graph, example = deployed_graph(bundle)
-    return torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    return torch.export.export(graph, (example,), dynamic_shapes=DYNAMIC_SHAPES)
 
 
 def _write_onnx(bundle: Bundle, folder: Path) -> None:
@@ -142,7 +144,7 @@ def _write_onnx(bundle: Bundle, folder: Path) -> None:
             opset_version=OPSET,
             input_names=["images"],
             output_names=["probs"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=DYNAMIC_SHAPES,
             external_data=False,
             verbose=False,
         )

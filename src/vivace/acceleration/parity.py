@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from vivace.bundle import Bundle, load_bundle
-from vivace.data.cache import open_cache
-from vivace.data.sources import open_source
 from vivace.errors import ParityError
+from vivace.evaluation.evaluate import open_split
 from vivace.runtimes import Classifier, load_runtime
 
 __all__ = ["Parity", "check_parity", "measure_parity", "parity_images", "verify"]
@@ -46,6 +45,7 @@ class Parity:
     @property
     def holds(self) -> bool:
         """Whether the two agree: each probability within the tolerance, each first class the same."""
+        # a NaN is not within it
         return self.max_difference <= self.tolerance and self.top1_agreement == 1.0
 
     def summary(self) -> str:
@@ -71,11 +71,8 @@ def parity_images(
     preprocess = bundle.preprocess
     if data is None:
         return _generated(preprocess.size, preprocess.channels), "generated"
-    source = open_source(data, cache_dir=cache_dir, require_train=False, classes=bundle.classes)
-    split = next(name for name in ("test", "val", "train") if name in source.splits)
-    only = dataclasses.replace(source, splits={split: source.splits[split]})
-    cache = open_cache(only, preprocess, cache_dir=cache_dir, on_bad_image="skip", require_train=False)
-    stored = cache.splits[split].images_NHWC
+    source, split, cached = open_split(bundle, data, cache_dir=cache_dir, on_bad_image="skip")
+    stored = cached.images_NHWC
     rows = np.unique(np.linspace(0, len(stored) - 1, min(num_images, len(stored))).round().astype(int))
     return preprocess.view(np.asarray(stored[rows])), f"{source.name}, {split}"
 
@@ -116,7 +113,6 @@ def measure_parity(
 
 def check_parity(parity: Parity) -> None:
     """Raises ParityError, with the figures, if the certificate does not hold."""
-    # written so that a NaN fails too
     if not parity.holds:
         raise ParityError(
             f"{parity.runtime} does not agree with PyTorch: probabilities differ by {parity.max_difference:.2g} "

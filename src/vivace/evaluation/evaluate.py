@@ -21,7 +21,7 @@ from vivace.evaluation.tta import VIEWS, averaged_probs
 from vivace.metrics.summary import Metrics, evaluate_probs
 from vivace.prediction import Predictor, predictor_for
 
-__all__ = ["Evaluation", "Mistake", "evaluate"]
+__all__ = ["Evaluation", "Mistake", "evaluate", "open_split"]
 
 NUM_MISTAKES = 36
 
@@ -104,25 +104,15 @@ def evaluate(
     check_choice("tta", tta, tuple(VIEWS))
     predictor = predictor_for(bundle, device, batch_size, precision)
     classes = predictor.classes
-    cache_path = Path(cache_dir) if cache_dir else None
-    source = open_source(
+    source, chosen, cached = open_split(
+        predictor.bundle,
         data,
-        data_root=Path(data_root) if data_root else None,
-        cache_dir=cache_path,
-        require_train=False,
-        classes=classes,
-    )
-    chosen = _chosen(source, split)
-    only = dataclasses.replace(source, splits={chosen: source.splits[chosen]})
-    cache = open_cache(
-        only,
-        predictor.bundle.preprocess,
-        cache_dir=cache_path,
+        split=split,
+        data_root=data_root,
+        cache_dir=cache_dir,
         on_bad_image=on_bad_image,
-        require_train=False,
         progress=progress,
     )
-    cached = cache.splits[chosen]
     if len(cached.labels_N) == 0:
         raise DataError(f"the split {chosen} of {source.name} has no images. Choose another by --split.")
     started = time.perf_counter()
@@ -149,6 +139,38 @@ def evaluate(
         images_per_second=len(probs) / max(seconds, 1e-9),
         images_NHWC=view(np.asarray(cached.images_NHWC[[mistake.index for mistake in mistakes]])),
     )
+
+
+def open_split(
+    bundle: Bundle,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    data_root: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    on_bad_image: str = "refuse",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[DataSource, str, CachedSplit]:
+    """(source, name of the split, its images as the bundle's Preprocess stores them); arguments as for `evaluate`."""
+    cache_path = Path(cache_dir) if cache_dir else None
+    source = open_source(
+        data,
+        data_root=Path(data_root) if data_root else None,
+        cache_dir=cache_path,
+        require_train=False,
+        classes=bundle.classes,
+    )
+    chosen = _chosen(source, split)
+    only = dataclasses.replace(source, splits={chosen: source.splits[chosen]})
+    cache = open_cache(
+        only,
+        bundle.preprocess,
+        cache_dir=cache_path,
+        on_bad_image=on_bad_image,
+        require_train=False,
+        progress=progress,
+    )
+    return source, chosen, cache.splits[chosen]
 
 
 def _chosen(source: DataSource, split: str | None) -> str:

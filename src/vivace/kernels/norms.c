@@ -31,7 +31,8 @@ static inline bf16 narrow(float wide) {
     return (bf16)(wide == wide ? rounded : 0x7fc0);
 }
 
-/* e^x to 2 units in the last place of a float, so that loops over it become vector code without a vector libm */
+/* e^x to 2 units in the last place of a float, so that loops over it become vector code without a vector libm;
+   the polynomial is that of Cephes' expf */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
     float whole = rintf(x * 1.44269504f);
@@ -49,7 +50,7 @@ static inline float exponential(float x) {
     return power * scale;
 }
 
-/* the normal distribution below z: Abramowitz and Stegun 7.1.26, error under 1e-7 */
+/* the normal distribution below z: Abramowitz and Stegun 26.2.17, error under 1e-7 */
 static inline float normal_below(float z, float density) {
     float size = fabsf(z);
     float t = 1.0f / (1.0f + 0.2316419f * size);

@@ -164,16 +164,7 @@ def _receipt(
 
 
 def _resolved(recipe: Recipe, setup: Setup) -> Recipe:
-    return dataclasses.replace(
-        recipe,
-        precision=setup.precision,
-        channels_last=setup.channels_last,
-        compile=setup.compile,
-        tile_small_maps=setup.tile_small_maps,
-        fuse_norms=setup.fuse_norms,
-        threads=setup.threads,
-        micro_batch_size=setup.micro_batch_size,
-    )
+    return dataclasses.replace(recipe, **{name: getattr(setup, name) for name in (*MEASURED, "micro_batch_size")})
 
 
 def _engine(
