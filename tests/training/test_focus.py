@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killing import Killed, die_after
+from killing import unbroken_and_resumed
 from same_weights import assert_same_weights
 
 from vivace.config import override
@@ -111,12 +111,7 @@ def test_a_killed_run_is_resumed_bitwise_with_the_same_hard_images(
     run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, step: int, micro_batch_size: int | None
 ) -> None:
     changes = {**CHANGES, "checkpoint_minutes": 1e-9, "micro_batch_size": micro_batch_size}
-    unbroken = run_tiny("unbroken", changes)
-    with monkeypatch.context() as patch:
-        die_after(patch, step)
-        with pytest.raises(Killed):
-            run_tiny("killed", changes)
-    assert_same_weights(unbroken, run_tiny("killed", resume=True))
+    assert_same_weights(*unbroken_and_resumed(run_tiny, monkeypatch, changes, step))
 
 
 def test_a_roll_back_brings_the_losses_back(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:

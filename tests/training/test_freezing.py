@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from killing import Killed, die_after
+from killing import unbroken_and_resumed
 from same_weights import assert_same_weights
 
 from vivace.errors import ConfigError
@@ -55,12 +55,7 @@ def test_a_run_that_is_killed_with_frozen_parts_is_resumed_bitwise(
     run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     changes = {**CHANGES, "checkpoint_minutes": 1e-9}
-    unbroken = run_tiny("unbroken", changes)
-    with monkeypatch.context() as patch:
-        die_after(patch, step)
-        with pytest.raises(Killed):
-            run_tiny("killed", changes)
-    assert_same_weights(unbroken, run_tiny("killed", resume=True))
+    assert_same_weights(*unbroken_and_resumed(run_tiny, monkeypatch, changes, step))
 
 
 def test_a_part_that_a_roll_back_brings_to_before_its_share_learns_again(

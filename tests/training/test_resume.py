@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from killing import Killed, die_after
+from killing import Killed, die_after, unbroken_and_resumed
 from same_weights import assert_same_weights
 from torch.amp import GradScaler
 
@@ -43,12 +43,7 @@ RunTiny = Callable[..., TrainResult]
 def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(
     run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], step: int
 ) -> None:
-    unbroken = run_tiny("unbroken", changes)
-    with monkeypatch.context() as patch:
-        die_after(patch, step)
-        with pytest.raises(Killed):
-            run_tiny("killed", changes)
-    resumed = run_tiny("killed", resume=True)
+    unbroken, resumed = unbroken_and_resumed(run_tiny, monkeypatch, changes, step)
     assert_same_weights(unbroken, resumed)
     assert resumed.num_images_seen == unbroken.num_images_seen
     assert resumed.epochs == unbroken.epochs
