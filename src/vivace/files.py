@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from vivace.errors import RunFolderError
 
-__all__ = ["FolderLock", "atomic_file", "atomic_folder", "canonical_json", "sha256_of", "write_json"]
+__all__ = ["FolderLock", "atomic_file", "atomic_folder", "canonical_json", "sha256_of", "sync_files", "write_json"]
 
 
 def sha256_of(path: Path) -> str:
@@ -55,19 +55,19 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes the place of `path` when the block ends well, and vanishes when it does not."""
+def atomic_folder(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """A folder that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    sync False: it takes it before all bytes are on the disk, and a machine that loses its power may lose some.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(4)
     temporary = path.with_name(f".{path.name}.{token}.tmp")
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        _sync_folder(temporary)
+        if sync:
+            sync_files(temporary)
         if path.exists():
             # a folder can't be replaced in one step: set the old one aside, so that one of the two always exists
             aside = path.with_name(f".{path.name}.{token}.old")
@@ -79,7 +79,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until all files below `folder` are on the disk. Raises OSError."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -21,10 +21,10 @@ import pytest
 from PIL import Image
 
 from vivace.data import cache as cache_module
-from vivace.data import workers
+from vivace.data import cachefiles, workers
 from vivace.data.cache import Cache, open_cache
 from vivace.data.cachedir import default_cache_dir, list_caches, remove_cache
-from vivace.data.cachefiles import allocate, keep_rows
+from vivace.data.cachefiles import allocate, keep_rows, settle
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
@@ -43,6 +43,12 @@ def array_source(side: int, channels: int, *, name: str = "arrays") -> DataSourc
     names = tuple(f"train/{index:05d}" for index in range(12))
     split = Split(name="train", names=names, labels=np.arange(12) % 3, arrays=arrays)
     return DataSource(name=name, classes=("a", "b", "c"), splits={"train": split}, channels=channels)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache is on the disk when it is opened: what tests change in it is not changed again by a thread."""
+    monkeypatch.setattr(cache_module, "settle", lambda folder: settle(folder).join())
 
 
 @pytest.fixture
@@ -270,6 +276,63 @@ def test_an_index_of_another_version_is_not_believed_even_if_it_is_whole(make_fo
     path.write_text(json.dumps(index))
     opened(root)
     assert json.loads(path.read_text())["schema_version"] == index["schema_version"] - 1
+
+
+@pytest.mark.parametrize("reached", [True, False], ids=["reached the disk", "did not"])
+def test_after_another_start_of_the_system_pixels_that_may_not_have_reached_the_disk_are_read_anew(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reached: bool
+) -> None:
+    root, boot = make_folder(), tmp_path / "boot_id"
+    boot.write_text("first\n")
+    monkeypatch.setattr(cachefiles, "BOOT_ID", boot)
+    if not reached:
+        monkeypatch.setattr(cache_module, "settle", lambda folder: None)
+    index = opened(root).folder / "cache.json"
+    first = index.stat().st_ino
+    opened(root)
+    assert index.stat().st_ino == first
+    assert ("boot" in json.loads(index.read_text())) is not reached
+    boot.write_text("second\n")
+    opened(root)
+    assert (index.stat().st_ino == first) is reached
+
+
+def test_a_disk_that_does_not_take_the_pixels_leaves_no_cache_to_believe(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(cachefiles, "sync_files", fails)
+    cache = opened(make_folder())
+    # this run has the pixels in memory, the next one reads the files again
+    assert cache.splits["train"].images_NHWC.any()
+    assert not (cache.folder / "cache.json").exists()
+
+
+def test_a_cache_that_took_the_place_of_another_is_left_alone_by_the_thread_of_that_one(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "settle", lambda folder: None)
+    index = opened(make_folder()).folder / "cache.json"
+    waiting, another = threading.Event(), b"another cache"
+    monkeypatch.setattr(cachefiles, "sync_files", lambda folder: waiting.wait(10))
+    thread = settle(index.parent)
+    index.write_bytes(another)
+    waiting.set()
+    thread.join()
+    assert index.read_bytes() == another
+
+
+def test_where_nothing_names_the_start_of_the_system_the_disk_is_waited_for(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cachefiles, "BOOT_ID", tmp_path / "none")
+    synced: list[Path] = []
+    monkeypatch.setattr("vivace.files.sync_files", synced.append)
+    index = opened(make_folder()).folder / "cache.json"
+    assert len(synced) == 1
+    assert "boot" not in json.loads(index.read_text())
 
 
 def test_a_full_disk_is_told_before_anything_is_written(

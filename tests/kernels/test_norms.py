@@ -92,6 +92,24 @@ def test_the_kernel_equals_torch_in_float64(kernels: Path, shape: tuple[int, ...
         )
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("pool", [True, False], ids=["pool", "no pool"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_in_eval_mode_the_kernel_equals_torch_in_float64(
+    kernels: Path, shape: tuple[int, ...], pool: bool, activation: str
+) -> None:
+    x = images(shape)
+    model = layers(shape[1], pool, activation)
+    with fused_norms(kernels):
+        # running statistics that are none of a fresh norm's
+        run(model, x)
+    exact = copy.deepcopy(model).double().eval()
+    with fused_norms(kernels), torch.inference_mode():
+        out = model.eval()(x)
+    assert out.dtype == torch.bfloat16
+    assert_near(out, exact(x.double()).detach(), "output ")
+
+
 def test_a_channel_without_variance_gives_its_shift(kernels: Path) -> None:
     model = layers(1, True, "none")
     with fused_norms(kernels):
@@ -100,11 +118,12 @@ def test_a_channel_without_variance_gives_its_shift(kernels: Path) -> None:
     assert x_grad.isfinite().all()
 
 
-def test_the_kernel_really_runs(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_the_kernel_really_runs(kernels: Path, monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
     called = []
     monkeypatch.setattr(norms, "_call", lambda function, *arguments: called.append(function.__name__))
-    with fused_norms(kernels):
-        layers(8, True, "relu")(images((2, 8, 4, 4)))
+    with fused_norms(kernels), torch.set_grad_enabled(training):
+        layers(8, True, "relu").train(training)(images((2, 8, 4, 4)))
     assert called == ["pool_and_sum", "apply"]
 
 
@@ -117,7 +136,7 @@ def test_the_kernel_really_runs(kernels: Path, monkeypatch: pytest.MonkeyPatch) 
         (FusedSequential(nn.BatchNorm2d(8, momentum=None)), images((2, 8, 4, 4))),
         (FusedSequential(nn.BatchNorm2d(8, track_running_stats=False)), images((2, 8, 4, 4))),
     ],
-    ids=["fp32", "eval", "not affine", "cumulative average", "no running statistics"],
+    ids=["fp32", "eval with gradients", "not affine", "cumulative average", "no running statistics"],
 )
 def test_what_the_kernel_does_not_do_is_left_to_torch(
     kernels: Path, monkeypatch: pytest.MonkeyPatch, model: nn.Module, x: Tensor

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from vivace.data.audit import Audit, audit_images, check_audit
 from vivace.data.cachedir import building, default_cache_dir
-from vivace.data.cachefiles import CachedSplit, allocate, keep_rows, read_splits, write_splits
+from vivace.data.cachefiles import CachedSplit, allocate, boot_id, keep_rows, read_splits, settle, write_splits
 from vivace.data.preprocess import Preprocess
 from vivace.data.signature import signature_of, strangers_of
 from vivace.data.splits import DataSource, Split, check_source
@@ -124,6 +123,7 @@ def _open_or_build(
                 if found is None or found[2].unreadable:
                     _build(folder, source, preprocess, signature, num_workers, progress)
                     found = read_splits(folder, preprocess, signature)
+            settle(folder)
         except OSError as error:
             raise DataError(
                 f"the cache can't be written: {folder} ({error.strerror}). Name another place by --cache-dir."
@@ -161,12 +161,13 @@ def _build(
         progress(done, total)
 
     _check_space(folder.parent, total * preprocess.store_size**2 * preprocess.channels)
-    with atomic_folder(folder) as temporary:
+    boot = boot_id()
+    with atomic_folder(folder, sync=boot is None) as temporary:
         decoded = {
             name: _decode_split(split, preprocess, temporary / f"{name}.npy", num_workers, count)
             for name, split in source.splits.items()
         }
-        _finish(temporary, source, preprocess, signature, decoded)
+        _finish(temporary, source, preprocess, signature, decoded, boot)
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:
@@ -196,14 +197,19 @@ def _decode_split(
             images[start : start + 1000] = block
         else:
             for index, array in enumerate(block, start=start):
-                images[index] = preprocess.store(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array))
+                images[index] = preprocess.store(array)
         count(len(block))
     images.flush()
     return Decoded(digests)
 
 
 def _finish(
-    folder: Path, source: DataSource, preprocess: Preprocess, signature: str, decoded: Mapping[str, Decoded]
+    folder: Path,
+    source: DataSource,
+    preprocess: Preprocess,
+    signature: str,
+    decoded: Mapping[str, Decoded],
+    boot: str | None,
 ) -> None:
     """Audit what was decoded, leave out what can't be used, and write the rest beside the pixels."""
     splits = source.splits
@@ -225,4 +231,4 @@ def _finish(
         names = [item for item, keep in zip(split.names, kept, strict=True) if keep]
         kept_splits[name] = (names, split.labels[kept], digests[name][kept])
     facts = [preprocess.fingerprint(), list(source.classes)]
-    write_splits(folder, kept_splits, audit, signature=signature, facts=facts)
+    write_splits(folder, kept_splits, audit, signature=signature, facts=facts, boot=boot)

@@ -4,14 +4,19 @@ cache.json          names, audit, signature, fingerprint, and its own hash
 train.npy           uint8 [N, store_size, store_size, C]; its size is checked, its contents are not read
 train.labels.npy    int64 [N]      the fingerprint covers
 train.digests.npy   bytes [N]      both of these
+
+A new cache is used before its pixels are on the disk, which may take longer than decoding them: until they are, its
+index names the start of the system, and after another start it is not believed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +25,15 @@ from typing import Any
 import numpy as np
 
 from vivace.data.audit import Audit
-from vivace.data.cachedir import INDEX
+from vivace.data.cachedir import INDEX, building
 from vivace.data.preprocess import Preprocess
 from vivace.data.signature import SCHEMA_VERSION
 from vivace.errors import ConfigError
-from vivace.files import canonical_json
+from vivace.files import atomic_file, canonical_json, sync_files
 
-__all__ = ["CachedSplit", "allocate", "keep_rows", "read_splits", "write_splits"]
+__all__ = ["CachedSplit", "allocate", "boot_id", "keep_rows", "read_splits", "settle", "write_splits"]
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,12 @@ def write_splits(
     *,
     signature: str,
     facts: list[Any],
+    boot: str | None = None,
 ) -> None:
-    """Write all but the pixels. splits: name → names, labels, digests; facts: what else the fingerprint covers."""
+    """Write all but the pixels. splits: name → names, labels, digests; facts: what else the fingerprint covers.
+
+    boot: the start of the system after which the cache is not believed; None: it always is.
+    """
     names = {}
     for name, (items, labels, digests) in splits.items():
         np.save(folder / f"{name}.labels.npy", labels)
@@ -96,8 +107,56 @@ def write_splits(
         "names": names,
         "audit": audit.to_dict(),
     }
-    index["sha256"] = hashlib.sha256(canonical_json(index)).hexdigest()
-    (folder / INDEX).write_bytes(canonical_json(index))
+    if boot is not None:
+        index["boot"] = boot
+    (folder / INDEX).write_bytes(_sealed(index))
+
+
+def _sealed(index: dict[str, Any]) -> bytes:
+    """The bytes of an index with its own hash."""
+    return canonical_json({**index, "sha256": hashlib.sha256(canonical_json(index)).hexdigest()})
+
+
+def boot_id() -> str | None:
+    """What names this start of the system; None where nothing does."""
+    try:
+        return BOOT_ID.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def settle(folder: Path) -> threading.Thread:
+    """Put the files of a new cache on the disk, in a thread, and then let its index be believed for ever.
+
+    Raises OSError if the index can't be read.
+    """
+    thread = threading.Thread(target=_settle, args=(folder, (folder / INDEX).read_bytes()), daemon=True)
+    thread.start()
+    return thread
+
+
+def _settle(folder: Path, unsettled: bytes) -> None:
+    index = json.loads(unsettled)
+    index.pop("sha256")
+    if index.pop("boot", None) is None:
+        return
+    failed = False
+    try:
+        sync_files(folder)
+    except OSError:
+        # a page that can't be written may be dropped: what is read from it later is anything
+        failed = True
+    if not folder.exists():
+        return
+    with contextlib.suppress(OSError), building(folder):
+        # another process may have put another cache in its place
+        if (folder / INDEX).read_bytes() != unsettled:
+            return
+        if failed:
+            (folder / INDEX).unlink()
+            return
+        with atomic_file(folder / INDEX) as file:
+            file.write(_sealed(index))
 
 
 def read_splits(
@@ -107,6 +166,9 @@ def read_splits(
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_bytes())
         if index["schema_version"] != SCHEMA_VERSION or index["signature"] != signature:
+            return None
+        if "boot" in index and index["boot"] != boot_id():
+            # perhaps its pixels never came to the disk
             return None
         if index.pop("sha256") != hashlib.sha256(canonical_json(index)).hexdigest():
             return None

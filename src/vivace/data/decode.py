@@ -9,12 +9,22 @@ import threading
 import warnings
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vivace.data.jpeg import decode_plain_jpeg
 from vivace.errors import ImageError
 
-__all__ = ["EXTENSIONS", "REFUSED_EXTENSIONS", "PillowGuard", "decode_bytes", "read_bytes", "read_image", "shown"]
+__all__ = [
+    "EXTENSIONS",
+    "REFUSED_EXTENSIONS",
+    "PillowGuard",
+    "decode_bytes",
+    "image_of",
+    "read_bytes",
+    "read_image",
+    "shown",
+]
 
 # format → extensions. An allow-list: Pillow would hand EPS to Ghostscript, and FITS or PDF are no photos
 FORMATS = {
@@ -89,7 +99,13 @@ def read_image(
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
-    return decode_bytes(data, name, max_pixels=max_pixels, draft_size=draft_size, check_extension=check_extension)
+    decoded = decode_bytes(data, name, max_pixels=max_pixels, draft_size=draft_size, check_extension=check_extension)
+    return image_of(decoded) if isinstance(decoded, np.ndarray) else decoded
+
+
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """uint8 [H, W], [H, W, 1] or [H, W, 3] as a Pillow image, mode L or RGB."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def read_bytes(path: Path | str) -> bytes:
@@ -126,8 +142,11 @@ def decode_bytes(
     max_pixels: int = MAX_PIXELS,
     draft_size: int | None = None,
     check_extension: bool = False,
-) -> Image.Image:
-    """`read_image` of bytes already read; `name` is used in messages and for its extension."""
+) -> Image.Image | np.ndarray:
+    """`read_image` of bytes already read; `name` is used in messages and for its extension.
+
+    A plain JPEG comes as its pixels, uint8 [H, W, 3 | 1].
+    """
     if not data:
         raise ImageError(f"the file is empty: {shown(name)}. Remove it.", problem="empty")
     plain = decode_plain_jpeg(

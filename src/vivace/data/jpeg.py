@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+import numpy as np
 import simplejpeg
-from PIL import Image
 
 __all__ = ["decode_plain_jpeg"]
 
-# colour space in the file → (what to ask for, Pillow's mode)
-COLOURS = {"YCbCr": ("RGB", "RGB"), "Gray": ("GRAY", "L")}
+# colour space in the file → what to ask for
+COLOURS = {"YCbCr": "RGB", "Gray": "GRAY"}
 # what Pillow reads and this does not: a turned picture, more than one picture
 FOR_PILLOW = (b"Exif\x00", b"MPF\x00")
 
 
 def decode_plain_jpeg(
     data: bytes, check: Callable[[tuple[int, int]], None], *, draft_size: int | None = None
-) -> Image.Image | None:
-    """The picture in a JPEG file, mode RGB or L, as Pillow decodes it; None for what is Pillow's to judge.
+) -> np.ndarray | None:
+    """The pixels of a JPEG file, uint8 [H, W, 3 | 1], as Pillow decodes them; None for what is Pillow's to judge.
 
     That is anything but a whole grey or YCbCr JPEG without EXIF, and one four times as large as draft_size, which
     Pillow decodes at a lower resolution. check is given (width, height) before a pixel is decoded, and may raise.
@@ -37,8 +37,8 @@ def decode_plain_jpeg(
     check(size)
     if draft_size is not None and min(size) >= 4 * draft_size:
         return None
-    wanted, mode = COLOURS[colour]
+    wanted = COLOURS[colour]
     with contextlib.suppress(ValueError):
-        pixels = simplejpeg.decode_jpeg(data, wanted)
-        return Image.fromarray(pixels if mode == "RGB" else pixels[..., 0])
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, wanted)
+        return pixels
     return None

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vivace.config import check_choice, check_range, from_dict, to_dict
-from vivace.data.decode import PillowGuard, read_image, shown
+from vivace.data.decode import PillowGuard, image_of, read_image, shown
 from vivace.errors import ConfigError, ImageError
 from vivace.files import canonical_json
 
@@ -84,18 +84,23 @@ class Preprocess:
         Raises ImageError if it can't be decoded, or is another kind of array.
         """
         if isinstance(source, np.ndarray):
-            return self.view(self.store(_image_of(source)))
+            return self.view(self.store(_checked(source)))
         if isinstance(source, Image.Image):
             return self.view(self.store(source))
         image = read_image(source, draft_size=self.store_size)
         return self.view(self.store(image, name="the image" if isinstance(source, bytes) else str(source)))
 
-    def store(self, image: Image.Image, *, name: str = "the image") -> np.ndarray:
+    def store(self, image: Image.Image | np.ndarray, *, name: str = "the image") -> np.ndarray:
         """The stored pixels of an image, uint8 [store_size, store_size, channels]; `name` is used in messages.
 
+        image: a Pillow image, or uint8 [H, W], [H, W, 1] or [H, W, 3].
         Raises ImageError, its problem "truncated" or "not_convertible" (a colour space unknown to this Pillow).
         """
         side = self.store_size
+        if isinstance(image, np.ndarray):
+            if image.shape == (side, side, self.channels):
+                return image
+            image = image_of(image)
         with PillowGuard():
             try:
                 # an image that was only opened has neither pixels yet nor the EXIF block that follows them in a PNG
@@ -146,7 +151,7 @@ class Preprocess:
         return from_dict(cls, values, where="preprocess")
 
 
-def _image_of(array: np.ndarray) -> Image.Image:
+def _checked(array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3))):
         raise ImageError(
             f"the array is no image: {array.dtype} {list(array.shape)}. Give uint8 [H, W] or [H, W, 1 | 3].",
@@ -154,7 +159,7 @@ def _image_of(array: np.ndarray) -> Image.Image:
         )
     if 0 in array.shape:
         raise ImageError(f"the array is empty: {list(array.shape)}. Remove it.", problem="empty")
-    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    return array
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -40,8 +40,8 @@ def fused_norms(folder: Path) -> Iterator[None]:
 class FusedSequential(nn.Sequential):
     """A Sequential whose [2×2 max-pooling,] batch norm [and activation] run as one within `fused_norms`.
 
-    That is while training, in bf16 on a CPU; otherwise, and for all other layers, it is a plain Sequential. Statistics
-    are taken in float32 as torch takes them: results differ by rounding.
+    That is in bf16 on a CPU, while training, or in eval mode without gradients; otherwise, and for all other layers, it
+    is a plain Sequential. Statistics are taken in float32 as torch takes them: results differ by rounding.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class FusedSequential(nn.Sequential):
         while layers:
             pool, norm, kind, num_layers = _match(layers)
             if norm is not None and _takes(x, norm, pool):
-                x = _norm(x, norm, pool=pool, kind=kind)
+                x = (_norm if norm.training else _eval_norm)(x, norm, pool=pool, kind=kind)
             else:
                 num_layers = 1
                 x = layers[0](x)
@@ -89,7 +89,7 @@ def _takes(x_BCHW: Tensor, norm: nn.BatchNorm2d, pool: bool) -> bool:
         and x_BCHW.device.type == "cpu"
         and x_BCHW.ndim == 4
         and x_BCHW.numel() > 0
-        and norm.training
+        and (norm.training or not torch.is_grad_enabled())
         and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
@@ -111,6 +111,32 @@ def _norm(x_BCHW: Tensor, norm: nn.BatchNorm2d, *, pool: bool, kind: int) -> Ten
     return out
 
 
+def _eval_norm(x_BCHW: Tensor, norm: nn.BatchNorm2d, *, pool: bool, kind: int) -> Tensor:
+    """As `_norm`, by the running statistics and without gradients."""
+    kernels = _active
+    assert kernels is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+    channels = x_BCHW.shape[1]
+    pooled = _pool(kernels, x_BCHW, torch.empty(2, channels, dtype=torch.float64))[0] if pool else x_BCHW
+    scale_C = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
+    shift_C = norm.bias.double() - norm.running_mean.double() * scale_C
+    out = torch.empty_like(pooled, memory_format=torch.channels_last)
+    _call(kernels.apply, pooled, out, scale_C.float(), shift_C.float(), pooled.numel() // channels, channels, kind)
+    return out
+
+
+def _pool(kernels: ctypes.CDLL, x_BCHW: Tensor, sums_2C: Tensor) -> tuple[Tensor, Tensor]:
+    """The 2×2 maxima, and which of the four each one is; their sums and sums of squares are put into `sums_2C`."""
+    num_images, channels, height, width = x_BCHW.shape
+    half = (num_images, channels, height // 2, width // 2)
+    pooled = torch.empty(half, dtype=x_BCHW.dtype, memory_format=torch.channels_last)
+    which = torch.empty(pooled.numel(), dtype=torch.uint8)
+    _call(kernels.pool_and_sum, x_BCHW, pooled, which, sums_2C, num_images, height, width, channels)
+    return pooled, which
+
+
 class _PoolNormAct(torch.autograd.Function):
     """activation(weight · (pooled - mean) / sqrt(var + eps) + bias), and mean_C, var_C float64, values per channel."""
 
@@ -121,15 +147,11 @@ class _PoolNormAct(torch.autograd.Function):
         kernels = _active
         assert kernels is not None
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        num_images, channels, height, width = x_BCHW.shape
+        channels = x_BCHW.shape[1]
         sums_2C = torch.empty(2, channels, dtype=torch.float64)
         pooled, which = x_BCHW, None
         if pool:
-            half = (num_images, channels, height // 2, width // 2)
-            pooled = torch.empty(half, dtype=x_BCHW.dtype, memory_format=torch.channels_last)
-            which = torch.empty(pooled.numel(), dtype=torch.uint8)
-            sizes = (num_images, height, width, channels)
-            _call(kernels.pool_and_sum, x_BCHW, pooled, which, sums_2C, *sizes)
+            pooled, which = _pool(kernels, x_BCHW, sums_2C)
         else:
             _call(kernels.sum_rows, x_BCHW, sums_2C, x_BCHW.numel() // channels, channels)
         count = pooled.numel() // channels

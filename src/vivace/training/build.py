@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ from vivace.training.recipe import Recipe
 from vivace.training.state import Ema, TrainState
 from vivace.training.step import Setup, Stepper, has_batch_norm
 from vivace.training.tune import trial_batch_size
-from vivace.training.validation import split_logits
+from vivace.training.validation import eval_batch_size, split_logits
 
 __all__ = ["Session", "TrainingData", "prepare_data"]
 
@@ -256,6 +257,18 @@ class Session:
         loss = torch.nn.functional.cross_entropy(logits, labels)
         return Validation(loss=float(loss), top1=topk_accuracy(logits, labels, k=1))
 
+    def pass_seconds(self, model: nn.Module, setup: Setup) -> float:
+        """What a pass over the validation split will take, from one over a part of it."""
+        data = self.data
+        positions = np.arange(len(data.val_labels_N)) if data.val_indices is None else data.val_indices
+        part = positions[: 2 * eval_batch_size(data.preprocess.size)]
+        arrays = (data.val_images_NHWC, data.val_labels_N)
+        # the first pass of a process takes three times as long as others
+        self._logits(model, setup, *arrays, part[: (len(part) + 1) // 2])
+        started = time.monotonic()
+        self._logits(model, setup, *arrays, part)
+        return (time.monotonic() - started) * len(positions) / len(part)
+
     def split_probs(self, model: nn.Module, setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray]:
         """probs_NK float32 and labels_N int64 of "val" or "test"."""
         data = self.data
@@ -279,4 +292,5 @@ class Session:
             setup=setup,
             device=self.device,
             indices=indices,
+            kernels=self.kernels,
         )

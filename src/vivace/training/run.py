@@ -77,7 +77,8 @@ def train(
     if epochs is not None:
         changes["epochs"] = epochs
     # decoding is processes and files, importing torch is one thread: they overlap
-    threading.Thread(target=_import_torch, daemon=True).start()
+    importing = threading.Thread(target=_import_torch, daemon=True)
+    importing.start()
 
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     source = open_source(data, data_root=Path(data_root) if data_root else None, cache_dir=cache_path)
@@ -86,6 +87,8 @@ def train(
     folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
     try:
         cache = _open_cache(source, resolved, cache_path, num_workers, quiet)
+        # two threads that import modules which import each other may see half of one
+        importing.join()
         from vivace.training.session import Contract, run_training
 
         return run_training(
@@ -107,7 +110,8 @@ def train(
 
 
 def _import_torch() -> None:
-    import torch  # noqa: F401
+    # torch's optimizers import its compiler when the first one is made, which takes as long as torch itself
+    import torch._dynamo  # noqa: F401
 
 
 def _open_run(

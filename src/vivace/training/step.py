@@ -19,7 +19,7 @@ from vivace.models.normalize import Normalize
 from vivace.training.state import TrainState
 from vivace.training.tiling import TiledGradients
 
-__all__ = ["Setup", "StepResult", "Stepper", "autocast", "has_batch_norm"]
+__all__ = ["Setup", "StepResult", "Stepper", "autocast", "has_batch_norm", "own_kernels"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # what torch, its CPU allocator, cuBLAS and cuDNN say
@@ -62,6 +62,18 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+@contextlib.contextmanager
+def own_kernels(setup: Setup, folder: Path) -> Iterator[None]:
+    """The context in which a forward pass uses those kernels of our own that `setup` says, kept in `folder`."""
+    with contextlib.ExitStack() as kernels:
+        # a compiled network has its own
+        if setup.tile_small_maps and not setup.compile:
+            kernels.enter_context(TiledGradients())
+        if setup.fuse_norms and not setup.compile:
+            kernels.enter_context(fused_norms(folder))
+        yield
 
 
 class Stepper:
@@ -138,7 +150,7 @@ class Stepper:
         correct_sum = torch.zeros((), device=self._device, dtype=torch.int64)
         losses: list[Tensor] = []
         for chunk in _chunks(num_images, self.micro_batch_size):
-            with autocast(self._device, self.setup.precision), self._kernels():
+            with autocast(self._device, self.setup.precision), own_kernels(self.setup, self._kernels_folder):
                 logits_BK = self._forward(self._normalize(images_BCHW[chunk]))
                 loss = self._loss(logits_BK, targets[chunk])
             share = len(logits_BK) / num_images
@@ -148,15 +160,6 @@ class Stepper:
             correct_sum += (answers_BK.argmax(1) == labels_B[chunk]).sum()
             losses.append(nn.functional.cross_entropy(answers_BK, labels_B[chunk], reduction="none"))
         return loss_sum, correct_sum, torch.cat(losses)
-
-    def _kernels(self) -> contextlib.AbstractContextManager[object]:
-        kernels = contextlib.ExitStack()
-        # a compiled network has its own
-        if self.setup.tile_small_maps and not self.setup.compile:
-            kernels.enter_context(TiledGradients())
-        if self.setup.fuse_norms and not self.setup.compile:
-            kernels.enter_context(fused_norms(self._kernels_folder))
-        return kernels
 
     def _update(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
         state = self.state

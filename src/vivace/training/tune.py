@@ -25,6 +25,8 @@ __all__ = ["Receipt", "Trial", "plain_setup", "receipt_path", "stored_receipt", 
 
 # what a trial may cost, as a share of the run that it speeds up
 MAX_SHARE = 0.1
+# the first candidate saves a third and more where the hardware has the arithmetic for it: so many times that is its due
+FIRST_SHARES = 2
 # upper over lower bound of a ratio's interval; on an idle machine 1.1 to 1.8, beside another job 3 to 40
 MAX_SPREAD = 2.0
 # four pairs of equals all point the same way once in eight times, by a few thousandths: no reason to switch anything on
@@ -128,29 +130,34 @@ def tune(
     make_step(setup) gives a function that makes one training step of `trial_batch_size` images on a copy of the
     network. planned_seconds: the length of the run where a time decides it rather than `expected_steps`. A candidate
     is kept only if it is faster by MIN_GAIN and the whole interval of its ratio lies above 1. Nothing is tried, and
-    nothing stored, where the trial would take more than MAX_SHARE of the run; the least promising candidates are left
-    out where all would.
+    nothing stored, where the first candidate would take more than FIRST_SHARES times MAX_SHARE of the run; the least
+    promising ones are left out where all would take more than MAX_SHARE.
     """
     started = time.perf_counter()
     setup = plain_setup(recipe)
     if not _candidates(recipe, setup, device, float("inf")):
         return Receipt(setup=setup, source="skipped")
     best = make_step(setup)
-    time_call(best, device)
-    step_ms = time_call(best, device)
+    # the first step of a process takes a second or so, the second one is not yet as fast as those that follow
+    step_ms = min(time_call(best, device) for _ in range(3))
     scale = recipe.batch_size / trial_batch_size(recipe)
     run_seconds = expected_steps * scale * step_ms / 1e3 if planned_seconds is None else planned_seconds
     num_pairs = 4 if step_ms < 200 else 3
     # what the first steps of a process cost beyond others, a second or so, the run would have had to pay itself
-    budget, tried_from = MAX_SHARE * run_seconds - 2 * step_ms / 1e3, time.perf_counter()
+    first_steps_seconds, tried_from = 2 * step_ms / 1e3, time.perf_counter()
+    planned = run_seconds
     # of each candidate: its first step, a warm-up and the pairs
     steps = 1 + 2 * NUM_WARMUP + 2 * num_pairs
     trials: list[Trial] = []
     for name, changes in _candidates(recipe, setup, device, run_seconds):
         # the first ones save most: the last are left out where all would cost more than their share
+        budget = MAX_SHARE * planned * (1 if trials else FIRST_SHARES) - first_steps_seconds
         if time.perf_counter() - tried_from + steps * step_ms / 1e3 > budget:
             break
         candidate = dataclasses.replace(setup, **changes)
+        if candidate == setup:
+            # it came with an earlier one
+            continue
         if candidate.precision == "fp32" and {"tile_small_maps", "fuse_norms"} & set(changes):
             # there they change nothing
             continue
@@ -216,6 +223,9 @@ def _candidates(
     if recipe.precision == "auto":
         low = [precision for precision in supported_precisions(device) if precision != "fp32"]
         if low:
+            if recipe.channels_last == "auto":
+                # both at once: low precision gains little where every convolution reorders its images first
+                candidates.append((f"{low[0]}, channels_last", {"precision": low[0], "channels_last": True}))
             # bf16 before fp16: as fast, and it needs no loss scaling
             candidates.append((low[0], {"precision": low[0]}))
     if device.type == "cpu" and (low or recipe.precision in ("bf16", "fp16")):

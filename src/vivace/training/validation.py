@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vivace.data.loader import iterate_eval
 from vivace.models.normalize import Normalize
-from vivace.training.step import Setup, autocast
+from vivace.training.step import Setup, autocast, own_kernels
 
 __all__ = ["central_view", "eval_batch_size", "split_logits"]
 
@@ -40,17 +43,19 @@ def split_logits(
     device: torch.device,
     batch_size: int | None = None,
     indices: np.ndarray | None = None,
+    kernels: Path | None = None,
 ) -> tuple[Tensor, Tensor]:
     """logits_NK float32 and labels_N int64, both on the CPU; the network is put in eval mode.
 
-    batch_size None: `eval_batch_size`.
+    batch_size None: `eval_batch_size`. kernels: the folder for those of our own; None: without them.
     """
     model.eval()
     batch_size = batch_size or eval_batch_size(size)
     logits, labels = [], []
     for batch in iterate_eval(images_NHWC, labels_N, batch_size=batch_size, device=device, indices=indices):
         images_BCHW = normalize(central_view(batch.images_BCHW, size))
-        with autocast(device, setup.precision):
+        own = contextlib.nullcontext() if kernels is None else own_kernels(setup, kernels)
+        with autocast(device, setup.precision), own:
             logits.append(model(images_BCHW).float().cpu())
         labels.append(batch.labels_B.cpu())
     return torch.cat(logits), torch.cat(labels)
