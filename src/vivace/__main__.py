@@ -1,8 +1,6 @@
 """`python -m vivace` is `vivace`."""
 
-import sys
-
-from vivace.cli import main
+from vivace.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
+from typing import NoReturn
 
-__all__ = ["VERBS", "main"]
+__all__ = ["VERBS", "main", "program"]
 
 # verb → what it does, in the order of use; the module of a verb has its name
 VERBS = {
@@ -24,6 +27,20 @@ EXIT_STATUSES = """exit status:
   1  failed while working
   2  refused before work began: the message names the cause and the mend
   130, 143  stopped by Ctrl-C or SIGTERM, after saving; a second signal stops at once"""
+
+
+def program() -> NoReturn:
+    """The command `vivace`: run the command line and end the process."""
+    status = main()
+    # Python takes torch and its compiler apart module by module, a second's work: all that is ours is on the disk
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            # nobody reads it, or it was closed
+            status = status or 1
+    os._exit(status)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -38,8 +38,8 @@ class DataFacts:
 
 
 # seconds for each training image from which on these widths end more accurate than the ones above them; below all of
-# them a smaller network does. Measured on 2 cores with AVX-512 BF16: level at 45 and at 160 s for 45,000 images
-WIDTHS_BY_SECONDS_PER_IMAGE = ((1e-3, (64, 128, 256)), (3.5e-3, (64, 256, 256)))
+# them a smaller network does. Measured on 2 cores with AMX: level at 17 and at 90 s for 45,000 images
+WIDTHS_BY_SECONDS_PER_IMAGE = ((0.4e-3, (64, 128, 256)), (2e-3, (64, 256, 256)))
 # from this on `accurate` has the time for its larger network: half an hour for 50,000 images
 SECONDS_PER_IMAGE_ACCURATE = 0.036
 
@@ -97,12 +97,15 @@ def _fast_small(facts: DataFacts) -> Recipe:
     else:
         # whitening at stride 2: a quarter of the operations, and the most accurate network in little time
         model = {"stride": 2}
+        if many:
+            # some seconds for many images: four times as many steps in the time count for more than width
+            model |= {"widths": [48, 96, 192], "depth": [1, 1, 1], "activation": "relu"}
         muon = {"lr": 0.2, "momentum": 0.8, "weight_decay": 0.01}
         start_size, epochs = None, 10
         freeze_after = ()
         focus = FocusConfig()
     # few images: smaller batches, so that an epoch still has some dozens of steps, and 150 steps at the least
-    batch_size = 1000 if widths else 500 if many else 128
+    batch_size = 1000 if widths else 250 if many else 128
     epochs = min(60, max(epochs, -(-150 * batch_size // facts.num_images)))
     return Recipe(
         name="fast",
