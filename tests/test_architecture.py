@@ -45,7 +45,18 @@ TORCH_FREE = [
     "vivace.cli.common",
     *(
         f"vivace.cli.{verb}"
-        for verb in ("train", "evaluate", "predict", "export", "verify", "bench", "audit", "doctor", "cache")
+        for verb in (
+            "train",
+            "evaluate",
+            "predict",
+            "accelerate",
+            "export",
+            "verify",
+            "bench",
+            "audit",
+            "doctor",
+            "cache",
+        )
     ),
     "vivace.bench.levers",
     "vivace.config",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vivace import errors
 
 if TYPE_CHECKING:
+    from vivace.acceleration.accelerate import Acceleration, accelerate
     from vivace.bundle import Bundle, export_state_dict
     from vivace.bundle import load_bundle as load
     from vivace.evaluation.evaluate import Evaluation, evaluate
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Acceleration",
     "Bundle",
     "Evaluation",
     "Predictions",
     "Predictor",
     "Recipe",
     "TrainResult",
+    "accelerate",
     "errors",
     "evaluate",
     "export_state_dict",
@@ -43,12 +46,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Acceleration": ("vivace.acceleration.accelerate", "Acceleration"),
     "Bundle": ("vivace.bundle", "Bundle"),
     "Evaluation": ("vivace.evaluation.evaluate", "Evaluation"),
     "Predictions": ("vivace.prediction", "Predictions"),
     "Predictor": ("vivace.prediction", "Predictor"),
     "Recipe": ("vivace.training.recipe", "Recipe"),
     "TrainResult": ("vivace.training.result", "TrainResult"),
+    "accelerate": ("vivace.acceleration.accelerate", "accelerate"),
     "evaluate": ("vivace.evaluation.evaluate", "evaluate"),
     "export_state_dict": ("vivace.bundle", "export_state_dict"),
     "load": ("vivace.bundle", "load_bundle"),

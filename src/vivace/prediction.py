@@ -50,15 +50,16 @@ class Predictor:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.batch_size = batch_size
         self.device = select_device(device)
-        if precision == "auto":
-            measured = self.bundle.info.precision
-            precision = measured if measured in supported_precisions(self.device) else "fp32"
-        self.precision = precision
-        keep_freed_memory()
         if runtime == "auto":
             # the graphs of other runtimes are for CPUs
             runtime = self.bundle.info.runtime if self.device.type == "cpu" else "eager"
-        self.runtime = runtime
+        if precision == "auto":
+            measured = self.bundle.info.precision
+            # a graph has its arithmetic in it
+            own = runtime == self.bundle.info.runtime and runtime not in ("eager", "inductor")
+            precision = measured if own or measured in supported_precisions(self.device) else "fp32"
+        self.precision, self.runtime = precision, runtime
+        keep_freed_memory()
         self._classify = load_runtime(runtime, self.bundle, device=self.device, precision=precision)
 
     @property

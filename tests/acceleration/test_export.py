@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from vivace.acceleration import export as export_module
-from vivace.acceleration.export import TARGETS, export
+from vivace.acceleration.export import GRAPH_WRITERS, TARGETS, export
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images, verify
 from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
 from vivace.cli import main
@@ -23,10 +23,10 @@ from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, MissingExtra, ParityError
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
-from vivace.runtimes import RUNTIMES, load_runtime
+from vivace.runtimes import load_runtime
 
 CPU = torch.device("cpu")
-GRAPHS = [name for name in RUNTIMES if name != "eager"]
+GRAPHS = list(GRAPH_WRITERS)
 CLASSES = ("blue", "green", "red")
 
 

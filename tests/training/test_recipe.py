@@ -193,13 +193,19 @@ def test_a_result_has_the_keys_of_the_field() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "widths"),
-    [(49.0, None), (50.0, [64, 128, 256]), (174.0, [64, 128, 256]), (175.0, [64, 256, 256]), (None, [64, 256, 256])],
+    [
+        (19.0, [48, 96, 192]),
+        (20.0, [64, 128, 256]),
+        (99.0, [64, 128, 256]),
+        (100.0, [64, 256, 256]),
+        (None, [64, 256, 256]),
+    ],
 )
-def test_fast_takes_the_network_that_its_time_allows(seconds: float | None, widths: list[int] | None) -> None:
+def test_fast_takes_the_network_that_its_time_allows(seconds: float | None, widths: list[int]) -> None:
     facts = DataFacts(num_images=50_000, num_classes=10, channels=3, side=32, seconds=seconds)
     recipe = resolve_recipe("fast", facts)
     assert recipe.model.arguments.get("widths") == widths
-    assert recipe.augment.start_size == (20 if widths else None)
+    assert recipe.augment.start_size == (None if widths[0] == 48 else 20)
 
 
 def test_with_few_images_fast_takes_the_smaller_network_and_150_steps() -> None:

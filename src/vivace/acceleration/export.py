@@ -25,7 +25,7 @@ from vivace.runtimes import load_runtime
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
 
-__all__ = ["TARGETS", "Exported", "export"]
+__all__ = ["GRAPH_WRITERS", "TARGETS", "Exported", "export"]
 
 # of ONNX: what runtimes of the last two years read
 OPSET = 20
@@ -92,11 +92,11 @@ def _pt2(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | N
 
 
 def _onnx(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
-    return _as_bundle(bundle, out, data, cache_dir, "onnx", _write_onnx)
+    return _as_bundle(bundle, out, data, cache_dir, "onnx")
 
 
 def _openvino(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
-    return _as_bundle(bundle, out, data, cache_dir, "openvino", _write_openvino)
+    return _as_bundle(bundle, out, data, cache_dir, "openvino")
 
 
 def _as_bundle(
@@ -105,13 +105,12 @@ def _as_bundle(
     data: str | Path | None,
     cache_dir: Path | None,
     runtime: str,
-    write: Callable[[Bundle, Path], None],
 ) -> Exported:
     images, name = parity_images(bundle, data, cache_dir=cache_dir)
     found: list[Parity] = []
 
     def add(folder: Path) -> BundleInfo:
-        write(bundle, folder)
+        GRAPH_WRITERS[runtime](bundle, folder)
         info = dataclasses.replace(bundle.info, runtime=runtime, precision="fp32")
         # from the files, as whoever uses them will
         names = tuple(path.name for path in folder.iterdir())
@@ -171,6 +170,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+# runtime → writes its graph, float32, into a folder
+GRAPH_WRITERS: dict[str, Callable[[Bundle, Path], None]] = {"onnx": _write_onnx, "openvino": _write_openvino}
 TARGETS: dict[str, Callable[[Bundle, Path, str | Path | None, Path | None], Exported]] = {
     "onnx": _onnx,
     "openvino": _openvino,

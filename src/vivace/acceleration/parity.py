@@ -14,15 +14,19 @@ import numpy as np
 import torch
 
 from vivace.bundle import Bundle, load_bundle
-from vivace.errors import ParityError
+from vivace.errors import ConfigError, ParityError
 from vivace.evaluation.evaluate import open_split
 from vivace.runtimes import Classifier, load_runtime
 
-__all__ = ["Parity", "check_parity", "measure_parity", "parity_images", "verify"]
+__all__ = ["PLAIN", "Parity", "check_parity", "compare_probs", "measure_parity", "parity_images", "verify"]
 
 # largest difference of a probability: float32 sums in another order differ by some 1e-6 in a network of fifty layers;
 # bf16 keeps 8 bits of a number, and the error grows with depth
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 6e-2}
+# with 8 bits a value probabilities move by anything where a decision is close; first classes mostly stay. What that
+# costs in accuracy is another question, and has its own proof
+INT8_TOLERANCE, INT8_AGREEMENT = 1.0, 0.9
+PLAIN = ("eager", "fp32")
 NUM_GENERATED = 64
 BATCH = 32
 
@@ -41,12 +45,14 @@ class Parity:
     max_difference: float
     """Of any probability of any image."""
     tolerance: float
+    agreement_needed: float = 1.0
+    """Of `top1_agreement`: less than all in int8 alone."""
 
     @property
     def holds(self) -> bool:
-        """Whether the two agree: each probability within the tolerance, each first class the same."""
+        """Whether the two agree: each probability within the tolerance, as many first classes the same as needed."""
         # a NaN is not within it
-        return self.max_difference <= self.tolerance and self.top1_agreement == 1.0
+        return self.max_difference <= self.tolerance and self.top1_agreement >= self.agreement_needed
 
     def summary(self) -> str:
         """One line for people."""
@@ -94,20 +100,29 @@ def measure_parity(
     bundle: Bundle, classify: Classifier, images_NHWC: np.ndarray, *, runtime: str, precision: str, images: str
 ) -> Parity:
     """The certificate of a classifier against the bundle's network in PyTorch, eager, float32, on the CPU."""
-    reference = load_runtime("eager", bundle, device=torch.device("cpu"), precision="fp32")
+    reference = load_runtime(PLAIN[0], bundle, device=torch.device("cpu"), precision=PLAIN[1])
     expected_NK, found_NK = (_probs(function, images_NHWC) for function in (reference, classify))
-    tolerance = TOLERANCE[precision]
+    return compare_probs(expected_NK, found_NK, runtime=runtime, precision=precision, images=images)
+
+
+def compare_probs(
+    expected_NK: np.ndarray, found_NK: np.ndarray, *, runtime: str, precision: str, images: str
+) -> Parity:
+    """The certificate from the answers of PyTorch, eager, float32, and those of another form to the same images."""
+    tolerance = TOLERANCE.get(precision, INT8_TOLERANCE)
     rows = np.arange(len(expected_NK))
     # where two classes are as likely as each other, which of them comes first is a matter of rounding
     lead = expected_NK.max(1) - expected_NK[rows, found_NK.argmax(1)]
+    agrees = lead <= (0 if precision == "int8" else tolerance)
     return Parity(
         runtime=runtime,
         precision=precision,
         images=images,
-        num_images=len(images_NHWC),
-        top1_agreement=float((lead <= tolerance).mean()),
+        num_images=len(expected_NK),
+        top1_agreement=float(agrees.mean()),
         max_difference=float(np.abs(expected_NK - found_NK).max()),
         tolerance=tolerance,
+        agreement_needed=INT8_AGREEMENT if precision == "int8" else 1.0,
     )
 
 
@@ -126,9 +141,12 @@ def verify(
 ) -> Parity:
     """The certificate of a bundle as it lies on disk, measured anew, after every hash was checked.
 
-    data: images, as for `train`; None: generated ones. Raises BundleError if a file is damaged.
+    data: images, as for `train`; None: generated ones, which tell nothing of an int8 form: its ranges are those of real
+    images. Raises BundleError if a file is damaged, ConfigError for an int8 form without data.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    if bundle.info.precision == "int8" and data is None:
+        raise ConfigError(f"an int8 form is compared on real images: {bundle.folder}. Give --data.")
     cpu, info = torch.device("cpu"), bundle.info
     images, name = parity_images(bundle, data, cache_dir=Path(cache_dir) if cache_dir is not None else None)
     classify = load_runtime(info.runtime, bundle, device=cpu, precision=info.precision)

@@ -14,6 +14,7 @@ VERBS = {
     "train": "train a classifier on a folder of images and write its bundle",
     "evaluate": "measure a bundle on labelled images",
     "predict": "classify images with a bundle",
+    "accelerate": "find the fastest form of a bundle whose loss of accuracy is proven to be within a budget",
     "export": "write a bundle for ONNX Runtime, OpenVINO or plain PyTorch, checked against it",
     "verify": "check a bundle's files, and that its runtime answers as PyTorch does",
     "bench": "measure what each technique is worth on your data and machine",
@@ -26,6 +27,7 @@ EXIT_STATUSES = """exit status:
   0  done
   1  failed while working
   2  refused before work began: the message names the cause and the mend
+  3  accelerate found nothing faster within the budget: the bundle stays as it is
   130, 143  stopped by Ctrl-C or SIGTERM, after saving; a second signal stops at once"""
 
 

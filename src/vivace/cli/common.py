@@ -41,7 +41,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
-        module.run(parsed)
+        # a verb whose answer may be "no" returns a status of its own
+        status: int = module.run(parsed) or 0
         sys.stdout.flush()
     except VivaceError as error:
         print(f"{type(error).__name__}: {_one_line(str(error))}", file=sys.stderr)
@@ -53,7 +54,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         # the reader has what it wanted (`| head`): python must not complain at its exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return 0
+    return status
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

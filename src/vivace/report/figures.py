@@ -21,7 +21,7 @@ from vivace.files import atomic_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["confusion", "curves", "levers", "mistakes"]
+__all__ = ["confusion", "curves", "levers", "mistakes", "pareto"]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 DPI = 150
@@ -193,6 +193,57 @@ def levers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     speed_axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     counts = {row["n"] for row in rows}
     figure.suptitle(f"each technique switched off alone, n = {', '.join(map(str, sorted(counts)))}", fontsize=10)
+    _save(figure, path)
+
+
+def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) -> None:
+    """Accuracy lost against latency, a point for each form of a model that was compared, as a PNG file.
+
+    rows: as a receipt has them: "name", "status", "timed" or "screened" with p50_ms, "certified" or "selected" with
+    drop and bound in percentage points; rows without either are left out. max_drop: the budget, in points.
+    Raises MissingExtra without matplotlib.
+    """
+    figure = _figure(7.0, 4.2)
+    axes = figure.subplots()
+    for row in rows:
+        times, loss = row["timed"] or row["screened"], row["certified"] or row["selected"]
+        if times is None:
+            continue
+        # what was dropped for its time alone has no accuracy measured: a tick on the axis
+        drop, bound = (loss["drop"], loss["bound"]) if loss else (0.0, 0.0)
+        won = row["status"] == "certified"
+        style: dict[str, Any] = {"color": BLUE if won else ORANGE, "marker": "o" if won else "x", "ls": "none"}
+        if loss is None:
+            style = {"color": "grey", "marker": "|", "ls": "none"}
+        axes.errorbar(times["p50_ms"], drop, yerr=[[0.0], [max(0.0, bound - drop)]], capsize=3, **style)
+        # slanted, above the bar: forms that are as fast as each other do not write over each other
+        axes.annotate(
+            _short(row["name"], 30),
+            (times["p50_ms"], max(drop, bound)),
+            xytext=(2, 5),
+            textcoords="offset points",
+            fontsize=7,
+            rotation=50,
+        )
+    axes.axhline(max_drop, color="black", lw=0.8, ls=(0, (4, 2)))
+    axes.annotate(
+        f"budget: {max_drop:g} points",
+        (0.99, max_drop),
+        xycoords=("axes fraction", "data"),
+        fontsize=8,
+        ha="right",
+        va="bottom",
+    )
+    axes.set_xscale("log")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(lambda value, _: f"{value:g}")
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.margins(x=0.1, y=0.2)
+    axes.set_xlabel("p50 of a call (ms)")
+    axes.set_ylabel("accuracy lost (points), up to the 95 % bound")
+    axes.set_title("blue: certified; orange: not; grey: dropped for its time", fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 

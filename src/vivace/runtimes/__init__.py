@@ -19,6 +19,7 @@ __all__ = ["RUNTIMES", "Classifier", "graph_file", "load_runtime"]
 # name → module with `load(bundle, *, device, precision) -> Classifier`
 RUNTIMES = {
     "eager": "vivace.runtimes.eager",
+    "inductor": "vivace.runtimes.inductor",
     "onnx": "vivace.runtimes.onnx",
     "openvino": "vivace.runtimes.openvino",
 }

@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["GRAPH", "load"]
 
 GRAPH = "model.onnx"
+# of an int8 graph the arithmetic stands in the graph itself
+PRECISIONS = ("fp32", "int8")
 
 
 def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
     """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32; preprocessing is in the graph.
 
-    Raises ConfigError for a GPU, another precision than fp32 or a bundle without an ONNX graph; MissingExtra.
+    precision: that of the graph, fp32 or int8. Raises ConfigError for a GPU, another precision or a bundle without an
+    ONNX graph; MissingExtra.
     """
-    if device.type != "cpu" or precision != "fp32":
-        raise ConfigError(f"onnx runs on a CPU in fp32 here: got {device.type} and {precision}. Use eager.")
+    if device.type != "cpu" or precision not in PRECISIONS:
+        raise ConfigError(f"onnx runs on a CPU in fp32 or int8: got {device.type} and {precision}. Use eager.")
     path = graph_file(bundle, GRAPH, "onnx")
     try:
         import onnxruntime

@@ -17,17 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["GRAPH", "load"]
 
 GRAPH = "model.xml"
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+# of an int8 graph this is the arithmetic of what was not quantized
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
     """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32; preprocessing is in the graph.
 
-    precision: fp32 or bf16. Raises ConfigError for a GPU, another precision or a bundle without an OpenVINO graph;
-    MissingExtra.
+    precision: fp32 or bf16, or int8 for a graph that was quantized. Raises ConfigError for a GPU, another precision or
+    a bundle without an OpenVINO graph; MissingExtra.
     """
     if device.type != "cpu" or precision not in HINTS:
-        raise ConfigError(f"openvino runs on a CPU in fp32 or bf16: got {device.type} and {precision}. Use eager.")
+        raise ConfigError(
+            f"openvino runs on a CPU in fp32, bf16 or int8: got {device.type} and {precision}. Use eager."
+        )
     path = graph_file(bundle, GRAPH, "openvino")
     try:
         import openvino

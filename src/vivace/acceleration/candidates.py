@@ -1,0 +1,143 @@
+"""The forms that a model may take, and how each is built: one row of FORMS for each runtime in each precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vivace.acceleration.export import GRAPH_WRITERS
+from vivace.acceleration.quantize import quantize_onnx, quantize_openvino
+from vivace.bundle import Bundle, BundleInfo, derive_bundle
+from vivace.hardware import supported_precisions
+
+__all__ = ["FORMS", "Builder", "Candidate", "Form", "candidates_for"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A runtime in a precision."""
+
+    runtime: str
+    precision: str
+    needs: tuple[str, ...] = ()
+    """Modules of an extra that must be installed."""
+
+
+# the plain one first: everything is measured against it
+FORMS = (
+    Form("eager", "fp32"),
+    Form("eager", "bf16"),
+    Form("inductor", "fp32"),
+    Form("inductor", "bf16"),
+    Form("onnx", "fp32", ("onnxruntime", "onnxscript")),
+    Form("onnx", "int8", ("onnxruntime", "onnxscript", "onnx")),
+    Form("openvino", "fp32", ("openvino",)),
+    Form("openvino", "bf16", ("openvino",)),
+    Form("openvino", "int8", ("openvino", "nncf")),
+)
+# how far rounding may move an answer: fewer bits, more
+RISK = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A form of the model that may win."""
+
+    runtime: str
+    precision: str
+    kept: tuple[str, ...] = ()
+    """Layers that keep their precision in an int8 form."""
+
+    @property
+    def name(self) -> str:
+        layers = f", {len(self.kept)} layer{'s' * (len(self.kept) > 1)} kept" if self.kept else ""
+        return f"{self.runtime} {self.precision}{layers}"
+
+    @property
+    def risk(self) -> tuple[int, int]:
+        """In this order accuracy is put at risk."""
+        return RISK[self.precision], -len(self.kept)
+
+
+def candidates_for(device: torch.device) -> tuple[list[Candidate], dict[str, str]]:
+    """The candidates that can be built here, and for each of the others why it can't."""
+    found, missing = [], {}
+    for form in FORMS:
+        candidate = Candidate(runtime=form.runtime, precision=form.precision)
+        absent = [name for name in form.needs if find_spec(name) is None]
+        if absent:
+            missing[candidate.name] = f"{absent[0]} is not installed: pip install 'vivace[accelerate]'"
+        elif form.precision in ("bf16", "fp16") and form.precision not in supported_precisions(device):
+            missing[candidate.name] = f"this processor has no arithmetic for {form.precision}"
+        else:
+            found.append(candidate)
+    return found, missing
+
+
+class Builder:
+    """Builds candidates of one bundle into folders below `work`; what was built before is taken as it is."""
+
+    def __init__(self, bundle: Bundle, work: Path, calibrate_NHWC: Callable[[], np.ndarray]) -> None:
+        """calibrate_NHWC: gives the images to calibrate on, uint8, when they are needed."""
+        self._bundle, self._work, self._calibrate = bundle, work, calibrate_NHWC
+        # timm's names of networks that are made of attention
+        name = bundle.info.architecture.name
+        self._transformer = any(part in name for part in ("vit", "deit", "swin", "beit", "eva"))
+
+    def folder(self, candidate: Candidate) -> Path:
+        """Where a candidate is, or will be."""
+        plain = candidate.name.replace(", ", "-").replace(" ", "-")
+        if candidate.kept:
+            import hashlib
+
+            plain += "-" + hashlib.sha256("\n".join(candidate.kept).encode()).hexdigest()[:8]
+        return self._work / "candidates" / plain
+
+    def build(self, candidate: Candidate) -> Bundle:
+        """The candidate as a bundle. Raises whatever its exporter or quantizer raises."""
+        from vivace.bundle import load_bundle
+        from vivace.errors import BundleError
+
+        folder = self.folder(candidate)
+        if folder.exists():
+            try:
+                return load_bundle(folder)
+            except BundleError:
+                shutil.rmtree(folder)
+
+        def add(into: Path) -> BundleInfo:
+            if candidate.runtime in GRAPH_WRITERS:
+                self._add_graph(candidate, into)
+            return dataclasses.replace(
+                self._bundle.info, runtime=candidate.runtime, precision=candidate.precision, parity={}
+            )
+
+        return derive_bundle(self._bundle, folder, add)
+
+    def graph(self, runtime: str) -> Path:
+        """The folder that holds the float32 graph for a runtime."""
+        folder = self._work / "graphs" / runtime
+        if not folder.exists():
+            temporary = folder.with_name(f".{runtime}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            GRAPH_WRITERS[runtime](self._bundle, temporary)
+            temporary.rename(folder)
+        return folder
+
+    def _add_graph(self, candidate: Candidate, into: Path) -> None:
+        source = self.graph(candidate.runtime)
+        if candidate.precision != "int8":
+            for path in source.iterdir():
+                shutil.copyfile(path, into / path.name)
+        elif candidate.runtime == "onnx":
+            quantize_onnx(source, into, self._calibrate())
+        else:
+            quantize_openvino(source, into, self._calibrate(), skip=candidate.kept, transformer=self._transformer)

@@ -1,0 +1,133 @@
+"""Post-training quantization to int8, by each runtime's own quantizer, calibrated on images.
+
+Shapes: images_NHWC uint8 at the bundle's size. Quantized are the weights of convolutions and linear layers, per output
+channel, and the activations between them, per tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.errors import MissingExtra
+from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
+from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
+
+__all__ = ["openvino_layers", "quantize_onnx", "quantize_openvino"]
+
+# what NNCF calls the operations that are worth quantizing
+WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
+
+
+def quantize_openvino(
+    source: Path, folder: Path, images_NHWC: np.ndarray, *, skip: Sequence[str] = (), transformer: bool = False
+) -> None:
+    """Write an int8 form of the OpenVINO graph in `source` into `folder`, by NNCF.
+
+    skip: names of layers, of `openvino_layers`, that keep their precision. transformer: quantize as suits attention.
+    Raises MissingExtra without nncf.
+    """
+    import openvino
+
+    nncf = _nncf()
+    model = openvino.Core().read_model(source / OPENVINO_GRAPH)
+    dataset = nncf.Dataset([images_NHWC[i : i + 1] for i in range(len(images_NHWC))])
+    with _quiet(), contextlib.redirect_stdout(None):
+        quantized = nncf.quantize(
+            model,
+            dataset,
+            # symmetric weights, and for activations whatever their range needs
+            preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU,
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            subset_size=len(images_NHWC),
+            fast_bias_correction=True,
+            ignored_scope=nncf.IgnoredScope(names=list(skip), validate=False) if skip else None,
+        )
+    openvino.save_model(quantized, folder / OPENVINO_GRAPH, compress_to_fp16=False)
+
+
+def openvino_layers(source: Path) -> list[str]:
+    """Names of the layers of an OpenVINO graph that have weights, from the input on."""
+    import openvino
+
+    model = openvino.Core().read_model(source / OPENVINO_GRAPH)
+    return [
+        node.get_friendly_name()
+        for node in model.get_ordered_ops()
+        if node.get_type_name() in WEIGHTED and _is_weight(node.input_value(1).get_node())
+    ]
+
+
+def _is_weight(node: Any) -> bool:
+    """Whether a value is a constant, perhaps converted or reshaped."""
+    while node.get_type_name() in ("Convert", "Reshape", "Multiply", "FakeQuantize"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant")
+
+
+def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:
+    """Write an int8 form of the ONNX graph in `source` into `folder`, by ONNX Runtime: QDQ nodes, static ranges.
+
+    Raises MissingExtra without onnxruntime or onnx.
+    """
+    try:
+        from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError:
+        raise MissingExtra("onnxruntime and onnx", "accelerate", "int8 for ONNX Runtime") from None
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = iter([{"images": images_NHWC[i : i + 1]} for i in range(len(images_NHWC))])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._batches, None)
+
+    prepared = folder / "prepared.onnx"
+    try:
+        with _quiet():
+            quant_pre_process(str(source / ONNX_GRAPH), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(folder / ONNX_GRAPH),
+                Reader(),
+                op_types_to_quantize=["Conv", "MatMul", "Gemm", "Add", "MaxPool", "GlobalAveragePool"],
+                per_channel=True,
+                # unsigned activations and signed weights: what the VNNI instructions multiply
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+            )
+    finally:
+        prepared.unlink(missing_ok=True)
+
+
+def _nncf() -> Any:
+    try:
+        import nncf
+    except ImportError:
+        raise MissingExtra("nncf", "accelerate", "int8 for OpenVINO") from None
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what quantizers log and warn for their own developers."""
+    import warnings
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,142 @@
+"""The receipt of a search: every form that was tried, with its figures, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vivace.acceleration.rows import Row, SearchResult
+from vivace.acceleration.timing import Timings
+from vivace.bundle import Bundle
+from vivace.hardware import describe
+from vivace.metrics.paired import PairedLoss
+
+__all__ = ["markdown", "receipt", "samples"]
+
+
+def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict[str, Any]:
+    """Plain values: what was asked, the environment, a row for each form with its blocks' medians, and the control."""
+    certified = next((row.certified for row in result.rows if row.certified is not None), None)
+    splits = result.splits
+    return {
+        "asked": asked,
+        "model": bundle.info.architecture.name,
+        "size": bundle.preprocess.size,
+        "winner": result.winner.name if result.winner else None,
+        "baseline": result.baseline.name,
+        "top1_before": certified.top1_before if certified else float("nan"),
+        "control": _ratio(result.control),
+        "images": {
+            "data": splits.data,
+            "calibrate": [splits.calibrate.name, len(splits.calibrate)],
+            "select": [splits.select.name, len(splits.select)],
+            "certify": [splits.certify.name, len(splits.certify)],
+        },
+        "rows": [_row(row) for row in result.rows],
+        "missing": result.missing,
+        "notes": result.notes,
+        "seconds": result.seconds,
+        "environment": describe(),
+    }
+
+
+def samples(result: SearchResult) -> dict[str, np.ndarray]:
+    """The raw samples behind a receipt: "form, screened" or "form, timed" → ms float32 [rounds, calls of a block]."""
+    return {
+        f"{row.name}, {what}": np.asarray(timings.blocks_ms, dtype=np.float32)
+        for row in result.rows
+        for what, timings in (("screened", row.screened), ("timed", row.timed))
+        if timings is not None
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "runtime": row.candidate.runtime,
+        "precision": row.candidate.precision,
+        "kept": list(row.candidate.kept),
+        "status": row.status,
+        "bytes": row.num_bytes,
+        "ratio": _ratio(row.ratio) if row.ratio else None,
+        "screened": _timings(row.screened),
+        "timed": _timings(row.timed),
+        "selected": _loss(row.selected),
+        "certified": _loss(row.certified),
+        "parity": row.parity.to_dict() if row.parity else None,
+    }
+
+
+def _ratio(ratio: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("ratio", "low", "high"), ratio, strict=True))
+
+
+def _timings(timings: Timings | None) -> dict[str, Any] | None:
+    if timings is None:
+        return None
+    return {
+        "p50_ms": timings.percentile(50),
+        "p90_ms": timings.percentile(90),
+        "p99_ms": timings.percentile(99),
+        "cold_start_seconds": timings.cold_start_seconds,
+        "peak_memory_bytes": timings.peak_memory_bytes,
+        "medians_ms": [round(value, 4) for value in timings.medians_ms],
+    }
+
+
+def _loss(loss: PairedLoss | None) -> dict[str, Any] | None:
+    if loss is None:
+        return None
+    return {
+        "num_images": loss.num_images,
+        "top1_before": loss.top1_before,
+        "top1_after": loss.top1_after,
+        "lost": loss.lost,
+        "gained": loss.gained,
+        "drop": 100 * loss.drop,
+        "bound": 100 * loss.bound,
+    }
+
+
+def markdown(written: dict[str, Any]) -> str:
+    """A receipt for people."""
+    asked, images = written["asked"], written["images"]
+    batch, control = asked["batch_size"], written["control"]
+    processors = asked["threads"] or written["environment"]["num_cpus"]
+    lines = [
+        f"# {written['model']}, {written['size']} px, on {images['data']}: {written['winner'] or 'nothing faster'}",
+        "",
+        f"At most {asked['max_drop']:g} points of accuracy may be lost, proven with 95 % confidence. Batches of "
+        f"{batch}; {written['environment']['cpu']}, {processors} processors. "
+        f"Calibrated on {images['calibrate'][1]:,} images of {images['calibrate'][0]}, selected on "
+        f"{images['select'][1]:,} of {images['select'][0]}, certified on {images['certify'][1]:,} of "
+        f"{images['certify'][0]}. The search took {written['seconds']:.0f} s.",
+        "",
+        f"Times faster are against {written['baseline']}, the faster of PyTorch eager and compiled; against itself it "
+        f"is {control['ratio']:.3f} [{control['low']:.3f}, {control['high']:.3f}]. Every "
+        "form ran in a process of its own, in alternating blocks.",
+        "",
+        "| form | p50 ms | p90 | p99 | × faster | first answer s | memory MB | file MB | points lost, select | "
+        "points lost, certify | at most | what became of it |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in written["rows"]:
+        times = row["timed"] or row["screened"]
+        cells = [f"**{row['name']}**" if row["name"] == written["winner"] else row["name"]]
+        cells += [f"{times[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")] if times else ["–"] * 3
+        ratio = row["ratio"]
+        cells.append(f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "–")
+        cells += (
+            [f"{times['cold_start_seconds']:.1f}", f"{times['peak_memory_bytes'] / 1e6:.0f}"] if times else ["–"] * 2
+        )
+        cells.append(f"{row['bytes'] / 1e6:.1f}")
+        cells.append(f"{row['selected']['drop']:+.2f}" if row["selected"] else "–")
+        cells += (
+            [f"{row['certified']['drop']:+.2f}", f"{row['certified']['bound']:.2f}"] if row["certified"] else ["–"] * 2
+        )
+        cells.append("**the winner**" if row["name"] == written["winner"] else row["status"])
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [""] + [f"- {name}: {why}" for name, why in written["missing"].items()]
+    lines += [f"- {note}" for note in written["notes"]]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,59 @@
+"""What a search knows of each form that it tried, and what it found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vivace.acceleration.candidates import Candidate
+from vivace.acceleration.parity import Parity
+from vivace.acceleration.splits import Splits
+from vivace.acceleration.timing import Timings
+from vivace.metrics.paired import PairedLoss
+
+__all__ = ["Row", "SearchResult"]
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What is known of one candidate."""
+
+    candidate: Candidate
+    status: str = "built"
+    """Why it went no further, or "certified", "not proven"."""
+    num_bytes: int = 0
+    screened: Timings | None = None
+    timed: Timings | None = None
+    """The longer timing, of the forms that came so far."""
+    ratio: tuple[float, float, float] | None = None
+    """Times as fast as the baseline, with its 95 % interval, in the longer timing; in the first one before that."""
+    selected: PairedLoss | None = None
+    """On the images to select on."""
+    certified: PairedLoss | None = None
+    parity: Parity | None = None
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name
+
+    @property
+    def p50_ms(self) -> float:
+        timings = self.timed or self.screened
+        return float("inf") if timings is None else timings.p50_ms
+
+
+@dataclass(kw_only=True)
+class SearchResult:
+    """All rows, and which of them won."""
+
+    rows: list[Row]
+    missing: dict[str, str]
+    """Forms that could not be tried, with the reason."""
+    baseline: Row
+    """The faster of PyTorch eager and compiled in float32."""
+    winner: Row | None
+    """None: nothing was proven to be within the budget and faster."""
+    control: tuple[float, float, float]
+    """The baseline against itself, timed as the others: (ratio, low, high)."""
+    splits: Splits
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0

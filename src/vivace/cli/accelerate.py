@@ -1,0 +1,96 @@
+"""Find the fastest form of BUNDLE whose loss of accuracy is proven, on images, to be within a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vivace.cli.common import print_json, verb_options
+
+NOTHING_FASTER = 3
+
+
+@verb_options
+class Options:
+    """The options of `vivace accelerate`."""
+
+    bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
+    """A bundle's folder, or a run's."""
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    """Images to calibrate, select and certify on, as for vivace train."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """The new bundle, with its receipt. Default: the bundle's folder with -accelerated behind its name."""
+    max_drop: float = 0.5
+    """Percentage points of accuracy that may be lost, proven with 95 % confidence."""
+    objective: Literal["latency", "throughput", "size"] = "latency"
+    """What to win: time of a single image, images per second, or bytes."""
+    batch: int | None = None
+    """Images in a call. Default: 1; for throughput 32."""
+    threads: int | None = None
+    """Processors to use. Default: all."""
+    within: str | None = None
+    """Wall-clock for the search, such as 20m: no new form is built once a third of it is gone."""
+    target_speedup: float | None = None
+    """Say whether it was made so many times as fast."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    on_bad_image: Literal["refuse", "skip"] = "refuse"
+    """What to do when images are corrupt or contradict each other."""
+    quiet: bool = False
+    """No progress."""
+    json: bool = False
+    """Print the result as one JSON object on the last line."""
+
+
+def run(options: Options) -> int:
+    """Search, and say what was found; exit status 3 where nothing faster was proven."""
+    import sys
+
+    from vivace.acceleration.accelerate import accelerate
+    from vivace.acceleration.receipt import markdown
+    from vivace.bundle import load_bundle
+    from vivace.training.run import parse_duration
+
+    def tell(message: str) -> None:
+        if not options.quiet:
+            print(message, file=sys.stderr, flush=True)
+
+    bundle = load_bundle(options.bundle)
+    result = accelerate(
+        bundle,
+        options.data,
+        out=options.out or bundle.folder.with_name(bundle.folder.name + "-accelerated"),
+        max_drop=options.max_drop,
+        objective=options.objective,
+        batch_size=options.batch,
+        threads=options.threads,
+        within_seconds=None if options.within is None else parse_duration(options.within),
+        target_speedup=options.target_speedup,
+        cache_dir=options.cache_dir,
+        on_bad_image=options.on_bad_image,
+        draw=_draw,
+        on_message=tell,
+    )
+    if options.json:
+        print_json(result.to_dict())
+    else:
+        print(markdown(result.receipt))
+        print(f"the bundle: {result.bundle}")
+    if not result.accelerated:
+        print("nothing faster was proven to be within the budget: the bundle stays as it is", file=sys.stderr)
+        return NOTHING_FASTER
+    return 0
+
+
+def _draw(receipt: dict[str, Any], path: Path) -> None:
+    import sys
+
+    from vivace.errors import MissingExtra
+    from vivace.report.figures import pareto
+
+    try:
+        pareto(receipt["rows"], path, max_drop=receipt["asked"]["max_drop"])
+    except MissingExtra as error:
+        print(f"no figure: {error}", file=sys.stderr)
