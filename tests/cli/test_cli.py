@@ -92,6 +92,31 @@ def test_help_answers_at_once_and_without_torch(arguments: list[str]) -> None:
     assert min(seconds) < 0.3
 
 
+@pytest.mark.parametrize(("arguments", "status", "length"), [(["--help"], 0, 1000), (["trian"], 2, 0)])
+def test_the_process_ends_with_its_status_and_all_that_was_printed(
+    arguments: list[str], status: int, length: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vivace", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == status
+    # through a pipe output is held back until the end: it must not be lost there
+    assert len(done.stdout) >= length
+    assert bool(done.stderr) == (status != 0)
+
+
+def test_what_was_to_be_done_at_the_end_is_done_and_an_output_that_is_full_is_no_success(tmp_path: Path) -> None:
+    program = (
+        "import atexit, sys; from vivace import cli; atexit.register(lambda: open(sys.argv[1], 'w').write('done')); "
+        "cli.main = lambda: print('x') or 0; cli.program()"
+    )
+    left = tmp_path / "left"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", program, str(left)], stdout=full, check=False, timeout=60)
+    assert done.returncode == 1
+    assert left.read_text() == "done"
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert re.fullmatch(r"vivace \d+\.\d+\.\d+\n", capsys.readouterr().out)
