@@ -141,6 +141,26 @@ def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
     assert verify(derived, data=trained[1]).holds
 
 
+def test_for_size_the_smallest_form_wins_that_is_faster_than_the_baseline(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_times(monkeypatch, {**COSTS, "openvino int8": 5.0})
+    plain = search_module.Search._built
+    # of so small a network an int8 file is no smaller; the smallest of all is slower than the baseline
+    sizes = {"openvino int8": 10, "onnx int8": 20}
+
+    def built(search: Any, candidates: Any) -> Any:
+        rows = plain(search, candidates)
+        for row in rows:
+            row.num_bytes = sizes.get(row.name, 100)
+        return rows
+
+    monkeypatch.setattr(search_module.Search, "_built", built)
+    result = run(trained, tmp_path, max_drop=20.0, objective="size")
+    # slower than onnx in float32, and smaller
+    assert (result.runtime, result.precision) == ("onnx", "int8")
+
+
 def test_a_budget_that_so_few_images_cannot_prove_is_said_and_the_bundle_stays(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,13 +45,13 @@ def pixels(num_images: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (num_images, 32, 32, channels), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "inductor"])
+@pytest.mark.parametrize("name", list(RUNTIMES))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_runtime_gives_the_plain_networks_probabilities(
     make_bundle: Callable[[int], Bundle], tmp_path: Path, name: str, channels: int
 ) -> None:
     bundle, images = make_bundle(channels), pixels(9, channels)
-    runs = bundle if name == "eager" else load_bundle(export(bundle, name, tmp_path / name).path)
+    runs = bundle if name in ("eager", "inductor") else load_bundle(export(bundle, name, tmp_path / name).path)
     probs = load_runtime(name, runs, device=CPU, precision="fp32")(images)
     assert probs.dtype == np.float32
     normalised = (images / 255 - np.array(bundle.preprocess.mean)) / np.array(bundle.preprocess.std)

@@ -147,7 +147,7 @@ class Search:
             row.ratio = ratio_of(baseline.screened, row.screened)
         front: list[Row] = []
         for row in sorted(rows, key=lambda row: (row.candidate.risk, row.p50_ms)):
-            better = [other for other in [baseline, *front] if other.p50_ms * SLACK < row.p50_ms]
+            better = [other for other in [baseline, *front] if self._beats(other, row, baseline)]
             if row is baseline or better:
                 row.status = "the baseline" if row is baseline else f"slower than {better[0].name}"
                 continue
@@ -168,6 +168,11 @@ class Search:
             if row not in fastest:
                 row.status = f"slower than {fastest[0].name}"
         return [row for row in finalists if row in fastest]
+
+    def _beats(self, other: Row, row: Row, baseline: Row) -> bool:
+        """Whether a form of less risk leaves `row` nothing to win."""
+        smaller = self._objective == "size" and other is not baseline and row.num_bytes < other.num_bytes
+        return other.p50_ms * SLACK < row.p50_ms and not smaller
 
     def _certify(self, finalists: list[Row]) -> None:
         stopped_by = None

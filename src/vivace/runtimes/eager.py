@@ -11,7 +11,7 @@ from vivace.bundle import Bundle
 from vivace.models.normalize import Normalize
 from vivace.runtimes import Classifier
 
-__all__ = ["load"]
+__all__ = ["arithmetic", "load", "on_device"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,16 +27,25 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
 
     @torch.inference_mode()
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
-        # copied only if it is no plain block, or read-only as a memory map is, which torch does not take
-        block = np.require(images_NHWC, requirements=["C", "W"])
-        # NHWC seen as BCHW: channels_last strides without a copy
-        images_BCHW = torch.from_numpy(block).to(device).permute(0, 3, 1, 2)
-        context = (
-            contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
-        )
-        with context:
+        images_BCHW = on_device(images_NHWC, device)
+        with arithmetic(device, precision):
             logits_BK = model(normalize(images_BCHW))
         probs: np.ndarray = logits_BK.float().softmax(1).cpu().numpy()
         return probs
 
     return classify
+
+
+def on_device(images_NHWC: np.ndarray, device: torch.device) -> torch.Tensor:
+    """images_BCHW uint8, channels_last, of any block of images."""
+    # copied only if it is no plain block, or read-only as a memory map is, which torch does not take
+    block = np.require(images_NHWC, requirements=["C", "W"])
+    # NHWC seen as BCHW: channels_last strides without a copy
+    return torch.from_numpy(block).to(device).permute(0, 3, 1, 2)
+
+
+def arithmetic(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The context in which a network runs in a precision."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])

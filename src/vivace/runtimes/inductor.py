@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import torch
 
 from vivace.bundle import Bundle
 from vivace.models.normalize import Normalize
 from vivace.runtimes import Classifier
-from vivace.runtimes.eager import DTYPES
+from vivace.runtimes.eager import arithmetic, on_device
 
 __all__ = ["load"]
 
@@ -34,12 +32,8 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
 
     @torch.no_grad()
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
-        block = np.require(images_NHWC, requirements=["C", "W"])
-        images_BCHW = torch.from_numpy(block).to(device).permute(0, 3, 1, 2)
-        context = (
-            contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
-        )
-        with context:
+        images_BCHW = on_device(images_NHWC, device)
+        with arithmetic(device, precision):
             probs_BK = probs_of(images_BCHW)
         probs: np.ndarray = probs_BK.cpu().numpy()
         return probs
