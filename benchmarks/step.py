@@ -27,7 +27,7 @@ from records import RESULTS, page, save, today
 from vivace.data.augment import Augment
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.loader import Batch
-from vivace.hardware import describe, keep_freed_memory, num_cpus
+from vivace.hardware import autocast, describe, keep_freed_memory, num_cpus
 from vivace.measure import bootstrap_ratio, synchronize, time_call
 from vivace.models.convnets import FastCNN
 from vivace.models.normalize import Normalize
@@ -36,7 +36,7 @@ from vivace.optim.optimizers import create_optimizer
 from vivace.training.recipe import Recipe
 from vivace.training.recipes import DataFacts, resolve_recipe
 from vivace.training.state import TrainState
-from vivace.training.step import Setup, Stepper, autocast
+from vivace.training.step import Setup, Stepper
 from vivace.training.tiling import TiledGradients
 
 KINDS = (

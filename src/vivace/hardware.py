@@ -5,6 +5,7 @@ Torch is imported inside the functions that need it, so that the command line st
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "autocast",
     "available_memory_bytes",
     "cpu_features",
     "cpu_name",
@@ -82,25 +84,24 @@ def cpu_features() -> tuple[str, ...]:
 
 def available_memory_bytes() -> int:
     """Memory that can be had without swapping, bytes; 0 if the system does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+    return _proc_bytes("meminfo", "MemAvailable") or 0
 
 
 def peak_memory_bytes() -> int:
     """The largest resident memory that this process has had, bytes."""
+    # what getrusage tells includes the parent's memory at the time when it started this process
+    return _proc_bytes("self/status", "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _proc_bytes(name: str, field: str) -> int | None:
+    """A field of a file below /proc that is told in KiB, as bytes; None if the system does not tell."""
     try:
-        # what getrusage tells includes the parent's memory at the time when it started this process
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+        for line in Path("/proc", name).read_text().splitlines():
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return None
 
 
 def process_seconds() -> float:
@@ -154,6 +155,15 @@ def supported_precisions(device: torch.device) -> tuple[str, ...]:
     if device.type == "cpu" and {"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_features()):
         return ("fp32", "bf16")
     return ("fp32",)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The context in which a network runs in fp32, bf16 or fp16."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 @functools.cache

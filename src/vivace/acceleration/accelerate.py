@@ -18,7 +18,7 @@ from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.search import Search
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
 from vivace.errors import ConfigError
-from vivace.files import canonical_json, write_json
+from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
 
 __all__ = ["Acceleration", "accelerate"]
@@ -96,7 +96,7 @@ def accelerate(
         raise ConfigError(f"--out is the bundle itself: {out}. Give another folder.")
     if batch_size is None:
         batch_size = 32 if objective == "throughput" else 1
-    facts = [bundle.info.metrics, [hashlib.sha256((bundle.folder / n).read_bytes()).hexdigest() for n in bundle.files]]
+    facts = [bundle.info.metrics, [sha256_of(bundle.folder / name) for name in bundle.files]]
     key = hashlib.sha256(canonical_json([facts, str(data)])).hexdigest()[:10]
     work = out.with_name(f".{out.name}.{key}.search")
     search = Search(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import torch
 
 from vivace.acceleration.export import GRAPH_WRITERS
 from vivace.acceleration.quantize import quantize_onnx, quantize_openvino
-from vivace.bundle import Bundle, BundleInfo, derive_bundle
+from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
+from vivace.errors import BundleError
 from vivace.hardware import supported_precisions
 
 __all__ = ["FORMS", "Builder", "Candidate", "Form", "candidates_for"]
@@ -95,16 +97,11 @@ class Builder:
         """Where a candidate is, or will be."""
         plain = candidate.name.replace(", ", "-").replace(" ", "-")
         if candidate.kept:
-            import hashlib
-
             plain += "-" + hashlib.sha256("\n".join(candidate.kept).encode()).hexdigest()[:8]
         return self._work / "candidates" / plain
 
     def build(self, candidate: Candidate) -> Bundle:
         """The candidate as a bundle. Raises whatever its exporter or quantizer raises."""
-        from vivace.bundle import load_bundle
-        from vivace.errors import BundleError
-
         folder = self.folder(candidate)
         if folder.exists():
             try:

@@ -19,10 +19,7 @@ from vivace.errors import MissingExtra
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
 
-__all__ = ["openvino_layers", "quantize_onnx", "quantize_openvino"]
-
-# what NNCF calls the operations that are worth quantizing
-WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
+__all__ = ["quantize_onnx", "quantize_openvino"]
 
 
 def quantize_openvino(
@@ -30,7 +27,7 @@ def quantize_openvino(
 ) -> None:
     """Write an int8 form of the OpenVINO graph in `source` into `folder`, by NNCF.
 
-    skip: names of layers, of `openvino_layers`, that keep their precision. transformer: quantize as suits attention.
+    skip: names of operations that keep their precision. transformer: quantize as suits attention.
     Raises MissingExtra without nncf.
     """
     import openvino
@@ -51,25 +48,6 @@ def quantize_openvino(
             ignored_scope=nncf.IgnoredScope(names=list(skip), validate=False) if skip else None,
         )
     openvino.save_model(quantized, folder / OPENVINO_GRAPH, compress_to_fp16=False)
-
-
-def openvino_layers(source: Path) -> list[str]:
-    """Names of the layers of an OpenVINO graph that have weights, from the input on."""
-    import openvino
-
-    model = openvino.Core().read_model(source / OPENVINO_GRAPH)
-    return [
-        node.get_friendly_name()
-        for node in model.get_ordered_ops()
-        if node.get_type_name() in WEIGHTED and _is_weight(node.input_value(1).get_node())
-    ]
-
-
-def _is_weight(node: Any) -> bool:
-    """Whether a value is a constant, perhaps converted or reshaped."""
-    while node.get_type_name() in ("Convert", "Reshape", "Multiply", "FakeQuantize"):
-        node = node.input_value(0).get_node()
-    return bool(node.get_type_name() == "Constant")
 
 
 def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:

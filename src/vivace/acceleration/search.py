@@ -235,15 +235,15 @@ class Search:
         return notes
 
     def _loss(self, row: Row, images: Images) -> PairedLoss:
-        before, after = self._probs_of(None, images), self._probs_of(row, images)
+        before, after = self.probs(None, images), self.probs(row, images)
         labels = images.labels
         return paired_loss(before.argmax(1) == labels, after.argmax(1) == labels)
 
     def _parity(self, row: Row) -> Parity:
         images = self.splits.select
         return compare_probs(
-            self._probs_of(None, images),
-            self._probs_of(row, images),
+            self.probs(None, images),
+            self.probs(row, images),
             runtime=row.candidate.runtime,
             precision=row.candidate.precision,
             images=f"{self.splits.data}, {images.name}",
@@ -251,9 +251,6 @@ class Search:
 
     def probs(self, row: Row | None, images: Images) -> np.ndarray:
         """probs_NK of a form, or of the plain model, on images; computed once."""
-        return self._probs_of(row, images)
-
-    def _probs_of(self, row: Row | None, images: Images) -> np.ndarray:
         form = PLAIN if row is None else (row.candidate.runtime, row.candidate.precision)
         key = f"{row.name if row else 'plain'} {'certify' if images is self.splits.certify else 'select'}"
         if key not in self._probs:

@@ -114,7 +114,11 @@ def write_splits(
 
 def _sealed(index: dict[str, Any]) -> bytes:
     """The bytes of an index with its own hash."""
-    return canonical_json({**index, "sha256": hashlib.sha256(canonical_json(index)).hexdigest()})
+    return canonical_json({**index, "sha256": _hash(index)})
+
+
+def _hash(index: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(index)).hexdigest()
 
 
 def boot_id() -> str | None:
@@ -170,7 +174,7 @@ def read_splits(
         if "boot" in index and index["boot"] != boot_id():
             # perhaps its pixels never came to the disk
             return None
-        if index.pop("sha256") != hashlib.sha256(canonical_json(index)).hexdigest():
+        if index.pop("sha256") != _hash(index):
             return None
         splits = {}
         for name, names in index["names"].items():

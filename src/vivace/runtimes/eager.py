@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import torch
 
 from vivace.bundle import Bundle
+from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
 from vivace.runtimes import Classifier
 
-__all__ = ["arithmetic", "load", "on_device"]
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+__all__ = ["load", "on_device"]
 
 
 def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
@@ -28,7 +25,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     @torch.inference_mode()
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
         images_BCHW = on_device(images_NHWC, device)
-        with arithmetic(device, precision):
+        with autocast(device, precision):
             logits_BK = model(normalize(images_BCHW))
         probs: np.ndarray = logits_BK.float().softmax(1).cpu().numpy()
         return probs
@@ -42,10 +39,3 @@ def on_device(images_NHWC: np.ndarray, device: torch.device) -> torch.Tensor:
     block = np.require(images_NHWC, requirements=["C", "W"])
     # NHWC seen as BCHW: channels_last strides without a copy
     return torch.from_numpy(block).to(device).permute(0, 3, 1, 2)
-
-
-def arithmetic(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """The context in which a network runs in a precision."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[precision])

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from vivace.bundle import Bundle
+from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
 from vivace.runtimes import Classifier
-from vivace.runtimes.eager import arithmetic, on_device
+from vivace.runtimes.eager import on_device
 
 __all__ = ["load"]
 
@@ -33,7 +34,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     @torch.no_grad()
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
         images_BCHW = on_device(images_NHWC, device)
-        with arithmetic(device, precision):
+        with autocast(device, precision):
             probs_BK = probs_of(images_BCHW)
         probs: np.ndarray = probs_BK.cpu().numpy()
         return probs

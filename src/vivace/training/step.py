@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from vivace.data.augment import Augment
 from vivace.data.loader import Batch
 from vivace.errors import OutOfMemoryError
+from vivace.hardware import autocast
 from vivace.kernels.norms import fused_norms
 from vivace.models.normalize import Normalize
 from vivace.training.state import TrainState
 from vivace.training.tiling import TiledGradients
 
-__all__ = ["Setup", "StepResult", "Stepper", "autocast", "has_batch_norm", "own_kernels"]
+__all__ = ["Setup", "StepResult", "Stepper", "has_batch_norm", "own_kernels"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # what torch, its CPU allocator, cuBLAS and cuDNN say
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
@@ -55,13 +55,6 @@ class StepResult:
     skipped: Tensor
     """bool: a gradient was infinite and the step left out, as fp16 does until its scale fits."""
     num_images: int
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """The context in which a forward pass runs at `precision`."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vivace.data.loader import iterate_eval
+from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
-from vivace.training.step import Setup, autocast, own_kernels
+from vivace.training.step import Setup, own_kernels
 
 __all__ = ["central_view", "eval_batch_size", "split_logits"]
 
