@@ -13,7 +13,7 @@ from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
-from vivace.training.recipe import FocusConfig, LossConfig, Recipe
+from vivace.training.recipe import DistillConfig, FocusConfig, LossConfig, Recipe
 from vivace.training.recipes import RECIPES, DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
 
@@ -27,6 +27,8 @@ OTHER = Recipe(
         size=40,
         store_size=48,
         channels=1,
+        mean=(0.4,),
+        std=(0.3,),
         val_fraction=0.2,
         on_bad_image="skip",
         allow_leaks=True,
@@ -61,6 +63,7 @@ OTHER = Recipe(
     ),
     loss=LossConfig(label_smoothing=0.1),
     focus=FocusConfig(start=0.1, end=0.9),
+    distill=DistillConfig(teacher="other", weight=0.5, temperature=4.0, mirrored=True),
     epochs=7,
     batch_size=32,
     micro_batch_size=16,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vivace.config import check_choice, check_range
+from vivace.errors import ConfigError
 
 __all__ = ["AugmentConfig", "DataConfig"]
 
@@ -20,6 +21,10 @@ class DataConfig:
     """Side of the square kept in the cache, px, at least `size`. None: `size`, or 1.15 × `size` if crops are random."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. None: what the data set says, 3 for folders."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel on the 0..1 scale that pixels are normalised with: that of given weights. None: measured."""
+    std: tuple[float, ...] | None = None
+    """Deviation of each channel on the 0..1 scale, each > 0; given with `mean` or not at all."""
     val_fraction: float = 0.1
     """Share of the training split held out for validation when the data set has no validation split, (0, 0.5]."""
     on_bad_image: Literal["refuse", "skip"] = "refuse"
@@ -33,6 +38,12 @@ class DataConfig:
         check_range("data.size", self.size, 8, 2048)
         check_range("data.store_size", self.store_size, self.size or 8, 4096)
         check_range("data.val_fraction", self.val_fraction, 0.0, 0.5, open_low=True)
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ConfigError(
+                f"data.mean and data.std go together, a value for each channel: got {self.mean} and {self.std}."
+            )
+        for value in self.std or ():
+            check_range("data.std", value, 0.0, open_low=True)
         check_choice("data.on_bad_image", self.on_bad_image, ("refuse", "skip"))
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from vivace.errors import ModelError, nearest
 from vivace.models.convnets import FastCNN, FastPhoto, SimpleCNN
+from vivace.models.narrowing import narrow
 from vivace.models.parts import count_parameters, forward_flops, head_parameters, layer_groups
 from vivace.models.timm_models import create_timm, list_timm, near_timm, timm_stats
 from vivace.models.weights import load_weights
@@ -45,13 +47,40 @@ def create_model(
     in_channels: int = 3,
     size: int = 32,
     pretrained: bool = False,
+    narrowed: Mapping[str, Sequence[int]] | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """The network `name`: normalised images_BCHW float of `size` px → logits_BK.
 
-    pretrained: with the weights that timm publishes. arguments: of the network's constructor.
+    pretrained: with the weights that timm publishes. narrowed: sizes of the layers that pruning left with fewer
+    channels (`models.narrowing`). arguments: of the network's constructor.
     Raises ModelError for an unknown name, an argument that the network does not take, or weights that can't be had.
     """
+    model = _create(name, num_classes, in_channels, size, pretrained, arguments)
+    if narrowed:
+        if pretrained:
+            raise ModelError(f"published weights do not fit a narrowed {name}. Leave --pretrained out.")
+        narrow(model, narrowed)
+        _try_narrowed(model, name, num_classes, in_channels, size)
+    return model
+
+
+@torch.no_grad()
+def _try_narrowed(model: nn.Module, name: str, num_classes: int, in_channels: int, size: int) -> None:
+    training = model.training
+    try:
+        fits = model.eval()(torch.zeros(1, in_channels, size, size)).shape == (1, num_classes)
+    except RuntimeError as error:
+        raise ModelError(f"{name} can't be narrowed so: its layers do not fit each other ({error}).") from None
+    finally:
+        model.train(training)
+    if not fits:
+        raise ModelError(f"{name} can't be narrowed so: it does not give {num_classes} logits.")
+
+
+def _create(
+    name: str, num_classes: int, in_channels: int, size: int, pretrained: bool, arguments: dict[str, Any]
+) -> nn.Module:
     if name.startswith(TIMM):
         return create_timm(
             name[len(TIMM) :],

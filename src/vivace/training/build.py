@@ -26,6 +26,7 @@ from vivace.metrics.accuracy import topk_accuracy
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model, head_parameters, layer_groups, load_weights, pretrained_stats
 from vivace.optim.optimizers import create_optimizer
+from vivace.training.distill import make_distillation
 from vivace.training.engine import Validation
 from vivace.training.focus import Focus
 from vivace.training.losses import make_loss
@@ -81,6 +82,12 @@ def prepare_data(cache: Cache, recipe: Recipe) -> TrainingData:
 
 def _with_statistics(data: TrainingData, recipe: Recipe) -> Preprocess:
     channels = data.cache.preprocess.channels
+    if recipe.data.mean is not None and recipe.data.std is not None:
+        if len(recipe.data.mean) != channels:
+            raise ConfigError(
+                f"data.mean and data.std have a value for each channel: got {len(recipe.data.mean)} for {channels}."
+            )
+        return dataclasses.replace(data.preprocess, mean=recipe.data.mean, std=recipe.data.std)
     stats = pretrained_stats(recipe.model.name) if recipe.model.pretrained else None
     if stats is not None and channels == 3:
         return dataclasses.replace(data.preprocess, mean=tuple(stats[0]), std=tuple(stats[1]))
@@ -132,6 +139,9 @@ class Session:
         self.late_frozen = self._late_frozen()
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
         self.loss = make_loss(recipe.loss, train.labels_N[data.train_indices], self.num_classes, device)
+        self.distillation = make_distillation(
+            recipe.distill, classes=data.cache.classes, channels=preprocess.channels, device=device
+        )
         self.batches = Batches(
             train.images_NHWC,
             train.labels_N,
@@ -224,6 +234,7 @@ class Session:
             device=self.device,
             kernels=self.kernels,
             clip_grad_norm=self.recipe.clip_grad_norm,
+            distillation=self.distillation,
             on_message=on_message,
         )
 

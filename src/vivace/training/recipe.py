@@ -11,7 +11,7 @@ from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 
-__all__ = ["FocusConfig", "LossConfig", "Recipe"]
+__all__ = ["DistillConfig", "FocusConfig", "LossConfig", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,24 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_range("loss.label_smoothing", self.label_smoothing, 0.0, 1.0, open_high=True)
         check_choice("loss.class_weights", self.class_weights, ("none", "balanced"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Learning from the answers of another network beside the labels (arXiv:1503.02531)."""
+
+    teacher: str | None = None
+    """Folder of the bundle to learn from, trained on the same classes. None: from labels alone."""
+    weight: float = 0.9
+    """Share of the loss that is the teacher's, (0, 1]."""
+    temperature: float = 2.0
+    """By which the logits of both are divided, > 0: above 1 the unlikely classes count for more."""
+    mirrored: bool = False
+    """The teacher answers with the mean over an image and its mirror image, which the student learns to do without."""
+
+    def __post_init__(self) -> None:
+        check_range("distill.weight", self.weight, 0.0, 1.0, open_low=True)
+        check_range("distill.temperature", self.temperature, 0.0, 1000.0, open_low=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +76,7 @@ class Recipe:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     focus: FocusConfig = field(default_factory=FocusConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     epochs: int = 10
     """Passes over the training split, >= 1."""
     batch_size: int = 64

@@ -17,6 +17,7 @@ from vivace.errors import OutOfMemoryError
 from vivace.hardware import autocast
 from vivace.kernels.norms import fused_norms
 from vivace.models.normalize import Normalize
+from vivace.training.distill import Distillation
 from vivace.training.state import TrainState
 from vivace.training.tiling import TiledGradients
 
@@ -83,6 +84,7 @@ class Stepper:
         device: torch.device,
         kernels: Path,
         clip_grad_norm: float | None = None,
+        distillation: Distillation | None = None,
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.state = state
@@ -93,6 +95,7 @@ class Stepper:
         self._device = device
         self._kernels_folder = kernels
         self._clip_grad_norm = clip_grad_norm
+        self._distillation = distillation
         self._on_message = on_message
         self._forward: Callable[[Tensor], Tensor] = state.model
         if setup.compile:
@@ -146,6 +149,8 @@ class Stepper:
             with autocast(self._device, self.setup.precision), own_kernels(self.setup, self._kernels_folder):
                 logits_BK = self._forward(self._normalize(images_BCHW[chunk]))
                 loss = self._loss(logits_BK, targets[chunk])
+            if self._distillation is not None:
+                loss = self._distillation(loss, logits_BK, images_BCHW[chunk])
             share = len(logits_BK) / num_images
             (scaler.scale(loss * share) if scaler else loss * share).backward()
             loss_sum += loss.detach() * len(logits_BK)

@@ -1,0 +1,84 @@
+"""Distillation: a network learns from the answers of a larger one beside the labels (arXiv:1503.02531).
+
+The teacher sees the very view of an image that the student sees, augmented alike: with another one it teaches less
+(arXiv:2106.05237).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vivace.bundle import load_bundle
+from vivace.errors import ConfigError
+from vivace.hardware import autocast, supported_precisions
+from vivace.models.normalize import Normalize
+from vivace.training.recipe import DistillConfig
+
+__all__ = ["Distillation", "make_distillation"]
+
+
+class Distillation:
+    """A loss of labels, and what a teacher adds to it."""
+
+    def __init__(self, config: DistillConfig, *, classes: Sequence[str], channels: int, device: torch.device) -> None:
+        """Raises BundleError if the teacher can't be loaded, ConfigError if it knows other classes or colours."""
+        assert config.teacher is not None
+        bundle = load_bundle(config.teacher)
+        if tuple(bundle.classes) != tuple(classes):
+            raise ConfigError(
+                f"the teacher knows other classes: {config.teacher} has {len(bundle.classes)}, {bundle.classes[0]} "
+                f"first, the data {len(classes)}, {classes[0]} first. Give a bundle that was trained on this data."
+            )
+        if bundle.preprocess.channels != channels:
+            raise ConfigError(
+                f"the teacher sees other colours: {config.teacher} takes {bundle.preprocess.channels} channels, the "
+                f"student {channels}. Set data.channels={bundle.preprocess.channels}."
+            )
+        self._config, self._device = config, device
+        self._size = bundle.preprocess.size
+        self._model = bundle.build_model().to(device).to(memory_format=torch.channels_last).requires_grad_(False)
+        self._normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
+        self._precision = next((p for p in ("bf16", "fp16") if p in supported_precisions(device)), "fp32")
+
+    def __call__(self, loss: Tensor, logits_BK: Tensor, images_BCHW: Tensor) -> Tensor:
+        """`loss` of the labels → with the teacher's: (1 - weight) · loss + weight · T² · KL(teacher ‖ student).
+
+        images_BCHW: augmented, uint8 or float on the 0..255 scale, as the student sees them but for normalisation.
+        """
+        weight, temperature = self._config.weight, self._config.temperature
+        taught_BK = self._log_probs(images_BCHW, temperature)
+        answers_BK = functional.log_softmax(logits_BK.float() / temperature, 1)
+        # gradients of softened answers are smaller by T²
+        teaching = functional.kl_div(answers_BK, taught_BK, log_target=True, reduction="batchmean") * temperature**2
+        return (1 - weight) * loss + weight * teaching
+
+    @torch.no_grad()
+    def _log_probs(self, images_BCHW: Tensor, temperature: float) -> Tensor:
+        if images_BCHW.shape[-1] != self._size:
+            images_BCHW = functional.interpolate(
+                images_BCHW.float(), (self._size, self._size), mode="bilinear", antialias=True
+            )
+        logits_BK = self._logits(images_BCHW)
+        taught_BK = functional.log_softmax(logits_BK / temperature, 1)
+        if not self._config.mirrored:
+            return taught_BK
+        other_BK = functional.log_softmax(self._logits(images_BCHW.flip(-1)) / temperature, 1)
+        return torch.logaddexp(taught_BK, other_BK) - torch.log(torch.tensor(2.0, device=self._device))
+
+    def _logits(self, images_BCHW: Tensor) -> Tensor:
+        with autocast(self._device, self._precision):
+            logits_BK: Tensor = self._model(self._normalize(images_BCHW))
+        return logits_BK.float()
+
+
+def make_distillation(
+    config: DistillConfig, *, classes: Sequence[str], channels: int, device: torch.device
+) -> Distillation | None:
+    """What a teacher adds to the loss; None without one."""
+    if config.teacher is None:
+        return None
+    return Distillation(config, classes=classes, channels=channels, device=device)
