@@ -5,11 +5,9 @@ Each target writes files into a folder; one row of TARGETS each.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,14 @@ import torch
 
 from vivace.acceleration.graph import deployed_graph
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
+from vivace.acceleration.quiet import quiet
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, export_state_dict, load_bundle
 from vivace.errors import ConfigError, MissingExtra, nearest
 from vivace.files import atomic_file
 from vivace.runtimes import load_runtime
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
+from vivace.runtimes.openvino import library
 
 __all__ = ["GRAPH_WRITERS", "TARGETS", "Exported", "export"]
 
@@ -74,7 +74,7 @@ def _state_dict(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: P
 def _pt2(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
     images, name = parity_images(bundle, data, cache_dir=cache_dir)
     buffer = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.export.save(_traced(bundle), buffer)
         buffer.seek(0)
         # read back: what is certified is what lies in the file
@@ -135,7 +135,7 @@ def _write_onnx(bundle: Bundle, folder: Path) -> None:
     except ImportError:
         raise MissingExtra("onnxscript", "accelerate", "an export to ONNX") from None
     graph, example = deployed_graph(bundle)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             graph,
             (example,),
@@ -152,22 +152,11 @@ def _write_onnx(bundle: Bundle, folder: Path) -> None:
 
 
 def _write_openvino(bundle: Bundle, folder: Path) -> None:
-    try:
-        import openvino
-    except ImportError:
-        raise MissingExtra("openvino", "accelerate", "an export to OpenVINO") from None
-    with _quiet():
+    openvino = library("an export to OpenVINO")
+    with quiet():
         model = openvino.convert_model(_traced(bundle))
         # float32 as the weights are: a smaller file is a step of its own, with its own check
         openvino.save_model(model, folder / OPENVINO_GRAPH, compress_to_fp16=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings that exporters raise for their own developers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 # runtime → writes its graph, float32, into a folder

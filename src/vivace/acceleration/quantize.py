@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vivace.acceleration.quiet import quiet
 from vivace.errors import MissingExtra
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
+from vivace.runtimes.openvino import library, without_reports
 
 __all__ = ["quantize_onnx", "quantize_openvino"]
 
@@ -30,12 +31,10 @@ def quantize_openvino(
     skip: names of operations that keep their precision. transformer: quantize as suits attention.
     Raises MissingExtra without nncf.
     """
-    import openvino
-
-    nncf = _nncf()
+    openvino, nncf = library("int8 for OpenVINO"), _nncf()
     model = openvino.Core().read_model(source / OPENVINO_GRAPH)
     dataset = nncf.Dataset([images_NHWC[i : i + 1] for i in range(len(images_NHWC))])
-    with _quiet(), contextlib.redirect_stdout(None):
+    with quiet(), contextlib.redirect_stdout(None):
         quantized = nncf.quantize(
             model,
             dataset,
@@ -70,7 +69,7 @@ def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:
 
     prepared = folder / "prepared.onnx"
     try:
-        with _quiet():
+        with quiet():
             quant_pre_process(str(source / ONNX_GRAPH), str(prepared), skip_symbolic_shape=True)
             quantize_static(
                 str(prepared),
@@ -89,26 +88,10 @@ def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:
 
 
 def _nncf() -> Any:
-    # it reports its use to its makers unless this is set, which decides nothing else
-    os.environ.setdefault("NNCF_CI", "1")
     try:
-        import nncf
+        with without_reports():
+            import nncf
     except ImportError:
         raise MissingExtra("nncf", "accelerate", "int8 for OpenVINO") from None
     nncf.set_log_level(logging.ERROR)
     return nncf
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what quantizers log and warn for their own developers."""
-    import warnings
-
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

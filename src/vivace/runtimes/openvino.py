@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,11 +18,12 @@ from vivace.runtimes import Classifier, graph_file
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GRAPH", "load"]
+__all__ = ["GRAPH", "compile_graph", "library", "load", "without_reports"]
 
 GRAPH = "model.xml"
 # of an int8 graph this is the arithmetic of what was not quantized
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+REPORTER = "openvino_telemetry"
 
 
 def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
@@ -31,18 +36,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
         raise ConfigError(
             f"openvino runs on a CPU in fp32, bf16 or int8: got {device.type} and {precision}. Use eager."
         )
-    path = graph_file(bundle, GRAPH, "openvino")
-    try:
-        import openvino
-    except ImportError:
-        raise MissingExtra("openvino", "accelerate", "the runtime openvino") from None
-    settings = {
-        # left to itself it takes bf16 where the processor has it, whatever the bundle says
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
-        "INFERENCE_NUM_THREADS": num_cpus(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = compile_graph(graph_file(bundle, GRAPH, "openvino"), precision)
 
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
         # copied: the next call writes its answer to the same place
@@ -50,3 +44,46 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
         return probs
 
     return classify
+
+
+def compile_graph(path: Path, precision: str, *, profiling: bool = False) -> Any:
+    """An openvino.CompiledModel of a graph on all processors. profiling: it counts the time of each layer.
+
+    Raises MissingExtra.
+    """
+    settings = {
+        # left to itself it takes bf16 where the processor has it, whatever the bundle says
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_NUM_THREADS": num_cpus(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "PERF_COUNT": profiling,
+    }
+    return library().Core().compile_model(path, "CPU", settings)
+
+
+def library(purpose: str = "the runtime openvino") -> Any:
+    """The module openvino, imported so that it reports nothing. Raises MissingExtra, which names the purpose."""
+    try:
+        with without_reports():
+            import openvino
+    except ImportError:
+        raise MissingExtra("openvino", "accelerate", purpose) from None
+    return openvino
+
+
+@contextlib.contextmanager
+def without_reports() -> Iterator[None]:
+    """What is imported meanwhile can't report its use to its makers, nor keep a number for this user.
+
+    OpenVINO and NNCF do both by default, as they are imported and at every conversion. Where the library that sends
+    for them is not installed they go on without it, for as long as the process lives: they are told that it is not.
+    """
+    absent: Any = None
+    before = sys.modules.get(REPORTER)
+    sys.modules[REPORTER] = absent
+    try:
+        yield
+    finally:
+        del sys.modules[REPORTER]
+        if before is not None:
+            sys.modules[REPORTER] = before
