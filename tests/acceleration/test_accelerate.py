@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vivace.acceleration import candidates as candidates_module
-from vivace.acceleration import search as search_module
+from vivace.acceleration import workbench as workbench_module
 from vivace.acceleration.accelerate import Acceleration, accelerate
 from vivace.acceleration.parity import verify
 from vivace.acceleration.splits import open_splits
@@ -71,7 +71,7 @@ def told_times(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> list
             for side in sides
         ]
 
-    monkeypatch.setattr(search_module, "time_sides", time_sides)
+    monkeypatch.setattr(workbench_module, "time_sides", time_sides)
     return asked
 
 
@@ -130,9 +130,9 @@ def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
     won = rows["openvino int8"]["certified"]
     assert won["bound"] == pytest.approx(100 * loss_bound(won["lost"], won["gained"], 120))
     assert result.drop_bound == pytest.approx(won["bound"])
-    assert len(rows["openvino int8"]["timed"]["medians_ms"]) == search_module.FINAL_ROUNDS
+    assert len(rows["openvino int8"]["timed"]["medians_ms"]) == workbench_module.FINAL_ROUNDS
     with np.load(derived.folder / "samples.npz") as raw:
-        assert raw["openvino int8, timed"].shape == (search_module.FINAL_ROUNDS, 5)
+        assert raw["openvino int8, timed"].shape == (workbench_module.FINAL_ROUNDS, 5)
     assert "**openvino int8**" in (derived.folder / "receipt.md").read_text()
     # nothing of the search is left
     assert not list(tmp_path.glob(".fast*"))
@@ -145,17 +145,17 @@ def test_for_size_the_smallest_form_wins_that_is_faster_than_the_baseline(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told_times(monkeypatch, {**COSTS, "openvino int8": 5.0})
-    plain = search_module.Search._built
+    plain = workbench_module.Workbench.build
     # of so small a network an int8 file is no smaller; the smallest of all is slower than the baseline
     sizes = {"openvino int8": 10, "onnx int8": 20}
 
-    def built(search: Any, candidates: Any) -> Any:
-        rows = plain(search, candidates)
+    def built(bench: Any, candidates: Any, **options: Any) -> Any:
+        rows = plain(bench, candidates, **options)
         for row in rows:
             row.num_bytes = sizes.get(row.name, 100)
         return rows
 
-    monkeypatch.setattr(search_module.Search, "_built", built)
+    monkeypatch.setattr(workbench_module.Workbench, "build", built)
     result = run(trained, tmp_path, max_drop=20.0, objective="size")
     # slower than onnx in float32, and smaller
     assert (result.runtime, result.precision) == ("onnx", "int8")
@@ -191,11 +191,11 @@ def test_the_images_to_certify_on_are_seen_in_order_of_risk_until_one_form_fails
     # so near to each other that both go on
     told_times(monkeypatch, {**COSTS, "openvino fp32": 2.02})
     looked: list[str] = []
-    plain = search_module.Search._loss
+    plain = workbench_module.Workbench.loss
 
-    def loss(search: Any, row: Any, images: Any) -> Any:
-        found = plain(search, row, images)
-        if images is search.splits.certify:
+    def loss(bench: Any, row: Any, images: Any, own_images: Any, part: str) -> Any:
+        found = plain(bench, row, images, own_images, part)
+        if part == "certify":
             looked.append(row.name)
             if row.name == "openvino fp32":
                 found = dataclasses.replace(found, lost=30, bound=0.4)
@@ -203,7 +203,7 @@ def test_the_images_to_certify_on_are_seen_in_order_of_risk_until_one_form_fails
         # in this order they are at risk, by what was seen when selecting
         return dataclasses.replace(found, bound={"onnx fp32": 0.01, "openvino fp32": 0.02}.get(row.name, 0.03))
 
-    monkeypatch.setattr(search_module.Search, "_loss", loss)
+    monkeypatch.setattr(workbench_module.Workbench, "loss", loss)
     result = run(trained, tmp_path, max_drop=20.0)
     assert looked == ["onnx fp32", "openvino fp32"]
     assert (result.runtime, result.precision) == ("onnx", "fp32")
@@ -245,7 +245,7 @@ def test_a_search_that_was_stopped_goes_on_from_what_it_had_built(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(search_module, "time_sides", stop)
+        patch.setattr(workbench_module, "time_sides", stop)
         with pytest.raises(KeyboardInterrupt):
             run(trained, tmp_path, max_drop=20.0)
     assert list(tmp_path.glob(".fast*"))

@@ -73,6 +73,7 @@ def accelerate(
     threads: int | None = None,
     within_seconds: float | None = None,
     target_speedup: float | None = None,
+    train: str = "auto",
     cache_dir: str | Path | None = None,
     on_bad_image: str = "refuse",
     draw: Draw | None = None,
@@ -85,7 +86,9 @@ def accelerate(
     in a folder beside it: from there a search that was stopped goes on. objective: "latency" (batches of 1),
     "throughput" (of 32) or "size"; batch_size: another batch. threads: processors that each form may use.
     within_seconds: no new form is built once a third of it is gone.
-    target_speedup: reported as reached or not. on_bad_image: as for `train`.
+    target_speedup: reported as reached or not. train: whether smaller networks, pruned ones and those of the zoo, are
+    trained to take the model's place, "on", "off", or "auto": where `target_speedup` is not reached without.
+    on_bad_image: as for `train`.
     Raises ConfigError, BundleError, DataError, and VivaceError if the plain model can't be timed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
@@ -108,6 +111,8 @@ def accelerate(
         batch_size=batch_size,
         threads=threads,
         within_seconds=within_seconds,
+        target_speedup=target_speedup,
+        train=train,
         cache_dir=Path(cache_dir) if cache_dir is not None else None,
         on_bad_image=on_bad_image,
         on_message=on_message,
@@ -121,6 +126,7 @@ def accelerate(
         "threads": threads,
         "within_seconds": within_seconds,
         "target_speedup": target_speedup,
+        "train": train,
     }
     written = receipt(result, bundle, asked)
     if result.winner is None:
@@ -139,10 +145,11 @@ def _write(
     search: Search, result: SearchResult, winner: Row, written: dict[str, Any], out: Path, draw: Draw | None
 ) -> Bundle:
     built = search.bundle_of(winner)
-    certify = search.splits.certify
     assert winner.parity is not None
-    metrics = evaluate_probs(search.probs(winner, certify), certify.labels, built.classes).summary()
-    info = dataclasses.replace(built.info, parity=winner.parity.to_dict(), metrics={certify.name: metrics})
+    metrics = evaluate_probs(*search.certify_probs(winner), built.classes).summary()
+    info = dataclasses.replace(
+        built.info, parity=winner.parity.to_dict(), metrics={result.splits.certify.name: metrics}
+    )
 
     def add(folder: Path) -> BundleInfo:
         for name in built.files:
@@ -180,7 +187,7 @@ def _acceleration(
         top1_after=top1 if loss is None else loss.top1_after,
         drop=0.0 if loss is None else 100 * loss.drop,
         drop_bound=0.0 if loss is None else 100 * loss.bound,
-        num_certify_images=len(result.splits.certify),
+        num_certify_images=result.num_certify,
         target_reached=None if target is None else ratio[0] >= target,
         receipt=written,
     )

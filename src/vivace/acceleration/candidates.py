@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 from vivace.acceleration.export import GRAPH_WRITERS
+from vivace.acceleration.layers import save_given_back
 from vivace.acceleration.quantize import quantize_onnx, quantize_openvino
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
 from vivace.errors import BundleError
 from vivace.hardware import supported_precisions
+from vivace.runtimes import is_quantized
 
 __all__ = ["FORMS", "Builder", "Candidate", "Form", "candidates_for"]
 
@@ -43,9 +45,11 @@ FORMS = (
     Form("openvino", "fp32", ("openvino",)),
     Form("openvino", "bf16", ("openvino",)),
     Form("openvino", "int8", ("openvino", "nncf")),
+    # what does not multiply integers, such as sums and activations between them, in bf16
+    Form("openvino", "int8+bf16", ("openvino", "nncf")),
 )
 # how far rounding may move an answer: fewer bits, more
-RISK = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2}
+RISK = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2, "int8+bf16": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +58,21 @@ class Candidate:
 
     runtime: str
     precision: str
+    network: str = ""
+    """A smaller network that takes the place of the model's own; empty: its own."""
     kept: tuple[str, ...] = ()
-    """Layers that keep their precision in an int8 form."""
+    """Layers that compute in float in an int8 form."""
 
     @property
     def name(self) -> str:
-        layers = f", {len(self.kept)} layer{'s' * (len(self.kept) > 1)} kept" if self.kept else ""
-        return f"{self.runtime} {self.precision}{layers}"
+        network = f"{self.network}, " if self.network else ""
+        layers = f", {len(self.kept)} layer{'s' * (len(self.kept) > 1)} in float" if self.kept else ""
+        return f"{network}{self.runtime} {self.precision}{layers}"
 
     @property
-    def risk(self) -> tuple[int, int]:
+    def risk(self) -> tuple[bool, int, int]:
         """In this order accuracy is put at risk."""
-        return RISK[self.precision], -len(self.kept)
+        return bool(self.network), RISK[self.precision], -len(self.kept)
 
 
 def candidates_for(device: torch.device) -> tuple[list[Candidate], dict[str, str]]:
@@ -76,8 +83,8 @@ def candidates_for(device: torch.device) -> tuple[list[Candidate], dict[str, str
         absent = [name for name in form.needs if find_spec(name) is None]
         if absent:
             missing[candidate.name] = f"{absent[0]} is not installed: pip install 'vivace[accelerate]'"
-        elif form.precision in ("bf16", "fp16") and form.precision not in supported_precisions(device):
-            missing[candidate.name] = f"this processor has no arithmetic for {form.precision}"
+        elif form.precision.endswith("bf16") and "bf16" not in supported_precisions(device):
+            missing[candidate.name] = "this processor has no arithmetic for bf16"
         else:
             found.append(candidate)
     return found, missing
@@ -87,7 +94,7 @@ class Builder:
     """Builds candidates of one bundle into folders below `work`; what was built before is taken as it is."""
 
     def __init__(self, bundle: Bundle, work: Path, calibrate_NHWC: Callable[[], np.ndarray]) -> None:
-        """calibrate_NHWC: gives the images to calibrate on, uint8, when they are needed."""
+        """calibrate_NHWC: gives the images to calibrate on, uint8, when they are needed, again and again."""
         self._bundle, self._work, self._calibrate = bundle, work, calibrate_NHWC
         # timm's names of networks that are made of attention
         name = bundle.info.architecture.name
@@ -95,7 +102,7 @@ class Builder:
 
     def folder(self, candidate: Candidate) -> Path:
         """Where a candidate is, or will be."""
-        plain = candidate.name.replace(", ", "-").replace(" ", "-")
+        plain = f"{candidate.runtime}-{candidate.precision}"
         if candidate.kept:
             plain += "-" + hashlib.sha256("\n".join(candidate.kept).encode()).hexdigest()[:8]
         return self._work / "candidates" / plain
@@ -120,21 +127,35 @@ class Builder:
 
     def graph(self, runtime: str) -> Path:
         """The folder that holds the float32 graph for a runtime."""
-        folder = self._work / "graphs" / runtime
+        return self._made(runtime, lambda folder: GRAPH_WRITERS[runtime](self._bundle, folder))
+
+    def quantized_graph(self, runtime: str) -> Path:
+        """The folder that holds the int8 graph for a runtime."""
+
+        def quantize(folder: Path) -> None:
+            if runtime == "onnx":
+                quantize_onnx(self.graph(runtime), folder, self._calibrate())
+            else:
+                quantize_openvino(self.graph(runtime), folder, self._calibrate(), transformer=self._transformer)
+
+        return self._made(f"{runtime}-int8", quantize)
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+        """A folder of graphs that `make` fills, once; whole or not there."""
+        folder = self._work / "graphs" / name
         if not folder.exists():
-            temporary = folder.with_name(f".{runtime}.tmp")
+            temporary = folder.with_name(f".{name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            GRAPH_WRITERS[runtime](self._bundle, temporary)
+            make(temporary)
             temporary.rename(folder)
         return folder
 
     def _add_graph(self, candidate: Candidate, into: Path) -> None:
-        source = self.graph(candidate.runtime)
-        if candidate.precision != "int8":
-            for path in source.iterdir():
-                shutil.copyfile(path, into / path.name)
-        elif candidate.runtime == "onnx":
-            quantize_onnx(source, into, self._calibrate())
-        else:
-            quantize_openvino(source, into, self._calibrate(), skip=candidate.kept, transformer=self._transformer)
+        runtime = candidate.runtime
+        source = self.quantized_graph(runtime) if is_quantized(candidate.precision) else self.graph(runtime)
+        if candidate.kept:
+            save_given_back(source, self.graph(runtime), into, candidate.kept)
+            return
+        for path in source.iterdir():
+            shutil.copyfile(path, into / path.name)

@@ -16,7 +16,7 @@ import torch
 from vivace.bundle import Bundle, load_bundle
 from vivace.errors import ConfigError, ParityError
 from vivace.evaluation.evaluate import open_split
-from vivace.runtimes import Classifier, load_runtime
+from vivace.runtimes import Classifier, is_quantized, load_runtime
 
 __all__ = ["PLAIN", "Parity", "check_parity", "compare_probs", "measure_parity", "parity_images", "verify"]
 
@@ -113,7 +113,7 @@ def compare_probs(
     rows = np.arange(len(expected_NK))
     # where two classes are as likely as each other, which of them comes first is a matter of rounding
     lead = expected_NK.max(1) - expected_NK[rows, found_NK.argmax(1)]
-    agrees = lead <= (0 if precision == "int8" else tolerance)
+    agrees = lead <= (0 if is_quantized(precision) else tolerance)
     return Parity(
         runtime=runtime,
         precision=precision,
@@ -122,7 +122,7 @@ def compare_probs(
         top1_agreement=float(agrees.mean()),
         max_difference=float(np.abs(expected_NK - found_NK).max()),
         tolerance=tolerance,
-        agreement_needed=INT8_AGREEMENT if precision == "int8" else 1.0,
+        agreement_needed=INT8_AGREEMENT if is_quantized(precision) else 1.0,
     )
 
 
@@ -145,7 +145,7 @@ def verify(
     images. Raises BundleError if a file is damaged, ConfigError for an int8 form without data.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    if bundle.info.precision == "int8" and data is None:
+    if is_quantized(bundle.info.precision) and data is None:
         raise ConfigError(f"an int8 form is compared on real images: {bundle.folder}. Give --data.")
     cpu, info = torch.device("cpu"), bundle.info
     images, name = parity_images(bundle, data, cache_dir=Path(cache_dir) if cache_dir is not None else None)

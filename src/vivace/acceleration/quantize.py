@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,10 @@ from vivace.runtimes.openvino import library, without_reports
 __all__ = ["quantize_onnx", "quantize_openvino"]
 
 
-def quantize_openvino(
-    source: Path, folder: Path, images_NHWC: np.ndarray, *, skip: Sequence[str] = (), transformer: bool = False
-) -> None:
+def quantize_openvino(source: Path, folder: Path, images_NHWC: np.ndarray, *, transformer: bool = False) -> None:
     """Write an int8 form of the OpenVINO graph in `source` into `folder`, by NNCF.
 
-    skip: names of operations that keep their precision. transformer: quantize as suits attention.
-    Raises MissingExtra without nncf.
+    transformer: quantize as suits attention. Raises MissingExtra without nncf.
     """
     openvino, nncf = library("int8 for OpenVINO"), _nncf()
     model = openvino.Core().read_model(source / OPENVINO_GRAPH)
@@ -44,7 +40,6 @@ def quantize_openvino(
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
             subset_size=len(images_NHWC),
             fast_bias_correction=True,
-            ignored_scope=nncf.IgnoredScope(names=list(skip), validate=False) if skip else None,
         )
     openvino.save_model(quantized, folder / OPENVINO_GRAPH, compress_to_fp16=False)
 

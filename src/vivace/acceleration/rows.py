@@ -36,6 +36,11 @@ class Row:
         return self.candidate.name
 
     @property
+    def times_faster(self) -> float:
+        """Than the baseline, which was timed beside it; 0 where it was not timed."""
+        return 0.0 if self.ratio is None else self.ratio[0]
+
+    @property
     def p50_ms(self) -> float:
         timings = self.timed or self.screened
         return float("inf") if timings is None else timings.p50_ms
@@ -55,5 +60,7 @@ class SearchResult:
     control: tuple[float, float, float]
     """The baseline against itself, timed as the others: (ratio, low, high)."""
     splits: Splits
+    num_certify: int
+    """Images that the finalists were judged on."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0

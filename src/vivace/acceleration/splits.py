@@ -75,7 +75,7 @@ class Splits:
     data: str
     """The name of the data set."""
     calibrate: Images
-    """Training images: ranges of activations are taken from them; labels are not used."""
+    """Training images: ranges of activations are taken from them, and what a channel is worth to the loss."""
     select: Images
     """Candidates are compared on them."""
     certify: Images

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def ratio_of(baseline: Timings, candidate: Timings, *, seed: int = 0) -> tuple[f
 
 def time_sides(
     sides: Sequence[Side],
-    images_NHWC: np.ndarray,
+    images_NHWC: np.ndarray | Mapping[str, np.ndarray],
     *,
     batch_size: int = 1,
     threads: int | None = None,
@@ -98,19 +98,21 @@ def time_sides(
 ) -> list[Timings]:
     """Time all sides in alternation, `rounds` blocks each; the order turns round from round to round.
 
-    images_NHWC: uint8 at the bundles' size, gone through in batches. threads: processors that each side may use; None:
+    images_NHWC: uint8 at the bundles' size, gone through in batches; where sizes differ, those of each side by its
+    name. threads: processors that each side may use; None:
     all. on_failure: told of a side that fails, which is then left out; without it SideFailure is raised. deadline: of
     time.monotonic, after which no further round begins, once there are five.
     """
-    if len(images_NHWC) < batch_size:
-        raise ConfigError(f"too few images to time: got {len(images_NHWC)} for batches of {batch_size}.")
+    arrays = images_NHWC if isinstance(images_NHWC, Mapping) else {side.name: images_NHWC for side in sides}
+    for array in arrays.values():
+        if len(array) < batch_size:
+            raise ConfigError(f"too few images to time: got {len(array)} for batches of {batch_size}.")
     with tempfile.TemporaryDirectory(prefix="vivace-timing-") as folder:
-        images = Path(folder, "images.npy")
-        np.save(images, images_NHWC)
+        files = _saved({side.name: arrays[side.name] for side in sides}, Path(folder))
         children: list[_Child] = []
         try:
             for side in sides:
-                child = _Child(side, images, batch_size, threads)
+                child = _Child(side, files[side.name], batch_size, threads)
                 # counted before it is asked, so that it ends whatever happens
                 children.append(child)
                 try:
@@ -129,6 +131,16 @@ def time_sides(
         finally:
             for child in children:
                 child.close()
+
+
+def _saved(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, Path]:
+    """A file for each array, by the same names; an array that two names have is written once."""
+    files: dict[int, Path] = {}
+    for array in arrays.values():
+        if id(array) not in files:
+            files[id(array)] = folder / f"images{len(files)}.npy"
+            np.save(files[id(array)], array)
+    return {name: files[id(array)] for name, array in arrays.items()}
 
 
 class _Child:

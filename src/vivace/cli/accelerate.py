@@ -33,7 +33,9 @@ class Options:
     within: str | None = None
     """Wall-clock for the search, such as 20m: no new form is built once a third of it is gone."""
     target_speedup: float | None = None
-    """Say whether it was made so many times as fast."""
+    """Say whether it was made so many times as fast; smaller networks are trained where it is not without."""
+    train: Literal["auto", "on", "off"] = "auto"
+    """Train smaller networks, pruned ones and those of the zoo, by distillation; auto: for --target-speedup."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     on_bad_image: Literal["refuse", "skip"] = "refuse"
@@ -68,6 +70,7 @@ def run(options: Options) -> int:
         threads=options.threads,
         within_seconds=None if options.within is None else parse_duration(options.within),
         target_speedup=options.target_speedup,
+        train=options.train,
         cache_dir=options.cache_dir,
         on_bad_image=options.on_bad_image,
         draw=_draw,

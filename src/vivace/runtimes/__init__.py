@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from vivace.bundle import Bundle
 
-__all__ = ["RUNTIMES", "Classifier", "graph_file", "load_runtime"]
+__all__ = ["RUNTIMES", "Classifier", "graph_file", "is_quantized", "load_runtime"]
 
 # name → module with `load(bundle, *, device, precision) -> Classifier`
 RUNTIMES = {
@@ -39,6 +39,11 @@ def load_runtime(name: str, bundle: Bundle, *, device: torch.device, precision: 
         )
     classifier: Classifier = import_module(RUNTIMES[name]).load(bundle, device=device, precision=precision)
     return classifier
+
+
+def is_quantized(precision: str) -> bool:
+    """Whether a form in this precision multiplies 8-bit integers: "int8", or "int8+bf16" with bf16 for the rest."""
+    return precision.startswith("int8")
 
 
 def graph_file(bundle: Bundle, name: str, runtime: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,19 +21,19 @@ __all__ = ["GRAPH", "compile_graph", "library", "load", "without_reports"]
 
 GRAPH = "model.xml"
 # of an int8 graph this is the arithmetic of what was not quantized
-HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
 REPORTER = "openvino_telemetry"
 
 
 def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
     """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32; preprocessing is in the graph.
 
-    precision: fp32 or bf16, or int8 for a graph that was quantized. Raises ConfigError for a GPU, another precision or
-    a bundle without an OpenVINO graph; MissingExtra.
+    precision: fp32 or bf16; for a graph that was quantized int8, or int8+bf16, which computes the rest in bf16. Raises
+    ConfigError for a GPU, another precision or a bundle without an OpenVINO graph; MissingExtra.
     """
     if device.type != "cpu" or precision not in HINTS:
         raise ConfigError(
-            f"openvino runs on a CPU in fp32, bf16 or int8: got {device.type} and {precision}. Use eager."
+            f"openvino runs on a CPU in {', '.join(HINTS)}: got {device.type} and {precision}. Use eager."
         )
     compiled = compile_graph(graph_file(bundle, GRAPH, "openvino"), precision)
 
@@ -46,9 +45,10 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     return classify
 
 
-def compile_graph(path: Path, precision: str, *, profiling: bool = False) -> Any:
-    """An openvino.CompiledModel of a graph on all processors. profiling: it counts the time of each layer.
+def compile_graph(graph: Any, precision: str, *, profiling: bool = False) -> Any:
+    """An openvino.CompiledModel of a graph, a file or an openvino.Model, on all processors.
 
+    profiling: it counts the time of each layer.
     Raises MissingExtra.
     """
     settings = {
@@ -58,7 +58,7 @@ def compile_graph(path: Path, precision: str, *, profiling: bool = False) -> Any
         "PERFORMANCE_HINT": "LATENCY",
         "PERF_COUNT": profiling,
     }
-    return library().Core().compile_model(path, "CPU", settings)
+    return library().Core().compile_model(graph, "CPU", settings)
 
 
 def library(purpose: str = "the runtime openvino") -> Any:

@@ -59,6 +59,11 @@ class TrainingData:
     def num_val(self) -> int:
         return len(self.val_labels_N) if self.val_indices is None else len(self.val_indices)
 
+    def without_test(self) -> TrainingData:
+        """The same data for a run that must not look at the test split."""
+        splits = {name: split for name, split in self.cache.splits.items() if name != "test"}
+        return dataclasses.replace(self, cache=dataclasses.replace(self.cache, splits=splits))
+
     @property
     def num_test(self) -> int:
         return len(self.cache.splits["test"].labels_N) if "test" in self.cache.splits else 0

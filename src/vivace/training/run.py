@@ -53,6 +53,7 @@ def train(
     data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     num_workers: int | None = None,
+    measure_test: bool = True,
     quiet: bool = False,
     clock: Callable[[], float] | None = None,
 ) -> TrainResult:
@@ -61,7 +62,8 @@ def train(
     data: a data set's name, a folder of class folders, a folder with train/ and val/ or test/, a manifest
     (.csv, .jsonl, .parquet) or an archive. recipe: a name, a YAML file or a Recipe. overrides: dotted fields of the
     recipe, such as {"optimizer.lr": 0.1}. The contract is `epochs`, `within` (wall-clock, such as "10m", from the call
-    to the saved bundle) and `target` (validation accuracy, (0, 1]) at which it stops.
+    to the saved bundle) and `target` (validation accuracy, (0, 1]) at which it stops. measure_test: look at the test
+    split, once, at the end.
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """
@@ -100,6 +102,7 @@ def train(
             resume=resume,
             device_choice=device,
             tune=tune,
+            measure_test=measure_test,
             cache_dir=cache_path,
             display=LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet),
             clock=clock,

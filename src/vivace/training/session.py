@@ -52,6 +52,7 @@ def run_training(
     resume: bool,
     device_choice: str,
     tune: bool,
+    measure_test: bool,
     cache_dir: Path,
     display: LiveDisplay,
     clock: Callable[[], float],
@@ -60,6 +61,8 @@ def run_training(
     device = select_device(device_choice)
     keep_freed_memory()
     data = prepare_data(cache, recipe)
+    if not measure_test:
+        data = data.without_test()
     facts = _facts(cache, data, source_name)
     saved, previous = None, None
     if resume:

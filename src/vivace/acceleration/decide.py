@@ -1,0 +1,141 @@
+"""What a search decides, from what was measured: pure functions of rows, which nothing here builds or times.
+
+A row's `ratio` says how many times as fast as the baseline it is; accuracies are those of `selected` and `certified`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vivace.acceleration.rows import Row
+from vivace.metrics.paired import PairedLoss, images_to_prove
+
+__all__ = ["certify_in_order", "explain", "finalists_of", "images_to_certify", "pick_winner", "undominated"]
+
+# a form that is slower than one of less risk by this much is dropped: closer ones go on to the longer timing
+SLACK = 1.05
+# forms that are judged on the images to certify on
+MAX_FINALISTS = 4
+# of the images that should suffice so many more: what was seen on few images to select on is not exact
+SPARE = 2.0
+LEAST_CERTIFIED = 1000
+
+
+def undominated(rows: Sequence[Row], baseline: Row, *, objective: str) -> list[Row]:
+    """Rows that may win, in the order of their risk; the others are told why not."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.candidate.risk, -row.times_faster)):
+        better = [other for other in [baseline, *front] if _beats(other, row, baseline, objective)]
+        if row is baseline or better:
+            row.status = "the baseline" if row is baseline else f"slower than {better[0].name}"
+            continue
+        front.append(row)
+    return front
+
+
+def _beats(other: Row, row: Row, baseline: Row, objective: str) -> bool:
+    """Whether a form of less risk leaves `row` nothing to win."""
+    smaller = objective == "size" and other is not baseline and row.num_bytes < other.num_bytes
+    return other.times_faster > row.times_faster * SLACK and not smaller
+
+
+def finalists_of(rows: Sequence[Row]) -> list[Row]:
+    """The fastest of those that were selected, in the order in which they are to be judged: the surest first."""
+    fastest = sorted(rows, key=lambda row: -row.times_faster)[:MAX_FINALISTS]
+    for row in rows:
+        if row not in fastest:
+            row.status = f"slower than {fastest[0].name}"
+    return sorted(fastest, key=lambda row: (row.selected.bound if row.selected else 1.0, row.candidate.risk))
+
+
+def images_to_certify(finalists: Sequence[Row], max_drop: float, available: int) -> int:
+    """How many images will prove all finalists, by what was seen when selecting, with some to spare.
+
+    Decided before one of them is looked at; all there are where so few would not do.
+    """
+    needed = [images_to_prove(_worse(row.selected), max_drop) for row in finalists if row.selected]
+    if not needed or any(count is None for count in needed):
+        return available
+    return min(available, max(LEAST_CERTIFIED, round(SPARE * max(count or 0 for count in needed))))
+
+
+def _worse(loss: PairedLoss) -> PairedLoss:
+    """As if one image more had been lost: that none was on few images does not say that none will be."""
+    return PairedLoss(
+        num_images=loss.num_images,
+        top1_before=loss.top1_before,
+        top1_after=loss.top1_after,
+        lost=min(loss.lost + 1, loss.num_images - loss.gained),
+        gained=loss.gained,
+        bound=loss.bound,
+        confidence=loss.confidence,
+    )
+
+
+def certify_in_order(finalists: Sequence[Row], judge: Callable[[Row], PairedLoss], *, max_drop: float) -> list[Row]:
+    """Judge each on the images to certify on, in their order, until one fails; those that were proven.
+
+    A fixed sequence keeps the chance of a wrong acceptance at that of a single test, however many are judged (Maurer,
+    Hothorn and Lehmacher 1995).
+    """
+    stopped_by = None
+    for row in finalists:
+        if stopped_by is not None:
+            row.status = f"not judged: {stopped_by} before it was not proven"
+            continue
+        row.certified = judge(row)
+        if row.certified.bound <= max_drop:
+            row.status = "certified"
+        else:
+            row.status, stopped_by = "not proven", row.name
+    return [row for row in finalists if row.status == "certified"]
+
+
+def pick_winner(certified: Sequence[Row], control: tuple[float, float, float], *, objective: str) -> Row | None:
+    """The best of what was proven and is faster than the baseline by more than the baseline is than itself."""
+    # two processes of one form may differ by a few hundredths for good: memory lies elsewhere
+    least = max(1.0, control[2], 1 / control[1])
+    faster = [row for row in certified if row.ratio is not None and row.ratio[1] > least]
+    if objective == "size":
+        return min(faster, key=lambda row: (row.num_bytes, -row.times_faster), default=None)
+    return max(faster, key=lambda row: row.times_faster, default=None)
+
+
+def explain(rows: Sequence[Row], winner: Row | None, control: tuple[float, float, float], max_drop: float) -> list[str]:
+    """What a person should know of a search beside its table."""
+    notes = []
+    for row in rows:
+        if row.status == "not proven" and row.certified is not None:
+            notes.append(_unproven(row.name, row.certified, max_drop))
+    if winner is None:
+        best = max(
+            (row for row in rows if row.selected is not None and row.times_faster > 1),
+            key=lambda row: row.times_faster,
+            default=None,
+        )
+        loss = best and (best.certified or best.selected)
+        if best is not None and loss:
+            notes.append(
+                f"the best that was not accepted: {best.name}, {best.times_faster:.2f} times as fast, "
+                f"{100 * loss.drop:.2f} points lost on {loss.num_images:,} images, at most {100 * loss.bound:.2f}"
+            )
+    low, high = control[1:]
+    if not low <= 1 <= high:
+        notes.append(
+            f"the baseline in a second process is [{low:.3f}, {high:.3f}] times as fast as in the first: no form "
+            "is called faster by less than that"
+        )
+    return notes
+
+
+def _unproven(name: str, loss: PairedLoss, max_drop: float) -> str:
+    needed = images_to_prove(loss, max_drop)
+    would = (
+        f"about {needed:,} images like these would prove it"
+        if needed is not None
+        else "no number of images would prove it, for what was lost is not under the budget"
+    )
+    return (
+        f"{name}: {100 * loss.drop:.2f} points lost on {loss.num_images:,} images, at most "
+        f"{100 * loss.bound:.2f} with 95 % confidence: not within {100 * max_drop:g}; {would}"
+    )

@@ -1,0 +1,148 @@
+"""Smaller networks within a search: timed before they are trained, raced, and the best of them trained to the end.
+
+Latency does not depend on the weights: a student that would not be faster is never trained. Of the others each gets a
+quarter of its training; half of them, those that are most accurate on the images to select on, get all of it
+(successive halving, arXiv:1502.07943).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.acceleration.candidates import Candidate
+from vivace.acceleration.rows import Row
+from vivace.acceleration.students import RACE_SHARE, Student, propose, train_student
+from vivace.acceleration.variants import Variant, open_variant
+from vivace.acceleration.workbench import Workbench
+from vivace.bundle import Bundle
+from vivace.errors import TrainingError
+
+__all__ = ["Smaller", "survivors"]
+
+# calibrated on so many images an untrained network takes as long as on more
+NUM_CALIBRATE_UNTRAINED = 8
+UNTRAINED = " untrained"
+# shares of a given time that is left: the race, and training to the end; the rest is for forms, timing, certificates
+RACE_TIME, FINAL_TIME = 0.2, 0.55
+# a run of fewer seconds teaches nothing
+LEAST_SECONDS = 10.0
+
+
+def survivors(speeds: Mapping[str, float], accuracies: Mapping[str, float]) -> list[str]:
+    """Names that stay in the race, the most accurate first: half of those that no other beats in both respects."""
+    alone = [
+        name
+        for name in accuracies
+        if not any(
+            accuracies[other] >= accuracies[name] and speeds[other] > speeds[name]
+            for other in accuracies
+            if other != name
+        )
+    ]
+    ranked = sorted(alone, key=lambda name: (-accuracies[name], -speeds[name]))
+    return ranked[: max(1, -(-len(accuracies) // 2))]
+
+
+class Smaller:
+    """The students of a search."""
+
+    def __init__(self, bench: Workbench, data: str | Path, work: Path, opening: Mapping[str, Any]) -> None:
+        """work: folder for students and their forms. opening: cache_dir and on_bad_image, as for `open_splits`."""
+        self._bench, self._data, self._work, self._opening = bench, data, work, opening
+
+    def train(self, forms: Sequence[Candidate], baseline: Row, *, least_speed: float) -> list[list[Row]]:
+        """Rows of the trained networks in each of `forms`, timed beside the baseline; a list for each network.
+
+        least_speed: times as fast as the baseline that a network must be to be trained.
+        """
+        bench = self._bench
+        students = propose(bench.own.bundle, bench.own.splits, self._work, on_message=bench.tell)
+        speeds = self._speeds(students, forms[0], baseline)
+        fast = [student for student in students if speeds.get(student.name, 0.0) > least_speed]
+        for student in students:
+            said = f"{speeds[student.name]:.2f} times as fast" if student.name in speeds else "can't be timed"
+            bench.tell(f"{student.name}: {said}{'' if student in fast else ', not trained'}")
+        trained = [variant for student in self._raced(fast, speeds) if (variant := self._finished(student)) is not None]
+        bench.variants |= {variant.name: variant for variant in trained}
+        rows = bench.build([dataclasses.replace(form, network=variant.name) for variant in trained for form in forms])
+        timed = bench.screen(rows, baseline) if rows else []
+        return [[row for row in timed if bench.variant(row) is variant] for variant in trained]
+
+    def _speeds(self, students: Sequence[Student], form: Candidate, baseline: Row) -> dict[str, float]:
+        """How many times as fast as the baseline each is in a form, untrained; without those that can't be timed."""
+        bench = self._bench
+        for student in students:
+            variant = self._variant(student.name + UNTRAINED, student.bundle, num_calibrate=NUM_CALIBRATE_UNTRAINED)
+            bench.variants[variant.name] = variant
+        rows = bench.build([dataclasses.replace(form, network=student.name + UNTRAINED) for student in students])
+        # of no use but for their time: no rows of the result
+        bench.rows = [row for row in bench.rows if row not in rows]
+        timed = bench.screen(rows, baseline) if rows else []
+        return {row.candidate.network.removesuffix(UNTRAINED): row.times_faster for row in timed}
+
+    def _raced(self, students: Sequence[Student], speeds: Mapping[str, float]) -> list[Student]:
+        """Students that are worth their whole training."""
+        if len(students) < 2:
+            return list(students)
+        within, accuracies = self._share_of_time(RACE_TIME, len(students)), {}
+        for student in students:
+            self._bench.tell(f"a first look at {student.name}")
+            bundle = self._trained(student, "race", share=RACE_SHARE, within_seconds=within)
+            if bundle is not None:
+                accuracies[student.name] = self._accuracy(self._variant(student.name, bundle))
+                self._bench.tell(f"{student.name}: {accuracies[student.name]:.1%} on the images to select on")
+        names = survivors(speeds, accuracies) if accuracies else []
+        return [student for name in names for student in students if student.name == name]
+
+    def _finished(self, student: Student) -> Variant | None:
+        """A student trained to the end; None where there is no time for it, or its training failed."""
+        within = self._share_of_time(FINAL_TIME, 2)
+        if within is not None and within < LEAST_SECONDS:
+            self._bench.tell(f"no time is left to train {student.name}")
+            return None
+        self._bench.tell(f"training {student.name}")
+        bundle = self._trained(student, "whole", within_seconds=within)
+        if bundle is None:
+            return None
+        variant = self._variant(student.name, bundle)
+        self._bench.tell(f"{student.name}: {self._accuracy(variant):.1%} on the images to select on")
+        return variant
+
+    def _trained(self, student: Student, part: str, **options: Any) -> Bundle | None:
+        try:
+            return train_student(
+                student,
+                self._bench.own.bundle,
+                self._data,
+                self._work / "runs" / f"{student.name} {part}",
+                **self._opening,
+                **options,
+            )
+        except TrainingError as error:
+            self._bench.tell(f"{student.name} could not be trained: {error}")
+            return None
+
+    def _variant(self, name: str, bundle: Bundle, *, num_calibrate: int | None = None) -> Variant:
+        return open_variant(
+            name,
+            bundle,
+            self._data,
+            self._work / "forms" / f"{name}",
+            like=self._bench.own.splits,
+            num_calibrate=num_calibrate,
+            **self._opening,
+        )
+
+    def _accuracy(self, variant: Variant) -> float:
+        images = variant.splits.select
+        return float(np.mean(variant.probs(None, images).argmax(1) == images.labels))
+
+    def _share_of_time(self, share: float, parts: int) -> float | None:
+        """Seconds for each of `parts` of a share of the time that is left; None without a limit."""
+        left = self._bench.seconds_left()
+        return None if left == float("inf") else max(1.0, share * left / parts)

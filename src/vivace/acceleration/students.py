@@ -1,0 +1,210 @@
+"""Smaller networks that may take a model's place, and how each is trained: by distillation from it.
+
+Two kinds: the model itself with channels gone, which starts from what it knows, and networks of the zoo, which start
+from nothing but are drawn for speed, also for smaller images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vivace.acceleration.prune import prune
+from vivace.acceleration.splits import Splits
+from vivace.bundle import Architecture, Bundle, load_bundle, save_bundle
+from vivace.errors import BundleError, MissingExtra, ModelError
+from vivace.models.narrowing import narrowed_layers
+from vivace.models.normalize import Normalize
+from vivace.models.zoo import complete_arguments, create_model, forward_flops
+from vivace.training.run import train
+
+__all__ = ["Student", "propose", "train_student"]
+
+# of the time of the whole network's layers
+PRUNED_SHARES = (0.6, 0.4, 0.25)
+# a network of the zoo is tried if it computes this much less
+LESS_FLOPS = 0.7
+# sides of smaller images, as shares of the model's own, in steps that suit strides
+SMALLER_SIDES, SIDE_STEP, LEAST_SIDE = (1.0, 0.75, 0.57, 0.43), 32, 64
+MAX_ZOO = 3
+# a network that starts from weights needs fewer epochs and smaller steps
+FINE_TUNE_LR, FINE_TUNE_EPOCHS = 0.01, 12
+SCRATCH_EPOCHS = 24
+# a first look, to tell which are worth the rest
+RACE_SHARE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A smaller network before it has learnt to take the model's place."""
+
+    name: str
+    bundle: Bundle
+    """Untrained, for timing; a pruned one with the weights that are left."""
+    epochs: int
+    changes: Mapping[str, Any]
+    """To the recipe `fast`, which trains it."""
+
+
+def propose(
+    bundle: Bundle, splits: Splits, folder: Path, *, on_message: Callable[[str], None] = lambda message: None
+) -> list[Student]:
+    """Students of a bundle, with their untrained bundles below `folder`; kinds that do not suit it are told and left.
+
+    splits: training images are taken from `calibrate`, which say what a channel is worth.
+    """
+    students = []
+    for kind in (_pruned, _from_zoo):
+        try:
+            students += kind(bundle, splits, folder)
+        except (MissingExtra, ModelError, RuntimeError) as error:
+            on_message(f"no students by {kind.__name__.strip('_').replace('_', ' ')}: {error}")
+    return students
+
+
+def _pruned(bundle: Bundle, splits: Splits, folder: Path) -> list[Student]:
+    model = bundle.build_model()
+    preprocess, architecture = bundle.preprocess, bundle.info.architecture
+    names = {share: f"pruned to {share:.0%}" for share in PRUNED_SHARES}
+    missing = [share for share, name in names.items() if _saved(folder / name) is None]
+    if missing:
+        normalize = Normalize(preprocess.mean, preprocess.std)
+        found = prune(model, normalize, splits.calibrate.pixels(), splits.calibrate.labels, list(PRUNED_SHARES))
+        plain = create_model(
+            architecture.name,
+            architecture.num_classes,
+            in_channels=architecture.in_channels,
+            size=architecture.size,
+            **{key: value for key, value in architecture.arguments.items() if key != "narrowed"},
+        )
+        for share, pruned in found.items():
+            arguments = {**architecture.arguments, "narrowed": narrowed_layers(pruned.model, plain)}
+            info = dataclasses.replace(
+                bundle.info, architecture=dataclasses.replace(architecture, arguments=arguments), metrics={}
+            )
+            save_bundle(folder / names[share], pruned.model, info)
+    students = []
+    for name in names.values():
+        saved = _saved(folder / name)
+        if saved is not None:
+            changes = {
+                "model.weights": str(saved.folder / "model.safetensors"),
+                "model.arguments": dict(saved.info.architecture.arguments),
+                "optimizer.lr": FINE_TUNE_LR,
+                # the recipe's own network gets these, which are for a start from nothing
+                "focus.share": 1.0,
+                "freeze_after": (),
+                "augment.start_size": None,
+            }
+            students.append(Student(name=name, bundle=saved, epochs=FINE_TUNE_EPOCHS, changes=changes))
+    return students
+
+
+def _from_zoo(bundle: Bundle, splits: Splits, folder: Path) -> list[Student]:
+    own = bundle.info.architecture
+    flops = forward_flops(bundle.build_model(), in_channels=own.in_channels, size=own.size)
+    students = []
+    for name, size, arguments in _drawn(own):
+        model = create_model(name, own.num_classes, in_channels=own.in_channels, size=size, **arguments)
+        if forward_flops(model, in_channels=own.in_channels, size=size) > LESS_FLOPS * flops:
+            continue
+        architecture = Architecture(
+            name=name,
+            num_classes=own.num_classes,
+            in_channels=own.in_channels,
+            size=size,
+            arguments=complete_arguments(name, arguments),
+        )
+        preprocess = dataclasses.replace(
+            bundle.preprocess, size=size, store_size=round(bundle.preprocess.store_size * size / own.size)
+        )
+        info = dataclasses.replace(bundle.info, architecture=architecture, preprocess=preprocess, metrics={})
+        width = f", width {max(arguments['widths'])}" if "widths" in arguments else ""
+        title = f"{name} {size} px{width}"
+        saved = _saved(folder / title) or save_bundle(folder / title, model, info)
+        students.append(
+            Student(name=title, bundle=saved, epochs=SCRATCH_EPOCHS, changes={"model.arguments": arguments})
+        )
+    return students[:MAX_ZOO]
+
+
+def _drawn(own: Architecture) -> list[tuple[str, int, dict[str, Any]]]:
+    """Networks of the zoo for images of a model's size and below: name, size, arguments; the larger first."""
+    if own.size > LEAST_SIDE:
+        sides = sorted(
+            {max(LEAST_SIDE, SIDE_STEP * round(s * own.size / SIDE_STEP)) for s in SMALLER_SIDES}, reverse=True
+        )
+        return [("fast_photo", side, {}) for side in sides]
+    return [
+        ("fast_cnn", own.size, {"widths": list(widths), "depth": [depth] * 3, "activation": "relu", "stride": 2})
+        for widths, depth in (((64, 192, 256), 2), ((64, 128, 256), 2), ((48, 96, 192), 1))
+    ]
+
+
+def train_student(
+    student: Student,
+    teacher: Bundle,
+    data: str | Path,
+    run: Path,
+    *,
+    share: float = 1.0,
+    within_seconds: float | None = None,
+    cache_dir: Path | None = None,
+    on_bad_image: str = "refuse",
+) -> Bundle:
+    """The student, trained on the images that its teacher was trained on; the test split is not looked at.
+
+    run: the folder of its training; one that was stopped goes on, one that is done is taken as it is. share: of its
+    epochs, where no time is given. Raises what `train` raises.
+    """
+    done = _saved(run / "bundle")
+    if done is not None:
+        return done
+    info, preprocess = teacher.info, student.bundle.preprocess
+    given = info.recipe.get("data", {})
+    changes = {
+        "model.name": student.bundle.info.architecture.name,
+        "data.size": preprocess.size,
+        "data.store_size": preprocess.store_size,
+        "data.channels": preprocess.channels,
+        "data.mean": preprocess.mean,
+        "data.std": preprocess.std,
+        "data.on_bad_image": on_bad_image,
+        "data.allow_leaks": given.get("allow_leaks", False),
+        # the same images are held out
+        **({"data.val_fraction": given["val_fraction"]} if "val_fraction" in given else {}),
+        "seed": info.recipe.get("seed", 0),
+        "distill.teacher": str(teacher.folder),
+        "loss.label_smoothing": 0.0,
+        **student.changes,
+    }
+    threads = torch.get_num_threads()
+    try:
+        result = train(
+            data,
+            overrides=changes,
+            epochs=max(1, round(share * student.epochs)) if within_seconds is None else None,
+            within=within_seconds,
+            run=run,
+            resume=any((run / "checkpoints").glob("*.safetensors")),
+            cache_dir=cache_dir,
+            measure_test=False,
+            quiet=True,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    return load_bundle(result.bundle)
+
+
+def _saved(folder: Path) -> Bundle | None:
+    if not folder.exists():
+        return None
+    try:
+        return load_bundle(folder)
+    except BundleError:
+        return None
