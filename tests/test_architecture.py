@@ -50,6 +50,7 @@ TORCH_FREE = [
             "evaluate",
             "predict",
             "accelerate",
+            "profile",
             "export",
             "verify",
             "bench",

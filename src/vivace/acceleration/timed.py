@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["serve"]
+__all__ = ["serve", "use_processors"]
 
 
 def serve() -> None:
@@ -38,7 +38,7 @@ class _Session:
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = job
         if job["threads"] is not None:
-            _use_processors(job["threads"])
+            use_processors(job["threads"])
         images: np.ndarray = np.load(job["images"], mmap_mode="r")
         size = job["batch_size"]
         # in memory, and as many as there are: a single image again and again would lie in a cache
@@ -83,7 +83,7 @@ class _Session:
             yield from self._batches
 
 
-def _use_processors(count: int) -> None:
+def use_processors(count: int) -> None:
     """Let this process use the first `count` of its processors; libraries take their number of threads from that."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])

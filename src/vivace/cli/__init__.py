@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "measure a bundle on labelled images",
     "predict": "classify images with a bundle",
     "accelerate": "find the fastest form of a bundle whose loss of accuracy is proven to be within a budget",
+    "profile": "tell where a bundle's time goes, layer by layer, and in which arithmetic its kernels ran",
     "export": "write a bundle for ONNX Runtime, OpenVINO or plain PyTorch, checked against it",
     "verify": "check a bundle's files, and that its runtime answers as PyTorch does",
     "bench": "measure what each technique is worth on your data and machine",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from vivace.runtimes import Classifier, graph_file
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GRAPH", "load"]
+__all__ = ["GRAPH", "load", "open_session"]
 
 GRAPH = "model.onnx"
 # of an int8 graph the arithmetic stands in the graph itself
@@ -29,7 +30,20 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     """
     if device.type != "cpu" or precision not in PRECISIONS:
         raise ConfigError(f"onnx runs on a CPU in fp32 or int8: got {device.type} and {precision}. Use eager.")
-    path = graph_file(bundle, GRAPH, "onnx")
+    session = open_session(graph_file(bundle, GRAPH, "onnx"))
+
+    def classify(images_NHWC: np.ndarray) -> np.ndarray:
+        probs: np.ndarray = session.run(["probs"], {"images": np.ascontiguousarray(images_NHWC)})[0]
+        return probs
+
+    return classify
+
+
+def open_session(path: Path, *, profile_prefix: str | None = None) -> Any:
+    """An onnxruntime.InferenceSession of a graph on all processors. profile_prefix: it writes what it ran beside that.
+
+    Raises MissingExtra.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -38,10 +52,6 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     options.intra_op_num_threads = num_cpus()
     # errors only: it warns of initialisers that it removes
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def classify(images_NHWC: np.ndarray) -> np.ndarray:
-        probs: np.ndarray = session.run(["probs"], {"images": np.ascontiguousarray(images_NHWC)})[0]
-        return probs
-
-    return classify
+    if profile_prefix is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile_prefix
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

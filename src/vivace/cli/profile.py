@@ -1,0 +1,91 @@
+"""Tell where BUNDLE's time goes, layer by layer, and in which arithmetic its kernels really ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from vivace.cli.common import print_json, verb_options
+
+if TYPE_CHECKING:
+    from vivace.acceleration.profile import Profile
+
+MAX_NAME = 72
+
+
+@verb_options
+class Options:
+    """The options of `vivace profile`."""
+
+    bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
+    """A bundle's folder, or a run's."""
+    top: int = 20
+    """Layers to list, those that take longest; 0: all."""
+    batch: int = 1
+    """Images in a call."""
+    calls: int = 20
+    """Calls to take the median of."""
+    threads: int | None = None
+    """Processors to use. Default: all."""
+    json: bool = False
+    """Print the result as one JSON object on the last line."""
+
+
+def run(options: Options) -> None:
+    """Profile and print."""
+    import numpy as np
+
+    from vivace.acceleration.parity import parity_images
+    from vivace.acceleration.profile import profile_layers
+    from vivace.bundle import load_bundle
+    from vivace.config import check_range
+
+    check_range("batch", options.batch, 1)
+    check_range("top", options.top, 0)
+    check_range("threads", options.threads, 1)
+    bundle = load_bundle(options.bundle)
+    images, _ = parity_images(bundle, None)
+    batch = np.resize(images, (options.batch, *images.shape[1:]))
+    profile = profile_layers(bundle, batch, calls=options.calls, threads=options.threads)
+    if options.json:
+        print_json({"bundle": str(bundle.folder), "summary": profile.summary(), **profile.to_dict()})
+        return
+    print("\n".join([*table(profile, options.top), "", profile.summary()]))
+
+
+def table(profile: Profile, top: int) -> list[str]:
+    """Lines of a table: the layers that take longest, and what the rest of them take together."""
+    ordered = sorted(profile.layers, key=lambda layer: -layer.ms)
+    shown = ordered[:top] if top else ordered
+    total = max(profile.layers_ms, 1e-9)
+    rows = [("layer", "kind", "kernel", "arithmetic", "ms", "share")]
+    rows += [
+        (
+            _end_of(layer.name),
+            layer.kind,
+            _end_of(layer.kernel),
+            layer.arithmetic,
+            f"{layer.ms:.3f}",
+            f"{layer.ms / total:.1%}",
+        )
+        for layer in shown
+    ]
+    rest = ordered[len(shown) :]
+    if rest:
+        ms = sum(layer.ms for layer in rest)
+        rows.append((f"{len(rest)} others", "", "", "", f"{ms:.3f}", f"{ms / total:.1%}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    return [
+        "  ".join(
+            cell.rjust(width) if column > 3 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def _end_of(text: str) -> str:
+    """What tells layers apart stands at the end."""
+    return text if len(text) <= MAX_NAME else "…" + text[1 - MAX_NAME :]
