@@ -14,6 +14,7 @@
     │   ├── RunFolderError         a run folder that is locked or can't be written
     │   ├── KernelError            kernels of our own that can't be built here
     │   └── MissingExtra           an optional library that is not installed
+    ├── ExportError                a network that another runtime can't take
     ├── ParityError                another form of a model does not answer as the model does
     ├── TrainingError              training could not go on
     │   ├── NonFiniteError         NaN or Inf that did not go away
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DownloadError",
+    "ExportError",
     "ImageError",
     "InputError",
     "Interrupted",
@@ -119,6 +121,10 @@ class MissingExtra(InputError):
         super().__init__(
             f"{purpose} needs {library}, which is not installed. Install it: pip install 'vivace[{extra}]'"
         )
+
+
+class ExportError(VivaceError):
+    """An exporter can't write a network for another runtime: an operator that it lacks, say."""
 
 
 class ParityError(VivaceError):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vivace.acceleration.foreign import exporting
 from vivace.acceleration.graph import deployed_graph
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
 from vivace.acceleration.quiet import quiet
@@ -56,8 +57,8 @@ def export(
 
     out: the folder of the new bundle, or the file. data: images for the certificate of parity, as for `train`; without
     them they are generated. What disagrees with PyTorch is not left on disk.
-    Raises ConfigError for an unknown target, MissingExtra if its library is not installed, ParityError if the form
-    does not agree, BundleError if a weight is NaN or infinite.
+    Raises ConfigError for an unknown target, MissingExtra if its library is not installed, ExportError if it can't take
+    the network, ParityError if the form does not agree, BundleError if a weight is NaN or infinite.
     """
     if target not in TARGETS:
         raise ConfigError(f"--to is unknown: got {target!r}.{nearest(target, TARGETS)} Known: {', '.join(TARGETS)}.")
@@ -74,7 +75,7 @@ def _state_dict(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: P
 def _pt2(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
     images, name = parity_images(bundle, data, cache_dir=cache_dir)
     buffer = io.BytesIO()
-    with quiet():
+    with quiet(), exporting("pt2"):
         torch.export.save(_traced(bundle), buffer)
         buffer.seek(0)
         # read back: what is certified is what lies in the file
@@ -135,7 +136,7 @@ def _write_onnx(bundle: Bundle, folder: Path) -> None:
     except ImportError:
         raise MissingExtra("onnxscript", "accelerate", "an export to ONNX") from None
     graph, example = deployed_graph(bundle)
-    with quiet():
+    with quiet(), exporting("onnx"):
         program = torch.onnx.export(
             graph,
             (example,),
@@ -153,7 +154,7 @@ def _write_onnx(bundle: Bundle, folder: Path) -> None:
 
 def _write_openvino(bundle: Bundle, folder: Path) -> None:
     openvino = library("an export to OpenVINO")
-    with quiet():
+    with quiet(), exporting("openvino"):
         model = openvino.convert_model(_traced(bundle))
         # float32 as the weights are: a smaller file is a step of its own, with its own check
         openvino.save_model(model, folder / OPENVINO_GRAPH, compress_to_fp16=False)
