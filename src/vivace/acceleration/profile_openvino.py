@@ -18,7 +18,7 @@ from vivace.acceleration.profiled import Job
 from vivace.runtimes import graph_file
 from vivace.runtimes.openvino import GRAPH, compile_graph, library
 
-__all__ = ["profile", "quantized_layers"]
+__all__ = ["QUANTIZED", "profile", "quantized_layers"]
 
 # operations of a graph for whose sake NNCF quantizes
 QUANTIZED = (

@@ -35,6 +35,8 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
         },
         "rows": [_row(row) for row in result.rows],
         "missing": result.missing,
+        "profile": result.profile.to_dict() if result.profile else None,
+        "evidence": result.profile.summary() if result.profile else None,
         "notes": result.notes,
         "seconds": result.seconds,
         "environment": describe(),
@@ -138,6 +140,8 @@ def markdown(written: dict[str, Any]) -> str:
         )
         cells.append("**the winner**" if row["name"] == written["winner"] else row["status"])
         lines.append("| " + " | ".join(cells) + " |")
+    if written["evidence"]:
+        lines += ["", f"What ran, by the runtime's own profiler: {written['evidence']}."]
     lines += [""] + [f"- {name}: {why}" for name, why in written["missing"].items()]
     lines += [f"- {note}" for note in written["notes"]]
     return "\n".join(lines).rstrip() + "\n"

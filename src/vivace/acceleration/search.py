@@ -112,6 +112,7 @@ class Search:
         certified = decide.certify_in_order(finalists, self._judge, max_drop=self._max_drop)
         control = bench.time(baseline, certified)
         winner = decide.pick_winner(certified, control, objective=self._objective)
+        profile = bench.profile(winner) if winner is not None else None
         return SearchResult(
             rows=bench.rows,
             missing=missing,
@@ -120,6 +121,7 @@ class Search:
             control=control,
             splits=self.splits,
             num_certify=len(self._certify),
+            profile=profile,
             notes=decide.explain(bench.rows, winner, control, self._max_drop),
             seconds=time.monotonic() - self._started,
         )

@@ -10,11 +10,13 @@ import numpy as np
 
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.parity import Parity, compare_probs
+from vivace.acceleration.profile import Profile, profile_layers
 from vivace.acceleration.rows import Row
 from vivace.acceleration.splits import Images
 from vivace.acceleration.timing import Side, Timings, ratio_of, time_sides
 from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle
+from vivace.errors import VivaceError
 from vivace.metrics.paired import PairedLoss, paired_loss
 
 __all__ = ["Workbench"]
@@ -126,6 +128,15 @@ class Workbench:
         for row, timings in zip(certified, others[1:], strict=True):
             row.timed, row.ratio = timings, ratio_of(first, timings)
         return ratio_of(first, others[0])
+
+    def profile(self, row: Row) -> Profile | None:
+        """Which kernels a form ran, as its runtime tells; None, and a message, where it can't."""
+        images = next(iter(self._timed_images([row]).values()))[: self._batch_size]
+        try:
+            return profile_layers(self.bundle_of(row), images, threads=self._threads)
+        except VivaceError as error:
+            self.tell(f"no profile of {row.name}: {error}")
+            return None
 
     def probs(self, row: Row | None, images: Images, part: str) -> np.ndarray:
         """probs_NK of a form, or of the plain model, on images; computed once for each `part`."""
