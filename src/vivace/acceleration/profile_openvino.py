@@ -51,7 +51,7 @@ def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
     means: list[list[float]] = []
     calls_ms: list[float] = []
     for _ in range(NUM_MEANS):
-        compiled = compile_graph(path, job.precision, profiling=True)
+        compiled = compile_graph(path, job.precision, batch_size=len(images), profiling=True)
         request = compiled.create_infer_request()
         _run(request, images, warmup)
         before = _means_ms(request)

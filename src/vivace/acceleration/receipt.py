@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vivace.acceleration.decide import nearest
 from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.timing import Timings
 from vivace.bundle import Bundle
@@ -19,11 +20,13 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
     """Plain values: what was asked, the environment, a row for each form with its blocks' medians, and the control."""
     certified = next((row.certified for row in result.rows if row.certified is not None), None)
     splits = result.splits
+    best = result.winner or nearest(result.rows)
     return {
         "asked": asked,
         "model": bundle.info.architecture.name,
         "size": bundle.preprocess.size,
         "winner": result.winner.name if result.winner else None,
+        "best": best.name if best else None,
         "baseline": result.baseline.name,
         "top1_before": certified.top1_before if certified else float("nan"),
         "control": _ratio(result.control),
