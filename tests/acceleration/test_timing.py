@@ -148,6 +148,7 @@ def test_each_side_has_several_processes_and_only_the_first_starts_cold(
     assert [name for name, _ in alive] == list("abbaab" + "baab")
     pids = [pid for _, pid in alive]
     assert [len(set(pids)), len(set(pids[:6])), len(set(pids[6:]))] == [4, 2, 2]
+    assert len({len(block) for block in first.blocks_ms}) == 1
     # of the same form one process alone started cold
     (told,) = kept.glob("*/cold.json")
     assert first.cold_start_seconds == second.cold_start_seconds == json.loads(told.read_text())["seconds"]

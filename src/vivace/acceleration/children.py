@@ -105,18 +105,19 @@ class Child:
         """Wait until it has classified its first batch; seconds from its start to there."""
         return float(self._answer()["cold_start_seconds"])
 
-    def warm_up(self) -> None:
-        """Until two blocks in a row take the same time; sets how many calls a block has."""
+    def warm_up(self, num_calls: int | None = None) -> int:
+        """Until two blocks in a row take the same time; how many calls a block has: `num_calls`, if it is given."""
         once = float(np.median(self._times(MIN_CALLS)))
-        self._num_calls = max(MIN_CALLS, round(1e3 * self._block_seconds / max(once, 1e-3)))
+        self._num_calls = num_calls or max(MIN_CALLS, round(1e3 * self._block_seconds / max(once, 1e-3)))
         before = once
         for _ in range(MAX_WARMUP_BLOCKS):
             # the first call of all may have been slow: patience follows what was last seen
             self._patience = BLOCK_SECONDS + BLOCK_FACTOR * self._num_calls * before / 1e3
             now = float(np.median(self._times(self._num_calls)))
             if abs(now - before) <= STABLE_WITHIN * before:
-                return
+                break
             before = now
+        return self._num_calls
 
     def run_block(self) -> None:
         """Time one block, which is added to `blocks`: ms of each call."""

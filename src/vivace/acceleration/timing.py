@@ -49,7 +49,7 @@ class Timings:
 
     name: str
     blocks_ms: tuple[tuple[float, ...], ...]
-    """Raw samples, in the order in which they were taken."""
+    """Raw samples, in the order in which they were taken; each block is of as many calls."""
     cold_start_seconds: float
     """From the start of the first process to its first answer, with nothing compiled before."""
     peak_memory_bytes: int
@@ -199,6 +199,7 @@ class _Record:
         self._blocks: list[tuple[float, ...]] = []
         self._processes: list[int] = []
         self._peak_memory_bytes = 0
+        self._num_calls: int | None = None
         manifest = side.bundle / "bundle.json"
         content = manifest.read_bytes() if manifest.is_file() else os.fsencode(side.bundle)
         form = canonical_json([side.runtime, side.precision, job.batch_size, job.threads])
@@ -222,6 +223,10 @@ class _Record:
     def started(self, seconds: float) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_json(self._cold, {"seconds": seconds})
+
+    def warm_up(self, child: Child) -> None:
+        # blocks of all processes are of as many calls
+        self._num_calls = child.warm_up(self._num_calls)
 
     def take(self, child: Child, process: int) -> None:
         self._blocks += child.blocks
@@ -259,7 +264,7 @@ class _Generation:
             self._attempt(record, self._begin)
         for record in warm:
             self._attempt(record, lambda record, child: child.end_load())
-        self._each(lambda record, child: child.warm_up(), backwards=backwards)
+        self._each(lambda record, child: record.warm_up(child), backwards=backwards)
 
     def run_round(self, *, backwards: bool) -> None:
         self._each(lambda record, child: child.run_block(), backwards=backwards)
