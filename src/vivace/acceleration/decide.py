@@ -92,9 +92,12 @@ def certify_in_order(finalists: Sequence[Row], judge: Callable[[Row], PairedLoss
 
 
 def pick_winner(certified: Sequence[Row], control: tuple[float, float, float], *, objective: str) -> Row | None:
-    """The best of what was proven and is faster than the baseline by more than the baseline is than itself."""
-    # two processes of one form may differ by a few hundredths for good: memory lies elsewhere
-    least = max(1.0, control[2], 1 / control[1])
+    """The best of what was proven and is faster than the baseline, for sure.
+
+    Where the control, the baseline against itself, is not level, a form must be faster by more than that.
+    """
+    level = control[1] <= 1 <= control[2]
+    least = 1.0 if level else max(control[2], 1 / control[1])
     faster = [row for row in certified if row.ratio is not None and row.ratio[1] > least]
     if objective == "size":
         return min(faster, key=lambda row: (row.num_bytes, -row.times_faster), default=None)

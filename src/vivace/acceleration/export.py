@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from vivace.acceleration.deployment.folder import GRAPHS, write_deployment
 from vivace.acceleration.foreign import exporting
 from vivace.acceleration.graph import deployed_graph
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
@@ -42,7 +44,7 @@ class Exported:
     target: str
     num_bytes: int
     parity: Parity | None
-    """None for a state dict, which is the weights themselves."""
+    """None for a state dict, which is the weights themselves, and for int8 without images to compare on."""
 
 
 def export(
@@ -53,7 +55,8 @@ def export(
     data: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Exported:
-    """Write a bundle in another form: "onnx" or "openvino" (a bundle again), "pt2" or "state-dict" (a file).
+    """Write a bundle in another form: "onnx" or "openvino" (a bundle again), "pt2" or "state-dict" (a file), or
+    "deploy": a folder that classifies images without torch and without vivace.
 
     out: the folder of the new bundle, or the file. data: images for the certificate of parity, as for `train`; without
     them they are generated. What disagrees with PyTorch is not left on disk.
@@ -98,6 +101,16 @@ def _onnx(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | 
 
 def _openvino(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
     return _as_bundle(bundle, out, data, cache_dir, "openvino")
+
+
+def _deploy(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
+    with tempfile.TemporaryDirectory() as temporary:
+        if bundle.info.runtime not in GRAPHS:
+            # without one of its own a bundle is deployed as the graph that most programs run
+            bundle = load_bundle(_onnx(bundle, Path(temporary, "onnx"), data, cache_dir).path)
+        parity = write_deployment(bundle, out, data, cache_dir)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return Exported(out, "deploy", size, parity)
 
 
 def _as_bundle(
@@ -167,4 +180,5 @@ TARGETS: dict[str, Callable[[Bundle, Path, str | Path | None, Path | None], Expo
     "openvino": _openvino,
     "pt2": _pt2,
     "state-dict": _state_dict,
+    "deploy": _deploy,
 }

@@ -87,6 +87,7 @@ class Search:
         own = open_variant("", bundle, data, work, **opening)
         self._bench = Workbench(
             own,
+            work / "compiled",
             batch_size=batch_size,
             threads=threads,
             deadline=None if within_seconds is None else self._started + within_seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +24,7 @@ __all__ = ["Workbench"]
 
 # enough to tell which forms can't win, and enough to quote a ratio
 SCREEN_ROUNDS = 5
-FINAL_ROUNDS = 15
+FINAL_ROUNDS, FINAL_PROCESSES = 15, 5
 NUM_TIMED_IMAGES = 64
 
 
@@ -33,17 +34,19 @@ class Workbench:
     def __init__(
         self,
         own: Variant,
+        compiled: Path,
         *,
         batch_size: int,
         threads: int | None,
         deadline: float | None,
         on_message: Callable[[str], None],
     ) -> None:
-        """deadline: of time.monotonic, None without one."""
+        """compiled: folder for what compilers make. deadline: of time.monotonic, None without one."""
         self.own = own
         self.variants = {own.name: own}
         self.rows: list[Row] = []
         self.tell = on_message
+        self._compiled = compiled
         self._batch_size, self._threads, self._deadline = batch_size, threads, deadline
         self._probs: dict[tuple[str, str], np.ndarray] = {}
 
@@ -108,6 +111,7 @@ class Workbench:
             batch_size=self._batch_size,
             threads=self._threads,
             rounds=SCREEN_ROUNDS,
+            compiled=self._compiled,
             on_failure=failed,
         )
 
@@ -122,6 +126,8 @@ class Workbench:
             batch_size=self._batch_size,
             threads=self._threads,
             rounds=FINAL_ROUNDS,
+            processes=FINAL_PROCESSES,
+            compiled=self._compiled,
             deadline=self._deadline,
         )
         baseline.timed, baseline.ratio = first, (1.0, 1.0, 1.0)
