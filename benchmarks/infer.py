@@ -224,7 +224,7 @@ def compare(
     }
 
 
-def options() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="folders of bundles, or of runs")
     parser.add_argument("--data", type=Path, help="images that the bundles were trained on")
@@ -260,11 +260,11 @@ def options() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         parser.error("--data is missing: bundles are judged on images.")
     if args.accelerated and len(args.accelerated) != len(args.bundles) * len(args.batch):
         parser.error(f"--accelerated: got {len(args.accelerated)}, needed one for each bundle and batch.")
-    return parser, args
+    return args
 
 
 def main() -> None:
-    _, args = options()
+    args = options()
     comparisons = []
     with tempfile.TemporaryDirectory(prefix="vivace-infer-") as folder:
         given = iter(args.accelerated)

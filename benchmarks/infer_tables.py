@@ -37,7 +37,7 @@ class Entry:
 
     @property
     def p50_ms(self) -> float:
-        return float(np.median(self.measured.medians_ms))
+        return self.measured.percentile(50)
 
 
 def fastest(entries: Sequence[Entry]) -> Entry | None:

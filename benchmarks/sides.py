@@ -118,7 +118,7 @@ def hand_side(name: str, exchange: Exchange, work: Path, *, batch: int, threads:
     form = HAND_FORMS[name]
     out = work / name.replace(" ", "-")
     command = [sys.executable, str(HERE / "hand.py")]
-    facts = _prepare(command, exchange, out, batch, name)
+    facts = {"prepare_seconds": 0.0} if form.prepare is None else _prepare(command, exchange, out, batch, name)
     contestant = _contestant(f"hand {name}", command, exchange, out, name, batch, threads)
     return Side(kind="hand", runtime=form.runtime, precision=form.precision, contestant=contestant, facts=facts)
 
