@@ -129,7 +129,7 @@ def test_what_cant_be_prepared_says_why(exchange: Exchange, tmp_path: Path, monk
     monkeypatch.setattr("sides.ensure_environment", lambda *_: None)
     monkeypatch.setattr("sides.python_of", lambda *_: sys.executable)
     exchange.program(1).touch()
-    with pytest.raises(SideNotPrepared, match="^ModuleNotFoundError: No module named 'litert_torch'$"):
+    with pytest.raises(SideNotPrepared, match=r"^ModuleNotFoundError: No module named 'litert_torch'$"):
         peer_side("litert", exchange, tmp_path, batch=1, threads=1, environments=tmp_path)
 
 
