@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from vivace.hardware import available_memory_bytes
+
 __all__ = ["Contestant", "Measured", "SideFailed", "alternate", "ratio_of"]
 
 # a block is long against the noise of a switch between processes, short against the drift of a machine
@@ -30,6 +32,8 @@ LONG_CALL_SECONDS = 0.5
 STABLE_WITHIN = 0.05
 MAX_WARMUP_BLOCKS = 12
 NUM_RESAMPLES = 2000
+# a network of batches of 32 photos takes about so much while it is loaded: a machine that swaps times nothing
+MIN_MEMORY_BYTES = 2 * 10**9
 
 
 class SideFailed(RuntimeError):
@@ -108,6 +112,12 @@ def alternate(
         try:
             for one in contestants if start % 2 == 0 else contestants[::-1]:
                 if one.name in failures:
+                    continue
+                if 0 < available_memory_bytes() < MIN_MEMORY_BYTES:
+                    failures[one.name] = (
+                        f"not started: less than {MIN_MEMORY_BYTES / 1e9:.0f} GB of memory were left beside "
+                        f"{len(children)} others. Time fewer forms at once: --forms"
+                    )
                     continue
                 children.append(_Child(one))
                 with _noting(children, failures):

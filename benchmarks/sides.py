@@ -6,6 +6,7 @@ environments of their own (environments.py). What can't be installed, prepared o
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,10 +20,11 @@ from typing import Any
 from alternate import Contestant
 from environments import ensure_environment, python_of
 from hand import HAND_FORMS
+from infer_tables import AGAIN
 from peers.inference import Exchange
 from vivace.bundle import Bundle
 
-__all__ = ["PEERS", "Peer", "Side", "SideNotPrepared", "hand_side", "our_side", "peer_side"]
+__all__ = ["PEERS", "Peer", "Side", "SideNotPrepared", "again", "hand_side", "our_side", "peer_side"]
 
 HERE = Path(__file__).parent
 PREPARE_SECONDS = 3600
@@ -99,6 +101,12 @@ class Side:
     @property
     def name(self) -> str:
         return self.contestant.name
+
+
+def again(side: Side) -> Side:
+    """The same in a second process, as a control."""
+    contestant = dataclasses.replace(side.contestant, name=side.name + AGAIN)
+    return dataclasses.replace(side, contestant=contestant)
 
 
 def our_side(

@@ -84,6 +84,16 @@ def test_a_side_that_fails_is_told_with_its_reason_and_the_others_go_on(stub: Pa
     }
 
 
+def test_no_side_is_started_where_memory_runs_out(stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = iter([10**10, 10**9])
+    monkeypatch.setattr("alternate.available_memory_bytes", lambda: next(left))
+    measured, failures = alternate(
+        [contestant(stub, "fast"), contestant(stub, "slow")], starts=1, rounds=1, block_seconds=0.01
+    )
+    assert list(measured) == ["fast"]
+    assert failures["slow"].startswith("not started: less than 2 GB of memory were left beside 1 others")
+
+
 def test_all_images_are_classified_whatever_the_batch(stub: Path) -> None:
     out = stub.parent / "classes.npy"
     alternate(

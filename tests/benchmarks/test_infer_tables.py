@@ -67,7 +67,8 @@ def test_claims_are_against_the_best_that_counts() -> None:
     assert (accurate["name"], accurate["holds"]) == ("hand openvino bf16", "yes")
     assert claim(found, "the defaults of nncf.quantize on OpenVINO")["ratio"][0] == pytest.approx(0.9)
     assert claim(found, "the best peer")["name"] == "olive"
-    control = claim(found, "itself in a second process")
+    control = claim(found, "vivace against itself in other processes")
+    assert control["name"] == "vivace, again"
     assert control["ratio"] == (1.0, 1.0, 1.0)
     assert control["holds"] is None
 
@@ -80,7 +81,10 @@ def test_a_claim_is_open_where_the_interval_holds_what_is_wanted() -> None:
         peak_memory_bytes=1,
     )
     other = Entry(kind="hand", runtime="inductor", precision="fp32", measured=uneven)
-    assert claim(claims([OURS, other], OURS, max_drop=0.5), "the best by hand")["holds"] == "open"
+    found = claims([OURS, other], OURS, max_drop=0.5, wanted_speedup=3.3)
+    assert claim(found, "the best by hand")["holds"] == "open"
+    plain = claim(found, "the faster of eager and compiled float32")
+    assert (plain["wanted"], plain["holds"]) == (3.3, "no")
 
 
 def test_the_page_has_a_row_for_each_side_and_says_what_did_not_run() -> None:
