@@ -2,7 +2,8 @@
 
 The network is its torch.export program, converted by litert-torch with images that lie channels last, as LiteRT likes
 them. int8: the recipe for static int8 weights and activations, ranges from all images to calibrate on; images and
-scores stay float32. litert-torch asks for an older torch than we run: what that could not read would be said.
+scores stay float32. litert-torch asks for an older torch than we run. It can't lower adaptive max-pooling: where that
+leaves one value a channel, which is a maximum, it is written as one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def prepare(exchange: Exchange, out: Path, batch: int, form: str) -> Mapping[str
     import torch
 
     network = torch.export.load(exchange.program(batch)).module()
+    _global_max_pools(network)
     batches = [channels_last(images) for images in exchange.whole_batches("calibrate", batch)]
     images_BHWC = torch.from_numpy(batches[0])
     network = litert_torch.to_channel_last_io(network, args=[0])
@@ -35,6 +37,30 @@ def prepare(exchange: Exchange, out: Path, batch: int, form: str) -> Mapping[str
     else:
         plain.rename(out / "model.tflite")
     return None
+
+
+def _global_max_pools(network: Any) -> None:
+    """Write pools to 1 × 1 as maxima, in place."""
+    import operator
+
+    import torch
+
+    pool = torch.ops.aten.adaptive_max_pool2d.default
+    for node in list(network.graph.find_nodes(op="call_function", target=pool)):
+        images, size = node.args
+        # it gives positions too, which nobody may use
+        values = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
+        positions = [user for user in node.users if user not in values]
+        if list(size) != [1, 1] or any(user.users for user in positions):
+            continue
+        with network.graph.inserting_before(node):
+            value = network.graph.call_function(torch.ops.aten.amax.default, (images, [2, 3], True))
+        for user in values:
+            user.replace_all_uses_with(value)
+        for user in [*values, *positions]:
+            network.graph.erase_node(user)
+        network.graph.erase_node(node)
+    network.recompile()
 
 
 def _quantize(plain: Path, path: Path, batches: list[np.ndarray]) -> None:
