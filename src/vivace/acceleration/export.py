@@ -6,32 +6,39 @@ Each target writes files into a folder; one row of TARGETS each.
 from __future__ import annotations
 
 import dataclasses
-import io
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from vivace.acceleration.edge import load_executorch, load_litert, write_executorch, write_litert
 from vivace.acceleration.foreign import exporting
-from vivace.acceleration.graph import deployed_graph
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
-from vivace.acceleration.quiet import quiet
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, export_state_dict, load_bundle
+from vivace.config import to_dict
 from vivace.errors import ConfigError, MissingExtra, nearest
-from vivace.files import atomic_file
-from vivace.runtimes import load_runtime
+from vivace.files import atomic_file, sha256_of, write_json
+from vivace.hardware import cpu_name
+from vivace.runtimes import Classifier, is_quantized, load_runtime
+from vivace.runtimes.aoti import compile_package
+from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
 from vivace.runtimes.openvino import library
+from vivace.runtimes.quiet import quiet
 
 __all__ = ["GRAPH_WRITERS", "TARGETS", "Exported", "export"]
 
 # of ONNX: what runtimes of the last two years read
 OPSET = 20
-# of what is traced: any number of images
-DYNAMIC_SHAPES = ({0: torch.export.Dim("batch", min=1)},)
+# these take no batches
+ONE_IMAGE = ("executorch", "litert")
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,15 @@ class Exported:
     """None for a state dict, which is the weights themselves."""
 
 
+@dataclass(frozen=True)
+class FileForm:
+    """How a target's file is written, and run to be compared."""
+
+    suffix: str
+    write: Callable[[Bundle, Path], None]
+    load: Callable[[Path], Classifier]
+
+
 def export(
     bundle: Bundle | str | Path,
     target: str,
@@ -53,8 +69,11 @@ def export(
     data: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Exported:
-    """Write a bundle in another form: "onnx" or "openvino" (a bundle again), "pt2" or "state-dict" (a file).
+    """Write a bundle in another form: "onnx" or "openvino" (a bundle again); a file for all others.
 
+    These are "pt2" (a PyTorch program), "aoti" (compiled for this machine), "executorch" and "litert" (for phones), each
+    with a .json beside it that tells classes and pixels, and "state-dict". A bundle that computes by AOTInductor keeps
+    its precision in "aoti"; the others are float32.
     out: the folder of the new bundle, or the file. data: images for the certificate of parity, as for `train`; without
     them they are generated. What disagrees with PyTorch is not left on disk.
     Raises ConfigError for an unknown target, MissingExtra if its library is not installed, ExportError if it can't take
@@ -72,24 +91,70 @@ def _state_dict(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: P
     return Exported(path, "state-dict", path.stat().st_size, None)
 
 
-def _pt2(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
+def _as_file(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None, target: str) -> Exported:
+    form = FILES[target]
+    precision = bundle.info.precision if bundle.info.runtime == target else "fp32"
+    if is_quantized(precision) and data is None:
+        raise ConfigError(f"an int8 form is compared on real images: {bundle.folder}. Give --data.")
     images, name = parity_images(bundle, data, cache_dir=cache_dir)
-    buffer = io.BytesIO()
-    with quiet(), exporting("pt2"):
-        torch.export.save(_traced(bundle), buffer)
-        buffer.seek(0)
+    with tempfile.TemporaryDirectory(prefix="vivace-export-") as folder:
+        written = Path(folder, "model" + form.suffix)
+        form.write(bundle, written)
         # read back: what is certified is what lies in the file
-        loaded: Any = torch.export.load(buffer).module()
+        parity = measure_parity(bundle, form.load(written), images, runtime=target, precision=precision, images=name)
+        check_parity(parity)
+        with written.open("rb") as source, atomic_file(out) as file:
+            shutil.copyfileobj(source, file)
+    write_json(out.with_name(out.name + ".json"), _told(bundle, out, parity))
+    return Exported(out, target, out.stat().st_size, parity)
 
+
+def _told(bundle: Bundle, out: Path, parity: Parity) -> dict[str, Any]:
+    """What whoever runs the file elsewhere must know: it lies without the bundle there."""
+    size, channels = bundle.preprocess.size, bundle.preprocess.channels
+    return {
+        "format": "vivace-export",
+        "target": parity.runtime,
+        "file": out.name,
+        "sha256": sha256_of(out),
+        "bytes": out.stat().st_size,
+        "model": bundle.info.architecture.name,
+        "input": {"dtype": "uint8", "shape": ["N", size, size, channels], "one_image": parity.runtime in ONE_IMAGE},
+        "output": {"dtype": "float32", "shape": ["N", len(bundle.classes)], "what": "probabilities"},
+        "preprocess": to_dict(bundle.preprocess),
+        "parity": parity.to_dict(),
+        "environment": {"torch": torch.__version__, **({"cpu": cpu_name()} if parity.runtime == "aoti" else {})},
+        "classes": list(bundle.classes),
+    }
+
+
+def _write_pt2(bundle: Bundle, path: Path) -> None:
+    with quiet(), exporting("pt2"):
+        torch.export.save(_traced(bundle), path)
+
+
+def _load_pt2(path: Path) -> Classifier:
+    """Of a file that was written here a moment ago: of a foreign one it would trust a pickle."""
+    with quiet():
+        return _of_torch(torch.export.load(path).module())
+
+
+def _write_aoti(bundle: Bundle, path: Path) -> None:
+    compile_package(bundle, bundle.info.precision if bundle.info.runtime == "aoti" else "fp32", path)
+
+
+def _load_aoti(path: Path) -> Classifier:
+    with quiet():
+        return _of_torch(torch._inductor.aoti_load_package(str(path)))
+
+
+def _of_torch(program: Callable[[torch.Tensor], torch.Tensor]) -> Classifier:
     @torch.inference_mode()
-    def classify(images_NHWC: Any) -> Any:
-        return loaded(torch.from_numpy(images_NHWC.copy())).numpy()
+    def classify(images_NHWC: np.ndarray) -> np.ndarray:
+        probs: np.ndarray = program(torch.from_numpy(images_NHWC.copy())).numpy()
+        return probs
 
-    parity = measure_parity(bundle, classify, images, runtime="pt2", precision="fp32", images=name)
-    check_parity(parity)
-    with atomic_file(out) as file:
-        file.write(buffer.getvalue())
-    return Exported(out, "pt2", out.stat().st_size, parity)
+    return classify
 
 
 def _onnx(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
@@ -162,9 +227,16 @@ def _write_openvino(bundle: Bundle, folder: Path) -> None:
 
 # runtime → writes its graph, float32, into a folder
 GRAPH_WRITERS: dict[str, Callable[[Bundle, Path], None]] = {"onnx": _write_onnx, "openvino": _write_openvino}
+# target → a single file
+FILES = {
+    "pt2": FileForm(".pt2", _write_pt2, _load_pt2),
+    "aoti": FileForm(".pt2", _write_aoti, _load_aoti),
+    "executorch": FileForm(".pte", write_executorch, load_executorch),
+    "litert": FileForm(".tflite", write_litert, load_litert),
+}
 TARGETS: dict[str, Callable[[Bundle, Path, str | Path | None, Path | None], Exported]] = {
     "onnx": _onnx,
     "openvino": _openvino,
-    "pt2": _pt2,
+    **{target: functools.partial(_as_file, target=target) for target in FILES},
     "state-dict": _state_dict,
 }
