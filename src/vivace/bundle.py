@@ -30,6 +30,7 @@ __all__ = [
     "Architecture",
     "Bundle",
     "BundleInfo",
+    "check_finite",
     "derive_bundle",
     "export_state_dict",
     "load_bundle",
@@ -214,6 +215,11 @@ def export_state_dict(bundle: Bundle, path: Path) -> Path:
     with atomic_file(Path(path)) as file:
         torch.save(weights, file)
     return Path(path)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises BundleError if a weight is NaN or infinite: such a model must not be deployed."""
+    _finite_weights(model)
 
 
 def _finite_weights(model: nn.Module) -> dict[str, Any]:

@@ -12,10 +12,15 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Comparison", "bootstrap_ratio", "compare", "synchronize", "time_call"]
+__all__ = ["Comparison", "bootstrap_ratio", "compare", "student_ratio", "synchronize", "time_call"]
 
 # a resampled median of n values settles well before this many resamples
 NUM_RESAMPLES = 2000
+# the 0.975 quantile of Student's distribution by degrees of freedom, from 1 on; of more the last is a little too wide
+STUDENT = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
 
 
 @dataclass(frozen=True)
@@ -101,3 +106,15 @@ def bootstrap_ratio(
     low, high = np.quantile(medians[0] / medians[1], [0.025, 0.975])
     first, second = np.median(times_2N, axis=1)
     return float(first / second), float(low), float(high)
+
+
+def student_ratio(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """(ratio, low, high): the geometric mean of ratios, with Student's 95 % interval on the scale of logarithms.
+
+    ratios: two or more, independent of each other. For a handful of them: with 3, of normal logarithms, a bootstrap's
+    interval holds the truth in 77 % of cases, with 5 in 92 %; this one in 95 %.
+    """
+    logs = np.log(ratios)
+    mean = float(logs.mean())
+    width = STUDENT[min(len(logs) - 1, len(STUDENT)) - 1] * float(logs.std(ddof=1)) / len(logs) ** 0.5
+    return float(np.exp(mean)), float(np.exp(mean - width)), float(np.exp(mean + width))

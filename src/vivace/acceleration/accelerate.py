@@ -16,7 +16,7 @@ import numpy as np
 from vivace.acceleration.receipt import markdown, receipt, samples
 from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.search import Search
-from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
+from vivace.bundle import Bundle, BundleInfo, check_finite, derive_bundle, load_bundle
 from vivace.errors import ConfigError
 from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
@@ -97,6 +97,7 @@ def accelerate(
         raise ConfigError(f"--out holds something else than a bundle: {out}. Give another folder.")
     if out.resolve() == bundle.folder.resolve():
         raise ConfigError(f"--out is the bundle itself: {out}. Give another folder.")
+    check_finite(bundle.build_model())
     if batch_size is None:
         batch_size = 32 if objective == "throughput" else 1
     facts = [bundle.info.metrics, [sha256_of(bundle.folder / name) for name in bundle.files]]

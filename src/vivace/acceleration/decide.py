@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from vivace.acceleration.rows import Row
 from vivace.metrics.paired import PairedLoss, images_to_prove
 
-__all__ = ["certify_in_order", "explain", "finalists_of", "images_to_certify", "pick_winner", "undominated"]
+__all__ = ["certify_in_order", "explain", "finalists_of", "images_to_certify", "nearest", "pick_winner", "undominated"]
 
 # a form that is slower than one of less risk by this much is dropped: closer ones go on to the longer timing
 SLACK = 1.05
@@ -92,9 +92,12 @@ def certify_in_order(finalists: Sequence[Row], judge: Callable[[Row], PairedLoss
 
 
 def pick_winner(certified: Sequence[Row], control: tuple[float, float, float], *, objective: str) -> Row | None:
-    """The best of what was proven and is faster than the baseline by more than the baseline is than itself."""
-    # two processes of one form may differ by a few hundredths for good: memory lies elsewhere
-    least = max(1.0, control[2], 1 / control[1])
+    """The best of what was proven and is faster than the baseline, for sure.
+
+    Where the control, the baseline against itself, is not level, a form must be faster by more than that.
+    """
+    level = control[1] <= 1 <= control[2]
+    least = 1.0 if level else max(control[2], 1 / control[1])
     faster = [row for row in certified if row.ratio is not None and row.ratio[1] > least]
     if objective == "size":
         return min(faster, key=lambda row: (row.num_bytes, -row.times_faster), default=None)
@@ -107,18 +110,9 @@ def explain(rows: Sequence[Row], winner: Row | None, control: tuple[float, float
     for row in rows:
         if row.status == "not proven" and row.certified is not None:
             notes.append(_unproven(row.name, row.certified, max_drop))
-    if winner is None:
-        best = max(
-            (row for row in rows if row.selected is not None and row.times_faster > 1),
-            key=lambda row: row.times_faster,
-            default=None,
-        )
-        loss = best and (best.certified or best.selected)
-        if best is not None and loss:
-            notes.append(
-                f"the best that was not accepted: {best.name}, {best.times_faster:.2f} times as fast, "
-                f"{100 * loss.drop:.2f} points lost on {loss.num_images:,} images, at most {100 * loss.bound:.2f}"
-            )
+    best = nearest(rows) if winner is None else None
+    if best is not None:
+        notes.append(f"the best that was not accepted: {best.name}, {_speed_and_loss(best)}")
     low, high = control[1:]
     if not low <= 1 <= high:
         notes.append(
@@ -126,6 +120,23 @@ def explain(rows: Sequence[Row], winner: Row | None, control: tuple[float, float
             "is called faster by less than that"
         )
     return notes
+
+
+def nearest(rows: Sequence[Row]) -> Row | None:
+    """Where nothing was accepted, the form that came nearest: of those that are faster, the one of the least bound."""
+    faster = [row for row in rows if row.times_faster > 1 and row.selected is not None]
+    return min(faster, key=lambda row: (row.certified or row.selected or _NONE).bound, default=None)
+
+
+_NONE = PairedLoss(num_images=1, top1_before=0, top1_after=0, lost=0, gained=0, bound=1.0, confidence=0.95)
+
+
+def _speed_and_loss(row: Row) -> str:
+    loss = row.certified or row.selected or _NONE
+    return (
+        f"{row.times_faster:.2f} times as fast, {100 * loss.drop:.2f} points lost on {loss.num_images:,} images, "
+        f"at most {100 * loss.bound:.2f}"
+    )
 
 
 def _unproven(name: str, loss: PairedLoss, max_drop: float) -> str:

@@ -54,7 +54,10 @@ def load_executorch(path: Path) -> Classifier:
 
 
 def write_litert(bundle: Bundle, path: Path) -> None:
-    """Write a .tflite for LiteRT. Raises MissingExtra without litert-torch, ExportError if it can't take the network."""
+    """Write a .tflite for LiteRT.
+
+    Raises MissingExtra without litert-torch, ExportError if it can't take the network.
+    """
     with quiet(), _needed("litert-torch", "an export to LiteRT"):
         import litert_torch
     graph, image = _graph_of_one(bundle)
@@ -69,9 +72,7 @@ def load_litert(path: Path) -> Classifier:
         from ai_edge_litert.interpreter import Interpreter
     interpreter = Interpreter(model_path=str(path), num_threads=num_cpus())
     interpreter.allocate_tensors()
-    image, probs = (
-        tensors()[0]["index"] for tensors in (interpreter.get_input_details, interpreter.get_output_details)
-    )
+    image, probs = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
     def run(image_NHWC: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(image, image_NHWC)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from vivace.acceleration.profile_openvino import QUANTIZED
 from vivace.runtimes.openvino import GRAPH, compile_graph, library
 
-__all__ = ["GivenBack", "give_back", "quantized_layers", "rank_layers", "save_given_back"]
+__all__ = ["GivenBack", "give_back", "int8_layers", "rank_layers", "save_given_back"]
 
-MULTIPLIES = ("Convolution", "GroupConvolution", "MatMul")
 # so many groups are tried one by one: compiling a graph takes about a second
 MAX_GROUPS = 12
 TIMED_CALLS = 15
@@ -44,12 +44,12 @@ class GivenBack:
         return self.divergence_saved / self.cost_ms
 
 
-def quantized_layers(graph: Any) -> list[str]:
+def int8_layers(graph: Any) -> list[str]:
     """Names of the convolutions and matrix products of an openvino.Model that compute in int8, from the input on."""
     return [
         node.get_friendly_name()
         for node in graph.get_ordered_ops()
-        if node.get_type_name() in MULTIPLIES and _source(node, 0).get_type_name() == "FakeQuantize"
+        if node.get_type_name() in QUANTIZED and _source(node, 0).get_type_name() == "FakeQuantize"
     ]
 
 
@@ -92,7 +92,7 @@ def rank_layers(
     """
     core = library(PURPOSE).Core()
     quantized, plain = quantized / GRAPH, plain / GRAPH
-    layers = quantized_layers(core.read_model(quantized))
+    layers = int8_layers(core.read_model(quantized))
     size = -(-len(layers) // MAX_GROUPS)
     groups = [tuple(layers[start : start + size]) for start in range(0, len(layers), size)]
     divergence, milliseconds = _measure(core.read_model(quantized), images_NHWC, expected_NK, precision)
@@ -121,7 +121,7 @@ def _measure(model: Any, images_NHWC: np.ndarray, expected_NK: np.ndarray, preci
 
 
 def _multiplies(node: Any) -> bool:
-    return node.get_type_name() in MULTIPLIES
+    return node.get_type_name() in QUANTIZED
 
 
 def _source(node: Any, index: int) -> Any:

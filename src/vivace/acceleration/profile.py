@@ -58,7 +58,7 @@ class Profile:
     batch_size: int
     layers: tuple[LayerTime, ...]
     call_ms: float
-    """Median of a whole call while it was profiled: with what lies between the layers, and the profiler itself."""
+    """Of a whole call while it was profiled, as for layers: with what lies between them, and the profiler itself."""
 
     def share(self, arithmetic: str) -> float:
         """Of the time of the layers that multiply, the share that ran in an arithmetic, [0, 1]."""

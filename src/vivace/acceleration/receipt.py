@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vivace.acceleration.decide import nearest
 from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.timing import Timings
 from vivace.bundle import Bundle
@@ -19,11 +20,13 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
     """Plain values: what was asked, the environment, a row for each form with its blocks' medians, and the control."""
     certified = next((row.certified for row in result.rows if row.certified is not None), None)
     splits = result.splits
+    best = result.winner or nearest(result.rows)
     return {
         "asked": asked,
         "model": bundle.info.architecture.name,
         "size": bundle.preprocess.size,
         "winner": result.winner.name if result.winner else None,
+        "best": best.name if best else None,
         "baseline": result.baseline.name,
         "top1_before": certified.top1_before if certified else float("nan"),
         "control": _ratio(result.control),
@@ -35,6 +38,8 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
         },
         "rows": [_row(row) for row in result.rows],
         "missing": result.missing,
+        "profile": result.profile.to_dict() if result.profile else None,
+        "evidence": result.profile.summary() if result.profile else None,
         "notes": result.notes,
         "seconds": result.seconds,
         "environment": describe(),
@@ -138,6 +143,8 @@ def markdown(written: dict[str, Any]) -> str:
         )
         cells.append("**the winner**" if row["name"] == written["winner"] else row["status"])
         lines.append("| " + " | ".join(cells) + " |")
+    if written["evidence"]:
+        lines += ["", f"What ran, by the runtime's own profiler: {written['evidence']}."]
     lines += [""] + [f"- {name}: {why}" for name, why in written["missing"].items()]
     lines += [f"- {note}" for note in written["notes"]]
     return "\n".join(lines).rstrip() + "\n"

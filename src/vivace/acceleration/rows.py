@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.parity import Parity
+from vivace.acceleration.profile import Profile
 from vivace.acceleration.splits import Splits
 from vivace.acceleration.timing import Timings
 from vivace.metrics.paired import PairedLoss
@@ -62,5 +63,7 @@ class SearchResult:
     splits: Splits
     num_certify: int
     """Images that the finalists were judged on."""
+    profile: Profile | None
+    """Of the winner, by its runtime's own profiler: which kernels ran; None where it can't be had."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -87,6 +87,7 @@ class Search:
         own = open_variant("", bundle, data, work, **opening)
         self._bench = Workbench(
             own,
+            work / "compiled",
             batch_size=batch_size,
             threads=threads,
             deadline=None if within_seconds is None else self._started + within_seconds,
@@ -112,6 +113,7 @@ class Search:
         certified = decide.certify_in_order(finalists, self._judge, max_drop=self._max_drop)
         control = bench.time(baseline, certified)
         winner = decide.pick_winner(certified, control, objective=self._objective)
+        profile = bench.profile(winner) if winner is not None else None
         return SearchResult(
             rows=bench.rows,
             missing=missing,
@@ -120,6 +122,7 @@ class Search:
             control=control,
             splits=self.splits,
             num_certify=len(self._certify),
+            profile=profile,
             notes=decide.explain(bench.rows, winner, control, self._max_drop),
             seconds=time.monotonic() - self._started,
         )

@@ -7,7 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,17 +59,23 @@ class _Session:
         return {"peak_memory_bytes": peak_memory_bytes()}
 
     def _load(self) -> dict[str, Any]:
-        import torch
-
         from vivace.bundle import load_bundle
         from vivace.hardware import keep_freed_memory, num_cpus, process_seconds
-        from vivace.runtimes import load_runtime
+        from vivace.runtimes import RUNTIMES, load_runtime
 
         keep_freed_memory()
-        torch.set_num_threads(num_cpus())
         job = self._job
+        if job["runtime"] in RUNTIMES:
+            import_module(RUNTIMES[job["runtime"]])
+        device: Any = SimpleNamespace(type="cpu")
+        # a graph's runtime needs no torch, and importing it would count as its cold start and its memory
+        if "torch" in sys.modules:
+            import torch
+
+            torch.set_num_threads(num_cpus())
+            device = torch.device("cpu")
         self._classify = load_runtime(
-            job["runtime"], load_bundle(Path(job["bundle"])), device=torch.device("cpu"), precision=job["precision"]
+            job["runtime"], load_bundle(Path(job["bundle"])), device=device, precision=job["precision"]
         )
         self._classify(self._batches[0])
         return {"cold_start_seconds": process_seconds()}

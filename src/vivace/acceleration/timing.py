@@ -1,54 +1,46 @@
-"""Latency of bundles, each in a fresh process of its own, in alternating blocks, so that a ratio can be believed.
+"""Latency of bundles, in fresh processes of their own and in alternating blocks, so that a ratio can be believed.
 
-A side is a child that loads a bundle, says when it is ready, and then classifies when it is told to. Between its blocks
-it waits on a pipe and takes no processor time. All sides see the same images with the same processors.
+A side is timed in several processes, one after another: two processes of the very same form may differ by hundredths
+for as long as they live, for their memory lies elsewhere. Between its blocks a process waits on a pipe and takes no
+processor time. All sides see the same images with the same processors.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import os
-import subprocess
-import sys
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vivace.errors import ConfigError, VivaceError
-from vivace.measure import bootstrap_ratio
+from vivace.acceleration.children import Child, Job, Side, SideFailure
+from vivace.config import check_range
+from vivace.data.preprocess import Preprocess
+from vivace.errors import ConfigError
+from vivace.files import canonical_json, write_json
+from vivace.measure import bootstrap_ratio, student_ratio
 
-__all__ = ["Side", "SideFailure", "Timings", "ratio_of", "time_sides"]
+__all__ = [
+    "PreprocessTimings",
+    "Side",
+    "SideFailure",
+    "Timings",
+    "ratio_of",
+    "time_preprocessing",
+    "time_sides",
+]
 
 # a block is long against the noise of a switch between processes, short against the drift of a machine
 BLOCK_SECONDS = 0.25
-MIN_CALLS = 3
-# warm once two blocks in a row differ by less than this
-STABLE_WITHIN = 0.05
-MAX_WARMUP_BLOCKS = 12
-CHILD = (
-    "import json, sys; sys.path.extend(p for p in json.loads(sys.stdin.readline()) if p not in sys.path); "
-    "from vivace.acceleration.timed import serve; serve()"
-)
-
-
-class SideFailure(VivaceError):
-    """A side could not be loaded, or died."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """What is timed: a bundle's folder on a runtime in a precision."""
-
-    name: str
-    bundle: Path
-    runtime: str
-    precision: str
+# so much is timed after a deadline too, for less says nothing: rounds in one process, or processes and rounds in each
+LEAST_ROUNDS = 5
+LEAST_PROCESSES, LEAST_ROUNDS_EACH = 3, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +49,19 @@ class Timings:
 
     name: str
     blocks_ms: tuple[tuple[float, ...], ...]
-    """Raw samples, in the order in which they were taken."""
+    """Raw samples, in the order in which they were taken; each block is of as many calls."""
     cold_start_seconds: float
-    """From the start of the process to the first answer; a compiler's work counts."""
+    """From the start of the first process to its first answer, with nothing compiled before."""
     peak_memory_bytes: int
-    """Resident, Python and libraries included."""
+    """Resident, of the largest process, Python and libraries included."""
+    processes: tuple[int, ...] = ()
+    """Which process each block is of, counted from 0; empty: all are of one."""
+    batch_size: int = 1
+    """Images in a call."""
     medians_ms: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "processes", self.processes or (0,) * len(self.blocks_ms))
         object.__setattr__(self, "medians_ms", tuple(float(np.median(block)) for block in self.blocks_ms))
 
     def percentile(self, share: float) -> float:
@@ -75,14 +72,61 @@ class Timings:
     def p50_ms(self) -> float:
         return self.percentile(50)
 
+    @property
+    def images_per_second(self) -> float:
+        """Throughput with one call after another: images by the time that they took, the median of all blocks."""
+        return float(np.median([1e3 * self.batch_size * len(block) / sum(block) for block in self.blocks_ms]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessTimings:
+    """What it takes to make the network's input of an encoded image, one after another on one processor."""
+
+    samples_ms: tuple[tuple[float, ...], ...]
+    """A row for each pass over the images, a column for each image."""
+
+    @property
+    def p50_ms(self) -> float:
+        """ms of an image: the median over the images of each one's median over the passes."""
+        return float(np.median(np.median(self.samples_ms, axis=0)))
+
+
+def time_preprocessing(preprocess: Preprocess, images: Sequence[Path | bytes], *, passes: int = 5) -> PreprocessTimings:
+    """Time `Preprocess.load`: a file is read, decoded, cut and resized to uint8 [size, size, channels].
+
+    images: paths or encoded files. They are gone through once before the first pass that counts: files come out of the
+    system's memory, not from the disk. Raises ImageError for one that can't be decoded.
+    """
+    check_range("passes", passes, 1)
+    if not images:
+        raise ConfigError("no images to time the preprocessing with: got an empty list. Give some paths.")
+    samples: list[tuple[float, ...]] = []
+    for _ in range(passes + 1):
+        times = []
+        for image in images:
+            start = time.perf_counter()
+            preprocess.load(image)
+            times.append((time.perf_counter() - start) * 1e3)
+        samples.append(tuple(times))
+    return PreprocessTimings(samples_ms=tuple(samples[1:]))
+
 
 def ratio_of(baseline: Timings, candidate: Timings, *, seed: int = 0) -> tuple[float, float, float]:
-    """(ratio, low, high): how many times as fast the candidate is, with its 95 % bootstrap interval.
+    """(ratio, low, high): how many times as fast the candidate is, with its 95 % interval.
 
-    Of the medians of blocks, paired by round: what slowed a whole round cancels, and samples within a block, which are
-    not independent, count as one.
+    Of the medians of blocks, paired by round: what slowed a whole round cancels. Where both were timed in several
+    processes, the median ratio of each pair of processes is one observation, and the interval is Student's over these:
+    it covers what differs between processes, of which blocks of the same ones say nothing. Of one process each it is
+    a bootstrap over rounds, and holds for these two processes only.
     """
-    return bootstrap_ratio(baseline.medians_ms, candidate.medians_ms, seed=seed)
+    if baseline.processes != candidate.processes:
+        raise ValueError("sides that were not timed together have no ratio")
+    pairs: dict[int, list[tuple[float, float]]] = {}
+    for process, before, after in zip(baseline.processes, baseline.medians_ms, candidate.medians_ms, strict=True):
+        pairs.setdefault(process, []).append((before, after))
+    if len(pairs) == 1:
+        return bootstrap_ratio(baseline.medians_ms, candidate.medians_ms, seed=seed)
+    return student_ratio([float(np.median([before / after for before, after in pair])) for pair in pairs.values()])
 
 
 def time_sides(
@@ -92,45 +136,49 @@ def time_sides(
     batch_size: int = 1,
     threads: int | None = None,
     rounds: int = 15,
+    processes: int = 1,
     block_seconds: float = BLOCK_SECONDS,
+    compiled: Path | None = None,
     on_failure: Callable[[Side, str], None] | None = None,
     deadline: float | None = None,
 ) -> list[Timings]:
     """Time all sides in alternation, `rounds` blocks each; the order turns round from round to round.
 
     images_NHWC: uint8 at the bundles' size, gone through in batches; where sizes differ, those of each side by its
-    name. threads: processors that each side may use; None:
-    all. on_failure: told of a side that fails, which is then left out; without it SideFailure is raised. deadline: of
-    time.monotonic, after which no further round begins, once there are five.
+    name. threads: processors that each side may use; None: all. processes: so many of each side share its rounds, one
+    after another; from 3 on an interval is of use, 5 are advised. compiled: folder for what a compiler makes, to be
+    kept for a next call; without it that is only shared among the processes of this one. on_failure: told of a side
+    that fails, which is then left out; without it SideFailure is raised. deadline: of time.monotonic, after which no
+    more is done than an interval needs: five rounds, or with several processes two in each of three.
     """
+    check_range("processes", processes, 1, rounds)
     arrays = images_NHWC if isinstance(images_NHWC, Mapping) else {side.name: images_NHWC for side in sides}
     for array in arrays.values():
         if len(array) < batch_size:
             raise ConfigError(f"too few images to time: got {len(array)} for batches of {batch_size}.")
+
+    def late() -> bool:
+        return deadline is not None and time.monotonic() > deadline
+
     with tempfile.TemporaryDirectory(prefix="vivace-timing-") as folder:
         files = _saved({side.name: arrays[side.name] for side in sides}, Path(folder))
-        children: list[_Child] = []
-        try:
-            for side in sides:
-                child = _Child(side, files[side.name], batch_size, threads)
-                # counted before it is asked, so that it ends whatever happens
-                children.append(child)
-                try:
-                    child.warm_up(block_seconds)
-                except SideFailure as error:
-                    children.pop().close()
-                    if on_failure is None:
-                        raise
-                    on_failure(side, str(error))
-            for number in range(rounds):
-                if deadline is not None and number >= 5 and time.monotonic() > deadline:
-                    break
-                for child in children if number % 2 == 0 else children[::-1]:
-                    child.run_block()
-            return [child.timings() for child in children]
-        finally:
-            for child in children:
-                child.close()
+        job = Job(batch_size=batch_size, threads=threads, block_seconds=block_seconds)
+        records = [_Record(side, files[side.name], job, compiled or Path(folder)) for side in sides]
+        for process in range(processes):
+            if process >= LEAST_PROCESSES and late():
+                break
+            generation = _Generation(records, on_failure)
+            try:
+                generation.load(backwards=process % 2 == 1)
+                for number in range(rounds // processes + (process < rounds % processes)):
+                    if number >= (LEAST_ROUNDS if processes == 1 else LEAST_ROUNDS_EACH) and late():
+                        break
+                    generation.run_round(backwards=(process + number) % 2 == 1)
+                generation.take(process)
+            finally:
+                generation.close()
+            records = generation.records
+        return [record.timings() for record in records]
 
 
 def _saved(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, Path]:
@@ -143,91 +191,110 @@ def _saved(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, Path]:
     return {name: files[id(array)] for name, array in arrays.items()}
 
 
-class _Child:
-    """A process that times one side."""
+class _Record:
+    """What is known of a side so far."""
 
-    def __init__(self, side: Side, images: Path, batch_size: int, threads: int | None) -> None:
-        self.side = side
-        self.blocks: list[tuple[float, ...]] = []
-        self._num_calls = MIN_CALLS
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            # Ctrl-C in a terminal reaches a whole group: the parent ends its children itself
-            process_group=0,
-        )
-        job = {
-            "bundle": os.fspath(side.bundle),
-            "runtime": side.runtime,
-            "precision": side.precision,
-            "images": os.fspath(images),
-            "batch_size": batch_size,
-            "threads": threads,
-        }
-        self._say([str(folder) for folder in sys.path])
-        self._say(job)
+    def __init__(self, side: Side, images: Path, job: Job, compiled: Path) -> None:
+        self.side, self._images, self._job = side, images, job
+        self._blocks: list[tuple[float, ...]] = []
+        self._processes: list[int] = []
+        self._peak_memory_bytes = 0
+        self._num_calls: int | None = None
+        manifest = side.bundle / "bundle.json"
+        content = manifest.read_bytes() if manifest.is_file() else os.fsencode(side.bundle)
+        form = canonical_json([side.runtime, side.precision, job.batch_size, job.threads])
+        self._folder = compiled / hashlib.sha256(content + form).hexdigest()[:16]
+        if not self.knows_cold_start:
+            # half filled by a process that was stopped: the next start would be neither cold nor warm
+            shutil.rmtree(self._folder, ignore_errors=True)
 
-    def warm_up(self, block_seconds: float) -> None:
-        """Until two blocks in a row take the same time; sets how many calls a block has."""
-        self._ready = self._ask({"do": "load"})
-        once = float(np.median(self._times(MIN_CALLS)))
-        self._num_calls = max(MIN_CALLS, round(1e3 * block_seconds / max(once, 1e-3)))
-        before = once
-        for _ in range(MAX_WARMUP_BLOCKS):
-            now = float(np.median(self._times(self._num_calls)))
-            if abs(now - before) <= STABLE_WITHIN * before:
-                return
-            before = now
+    @property
+    def knows_cold_start(self) -> bool:
+        return self._cold.is_file()
 
-    def run_block(self) -> None:
-        self.blocks.append(tuple(self._times(self._num_calls)))
+    @property
+    def _cold(self) -> Path:
+        return self._folder / "cold.json"
+
+    def child(self) -> Child:
+        # a compiler's usual folder holds what other runs have left there: no start would be cold
+        return Child(self.side, self._images, self._job, {"TORCHINDUCTOR_CACHE_DIR": os.fspath(self._folder)})
+
+    def started(self, seconds: float) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._cold, {"seconds": seconds})
+
+    def warm_up(self, child: Child) -> None:
+        # blocks of all processes are of as many calls
+        self._num_calls = child.warm_up(self._num_calls)
+
+    def take(self, child: Child, process: int) -> None:
+        self._blocks += child.blocks
+        self._processes += [process] * len(child.blocks)
+        self._peak_memory_bytes = max(self._peak_memory_bytes, child.peak_memory_bytes())
 
     def timings(self) -> Timings:
         return Timings(
             name=self.side.name,
-            blocks_ms=tuple(self.blocks),
-            cold_start_seconds=self._ready["cold_start_seconds"],
-            peak_memory_bytes=self._ask({"do": "memory"})["peak_memory_bytes"],
+            blocks_ms=tuple(self._blocks),
+            processes=tuple(self._processes),
+            cold_start_seconds=json.loads(self._cold.read_bytes())["seconds"],
+            peak_memory_bytes=self._peak_memory_bytes,
+            batch_size=self._job.batch_size,
         )
 
+
+class _Generation:
+    """One process of each side, all alive together."""
+
+    def __init__(self, records: Sequence[_Record], on_failure: Callable[[Side, str], None] | None) -> None:
+        self.records = list(records)
+        self._on_failure = on_failure
+        self._children: dict[_Record, Child] = {}
+
+    def load(self, *, backwards: bool) -> None:
+        # one that starts cold has the machine to itself, for its seconds are told; the others start together
+        for record in [record for record in self.records if not record.knows_cold_start]:
+            # known by now, where another side is of the same form
+            if not record.knows_cold_start:
+                self._attempt(record, self._begin)
+                self._attempt(record, lambda record, child: record.started(child.end_load()))
+        warm = [record for record in self.records if record not in self._children][:: -1 if backwards else 1]
+        for record in warm:
+            self._attempt(record, self._begin)
+        for record in warm:
+            self._attempt(record, lambda record, child: child.end_load())
+        self._each(lambda record, child: record.warm_up(child), backwards=backwards)
+
+    def run_round(self, *, backwards: bool) -> None:
+        self._each(lambda record, child: child.run_block(), backwards=backwards)
+
+    def take(self, process: int) -> None:
+        self._each(lambda record, child: record.take(child, process))
+
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-        self._log.close()
+        for child in self._children.values():
+            child.close()
 
-    def _times(self, num_calls: int) -> list[float]:
-        times: list[float] = self._ask({"do": "time", "calls": num_calls})["times_ms"]
-        return times
+    def _begin(self, record: _Record, child: Child) -> None:
+        child.begin_load()
 
-    def _say(self, message: Any) -> None:
-        assert self._process.stdin is not None
+    def _each(self, do: Callable[[_Record, Child], object], *, backwards: bool = False) -> None:
+        for record in self.records[:: -1 if backwards else 1]:
+            self._attempt(record, do)
+
+    def _attempt(self, record: _Record, do: Callable[[_Record, Child], object]) -> None:
+        """Do something with a side's process; a side that fails is told of and left out from now on."""
+        if record not in self.records:
+            return
         try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise SideFailure(self._last_words()) from None
-
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        self._say(message)
-        line = self._process.stdout.readline()
-        if not line:
-            raise SideFailure(self._last_words())
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise SideFailure(f"{self.side.name} could not be timed: {answer['error']}")
-        return answer
-
-    def _last_words(self) -> str:
-        self._process.wait()
-        self._log.seek(0)
-        lines = [line for line in self._log.read().splitlines() if line.strip()]
-        return f"{self.side.name} could not be timed: its process died ({lines[-1] if lines else 'without a word'})."
+            if record not in self._children:
+                # counted before it is asked, so that it ends whatever happens
+                self._children[record] = record.child()
+            do(record, self._children[record])
+        except SideFailure as error:
+            if self._on_failure is None:
+                raise
+            self.records.remove(record)
+            self._children.pop(record).close()
+            self._on_failure(record.side, str(error))

@@ -5,23 +5,26 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.parity import Parity, compare_probs
+from vivace.acceleration.profile import Profile, profile_layers
 from vivace.acceleration.rows import Row
 from vivace.acceleration.splits import Images
 from vivace.acceleration.timing import Side, Timings, ratio_of, time_sides
 from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle
+from vivace.errors import VivaceError
 from vivace.metrics.paired import PairedLoss, paired_loss
 
 __all__ = ["Workbench"]
 
 # enough to tell which forms can't win, and enough to quote a ratio
 SCREEN_ROUNDS = 5
-FINAL_ROUNDS = 15
+FINAL_ROUNDS, FINAL_PROCESSES = 15, 5
 NUM_TIMED_IMAGES = 64
 
 
@@ -31,17 +34,19 @@ class Workbench:
     def __init__(
         self,
         own: Variant,
+        compiled: Path,
         *,
         batch_size: int,
         threads: int | None,
         deadline: float | None,
         on_message: Callable[[str], None],
     ) -> None:
-        """deadline: of time.monotonic, None without one."""
+        """compiled: folder for what compilers make. deadline: of time.monotonic, None without one."""
         self.own = own
         self.variants = {own.name: own}
         self.rows: list[Row] = []
         self.tell = on_message
+        self._compiled = compiled
         self._batch_size, self._threads, self._deadline = batch_size, threads, deadline
         self._probs: dict[tuple[str, str], np.ndarray] = {}
 
@@ -106,6 +111,7 @@ class Workbench:
             batch_size=self._batch_size,
             threads=self._threads,
             rounds=SCREEN_ROUNDS,
+            compiled=self._compiled,
             on_failure=failed,
         )
 
@@ -120,12 +126,23 @@ class Workbench:
             batch_size=self._batch_size,
             threads=self._threads,
             rounds=FINAL_ROUNDS,
+            processes=FINAL_PROCESSES,
+            compiled=self._compiled,
             deadline=self._deadline,
         )
         baseline.timed, baseline.ratio = first, (1.0, 1.0, 1.0)
         for row, timings in zip(certified, others[1:], strict=True):
             row.timed, row.ratio = timings, ratio_of(first, timings)
         return ratio_of(first, others[0])
+
+    def profile(self, row: Row) -> Profile | None:
+        """Which kernels a form ran, as its runtime tells; None, and a message, where it can't."""
+        images = next(iter(self._timed_images([row]).values()))[: self._batch_size]
+        try:
+            return profile_layers(self.bundle_of(row), images, threads=self._threads)
+        except VivaceError as error:
+            self.tell(f"no profile of {row.name}: {error}")
+            return None
 
     def probs(self, row: Row | None, images: Images, part: str) -> np.ndarray:
         """probs_NK of a form, or of the plain model, on images; computed once for each `part`."""

@@ -82,7 +82,9 @@ def run(options: Options) -> int:
         print(markdown(result.receipt))
         print(f"the bundle: {result.bundle}")
     if not result.accelerated:
-        print("nothing faster was proven to be within the budget: the bundle stays as it is", file=sys.stderr)
+        best = result.receipt["best"]
+        nearest = f"; {best} came nearest" if best else ""
+        print(f"nothing faster was proven to be within the budget: the bundle stays as it is{nearest}", file=sys.stderr)
         return NOTHING_FASTER
     return 0
 

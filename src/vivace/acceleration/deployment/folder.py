@@ -1,0 +1,199 @@
+"""vivace export --to deploy: a folder that classifies images without torch and without vivace.
+
+model.onnx, or model.xml and model.bin      raw uint8 pixels in, probabilities out
+model.json                                  classes, preprocessing, metrics, parity, the SHA-256 of the files
+classifier.py, pixels.py                    the loader: numpy, Pillow and the runtime
+golden/, selftest.py                        images with their answers, and the program that compares
+cpp/, js/                                   examples for ONNX Runtime
+README.md, requirements.txt
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import string
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vivace.acceleration.deployment.goldens import Golden, choose_goldens, write_goldens
+from vivace.acceleration.parity import PLAIN, Parity, check_parity, measure_parity, parity_images
+from vivace.bundle import Bundle
+from vivace.config import to_dict
+from vivace.errors import ConfigError, ParityError
+from vivace.files import atomic_folder, canonical_json, sha256_of, write_json
+from vivace.hardware import cpu_name
+from vivace.runtimes import graph_file, load_runtime
+from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
+from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
+from vivace.runtimes.openvino import HINTS
+
+__all__ = ["GRAPHS", "write_deployment"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+MANIFEST = "model.json"
+# runtime → the files of its graph
+GRAPHS = {"onnx": (ONNX_GRAPH,), "openvino": (OPENVINO_GRAPH, Path(OPENVINO_GRAPH).with_suffix(".bin").name)}
+PROGRAMS = ("classifier.py", "pixels.py", "selftest.py")
+EXAMPLES = ("cpp/main.cpp", "cpp/CMakeLists.txt", "js/classify.mjs", "js/package.json")
+# what the folder was run with: older ones read neither the graph nor, of Pillow, every image as training did
+REQUIREMENTS = {"onnx": "onnxruntime>=1.20", "openvino": "openvino>=2025.2"}
+SELFTEST_SECONDS = 300
+
+
+def write_deployment(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Parity | None:
+    """Write the folder of a bundle that holds a graph (a runtime of GRAPHS), and return its certificate of parity.
+
+    data: images for goldens and certificate, as for `train`; None: generated ones. An int8 form's certificate is then
+    the one that it came with. The folder must pass its own self-test; what does not is not left on disk.
+    Raises ConfigError if `out` holds something else, ParityError if graph or folder does not agree with PyTorch.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
+        raise ConfigError(f"--out is taken: {out} is no deployment folder, and would be replaced. Give another.")
+    info = bundle.info
+    for name in GRAPHS[info.runtime]:
+        graph_file(bundle, name, info.runtime)
+    cpu = torch.device("cpu")
+    classify = load_runtime(info.runtime, bundle, device=cpu, precision=info.precision)
+    parity: Parity | None = None
+    if data is not None or "int8" not in info.precision:
+        images, name = parity_images(bundle, data, cache_dir=cache_dir)
+        parity = measure_parity(bundle, classify, images, runtime=info.runtime, precision=info.precision, images=name)
+        check_parity(parity)
+    goldens = choose_goldens(bundle, data, cache_dir=cache_dir)
+    images_NHWC = np.stack([bundle.preprocess.load(golden.data) for golden in goldens])
+    # one at a time, as the self-test asks
+    plain = load_runtime(PLAIN[0], bundle, device=cpu, precision=PLAIN[1])
+    pytorch_NK, deployed_NK = (
+        np.concatenate([function(images_NHWC[i : i + 1]) for i in range(len(images_NHWC))])
+        for function in (plain, classify)
+    )
+    with atomic_folder(out) as folder:
+        for name in GRAPHS[info.runtime]:
+            shutil.copyfile(bundle.folder / name, folder / name)
+        write_goldens(
+            folder / "golden",
+            goldens,
+            images_NHWC,
+            pytorch_NK=pytorch_NK,
+            deployed_NK=deployed_NK,
+            precision=info.precision,
+            where=_where(info.runtime),
+        )
+        for name in (*PROGRAMS, *(EXAMPLES if info.runtime == "onnx" else ())):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(TEMPLATES / name, folder / name)
+        (folder / "classes.txt").write_text("".join(f"{_one_line(name)}\n" for name in info.classes))
+        (folder / "requirements.txt").write_text(_requirements(info.runtime))
+        certificate = dict(info.parity) if parity is None else parity.to_dict()
+        (folder / "README.md").write_text(_readme(bundle, goldens, certificate))
+        _write_manifest(folder, bundle, certificate)
+        _selftest(folder)
+    return parity
+
+
+def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any]) -> None:
+    info, size, channels = bundle.info, bundle.preprocess.size, bundle.preprocess.channels
+    # the examples and the README are there to be changed
+    names = [*GRAPHS[info.runtime], *PROGRAMS, "classes.txt", "requirements.txt"]
+    names += [f"golden/{path.name}" for path in sorted((folder / "golden").iterdir())]
+    told = to_dict(info)
+    manifest = {
+        "format": "vivace-deployment",
+        "schema_version": 1,
+        "model": info.architecture.name,
+        "classes": list(info.classes),
+        "preprocess": told["preprocess"],
+        "runtime": info.runtime,
+        "precision": info.precision,
+        # left to itself OpenVINO takes bf16 where the processor has it
+        "settings": {"INFERENCE_PRECISION_HINT": HINTS[info.precision]} if info.runtime == "openvino" else {},
+        "input": {"name": "images", "dtype": "uint8", "shape": ["N", size, size, channels]},
+        "output": {"name": "probs", "dtype": "float32", "shape": ["N", len(info.classes)]},
+        "metrics": told["metrics"],
+        "parity": certificate,
+        "data": told["data"],
+        "made_with": {"vivace": metadata.version("vivace"), **_where(info.runtime)},
+        "files": {
+            name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names
+        },
+    }
+    manifest["sha256"] = hashlib.sha256(canonical_json(manifest)).hexdigest()
+    write_json(folder / MANIFEST, manifest)
+
+
+def _where(runtime: str) -> dict[str, str]:
+    library = REQUIREMENTS[runtime].partition(">")[0]
+    versions = {name: metadata.version(name) for name in (library, "numpy", "pillow")}
+    return {"cpu": cpu_name(), "python": platform.python_version(), **versions}
+
+
+def _requirements(runtime: str) -> str:
+    return (
+        "# Python 3.11 or newer\n"
+        "numpy>=2.0\n"
+        "pillow>=11.0\n"
+        f"{REQUIREMENTS[runtime]}\n"
+        "# plain JPEGs in less time, with the same pixels: taken where it is installed\n"
+        "# simplejpeg>=1.8\n"
+    )
+
+
+def _one_line(name: str) -> str:
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) -> str:
+    info = bundle.info
+    split = next((name for name in ("test", "val") if "top1" in info.metrics.get(name, {})), None)
+    accuracy = ""
+    if split is not None:
+        accuracy = f"Top-1 accuracy {info.metrics[split]['top1']:.2%} on {split}, as measured when it was trained."
+    agreement = "It was not compared with PyTorch."
+    if certificate:
+        agreement = (
+            f"On {certificate['num_images']:,} images ({certificate['images']}) its first class was PyTorch's on "
+            f"{certificate['top1_agreement']:.2%}, and probabilities differed by at most "
+            f"{certificate['max_difference']:.1e}."
+        )
+    origin = "images of the data set: pass the folder on only if you may pass them on"
+    if goldens[0].label is None:
+        origin = "generated, since no data was given when the folder was made"
+    names = ["README.md", *(["README-examples.md"] if info.runtime == "onnx" else [])]
+    text = "\n".join((TEMPLATES / name).read_text() for name in names)
+    size, channels = info.preprocess.size, info.preprocess.channels
+    return string.Template(text).substitute(
+        model=info.architecture.name,
+        classes=len(info.classes),
+        size=size,
+        channels=channels,
+        graph=GRAPHS[info.runtime][0],
+        runtime={"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[info.runtime],
+        precision=info.precision,
+        accuracy=accuracy,
+        agreement=agreement,
+        origin=origin,
+        goldens=len(goldens),
+        first=f"{size * size * channels:,}",
+    )
+
+
+def _selftest(folder: Path) -> None:
+    """Raise ParityError unless the folder passes its own test, in a process of its own."""
+    command = [sys.executable, "-B", str(folder / "selftest.py")]
+    # what the folder needs must be installed: a path to this program's own modules would hide that it is not
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=env, timeout=SELFTEST_SECONDS, check=False, cwd=folder
+    )
+    if done.returncode != 0:
+        lines = [line for line in done.stdout.splitlines() if line.startswith("FAILED")] or done.stderr.splitlines()
+        raise ParityError(f"the folder fails its own test: {lines[0] if lines else 'no word'}. Nothing was kept.")

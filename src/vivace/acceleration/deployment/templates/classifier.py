@@ -1,0 +1,235 @@
+"""Classify images with the model in this folder: neither PyTorch nor vivace is needed.
+
+    python classifier.py IMAGE... [--topk 5] [--threads N] [--json]
+
+    from classifier import Classifier
+    model = Classifier()
+    model.classify("rose.jpg")      # [("roses", 0.98), ("tulips", 0.01), …]
+
+An image becomes the very pixels that it became in training. Shapes: images_NHWC uint8 [N, size, size, C];
+probs_NK float32, rows sum to 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pixels import ImageError, load_pixels
+
+__all__ = ["Classifier", "ClassifierError", "FolderError", "ImageError"]
+
+HERE = Path(__file__).resolve().parent
+MANIFEST = "model.json"
+GRAPHS = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
+
+
+class ClassifierError(Exception):
+    """Base of every error raised here on purpose; a message is the cause, the value received, the mend."""
+
+
+class FolderError(ClassifierError):
+    """This folder is damaged, or a library that it needs is not installed."""
+
+
+class Classifier:
+    """The model of a folder, loaded once to classify many images.
+
+    threads: for one call; default: the processors that this process may use. verify: compare the graph with its
+    SHA-256 first. Raises FolderError.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str] = HERE, *, threads: int | None = None, verify: bool = True
+    ) -> None:
+        self.folder = Path(folder)
+        self.info = read_manifest(self.folder)
+        self.classes: tuple[str, ...] = tuple(self.info["classes"])
+        self.size, self.channels = (int(self.info["preprocess"][key]) for key in ("size", "channels"))
+        graph = GRAPHS[self.info["runtime"]]
+        if verify:
+            for name in graph:
+                check_file(self.folder, name, self.info["files"])
+        load = _onnx if self.info["runtime"] == "onnx" else _openvino
+        self._run = load(str(self.folder / graph[0]), self.info["settings"], threads or num_cpus())
+
+    def pixels(self, source: str | os.PathLike[str] | bytes) -> np.ndarray:
+        """What the network sees of an image file (a path, or its bytes): uint8 [size, size, C]. Raises ImageError."""
+        return load_pixels(source, self.info["preprocess"])
+
+    def probs(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """probs_NK of pixels as `pixels` gives them. Raises ClassifierError for other ones, or if they overflow."""
+        shape = (self.size, self.size, self.channels)
+        if images_NHWC.dtype != np.uint8 or images_NHWC.ndim != 4 or images_NHWC.shape[1:] != shape:
+            raise ClassifierError(
+                f"images must be uint8 [N, {', '.join(map(str, shape))}]: got {images_NHWC.dtype} "
+                f"{list(images_NHWC.shape)}. Use Classifier.pixels."
+            )
+        if not len(images_NHWC):
+            return np.zeros((0, len(self.classes)), np.float32)
+        probs_NK = self._run(np.ascontiguousarray(images_NHWC))
+        if not np.isfinite(probs_NK).all():
+            raise ClassifierError(f"the probabilities are not finite: {self.folder}. Run selftest.py.")
+        return probs_NK
+
+    def ranked(self, probs_K: np.ndarray, topk: int = 5) -> list[tuple[str, float]]:
+        """(class, probability), the likeliest first; equal ones in the order of the classes."""
+        best = np.argsort(-probs_K, kind="stable")[:topk]
+        return [(self.classes[index], float(probs_K[index])) for index in best]
+
+    def classify(self, source: str | os.PathLike[str] | bytes, topk: int = 5) -> list[tuple[str, float]]:
+        """(class, probability) of one image, the likeliest first. Raises ImageError."""
+        return self.ranked(self.probs(self.pixels(source)[None])[0], topk)
+
+    def classify_batch(
+        self, sources: Iterable[str | os.PathLike[str] | bytes], topk: int = 5, batch_size: int = 32
+    ) -> list[list[tuple[str, float]] | ImageError]:
+        """What `classify` gives for each image, in their order; of an image that can't be used, its ImageError."""
+        results: list[list[tuple[str, float]] | ImageError] = []
+        pending: list[np.ndarray] = []
+        places: list[int] = []
+
+        def flush() -> None:
+            if pending:
+                for place, probs_K in zip(places, self.probs(np.stack(pending)), strict=True):
+                    results[place] = self.ranked(probs_K, topk)
+            pending.clear()
+            places.clear()
+
+        for source in sources:
+            try:
+                pending.append(self.pixels(source))
+            except ImageError as error:
+                results.append(error)
+                continue
+            places.append(len(results))
+            results.append([])
+            if len(pending) >= batch_size:
+                flush()
+        flush()
+        return results
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What model.json says, after its own SHA-256 was checked. Raises FolderError."""
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        expected = manifest.pop("sha256")
+        text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise FolderError(f"{path} can't be read ({error}). Restore the folder from a copy.") from None
+    if hashlib.sha256(text.encode()).hexdigest() != expected:
+        raise FolderError(f"{path} was changed after it was written: its SHA-256 is wrong. Restore it from a copy.")
+    if manifest["schema_version"] != 1 or manifest["runtime"] not in GRAPHS:
+        raise FolderError(f"{path} is of another version than classifier.py. Take both from one folder.")
+    return manifest
+
+
+def check_file(folder: Path, name: str, files: dict[str, Any]) -> None:
+    """Raise FolderError unless the file is the one that model.json tells of."""
+    path = folder / name
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FolderError(f"{path} can't be read ({error.strerror}). Restore the folder from a copy.") from None
+    if found != files[name]["sha256"]:
+        raise FolderError(f"{path} is damaged: its SHA-256 is not the recorded one. Restore it from a copy.")
+
+
+def num_cpus() -> int:
+    """Processors that this process may use (its affinity and cgroup quota), at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return count
+
+
+def _onnx(path: str, settings: dict[str, Any], threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise FolderError("onnxruntime is not installed. Install it: pip install -r requirements.txt") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(images_NHWC: np.ndarray) -> np.ndarray:
+        probs_NK: np.ndarray = session.run(["probs"], {"images": images_NHWC})[0]
+        return probs_NK
+
+    return run
+
+
+def _openvino(path: str, settings: dict[str, Any], threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    # its converter of models is not needed here: it takes as long to import as all the rest, and reports to its makers
+    # that it was imported
+    converter = "openvino.tools.ovc"
+    skip = "openvino" not in sys.modules
+    if skip:
+        sys.modules[converter] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError:
+        raise FolderError("openvino is not installed. Install it: pip install -r requirements.txt") from None
+    finally:
+        if skip:
+            del sys.modules[converter]
+    compiled = openvino.Core().compile_model(
+        path, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    )
+
+    def run(images_NHWC: np.ndarray) -> np.ndarray:
+        # copied: the next call writes its answer to the same place
+        probs_NK: np.ndarray = np.array(compiled(images_NHWC)[0])
+        return probs_NK
+
+    return run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Exit status: 0, 1 if an image could not be classified, 2 if nothing could be."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--topk", type=int, default=5, help="classes for each image")
+    parser.add_argument("--threads", type=int, help="default: all processors")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_args(arguments)
+    if given.topk < 1 or (given.threads is not None and given.threads < 1):
+        parser.error(f"--topk and --threads must be 1 or more: got {given.topk} and {given.threads}")
+    try:
+        results = Classifier(threads=given.threads).classify_batch(given.images, given.topk)
+    except ClassifierError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    predictions, failures = [], []
+    for path, result in zip(given.images, results, strict=True):
+        if isinstance(result, ImageError):
+            failures.append({"path": path, "problem": result.problem, "message": str(result)})
+            print(f"not classified: {path} ({result.problem}) {result}", file=sys.stderr)
+            continue
+        ranked = [{"label": label, "probability": probability} for label, probability in result]
+        predictions.append({"path": path, **ranked[0], "topk": ranked})
+        if not given.json:
+            print(path + "\t" + "  ".join(f"{label} {100 * probability:.1f} %" for label, probability in result))
+    if given.json:
+        print(json.dumps({"predictions": predictions, "failures": failures}))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

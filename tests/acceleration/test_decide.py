@@ -1,0 +1,134 @@
+"""Decisions of a search: what is dropped, in which order the rest is judged, and what wins."""
+
+from __future__ import annotations
+
+import pytest
+
+from vivace.acceleration import decide
+from vivace.acceleration.candidates import Candidate
+from vivace.acceleration.rows import Row
+from vivace.metrics.paired import PairedLoss, images_to_prove, loss_bound
+
+SURE = (1.0, 0.99, 1.01)
+
+
+def loss(lost: int, gained: int = 0, num_images: int = 1000) -> PairedLoss:
+    return PairedLoss(
+        num_images=num_images,
+        top1_before=0.9,
+        top1_after=0.9 - (lost - gained) / num_images,
+        lost=lost,
+        gained=gained,
+        bound=loss_bound(lost, gained, num_images),
+        confidence=0.95,
+    )
+
+
+def row(name: str, ratio: float, *, lost: int = 0, num_bytes: int = 100) -> Row:
+    runtime, precision, *network = name.split(" ", 2)
+    candidate = Candidate(runtime=runtime, precision=precision, network=network[0] if network else "")
+    made = Row(candidate=candidate, ratio=(ratio, 0.98 * ratio, 1.02 * ratio), num_bytes=num_bytes)
+    made.selected = loss(lost)
+    return made
+
+
+BASELINE = row("eager fp32", 1.0)
+
+
+def test_a_form_is_dropped_where_one_of_less_risk_is_faster() -> None:
+    rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.5), row("openvino int8", 4.0), row("eager bf16", 0.8)]
+    front = decide.undominated(rows, BASELINE, objective="latency")
+    assert [r.name for r in front] == ["onnx fp32", "openvino int8"]
+    assert [r.status for r in rows] == [
+        "the baseline",
+        "built",
+        "slower than onnx fp32",
+        "built",
+        "slower than eager fp32",
+    ]
+
+
+def test_a_form_that_is_nearly_as_fast_goes_on_to_the_longer_timing() -> None:
+    rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.96)]
+    assert len(decide.undominated(rows, BASELINE, objective="latency")) == 2
+
+
+def test_a_smaller_network_is_the_greatest_risk() -> None:
+    small, own = row("openvino fp32 pruned", 5.0), row("openvino int8+bf16", 4.0)
+    assert small.candidate.risk > own.candidate.risk > row("openvino int8", 4.0).candidate.risk
+    assert [r.name for r in decide.undominated([small, own], BASELINE, objective="latency")] == [
+        "openvino int8+bf16",
+        "pruned, openvino fp32",
+    ]
+
+
+def test_for_size_a_smaller_file_goes_on_though_it_is_slower() -> None:
+    rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.5, num_bytes=25)]
+    assert [r.name for r in decide.undominated(rows, BASELINE, objective="size")] == ["onnx fp32", "onnx int8"]
+
+
+def test_the_fastest_four_are_judged_and_the_surest_first() -> None:
+    rows = [row("onnx fp32", 2.0), row("openvino fp32", 2.1, lost=9), row("openvino bf16", 3.0, lost=2)]
+    rows += [row("openvino int8", 4.0, lost=5), row("openvino int8+bf16", 5.0, lost=7)]
+    finalists = decide.finalists_of(rows)
+    assert [r.selected.lost for r in finalists if r.selected] == [2, 5, 7, 9]
+    assert rows[0].status == "slower than openvino int8+bf16"
+    assert decide.finalists_of([]) == []
+
+
+def test_the_sequence_stops_at_the_first_form_that_is_not_proven() -> None:
+    rows = [row("onnx fp32", 2.0), row("openvino fp32", 2.1), row("openvino int8", 4.0)]
+    lost = {"onnx fp32": 0, "openvino fp32": 40, "openvino int8": 0}
+    looked: list[str] = []
+
+    def judge(judged: Row) -> PairedLoss:
+        looked.append(judged.name)
+        return loss(lost[judged.name])
+
+    certified = decide.certify_in_order(rows, judge, max_drop=0.01)
+    assert [r.name for r in certified] == ["onnx fp32"]
+    assert looked == ["onnx fp32", "openvino fp32"]
+    assert rows[2].status == "not judged: openvino fp32 before it was not proven"
+
+
+def test_as_many_images_are_judged_as_should_be_needed_and_all_where_they_are_few() -> None:
+    finalists = [row("onnx fp32", 2.0, lost=3), row("openvino int8", 4.0, lost=1)]
+    needed = images_to_prove(loss(4), 0.02)
+    assert needed is not None
+    assert decide.images_to_certify(finalists, 0.02, 100_000) == max(1000, 2 * needed)
+    assert decide.images_to_certify(finalists, 0.02, 500) == 500
+    # more than nothing was lost already: all images may prove it yet
+    assert decide.images_to_certify([row("openvino int8", 4.0, lost=30)], 0.02, 5000) == 5000
+    assert decide.images_to_certify([], 0.02, 5000) == 5000
+
+
+def test_what_wins_is_faster_by_more_than_the_baseline_differs_from_itself() -> None:
+    rows = [row("onnx fp32", 1.10), row("openvino fp32", 1.05)]
+    assert decide.pick_winner(rows, SURE, objective="latency") is rows[0]
+    assert decide.pick_winner(rows, (1.0, 0.90, 1.10), objective="latency") is rows[0]
+    # two processes of the baseline that differ for sure
+    assert decide.pick_winner(rows, (1.12, 1.08, 1.16), objective="latency") is None
+    assert decide.pick_winner([], SURE, objective="latency") is None
+    small = row("onnx int8", 1.06, num_bytes=25)
+    assert decide.pick_winner([*rows, small], SURE, objective="size") is small
+
+
+def test_what_was_not_proven_and_the_best_that_was_not_accepted_are_told() -> None:
+    failed, slow = row("openvino int8", 4.0, lost=4), row("onnx fp32", 2.0)
+    failed.status, failed.certified = "not proven", loss(4)
+    notes = decide.explain([BASELINE, slow, failed], None, (1.05, 1.02, 1.08), 0.005)
+    assert "openvino int8: 0.40 points lost on 1,000 images" in notes[0]
+    assert "images like these would prove it" in notes[0]
+    # of those that are faster the one that may have lost least
+    assert notes[1].startswith("the best that was not accepted: onnx fp32, 2.00 times as fast, 0.00 points lost")
+    assert decide.nearest([BASELINE, failed, row("onnx int8", 0.9)]) is failed
+    assert decide.nearest([BASELINE]) is None
+    assert "[1.020, 1.080] times as fast as in the first" in notes[2]
+    assert decide.explain([BASELINE, slow], slow, SURE, 0.005) == []
+
+
+@pytest.mark.parametrize(("lost", "expected"), [(40, "no number of images"), (4, "about")])
+def test_a_loss_over_the_budget_is_proven_by_no_number_of_images(lost: int, expected: str) -> None:
+    failed = row("openvino int8", 4.0, lost=lost)
+    failed.status, failed.certified = "not proven", loss(lost)
+    assert expected in decide.explain([failed], failed, SURE, 0.005)[0]

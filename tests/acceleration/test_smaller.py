@@ -1,0 +1,157 @@
+"""Smaller networks in a search: timed before they are trained, raced, taught by the model, and judged like the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_accelerate import run, told_times
+
+from vivace.acceleration import candidates as candidates_module
+from vivace.acceleration import smaller as smaller_module
+from vivace.acceleration import students as students_module
+from vivace.acceleration.smaller import survivors
+from vivace.acceleration.splits import open_splits
+from vivace.acceleration.students import propose
+from vivace.bundle import Architecture, Bundle, load_bundle
+from vivace.errors import ConfigError, TrainingError
+from vivace.evaluation.evaluate import evaluate
+from vivace.training.run import train
+
+MakeFolder = Callable[..., Path]
+PRUNED, ZOO = "pruned to 60%", "fast_cnn 32 px, width 8"
+COSTS = {"eager fp32": 4.0, "onnx fp32": 2.0}
+
+
+@pytest.fixture
+def trained(make_folder: MakeFolder, tmp_path: Path) -> tuple[Bundle, Path]:
+    data = make_folder(per_class=40, splits=("train", "test"))
+    result = train(
+        data,
+        epochs=4,
+        overrides={"batch_size": 16, "precision": "fp32", "model.arguments": {"widths": [16, 32], "depth": 1}},
+        run=tmp_path / "run",
+        tune=False,
+        quiet=True,
+    )
+    return load_bundle(result.bundle), data
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One float form, one student of each kind, a few epochs."""
+    forms = tuple(f for f in candidates_module.FORMS if f.precision == "fp32" and f.runtime in ("eager", "onnx"))
+    monkeypatch.setattr(candidates_module, "FORMS", forms)
+    monkeypatch.setattr(students_module, "PRUNED_SHARES", (0.6,))
+    drawn = [("fast_cnn", 32, {"widths": [8, 8], "depth": [1, 1], "stride": 2})]
+    monkeypatch.setattr(students_module, "_drawn", lambda own: drawn)
+    monkeypatch.setattr(students_module, "FINE_TUNE_EPOCHS", 4)
+    monkeypatch.setattr(students_module, "SCRATCH_EPOCHS", 4)
+
+
+def names(timed: list[list[str]]) -> list[str]:
+    return sorted({name for together in timed for name in together})
+
+
+def test_half_of_those_that_no_other_beats_stay_in_the_race() -> None:
+    speeds = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.5}
+    # b is slower than a and no more accurate
+    assert survivors(speeds, {"a": 0.7, "b": 0.7, "c": 0.8, "d": 0.9}) == ["d", "c"]
+    assert survivors(speeds, {"a": 0.9, "b": 0.7, "c": 0.8, "d": 0.6}) == ["a"]
+    assert survivors(speeds, {"a": 0.9}) == ["a"]
+
+
+def test_students_have_fewer_operations_and_a_recipe_of_their_own(trained: tuple[Bundle, Path], tmp_path: Path) -> None:
+    bundle, data = trained
+    students = {s.name: s for s in propose(bundle, open_splits(bundle, data), tmp_path / "work")}
+    assert set(students) == {PRUNED, ZOO}
+    narrowed = students[PRUNED].bundle.info.architecture.arguments["narrowed"]
+    assert students[PRUNED].changes["model.arguments"]["narrowed"] == narrowed
+    assert sum(p.numel() for p in students[PRUNED].bundle.build_model().parameters()) < sum(
+        p.numel() for p in bundle.build_model().parameters()
+    )
+    # a second time they are taken as they are
+    again = {s.name: s for s in propose(bundle, open_splits(bundle, data), tmp_path / "work")}
+    assert again[PRUNED].bundle == students[PRUNED].bundle
+
+
+def test_photos_get_networks_for_smaller_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    drawn = students_module._drawn(Architecture(name="timm/resnet18", num_classes=5, size=224))
+    assert [size for _, size, _ in drawn] == [224, 160, 128, 96]
+    small = students_module._drawn(Architecture(name="fast_cnn", num_classes=5, size=32))
+    assert {(name, size) for name, size, _ in small} == {("fast_cnn", 32)}
+
+
+def test_a_smaller_network_that_is_faster_is_trained_and_wins(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = {f"{PRUNED} untrained, onnx fp32": 1.0, f"{PRUNED}, onnx fp32": 1.0}
+    asked = told_times(monkeypatch, COSTS | costs | {f"{ZOO} untrained, onnx fp32": 1.95})
+    result = run(trained, tmp_path, max_drop=45.0, train="on")
+    assert result.accelerated
+    # the other one would hardly be faster than the model's own network: it was not trained
+    assert f"{ZOO}, onnx fp32" not in names(asked)
+    won = load_bundle(result.bundle)
+    assert won.info.architecture.arguments["narrowed"]
+    assert won.info.recipe["distill"]["teacher"] == str(trained[0].folder)
+    # the test split was looked at by the certificate alone
+    assert set(won.info.metrics) == {"test"}
+    assert evaluate(won, trained[1]).top1 == pytest.approx(result.top1_after)
+    receipt = json.loads((won.folder / "receipt.json").read_text())
+    rows = {row["name"]: row for row in receipt["rows"]}
+    assert receipt["winner"] == f"{PRUNED}, onnx fp32"
+    assert rows[receipt["winner"]]["network"] == PRUNED
+    # untrained networks were there to be timed: they are no forms of the result
+    assert not any("untrained" in name for name in rows)
+    assert not list(tmp_path.glob(".fast*"))
+
+
+def test_a_speed_up_that_is_asked_for_decides_whether_anything_is_trained(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = told_times(monkeypatch, COSTS)
+    assert run(trained, tmp_path, max_drop=45.0, target_speedup=1.5).target_reached
+    assert run(trained, tmp_path, max_drop=45.0, target_speedup=9.0, train="off").target_reached is False
+    assert not any("untrained" in name for name in names(asked))
+    assert run(trained, tmp_path, max_drop=45.0, target_speedup=9.0).target_reached is False
+    assert any("untrained" in name for name in names(asked))
+
+
+def test_training_that_fails_or_was_done_before(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = {f"{name} untrained, onnx fp32": cost for name, cost in ((PRUNED, 1.0), (ZOO, 0.5))}
+    told_times(monkeypatch, COSTS | fast | {f"{PRUNED}, onnx fp32": 1.0, f"{ZOO}, onnx fp32": 0.5})
+    runs: list[str] = []
+    plain = smaller_module.train_student
+
+    def stops(student: Any, teacher: Any, data: Any, path: Path, **options: Any) -> Bundle:
+        runs.append(path.name)
+        if student.name == ZOO:
+            raise TrainingError("the loss is NaN")
+        bundle = plain(student, teacher, data, path, **options)
+        if path.name == f"{PRUNED} whole":
+            raise KeyboardInterrupt
+        return bundle
+
+    with monkeypatch.context() as patch:
+        patch.setattr(smaller_module, "train_student", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(trained, tmp_path, max_drop=45.0, train="on")
+    assert runs == [f"{PRUNED} race", f"{ZOO} race", f"{PRUNED} whole"]
+
+    def again(*_: Any, **options: Any) -> Any:
+        raise TrainingError("it was trained a second time")
+
+    monkeypatch.setattr(students_module, "train", again)
+    result = run(trained, tmp_path, max_drop=45.0, train="on")
+    assert result.receipt["winner"] == f"{PRUNED}, onnx fp32"
+
+
+def test_an_unknown_choice_is_refused(trained: tuple[Bundle, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train is unknown: got 'yes'"):
+        run(trained, tmp_path, train="yes")
