@@ -31,7 +31,7 @@ ALLOWED = {
     "metrics": LAYER_0,
     "bundle": LAYER_0 | {"models", "data.preprocess"},
     "training": LAYER_0 | {"data", "models", "optim", "metrics", "bundle"},
-    "runtimes": BASE | {"models", "data.preprocess"},
+    "runtimes": BASE | {"models", "data.preprocess", "data.cachedir"},
     "prediction": BASE | {"runtimes", "data.preprocess", "data.decode"},
     "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction"},
     "acceleration": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"},

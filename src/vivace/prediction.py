@@ -20,11 +20,13 @@ from vivace.config import check_choice, check_range
 from vivace.data.decode import EXTENSIONS
 from vivace.errors import BundleError, ConfigError, DataError, ImageError
 from vivace.hardware import keep_freed_memory, num_cpus, select_device, supported_precisions
-from vivace.runtimes import load_runtime
+from vivace.runtimes import is_quantized, load_runtime
 
 __all__ = ["Failure", "Prediction", "Predictions", "Predictor", "expand_paths", "predict", "predictor_for"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# runtimes that take the network itself, in a precision that this machine has
+COMPILED = ("aoti", "eager", "inductor")
 
 
 class Predictor:
@@ -55,8 +57,8 @@ class Predictor:
             runtime = self.bundle.info.runtime if self.device.type == "cpu" else "eager"
         if precision == "auto":
             measured = self.bundle.info.precision
-            # a graph has its arithmetic in it
-            own = runtime == self.bundle.info.runtime and runtime not in ("eager", "inductor")
+            # a graph has its arithmetic in it, and int8 was chosen by whoever quantized
+            own = runtime == self.bundle.info.runtime and (runtime not in COMPILED or is_quantized(measured))
             precision = measured if own or measured in supported_precisions(self.device) else "fp32"
         self.precision, self.runtime = precision, runtime
         keep_freed_memory()

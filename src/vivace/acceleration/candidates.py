@@ -15,11 +15,12 @@ import torch
 
 from vivace.acceleration.export import GRAPH_WRITERS
 from vivace.acceleration.layers import save_given_back
-from vivace.acceleration.quantize import quantize_onnx, quantize_openvino
+from vivace.acceleration.quantize import quantize_inductor, quantize_onnx, quantize_openvino
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
 from vivace.errors import BundleError
 from vivace.hardware import supported_precisions
 from vivace.runtimes import is_quantized
+from vivace.runtimes.int8 import RANGES
 
 __all__ = ["FORMS", "Builder", "Candidate", "Form", "candidates_for"]
 
@@ -40,6 +41,10 @@ FORMS = (
     Form("eager", "bf16"),
     Form("inductor", "fp32"),
     Form("inductor", "bf16"),
+    Form("inductor", "int8", ("torchao",)),
+    Form("aoti", "fp32"),
+    Form("aoti", "bf16"),
+    Form("aoti", "int8", ("torchao",)),
     Form("onnx", "fp32", ("onnxruntime", "onnxscript")),
     Form("onnx", "int8", ("onnxruntime", "onnxscript", "onnx")),
     Form("openvino", "fp32", ("openvino",)),
@@ -119,6 +124,8 @@ class Builder:
         def add(into: Path) -> BundleInfo:
             if candidate.runtime in GRAPH_WRITERS:
                 self._add_graph(candidate, into)
+            elif is_quantized(candidate.precision):
+                self._add_ranges(into)
             return dataclasses.replace(
                 self._bundle.info, runtime=candidate.runtime, precision=candidate.precision, parity={}
             )
@@ -159,3 +166,8 @@ class Builder:
             return
         for path in source.iterdir():
             shutil.copyfile(path, into / path.name)
+
+    def _add_ranges(self, into: Path) -> None:
+        # of Inductor and AOTInductor the same ones
+        source = self._made("inductor-int8", lambda folder: quantize_inductor(self._bundle, folder, self._calibrate()))
+        shutil.copyfile(source / RANGES, into / RANGES)

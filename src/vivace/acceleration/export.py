@@ -6,34 +6,31 @@ Each target writes files into a folder; one row of TARGETS each.
 from __future__ import annotations
 
 import dataclasses
-import io
+import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vivace.acceleration.deployment.folder import GRAPHS, write_deployment
 from vivace.acceleration.foreign import exporting
-from vivace.acceleration.graph import deployed_graph
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
-from vivace.acceleration.quiet import quiet
+from vivace.acceleration.single_file import FILES, traced, write_file
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, export_state_dict, load_bundle
 from vivace.errors import ConfigError, MissingExtra, nearest
-from vivace.files import atomic_file
 from vivace.runtimes import load_runtime
+from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
 from vivace.runtimes.openvino import library
+from vivace.runtimes.quiet import quiet
 
 __all__ = ["GRAPH_WRITERS", "TARGETS", "Exported", "export"]
 
 # of ONNX: what runtimes of the last two years read
 OPSET = 20
-# of what is traced: any number of images
-DYNAMIC_SHAPES = ({0: torch.export.Dim("batch", min=1)},)
 
 
 @dataclass(frozen=True)
@@ -55,9 +52,12 @@ def export(
     data: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Exported:
-    """Write a bundle in another form: "onnx" or "openvino" (a bundle again), "pt2" or "state-dict" (a file), or
-    "deploy": a folder that classifies images without torch and without vivace.
+    """Write a bundle in another form: "onnx" or "openvino" (a bundle again), "deploy" (a folder that classifies images
+    without torch and without vivace), or a file.
 
+    Files are "pt2" (a PyTorch program), "aoti" (compiled for this machine), "executorch" and "litert" (for phones),
+    each with a .json beside it that tells classes and pixels; and "state-dict". A bundle that computes by AOTInductor
+    keeps its precision in "aoti"; the others are float32.
     out: the folder of the new bundle, or the file. data: images for the certificate of parity, as for `train`; without
     them they are generated. What disagrees with PyTorch is not left on disk.
     Raises ConfigError for an unknown target, MissingExtra if its library is not installed, ExportError if it can't take
@@ -75,24 +75,9 @@ def _state_dict(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: P
     return Exported(path, "state-dict", path.stat().st_size, None)
 
 
-def _pt2(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
-    images, name = parity_images(bundle, data, cache_dir=cache_dir)
-    buffer = io.BytesIO()
-    with quiet(), exporting("pt2"):
-        torch.export.save(_traced(bundle), buffer)
-        buffer.seek(0)
-        # read back: what is certified is what lies in the file
-        loaded: Any = torch.export.load(buffer).module()
-
-    @torch.inference_mode()
-    def classify(images_NHWC: Any) -> Any:
-        return loaded(torch.from_numpy(images_NHWC.copy())).numpy()
-
-    parity = measure_parity(bundle, classify, images, runtime="pt2", precision="fp32", images=name)
-    check_parity(parity)
-    with atomic_file(out) as file:
-        file.write(buffer.getvalue())
-    return Exported(out, "pt2", out.stat().st_size, parity)
+def _as_file(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None, target: str) -> Exported:
+    parity = write_file(bundle, out, target, data, cache_dir)
+    return Exported(out, target, out.stat().st_size, parity)
 
 
 def _onnx(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
@@ -138,11 +123,6 @@ def _as_bundle(
     return Exported(derived.folder, runtime, size, found[0])
 
 
-def _traced(bundle: Bundle) -> Any:
-    graph, example = deployed_graph(bundle)
-    return torch.export.export(graph, (example,), dynamic_shapes=DYNAMIC_SHAPES)
-
-
 def _write_onnx(bundle: Bundle, folder: Path) -> None:
     try:
         import onnxscript  # noqa: F401
@@ -168,7 +148,7 @@ def _write_onnx(bundle: Bundle, folder: Path) -> None:
 def _write_openvino(bundle: Bundle, folder: Path) -> None:
     openvino = library("an export to OpenVINO")
     with quiet(), exporting("openvino"):
-        model = openvino.convert_model(_traced(bundle))
+        model = openvino.convert_model(traced(bundle))
         # float32 as the weights are: a smaller file is a step of its own, with its own check
         openvino.save_model(model, folder / OPENVINO_GRAPH, compress_to_fp16=False)
 
@@ -178,7 +158,7 @@ GRAPH_WRITERS: dict[str, Callable[[Bundle, Path], None]] = {"onnx": _write_onnx,
 TARGETS: dict[str, Callable[[Bundle, Path, str | Path | None, Path | None], Exported]] = {
     "onnx": _onnx,
     "openvino": _openvino,
-    "pt2": _pt2,
+    **{target: functools.partial(_as_file, target=target) for target in FILES},
     "state-dict": _state_dict,
     "deploy": _deploy,
 }

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vivace.acceleration.quiet import quiet
 from vivace.errors import MissingExtra, ModelError
 from vivace.hardware import supported_precisions
 from vivace.models.normalize import Normalize
 from vivace.models.parts import head_parameters
+from vivace.runtimes.quiet import quiet
 
 __all__ = ["Pruned", "layer_milliseconds", "prune"]
 

@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from vivace.acceleration.quiet import quiet
+from vivace.bundle import Bundle
 from vivace.errors import MissingExtra
+from vivace.runtimes.int8 import observed_graph, save_ranges
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
 from vivace.runtimes.openvino import library, without_reports
+from vivace.runtimes.quiet import quiet
 
-__all__ = ["quantize_onnx", "quantize_openvino"]
+__all__ = ["quantize_inductor", "quantize_onnx", "quantize_openvino"]
+
+# images that pass the network together while their ranges are measured
+CALIBRATION_BATCH = 16
 
 
 def quantize_openvino(source: Path, folder: Path, images_NHWC: np.ndarray, *, transformer: bool = False) -> None:
@@ -80,6 +86,18 @@ def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:
             )
     finally:
         prepared.unlink(missing_ok=True)
+
+
+def quantize_inductor(bundle: Bundle, folder: Path, images_NHWC: np.ndarray) -> None:
+    """Write the ranges of an int8 form for Inductor and AOTInductor into `folder`, by torchao: static, per tensor.
+
+    Raises MissingExtra without torchao.
+    """
+    graph, _ = observed_graph(bundle)
+    with quiet(), torch.no_grad():
+        for start in range(0, len(images_NHWC), CALIBRATION_BATCH):
+            graph(torch.from_numpy(np.array(images_NHWC[start : start + CALIBRATION_BATCH])))
+        save_ranges(graph, folder)
 
 
 def _nncf() -> Any:

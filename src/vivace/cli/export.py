@@ -1,5 +1,5 @@
-"""Write a bundle in another form: a graph for ONNX Runtime or OpenVINO, a PyTorch program, the plain weights, or a
-folder that runs without PyTorch.
+"""Write a bundle in another form: a graph for ONNX Runtime or OpenVINO, a file for PyTorch or for phones, the plain
+weights, or a folder that runs without PyTorch.
 
 Each is compared with PyTorch on images before it is left on disk; what does not agree is removed.
 """
@@ -21,8 +21,9 @@ class Options:
 
     bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's."""
-    to: Literal["onnx", "openvino", "pt2", "state-dict", "deploy"] | None = None
-    """onnx and openvino give a bundle that the other verbs take; pt2 and state-dict a file for PyTorch; deploy a folder
+    to: Literal["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "state-dict", "deploy"] | None = None
+    """onnx and openvino give a bundle that the other verbs take; pt2 and state-dict a file for PyTorch; aoti a file
+    that is compiled for this machine and this torch alone; executorch and litert a file for phones; deploy a folder
     that classifies images without PyTorch."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The folder of the new bundle, or the file."""

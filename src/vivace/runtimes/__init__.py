@@ -20,6 +20,7 @@ __all__ = ["RUNTIMES", "Classifier", "graph_file", "is_quantized", "load_runtime
 RUNTIMES = {
     "eager": "vivace.runtimes.eager",
     "inductor": "vivace.runtimes.inductor",
+    "aoti": "vivace.runtimes.aoti",
     "onnx": "vivace.runtimes.onnx",
     "openvino": "vivace.runtimes.openvino",
 }

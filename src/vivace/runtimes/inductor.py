@@ -6,10 +6,12 @@ import numpy as np
 import torch
 
 from vivace.bundle import Bundle
+from vivace.errors import ConfigError
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
-from vivace.runtimes import Classifier
+from vivace.runtimes import Classifier, is_quantized
 from vivace.runtimes.eager import on_device
+from vivace.runtimes.int8 import int8_graph
 
 __all__ = ["load"]
 
@@ -17,12 +19,15 @@ __all__ = ["load"]
 def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
     """A classifier as `vivace.runtimes.eager` gives it, compiled at its first call, and again for each new batch size.
 
-    Raises BundleError if the weights do not fit the network.
+    precision: fp32, bf16 or fp16, or int8 on a CPU, of a bundle that was quantized for it. Raises BundleError if the
+    weights or ranges do not fit the network, ConfigError for int8 elsewhere, MissingExtra without torchao.
     """
     import torch._inductor.config as settings
 
     # weights as constants: they are laid out for the processor once, and batch norm is folded into convolutions
     settings.freezing = True
+    if is_quantized(precision):
+        return _int8(bundle, device)
     model = bundle.build_model().to(device).to(memory_format=torch.channels_last)
     normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
 
@@ -37,6 +42,20 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
         with autocast(device, precision):
             probs_BK = probs_of(images_BCHW)
         probs: np.ndarray = probs_BK.cpu().numpy()
+        return probs
+
+    return classify
+
+
+def _int8(bundle: Bundle, device: torch.device) -> Classifier:
+    if device.type != "cpu":
+        raise ConfigError(f"inductor runs int8 on a CPU: got {device.type}. Use fp16 or bf16.")
+    graph, _ = int8_graph(bundle)
+    probs_of = torch.compile(graph, dynamic=False)
+
+    @torch.no_grad()
+    def classify(images_NHWC: np.ndarray) -> np.ndarray:
+        probs: np.ndarray = probs_of(on_device(images_NHWC, device).permute(0, 2, 3, 1)).numpy()
         return probs
 
     return classify

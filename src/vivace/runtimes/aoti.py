@@ -1,0 +1,131 @@
+"""AOTInductor on a CPU: the network compiled to a shared library of this machine's, once, and loaded ever after.
+
+A bundle carries nothing that could run code, so the library is no part of it: it is made at first use, lies in the
+cache, and bears the hash of all that it was made from. Later processes start without a compiler, and without building
+the network in Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import tempfile
+import zipfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vivace.bundle import Bundle
+from vivace.config import to_dict
+from vivace.data.cachedir import building, default_cache_dir
+from vivace.errors import ConfigError, KernelError, VivaceError
+from vivace.files import atomic_file, canonical_json, sha256_of
+from vivace.hardware import cpu_features, cpu_name
+from vivace.runtimes import Classifier
+from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
+from vivace.runtimes.int8 import RANGES, int8_graph, ranges_file
+from vivace.runtimes.quiet import quiet
+
+__all__ = ["PRECISIONS", "compile_package", "library_path", "load"]
+
+PRECISIONS = ("fp32", "bf16", "int8")
+WEIGHTS = "model.safetensors"
+# code that decides what a bundle's graph computes
+SOURCES = ("models", "runtimes")
+
+
+def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
+    """A classifier: uint8 NHWC pixels at the bundle's size, any number → probabilities, float32.
+
+    precision: fp32, bf16, or int8 for a bundle that was quantized for it. Raises ConfigError for a GPU, another
+    precision or a bundle without ranges of int8; KernelError if it can't be compiled or kept; MissingExtra.
+    """
+    if device.type != "cpu" or precision not in PRECISIONS:
+        raise ConfigError(f"aoti runs on a CPU in fp32, bf16 or int8: got {device.type} and {precision}. Use eager.")
+    if precision == "int8":
+        ranges_file(bundle)
+    path = library_path(bundle, precision)
+    try:
+        if not path.exists():
+            with building(path):
+                # another process may have made it meanwhile
+                if not path.exists():
+                    _make(bundle, precision, path)
+    except OSError as error:
+        raise KernelError(
+            f"the compiled network can't be kept: {path} ({error.strerror}). Set VIVACE_CACHE to another folder."
+        ) from None
+    # the library itself, rather than the package around it: a package would be unpacked at every start
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
+
+    def classify(images_NHWC: np.ndarray) -> np.ndarray:
+        # copied only if it is no plain block, or read-only as a memory map is, which torch does not take
+        block = np.require(images_NHWC, requirements=["C", "W"])
+        probs: np.ndarray = runner.run([torch.from_numpy(block)])[0].numpy()
+        return probs
+
+    return classify
+
+
+def library_path(bundle: Bundle, precision: str) -> Path:
+    """Where a bundle's library is, or will be, on this machine."""
+    facts = {
+        "weights": sha256_of(bundle.folder / WEIGHTS),
+        "ranges": sha256_of(bundle.folder / RANGES) if precision == "int8" else None,
+        "architecture": to_dict(bundle.info.architecture),
+        "preprocess": to_dict(bundle.preprocess),
+        "precision": precision,
+        # loops are cut for a number of threads when they are compiled
+        "threads": torch.get_num_threads(),
+        "machine": [cpu_name(), *cpu_features(), platform.machine()],
+        "torch": torch.__version__,
+        "timm": metadata.version("timm"),
+        "sources": _sources(),
+    }
+    key = hashlib.sha256(canonical_json(facts)).hexdigest()[:20]
+    return default_cache_dir() / "aoti" / f"{bundle.info.architecture.name.replace('/', '-')}-{precision}-{key}.so"
+
+
+def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
+    """Write AOTInductor's package of a bundle, which torch._inductor.aoti_load_package reads, to `path`, a .pt2.
+
+    Raises KernelError if it can't be compiled.
+    """
+    compile_and_package: Callable[..., Any] = torch._inductor.aoti_compile_and_package
+    try:
+        with quiet(), torch.no_grad():
+            if precision == "int8":
+                graph, example = int8_graph(bundle)
+            else:
+                graph, example = deployed_graph(bundle, precision)
+                graph = graph.to(memory_format=torch.channels_last)
+            program = torch.export.export(graph, (example,), dynamic_shapes=DYNAMIC_SHAPES)
+            # weights as constants: laid out for the processor once, and batch norm folded into convolutions
+            compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
+    except (VivaceError, OSError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KernelError(
+            f"aoti can't compile {bundle.info.architecture.name}: {reason}. Install a C++ compiler or set CXX, "
+            "or use another runtime."
+        ) from error
+
+
+def _make(bundle: Bundle, precision: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="vivace-aoti-") as folder:
+        package = Path(folder, "model.pt2")
+        compile_package(bundle, precision, package)
+        with zipfile.ZipFile(package) as archive, atomic_file(path) as file:
+            (name,) = (name for name in archive.namelist() if name.endswith(".so"))
+            file.write(archive.read(name))
+
+
+def _sources() -> str:
+    root = Path(__file__).parent.parent
+    paths = sorted(path for room in SOURCES for path in (root / room).glob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
