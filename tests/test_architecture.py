@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent / "src" / "vivace"
 MODULES = sorted(
     ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in ROOT.rglob("*.py")
+    # what an export copies elsewhere is no part of the package
+    if "templates" not in path.parts
 )
 LAYER_0 = {"errors", "config", "files", "hardware", "measure", "kernels"}
 BASE = LAYER_0 | {"bundle"}

@@ -66,7 +66,7 @@ def run(options: Options) -> None:
             }
         )
         return
-    what = "the state dict" if target == "state-dict" else target
+    what = {"state-dict": "the state dict", "deploy": "a deployment"}.get(target, target)
     print(f"wrote {exported.path}, {what} of {architecture.name} with {architecture.num_classes} classes")
     if parity:
         print(parity.summary())
