@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from vivace.cli.common import print_json, verb_options
+from vivace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vivace.bundle import Bundle
 
 NOTHING_FASTER = 3
 
@@ -16,12 +20,16 @@ NOTHING_FASTER = 3
 class Options:
     """The options of `vivace accelerate`."""
 
-    bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
-    """A bundle's folder, or a run's."""
+    bundle: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BUNDLE")]
+    """A bundle's folder, or a run's; or a network's name, such as timm/resnet18.a1_in1k, with its published weights."""
     data: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """Images to calibrate, select and certify on, as for vivace train."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """The new bundle, with its receipt. Default: the bundle's folder with -accelerated behind its name."""
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """With a network's name: a local safetensors or .pth state dict in place of the published weights."""
+    size: int | None = None
+    """With a network's name: side of its square input, px. Default: that of the published weights."""
     max_drop: float = 0.5
     """Percentage points of accuracy that may be lost, proven with 95 % confidence."""
     objective: Literal["latency", "throughput", "size"] = "latency"
@@ -59,11 +67,12 @@ def run(options: Options) -> int:
         if not options.quiet:
             print(message, file=sys.stderr, flush=True)
 
-    bundle = load_bundle(options.bundle)
+    folder = Path(options.bundle)
+    out = options.out or folder.with_name(folder.name + "-accelerated")
     result = accelerate(
-        bundle,
+        _given(options, out) if _is_name(options) else load_bundle(folder),
         options.data,
-        out=options.out or bundle.folder.with_name(bundle.folder.name + "-accelerated"),
+        out=out,
         max_drop=options.max_drop,
         objective=options.objective,
         batch_size=options.batch,
@@ -87,6 +96,30 @@ def run(options: Options) -> int:
         print(f"nothing faster was proven to be within the budget: the bundle stays as it is{nearest}", file=sys.stderr)
         return NOTHING_FASTER
     return 0
+
+
+def _is_name(options: Options) -> bool:
+    """Whether a network was named in place of a bundle. Raises ConfigError for weights or a size that go with none."""
+    named = not Path(options.bundle).exists() and (options.bundle.startswith("timm/") or options.weights is not None)
+    if not named and (options.weights is not None or options.size is not None):
+        raise ConfigError(
+            f"--weights and --size go with a network's name: got the bundle {options.bundle}. Leave them out."
+        )
+    return named
+
+
+def _given(options: Options, out: Path) -> Bundle:
+    from vivace.acceleration.given import bundle_from
+
+    return bundle_from(
+        options.bundle,
+        options.data,
+        out.with_name(out.name + "-original"),
+        weights=options.weights,
+        size=options.size,
+        cache_dir=options.cache_dir,
+        on_bad_image=options.on_bad_image,
+    )
 
 
 def _draw(receipt: dict[str, Any], path: Path) -> None:

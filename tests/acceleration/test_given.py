@@ -1,0 +1,81 @@
+"""Networks by name with weights that others trained: a bundle of the data's classes, or a refusal that tells the mend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_accelerate import COSTS, told_times
+
+from vivace.acceleration import candidates as candidates_module
+from vivace.acceleration.given import bundle_from
+from vivace.bundle import load_bundle
+from vivace.cli import main
+from vivace.errors import ConfigError, DataError, ModelError
+from vivace.models.zoo import create_model
+
+MakeFolder = Callable[..., Path]
+NAME = "timm/resnet10t"
+
+
+@pytest.fixture
+def data(make_folder: MakeFolder) -> Path:
+    return make_folder(per_class=40, splits=("train", "test"))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    torch.save(create_model(NAME, 3, size=32).state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+def test_a_state_dict_becomes_a_bundle_with_the_pixels_of_the_published_weights(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    bundle = bundle_from(NAME, data, tmp_path / "given", weights=weights, size=32)
+    assert bundle.classes == load_bundle(tmp_path / "given").classes == ("blue", "green", "red")
+    assert (bundle.preprocess.size, bundle.preprocess.store_size) == (32, 37)
+    # those of ImageNet, as timm's description of the network says
+    assert bundle.preprocess.mean == pytest.approx((0.485, 0.456, 0.406))
+    expected = torch.load(weights, weights_only=True)
+    assert all(torch.equal(value, expected[name]) for name, value in bundle.build_model().state_dict().items())
+
+
+def test_weights_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
+    torch.save(create_model(NAME, 5, size=32).state_dict(), tmp_path / "five.pth")
+    with pytest.raises(ConfigError, match=r"for other classes: .*five.pth has no fc.* for the 3 of colours"):
+        bundle_from(NAME, data, tmp_path / "given", weights=tmp_path / "five.pth", size=32)
+    with pytest.raises(ConfigError, match="tell 1,000 classes apart, and the data has 3"):
+        bundle_from("timm/resnet18", data, tmp_path / "given", size=32)
+    with pytest.raises(ConfigError, match="nobody publishes weights for fast_cnn"):
+        bundle_from("fast_cnn", data, tmp_path / "given", size=32)
+    with pytest.raises(ModelError, match="the weights file was not found"):
+        bundle_from(NAME, data, tmp_path / "given", weights=tmp_path / "none.pth", size=32)
+    assert not (tmp_path / "given").exists()
+
+
+def test_data_of_which_all_may_have_been_trained_on_proves_nothing(
+    make_folder: MakeFolder, weights: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="all images of alone may have been trained on"):
+        bundle_from(NAME, make_folder("alone", per_class=40), tmp_path / "given", weights=weights, size=32)
+
+
+def test_the_command_takes_a_name_and_a_state_dict(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forms = tuple(form for form in candidates_module.FORMS if form.runtime in ("eager", "onnx"))
+    monkeypatch.setattr(candidates_module, "FORMS", tuple(form for form in forms if form.precision == "fp32"))
+    told_times(monkeypatch, COSTS)
+    out = tmp_path / "fast"
+    command = ["accelerate", NAME, "--data", str(data), "--out", str(out), "--max-drop", "20", "--size", "32", "--json"]
+    assert main([*command, "--weights", str(weights)]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (said["runtime"], said["drop"]) == ("onnx", 0.0)
+    assert load_bundle(tmp_path / "fast-original").info.architecture.name == NAME
+    assert main(["accelerate", str(out), "--data", str(data), "--size", "32"]) == 2
+    assert "--weights and --size go with a network's name" in capsys.readouterr().err
