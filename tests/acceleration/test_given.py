@@ -1,4 +1,4 @@
-"""Networks by name with weights that others trained: a bundle of the data's classes, or a refusal that tells the mend."""
+"""Networks by name with weights that others trained: a bundle of the data's classes, or a refusal."""
 
 from __future__ import annotations
 
