@@ -164,6 +164,8 @@ def test_shares_are_of_time() -> None:
         "openvino in int8, batches of 1: 10.00 ms in 3 layers of a call of 20.00 ms, 80% of it convolutions and matrix "
         f"products; {profile.evidence()}"
     )
+    mixed = dataclasses.replace(profile, precision="int8+bf16")
+    assert mixed.evidence() == profile.evidence()
     said = json.loads(json.dumps(profile.to_dict()))
     assert said["layers"][1] == dataclasses.asdict(profile.layers[1])
     assert (said["shares"]["int8"], said["shares_of_all"]["fp32"]) == (0.75, 0.2)

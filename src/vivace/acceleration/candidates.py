@@ -40,8 +40,7 @@ FORMS = (
     Form("eager", "fp32"),
     Form("eager", "bf16"),
     Form("inductor", "fp32"),
-    Form("inductor", "bf16"),
-    Form("inductor", "int8", ("torchao",)),
+    # the same programs as the compiler makes in a process, and there at once in the next one
     Form("aoti", "fp32"),
     Form("aoti", "bf16"),
     Form("aoti", "int8", ("torchao",)),

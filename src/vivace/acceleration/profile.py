@@ -20,6 +20,7 @@ import numpy as np
 from vivace.bundle import Bundle
 from vivace.config import check_range
 from vivace.errors import ConfigError, VivaceError
+from vivace.runtimes import is_quantized
 
 __all__ = ["ARITHMETICS", "LayerTime", "Profile", "profile_layers"]
 
@@ -80,10 +81,12 @@ class Profile:
 
     def evidence(self) -> str:
         """Whether the precision that the bundle names is the one that was computed in, on one line."""
-        others = [f"{name} {self.share(name):.0%}" for name in ARITHMETICS if name != self.precision]
+        # of int8+bf16 the products are the int8
+        named = "int8" if is_quantized(self.precision) else self.precision
+        others = [f"{name} {self.share(name):.0%}" for name in ARITHMETICS if name != named]
         rest = ", ".join(text for text in others if not text.endswith(" 0%"))
-        share = self.share(self.precision)
-        told = f"{self.precision} kernels: {share:.0%} of the time of convolutions and matrix products"
+        share = self.share(named)
+        told = f"{named} kernels: {share:.0%} of the time of convolutions and matrix products"
         return f"{told} ({rest})" if rest else told
 
     def summary(self) -> str:
