@@ -52,14 +52,19 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def accelerate_command(bundle: Bundle, out: Path, args: argparse.Namespace, batch: int) -> list[str]:
+    command = [sys.executable, "-m", "vivace", "accelerate", str(bundle.folder), "--data", str(args.data)]
+    command += ["--out", str(out), "--max-drop", str(args.max_drop), "--batch", str(batch)]
+    command += ["--threads", str(args.threads), "--on-bad-image", args.on_bad_image, "--json"]
+    return command + args.accelerate_options.split()
+
+
 def run_accelerate(bundle: Bundle, out: Path, args: argparse.Namespace, batch: int) -> tuple[Bundle, dict[str, Any]]:
     """`vivace accelerate` in a process of its own: the bundle that it returned, and how long that took.
 
     Raises RuntimeError with the end of its output if it fails.
     """
-    command = [sys.executable, "-m", "vivace", "accelerate", str(bundle.folder), str(args.data), "--out", str(out)]
-    command += ["--max-drop", str(args.max_drop), "--batch", str(batch), "--threads", str(args.threads)]
-    command += ["--on-bad-image", args.on_bad_image, "--json", *args.accelerate_options.split()]
+    command = accelerate_command(bundle, out, args, batch)
     tell(f"$ {' '.join(command[1:])}")
     began = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

@@ -150,6 +150,46 @@ def test_the_times_of_a_random_network_are_compared_and_recorded(
     assert "simple_cnn, 32 px, batches of 1, random weights" in capsys.readouterr().out
 
 
+def test_a_bundle_is_judged_on_the_images_to_certify_on(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_folder(per_class=20, splits=("train", "test"))
+    random = random_bundle(tmp_path / "random", "simple_cnn", size=32, num_classes=3)
+    named = dataclasses.replace(random.info, classes=("blue", "green", "red"))
+    bundle = derive_bundle(random, tmp_path / "bundle", lambda folder: named)
+    arguments = [str(bundle.folder), "--data", str(data), "--accelerated", str(bundle.folder), "--forms", "last"]
+    arguments += ["--starts", "1", "--rounds", "2", "--block-seconds", "0.01", "--threads", "1", "--label", "try"]
+    monkeypatch.setattr(sys, "argv", ["infer.py", *arguments, "--out", str(tmp_path)])
+    infer.main()
+    (path,) = tmp_path.glob(f"*-infer-{data.name}-try-*.json")
+    (part,) = json.loads(path.read_text())["comparisons"]
+    by_name = {row["name"]: row for row in part["rows"]}
+    by_hand = {"hand eager fp32 channels_last", "hand eager bf16 channels_last"}
+    assert set(by_name) == {"vivace", "vivace, again"} | by_hand
+    labels = open_splits(bundle, data).certify.labels
+    # the plain network is what all are compared with, and the one form is the same in another layout
+    for name in ("vivace", "hand eager fp32 channels_last"):
+        loss = by_name[name]["loss"]
+        assert (loss["num_images"], loss["lost"], loss["gained"]) == (len(labels), 0, 0)
+    assert by_name["vivace, again"]["loss"] is None
+    assert not part["accelerate"]["accelerated"]
+
+
+def test_the_search_is_asked_for_what_the_table_says(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tyro
+
+    from vivace.cli.accelerate import Options
+
+    arguments = ["bundle", "--data", "photos", "--max-drop", "1.5", "--threads", "1", "--on-bad-image", "skip"]
+    monkeypatch.setattr(sys, "argv", ["infer.py", *arguments, "--accelerate-options", "--within 9m"])
+    command = infer.accelerate_command(bundle, Path("fast"), infer.options(), 32)
+    assert command[1:4] == ["-m", "vivace", "accelerate"]
+    asked = tyro.cli(Options, args=command[4:])
+    assert (asked.bundle, asked.data, asked.out) == (bundle.folder, "photos", Path("fast"))
+    assert (asked.max_drop, asked.batch, asked.threads) == (1.5, 32, 1)
+    assert (asked.on_bad_image, asked.within, asked.json) == ("skip", "9m", True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
