@@ -14,7 +14,7 @@ from vivace.acceleration.parity import Parity, compare_probs
 from vivace.acceleration.profile import Profile, profile_layers
 from vivace.acceleration.rows import Row
 from vivace.acceleration.splits import Images
-from vivace.acceleration.timing import Side, Timings, ratio_of, time_sides
+from vivace.acceleration.timing import Side, SideFailure, Timings, ratio_of, time_sides
 from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle
 from vivace.errors import VivaceError
@@ -119,7 +119,14 @@ class Workbench:
         """The longer timing of what was certified, with the baseline twice: against itself it is the control."""
         self.tell(f"timing {len(certified)} certified forms against {baseline.name}")
         images = self._timed_images([baseline, *certified])
-        first, *others = time_sides(
+        by_name = {row.name: row for row in certified}
+
+        def failed(side: Side, why: str) -> None:
+            if side.name not in by_name:
+                raise SideFailure(why)
+            by_name[side.name].status = why
+
+        first, control, *others = time_sides(
             [self._side(baseline), dataclasses.replace(self._side(baseline), name="control")]
             + [self._side(row) for row in certified],
             {**images, "control": images[baseline.name]},
@@ -128,12 +135,17 @@ class Workbench:
             rounds=FINAL_ROUNDS,
             processes=FINAL_PROCESSES,
             compiled=self._compiled,
+            on_failure=failed,
             deadline=self._deadline,
         )
         baseline.timed, baseline.ratio = first, (1.0, 1.0, 1.0)
-        for row, timings in zip(certified, others[1:], strict=True):
+        for row in certified:
+            # one that died now has no time to win by
+            row.ratio = None
+        for timings in others:
+            row = by_name[timings.name]
             row.timed, row.ratio = timings, ratio_of(first, timings)
-        return ratio_of(first, others[0])
+        return ratio_of(first, control)
 
     def profile(self, row: Row) -> Profile | None:
         """Which kernels a form ran, as its runtime tells; None, and a message, where it can't."""
