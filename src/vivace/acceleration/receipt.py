@@ -121,7 +121,7 @@ def markdown(written: dict[str, Any]) -> str:
         "",
         f"Times faster are against {written['baseline']}, the faster of PyTorch eager and compiled; against itself it "
         f"is {control['ratio']:.3f} [{control['low']:.3f}, {control['high']:.3f}]. Every "
-        "form ran in processes of its own, in alternating blocks: five for what was certified, its intervals over them.",
+        "form ran in processes of its own, in alternating blocks: five where certified, the intervals over them.",
         "",
         "| form | p50 ms | p90 | p99 | × faster | first answer s | memory MB | file MB | points lost, select | "
         "points lost, certify | at most | what became of it |",
