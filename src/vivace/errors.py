@@ -50,6 +50,7 @@ __all__ = [
     "RunFolderError",
     "TrainingError",
     "VivaceError",
+    "first_line",
     "nearest",
 ]
 
@@ -160,3 +161,8 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     if not matches:
         return ""
     return " Did you mean " + " or ".join(repr(lowered[match]) for match in matches) + "?"
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first line of a message: of a library's page-long one what fits a table; an error without one by its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ from vivace.acceleration.splits import Images
 from vivace.acceleration.timing import Side, SideFailure, Timings, ratio_of, time_sides
 from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle
-from vivace.errors import VivaceError
+from vivace.errors import VivaceError, first_line
 from vivace.metrics.paired import PairedLoss, paired_loss
 
 __all__ = ["Workbench"]
@@ -77,7 +77,7 @@ class Workbench:
                 row.num_bytes = sum((built.folder / name).stat().st_size for name in _deployed(built))
             except Exception as error:
                 # an exporter that fails costs this candidate, never the search
-                row.status = f"could not be built: {type(error).__name__}: {_first_line(error)}"
+                row.status = f"could not be built: {type(error).__name__}: {first_line(error)}"
         self.rows += rows
         return rows
 
@@ -102,7 +102,7 @@ class Workbench:
         sides = {row.name: row for row in rows if row.status == "built"}
 
         def failed(side: Side, why: str) -> None:
-            sides[side.name].status = why
+            sides[side.name].status = first_line(why)
 
         self.tell(f"timing {len(sides)} forms")
         return time_sides(
@@ -124,7 +124,7 @@ class Workbench:
         def failed(side: Side, why: str) -> None:
             if side.name not in by_name:
                 raise SideFailure(why)
-            by_name[side.name].status = why
+            by_name[side.name].status = first_line(why)
 
         first, control, *others = time_sides(
             [self._side(baseline), dataclasses.replace(self._side(baseline), name="control")]
@@ -209,7 +209,3 @@ def _deployed(bundle: Bundle) -> list[str]:
     """Files that the bundle's runtime reads."""
     graphs = [name for name in bundle.files if name.startswith("model.") and not name.endswith(".safetensors")]
     return graphs or [name for name in bundle.files if name.endswith(".safetensors")]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vivace.data.augment import Augment
 from vivace.data.loader import Batch
-from vivace.errors import OutOfMemoryError
+from vivace.errors import OutOfMemoryError, first_line
 from vivace.hardware import autocast
 from vivace.kernels.norms import fused_norms
 from vivace.models.normalize import Normalize
@@ -135,7 +135,7 @@ class Stepper:
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                reason = _first_line(error)
+                reason = first_line(error)
             # outside the handler: its traceback keeps the activations alive
             self._halve(len(images_BCHW), reason)
 
@@ -229,8 +229,4 @@ def _memory_for(what: str, mend: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(f"out of memory while {what} ({_first_line(error)}). {mend}.") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise OutOfMemoryError(f"out of memory while {what} ({first_line(error)}). {mend}.") from None
