@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -15,3 +16,16 @@ def noisy_image(colour: Sequence[int], seed: int, size: tuple[int, int] = (40, 3
     rng = np.random.default_rng(seed)
     pixels = np.asarray(colour) + rng.normal(0, 40, (size[1], size[0], 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def colour_folder(root: Path, *, per_class: int = 8, splits: Sequence[str] = (), extension: str = "png") -> Path:
+    """Write a folder of the colours as classes, in splits if any are named."""
+    seed = 0
+    for split in splits or ("",):
+        for label, colour in COLOURS.items():
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for index in range(per_class):
+                seed += 1
+                noisy_image(colour, seed).save(folder / f"{index:03d}.{extension}")
+    return root

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from colours import COLOURS, noisy_image
+from colours import colour_folder
 
 ARCHIVES = {"cifar10": "cifar10-jpeg.tar.xz", "flowers": "flowers.tar"}
 
@@ -26,17 +27,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
     """make_folder("name", per_class=8, splits=("train", "val")): a folder of three colours as classes."""
 
-    def make(name: str = "colours", *, per_class: int = 8, splits: Sequence[str] = (), extension: str = "png") -> Path:
-        root = tmp_path / name
-        seed = 0
-        for split in splits or ("",):
-            for label, colour in COLOURS.items():
-                folder = root / split / label
-                folder.mkdir(parents=True)
-                for index in range(per_class):
-                    seed += 1
-                    noisy_image(colour, seed).save(folder / f"{index:03d}.{extension}")
-        return root
+    def make(name: str = "colours", **options: Any) -> Path:
+        return colour_folder(tmp_path / name, **options)
 
     return make
 

@@ -23,7 +23,6 @@ from vivace.errors import ConfigError, DataError
 from vivace.evaluation.evaluate import evaluate
 from vivace.metrics.paired import loss_bound
 from vivace.prediction import Predictor
-from vivace.training.run import train
 
 MakeFolder = Callable[..., Path]
 # ms of a call, as a machine might have them
@@ -31,18 +30,10 @@ COSTS = {"eager fp32": 4.0, "onnx fp32": 2.0, "onnx int8": 3.0, "openvino fp32":
 
 
 @pytest.fixture
-def trained(make_folder: MakeFolder, tmp_path: Path) -> tuple[Bundle, Path]:
+def trained(trained_once: Callable[..., Any]) -> tuple[Bundle, Path]:
     """A bundle, and its data: 40 images a class to train on, as many to test on."""
-    data = make_folder(per_class=40, splits=("train", "test"))
-    result = train(
-        data,
-        epochs=4,
-        overrides={"batch_size": 16, "precision": "fp32", "model.arguments": {"widths": [8, 16], "depth": 1}},
-        run=tmp_path / "run",
-        tune=False,
-        quiet=True,
-    )
-    return load_bundle(result.bundle), data
+    bundle, data = trained_once((8, 16))
+    return bundle, data
 
 
 @pytest.fixture(autouse=True)
@@ -283,8 +274,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(trained: tuple[Bundle,
 
 
 def test_the_command_really_times_and_says_no_by_its_exit_status(
-    trained: tuple[Bundle, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: tuple[Bundle, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # enough to be timed in several processes
+    monkeypatch.setattr(workbench_module, "FINAL_ROUNDS", 4)
+    monkeypatch.setattr(workbench_module, "FINAL_PROCESSES", 2)
     bundle, data = trained
     command = ["accelerate", str(bundle.folder), "--data", str(data), "--out", str(tmp_path / "fast"), "--quiet"]
     assert main([*command, "--max-drop", "0.01", "--json"]) == 3

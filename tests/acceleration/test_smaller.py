@@ -19,7 +19,6 @@ from vivace.acceleration.students import propose
 from vivace.bundle import Architecture, Bundle, load_bundle
 from vivace.errors import ConfigError, TrainingError
 from vivace.evaluation.evaluate import evaluate
-from vivace.training.run import train
 
 MakeFolder = Callable[..., Path]
 PRUNED, ZOO = "pruned to 60%", "fast_cnn 32 px, width 8"
@@ -27,17 +26,10 @@ COSTS = {"eager fp32": 4.0, "onnx fp32": 2.0}
 
 
 @pytest.fixture
-def trained(make_folder: MakeFolder, tmp_path: Path) -> tuple[Bundle, Path]:
-    data = make_folder(per_class=40, splits=("train", "test"))
-    result = train(
-        data,
-        epochs=4,
-        overrides={"batch_size": 16, "precision": "fp32", "model.arguments": {"widths": [16, 32], "depth": 1}},
-        run=tmp_path / "run",
-        tune=False,
-        quiet=True,
-    )
-    return load_bundle(result.bundle), data
+def trained(trained_once: Callable[..., Any]) -> tuple[Bundle, Path]:
+    """A bundle, and its data: 40 images a class to train on, as many to test on."""
+    bundle, data = trained_once((16, 32))
+    return bundle, data
 
 
 @pytest.fixture(autouse=True)

@@ -203,7 +203,8 @@ def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) ->
     """Accuracy lost against latency, a point for each form of a model that was compared, as a PNG file.
 
     rows: as a receipt has them: "name", "status", "timed" or "screened" with p50_ms, "certified" or "selected" with
-    drop and bound in percentage points; rows without either are left out. max_drop: the budget, in points.
+    drop and bound in percentage points, "network" for a smaller one; rows that were not timed are left out. max_drop:
+    the budget, in points.
     Raises MissingExtra without matplotlib.
     """
     figure = _figure(7.0, 4.2)
@@ -219,6 +220,9 @@ def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) ->
         if loss is None:
             style = {"color": "grey", "marker": "|", "ls": "none"}
         axes.errorbar(times["p50_ms"], drop, yerr=[[0.0], [max(0.0, bound - drop)]], capsize=3, **style)
+        if loss is None and row.get("network"):
+            # forms of smaller networks that lost to each other: marks, for their names would hide the rest
+            continue
         # slanted, above the bar; where forms are as fast as each other each goes a line further up
         above = sum(abs(math.log(times["p50_ms"] / other)) < NEAR for other in placed)
         placed.append(times["p50_ms"])
