@@ -163,6 +163,15 @@ def test_a_damaged_graph_is_not_loaded(copied: Path, made: dict[str, Path]) -> N
     assert "model.onnx is damaged: its SHA-256 is not the recorded one. Restore it from a copy." in done.stderr
 
 
+def test_a_graph_that_the_runtime_refuses_is_told(copied: Path) -> None:
+    shutil.copyfile(copied / "classes.txt", copied / "model.onnx")
+    sign_again(copied)
+    done = run(copied / "classifier.py", copied / "golden" / "00-blue.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: the graph can't be run here: " in done.stderr
+    assert "deploy the float32 form" in done.stderr
+
+
 def test_a_changed_manifest_is_refused(copied: Path) -> None:
     text = (copied / "model.json").read_text()
     (copied / "model.json").write_text(text.replace('"green"', '"greenish"'))
@@ -267,7 +276,7 @@ def test_a_graph_goes_in_as_it_is_in_int8_too(made: dict[str, Path], tmp_path: P
     assert (out / "model.onnx").read_bytes() == (int8.folder / "model.onnx").read_bytes()
     assert json.loads((out / "model.json").read_bytes())["precision"] == "int8"
     golden = json.loads((out / "golden" / "golden.json").read_bytes())
-    assert golden["tolerance"] == {"deployed": 0.05, "pytorch": None}
+    assert golden["tolerance"] == {"deployed": 0.1, "pytorch": None}
     assert golden["images"][0]["deployed"] != golden["images"][0]["pytorch"]
     assert "ok: onnx int8, 16 of 16 goldens" in run(out / "selftest.py").stdout
 

@@ -23,8 +23,9 @@ __all__ = ["Golden", "choose_goldens", "write_goldens"]
 NUM_GOLDENS = 16
 # larger files are taken only where a class has no others: the folder is to stay small
 MAX_FILE_BYTES = 2**20
-# of an 8-bit form on another processor, whose kernels may round otherwise, and on older ones saturate
-INT8_REPEAT_TOLERANCE = 0.05
+# of an 8-bit form on another processor: with OpenVINO held to AVX2, which has no instructions for it, answers of a
+# small convnet moved by 0.045
+INT8_REPEAT_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

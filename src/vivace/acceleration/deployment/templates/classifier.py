@@ -57,7 +57,18 @@ class Classifier:
             for name in graph:
                 check_file(self.folder, name, self.info["files"])
         load = _onnx if self.info["runtime"] == "onnx" else _openvino
-        self._run = load(str(self.folder / graph[0]), self.info["settings"], threads or num_cpus())
+        path = str(self.folder / graph[0])
+        try:
+            self._run = load(path, self.info["settings"], threads or num_cpus())
+        except FolderError:
+            raise
+        except Exception as error:
+            # runtimes raise errors of their own, of many lines
+            reason = " ".join(str(error).split())[-300:]
+            raise FolderError(
+                f"the graph can't be run here: {path}, {self.info['precision']} (… {reason}). Where this processor "
+                "lacks that arithmetic, deploy the float32 form."
+            ) from None
 
     def pixels(self, source: str | os.PathLike[str] | bytes) -> np.ndarray:
         """What the network sees of an image file (a path, or its bytes): uint8 [size, size, C]. Raises ImageError."""
