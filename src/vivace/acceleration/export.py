@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from vivace.acceleration.deployment.folder import GRAPHS, write_deployment
+from vivace.acceleration.deployment.folder import GRAPHS, check_place, write_deployment
 from vivace.acceleration.graph import deployed_graph
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, export_state_dict, load_bundle
@@ -103,6 +103,7 @@ def _openvino(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Pat
 
 
 def _deploy(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
+    check_place(out)
     with tempfile.TemporaryDirectory() as temporary:
         if bundle.info.runtime not in GRAPHS:
             # without one of its own a bundle is deployed as the graph that most programs run
