@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from vivace.acceleration.deployment.folder import GRAPHS, write_deployment
+from vivace.acceleration.deployment.folder import GRAPHS, check_place, write_deployment
 from vivace.acceleration.foreign import exporting
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
 from vivace.acceleration.single_file import FILES, traced, write_file
@@ -89,6 +89,7 @@ def _openvino(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Pat
 
 
 def _deploy(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
+    check_place(out)
     with tempfile.TemporaryDirectory() as temporary:
         if bundle.info.runtime not in GRAPHS:
             # without one of its own a bundle is deployed as the graph that most programs run

@@ -36,10 +36,10 @@ from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
 from vivace.runtimes.openvino import HINTS
 
-__all__ = ["GRAPHS", "write_deployment"]
+__all__ = ["GRAPHS", "check_place", "write_deployment"]
 
 TEMPLATES = Path(__file__).parent / "templates"
-MANIFEST = "model.json"
+MANIFEST, FORMAT = "model.json", "vivace-deployment"
 # runtime → the files of its graph
 GRAPHS = {"onnx": (ONNX_GRAPH,), "openvino": (OPENVINO_GRAPH, Path(OPENVINO_GRAPH).with_suffix(".bin").name)}
 PROGRAMS = ("classifier.py", "pixels.py", "selftest.py")
@@ -54,10 +54,8 @@ def write_deployment(bundle: Bundle, out: Path, data: str | Path | None, cache_d
 
     data: images for goldens and certificate, as for `train`; None: generated ones. An int8 form's certificate is then
     the one that it came with. The folder must pass its own self-test; what does not is not left on disk.
-    Raises ConfigError if `out` holds something else, ParityError if graph or folder does not agree with PyTorch.
+    Raises ParityError if graph or folder does not agree with PyTorch.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
-        raise ConfigError(f"--out is taken: {out} is no deployment folder, and would be replaced. Give another.")
     info = bundle.info
     for name in GRAPHS[info.runtime]:
         graph_file(bundle, name, info.runtime)
@@ -91,13 +89,22 @@ def write_deployment(bundle: Bundle, out: Path, data: str | Path | None, cache_d
         for name in (*PROGRAMS, *(EXAMPLES if info.runtime == "onnx" else ())):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(TEMPLATES / name, folder / name)
-        (folder / "classes.txt").write_text("".join(f"{_one_line(name)}\n" for name in info.classes))
+        (folder / "classes.txt").write_text("".join(f"{_one_line(name)}\n" for name in info.classes), "utf-8")
         (folder / "requirements.txt").write_text(_requirements(info.runtime))
         certificate = dict(info.parity) if parity is None else parity.to_dict()
-        (folder / "README.md").write_text(_readme(bundle, goldens, certificate))
+        (folder / "README.md").write_text(_readme(bundle, goldens, certificate), "utf-8")
         _write_manifest(folder, bundle, certificate)
         _selftest(folder)
     return parity
+
+
+def check_place(out: Path) -> None:
+    """Raise ConfigError if writing a deployment to `out` would replace anything but an older one."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    manifest = out / MANIFEST
+    if not manifest.is_file() or f'"{FORMAT}"'.encode() not in manifest.read_bytes():
+        raise ConfigError(f"--out is taken: {out} is no deployment folder, and would be replaced. Give another.")
 
 
 def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any]) -> None:
@@ -107,7 +114,7 @@ def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any]) -
     names += [f"golden/{path.name}" for path in sorted((folder / "golden").iterdir())]
     told = to_dict(info)
     manifest = {
-        "format": "vivace-deployment",
+        "format": FORMAT,
         "schema_version": 1,
         "model": info.architecture.name,
         "classes": list(info.classes),
@@ -168,7 +175,7 @@ def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) 
     if goldens[0].label is None:
         origin = "generated, since no data was given when the folder was made"
     names = ["README.md", *(["README-examples.md"] if info.runtime == "onnx" else [])]
-    text = "\n".join((TEMPLATES / name).read_text() for name in names)
+    text = "\n".join((TEMPLATES / name).read_text("utf-8") for name in names)
     size, channels = info.preprocess.size, info.preprocess.channels
     return string.Template(text).substitute(
         model=info.architecture.name,

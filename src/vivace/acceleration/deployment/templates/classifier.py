@@ -231,15 +231,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path, result in zip(given.images, results, strict=True):
         if isinstance(result, ImageError):
             failures.append({"path": path, "problem": result.problem, "message": str(result)})
-            print(f"not classified: {path} ({result.problem}) {result}", file=sys.stderr)
+            print(f"not classified: {_shown(path)} ({result.problem}) {result}", file=sys.stderr)
             continue
         ranked = [{"label": label, "probability": probability} for label, probability in result]
         predictions.append({"path": path, **ranked[0], "topk": ranked})
         if not given.json:
-            print(path + "\t" + "  ".join(f"{label} {100 * probability:.1f} %" for label, probability in result))
+            named = (f"{_shown(label)} {100 * probability:.1f} %" for label, probability in result)
+            print(_shown(path) + "\t" + "  ".join(named))
     if given.json:
         print(json.dumps({"predictions": predictions, "failures": failures}))
     return 1 if failures else 0
+
+
+def _shown(name: str) -> str:
+    """A name fit for one line of text: newlines and bytes that are no UTF-8 are escaped."""
+    return name if name.isprintable() else ascii(name)
 
 
 if __name__ == "__main__":
