@@ -264,6 +264,8 @@ def options() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.bundles) == bool(args.network):
         parser.error("give bundles with --data, or --network.")
+    if args.network and "nncf-ac" in args.peers:
+        parser.error("--peers nncf-ac: it controls an accuracy, and random weights have none. Leave it out.")
     if args.bundles and args.data is None:
         parser.error("--data is missing: bundles are judged on images.")
     if args.accelerated and len(args.accelerated) != len(args.bundles) * len(args.batch):

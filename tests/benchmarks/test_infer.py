@@ -195,6 +195,7 @@ def test_the_search_is_asked_for_what_the_table_says(bundle: Bundle, monkeypatch
     [
         ([], "give bundles with --data, or --network"),
         (["bundle"], "--data is missing"),
+        (["--network", "simple_cnn", "--peers", "olive", "nncf-ac"], "random weights have none"),
         (["bundle", "--data", "d", "--batch", "1", "32", "--accelerated", "a"], "got 1, needed one for each"),
     ],
 )
