@@ -48,7 +48,11 @@ def trained(make_folder: MakeFolder, tmp_path: Path) -> tuple[Bundle, Path]:
 @pytest.fixture(autouse=True)
 def quick_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the forms that a compiler or this machine's arithmetic decides."""
-    forms = tuple(form for form in candidates_module.FORMS if form.runtime != "inductor" and form.precision != "bf16")
+    forms = tuple(
+        form
+        for form in candidates_module.FORMS
+        if form.runtime not in ("inductor", "aoti") and form.precision != "bf16"
+    )
     monkeypatch.setattr(candidates_module, "FORMS", forms)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from vivace.acceleration import export as export_module
+from vivace.acceleration import single_file
 from vivace.acceleration.export import GRAPH_WRITERS, TARGETS, export
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images, verify
 from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
@@ -147,7 +148,8 @@ def test_what_disagrees_is_refused_and_not_left_on_disk(
         return graph, example
 
     before = {path.name: path.read_bytes() for path in out.iterdir()} if out.is_dir() else None
-    monkeypatch.setattr(export_module, "deployed_graph", wrong)
+    for module in (export_module, single_file):
+        monkeypatch.setattr(module, "deployed_graph", wrong)
     with pytest.raises(ParityError, match=rf"{target} does not agree with PyTorch: probabilities differ by"):
         export(bundle, target, out)
     if not earlier:

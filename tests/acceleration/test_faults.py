@@ -88,7 +88,7 @@ def data(make_folder: MakeFolder) -> Path:
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timings that are the same everywhere, of forms that need no compiler."""
     told_times(monkeypatch, COSTS)
-    forms = tuple(form for form in candidates_module.FORMS if form.runtime != "inductor")
+    forms = tuple(form for form in candidates_module.FORMS if form.runtime not in ("inductor", "aoti"))
     monkeypatch.setattr(candidates_module, "FORMS", forms)
 
 

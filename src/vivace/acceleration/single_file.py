@@ -18,7 +18,7 @@ import torch
 from vivace.acceleration.edge import load_executorch, load_litert, write_executorch, write_litert
 from vivace.acceleration.foreign import exporting
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
-from vivace.bundle import Bundle
+from vivace.bundle import Bundle, check_finite
 from vivace.config import to_dict
 from vivace.errors import ConfigError
 from vivace.files import atomic_file, sha256_of, write_json
@@ -46,10 +46,12 @@ class FileForm:
 def write_file(bundle: Bundle, out: Path, target: str, data: str | Path | None, cache_dir: Path | None) -> Parity:
     """Write the file of a target to `out` and its .json beside it, if it agrees with PyTorch; the certificate.
 
-    Raises ParityError, after which nothing was changed, ConfigError for int8 without images, and what the target's
-    writer raises.
+    Raises BundleError if a weight is NaN or infinite, ParityError, after which nothing was changed, ConfigError for
+    int8 without images, and what the target's writer raises.
     """
     form = FILES[target]
+    # before a compiler works on it for half a minute
+    check_finite(bundle.build_model())
     precision = _precision(bundle, target)
     if is_quantized(precision) and data is None:
         raise ConfigError(f"an int8 form is compared on real images: {bundle.folder}. Give --data.")

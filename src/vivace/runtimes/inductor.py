@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import torch
 
@@ -12,6 +14,7 @@ from vivace.models.normalize import Normalize
 from vivace.runtimes import Classifier, is_quantized
 from vivace.runtimes.eager import on_device
 from vivace.runtimes.int8 import int8_graph
+from vivace.runtimes.quiet import quiet
 
 __all__ = ["load"]
 
@@ -52,10 +55,14 @@ def _int8(bundle: Bundle, device: torch.device) -> Classifier:
         raise ConfigError(f"inductor runs int8 on a CPU: got {device.type}. Use fp16 or bf16.")
     graph, _ = int8_graph(bundle)
     probs_of = torch.compile(graph, dynamic=False)
+    compiled: set[int] = set()
 
     @torch.no_grad()
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
-        probs: np.ndarray = probs_of(on_device(images_NHWC, device).permute(0, 2, 3, 1)).numpy()
+        # it warns of its own constants while it compiles
+        with contextlib.nullcontext() if len(images_NHWC) in compiled else quiet():
+            probs: np.ndarray = probs_of(on_device(images_NHWC, device).permute(0, 2, 3, 1)).numpy()
+        compiled.add(len(images_NHWC))
         return probs
 
     return classify
