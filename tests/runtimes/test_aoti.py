@@ -69,7 +69,7 @@ def test_it_answers_as_pytorch_and_later_processes_load_what_the_first_compiled(
     kept = first.copy()
     classify(pixels(7)[::-1])
     np.testing.assert_array_equal(first, kept)
-    assert libraries(own_cache) == [aoti.library_path(bundle, "fp32")]
+    assert libraries(own_cache) == [aoti.library_folder(bundle, "fp32")]
 
     def no_compiler(*_: object) -> None:
         raise AssertionError("compiled again")
@@ -91,23 +91,23 @@ def test_it_answers_as_pytorch_and_later_processes_load_what_the_first_compiled(
 def test_the_library_of_something_else_is_not_taken(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = aoti.library_path(bundle, "fp32")
-    assert aoti.library_path(make_bundle(tmp_path / "same"), "fp32") == own
+    own = aoti.library_folder(bundle, "fp32")
+    assert aoti.library_folder(make_bundle(tmp_path / "same"), "fp32") == own
     others = [
-        aoti.library_path(bundle, "bf16"),
-        aoti.library_path(make_bundle(tmp_path / "weights", seed=1), "fp32"),
-        aoti.library_path(make_bundle(tmp_path / "pixels", mean=0.5), "fp32"),
+        aoti.library_folder(bundle, "bf16"),
+        aoti.library_folder(make_bundle(tmp_path / "weights", seed=1), "fp32"),
+        aoti.library_folder(make_bundle(tmp_path / "pixels", mean=0.5), "fp32"),
     ]
     for name, value in (("cpu_name", lambda: "another"), ("_sources", lambda: "changed")):
         with monkeypatch.context() as patch:
             patch.setattr(aoti, name, value)
-            others.append(aoti.library_path(bundle, "fp32"))
+            others.append(aoti.library_folder(bundle, "fp32"))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "9.9.9")
-        others.append(aoti.library_path(bundle, "fp32"))
+        others.append(aoti.library_folder(bundle, "fp32"))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 99)
-        others.append(aoti.library_path(bundle, "fp32"))
+        others.append(aoti.library_folder(bundle, "fp32"))
     assert len({own, *others}) == len(others) + 1
 
 

@@ -23,14 +23,14 @@ from vivace.bundle import Bundle
 from vivace.config import to_dict
 from vivace.data.cachedir import building, default_cache_dir
 from vivace.errors import ConfigError, KernelError, VivaceError
-from vivace.files import atomic_file, canonical_json, sha256_of
+from vivace.files import atomic_folder, canonical_json, sha256_of
 from vivace.hardware import cpu_features, cpu_name
 from vivace.runtimes import Classifier
 from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
 from vivace.runtimes.int8 import RANGES, int8_graph, ranges_file
 from vivace.runtimes.quiet import quiet
 
-__all__ = ["PRECISIONS", "compile_package", "library_path", "load"]
+__all__ = ["PRECISIONS", "compile_package", "library_folder", "load"]
 
 PRECISIONS = ("fp32", "bf16", "int8")
 WEIGHTS = "model.safetensors"
@@ -48,19 +48,19 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
         raise ConfigError(f"aoti runs on a CPU in fp32, bf16 or int8: got {device.type} and {precision}. Use eager.")
     if precision == "int8":
         ranges_file(bundle)
-    path = library_path(bundle, precision)
+    folder = library_folder(bundle, precision)
     try:
-        if not path.exists():
-            with building(path):
+        if not folder.exists():
+            with building(folder):
                 # another process may have made it meanwhile
-                if not path.exists():
-                    _make(bundle, precision, path)
+                if not folder.exists():
+                    _make(bundle, precision, folder)
     except OSError as error:
         raise KernelError(
-            f"the compiled network can't be kept: {path} ({error.strerror}). Set VIVACE_CACHE to another folder."
+            f"the compiled network can't be kept: {folder} ({error.strerror}). Set VIVACE_CACHE to another folder."
         ) from None
     # the library itself, rather than the package around it: a package would be unpacked at every start
-    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / "model.so"), 1)
 
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
         # copied only if it is no plain block, or read-only as a memory map is, which torch does not take
@@ -71,7 +71,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     return classify
 
 
-def library_path(bundle: Bundle, precision: str) -> Path:
+def library_folder(bundle: Bundle, precision: str) -> Path:
     """Where a bundle's library is, or will be, on this machine."""
     facts = {
         "weights": sha256_of(bundle.folder / WEIGHTS),
@@ -87,7 +87,7 @@ def library_path(bundle: Bundle, precision: str) -> Path:
         "sources": _sources(),
     }
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:20]
-    return default_cache_dir() / "aoti" / f"{bundle.info.architecture.name.replace('/', '-')}-{precision}-{key}.so"
+    return default_cache_dir() / "aoti" / f"{bundle.info.architecture.name.replace('/', '-')}-{precision}-{key}"
 
 
 def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
@@ -116,13 +116,17 @@ def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
         ) from error
 
 
-def _make(bundle: Bundle, precision: str, path: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="vivace-aoti-") as folder:
-        package = Path(folder, "model.pt2")
+def _make(bundle: Bundle, precision: str, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="vivace-aoti-") as temporary:
+        package = Path(temporary, "model.pt2")
         compile_package(bundle, precision, package)
-        with zipfile.ZipFile(package) as archive, atomic_file(path) as file:
-            (name,) = (name for name in archive.namelist() if name.endswith(".so"))
-            file.write(archive.read(name))
+        with zipfile.ZipFile(package) as archive, atomic_folder(folder) as made:
+            (library,) = (name for name in archive.namelist() if name.endswith(".so"))
+            (made / "model.so").write_bytes(archive.read(library))
+            # what it calls of torch's own operators, which is looked for beside it
+            calls = library.removesuffix(".so") + ".json"
+            if calls in archive.namelist():
+                (made / "model.json").write_bytes(archive.read(calls))
 
 
 def _sources() -> str:
