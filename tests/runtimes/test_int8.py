@@ -111,7 +111,10 @@ def test_a_compiled_file_of_an_int8_bundle_keeps_its_precision(
     derived, out = quantized(bundle, tmp_path / "int8", runtime="aoti"), tmp_path / "model.pt2"
     with pytest.raises(ConfigError, match="an int8 form is compared on real images"):
         export(derived, "aoti", out)
-    exported = export(derived, "aoti", out, data=make_folder(per_class=8))
+    data = make_folder(per_class=8)
+    for colour, name in zip(("blue", "green", "red"), "abc", strict=True):
+        (data / colour).rename(data / name)
+    exported = export(derived, "aoti", out, data=data)
     assert exported.parity is not None
     assert (exported.parity.runtime, exported.parity.precision) == ("aoti", "int8")
     said = json.loads((tmp_path / "model.pt2.json").read_text())

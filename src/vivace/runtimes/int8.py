@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from importlib import metadata
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ def int8_graph(bundle: Bundle) -> tuple[nn.Module, Tensor]:
         for name, (scale, zero) in ranges.items():
             found = torch.tensor([scale]), torch.tensor([zero], dtype=torch.int64)
             observers[name].calculate_qparams = lambda found=found: found
-        _rewrite_norms(graph)
         return _torchao().convert_pt2e(graph), example
 
 
@@ -103,28 +101,6 @@ def _activations(graph: Any) -> Iterator[tuple[str, Any]]:
         if id(observer) not in seen:
             seen.add(id(observer))
             yield node.args[0].name, observer
-
-
-def _rewrite_norms(graph: Any) -> None:
-    """Batch norms that are folded into no convolution become a product and a sum, in place.
-
-    Where it finds one, the conversion traces dozens of patterns of training with quantization: 20 s for nothing.
-    """
-    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
-        features, *stored, _, _, eps, _ = node.args
-        weight, bias, mean, variance = (attrgetter(of.target)(graph) if of is not None else None for of in stored)
-        scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
-        shift = (0 if bias is None else bias) - mean * scale
-        # along the channels, whatever comes behind them
-        shape = (-1, *[1] * (features.meta["val"].ndim - 2))
-        with graph.graph.inserting_before(node):
-            for function, name, values in ((torch.mul, "scale", scale), (torch.add, "shift", shift)):
-                name = f"{node.name}_{name}"
-                graph.register_buffer(name, values.detach().view(shape))
-                features = graph.graph.call_function(function, (features, graph.graph.get_attr(name)))
-        node.replace_all_uses_with(features)
-        graph.graph.erase_node(node)
-    graph.recompile()
 
 
 def _torchao() -> Any:
