@@ -1,13 +1,25 @@
-"""OpenVINO and NNCF report their use to their makers by default; imported by vivace they don't."""
+"""The runtime OpenVINO: batches of any size, signals after it, and no report of its use to its makers."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from vivace.acceleration.export import export
+from vivace.acceleration.quantize import quantize_openvino
+from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
+from vivace.data.preprocess import Preprocess
+from vivace.models.zoo import create_model
+from vivace.runtimes import load_runtime
+from vivace.runtimes.openvino import REPORTER, size_for, without_reports
+from vivace.runtimes.signal_stack import own_signal_stack, signal_stack
 
 pytest.importorskip("nncf")
 # nothing leaves the machine in this test either: what is asked of the network is noted and refused, in forks too
@@ -76,8 +88,6 @@ def test_the_watch_would_see_a_report(tmp_path: Path) -> None:
 
 
 def test_what_others_import_is_what_they_would_have_had() -> None:
-    from vivace.runtimes.openvino import REPORTER, without_reports
-
     for before in (sys, None):
         sys.modules.pop(REPORTER, None)
         if before is not None:
@@ -85,3 +95,67 @@ def test_what_others_import_is_what_they_would_have_had() -> None:
         with without_reports(), pytest.raises(ImportError):
             __import__(REPORTER)
         assert sys.modules.pop(REPORTER, None) is before
+
+
+def pixels(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    architecture = Architecture(name="fast_cnn", num_classes=3, arguments={"widths": [8], "depth": 1})
+    model = create_model("fast_cnn", 3, in_channels=3, size=32, **architecture.arguments)
+    info = BundleInfo(architecture=architecture, classes=("a", "b", "c"), preprocess=Preprocess(size=32, store_size=32))
+    return load_bundle(export(save_bundle(tmp_path / "plain", model, info), "openvino", tmp_path / "bundle").path)
+
+
+def test_a_program_for_the_first_size_and_for_powers_of_two() -> None:
+    assert size_for(48, {}) == 48
+    assert size_for(48, {48: 0}) == 48
+    # the last images of a pass are computed with the program of the others
+    assert size_for(40, {48: 0}) == 48
+    assert size_for(33, {48: 0, 64: 0}) == 48
+    assert size_for(3, {48: 0}) == 4
+    assert size_for(1, {48: 0}) == 1
+    assert size_for(100, {48: 0}) == 128
+
+
+def test_the_answer_does_not_depend_on_what_is_computed_beside_an_image(bundle: Bundle) -> None:
+    classify = load_runtime("openvino", bundle, device=torch.device("cpu"), precision="fp32")
+    images = pixels(9)
+    whole = classify(images)
+    assert whole.shape == (9, 3)
+    for count in (1, 2, 3, 5, 7):
+        np.testing.assert_allclose(classify(images[:count]), whole[:count], atol=1e-5)
+
+
+def test_signals_are_handled_on_the_stack_that_was_there_before(bundle: Bundle, tmp_path: Path) -> None:
+    before = signal_stack(None)[0].pointer
+    first = load_runtime("openvino", bundle, device=torch.device("cpu"), precision="fp32")
+    first(pixels(2))
+    quantize_openvino(bundle.folder, tmp_path, pixels(8))
+    second = load_runtime("openvino", bundle, device=torch.device("cpu"), precision="fp32")
+    second(pixels(3))
+    # they end in the order in which they began
+    del first
+    del second
+    assert signal_stack(None)[0].pointer == before
+    caught: list[int] = []
+    handler = signal.signal(signal.SIGUSR1, lambda number, _: caught.append(number))
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
+    assert caught == [signal.SIGUSR1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_without_it_the_stack_is_another_one() -> None:
+    import openvino
+
+    before = signal_stack(None)[0].pointer
+    with own_signal_stack():
+        core = openvino.Core()
+        core.get_property("CPU", "FULL_DEVICE_NAME")
+        assert signal_stack(None)[0].pointer != before
+    assert signal_stack(None)[0].pointer == before

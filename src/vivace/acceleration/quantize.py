@@ -19,8 +19,9 @@ from vivace.errors import MissingExtra
 from vivace.runtimes.int8 import observed_graph, save_ranges
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
-from vivace.runtimes.openvino import library, without_reports
+from vivace.runtimes.openvino import core, library, without_reports
 from vivace.runtimes.quiet import quiet
+from vivace.runtimes.signal_stack import own_signal_stack
 
 __all__ = ["quantize_inductor", "quantize_onnx", "quantize_openvino"]
 
@@ -34,9 +35,10 @@ def quantize_openvino(source: Path, folder: Path, images_NHWC: np.ndarray, *, tr
     transformer: quantize as suits attention. Raises MissingExtra without nncf.
     """
     openvino, nncf = library("int8 for OpenVINO"), _nncf()
-    model = openvino.Core().read_model(source / OPENVINO_GRAPH)
+    model = core("int8 for OpenVINO").read_model(source / OPENVINO_GRAPH)
     dataset = nncf.Dataset([images_NHWC[i : i + 1] for i in range(len(images_NHWC))])
-    with quiet(), contextlib.redirect_stdout(None):
+    # it computes with OpenVINO, in ways of its own
+    with quiet(), contextlib.redirect_stdout(None), own_signal_stack():
         quantized = nncf.quantize(
             model,
             dataset,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,17 +15,17 @@ from vivace.bundle import Bundle
 from vivace.errors import ConfigError, MissingExtra
 from vivace.hardware import num_cpus
 from vivace.runtimes import Classifier, graph_file
+from vivace.runtimes.signal_stack import own_signal_stack
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GRAPH", "compile_graph", "library", "load", "without_reports"]
+__all__ = ["GRAPH", "compile_graph", "core", "library", "load", "size_for", "without_reports"]
 
 GRAPH = "model.xml"
 # of an int8 graph this is the arithmetic of what was not quantized
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
-# key of what takes batches of any size
-ANY = 0
+PURPOSE = "the runtime openvino"
 REPORTER = "openvino_telemetry"
 
 
@@ -38,29 +39,41 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
         raise ConfigError(
             f"openvino runs on a CPU in {', '.join(HINTS)}: got {device.type} and {precision}. Use eager."
         )
-    model = library().Core().read_model(graph_file(bundle, GRAPH, "openvino"))
+    model = core().read_model(graph_file(bundle, GRAPH, "openvino"))
     compiled: dict[int, Any] = {}
 
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
         count = len(images_NHWC)
-        if not compiled:
-            # most calls are of one size: for a size that it knows OpenVINO's program is up to a third faster
-            compiled[count] = compile_graph(model, precision, batch_size=count)
-        if count not in compiled and ANY not in compiled:
-            compiled[ANY] = compile_graph(model, precision)
-        run = compiled.get(count) or compiled[ANY]
+        size = size_for(count, compiled)
+        if size not in compiled:
+            compiled[size] = compile_graph(model, precision, batch_size=size)
+        images_NHWC = np.ascontiguousarray(images_NHWC)
+        if size > count:
+            images_NHWC = np.concatenate([images_NHWC, np.zeros_like(images_NHWC[:1]).repeat(size - count, 0)])
         # copied: the next call writes its answer to the same place
-        probs: np.ndarray = np.array(run(np.ascontiguousarray(images_NHWC))[0])
+        probs: np.ndarray = np.array(compiled[size](images_NHWC)[0][:count])
         return probs
 
     return classify
 
 
-def compile_graph(graph: Any, precision: str, *, batch_size: int | None = None, profiling: bool = False) -> Any:
+def size_for(count: int, compiled: Collection[int]) -> int:
+    """The batch size in which so many images are computed, given those there are programs for; the rest is blank.
+
+    For a size that it knows OpenVINO's program is up to a third faster, and its programs for any size crash in int8 on
+    small images with AMX (ultralytics/ultralytics#25898). Most calls are of one size: the first gets a
+    program of its own; others share one for each power of two.
+    """
+    if not compiled or count in compiled:
+        return count
+    power = 1 << (count - 1).bit_length()
+    return min((size for size in compiled if count <= size <= power), default=power)
+
+
+def compile_graph(graph: Any, precision: str, *, batch_size: int, profiling: bool = False) -> Any:
     """An openvino.CompiledModel of a graph, a file or an openvino.Model, on all processors.
 
-    batch_size: the only one that it takes; None: any. profiling: it counts the time of each layer.
-    Raises MissingExtra.
+    batch_size: the only one that it takes. profiling: it counts the time of each layer. Raises MissingExtra.
     """
     settings = {
         # left to itself it takes bf16 where the processor has it, whatever the bundle says
@@ -69,16 +82,28 @@ def compile_graph(graph: Any, precision: str, *, batch_size: int | None = None, 
         "PERFORMANCE_HINT": "LATENCY",
         "PERF_COUNT": profiling,
     }
-    core = library().Core()
-    if batch_size is not None:
-        # a copy: the graph itself stays as it is
-        graph = core.read_model(graph) if isinstance(graph, str | os.PathLike) else graph.clone()
-        _, *image = graph.input().get_partial_shape()
-        graph.reshape([batch_size, *image])
-    return core.compile_model(graph, "CPU", settings)
+    # a copy: the graph itself stays as it is
+    graph = core().read_model(graph) if isinstance(graph, str | os.PathLike) else graph.clone()
+    _, *image = graph.input().get_partial_shape()
+    graph.reshape([batch_size, *image])
+    return core().compile_model(graph, "CPU", settings)
 
 
-def library(purpose: str = "the runtime openvino") -> Any:
+def core(purpose: str = PURPOSE) -> Any:
+    """The openvino.Core of this process, its plugin for the CPU loaded. Raises MissingExtra, with the purpose."""
+    return _core(library(purpose))
+
+
+@functools.cache
+def _core(openvino: Any) -> Any:
+    with own_signal_stack():
+        found = openvino.Core()
+        # loads the plugin
+        found.get_property("CPU", "FULL_DEVICE_NAME")
+    return found
+
+
+def library(purpose: str = PURPOSE) -> Any:
     """The module openvino, imported so that it reports nothing. Raises MissingExtra, which names the purpose."""
     try:
         with without_reports():
