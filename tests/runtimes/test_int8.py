@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def pixels(num_images: int, seed: int = 0) -> np.ndarray:
     return np.clip(colours + rng.normal(0, 20, (num_images, 32, 32, 3)), 0, 255).astype(np.uint8)
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     torch.manual_seed(0)
     arguments = {"widths": [16, 16], "depth": 1}
     model = create_model("fast_cnn", 4, size=32, **arguments).train()
@@ -52,21 +53,29 @@ def bundle(tmp_path: Path) -> Bundle:
         classes=("a", "b", "c", "d"),
         preprocess=Preprocess(size=32, store_size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     )
-    return save_bundle(tmp_path / "bundle", model, info)
+    return save_bundle(tmp_path_factory.mktemp("plain") / "bundle", model, info)
 
 
-def quantized(bundle: Bundle, folder: Path, runtime: str = "inductor") -> Bundle:
+@pytest.fixture(scope="module")
+def ranges_of_it(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the ranges of the bundle, measured once for all tests."""
+    folder = tmp_path_factory.mktemp("ranges")
+    quantize_inductor(bundle, folder, pixels(40))
+    return folder
+
+
+def quantized(bundle: Bundle, ranges: Path, folder: Path, runtime: str = "inductor") -> Bundle:
     def add(into: Path) -> BundleInfo:
-        quantize_inductor(bundle, into, pixels(40))
+        shutil.copyfile(ranges / RANGES, into / RANGES)
         return dataclasses.replace(bundle.info, runtime=runtime, precision="int8")
 
     return derive_bundle(bundle, folder, add)
 
 
 def test_the_bundle_holds_ranges_and_the_graph_is_built_from_them_the_same_each_time(
-    bundle: Bundle, tmp_path: Path
+    bundle: Bundle, ranges_of_it: Path, tmp_path: Path
 ) -> None:
-    derived = load_bundle(quantized(bundle, tmp_path / "int8").folder)
+    derived = load_bundle(quantized(bundle, ranges_of_it, tmp_path / "int8").folder)
     assert sorted(derived.files) == [RANGES, "model.safetensors"]
     ranges = json.loads((derived.folder / RANGES).read_bytes())["activations"]
     assert len(ranges) >= 3
@@ -90,8 +99,10 @@ def test_the_bundle_holds_ranges_and_the_graph_is_built_from_them_the_same_each_
 
 
 @pytest.mark.slow
-def test_inductor_multiplies_integers(bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    predictor = Predictor(quantized(bundle, tmp_path / "int8"))
+def test_inductor_multiplies_integers(
+    bundle: Bundle, ranges_of_it: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    predictor = Predictor(quantized(bundle, ranges_of_it, tmp_path / "int8"))
     assert (predictor.runtime, predictor.precision) == ("inductor", "int8")
     images = pixels(32, seed=1)
     probs = predictor.probs(images)
@@ -106,9 +117,9 @@ def test_inductor_multiplies_integers(bundle: Bundle, tmp_path: Path, capfd: pyt
 
 @pytest.mark.slow
 def test_a_compiled_file_of_an_int8_bundle_keeps_its_precision(
-    bundle: Bundle, tmp_path: Path, make_folder: Callable[..., Path]
+    bundle: Bundle, ranges_of_it: Path, tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
-    derived, out = quantized(bundle, tmp_path / "int8", runtime="aoti"), tmp_path / "model.pt2"
+    derived, out = quantized(bundle, ranges_of_it, tmp_path / "int8", runtime="aoti"), tmp_path / "model.pt2"
     with pytest.raises(ConfigError, match="an int8 form is compared on real images"):
         export(derived, "aoti", out)
     data = make_folder(per_class=8)
@@ -125,8 +136,8 @@ def test_a_compiled_file_of_an_int8_bundle_keeps_its_precision(
     torch.testing.assert_close(program(torch.from_numpy(pixels(5))), expected, rtol=0, atol=0.02)
 
 
-def test_ranges_of_another_graph_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    derived = quantized(bundle, tmp_path / "int8")
+def test_ranges_of_another_graph_are_refused(bundle: Bundle, ranges_of_it: Path, tmp_path: Path) -> None:
+    derived = quantized(bundle, ranges_of_it, tmp_path / "int8")
     path = derived.folder / RANGES
     said = json.loads(path.read_bytes())
     renamed = {f"{name}_9": value for name, value in said["activations"].items()}
@@ -159,4 +170,4 @@ def test_without_torchao_the_extra_is_told(bundle: Bundle, tmp_path: Path, monke
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtra, match=r"int8 for Inductor needs torchao, .*pip install 'vivace\[accelerate\]'"):
-        quantized(bundle, tmp_path / "int8")
+        quantize_inductor(bundle, tmp_path, pixels(4))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from vivace.runtimes.quiet import quiet
 __all__ = ["RANGES", "int8_graph", "observed_graph", "ranges_file", "save_ranges"]
 
 RANGES = "int8.json"
+# a step of torchao's that looks for what its own training leaves, of which there is nothing here: half a minute where
+# a batch norm does not follow a convolution at once
+QAT_STEP = "_fold_conv_bn_qat"
 
 
 def ranges_file(bundle: Bundle) -> Path:
@@ -61,7 +65,9 @@ def int8_graph(bundle: Bundle) -> tuple[nn.Module, Tensor]:
         for name, (scale, zero) in ranges.items():
             found = torch.tensor([scale]), torch.tensor([zero], dtype=torch.int64)
             observers[name].calculate_qparams = lambda found=found: found
-        return _torchao().convert_pt2e(graph), example
+        torchao = _torchao()
+        with mock.patch.object(torchao, QAT_STEP, lambda graph: graph, create=True):
+            return torchao.convert_pt2e(graph), example
 
 
 def observed_graph(bundle: Bundle) -> tuple[Any, Tensor]:
