@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS := $(shell nproc 2>/dev/null || echo 1)
+# pytest's status where PYTEST="…" leaves no test
+NONE_CHOSEN := 5
 # installed again when what is asked for changes
 STAMP := $(VENV)/.installed
 
@@ -15,8 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
+# the tests that bear company side by side, a processor each; then those that do not, one after the other
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadfile $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
+	$(BIN)/python -m pytest -m alone $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -176,6 +176,7 @@ def test_a_time_that_is_over_before_it_began_still_trains_one_step() -> None:
     assert len(machine.rates) == 1
 
 
+@pytest.mark.alone
 def test_a_real_run_keeps_its_time_and_comes_to_the_end_of_its_schedule(run_tiny: RunTiny) -> None:
     result = run_tiny(within="6s")
     assert result.within_seconds == 6
