@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from vivace.bundle import load_bundle, save_bundle
 from vivace.errors import ConfigError
+from vivace.runtimes import load_runtime
+from vivace.training import distill as distill_module
 from vivace.training.distill import Distillation, make_distillation
 from vivace.training.recipe import DistillConfig
 from vivace.training.result import TrainResult
@@ -28,9 +31,10 @@ def teacher(run_tiny: RunTiny) -> Path:
 def distillation(teacher: Path, **fields: object) -> Distillation:
     bundle = load_bundle(teacher)
     config = DistillConfig(teacher=str(teacher), **fields)  # type: ignore[arg-type]
-    made = make_distillation(config, classes=bundle.classes, channels=3, device=CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill_module, "supported_precisions", lambda _: ("fp32",))
+        made = make_distillation(config, classes=bundle.classes, channels=3, device=CPU)
     assert made is not None
-    made._precision = "fp32"
     return made
 
 
@@ -66,6 +70,30 @@ def test_mirrored_answers_are_the_mean_over_both_ways_round(teacher: Path) -> No
     seen = distillation(teacher, mirrored=True)._log_probs(images(16), 1.0).exp()
     both = [teacher_logits(teacher, x).softmax(1) for x in (images(16), images(16).flip(-1))]
     torch.testing.assert_close(seen, (both[0] + both[1]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_form_of_the_teacher_answers_in_its_place(teacher: Path, run_tiny: RunTiny) -> None:
+    bundle = load_bundle(teacher)
+    classify = load_runtime("eager", bundle, device=CPU, precision="fp32")
+    seen = set()
+
+    def answers(images_NHWC: np.ndarray) -> np.ndarray:
+        seen.add((images_NHWC.dtype, *images_NHWC.shape))
+        return classify(images_NHWC)
+
+    config = DistillConfig(teacher=str(teacher))
+    made = make_distillation(config, classes=bundle.classes, channels=3, device=CPU, teacher=answers)
+    assert made is not None
+    whole = images(16)
+    # a softer answer, which logarithms of probabilities give as logits do
+    expected = (teacher_logits(teacher, whole) / 2).log_softmax(1)
+    torch.testing.assert_close(made._log_probs(whole, 2.0), expected, rtol=1e-3, atol=1e-4)
+    # from another size it gets pixels of its own
+    made._log_probs(images(8), 1.0)
+    assert seen == {(np.dtype(np.uint8), 4, 16, 16, 3)}
+    seen.clear()
+    run_tiny("taught", {"distill.teacher": str(teacher)}, epochs=1, teacher=answers)
+    assert {shape[2:] for shape in seen} == {(16, 16, 3)}
 
 
 def test_a_run_with_a_teacher_differs_and_says_so_in_its_recipe(teacher: Path, run_tiny: RunTiny) -> None:

@@ -26,7 +26,7 @@ from vivace.metrics.accuracy import topk_accuracy
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model, head_parameters, layer_groups, load_weights, pretrained_stats
 from vivace.optim.optimizers import create_optimizer
-from vivace.training.distill import make_distillation
+from vivace.training.distill import Teacher, make_distillation
 from vivace.training.engine import Validation
 from vivace.training.focus import Focus
 from vivace.training.losses import make_loss
@@ -125,9 +125,19 @@ class Session:
     """The network, its optimizer and the batches of a run, ready for an Engine."""
 
     def __init__(
-        self, recipe: Recipe, data: TrainingData, device: torch.device, *, kernels: Path, load: bool = True
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        device: torch.device,
+        *,
+        kernels: Path,
+        load: bool = True,
+        teacher: Teacher | None = None,
     ) -> None:
-        """kernels: the folder for those of our own. load: start from the recipe's weights; a checkpoint needs none."""
+        """kernels: the folder for those of our own. load: start from the recipe's weights; a checkpoint needs none.
+
+        teacher: answers in place of the network that `distill.teacher` names.
+        """
         seed_everything(recipe.seed, deterministic=recipe.deterministic)
         self.recipe, self.data, self.device, self.kernels = recipe, data, device, kernels
         preprocess, train = data.preprocess, data.cache.splits["train"]
@@ -145,7 +155,11 @@ class Session:
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
         self.loss = make_loss(recipe.loss, train.labels_N[data.train_indices], self.num_classes, device)
         self.distillation = make_distillation(
-            recipe.distill, classes=data.cache.classes, channels=preprocess.channels, device=device
+            recipe.distill,
+            classes=data.cache.classes,
+            channels=preprocess.channels,
+            device=device,
+            teacher=teacher,
         )
         self.batches = Batches(
             train.images_NHWC,
@@ -240,6 +254,7 @@ class Session:
             kernels=self.kernels,
             clip_grad_norm=self.recipe.clip_grad_norm,
             distillation=self.distillation,
+            fake_quant=self.recipe.fake_quant,
             on_message=on_message,
         )
 

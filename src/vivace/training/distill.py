@@ -6,25 +6,39 @@ The teacher sees the very view of an image that the student sees, augmented alik
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vivace.bundle import load_bundle
+from vivace.bundle import Bundle, load_bundle
 from vivace.errors import ConfigError
 from vivace.hardware import autocast, supported_precisions
 from vivace.models.normalize import Normalize
 from vivace.training.recipe import DistillConfig
 
-__all__ = ["Distillation", "make_distillation"]
+__all__ = ["Distillation", "Teacher", "make_distillation"]
+
+# pixels, uint8 [B, size, size, C] → probabilities, float32 [B, K]
+Teacher = Callable[[np.ndarray], np.ndarray]
+# a form in int8 may answer 0, whose logarithm is none
+LEAST_PROB = 1e-12
 
 
 class Distillation:
     """A loss of labels, and what a teacher adds to it."""
 
-    def __init__(self, config: DistillConfig, *, classes: Sequence[str], channels: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: DistillConfig,
+        *,
+        classes: Sequence[str],
+        channels: int,
+        device: torch.device,
+        teacher: Teacher | None = None,
+    ) -> None:
         """Raises BundleError if the teacher can't be loaded, ConfigError if it knows other classes or colours."""
         assert config.teacher is not None
         bundle = load_bundle(config.teacher)
@@ -38,11 +52,8 @@ class Distillation:
                 f"the teacher sees other colours: {config.teacher} takes {bundle.preprocess.channels} channels, the "
                 f"student {channels}. Set data.channels={bundle.preprocess.channels}."
             )
-        self._config, self._device = config, device
-        self._size = bundle.preprocess.size
-        self._model = bundle.build_model().to(device).to(memory_format=torch.channels_last).requires_grad_(False)
-        self._normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
-        self._precision = next((p for p in ("bf16", "fp16") if p in supported_precisions(device)), "fp32")
+        self._config, self._size = config, bundle.preprocess.size
+        self._logits = _network(bundle, device) if teacher is None else _deployed(teacher)
 
     def __call__(self, loss: Tensor, logits_BK: Tensor, images_BCHW: Tensor) -> Tensor:
         """`loss` of the labels → with the teacher's: (1 - weight) · loss + weight · T² · KL(teacher ‖ student).
@@ -62,23 +73,47 @@ class Distillation:
             images_BCHW = functional.interpolate(
                 images_BCHW.float(), (self._size, self._size), mode="bilinear", antialias=True
             )
-        logits_BK = self._logits(images_BCHW)
-        taught_BK = functional.log_softmax(logits_BK / temperature, 1)
+        taught_BK = functional.log_softmax(self._logits(images_BCHW) / temperature, 1)
         if not self._config.mirrored:
             return taught_BK
         other_BK = functional.log_softmax(self._logits(images_BCHW.flip(-1)) / temperature, 1)
-        return torch.logaddexp(taught_BK, other_BK) - torch.log(torch.tensor(2.0, device=self._device))
+        return torch.logaddexp(taught_BK, other_BK) - torch.log(torch.tensor(2.0, device=taught_BK.device))
 
-    def _logits(self, images_BCHW: Tensor) -> Tensor:
-        with autocast(self._device, self._precision):
-            logits_BK: Tensor = self._model(self._normalize(images_BCHW))
+
+def _network(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """images_BCHW → logits_BK float32 of the network in PyTorch, in half precision where the device has it."""
+    model = bundle.build_model().to(device).to(memory_format=torch.channels_last).requires_grad_(False)
+    normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
+    precision = next((p for p in ("bf16", "fp16") if p in supported_precisions(device)), "fp32")
+
+    def logits(images_BCHW: Tensor) -> Tensor:
+        with autocast(device, precision):
+            logits_BK: Tensor = model(normalize(images_BCHW))
         return logits_BK.float()
+
+    return logits
+
+
+def _deployed(teacher: Teacher) -> Callable[[Tensor], Tensor]:
+    """images_BCHW → logarithms of a teacher's probabilities: softmax takes them for logits of the same answers."""
+
+    def logits(images_BCHW: Tensor) -> Tensor:
+        images_BHWC = images_BCHW.float().round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        probs_BK = torch.from_numpy(teacher(images_BHWC.contiguous().cpu().numpy()))
+        return probs_BK.to(images_BCHW.device).clamp_min(LEAST_PROB).log()
+
+    return logits
 
 
 def make_distillation(
-    config: DistillConfig, *, classes: Sequence[str], channels: int, device: torch.device
+    config: DistillConfig,
+    *,
+    classes: Sequence[str],
+    channels: int,
+    device: torch.device,
+    teacher: Teacher | None = None,
 ) -> Distillation | None:
-    """What a teacher adds to the loss; None without one."""
+    """What a teacher adds to the loss; None without one. teacher: answers in place of the network of its bundle."""
     if config.teacher is None:
         return None
-    return Distillation(config, classes=classes, channels=channels, device=device)
+    return Distillation(config, classes=classes, channels=channels, device=device, teacher=teacher)

@@ -89,6 +89,8 @@ class Recipe:
     """Largest norm of the whole gradient, > 0. None: not clipped."""
     early_stopping: int | None = None
     """Stop after this many epochs without a better validation accuracy, and keep the best. None: run to the end."""
+    fake_quant: bool = False
+    """Train with weights and activations rounded as int8 rounds them (arXiv:1712.05877); needs compile off."""
     head_epochs: int = 0
     """With pretrained weights: epochs in which only the head is trained, before all of it is."""
     freeze_after: tuple[float, ...] = ()
@@ -132,6 +134,8 @@ class Recipe:
             # made in Python, no YAML reader has looked at it: "on" would count as off in silence
             if getattr(self, name) not in (True, False, "auto"):
                 raise ConfigError(f"{name} is unknown: got {getattr(self, name)!r}. Give True, False or 'auto'.")
+        if self.fake_quant and self.compile is True:
+            raise ConfigError("fake_quant can't be compiled: got compile true. Set compile=false or fake_quant=false.")
         if isinstance(self.threads, str):
             check_choice("threads", self.threads, ("auto",))
         else:

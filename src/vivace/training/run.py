@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vivace.config import from_dict, override, to_dict
 from vivace.data.cache import Cache, open_cache
@@ -24,6 +24,9 @@ from vivace.training.recipe import Recipe
 from vivace.training.recipes import DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
 from vivace.training.runfolder import RunFolder, check_same_recipe, new_run_path, newest_run
+
+if TYPE_CHECKING:
+    from vivace.training.distill import Teacher
 
 __all__ = ["TrainResult", "parse_duration", "train"]
 
@@ -54,6 +57,7 @@ def train(
     cache_dir: str | Path | None = None,
     num_workers: int | None = None,
     measure_test: bool = True,
+    teacher: Teacher | None = None,
     quiet: bool = False,
     clock: Callable[[], float] | None = None,
 ) -> TrainResult:
@@ -63,7 +67,8 @@ def train(
     (.csv, .jsonl, .parquet) or an archive. recipe: a name, a YAML file or a Recipe. overrides: dotted fields of the
     recipe, such as {"optimizer.lr": 0.1}. The contract is `epochs`, `within` (wall-clock, such as "10m", from the call
     to the saved bundle) and `target` (validation accuracy, (0, 1]) at which it stops. measure_test: look at the test
-    split, once, at the end.
+    split, once, at the end. teacher: a faster form of the network that `distill.teacher` names, which answers in its
+    place: pixels, uint8 [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K].
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """
@@ -103,6 +108,7 @@ def train(
             device_choice=device,
             tune=tune,
             measure_test=measure_test,
+            teacher=teacher,
             cache_dir=cache_path,
             display=LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet),
             clock=clock,

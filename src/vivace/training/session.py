@@ -22,6 +22,7 @@ from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import complete_arguments
 from vivace.training.build import Session, TrainingData, prepare_data
 from vivace.training.display import LiveDisplay, Reporters
+from vivace.training.distill import Teacher
 from vivace.training.engine import Engine
 from vivace.training.plan import Plan
 from vivace.training.recipe import Recipe
@@ -53,6 +54,7 @@ def run_training(
     device_choice: str,
     tune: bool,
     measure_test: bool,
+    teacher: Teacher | None,
     cache_dir: Path,
     display: LiveDisplay,
     clock: Callable[[], float],
@@ -71,7 +73,7 @@ def run_training(
         contract = resumed_contract(contract, previous["contract"])
         saved = newest_state(folder, device.type, display.on_message)
     with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        session = Session(recipe, data, device, kernels=cache_dir / "kernels", load=saved is None)
+        session = Session(recipe, data, device, kernels=cache_dir / "kernels", load=saved is None, teacher=teacher)
         planned = None if contract.within_seconds is None else max(0.0, contract.within_seconds - clock())
         receipt = _receipt(
             session, recipe, device, tune=tune and not resume, cache_dir=cache_dir, planned_seconds=planned

@@ -18,6 +18,7 @@ from vivace.hardware import autocast
 from vivace.kernels.norms import fused_norms
 from vivace.models.normalize import Normalize
 from vivace.training.distill import Distillation
+from vivace.training.fake_quant import FakeQuantization
 from vivace.training.state import TrainState
 from vivace.training.tiling import TiledGradients
 
@@ -85,6 +86,7 @@ class Stepper:
         kernels: Path,
         clip_grad_norm: float | None = None,
         distillation: Distillation | None = None,
+        fake_quant: bool = False,
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.state = state
@@ -96,6 +98,7 @@ class Stepper:
         self._kernels_folder = kernels
         self._clip_grad_norm = clip_grad_norm
         self._distillation = distillation
+        self._fake_quant = FakeQuantization() if fake_quant else contextlib.nullcontext()
         self._on_message = on_message
         self._forward: Callable[[Tensor], Tensor] = state.model
         if setup.compile:
@@ -146,7 +149,12 @@ class Stepper:
         correct_sum = torch.zeros((), device=self._device, dtype=torch.int64)
         losses: list[Tensor] = []
         for chunk in _chunks(num_images, self.micro_batch_size):
-            with autocast(self._device, self.setup.precision), own_kernels(self.setup, self._kernels_folder):
+            with (
+                autocast(self._device, self.setup.precision),
+                own_kernels(self.setup, self._kernels_folder),
+                # the innermost: the kernels get what is rounded
+                self._fake_quant,
+            ):
                 logits_BK = self._forward(self._normalize(images_BCHW[chunk]))
                 loss = self._loss(logits_BK, targets[chunk])
             if self._distillation is not None:

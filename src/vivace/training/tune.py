@@ -240,6 +240,10 @@ def _candidates(
     if recipe.micro_batch_size is None and trial_batch_size(recipe) >= 2 * MIN_MICRO_BATCH and device.type == "cpu":
         half = trial_batch_size(recipe) // 2
         candidates.append((f"micro-batches of {half}", {"micro_batch_size": half}))
-    if recipe.compile == "auto" and run_seconds > COMPILE_MIN_SECONDS.get(device.type, float("inf")):
+    if (
+        recipe.compile == "auto"
+        and not recipe.fake_quant
+        and run_seconds > COMPILE_MIN_SECONDS.get(device.type, float("inf"))
+    ):
         candidates.append(("compile", {"compile": True}))
     return candidates

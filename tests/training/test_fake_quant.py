@@ -1,0 +1,83 @@
+"""Fake quantization: which values come out, that gradients pass, and that a run learns to live with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from vivace.bundle import load_bundle
+from vivace.errors import ConfigError
+from vivace.training.fake_quant import FakeQuantization, fake_quantize_activation, fake_quantize_weight
+from vivace.training.result import TrainResult
+
+RunTiny = Callable[..., TrainResult]
+
+
+def tensor(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0, -5.0])
+def test_activations_are_one_of_256_values_no_further_than_half_a_step(shift: float) -> None:
+    x = (tensor(4, 3, 16, 16) + shift).requires_grad_()
+    rounded = fake_quantize_activation(x)
+    # 0 is one of the values: padding stays what it is
+    step = (max(x.max().item(), 0) - min(x.min().item(), 0)) / 255
+    assert (rounded - x).abs().max() <= step * 0.501
+    levels = rounded.detach().unique() / step
+    torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+    rounded.sum().backward()
+    assert x.grad is not None
+    # but where the end of the range was rounded inwards
+    assert x.grad.eq(1).float().mean() > 0.99
+    assert fake_quantize_activation(torch.zeros(2, 2)).eq(0).all()
+    assert fake_quantize_activation(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_each_output_channel_of_a_weight_has_its_own_step() -> None:
+    weight = tensor(5, 3, 3, 3) * torch.tensor([1e-3, 0.1, 1.0, 10.0, 0.0]).view(5, 1, 1, 1)
+    rounded = fake_quantize_weight(weight)
+    for channel in range(4):
+        step = weight[channel].abs().max() / 127
+        assert (rounded[channel] - weight[channel]).abs().max() <= step * 0.501
+        levels = rounded[channel] / step
+        torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+    assert rounded[4].eq(0).all()
+
+
+def test_layers_compute_with_rounded_tensors_while_it_is_entered() -> None:
+    conv, linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+    images = tensor(2, 3, 8, 8)
+
+    def forward() -> torch.Tensor:
+        out: torch.Tensor = linear(conv(images).mean((2, 3)))
+        return out
+
+    plain = forward()
+    with FakeQuantization():
+        rounded = forward()
+    hidden = nn.functional.conv2d(
+        fake_quantize_activation(images), fake_quantize_weight(conv.weight), conv.bias, padding=1
+    ).mean((2, 3))
+    expected = fake_quantize_activation(hidden) @ fake_quantize_weight(linear.weight).T + linear.bias
+    torch.testing.assert_close(rounded, expected)
+    assert not torch.equal(rounded, plain)
+    assert torch.equal(forward(), plain)
+    rounded.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*conv.parameters(), *linear.parameters()])
+
+
+def test_a_run_that_rounds_learns_other_weights(run_tiny: RunTiny) -> None:
+    plain, rounded = run_tiny("plain", epochs=1), run_tiny("rounded", {"fake_quant": True}, epochs=1)
+    assert load_bundle(rounded.bundle).info.recipe["fake_quant"] is True
+    weights = [load_bundle(result.bundle).build_model().state_dict() for result in (plain, rounded)]
+    assert weights[0].keys() == weights[1].keys()
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_compiler_does_not_see_what_is_rounded(run_tiny: RunTiny) -> None:
+    with pytest.raises(ConfigError, match="fake_quant can't be compiled: got compile true"):
+        run_tiny("compiled", {"fake_quant": True, "compile": True})
