@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_accelerate import run, told_times
 
 from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration import smaller as smaller_module
 from vivace.acceleration import students as students_module
-from vivace.acceleration.smaller import survivors
+from vivace.acceleration.smaller import entrants, survivors
 from vivace.acceleration.splits import open_splits
-from vivace.acceleration.students import propose
+from vivace.acceleration.students import FOR_INT8, propose
+from vivace.acceleration.variants import Variant, open_variant
 from vivace.bundle import Architecture, Bundle, load_bundle
 from vivace.errors import ConfigError, TrainingError
 from vivace.evaluation.evaluate import evaluate
@@ -56,6 +58,15 @@ def test_half_of_those_that_no_other_beats_stay_in_the_race() -> None:
     assert survivors(speeds, {"a": 0.9}) == ["a"]
 
 
+def test_where_a_speed_was_asked_for_the_slowest_that_have_it_are_looked_at() -> None:
+    speeds = {"a": 9.0, "b": 3.0, "c": 2.0, "d": 1.5, "e": 5.0, "f": 2.5, "g": 4.0}
+    assert entrants(speeds, least_speed=1.9, asked=True) == ["c", "f", "b", "g"]
+    # from the slowest to the fastest
+    assert entrants(speeds, least_speed=1.9, asked=False) == ["c", "b", "g", "a"]
+    assert entrants(speeds, least_speed=4.5, asked=False) == ["e", "a"]
+    assert entrants({}, least_speed=1.0, asked=True) == []
+
+
 def test_students_have_fewer_operations_and_a_recipe_of_their_own(trained: tuple[Bundle, Path], tmp_path: Path) -> None:
     bundle, data = trained
     students = {s.name: s for s in propose(bundle, open_splits(bundle, data), tmp_path / "work")}
@@ -68,6 +79,25 @@ def test_students_have_fewer_operations_and_a_recipe_of_their_own(trained: tuple
     # a second time they are taken as they are
     again = {s.name: s for s in propose(bundle, open_splits(bundle, data), tmp_path / "work")}
     assert again[PRUNED].bundle == students[PRUNED].bundle
+
+
+def test_the_model_itself_and_the_pruned_one_see_smaller_images(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, data = trained
+    monkeypatch.setattr(students_module, "LEAST_SIDE", 16)
+    monkeypatch.setattr(students_module, "SIDE_STEP", 8)
+    students = {s.name: s for s in propose(bundle, open_splits(bundle, data), tmp_path / "work")}
+    assert {"24 px", "16 px", f"{PRUNED}, 24 px", f"{PRUNED}, 16 px"} <= set(students)
+    small = students[f"{PRUNED}, 16 px"]
+    assert small.bundle.preprocess.size == small.bundle.info.architecture.size == 16
+    # as large as before where it is stored, and with the weights that it had
+    assert small.bundle.preprocess.store_size / 16 == bundle.preprocess.store_size / 32
+    for name, own in (("16 px", bundle), (f"{PRUNED}, 16 px", students[PRUNED].bundle)):
+        before, after = own.build_model().state_dict(), students[name].bundle.build_model().state_dict()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    assert students["16 px"].flops == pytest.approx(0.25, rel=0.1)
+    assert small.flops < students[PRUNED].flops
 
 
 def test_photos_get_networks_for_smaller_photos(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +130,46 @@ def test_a_smaller_network_that_is_faster_is_trained_and_wins(
     # untrained networks were there to be timed: they are no forms of the result
     assert not any("untrained" in name for name in rows)
     assert not list(tmp_path.glob(".fast*"))
+
+
+def test_where_int8_loses_too_much_the_model_trains_for_it(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms = (*candidates_module.FORMS, candidates_module.Form("openvino", "int8", ("openvino", "nncf")))
+    monkeypatch.setattr(candidates_module, "FORMS", forms)
+    monkeypatch.setattr(students_module, "_pruned", lambda *_: [])
+    monkeypatch.setattr(students_module, "_drawn", lambda _: [])
+    costs = {"openvino int8": 1.0, f"{FOR_INT8} untrained, openvino int8": 1.0, f"{FOR_INT8}, openvino int8": 1.0}
+    told_times(monkeypatch, COSTS | costs)
+    own_probs = Variant.probs
+
+    def spoilt(self: Variant, candidate: Any, images: Any) -> Any:
+        """Whatever post-training quantization of the model's own network answers is wrong."""
+        probs = own_probs(self, candidate, images)
+        return 1 - probs if candidate is not None and candidate.name.startswith("openvino int8") else probs
+
+    monkeypatch.setattr(Variant, "probs", spoilt)
+    seen: list[Any] = []
+    plain = smaller_module.train_student
+
+    def watched(student: Any, *arguments: Any, **options: Any) -> Bundle:
+        seen.append((student.name, options["answers"]))
+        return plain(student, *arguments, **options)
+
+    monkeypatch.setattr(smaller_module, "train_student", watched)
+    result = run(trained, tmp_path, max_drop=45.0, train="on")
+    assert result.receipt["winner"] == f"{FOR_INT8}, openvino int8"
+    recipe = load_bundle(result.bundle).info.recipe
+    assert recipe["fake_quant"] is True
+    # the fastest form that agrees with the model taught it, not the one that was spoilt
+    assert [name for name, _ in seen] == [FOR_INT8]
+    images = open_splits(*trained).select
+    answers = seen[0][1](images.pixels())
+    assert answers == pytest.approx(own_probs(open_own(trained, tmp_path), None, images), abs=1e-3)
+
+
+def open_own(trained: tuple[Bundle, Path], tmp_path: Path) -> Variant:
+    return open_variant("", *trained, tmp_path / "own", cache_dir=None, on_bad_image="refuse")
 
 
 def test_a_speed_up_that_is_asked_for_decides_whether_anything_is_trained(

@@ -9,8 +9,18 @@ from collections.abc import Callable, Sequence
 
 from vivace.acceleration.rows import Row
 from vivace.metrics.paired import PairedLoss, images_to_prove
+from vivace.runtimes import is_quantized
 
-__all__ = ["certify_in_order", "explain", "finalists_of", "images_to_certify", "nearest", "pick_winner", "undominated"]
+__all__ = [
+    "certify_in_order",
+    "explain",
+    "finalists_of",
+    "images_to_certify",
+    "lost_too_much",
+    "nearest",
+    "pick_winner",
+    "undominated",
+]
 
 # a form that is slower than one of less risk by this much is dropped: closer ones go on to the longer timing
 SLACK = 1.05
@@ -19,6 +29,8 @@ MAX_FINALISTS = 4
 # of the images that should suffice so many more: what was seen on few images to select on is not exact
 SPARE = 2.0
 LEAST_CERTIFIED = 1000
+# how the status of a row begins that lost too much when selecting
+LOSES = "loses"
 
 
 def undominated(rows: Sequence[Row], baseline: Row, *, objective: str) -> list[Row]:
@@ -37,6 +49,11 @@ def _beats(other: Row, row: Row, baseline: Row, objective: str) -> bool:
     """Whether a form of less risk leaves `row` nothing to win."""
     smaller = objective == "size" and other is not baseline and row.num_bytes < other.num_bytes
     return other.times_faster > row.times_faster * SLACK and not smaller
+
+
+def lost_too_much(row: Row) -> bool:
+    """Whether a form in int8 lost more than the budget when selecting: with some layers in float it may do."""
+    return is_quantized(row.candidate.precision) and row.status.startswith(LOSES)
 
 
 def finalists_of(rows: Sequence[Row]) -> list[Row]:

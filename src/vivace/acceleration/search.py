@@ -31,7 +31,6 @@ from vivace.bundle import Bundle
 from vivace.config import check_choice, check_range
 from vivace.errors import ConfigError, VivaceError
 from vivace.metrics.paired import PairedLoss
-from vivace.runtimes import is_quantized
 
 __all__ = ["OBJECTIVES", "TRAIN", "Search"]
 
@@ -162,7 +161,7 @@ class Search:
             row.parity = bench.parity(row)
             # it must not cost a look at the images to certify on
             if row.selected.drop > self._max_drop and row.candidate.risk > (False, 0, 0):
-                row.status = f"loses {100 * row.selected.drop:.2f} points on the images to select on"
+                row.status = f"{decide.LOSES} {100 * row.selected.drop:.2f} points on the images to select on"
                 continue
             selected.append(row)
         return selected
@@ -171,7 +170,7 @@ class Search:
         """A form in int8 that lost too much, with some of its layers in float: the fewest that will do."""
         bench = self._bench
         rows = [row for row in _timed(bench.rows) if row.selected is not None]
-        failed = [row for row in rows if row.candidate.runtime == "openvino" and _lost_too_much(row)]
+        failed = [row for row in rows if row.candidate.runtime == "openvino" and decide.lost_too_much(row)]
         if not failed or bench.seconds_left() < 0:
             return []
         row = max(failed, key=lambda row: row.times_faster)
@@ -191,7 +190,7 @@ class Search:
         counts = sorted({min(len(groups), 2**step) for step in range(MAX_GIVEN_BACK)} - {0})
         kept = [tuple(name for group in groups[:count] for name in group.layers) for count in counts]
         built = bench.build([dataclasses.replace(row.candidate, kept=layers) for layers in kept])
-        rivals = [baseline, *(other for other in rows if not _lost_too_much(other))]
+        rivals = [baseline, *(other for other in rows if not decide.lost_too_much(other))]
         for candidate in bench.screen(built, baseline):
             better = [other for other in rivals if other.times_faster > candidate.times_faster]
             if better:
@@ -210,11 +209,12 @@ class Search:
     def _train_smaller(self, baseline: Row, selected: Sequence[Row]) -> list[Row]:
         """Forms of smaller networks, trained, that may win."""
         own = [row for row in _timed(self._bench.rows) if not row.candidate.kept]
-        forms = [row.candidate for row in sorted(own, key=lambda row: -row.times_faster)[:FORMS_OF_SMALLER]]
+        forms = sorted(own, key=lambda row: -row.times_faster)[:FORMS_OF_SMALLER]
         fastest = max((row.times_faster for row in selected), default=1.0)
         least = max(fastest * decide.SLACK, self._target or 0.0)
         joined = []
-        for rows in self._smaller.train(forms, baseline, least_speed=least):
+        asked = self._target is not None and least == self._target
+        for rows in self._smaller.train(forms, baseline, least_speed=least, asked=asked):
             # forms of one network among themselves: another network is another risk
             joined += self._select(decide.undominated(rows, baseline, objective=self._objective))
         return joined
@@ -238,7 +238,3 @@ def _timed(rows: Sequence[Row]) -> list[Row]:
 
 def _is_baseline(row: Row) -> bool:
     return (row.candidate.runtime, row.candidate.precision) in (("eager", "fp32"), ("inductor", "fp32"))
-
-
-def _lost_too_much(row: Row) -> bool:
-    return is_quantized(row.candidate.precision) and row.status.startswith("loses")

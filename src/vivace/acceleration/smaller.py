@@ -1,8 +1,8 @@
 """Smaller networks within a search: timed before they are trained, raced, and the best of them trained to the end.
 
-Latency does not depend on the weights: a student that would not be faster is never trained. Of the others each gets a
-quarter of its training; half of them, those that are most accurate on the images to select on, get all of it
-(successive halving, arXiv:1502.07943).
+Latency does not depend on the weights: a student that would not be faster is never trained. Of the others some are
+chosen, each gets a quarter of its training; half of them, those that are most accurate on the images to select on, get
+all of it (successive halving, arXiv:1502.07943). The teacher answers in a fast form, where that agrees with it.
 """
 
 from __future__ import annotations
@@ -13,24 +13,45 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vivace.acceleration.candidates import Candidate
+from vivace.acceleration.decide import lost_too_much
 from vivace.acceleration.rows import Row
 from vivace.acceleration.students import RACE_SHARE, Student, propose, train_student
 from vivace.acceleration.variants import Variant, open_variant
 from vivace.acceleration.workbench import Workbench
 from vivace.bundle import Bundle
 from vivace.errors import TrainingError
+from vivace.runtimes import Classifier, load_runtime
 
-__all__ = ["Smaller", "survivors"]
+__all__ = ["Smaller", "entrants", "survivors"]
 
 # calibrated on so many images an untrained network takes as long as on more
 NUM_CALIBRATE_UNTRAINED = 8
 UNTRAINED = " untrained"
 # shares of a given time that is left: the race, and training to the end; the rest is for forms, timing, certificates
 RACE_TIME, FINAL_TIME = 0.2, 0.55
+# students that get a first look
+MAX_RACED = 4
+# a teacher's fast form gives its answer for so many of the images to select on, or the network in PyTorch teaches
+LEAST_AGREEMENT = 0.97
+# those that need no compiler in the process that trains
+TEACHING = ("openvino", "onnx")
 # a run of fewer seconds teaches nothing
 LEAST_SECONDS = 10.0
+
+
+def entrants(speeds: Mapping[str, float], *, least_speed: float, asked: bool) -> list[str]:
+    """Names of those that are fast enough and get a first look, the slower first.
+
+    asked: whether so much speed was asked for. Then the slowest that have it are taken, for more speed costs accuracy;
+    otherwise some from the slowest to the fastest.
+    """
+    fast = sorted((name for name, speed in speeds.items() if speed > least_speed), key=lambda name: speeds[name])
+    if asked or len(fast) <= MAX_RACED:
+        return fast[:MAX_RACED]
+    return [fast[round(i * (len(fast) - 1) / (MAX_RACED - 1))] for i in range(MAX_RACED)]
 
 
 def survivors(speeds: Mapping[str, float], accuracies: Mapping[str, float]) -> list[str]:
@@ -54,20 +75,35 @@ class Smaller:
     def __init__(self, bench: Workbench, data: str | Path, work: Path, opening: Mapping[str, Any]) -> None:
         """work: folder for students and their forms. opening: cache_dir and on_bad_image, as for `open_splits`."""
         self._bench, self._data, self._work, self._opening = bench, data, work, opening
+        self._answers: Classifier | None = None
 
-    def train(self, forms: Sequence[Candidate], baseline: Row, *, least_speed: float) -> list[list[Row]]:
-        """Rows of the trained networks in each of `forms`, timed beside the baseline; a list for each network.
+    def train(self, own: Sequence[Row], baseline: Row, *, least_speed: float, asked: bool) -> list[list[Row]]:
+        """Rows of the trained networks in the forms of `own`, timed beside the baseline; a list for each network.
 
-        least_speed: times as fast as the baseline that a network must be to be trained.
+        own: the fastest forms of the model's own network, the fastest first; of those in int8 some may have lost too
+        much. least_speed: times as fast as the baseline that a network must be to be trained; asked: whether a person
+        asked for that.
         """
         bench = self._bench
-        students = propose(bench.own.bundle, bench.own.splits, self._work, on_message=bench.tell)
-        speeds = self._speeds(students, forms[0], baseline)
-        fast = [student for student in students if speeds.get(student.name, 0.0) > least_speed]
+        forms = [row.candidate for row in own]
+        students = propose(
+            bench.own.bundle,
+            bench.own.splits,
+            self._work,
+            fake_quant=any(lost_too_much(row) for row in own),
+            on_message=bench.tell,
+        )
+        # what computes half as much is at best twice as fast
+        hopeful = [student for student in students if own[0].times_faster > least_speed * student.flops]
+        speeds = self._speeds(hopeful, forms[0], baseline)
+        fast = entrants(speeds, least_speed=least_speed, asked=asked)
         for student in students:
-            said = f"{speeds[student.name]:.2f} times as fast" if student.name in speeds else "can't be timed"
-            bench.tell(f"{student.name}: {said}{'' if student in fast else ', not trained'}")
-        trained = [variant for student in self._raced(fast, speeds) if (variant := self._finished(student)) is not None]
+            said = f"{speeds[student.name]:.2f} times as fast" if student.name in speeds else "not timed"
+            bench.tell(f"{student.name}: {said}{'' if student.name in fast else ', not trained'}")
+        self._answers = self._fast_teacher(own)
+        chosen = [student for name in fast for student in students if student.name == name]
+        finished = [self._finished(student) for student in self._raced(chosen, speeds)]
+        trained = [variant for variant in finished if variant is not None]
         bench.variants |= {variant.name: variant for variant in trained}
         rows = bench.build([dataclasses.replace(form, network=variant.name) for variant in trained for form in forms])
         timed = bench.screen(rows, baseline) if rows else []
@@ -84,6 +120,18 @@ class Smaller:
         bench.rows = [row for row in bench.rows if row not in rows]
         timed = bench.screen(rows, baseline) if rows else []
         return {row.candidate.network.removesuffix(UNTRAINED): row.times_faster for row in timed}
+
+    def _fast_teacher(self, own: Sequence[Row]) -> Classifier | None:
+        """The fastest of the forms that answers as the model does, for students to learn from; None: none is needed."""
+        for row in own:
+            if row.parity is None or row.parity.top1_agreement < LEAST_AGREEMENT:
+                continue
+            runtime, precision = row.candidate.runtime, row.candidate.precision
+            if runtime not in TEACHING:
+                return None
+            self._bench.tell(f"{row.name} is the teacher")
+            return load_runtime(runtime, self._bench.bundle_of(row), device=torch.device("cpu"), precision=precision)
+        return None
 
     def _raced(self, students: Sequence[Student], speeds: Mapping[str, float]) -> list[Student]:
         """Students that are worth their whole training."""
@@ -120,6 +168,7 @@ class Smaller:
                 self._bench.own.bundle,
                 self._data,
                 self._work / "runs" / f"{student.name} {part}",
+                answers=self._answers,
                 **self._opening,
                 **options,
             )

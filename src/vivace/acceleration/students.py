@@ -1,32 +1,36 @@
 """Smaller networks that may take a model's place, and how each is trained: by distillation from it.
 
-Two kinds: the model itself with channels gone, which starts from what it knows, and networks of the zoo, which start
-from nothing but are drawn for speed, also for smaller images.
+Three kinds: the model itself with channels gone, the model itself for smaller images, which both start from what it
+knows, and networks of the zoo, which start from nothing but are drawn for speed, also for smaller images.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vivace.acceleration.prune import prune
 from vivace.acceleration.splits import Splits
-from vivace.bundle import Architecture, Bundle, load_bundle, save_bundle
-from vivace.errors import BundleError, MissingExtra, ModelError
+from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
+from vivace.errors import BundleError, MissingExtra, ModelError, first_line
 from vivace.models.narrowing import narrowed_layers
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import complete_arguments, create_model, forward_flops
+from vivace.runtimes import Classifier
 from vivace.training.run import train
 
 __all__ = ["Student", "propose", "train_student"]
 
 # of the time of the whole network's layers
 PRUNED_SHARES = (0.6, 0.4, 0.25)
+# the pruned one that keeps most joins the model itself for so many sizes of smaller images
+PRUNED_SIDES = 2
 # a network of the zoo is tried if it computes this much less
 LESS_FLOPS = 0.7
 # sides of smaller images, as shares of the model's own, in steps that suit strides
@@ -35,6 +39,8 @@ MAX_ZOO = 3
 # a network that starts from weights needs fewer epochs and smaller steps
 FINE_TUNE_LR, FINE_TUNE_EPOCHS = 0.01, 12
 SCRATCH_EPOCHS = 24
+# the model itself, for another try in int8
+FOR_INT8 = "trained for int8"
 # a first look, to tell which are worth the rest
 RACE_SHARE = 0.25
 
@@ -46,24 +52,45 @@ class Student:
     name: str
     bundle: Bundle
     """Untrained, for timing; a pruned one with the weights that are left."""
+    flops: float
+    """Multiplications and additions of one image, as a share of the model's own."""
     epochs: int
     changes: Mapping[str, Any]
     """To the recipe `fast`, which trains it."""
 
 
 def propose(
-    bundle: Bundle, splits: Splits, folder: Path, *, on_message: Callable[[str], None] = lambda message: None
+    bundle: Bundle,
+    splits: Splits,
+    folder: Path,
+    *,
+    fake_quant: bool = False,
+    on_message: Callable[[str], None] = lambda message: None,
 ) -> list[Student]:
     """Students of a bundle, with their untrained bundles below `folder`; kinds that do not suit it are told and left.
 
-    splits: training images are taken from `calibrate`, which say what a channel is worth.
+    splits: training images are taken from `calibrate`, which say what a channel is worth. fake_quant: the model loses
+    too much in int8. It is one of its students itself then, and all of them train for int8.
     """
-    students = []
-    for kind in (_pruned, _from_zoo):
+    students: list[Student] = []
+
+    def pruned() -> list[Student]:
+        return _pruned(bundle, splits, folder)
+
+    def for_smaller_images() -> list[Student]:
+        return _for_smaller_images(bundle, students[:1], folder)
+
+    def of_the_zoo() -> list[Student]:
+        return _of_the_zoo(bundle, folder)
+
+    for kind in (pruned, for_smaller_images, of_the_zoo):
         try:
-            students += kind(bundle, splits, folder)
+            students += kind()
         except (MissingExtra, ModelError, RuntimeError) as error:
-            on_message(f"no students by {kind.__name__.strip('_').replace('_', ' ')}: {error}")
+            on_message(f"no students {kind.__name__.replace('_', ' ')}: {first_line(error)}")
+    if fake_quant:
+        students = [_fine_tuned(FOR_INT8, bundle, bundle), *students]
+        students = [dataclasses.replace(s, changes={**s.changes, "fake_quant": True}) for s in students]
     return students
 
 
@@ -75,60 +102,97 @@ def _pruned(bundle: Bundle, splits: Splits, folder: Path) -> list[Student]:
     if missing:
         normalize = Normalize(preprocess.mean, preprocess.std)
         found = prune(model, normalize, splits.calibrate.pixels(), splits.calibrate.labels, list(PRUNED_SHARES))
-        plain = create_model(
-            architecture.name,
-            architecture.num_classes,
-            in_channels=architecture.in_channels,
-            size=architecture.size,
-            **{key: value for key, value in architecture.arguments.items() if key != "narrowed"},
-        )
+        whole = {key: value for key, value in architecture.arguments.items() if key != "narrowed"}
+        plain = _network(dataclasses.replace(architecture, arguments=whole))
         for share, pruned in found.items():
             arguments = {**architecture.arguments, "narrowed": narrowed_layers(pruned.model, plain)}
             info = dataclasses.replace(
                 bundle.info, architecture=dataclasses.replace(architecture, arguments=arguments), metrics={}
             )
             save_bundle(folder / names[share], pruned.model, info)
+    found_again = {name: _saved(folder / name) for name in names.values()}
+    return [_fine_tuned(name, saved, bundle) for name, saved in found_again.items() if saved is not None]
+
+
+def _fine_tuned(name: str, saved: Bundle, teacher: Bundle) -> Student:
+    """A student that starts from the weights it was saved with."""
+    changes = {
+        "model.weights": str(saved.folder / "model.safetensors"),
+        "model.arguments": dict(saved.info.architecture.arguments),
+        "optimizer.lr": FINE_TUNE_LR,
+        # the recipe's own network gets these, which are for a start from nothing
+        "focus.share": 1.0,
+        "freeze_after": (),
+        "augment.start_size": None,
+    }
+    return Student(
+        name=name, bundle=saved, flops=_flops(saved) / _flops(teacher), epochs=FINE_TUNE_EPOCHS, changes=changes
+    )
+
+
+def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path) -> list[Student]:
+    """The model itself, and pruned ones of it, with the weights they have. Raises RuntimeError where these are for one
+    size alone, as embeddings of positions are."""
+    smaller = [side for side in _sides(bundle.info.architecture.size) if side < bundle.info.architecture.size]
     students = []
-    for name in names.values():
-        saved = _saved(folder / name)
-        if saved is not None:
-            changes = {
-                "model.weights": str(saved.folder / "model.safetensors"),
-                "model.arguments": dict(saved.info.architecture.arguments),
-                "optimizer.lr": FINE_TUNE_LR,
-                # the recipe's own network gets these, which are for a start from nothing
-                "focus.share": 1.0,
-                "freeze_after": (),
-                "augment.start_size": None,
-            }
-            students.append(Student(name=name, bundle=saved, epochs=FINE_TUNE_EPOCHS, changes=changes))
+    for title, source, sides in [
+        ("", bundle, smaller),
+        *((f"{student.name}, ", student.bundle, smaller[:PRUNED_SIDES]) for student in pruned),
+    ]:
+        for side in sides:
+            name = f"{title}{side} px"
+            saved = _saved(folder / name)
+            if saved is None:
+                info = _resized(source.info, side)
+                model = _network(info.architecture)
+                model.load_state_dict(source.build_model().state_dict())
+                saved = save_bundle(folder / name, model, info)
+            students.append(_fine_tuned(name, saved, bundle))
     return students
 
 
-def _from_zoo(bundle: Bundle, splits: Splits, folder: Path) -> list[Student]:
+def _resized(info: BundleInfo, side: int) -> BundleInfo:
+    """For images of another side, stored larger by as much as before."""
+    preprocess = dataclasses.replace(
+        info.preprocess, size=side, store_size=round(info.preprocess.store_size * side / info.preprocess.size)
+    )
+    architecture = dataclasses.replace(info.architecture, size=side)
+    return dataclasses.replace(info, architecture=architecture, preprocess=preprocess, metrics={})
+
+
+def _network(architecture: Architecture) -> nn.Module:
+    return create_model(
+        architecture.name,
+        architecture.num_classes,
+        in_channels=architecture.in_channels,
+        size=architecture.size,
+        **architecture.arguments,
+    )
+
+
+def _flops(bundle: Bundle) -> float:
     own = bundle.info.architecture
-    flops = forward_flops(bundle.build_model(), in_channels=own.in_channels, size=own.size)
+    return forward_flops(bundle.build_model(), in_channels=own.in_channels, size=own.size)
+
+
+def _of_the_zoo(bundle: Bundle, folder: Path) -> list[Student]:
+    own = bundle.info.architecture
+    flops = _flops(bundle)
     students = []
     for name, size, arguments in _drawn(own):
-        model = create_model(name, own.num_classes, in_channels=own.in_channels, size=size, **arguments)
-        if forward_flops(model, in_channels=own.in_channels, size=size) > LESS_FLOPS * flops:
+        architecture = dataclasses.replace(own, name=name, size=size, arguments=complete_arguments(name, arguments))
+        model = _network(architecture)
+        share = forward_flops(model, in_channels=own.in_channels, size=size) / flops
+        if share > LESS_FLOPS:
             continue
-        architecture = Architecture(
-            name=name,
-            num_classes=own.num_classes,
-            in_channels=own.in_channels,
-            size=size,
-            arguments=complete_arguments(name, arguments),
-        )
-        preprocess = dataclasses.replace(
-            bundle.preprocess, size=size, store_size=round(bundle.preprocess.store_size * size / own.size)
-        )
-        info = dataclasses.replace(bundle.info, architecture=architecture, preprocess=preprocess, metrics={})
+        info = dataclasses.replace(_resized(bundle.info, size), architecture=architecture)
         width = f", width {max(arguments['widths'])}" if "widths" in arguments else ""
         title = f"{name} {size} px{width}"
         saved = _saved(folder / title) or save_bundle(folder / title, model, info)
         students.append(
-            Student(name=title, bundle=saved, epochs=SCRATCH_EPOCHS, changes={"model.arguments": arguments})
+            Student(
+                name=title, bundle=saved, flops=share, epochs=SCRATCH_EPOCHS, changes={"model.arguments": arguments}
+            )
         )
     # the model's own size is the one that can be spared
     return students[-MAX_ZOO:]
@@ -137,15 +201,18 @@ def _from_zoo(bundle: Bundle, splits: Splits, folder: Path) -> list[Student]:
 def _drawn(own: Architecture) -> list[tuple[str, int, dict[str, Any]]]:
     """Networks of the zoo for images of a model's size and below: name, size, arguments; the larger first."""
     if own.size > LEAST_SIDE:
-        sides = sorted(
-            {max(LEAST_SIDE, SIDE_STEP * round(s * own.size / SIDE_STEP)) for s in SMALLER_SIDES}, reverse=True
-        )
         # of its activations this one alone is nothing beside an int8 convolution
-        return [("fast_photo", side, {"activation": "relu"}) for side in sides]
+        return [("fast_photo", side, {"activation": "relu"}) for side in _sides(own.size)]
     return [
         ("fast_cnn", own.size, {"widths": list(widths), "depth": [depth] * 3, "activation": "relu", "stride": 2})
         for widths, depth in (((64, 192, 256), 2), ((64, 128, 256), 2), ((48, 96, 192), 1))
     ]
+
+
+def _sides(size: int) -> list[int]:
+    """Sides of images, the model's own and smaller ones; the larger first."""
+    rounded = {SIDE_STEP * round(share * size / SIDE_STEP) for share in SMALLER_SIDES}
+    return sorted({side for side in rounded if LEAST_SIDE <= side <= size} | {size}, reverse=True)
 
 
 def train_student(
@@ -156,13 +223,14 @@ def train_student(
     *,
     share: float = 1.0,
     within_seconds: float | None = None,
+    answers: Classifier | None = None,
     cache_dir: Path | None = None,
     on_bad_image: str = "refuse",
 ) -> Bundle:
     """The student, trained on the images that its teacher was trained on; the test split is not looked at.
 
     run: the folder of its training; one that was stopped goes on, one that is done is taken as it is. share: of its
-    epochs, where no time is given. Raises what `train` raises.
+    epochs, where no time is given. answers: a faster form of the teacher. Raises what `train` raises.
     """
     done = _saved(run / "bundle")
     if done is not None:
@@ -196,6 +264,7 @@ def train_student(
             resume=any((run / "checkpoints").glob("*.safetensors")),
             cache_dir=cache_dir,
             measure_test=False,
+            teacher=answers,
             quiet=True,
         )
     finally:
