@@ -119,6 +119,9 @@ def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
     assert result.drop == pytest.approx(100 * (result.top1_before - result.top1_after))
     receipt = json.loads((derived.folder / "receipt.json").read_text())
     rows = {row["name"]: row for row in receipt["rows"]}
+    # timed apart, and of files
+    assert 0 < receipt["preprocessing_ms"] < 100
+    assert " ms to read, decode and resize an image file." in (derived.folder / "receipt.md").read_text()
     # dominated: slower than a form of less risk
     assert rows["onnx int8"]["status"] == "slower than onnx fp32"
     assert rows["openvino fp32"]["status"] == "slower than onnx fp32"

@@ -40,6 +40,7 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
         "missing": result.missing,
         "profile": result.profile.to_dict() if result.profile else None,
         "evidence": result.profile.summary() if result.profile else None,
+        "preprocessing_ms": result.preprocessing.p50_ms if result.preprocessing else None,
         "notes": result.notes,
         "seconds": result.seconds,
         "environment": describe(),
@@ -145,6 +146,8 @@ def markdown(written: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     if written["evidence"]:
         lines += ["", f"What ran, by the runtime's own profiler: {written['evidence']}."]
+    if written["preprocessing_ms"] is not None:
+        lines += ["", f"Beside it: {written['preprocessing_ms']:.2f} ms to read, decode and resize an image file."]
     lines += [""] + [f"- {name}: {why}" for name, why in written["missing"].items()]
     lines += [f"- {note}" for note in written["notes"]]
     return "\n".join(lines).rstrip() + "\n"

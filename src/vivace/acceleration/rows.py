@@ -8,7 +8,7 @@ from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.parity import Parity
 from vivace.acceleration.profile import Profile
 from vivace.acceleration.splits import Splits
-from vivace.acceleration.timing import Timings
+from vivace.acceleration.timing import PreprocessTimings, Timings
 from vivace.metrics.paired import PairedLoss
 
 __all__ = ["Row", "SearchResult"]
@@ -65,5 +65,7 @@ class SearchResult:
     """Images that the finalists were judged on."""
     profile: Profile | None
     """Of the winner, by its runtime's own profiler: which kernels ran; None where it can't be had."""
+    preprocessing: PreprocessTimings | None = None
+    """Of the winner's network, or the baseline's: reading, decoding and resizing a file; None without files."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -122,6 +122,7 @@ class Search:
             splits=self.splits,
             num_certify=len(self._certify),
             profile=profile,
+            preprocessing=bench.time_preprocessing(winner or baseline),
             notes=decide.explain(bench.rows, winner, control, self._max_drop),
             seconds=time.monotonic() - self._started,
         )

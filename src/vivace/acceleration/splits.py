@@ -20,6 +20,7 @@ from vivace.runtimes import Classifier
 __all__ = ["Images", "Splits", "open_splits"]
 
 NUM_CALIBRATE = 300
+NUM_FILES = 32
 # where selecting and certifying must share images: a proof needs more of them than a choice
 SELECT_SHARE = 0.25
 MIN_CERTIFY = 30
@@ -80,6 +81,8 @@ class Splits:
     """Candidates are compared on them."""
     certify: Images
     """Those that won are judged on them, once."""
+    files: tuple[str, ...] = ()
+    """Some of the split to select on, to time what reading them takes; none where there are arrays alone."""
 
 
 def open_splits(
@@ -110,7 +113,9 @@ def open_splits(
             f"too few images to prove anything: {len(certify)} of {source.name} to certify on, {len(select)} to select "
             f"on; at least {MIN_CERTIFY} are needed. Give data with a test or a larger validation split."
         )
-    return Splits(source.name, calibrate, select, certify)
+    paths = source.splits[val_name].paths or ()
+    files = tuple(paths[:: max(1, len(paths) // NUM_FILES)][:NUM_FILES])
+    return Splits(source.name, calibrate, select, certify, files)
 
 
 def _of(cache: Cache, bundle: Bundle, split: str, rows: np.ndarray) -> Images:

@@ -14,7 +14,15 @@ from vivace.acceleration.parity import Parity, compare_probs
 from vivace.acceleration.profile import Profile, profile_layers
 from vivace.acceleration.rows import Row
 from vivace.acceleration.splits import Images
-from vivace.acceleration.timing import Side, SideFailure, Timings, ratio_of, time_sides
+from vivace.acceleration.timing import (
+    PreprocessTimings,
+    Side,
+    SideFailure,
+    Timings,
+    ratio_of,
+    time_preprocessing,
+    time_sides,
+)
 from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle
 from vivace.errors import VivaceError, first_line
@@ -154,6 +162,14 @@ class Workbench:
             return profile_layers(self.bundle_of(row), images, threads=self._threads)
         except VivaceError as error:
             self.tell(f"no profile of {row.name}: {error}")
+            return None
+
+    def time_preprocessing(self, row: Row) -> PreprocessTimings | None:
+        """What it takes to make the input of a row's network of a file; None without files that can be read."""
+        variant = self.variant(row)
+        try:
+            return time_preprocessing(variant.bundle.preprocess, [Path(file) for file in variant.splits.files])
+        except VivaceError:
             return None
 
     def probs(self, row: Row | None, images: Images, part: str) -> np.ndarray:
