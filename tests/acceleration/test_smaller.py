@@ -56,6 +56,9 @@ def test_half_of_those_that_no_other_beats_stay_in_the_race() -> None:
     assert survivors(speeds, {"a": 0.7, "b": 0.7, "c": 0.8, "d": 0.9}) == ["d", "c"]
     assert survivors(speeds, {"a": 0.9, "b": 0.7, "c": 0.8, "d": 0.6}) == ["a"]
     assert survivors(speeds, {"a": 0.9}) == ["a"]
+    # c and d started from nothing: after a first look they can't be held to what a and b know
+    assert survivors(speeds, {"a": 0.9, "b": 0.95, "c": 0.5, "d": 0.6}, {"c", "d"}) == ["b", "d"]
+    assert survivors(speeds, {"a": 0.7, "d": 0.3}, {"d"}) == ["a"]
 
 
 def test_where_a_speed_was_asked_for_the_slowest_that_have_it_are_looked_at() -> None:

@@ -8,7 +8,7 @@ all of it (successive halving, arXiv:1502.07943). The teacher answers in a fast 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,32 @@ def entrants(speeds: Mapping[str, float], *, least_speed: float, asked: bool) ->
     return [fast[round(i * (len(fast) - 1) / (MAX_RACED - 1))] for i in range(MAX_RACED)]
 
 
-def survivors(speeds: Mapping[str, float], accuracies: Mapping[str, float]) -> list[str]:
-    """Names that stay in the race, the most accurate first: half of those that no other beats in both respects."""
+def survivors(
+    speeds: Mapping[str, float], accuracies: Mapping[str, float], from_nothing: Collection[str] = ()
+) -> list[str]:
+    """Names that stay in the race, the most accurate first: half of those that no other of their kind beats in both
+    respects, and of each kind the best.
+
+    from_nothing: those that started from nothing. Early in their training they say little beside those that started
+    from what the model knows.
+    """
+
+    def kind(name: str) -> bool:
+        return name in from_nothing
+
     alone = [
         name
         for name in accuracies
         if not any(
             accuracies[other] >= accuracies[name] and speeds[other] > speeds[name]
             for other in accuracies
-            if other != name
+            if other != name and kind(other) == kind(name)
         )
     ]
     ranked = sorted(alone, key=lambda name: (-accuracies[name], -speeds[name]))
+    # the first of its kind before others of a kind that is there
+    best = {kind(name): name for name in reversed(ranked)}
+    ranked.sort(key=lambda name: best[kind(name)] != name)
     return ranked[: max(1, -(-len(accuracies) // 2))]
 
 
@@ -144,7 +158,8 @@ class Smaller:
             if bundle is not None:
                 accuracies[student.name] = self._accuracy(self._variant(student.name, bundle))
                 self._bench.tell(f"{student.name}: {accuracies[student.name]:.1%} on the images to select on")
-        names = survivors(speeds, accuracies) if accuracies else []
+        from_nothing = {student.name for student in students if "model.weights" not in student.changes}
+        names = survivors(speeds, accuracies, from_nothing) if accuracies else []
         return [student for name in names for student in students if student.name == name]
 
     def _finished(self, student: Student) -> Variant | None:
