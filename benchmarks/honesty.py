@@ -114,20 +114,21 @@ def decision(answers: Answers, max_drop: float, rng: np.random.Generator) -> dic
     rows: dict[str, Row] = {}
     # the more it loses, the faster it is said to be
     for rank, name in enumerate(sorted(answers.forms, key=lambda name: -float(answers.forms[name].mean()))):
-        row = Row(candidate=Candidate(runtime="eager", precision="fp32", network=name), ratio=(2.0 + rank,) * 3)
+        # a form of the model's own network, told from the others by its layers
+        row = Row(candidate=Candidate(runtime="eager", precision="fp32", kept=(name,)), ratio=(2.0 + rank,) * 3)
         row.selected = paired_loss(plain[select], answers.forms[name][select])
         if row.selected.drop <= max_drop:
             rows[name] = row
 
-    def judge(row: Row) -> Any:
-        return paired_loss(plain[certify], answers.forms[row.candidate.network][certify])
+    def judge(row: Row, confidence: float) -> Any:
+        return paired_loss(plain[certify], answers.forms[row.candidate.kept[0]][certify], confidence=confidence)
 
     finalists = decide.finalists_of(list(rows.values()))
     certified = decide.certify_in_order(finalists, judge, max_drop=max_drop)
     winner = decide.pick_winner(certified, (1.0, 0.99, 1.01), objective="latency")
     if winner is None:
         return {"accepted": None}
-    name = winner.candidate.network
+    name = winner.candidate.kept[0]
     true = paired_loss(plain[untouched], answers.forms[name][untouched])
     # the smallest loss that the untouched images allow, at 95 %: the other way round it is a bound of a gain
     least = -loss_bound(true.gained, true.lost, true.num_images)

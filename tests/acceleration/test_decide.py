@@ -81,7 +81,8 @@ def test_the_sequence_stops_at_the_first_form_that_is_not_proven() -> None:
     lost = {"onnx fp32": 0, "openvino fp32": 40, "openvino int8": 0}
     looked: list[str] = []
 
-    def judge(judged: Row) -> PairedLoss:
+    def judge(judged: Row, confidence: float) -> PairedLoss:
+        assert confidence == 0.95
         looked.append(judged.name)
         return loss(lost[judged.name])
 
@@ -89,6 +90,54 @@ def test_the_sequence_stops_at_the_first_form_that_is_not_proven() -> None:
     assert [r.name for r in certified] == ["onnx fp32"]
     assert looked == ["onnx fp32", "openvino fp32"]
     assert rows[2].status == "not judged: openvino fp32 before it was not proven"
+
+
+def test_each_network_has_its_share_of_the_chance_to_be_wrong_and_hands_on_what_it_proved() -> None:
+    rows = [row("openvino fp32", 2.1), row("openvino int8", 4.0)]
+    rows += [row("openvino int8 a", 5.0), row("openvino bf16 b", 5.5), row("openvino int8 b", 6.0)]
+    lost = {"openvino fp32": 0, "openvino int8": 0, "a, openvino int8": 40, "b, openvino bf16": 0}
+    confidences: dict[str, float] = {}
+
+    def judge(judged: Row, confidence: float) -> PairedLoss:
+        confidences[judged.name] = confidence
+        return loss(lost.get(judged.name, 0))
+
+    certified = decide.certify_in_order(rows, judge, max_drop=0.01)
+    # what is not proven of one network does not keep another one from being judged
+    assert [r.name for r in certified] == ["openvino fp32", "openvino int8", "b, openvino bf16", "b, openvino int8"]
+    third = 0.05 / 3
+    assert confidences == pytest.approx(
+        {
+            "openvino fp32": 1 - third,
+            "openvino int8": 1 - third,
+            "a, openvino int8": 1 - 2 * third,
+            "b, openvino bf16": 1 - third,
+            "b, openvino int8": 1 - third,
+        }
+    )
+
+
+def test_the_own_network_is_judged_whatever_the_others_promise_and_of_each_the_fastest() -> None:
+    own = [row("openvino int8", 4.0, lost=9)]
+    others = [
+        row(f"openvino {form} {name}", 6.0 + speed) for name in "ab" for speed, form in enumerate(("bf16", "int8"))
+    ]
+    slow = row("openvino fp32 a", 5.0)
+    finalists = decide.finalists_of([slow, *others, *own])
+    assert finalists[0] is own[0]
+    assert {r.name for r in finalists[1:]} == {r.name for r in others}
+    assert slow.status == "slower than a, openvino int8"
+
+
+def test_few_images_say_less_of_a_network_that_answers_otherwise() -> None:
+    own, other = row("openvino int8", 4.0), row("openvino int8 a", 4.0)
+    for judged in (own, other):
+        judged.selected = loss(10, 6, num_images=184)
+    # 2.2 points, give or take as many
+    assert decide.loses_too_much(own, 0.02)
+    assert not decide.loses_too_much(other, 0.02)
+    other.selected = loss(14, 4, num_images=184)
+    assert decide.loses_too_much(other, 0.02)
 
 
 def test_as_many_images_are_judged_as_should_be_needed_and_all_where_they_are_few() -> None:

@@ -132,7 +132,11 @@ def test_a_smaller_network_that_is_faster_is_trained_and_wins(
     assert rows[receipt["winner"]]["network"] == PRUNED
     # untrained networks were there to be timed: they are no forms of the result
     assert not any("untrained" in name for name in rows)
-    assert not list(tmp_path.glob(".fast*"))
+    # of what was built on the way, what took time to learn is kept for the next search
+    (work,) = tmp_path.glob(".fast*")
+    assert [path.name for path in work.iterdir()] == ["networks"]
+    assert [path.name for path in (work / "networks").iterdir()] == ["runs"]
+    assert [path.name for path in (work / "networks" / "runs").iterdir()] == [f"{PRUNED} whole"]
 
 
 def test_where_int8_loses_too_much_the_model_trains_for_it(

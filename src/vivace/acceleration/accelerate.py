@@ -48,7 +48,7 @@ class Acceleration:
     top1_after: float
     drop: float
     drop_bound: float
-    """One-sided, 95 %."""
+    """One-sided, 95 %; more where several networks were judged."""
     num_certify_images: int
     target_reached: bool | None
     """None where no speed-up was asked for."""
@@ -83,8 +83,9 @@ def accelerate(
 
     data: as for `train`, of the bundle's classes. out: folder of the new bundle, with receipt.json, receipt.md and
     samples.npz, the raw timings, beside the model, and pareto.png if `draw` makes one; what is built on the way lies
-    in a folder beside it: from there a search that was stopped goes on. objective: "latency" (batches of 1),
-    "throughput" (of 32) or "size"; batch_size: another batch. threads: processors that each form may use.
+    in a folder beside it: from there a search that was stopped goes on, and there trained networks stay.
+    objective: "latency" (batches of 1), "throughput" (of 32) or "size"; batch_size: another batch. threads: processors
+    that each form may use.
     within_seconds: no new form is built once a third of it is gone.
     target_speedup: reported as reached or not. train: whether smaller networks, pruned ones and those of the zoo, are
     trained to take the model's place, "on", "off", or "auto": where `target_speedup` is not reached without.
@@ -138,8 +139,20 @@ def accelerate(
         final = bundle
     else:
         final = _write(search, result, result.winner, written, out, draw)
-    shutil.rmtree(work, ignore_errors=True)
+    _clear(work, on_message)
     return _acceleration(result, final, batch_size, target_speedup, written)
+
+
+def _clear(work: Path, on_message: Callable[[str], None]) -> None:
+    """Remove what was built on the way, but for networks that were trained: minutes, which another search can spare."""
+    trained = work / "networks" / "runs"
+    for path in (*work.glob("*"), *work.glob("networks/*")):
+        if path not in (trained, trained.parent):
+            shutil.rmtree(path, ignore_errors=True)
+    if not trained.is_dir():
+        shutil.rmtree(work, ignore_errors=True)
+    else:
+        on_message(f"kept for another search of this bundle, as for another budget: {trained}")
 
 
 def _write(

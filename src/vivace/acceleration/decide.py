@@ -5,6 +5,7 @@ A row's `ratio` says how many times as fast as the baseline it is; accuracies ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from vivace.acceleration.rows import Row
@@ -16,6 +17,7 @@ __all__ = [
     "explain",
     "finalists_of",
     "images_to_certify",
+    "loses_too_much",
     "lost_too_much",
     "nearest",
     "pick_winner",
@@ -24,8 +26,10 @@ __all__ = [
 
 # a form that is slower than one of less risk by this much is dropped: closer ones go on to the longer timing
 SLACK = 1.05
-# forms that are judged on the images to certify on
-MAX_FINALISTS = 4
+# forms of the model's own network that are judged on the images to certify on, and of each smaller one
+MAX_FINALISTS, MAX_OF_SMALLER = 4, 2
+# of everything that is called proven, together
+CONFIDENCE = 0.95
 # of the images that should suffice so many more: what was seen on few images to select on is not exact
 SPARE = 2.0
 LEAST_CERTIFIED = 1000
@@ -51,18 +55,57 @@ def _beats(other: Row, row: Row, baseline: Row, objective: str) -> bool:
     return other.times_faster > row.times_faster * SLACK and not smaller
 
 
+def loses_too_much(row: Row, max_drop: float) -> bool:
+    """Whether a form is out by what it lost on the images to select on.
+
+    A smaller network answers otherwise on many images: what it loses on few of them is uncertain by points, and it is
+    out only where it loses more than the budget by a standard error.
+    """
+    loss = row.selected or _NONE
+    spare = math.sqrt(loss.lost + loss.gained) / loss.num_images if row.candidate.network else 0.0
+    return loss.drop - spare > max_drop
+
+
 def lost_too_much(row: Row) -> bool:
     """Whether a form in int8 lost more than the budget when selecting: with some layers in float it may do."""
     return is_quantized(row.candidate.precision) and row.status.startswith(LOSES)
 
 
 def finalists_of(rows: Sequence[Row]) -> list[Row]:
-    """The fastest of those that were selected, in the order in which they are to be judged: the surest first."""
-    fastest = sorted(rows, key=lambda row: -row.times_faster)[:MAX_FINALISTS]
-    for row in rows:
-        if row not in fastest:
+    """The fastest of each network that were selected, in the order in which they are to be judged.
+
+    The model's own network first, then the others, and of each the surest first.
+    """
+    finalists: list[Row] = []
+    for network in dict.fromkeys(row.candidate.network for row in rows):
+        fastest = sorted((row for row in rows if row.candidate.network == network), key=lambda row: -row.times_faster)
+        count = MAX_OF_SMALLER if network else MAX_FINALISTS
+        for row in fastest[count:]:
             row.status = f"slower than {fastest[0].name}"
-    return sorted(fastest, key=lambda row: (row.selected.bound if row.selected else 1.0, row.candidate.risk))
+        finalists += fastest[:count]
+    sure = {network: min(_bound(row) for row in of) for network, of in _by_network(finalists).items()}
+    return sorted(
+        finalists,
+        key=lambda row: (
+            bool(row.candidate.network),
+            sure[row.candidate.network],
+            row.candidate.network,
+            _bound(row),
+            row.candidate.risk,
+        ),
+    )
+
+
+def _bound(row: Row) -> float:
+    return row.selected.bound if row.selected else 1.0
+
+
+def _by_network(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each network, in their order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.candidate.network, []).append(row)
+    return found
 
 
 def images_to_certify(finalists: Sequence[Row], max_drop: float, available: int) -> int:
@@ -89,22 +132,31 @@ def _worse(loss: PairedLoss) -> PairedLoss:
     )
 
 
-def certify_in_order(finalists: Sequence[Row], judge: Callable[[Row], PairedLoss], *, max_drop: float) -> list[Row]:
-    """Judge each on the images to certify on, in their order, until one fails; those that were proven.
+def certify_in_order(
+    finalists: Sequence[Row], judge: Callable[[Row, float], PairedLoss], *, max_drop: float
+) -> list[Row]:
+    """Judge the forms of each network on the images to certify on, in their order, until one fails; the proven ones.
 
-    A fixed sequence keeps the chance of a wrong acceptance at that of a single test, however many are judged (Maurer,
-    Hothorn and Lehmacher 1995).
+    judge: a row and a confidence → its loss, bounded at that. The chance that anything is wrongly accepted stays at
+    that of a single test, however many are judged: within a network the sequence is fixed (Maurer, Hothorn and
+    Lehmacher 1995), each network has its share of that chance, and one whose forms were all proven hands its own on to
+    the next (fallback, Wiens 2003).
     """
-    stopped_by = None
-    for row in finalists:
-        if stopped_by is not None:
-            row.status = f"not judged: {stopped_by} before it was not proven"
-            continue
-        row.certified = judge(row)
-        if row.certified.bound <= max_drop:
-            row.status = "certified"
-        else:
-            row.status, stopped_by = "not proven", row.name
+    networks = _by_network(finalists)
+    handed_on = 0.0
+    for rows in networks.values():
+        chance = (1 - CONFIDENCE) / len(networks) + handed_on
+        stopped_by = None
+        for row in rows:
+            if stopped_by is not None:
+                row.status = f"not judged: {stopped_by} before it was not proven"
+                continue
+            row.certified = judge(row, 1 - chance)
+            if row.certified.bound <= max_drop:
+                row.status = "certified"
+            else:
+                row.status, stopped_by = "not proven", row.name
+        handed_on = chance if stopped_by is None else 0.0
     return [row for row in finalists if row.status == "certified"]
 
 
@@ -165,5 +217,5 @@ def _unproven(name: str, loss: PairedLoss, max_drop: float) -> str:
     )
     return (
         f"{name}: {100 * loss.drop:.2f} points lost on {loss.num_images:,} images, at most "
-        f"{100 * loss.bound:.2f} with 95 % confidence: not within {100 * max_drop:g}; {would}"
+        f"{100 * loss.bound:.2f} with {100 * loss.confidence:.3g} % confidence: not within {100 * max_drop:g}; {would}"
     )

@@ -103,6 +103,7 @@ def _loss(loss: PairedLoss | None) -> dict[str, Any] | None:
         "gained": loss.gained,
         "drop": 100 * loss.drop,
         "bound": 100 * loss.bound,
+        "confidence": loss.confidence,
     }
 
 

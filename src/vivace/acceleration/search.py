@@ -161,7 +161,7 @@ class Search:
             row.selected = bench.loss(row, images, self.splits.select, "select")
             row.parity = bench.parity(row)
             # it must not cost a look at the images to certify on
-            if row.selected.drop > self._max_drop and row.candidate.risk > (False, 0, 0):
+            if decide.loses_too_much(row, self._max_drop) and row.candidate.risk > (False, 0, 0):
                 row.status = f"{decide.LOSES} {100 * row.selected.drop:.2f} points on the images to select on"
                 continue
             selected.append(row)
@@ -227,10 +227,10 @@ class Search:
         if seconds > CERTIFY_SECONDS:
             self._certify = images.some(decide.images_to_certify(finalists, self._max_drop, len(images))).rows
 
-    def _judge(self, row: Row) -> PairedLoss:
+    def _judge(self, row: Row, confidence: float) -> PairedLoss:
         images = self._certify_images(row)
         self._tell(f"certifying {row.name} on {len(images):,} images")
-        return self._bench.loss(row, images, self._certify_images(None), "certify")
+        return self._bench.loss(row, images, self._certify_images(None), "certify", confidence=confidence)
 
 
 def _timed(rows: Sequence[Row]) -> list[Row]:

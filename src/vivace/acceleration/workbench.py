@@ -180,11 +180,11 @@ class Workbench:
             self._probs[key] = variant.probs(row.candidate if row else None, images)
         return self._probs[key]
 
-    def loss(self, row: Row, images: Images, own_images: Images, part: str) -> PairedLoss:
+    def loss(self, row: Row, images: Images, own_images: Images, part: str, *, confidence: float = 0.95) -> PairedLoss:
         """From the plain model to a form, on the same images, each seen as its network sees them."""
         before, after = self.probs(None, own_images, part), self.probs(row, images, part)
         labels = images.labels
-        return paired_loss(before.argmax(1) == labels, after.argmax(1) == labels)
+        return paired_loss(before.argmax(1) == labels, after.argmax(1) == labels, confidence=confidence)
 
     def parity(self, row: Row) -> Parity:
         """Of a form with its own network in PyTorch, on the images to select on."""
