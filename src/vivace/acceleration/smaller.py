@@ -32,6 +32,9 @@ NUM_CALIBRATE_UNTRAINED = 8
 UNTRAINED = " untrained"
 # shares of a given time that is left: the race, and training to the end; the rest is for forms, timing, certificates
 RACE_TIME, FINAL_TIME = 0.2, 0.55
+# what computes half as much may be four times as fast, for a network's operations need not suit its runtime; students
+# that would not be fast enough even so are not timed
+HOPE = 2.0
 # students that get a first look
 MAX_RACED = 4
 # a teacher's fast form gives its answer for so many of the images to select on, or the network in PyTorch teaches
@@ -107,8 +110,7 @@ class Smaller:
             fake_quant=any(lost_too_much(row) for row in own),
             on_message=bench.tell,
         )
-        # what computes half as much is at best twice as fast
-        hopeful = [student for student in students if own[0].times_faster > least_speed * student.flops]
+        hopeful = [student for student in students if HOPE * own[0].times_faster > least_speed * student.flops]
         speeds = self._speeds(hopeful, forms[0], baseline)
         fast = entrants(speeds, least_speed=least_speed, asked=asked)
         for student in students:
@@ -116,7 +118,8 @@ class Smaller:
             bench.tell(f"{student.name}: {said}{'' if student.name in fast else ', not trained'}")
         self._answers = self._fast_teacher(own)
         chosen = [student for name in fast for student in students if student.name == name]
-        finished = [self._finished(student) for student in self._raced(chosen, speeds)]
+        raced = self._raced(chosen, speeds)
+        finished = [self._finished(student, num_left=len(raced) - done) for done, student in enumerate(raced)]
         trained = [variant for variant in finished if variant is not None]
         bench.variants |= {variant.name: variant for variant in trained}
         rows = bench.build([dataclasses.replace(form, network=variant.name) for variant in trained for form in forms])
@@ -162,9 +165,12 @@ class Smaller:
         names = survivors(speeds, accuracies, from_nothing) if accuracies else []
         return [student for name in names for student in students if student.name == name]
 
-    def _finished(self, student: Student) -> Variant | None:
-        """A student trained to the end; None where there is no time for it, or its training failed."""
-        within = self._share_of_time(FINAL_TIME, 2)
+    def _finished(self, student: Student, *, num_left: int) -> Variant | None:
+        """A student trained to the end; None where there is no time for it, or its training failed.
+
+        num_left: students that share the time that is left, this one included.
+        """
+        within = self._share_of_time(FINAL_TIME, num_left)
         if within is not None and within < LEAST_SECONDS:
             self._bench.tell(f"no time is left to train {student.name}")
             return None
