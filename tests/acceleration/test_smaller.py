@@ -23,7 +23,7 @@ from vivace.errors import ConfigError, TrainingError
 from vivace.evaluation.evaluate import evaluate
 
 MakeFolder = Callable[..., Path]
-PRUNED, ZOO = "pruned to 60%", "fast_cnn 32 px, width 8"
+PRUNED, ZOO = "pruned to 60%", "fast_cnn 32 px, width 8-8"
 COSTS = {"eager fp32": 4.0, "onnx fp32": 2.0}
 
 

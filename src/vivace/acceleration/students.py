@@ -186,7 +186,7 @@ def _of_the_zoo(bundle: Bundle, folder: Path) -> list[Student]:
         if share > LESS_FLOPS:
             continue
         info = dataclasses.replace(_resized(bundle.info, size), architecture=architecture)
-        width = f", width {max(arguments['widths'])}" if "widths" in arguments else ""
+        width = f", width {'-'.join(map(str, arguments['widths']))}" if "widths" in arguments else ""
         title = f"{name} {size} px{width}"
         saved = _saved(folder / title) or save_bundle(folder / title, model, info)
         students.append(
