@@ -31,7 +31,7 @@ __all__ = ["Smaller", "entrants", "survivors"]
 NUM_CALIBRATE_UNTRAINED = 8
 UNTRAINED = " untrained"
 # shares of a given time that is left: the race, and training to the end; the rest is for forms, timing, certificates
-RACE_TIME, FINAL_TIME = 0.2, 0.55
+RACE_TIME, FINAL_TIME = 0.2, 0.7
 # what computes half as much may be four times as fast, for a network's operations need not suit its runtime; students
 # that would not be fast enough even so are not timed
 HOPE = 2.0

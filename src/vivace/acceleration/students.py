@@ -39,6 +39,8 @@ MAX_ZOO = 3
 # a network that starts from weights needs fewer epochs and smaller steps
 FINE_TUNE_LR, FINE_TUNE_EPOCHS = 0.01, 12
 SCRATCH_EPOCHS = 24
+# it may come to know more than its teacher, if labels count for as much
+SCRATCH_WEIGHT = 0.5
 # the model itself, for another try in int8
 FOR_INT8 = "trained for int8"
 # a first look, to tell which are worth the rest
@@ -191,7 +193,11 @@ def _of_the_zoo(bundle: Bundle, folder: Path) -> list[Student]:
         saved = _saved(folder / title) or save_bundle(folder / title, model, info)
         students.append(
             Student(
-                name=title, bundle=saved, flops=share, epochs=SCRATCH_EPOCHS, changes={"model.arguments": arguments}
+                name=title,
+                bundle=saved,
+                flops=share,
+                epochs=SCRATCH_EPOCHS,
+                changes={"model.arguments": arguments, "distill.weight": SCRATCH_WEIGHT},
             )
         )
     # the model's own size is the one that can be spared

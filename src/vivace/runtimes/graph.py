@@ -27,12 +27,8 @@ class DeployedGraph(nn.Module):
         self.normalize, self.model, self._precision = normalize, model, precision
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
-        # with the channels last, as the pixels come: a runtime that computes its convolutions so need not turn them
-        # round twice
-        scale_C, shift_C = self.normalize.scale.flatten(), self.normalize.shift.flatten()
-        inputs_NHWC = torch.addcmul(shift_C, images_NHWC.float(), scale_C)
         with autocast(torch.device("cpu"), self._precision):
-            logits_NK: Tensor = self.model(inputs_NHWC.permute(0, 3, 1, 2))
+            logits_NK: Tensor = self.model(self.normalize(images_NHWC.permute(0, 3, 1, 2)))
         return logits_NK.float().softmax(1)
 
 
