@@ -144,7 +144,7 @@ def accelerate(
 
 
 def _clear(work: Path, on_message: Callable[[str], None]) -> None:
-    """Remove what was built on the way, but for networks that were trained: minutes, which another search can spare."""
+    """Remove what was built on the way, but for trained networks: another search in as much time takes them."""
     trained = work / "networks" / "runs"
     for path in (*work.glob("*"), *work.glob("networks/*")):
         if path not in (trained, trained.parent):

@@ -92,7 +92,7 @@ class Search:
             deadline=None if within_seconds is None else self._started + within_seconds,
             on_message=on_message,
         )
-        self._smaller = Smaller(self._bench, data, work / "networks", opening)
+        self._smaller = Smaller(self._bench, data, work / "networks", opening, within_seconds=within_seconds)
         self.splits = own.splits
         self._certify = own.splits.certify.rows
 

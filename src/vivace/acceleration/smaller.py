@@ -89,9 +89,22 @@ def survivors(
 class Smaller:
     """The students of a search."""
 
-    def __init__(self, bench: Workbench, data: str | Path, work: Path, opening: Mapping[str, Any]) -> None:
-        """work: folder for students and their forms. opening: cache_dir and on_bad_image, as for `open_splits`."""
+    def __init__(
+        self,
+        bench: Workbench,
+        data: str | Path,
+        work: Path,
+        opening: Mapping[str, Any],
+        *,
+        within_seconds: float | None = None,
+    ) -> None:
+        """work: folder for students and their forms. opening: cache_dir and on_bad_image, as for `open_splits`.
+
+        within_seconds: the time that the search was given.
+        """
         self._bench, self._data, self._work, self._opening = bench, data, work, opening
+        # what was trained in less time is not taken where there is more
+        self._runs = work / "runs" / ("no limit" if within_seconds is None else f"within {within_seconds:g} s")
         self._answers: Classifier | None = None
 
     def train(self, own: Sequence[Row], baseline: Row, *, least_speed: float, asked: bool) -> list[list[Row]]:
@@ -188,7 +201,7 @@ class Smaller:
                 student,
                 self._bench.own.bundle,
                 self._data,
-                self._work / "runs" / f"{student.name} {part}",
+                self._runs / f"{student.name}{' for int8' if 'fake_quant' in student.changes else ''} {part}",
                 answers=self._answers,
                 **self._opening,
                 **options,
