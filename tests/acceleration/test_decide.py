@@ -122,11 +122,19 @@ def test_the_own_network_is_judged_whatever_the_others_promise_and_of_each_the_f
     others = [
         row(f"openvino {form} {name}", 6.0 + speed) for name in "ab" for speed, form in enumerate(("bf16", "int8"))
     ]
-    slow = row("openvino fp32 a", 5.0)
-    finalists = decide.finalists_of([slow, *others, *own])
-    assert finalists[0] is own[0]
-    assert {r.name for r in finalists[1:]} == {r.name for r in others}
-    assert slow.status == "slower than a, openvino int8"
+    slow, sure = row("openvino fp32 a", 5.0, lost=1), row("openvino fp32 b", 5.0)
+    for other in others:
+        other.selected = loss(4 if other.candidate.precision == "int8" else 3)
+    finalists = decide.finalists_of([slow, sure, *others, *own])
+    # of each of the others the surest and the fastest
+    assert [r.name for r in finalists] == [
+        "openvino int8",
+        "b, openvino fp32",
+        "b, openvino int8",
+        "a, openvino fp32",
+        "a, openvino int8",
+    ]
+    assert others[0].status == "slower than a, openvino int8"
 
 
 def test_few_images_say_less_of_a_network_that_answers_otherwise() -> None:

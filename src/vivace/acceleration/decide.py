@@ -26,8 +26,8 @@ __all__ = [
 
 # a form that is slower than one of less risk by this much is dropped: closer ones go on to the longer timing
 SLACK = 1.05
-# forms of the model's own network that are judged on the images to certify on, and of each smaller one
-MAX_FINALISTS, MAX_OF_SMALLER = 4, 2
+# forms of the model's own network that are judged on the images to certify on
+MAX_FINALISTS = 4
 # of everything that is called proven, together
 CONFIDENCE = 0.95
 # of the images that should suffice so many more: what was seen on few images to select on is not exact
@@ -74,15 +74,17 @@ def lost_too_much(row: Row) -> bool:
 def finalists_of(rows: Sequence[Row]) -> list[Row]:
     """The fastest of each network that were selected, in the order in which they are to be judged.
 
-    The model's own network first, then the others, and of each the surest first.
+    Of a smaller network the fastest and the surest: in int8 it may lose points for a hundredth of its time. The model's
+    own network first, then the others, and of each the surest first.
     """
     finalists: list[Row] = []
     for network in dict.fromkeys(row.candidate.network for row in rows):
         fastest = sorted((row for row in rows if row.candidate.network == network), key=lambda row: -row.times_faster)
-        count = MAX_OF_SMALLER if network else MAX_FINALISTS
-        for row in fastest[count:]:
-            row.status = f"slower than {fastest[0].name}"
-        finalists += fastest[:count]
+        chosen = [fastest[0], min(fastest, key=_bound)] if network else fastest[:MAX_FINALISTS]
+        for row in fastest:
+            if row not in chosen:
+                row.status = f"slower than {fastest[0].name}"
+        finalists += [row for row in fastest if row in chosen]
     sure = {network: min(_bound(row) for row in of) for network, of in _by_network(finalists).items()}
     return sorted(
         finalists,
