@@ -115,13 +115,14 @@ def images_to_certify(finalists: Sequence[Row], max_drop: float, available: int)
 
     Decided before one of them is looked at; all there are where so few would not do.
     """
-    needed = [images_to_prove(_worse(row.selected), max_drop) for row in finalists if row.selected]
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(_by_network(finalists)))
+    needed = [images_to_prove(_worse(row.selected, confidence), max_drop) for row in finalists if row.selected]
     if not needed or any(count is None for count in needed):
         return available
     return min(available, max(LEAST_CERTIFIED, round(SPARE * max(count or 0 for count in needed))))
 
 
-def _worse(loss: PairedLoss) -> PairedLoss:
+def _worse(loss: PairedLoss, confidence: float) -> PairedLoss:
     """As if one image more had been lost: that none was on few images does not say that none will be."""
     return PairedLoss(
         num_images=loss.num_images,
@@ -130,7 +131,7 @@ def _worse(loss: PairedLoss) -> PairedLoss:
         lost=min(loss.lost + 1, loss.num_images - loss.gained),
         gained=loss.gained,
         bound=loss.bound,
-        confidence=loss.confidence,
+        confidence=confidence,
     )
 
 
