@@ -191,8 +191,8 @@ def test_the_images_to_certify_on_are_seen_in_order_of_risk_until_one_form_fails
     looked: list[str] = []
     plain = workbench_module.Workbench.loss
 
-    def loss(bench: Any, row: Any, images: Any, own_images: Any, part: str) -> Any:
-        found = plain(bench, row, images, own_images, part)
+    def loss(bench: Any, row: Any, images: Any, own_images: Any, part: str, **options: Any) -> Any:
+        found = plain(bench, row, images, own_images, part, **options)
         if part == "certify":
             looked.append(row.name)
             if row.name == "openvino fp32":
