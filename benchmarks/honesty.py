@@ -117,7 +117,7 @@ def decision(answers: Answers, max_drop: float, rng: np.random.Generator) -> dic
         # a form of the model's own network, told from the others by its layers
         row = Row(candidate=Candidate(runtime="eager", precision="fp32", kept=(name,)), ratio=(2.0 + rank,) * 3)
         row.selected = paired_loss(plain[select], answers.forms[name][select])
-        if row.selected.drop <= max_drop:
+        if not decide.loses_too_much(row, max_drop):
             rows[name] = row
 
     def judge(row: Row, confidence: float) -> Any:

@@ -77,25 +77,17 @@ def finalists_of(rows: Sequence[Row]) -> list[Row]:
     Of a smaller network the fastest and the surest: in int8 it may lose points for a hundredth of its time. The model's
     own network first, then the others, and of each the surest first.
     """
-    finalists: list[Row] = []
-    for network in dict.fromkeys(row.candidate.network for row in rows):
-        fastest = sorted((row for row in rows if row.candidate.network == network), key=lambda row: -row.times_faster)
+    groups = []
+    for network, rivals in _by_network(rows).items():
+        fastest = sorted(rivals, key=lambda row: -row.times_faster)
         chosen = [fastest[0], min(fastest, key=_bound)] if network else fastest[:MAX_FINALISTS]
         for row in fastest:
             if row not in chosen:
                 row.status = f"slower than {fastest[0].name}"
-        finalists += [row for row in fastest if row in chosen]
-    sure = {network: min(_bound(row) for row in of) for network, of in _by_network(finalists).items()}
-    return sorted(
-        finalists,
-        key=lambda row: (
-            bool(row.candidate.network),
-            sure[row.candidate.network],
-            row.candidate.network,
-            _bound(row),
-            row.candidate.risk,
-        ),
-    )
+        kept = [row for row in fastest if row in chosen]
+        groups.append(sorted(kept, key=lambda row: (_bound(row), row.candidate.risk)))
+    groups.sort(key=lambda group: (bool(group[0].candidate.network), _bound(group[0]), group[0].candidate.network))
+    return [row for group in groups for row in group]
 
 
 def _bound(row: Row) -> float:

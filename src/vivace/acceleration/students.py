@@ -75,28 +75,24 @@ def propose(
     too much in int8. It is one of its students itself then, and all of them train for int8.
     """
     students: list[Student] = []
-
-    def pruned() -> list[Student]:
-        return _pruned(bundle, splits, folder)
-
-    def for_smaller_images() -> list[Student]:
-        return _for_smaller_images(bundle, students[:1], folder)
-
-    def of_the_zoo() -> list[Student]:
-        return _of_the_zoo(bundle, folder)
-
-    for kind in (pruned, for_smaller_images, of_the_zoo):
+    flops = _flops(bundle)
+    kinds: dict[str, Callable[[], list[Student]]] = {
+        "pruned": lambda: _pruned(bundle, splits, folder, flops),
+        "for smaller images": lambda: _for_smaller_images(bundle, students[:1], folder, flops),
+        "of the zoo": lambda: _of_the_zoo(bundle, folder, flops),
+    }
+    for kind, make in kinds.items():
         try:
-            students += kind()
+            students += make()
         except (MissingExtra, ModelError, RuntimeError) as error:
-            on_message(f"no students {kind.__name__.replace('_', ' ')}: {first_line(error)}")
+            on_message(f"no students {kind}: {first_line(error)}")
     if fake_quant:
-        students = [_fine_tuned(FOR_INT8, bundle, bundle), *students]
+        students = [_fine_tuned(FOR_INT8, bundle, flops), *students]
         students = [dataclasses.replace(s, changes={**s.changes, "fake_quant": True}) for s in students]
     return students
 
 
-def _pruned(bundle: Bundle, splits: Splits, folder: Path) -> list[Student]:
+def _pruned(bundle: Bundle, splits: Splits, folder: Path, flops: float) -> list[Student]:
     model = bundle.build_model()
     preprocess, architecture = bundle.preprocess, bundle.info.architecture
     names = {share: f"pruned to {share:.0%}" for share in PRUNED_SHARES}
@@ -113,10 +109,10 @@ def _pruned(bundle: Bundle, splits: Splits, folder: Path) -> list[Student]:
             )
             save_bundle(folder / names[share], pruned.model, info)
     found_again = {name: _saved(folder / name) for name in names.values()}
-    return [_fine_tuned(name, saved, bundle) for name, saved in found_again.items() if saved is not None]
+    return [_fine_tuned(name, saved, flops) for name, saved in found_again.items() if saved is not None]
 
 
-def _fine_tuned(name: str, saved: Bundle, teacher: Bundle) -> Student:
+def _fine_tuned(name: str, saved: Bundle, teacher_flops: float) -> Student:
     """A student that starts from the weights it was saved with."""
     changes = {
         "model.weights": str(saved.folder / "model.safetensors"),
@@ -128,11 +124,11 @@ def _fine_tuned(name: str, saved: Bundle, teacher: Bundle) -> Student:
         "augment.start_size": None,
     }
     return Student(
-        name=name, bundle=saved, flops=_flops(saved) / _flops(teacher), epochs=FINE_TUNE_EPOCHS, changes=changes
+        name=name, bundle=saved, flops=_flops(saved) / teacher_flops, epochs=FINE_TUNE_EPOCHS, changes=changes
     )
 
 
-def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path) -> list[Student]:
+def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path, flops: float) -> list[Student]:
     """The model itself, and pruned ones of it, with the weights they have. Raises RuntimeError where these are for one
     size alone, as embeddings of positions are."""
     smaller = [side for side in _sides(bundle.info.architecture.size) if side < bundle.info.architecture.size]
@@ -149,7 +145,7 @@ def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path)
                 model = _network(info.architecture)
                 model.load_state_dict(source.build_model().state_dict())
                 saved = save_bundle(folder / name, model, info)
-            students.append(_fine_tuned(name, saved, bundle))
+            students.append(_fine_tuned(name, saved, flops))
     return students
 
 
@@ -177,9 +173,8 @@ def _flops(bundle: Bundle) -> float:
     return forward_flops(bundle.build_model(), in_channels=own.in_channels, size=own.size)
 
 
-def _of_the_zoo(bundle: Bundle, folder: Path) -> list[Student]:
+def _of_the_zoo(bundle: Bundle, folder: Path, flops: float) -> list[Student]:
     own = bundle.info.architecture
-    flops = _flops(bundle)
     students = []
     for name, size, arguments in _drawn(own):
         architecture = dataclasses.replace(own, name=name, size=size, arguments=complete_arguments(name, arguments))
