@@ -17,12 +17,14 @@ from vivace.acceleration.accelerate import Acceleration, accelerate
 from vivace.acceleration.parity import verify
 from vivace.acceleration.splits import open_splits
 from vivace.acceleration.timing import Side, Timings
+from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
 from vivace.errors import ConfigError, DataError
 from vivace.evaluation.evaluate import evaluate
 from vivace.metrics.paired import loss_bound
 from vivace.prediction import Predictor
+from vivace.runtimes.openvino import core
 
 MakeFolder = Callable[..., Path]
 # ms of a call, as a machine might have them
@@ -222,6 +224,29 @@ def test_a_form_that_cannot_be_built_costs_only_itself(
     assert (result.runtime, result.precision) == ("onnx", "fp32")
     statuses = {row["name"]: row["status"] for row in result.receipt["rows"]}
     assert statuses["openvino int8"] == "could not be built: RuntimeError: unsupported operator"
+
+
+def test_an_int8_form_that_loses_too_much_gets_finer_activations(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_times(monkeypatch, COSTS | {"openvino int8, asymmetric": 1.2})
+    own_probs = Variant.probs
+
+    def spoilt(self: Variant, candidate: Any, images: Any) -> Any:
+        probs = own_probs(self, candidate, images)
+        return 1 - probs if candidate is not None and candidate.name == "openvino int8" else probs
+
+    monkeypatch.setattr(Variant, "probs", spoilt)
+    result = run(trained, tmp_path, max_drop=20.0)
+    assert result.receipt["winner"] == "openvino int8, asymmetric"
+    (row,) = (row for row in result.receipt["rows"] if row["name"] == result.receipt["winner"])
+    assert (row["asymmetric"], row["kept"]) == (True, [])
+    # its normalised pixels have a zero point, those of the plain form have none
+    graph = core().read_model(Path(result.bundle, "model.xml"))
+    (first, *_) = (node for node in graph.get_ordered_ops() if node.get_type_name() == "FakeQuantize")
+    low, high = (float(first.input_value(i).get_node().data.item()) for i in (1, 2))
+    assert low < 0 < high
+    assert abs(low + high) > 0.02 * high
 
 
 def test_a_library_that_is_missing_is_told_with_its_mend(

@@ -67,17 +67,19 @@ class Candidate:
     """A smaller network that takes the place of the model's own; empty: its own."""
     kept: tuple[str, ...] = ()
     """Layers that compute in float in an int8 form."""
+    asymmetric: bool = False
+    """In an int8 form of OpenVINO: activations have a zero point."""
 
     @property
     def name(self) -> str:
         network = f"{self.network}, " if self.network else ""
         layers = f", {len(self.kept)} layer{'s' * (len(self.kept) > 1)} in float" if self.kept else ""
-        return f"{network}{self.runtime} {self.precision}{layers}"
+        return f"{network}{self.runtime} {self.precision}{', asymmetric' * self.asymmetric}{layers}"
 
     @property
     def risk(self) -> tuple[bool, int, int]:
         """In this order accuracy is put at risk."""
-        return bool(self.network), RISK[self.precision], -len(self.kept)
+        return bool(self.network), RISK[self.precision], -len(self.kept) - self.asymmetric
 
 
 def candidates_for(device: torch.device) -> tuple[list[Candidate], dict[str, str]]:
@@ -107,7 +109,7 @@ class Builder:
 
     def folder(self, candidate: Candidate) -> Path:
         """Where a candidate is, or will be."""
-        plain = f"{candidate.runtime}-{candidate.precision}"
+        plain = f"{candidate.runtime}-{candidate.precision}{'-asymmetric' * candidate.asymmetric}"
         if candidate.kept:
             plain += "-" + hashlib.sha256("\n".join(candidate.kept).encode()).hexdigest()[:8]
         return self._work / "candidates" / plain
@@ -136,16 +138,22 @@ class Builder:
         """The folder that holds the float32 graph for a runtime."""
         return self._made(runtime, lambda folder: GRAPH_WRITERS[runtime](self._bundle, folder))
 
-    def quantized_graph(self, runtime: str) -> Path:
-        """The folder that holds the int8 graph for a runtime."""
+    def quantized_graph(self, runtime: str, *, asymmetric: bool = False) -> Path:
+        """The folder that holds the int8 graph for a runtime; asymmetric: of OpenVINO."""
 
         def quantize(folder: Path) -> None:
             if runtime == "onnx":
                 quantize_onnx(self.graph(runtime), folder, self._calibrate())
-            else:
-                quantize_openvino(self.graph(runtime), folder, self._calibrate(), transformer=self._transformer)
+                return
+            quantize_openvino(
+                self.graph(runtime),
+                folder,
+                self._calibrate(),
+                transformer=self._transformer,
+                asymmetric=asymmetric,
+            )
 
-        return self._made(f"{runtime}-int8", quantize)
+        return self._made(f"{runtime}-int8{'-asymmetric' * asymmetric}", quantize)
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         """A folder of graphs that `make` fills, once; whole or not there."""
@@ -160,7 +168,11 @@ class Builder:
 
     def _add_graph(self, candidate: Candidate, into: Path) -> None:
         runtime = candidate.runtime
-        source = self.quantized_graph(runtime) if is_quantized(candidate.precision) else self.graph(runtime)
+        source = (
+            self.quantized_graph(runtime, asymmetric=candidate.asymmetric)
+            if is_quantized(candidate.precision)
+            else self.graph(runtime)
+        )
         if candidate.kept:
             save_given_back(source, self.graph(runtime), into, candidate.kept)
             return

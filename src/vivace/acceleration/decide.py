@@ -14,6 +14,7 @@ from vivace.runtimes import is_quantized
 
 __all__ = [
     "certify_in_order",
+    "drop",
     "explain",
     "finalists_of",
     "images_to_certify",
@@ -64,6 +65,11 @@ def loses_too_much(row: Row, max_drop: float) -> bool:
     loss = row.selected or _NONE
     spare = math.sqrt(loss.lost + loss.gained) / loss.num_images if row.candidate.network else 0.0
     return loss.drop - spare > max_drop
+
+
+def drop(row: Row) -> float:
+    """What a form lost on the images to select on, a share; 1 where that is not known."""
+    return row.selected.drop if row.selected else 1.0
 
 
 def lost_too_much(row: Row) -> bool:

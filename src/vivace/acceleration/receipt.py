@@ -63,6 +63,7 @@ def _row(row: Row) -> dict[str, Any]:
         "runtime": row.candidate.runtime,
         "precision": row.candidate.precision,
         "network": row.candidate.network,
+        "asymmetric": row.candidate.asymmetric,
         "kept": list(row.candidate.kept),
         "status": row.status,
         "bytes": row.num_bytes,

@@ -2,9 +2,9 @@
 
 Latency does not depend on the answers, so it is measured first: every form is timed against the others, and what is
 slower than a form that risks less is dropped. The rest are compared on images to select on; an int8 form that loses
-too much gets layers back in float. Where more speed is asked for, smaller networks are timed, those that can win are
-trained, and their forms join. Those that may win are judged on the images to certify on, each once, in the order of
-their risk, until one fails.
+too much gets finer activations, and where that does not do, layers back in float. Where more speed is asked for,
+smaller networks are timed, those that can win are trained, and their forms join. Those that may win are judged on the
+images to certify on, each once, in the order of their risk, until one fails.
 """
 
 from __future__ import annotations
@@ -168,18 +168,24 @@ class Search:
         return selected
 
     def _give_back(self, baseline: Row) -> list[Row]:
-        """A form in int8 that lost too much, with some of its layers in float: the fewest that will do."""
+        """A form in int8 that lost too much, with finer activations or the fewest layers in float that will do."""
         bench = self._bench
         rows = [row for row in _timed(bench.rows) if row.selected is not None]
         failed = [row for row in rows if row.candidate.runtime == "openvino" and decide.lost_too_much(row)]
         if not failed or bench.seconds_left() < 0:
             return []
         row = max(failed, key=lambda row: row.times_faster)
+        rivals = [baseline, *(other for other in rows if not decide.lost_too_much(other))]
+        finer = bench.build([dataclasses.replace(row.candidate, asymmetric=True)])
+        if selected := self._select_faster(finer, baseline, rivals):
+            return selected
+        # of layers given back the more exact of the two needs fewer
+        row = min([row, *(other for other in finer if other.selected is not None)], key=decide.drop)
         builder, images = bench.own.builder, self.splits.select.some(NUM_RANK_IMAGES)
         self._tell(f"ranking the layers of {row.name}")
         try:
             groups = rank_layers(
-                builder.quantized_graph("openvino"),
+                builder.quantized_graph("openvino", asymmetric=row.candidate.asymmetric),
                 builder.graph("openvino"),
                 images.pixels(),
                 bench.own.probs(None, images),
@@ -191,8 +197,11 @@ class Search:
         counts = sorted({min(len(groups), 2**step) for step in range(MAX_GIVEN_BACK)} - {0})
         kept = [tuple(name for group in groups[:count] for name in group.layers) for count in counts]
         built = bench.build([dataclasses.replace(row.candidate, kept=layers) for layers in kept])
-        rivals = [baseline, *(other for other in rows if not decide.lost_too_much(other))]
-        for candidate in bench.screen(built, baseline):
+        return self._select_faster(built, baseline, rivals)
+
+    def _select_faster(self, built: Sequence[Row], baseline: Row, rivals: Sequence[Row]) -> list[Row]:
+        """Of some forms, the first of some forms that is faster than all rivals and does not lose too much, or none."""
+        for candidate in self._bench.screen(built, baseline):
             better = [other for other in rivals if other.times_faster > candidate.times_faster]
             if better:
                 candidate.status = f"slower than {better[0].name}"

@@ -16,24 +16,35 @@ DYNAMIC_SHAPES = ({0: torch.export.Dim("batch", min=1)},)
 
 
 class DeployedGraph(nn.Module):
-    """images_NHWC uint8 at the bundle's size → probs_NK float32, rows summing to 1.
+    """images_NHWC uint8, `size` pixels each way → probs_NK float32, rows summing to 1.
 
     Normalisation and softmax are part of it: whoever runs the graph can't get them wrong. precision: fp32 or bf16, by
     autocast on a CPU, which a trace of it keeps.
     """
 
-    def __init__(self, model: nn.Module, normalize: Normalize, precision: str = "fp32") -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, normalize: Normalize, size: int, precision: str = "fp32") -> None:
         super().__init__()
-        self.normalize, self.model, self._precision = normalize, model, precision
+        self.model, self._size, self._precision = model, size, precision
+        # for the values of a row as they lie: channel after channel, pixel after pixel
+        self.register_buffer("scale", normalize.scale.flatten().repeat(size))
+        self.register_buffer("shift", normalize.shift.flatten().repeat(size))
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
+        # normalised as long rows, and turned into channels by strides alone: a compiler that is given pixels of three
+        # values, or channels first, moves the image about in memory once or twice
+        rows_NHX = images_NHWC.reshape(-1, self._size, len(self.scale)).float()
+        pixels_NHWC = torch.addcmul(self.shift, rows_NHX, self.scale).reshape(-1, *images_NHWC.shape[1:])
         with autocast(torch.device("cpu"), self._precision):
-            logits_NK: Tensor = self.model(self.normalize(images_NHWC.permute(0, 3, 1, 2)))
+            logits_NK: Tensor = self.model(pixels_NHWC.permute(0, 3, 1, 2))
         return logits_NK.float().softmax(1)
 
 
 def deployed_graph(bundle: Bundle, precision: str = "fp32") -> tuple[DeployedGraph, Tensor]:
     """The graph of a bundle in eval mode on the CPU, and a batch of two blank images to trace it with."""
     preprocess = bundle.preprocess
-    graph = DeployedGraph(bundle.build_model(), Normalize(preprocess.mean, preprocess.std), precision).eval()
+    normalize = Normalize(preprocess.mean, preprocess.std)
+    graph = DeployedGraph(bundle.build_model(), normalize, preprocess.size, precision).eval()
     return graph, torch.zeros(2, preprocess.size, preprocess.size, preprocess.channels, dtype=torch.uint8)

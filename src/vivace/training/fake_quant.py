@@ -2,8 +2,8 @@
 
 What was trained so loses less when it is quantized after training (arXiv:1712.05877). Rounded are the weights of
 convolutions and linear layers, per output channel and symmetric, and what these layers are given, per tensor, in the
-range that it has in this batch: there is no state to keep. Folding a batch norm into a weight
-scales each of its output channels, and their rounding with them: it need not be simulated.
+range that it has in this batch, symmetric where it has negative values: there is no state to keep. Folding a batch
+norm into a weight scales each of its output channels, and their rounding with them: it need not be simulated.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["FakeQuantization", "fake_quantize_activation", "fake_quantize_weight
 
 # functions of (input, weight, …)
 QUANTIZED = {torch.nn.functional.conv2d, torch.nn.functional.linear}
-LEVELS = 255
 LARGEST = 127
+LARGEST_UNSIGNED = 255
 # a tensor of zeros has no range
 LEAST_SCALE = 1e-12
 
@@ -43,17 +43,18 @@ class FakeQuantization(TorchFunctionMode):
 
 
 def fake_quantize_activation(x: Tensor) -> Tensor:
-    """x → the nearest of 256 evenly spaced values over its range, which is made to hold 0; same shape and dtype.
+    """x → the nearest of 256 evenly spaced values from 0 on, or of 255 symmetric about 0; same shape and dtype.
 
     The gradient is that of the identity.
     """
     values = x.float()
-    low, high = torch.aminmax(values.detach())
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    scale = ((high - low) / LEVELS).clamp_min(LEAST_SCALE)
-    zero_point = (-low / scale).round().to(torch.int32)
-    rounded: Tensor = torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, LEVELS)
-    return rounded.to(x.dtype)
+    with torch.no_grad():
+        low, high = torch.aminmax(values)
+        # by arithmetic: a branch would wait for the values
+        levels = torch.where(low < 0, LARGEST, LARGEST_UNSIGNED)
+        scale = (torch.maximum(-low, high) / levels).clamp_min(LEAST_SCALE)
+        error = (values / scale).round() * scale - values
+    return (values + error).to(x.dtype)
 
 
 def fake_quantize_weight(weight_O: Tensor) -> Tensor:
