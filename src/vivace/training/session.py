@@ -20,7 +20,8 @@ from vivace.files import write_json
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import complete_arguments
-from vivace.training.build import Session, TrainingData, prepare_data
+from vivace.training.arrays import TrainingData, prepare_data
+from vivace.training.build import Session
 from vivace.training.display import LiveDisplay, Reporters
 from vivace.training.distill import Teacher
 from vivace.training.engine import Engine

@@ -1,0 +1,99 @@
+"""The arrays that a run trains and validates on, out of a cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from vivace.data.cache import Cache
+from vivace.data.holdout import hold_out
+from vivace.data.preprocess import Preprocess
+from vivace.errors import ConfigError
+from vivace.models.zoo import pretrained_stats
+from vivace.training.recipe import Recipe
+
+__all__ = ["TrainingData", "prepare_data", "sample"]
+
+# enough images for a mean and a covariance to three digits
+NUM_STATISTICS_IMAGES = 5000
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The arrays of a run: stored images, labels, and which of them train and validate."""
+
+    cache: Cache
+    preprocess: Preprocess
+    train_indices: np.ndarray
+    """int64, positions in the train split."""
+    val_images_NHWC: np.ndarray
+    val_labels_N: np.ndarray
+    val_indices: np.ndarray | None
+    """Positions in `val_images_NHWC`; None: all."""
+
+    @property
+    def num_val(self) -> int:
+        return len(self.val_labels_N) if self.val_indices is None else len(self.val_indices)
+
+    def without_test(self) -> TrainingData:
+        """The same data for a run that must not look at the test split."""
+        splits = {name: split for name, split in self.cache.splits.items() if name != "test"}
+        return dataclasses.replace(self, cache=dataclasses.replace(self.cache, splits=splits))
+
+    @property
+    def num_test(self) -> int:
+        return len(self.cache.splits["test"].labels_N) if "test" in self.cache.splits else 0
+
+
+def prepare_data(cache: Cache, recipe: Recipe) -> TrainingData:
+    """Hold out a validation split where there is none, and measure the channels' mean and deviation.
+
+    The test split is not looked at.
+    """
+    train = cache.splits["train"]
+    if "val" in cache.splits:
+        val = cache.splits["val"]
+        indices = np.arange(len(train.labels_N))
+        data = TrainingData(cache, cache.preprocess, indices, val.images_NHWC, val.labels_N, None)
+    else:
+        indices, held_out = hold_out(train.labels_N, train.digests_N, recipe.data.val_fraction, seed=recipe.seed)
+        data = TrainingData(cache, cache.preprocess, indices, train.images_NHWC, train.labels_N, held_out)
+    return dataclasses.replace(data, preprocess=_with_statistics(data, recipe))
+
+
+def _with_statistics(data: TrainingData, recipe: Recipe) -> Preprocess:
+    channels = data.cache.preprocess.channels
+    if recipe.data.mean is not None and recipe.data.std is not None:
+        if len(recipe.data.mean) != channels:
+            raise ConfigError(
+                f"data.mean and data.std have a value for each channel: got {len(recipe.data.mean)} for {channels}."
+            )
+        return dataclasses.replace(data.preprocess, mean=recipe.data.mean, std=recipe.data.std)
+    stats = pretrained_stats(recipe.model.name) if recipe.model.pretrained else None
+    if stats is not None and channels == 3:
+        return dataclasses.replace(data.preprocess, mean=tuple(stats[0]), std=tuple(stats[1]))
+    mean, std = _channel_statistics(sample(data))
+    # a channel that never changes carries nothing: do not divide by zero
+    return dataclasses.replace(
+        data.preprocess,
+        mean=tuple(round(float(value), 4) for value in mean),
+        std=tuple(round(max(float(value), 1 / 255), 4) for value in std),
+    )
+
+
+def _channel_statistics(images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel on the 0..1 scale, float64 [C], exact: from counts of the values."""
+    channels = images_NHWC.shape[-1]
+    counts = np.stack([np.bincount(images_NHWC[..., c].reshape(-1), minlength=256) for c in range(channels)])
+    shares = counts / counts.sum(1, keepdims=True)
+    values = np.arange(256) / 255
+    mean = shares @ values
+    return mean, np.sqrt(shares @ values**2 - mean**2)
+
+
+def sample(data: TrainingData) -> np.ndarray:
+    """Up to NUM_STATISTICS_IMAGES training images, evenly spread, uint8 [n, store, store, C]."""
+    step = max(1, len(data.train_indices) // NUM_STATISTICS_IMAGES)
+    return data.cache.splits["train"].images_NHWC[data.train_indices[::step][:NUM_STATISTICS_IMAGES]]
