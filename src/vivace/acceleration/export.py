@@ -150,6 +150,9 @@ def _write_openvino(bundle: Bundle, folder: Path) -> None:
     openvino = library("an export to OpenVINO")
     with quiet(), exporting("openvino"):
         model = openvino.convert_model(traced(bundle))
+        # the converter leaves every side open, and of open sides OpenVINO fuses less
+        side = bundle.preprocess.size
+        model.reshape([-1, side, side, bundle.preprocess.channels])
         # float32 as the weights are: a smaller file is a step of its own, with its own check
         openvino.save_model(model, folder / OPENVINO_GRAPH, compress_to_fp16=False)
 
