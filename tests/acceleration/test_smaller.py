@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from vivace.acceleration.splits import open_splits
 from vivace.acceleration.students import FOR_INT8, propose
 from vivace.acceleration.variants import Variant, open_variant
 from vivace.bundle import Architecture, Bundle, load_bundle
-from vivace.errors import ConfigError, TrainingError
+from vivace.errors import ConfigError, Interrupted, TrainingError
 from vivace.evaluation.evaluate import evaluate
 
 MakeFolder = Callable[..., Path]
@@ -219,6 +220,20 @@ def test_training_that_fails_or_was_done_before(
     monkeypatch.setattr(students_module, "train", again)
     result = run(trained, tmp_path, max_drop=45.0, train="on")
     assert result.receipt["winner"] == f"{PRUNED}, onnx fp32"
+
+
+def test_a_signal_while_a_student_trains_names_the_command_that_goes_on(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_times(monkeypatch, COSTS | {f"{PRUNED} untrained, onnx fp32": 1.0})
+
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise Interrupted("stopped by SIGTERM after step 3; go on with --resume", signal_number=signal.SIGTERM)
+
+    monkeypatch.setattr(students_module, "train", stopped)
+    with pytest.raises(Interrupted, match=f"SIGTERM while {PRUNED} was trained; the same command goes on") as raised:
+        run(trained, tmp_path, max_drop=45.0, train="on")
+    assert raised.value.exit_status == 143
 
 
 def test_an_unknown_choice_is_refused(trained: tuple[Bundle, Path], tmp_path: Path) -> None:

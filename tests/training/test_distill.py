@@ -13,6 +13,8 @@ from torch import nn
 
 from vivace.bundle import load_bundle, save_bundle
 from vivace.errors import ConfigError
+from vivace.models.normalize import Normalize
+from vivace.prediction import Predictor
 from vivace.runtimes import load_runtime
 from vivace.training import distill as distill_module
 from vivace.training.distill import Distillation, make_distillation
@@ -94,6 +96,43 @@ def test_a_form_of_the_teacher_answers_in_its_place(teacher: Path, run_tiny: Run
     seen.clear()
     run_tiny("taught", {"distill.teacher": str(teacher)}, epochs=1, teacher=answers)
     assert {shape[2:] for shape in seen} == {(16, 16, 3)}
+
+
+def test_a_student_for_smaller_images_learns_from_views_of_its_teachers_size(
+    teacher: Path, run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, normalised = set(), set()
+    num_classes = len(load_bundle(teacher).classes)
+    plain = Normalize.forward
+
+    def answers(images_NHWC: np.ndarray) -> np.ndarray:
+        seen.add(images_NHWC.shape[2])
+        return np.full((len(images_NHWC), num_classes), 1 / num_classes, np.float32)
+
+    def watched(self: Normalize, images_BCHW: torch.Tensor) -> torch.Tensor:
+        out = plain(self, images_BCHW)
+        normalised.add((images_BCHW.shape[-1], out.shape[-1]))
+        return out
+
+    monkeypatch.setattr(Normalize, "forward", watched)
+    result = run_tiny("small", {"distill.teacher": str(teacher), "model.size": 12}, epochs=1, teacher=answers)
+    # whole views for the teacher, and of each what the student sees
+    assert seen == {16}
+    assert normalised == {(16, 12)}
+    small, large = load_bundle(result.bundle), load_bundle(teacher).preprocess
+    assert small.preprocess.size == small.info.architecture.size == 12
+    assert small.preprocess.store_size == round(large.store_size * 12 / 16)
+    photo = images(40)[0].byte().permute(1, 2, 0).numpy()
+    assert Predictor(small).probs(small.preprocess.load(photo)[None]).sum() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"model\.size is larger than data\.size: got 32 and 16 px"):
+        run_tiny("large", {"model.size": 32})
+
+
+def test_shrunk_pixels_are_those_of_a_resize_with_antialiasing() -> None:
+    pixels = images(16)
+    shrunk = Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), shrink=0.75)(pixels)
+    resized = nn.functional.interpolate(pixels, (12, 12), mode="bilinear", antialias=True)
+    torch.testing.assert_close(shrunk, Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))(resized))
 
 
 def test_a_run_with_a_teacher_differs_and_says_so_in_its_recipe(teacher: Path, run_tiny: RunTiny) -> None:

@@ -22,7 +22,9 @@ FEW = DataFacts(num_images=100, num_classes=3, channels=3, side=40)
 # no field has the value that it has by default
 OTHER = Recipe(
     name="other",
-    model=ModelConfig(name="timm/resnet18", pretrained=True, weights="w.pth", arguments={"drop_path_rate": 0.1}),
+    model=ModelConfig(
+        name="timm/resnet18", pretrained=True, weights="w.pth", arguments={"drop_path_rate": 0.1}, size=96
+    ),
     data=DataConfig(
         size=40,
         store_size=48,

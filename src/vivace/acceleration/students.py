@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from vivace.acceleration.prune import prune
 from vivace.acceleration.splits import Splits
 from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
-from vivace.errors import BundleError, MissingExtra, ModelError, first_line
+from vivace.errors import BundleError, Interrupted, MissingExtra, ModelError, first_line
 from vivace.models.narrowing import narrowed_layers
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import complete_arguments, create_model, forward_flops
@@ -151,11 +152,8 @@ def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path,
 
 def _resized(info: BundleInfo, side: int) -> BundleInfo:
     """For images of another side, stored larger by as much as before."""
-    preprocess = dataclasses.replace(
-        info.preprocess, size=side, store_size=round(info.preprocess.store_size * side / info.preprocess.size)
-    )
     architecture = dataclasses.replace(info.architecture, size=side)
-    return dataclasses.replace(info, architecture=architecture, preprocess=preprocess, metrics={})
+    return dataclasses.replace(info, architecture=architecture, preprocess=info.preprocess.resized(side), metrics={})
 
 
 def _network(architecture: Architecture) -> nn.Module:
@@ -236,10 +234,13 @@ def train_student(
     done = _saved(run / "bundle")
     if done is not None:
         return done
-    info, preprocess = teacher.info, student.bundle.preprocess
+    # views are made as the teacher sees them: of smaller ones it knows less
+    info, preprocess = teacher.info, teacher.preprocess
+    size = student.bundle.preprocess.size
     given = info.recipe.get("data", {})
     changes = {
         "model.name": student.bundle.info.architecture.name,
+        "model.size": size if size < preprocess.size else None,
         "data.size": preprocess.size,
         "data.store_size": preprocess.store_size,
         "data.channels": preprocess.channels,
@@ -268,6 +269,13 @@ def train_student(
             teacher=answers,
             quiet=True,
         )
+    except Interrupted as error:
+        # whoever asked for a search never saw the command of this training
+        raise Interrupted(
+            f"stopped by {Signals(error.signal_number).name} while {student.name} was trained; the same command goes "
+            "on from there",
+            signal_number=error.signal_number,
+        ) from None
     finally:
         torch.set_num_threads(threads)
     return load_bundle(result.bundle)

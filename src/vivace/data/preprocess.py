@@ -6,6 +6,7 @@ resized to `store_size` and kept as uint8; the network sees the central `size` Ã
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,6 +136,10 @@ class Preprocess:
         """The central [..., size, size, C] of stored pixels [..., store_size, store_size, C]; a view, not a copy."""
         margin = (self.store_size - self.size) // 2
         return stored[..., margin : margin + self.size, margin : margin + self.size, :]
+
+    def resized(self, size: int) -> Preprocess:
+        """For a network of another input side, px, with the same room for random crops."""
+        return dataclasses.replace(self, size=size, store_size=round(self.store_size * size / self.size))
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change whenever stored pixels would."""

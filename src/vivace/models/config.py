@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vivace.config import check_range
 from vivace.errors import ConfigError
 
 __all__ = ["ModelConfig"]
@@ -23,8 +24,13 @@ class ModelConfig:
     """Start from a local safetensors or `.pth` state dict; a head of another size is left out."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the network's constructor, such as {"drop_path_rate": 0.1}."""
+    size: int | None = None
+    """Side of what the network sees, px, where it is less than data.size: training views are made at data.size, at
+    which a teacher answers best, and shrunk. The bundle takes images of this side. None: data.size."""
 
     def __post_init__(self) -> None:
+        if self.size is not None:
+            check_range("model.size", self.size, 1, 4096)
         for key in ("num_classes", "in_channels", "size", "pretrained", "name"):
             if key in self.arguments:
                 mend = {"size": "Set data.size.", "pretrained": "Set model.pretrained.", "name": "Set model.name."}

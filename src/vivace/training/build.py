@@ -15,6 +15,7 @@ from torch import nn
 
 from vivace.data.augment import Augment
 from vivace.data.loader import Batch, Batches
+from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError
 from vivace.hardware import seed_everything
 from vivace.metrics.accuracy import topk_accuracy
@@ -33,6 +34,17 @@ from vivace.training.tune import trial_batch_size
 from vivace.training.validation import eval_batch_size, split_logits
 
 __all__ = ["Session"]
+
+
+def _seen(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
+    """How an image becomes what the trained network sees; in training, views of `preprocess` are shrunk to it."""
+    size = recipe.model.size or preprocess.size
+    if size > preprocess.size:
+        raise ConfigError(
+            f"model.size is larger than data.size: got {size} and {preprocess.size} px. Leave model.size out, or set "
+            f"data.size={size}."
+        )
+    return preprocess.resized(size)
 
 
 class Session:
@@ -56,7 +68,9 @@ class Session:
         self.recipe, self.data, self.device, self.kernels = recipe, data, device, kernels
         preprocess, train = data.preprocess, data.cache.splits["train"]
         self.num_classes = len(data.cache.classes)
-        self.normalize = Normalize(preprocess.mean, preprocess.std).to(device)
+        self.seen = _seen(recipe, preprocess)
+        shrink = self.seen.size / preprocess.size
+        self.normalize = Normalize(preprocess.mean, preprocess.std, shrink=shrink).to(device)
         self.model = self._create_model(load=load)
         if recipe.micro_batch_size == 1 and has_batch_norm(self.model):
             raise ConfigError(
@@ -92,7 +106,7 @@ class Session:
             recipe.model.name,
             self.num_classes,
             in_channels=preprocess.channels,
-            size=preprocess.size,
+            size=self.seen.size,
             pretrained=recipe.model.pretrained and load,
             **recipe.model.arguments,
         )
@@ -123,7 +137,8 @@ class Session:
         self.model.eval()
         try:
             with torch.no_grad():
-                self.model(torch.zeros(2, self.data.preprocess.channels, start, start, device=self.device))
+                blank = torch.zeros(2, self.data.preprocess.channels, start, start, device=self.device)
+                self.model(self.normalize(blank))
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(
                 f"augment.start_size is too small for {self.recipe.model.name}: got {start} "
