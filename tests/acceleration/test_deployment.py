@@ -26,7 +26,8 @@ from test_export import make_bundle
 from colours import COLOURS, noisy_image
 from vivace.acceleration.deployment import folder as folder_module
 from vivace.acceleration.deployment.folder import EXAMPLES, PROGRAMS, TEMPLATES
-from vivace.acceleration.export import GRAPH_WRITERS, export
+from vivace.acceleration.export import export
+from vivace.acceleration.graphs import GRAPH_WRITERS
 from vivace.acceleration.quantize import quantize_onnx
 from vivace.bundle import Bundle, derive_bundle, load_bundle
 from vivace.cli import main

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from vivace.acceleration import export as export_module
-from vivace.acceleration import single_file
-from vivace.acceleration.export import GRAPH_WRITERS, TARGETS, export
+from vivace.acceleration import graphs
+from vivace.acceleration.export import TARGETS, export
+from vivace.acceleration.graphs import GRAPH_WRITERS
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images, verify
 from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
 from vivace.cli import main
@@ -150,7 +150,7 @@ def test_what_disagrees_is_refused_and_not_left_on_disk(
     out = tmp_path / "out"
     if earlier:
         export(bundle, target, out)
-    deployed_graph = export_module.deployed_graph
+    deployed_graph = graphs.deployed_graph
 
     def wrong(bundle: Bundle) -> Any:
         graph, example = deployed_graph(bundle)
@@ -159,8 +159,7 @@ def test_what_disagrees_is_refused_and_not_left_on_disk(
         return graph, example
 
     before = {path.name: path.read_bytes() for path in out.iterdir()} if out.is_dir() else None
-    for module in (export_module, single_file):
-        monkeypatch.setattr(module, "deployed_graph", wrong)
+    monkeypatch.setattr(graphs, "deployed_graph", wrong)
     with pytest.raises(ParityError, match=rf"{target} does not agree with PyTorch: probabilities differ by"):
         export(bundle, target, out)
     if not earlier:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vivace import bundle as bundle_module
 from vivace import hardware
 from vivace.acceleration import candidates as candidates_module
-from vivace.acceleration.export import GRAPH_WRITERS
+from vivace.acceleration.graphs import GRAPH_WRITERS
 from vivace.bundle import Bundle
 from vivace.cli import main
 from vivace.models import zoo

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vivace.acceleration.export import GRAPH_WRITERS
+from vivace.acceleration.graphs import GRAPH_WRITERS
 from vivace.acceleration.layers import save_given_back
 from vivace.acceleration.quantize import quantize_inductor, quantize_onnx, quantize_openvino
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle

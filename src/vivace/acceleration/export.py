@@ -15,22 +15,14 @@ from pathlib import Path
 import torch
 
 from vivace.acceleration.deployment.folder import GRAPHS, check_place, write_deployment
-from vivace.acceleration.foreign import exporting
+from vivace.acceleration.graphs import GRAPH_WRITERS
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
-from vivace.acceleration.single_file import FILES, traced, write_file
+from vivace.acceleration.single_file import FILES, write_file
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, export_state_dict, load_bundle
-from vivace.errors import ConfigError, MissingExtra, nearest
+from vivace.errors import ConfigError, nearest
 from vivace.runtimes import load_runtime
-from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
-from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
-from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
-from vivace.runtimes.openvino import library
-from vivace.runtimes.quiet import quiet
 
-__all__ = ["GRAPH_WRITERS", "TARGETS", "Exported", "export"]
-
-# of ONNX: what runtimes of the last two years read
-OPSET = 20
+__all__ = ["TARGETS", "Exported", "export"]
 
 
 @dataclass(frozen=True)
@@ -124,41 +116,6 @@ def _as_bundle(
     return Exported(derived.folder, runtime, size, found[0])
 
 
-def _write_onnx(bundle: Bundle, folder: Path) -> None:
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise MissingExtra("onnxscript", "accelerate", "an export to ONNX") from None
-    graph, example = deployed_graph(bundle)
-    with quiet(), exporting("onnx"):
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=["probs"],
-            dynamic_shapes=DYNAMIC_SHAPES,
-            external_data=False,
-            verbose=False,
-        )
-        assert program is not None
-        program.save(folder / ONNX_GRAPH, external_data=False)
-
-
-def _write_openvino(bundle: Bundle, folder: Path) -> None:
-    openvino = library("an export to OpenVINO")
-    with quiet(), exporting("openvino"):
-        model = openvino.convert_model(traced(bundle))
-        # the converter leaves every side open, and of open sides OpenVINO fuses less
-        side = bundle.preprocess.size
-        model.reshape([-1, side, side, bundle.preprocess.channels])
-        # float32 as the weights are: a smaller file is a step of its own, with its own check
-        openvino.save_model(model, folder / OPENVINO_GRAPH, compress_to_fp16=False)
-
-
-# runtime → writes its graph, float32, into a folder
-GRAPH_WRITERS: dict[str, Callable[[Bundle, Path], None]] = {"onnx": _write_onnx, "openvino": _write_openvino}
 TARGETS: dict[str, Callable[[Bundle, Path, str | Path | None, Path | None], Exported]] = {
     "onnx": _onnx,
     "openvino": _openvino,

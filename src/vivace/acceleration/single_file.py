@@ -1,4 +1,4 @@
-"""A bundle as one file for another program: a PyTorch program, a compiled one, or a model for phones.
+"""A bundle as one file for another program: a PyTorch program, a compiled one, a model for phones or a GPU's engine.
 
 Beside the file lies a .json of what whoever runs it must know: it lies without the bundle there.
 """
@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from vivace.acceleration.edge import load_executorch, load_litert, write_executorch, write_litert
+from vivace.acceleration.engine import load_tensorrt, write_tensorrt
 from vivace.acceleration.foreign import exporting
+from vivace.acceleration.graphs import traced
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
 from vivace.bundle import Bundle, check_finite
 from vivace.config import to_dict
@@ -25,10 +27,9 @@ from vivace.files import atomic_file, sha256_of, write_json
 from vivace.hardware import cpu_name
 from vivace.runtimes import Classifier, is_quantized
 from vivace.runtimes.aoti import compile_package
-from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
 from vivace.runtimes.quiet import quiet
 
-__all__ = ["FILES", "FileForm", "traced", "write_file"]
+__all__ = ["FILES", "FileForm", "write_file"]
 
 # these take no batches
 ONE_IMAGE = ("executorch", "litert")
@@ -90,12 +91,6 @@ def _precision(bundle: Bundle, target: str) -> str:
     return bundle.info.precision if bundle.info.runtime == target else "fp32"
 
 
-def traced(bundle: Bundle) -> Any:
-    """The deployed graph as a torch.export.ExportedProgram for any number of images."""
-    graph, example = deployed_graph(bundle)
-    return torch.export.export(graph, (example,), dynamic_shapes=DYNAMIC_SHAPES)
-
-
 def _write_pt2(bundle: Bundle, path: Path) -> None:
     with quiet(), exporting("pt2"):
         torch.export.save(traced(bundle), path)
@@ -131,4 +126,5 @@ FILES = {
     "aoti": FileForm(".pt2", _write_aoti, _load_aoti),
     "executorch": FileForm(".pte", write_executorch, load_executorch),
     "litert": FileForm(".tflite", write_litert, load_litert),
+    "tensorrt": FileForm(".engine", write_tensorrt, load_tensorrt),
 }

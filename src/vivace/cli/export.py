@@ -21,10 +21,12 @@ class Options:
 
     bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's."""
-    to: Literal["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "state-dict", "deploy"] | None = None
+    to: (
+        Literal["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "tensorrt", "state-dict", "deploy"] | None
+    ) = None
     """onnx and openvino give a bundle that the other verbs take; pt2 and state-dict a file for PyTorch; aoti a file
-    that is compiled for this machine and this torch alone; executorch and litert a file for phones; deploy a folder
-    that classifies images without PyTorch."""
+    that is compiled for this machine and this torch alone; executorch and litert a file for phones; tensorrt an
+    engine for this kind of GPU; deploy a folder that classifies images without PyTorch."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The folder of the new bundle, or the file."""
     state_dict: Annotated[Path | None, tyro.conf.arg(metavar="FILE.pth")] = None
