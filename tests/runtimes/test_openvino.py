@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,23 @@ def test_the_answer_does_not_depend_on_what_is_computed_beside_an_image(bundle: 
     assert whole.shape == (9, 3)
     for count in (1, 2, 3, 5, 7):
         np.testing.assert_allclose(classify(images[:count]), whole[:count], atol=1e-5)
+
+
+def test_calls_from_several_threads_get_the_answers_to_their_own_images(bundle: Bundle) -> None:
+    classify = load_runtime("openvino", bundle, device=torch.device("cpu"), precision="fp32")
+    each = [pixels(1 + number % 3) for number in range(60)]
+    expected = [classify(images) for images in each]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(classify, each))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [pixels(2)[..., :1], pixels(2)[:, :16], pixels(2).astype(np.float32)])
+def test_images_of_another_shape_or_type_are_never_taken_for_pixels(bundle: Bundle, wrong: np.ndarray) -> None:
+    classify = load_runtime("openvino", bundle, device=torch.device("cpu"), precision="fp32")
+    with pytest.raises(ValueError, match=r"images must be uint8 \[N, 32, 32, 3\]: got"):
+        classify(wrong)
 
 
 def test_signals_are_handled_on_the_stack_that_was_there_before(bundle: Bundle, tmp_path: Path) -> None:
