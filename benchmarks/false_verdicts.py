@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=2, help="pairs that are timed side by side")
     parser.add_argument("--block", type=float, default=BLOCK_SECONDS, help="seconds of a block")
     parser.add_argument("--threads", type=int, help="processors of a side; all without it")
+    parser.add_argument("--within", type=float, default=math.inf, help="seconds; what pairs there are by then count")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
 
@@ -104,7 +105,7 @@ def main() -> None:
     shape = (64, bundle.preprocess.size, bundle.preprocess.size, bundle.preprocess.channels)
     images_NHWC = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     pairs: list[tuple[Timings, Timings]] = []
-    while len(pairs) < args.pairs:
+    while len(pairs) < args.pairs and (time.monotonic() - start < args.within or not pairs):
         count = min(args.group, args.pairs - len(pairs))
         sides = [
             Side(
@@ -134,7 +135,7 @@ def main() -> None:
         "command": f"python benchmarks/false_verdicts.py {' '.join(sys.argv[1:])}".strip(),
         "form": f"{architecture.name} {dict(architecture.arguments)}, {bundle.preprocess.size} px, "
         f"{bundle.info.runtime} {bundle.info.precision}",
-        "pairs": args.pairs,
+        "pairs": len(pairs),
         "processes": args.processes,
         "rounds": args.rounds,
         "group": args.group,

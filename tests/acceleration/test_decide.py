@@ -150,13 +150,18 @@ def test_few_images_say_less_of_a_network_that_answers_otherwise() -> None:
 
 def test_as_many_images_are_judged_as_should_be_needed_and_all_where_they_are_few() -> None:
     finalists = [row("onnx fp32", 2.0, lost=3), row("openvino int8", 4.0, lost=1)]
-    needed = images_to_prove(loss(4), 0.02)
+    # the square root of three, rounded up, and the three
+    needed = images_to_prove(loss(5), 0.02)
     assert needed is not None
     assert decide.images_to_certify(finalists, 0.02, 100_000) == max(1000, 2 * needed)
     assert decide.images_to_certify(finalists, 0.02, 500) == 500
     # more than nothing was lost already: all images may prove it yet
     assert decide.images_to_certify([row("openvino int8", 4.0, lost=30)], 0.02, 5000) == 5000
     assert decide.images_to_certify([], 0.02, 5000) == 5000
+    # what was gained by luck may be lost next
+    lucky = row("openvino int8", 4.0)
+    lucky.selected = loss(20, 24, num_images=2500)
+    assert decide.images_to_certify([lucky], 0.005, 10_000) > 6_000
 
 
 def test_what_wins_is_faster_by_more_than_the_baseline_differs_from_itself() -> None:

@@ -33,6 +33,8 @@ class Form:
     precision: str
     needs: tuple[str, ...] = ()
     """Modules of an extra that must be installed."""
+    asymmetric: bool = False
+    """In int8 of OpenVINO: activations have a zero point where they have negative values."""
 
 
 # the plain one first: everything is measured against it
@@ -52,6 +54,9 @@ FORMS = (
     Form("openvino", "int8", ("openvino", "nncf")),
     # what does not multiply integers, such as sums and activations between them, in bf16
     Form("openvino", "int8+bf16", ("openvino", "nncf")),
+    # slower by some percent, and finer after SiLU and GELU, and for the pixels
+    Form("openvino", "int8", ("openvino", "nncf"), asymmetric=True),
+    Form("openvino", "int8+bf16", ("openvino", "nncf"), asymmetric=True),
 )
 # how far rounding may move an answer: fewer bits, more
 RISK = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2, "int8+bf16": 3}
@@ -68,7 +73,7 @@ class Candidate:
     kept: tuple[str, ...] = ()
     """Layers that compute in float in an int8 form."""
     asymmetric: bool = False
-    """In an int8 form of OpenVINO: activations have a zero point."""
+    """As in Form."""
 
     @property
     def name(self) -> str:
@@ -86,7 +91,7 @@ def candidates_for(device: torch.device) -> tuple[list[Candidate], dict[str, str
     """The candidates that can be built here, and for each of the others why it can't."""
     found, missing = [], {}
     for form in FORMS:
-        candidate = Candidate(runtime=form.runtime, precision=form.precision)
+        candidate = Candidate(runtime=form.runtime, precision=form.precision, asymmetric=form.asymmetric)
         absent = [name for name in form.needs if find_spec(name) is None]
         if absent:
             missing[candidate.name] = f"{absent[0]} is not installed: pip install 'vivace[accelerate]'"

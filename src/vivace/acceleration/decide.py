@@ -121,12 +121,13 @@ def images_to_certify(finalists: Sequence[Row], max_drop: float, available: int)
 
 
 def _worse(loss: PairedLoss, confidence: float) -> PairedLoss:
-    """As if one image more had been lost: that none was on few images does not say that none will be."""
+    """As if a standard error more had been lost, and one image at least: what was seen on few images may be luck."""
+    more = max(1, math.ceil(math.sqrt(loss.lost + loss.gained)))
     return PairedLoss(
         num_images=loss.num_images,
         top1_before=loss.top1_before,
         top1_after=loss.top1_after,
-        lost=min(loss.lost + 1, loss.num_images - loss.gained),
+        lost=min(loss.lost + more, loss.num_images - loss.gained),
         gained=loss.gained,
         bound=loss.bound,
         confidence=confidence,

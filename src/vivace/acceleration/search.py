@@ -1,10 +1,10 @@
 """The search: which forms are tried, in which order, within which time.
 
 Latency does not depend on the answers, so it is measured first: every form is timed against the others, and what is
-slower than a form that risks less is dropped. The rest are compared on images to select on; an int8 form that loses
-too much gets finer activations, and where that does not do, layers back in float. Where more speed is asked for,
-smaller networks are timed, those that can win are trained, and their forms join. Those that may win are judged on the
-images to certify on, each once, in the order of their risk, until one fails.
+slower than a form that risks less is dropped. The rest are compared on images to select on; where all
+int8 forms lose too much one gets layers back in float. Where more speed is asked for, smaller networks are timed, those
+that can win are trained, and their forms join. Those that may win are judged on the images to certify on, each once, in
+the order of their risk, until one fails.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from vivace.bundle import Bundle
 from vivace.config import check_choice, check_range
 from vivace.errors import ConfigError, VivaceError
 from vivace.metrics.paired import PairedLoss
+from vivace.runtimes import is_quantized
 
 __all__ = ["OBJECTIVES", "TRAIN", "Search"]
 
@@ -168,19 +169,14 @@ class Search:
         return selected
 
     def _give_back(self, baseline: Row) -> list[Row]:
-        """A form in int8 that lost too much, with finer activations or the fewest layers in float that will do."""
+        """Where all in int8 lost too much, that which lost least with the fewest layers in float that will do."""
         bench = self._bench
         rows = [row for row in _timed(bench.rows) if row.selected is not None]
-        failed = [row for row in rows if row.candidate.runtime == "openvino" and decide.lost_too_much(row)]
-        if not failed or bench.seconds_left() < 0:
+        int8 = [row for row in rows if row.candidate.runtime == "openvino" and is_quantized(row.candidate.precision)]
+        if not int8 or not all(decide.lost_too_much(row) for row in int8) or bench.seconds_left() < 0:
             return []
-        row = max(failed, key=lambda row: row.times_faster)
+        row = min(int8, key=lambda row: (decide.drop(row), -row.times_faster))
         rivals = [baseline, *(other for other in rows if not decide.lost_too_much(other))]
-        finer = bench.build([dataclasses.replace(row.candidate, asymmetric=True)])
-        if selected := self._select_faster(finer, baseline, rivals):
-            return selected
-        # of layers given back the more exact of the two needs fewer
-        row = min([row, *(other for other in finer if other.selected is not None)], key=decide.drop)
         builder, images = bench.own.builder, self.splits.select.some(NUM_RANK_IMAGES)
         self._tell(f"ranking the layers of {row.name}")
         try:
@@ -197,11 +193,7 @@ class Search:
         counts = sorted({min(len(groups), 2**step) for step in range(MAX_GIVEN_BACK)} - {0})
         kept = [tuple(name for group in groups[:count] for name in group.layers) for count in counts]
         built = bench.build([dataclasses.replace(row.candidate, kept=layers) for layers in kept])
-        return self._select_faster(built, baseline, rivals)
-
-    def _select_faster(self, built: Sequence[Row], baseline: Row, rivals: Sequence[Row]) -> list[Row]:
-        """Of some forms, the first of some forms that is faster than all rivals and does not lose too much, or none."""
-        for candidate in self._bench.screen(built, baseline):
+        for candidate in bench.screen(built, baseline):
             better = [other for other in rivals if other.times_faster > candidate.times_faster]
             if better:
                 candidate.status = f"slower than {better[0].name}"
@@ -218,7 +210,7 @@ class Search:
 
     def _train_smaller(self, baseline: Row, selected: Sequence[Row]) -> list[Row]:
         """Forms of smaller networks, trained, that may win."""
-        own = [row for row in _timed(self._bench.rows) if not row.candidate.kept]
+        own = [row for row in _timed(self._bench.rows) if not row.candidate.kept and not row.candidate.asymmetric]
         forms = sorted(own, key=lambda row: -row.times_faster)[:FORMS_OF_SMALLER]
         fastest = max((row.times_faster for row in selected), default=1.0)
         least = max(fastest * decide.SLACK, self._target or 0.0)
