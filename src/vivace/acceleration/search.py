@@ -1,10 +1,10 @@
 """The search: which forms are tried, in which order, within which time.
 
 Latency does not depend on the answers, so it is measured first: every form is timed against the others, and what is
-slower than a form that risks less is dropped. The rest are compared on images to select on; where all
-int8 forms lose too much one gets layers back in float. Where more speed is asked for, smaller networks are timed, those
-that can win are trained, and their forms join. Those that may win are judged on the images to certify on, each once, in
-the order of their risk, until one fails.
+slower than a form that risks less is dropped. The rest are compared on images to select on; where all int8 forms lose
+too much one gets layers back in float. Where more speed is asked for, smaller networks are timed, those that can win
+are trained, and their forms join. Those that may win are judged on the images to certify on, each once, in the order
+of their risk, until one fails.
 """
 
 from __future__ import annotations
