@@ -25,6 +25,7 @@ from vivace.cli import main
 from vivace.models import zoo
 
 MakeFolder = Callable[..., Path]
+OPENVINO_INT8 = tuple(f"openvino {name}{kind}" for kind in ("", ", asymmetric") for name in ("int8", "int8+bf16"))
 
 
 class Network(nn.Module):
@@ -178,7 +179,7 @@ def test_arithmetic_that_the_processor_lacks_is_told_and_another_form_wins(
     out = tmp_path / "fast"
     assert accelerate(plain, data, out, "--max-drop", "20") == 0
     written = receipt(out)
-    lost = ("eager bf16", "openvino bf16", "openvino int8+bf16")
+    lost = ("eager bf16", "openvino bf16", "openvino int8+bf16", "openvino int8+bf16, asymmetric")
     assert written["missing"] == dict.fromkeys(lost, "this processor has no arithmetic for bf16")
     assert not set(lost) & set(statuses(written))
     assert written["winner"] is not None
@@ -221,8 +222,8 @@ def test_where_no_form_is_within_the_budget_the_best_one_is_named(
 @pytest.mark.parametrize(
     ("library", "lost"),
     [
-        ("openvino", ("openvino fp32", "openvino bf16", "openvino int8", "openvino int8+bf16")),
-        ("nncf", ("openvino int8", "openvino int8+bf16")),
+        ("openvino", ("openvino fp32", "openvino bf16", *OPENVINO_INT8)),
+        ("nncf", OPENVINO_INT8),
     ],
 )
 def test_a_library_that_is_not_installed_is_told_with_the_command_that_installs_it(
