@@ -143,20 +143,16 @@ class Builder:
         """The folder that holds the float32 graph for a runtime."""
         return self._made(runtime, lambda folder: GRAPH_WRITERS[runtime](self._bundle, folder))
 
-    def quantized_graph(self, runtime: str, *, asymmetric: bool = False) -> Path:
-        """The folder that holds the int8 graph for a runtime; asymmetric: of OpenVINO."""
+    def quantized_graph(self, candidate: Candidate) -> Path:
+        """The folder that holds the int8 graph of a candidate, no layer in float."""
+        runtime, asymmetric = candidate.runtime, candidate.asymmetric
 
         def quantize(folder: Path) -> None:
+            source, images = self.graph(runtime), self._calibrate()
             if runtime == "onnx":
-                quantize_onnx(self.graph(runtime), folder, self._calibrate())
-                return
-            quantize_openvino(
-                self.graph(runtime),
-                folder,
-                self._calibrate(),
-                transformer=self._transformer,
-                asymmetric=asymmetric,
-            )
+                quantize_onnx(source, folder, images)
+            else:
+                quantize_openvino(source, folder, images, transformer=self._transformer, asymmetric=asymmetric)
 
         return self._made(f"{runtime}-int8{'-asymmetric' * asymmetric}", quantize)
 
@@ -173,11 +169,7 @@ class Builder:
 
     def _add_graph(self, candidate: Candidate, into: Path) -> None:
         runtime = candidate.runtime
-        source = (
-            self.quantized_graph(runtime, asymmetric=candidate.asymmetric)
-            if is_quantized(candidate.precision)
-            else self.graph(runtime)
-        )
+        source = self.quantized_graph(candidate) if is_quantized(candidate.precision) else self.graph(runtime)
         if candidate.kept:
             save_given_back(source, self.graph(runtime), into, candidate.kept)
             return

@@ -181,7 +181,7 @@ class Search:
         self._tell(f"ranking the layers of {row.name}")
         try:
             groups = rank_layers(
-                builder.quantized_graph("openvino", asymmetric=row.candidate.asymmetric),
+                builder.quantized_graph(row.candidate),
                 builder.graph("openvino"),
                 images.pixels(),
                 bench.own.probs(None, images),

@@ -29,8 +29,7 @@ class ModelConfig:
     which a teacher answers best, and shrunk. The bundle takes images of this side. None: data.size."""
 
     def __post_init__(self) -> None:
-        if self.size is not None:
-            check_range("model.size", self.size, 1, 4096)
+        check_range("model.size", self.size, 1, 4096)
         for key in ("num_classes", "in_channels", "size", "pretrained", "name"):
             if key in self.arguments:
                 mend = {"size": "Set data.size.", "pretrained": "Set model.pretrained.", "name": "Set model.name."}
