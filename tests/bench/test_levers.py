@@ -45,7 +45,7 @@ def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
             ),
             optimizer=OptimizerConfig(name="muon", weight_decay=0.1),
             schedule=ScheduleConfig(name="cosine", warmup=0.1),
-            loss=LossConfig(label_smoothing=0.1),
+            loss=LossConfig(label_smoothing=0.1, self_distillation=0.5),
         ),
         {
             "precision": "bf16",

@@ -104,9 +104,14 @@ def test_the_other_recipe_differs_in_every_field() -> None:
         return found
 
     default, other = flat(to_dict(Recipe())), flat(to_dict(OTHER))
-    # classes can't be balanced twice, nor can the hardest images be told where images are mixed,
-    # and a compiler does not see what is rounded
-    assert {key for key in default if default[key] == other[key]} == {"loss.class_weights", "focus.share", "fake_quant"}
+    # classes can't be balanced twice, nor can the hardest images be told where images are mixed, nor what was answered
+    # to one, and a compiler does not see what is rounded
+    assert {key for key in default if default[key] == other[key]} == {
+        "loss.class_weights",
+        "loss.self_distillation",
+        "focus.share",
+        "fake_quant",
+    }
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -253,6 +253,8 @@ def train_student(
         "seed": info.recipe.get("seed", 0),
         "distill.teacher": str(teacher.folder),
         "loss.label_smoothing": 0.0,
+        # the teacher knows better
+        "loss.self_distillation": 0.0,
         **student.changes,
     }
     threads = torch.get_num_threads()

@@ -89,6 +89,12 @@ LEVERS = (
     ),
     Lever("cutout", "blanked squares", lambda r: r.augment.cutout > 0, {"augment.cutout": 0}),
     Lever("label smoothing", "softened targets", lambda r: r.loss.label_smoothing > 0, {"loss.label_smoothing": 0.0}),
+    Lever(
+        "self-distillation",
+        "targets that hold what the network last said of an image",
+        lambda r: r.loss.self_distillation > 0,
+        {"loss.self_distillation": 0.0},
+    ),
     Lever("weight decay", "", lambda r: r.optimizer.weight_decay > 0, {"optimizer.weight_decay": 0.0}),
     Lever("moving average", "of the weights", lambda r: r.ema_decay is not None, {"ema_decay": None}),
 )

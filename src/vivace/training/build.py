@@ -27,6 +27,7 @@ from vivace.training.distill import Teacher, make_distillation
 from vivace.training.engine import Validation
 from vivace.training.focus import Focus
 from vivace.training.losses import make_loss
+from vivace.training.own_answers import OwnAnswers
 from vivace.training.recipe import Recipe
 from vivace.training.state import Ema, TrainState
 from vivace.training.step import Setup, Stepper, has_batch_norm
@@ -163,6 +164,7 @@ class Session:
             ema=Ema(model, recipe.ema_decay) if recipe.ema_decay else None,
             scaler=torch.amp.GradScaler(self.device.type) if setup.precision == "fp16" else None,
             focus=self._focus(),
+            own_answers=self._own_answers(),
         )
 
     def _focus(self) -> Focus | None:
@@ -170,6 +172,18 @@ class Session:
             return None
         num_images = len(self.data.cache.splits["train"].labels_N)
         return Focus(config=self.recipe.focus, losses_N=torch.full((num_images,), float("inf"), device=self.device))
+
+    def _own_answers(self) -> OwnAnswers | None:
+        config = self.recipe.loss
+        if not config.self_distillation:
+            return None
+        return OwnAnswers(
+            config.self_distillation,
+            self.data.cache.splits["train"].labels_N,
+            self.num_classes,
+            label_smoothing=config.label_smoothing,
+            device=self.device,
+        )
 
     def stepper(self, state: TrainState, setup: Setup, on_message: Callable[[str], None] = lambda _: None) -> Stepper:
         """A Stepper on `state`."""

@@ -22,9 +22,13 @@ class LossConfig:
     """Share of the target spread over all classes, [0, 1) (arXiv:1512.00567)."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: a class counts inversely to its share of the training images."""
+    self_distillation: float = 0.0
+    """Share of the loss at the end of the run, [0, 1), that is of what the network answered when it last saw the image;
+    it grows with the run from none (arXiv:2006.12000)."""
 
     def __post_init__(self) -> None:
         check_range("loss.label_smoothing", self.label_smoothing, 0.0, 1.0, open_high=True)
+        check_range("loss.self_distillation", self.self_distillation, 0.0, 1.0, open_high=True)
         check_choice("loss.class_weights", self.class_weights, ("none", "balanced"))
 
 
@@ -149,6 +153,11 @@ class Recipe:
             other = "data.balanced_sampling" if self.data.balanced_sampling else "augment.mixup or augment.cutmix"
             raise ConfigError(
                 f"focus.share can't go with {other}: got {self.focus.share}. Set focus.share=1, or leave the other out."
+            )
+        if self.loss.self_distillation and (self.augment.mixup or self.augment.cutmix):
+            raise ConfigError(
+                "loss.self_distillation can't go with augment.mixup or augment.cutmix (an answer to a mixed image is "
+                f"no image's): got {self.loss.self_distillation}. Set it to 0, or leave the other out."
             )
         if self.head_epochs and not (self.model.pretrained or self.model.weights):
             raise ConfigError(

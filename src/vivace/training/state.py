@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vivace.training.focus import Focus
+from vivace.training.own_answers import OwnAnswers
 
 __all__ = ["Counters", "Ema", "TrainState"]
 
@@ -88,6 +89,7 @@ class TrainState:
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None
     focus: Focus | None = None
+    own_answers: OwnAnswers | None = None
     counters: Counters = field(default_factory=Counters)
 
     @property
@@ -107,6 +109,7 @@ class TrainState:
             else None,
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "focus": self.focus.state_dict() if self.focus else None,
+            "own_answers": self.own_answers.state_dict() if self.own_answers else None,
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": cuda,
@@ -124,6 +127,8 @@ class TrainState:
             self.scaler.load_state_dict(tree["scaler"])
         if self.focus:
             self.focus.load_state_dict(tree["focus"])
+        if self.own_answers:
+            self.own_answers.load_state_dict(tree["own_answers"])
         self.generator.set_state(tree["generator"].cpu())
         torch.set_rng_state(tree["torch_rng"].cpu())
         for state in tree["cuda_rng"]:

@@ -52,6 +52,8 @@ class StepResult:
     correct_sum: Tensor
     losses_B: Tensor
     """float32 [B]: each image's plain cross-entropy, without smoothing or weights."""
+    probs_BK: Tensor
+    """float32 [B, K]: the answers, probabilities."""
     finite: Tensor
     """bool: neither the loss nor a gradient was NaN or infinite; in fp16 the loss alone."""
     skipped: Tensor
@@ -124,17 +126,25 @@ class Stepper:
                 generator=self.state.generator,
                 progress=self.state.counters.progress,
             )
-        loss_sum, correct_sum, losses_B = self._gradients(images_BCHW, targets, batch.labels_B)
+        loss_sum, logits_BK = self._gradients(images_BCHW, targets, batch.indices_B)
         # never tried twice: some weights would move twice
         with _memory_for("updating the weights", "Give a smaller --model"):
             finite, skipped = self._update(loss_sum)
-        return StepResult(loss_sum, correct_sum, losses_B, finite, skipped, len(images_BCHW))
+        return StepResult(
+            loss_sum,
+            correct_sum=(logits_BK.argmax(1) == batch.labels_B).sum(),
+            losses_B=nn.functional.cross_entropy(logits_BK, batch.labels_B, reduction="none"),
+            probs_BK=logits_BK.softmax(1),
+            finite=finite,
+            skipped=skipped,
+            num_images=len(images_BCHW),
+        )
 
-    def _gradients(self, images_BCHW: Tensor, targets: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sums of loss and correct answers, and losses_B; the gradients of the mean loss are in the parameters."""
+    def _gradients(self, images_BCHW: Tensor, targets: Tensor, indices_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the losses, and logits_BK float32; the gradients of the mean loss are in the parameters."""
         while True:
             try:
-                return self._accumulate(images_BCHW, targets, labels_B)
+                return self._accumulate(images_BCHW, targets, indices_B)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -142,12 +152,11 @@ class Stepper:
             # outside the handler: its traceback keeps the activations alive
             self._halve(len(images_BCHW), reason)
 
-    def _accumulate(self, images_BCHW: Tensor, targets: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        num_images, scaler = len(images_BCHW), self.state.scaler
+    def _accumulate(self, images_BCHW: Tensor, targets: Tensor, indices_B: Tensor) -> tuple[Tensor, Tensor]:
+        num_images, scaler, own = len(images_BCHW), self.state.scaler, self.state.own_answers
         self.state.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self._device)
-        correct_sum = torch.zeros((), device=self._device, dtype=torch.int64)
-        losses: list[Tensor] = []
+        answers: list[Tensor] = []
         for chunk in _chunks(num_images, self.micro_batch_size):
             with (
                 autocast(self._device, self.setup.precision),
@@ -157,15 +166,15 @@ class Stepper:
             ):
                 logits_BK = self._forward(self._normalize(images_BCHW[chunk]))
                 loss = self._loss(logits_BK, targets[chunk])
+            if own is not None:
+                loss = own.blend(loss, logits_BK, indices_B[chunk], progress=self.state.counters.progress)
             if self._distillation is not None:
                 loss = self._distillation(loss, logits_BK, images_BCHW[chunk])
             share = len(logits_BK) / num_images
             (scaler.scale(loss * share) if scaler else loss * share).backward()
             loss_sum += loss.detach() * len(logits_BK)
-            answers_BK = logits_BK.detach().float()
-            correct_sum += (answers_BK.argmax(1) == labels_B[chunk]).sum()
-            losses.append(nn.functional.cross_entropy(answers_BK, labels_B[chunk], reduction="none"))
-        return loss_sum, correct_sum, torch.cat(losses)
+            answers.append(logits_BK.detach().float())
+        return loss_sum, torch.cat(answers)
 
     def _update(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
         state = self.state
