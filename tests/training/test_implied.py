@@ -1,10 +1,11 @@
-"""What follows from another network or optimizer, and what the user says comes last."""
+"""What follows from another network, optimizer or mixed images, and what the user says comes last."""
 
 from __future__ import annotations
 
 import pytest
 
 from vivace.config import override
+from vivace.errors import ConfigError
 from vivace.training.implied import USUAL, with_implied
 from vivace.training.recipe import Recipe
 from vivace.training.recipes import RECIPES, DataFacts
@@ -41,7 +42,25 @@ def test_another_optimizer_starts_from_its_usual_rate(name: str) -> None:
     assert config.nesterov == (name == "sgd")
 
 
+@pytest.mark.parametrize(
+    ("changes", "focus", "own"),
+    [
+        ({"augment__mixup": 0.2}, 1.0, 0.0),
+        ({"augment__cutmix": 1.0}, 1.0, 0.0),
+        ({"data__balanced_sampling": True}, 1.0, 0.5),
+        ({"augment__mixup": 0.0, "data__balanced_sampling": False}, 0.5, 0.5),
+    ],
+)
+def test_what_knows_an_image_is_left_out_where_images_are_mixed_or_drawn(
+    changes: dict[str, object], focus: float, own: float
+) -> None:
+    recipe = changed("fast", **changes)
+    assert (recipe.focus.share, recipe.loss.self_distillation) == (focus, own)
+
+
 def test_what_is_said_comes_last() -> None:
+    with pytest.raises(ConfigError, match=r"focus.share can't go with"):
+        changed("fast", augment__mixup=0.2, focus__share=0.5)
     config = changed("fast", optimizer__name="adamw", optimizer__lr=0.5, optimizer__weight_decay=0.1).optimizer
     assert (config.lr, config.weight_decay) == (0.5, 0.1)
     recipe = changed("fast", model__name="timm/resnet18", optimizer__lr=0.5, model__arguments={"drop_rate": 0.1})

@@ -38,8 +38,14 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
 
     Another network starts without the arguments of the recipe's, and `fast` and `accurate`, whose rates were measured
     with their own network, take those that suit any. Another optimizer starts from its usual rate, decay and options.
+    What needs to know an image by its loss or its answer is left out where images are mixed or drawn by class.
     """
     implied: dict[str, Any] = {}
+    mixed = changes.get("augment.mixup") or changes.get("augment.cutmix")
+    if mixed or changes.get("data.balanced_sampling"):
+        implied["focus.share"] = 1.0
+    if mixed:
+        implied["loss.self_distillation"] = 0.0
     network, optimizer = changes.get("model.name"), changes.get("optimizer.name")
     if network not in (None, recipe.model.name):
         implied["model.arguments"] = {}

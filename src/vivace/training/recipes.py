@@ -42,6 +42,8 @@ class DataFacts:
 WIDTHS_BY_SECONDS_PER_IMAGE = ((0.4e-3, (64, 128, 256)), (2e-3, (64, 256, 256)))
 # from this on `accurate` has the time for its larger network: half an hour for 50,000 images
 SECONDS_PER_IMAGE_ACCURATE = 0.036
+# what a network answered is kept for so many images and classes: 80 MB
+MAX_ANSWERS = 20_000_000
 
 
 def _small_side(side: int) -> int:
@@ -94,6 +96,7 @@ def _fast_small(facts: DataFacts) -> Recipe:
         # the shift of the whitening layer is learnt soon, and its gradient is a tenth of a step
         freeze_after: tuple[float, ...] = (0.4,)
         focus = FocusConfig(share=0.5)
+        own = 0.5 if facts.num_images * facts.num_classes <= MAX_ANSWERS else 0.0
     else:
         # whitening at stride 2: a quarter of the operations, and the most accurate network in little time
         model = {"stride": 2}
@@ -104,6 +107,7 @@ def _fast_small(facts: DataFacts) -> Recipe:
         start_size, epochs = None, 10
         freeze_after = ()
         focus = FocusConfig()
+        own = 0.0
     # few images: smaller batches, so that an epoch still has some dozens of steps, and 150 steps at the least
     batch_size = 1000 if widths else 250 if many else 128
     epochs = min(60, max(epochs, -(-150 * batch_size // facts.num_images)))
@@ -114,7 +118,7 @@ def _fast_small(facts: DataFacts) -> Recipe:
         augment=AugmentConfig(flip="alternating" if mirrored else "none", translate=2, start_size=start_size),
         optimizer=OptimizerConfig(name="muon", nesterov=True, aux_lr=1.0, bias_lr_factor=16.0, **muon),
         schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.9),
-        loss=LossConfig(label_smoothing=0.2),
+        loss=LossConfig(label_smoothing=0.2, self_distillation=own),
         focus=focus,
         freeze_after=freeze_after,
         epochs=epochs,
