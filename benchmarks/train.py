@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,23 +34,29 @@ from vivace.hardware import describe
 
 
 def run_once(
-    contender: Contender, data: Path, work: Path, *, seed: int, cache: Path, environments: Path, device: str
+    contender: Contender, data: Path, work: Path, *, seed: int, cache: Path, environments: Path, device: str, tta: bool
 ) -> Result:
-    """One fresh process. Raises RuntimeError with the end of its output if it fails."""
+    """One fresh process, and after it one for its accuracy with test-time augmentation where `tta` asks for it.
+
+    Raises RuntimeError with the end of its output if it fails.
+    """
     python = python_of(contender.environment, environments)
     folder = work / f"{contender.name}-{time.time_ns()}"
+    variables = os.environ | {"VIVACE_CACHE": str(cache)} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+
+    def last_line(command: list[str]) -> dict[str, Any]:
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{contender.name} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+        line: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return line
+
     began = time.perf_counter()
-    done = subprocess.run(
-        [*contender.command(python, data, folder), *contender.seed(seed)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"VIVACE_CACHE": str(cache)} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}),
-        check=False,
-    )
-    seconds = time.perf_counter() - began
-    if done.returncode != 0:
-        raise RuntimeError(f"{contender.name} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
-    result = contender.read(json.loads(done.stdout.strip().splitlines()[-1]), folder, seconds)
+    last = last_line([*contender.command(python, data, folder), *contender.seed(seed)])
+    result = contender.read(last, folder, time.perf_counter() - began)
+    if tta and contender.augmented is not None:
+        top1 = last_line(contender.augmented(python, data, folder))["top1"]
+        result = dataclasses.replace(result, top1_tta=top1)
     shutil.rmtree(folder, ignore_errors=True)
     return result
 
@@ -64,6 +71,7 @@ def run_rounds(
     environments: Path,
     device: str,
     seed: int,
+    tta: bool = False,
 ) -> dict[str, list[Result]]:
     """All results by contender, in the order of the rounds."""
     results: dict[str, list[Result]] = {contender.name: [] for contender in contenders}
@@ -73,7 +81,14 @@ def run_rounds(
             if cold_cache:
                 shutil.rmtree(cache, ignore_errors=True)
             result = run_once(
-                contender, data, work, seed=seed + index, cache=cache, environments=environments, device=device
+                contender,
+                data,
+                work,
+                seed=seed + index,
+                cache=cache,
+                environments=environments,
+                device=device,
+                tta=tta,
             )
             results[contender.name].append(result)
             print(
@@ -98,6 +113,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first round; each one after it has the next")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cold-cache", action="store_true", help="decode again in every run")
+    parser.add_argument("--tta", action="store_true", help="tell accuracies with test-time augmentation too")
     parser.add_argument("--label", default="", help="put into the file names: keeps comparisons of one day apart")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument(
@@ -126,6 +142,7 @@ def main() -> None:
             environments=args.environments,
             device=args.device,
             seed=args.seed,
+            tta=args.tta,
         )
     record = {
         "date": today(),

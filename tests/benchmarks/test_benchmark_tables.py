@@ -10,8 +10,20 @@ from tables import crossing_seconds, markdown, summarize
 CURVE = ((10.0, 0.4), (20.0, 0.6), (30.0, 0.55), (40.0, 0.8))
 
 
-def run(top1: float, train_seconds: float = 100.0, curve: tuple[tuple[float, float], ...] = CURVE) -> Result:
-    return Result(top1=top1, best_top1=top1, train_seconds=train_seconds, total_seconds=110.0, curve=curve)
+def run(
+    top1: float,
+    train_seconds: float = 100.0,
+    curve: tuple[tuple[float, float], ...] = CURVE,
+    top1_tta: float | None = None,
+) -> Result:
+    return Result(
+        top1=top1,
+        best_top1=top1,
+        train_seconds=train_seconds,
+        total_seconds=110.0,
+        curve=curve,
+        top1_tta=top1_tta,
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,8 +52,19 @@ def test_a_contender_that_the_first_never_reaches_has_no_ratio() -> None:
     assert other["first_reaches_it_ratio"] is None
 
 
+def test_test_time_augmentation_counts_only_where_every_run_tells_it() -> None:
+    every, some = summarize(
+        {
+            "every": [run(0.8, top1_tta=0.82), run(0.8, top1_tta=0.84)],
+            "some": [run(0.8, top1_tta=0.9), run(0.8)],
+        }
+    )
+    assert every["top1_tta_mean"] == pytest.approx(0.83)
+    assert some["top1_tta_mean"] is None
+
+
 def test_the_table_has_a_row_for_each_and_says_never() -> None:
-    results = {"vivace": [run(0.8)], "slower": [run(0.6)], "better": [run(0.9)]}
+    results = {"vivace": [run(0.8, top1_tta=0.815)], "slower": [run(0.6)], "better": [run(0.9)]}
     record = {
         "data": "flowers",
         "date": "2026-11-24",
@@ -58,5 +81,6 @@ def test_the_table_has_a_row_for_each_and_says_never() -> None:
     assert "first reaches it after s" in head
     assert {line.count("|") for line in rows.values()} == {head.count("|")}
     assert rows["vivace"].endswith("| – | – |")
+    assert [rows[name].split("|")[4].strip() for name in ("vivace", "slower", "better")] == ["81.50", "–", "–"]
     assert "| 20.0 | 5.00 |" in rows["slower"]
     assert rows["better"].endswith("| never | – |")
