@@ -199,7 +199,6 @@ def _decode_split(
             for index, array in enumerate(block, start=start):
                 images[index] = preprocess.store(array)
         count(len(block))
-    images.flush()
     return Decoded(digests)
 
 

@@ -63,13 +63,16 @@ def allocate(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
 
 
 def keep_rows(path: Path, kept: np.ndarray) -> None:
-    """Shorten a .npy file of uint8 to the rows `kept` (ascending), in place, block by block: it may exceed memory."""
+    """Shorten a .npy file of uint8 to the rows `kept` (ascending), in place, block by block: it may exceed memory.
+
+    Nothing waits for the disk here: that is `settle`'s matter, or that of whoever renames the folder.
+    """
     images = np.load(path, mmap_mode="r+")
-    # rows only move to the front, so none is overwritten before it was read
-    for start in range(0, len(kept), 1000):
+    # rows only move to the front, so none is overwritten before it was read; those before the first gap stay
+    moved = np.count_nonzero(kept == np.arange(len(kept)))
+    for start in range(moved, len(kept), 1000):
         rows = kept[start : start + 1000]
         images[start : start + len(rows)] = images[rows]
-    images.flush()
     shape, row = (len(kept), *images.shape[1:]), int(np.prod(images.shape[1:]))
     offset = images.offset
     del images

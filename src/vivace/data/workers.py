@@ -104,7 +104,6 @@ def _run_threads(
     finally:
         # on Ctrl-C too: what has not begun is not begun
         pool.shutdown(cancel_futures=True)
-    images.flush()
 
 
 def _decode_block(block: Block, preprocess: Preprocess, images: np.ndarray) -> Answer:
