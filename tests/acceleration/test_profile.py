@@ -14,7 +14,7 @@ from test_export import make_bundle, pixels
 
 from vivace.acceleration import profile as profile_module
 from vivace.acceleration.candidates import Builder, Candidate
-from vivace.acceleration.layers import save_given_back
+from vivace.acceleration.layers import LAYERS
 from vivace.acceleration.profile import LayerTime, Profile, profile_layers
 from vivace.acceleration.profile_openvino import _mean_since, quantized_layers
 from vivace.acceleration.profile_torch import MULTIPLIES
@@ -136,7 +136,8 @@ def test_a_layer_that_is_kept_runs_in_float_and_the_others_in_int8(
 
     def add(folder: Path) -> Any:
         quantize_openvino(plain.folder, int8, pixels(8))
-        save_given_back(int8, plain.folder, folder, (kept,))
+        graph = LAYERS["openvino"](int8, plain.folder)
+        graph.save(graph.given_back((kept,)), folder)
         return dataclasses.replace(plain.info, precision="int8")
 
     profile = profiled(derive_bundle(plain, tmp_path / "kept", add))

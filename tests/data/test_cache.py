@@ -444,6 +444,17 @@ def test_rows_are_left_out_in_place(tmp_path: Path, kept: list[int]) -> None:
     assert path.stat().st_size == 128 + expected.nbytes
 
 
+def test_making_a_cache_does_not_wait_for_the_disk(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(per_class=20)
+    (root / "red" / "bad.png").write_bytes(b"x")
+
+    def waiting(self: np.memmap) -> None:
+        raise AssertionError("the rows that are left wait for the disk in settle's thread")
+
+    monkeypatch.setattr(np.memmap, "flush", waiting)
+    assert len(opened(root, on_bad_image="skip").splits["train"].names) > 0
+
+
 def test_worker_processes_give_what_threads_give(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder(per_class=20)
     (root / "red" / "bad.png").write_bytes(b"x")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vivace.acceleration.graphs import GRAPH_WRITERS
-from vivace.acceleration.layers import save_given_back
+from vivace.acceleration.layers import LAYERS, Int8Graph
 from vivace.acceleration.quantize import quantize_inductor, quantize_onnx, quantize_openvino
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
 from vivace.errors import BundleError
@@ -156,6 +156,10 @@ class Builder:
 
         return self._made(f"{runtime}-int8{'-asymmetric' * asymmetric}", quantize)
 
+    def int8_graph(self, candidate: Candidate) -> Int8Graph:
+        """The int8 graph of a candidate and its plain one, between which layers can be exchanged."""
+        return LAYERS[candidate.runtime](self.quantized_graph(candidate), self.graph(candidate.runtime))
+
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         """A folder of graphs that `make` fills, once; whole or not there."""
         folder = self._work / "graphs" / name
@@ -169,10 +173,11 @@ class Builder:
 
     def _add_graph(self, candidate: Candidate, into: Path) -> None:
         runtime = candidate.runtime
-        source = self.quantized_graph(candidate) if is_quantized(candidate.precision) else self.graph(runtime)
         if candidate.kept:
-            save_given_back(source, self.graph(runtime), into, candidate.kept)
+            graph = self.int8_graph(candidate)
+            graph.save(graph.given_back(candidate.kept), into)
             return
+        source = self.quantized_graph(candidate) if is_quantized(candidate.precision) else self.graph(runtime)
         for path in source.iterdir():
             shutil.copyfile(path, into / path.name)
 

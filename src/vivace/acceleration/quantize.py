@@ -23,10 +23,12 @@ from vivace.runtimes.openvino import core, library, without_reports
 from vivace.runtimes.quiet import quiet
 from vivace.runtimes.signal_stack import own_signal_stack
 
-__all__ = ["quantize_inductor", "quantize_onnx", "quantize_openvino"]
+__all__ = ["PRODUCTS", "prepare_onnx", "quantize_inductor", "quantize_onnx", "quantize_openvino"]
 
 # images that pass the network together while their ranges are measured
 CALIBRATION_BATCH = 16
+# operators of ONNX for whose sake a graph is quantized
+PRODUCTS = ("Conv", "MatMul", "Gemm")
 
 
 def quantize_openvino(
@@ -61,8 +63,8 @@ def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:
     Raises MissingExtra without onnxruntime or onnx.
     """
     try:
+        import onnx
         from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError:
         raise MissingExtra("onnxruntime and onnx", "accelerate", "int8 for ONNX Runtime") from None
 
@@ -75,13 +77,17 @@ def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:
 
     prepared = folder / "prepared.onnx"
     try:
+        prepare_onnx(source / ONNX_GRAPH, prepared)
+        nodes = onnx.load(prepared, load_external_data=False).graph.node
+        products = [index for index, node in enumerate(nodes) if node.op_type in PRODUCTS]
         with quiet():
-            quant_pre_process(str(source / ONNX_GRAPH), str(prepared), skip_symbolic_shape=True)
             quantize_static(
                 str(prepared),
                 str(folder / ONNX_GRAPH),
                 Reader(),
-                op_types_to_quantize=["Conv", "MatMul", "Gemm", "Add", "MaxPool", "GlobalAveragePool"],
+                op_types_to_quantize=[*PRODUCTS, "Add", "MaxPool", "GlobalAveragePool"],
+                # pixels are normalised in float: rounded at each step they would be rounded three times
+                nodes_to_exclude=[node.name for node in nodes[: products[0]]] if products else None,
                 per_channel=True,
                 # unsigned activations and signed weights: what the VNNI instructions multiply
                 activation_type=QuantType.QUInt8,
@@ -91,6 +97,19 @@ def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:
             )
     finally:
         prepared.unlink(missing_ok=True)
+
+
+def prepare_onnx(source: Path, prepared: Path) -> None:
+    """Write the ONNX graph `source` into the file `prepared` as it is before it is quantized: shapes told, folded.
+
+    Raises MissingExtra without onnxruntime or onnx.
+    """
+    try:
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError:
+        raise MissingExtra("onnxruntime and onnx", "accelerate", "int8 for ONNX Runtime") from None
+    with quiet():
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
 
 
 def quantize_inductor(bundle: Bundle, folder: Path, images_NHWC: np.ndarray) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from vivace.acceleration import decide
 from vivace.acceleration.candidates import candidates_for
-from vivace.acceleration.layers import rank_layers
+from vivace.acceleration.layers import LAYERS, rank_layers
 from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.smaller import Smaller
 from vivace.acceleration.splits import Images
@@ -105,7 +105,8 @@ class Search:
         bench.screen_first()
         baseline = self._baseline()
         selected = self._select(decide.undominated(_timed(bench.rows), baseline, objective=self._objective))
-        selected += self._give_back(baseline)
+        for runtime in LAYERS:
+            selected += self._give_back(runtime, baseline)
         if self._wants_training(selected):
             selected += self._train_smaller(baseline, selected)
         finalists = decide.finalists_of(selected)
@@ -168,21 +169,23 @@ class Search:
             selected.append(row)
         return selected
 
-    def _give_back(self, baseline: Row) -> list[Row]:
-        """Where all in int8 lost too much, that which lost least with the fewest layers in float that will do."""
+    def _give_back(self, runtime: str, baseline: Row) -> list[Row]:
+        """Where all of a runtime in int8 lost too much, that which lost least with the fewest layers in float that will
+        do, if it may be the fastest even so."""
         bench = self._bench
         rows = [row for row in _timed(bench.rows) if row.selected is not None]
-        int8 = [row for row in rows if row.candidate.runtime == "openvino" and is_quantized(row.candidate.precision)]
+        int8 = [row for row in rows if row.candidate.runtime == runtime and is_quantized(row.candidate.precision)]
         if not int8 or not all(decide.lost_too_much(row) for row in int8) or bench.seconds_left() < 0:
             return []
         row = min(int8, key=lambda row: (decide.drop(row), -row.times_faster))
         rivals = [baseline, *(other for other in rows if not decide.lost_too_much(other))]
-        builder, images = bench.own.builder, self.splits.select.some(NUM_RANK_IMAGES)
+        if any(other.times_faster > row.times_faster for other in rivals):
+            return []
+        images = self.splits.select.some(NUM_RANK_IMAGES)
         self._tell(f"ranking the layers of {row.name}")
         try:
             groups = rank_layers(
-                builder.quantized_graph(row.candidate),
-                builder.graph("openvino"),
+                bench.own.builder.int8_graph(row.candidate),
                 images.pixels(),
                 bench.own.probs(None, images),
                 precision=row.candidate.precision,

@@ -39,8 +39,10 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     return classify
 
 
-def open_session(path: Path, *, profile_prefix: str | None = None) -> Any:
-    """An onnxruntime.InferenceSession of a graph on all processors. profile_prefix: it writes what it ran beside that.
+def open_session(graph: Path | bytes, *, profile_prefix: str | None = None) -> Any:
+    """An onnxruntime.InferenceSession of a graph, a file or what one holds, on all processors.
+
+    profile_prefix: it writes what it ran beside that.
 
     Raises MissingExtra.
     """
@@ -54,4 +56,4 @@ def open_session(path: Path, *, profile_prefix: str | None = None) -> Any:
     options.log_severity_level = 3
     if profile_prefix is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile_prefix
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,74 @@
+"""The search gives layers of an int8 form back to float where it loses too much, and only where that may win."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_accelerate import COSTS, run, told_times
+
+from vivace.acceleration import candidates as candidates_module
+from vivace.acceleration import decide
+from vivace.acceleration import search as search_module
+from vivace.acceleration.layers import GivenBack, Int8Graph
+from vivace.acceleration.rows import Row
+from vivace.bundle import Bundle, load_bundle
+
+
+@pytest.fixture
+def trained(trained_once: Callable[..., Any]) -> tuple[Bundle, Path]:
+    bundle, data = trained_once((8, 16))
+    return bundle, data
+
+
+@pytest.fixture(autouse=True)
+def quick_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those whose times are told."""
+    forms = tuple(f for f in candidates_module.FORMS if f"{f.runtime} {f.precision}" in COSTS and not f.asymmetric)
+    monkeypatch.setattr(candidates_module, "FORMS", forms)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_where_int8_loses_too_much_it_gets_layers_back_and_may_win(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    costs = dict.fromkeys(COSTS, 4.0) | {f"{runtime} int8": 1.0}
+    costs |= {f"{runtime} int8, {count} in float": 2.0 for count in ("1 layer", "2 layers", "4 layers")}
+    told_times(monkeypatch, costs)
+
+    def loses_too_much(row: Row, max_drop: float) -> bool:
+        return row.candidate.precision == "int8" and len(row.candidate.kept) < 2
+
+    def ranked(graph: Int8Graph, *_: Any, **__: Any) -> list[GivenBack]:
+        return [GivenBack((name,), divergence_saved=1.0, cost_ms=1.0) for name in graph.layers()]
+
+    monkeypatch.setattr(decide, "loses_too_much", loses_too_much)
+    monkeypatch.setattr(search_module, "rank_layers", ranked)
+    result = run(trained, tmp_path, max_drop=20.0)
+    assert (result.runtime, result.precision, result.accelerated) == (runtime, "int8", True)
+    assert result.speedup == pytest.approx(2.0, rel=0.05)
+    statuses = {row["name"]: row["status"] for row in result.receipt["rows"]}
+    assert statuses[f"{runtime} int8, 1 layer in float"].startswith("loses")
+    # the fewest layers that will do are enough
+    assert f"{runtime} int8, 4 layers in float" not in {
+        row["name"] for row in result.receipt["rows"] if row["selected"]
+    }
+    assert load_bundle(result.bundle).info.runtime == runtime
+
+
+def test_layers_are_not_given_back_where_another_form_is_faster_even_so(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_times(monkeypatch, {**COSTS, "openvino int8": 1.5, "openvino fp32": 1.45})
+
+    def ranked(*_: Any, **__: Any) -> list[GivenBack]:
+        raise AssertionError("its layers are ranked in vain")
+
+    monkeypatch.setattr(
+        decide, "loses_too_much", lambda row, max_drop: row.candidate.precision == "int8" and not row.candidate.kept
+    )
+    monkeypatch.setattr(search_module, "rank_layers", ranked)
+    result = run(trained, tmp_path, max_drop=20.0)
+    assert (result.runtime, result.precision) == ("openvino", "fp32")
