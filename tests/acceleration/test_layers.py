@@ -49,14 +49,37 @@ def test_a_name_that_is_no_layer_is_refused(graph: Int8Graph) -> None:
 
 
 @pytest.mark.parametrize("runtime", sorted(LAYERS))
-def test_with_every_layer_in_float_the_answers_are_nearer_to_those_of_float32(runtime: str, tmp_path: Path) -> None:
-    made = builder(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fast_cnn", {"widths": [8, 16], "depth": 2, "activation": "relu"}),
+        # gates, whose rounding costs more than that of its layers; sums with what goes round them
+        ("timm/mobilenetv3_small_050", {"size": 64}),
+    ],
+)
+def test_with_every_layer_in_float_the_answers_are_those_of_float32(
+    runtime: str, name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", name, **options)
+    images = pixels(8, bundle.preprocess.size)
+    made = Builder(bundle, tmp_path / "work", lambda: images)
     graph = made.int8_graph(Candidate(runtime=runtime, precision="int8"))
     plain = LAYERS[runtime](made.graph(runtime), made.graph(runtime))
     assert plain.layers() == []
-    float32 = plain.program(plain.given_back(()), "fp32", batch_size=4)(pixels(4))
-    int8, every = answers(graph, ()), answers(graph, graph.layers())
-    assert np.abs(every - float32).max() < 0.5 * np.abs(int8 - float32).max()
+    float32 = plain.program(plain.given_back(()), "fp32", batch_size=8)(images)
+
+    def distance(layers: Sequence[str]) -> float:
+        answers_NK = graph.program(graph.given_back(layers), "int8", batch_size=8)(images)
+        return float(np.abs(answers_NK - float32).max())
+
+    int8, every = distance(()), distance(graph.layers())
+    assert int8 > 1e-3
+    if runtime == "openvino":
+        # weights and biases too: those of the int8 graph were moved
+        assert every < 1e-5
+    else:
+        # sums and means of its graphs stay rounded
+        assert every < 0.5 * int8
 
 
 @pytest.mark.parametrize("runtime", sorted(LAYERS))
