@@ -1,4 +1,4 @@
-"""Ending a run without warning, inside one process."""
+"""Ending a run without warning, or making it go back, inside one process."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
+from vivace.training.state import TrainState
 
 
 class Killed(BaseException):
@@ -37,3 +39,33 @@ def unbroken_and_resumed(
         with pytest.raises(Killed):
             run_tiny("killed", changes)
     return unbroken, run_tiny("killed", resume=True)
+
+
+def restored_after_nan(
+    run: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
+    kept: type,
+    remembered: Callable[[TrainState], torch.Tensor],
+) -> list[torch.Tensor]:
+    """What `remembered` gives of the state each time that an object of `kept` took over a saved tree, in a run whose
+    weights, and what is remembered, turn into NaN before the fifth step."""
+    load, step = kept.load_state_dict, Engine._step
+    states: list[TrainState] = []
+    restored: list[torch.Tensor] = []
+    calls = iter(range(100))
+
+    def loading(self: Any, tree: dict[str, Any]) -> None:
+        load(self, tree)
+        restored.append(remembered(states[-1]).clone())
+
+    def failing(self: Engine, *arguments: Any) -> None:
+        states.append(self.state)
+        if next(calls) == 4:
+            remembered(self.state).fill_(float("nan"))
+            next(iter(self.state.model.parameters())).data.fill_(float("nan"))
+        step(self, *arguments)
+
+    monkeypatch.setattr(kept, "load_state_dict", loading)
+    monkeypatch.setattr(Engine, "_step", failing)
+    run()
+    return restored

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killing import unbroken_and_resumed
+from killing import restored_after_nan, unbroken_and_resumed
 from same_weights import assert_same_weights
 
 from vivace.config import override
 from vivace.data.loader import Batches
 from vivace.errors import ConfigError
-from vivace.training.engine import Engine
 from vivace.training.focus import Focus
 from vivace.training.recipe import FocusConfig, Recipe
 from vivace.training.result import TrainResult
+from vivace.training.state import TrainState
 
 RunTiny = Callable[..., TrainResult]
 CONFIG = FocusConfig(share=0.4, start=0.25, end=0.75)
@@ -115,27 +115,13 @@ def test_a_killed_run_is_resumed_bitwise_with_the_same_hard_images(
 
 
 def test_a_roll_back_brings_the_losses_back(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = Focus.load_state_dict
-    loaded: list[torch.Tensor] = []
+    def losses(state: TrainState) -> torch.Tensor:
+        assert state.focus is not None
+        return state.focus.losses_N
 
-    def recording(self: Focus, tree: dict[str, Any]) -> None:
-        load(self, tree)
-        loaded.append(self.losses_N.clone())
-
-    monkeypatch.setattr(Focus, "load_state_dict", recording)
-    step = Engine._step
-    calls = iter(range(100))
-
-    def failing(self: Engine, *arguments: Any) -> None:
-        if next(calls) == 4:
-            self.state.focus.losses_N.fill_(float("nan"))  # type: ignore[union-attr]
-            next(iter(self.state.model.parameters())).data.fill_(float("nan"))
-        step(self, *arguments)
-
-    monkeypatch.setattr(Engine, "_step", failing)
-    run_tiny(changes=CHANGES)
-    assert len(loaded) == 1
-    assert not loaded[0].isnan().any()
+    restored = restored_after_nan(lambda: run_tiny(changes=CHANGES), monkeypatch, Focus, losses)
+    assert len(restored) == 1
+    assert not restored[0].isnan().any()
 
 
 @pytest.mark.parametrize("other", ["augment.mixup", "augment.cutmix", "data.balanced_sampling"])

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from killing import unbroken_and_resumed
+from killing import restored_after_nan, unbroken_and_resumed
 from same_weights import assert_same_weights
 from torch import Tensor
 
 from vivace.config import override
 from vivace.errors import ConfigError
-from vivace.training.engine import Engine
 from vivace.training.losses import make_loss
 from vivace.training.own_answers import OwnAnswers
 from vivace.training.recipe import LossConfig, Recipe
 from vivace.training.result import TrainResult
+from vivace.training.state import TrainState
 
 RunTiny = Callable[..., TrainResult]
 CPU = torch.device("cpu")
@@ -94,27 +93,13 @@ def test_a_killed_run_is_resumed_bitwise_with_the_same_answers(
 
 
 def test_a_roll_back_brings_the_answers_back(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = OwnAnswers.load_state_dict
-    loaded: list[Tensor] = []
+    def answers(state: TrainState) -> Tensor:
+        assert state.own_answers is not None
+        return state.own_answers.probs_NK
 
-    def recording(self: OwnAnswers, tree: dict[str, Any]) -> None:
-        load(self, tree)
-        loaded.append(self.probs_NK.clone())
-
-    monkeypatch.setattr(OwnAnswers, "load_state_dict", recording)
-    step = Engine._step
-    calls = iter(range(100))
-
-    def failing(self: Engine, *arguments: Any) -> None:
-        if next(calls) == 4:
-            self.state.own_answers.probs_NK.fill_(float("nan"))  # type: ignore[union-attr]
-            next(iter(self.state.model.parameters())).data.fill_(float("nan"))
-        step(self, *arguments)
-
-    monkeypatch.setattr(Engine, "_step", failing)
-    run_tiny(changes=CHANGES)
-    assert len(loaded) == 1
-    assert not loaded[0].isnan().any()
+    restored = restored_after_nan(lambda: run_tiny(changes=CHANGES), monkeypatch, OwnAnswers, answers)
+    assert len(restored) == 1
+    assert not restored[0].isnan().any()
 
 
 @pytest.mark.parametrize("other", ["augment.mixup", "augment.cutmix"])
