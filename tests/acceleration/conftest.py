@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +34,10 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[in
         return made[widths], data
 
     return trained
+
+
+@pytest.fixture
+def trained(trained_once: Callable[..., Any]) -> tuple[Bundle, Path]:
+    """A bundle, and its data: 40 images a class to train on, as many to test on."""
+    bundle, data = trained_once((8, 16))
+    return bundle, data

@@ -31,13 +31,6 @@ MakeFolder = Callable[..., Path]
 COSTS = {"eager fp32": 4.0, "onnx fp32": 2.0, "onnx int8": 3.0, "openvino fp32": 2.5, "openvino int8": 1.0}
 
 
-@pytest.fixture
-def trained(trained_once: Callable[..., Any]) -> tuple[Bundle, Path]:
-    """A bundle, and its data: 40 images a class to train on, as many to test on."""
-    bundle, data = trained_once((8, 16))
-    return bundle, data
-
-
 @pytest.fixture(autouse=True)
 def quick_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the forms that a compiler or this machine's arithmetic decides."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,6 @@ from vivace.acceleration import search as search_module
 from vivace.acceleration.layers import GivenBack, Int8Graph
 from vivace.acceleration.rows import Row
 from vivace.bundle import Bundle, load_bundle
-
-
-@pytest.fixture
-def trained(trained_once: Callable[..., Any]) -> tuple[Bundle, Path]:
-    bundle, data = trained_once((8, 16))
-    return bundle, data
 
 
 @pytest.fixture(autouse=True)

@@ -190,7 +190,7 @@ class Engine:
         if self.state.focus:
             self.state.focus.record(batch.indices_B, result.losses_B)
         if self.state.own_answers:
-            self.state.own_answers.record(batch.indices_B, result.probs_BK)
+            self.state.own_answers.record(batch.indices_B, result.logits_BK.softmax(1))
         self._sums.append((result, batch))
         on_cuda = result.loss_sum.device.type == "cuda"
         if not on_cuda or len(self._sums) >= CUDA_READ_EVERY:

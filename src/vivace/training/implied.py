@@ -1,4 +1,4 @@
-"""What a change of network or optimizer brings with it, where nothing else is said (no torch here).
+"""What a change of network, optimizer or sampling brings with it, where nothing else is said (no torch here).
 
 A rate of 0.2 is right for Muon on the convnet that it was measured with, and ruins AdamW on a transformer.
 """

@@ -52,8 +52,8 @@ class StepResult:
     correct_sum: Tensor
     losses_B: Tensor
     """float32 [B]: each image's plain cross-entropy, without smoothing or weights."""
-    probs_BK: Tensor
-    """float32 [B, K]: the answers, probabilities."""
+    logits_BK: Tensor
+    """float32 [B, K]: the answers."""
     finite: Tensor
     """bool: neither the loss nor a gradient was NaN or infinite; in fp16 the loss alone."""
     skipped: Tensor
@@ -134,7 +134,7 @@ class Stepper:
             loss_sum,
             correct_sum=(logits_BK.argmax(1) == batch.labels_B).sum(),
             losses_B=nn.functional.cross_entropy(logits_BK, batch.labels_B, reduction="none"),
-            probs_BK=logits_BK.softmax(1),
+            logits_BK=logits_BK,
             finite=finite,
             skipped=skipped,
             num_images=len(images_BCHW),
