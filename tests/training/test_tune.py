@@ -37,6 +37,7 @@ def bf16_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_module, "supported_precisions", lambda device: ("fp32", "bf16"))
     # whatever else runs beside the tests
     monkeypatch.setattr(tune_module, "MAX_SPREAD", float("inf"))
+    monkeypatch.setattr(tune_module, "MAX_UNDECIDED_SPREAD", float("inf"))
 
 
 def names_kept(receipt: Receipt) -> dict[str, bool]:
@@ -348,11 +349,13 @@ def test_switched_off_nothing_is_tried(run_tiny: RunTiny, own_cache: Path) -> No
 
 
 @pytest.mark.parametrize(("fastest", "kept"), [(4.0, True), (4.9, False)])
+@pytest.mark.parametrize(("low", "high"), [(0.1, 2.5), (0.7, 1.07)])
 def test_beside_another_job_the_fastest_steps_decide_and_the_receipt_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fastest: float, kept: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, low: float, high: float, fastest: float, kept: bool
 ) -> None:
-    disturbed = Comparison((5.0, 50.0), (40.0, fastest), ratio=0.9, ratio_low=0.1, ratio_high=2.5)
+    disturbed = Comparison((5.0, 50.0), (40.0, fastest), ratio=0.9, ratio_low=low, ratio_high=high)
     monkeypatch.setattr(tune_module, "MAX_SPREAD", 2.0)
+    monkeypatch.setattr(tune_module, "MAX_UNDECIDED_SPREAD", 1.25)
     asked: list[int] = []
 
     def compare(*arguments: Any, num_pairs: int, **options: Any) -> Comparison:
@@ -368,3 +371,21 @@ def test_beside_another_job_the_fastest_steps_decide_and_the_receipt_is_not_kept
     assert (receipt.setup.precision == "bf16") is kept
     assert receipt.trials[0].note == f"disturbed: {5 / fastest:.2f} × by the fastest steps"
     assert not path.exists()
+
+
+def test_an_interval_that_tells_nothing_is_measured_again_and_the_second_one_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [
+        Comparison((5.0, 5.0), (4.0, 7.0), ratio=0.9, ratio_low=0.7, ratio_high=1.2),
+        Comparison((5.0, 5.0), (4.0, 4.0), ratio=1.25, ratio_low=1.2, ratio_high=1.3),
+    ]
+    monkeypatch.setattr(tune_module, "MAX_UNDECIDED_SPREAD", 1.25)
+    monkeypatch.setattr(tune_module, "compare", lambda *args, **options: results.pop(0))
+    path = tmp_path / "receipt.json"
+    recipe = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_small_maps=False, fuse_norms=False)
+    receipt = tune(recipe, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
+    assert not results
+    assert receipt.setup.precision == "bf16"
+    assert receipt.trials[0].note == ""
+    assert path.exists()

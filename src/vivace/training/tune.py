@@ -29,6 +29,8 @@ MAX_SHARE = 0.1
 FIRST_SHARES = 2
 # upper over lower bound of a ratio's interval; on an idle machine 1.1 to 1.8, beside another job 3 to 40
 MAX_SPREAD = 2.0
+# … of an interval that holds 1: what is wider tells neither that a candidate is faster nor that it is not
+MAX_UNDECIDED_SPREAD = 1.25
 # four pairs of equals all point the same way once in eight times, by a few thousandths: no reason to switch anything on
 MIN_GAIN = 1.02
 # by how much the fastest steps must be faster to be believed where the medians can't be
@@ -167,8 +169,10 @@ def tune(
             time_call(step, device)
             cost = time.perf_counter() - began
             result = compare(best, step, device, num_pairs=num_pairs, num_warmup=NUM_WARMUP)
-            if disturbed := _is_disturbed(result):
+            disturbed = _is_disturbed(result)
+            if disturbed or _is_undecided(result):
                 result = compare(best, step, device, num_pairs=3 * num_pairs, num_warmup=0)
+                disturbed = disturbed or _is_undecided(result)
         except Exception as error:
             # a kernel that is missing or a compiler that fails costs this candidate, never the run
             note = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -213,6 +217,12 @@ def tune(
 def _is_disturbed(result: Comparison) -> bool:
     """Whether an interval is so wide that something else was running: believed today, it would be wrong tomorrow."""
     return result.ratio_high > MAX_SPREAD * result.ratio_low
+
+
+def _is_undecided(result: Comparison) -> bool:
+    """Whether an interval holds 1 and much else besides."""
+    low, high = result.ratio_low, result.ratio_high
+    return low < 1 < high and high > MAX_UNDECIDED_SPREAD * low
 
 
 def _candidates(
