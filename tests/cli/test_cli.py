@@ -301,6 +301,23 @@ def test_doctor_names_the_extra_of_a_missing_library(
     assert "matplotlib is missing: pip install 'vivace[report]'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("policy", "advised"), [("never", True), ("madvise", False), (None, False)])
+def test_doctor_advises_huge_pages_where_nobody_gets_them(
+    policy: str | None,
+    advised: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from vivace import hardware
+
+    monkeypatch.setattr(hardware, "huge_pages", lambda: policy)
+    assert main(["doctor", "--cache-dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert ("huge pages are off" in printed) is advised
+    assert ("huge pages: " in printed) is (policy is not None)
+
+
 def test_an_exported_state_dict_is_what_plain_torch_takes(trained: dict[str, Path], tmp_path: Path) -> None:
     import vivace
     from vivace.models.zoo import create_model
