@@ -389,3 +389,21 @@ def test_an_interval_that_tells_nothing_is_measured_again_and_the_second_one_cou
     assert receipt.setup.precision == "bf16"
     assert receipt.trials[0].note == ""
     assert path.exists()
+
+
+def test_it_is_measured_again_only_within_the_share_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def compare(*arguments: Any, num_pairs: int, **options: Any) -> Comparison:
+        asked.append(num_pairs)
+        # 1.2 s, once more 3.6 s: a fifth of a run of 10 s, the share of the first candidate, does not hold them
+        return Comparison((200.0, 200.0), (400.0, 400.0), ratio=0.9, ratio_low=0.7, ratio_high=1.2)
+
+    monkeypatch.setattr(tune_module, "MAX_UNDECIDED_SPREAD", 1.25)
+    monkeypatch.setattr(tune_module, "compare", compare)
+    recipe = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_small_maps=False, fuse_norms=False)
+    step = sleeper(lambda setup: 1.0)
+    tune(recipe, step, device=CPU, expected_steps=1, planned_seconds=10.0)
+    assert asked == [4]
+    tune(recipe, step, device=CPU, expected_steps=1, planned_seconds=30.0)
+    assert asked == [4, 4, 12]
