@@ -92,6 +92,25 @@ def test_no_image_is_in_two_splits_and_calibration_sees_training_images_only(
         open_splits(bundle, make_folder("few", per_class=4, splits=("train", "val")))
 
 
+@pytest.mark.parametrize(("disturbed", "noted"), [(1, False), (2, True)])
+def test_a_disturbed_timing_is_made_once_more_and_told_where_it_is_no_better(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturbed: int, noted: bool
+) -> None:
+    told_times(monkeypatch, COSTS)
+    plain, controls = workbench_module.Workbench.time, []
+
+    def time(*arguments: Any) -> tuple[float, float, float]:
+        level = plain(*arguments)
+        controls.append((0.63, 0.52, 2.49) if len(controls) < disturbed else level)
+        return controls[-1]
+
+    monkeypatch.setattr(workbench_module.Workbench, "time", time)
+    result = run(trained, tmp_path, max_drop=20.0)
+    assert len(controls) == 2
+    assert any("disturbed" in note for note in result.receipt["notes"]) is noted
+    assert result.accelerated
+
+
 def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,8 @@ def test_what_was_not_proven_and_the_best_that_was_not_accepted_are_told() -> No
     assert decide.nearest([BASELINE]) is None
     assert "[1.020, 1.080] times as fast as in the first" in notes[2]
     assert decide.explain([BASELINE, slow], slow, SURE, 0.005) == []
+    (disturbed,) = decide.explain([BASELINE, slow], slow, (0.63, 0.52, 2.49), 0.005)
+    assert "0.63 [0.52, 2.49] times as fast as itself" in disturbed
 
 
 @pytest.mark.parametrize(("lost", "expected"), [(40, "no number of images"), (4, "about")])
@@ -194,3 +196,10 @@ def test_a_loss_over_the_budget_is_proven_by_no_number_of_images(lost: int, expe
     failed = row("openvino int8", 4.0, lost=lost)
     failed.status, failed.certified = "not proven", loss(lost)
     assert expected in decide.explain([failed], failed, SURE, 0.005)[0]
+
+
+def test_a_baseline_that_can_not_be_compared_with_itself_was_disturbed() -> None:
+    assert decide.is_disturbed((0.63, 0.52, 2.49))
+    # of one process and another, for sure, but not of anything beside them
+    assert not decide.is_disturbed((1.12, 1.08, 1.16))
+    assert not decide.is_disturbed(SURE)

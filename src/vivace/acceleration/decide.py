@@ -18,6 +18,7 @@ __all__ = [
     "explain",
     "finalists_of",
     "images_to_certify",
+    "is_disturbed",
     "loses_too_much",
     "lost_too_much",
     "nearest",
@@ -34,6 +35,8 @@ CONFIDENCE = 0.95
 # of the images that should suffice so many more: what was seen on few images to select on is not exact
 SPARE = 2.0
 LEAST_CERTIFIED = 1000
+# upper over lower bound of the baseline against itself: 1.01 to 1.1 where nothing else runs, 5 beside other work
+MAX_CONTROL_SPREAD = 1.25
 # how the status of a row begins that lost too much when selecting
 LOSES = "loses"
 
@@ -162,6 +165,11 @@ def certify_in_order(
     return [row for row in finalists if row.status == "certified"]
 
 
+def is_disturbed(control: tuple[float, float, float]) -> bool:
+    """Whether the baseline can't even be compared with itself: something else ran, or the machine changed its speed."""
+    return control[2] > MAX_CONTROL_SPREAD * control[1]
+
+
 def pick_winner(certified: Sequence[Row], control: tuple[float, float, float], *, objective: str) -> Row | None:
     """The best of what was proven and is faster than the baseline, for sure.
 
@@ -189,6 +197,11 @@ def explain(rows: Sequence[Row], winner: Row | None, control: tuple[float, float
         notes.append(
             f"the baseline in a second process is [{low:.3f}, {high:.3f}] times as fast as in the first: no form "
             "is called faster by less than that"
+        )
+    if is_disturbed(control):
+        notes.append(
+            f"the timing was disturbed: the baseline is {control[0]:.2f} [{low:.2f}, {high:.2f}] times as fast as "
+            "itself, so the times here are rough; search again when nothing else runs"
         )
     return notes
 
