@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from making import make_bundle
 from PIL import Image
-from test_export import make_bundle
 
 from colours import COLOURS, noisy_image
 from vivace.acceleration.deployment import folder as folder_module

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_export import make_bundle, pixels
+from making import make_bundle, pixels
 
 from vivace.acceleration import edge
 from vivace.acceleration.export import export

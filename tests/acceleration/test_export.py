@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from making import make_bundle, pixels
 
 from vivace.acceleration import graphs
 from vivace.acceleration.export import TARGETS, export
 from vivace.acceleration.graphs import GRAPH_WRITERS
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images, verify
-from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
+from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
-from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, MissingExtra, ParityError
-from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
 from vivace.runtimes import load_runtime
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
@@ -30,32 +29,6 @@ from vivace.runtimes.openvino import core
 
 CPU = torch.device("cpu")
 GRAPHS = list(GRAPH_WRITERS)
-CLASSES = ("blue", "green", "red")
-
-
-def make_bundle(folder: Path, name: str = "fast_cnn", *, size: int = 32, channels: int = 3, **arguments: Any) -> Bundle:
-    """A network whose answers differ from image to image, though it was not trained."""
-    torch.manual_seed(0)
-    model = create_model(name, 3, in_channels=channels, size=size, **arguments)
-    model.train()
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.randn(8, channels, size, size))
-    preprocess = Preprocess(
-        size=size, store_size=size, channels=channels, mean=(0.4, 0.5, 0.6)[:channels], std=(0.2, 0.3, 0.1)[:channels]
-    )
-    info = BundleInfo(
-        architecture=Architecture(name=name, num_classes=3, in_channels=channels, size=size, arguments=arguments),
-        classes=CLASSES,
-        preprocess=preprocess,
-        precision="bf16",
-        metrics={"val": {"top1": 0.5}},
-    )
-    return save_bundle(folder, model, info)
-
-
-def pixels(count: int, size: int = 32, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from making import make_bundle
 from safetensors.torch import load_file, save_file
-from test_accelerate import COSTS, told_times
-from test_export import make_bundle
+from telling import COSTS, told_times
 from torch import Tensor, nn
 
 from vivace import bundle as bundle_module

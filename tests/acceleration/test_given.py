@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_accelerate import COSTS, told_times
+from telling import COSTS, told_times
 
 from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration.given import bundle_from

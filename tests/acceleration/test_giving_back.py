@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_accelerate import COSTS, run, told_times
+from telling import COSTS, keep_told_forms, run, told_times
 
-from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration import decide
 from vivace.acceleration import search as search_module
 from vivace.acceleration.layers import GivenBack, Int8Graph
@@ -18,9 +17,7 @@ from vivace.bundle import Bundle, load_bundle
 
 @pytest.fixture(autouse=True)
 def quick_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those whose times are told."""
-    forms = tuple(f for f in candidates_module.FORMS if f"{f.runtime} {f.precision}" in COSTS and not f.asymmetric)
-    monkeypatch.setattr(candidates_module, "FORMS", forms)
+    keep_told_forms(monkeypatch)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])

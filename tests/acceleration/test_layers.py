@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_export import make_bundle, pixels
+from making import make_bundle, pixels
 
 from vivace.acceleration import layers as layers_module
 from vivace.acceleration.candidates import Builder, Candidate

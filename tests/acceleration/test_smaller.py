@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_accelerate import run, told_times
+from telling import run, told_times
 
 from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration import smaller as smaller_module

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from test_export import make_bundle, pixels
+from making import make_bundle, pixels
 
 from vivace.acceleration import engine as engine_module
 from vivace.acceleration.engine import BATCHES, load_tensorrt, write_tensorrt

@@ -1,0 +1,56 @@
+"""A search whose times are told rather than taken: what it decides depends on nothing that the machine does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vivace.acceleration import candidates as candidates_module
+from vivace.acceleration import workbench as workbench_module
+from vivace.acceleration.accelerate import Acceleration, accelerate
+from vivace.acceleration.timing import Side, Timings
+from vivace.bundle import Bundle
+
+__all__ = ["COSTS", "keep_told_forms", "run", "told_times"]
+
+# ms of a call, as a machine might have them
+COSTS = {"eager fp32": 4.0, "onnx fp32": 2.0, "onnx int8": 3.0, "openvino fp32": 2.5, "openvino int8": 1.0}
+
+
+def keep_told_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all forms those of COSTS: none that a compiler or this machine's arithmetic decides."""
+    forms = tuple(f for f in candidates_module.FORMS if f"{f.runtime} {f.precision}" in COSTS and not f.asymmetric)
+    monkeypatch.setattr(candidates_module, "FORMS", forms)
+
+
+def told_times(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> list[list[str]]:
+    """Times are those of `costs`; returns what was timed together."""
+    asked: list[list[str]] = []
+
+    def time_sides(sides: Sequence[Side], images: np.ndarray, *, rounds: int, **_: Any) -> list[Timings]:
+        asked.append([side.name for side in sides])
+        rng = np.random.default_rng(0)
+        return [
+            Timings(
+                name=side.name,
+                blocks_ms=tuple(
+                    tuple(costs.get(side.name, costs["eager fp32"]) * rng.uniform(0.99, 1.01, 5)) for _ in range(rounds)
+                ),
+                cold_start_seconds=1.0,
+                peak_memory_bytes=10**8,
+            )
+            for side in sides
+        ]
+
+    monkeypatch.setattr(workbench_module, "time_sides", time_sides)
+    return asked
+
+
+def run(trained: tuple[Bundle, Path], tmp_path: Path, **options: Any) -> Acceleration:
+    bundle, data = trained
+    messages: list[str] = []
+    return accelerate(bundle, data, out=tmp_path / "fast", on_message=messages.append, **options)
