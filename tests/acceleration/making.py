@@ -12,9 +12,7 @@ from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.data.preprocess import Preprocess
 from vivace.models.zoo import create_model
 
-__all__ = ["CLASSES", "make_bundle", "pixels"]
-
-CLASSES = ("blue", "green", "red")
+__all__ = ["make_bundle", "pixels"]
 
 
 def make_bundle(folder: Path, name: str = "fast_cnn", *, size: int = 32, channels: int = 3, **arguments: Any) -> Bundle:
@@ -30,7 +28,7 @@ def make_bundle(folder: Path, name: str = "fast_cnn", *, size: int = 32, channel
     )
     info = BundleInfo(
         architecture=Architecture(name=name, num_classes=3, in_channels=channels, size=size, arguments=arguments),
-        classes=CLASSES,
+        classes=("blue", "green", "red"),
         preprocess=preprocess,
         precision="bf16",
         metrics={"val": {"top1": 0.5}},

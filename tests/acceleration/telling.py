@@ -52,5 +52,4 @@ def told_times(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> list
 
 def run(trained: tuple[Bundle, Path], tmp_path: Path, **options: Any) -> Acceleration:
     bundle, data = trained
-    messages: list[str] = []
-    return accelerate(bundle, data, out=tmp_path / "fast", on_message=messages.append, **options)
+    return accelerate(bundle, data, out=tmp_path / "fast", on_message=lambda message: None, **options)

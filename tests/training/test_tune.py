@@ -24,6 +24,8 @@ from vivace.training.tune import Receipt, Trial, plain_setup, receipt_path, stor
 RunTiny = Callable[..., TrainResult]
 CPU = torch.device("cpu")
 RECIPE = Recipe(batch_size=64, threads=1)
+# of all candidates bf16 alone
+ONLY_BF16 = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_small_maps=False, fuse_norms=False)
 
 
 def sleeper(milliseconds: Callable[[Setup], float]) -> Callable[[Setup], Callable[[], object]]:
@@ -364,8 +366,7 @@ def test_beside_another_job_the_fastest_steps_decide_and_the_receipt_is_not_kept
 
     monkeypatch.setattr(tune_module, "compare", compare)
     path = tmp_path / "receipt.json"
-    recipe = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_small_maps=False, fuse_norms=False)
-    receipt = tune(recipe, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
+    receipt = tune(ONLY_BF16, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
     # once more, and longer
     assert asked == [4, 12]
     assert (receipt.setup.precision == "bf16") is kept
@@ -383,8 +384,7 @@ def test_an_interval_that_tells_nothing_is_measured_again_and_the_second_one_cou
     monkeypatch.setattr(tune_module, "MAX_UNDECIDED_SPREAD", 1.25)
     monkeypatch.setattr(tune_module, "compare", lambda *args, **options: results.pop(0))
     path = tmp_path / "receipt.json"
-    recipe = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_small_maps=False, fuse_norms=False)
-    receipt = tune(recipe, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
+    receipt = tune(ONLY_BF16, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
     assert not results
     assert receipt.setup.precision == "bf16"
     assert receipt.trials[0].note == ""
@@ -401,9 +401,8 @@ def test_it_is_measured_again_only_within_the_share_of_the_run(monkeypatch: pyte
 
     monkeypatch.setattr(tune_module, "MAX_UNDECIDED_SPREAD", 1.25)
     monkeypatch.setattr(tune_module, "compare", compare)
-    recipe = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_small_maps=False, fuse_norms=False)
     step = sleeper(lambda setup: 1.0)
-    tune(recipe, step, device=CPU, expected_steps=1, planned_seconds=10.0)
+    tune(ONLY_BF16, step, device=CPU, expected_steps=1, planned_seconds=10.0)
     assert asked == [4]
-    tune(recipe, step, device=CPU, expected_steps=1, planned_seconds=30.0)
+    tune(ONLY_BF16, step, device=CPU, expected_steps=1, planned_seconds=30.0)
     assert asked == [4, 4, 12]
