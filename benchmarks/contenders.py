@@ -225,12 +225,28 @@ CONTENDERS = {
             batch_size=64,
         ),
         peer(
+            "fastai-small",
+            "fastai",
+            "fastai's vision_learner, resnet18 from scratch, one cycle, bf16",
+            size=32,
+            epochs=5,
+            batch_size=128,
+        ),
+        peer(
             "ultralytics",
             "ultralytics",
             "Ultralytics classify, yolo11n-cls from scratch, fp32",
             size=128,
             epochs=30,
             batch_size=64,
+        ),
+        peer(
+            "ultralytics-small",
+            "ultralytics",
+            "Ultralytics classify, yolo11n-cls from scratch, fp32",
+            size=32,
+            epochs=5,
+            batch_size=128,
         ),
         peer(
             "keras",
