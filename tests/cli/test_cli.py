@@ -349,6 +349,18 @@ def test_a_closed_stdout_is_no_failure(trained: dict[str, Path]) -> None:
     assert "BrokenPipe" not in done.stderr
 
 
+def test_help_that_nobody_reads_to_its_end_is_no_failure() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    # nobody reads it from the start: a `head` may leave before or after the last line
+    done = subprocess.run(
+        [sys.executable, "-m", "vivace", "evaluate", "--help"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert done.returncode == 0
+    assert done.stderr == b""
+
+
 def test_without_home_and_with_a_read_only_cache_place_the_error_is_clear(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

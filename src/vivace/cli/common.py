@@ -36,6 +36,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         return error.exit_status
     except SystemExit as stop:
         return int(stop.code or 0)
+    except BrokenPipeError:
+        return _read_enough()
     if not sys.warnoptions:
         # libraries' notes to their own developers: they would stand between the user and the result
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -51,10 +53,14 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # the reader has what it wanted (`| head`): python must not complain at its exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _read_enough()
     return status
+
+
+def _read_enough() -> int:
+    """The reader of stdout has what it wanted (`| head`): python must not complain at its exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

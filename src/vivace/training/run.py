@@ -92,8 +92,12 @@ def train(
     # a GPU has time for the larger network in any contract
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
     folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
+    display = LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet)
     try:
         cache = _open_cache(source, resolved, cache_path, num_workers, quiet)
+        if "data.val_fraction" in changes and "val" in cache.splits:
+            num_val = len(cache.splits["val"].labels_N)
+            display.on_message(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
         # two threads that import modules which import each other may see half of one
         importing.join()
         from vivace.training.session import Contract, run_training
@@ -110,7 +114,7 @@ def train(
             measure_test=measure_test,
             teacher=teacher,
             cache_dir=cache_path,
-            display=LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet),
+            display=display,
             clock=clock,
         )
     finally:
