@@ -71,6 +71,8 @@ class BundleInfo:
     environment: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     """Name, fingerprint and number of images of the data set that it was trained on."""
+    temperature: float | None = None
+    """By which the logits that training ended with were divided to calibrate them: the weights hold it already."""
     runtime: str = "eager"
     """What computes its probabilities: a row of vivace.runtimes.RUNTIMES, whose graph lies in the folder."""
     parity: Mapping[str, Any] = field(default_factory=dict)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 
-from vivace.metrics.calibration import expected_calibration_error, negative_log_likelihood
+from vivace.metrics.calibration import best_temperature, expected_calibration_error, negative_log_likelihood
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -78,3 +79,46 @@ def test_nan_is_refused(metric: object) -> None:
 def test_half_precision_sums_are_close_enough(predicted: tuple[np.ndarray, np.ndarray]) -> None:
     probs, labels = predicted
     assert expected_calibration_error(probs.astype(np.float16), labels) > 0
+
+
+@pytest.mark.parametrize("sharpness", [0.05, 0.5, 1.0, 3.0, 20.0])
+def test_the_best_temperature_is_where_the_loss_is_least(sharpness: float) -> None:
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 6, 2000)
+    logits = sharpness * (rng.normal(size=(2000, 6)) + 2 * np.eye(6)[labels])
+    found = best_temperature(logits.astype(np.float32), labels)
+    least = minimize_scalar(
+        lambda log_t: negative_log_likelihood(softmax(logits / np.exp(log_t)), labels), bounds=(-4, 4), method="bounded"
+    )
+    # smoothing by one image in 2,000 moves it a little
+    assert found == pytest.approx(np.exp(least.x), rel=0.02)
+
+
+def test_the_temperature_undoes_what_made_answers_unsure() -> None:
+    rng = np.random.default_rng(3)
+    logits = 3 * rng.normal(size=(20_000, 10))
+    labels = np.array([rng.choice(10, p=p) for p in softmax(logits)])
+    assert best_temperature(logits, labels) == pytest.approx(1, rel=0.03)
+    assert best_temperature(0.2 * logits, labels) == pytest.approx(0.2, rel=0.03)
+    found = best_temperature(0.2 * logits, labels)
+    assert expected_calibration_error(softmax(0.2 * logits / found), labels) < 0.015
+    assert expected_calibration_error(softmax(0.2 * logits), labels) > 0.3
+
+
+def test_no_error_among_a_hundred_images_is_no_certainty() -> None:
+    logits = 4 * np.eye(3)[np.arange(100) % 3]
+    found = best_temperature(logits, np.arange(100) % 3)
+    sure = softmax(logits / found).max(1)
+    # the next answer is right with 101 / 102
+    assert sure == pytest.approx(101 / 102, abs=1e-3)
+
+
+def test_a_temperature_has_bounds_and_refuses_what_is_no_logit() -> None:
+    assert best_temperature(1e-6 * np.eye(2)[[0, 1] * 50], [0, 1] * 50) == pytest.approx(0.02, rel=1e-3)
+    wrong = best_temperature(np.eye(2)[[0, 1] * 50], [1, 0] * 50)
+    assert wrong == pytest.approx(50, rel=1e-3)
+    assert best_temperature(np.zeros((100, 2)), [0, 1] * 50) > 0
+    with pytest.raises(ValueError, match="no images"):
+        best_temperature(np.zeros((0, 2)), [])
+    with pytest.raises(ValueError, match="NaN"):
+        best_temperature([[0.0, np.nan]], [0])

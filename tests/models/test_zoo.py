@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vivace.config import from_dict
 from vivace.errors import ConfigError, ModelError
 from vivace.models.config import ModelConfig
+from vivace.models.parts import scale_head
 from vivace.models.zoo import (
     ZOO,
     complete_arguments,
@@ -115,6 +116,24 @@ def test_the_head_is_what_depends_on_the_number_of_classes(name: str) -> None:
     five, seven = (dict(create_model(name, k, size=ROWS[name][0]).named_parameters()) for k in (5, 7))
     differing = [key for key in five if five[key].shape != seven[key].shape]
     assert head_parameters(create_model(name, 5, size=ROWS[name][0])) == differing
+
+
+# a vision transformer, two classifiers side by side, a classifier behind a norm
+HEADS = {"timm/test_vit": 64, "timm/deit_tiny_distilled_patch16_224": 32, "timm/test_convnext": 64}
+
+
+@pytest.mark.parametrize("name", [*ROWS, *HEADS])
+def test_a_scaled_head_scales_the_logits_and_nothing_else(name: str) -> None:
+    size = HEADS.get(name) or ROWS[name][1]
+    model = create_model(name, 5, size=size)
+    images = blank(3, size)
+    model(images)  # running statistics that are not those of the start
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = model.eval()(images).detach()
+    scale_head(model, 2.5)
+    torch.testing.assert_close(model(images).detach(), 2.5 * expected, rtol=1e-4, atol=1e-5)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed <= set(head_parameters(model))
 
 
 def test_layers_of_a_network_from_elsewhere_are_its_children() -> None:

@@ -83,6 +83,7 @@ OTHER = Recipe(
     validate_every=0.5,
     checkpoint_minutes=1.5,
     seed=42,
+    calibrate=True,
     deterministic=True,
 )
 

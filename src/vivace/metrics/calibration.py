@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["expected_calibration_error", "negative_log_likelihood"]
+__all__ = ["best_temperature", "expected_calibration_error", "negative_log_likelihood"]
 
 # sums of float32 probabilities over a thousand classes stay well within this
 ROW_SUM_TOLERANCE = 1e-3
 SMALLEST_PROBABILITY = 1e-12
+# beyond these it is not the temperature that is wrong with a network
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.02, 50.0
+NUM_NEWTON_STEPS = 30
 
 
 def expected_calibration_error(probs_BK: ArrayLike, labels_B: ArrayLike, *, num_bins: int = 15) -> float:
@@ -39,6 +42,44 @@ def negative_log_likelihood(probs_BK: ArrayLike, labels_B: ArrayLike) -> float:
     probs, labels = _checked(probs_BK), np.asarray(labels_B)
     own = np.take_along_axis(probs, labels[:, None], axis=1)
     return float(-np.log(np.clip(own, SMALLEST_PROBABILITY, 1)).mean())
+
+
+def best_temperature(logits_NK: ArrayLike, labels_N: ArrayLike) -> float:
+    """The temperature T, in [0.02, 50], for which softmax(logits / T) is likeliest to have given the labels.
+
+    Below 1 the probabilities were less sure than the answers are right, above 1 surer. N right answers do not prove
+    that the next one is: they count as N + 1 of N + 2 (Platt 1999), so that T stays above 0 where all are right.
+    logits_NK: float, K >= 2. labels_N: int64 in [0, K).
+    Raises ValueError if there are no images or a logit is not finite.
+    Source: Guo et al. 2017, arXiv:1706.04599.
+    """
+    logits, labels = np.asarray(logits_NK, dtype=np.float64), np.asarray(labels_N)
+    num_images, num_classes = logits.shape
+    if num_images == 0:
+        raise ValueError("there are no images to find a temperature on")
+    if not np.isfinite(logits).all():
+        raise ValueError("a logit is NaN or infinite")
+    logits = logits - logits.max(1, keepdims=True)
+    # smoothed targets: the other classes share 1 / (N + 2)
+    share = num_classes / ((num_classes - 1) * (num_images + 2))
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    wanted = float((1 - share) * own.mean() + share * logits.mean())
+    # the loss is convex in the factor 1 / T: Newton's method on its slope, kept between bounds that close in
+    low, high = 1 / HIGHEST_TEMPERATURE, 1 / LOWEST_TEMPERATURE
+    factor = 1.0
+    for _ in range(NUM_NEWTON_STEPS):
+        weights = np.exp(factor * logits)
+        weights /= weights.sum(1, keepdims=True)
+        means = (weights * logits).sum(1)
+        slope = float(means.mean()) - wanted
+        curvature = float(((weights * logits**2).sum(1) - means**2).mean())
+        low, high = (low, factor) if slope > 0 else (factor, high)
+        step = factor - slope / curvature if curvature > 0 else high
+        step = step if low < step < high else (low * high) ** 0.5
+        if abs(step - factor) <= 1e-6 * factor:
+            break
+        factor = step
+    return 1 / factor
 
 
 def _checked(probs_BK: ArrayLike) -> np.ndarray:

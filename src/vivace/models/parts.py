@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["count_parameters", "forward_flops", "head_parameters", "layer_groups"]
+__all__ = ["count_parameters", "forward_flops", "head_parameters", "layer_groups", "scale_head"]
 
 
 def head_parameters(model: nn.Module) -> list[str]:
@@ -29,6 +29,21 @@ def _head_modules(model: nn.Module) -> list[nn.Module]:
         return list(heads) if isinstance(heads, tuple | list) else [heads]
     layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return layers[-1:]
+
+
+@torch.no_grad()
+def scale_head(model: nn.Module, factor: float) -> None:
+    """Multiply the logits by `factor` > 0, in place, by the weights of the last layer of the head that has any.
+
+    That the logits are linear in that layer is for the caller to try: a network may do something else behind it.
+    """
+    heads = _head_modules(model)
+    # modules of a `parts` follow each other, timm's classifiers stand side by side
+    chains = [heads] if hasattr(model, "parts") else [[head] for head in heads]
+    for chain in chains:
+        layers = [layer for head in chain for layer in head.modules() if list(layer.parameters(recurse=False))]
+        for parameter in layers[-1].parameters(recurse=False) if layers else ():
+            parameter.mul_(factor)
 
 
 def layer_groups(model: nn.Module) -> list[list[str]]:

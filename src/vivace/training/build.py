@@ -23,6 +23,7 @@ from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model, head_parameters, layer_groups, load_weights
 from vivace.optim.optimizers import create_optimizer
 from vivace.training.arrays import TrainingData, sample
+from vivace.training.calibrate import calibrated
 from vivace.training.distill import Teacher, make_distillation
 from vivace.training.engine import Validation
 from vivace.training.focus import Focus
@@ -35,6 +36,9 @@ from vivace.training.tune import trial_batch_size
 from vivace.training.validation import eval_batch_size, split_logits
 
 __all__ = ["Session"]
+
+# images on which a calibrated network is tried
+NUM_TRIED = 8
 
 
 def _seen(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
@@ -242,6 +246,13 @@ class Session:
         started = time.monotonic()
         self._logits(model, setup, *arrays, part)
         return (time.monotonic() - started) * len(positions) / len(part)
+
+    def calibrated(self, model: nn.Module, setup: Setup) -> tuple[nn.Module, float | None]:
+        """The network whose logits are divided by a temperature that fits validation, and that; or itself and None."""
+        data = self.data
+        logits, labels = self._logits(model, setup, data.val_images_NHWC, data.val_labels_N, data.val_indices)
+        stored = torch.from_numpy(self.data.preprocess.view(sample(data)[:NUM_TRIED])).permute(0, 3, 1, 2)
+        return calibrated(model, logits, labels, self.normalize(stored.to(self.device)))
 
     def split_probs(self, model: nn.Module, setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray]:
         """probs_NK float32 and labels_N int64 of "val" or "test"."""

@@ -53,6 +53,7 @@ class Distillation:
                 f"student {channels}. Set data.channels={bundle.preprocess.channels}."
             )
         self._config, self._size = config, bundle.preprocess.size
+        self._calibrated_by = bundle.info.temperature or 1.0
         self._logits = _network(bundle, device) if teacher is None else _deployed(teacher)
 
     def __call__(self, loss: Tensor, logits_BK: Tensor, images_BCHW: Tensor) -> Tensor:
@@ -69,6 +70,8 @@ class Distillation:
 
     @torch.no_grad()
     def _log_probs(self, images_BCHW: Tensor, temperature: float) -> Tensor:
+        # as it learnt to answer, before it was calibrated: weight and temperature were chosen with such teachers
+        temperature /= self._calibrated_by
         if images_BCHW.shape[-1] != self._size:
             images_BCHW = functional.interpolate(
                 images_BCHW.float(), (self._size, self._size), mode="bilinear", antialias=True

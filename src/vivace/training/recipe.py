@@ -93,6 +93,9 @@ class Recipe:
     """Largest norm of the whole gradient, > 0. None: not clipped."""
     early_stopping: int | None = None
     """Stop after this many epochs without a better validation accuracy, and keep the best. None: run to the end."""
+    calibrate: bool = False
+    """Divide the bundle's logits by the temperature for which its probabilities fit validation best (arXiv:1706.04599);
+    which class is first does not change."""
     fake_quant: bool = False
     """Train with weights and activations rounded as int8 rounds them (arXiv:1712.05877); needs compile off."""
     head_epochs: int = 0

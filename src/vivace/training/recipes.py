@@ -96,7 +96,7 @@ def _fast_small(facts: DataFacts) -> Recipe:
         # the shift of the whitening layer is learnt soon, and its gradient is a tenth of a step
         freeze_after: tuple[float, ...] = (0.4,)
         focus = FocusConfig(share=0.5)
-        own = 0.5 if facts.num_images * facts.num_classes <= MAX_ANSWERS else 0.0
+        own = _own_share(facts)
     else:
         # whitening at stride 2: a quarter of the operations, and the most accurate network in little time
         model = {"stride": 2}
@@ -121,9 +121,15 @@ def _fast_small(facts: DataFacts) -> Recipe:
         loss=LossConfig(label_smoothing=0.2, self_distillation=own),
         focus=focus,
         freeze_after=freeze_after,
+        calibrate=True,
         epochs=epochs,
         batch_size=batch_size,
     )
+
+
+def _own_share(facts: DataFacts) -> float:
+    """Share of the loss that is the network's own earlier answers, as long as these fit into memory."""
+    return 0.5 if facts.num_images * facts.num_classes <= MAX_ANSWERS else 0.0
 
 
 def _widths(facts: DataFacts) -> tuple[int, ...] | None:
@@ -145,6 +151,7 @@ def _fast_photo(facts: DataFacts) -> Recipe:
         optimizer=OptimizerConfig(name="muon", lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.02, aux_lr=0.005),
         schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.7),
         loss=LossConfig(label_smoothing=0.1),
+        calibrate=True,
         epochs=16,
         batch_size=64,
     )
@@ -188,6 +195,7 @@ def finetune(facts: DataFacts) -> Recipe:
         optimizer=OptimizerConfig(name="adamw", lr=5e-4, weight_decay=0.05, layer_decay=0.75),
         schedule=ScheduleConfig(name="cosine", warmup=0.1),
         loss=LossConfig(label_smoothing=0.1),
+        calibrate=True,
         epochs=8,
         head_epochs=1,
         batch_size=32,

@@ -32,6 +32,8 @@ class TrainResult:
     target_seconds: float | None = None
     """Process start to the validation that reached the target."""
     within_seconds: float | None = None
+    temperature: float | None = None
+    """By which the logits that training ended with were divided in the bundle; None: they are as they were."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from vivace.training.recipe import Recipe
 __all__ = ["RunFolder", "new_run_path", "newest_run"]
 
 # what may differ between a run and its resumption: how long it goes on
-FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping"})
+FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping", "calibrate"})
 
 
 class RunFolder:

@@ -195,8 +195,9 @@ def _engine(
     )
     if contract.within_seconds is not None:
         seconds = session.pass_seconds(state.averaged_model, setup)
-        # the last validation, the metrics of the bundle on validation and test, and saving
-        plan.reserve_seconds = seconds * (2 + data.num_test / max(data.num_val, 1)) + SAVE_SECONDS
+        # the last validation, the bundle's temperature, its metrics on validation and test, and saving
+        num_passes = 2 + recipe.calibrate + data.num_test / max(data.num_val, 1)
+        plan.reserve_seconds = seconds * num_passes + SAVE_SECONDS
     return Engine(
         recipe=recipe,
         state=state,
@@ -222,7 +223,9 @@ def _finish(
     contract: Contract,
 ) -> TrainResult:
     data, recipe, counters = session.data, session.recipe, engine.counters
-    model = engine.state.averaged_model
+    model, temperature = engine.state.averaged_model, None
+    if recipe.calibrate:
+        model, temperature = session.calibrated(model, setup)
     metrics: dict[str, Any] = {}
     for split in ("val", "test"):
         if split == "val" or data.num_test:
@@ -243,6 +246,7 @@ def _finish(
         recipe=to_dict(recipe),
         environment=describe(),
         data=facts,
+        temperature=temperature,
     )
     with _disk_for(folder.bundle):
         save_bundle(folder.bundle, model, info)
@@ -259,6 +263,7 @@ def _finish(
         target_reached=None if contract.target is None else counters.target_seconds is not None,
         target_seconds=counters.target_seconds,
         within_seconds=contract.within_seconds,
+        temperature=temperature,
         metrics=metrics,
     )
     with _disk_for(folder.path / "result.json"):
