@@ -247,6 +247,8 @@ def test_fast_focuses_and_freezes_where_its_network_is_large() -> None:
     few = resolve_recipe("fast", DataFacts(num_images=600, num_classes=10, channels=3, side=32))
     assert (few.focus.share, few.freeze_after) == (1.0, ())
     assert (many.loss.self_distillation, few.loss.self_distillation) == (0.5, 0.0)
+    photos = resolve_recipe("fast", DataFacts(num_images=3_000, num_classes=5, channels=3, side=240))
+    assert photos.loss.self_distillation == 0.5
     # what is remembered of each image and class would take more memory than the images
     classes = DataFacts(num_images=1_300_000, num_classes=1000, channels=3, side=32)
     assert resolve_recipe("fast", classes).loss.self_distillation == 0

@@ -150,7 +150,7 @@ def _fast_photo(facts: DataFacts) -> Recipe:
         augment=AugmentConfig(random_resized_crop=(0.35, 1.0), flip="random" if facts.channels == 3 else "none"),
         optimizer=OptimizerConfig(name="muon", lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.02, aux_lr=0.005),
         schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.7),
-        loss=LossConfig(label_smoothing=0.1),
+        loss=LossConfig(label_smoothing=0.1, self_distillation=_own_share(facts)),
         calibrate=True,
         epochs=16,
         batch_size=64,
