@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from vivace.acceleration.smaller import entrants, survivors
 from vivace.acceleration.splits import open_splits
 from vivace.acceleration.students import FOR_INT8, propose
 from vivace.acceleration.variants import Variant, open_variant
-from vivace.bundle import Architecture, Bundle, load_bundle
+from vivace.bundle import Architecture, Bundle, load_bundle, save_bundle
 from vivace.errors import ConfigError, Interrupted, TrainingError
 from vivace.evaluation.evaluate import evaluate
+from vivace.models.parts import scale_head
 
 MakeFolder = Callable[..., Path]
 PRUNED, ZOO = "pruned to 60%", "fast_cnn 32 px, width 8-8"
@@ -83,6 +85,28 @@ def test_students_have_fewer_operations_and_a_recipe_of_their_own(trained: tuple
     # a second time they are taken as they are
     again = {s.name: s for s in propose(bundle, open_splits(bundle, data), tmp_path / "work")}
     assert again[PRUNED].bundle == students[PRUNED].bundle
+
+
+def test_students_start_from_answers_that_were_not_calibrated_yet(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, data = trained
+    monkeypatch.setattr(students_module, "LEAST_SIDE", 16)
+    monkeypatch.setattr(students_module, "SIDE_STEP", 8)
+    model = plain.build_model()
+    scale_head(model, 4.0)
+    info = dataclasses.replace(plain.info, temperature=0.25)
+    bundle = save_bundle(tmp_path / "calibrated", model, info)
+
+    def starts(bundle: Bundle, folder: str) -> dict[str, torch.Tensor]:
+        students = propose(bundle, open_splits(bundle, data), tmp_path / folder, fake_quant=True)
+        assert all(student.bundle.info.temperature is None for student in students)
+        return {s.name: s.bundle.build_model().state_dict()["head.weight"] for s in students if s.name != ZOO}
+
+    expected, found = starts(plain, "plain"), starts(bundle, "calibrated")
+    assert set(expected) >= {FOR_INT8, PRUNED, "24 px"}
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight)
 
 
 def test_the_model_itself_and_the_pruned_one_see_smaller_images(

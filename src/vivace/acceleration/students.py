@@ -22,6 +22,7 @@ from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bu
 from vivace.errors import BundleError, Interrupted, MissingExtra, ModelError, first_line
 from vivace.models.narrowing import narrowed_layers
 from vivace.models.normalize import Normalize
+from vivace.models.parts import scale_head
 from vivace.models.zoo import complete_arguments, create_model, forward_flops
 from vivace.runtimes import Classifier
 from vivace.training.run import train
@@ -88,13 +89,26 @@ def propose(
         except (MissingExtra, ModelError, RuntimeError) as error:
             on_message(f"no students {kind}: {first_line(error)}")
     if fake_quant:
-        students = [_fine_tuned(FOR_INT8, bundle, flops), *students]
+        own = _saved(folder / FOR_INT8) or save_bundle(folder / FOR_INT8, _as_trained(bundle), _untrained(bundle.info))
+        students = [_fine_tuned(FOR_INT8, own, flops), *students]
         students = [dataclasses.replace(s, changes={**s.changes, "fake_quant": True}) for s in students]
     return students
 
 
-def _pruned(bundle: Bundle, splits: Splits, folder: Path, flops: float) -> list[Student]:
+def _as_trained(bundle: Bundle) -> nn.Module:
+    """The network before its logits were calibrated: so a teacher teaches, and so a student starts."""
     model = bundle.build_model()
+    if bundle.info.temperature is not None:
+        scale_head(model, bundle.info.temperature)
+    return model
+
+
+def _untrained(info: BundleInfo) -> BundleInfo:
+    return dataclasses.replace(info, metrics={}, temperature=None)
+
+
+def _pruned(bundle: Bundle, splits: Splits, folder: Path, flops: float) -> list[Student]:
+    model = _as_trained(bundle)
     preprocess, architecture = bundle.preprocess, bundle.info.architecture
     names = {share: f"pruned to {share:.0%}" for share in PRUNED_SHARES}
     missing = [share for share, name in names.items() if _saved(folder / name) is None]
@@ -106,7 +120,7 @@ def _pruned(bundle: Bundle, splits: Splits, folder: Path, flops: float) -> list[
         for share, pruned in found.items():
             arguments = {**architecture.arguments, "narrowed": narrowed_layers(pruned.model, plain)}
             info = dataclasses.replace(
-                bundle.info, architecture=dataclasses.replace(architecture, arguments=arguments), metrics={}
+                _untrained(bundle.info), architecture=dataclasses.replace(architecture, arguments=arguments)
             )
             save_bundle(folder / names[share], pruned.model, info)
     found_again = {name: _saved(folder / name) for name in names.values()}
@@ -144,7 +158,7 @@ def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path,
             if saved is None:
                 info = _resized(source.info, side)
                 model = _network(info.architecture)
-                model.load_state_dict(source.build_model().state_dict())
+                model.load_state_dict(_as_trained(source).state_dict())
                 saved = save_bundle(folder / name, model, info)
             students.append(_fine_tuned(name, saved, flops))
     return students
@@ -153,7 +167,7 @@ def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path,
 def _resized(info: BundleInfo, side: int) -> BundleInfo:
     """For images of another side, stored larger by as much as before."""
     architecture = dataclasses.replace(info.architecture, size=side)
-    return dataclasses.replace(info, architecture=architecture, preprocess=info.preprocess.resized(side), metrics={})
+    return dataclasses.replace(_untrained(info), architecture=architecture, preprocess=info.preprocess.resized(side))
 
 
 def _network(architecture: Architecture) -> nn.Module:
