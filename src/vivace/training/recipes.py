@@ -145,7 +145,8 @@ def _widths(facts: DataFacts) -> tuple[int, ...] | None:
 def _fast_photo(facts: DataFacts) -> Recipe:
     return Recipe(
         name="fast",
-        model=ModelConfig(name="fast_photo"),
+        # as accurate as SiLU, a fifth faster as one kernel with pooling and norm, and nothing beside an int8 convolution
+        model=ModelConfig(name="fast_photo", arguments={"activation": "relu"}),
         data=DataConfig(size=128),
         augment=AugmentConfig(random_resized_crop=(0.35, 1.0), flip="random" if facts.channels == 3 else "none"),
         optimizer=OptimizerConfig(name="muon", lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.02, aux_lr=0.005),
