@@ -34,7 +34,7 @@ MAX_UNDECIDED_SPREAD = 1.25
 # four pairs of equals all point the same way once in eight times, by a few thousandths: no reason to switch anything on
 MIN_GAIN = 1.02
 # by how much the fastest steps must be faster to be believed where the medians can't be
-MIN_GAIN_DISTURBED = 1.15
+MIN_GAIN_DISTURBED = 1.1
 NUM_WARMUP = 1
 # a compiler takes from half a minute to minutes: below this length of a run it is not even tried
 COMPILE_MIN_SECONDS = {"cpu": 1800.0, "cuda": 600.0}
