@@ -20,8 +20,11 @@ from vivace.data.sources import open_source
 from vivace.metrics.calibration import negative_log_likelihood
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.normalize import Normalize
+from vivace.training import build
+from vivace.training.build import Session
 from vivace.training.calibrate import MIN_IMAGES, calibrated
 from vivace.training.result import TrainResult
+from vivace.training.step import Setup
 
 
 class Squashed(nn.Module):
@@ -113,3 +116,27 @@ def test_a_run_that_is_extended_goes_on_from_what_training_ended_with(
     fitted = run("fitted", 2, resume=True, overrides={"calibrate": False})
     assert fitted.temperature is None
     assert_same_weights(plain, fitted)
+
+
+@pytest.mark.parametrize("early_stopping", [None, 1])
+def test_the_temperature_is_that_of_the_weights_in_the_bundle(
+    run_tiny: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch, early_stopping: int | None
+) -> None:
+    calibrate, said = Session.calibrated, []
+    monkeypatch.setattr(build, "calibrated", lambda model, logits, *_: (said.append(logits), (model, None))[1])
+
+    def compared(session: Session, model: nn.Module, setup: Setup) -> tuple[nn.Module, float | None]:
+        found = calibrate(session, model, setup)
+        data = session.data
+        fresh, _ = session._logits(model, setup, data.val_images_NHWC, data.val_labels_N, data.val_indices)
+        said.append(fresh)
+        return found
+
+    monkeypatch.setattr(Session, "calibrated", compared)
+    result = run_tiny(
+        changes={"calibrate": True, "early_stopping": early_stopping, "epochs": 3 if early_stopping is None else 50}
+    )
+    # stopped after an epoch that was worse than the one that is kept
+    assert early_stopping is None or result.epochs < 50
+    used, fresh = said
+    assert torch.equal(used, fresh)

@@ -85,6 +85,7 @@ class Session:
         self._check_start_size()
         self.head = head_parameters(self.model) if recipe.head_epochs else []
         self.late_frozen = self._late_frozen()
+        self._validated: tuple[torch.Tensor, torch.Tensor] | None = None
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
         self.loss = make_loss(recipe.loss, train.labels_N[data.train_indices], self.num_classes, device)
         self.distillation = make_distillation(
@@ -231,6 +232,7 @@ class Session:
     def _validate(self, setup: Setup, model: nn.Module) -> Validation:
         data = self.data
         logits, labels = self._logits(model, setup, data.val_images_NHWC, data.val_labels_N, data.val_indices)
+        self._validated = logits, labels
         # the plain loss: that of a smoothed or weighted target could not be compared between recipes
         loss = torch.nn.functional.cross_entropy(logits, labels)
         return Validation(loss=float(loss), top1=topk_accuracy(logits, labels, k=1))
@@ -250,7 +252,9 @@ class Session:
     def calibrated(self, model: nn.Module, setup: Setup) -> tuple[nn.Module, float | None]:
         """The network whose logits are divided by a temperature that fits validation, and that; or itself and None."""
         data = self.data
-        logits, labels = self._logits(model, setup, data.val_images_NHWC, data.val_labels_N, data.val_indices)
+        # the last step was validated: no pass is needed, unless the best weights were taken back since
+        last = None if self.recipe.early_stopping else self._validated
+        logits, labels = last or self._logits(model, setup, data.val_images_NHWC, data.val_labels_N, data.val_indices)
         stored = torch.from_numpy(self.data.preprocess.view(sample(data)[:NUM_TRIED])).permute(0, 3, 1, 2)
         return calibrated(model, logits, labels, self.normalize(stored.to(self.device)))
 

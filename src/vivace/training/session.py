@@ -195,9 +195,8 @@ def _engine(
     )
     if contract.within_seconds is not None:
         seconds = session.pass_seconds(state.averaged_model, setup)
-        # the last validation, the bundle's temperature, its metrics on validation and test, and saving
-        num_passes = 2 + recipe.calibrate + data.num_test / max(data.num_val, 1)
-        plan.reserve_seconds = seconds * num_passes + SAVE_SECONDS
+        # the last validation, the metrics of the bundle on validation and test, and saving
+        plan.reserve_seconds = seconds * (2 + data.num_test / max(data.num_val, 1)) + SAVE_SECONDS
     return Engine(
         recipe=recipe,
         state=state,
