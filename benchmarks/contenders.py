@@ -197,7 +197,7 @@ CONTENDERS = {
             "lightning",
             "Lightning with torchvision's resnet18, SGD, one cycle, bf16",
             size=32,
-            epochs=10,
+            epochs=5,
             batch_size=128,
         ),
         peer(

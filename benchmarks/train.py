@@ -71,10 +71,11 @@ def run_rounds(
     environments: Path,
     device: str,
     seed: int,
+    results: dict[str, list[Result]],
     tta: bool = False,
-) -> dict[str, list[Result]]:
-    """All results by contender, in the order of the rounds."""
-    results: dict[str, list[Result]] = {contender.name: [] for contender in contenders}
+) -> None:
+    """Put all results into `results` by contender, in the order of the rounds, each as soon as it is there."""
+    results |= {contender.name: [] for contender in contenders}
     cache = work / "cache"
     for index in range(rounds):
         for contender in contenders if index % 2 == 0 else contenders[::-1]:
@@ -96,7 +97,13 @@ def run_rounds(
                 f"loop {result.train_seconds:7.1f} s  in all {result.total_seconds:7.1f} s",
                 flush=True,
             )
-    return results
+
+
+def paired(results: dict[str, list[Result]]) -> dict[str, list[Result]]:
+    """The rounds that all have run in; a contender that has run in none is left out."""
+    runs = {name: its_runs for name, its_runs in results.items() if its_runs}
+    num_rounds = min(map(len, runs.values()), default=0)
+    return {name: its_runs[:num_rounds] for name, its_runs in runs.items()}
 
 
 def main() -> None:
@@ -132,33 +139,46 @@ def main() -> None:
             ensure_environment(name, args.environments)
     except EnvironmentFailed as error:
         sys.exit(str(error))
+    results: dict[str, list[Result]] = {}
+    stopped = None
     with tempfile.TemporaryDirectory(prefix="vivace-bench-") as work:
-        results = run_rounds(
-            contenders,
-            args.data,
-            args.rounds,
-            cold_cache=args.cold_cache,
-            work=Path(work),
-            environments=args.environments,
-            device=args.device,
-            seed=args.seed,
-            tta=args.tta,
-        )
+        try:
+            run_rounds(
+                contenders,
+                args.data,
+                args.rounds,
+                cold_cache=args.cold_cache,
+                work=Path(work),
+                environments=args.environments,
+                device=args.device,
+                seed=args.seed,
+                results=results,
+                tta=args.tta,
+            )
+        except (RuntimeError, KeyboardInterrupt) as error:
+            # an hour of other contenders is not lost with the one that failed
+            stopped = error
+    results = paired(results)
+    if args.contenders[0] not in results:
+        sys.exit(f"nothing to compare with: {stopped}")
     record = {
         "date": today(),
         "data": args.data.name,
         "command": f"python benchmarks/train.py {' '.join(sys.argv[1:])}",
         "device": args.device,
-        "rounds": args.rounds,
+        "rounds": min(map(len, results.values())),
         "seed": args.seed,
         "cold_cache": args.cold_cache,
         "environment": describe(),
-        "contenders": {contender.name: contender.about for contender in contenders},
+        "contenders": {contender.name: contender.about for contender in contenders if contender.name in results},
+        "stopped_by": None if stopped is None else str(stopped) or type(stopped).__name__,
         "summary": summarize(results),
         "runs": {name: [dataclasses.asdict(run) for run in runs] for name, runs in results.items()},
     }
     label = f"-{args.label}" if args.label else ""
     save(record, f"train-{args.data.name}{label}", markdown, args.out)
+    if stopped is not None:
+        sys.exit(f"stopped before the end, what was measured is saved: {record['stopped_by']}")
 
 
 if __name__ == "__main__":
