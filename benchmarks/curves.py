@@ -64,7 +64,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
     axes.set_ylabel("accuracy, %")
     axes.set_title(title, fontsize=10)
     axes.grid(which="both", alpha=0.25)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="best")
     figure.savefig(path, dpi=120)
 
 
