@@ -127,8 +127,7 @@ def test_the_temperature_is_that_of_the_weights_in_the_bundle(
 
     def compared(session: Session, model: nn.Module, setup: Setup) -> tuple[nn.Module, float | None]:
         found = calibrate(session, model, setup)
-        data = session.data
-        fresh, _ = session._logits(model, setup, data.val_images_NHWC, data.val_labels_N, data.val_indices)
+        fresh, _ = session._split_logits(model, setup, "val")
         said.append(fresh)
         return found
 

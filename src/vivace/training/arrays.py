@@ -14,7 +14,7 @@ from vivace.errors import ConfigError
 from vivace.models.zoo import pretrained_stats
 from vivace.training.recipe import Recipe
 
-__all__ = ["TrainingData", "prepare_data", "sample"]
+__all__ = ["NUM_STATISTICS_IMAGES", "TrainingData", "prepare_data", "sample"]
 
 # enough images for a mean and a covariance to three digits
 NUM_STATISTICS_IMAGES = 5000
@@ -93,7 +93,7 @@ def _channel_statistics(images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return mean, np.sqrt(shares @ values**2 - mean**2)
 
 
-def sample(data: TrainingData) -> np.ndarray:
-    """Up to NUM_STATISTICS_IMAGES training images, evenly spread, uint8 [n, store, store, C]."""
-    step = max(1, len(data.train_indices) // NUM_STATISTICS_IMAGES)
-    return data.cache.splits["train"].images_NHWC[data.train_indices[::step][:NUM_STATISTICS_IMAGES]]
+def sample(data: TrainingData, num_images: int = NUM_STATISTICS_IMAGES) -> np.ndarray:
+    """Up to `num_images` training images, evenly spread, uint8 [n, store, store, C]."""
+    step = max(1, len(data.train_indices) // num_images)
+    return data.cache.splits["train"].images_NHWC[data.train_indices[::step][:num_images]]

@@ -22,7 +22,7 @@ from vivace.metrics.accuracy import topk_accuracy
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model, head_parameters, layer_groups, load_weights
 from vivace.optim.optimizers import create_optimizer
-from vivace.training.arrays import TrainingData, sample
+from vivace.training.arrays import NUM_STATISTICS_IMAGES, TrainingData, sample
 from vivace.training.calibrate import calibrated
 from vivace.training.distill import Teacher, make_distillation
 from vivace.training.engine import Validation
@@ -121,10 +121,15 @@ class Session:
         model.to(self.device)
         init = getattr(model, "init_from_images", None)
         if init is not None and load and not recipe.model.weights:
-            stored = torch.from_numpy(preprocess.view(sample(self.data))).permute(0, 3, 1, 2)
             with torch.no_grad():
-                init(self.normalize(stored.to(self.device)))
+                init(self._sample_images())
         return model
+
+    def _sample_images(self, num_images: int = NUM_STATISTICS_IMAGES) -> torch.Tensor:
+        """Up to so many training images as the network sees them, normalised images_BCHW on the device."""
+        stored = torch.from_numpy(self.data.preprocess.view(sample(self.data, num_images))).permute(0, 3, 1, 2)
+        normalised: torch.Tensor = self.normalize(stored.to(self.device))
+        return normalised
 
     def _late_frozen(self) -> list[list[str]]:
         """Names of the parameters of the parts that `freeze_after` names."""
@@ -230,9 +235,7 @@ class Session:
         return partial(self._validate, setup)
 
     def _validate(self, setup: Setup, model: nn.Module) -> Validation:
-        data = self.data
-        logits, labels = self._logits(model, setup, data.val_images_NHWC, data.val_labels_N, data.val_indices)
-        self._validated = logits, labels
+        logits, labels = self._validated = self._split_logits(model, setup, "val")
         # the plain loss: that of a smoothed or weighted target could not be compared between recipes
         loss = torch.nn.functional.cross_entropy(logits, labels)
         return Validation(loss=float(loss), top1=topk_accuracy(logits, labels, k=1))
@@ -251,23 +254,24 @@ class Session:
 
     def calibrated(self, model: nn.Module, setup: Setup) -> tuple[nn.Module, float | None]:
         """The network whose logits are divided by a temperature that fits validation, and that; or itself and None."""
-        data = self.data
         # the last step was validated: no pass is needed, unless the best weights were taken back since
         last = None if self.recipe.early_stopping else self._validated
-        logits, labels = last or self._logits(model, setup, data.val_images_NHWC, data.val_labels_N, data.val_indices)
-        stored = torch.from_numpy(self.data.preprocess.view(sample(data)[:NUM_TRIED])).permute(0, 3, 1, 2)
-        return calibrated(model, logits, labels, self.normalize(stored.to(self.device)))
+        logits, labels = last or self._split_logits(model, setup, "val")
+        return calibrated(model, logits, labels, self._sample_images(NUM_TRIED))
 
     def split_probs(self, model: nn.Module, setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray]:
         """probs_NK float32 and labels_N int64 of "val" or "test"."""
+        logits, labels = self._split_logits(model, setup, split)
+        return logits.softmax(1).numpy(), labels.numpy()
+
+    def _split_logits(self, model: nn.Module, setup: Setup, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         data = self.data
         if split == "val":
             arrays: tuple[Any, ...] = (data.val_images_NHWC, data.val_labels_N, data.val_indices)
         else:
             test = data.cache.splits["test"]
             arrays = (test.images_NHWC, test.labels_N, None)
-        logits, labels = self._logits(model, setup, *arrays)
-        return logits.softmax(1).numpy(), labels.numpy()
+        return self._logits(model, setup, *arrays)
 
     def _logits(
         self, model: nn.Module, setup: Setup, images: np.ndarray, labels: np.ndarray, indices: np.ndarray | None
