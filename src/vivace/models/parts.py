@@ -15,20 +15,21 @@ def head_parameters(model: nn.Module) -> list[str]:
 
     Networks of our own say so by `parts`, timm's by `get_classifier`; of any other network it is the last layer.
     """
-    inside = {id(parameter) for module in _head_modules(model) for parameter in module.parameters()}
+    inside = {id(parameter) for head in _heads(model) for module in head for parameter in module.parameters()}
     return [name for name, parameter in model.named_parameters() if id(parameter) in inside]
 
 
-def _head_modules(model: nn.Module) -> list[nn.Module]:
+def _heads(model: nn.Module) -> list[list[nn.Module]]:
+    """The classifiers of a network, most often one, each as the modules that it runs one after the other."""
     parts: Any = getattr(model, "parts", None)
     if parts is not None:
-        return list(parts()[-1])
+        return [list(parts()[-1])]
     get_classifier: Any = getattr(model, "get_classifier", None)
     if get_classifier is not None:
         heads = get_classifier()
-        return list(heads) if isinstance(heads, tuple | list) else [heads]
+        return [[head] for head in heads] if isinstance(heads, tuple | list) else [[heads]]
     layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    return layers[-1:]
+    return [layers[-1:]]
 
 
 @torch.no_grad()
@@ -37,11 +38,8 @@ def scale_head(model: nn.Module, factor: float) -> None:
 
     That the logits are linear in that layer is for the caller to try: a network may do something else behind it.
     """
-    heads = _head_modules(model)
-    # modules of a `parts` follow each other, timm's classifiers stand side by side
-    chains = [heads] if hasattr(model, "parts") else [[head] for head in heads]
-    for chain in chains:
-        layers = [layer for head in chain for layer in head.modules() if list(layer.parameters(recurse=False))]
+    for head in _heads(model):
+        layers = [layer for module in head for layer in module.modules() if list(layer.parameters(recurse=False))]
         for parameter in layers[-1].parameters(recurse=False) if layers else ():
             parameter.mul_(factor)
 
