@@ -166,7 +166,7 @@ def main() -> None:
         "data": args.data.name,
         "command": f"python benchmarks/train.py {' '.join(sys.argv[1:])}",
         "device": args.device,
-        "rounds": min(map(len, results.values())),
+        "rounds": len(results[args.contenders[0]]),
         "seed": args.seed,
         "cold_cache": args.cold_cache,
         "environment": describe(),

@@ -49,6 +49,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(students_module, "SCRATCH_EPOCHS", 4)
 
 
+@pytest.fixture
+def small_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of 24 and 16 px count as smaller ones of 32 px."""
+    monkeypatch.setattr(students_module, "LEAST_SIDE", 16)
+    monkeypatch.setattr(students_module, "SIDE_STEP", 8)
+
+
 def names(timed: list[list[str]]) -> list[str]:
     return sorted({name for together in timed for name in together})
 
@@ -88,11 +95,9 @@ def test_students_have_fewer_operations_and_a_recipe_of_their_own(trained: tuple
 
 
 def test_students_start_from_answers_that_were_not_calibrated_yet(
-    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: tuple[Bundle, Path], tmp_path: Path, small_sides: None
 ) -> None:
     plain, data = trained
-    monkeypatch.setattr(students_module, "LEAST_SIDE", 16)
-    monkeypatch.setattr(students_module, "SIDE_STEP", 8)
     model = plain.build_model()
     scale_head(model, 4.0)
     info = dataclasses.replace(plain.info, temperature=0.25)
@@ -110,11 +115,9 @@ def test_students_start_from_answers_that_were_not_calibrated_yet(
 
 
 def test_the_model_itself_and_the_pruned_one_see_smaller_images(
-    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: tuple[Bundle, Path], tmp_path: Path, small_sides: None
 ) -> None:
     bundle, data = trained
-    monkeypatch.setattr(students_module, "LEAST_SIDE", 16)
-    monkeypatch.setattr(students_module, "SIDE_STEP", 8)
     students = {s.name: s for s in propose(bundle, open_splits(bundle, data), tmp_path / "work")}
     assert {"24 px", "16 px", f"{PRUNED}, 24 px", f"{PRUNED}, 16 px"} <= set(students)
     small = students[f"{PRUNED}, 16 px"]
