@@ -14,11 +14,12 @@ import torch
 from telling import run, told_times
 
 from vivace.acceleration import candidates as candidates_module
+from vivace.acceleration import prune as prune_module
 from vivace.acceleration import smaller as smaller_module
 from vivace.acceleration import students as students_module
 from vivace.acceleration.smaller import entrants, survivors
 from vivace.acceleration.splits import open_splits
-from vivace.acceleration.students import FOR_INT8, propose
+from vivace.acceleration.students import FOR_INT8, patience, propose
 from vivace.acceleration.variants import Variant, open_variant
 from vivace.bundle import Architecture, Bundle, load_bundle, save_bundle
 from vivace.errors import ConfigError, Interrupted, TrainingError
@@ -47,6 +48,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(students_module, "_drawn", lambda own: drawn)
     monkeypatch.setattr(students_module, "FINE_TUNE_EPOCHS", 4)
     monkeypatch.setattr(students_module, "SCRATCH_EPOCHS", 4)
+    monkeypatch.setattr(students_module, "PATIENCE", 1.0)
 
 
 @pytest.fixture
@@ -80,6 +82,21 @@ def test_where_a_speed_was_asked_for_the_slowest_that_have_it_are_looked_at() ->
     assert entrants({}, least_speed=1.0, asked=True) == []
 
 
+def test_of_few_images_a_student_sees_more_epochs(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, data = trained
+    splits = open_splits(bundle, data)
+    # 40 of each of three classes, a tenth of them held out
+    assert splits.num_train == 108
+    monkeypatch.setattr(students_module, "PATIENCE", 2.5)
+    student = propose(bundle, splits, tmp_path / "work")[0]
+    assert student.epochs == 4
+    assert patience(student, splits.num_train) == 2.5
+    assert patience(student, 125_000) == 2.0
+    assert patience(student, 1_000_000) == 1.0
+
+
 def test_students_have_fewer_operations_and_a_recipe_of_their_own(trained: tuple[Bundle, Path], tmp_path: Path) -> None:
     bundle, data = trained
     students = {s.name: s for s in propose(bundle, open_splits(bundle, data), tmp_path / "work")}
@@ -95,8 +112,12 @@ def test_students_have_fewer_operations_and_a_recipe_of_their_own(trained: tuple
 
 
 def test_students_start_from_answers_that_were_not_calibrated_yet(
-    trained: tuple[Bundle, Path], tmp_path: Path, small_sides: None
+    trained: tuple[Bundle, Path], tmp_path: Path, small_sides: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # layers that are timed twice may lose other channels the second time
+    monkeypatch.setattr(
+        prune_module, "layer_milliseconds", lambda model, images: dict.fromkeys(dict(model.named_modules()), 1.0)
+    )
     plain, data = trained
     model = plain.build_model()
     scale_head(model, 4.0)
@@ -129,6 +150,17 @@ def test_the_model_itself_and_the_pruned_one_see_smaller_images(
         assert all(torch.equal(before[key], after[key]) for key in before)
     assert students["16 px"].flops == pytest.approx(0.25, rel=0.1)
     assert small.flops < students[PRUNED].flops
+
+
+def test_narrower_ones_see_the_next_smaller_size_alone(
+    trained: tuple[Bundle, Path], tmp_path: Path, small_sides: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(students_module, "PRUNED_SHARES", (0.6, 0.3))
+    bundle, data = trained
+    students = {s.name: s for s in propose(bundle, open_splits(bundle, data), tmp_path / "work")}
+    assert {f"{PRUNED}, 24 px", f"{PRUNED}, 16 px", "pruned to 30%, 24 px"} <= set(students)
+    assert "pruned to 30%, 16 px" not in students
+    assert students["pruned to 30%, 24 px"].flops < students["pruned to 30%"].flops
 
 
 def test_photos_get_networks_for_smaller_photos(monkeypatch: pytest.MonkeyPatch) -> None:

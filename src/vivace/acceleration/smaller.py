@@ -18,7 +18,7 @@ import torch
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.decide import lost_too_much
 from vivace.acceleration.rows import Row
-from vivace.acceleration.students import RACE_SHARE, Student, propose, train_student
+from vivace.acceleration.students import RACE_SHARE, Student, patience, propose, train_student
 from vivace.acceleration.variants import Variant, open_variant
 from vivace.acceleration.workbench import Workbench
 from vivace.bundle import Bundle
@@ -188,7 +188,8 @@ class Smaller:
             self._bench.tell(f"no time is left to train {student.name}")
             return None
         self._bench.tell(f"training {student.name}")
-        bundle = self._trained(student, "whole", within_seconds=within)
+        share = patience(student, self._bench.own.splits.num_train)
+        bundle = self._trained(student, "whole", share=share, within_seconds=within)
         if bundle is None:
             return None
         variant = self._variant(student.name, bundle)

@@ -81,6 +81,8 @@ class Splits:
     """Candidates are compared on them."""
     certify: Images
     """Those that won are judged on them, once."""
+    num_train: int = 0
+    """Images that were trained on."""
     files: tuple[str, ...] = ()
     """Some of the split to select on, to time what reading them takes; none where there are arrays alone."""
 
@@ -115,7 +117,7 @@ def open_splits(
         )
     paths = source.splits[val_name].paths or ()
     files = tuple(paths[:: max(1, len(paths) // NUM_FILES)][:NUM_FILES])
-    return Splits(source.name, calibrate, select, certify, files)
+    return Splits(source.name, calibrate, select, certify, len(train), files)
 
 
 def _of(cache: Cache, bundle: Bundle, split: str, rows: np.ndarray) -> Images:

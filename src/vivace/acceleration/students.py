@@ -27,12 +27,12 @@ from vivace.models.zoo import complete_arguments, create_model, forward_flops
 from vivace.runtimes import Classifier
 from vivace.training.run import train
 
-__all__ = ["Student", "propose", "train_student"]
+__all__ = ["Student", "patience", "propose", "train_student"]
 
 # of the time of the whole network's layers
 PRUNED_SHARES = (0.6, 0.4, 0.25)
-# the pruned one that keeps most joins the model itself for so many sizes of smaller images
-PRUNED_SIDES = 2
+# sizes of smaller images that a pruned one joins the model itself for: of the one that keeps most, and of the others
+PRUNED_SIDES = (2, 1)
 # a network of the zoo is tried if it computes this much less
 LESS_FLOPS = 0.7
 # sides of smaller images, as shares of the model's own, in steps that suit strides
@@ -47,6 +47,9 @@ SCRATCH_WEIGHT = 0.5
 FOR_INT8 = "trained for int8"
 # a first look, to tell which are worth the rest
 RACE_SHARE = 0.25
+# of few images a student sees more epochs, for a teacher is best listened to for long (arXiv:2106.05237): up to so many
+# times as many, while it saw fewer images than these
+PATIENCE, MANY_IMAGES = 2.5, 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ def propose(
     flops = _flops(bundle)
     kinds: dict[str, Callable[[], list[Student]]] = {
         "pruned": lambda: _pruned(bundle, splits, folder, flops),
-        "for smaller images": lambda: _for_smaller_images(bundle, students[:1], folder, flops),
+        "for smaller images": lambda: _for_smaller_images(bundle, students, folder, flops),
         "of the zoo": lambda: _of_the_zoo(bundle, folder, flops),
     }
     for kind, make in kinds.items():
@@ -144,13 +147,16 @@ def _fine_tuned(name: str, saved: Bundle, teacher_flops: float) -> Student:
 
 
 def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path, flops: float) -> list[Student]:
-    """The model itself, and pruned ones of it, with the weights they have. Raises RuntimeError where these are for one
-    size alone, as embeddings of positions are."""
+    """The model itself, and pruned ones of it, the widest first, with the weights they have. Raises RuntimeError where
+    these are for one size alone, as embeddings of positions are."""
     smaller = [side for side in _sides(bundle.info.architecture.size) if side < bundle.info.architecture.size]
     students = []
     for title, source, sides in [
         ("", bundle, smaller),
-        *((f"{student.name}, ", student.bundle, smaller[:PRUNED_SIDES]) for student in pruned),
+        *(
+            (f"{student.name}, ", student.bundle, smaller[: PRUNED_SIDES[index > 0]])
+            for index, student in enumerate(pruned)
+        ),
     ]:
         for side in sides:
             name = f"{title}{side} px"
@@ -226,6 +232,11 @@ def _sides(size: int) -> list[int]:
     """Sides of images, the model's own and smaller ones; the larger first."""
     rounded = {SIDE_STEP * round(share * size / SIDE_STEP) for share in SMALLER_SIDES}
     return sorted({side for side in rounded if LEAST_SIDE <= side <= size} | {size}, reverse=True)
+
+
+def patience(student: Student, num_train: int) -> float:
+    """How many times its epochs a student is trained where no time is given."""
+    return min(PATIENCE, max(1.0, MANY_IMAGES / (student.epochs * max(1, num_train))))
 
 
 def train_student(
