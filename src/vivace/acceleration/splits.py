@@ -81,7 +81,7 @@ class Splits:
     """Candidates are compared on them."""
     certify: Images
     """Those that won are judged on them, once."""
-    num_train: int = 0
+    num_train: int
     """Images that were trained on."""
     files: tuple[str, ...] = ()
     """Some of the split to select on, to time what reading them takes; none where there are arrays alone."""

@@ -236,7 +236,7 @@ def _sides(size: int) -> list[int]:
 
 def patience(student: Student, num_train: int) -> float:
     """How many times its epochs a student is trained where no time is given."""
-    return min(PATIENCE, max(1.0, MANY_IMAGES / (student.epochs * max(1, num_train))))
+    return min(PATIENCE, max(1.0, MANY_IMAGES / (student.epochs * num_train)))
 
 
 def train_student(
