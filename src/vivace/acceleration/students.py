@@ -31,8 +31,9 @@ __all__ = ["Student", "patience", "propose", "train_student"]
 
 # of the time of the whole network's layers
 PRUNED_SHARES = (0.6, 0.4, 0.25)
-# sizes of smaller images that a pruned one joins the model itself for: of the one that keeps most, and of the others
-PRUNED_SIDES = (2, 1)
+# the pruned one that keeps most joins the model itself for so many sizes of smaller images, the others for the next
+# alone
+PRUNED_SIDES = 2
 # a network of the zoo is tried if it computes this much less
 LESS_FLOPS = 0.7
 # sides of smaller images, as shares of the model's own, in steps that suit strides
@@ -154,7 +155,7 @@ def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path,
     for title, source, sides in [
         ("", bundle, smaller),
         *(
-            (f"{student.name}, ", student.bundle, smaller[: PRUNED_SIDES[index > 0]])
+            (f"{student.name}, ", student.bundle, smaller[: 1 if index else PRUNED_SIDES])
             for index, student in enumerate(pruned)
         ),
     ]:
