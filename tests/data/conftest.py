@@ -1,8 +1,11 @@
-"""Images and devices for the tests of batches and augmentation."""
+"""Images and devices for the tests of batches and augmentation, and a user without rights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,3 +34,17 @@ def make_images() -> Callable[..., Tensor]:
         return pixels.contiguous(memory_format=torch.channels_last)
 
     return make
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Path]:
+    """A folder that everybody may enter, and no root's rights where the tests run as root."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        uid = os.geteuid()
+        if uid == 0:
+            os.seteuid(65534)
+        yield folder
+        if uid == 0:
+            os.seteuid(0)

@@ -324,6 +324,21 @@ def test_a_cache_that_took_the_place_of_another_is_left_alone_by_the_thread_of_t
     assert index.read_bytes() == another
 
 
+def test_a_cache_that_is_closed_while_it_goes_to_the_disk_is_left_as_it_is(
+    as_nobody: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = as_nobody / "closed"
+    index = closed / "cache" / "cache.json"
+    index.parent.mkdir(parents=True)
+    unsettled = json.dumps({"boot": "this one", "sha256": ""})
+    index.write_text(unsettled)
+    monkeypatch.setattr(cachefiles, "sync_files", lambda folder: closed.chmod(0))
+    # an error in the thread fails this test
+    settle(index.parent).join()
+    closed.chmod(0o755)
+    assert index.read_text() == unsettled
+
+
 def test_where_nothing_names_the_start_of_the_system_the_disk_is_waited_for(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,20 +14,6 @@ from vivace.data.sources import open_source
 from vivace.errors import DataError
 
 MakeFolder = Callable[..., Path]
-
-
-@pytest.fixture
-def as_nobody() -> Iterator[Path]:
-    """A folder that everybody may enter, and no root's rights where the tests run as root."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o777)
-        uid = os.geteuid()
-        if uid == 0:
-            os.seteuid(65534)
-        yield folder
-        if uid == 0:
-            os.seteuid(0)
 
 
 def fill(root: Path, *classes: str, count: int = 3) -> Path:

@@ -153,17 +153,19 @@ def _settle(folder: Path, unsettled: bytes) -> None:
     except OSError:
         # a page that can't be written may be dropped: what is read from it later is anything
         failed = True
-    if not folder.exists():
-        return
-    with contextlib.suppress(OSError), building(folder):
-        # another process may have put another cache in its place
-        if (folder / INDEX).read_bytes() != unsettled:
+    # a folder that was closed to this process meanwhile keeps its index: it is believed until the next start
+    with contextlib.suppress(OSError):
+        if not folder.exists():
             return
-        if failed:
-            (folder / INDEX).unlink()
-            return
-        with atomic_file(folder / INDEX) as file:
-            file.write(_sealed(index))
+        with building(folder):
+            # another process may have put another cache in its place
+            if (folder / INDEX).read_bytes() != unsettled:
+                return
+            if failed:
+                (folder / INDEX).unlink()
+                return
+            with atomic_file(folder / INDEX) as file:
+                file.write(_sealed(index))
 
 
 def read_splits(
