@@ -34,7 +34,7 @@ ALLOWED = {
     "bundle": LAYER_0 | {"models", "data.preprocess"},
     "training": LAYER_0 | {"data", "models", "optim", "metrics", "bundle"},
     "runtimes": BASE | {"models", "data.preprocess", "data.cachedir"},
-    "prediction": BASE | {"runtimes", "data.preprocess", "data.decode"},
+    "prediction": BASE | {"runtimes", "data.preprocess", "data.cachedir", "data.decode"},
     "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction"},
     "acceleration": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"},
     "bench": LAYER_0 | {"training"},

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,18 @@ import pytest
 import torch
 from PIL import Image
 
+from vivace import prediction
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.cli import main
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, DataError
 from vivace.evaluation.evaluate import evaluate
+from vivace.kernels import resize
+from vivace.kernels.build import COMPILERS
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor, expand_paths, predict
 
+COMPILER = any(map(shutil.which, COMPILERS))
 CLASSES = ("blue", "green", "red", "violet", "white", "yellow")
 
 
@@ -73,10 +78,14 @@ KINDS: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["few images", "many, resized by a kernel"])
 def test_predict_sees_the_pixels_of_evaluate_and_says_the_same_to_the_last_bit(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path, many: bool
 ) -> None:
     """EXIF, grey, CMYK, alpha, palette, 16 bits, and a JPEG large enough to be decoded at a lower resolution."""
+    monkeypatch.setattr(resize, "_folder", None)
+    if many:
+        monkeypatch.setattr(prediction, "MANY_IMAGES", len(KINDS))
     folder = tmp_path / "data" / "red"
     folder.mkdir(parents=True)
     for name, save in KINDS.items():
@@ -92,6 +101,8 @@ def test_predict_sees_the_pixels_of_evaluate_and_says_the_same_to_the_last_bit(
     monkeypatch.setattr(Predictor, "probs", record)
     evaluate(bundle, folder.parent, device="cpu")
     result = predict(bundle, folder, topk=6, device="cpu")
+    assert bool(list(own_cache.glob("kernels/resize-*.so"))) == (many and COMPILER)
+    resize._kernel.cache_clear()
     (evaluated, evaluated_probs), (predicted, predicted_probs) = seen
     assert len(evaluated) == len(KINDS)
     np.testing.assert_array_equal(predicted, evaluated)

@@ -88,7 +88,7 @@ def _option_names(verb: str) -> set[str]:
 
 
 def test_links_inside_the_documentation_lead_somewhere() -> None:
-    pages = [ROOT / name for name in READMES] + sorted((ROOT / "docs").glob("*.md")) + [ROOT / "CHANGELOG.md"]
+    pages = [ROOT / name for name in READMES] + sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "CHANGELOG.md"]
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

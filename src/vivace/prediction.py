@@ -17,9 +17,11 @@ import numpy as np
 
 from vivace.bundle import Bundle, load_bundle
 from vivace.config import check_choice, check_range
+from vivace.data.cachedir import default_cache_dir
 from vivace.data.decode import EXTENSIONS
 from vivace.errors import BundleError, ConfigError, DataError, ImageError
 from vivace.hardware import keep_freed_memory, num_cpus, select_device, supported_precisions
+from vivace.kernels.resize import use_fast_resize
 from vivace.runtimes import is_quantized, load_runtime
 
 __all__ = ["Failure", "Prediction", "Predictions", "Predictor", "expand_paths", "predict", "predictor_for"]
@@ -27,6 +29,8 @@ __all__ = ["Failure", "Prediction", "Predictions", "Predictor", "expand_paths", 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # runtimes that take the network itself, in a precision that this machine has
 COMPILED = ("aoti", "eager", "inductor")
+# below this number of images building a kernel to resize them may cost more than it saves
+MANY_IMAGES = 2000
 
 
 class Predictor:
@@ -158,6 +162,8 @@ def predict(
     files = expand_paths([paths] if isinstance(paths, str | Path) else paths)
     classes = predictor.classes
     topk = min(topk, len(classes))
+    if len(files) >= MANY_IMAGES:
+        use_fast_resize(default_cache_dir() / "kernels")
     rows: list[Prediction] = []
     failures: list[Failure] = []
     started = time.perf_counter()

@@ -121,7 +121,7 @@ def _open_or_build(
                 # another process may have built it while we waited
                 found = read_splits(folder, preprocess, signature)
                 if found is None or found[2].unreadable:
-                    _build(folder, source, preprocess, signature, num_workers, progress)
+                    _build(folder, source, preprocess, signature, cache_dir / "kernels", num_workers, progress)
                     found = read_splits(folder, preprocess, signature)
             settle(folder)
         except OSError as error:
@@ -149,6 +149,7 @@ def _build(
     source: DataSource,
     preprocess: Preprocess,
     signature: str,
+    kernels: Path,
     num_workers: int | None,
     progress: Callable[[int, int], None],
 ) -> None:
@@ -164,7 +165,7 @@ def _build(
     boot = boot_id()
     with atomic_folder(folder, sync=boot is None) as temporary:
         decoded = {
-            name: _decode_split(split, preprocess, temporary / f"{name}.npy", num_workers, count)
+            name: _decode_split(split, preprocess, temporary / f"{name}.npy", kernels, num_workers, count)
             for name, split in source.splits.items()
         }
         _finish(temporary, source, preprocess, signature, decoded, boot)
@@ -180,13 +181,18 @@ def _check_space(folder: Path, num_bytes: int) -> None:
 
 
 def _decode_split(
-    split: Split, preprocess: Preprocess, pixels: Path, num_workers: int | None, count: Callable[[int], None]
+    split: Split,
+    preprocess: Preprocess,
+    pixels: Path,
+    kernels: Path,
+    num_workers: int | None,
+    count: Callable[[int], None],
 ) -> Decoded:
     side = preprocess.store_size
     images = allocate(pixels, (len(split), side, side, preprocess.channels))
     if split.paths is not None:
         del images
-        return decode_files(split.paths, preprocess, pixels, num_workers=num_workers, progress=count)
+        return decode_files(split.paths, preprocess, pixels, num_workers=num_workers, kernels=kernels, progress=count)
     assert split.arrays is not None
     digests = []
     untouched = split.arrays.shape == images.shape

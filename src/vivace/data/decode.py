@@ -88,8 +88,8 @@ def read_image(
     max_pixels: int = MAX_PIXELS,
     draft_size: int | None = None,
     check_extension: bool = False,
-) -> Image.Image:
-    """The decoded first frame of an image file, in its own mode.
+) -> Image.Image | np.ndarray:
+    """The decoded first frame of an image file, in its own mode; a plain JPEG as its pixels, uint8 [H, W, 3 | 1].
 
     source: a path, or an encoded file's bytes. draft_size: a JPEG at least four times as large may be decoded at a
     lower resolution, still at least twice this side. check_extension: a path whose extension disagrees with the
@@ -99,8 +99,7 @@ def read_image(
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
-    decoded = decode_bytes(data, name, max_pixels=max_pixels, draft_size=draft_size, check_extension=check_extension)
-    return image_of(decoded) if isinstance(decoded, np.ndarray) else decoded
+    return decode_bytes(data, name, max_pixels=max_pixels, draft_size=draft_size, check_extension=check_extension)
 
 
 def image_of(pixels: np.ndarray) -> Image.Image:
@@ -143,10 +142,7 @@ def decode_bytes(
     draft_size: int | None = None,
     check_extension: bool = False,
 ) -> Image.Image | np.ndarray:
-    """`read_image` of bytes already read; `name` is used in messages and for its extension.
-
-    A plain JPEG comes as its pixels, uint8 [H, W, 3 | 1].
-    """
+    """`read_image` of bytes already read; `name` is used in messages and for its extension."""
     if not data:
         raise ImageError(f"the file is empty: {shown(name)}. Remove it.", problem="empty")
     plain = decode_plain_jpeg(

@@ -20,6 +20,7 @@ from vivace.config import check_choice, check_range, from_dict, to_dict
 from vivace.data.decode import PillowGuard, image_of, read_image, shown
 from vivace.errors import ConfigError, ImageError
 from vivace.files import canonical_json
+from vivace.kernels.resize import resize_square
 
 __all__ = ["Preprocess"]
 
@@ -101,6 +102,12 @@ class Preprocess:
         if isinstance(image, np.ndarray):
             if image.shape == (side, side, self.channels):
                 return image
+            if image.shape[2:] == (self.channels,):
+                # the same pixels as below, faster, where that was asked for
+                box = self._box(image.shape[1], image.shape[0])
+                resized = resize_square(image, box, side, self.interpolation)
+                if resized is not None:
+                    return resized
             image = image_of(image)
         with PillowGuard():
             try:

@@ -29,6 +29,7 @@ from vivace.data.decode import PillowGuard, decode_bytes, read_bytes, shown
 from vivace.data.preprocess import Preprocess
 from vivace.errors import DataError, ImageError
 from vivace.hardware import num_cpus
+from vivace.kernels.resize import use_fast_resize
 
 __all__ = ["Decoded", "decode_files"]
 
@@ -66,11 +67,13 @@ def decode_files(
     pixels: Path,
     *,
     num_workers: int | None = None,
+    kernels: Path | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Decoded:
     """Decode `paths` into the existing .npy file `pixels`, uint8 [N, store_size, store_size, C].
 
-    progress is told how many more are done. Raises DataError if a worker dies or memory does not suffice.
+    kernels: folder for one of our own that resizes photos, built where there are many files. progress is told how many
+    more are done. Raises DataError if a worker dies or memory does not suffice.
     """
     workers = num_workers or num_cpus()
     result = Decoded([EMPTY_DIGEST] * len(paths))
@@ -85,7 +88,7 @@ def decode_files(
 
     children = []
     if workers > 1 and len(paths) >= MIN_FILES_FOR_PROCESSES and sys.executable:
-        children = _start_children(min(workers, len(blocks)), preprocess, pixels)
+        children = _start_children(min(workers, len(blocks)), preprocess, pixels, kernels)
     if children:
         _run_processes(children, blocks, collect)
     else:
@@ -128,10 +131,13 @@ def _decode_block(block: Block, preprocess: Preprocess, images: np.ndarray) -> A
     return start, digests, problems
 
 
-def _start_children(count: int, preprocess: Preprocess, pixels: Path) -> list[subprocess.Popen[str]]:
+def _start_children(
+    count: int, preprocess: Preprocess, pixels: Path, kernels: Path | None = None
+) -> list[subprocess.Popen[str]]:
     """Children that wait for blocks; none where the system lets no more processes start."""
     job = json.dumps([str(folder) for folder in sys.path]) + "\n"
-    job += json.dumps({"preprocess": preprocess.to_dict(), "pixels": os.fspath(pixels)}) + "\n"
+    facts = {"preprocess": preprocess.to_dict(), "pixels": os.fspath(pixels), "kernels": kernels and os.fspath(kernels)}
+    job += json.dumps(facts) + "\n"
     children: list[subprocess.Popen[str]] = []
     try:
         for _ in range(count):
@@ -233,6 +239,8 @@ def serve() -> None:
     job = json.loads(sys.stdin.readline())
     preprocess = Preprocess.from_dict(job["preprocess"])
     images = np.load(job["pixels"], mmap_mode="r+")
+    if job["kernels"]:
+        use_fast_resize(Path(job["kernels"]))
     blocks: Queue[str] = Queue()
 
     def listen() -> None:

@@ -18,7 +18,10 @@ from vivace.hardware import cpu_features, cpu_name
 __all__ = ["load_library"]
 
 # -march=native: built where it runs. No -ffast-math: a NaN must stay one, or diverging runs would not be noticed
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+# more for some of them. OpenMP is that of torch, which must have been imported: one set of threads. Where products and
+# sums may not be fused, weights are rounded as in a library that is built for any processor
+OPTIONS = {"norms": ("-fopenmp",), "resize": ("-ffp-contract=off",)}
 COMPILERS = ("cc", "gcc", "clang")
 # half a second is usual
 TIMEOUT_SECONDS = 60
@@ -28,14 +31,14 @@ TIMEOUT_SECONDS = 60
 def load_library(name: str, folder: Path) -> ctypes.CDLL:
     """The library built from `name`.c, from `folder` if it was built before, else built into it (about half a second).
 
-    $CC names another compiler than cc, gcc or clang. OpenMP is that of torch, which must have been imported: one set
-    of threads. Raises KernelError if there is no compiler, it fails, or the folder can't be written.
+    $CC names another compiler than cc, gcc or clang. Raises KernelError if there is no compiler, it fails, or the
+    folder can't be written.
     """
     source = Path(__file__).with_name(f"{name}.c")
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise KernelError(f"no C compiler is there: looked for {', '.join(COMPILERS)}. Install one, or set CC.")
-    flags = [*FLAGS, *_wide_vectors()]
+    flags = [*FLAGS, *OPTIONS.get(name, ()), *_wide_vectors()]
     # a library built on another processor of a shared home would not run here
     facts = (source.read_text(), compiler, flags, cpu_name(), cpu_features(), platform.machine())
     path = folder / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}.so"
