@@ -26,17 +26,6 @@ ACTIVATIONS: dict[str, list[nn.Module]] = {
 SHAPES = [(5, 16, 8, 8), (3, 40, 7, 5), (1, 1, 4, 4), (9, 3, 3, 6), (130, 8, 4, 4)]
 
 
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the kernels have been built; skips where there is no compiler."""
-    folder = tmp_path_factory.mktemp("kernels")
-    try:
-        load_library("norms", folder)
-    except KernelError as error:
-        pytest.skip(str(error))
-    return folder
-
-
 def layers(channels: int, pool: bool, activation: str, seed: int = 0) -> FusedSequential:
     norm = nn.BatchNorm2d(channels, momentum=0.4)
     generator = torch.Generator().manual_seed(seed)

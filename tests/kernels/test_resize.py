@@ -14,7 +14,6 @@ from vivace.data import workers
 from vivace.data.cachefiles import allocate
 from vivace.data.preprocess import Preprocess
 from vivace.data.workers import decode_files
-from vivace.errors import KernelError
 from vivace.kernels import resize
 from vivace.kernels.build import load_library
 from vivace.kernels.resize import resize_square, use_fast_resize
@@ -33,17 +32,6 @@ SHAPES = [
     (5, 190),
     (1, 1),
 ]
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the kernel has been built; skips where there is no compiler."""
-    folder = tmp_path_factory.mktemp("kernels")
-    try:
-        load_library("resize", folder)
-    except KernelError as error:
-        pytest.skip(str(error))
-    return folder
 
 
 @pytest.fixture(autouse=True)

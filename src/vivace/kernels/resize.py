@@ -34,7 +34,6 @@ def use_fast_resize(folder: Path) -> None:
     """
     global _folder
     _folder = folder
-    _kernel.cache_clear()
 
 
 def resize_square(pixels_HWC: np.ndarray, box: Box, side: int, interpolation: str) -> np.ndarray | None:
@@ -42,7 +41,7 @@ def resize_square(pixels_HWC: np.ndarray, box: Box, side: int, interpolation: st
 
     None where `use_fast_resize` was not called, or did not help, or the interpolation is not bilinear or bicubic.
     """
-    kernel = _kernel(interpolation)
+    kernel = None if _folder is None else _kernel(_folder, interpolation)
     return None if kernel is None else kernel(pixels_HWC, box, side)
 
 
@@ -56,12 +55,12 @@ def _down_if_tall(height: int, width: int, side: int) -> bool:
 
 
 @functools.cache
-def _kernel(interpolation: str) -> Callable[[np.ndarray, Box, int], np.ndarray] | None:
+def _kernel(folder: Path, interpolation: str) -> Callable[[np.ndarray, Box, int], np.ndarray] | None:
     """What resizes, with the order of its two passes as the Pillow that is installed has it; None without."""
-    if _folder is None or interpolation not in KINDS:
+    if interpolation not in KINDS:
         return None
     try:
-        library = load_library("resize", _folder)
+        library = load_library("resize", folder)
     except KernelError:
         return None
     kind = KINDS[interpolation]
