@@ -40,10 +40,13 @@ TINY = Recipe(
 def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
     everything = override(
         Recipe(
+            model=ModelConfig(name="fast_cnn", arguments={"activation": "relu"}),
             augment=AugmentConfig(
                 random_resized_crop=(0.4, 1.0), translate=2, flip="alternating", cutout=4, start_size=16
             ),
-            optimizer=OptimizerConfig(name="muon", weight_decay=0.1),
+            optimizer=OptimizerConfig(
+                name="muon", weight_decay=0.1, bias_lr_factor=16, options={"normalize_filters": True}
+            ),
             schedule=ScheduleConfig(name="cosine", warmup=0.1),
             loss=LossConfig(label_smoothing=0.1, self_distillation=0.5),
         ),
@@ -71,7 +74,10 @@ def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
 def test_an_unknown_technique_and_one_that_is_off_are_refused() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'Muon'"):
         levers_of(TINY, ["muon"])
-    with pytest.raises(ConfigError, match=r"does not use 'cutout'.*It uses: Muon, flips, alternating flips"):
+    with pytest.raises(
+        ConfigError,
+        match=r"does not use 'cutout'.*It uses: whitening, identity start, Muon, .*flips, alternating flips",
+    ):
         levers_of(TINY, ["cutout"])
     with pytest.raises(ConfigError, match="--seeds is out of range: got 0"):
         measure_levers("nowhere", TINY, out=Path("x"), seeds=0)

@@ -18,7 +18,7 @@ from PIL import Image
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.cli import main
 from vivace.data.preprocess import Preprocess
-from vivace.errors import BundleError, DataError
+from vivace.errors import BundleError, ConfigError, DataError
 from vivace.evaluation.evaluate import NUM_MISTAKES, evaluate
 from vivace.evaluation.tta import averaged_probs
 from vivace.metrics.summary import evaluate_probs
@@ -65,6 +65,36 @@ def test_with_test_time_augmentation_the_metrics_are_those_of_averaged_answers(
     assert result.metrics.nll == pytest.approx(evaluate_probs(answers, labels, bundle.classes).nll, rel=1e-4)
     assert main(["evaluate", str(bundle.folder), str(folder), "--tta", "mirror", "--quiet"]) == 0
     assert "test-time augmentation: mirror" in capsys.readouterr().out
+
+
+def test_only_the_least_sure_share_gets_other_views(
+    bundle: Bundle,
+    make_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = make_folder(per_class=5)
+    predictor = Predictor(bundle, device="cpu", batch_size=4)
+    asked: list[int] = []
+    probs = predictor.probs
+
+    def counting(pixels: np.ndarray) -> np.ndarray:
+        asked.append(len(pixels))
+        return probs(pixels)
+
+    monkeypatch.setattr(predictor, "probs", counting)
+    plain = evaluate(predictor, folder)
+    assert sum(asked) == 15
+    asked.clear()
+    some = evaluate(predictor, folder, tta="shift", tta_share=0.4)
+    # each image once, and five more views of 6 of 15
+    assert sum(asked) == 15 + 5 * 6
+    assert some.metrics.nll not in (plain.metrics.nll, evaluate(predictor, folder, tta="shift").metrics.nll)
+    with pytest.raises(ConfigError, match="tta_share is out of range: got 0"):
+        evaluate(predictor, folder, tta="shift", tta_share=0)
+    options = ["--tta", "mirror", "--tta-share", "0.25", "--quiet"]
+    assert main(["evaluate", str(bundle.folder), str(folder), *options]) == 0
+    assert "test-time augmentation: mirror for 25 % of the images" in capsys.readouterr().out
 
 
 def test_mistakes_are_the_most_confident_first_with_their_images(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vivace.errors import ConfigError
-from vivace.evaluation.tta import VIEWS, averaged_probs
+from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
 
 
 @pytest.fixture
@@ -57,6 +57,31 @@ def test_shares_add_up_and_none_asks_once(images: np.ndarray) -> None:
     averaged_probs(probs, images, "shift")
     assert len(asked) == 7
     assert all(pixels.shape == images.shape and pixels.flags["C_CONTIGUOUS"] for pixels in asked)
+
+
+def test_known_answers_are_not_asked_for_again(images: np.ndarray) -> None:
+    asked: list[np.ndarray] = []
+
+    def probs(pixels: np.ndarray) -> np.ndarray:
+        asked.append(pixels)
+        return softmax(logits(pixels))
+
+    plain = softmax(logits(images))
+    kept = plain.copy()
+    answer = averaged_probs(probs, images, "shift", plain_NK=plain)
+    assert len(asked) == 5
+    np.testing.assert_array_equal(plain, kept)
+    np.testing.assert_array_equal(answer, averaged_probs(probs, images, "shift"))
+
+
+def test_the_least_sure_have_the_two_best_answers_closest() -> None:
+    probs = np.array([[0.9, 0.1, 0.0], [0.4, 0.2, 0.4], [0.2, 0.5, 0.3], [0.05, 0.0, 0.95]], dtype=np.float32)
+    assert least_sure(probs, 0.25).tolist() == [1]
+    assert least_sure(probs, 0.5).tolist() == [1, 2]
+    # a share is rounded up, and ties keep their order
+    assert least_sure(probs, 0.51).tolist() == [0, 1, 2]
+    assert least_sure(probs, 1.0).tolist() == [0, 1, 2, 3]
+    assert least_sure(np.ones((3, 1), dtype=np.float32), 0.3).tolist() == [0]
 
 
 def test_a_probability_of_zero_is_no_trouble(images: np.ndarray) -> None:

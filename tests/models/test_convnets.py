@@ -74,6 +74,14 @@ def test_whitening_has_each_filter_with_both_signs_and_learns_its_bias_alone() -
     assert layer.bias.count_nonzero() == 0
 
 
+def test_a_learnt_first_layer_stays_as_it_is_and_learns() -> None:
+    layer = Whitening(3, 3, 1, num_directions=12, learnt=True)
+    before = layer.weight.clone()
+    layer.init_from_images(coloured_noise())
+    assert torch.equal(layer.weight, before)
+    assert layer.weight.requires_grad
+
+
 def test_whitening_keeps_the_directions_of_the_largest_variance() -> None:
     images = coloured_noise()
     whole, few = Whitening(3, 3, 1, num_directions=27), Whitening(3, 3, 1, num_directions=4)
@@ -106,6 +114,20 @@ def test_fast_cnn_starts_as_the_identity_on_its_first_channels() -> None:
         x = torch.randn(1, conv.in_channels, 8, 8)
         count = min(conv.in_channels, conv.out_channels)
         torch.testing.assert_close(conv(x)[:, :count], x[:, :count])
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_fast_cnn_without_its_identity_or_its_whitening_starts_at_random(residual: bool) -> None:
+    plain = create_model("fast_cnn", 5, widths=(16, 16), residual=residual, identity=False)
+    for conv in [m for m in plain.groups.modules() if isinstance(m, nn.Conv2d)]:
+        # an identity has a one in the middle of each filter
+        assert conv.weight[:, :, 1, 1].abs().max() < 0.9
+    learnt = create_model("fast_cnn", 5, widths=(16, 16), residual=residual, whitening=False)
+    before = learnt.whiten.weight.clone()
+    learnt.init_from_images(coloured_noise(8))
+    assert torch.equal(learnt.whiten.weight, before)
+    learnt(coloured_noise(4)).sum().backward()
+    assert learnt.whiten.weight.grad is not None
 
 
 def test_fast_cnn_freezes_its_whitening_filters_and_the_scales_of_its_norms() -> None:

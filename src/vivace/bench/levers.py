@@ -32,6 +32,20 @@ class Lever:
     off: Mapping[str, Any]
 
 
+def _argument(networks: tuple[str, ...], name: str, wanted: Any, default: Any) -> Callable[[Recipe], bool]:
+    """Whether a recipe trains one of these networks with this argument."""
+    return lambda r: r.model.name in networks and r.model.arguments.get(name, default) == wanted
+
+
+def _uses_fewer_steps(recipe: Recipe) -> bool:
+    options = recipe.optimizer.options
+    return recipe.optimizer.name == "muon" and int(options.get("ns_steps", MUON_STEPS)) < USUAL_STEPS
+
+
+# Newton–Schulz steps of our Muon, and those of its authors
+MUON_STEPS, USUAL_STEPS = 3, 5
+
+
 LEVERS = (
     Lever("low precision", "bf16 or fp16 for fp32", lambda r: r.precision in ("bf16", "fp16"), {"precision": "fp32"}),
     Lever(
@@ -66,7 +80,38 @@ LEVERS = (
         lambda r: bool(r.freeze_after),
         {"freeze_after": []},
     ),
+    Lever(
+        "whitening",
+        "a frozen first layer made from the images for a learnt one",
+        _argument(("fast_cnn",), "whitening", True, True),
+        {"model.arguments.whitening": False},
+    ),
+    Lever(
+        "identity start",
+        "convolutions that pass their input on at first, for random filters",
+        _argument(("fast_cnn",), "identity", True, True),
+        {"model.arguments.identity": False},
+    ),
+    Lever(
+        "ReLU",
+        "for SiLU",
+        _argument(("fast_cnn", "fast_photo"), "activation", "relu", "silu"),
+        {"model.arguments.activation": "silu"},
+    ),
     Lever("Muon", "Muon for SGD at its usual rate", lambda r: r.optimizer.name == "muon", {"optimizer.name": "sgd"}),
+    Lever("fewer steps of Muon", "3 of Newton–Schulz for 5", _uses_fewer_steps, {"optimizer.options.ns_steps": 5}),
+    Lever(
+        "normalised filters",
+        "each convolution's weights brought to a fixed norm",
+        lambda r: bool(r.optimizer.options.get("normalize_filters")),
+        {"optimizer.options.normalize_filters": False},
+    ),
+    Lever(
+        "rate of norm biases",
+        "a higher one than that of the others",
+        lambda r: r.optimizer.bias_lr_factor > 1,
+        {"optimizer.bias_lr_factor": 1.0},
+    ),
     Lever(
         "schedule",
         "a rate that rises and falls for a constant one",

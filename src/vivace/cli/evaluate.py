@@ -36,6 +36,8 @@ class Options:
     """auto: that of the bundle's own metrics, where the device has it."""
     tta: Literal["none", "mirror", "shift"] = "none"
     """Test-time augmentation: average over mirrors, or over mirrors and shifts of a pixel (2 and 6 times the work)."""
+    tta_share: float = 1.0
+    """Share of the images, those with the least sure answers, that --tta looks at more than once, (0, 1]."""
     on_bad_image: Literal["refuse", "skip"] = "refuse"
     """What to do when images are corrupt or contradict each other."""
     data_root: Path | None = None
@@ -66,6 +68,7 @@ def run(options: Options) -> None:
             cache_dir=options.cache_dir,
             on_bad_image=options.on_bad_image,
             tta=options.tta,
+            tta_share=options.tta_share,
             progress=progress,
         )
     finally:
@@ -84,6 +87,8 @@ def _print(evaluation: Evaluation) -> None:
     metrics, classes = evaluation.metrics, evaluation.classes
     top = min(5, len(classes))
     views = "" if evaluation.tta == "none" else f", test-time augmentation: {evaluation.tta}"
+    if views and evaluation.tta_share < 1:
+        views += f" for {100 * evaluation.tta_share:g} % of the images"
     print(f"{evaluation.data}, split {evaluation.split}: {metrics.num_images:,} images, {evaluation.precision}{views}")
     print(f"top-1   {_share(metrics.top1, metrics.top1_low, metrics.top1_high)}")
     print(f"top-{top}   {_share(metrics.top5, metrics.top5_low, metrics.top5_high)}")

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.config import check_choice, to_dict
+from vivace.config import check_choice, check_range, to_dict
 from vivace.data.cache import CachedSplit, open_cache
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import DataError, nearest
-from vivace.evaluation.tta import VIEWS, averaged_probs
+from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
 from vivace.metrics.summary import Metrics, evaluate_probs
 from vivace.prediction import Predictor, predictor_for
 
@@ -52,6 +52,8 @@ class Evaluation:
     precision: str
     tta: str
     """The views that each answer is averaged over: none, mirror or shift."""
+    tta_share: float
+    """Share of the images that were looked at more than once, the least sure ones, (0, 1]."""
     seconds: float
     """Classifying, without decoding."""
     images_per_second: float
@@ -74,6 +76,7 @@ class Evaluation:
             "mistakes": [to_dict(mistake) for mistake in self.mistakes],
             "precision": self.precision,
             "tta": self.tta,
+            "tta_share": self.tta_share,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
         }
@@ -91,17 +94,20 @@ def evaluate(
     cache_dir: str | Path | None = None,
     on_bad_image: str = "refuse",
     tta: str = "none",
+    tta_share: float = 1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Measure a bundle on a split of `data`: test if there is one, else val, else all of it.
 
     data: as for `train`; its classes are matched to the bundle's by name, and may be some of them. batch_size: images
     per forward pass (a predictor keeps its own). tta: views that each answer is averaged over, "none", "mirror" (2
-    views) or "shift" (6 views: mirrors and shifts of a pixel). progress is told (images decoded, images in all).
+    views) or "shift" (6 views: mirrors and shifts of a pixel). tta_share: share of the images that get more views than
+    one, those of the least sure answers, (0, 1]. progress is told (images decoded, images in all).
     Raises DataError if a class is not the bundle's, the split is not there or empty, or images are bad and on_bad_image
-    is not "skip"; ConfigError for another tta; and what `Predictor` raises.
+    is not "skip"; ConfigError for another tta or a share out of range; and what `Predictor` raises.
     """
     check_choice("tta", tta, tuple(VIEWS))
+    check_range("tta_share", tta_share, 0.0, 1.0, open_low=True)
     predictor = predictor_for(bundle, device, batch_size, precision)
     classes = predictor.classes
     source, chosen, cached = open_split(
@@ -117,14 +123,7 @@ def evaluate(
         raise DataError(f"the split {chosen} of {source.name} has no images. Choose another by --split.")
     started = time.perf_counter()
     view = predictor.bundle.preprocess.view
-    probs = np.concatenate(
-        [
-            averaged_probs(
-                predictor.probs, view(np.asarray(cached.images_NHWC[start : start + predictor.batch_size])), tta
-            )
-            for start in range(0, len(cached.labels_N), predictor.batch_size)
-        ]
-    )
+    probs = _probs(predictor, cached, tta, tta_share)
     seconds = time.perf_counter() - started
     mistakes = _mistakes(probs, cached, classes)
     return Evaluation(
@@ -135,10 +134,28 @@ def evaluate(
         mistakes=mistakes,
         precision=predictor.precision,
         tta=tta,
+        tta_share=tta_share,
         seconds=seconds,
         images_per_second=len(probs) / max(seconds, 1e-9),
         images_NHWC=view(np.asarray(cached.images_NHWC[[mistake.index for mistake in mistakes]])),
     )
+
+
+def _probs(predictor: Predictor, cached: CachedSplit, tta: str, tta_share: float) -> np.ndarray:
+    view, batch_size = predictor.bundle.preprocess.view, predictor.batch_size
+    probs = np.concatenate(
+        [
+            predictor.probs(view(np.asarray(cached.images_NHWC[start : start + batch_size])))
+            for start in range(0, len(cached.labels_N), batch_size)
+        ]
+    )
+    if tta != "none":
+        chosen = least_sure(probs, tta_share)
+        for start in range(0, len(chosen), batch_size):
+            batch = chosen[start : start + batch_size]
+            pixels = view(np.asarray(cached.images_NHWC[batch]))
+            probs[batch] = averaged_probs(predictor.probs, pixels, tta, plain_NK=probs[batch])
+    return probs
 
 
 def open_split(

@@ -5,13 +5,14 @@ Shapes: N images, K classes; pixels uint8 [N, H, W, C], probabilities float32 [N
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from vivace.config import check_choice
 
-__all__ = ["VIEWS", "averaged_probs"]
+__all__ = ["VIEWS", "averaged_probs", "least_sure"]
 
 # (share of the answer, rows and columns shifted, mirrored): those of airbench94 (arXiv:2404.00498)
 VIEWS: dict[str, tuple[tuple[float, int, bool], ...]] = {
@@ -30,22 +31,42 @@ VIEWS: dict[str, tuple[tuple[float, int, bool], ...]] = {
 TINY = 1e-30
 
 
-def averaged_probs(probs: Callable[[np.ndarray], np.ndarray], images_NHWC: np.ndarray, tta: str) -> np.ndarray:
+def averaged_probs(
+    probs: Callable[[np.ndarray], np.ndarray],
+    images_NHWC: np.ndarray,
+    tta: str,
+    *,
+    plain_NK: np.ndarray | None = None,
+) -> np.ndarray:
     """The answer of all views of `tta`: "none", "mirror", or "shift" (mirrors, and diagonal shifts of a pixel).
 
-    Logarithms of probabilities are averaged, which is averaging logits. Raises ConfigError for another name.
+    Logarithms of probabilities are averaged, which is averaging logits. plain_NK: the answers to the images as they
+    are, where they are known already. Raises ConfigError for another name.
     """
     check_choice("tta", tta, tuple(VIEWS))
+    plain_NK = probs(images_NHWC) if plain_NK is None else plain_NK
     if tta == "none":
-        return probs(images_NHWC)
-    total = sum(
-        share * np.log(np.maximum(probs(_view(images_NHWC, shift, mirrored)), TINY))
-        for share, shift, mirrored in VIEWS[tta]
-    )
-    assert isinstance(total, np.ndarray)
+        return plain_NK
+    (plain_share, *_), *others = VIEWS[tta]
+    total = plain_share * np.log(np.maximum(plain_NK, TINY))
+    for share, shift, mirrored in others:
+        total += share * np.log(np.maximum(probs(_view(images_NHWC, shift, mirrored)), TINY))
     powers = np.exp(total - total.max(1, keepdims=True))
     averaged: np.ndarray = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
     return averaged
+
+
+def least_sure(probs_NK: np.ndarray, share: float) -> np.ndarray:
+    """Indices of the share of the images, (0, 1], whose two best answers are closest to each other, in their order.
+
+    Other views change hardly any answer of the rest, and need not be looked at.
+    """
+    count = math.ceil(share * len(probs_NK))
+    if count == len(probs_NK) or probs_NK.shape[1] < 2:
+        return np.arange(count)
+    best_N2 = np.partition(probs_NK, -2, axis=1)[:, -2:]
+    chosen: np.ndarray = np.sort(np.argsort(best_N2[:, 1] - best_N2[:, 0], kind="stable")[:count])
+    return chosen
 
 
 def _view(images_NHWC: np.ndarray, shift: int, mirrored: bool) -> np.ndarray:

@@ -60,7 +60,8 @@ class FastCNN(nn.Module):
     one or one for each group: "pool" (2×2 max-pooling behind the first convolution), "stride" (that convolution takes
     every other pixel: four times cheaper) or "none". The last map is reduced by its maximum, so any input of `size` or
     more is taken. residual: the convolutions of a group behind its first one change what that one gave, as in
-    airbench96; then each group has 2 or more.
+    airbench96; then each group has 2 or more. whitening False: the first layer is a convolution like others, learnt
+    from random filters; identity False: so are all filters of the groups. Both are for `vivace bench levers`.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class FastCNN(nn.Module):
         downsample: str | Sequence[str] = "pool",
         residual: bool = False,
         head_scale: float = 1 / 9,
+        whitening: bool = True,
+        identity: bool = True,
     ) -> None:
         super().__init__()
         act = _activation("fast_cnn", activation)
         depths = _per_group("depth", depth, len(widths))
         downsamples: list[str] = _per_group("downsample", downsample, len(widths))
-        self.whiten = Whitening(in_channels, kernel_size, stride, num_directions, padding)
+        self.whiten = Whitening(in_channels, kernel_size, stride, num_directions, padding, learnt=not whitening)
         self.act = act()
         side = (size + 2 * self.whiten.padding[0] - kernel_size) // stride + 1  # type: ignore[operator]
         channels = self.whiten.out_channels
@@ -96,8 +99,8 @@ class FastCNN(nn.Module):
                     f"fast_cnn has nothing to add to a first convolution: got depth {convs} with residual. "
                     "Give 2 or more."
                 )
-            first = _group(channels, width, 1 if residual else convs, act, down)
-            groups.append(nn.Sequential(first, _Behind(width, convs - 1, act)) if residual else first)
+            first = _group(channels, width, 1 if residual else convs, act, down, identity)
+            groups.append(nn.Sequential(first, _Behind(width, convs - 1, act, identity)) if residual else first)
             channels = width
         self.groups = nn.Sequential(*groups)
         self.pool = nn.AdaptiveMaxPool2d(1)
@@ -175,10 +178,10 @@ class FastPhoto(nn.Module):
 class _Behind(nn.Module):
     """x + body(x), activated: `depth` convolutions with their norms, an activation between each two of them."""
 
-    def __init__(self, width: int, depth: int, act: type[nn.Module]) -> None:
+    def __init__(self, width: int, depth: int, act: type[nn.Module], identity: bool) -> None:
         super().__init__()
         # without the last activation, which comes behind the sum
-        self.body = _group(width, width, depth, act, "none")[:-1]
+        self.body = _group(width, width, depth, act, "none", identity)[:-1]
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,11 +207,13 @@ def _conv_norm(in_channels: int, width: int, *, stride: int = 1) -> tuple[nn.Con
     return nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(width)
 
 
-def _group(in_channels: int, width: int, depth: int, act: type[nn.Module], downsample: str) -> nn.Sequential:
+def _group(
+    in_channels: int, width: int, depth: int, act: type[nn.Module], downsample: str, identity: bool
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index in range(depth):
         stride = 2 if index == 0 and downsample == "stride" else 1
-        layers.append(_dirac_conv(in_channels if index == 0 else width, width, stride))
+        layers.append(_conv(in_channels if index == 0 else width, width, stride, identity))
         if index == 0 and downsample == "pool":
             # before norm and activation: a quarter of their work
             layers.append(nn.MaxPool2d(2))
@@ -219,11 +224,12 @@ def _group(in_channels: int, width: int, depth: int, act: type[nn.Module], downs
     return FusedSequential(*layers)
 
 
-def _dirac_conv(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+def _conv(in_channels: int, out_channels: int, stride: int, identity: bool) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-    with torch.no_grad():
-        # pass the input through at the start: gradients reach the first layers at once
-        nn.init.dirac_(conv.weight[: min(in_channels, out_channels)])
+    if identity:
+        with torch.no_grad():
+            # pass the input through at the start: gradients reach the first layers at once
+            nn.init.dirac_(conv.weight[: min(in_channels, out_channels)])
     return conv
 
 

@@ -21,16 +21,23 @@ class Whitening(nn.Conv2d):
 
     num_directions: at most; there are no more than values in a patch. Two filters per direction. padding: px on each
     side, None for half the kernel. Until `init_from_images` is called the filters are random. The bias is learnt, and
-    starts at zero.
+    starts at zero. learnt: the filters stay random at the start and learn with the others, for comparison.
     """
 
     def __init__(
-        self, in_channels: int, kernel_size: int, stride: int, num_directions: int, padding: int | None = None
+        self,
+        in_channels: int,
+        kernel_size: int,
+        stride: int,
+        num_directions: int,
+        padding: int | None = None,
+        *,
+        learnt: bool = False,
     ) -> None:
         directions = min(num_directions, in_channels * kernel_size**2)
         padding = (kernel_size - 1) // 2 if padding is None else padding
         super().__init__(in_channels, 2 * directions, kernel_size, stride=stride, padding=padding)
-        self.weight.requires_grad_(False)
+        self.weight.requires_grad_(learnt)
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 
@@ -38,8 +45,10 @@ class Whitening(nn.Conv2d):
     def init_from_images(self, images_BCHW: Tensor) -> None:
         """Set the filters to the eigenvectors of the patches' covariance over the roots of their eigenvalues, in place.
 
-        The directions of the largest variance come first; then all their negatives.
+        The directions of the largest variance come first; then all their negatives. Nothing where they are learnt.
         """
+        if self.weight.requires_grad:
+            return
         covariance_DD = _covariance(_patches(images_BCHW, self.kernel_size[0]))
         values, vectors = torch.linalg.eigh(covariance_DD)
         filters = (vectors / torch.sqrt(values.clamp(min=0) + EPSILON)).T.flip(0)[: self.out_channels // 2]
