@@ -92,7 +92,7 @@ def vivace_epochs(data: Path, size: int) -> tuple[int, float, float]:
             count = 0
             for batch in batches.epoch(epoch):
                 images, _ = augment(
-                    batch.images_BCHW, batch.labels_B, batch.indices_B, epoch=epoch, generator=generator
+                    batch.images_BCHW, batch.labels_B, batch.indices_B, times_seen=epoch, generator=generator
                 )
                 count += len(normalize(images))
             seconds.append(time.perf_counter() - began)

@@ -38,12 +38,12 @@ MakeImages = Callable[..., Tensor]
 
 
 def run(
-    config: AugmentConfig, images: Tensor, *, size: int = 20, seed: int = 0, epoch: int = 0, run_seed: int = 0
+    config: AugmentConfig, images: Tensor, *, size: int = 20, seed: int = 0, times_seen: int = 0, run_seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     indices = torch.arange(len(images), device=images.device)
     augment = Augment(config, size=size, num_classes=7, seed=run_seed)
     generator = torch.Generator(images.device).manual_seed(seed)
-    return augment(images, indices % 7, indices, epoch=epoch, generator=generator)
+    return augment(images, indices % 7, indices, times_seen=times_seen, generator=generator)
 
 
 def name_of(config: AugmentConfig) -> str:
@@ -87,11 +87,11 @@ def test_without_augmentation_the_images_come_out_untouched(make_images: MakeIma
     assert augmented.data_ptr() == images.data_ptr()
 
 
-def test_alternating_flips_show_every_image_both_ways_in_two_epochs(make_images: MakeImages) -> None:
+def test_alternating_flips_show_every_image_both_ways_of_two_times(make_images: MakeImages) -> None:
     images = make_images(60)
-    for epoch in (0, 1, 6, 7):
+    for times in (0, 1, 6, 7):
         first, second = (
-            run(AugmentConfig(flip="alternating"), images, epoch=number)[0] for number in (epoch, epoch + 1)
+            run(AugmentConfig(flip="alternating"), images, times_seen=number)[0] for number in (times, times + 1)
         )
         for image, one, other in zip(images, first, second, strict=True):
             assert sorted([torch.equal(one, image), torch.equal(other, image)]) == [False, True]
@@ -161,8 +161,8 @@ def test_a_shift_after_a_random_resized_crop_is_not_ignored(make_images: MakeIma
 def test_a_flip_with_a_random_resized_crop_mirrors_the_crop(make_images: MakeImages) -> None:
     images = make_images(12, height=26, width=26)
     even, odd = (
-        run(AugmentConfig(random_resized_crop=(0.3, 1.0), flip="alternating"), images, epoch=epoch)[0]
-        for epoch in (0, 1)
+        run(AugmentConfig(random_resized_crop=(0.3, 1.0), flip="alternating"), images, times_seen=times)[0]
+        for times in (0, 1)
     )
     assert torch.equal(even, odd.flip(3))
 
@@ -234,7 +234,7 @@ def test_small_images_are_the_large_ones_scaled_down(
         config = AugmentConfig(start_size=start_size, **placed)  # type: ignore[arg-type]
         augment = Augment(config, size=32, num_classes=7)
         generator = torch.Generator().manual_seed(3)
-        return augment(images, indices, indices, epoch=0, generator=generator, progress=0.0)[0]
+        return augment(images, indices, indices, times_seen=0, generator=generator, progress=0.0)[0]
 
     small, large = augmented(16), augmented(None)
     assert small.shape == (6, 3, 16, 16)
@@ -249,7 +249,9 @@ def test_a_blanked_square_keeps_its_share_of_a_small_image(make_images: MakeImag
     images = make_images(50, height=32, width=32, channels=3) // 4
     augment = Augment(AugmentConfig(cutout=16, start_size=16), size=32, num_classes=7)
     generator = torch.Generator().manual_seed(0)
-    small = augment(images, torch.zeros(50).long(), torch.arange(50), epoch=0, generator=generator, progress=0.0)[0]
+    small = augment(images, torch.zeros(50).long(), torch.arange(50), times_seen=0, generator=generator, progress=0.0)[
+        0
+    ]
     assert int((small == CUTOUT_VALUE).all(1).sum((1, 2)).max()) == 8 * 8
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from killing import restored_after_nan, unbroken_and_resumed
 from same_weights import assert_same_weights
 
 from vivace.config import override
+from vivace.data import augment
 from vivace.data.loader import Batches
 from vivace.errors import ConfigError
 from vivace.training.focus import Focus
@@ -103,6 +105,28 @@ def test_the_run_trains_on_the_hardest_half_in_its_middle(run_tiny: RunTiny, mon
     assert len(chosen) == 18
     assert len(set(chosen.tolist())) == 9
     assert result.num_images_seen == 3 * 18
+
+
+def test_an_image_is_the_other_way_round_every_time_in_epochs_of_hard_images_too(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, list[bool]] = {}
+    flips = augment.alternating_flips
+
+    def recording(indices_B: torch.Tensor, times_seen: torch.Tensor, seed: int) -> torch.Tensor:
+        mirrored_B = flips(indices_B, times_seen, seed)
+        for index, mirrored in zip(indices_B.tolist(), mirrored_B.tolist(), strict=True):
+            seen.setdefault(index, []).append(mirrored)
+        return mirrored_B
+
+    monkeypatch.setattr(augment, "alternating_flips", recording)
+    # a third of 18 images is a batch: none has an image twice
+    run_tiny(changes={**CHANGES, "augment.flip": "alternating", "focus.share": 1 / 3})
+    assert sorted(map(len, seen.values())) == [2] * 12 + [5] * 6
+    for turns in seen.values():
+        assert all(turn != previous for previous, turn in itertools.pairwise(turns))
+    # coins decide which way round an image comes first
+    assert 0 < sum(turns[0] for turns in seen.values()) < len(seen)
 
 
 @pytest.mark.parametrize("step", [3, 4, 5, 8])

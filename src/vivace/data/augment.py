@@ -43,20 +43,21 @@ class Augment:
         labels_B: Tensor,
         indices_B: Tensor,
         *,
-        epoch: int,
+        times_seen: int | Tensor,
         generator: torch.Generator,
         progress: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """images_BCHW uint8 at the stored size → (images [B, C, S, S], targets); S is `size_at(progress)`.
 
-        indices_B: positions in the data set, which decide the alternating flips. progress: share of the run that is
-        done, [0, 1], which decides the size. Targets are labels_B int64, or soft
+        indices_B: positions in the data set; times_seen: how often the run has seen each of the images before, one
+        number or int [B]. Both decide the alternating flips. progress: share of the run that is done, [0, 1], which
+        decides the size. Targets are labels_B int64, or soft
         float32 [B, K] with mixup or cutmix. The images given are never changed; without any augmentation they are
         what comes out.
         """
         config = self.config
         size = self.size_at(progress)
-        images_BCHW = self._place(images_BCHW, self._flips(indices_B, epoch, generator), size, generator)
+        images_BCHW = self._place(images_BCHW, self._flips(indices_B, times_seen, generator), size, generator)
         if config.trivial_augment:
             images_BCHW = trivial_augment(images_BCHW, generator)
         if config.color_jitter:
@@ -100,20 +101,21 @@ class Augment:
             return images_BCHW
         return functional.interpolate(images_BCHW, (size, size), mode="bilinear", antialias=True)
 
-    def _flips(self, indices_B: Tensor, epoch: int, generator: torch.Generator) -> Tensor | None:
+    def _flips(self, indices_B: Tensor, times_seen: int | Tensor, generator: torch.Generator) -> Tensor | None:
         if self.config.flip == "alternating":
-            return alternating_flips(indices_B, epoch, self.seed)
+            return alternating_flips(indices_B, times_seen, self.seed)
         if self.config.flip == "random":
             return torch.rand(len(indices_B), generator=generator, device=indices_B.device) < 0.5
         return None
 
 
-def alternating_flips(indices_B: Tensor, epoch: int, seed: int = 0) -> Tensor:
-    """Which images to mirror, bool [B]: a random half in even epochs, the other half in odd ones.
+def alternating_flips(indices_B: Tensor, times_seen: int | Tensor, seed: int = 0) -> Tensor:
+    """Which images to mirror, bool [B]: a random half of those seen an even number of times, the others of the rest.
 
-    Over two epochs every image is seen both ways exactly once (arXiv:2404.00498).
+    Of two times that an image is seen it is once in the mirror (arXiv:2404.00498, by epochs there; here an epoch may
+    hold an image twice).
     """
-    return (_hash_bits(indices_B, seed) + epoch) % 2 == 1
+    return (_hash_bits(indices_B, seed) + times_seen) % 2 == 1
 
 
 def _hash_bits(values: Tensor, seed: int) -> Tensor:

@@ -56,7 +56,8 @@ class AugmentConfig:
     translate: int = 0
     """Largest shift in px, reflection padded (0: none)."""
     flip: Literal["none", "random", "alternating"] = "none"
-    """Horizontal flips: none, a coin per image, or each image the other way round every epoch (arXiv:2404.00498)."""
+    """Horizontal flips: none, a coin per image, or each image the other way round every time
+    that it is seen (arXiv:2404.00498)."""
     trivial_augment: bool = False
     """One random operation of random strength per image (arXiv:2103.10158)."""
     color_jitter: float = 0.0

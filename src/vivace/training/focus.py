@@ -5,7 +5,7 @@ N images of the training arrays, n of them train; B images of a batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,20 @@ class Focus:
     config: FocusConfig
     losses_N: Tensor
     """float32, plain cross-entropy; infinite for what has not been seen."""
+    times_seen_N: Tensor = field(init=False)
+    """int32: how often the run has seen each image."""
     order_n: np.ndarray | None = None
     """int64, positions in the order of the epoch that is under way; None: the loader's own order."""
     begun_at: float = 0.0
     """Share of the run that was done when the epoch began."""
 
+    def __post_init__(self) -> None:
+        self.times_seen_N = torch.zeros_like(self.losses_N, dtype=torch.int32)
+
     def record(self, indices_B: Tensor, losses_B: Tensor) -> None:
-        """Remember the losses of a batch, in place."""
+        """Remember the losses of a batch, and that its images were seen, in place."""
         self.losses_N[indices_B] = losses_B.float()
+        self.times_seen_N[indices_B] += 1
 
     def begin_epoch(self, plain_n: np.ndarray, *, progress: float, seed: tuple[int, int]) -> None:
         """Decide the order of an epoch that begins when the share `progress` of the run is done.
@@ -61,6 +67,7 @@ class Focus:
         """All that changes; the tensors are shared."""
         return {
             "losses": self.losses_N,
+            "times_seen": self.times_seen_N,
             "begun_at": self.begun_at,
             "order": None if self.order_n is None else torch.from_numpy(self.order_n),
         }
@@ -68,5 +75,6 @@ class Focus:
     def load_state_dict(self, tree: dict[str, Any]) -> None:
         """Take over a tree that `state_dict` gave."""
         self.losses_N.copy_(tree["losses"])
+        self.times_seen_N.copy_(tree["times_seen"])
         self.begun_at = tree["begun_at"]
         self.order_n = None if tree["order"] is None else tree["order"].cpu().numpy().copy()

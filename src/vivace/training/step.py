@@ -116,13 +116,15 @@ class Stepper:
 
         Raises OutOfMemoryError if even the smallest micro-batch does not fit.
         """
+        focus = self.state.focus
         # drawn once, so that a second try after an out-of-memory sees the same images
         with _memory_for("augmenting the images", "Give a smaller --batch-size"):
             images_BCHW, targets = self._augment(
                 batch.images_BCHW,
                 batch.labels_B,
                 batch.indices_B,
-                epoch=epoch,
+                # an epoch made of hard images has each of them more than once
+                times_seen=epoch if focus is None else focus.times_seen_N[batch.indices_B],
                 generator=self.state.generator,
                 progress=self.state.counters.progress,
             )
