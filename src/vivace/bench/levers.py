@@ -95,7 +95,7 @@ LEVERS = (
         {"model.arguments.activation": "silu"},
     ),
     Lever("Muon", "Muon for SGD at its usual rate", lambda r: r.optimizer.name == "muon", {"optimizer.name": "sgd"}),
-    Lever("fewer steps of Muon", "3 of Newton–Schulz for 5", _uses_fewer_steps, {"optimizer.options.ns_steps": 5}),
+    Lever("few Muon steps", "3 of Newton–Schulz for 5", _uses_fewer_steps, {"optimizer.options.ns_steps": 5}),
     Lever(
         "normalised filters",
         "each convolution's weights brought to a fixed norm",
@@ -103,7 +103,7 @@ LEVERS = (
         {"optimizer.options.normalize_filters": False},
     ),
     Lever(
-        "rate of norm biases",
+        "norm bias rate",
         "a higher one than that of the others",
         lambda r: r.optimizer.bias_lr_factor > 1,
         {"optimizer.bias_lr_factor": 1.0},
