@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS, page, save, today
+from records import RESULTS, page, paired_ratio, save, today, with_interval
 
 BATCH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -122,15 +122,15 @@ def one_side(side: str, data: Path, size: int) -> dict[str, float]:
 def markdown(record: dict[str, Any]) -> str:
     """The table for people."""
     conditions = (
-        f". {record['rounds']} rounds in alternation, each measurement a fresh process; medians, ratios with 95 % "
-        "bootstrap intervals."
+        f". {record['rounds']} rounds in alternation, each measurement a fresh process; medians; ratios are "
+        "geometric means of the rounds with Student's 95 % intervals."
     )
     lines = [
         "| side | images/s | × 0 workers | × 2 workers |",
         "| --- | --- | --- | --- |",
     ]
     for row in record["summary"]:
-        ratios = ["{:.2f} [{:.2f}, {:.2f}]".format(*row[f"against {workers} workers"]) for workers in (0, 2)]
+        ratios = [with_interval(*row[f"against {workers} workers"]) for workers in (0, 2)]
         lines.append(f"| {row['side']} | {row['images_per_second']:,.0f} | {ratios[0]} | {ratios[1]} |")
     return page(record, f"The data path on {record['data']} at {record['size']} px", conditions, lines)
 
@@ -148,7 +148,6 @@ def main() -> None:
         return
 
     from vivace.hardware import describe
-    from vivace.measure import bootstrap_ratio
 
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
     for index in range(args.rounds):
@@ -161,7 +160,7 @@ def main() -> None:
         row: dict[str, Any] = {"side": side, "images_per_second": statistics.median(values)}
         for workers in (0, 2):
             # rates are inverse times
-            row[f"against {workers} workers"] = bootstrap_ratio(values, rates[f"DataLoader, {workers} workers"])
+            row[f"against {workers} workers"] = paired_ratio(values, rates[f"DataLoader, {workers} workers"])
         summary.append(row)
     record = {
         "date": today(),

@@ -6,9 +6,11 @@ import math
 import statistics
 from typing import Any
 
+from scipy import stats
+
 from contenders import Result
-from records import page
-from vivace.measure import bootstrap_ratio
+from records import page, paired_ratio, with_interval
+from vivace.measure import student_mean
 
 __all__ = ["crossing_seconds", "markdown", "summarize"]
 
@@ -22,7 +24,11 @@ def crossing_seconds(run: Result, top1: float) -> float | None:
 
 
 def summarize(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
-    """A row per contender: means, spreads, the ratio to the first one, and when that one was as accurate."""
+    """A row per contender: means, spreads, the ratio to the first one, and when that one was as accurate.
+
+    Intervals are Student's, two-sided, 95 %, over rounds of which each has one run of every contender; of a single
+    round there is none (None).
+    """
     first = next(iter(results.values()))
     rows = []
     for name, runs in results.items():
@@ -32,6 +38,7 @@ def summarize(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
             "n": len(runs),
             "top1_mean": statistics.mean(top1),
             "top1_sd": statistics.stdev(top1) if len(runs) > 1 else None,
+            "top1_bound": _lower_bound(top1),
             "best_top1_mean": statistics.mean(run.best_top1 for run in runs),
             "top1_tta_mean": _mean_tta(runs),
             "train_seconds": [run.train_seconds for run in runs],
@@ -42,11 +49,22 @@ def summarize(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
         for what in ("train", "total"):
             base = [getattr(run, f"{what}_seconds") for run in first]
             mine = [getattr(run, f"{what}_seconds") for run in runs]
-            row[f"{what}_ratio"], row[f"{what}_ratio_low"], row[f"{what}_ratio_high"] = bootstrap_ratio(base, mine)
+            row[f"{what}_ratio"], row[f"{what}_ratio_low"], row[f"{what}_ratio_high"] = paired_ratio(base, mine)
         if runs is not first:
+            gains = [run.top1 - base.top1 for run, base in zip(runs, first, strict=True)]
+            mean, low, high = student_mean(gains) if len(gains) > 1 else (gains[0], None, None)
+            row |= {"top1_gain": mean, "top1_gain_low": low, "top1_gain_high": high}
             row |= _crossing(first, runs)
         rows.append(row)
     return rows
+
+
+def _lower_bound(top1: list[float]) -> float | None:
+    """What the expected accuracy is not below, with 95 % confidence (Student's, one-sided); None of a single run."""
+    if len(top1) < 2:
+        return None
+    error = statistics.stdev(top1) / math.sqrt(len(top1))
+    return statistics.mean(top1) - float(stats.t.ppf(0.95, len(top1) - 1)) * error
 
 
 def _mean_tta(runs: list[Result]) -> float | None:
@@ -66,7 +84,7 @@ def _crossing(first: list[Result], runs: list[Result]) -> dict[str, Any]:
     median = statistics.median(math.inf if value is None else value for value in seconds)
     ratio = low = high = None
     if len(reached) == len(runs):
-        ratio, low, high = bootstrap_ratio([run.train_seconds for run in runs], reached)
+        ratio, low, high = paired_ratio([run.train_seconds for run in runs], reached)
     return {
         "first_reaches_it_after_s": seconds,
         "first_reaches_it_after_s_median": median if math.isfinite(median) else None,
@@ -81,15 +99,17 @@ def markdown(record: dict[str, Any]) -> str:
     cache = "cold" if record["cold_cache"] else "warm after the first run"
     conditions = (
         f", Python {record['environment']['python']}. Rounds in alternation: {record['rounds']}; each run a fresh "
-        f"process; cache of decoded images {cache}. Times are medians; the ratio is the first contender's time over "
-        "this one's, with a 95 % bootstrap interval over the rounds. “First reaches it after” is the loop time at "
-        "which the first contender's looks had this one's final accuracy, and beside it how many times faster that is "
-        "than this one's loop."
+        f"process; cache of decoded images {cache}. Times are medians; ratios are the first contender's time over "
+        "this one's, the geometric mean of the rounds with Student's 95 % interval; “at least” is the one-sided 95 % "
+        "bound of the mean accuracy, “more than the first” is paired by round. “First reaches it after” is the loop "
+        "time at which the first contender's looks had this one's final accuracy, and beside it how many times faster "
+        "that is than this one's loop."
     )
     lines = [
-        "| contender | n | top-1 % ± sd | with test-time augmentation % | best look % | loop s | in all s | "
-        "× faster, loop | × faster, in all | first reaches it after s | first is × faster to it, loop |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| contender | n | top-1 % ± sd | at least % | points more than the first | with test-time augmentation % | "
+        "best look % | loop s | in all s | × faster, loop | × faster, in all | first reaches it after s | "
+        "first is × faster to it, loop |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in record["summary"]:
         spread = "" if row["top1_sd"] is None else f" ± {100 * row['top1_sd']:.2f}"
@@ -97,6 +117,8 @@ def markdown(record: dict[str, Any]) -> str:
             row["contender"],
             str(row["n"]),
             f"{100 * row['top1_mean']:.2f}{spread}",
+            "–" if row["top1_bound"] is None else f"{100 * row['top1_bound']:.2f}",
+            _gain(row),
             "–" if row["top1_tta_mean"] is None else f"{100 * row['top1_tta_mean']:.2f}",
             f"{100 * row['best_top1_mean']:.2f}",
             f"{row['train_seconds_median']:.1f}",
@@ -114,8 +136,12 @@ def markdown(record: dict[str, Any]) -> str:
     return page(record, f"Training on {record['data']}", conditions, lines)
 
 
-def _ratio(row: dict[str, Any], name: str) -> str:
-    if row[name] is None:
+def _gain(row: dict[str, Any]) -> str:
+    if "top1_gain" not in row:
         return "–"
-    # one run has no interval
-    return f"{row[name]:.2f}" + (f" [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]" if row["n"] > 1 else "")
+    values = (row[name] for name in ("top1_gain", "top1_gain_low", "top1_gain_high"))
+    return with_interval(*(None if value is None else 100 * value for value in values), form="+.2f")
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"])

@@ -5,8 +5,9 @@
 
 Peers that need an environment of their own get one before the first run (environments.py). Each run is a fresh process;
 the order turns round in every round (A B, B A, …), and each round has a seed of its own. The first contender is what
-the others are compared with: ratios are of wall-clock from process start to saved weights, paired by round, as medians
-with a bootstrap interval; and for each of the others, when the first contender had its final accuracy. Writes a file
+the others are compared with: ratios of times and gains in accuracy, paired by round, with Student's 95 % interval over
+the rounds (a bootstrap of three holds the truth in 77 % of cases only); and for each of the others, when the first
+contender had its final accuracy. Writes a file
 DATE-train-DATA-LABEL-HARDWARE.json to benchmarks/results and a table beside it in Markdown.
 """
 

@@ -39,10 +39,28 @@ def test_every_contender_but_the_first_is_told_when_it_was_reached() -> None:
     assert "first_reaches_it_after_s" not in first
     assert other["first_reaches_it_after_s"] == [20.0, 40.0]
     assert other["first_reaches_it_after_s_median"] == 30.0
-    assert other["first_reaches_it_ratio"] == pytest.approx(220 / 30)
-    assert (
-        other["first_reaches_it_ratio_low"] <= other["first_reaches_it_ratio"] <= other["first_reaches_it_ratio_high"]
-    )
+    # 200 s for 20 s, 240 s for 40 s
+    assert other["first_reaches_it_ratio"] == pytest.approx(60**0.5)
+    low, high = other["first_reaches_it_ratio_low"], other["first_reaches_it_ratio_high"]
+    assert low < 6 < 10 < high, "two rounds that differ say little"
+
+
+def test_gains_are_paired_by_round_with_student_s_interval_and_the_mean_has_a_bound() -> None:
+    first, other = summarize({"vivace": [run(0.80), run(0.82), run(0.84)], "peer": [run(0.79), run(0.80), run(0.83)]})
+    assert "top1_gain" not in first
+    # -1, -2, -1 points: mean -4/3, standard error 1/3, Student's quantile for two degrees of freedom 4.303
+    gain = [100 * other[f"top1_gain{end}"] for end in ("", "_low", "_high")]
+    assert gain == pytest.approx([-4 / 3, -4 / 3 - 4.303 / 3, -4 / 3 + 4.303 / 3], abs=1e-3)
+    # a standard error of 2 / sqrt(3) points, and one-sided 2.920 of it
+    assert 100 * first["top1_bound"] == pytest.approx(82 - 2.920 * 2 / 3**0.5, abs=1e-3)
+
+
+def test_a_single_round_has_no_interval() -> None:
+    first, other = summarize({"vivace": [run(0.8)], "peer": [run(0.6, 200.0)]})
+    assert first["top1_bound"] is None
+    assert (other["train_ratio"], other["train_ratio_low"]) == (0.5, None)
+    assert other["top1_gain"] == pytest.approx(-0.2)
+    assert other["top1_gain_low"] is None
 
 
 def test_a_contender_that_the_first_never_reaches_has_no_ratio() -> None:
@@ -81,6 +99,7 @@ def test_the_table_has_a_row_for_each_and_says_never() -> None:
     assert "first reaches it after s" in head
     assert {line.count("|") for line in rows.values()} == {head.count("|")}
     assert rows["vivace"].endswith("| – | – |")
-    assert [rows[name].split("|")[4].strip() for name in ("vivace", "slower", "better")] == ["81.50", "–", "–"]
+    assert [rows[name].split("|")[5].strip() for name in ("vivace", "slower", "better")] == ["–", "-20.00", "+10.00"]
+    assert [rows[name].split("|")[6].strip() for name in ("vivace", "slower", "better")] == ["81.50", "–", "–"]
     assert "| 20.0 | 5.00 |" in rows["slower"]
     assert rows["better"].endswith("| never | – |")
