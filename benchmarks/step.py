@@ -121,7 +121,7 @@ def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callab
             x.grad = None
             with autocast(images.device, setup.precision):
                 if setup.tile_small_maps:
-                    with TiledGradients():
+                    with TiledGradients(default_cache_dir() / "kernels"):
                         out = module(x)
                 else:
                     out = module(x)

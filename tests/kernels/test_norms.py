@@ -110,7 +110,7 @@ def test_a_channel_without_variance_gives_its_shift(kernels: Path) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_kernel_really_runs(kernels: Path, monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
     called = []
-    monkeypatch.setattr(norms, "_call", lambda function, *arguments: called.append(function.__name__))
+    monkeypatch.setattr(norms, "call", lambda function, *arguments: called.append(function.__name__))
     with fused_norms(kernels), torch.set_grad_enabled(training):
         layers(8, True, "relu").train(training)(images((2, 8, 4, 4)))
     assert called == ["pool_and_sum", "apply"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vivace.kernels.build import load_library
+from vivace.kernels.call import call
 
 __all__ = ["FusedSequential", "fused_norms"]
 
@@ -123,7 +124,7 @@ def _eval_norm(x_BCHW: Tensor, norm: nn.BatchNorm2d, *, pool: bool, kind: int) -
     scale_C = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
     shift_C = norm.bias.double() - norm.running_mean.double() * scale_C
     out = torch.empty_like(pooled, memory_format=torch.channels_last)
-    _call(kernels.apply, pooled, out, scale_C.float(), shift_C.float(), pooled.numel() // channels, channels, kind)
+    call(kernels.apply, pooled, out, scale_C.float(), shift_C.float(), pooled.numel() // channels, channels, kind)
     return out
 
 
@@ -133,7 +134,7 @@ def _pool(kernels: ctypes.CDLL, x_BCHW: Tensor, sums_2C: Tensor) -> tuple[Tensor
     half = (num_images, channels, height // 2, width // 2)
     pooled = torch.empty(half, dtype=x_BCHW.dtype, memory_format=torch.channels_last)
     which = torch.empty(pooled.numel(), dtype=torch.uint8)
-    _call(kernels.pool_and_sum, x_BCHW, pooled, which, sums_2C, num_images, height, width, channels)
+    call(kernels.pool_and_sum, x_BCHW, pooled, which, sums_2C, num_images, height, width, channels)
     return pooled, which
 
 
@@ -153,7 +154,7 @@ class _PoolNormAct(torch.autograd.Function):
         if pool:
             pooled, which = _pool(kernels, x_BCHW, sums_2C)
         else:
-            _call(kernels.sum_rows, x_BCHW, sums_2C, x_BCHW.numel() // channels, channels)
+            call(kernels.sum_rows, x_BCHW, sums_2C, x_BCHW.numel() // channels, channels)
         count = pooled.numel() // channels
         mean_C = sums_2C[0] / count
         var_C = (sums_2C[1] / count - mean_C.square()).clamp_(min=0)
@@ -161,7 +162,7 @@ class _PoolNormAct(torch.autograd.Function):
         scale_C = (weight_C.double() * inverse_C).float()
         shift_C = (bias_C.double() - mean_C * weight_C.double() * inverse_C).float()
         out = torch.empty_like(pooled, memory_format=torch.channels_last)
-        _call(kernels.apply, pooled, out, scale_C, shift_C, count, channels, kind)
+        call(kernels.apply, pooled, out, scale_C, shift_C, count, channels, kind)
         ctx.save_for_backward(pooled, which, scale_C, shift_C, mean_C, inverse_C)
         ctx.kernels, ctx.kind, ctx.shape = kernels, kind, x_BCHW.shape
         ctx.mark_non_differentiable(mean_C, var_C)
@@ -175,7 +176,7 @@ class _PoolNormAct(torch.autograd.Function):
         count = pooled.numel() // channels
         g_BCHW = g_BCHW.contiguous(memory_format=torch.channels_last)
         sums_2C = torch.empty(2, channels, dtype=torch.float64)
-        _call(kernels.sum_gradient, g_BCHW, pooled, sums_2C, scale_C, shift_C, count, channels, ctx.kind)
+        call(kernels.sum_gradient, g_BCHW, pooled, sums_2C, scale_C, shift_C, count, channels, ctx.kind)
         bias_grad = sums_2C[0]
         weight_grad = (sums_2C[1] - mean_C * bias_grad) * inverse_C
         # scale · (d - mean of d - normalised · mean of d · normalised), written as a line in the pooled value
@@ -186,17 +187,8 @@ class _PoolNormAct(torch.autograd.Function):
             x_grad = torch.empty(ctx.shape, dtype=g_BCHW.dtype, memory_format=torch.channels_last)
             factors = (scale_C, shift_C, by_value.float(), constant.float())
             if which is None:
-                _call(kernels.spread_rows, g_BCHW, pooled, x_grad, *factors, count, channels, ctx.kind)
+                call(kernels.spread_rows, g_BCHW, pooled, x_grad, *factors, count, channels, ctx.kind)
             else:
                 sizes = (num_images, height, width, channels)
-                _call(kernels.spread_maxima, g_BCHW, pooled, which, x_grad, *factors, *sizes, ctx.kind)
+                call(kernels.spread_maxima, g_BCHW, pooled, which, x_grad, *factors, *sizes, ctx.kind)
         return x_grad, weight_grad.float(), bias_grad.float(), None, None, None
-
-
-def _call(function: Any, *arguments: Tensor | int) -> None:
-    """Calls a kernel: tensors as addresses, numbers as int64. Raises MemoryError."""
-    values = [
-        ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else ctypes.c_int64(value) for value in arguments
-    ]
-    if function(*values, ctypes.c_int64(torch.get_num_threads())):
-        raise MemoryError("out of memory in a kernel of batch norm")

@@ -36,7 +36,7 @@ class Setup:
     channels_last: bool = False
     compile: bool = False
     tile_small_maps: bool = False
-    """Whether weight gradients of small maps are taken with images side by side (`TiledGradients`)."""
+    """Whether weight gradients are taken from tiles that hold many images (`TiledGradients`)."""
     fuse_norms: bool = False
     """Whether pooling, batch norm and activation run as one kernel (`fused_norms`)."""
     threads: int = 1
@@ -67,7 +67,7 @@ def own_kernels(setup: Setup, folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as kernels:
         # a compiled network has its own
         if setup.tile_small_maps and not setup.compile:
-            kernels.enter_context(TiledGradients())
+            kernels.enter_context(TiledGradients(folder))
         if setup.fuse_norms and not setup.compile:
             kernels.enter_context(fused_norms(folder))
         yield
