@@ -30,7 +30,7 @@ FIRST_SHARES = 2
 # upper over lower bound of a ratio's interval; on an idle machine 1.1 to 1.8, beside another job 3 to 40
 MAX_SPREAD = 2.0
 # … of an interval that holds 1: what is wider tells neither that a candidate is faster nor that it is not
-MAX_UNDECIDED_SPREAD = 1.25
+MAX_UNDECIDED_SPREAD = 1.1
 # four pairs of equals all point the same way once in eight times, by a few thousandths: no reason to switch anything on
 MIN_GAIN = 1.02
 # by how much the fastest steps must be faster to be believed where the medians can't be
@@ -145,14 +145,14 @@ def tune(
     step_ms = min(time_call(best, device) for _ in range(3))
     scale = recipe.batch_size / trial_batch_size(recipe)
     run_seconds = expected_steps * scale * step_ms / 1e3 if planned_seconds is None else planned_seconds
-    num_pairs = 4 if step_ms < 200 else 3
     # what the first steps of a process cost beyond others, a second or so, the run would have had to pay itself
     first_steps_seconds, tried_from = 2 * step_ms / 1e3, time.perf_counter()
     planned = run_seconds
-    # of each candidate: its first step, a warm-up and the pairs
-    steps = 1 + 2 * NUM_WARMUP + 2 * num_pairs
     trials: list[Trial] = []
     for name, changes in _candidates(recipe, setup, device, run_seconds):
+        num_pairs = 4 if step_ms < 200 else 3
+        # its first step, a warm-up and the pairs
+        steps = 1 + 2 * NUM_WARMUP + 2 * num_pairs
         # the first ones save most: the last are left out where all would cost more than their share
         budget = MAX_SHARE * planned * (1 if trials else FIRST_SHARES) - first_steps_seconds
         if time.perf_counter() - tried_from + steps * step_ms / 1e3 > budget:
@@ -242,10 +242,11 @@ def _candidates(
             # bf16 before fp16: as fast, and it needs no loss scaling
             candidates.append((low[0], {"precision": low[0]}))
     if device.type == "cpu" and (low or recipe.precision in ("bf16", "fp16")):
-        if recipe.fuse_norms == "auto":
-            candidates.append(("fused norms", {"fuse_norms": True}))
         if recipe.tile_small_maps == "auto":
             candidates.append(("tiled gradients", {"tile_small_maps": True}))
+        if recipe.fuse_norms == "auto":
+            # behind the convolutions: the faster these, the larger the share of norms
+            candidates.append(("fused norms", {"fuse_norms": True}))
     if recipe.channels_last == "auto":
         candidates.append(("channels_last", {"channels_last": True}))
     if recipe.threads == "auto" and device.type == "cpu" and plain.threads >= 4:
