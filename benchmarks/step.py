@@ -120,7 +120,7 @@ def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callab
         for module, x, gradient, _ in calls:
             x.grad = None
             with autocast(images.device, setup.precision):
-                if setup.tile_small_maps:
+                if setup.tile_gradients:
                     with TiledGradients(default_cache_dir() / "kernels"):
                         out = module(x)
                 else:
@@ -186,7 +186,7 @@ def main() -> None:
     setup = Setup(
         precision=args.precision,
         threads=num_cpus(),
-        tile_small_maps=not args.no_tiles and args.device == "cpu",
+        tile_gradients=not args.no_tiles and args.device == "cpu",
         fuse_norms=not args.no_fused and args.device == "cpu",
     )
     torch.set_num_threads(setup.threads)
@@ -212,7 +212,7 @@ def main() -> None:
         "size": args.size,
         "batch_size": recipe.batch_size,
         "rounds": args.rounds,
-        "setup": f"{setup.precision}, {'tiled' if setup.tile_small_maps else 'plain'} gradients, "
+        "setup": f"{setup.precision}, {'tiled' if setup.tile_gradients else 'plain'} gradients, "
         f"{'fused' if setup.fuse_norms else 'plain'} norms",
         "mflop_per_image": flops / 1e6,
         "step_ms": statistics.median(step_ms),

@@ -53,7 +53,7 @@ def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
         ),
         {
             "precision": "bf16",
-            "tile_small_maps": True,
+            "tile_gradients": True,
             "fuse_norms": True,
             "channels_last": True,
             "compile": True,

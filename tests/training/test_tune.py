@@ -25,7 +25,7 @@ RunTiny = Callable[..., TrainResult]
 CPU = torch.device("cpu")
 RECIPE = Recipe(batch_size=64, threads=1)
 # of all candidates bf16 alone
-ONLY_BF16 = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_small_maps=False, fuse_norms=False)
+ONLY_BF16 = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_gradients=False, fuse_norms=False)
 
 
 def sleeper(milliseconds: Callable[[Setup], float]) -> Callable[[Setup], Callable[[], object]]:
@@ -226,7 +226,7 @@ def test_where_a_time_is_planned_the_trial_takes_its_share_of_that() -> None:
     assert long.source == "measured"
 
 
-@pytest.mark.parametrize(("field", "name"), [("tile_small_maps", "tiled gradients"), ("fuse_norms", "fused norms")])
+@pytest.mark.parametrize(("field", "name"), [("tile_gradients", "tiled gradients"), ("fuse_norms", "fused norms")])
 def test_kernels_for_bf16_are_tried_where_it_was_kept_and_only_there(field: str, name: str) -> None:
     def cost(setup: Setup) -> float:
         return 10.0 / (2 if setup.precision == "bf16" else 1) / (1.5 if getattr(setup, field) else 1)

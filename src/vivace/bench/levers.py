@@ -46,9 +46,9 @@ LEVERS = (
     Lever("low precision", "bf16 or fp16 for fp32", lambda r: r.precision in ("bf16", "fp16"), {"precision": "fp32"}),
     Lever(
         "tiled gradients",
-        "weight gradients of small maps with images side by side",
-        lambda r: r.tile_small_maps is True,
-        {"tile_small_maps": False},
+        "weight gradients of 3×3 convolutions from tiles that hold many images",
+        lambda r: r.tile_gradients is True,
+        {"tile_gradients": False},
     ),
     Lever(
         "fused norms",

@@ -108,8 +108,9 @@ class Recipe:
     """Memory format of images and weights. auto: as for precision."""
     compile: bool | Literal["auto"] = "auto"
     """Use torch.compile. auto: when the run is long enough to earn back what compiling costs."""
-    tile_small_maps: bool | Literal["auto"] = "auto"
-    """On a CPU, take weight gradients of small maps with the images of a batch side by side. auto: as for precision."""
+    tile_gradients: bool | Literal["auto"] = "auto"
+    """On a CPU in half precision, take weight gradients of 3×3 convolutions from tiles that hold many images: by a kernel
+    of our own with AMX and bf16, else of small maps by torch. auto: as for precision."""
     fuse_norms: bool | Literal["auto"] = "auto"
     """On a CPU in bf16, run pooling, batch norm and activation as one kernel. auto: as for precision."""
     threads: int | Literal["auto"] = "auto"
@@ -137,7 +138,7 @@ class Recipe:
         check_range("validate_every", self.validate_every, 0.0, open_low=True)
         check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, open_low=True)
         check_range("seed", self.seed, 0, 2**32, open_high=True)
-        for name in ("channels_last", "compile", "tile_small_maps", "fuse_norms"):
+        for name in ("channels_last", "compile", "tile_gradients", "fuse_norms"):
             # made in Python, no YAML reader has looked at it: "on" would count as off in silence
             if getattr(self, name) not in (True, False, "auto"):
                 raise ConfigError(f"{name} is unknown: got {getattr(self, name)!r}. Give True, False or 'auto'.")

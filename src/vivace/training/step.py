@@ -35,7 +35,7 @@ class Setup:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
-    tile_small_maps: bool = False
+    tile_gradients: bool = False
     """Whether weight gradients are taken from tiles that hold many images (`TiledGradients`)."""
     fuse_norms: bool = False
     """Whether pooling, batch norm and activation run as one kernel (`fused_norms`)."""
@@ -66,7 +66,7 @@ def own_kernels(setup: Setup, folder: Path) -> Iterator[None]:
     """The context in which a forward pass uses those kernels of our own that `setup` says, kept in `folder`."""
     with contextlib.ExitStack() as kernels:
         # a compiled network has its own
-        if setup.tile_small_maps and not setup.compile:
+        if setup.tile_gradients and not setup.compile:
             kernels.enter_context(TiledGradients(folder))
         if setup.fuse_norms and not setup.compile:
             kernels.enter_context(fused_norms(folder))

@@ -71,7 +71,7 @@ class Receipt:
         setup = self.setup
         parts = [setup.precision, "channels_last" if setup.channels_last else "contiguous"]
         parts += ["compiled" if setup.compile else "eager", f"{setup.threads} threads"]
-        if setup.tile_small_maps:
+        if setup.tile_gradients:
             parts.append("tiled gradients")
         if setup.fuse_norms:
             parts.append("fused norms")
@@ -90,7 +90,7 @@ def plain_setup(recipe: Recipe) -> Setup:
         precision="fp32" if recipe.precision == "auto" else recipe.precision,
         channels_last=recipe.channels_last is True,
         compile=recipe.compile is True,
-        tile_small_maps=recipe.tile_small_maps is True,
+        tile_gradients=recipe.tile_gradients is True,
         fuse_norms=recipe.fuse_norms is True,
         threads=num_cpus() if recipe.threads == "auto" else recipe.threads,
         micro_batch_size=recipe.micro_batch_size,
@@ -161,7 +161,7 @@ def tune(
         if candidate == setup:
             # it came with an earlier one
             continue
-        if candidate.precision == "fp32" and {"tile_small_maps", "fuse_norms"} & set(changes):
+        if candidate.precision == "fp32" and {"tile_gradients", "fuse_norms"} & set(changes):
             # there they change nothing
             continue
         began = time.perf_counter()
@@ -242,8 +242,8 @@ def _candidates(
             # bf16 before fp16: as fast, and it needs no loss scaling
             candidates.append((low[0], {"precision": low[0]}))
     if device.type == "cpu" and (low or recipe.precision in ("bf16", "fp16")):
-        if recipe.tile_small_maps == "auto":
-            candidates.append(("tiled gradients", {"tile_small_maps": True}))
+        if recipe.tile_gradients == "auto":
+            candidates.append(("tiled gradients", {"tile_gradients": True}))
         if recipe.fuse_norms == "auto":
             # behind the convolutions: the faster these, the larger the share of norms
             candidates.append(("fused norms", {"fuse_norms": True}))
