@@ -374,6 +374,25 @@ def test_beside_another_job_the_fastest_steps_decide_and_the_receipt_is_not_kept
     assert not path.exists()
 
 
+def test_a_wide_interval_above_1_is_believed_where_the_fastest_steps_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = Comparison((50.0, 90.0), (20.0, 30.0), ratio=2.5, ratio_low=1.2, ratio_high=4.0)
+    asked: list[int] = []
+
+    def compare(*arguments: Any, num_pairs: int, **options: Any) -> Comparison:
+        asked.append(num_pairs)
+        return wide
+
+    monkeypatch.setattr(tune_module, "compare", compare)
+    path = tmp_path / "receipt.json"
+    receipt = tune(ONLY_BF16, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
+    assert asked == [4]
+    assert receipt.setup.precision == "bf16"
+    assert receipt.trials[0].note == ""
+    assert path.exists()
+
+
 def test_an_interval_that_tells_nothing_is_measured_again_and_the_second_one_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,8 +109,7 @@ class Recipe:
     compile: bool | Literal["auto"] = "auto"
     """Use torch.compile. auto: when the run is long enough to earn back what compiling costs."""
     tile_gradients: bool | Literal["auto"] = "auto"
-    """On a CPU in half precision, take weight gradients of 3×3 convolutions from tiles that hold many images: by a kernel
-    of our own with AMX and bf16, else of small maps by torch. auto: as for precision."""
+    """On a CPU, take weight gradients of 3×3 convolutions from tiles that hold many images. auto: as for precision."""
     fuse_norms: bool | Literal["auto"] = "auto"
     """On a CPU in bf16, run pooling, batch norm and activation as one kernel. auto: as for precision."""
     threads: int | Literal["auto"] = "auto"

@@ -184,8 +184,7 @@ def tune(
             )
             continue
         saved = run_seconds * (1 - 1 / max(result.ratio, 1e-9))
-        # what else runs only ever adds time: the fastest steps of both sides are the least disturbed
-        fastest = min(result.baseline_ms) / min(result.candidate_ms)
+        fastest = _by_fastest(result)
         faster = (result.faster and result.ratio > MIN_GAIN) or (disturbed and fastest > MIN_GAIN_DISTURBED)
         kept = faster and (not candidate.compile or (result.faster and saved > 2 * cost))
         notes = [f"first step took {cost:.1f} s"] if candidate.compile else []
@@ -218,8 +217,17 @@ def tune(
 
 
 def _is_disturbed(result: Comparison) -> bool:
-    """Whether an interval is so wide that something else was running: believed today, it would be wrong tomorrow."""
-    return result.ratio_high > MAX_SPREAD * result.ratio_low
+    """Whether an interval is so wide that something else was running: believed today, it would be wrong tomorrow.
+
+    Not where all of it says the same, and the fastest steps say it clearly: then it matters to nothing.
+    """
+    clear = result.faster and _by_fastest(result) > MIN_GAIN_DISTURBED
+    return result.ratio_high > MAX_SPREAD * result.ratio_low and not clear
+
+
+def _by_fastest(result: Comparison) -> float:
+    """The ratio of the fastest steps: what else runs only ever adds time, so these are the least disturbed."""
+    return min(result.baseline_ms) / min(result.candidate_ms)
 
 
 def _is_undecided(result: Comparison) -> bool:
