@@ -4,8 +4,9 @@
 
 Takes the recipe that `vivace train` would use for such data on this machine, with the setup that its trial chooses. The
 rate of the hardware for the network's own shapes is measured by running each convolution of the network by itself, in
-the step's precision: forward, gradient of the input where there is one, gradient of the weights. Whole steps and the
-sum of these alternate. Writes benchmarks/results/DATE-step-NETWORK-HARDWARE.json and a table in Markdown.
+the step's precision: forward, gradient of the input where there is one, gradient of the weights; once with torch's
+kernels alone and once with those of the step. Whole steps and the sums of these alternate. Writes
+benchmarks/results/DATE-step-NETWORK-HARDWARE.json and a table in Markdown.
 """
 
 from __future__ import annotations
@@ -98,8 +99,11 @@ def make_stepper(
     return stepper, Batch(images, labels, torch.arange(recipe.batch_size, device=device)), model
 
 
-def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callable[[], None]:
-    """A function that runs each convolution of the network by itself: all that the step asks of it, on like tensors."""
+def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup, *, tiled: bool) -> Callable[[], None]:
+    """A function that runs each convolution of the network by itself: all that the step asks of it, on like tensors.
+
+    tiled: with the weight gradients of the step, where it has others than torch's.
+    """
     calls: list[tuple[nn.Conv2d, Tensor, Tensor, bool]] = []
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -120,7 +124,7 @@ def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callab
         for module, x, gradient, _ in calls:
             x.grad = None
             with autocast(images.device, setup.precision):
-                if setup.tile_gradients:
+                if tiled:
                     with TiledGradients(default_cache_dir() / "kernels"):
                         out = module(x)
                 else:
@@ -147,11 +151,10 @@ def markdown(record: dict[str, Any]) -> str:
         ("operations of an image, forward and backward", f"{record['mflop_per_image']:,.0f} MFLOP"),
         ("whole step", f"{record['step_ms']:.0f} ms, {record['images_per_second']:,.0f} images/s"),
         ("rate of the whole step", f"{record['step_gflops']:,.0f} GFLOP/s"),
-        ("rate of its convolutions alone", f"{record['conv_gflops']:,.0f} GFLOP/s"),
-        (
-            "share of that rate which the step reaches",
-            "{:.0%} [{:.0%}, {:.0%}]".format(*record["share"]),
-        ),
+        ("rate of torch's convolutions alone", f"{record['torch_gflops']:,.0f} GFLOP/s"),
+        ("share of that rate which the step reaches", "{:.0%} [{:.0%}, {:.0%}]".format(*record["torch_share"])),
+        ("rate of the step's own convolutions alone", f"{record['conv_gflops']:,.0f} GFLOP/s"),
+        ("share of that rate which the step reaches", "{:.0%} [{:.0%}, {:.0%}]".format(*record["share"])),
         *((f"time in {kind}", f"{ms:.1f} ms") for kind, ms in record["kinds_ms"].items()),
     ]
     conditions = (
@@ -191,13 +194,16 @@ def main() -> None:
     )
     torch.set_num_threads(setup.threads)
     stepper, batch, model = make_stepper(recipe, setup, size=args.size, num_classes=args.num_classes, device=device)
-    convs = convolutions_alone(model, stepper._normalize(batch.images_BCHW), setup)
+    images = stepper._normalize(batch.images_BCHW)
+    convs = convolutions_alone(model, images, setup, tiled=setup.tile_gradients)
+    torchs = convolutions_alone(model, images, setup, tiled=False)
     step = lambda: stepper.step(batch, 0)  # noqa: E731
-    for function in (step, convs, step, convs):
+    for function in (step, convs, torchs, step, convs, torchs):
         function()
-    step_ms, conv_ms = [], []
+    step_ms, conv_ms, torch_ms = [], [], []
     for index in range(args.rounds):
-        for function, times in ((step, step_ms), (convs, conv_ms))[:: 1 if index % 2 == 0 else -1]:
+        sides = ((step, step_ms), (convs, conv_ms), (torchs, torch_ms))
+        for function, times in sides[:: 1 if index % 2 == 0 else -1]:
             times.append(time_call(function, device))
     with Clock(device) as clock:
         for _ in range(5):
@@ -221,8 +227,11 @@ def main() -> None:
         "step_gflops": work / statistics.median(step_ms),
         "conv_gflops": work / statistics.median(conv_ms),
         "share": bootstrap_ratio(conv_ms, step_ms),
+        "torch_conv_ms": statistics.median(torch_ms),
+        "torch_gflops": work / statistics.median(torch_ms),
+        "torch_share": bootstrap_ratio(torch_ms, step_ms),
         "kinds_ms": kinds(clock.seconds, 5),
-        "samples_ms": {"step": step_ms, "convolutions": conv_ms},
+        "samples_ms": {"step": step_ms, "convolutions": conv_ms, "torch's convolutions": torch_ms},
         "environment": describe(),
     }
     save(record, f"step-{recipe.model.name}{'-short' if args.seconds else ''}", markdown, args.out)
