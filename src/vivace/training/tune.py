@@ -36,6 +36,9 @@ MIN_GAIN = 1.02
 # by how much the fastest steps must be faster to be believed where the medians can't be
 MIN_GAIN_DISTURBED = 1.1
 NUM_WARMUP = 1
+# pairs beyond the first few, as long as those of a candidate take no more than a share of the run and so many seconds:
+# where the speed of a machine changes from second to second, four have said 0.6 of what is 1.2
+MAX_PAIRS, PAIRS_SHARE, PAIRS_SECONDS = 10, 0.01, 2.0
 # a compiler takes from half a minute to minutes: below this length of a run it is not even tried
 COMPILE_MIN_SECONDS = {"cpu": 1800.0, "cuda": 600.0}
 # ghost batches of this size and more do not hurt batch norm (arXiv:1705.08741)
@@ -150,7 +153,7 @@ def tune(
     planned = run_seconds
     trials: list[Trial] = []
     for name, changes in _candidates(recipe, setup, device, run_seconds):
-        num_pairs = 4 if step_ms < 200 else 3
+        num_pairs = _num_pairs(step_ms, run_seconds)
         # its first step, a warm-up and the pairs
         steps = 1 + 2 * NUM_WARMUP + 2 * num_pairs
         # the first ones save most: the last are left out where all would cost more than their share
@@ -214,6 +217,11 @@ def tune(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, to_dict(receipt))
     return receipt
+
+
+def _num_pairs(step_ms: float, run_seconds: float) -> int:
+    seconds = min(PAIRS_SHARE * run_seconds, PAIRS_SECONDS)
+    return max(4 if step_ms < 200 else 3, min(MAX_PAIRS, int(seconds / (2 * step_ms / 1e3))))
 
 
 def _is_disturbed(result: Comparison) -> bool:
