@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from alternate import Measured, ratio_of
-from records import page
+from records import page, with_interval
 from vivace.metrics.paired import PairedLoss
 
 __all__ = ["AGAIN", "Entry", "claims", "fastest", "markdown", "rows"]
@@ -209,4 +209,4 @@ def _searched(search: Mapping[str, Any], max_drop: float) -> str:
 
 
 def _ratio(ratio: Sequence[float]) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*ratio)
+    return with_interval(*ratio)

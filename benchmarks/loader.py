@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS, page, paired_ratio, save, today, with_interval
+from records import RESULTS, page, save, today, with_interval
+from vivace.measure import paired_ratio
 
 BATCH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vivace.files import write_json
-from vivace.measure import student_ratio
 
-__all__ = ["RESULTS", "hardware", "page", "paired_ratio", "save", "today", "with_interval"]
+__all__ = ["RESULTS", "hardware", "page", "save", "today", "with_interval"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -27,15 +26,6 @@ def hardware(record: Mapping[str, Any]) -> tuple[int, str]:
     if record.get("device") == "cuda":
         return len(machine["gpus"]), machine["gpus"][0]
     return machine["num_cpus"], machine["cpu"]
-
-
-def paired_ratio(baseline: Sequence[float], candidate: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """(ratio, low, high) of times of fresh processes, paired by round: how many times as fast the candidate is.
-
-    The geometric mean with Student's 95 % interval, for rounds are a handful; a single one has no interval.
-    """
-    ratios = [one / other for one, other in zip(baseline, candidate, strict=True)]
-    return student_ratio(ratios) if len(ratios) > 1 else (ratios[0], None, None)
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, *, form: str = ".2f") -> str:

@@ -12,6 +12,7 @@ benchmarks/results/DATE-step-NETWORK-HARDWARE.json and a table in Markdown.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
@@ -37,8 +38,7 @@ from vivace.optim.optimizers import create_optimizer
 from vivace.training.recipe import Recipe
 from vivace.training.recipes import DataFacts, resolve_recipe
 from vivace.training.state import TrainState
-from vivace.training.step import Setup, Stepper
-from vivace.training.tiling import TiledGradients
+from vivace.training.step import Setup, Stepper, own_kernels
 
 KINDS = (
     ("convolution", "convolutions"),
@@ -99,11 +99,8 @@ def make_stepper(
     return stepper, Batch(images, labels, torch.arange(recipe.batch_size, device=device)), model
 
 
-def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup, *, tiled: bool) -> Callable[[], None]:
-    """A function that runs each convolution of the network by itself: all that the step asks of it, on like tensors.
-
-    tiled: with the weight gradients of the step, where it has others than torch's.
-    """
+def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callable[[], None]:
+    """A function that runs each convolution of the network by itself: all that the step asks of it, on like tensors."""
     calls: list[tuple[nn.Conv2d, Tensor, Tensor, bool]] = []
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -123,12 +120,8 @@ def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup, *, tiled:
     def run() -> None:
         for module, x, gradient, _ in calls:
             x.grad = None
-            with autocast(images.device, setup.precision):
-                if tiled:
-                    with TiledGradients(default_cache_dir() / "kernels"):
-                        out = module(x)
-                else:
-                    out = module(x)
+            with autocast(images.device, setup.precision), own_kernels(setup, default_cache_dir() / "kernels"):
+                out = module(x)
             wanted = [tensor for tensor in (x, module.weight) if tensor.requires_grad]
             if wanted:
                 torch.autograd.grad(out, wanted, gradient)
@@ -195,8 +188,8 @@ def main() -> None:
     torch.set_num_threads(setup.threads)
     stepper, batch, model = make_stepper(recipe, setup, size=args.size, num_classes=args.num_classes, device=device)
     images = stepper._normalize(batch.images_BCHW)
-    convs = convolutions_alone(model, images, setup, tiled=setup.tile_gradients)
-    torchs = convolutions_alone(model, images, setup, tiled=False)
+    convs = convolutions_alone(model, images, setup)
+    torchs = convolutions_alone(model, images, dataclasses.replace(setup, tile_gradients=False))
     step = lambda: stepper.step(batch, 0)  # noqa: E731
     for function in (step, convs, torchs, step, convs, torchs):
         function()

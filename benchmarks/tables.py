@@ -9,8 +9,8 @@ from typing import Any
 from scipy import stats
 
 from contenders import Result
-from records import page, paired_ratio, with_interval
-from vivace.measure import student_mean
+from records import page, with_interval
+from vivace.measure import paired_gain, paired_ratio
 
 __all__ = ["crossing_seconds", "markdown", "summarize"]
 
@@ -51,9 +51,8 @@ def summarize(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
             mine = [getattr(run, f"{what}_seconds") for run in runs]
             row[f"{what}_ratio"], row[f"{what}_ratio_low"], row[f"{what}_ratio_high"] = paired_ratio(base, mine)
         if runs is not first:
-            gains = [run.top1 - base.top1 for run, base in zip(runs, first, strict=True)]
-            mean, low, high = student_mean(gains) if len(gains) > 1 else (gains[0], None, None)
-            row |= {"top1_gain": mean, "top1_gain_low": low, "top1_gain_high": high}
+            gain, low, high = paired_gain([run.top1 for run in first], top1)
+            row |= {"top1_gain": gain, "top1_gain_low": low, "top1_gain_high": high}
             row |= _crossing(first, runs)
         rows.append(row)
     return rows

@@ -26,8 +26,9 @@ from typing import Any
 
 from contenders import CONTENDERS, Contender
 from environments import ENVIRONMENTS, ensure_environment, python_of
-from records import RESULTS, page, paired_ratio, save, today, with_interval
+from records import RESULTS, page, save, today, with_interval
 from vivace.hardware import describe
+from vivace.measure import paired_ratio
 
 __all__ = ["Player", "take_turns"]
 

@@ -12,7 +12,17 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Comparison", "bootstrap_ratio", "compare", "student_mean", "student_ratio", "synchronize", "time_call"]
+__all__ = [
+    "Comparison",
+    "bootstrap_ratio",
+    "compare",
+    "paired_gain",
+    "paired_ratio",
+    "student_mean",
+    "student_ratio",
+    "synchronize",
+    "time_call",
+]
 
 # a resampled median of n values settles well before this many resamples
 NUM_RESAMPLES = 2000
@@ -106,6 +116,24 @@ def bootstrap_ratio(
     low, high = np.quantile(medians[0] / medians[1], [0.025, 0.975])
     first, second = np.median(times_2N, axis=1)
     return float(first / second), float(low), float(high)
+
+
+def paired_ratio(baseline: Sequence[float], candidate: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """(ratio, low, high) of the times of whole runs, paired value by value: how many times as fast the candidate is.
+
+    As `student_ratio` has it, for runs are a handful; a single pair has no interval.
+    """
+    ratios = [one / other for one, other in zip(baseline, candidate, strict=True)]
+    return student_ratio(ratios) if len(ratios) > 1 else (ratios[0], None, None)
+
+
+def paired_gain(baseline: Sequence[float], candidate: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """(gain, low, high), paired value by value: by how much the candidate is above the baseline.
+
+    As `student_mean` has it; a single pair has no interval.
+    """
+    gains = [other - one for one, other in zip(baseline, candidate, strict=True)]
+    return student_mean(gains) if len(gains) > 1 else (gains[0], None, None)
 
 
 def student_ratio(ratios: Sequence[float]) -> tuple[float, float, float]:

@@ -28,6 +28,18 @@ RECIPE = Recipe(batch_size=64, threads=1)
 ONLY_BF16 = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_gradients=False, fuse_norms=False)
 
 
+def always_says(result: Comparison, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every comparison gives `result`; the number of pairs that each was asked for is put into the list returned."""
+    asked: list[int] = []
+
+    def compare(*arguments: Any, num_pairs: int, **options: Any) -> Comparison:
+        asked.append(num_pairs)
+        return result
+
+    monkeypatch.setattr(tune_module, "compare", compare)
+    return asked
+
+
 def sleeper(milliseconds: Callable[[Setup], float]) -> Callable[[Setup], Callable[[], object]]:
     """make_step for steps that take so long for a setup."""
     return lambda setup: lambda: time.sleep(milliseconds(setup) / 1e3)
@@ -358,13 +370,7 @@ def test_beside_another_job_the_fastest_steps_decide_and_the_receipt_is_not_kept
     disturbed = Comparison((5.0, 50.0), (40.0, fastest), ratio=0.9, ratio_low=low, ratio_high=high)
     monkeypatch.setattr(tune_module, "MAX_SPREAD", 2.0)
     monkeypatch.setattr(tune_module, "MAX_UNDECIDED_SPREAD", 1.25)
-    asked: list[int] = []
-
-    def compare(*arguments: Any, num_pairs: int, **options: Any) -> Comparison:
-        asked.append(num_pairs)
-        return disturbed
-
-    monkeypatch.setattr(tune_module, "compare", compare)
+    asked = always_says(disturbed, monkeypatch)
     path = tmp_path / "receipt.json"
     receipt = tune(ONLY_BF16, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
     # once more, and longer
@@ -378,13 +384,7 @@ def test_a_wide_interval_above_1_is_believed_where_the_fastest_steps_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wide = Comparison((50.0, 90.0), (20.0, 30.0), ratio=2.5, ratio_low=1.2, ratio_high=4.0)
-    asked: list[int] = []
-
-    def compare(*arguments: Any, num_pairs: int, **options: Any) -> Comparison:
-        asked.append(num_pairs)
-        return wide
-
-    monkeypatch.setattr(tune_module, "compare", compare)
+    asked = always_says(wide, monkeypatch)
     path = tmp_path / "receipt.json"
     receipt = tune(ONLY_BF16, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000, path=path)
     assert asked == [10]
@@ -411,15 +411,10 @@ def test_an_interval_that_tells_nothing_is_measured_again_and_the_second_one_cou
 
 
 def test_it_is_measured_again_only_within_the_share_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def compare(*arguments: Any, num_pairs: int, **options: Any) -> Comparison:
-        asked.append(num_pairs)
-        # 1.2 s, once more 3.6 s: a fifth of a run of 10 s, the share of the first candidate, does not hold them
-        return Comparison((200.0, 200.0), (400.0, 400.0), ratio=0.9, ratio_low=0.7, ratio_high=1.2)
-
+    # 1.2 s, once more 3.6 s: a fifth of a run of 10 s, the share of the first candidate, does not hold them
+    undecided = Comparison((200.0, 200.0), (400.0, 400.0), ratio=0.9, ratio_low=0.7, ratio_high=1.2)
     monkeypatch.setattr(tune_module, "MAX_UNDECIDED_SPREAD", 1.25)
-    monkeypatch.setattr(tune_module, "compare", compare)
+    asked = always_says(undecided, monkeypatch)
     step = sleeper(lambda setup: 1.0)
     tune(ONLY_BF16, step, device=CPU, expected_steps=1, planned_seconds=10.0)
     assert asked == [10]

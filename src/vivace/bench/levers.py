@@ -10,7 +10,7 @@ from typing import Any
 
 from vivace.config import from_yaml, to_dict
 from vivace.errors import ConfigError, nearest
-from vivace.measure import student_mean, student_ratio
+from vivace.measure import paired_gain, paired_ratio
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
 from vivace.training.run import train
@@ -271,15 +271,14 @@ def measure_levers(
 
 
 def _row(lever: Lever, with_it: Sequence[TrainResult], without: Sequence[TrainResult]) -> LeverRow:
-    ratios = [off.train_seconds / on.train_seconds for on, off in zip(with_it, without, strict=True)]
-    gains = [on.val_top1 - off.val_top1 for on, off in zip(with_it, without, strict=True)]
-    one = len(gains) == 1
-    speedup, speedup_low, speedup_high = (ratios[0], None, None) if one else student_ratio(ratios)
-    gain, gain_low, gain_high = (gains[0], None, None) if one else student_mean(gains)
+    speedup, speedup_low, speedup_high = paired_ratio(
+        [run.train_seconds for run in without], [run.train_seconds for run in with_it]
+    )
+    gain, gain_low, gain_high = paired_gain([run.val_top1 for run in without], [run.val_top1 for run in with_it])
     return LeverRow(
         name=lever.name,
         about=lever.about,
-        n=len(gains),
+        n=len(with_it),
         speedup=speedup,
         speedup_low=speedup_low,
         speedup_high=speedup_high,
