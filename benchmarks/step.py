@@ -30,6 +30,7 @@ from vivace.data.augment import Augment
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.loader import Batch
 from vivace.hardware import autocast, describe, keep_freed_memory, num_cpus
+from vivace.kernels.winograd import has_winograd
 from vivace.measure import bootstrap_ratio, synchronize, time_call
 from vivace.models.convnets import FastCNN
 from vivace.models.normalize import Normalize
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-tiles", action="store_true", help="without tiled gradients (on a GPU: always)")
+    parser.add_argument("--no-winograd", action="store_true", help="without Winograd convolutions")
     parser.add_argument("--no-fused", action="store_true", help="without fused norms (on a GPU: always)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -183,13 +185,14 @@ def main() -> None:
         precision=args.precision,
         threads=num_cpus(),
         tile_gradients=not args.no_tiles and args.device == "cpu",
+        winograd=not args.no_winograd and args.device == "cpu" and args.precision == "bf16" and has_winograd(),
         fuse_norms=not args.no_fused and args.device == "cpu",
     )
     torch.set_num_threads(setup.threads)
     stepper, batch, model = make_stepper(recipe, setup, size=args.size, num_classes=args.num_classes, device=device)
     images = stepper._normalize(batch.images_BCHW)
     convs = convolutions_alone(model, images, setup)
-    torchs = convolutions_alone(model, images, dataclasses.replace(setup, tile_gradients=False))
+    torchs = convolutions_alone(model, images, dataclasses.replace(setup, tile_gradients=False, winograd=False))
     step = lambda: stepper.step(batch, 0)  # noqa: E731
     for function in (step, convs, torchs, step, convs, torchs):
         function()
@@ -212,6 +215,7 @@ def main() -> None:
         "batch_size": recipe.batch_size,
         "rounds": args.rounds,
         "setup": f"{setup.precision}, {'tiled' if setup.tile_gradients else 'plain'} gradients, "
+        f"{'Winograd' if setup.winograd else 'direct'} convolutions, "
         f"{'fused' if setup.fuse_norms else 'plain'} norms",
         "mflop_per_image": flops / 1e6,
         "step_ms": statistics.median(step_ms),

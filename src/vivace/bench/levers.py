@@ -51,6 +51,12 @@ LEVERS = (
         {"tile_gradients": False},
     ),
     Lever(
+        "Winograd convolutions",
+        "3×3 convolutions by minimal filtering: fewer products",
+        lambda r: r.winograd is True,
+        {"winograd": False},
+    ),
+    Lever(
         "fused norms",
         "pooling, batch norm and activation as one kernel",
         lambda r: r.fuse_norms is True,

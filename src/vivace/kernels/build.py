@@ -21,7 +21,12 @@ __all__ = ["load_library"]
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 # more for some of them. OpenMP is that of torch, which must have been imported: one set of threads. Where products and
 # sums may not be fused, weights are rounded as in a library that is built for any processor
-OPTIONS = {"norms": ("-fopenmp",), "gradients": ("-fopenmp",), "resize": ("-ffp-contract=off",)}
+OPTIONS = {
+    "norms": ("-fopenmp",),
+    "gradients": ("-fopenmp",),
+    "winograd": ("-fopenmp",),
+    "resize": ("-ffp-contract=off",),
+}
 COMPILERS = ("cc", "gcc", "clang")
 # half a second is usual
 TIMEOUT_SECONDS = 60

@@ -41,7 +41,7 @@ __all__ = ["Contract", "run_training"]
 # writing a bundle and leaving: measured at 0.2 to 0.6 s on a slow disk
 SAVE_SECONDS = 0.7
 # what a recipe may leave to the trial
-MEASURED = ("precision", "channels_last", "compile", "tile_gradients", "fuse_norms", "threads")
+MEASURED = ("precision", "channels_last", "compile", "tile_gradients", "winograd", "fuse_norms", "threads")
 
 
 def run_training(

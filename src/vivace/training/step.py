@@ -21,6 +21,7 @@ from vivace.training.distill import Distillation
 from vivace.training.fake_quant import FakeQuantization
 from vivace.training.state import TrainState
 from vivace.training.tiling import TiledGradients
+from vivace.training.winograd import WinogradConvolutions
 
 __all__ = ["Setup", "StepResult", "Stepper", "has_batch_norm", "own_kernels"]
 
@@ -37,6 +38,8 @@ class Setup:
     compile: bool = False
     tile_gradients: bool = False
     """Whether weight gradients are taken from tiles that hold many images (`TiledGradients`)."""
+    winograd: bool = False
+    """Whether 3×3 convolutions are Winograd's (`WinogradConvolutions`)."""
     fuse_norms: bool = False
     """Whether pooling, batch norm and activation run as one kernel (`fused_norms`)."""
     threads: int = 1
@@ -68,6 +71,9 @@ def own_kernels(setup: Setup, folder: Path) -> Iterator[None]:
         # a compiled network has its own
         if setup.tile_gradients and not setup.compile:
             kernels.enter_context(TiledGradients(folder))
+        if setup.winograd and not setup.compile:
+            # the inner one: what it leaves is for tiled gradients
+            kernels.enter_context(WinogradConvolutions(folder))
         if setup.fuse_norms and not setup.compile:
             kernels.enter_context(fused_norms(folder))
         yield

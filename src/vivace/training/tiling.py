@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from vivace.kernels.gradients import WeightGradient, gains, weight_gradient
 
-__all__ = ["TiledGradients", "tile_images"]
+__all__ = ["TiledGradients", "is_plain_3x3", "tile_images"]
 
 # rows of 16 and more are as fast as they are
 MAX_SIDE = 12
@@ -51,7 +51,8 @@ class TiledGradients(TorchFunctionMode):
         if func is torch.nn.functional.conv2d and not kwargs and len(args) == 7:
             x, weight, bias, *options = args
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-            if _is_plain(x, weight, options, dtype):
+            learns = weight.requires_grad and torch.is_grad_enabled()
+            if learns and dtype in (torch.bfloat16, torch.float16) and is_plain_3x3(x, weight, options):
                 kernel = self._kernel if dtype == torch.bfloat16 and gains(x, len(weight)) else None
                 if kernel is not None or x.shape[-1] <= MAX_SIDE:
                     out: Tensor = _TiledConv.apply(x.to(dtype), weight, dtype, kernel)
@@ -59,14 +60,11 @@ class TiledGradients(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _is_plain(x_BCHW: Tensor, weight: Tensor, options: list[Any], dtype: torch.dtype) -> bool:
-    """Whether it is a 3×3 convolution with stride 1 and padding 1 whose weights are learnt in half precision."""
+def is_plain_3x3(x_BCHW: Tensor, weight: Tensor, options: list[Any]) -> bool:
+    """Whether it is a 3×3 convolution on a CPU with stride 1 and padding 1; options: what follows conv2d's bias."""
     stride, padding, dilation, groups = options
     return (
-        weight.requires_grad
-        and torch.is_grad_enabled()
-        and x_BCHW.device.type == "cpu"
-        and dtype in (torch.bfloat16, torch.float16)
+        x_BCHW.device.type == "cpu"
         and weight.shape[-2:] == (3, 3)
         and x_BCHW.ndim == 4
         and padding in ("same", 1, (1, 1))

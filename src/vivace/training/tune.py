@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from vivace.config import from_dict, to_dict
 from vivace.errors import ConfigError
 from vivace.files import canonical_json, write_json
 from vivace.hardware import num_cpus, supported_precisions
+from vivace.kernels.winograd import has_winograd
 from vivace.measure import Comparison, compare, time_call
 from vivace.training.recipe import Recipe
 from vivace.training.step import Setup
@@ -76,6 +77,8 @@ class Receipt:
         parts += ["compiled" if setup.compile else "eager", f"{setup.threads} threads"]
         if setup.tile_gradients:
             parts.append("tiled gradients")
+        if setup.winograd:
+            parts.append("Winograd convolutions")
         if setup.fuse_norms:
             parts.append("fused norms")
         if setup.micro_batch_size:
@@ -94,6 +97,7 @@ def plain_setup(recipe: Recipe) -> Setup:
         channels_last=recipe.channels_last is True,
         compile=recipe.compile is True,
         tile_gradients=recipe.tile_gradients is True,
+        winograd=recipe.winograd is True,
         fuse_norms=recipe.fuse_norms is True,
         threads=num_cpus() if recipe.threads == "auto" else recipe.threads,
         micro_batch_size=recipe.micro_batch_size,
@@ -164,8 +168,7 @@ def tune(
         if candidate == setup:
             # it came with an earlier one
             continue
-        if candidate.precision == "fp32" and {"tile_gradients", "fuse_norms"} & set(changes):
-            # there they change nothing
+        if _changes_nothing(candidate, changes):
             continue
         began = time.perf_counter()
         try:
@@ -219,6 +222,16 @@ def tune(
     return receipt
 
 
+def _changes_nothing(candidate: Setup, changes: Mapping[str, Any]) -> bool:
+    if "tile_gradients" in changes and candidate.winograd:
+        # it has taken the convolutions
+        return True
+    low_alone = {"tile_gradients", "winograd", "fuse_norms"} & set(changes)
+    return bool(low_alone) and (
+        candidate.precision == "fp32" or ("winograd" in changes and candidate.precision != "bf16")
+    )
+
+
 def _num_pairs(step_ms: float, run_seconds: float) -> int:
     seconds = min(PAIRS_SHARE * run_seconds, PAIRS_SECONDS)
     return max(4 if step_ms < 200 else 3, min(MAX_PAIRS, int(seconds / (2 * step_ms / 1e3))))
@@ -258,6 +271,8 @@ def _candidates(
             # bf16 before fp16: as fast, and it needs no loss scaling
             candidates.append((low[0], {"precision": low[0]}))
     if device.type == "cpu" and (low or recipe.precision in ("bf16", "fp16")):
+        if recipe.winograd == "auto" and has_winograd():
+            candidates.append(("Winograd convolutions", {"winograd": True}))
         if recipe.tile_gradients == "auto":
             candidates.append(("tiled gradients", {"tile_gradients": True}))
         if recipe.fuse_norms == "auto":

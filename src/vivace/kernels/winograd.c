@@ -1,0 +1,510 @@
+/* 3×3 convolutions, stride 1 and padding 1, of bf16 maps with 2.25 or 4 products for 9 (Winograd's minimal filtering,
+   arXiv:1509.09308), by the bf16 dot products of AVX-512.
+
+   Maps lie channels last: value (n, h, w, c) at ((n H + h) W + w) C + c. A tile is m×m outputs, m 2 or 4, which come from
+   n×n inputs d, n = m + 2: Y = At [(G w Gt) . (Bt d B)] A, a sum over channels for each of n×n points by itself, so
+   that these are matrix products. The gradient of the weights is Gt [sum over tiles of (Bt d B) . (A g At)] G. Both
+   sides of a product are rounded to bf16, sums are taken in float.
+
+   The matrices evaluate polynomials at 0, 1, -1 and infinity (m = 2), or at 0, 3/4, -3/4, 3/2, -3/2 and infinity (m = 4):
+   of the points that were tried those with the least error, half of that of 0, 1, -1, 2, -2. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+
+#include <immintrin.h>
+
+#define LANES 16
+/* of a side, and points in all, for m = 4 */
+#define MAX_SIDE 6
+#define MAX_POINTS 36
+/* vectors of filters that are multiplied at once, and tiles with so many of them, or with half of them and fewer */
+#define VECTORS 4
+#define TILES 6
+#define MORE_TILES 12
+/* tiles whose points are kept at once, for m = 2 and 4: what belongs to them stays in the second cache */
+#ifndef BLOCK
+#define BLOCK(m) ((m) == 2 ? 48 : 24)
+#endif
+/* bytes of the points of both sides for a gradient */
+#ifndef GRADIENT_BYTES
+#define GRADIENT_BYTES (4 << 20)
+#endif
+/* between the points, so that the same place in each of them does not meet in one set of the cache */
+#define APART 32
+
+/* the points of m = 4 are 0, P, -P, Q, -Q, infinity */
+#define P 0.75f
+#define Q 1.5f
+#define PP (P * P)
+#define QQ (Q * Q)
+
+#define ALWAYS static inline __attribute__((always_inline))
+#define SPLAT(value) _mm512_set1_ps(value)
+#define ADD _mm512_add_ps
+#define SUB _mm512_sub_ps
+#define MUL _mm512_mul_ps
+/* a b + c and c - a b */
+#define MULADD _mm512_fmadd_ps
+#define MULSUB _mm512_fnmadd_ps
+
+int usable(void) { return 1; }
+
+/* What all threads share; zeros: a pixel outside. */
+struct maps {
+    int64_t N, H, W, down, across, tiles;
+    const bf16 *zeros;
+};
+
+static int64_t up_to(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)up_to(bytes, 64)); }
+
+static struct maps maps_of(int m, int64_t N, int64_t H, int64_t W, const bf16 *zeros) {
+    int64_t down = (H + m - 1) / m, across = (W + m - 1) / m;
+    return (struct maps){.N = N, .H = H, .W = W, .down = down, .across = across, .tiles = N * down * across, .zeros = zeros};
+}
+
+static inline __mmask16 lanes_left(int64_t channels, int64_t from) {
+    int64_t left = channels - from;
+    return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
+}
+
+/* 16 channels of a pixel as floats. */
+ALWAYS __m512 floats(const bf16 *at, __mmask16 left) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(left, at)), 16));
+}
+
+ALWAYS __m256i rounded(__m512 value) { return (__m256i)_mm512_cvtneps_pbh(value); }
+
+/* Where the side×side pixels from (m i - border, m j - border) on begin, for tile t; `outside` for those that are not
+   there. */
+ALWAYS void locate(const int m, const int side, const int border, const struct maps *maps, const bf16 *map,
+                   int64_t channels, int64_t t, const bf16 *outside, const bf16 *at[]) {
+    int64_t n = t / (maps->down * maps->across), place = t % (maps->down * maps->across);
+    int64_t h = m * (place / maps->across) - border, w = m * (place % maps->across) - border;
+    const bf16 *image = map + n * maps->H * maps->W * channels;
+    for (int i = 0; i < side; i++)
+        for (int j = 0; j < side; j++) {
+            int there = t < maps->tiles && h + i >= 0 && h + i < maps->H && w + j >= 0 && w + j < maps->W;
+            at[side * i + j] = there ? image + ((h + i) * maps->W + w + j) * channels : outside;
+        }
+}
+
+/* Bt d: n values to n points. */
+ALWAYS void input_points(const int m, const __m512 *d, __m512 *p) {
+    if (m == 2) {
+        p[0] = SUB(d[0], d[2]), p[1] = ADD(d[1], d[2]), p[2] = SUB(d[2], d[1]), p[3] = SUB(d[1], d[3]);
+        return;
+    }
+    __m512 even_p = MULSUB(SPLAT(QQ), d[2], d[4]), odd_p = MULSUB(SPLAT(QQ), d[1], d[3]);
+    __m512 even_q = MULSUB(SPLAT(PP), d[2], d[4]), odd_q = MULSUB(SPLAT(PP), d[1], d[3]);
+    p[0] = MULADD(SPLAT(PP * QQ), d[0], MULSUB(SPLAT(PP + QQ), d[2], d[4]));
+    p[1] = MULADD(SPLAT(P), odd_p, even_p), p[2] = MULSUB(SPLAT(P), odd_p, even_p);
+    p[3] = MULADD(SPLAT(Q), odd_q, even_q), p[4] = MULSUB(SPLAT(Q), odd_q, even_q);
+    p[5] = MULADD(SPLAT(PP * QQ), d[1], MULSUB(SPLAT(PP + QQ), d[3], d[5]));
+}
+
+/* A g: m values to n points. */
+ALWAYS void gradient_points(const int m, const __m512 *g, __m512 *p) {
+    if (m == 2) {
+        p[0] = g[0], p[1] = ADD(g[0], g[1]), p[2] = SUB(g[0], g[1]), p[3] = SUB(_mm512_setzero_ps(), g[1]);
+        return;
+    }
+    __m512 even_p = MULADD(SPLAT(PP), g[2], g[0]), odd_p = MULADD(SPLAT(PP), g[3], g[1]);
+    __m512 even_q = MULADD(SPLAT(QQ), g[2], g[0]), odd_q = MULADD(SPLAT(QQ), g[3], g[1]);
+    p[0] = g[0];
+    p[1] = MULADD(SPLAT(P), odd_p, even_p), p[2] = MULSUB(SPLAT(P), odd_p, even_p);
+    p[3] = MULADD(SPLAT(Q), odd_q, even_q), p[4] = MULSUB(SPLAT(Q), odd_q, even_q);
+    p[5] = g[3];
+}
+
+/* At s: n points to m values. */
+ALWAYS void outputs(const int m, const __m512 *s, __m512 *y) {
+    __m512 sum = ADD(s[1], s[2]), difference = SUB(s[1], s[2]);
+    if (m == 2) {
+        y[0] = ADD(s[0], sum), y[1] = SUB(difference, s[3]);
+        return;
+    }
+    __m512 sum_q = ADD(s[3], s[4]), difference_q = SUB(s[3], s[4]);
+    y[0] = ADD(ADD(s[0], sum), sum_q);
+    y[1] = MULADD(SPLAT(P), difference, MUL(SPLAT(Q), difference_q));
+    y[2] = MULADD(SPLAT(PP), sum, MUL(SPLAT(QQ), sum_q));
+    y[3] = MULADD(SPLAT(P * PP), difference, MULADD(SPLAT(Q * QQ), difference_q, s[5]));
+}
+
+/* G w: 3 weights to n points. */
+ALWAYS void weight_points(const int m, const __m512 *w, __m512 *p) {
+    __m512 outer = ADD(w[0], w[2]);
+    if (m == 2) {
+        p[0] = w[0], p[3] = w[2];
+        p[1] = MUL(SPLAT(0.5f), ADD(outer, w[1])), p[2] = MUL(SPLAT(0.5f), SUB(outer, w[1]));
+        return;
+    }
+    __m512 even_p = MULADD(SPLAT(PP), w[2], w[0]), even_q = MULADD(SPLAT(QQ), w[2], w[0]);
+    __m512 scale_p = SPLAT(1 / (2 * PP * (PP - QQ))), scale_q = SPLAT(1 / (2 * QQ * (QQ - PP)));
+    p[0] = MUL(SPLAT(1 / (PP * QQ)), w[0]), p[5] = w[2];
+    p[1] = MUL(scale_p, MULADD(SPLAT(P), w[1], even_p)), p[2] = MUL(scale_p, MULSUB(SPLAT(P), w[1], even_p));
+    p[3] = MUL(scale_q, MULADD(SPLAT(Q), w[1], even_q)), p[4] = MUL(scale_q, MULSUB(SPLAT(Q), w[1], even_q));
+}
+
+/* Gt s: n points to 3 weights. */
+ALWAYS void weights_of(const int m, const __m512 *s, __m512 *w) {
+    __m512 sum = ADD(s[1], s[2]), difference = SUB(s[1], s[2]);
+    if (m == 2) {
+        sum = MUL(SPLAT(0.5f), sum);
+        w[0] = ADD(s[0], sum), w[1] = MUL(SPLAT(0.5f), difference), w[2] = ADD(sum, s[3]);
+        return;
+    }
+    __m512 scale_p = SPLAT(1 / (2 * PP * (PP - QQ))), scale_q = SPLAT(1 / (2 * QQ * (QQ - PP)));
+    __m512 sum_q = MUL(scale_q, ADD(s[3], s[4])), difference_q = MUL(scale_q, SUB(s[3], s[4]));
+    sum = MUL(scale_p, sum), difference = MUL(scale_p, difference);
+    w[0] = MULADD(SPLAT(1 / (PP * QQ)), s[0], ADD(sum, sum_q));
+    w[1] = MULADD(SPLAT(P), difference, MUL(SPLAT(Q), difference_q));
+    w[2] = MULADD(SPLAT(PP), sum, MULADD(SPLAT(QQ), sum_q, s[5]));
+}
+
+/* A transform of columns, then of rows: from `from`×`from` values to `to`×`to`. */
+#define BOTH_WAYS(transform, m, from, to, in, out)                                      \
+    do {                                                                                \
+        __m512 line_[MAX_SIDE], half_[MAX_POINTS];                                      \
+        for (int j_ = 0; j_ < (from); j_++) {                                           \
+            __m512 got_[MAX_SIDE];                                                      \
+            for (int i_ = 0; i_ < (from); i_++) line_[i_] = in(i_, j_);                 \
+            transform(m, line_, got_);                                                  \
+            for (int i_ = 0; i_ < (to); i_++) half_[(from) * i_ + j_] = got_[i_];       \
+        }                                                                               \
+        for (int i_ = 0; i_ < (to); i_++) transform(m, half_ + (from) * i_, (out) + (to) * i_); \
+    } while (0)
+
+/* ---- convolutions ---- */
+
+/* G w Gt into [block of filters, point, pairs of channels, vectors of the block, LANES, 2]; weight (k, c, i, j) lies at
+   weights[k sk + c sc + i si + j sj]. */
+ALWAYS void lay_weights(const int m, const float *weights, int64_t sk, int64_t sc, int64_t si, int64_t sj, int64_t C,
+                        int64_t K, int64_t v, bf16 *out) {
+    const int side = m + 2, points = side * side;
+    int64_t pairs = (C + 1) / 2, first = v / VECTORS * VECTORS;
+    int64_t vectors = at_most(VECTORS, (K + LANES - 1) / LANES - first);
+    bf16 *block = out + first * points * pairs * LANES * 2 + (v - first) * LANES * 2;
+    for (int64_t c = 0; c < 2 * pairs; c++) {
+        float w[9][LANES];
+        for (int l = 0; l < LANES; l++) {
+            int64_t k = v * LANES + l;
+            const float *from = weights + k * sk + c * sc;
+            for (int tap = 0; tap < 9; tap++) w[tap][l] = k < K && c < C ? from[tap / 3 * si + tap % 3 * sj] : 0.0f;
+        }
+        __m512 p[MAX_POINTS];
+#define IN(i, j) _mm512_loadu_ps(w[3 * (i) + (j)])
+        BOTH_WAYS(weight_points, m, 3, side, IN, p);
+#undef IN
+        for (int i = 0; i < points; i++) {
+            bf16 *to = block + (i * pairs + c / 2) * vectors * LANES * 2 + c % 2, values[LANES];
+            _mm256_storeu_si256((__m256i *)values, rounded(p[i]));
+            for (int l = 0; l < LANES; l++) to[2 * l] = values[l];
+        }
+    }
+}
+
+/* points [rows, stride] times filters [pairs, vectors, LANES, 2] into sums [rows, vectors, LANES]. */
+ALWAYS void multiply(const int rows, const int vectors, const bf16 *points, int64_t stride, const bf16 *filters,
+                     int64_t pairs, float *sums) {
+    __m512 s[MORE_TILES][VECTORS];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) s[r][v] = _mm512_setzero_ps();
+    for (int64_t pair = 0; pair < pairs; pair++, filters += vectors * LANES * 2) {
+        __m512bh f[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) f[v] = (__m512bh)_mm512_load_si512(filters + v * LANES * 2);
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            int two;
+            memcpy(&two, points + r * stride + 2 * pair, 4);
+            __m512bh p = (__m512bh)_mm512_set1_epi32(two);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) s[r][v] = _mm512_dpbf16_ps(s[r][v], p, f[v]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) _mm512_store_ps(sums + (r * vectors + v) * LANES, s[r][v]);
+}
+
+static void multiply_block(int64_t vectors, const bf16 *points, int64_t stride, int64_t tiles, const bf16 *filters,
+                           int64_t pairs, float *sums) {
+    int64_t step = vectors > VECTORS / 2 ? TILES : MORE_TILES;
+    for (int64_t t = 0; t < tiles; t += step, points += step * stride, sums += step * vectors * LANES) {
+        if (vectors == 4) multiply(TILES, 4, points, stride, filters, pairs, sums);
+        else if (vectors == 3) multiply(TILES, 3, points, stride, filters, pairs, sums);
+        else if (vectors == 2) multiply(MORE_TILES, 2, points, stride, filters, pairs, sums);
+        else multiply(MORE_TILES, 1, points, stride, filters, pairs, sums);
+    }
+}
+
+/* What a thread keeps of a block: points, and sums [point, tile, vector, LANES]. */
+struct bench {
+    bf16 *points;
+    float *sums;
+};
+
+ALWAYS void convolve_block(const int m, const struct maps *maps, const bf16 *x, const bf16 *filters, bf16 *out, int64_t C,
+                           int64_t K, int64_t first, const struct bench *bench) {
+    const int side = m + 2, points = side * side;
+    int64_t pairs = (C + 1) / 2, stride = up_to(C, LANES), apart = BLOCK(m) * stride + APART;
+    int64_t tiles = at_most(BLOCK(m), maps->tiles - first), all = (K + LANES - 1) / LANES;
+    for (int64_t t = 0; t < tiles; t++) {
+        const bf16 *at[MAX_POINTS];
+        locate(m, side, 1, maps, x, C, first + t, maps->zeros, at);
+        for (int64_t c = 0; c < C; c += LANES) {
+            __mmask16 left = lanes_left(C, c);
+            __m512 p[MAX_POINTS];
+#define IN(i, j) floats(at[side * (i) + (j)] + c, left)
+            BOTH_WAYS(input_points, m, side, side, IN, p);
+#undef IN
+            for (int i = 0; i < points; i++)
+                _mm256_store_si256((__m256i *)(bench->points + i * apart + t * stride + c), rounded(p[i]));
+        }
+    }
+    for (int64_t v = 0; v < all; v += VECTORS) {
+        int64_t vectors = at_most(VECTORS, all - v), sums_apart = BLOCK(m) * vectors * LANES + APART;
+        for (int64_t i = 0; i < points; i++)
+            multiply_block(vectors, bench->points + i * apart, stride, tiles,
+                           filters + (v * points + i * vectors) * pairs * LANES * 2, pairs, bench->sums + i * sums_apart);
+        for (int64_t t = 0; t < tiles; t++) {
+            const bf16 *at[16];
+            locate(m, m, 0, maps, out, K, first + t, 0, at);
+            for (int64_t u = 0; u < vectors; u++) {
+                const float *sums = bench->sums + (t * vectors + u) * LANES;
+                int64_t k = (v + u) * LANES;
+                __mmask16 left = lanes_left(K, k);
+                __m512 y[16];
+#define IN(i, j) _mm512_load_ps(sums + (side * (i) + (j)) * sums_apart)
+                BOTH_WAYS(outputs, m, side, m, IN, y);
+#undef IN
+                for (int i = 0; i < m * m; i++) {
+                    if (!at[i]) continue;
+                    bf16 *to = (bf16 *)at[i] + k;
+                    if (left == 0xffff) _mm256_storeu_si256((__m256i *)to, rounded(y[i]));
+                    else _mm256_mask_storeu_epi16(to, left, rounded(y[i]));
+                }
+            }
+        }
+    }
+}
+
+/* out [N, H, W, K] of x [N, H, W, C]; weight (k, c, i, j) lies at weights[k sk + c sc + i si + j sj]. m: 2 or 4. Returns 1
+   if there is no memory. */
+int convolve(const bf16 *x, const float *weights, bf16 *out, int64_t m, int64_t N, int64_t H, int64_t W, int64_t C,
+             int64_t K, int64_t sk, int64_t sc, int64_t si, int64_t sj, int64_t threads) {
+    int64_t points = (m + 2) * (m + 2), pairs = (C + 1) / 2, vectors = (K + LANES - 1) / LANES, tiles = BLOCK(m);
+    int64_t num_points = points * (tiles * up_to(C, LANES) + APART), num_sums = points * (tiles * VECTORS * LANES + APART);
+    bf16 *filters = room(2 * points * pairs * vectors * LANES * 2), *zeros = calloc((size_t)up_to(C, LANES), sizeof(bf16));
+    /* zero: tiles that there are not are multiplied too */
+    char *memory = calloc((size_t)threads, (size_t)(2 * num_points + 4 * num_sums) + 64);
+    int failed = !filters || !zeros || !memory;
+    if (!failed) {
+        struct maps maps = maps_of((int)m, N, H, W, zeros);
+        int64_t next = 0;
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for schedule(static)
+            for (int64_t v = 0; v < vectors; v++) {
+                if (m == 2) lay_weights(2, weights, sk, sc, si, sj, C, K, v, filters);
+                else lay_weights(4, weights, sk, sc, si, sj, C, K, v, filters);
+            }
+#pragma omp for schedule(static)
+            for (int64_t t = 0; t < threads; t++) {
+                struct bench bench;
+                bench.points = (bf16 *)up_to((int64_t)(memory + t * (2 * num_points + 4 * num_sums)), 64);
+                bench.sums = (float *)(bench.points + num_points);
+                for (;;) {
+                    int64_t block;
+#pragma omp atomic capture
+                    block = next++;
+                    if (block * tiles >= maps.tiles) break;
+                    if (m == 2) convolve_block(2, &maps, x, filters, out, C, K, block * tiles, &bench);
+                    else convolve_block(4, &maps, x, filters, out, C, K, block * tiles, &bench);
+                }
+            }
+        }
+    }
+    free(filters), free(zeros), free(memory);
+    return failed;
+}
+
+/* ---- gradients of weights ---- */
+
+/* Two tiles side by side: [LANES, 2]. */
+ALWAYS __m512i paired(__m256i first, __m512 second) {
+    __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                     19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(order, _mm512_inserti64x4(_mm512_castsi256_si512(first), rounded(second), 1));
+}
+
+/* Points of the tiles [first, first + tiles) of x, or of the gradient: [point, tiles / 2, channels, 2]. */
+ALWAYS void lay_points(const int m, const int of_x, const struct maps *maps, const bf16 *map, int64_t channels,
+                       int64_t first, int64_t tiles, int64_t apart, bf16 *out) {
+    const int side = m + 2, points = side * side;
+    for (int64_t t = 0; t < tiles; t += 2) {
+        const bf16 *both[2][MAX_POINTS];
+        for (int i = 0; i < 2; i++) {
+            if (of_x) locate(m, side, 1, maps, map, channels, first + t + i, maps->zeros, both[i]);
+            else locate(m, m, 0, maps, map, channels, first + t + i, maps->zeros, both[i]);
+        }
+        for (int64_t c = 0; c < channels; c += LANES) {
+            __mmask16 left = lanes_left(channels, c);
+            bf16 *to = out + t * up_to(channels, LANES) + 2 * c;
+            __m512 p[MAX_POINTS];
+            __m256i one[MAX_POINTS];
+            for (int i = 0; i < 2; i++) {
+                const bf16 *const *at = both[i];
+#define IN(i, j) floats(at[(of_x ? side : m) * (i) + (j)] + c, left)
+                if (of_x) BOTH_WAYS(input_points, m, side, side, IN, p);
+                else BOTH_WAYS(gradient_points, m, m, side, IN, p);
+#undef IN
+                for (int q = 0; q < points; q++) {
+                    if (i == 0) one[q] = rounded(p[q]);
+                    else _mm512_store_si512(to + q * apart, paired(one[q], p[q]));
+                }
+            }
+        }
+    }
+}
+
+/* Adds x [pairs, x_stride] turned, rows of it, times g [pairs, g_stride] to sums [rows, sums_stride]. */
+ALWAYS void add_products(const int rows, const int vectors, const bf16 *x, int64_t x_stride, const bf16 *g, int64_t g_stride,
+                         int64_t pairs, float *sums, int64_t sums_stride) {
+    __m512 s[TILES][VECTORS];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) s[r][v] = _mm512_load_ps(sums + r * sums_stride + v * LANES);
+    for (int64_t pair = 0; pair < pairs; pair++, x += x_stride, g += g_stride) {
+        __m512bh f[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) f[v] = (__m512bh)_mm512_load_si512(g + v * LANES * 2);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            int two;
+            memcpy(&two, x + 2 * r, 4);
+            __m512bh p = (__m512bh)_mm512_set1_epi32(two);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) s[r][v] = _mm512_dpbf16_ps(s[r][v], p, f[v]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) _mm512_store_ps(sums + r * sums_stride + v * LANES, s[r][v]);
+}
+
+#define BY_VECTORS(rows)                                                                                    \
+    (vectors == 4   ? add_products(rows, 4, x, x_stride, g, g_stride, pairs, sums, sums_stride)             \
+     : vectors == 3 ? add_products(rows, 3, x, x_stride, g, g_stride, pairs, sums, sums_stride)             \
+     : vectors == 2 ? add_products(rows, 2, x, x_stride, g, g_stride, pairs, sums, sums_stride)             \
+                    : add_products(rows, 1, x, x_stride, g, g_stride, pairs, sums, sums_stride))
+
+static void add_point(const bf16 *all_x, int64_t C, const bf16 *all_g, int64_t K, int64_t pairs, float *all_sums) {
+    int64_t x_stride = 2 * up_to(C, LANES), g_stride = 2 * up_to(K, LANES), sums_stride = up_to(K, LANES);
+    for (int64_t k = 0; k < K; k += VECTORS * LANES) {
+        int64_t vectors = at_most(VECTORS, (K - k + LANES - 1) / LANES);
+        const bf16 *g = all_g + 2 * k;
+        int64_t c = 0;
+        for (; c + TILES <= C; c += TILES) {
+            const bf16 *x = all_x + 2 * c;
+            float *sums = all_sums + c * sums_stride + k;
+            BY_VECTORS(6);
+        }
+        const bf16 *x = all_x + 2 * c;
+        float *sums = all_sums + c * sums_stride + k;
+        if (C - c >= 4) { BY_VECTORS(4); x += 8, sums += 4 * sums_stride, c += 4; }
+        if (C - c >= 2) { BY_VECTORS(2); x += 4, sums += 2 * sums_stride, c += 2; }
+        if (C - c >= 1) BY_VECTORS(1);
+    }
+}
+
+/* Gt s G of the sums of all threads [threads, point, C, K up to LANES] into out [K, 3, 3, C], for one channel. */
+ALWAYS void collect(const int m, const float *sums, int64_t c, int64_t C, int64_t K, int64_t threads, float *out) {
+    const int side = m + 2, points = side * side;
+    int64_t wide = up_to(K, LANES), whole = points * C * wide;
+    for (int64_t k = 0; k < K; k += LANES) {
+        __m512 s[MAX_POINTS], w[9];
+        for (int i = 0; i < points; i++) {
+            const float *at = sums + (i * C + c) * wide + k;
+            s[i] = _mm512_load_ps(at);
+            for (int64_t t = 1; t < threads; t++) s[i] = ADD(s[i], _mm512_load_ps(at + t * whole));
+        }
+#define IN(i, j) s[side * (i) + (j)]
+        BOTH_WAYS(weights_of, m, side, 3, IN, w);
+#undef IN
+        for (int tap = 0; tap < 9; tap++) {
+            float values[LANES];
+            _mm512_storeu_ps(values, w[tap]);
+            for (int64_t l = 0; l < at_most(LANES, K - k); l++) out[((k + l) * 9 + tap) * C + c] = values[l];
+        }
+    }
+}
+
+ALWAYS void add_block(const int m, const struct maps *maps, const bf16 *x, const bf16 *gradient, int64_t C, int64_t K,
+                      int64_t first, int64_t block, bf16 *of_x, bf16 *of_g, float *sums) {
+    const int points = (m + 2) * (m + 2);
+    int64_t tiles = at_most(block, maps->tiles - first), x_wide = up_to(C, LANES), g_wide = up_to(K, LANES);
+    int64_t x_apart = block * x_wide + APART, g_apart = block * g_wide + APART;
+    lay_points(m, 1, maps, x, C, first, tiles, x_apart, of_x);
+    lay_points(m, 0, maps, gradient, K, first, tiles, g_apart, of_g);
+    for (int64_t i = 0; i < points; i++)
+        add_point(of_x + i * x_apart, C, of_g + i * g_apart, K, (tiles + 1) / 2, sums + i * C * g_wide);
+}
+
+/* out [K, 3, 3, C], float: the gradient of the weights for x [N, H, W, C] and gradient [N, H, W, K]. m: 2 or 4. Returns
+   1 if there is no memory. */
+int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t m, int64_t N, int64_t H, int64_t W,
+                    int64_t C, int64_t K, int64_t threads) {
+    int64_t points = (m + 2) * (m + 2), x_wide = up_to(C, LANES), g_wide = up_to(K, LANES), num_sums = points * C * g_wide;
+    int64_t block = up_to(GRADIENT_BYTES / (2 * points * (x_wide + g_wide)), 2);
+    block = at_most(block < 64 ? 64 : block, 512);
+    bf16 *zeros = calloc((size_t)(x_wide + g_wide), sizeof(bf16));
+    struct maps maps = maps_of((int)m, N, H, W, zeros);
+    int64_t blocks = (maps.tiles + block - 1) / block;
+    threads = at_most(threads, blocks);
+    int64_t num_x = points * (block * x_wide + APART), num_g = points * (block * g_wide + APART);
+    bf16 *memory = room(threads * 2 * (num_x + num_g));
+    float *sums = room(threads * 4 * num_sums);
+    int failed = !zeros || !memory || !sums;
+    if (!failed) {
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for schedule(static)
+            for (int64_t t = 0; t < threads; t++) {
+                bf16 *of_x = memory + t * (num_x + num_g), *of_g = of_x + num_x;
+                float *own = sums + t * num_sums;
+                memset(own, 0, (size_t)(4 * num_sums));
+                for (int64_t at = blocks * t / threads; at < blocks * (t + 1) / threads; at++) {
+                    if (m == 2) add_block(2, &maps, x, gradient, C, K, at * block, block, of_x, of_g, own);
+                    else add_block(4, &maps, x, gradient, C, K, at * block, block, of_x, of_g, own);
+                }
+            }
+#pragma omp for schedule(static)
+            for (int64_t c = 0; c < C; c++) {
+                if (m == 2) collect(2, sums, c, C, K, threads, out);
+                else collect(4, sums, c, C, K, threads, out);
+            }
+        }
+    }
+    free(zeros), free(memory), free(sums);
+    return failed;
+}
+
+#else
+
+int usable(void) { return 0; }
+
+#endif
