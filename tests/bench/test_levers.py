@@ -54,6 +54,7 @@ def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
         {
             "precision": "bf16",
             "tile_gradients": True,
+            "winograd": True,
             "fuse_norms": True,
             "channels_last": True,
             "compile": True,

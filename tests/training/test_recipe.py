@@ -78,6 +78,7 @@ OTHER = Recipe(
     channels_last=False,
     compile=True,
     tile_gradients=True,
+    winograd=True,
     fuse_norms=True,
     threads=3,
     validate_every=0.5,

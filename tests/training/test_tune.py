@@ -25,7 +25,9 @@ RunTiny = Callable[..., TrainResult]
 CPU = torch.device("cpu")
 RECIPE = Recipe(batch_size=64, threads=1)
 # of all candidates bf16 alone
-ONLY_BF16 = dataclasses.replace(RECIPE, channels_last=False, compile=False, tile_gradients=False, fuse_norms=False)
+ONLY_BF16 = dataclasses.replace(
+    RECIPE, channels_last=False, compile=False, tile_gradients=False, winograd=False, fuse_norms=False
+)
 
 
 def always_says(result: Comparison, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -49,6 +51,7 @@ def sleeper(milliseconds: Callable[[Setup], float]) -> Callable[[Setup], Callabl
 def bf16_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every machine of the tests computes in bf16."""
     monkeypatch.setattr(tune_module, "supported_precisions", lambda device: ("fp32", "bf16"))
+    monkeypatch.setattr(tune_module, "has_winograd", lambda: False)
     # whatever else runs beside the tests
     monkeypatch.setattr(tune_module, "MAX_SPREAD", float("inf"))
     monkeypatch.setattr(tune_module, "MAX_UNDECIDED_SPREAD", float("inf"))
@@ -248,6 +251,24 @@ def test_kernels_for_bf16_are_tried_where_it_was_kept_and_only_there(field: str,
     assert name in receipt.summary()
     slow = tune(RECIPE, sleeper(lambda setup: 10.0), device=CPU, expected_steps=10_000)
     assert name not in names_kept(slow)
+
+
+def test_winograd_is_tried_where_the_machine_has_it_and_takes_the_place_of_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cost = lambda setup: 10.0 / (2 if setup.precision == "bf16" else 1) / (1.5 if setup.winograd else 1)  # noqa: E731
+    assert "Winograd convolutions" not in names_kept(tune(RECIPE, sleeper(cost), device=CPU, expected_steps=10_000))
+    monkeypatch.setattr(tune_module, "has_winograd", lambda: True)
+    receipt = tune(RECIPE, sleeper(cost), device=CPU, expected_steps=10_000)
+    assert receipt.setup.winograd
+    assert "Winograd convolutions" in receipt.summary()
+    assert "tiled gradients" not in names_kept(receipt)
+    slow = tune(RECIPE, sleeper(lambda setup: 10.0), device=CPU, expected_steps=10_000)
+    assert "Winograd convolutions" not in names_kept(slow), "it is for bf16"
+    in_fp16 = dataclasses.replace(RECIPE, precision="fp16")
+    receipt = tune(in_fp16, sleeper(cost), device=CPU, expected_steps=10_000)
+    assert "Winograd convolutions" not in names_kept(receipt), "and not for fp16"
+    assert "tiled gradients" in names_kept(receipt)
 
 
 def test_compiling_must_save_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:

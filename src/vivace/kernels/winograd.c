@@ -33,7 +33,7 @@ typedef uint16_t bf16;
 #endif
 /* bytes of the points of both sides for a gradient */
 #ifndef GRADIENT_BYTES
-#define GRADIENT_BYTES (4 << 20)
+#define GRADIENT_BYTES (8 << 20)
 #endif
 /* between the points, so that the same place in each of them does not meet in one set of the cache */
 #define APART 32
@@ -349,48 +349,47 @@ ALWAYS __m512i paired(__m256i first, __m512 second) {
     return _mm512_permutexvar_epi16(order, _mm512_inserti64x4(_mm512_castsi256_si512(first), rounded(second), 1));
 }
 
-/* Points of the tiles [first, first + tiles) of x, or of the gradient: [point, tiles / 2, channels, 2]. */
-ALWAYS void lay_points(const int m, const int of_x, const struct maps *maps, const bf16 *map, int64_t channels,
-                       int64_t first, int64_t tiles, int64_t apart, bf16 *out) {
+/* Points of the tiles t and t + 1 of x, or of the gradient, into out [point, channels / LANES, pairs, LANES, 2] at pair
+   `place`; apart: from point to point. */
+ALWAYS void lay_points(const int m, const int of_x, const struct maps *maps, const bf16 *map, int64_t channels, int64_t t,
+                       int64_t place, int64_t pairs, int64_t apart, bf16 *out) {
     const int side = m + 2, points = side * side;
-    for (int64_t t = 0; t < tiles; t += 2) {
-        const bf16 *both[2][MAX_POINTS];
+    const bf16 *both[2][MAX_POINTS];
+    for (int i = 0; i < 2; i++) {
+        if (of_x) locate(m, side, 1, maps, map, channels, t + i, maps->zeros, both[i]);
+        else locate(m, m, 0, maps, map, channels, t + i, maps->zeros, both[i]);
+    }
+    for (int64_t c = 0; c < channels; c += LANES) {
+        __mmask16 left = lanes_left(channels, c);
+        bf16 *to = out + (c * pairs + place * LANES) * 2;
+        __m512 p[MAX_POINTS];
+        __m256i one[MAX_POINTS];
         for (int i = 0; i < 2; i++) {
-            if (of_x) locate(m, side, 1, maps, map, channels, first + t + i, maps->zeros, both[i]);
-            else locate(m, m, 0, maps, map, channels, first + t + i, maps->zeros, both[i]);
-        }
-        for (int64_t c = 0; c < channels; c += LANES) {
-            __mmask16 left = lanes_left(channels, c);
-            bf16 *to = out + t * up_to(channels, LANES) + 2 * c;
-            __m512 p[MAX_POINTS];
-            __m256i one[MAX_POINTS];
-            for (int i = 0; i < 2; i++) {
-                const bf16 *const *at = both[i];
+            const bf16 *const *at = both[i];
 #define IN(i, j) floats(at[(of_x ? side : m) * (i) + (j)] + c, left)
-                if (of_x) BOTH_WAYS(input_points, m, side, side, IN, p);
-                else BOTH_WAYS(gradient_points, m, m, side, IN, p);
+            if (of_x) BOTH_WAYS(input_points, m, side, side, IN, p);
+            else BOTH_WAYS(gradient_points, m, m, side, IN, p);
 #undef IN
-                for (int q = 0; q < points; q++) {
-                    if (i == 0) one[q] = rounded(p[q]);
-                    else _mm512_store_si512(to + q * apart, paired(one[q], p[q]));
-                }
+            for (int q = 0; q < points; q++) {
+                if (i == 0) one[q] = rounded(p[q]);
+                else _mm512_store_si512(to + q * apart, paired(one[q], p[q]));
             }
         }
     }
 }
 
-/* Adds x [pairs, x_stride] turned, rows of it, times g [pairs, g_stride] to sums [rows, sums_stride]. */
-ALWAYS void add_products(const int rows, const int vectors, const bf16 *x, int64_t x_stride, const bf16 *g, int64_t g_stride,
-                         int64_t pairs, float *sums, int64_t sums_stride) {
+/* Adds x [pairs, LANES, 2] turned, `rows` of it, times g [vectors, all_pairs, LANES, 2] to sums [rows, stride]. */
+ALWAYS void add_products(const int rows, const int vectors, const bf16 *x, const bf16 *g, int64_t pairs, int64_t all_pairs,
+                         float *sums, int64_t stride) {
     __m512 s[TILES][VECTORS];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) s[r][v] = _mm512_load_ps(sums + r * sums_stride + v * LANES);
-    for (int64_t pair = 0; pair < pairs; pair++, x += x_stride, g += g_stride) {
+        for (int v = 0; v < vectors; v++) s[r][v] = _mm512_load_ps(sums + r * stride + v * LANES);
+    for (int64_t pair = 0; pair < pairs; pair++, x += LANES * 2, g += LANES * 2) {
         __m512bh f[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) f[v] = (__m512bh)_mm512_load_si512(g + v * LANES * 2);
+        for (int v = 0; v < vectors; v++) f[v] = (__m512bh)_mm512_load_si512(g + v * all_pairs * LANES * 2);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
             int two;
@@ -403,46 +402,41 @@ ALWAYS void add_products(const int rows, const int vectors, const bf16 *x, int64
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) _mm512_store_ps(sums + r * sums_stride + v * LANES, s[r][v]);
+        for (int v = 0; v < vectors; v++) _mm512_store_ps(sums + r * stride + v * LANES, s[r][v]);
 }
 
-#define BY_VECTORS(rows)                                                                                    \
-    (vectors == 4   ? add_products(rows, 4, x, x_stride, g, g_stride, pairs, sums, sums_stride)             \
-     : vectors == 3 ? add_products(rows, 3, x, x_stride, g, g_stride, pairs, sums, sums_stride)             \
-     : vectors == 2 ? add_products(rows, 2, x, x_stride, g, g_stride, pairs, sums, sums_stride)             \
-                    : add_products(rows, 1, x, x_stride, g, g_stride, pairs, sums, sums_stride))
+/* … 16 rows of it: 6, 6 and 4. */
+ALWAYS void add_rows(const int vectors, const bf16 *x, const bf16 *g, int64_t pairs, int64_t all_pairs, float *sums,
+                     int64_t stride) {
+    add_products(TILES, vectors, x, g, pairs, all_pairs, sums, stride);
+    add_products(TILES, vectors, x + 2 * TILES, g, pairs, all_pairs, sums + TILES * stride, stride);
+    add_products(LANES - 2 * TILES, vectors, x + 4 * TILES, g, pairs, all_pairs, sums + 2 * TILES * stride, stride);
+}
 
-static void add_point(const bf16 *all_x, int64_t C, const bf16 *all_g, int64_t K, int64_t pairs, float *all_sums) {
-    int64_t x_stride = 2 * up_to(C, LANES), g_stride = 2 * up_to(K, LANES), sums_stride = up_to(K, LANES);
+/* What `pairs` pairs of tiles give at one point: of_x and of_g as lay_points leaves them, sums [C, K], each up to LANES. */
+static void add_point(const bf16 *of_x, int64_t C, const bf16 *of_g, int64_t K, int64_t pairs, int64_t all_pairs, float *sums) {
+    int64_t stride = up_to(K, LANES);
     for (int64_t k = 0; k < K; k += VECTORS * LANES) {
         int64_t vectors = at_most(VECTORS, (K - k + LANES - 1) / LANES);
-        const bf16 *g = all_g + 2 * k;
-        int64_t c = 0;
-        for (; c + TILES <= C; c += TILES) {
-            const bf16 *x = all_x + 2 * c;
-            float *sums = all_sums + c * sums_stride + k;
-            BY_VECTORS(6);
+        const bf16 *g = of_g + 2 * k * all_pairs;
+        for (int64_t c = 0; c < C; c += LANES) {
+            const bf16 *x = of_x + 2 * c * all_pairs;
+            float *to = sums + c * stride + k;
+            if (vectors == 4) add_rows(4, x, g, pairs, all_pairs, to, stride);
+            else if (vectors == 3) add_rows(3, x, g, pairs, all_pairs, to, stride);
+            else if (vectors == 2) add_rows(2, x, g, pairs, all_pairs, to, stride);
+            else add_rows(1, x, g, pairs, all_pairs, to, stride);
         }
-        const bf16 *x = all_x + 2 * c;
-        float *sums = all_sums + c * sums_stride + k;
-        if (C - c >= 4) { BY_VECTORS(4); x += 8, sums += 4 * sums_stride, c += 4; }
-        if (C - c >= 2) { BY_VECTORS(2); x += 4, sums += 2 * sums_stride, c += 2; }
-        if (C - c >= 1) BY_VECTORS(1);
     }
 }
 
-/* Gt s G of the sums of all threads [threads, point, C, K up to LANES] into out [K, 3, 3, C], for one channel. */
-ALWAYS void collect(const int m, const float *sums, int64_t c, int64_t C, int64_t K, int64_t threads, float *out) {
-    const int side = m + 2, points = side * side;
-    int64_t wide = up_to(K, LANES), whole = points * C * wide;
+/* Gt s G of sums [point, C up to LANES, K up to LANES] into out [K, 3, 3, C], for channel c. */
+ALWAYS void collect(const int m, const float *sums, int64_t c, int64_t C, int64_t K, float *out) {
+    const int side = m + 2;
+    int64_t wide = up_to(K, LANES), apart = up_to(C, LANES) * wide;
     for (int64_t k = 0; k < K; k += LANES) {
-        __m512 s[MAX_POINTS], w[9];
-        for (int i = 0; i < points; i++) {
-            const float *at = sums + (i * C + c) * wide + k;
-            s[i] = _mm512_load_ps(at);
-            for (int64_t t = 1; t < threads; t++) s[i] = ADD(s[i], _mm512_load_ps(at + t * whole));
-        }
-#define IN(i, j) s[side * (i) + (j)]
+        __m512 w[9];
+#define IN(i, j) _mm512_load_ps(sums + (side * (i) + (j)) * apart + c * wide + k)
         BOTH_WAYS(weights_of, m, side, 3, IN, w);
 #undef IN
         for (int tap = 0; tap < 9; tap++) {
@@ -453,50 +447,45 @@ ALWAYS void collect(const int m, const float *sums, int64_t c, int64_t C, int64_
     }
 }
 
-ALWAYS void add_block(const int m, const struct maps *maps, const bf16 *x, const bf16 *gradient, int64_t C, int64_t K,
-                      int64_t first, int64_t block, bf16 *of_x, bf16 *of_g, float *sums) {
+/* All threads at one block of tiles after another: what they share stays in the third cache, and each sum is one thread's. */
+ALWAYS void add_all(const int m, const struct maps *maps, const bf16 *x, const bf16 *gradient, int64_t C, int64_t K,
+                    int64_t pairs, bf16 *of_x, bf16 *of_g, float *sums, float *out) {
     const int points = (m + 2) * (m + 2);
-    int64_t tiles = at_most(block, maps->tiles - first), x_wide = up_to(C, LANES), g_wide = up_to(K, LANES);
-    int64_t x_apart = block * x_wide + APART, g_apart = block * g_wide + APART;
-    lay_points(m, 1, maps, x, C, first, tiles, x_apart, of_x);
-    lay_points(m, 0, maps, gradient, K, first, tiles, g_apart, of_g);
-    for (int64_t i = 0; i < points; i++)
-        add_point(of_x + i * x_apart, C, of_g + i * g_apart, K, (tiles + 1) / 2, sums + i * C * g_wide);
+    int64_t x_wide = up_to(C, LANES), g_wide = up_to(K, LANES);
+    int64_t x_apart = 2 * pairs * x_wide + APART, g_apart = 2 * pairs * g_wide + APART;
+    for (int64_t first = 0; first < maps->tiles; first += 2 * pairs) {
+        int64_t there = at_most(pairs, (maps->tiles - first + 1) / 2);
+#pragma omp for schedule(dynamic, 8)
+        for (int64_t i = 0; i < there; i++) {
+            lay_points(m, 1, maps, x, C, first + 2 * i, i, pairs, x_apart, of_x);
+            lay_points(m, 0, maps, gradient, K, first + 2 * i, i, pairs, g_apart, of_g);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < points; i++)
+            add_point(of_x + i * x_apart, C, of_g + i * g_apart, K, there, pairs, sums + i * x_wide * g_wide);
+    }
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < C; c++) collect(m, sums, c, C, K, out);
 }
 
 /* out [K, 3, 3, C], float: the gradient of the weights for x [N, H, W, C] and gradient [N, H, W, K]. m: 2 or 4. Returns
    1 if there is no memory. */
 int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t m, int64_t N, int64_t H, int64_t W,
                     int64_t C, int64_t K, int64_t threads) {
-    int64_t points = (m + 2) * (m + 2), x_wide = up_to(C, LANES), g_wide = up_to(K, LANES), num_sums = points * C * g_wide;
-    int64_t block = up_to(GRADIENT_BYTES / (2 * points * (x_wide + g_wide)), 2);
-    block = at_most(block < 64 ? 64 : block, 512);
-    bf16 *zeros = calloc((size_t)(x_wide + g_wide), sizeof(bf16));
-    struct maps maps = maps_of((int)m, N, H, W, zeros);
-    int64_t blocks = (maps.tiles + block - 1) / block;
-    threads = at_most(threads, blocks);
-    int64_t num_x = points * (block * x_wide + APART), num_g = points * (block * g_wide + APART);
-    bf16 *memory = room(threads * 2 * (num_x + num_g));
-    float *sums = room(threads * 4 * num_sums);
+    int64_t points = (m + 2) * (m + 2), x_wide = up_to(C, LANES), g_wide = up_to(K, LANES), num_sums = points * x_wide * g_wide;
+    int64_t pairs = GRADIENT_BYTES / (4 * points * (x_wide + g_wide));
+    pairs = pairs < 64 ? 64 : at_most(pairs, 256);
+    int64_t num_x = points * (2 * pairs * x_wide + APART), num_g = points * (2 * pairs * g_wide + APART);
+    bf16 *zeros = calloc((size_t)(x_wide + g_wide), sizeof(bf16)), *memory = room(2 * (num_x + num_g));
+    float *sums = room(4 * num_sums);
     int failed = !zeros || !memory || !sums;
     if (!failed) {
+        struct maps maps = maps_of((int)m, N, H, W, zeros);
+        memset(sums, 0, (size_t)(4 * num_sums));
 #pragma omp parallel num_threads(threads)
         {
-#pragma omp for schedule(static)
-            for (int64_t t = 0; t < threads; t++) {
-                bf16 *of_x = memory + t * (num_x + num_g), *of_g = of_x + num_x;
-                float *own = sums + t * num_sums;
-                memset(own, 0, (size_t)(4 * num_sums));
-                for (int64_t at = blocks * t / threads; at < blocks * (t + 1) / threads; at++) {
-                    if (m == 2) add_block(2, &maps, x, gradient, C, K, at * block, block, of_x, of_g, own);
-                    else add_block(4, &maps, x, gradient, C, K, at * block, block, of_x, of_g, own);
-                }
-            }
-#pragma omp for schedule(static)
-            for (int64_t c = 0; c < C; c++) {
-                if (m == 2) collect(2, sums, c, C, K, threads, out);
-                else collect(4, sums, c, C, K, threads, out);
-            }
+            if (m == 2) add_all(2, &maps, x, gradient, C, K, pairs, memory, memory + num_x, sums, out);
+            else add_all(4, &maps, x, gradient, C, K, pairs, memory, memory + num_x, sums, out);
         }
     }
     free(zeros), free(memory), free(sums);

@@ -1,0 +1,184 @@
+"""Winograd's convolutions: the exact ones within the rounding of their transforms, only where they gain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vivace.errors import KernelError
+from vivace.hardware import cpu_features
+from vivace.kernels import winograd as winograd_module
+from vivace.kernels.build import load_library
+from vivace.kernels.winograd import Winograd, gains, has_winograd, tile_side, winograd
+
+# root mean square of the error over that of the result, as the docstring of Winograd states it, with room for chance
+MAX_ERROR = {2: 0.006, 4: 0.016}
+
+
+@pytest.fixture
+def kernel(kernels: Path) -> Winograd:
+    library = load_library("winograd", kernels)
+    if not library.usable():
+        pytest.skip("this machine has no bf16 dot products of AVX-512")
+    return Winograd(library)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def whole(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Small whole numbers: with tiles of 2 × 2 every transform and every sum of them is exact."""
+    x = torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def exact(x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, the gradient of x and that of the weights, float64."""
+    x, weight, g = x.double(), weight.double(), g.double()
+    return (
+        torch.nn.functional.conv2d(x, weight, padding=1),
+        torch.nn.grad.conv2d_input(x.shape, weight, g, padding=1),
+        torch.nn.grad.conv2d_weight(x, weight.shape, g, padding=1),
+    )
+
+
+def by_kernel(kernel: Winograd, x: Tensor, weight: Tensor, g: Tensor, m: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        kernel.convolve(x, weight, m=m),
+        kernel.input_gradient(g, weight, m=m),
+        kernel.weight_gradient(x, g, m=m),
+    )
+
+
+# one pixel, uneven sides, sides that fill no tile; channels that are odd, fill no vector, in blocks of 1 to 4 of them;
+# more tiles than a block holds
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (3, 7, 5, 4, 9),
+    (5, 24, 30, 30, 64),
+    (33, 64, 15, 15, 48),
+    (20, 80, 7, 7, 96),
+    (9, 33, 3, 3, 17),
+    (5, 40, 1, 9, 48),
+    (2, 16, 11, 2, 130),
+]
+
+
+@pytest.mark.parametrize(("count", "channels", "height", "width", "filters"), SHAPES)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_tiles_of_two_are_exact_where_nothing_is_rounded(
+    kernel: Winograd, count: int, channels: int, height: int, width: int, filters: int, threads: int
+) -> None:
+    x, g = whole(count, channels, height, width), whole(count, filters, height, width, seed=1)
+    weight = whole(filters, channels, 3, 3, seed=2, dtype=torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = by_kernel(kernel, x, weight, g, 2)
+    finally:
+        torch.set_num_threads(before)
+    out, x_grad, weight_grad = exact(x, weight, g)
+    assert torch.equal(found[0], out.bfloat16())
+    assert torch.equal(found[1], x_grad.bfloat16())
+    assert torch.equal(found[2].double(), weight_grad)
+
+
+@pytest.mark.parametrize(("count", "channels", "height", "width", "filters"), SHAPES)
+@pytest.mark.parametrize("m", [2, 4])
+def test_the_error_is_what_the_docstring_says_at_each_pixel_and_for_each_tap(
+    kernel: Winograd, count: int, channels: int, height: int, width: int, filters: int, m: int
+) -> None:
+    x, g = normal(count, channels, height, width), normal(count, filters, height, width, seed=1)
+    weight = normal(filters, channels, 3, 3, seed=2, dtype=torch.float32)
+    for found, wanted in zip(by_kernel(kernel, x, weight, g, m), exact(x, weight, g), strict=True):
+        error, scale = (found.double() - wanted), wanted.square().mean().sqrt()
+        assert float(error.square().mean().sqrt() / scale) < MAX_ERROR[m]
+        # a pixel or tap that is wrong would hide in the mean
+        assert float(error.abs().max() / scale) < 12 * MAX_ERROR[m]
+
+
+def test_they_are_the_same_from_call_to_call_and_for_any_order_of_memory(kernel: Winograd) -> None:
+    x, g = normal(40, 32, 15, 15), normal(40, 48, 15, 15, seed=1)
+    weight = normal(48, 32, 3, 3, seed=2, dtype=torch.float32)
+    found = by_kernel(kernel, x, weight, g, None)
+    again = by_kernel(kernel, x.contiguous(), weight.contiguous(), g.contiguous(), None)
+    for one, other in zip(found, again, strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == (torch.float32 if one is found[2] else torch.bfloat16)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_in_bf16_will_do(kernel: Winograd) -> None:
+    x, weight = normal(4, 16, 8, 8), normal(16, 16, 3, 3, seed=2)
+    assert torch.equal(kernel.convolve(x, weight), kernel.convolve(x, weight.float()))
+
+
+def test_a_nan_stays_one(kernel: Winograd) -> None:
+    x, weight = normal(4, 16, 8, 8), normal(16, 16, 3, 3, seed=2, dtype=torch.float32)
+    x[2, 5, 3, 3] = float("nan")
+    out = kernel.convolve(x, weight)
+    assert out[2, :, 2:5, 2:5].isnan().all()
+    assert out[torch.arange(4) != 2].isfinite().all()
+    gradient = kernel.weight_gradient(x, normal(4, 16, 8, 8, seed=1))
+    assert gradient[:, 5].isnan().all()
+    assert gradient[:, torch.arange(16) != 5].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side"),
+    [(2, 2, 2), (3, 3, 4), (4, 4, 4), (6, 6, 2), (7, 7, 4), (15, 15, 4), (30, 30, 4), (1, 9, 2), (18, 18, 4)],
+)
+def test_tiles_are_those_that_need_fewer_products(height: int, width: int, side: int) -> None:
+    assert tile_side(height, width) == side
+
+
+@pytest.mark.parametrize(
+    ("count", "channels", "side", "filters", "gain"),
+    [
+        (1000, 24, 30, 64, True),
+        (1000, 256, 3, 256, True),
+        (64, 48, 32, 48, True),
+        (1000, 256, 1, 256, False),
+        (1000, 3, 32, 24, False),
+        (1000, 64, 30, 10, False),
+        # as many weights to transform as products
+        (8, 512, 4, 512, False),
+        (0, 64, 30, 64, False),
+    ],
+)
+def test_they_are_for_many_images_and_channels(count: int, channels: int, side: int, filters: int, gain: bool) -> None:
+    assert gains(torch.empty(count, channels, side, side, device="meta"), filters) is gain
+
+
+def test_they_are_for_cpus_that_have_the_dot_products_and_no_amx(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for features, wanted in (
+        (("avx2",), False),
+        (("avx512f", "avx512_bf16"), True),
+        (("avx512_bf16", "amx_bf16"), False),
+    ):
+        monkeypatch.setattr(winograd_module, "cpu_features", lambda features=features: features)
+        assert has_winograd() is wanted
+        if not wanted:
+            assert winograd(tmp_path / str(len(features))) is None
+    assert not list(tmp_path.iterdir()), "nothing is built where it is not used"
+
+
+def test_without_a_compiler_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd_module, "cpu_features", lambda: ("avx512_bf16",))
+
+    def fail(name: str, folder: Path) -> None:
+        raise KernelError("no C compiler is there")
+
+    monkeypatch.setattr(winograd_module, "load_library", fail)
+    assert winograd(tmp_path) is None
+
+
+def test_the_library_says_whether_it_can_be_used(kernels: Path) -> None:
+    assert bool(load_library("winograd", kernels).usable()) == ("avx512_bf16" in cpu_features())
