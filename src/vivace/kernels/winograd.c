@@ -33,7 +33,7 @@ typedef uint16_t bf16;
 #endif
 /* bytes of the points of both sides for a gradient */
 #ifndef GRADIENT_BYTES
-#define GRADIENT_BYTES (8 << 20)
+#define GRADIENT_BYTES (2 << 20)
 #endif
 /* between the points, so that the same place in each of them does not meet in one set of the cache */
 #define APART 32

@@ -24,7 +24,7 @@ __all__ = ["Winograd", "gains", "has_winograd", "tile_side", "winograd"]
 
 # below these the tiles' transforms, or those of the weights, outweigh the products
 MIN_CHANNELS = 16
-MIN_PIXELS_PER_CHANNEL = 16
+MIN_PIXELS_PER_CHANNEL = 4
 # 2 × 2: on a single pixel there is nothing to share
 MIN_SIDE = 2
 
