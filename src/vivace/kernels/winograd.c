@@ -35,6 +35,12 @@ typedef uint16_t bf16;
 #ifndef GRADIENT_BYTES
 #define GRADIENT_BYTES (2 << 20)
 #endif
+/* bytes up to which each thread has sums of its own */
+#ifndef SUM_BYTES
+#define SUM_BYTES (6 << 20)
+#endif
+/* channels up to which pixels are asked for ahead */
+#define FETCHED_CHANNELS 128
 /* between the points, so that the same place in each of them does not meet in one set of the cache */
 #define APART 32
 
@@ -94,6 +100,20 @@ ALWAYS void locate(const int m, const int side, const int border, const struct m
             int there = t < maps->tiles && h + i >= 0 && h + i < maps->H && w + j >= 0 && w + j < maps->W;
             at[side * i + j] = there ? image + ((h + i) * maps->W + w + j) * channels : outside;
         }
+}
+
+/* Asks for the pixels that belong to the tile `tiles` further on in each row of this one, m of them each: rows are too
+   many, and what is taken from each too short, for the hardware to see it coming. Of many channels it sees them, and
+   they would fill the first cache. */
+ALWAYS void fetch(const int m, const int side, const int border, const struct maps *maps, const bf16 *const at[],
+                  int64_t channels, int tiles) {
+    if (channels > FETCHED_CHANNELS) return;
+    for (int i = 0; i < side; i++) {
+        const bf16 *row = at[side * i + border];
+        if (row == maps->zeros) continue;
+        for (int64_t c = 0; c < m * channels; c += 2 * LANES)
+            _mm_prefetch((const char *)(row + tiles * m * channels + c), _MM_HINT_T0);
+    }
 }
 
 /* Bt d: n values to n points. */
@@ -263,6 +283,7 @@ ALWAYS void convolve_block(const int m, const struct maps *maps, const bf16 *x, 
     for (int64_t t = 0; t < tiles; t++) {
         const bf16 *at[MAX_POINTS];
         locate(m, side, 1, maps, x, C, first + t, maps->zeros, at);
+        fetch(m, side, 1, maps, at, C, 2);
         for (int64_t c = 0; c < C; c += LANES) {
             __mmask16 left = lanes_left(C, c);
             __m512 p[MAX_POINTS];
@@ -358,6 +379,8 @@ ALWAYS void lay_points(const int m, const int of_x, const struct maps *maps, con
     for (int i = 0; i < 2; i++) {
         if (of_x) locate(m, side, 1, maps, map, channels, t + i, maps->zeros, both[i]);
         else locate(m, m, 0, maps, map, channels, t + i, maps->zeros, both[i]);
+        if (of_x) fetch(m, side, 1, maps, both[i], channels, 2);
+        else fetch(m, m, 0, maps, both[i], channels, 2);
     }
     for (int64_t c = 0; c < channels; c += LANES) {
         __mmask16 left = lanes_left(channels, c);
@@ -430,13 +453,18 @@ static void add_point(const bf16 *of_x, int64_t C, const bf16 *of_g, int64_t K, 
     }
 }
 
-/* Gt s G of sums [point, C up to LANES, K up to LANES] into out [K, 3, 3, C], for channel c. */
-ALWAYS void collect(const int m, const float *sums, int64_t c, int64_t C, int64_t K, float *out) {
-    const int side = m + 2;
+/* Gt s G of the sums of all teams [teams, point, C up to LANES, K up to LANES] into out [K, 3, 3, C], for channel c. */
+ALWAYS void collect(const int m, const float *sums, int64_t teams, int64_t c, int64_t C, int64_t K, float *out) {
+    const int side = m + 2, points = side * side;
     int64_t wide = up_to(K, LANES), apart = up_to(C, LANES) * wide;
     for (int64_t k = 0; k < K; k += LANES) {
-        __m512 w[9];
-#define IN(i, j) _mm512_load_ps(sums + (side * (i) + (j)) * apart + c * wide + k)
+        __m512 s[MAX_POINTS], w[9];
+        for (int i = 0; i < points; i++) {
+            const float *at = sums + i * apart + c * wide + k;
+            s[i] = _mm512_load_ps(at);
+            for (int64_t t = 1; t < teams; t++) s[i] = ADD(s[i], _mm512_load_ps(at + t * points * apart));
+        }
+#define IN(i, j) s[side * (i) + (j)]
         BOTH_WAYS(weights_of, m, side, 3, IN, w);
 #undef IN
         for (int tap = 0; tap < 9; tap++) {
@@ -447,25 +475,41 @@ ALWAYS void collect(const int m, const float *sums, int64_t c, int64_t C, int64_
     }
 }
 
-/* All threads at one block of tiles after another: what they share stays in the third cache, and each sum is one thread's. */
-ALWAYS void add_all(const int m, const struct maps *maps, const bf16 *x, const bf16 *gradient, int64_t C, int64_t K,
-                    int64_t pairs, bf16 *of_x, bf16 *of_g, float *sums, float *out) {
+/* What a team works on: a block of pairs of tiles at a time, their points and its sums. */
+struct team {
+    int64_t pairs, x_apart, g_apart;
+    bf16 *of_x, *of_g;
+    float *sums;
+};
+
+ALWAYS void lay_pair(const int m, const struct maps *maps, const bf16 *x, const bf16 *gradient, int64_t C, int64_t K,
+                     const struct team *team, int64_t first, int64_t place) {
+    lay_points(m, 1, maps, x, C, first + 2 * place, place, team->pairs, team->x_apart, team->of_x);
+    lay_points(m, 0, maps, gradient, K, first + 2 * place, place, team->pairs, team->g_apart, team->of_g);
+}
+
+ALWAYS void add_at(const struct team *team, int64_t C, int64_t K, int64_t point, int64_t there) {
+    add_point(team->of_x + point * team->x_apart, C, team->of_g + point * team->g_apart, K, there, team->pairs,
+              team->sums + point * up_to(C, LANES) * up_to(K, LANES));
+}
+
+/* Adds what the tiles [begin, end) give, begin even. together: all threads are one team, whose sums there are once, each
+   of them some thread's; else the caller is a team of its own, and waits for nobody. */
+ALWAYS void add_tiles(const int m, const int together, const struct maps *maps, const bf16 *x, const bf16 *gradient,
+                      int64_t C, int64_t K, const struct team *team, int64_t begin, int64_t end) {
     const int points = (m + 2) * (m + 2);
-    int64_t x_wide = up_to(C, LANES), g_wide = up_to(K, LANES);
-    int64_t x_apart = 2 * pairs * x_wide + APART, g_apart = 2 * pairs * g_wide + APART;
-    for (int64_t first = 0; first < maps->tiles; first += 2 * pairs) {
-        int64_t there = at_most(pairs, (maps->tiles - first + 1) / 2);
+    for (int64_t first = begin; first < end; first += 2 * team->pairs) {
+        int64_t there = at_most(team->pairs, (end - first + 1) / 2);
+        if (together) {
 #pragma omp for schedule(dynamic, 8)
-        for (int64_t i = 0; i < there; i++) {
-            lay_points(m, 1, maps, x, C, first + 2 * i, i, pairs, x_apart, of_x);
-            lay_points(m, 0, maps, gradient, K, first + 2 * i, i, pairs, g_apart, of_g);
-        }
+            for (int64_t i = 0; i < there; i++) lay_pair(m, maps, x, gradient, C, K, team, first, i);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < points; i++)
-            add_point(of_x + i * x_apart, C, of_g + i * g_apart, K, there, pairs, sums + i * x_wide * g_wide);
+            for (int64_t i = 0; i < points; i++) add_at(team, C, K, i, there);
+        } else {
+            for (int64_t i = 0; i < there; i++) lay_pair(m, maps, x, gradient, C, K, team, first, i);
+            for (int64_t i = 0; i < points; i++) add_at(team, C, K, i, there);
+        }
     }
-#pragma omp for schedule(static)
-    for (int64_t c = 0; c < C; c++) collect(m, sums, c, C, K, out);
 }
 
 /* out [K, 3, 3, C], float: the gradient of the weights for x [N, H, W, C] and gradient [N, H, W, K]. m: 2 or 4. Returns
@@ -473,19 +517,38 @@ ALWAYS void add_all(const int m, const struct maps *maps, const bf16 *x, const b
 int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t m, int64_t N, int64_t H, int64_t W,
                     int64_t C, int64_t K, int64_t threads) {
     int64_t points = (m + 2) * (m + 2), x_wide = up_to(C, LANES), g_wide = up_to(K, LANES), num_sums = points * x_wide * g_wide;
+    int together = 4 * num_sums * threads > SUM_BYTES, teams = together ? 1 : (int)threads;
     int64_t pairs = GRADIENT_BYTES / (4 * points * (x_wide + g_wide));
     pairs = pairs < 64 ? 64 : at_most(pairs, 256);
-    int64_t num_x = points * (2 * pairs * x_wide + APART), num_g = points * (2 * pairs * g_wide + APART);
-    bf16 *zeros = calloc((size_t)(x_wide + g_wide), sizeof(bf16)), *memory = room(2 * (num_x + num_g));
-    float *sums = room(4 * num_sums);
+    int64_t x_apart = 2 * pairs * x_wide + APART, g_apart = 2 * pairs * g_wide + APART;
+    bf16 *zeros = calloc((size_t)(x_wide + g_wide), sizeof(bf16)), *memory = room(2 * points * (x_apart + g_apart) * teams);
+    float *sums = room(4 * num_sums * teams);
     int failed = !zeros || !memory || !sums;
     if (!failed) {
         struct maps maps = maps_of((int)m, N, H, W, zeros);
-        memset(sums, 0, (size_t)(4 * num_sums));
+        memset(sums, 0, (size_t)(4 * num_sums * teams));
 #pragma omp parallel num_threads(threads)
         {
-            if (m == 2) add_all(2, &maps, x, gradient, C, K, pairs, memory, memory + num_x, sums, out);
-            else add_all(4, &maps, x, gradient, C, K, pairs, memory, memory + num_x, sums, out);
+            struct team team = {.pairs = pairs, .x_apart = x_apart, .g_apart = g_apart, .of_x = memory,
+                                .of_g = memory + points * x_apart, .sums = sums};
+            if (together && m == 2) add_tiles(2, 1, &maps, x, gradient, C, K, &team, 0, maps.tiles);
+            else if (together) add_tiles(4, 1, &maps, x, gradient, C, K, &team, 0, maps.tiles);
+            else {
+#pragma omp for schedule(static)
+                for (int64_t t = 0; t < threads; t++) {
+                    int64_t begin = maps.tiles * t / threads / 2 * 2;
+                    int64_t end = t + 1 == threads ? maps.tiles : maps.tiles * (t + 1) / threads / 2 * 2;
+                    team.of_x = memory + t * points * (x_apart + g_apart), team.of_g = team.of_x + points * x_apart;
+                    team.sums = sums + t * num_sums;
+                    if (m == 2) add_tiles(2, 0, &maps, x, gradient, C, K, &team, begin, end);
+                    else add_tiles(4, 0, &maps, x, gradient, C, K, &team, begin, end);
+                }
+            }
+#pragma omp for schedule(static)
+            for (int64_t c = 0; c < C; c++) {
+                if (m == 2) collect(2, sums, teams, c, C, K, out);
+                else collect(4, sums, teams, c, C, K, out);
+            }
         }
     }
     free(zeros), free(memory), free(sums);
