@@ -25,6 +25,7 @@ OPTIONS = {
     "norms": ("-fopenmp",),
     "gradients": ("-fopenmp",),
     "winograd": ("-fopenmp",),
+    "winograd_gradients": ("-fopenmp",),
     "resize": ("-ffp-contract=off",),
 }
 COMPILERS = ("cc", "gcc", "clang")
@@ -45,7 +46,8 @@ def load_library(name: str, folder: Path) -> ctypes.CDLL:
         raise KernelError(f"no C compiler is there: looked for {', '.join(COMPILERS)}. Install one, or set CC.")
     flags = [*FLAGS, *OPTIONS.get(name, ()), *_wide_vectors()]
     # a library built on another processor of a shared home would not run here
-    facts = (source.read_text(), compiler, flags, cpu_name(), cpu_features(), platform.machine())
+    text = "".join(path.read_text() for path in (source, *sorted(source.parent.glob("*.h"))))
+    facts = (text, compiler, flags, cpu_name(), cpu_features(), platform.machine())
     path = folder / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}.so"
     try:
         if not path.exists():

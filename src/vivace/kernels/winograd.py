@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +36,12 @@ class Winograd:
     convolutions in bf16 have 0.2 %.
     """
 
-    def __init__(self, library: Any) -> None:
-        self._library = library
+    def __init__(self, folder: Path) -> None:
+        """Raises KernelError where they can't be built, or the processor does not have what they need."""
+        self._convolutions = load_library("winograd", folder)
+        self._gradients = load_library("winograd_gradients", folder)
+        if not self._convolutions.usable():
+            raise KernelError("this processor has no bf16 dot products: got none of avx512_bf16. Set winograd=false.")
 
     def convolve(self, x_BCHW: Tensor, weight: Tensor, *, m: int | None = None) -> Tensor:
         """bf16 [B, K, H, W]: the convolution. m: 2 or 4, the side of a tile; None: `tile_side`."""
@@ -60,7 +63,7 @@ class Winograd:
         count, channels, height, width = x_BCHW.shape
         out_K33C = torch.empty(g_BKHW.shape[1], 3, 3, channels)
         sizes = (m or tile_side(height, width), count, height, width, channels, g_BKHW.shape[1])
-        call(self._library.weight_gradient, x_BCHW, g_BKHW, out_K33C, *sizes)
+        call(self._gradients.weight_gradient, x_BCHW, g_BKHW, out_K33C, *sizes)
         return out_K33C.permute(0, 3, 1, 2)
 
     def _convolve(
@@ -71,7 +74,7 @@ class Winograd:
         shape = (count, filters, height, width)
         out = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
         sizes = (m or tile_side(height, width), count, height, width, channels, filters)
-        call(self._library.convolve, x_BCHW, weights, out, *sizes, *strides)
+        call(self._convolutions.convolve, x_BCHW, weights, out, *sizes, *strides)
         return out
 
 
@@ -86,10 +89,9 @@ def winograd(folder: Path) -> Winograd | None:
     if not has_winograd():
         return None
     try:
-        library = load_library("winograd", folder)
+        return Winograd(folder)
     except KernelError:
         return None
-    return Winograd(library) if library.usable() else None
 
 
 def tile_side(height: int, width: int) -> int:

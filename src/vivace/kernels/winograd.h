@@ -1,0 +1,187 @@
+/* What winograd.c and winograd_gradients.c share: tiles, and the transforms of Winograd's minimal filtering
+   (arXiv:1509.09308) for 3×3 filters, by AVX-512.
+
+   Maps lie channels last: value (n, h, w, c) at ((n H + h) W + w) C + c. A tile is m×m outputs, m 2 or 4, which come from
+   n×n inputs d, n = m + 2: Y = At [(G w Gt) . (Bt d B)] A, a sum over channels for each of n×n points by itself, so
+   that these are matrix products. The gradient of the weights is Gt [sum over tiles of (Bt d B) . (A g At)] G. Both
+   sides of a product are rounded to bf16, sums are taken in float.
+
+   The matrices evaluate polynomials at 0, 1, -1 and infinity (m = 2), or at 0, 3/4, -3/4, 3/2, -3/2 and infinity (m = 4):
+   of the points that were tried those with the least error, half of that of 0, 1, -1, 2, -2. */
+
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+#define LANES 16
+/* of a side, and points in all, for m = 4 */
+#define MAX_SIDE 6
+#define MAX_POINTS 36
+/* vectors of filters that are multiplied at once, by so many tiles (or channels) */
+#define VECTORS 4
+#define ROWS 6
+/* channels up to which pixels are asked for ahead */
+#define FETCHED_CHANNELS 128
+/* between the points, so that the same place in each of them does not meet in one set of the cache */
+#define APART 32
+
+/* the points of m = 4 are 0, P, -P, Q, -Q, infinity */
+#define P 0.75f
+#define Q 1.5f
+#define PP (P * P)
+#define QQ (Q * Q)
+
+#define ALWAYS static inline __attribute__((always_inline))
+#define SPLAT(value) _mm512_set1_ps(value)
+#define ADD _mm512_add_ps
+#define SUB _mm512_sub_ps
+#define MUL _mm512_mul_ps
+/* a b + c and c - a b */
+#define MULADD _mm512_fmadd_ps
+#define MULSUB _mm512_fnmadd_ps
+
+/* What all threads share; zeros: a pixel outside. */
+struct maps {
+    int64_t N, H, W, down, across, tiles;
+    const bf16 *zeros;
+};
+
+static int64_t up_to(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)up_to(bytes, 64)); }
+
+static struct maps maps_of(int m, int64_t N, int64_t H, int64_t W, const bf16 *zeros) {
+    int64_t down = (H + m - 1) / m, across = (W + m - 1) / m;
+    return (struct maps){.N = N, .H = H, .W = W, .down = down, .across = across, .tiles = N * down * across, .zeros = zeros};
+}
+
+static inline __mmask16 lanes_left(int64_t channels, int64_t from) {
+    int64_t left = channels - from;
+    return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
+}
+
+/* 16 channels of a pixel as floats. */
+ALWAYS __m512 floats(const bf16 *at, __mmask16 left) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(left, at)), 16));
+}
+
+ALWAYS __m256i rounded(__m512 value) { return (__m256i)_mm512_cvtneps_pbh(value); }
+
+/* Where the side×side pixels from (m i - border, m j - border) on begin, for tile t; `outside` for those that are not
+   there. */
+ALWAYS void locate(const int m, const int side, const int border, const struct maps *maps, const bf16 *map,
+                   int64_t channels, int64_t t, const bf16 *outside, const bf16 *at[]) {
+    int64_t n = t / (maps->down * maps->across), place = t % (maps->down * maps->across);
+    int64_t h = m * (place / maps->across) - border, w = m * (place % maps->across) - border;
+    const bf16 *image = map + n * maps->H * maps->W * channels;
+    for (int i = 0; i < side; i++)
+        for (int j = 0; j < side; j++) {
+            int there = t < maps->tiles && h + i >= 0 && h + i < maps->H && w + j >= 0 && w + j < maps->W;
+            at[side * i + j] = there ? image + ((h + i) * maps->W + w + j) * channels : outside;
+        }
+}
+
+/* Asks for the pixels that belong to the tile `tiles` further on in each row of this one, m of them each: rows are too
+   many, and what is taken from each too short, for the hardware to see it coming. Of many channels it sees them, and
+   they would fill the first cache. */
+ALWAYS void fetch(const int m, const int side, const int border, const struct maps *maps, const bf16 *const at[],
+                  int64_t channels, int tiles) {
+    if (channels > FETCHED_CHANNELS) return;
+    for (int i = 0; i < side; i++) {
+        const bf16 *row = at[side * i + border];
+        if (row == maps->zeros) continue;
+        for (int64_t c = 0; c < m * channels; c += 2 * LANES)
+            _mm_prefetch((const char *)(row + tiles * m * channels + c), _MM_HINT_T0);
+    }
+}
+
+/* Bt d: n values to n points. */
+ALWAYS void input_points(const int m, const __m512 *d, __m512 *p) {
+    if (m == 2) {
+        p[0] = SUB(d[0], d[2]), p[1] = ADD(d[1], d[2]), p[2] = SUB(d[2], d[1]), p[3] = SUB(d[1], d[3]);
+        return;
+    }
+    __m512 even_p = MULSUB(SPLAT(QQ), d[2], d[4]), odd_p = MULSUB(SPLAT(QQ), d[1], d[3]);
+    __m512 even_q = MULSUB(SPLAT(PP), d[2], d[4]), odd_q = MULSUB(SPLAT(PP), d[1], d[3]);
+    p[0] = MULADD(SPLAT(PP * QQ), d[0], MULSUB(SPLAT(PP + QQ), d[2], d[4]));
+    p[1] = MULADD(SPLAT(P), odd_p, even_p), p[2] = MULSUB(SPLAT(P), odd_p, even_p);
+    p[3] = MULADD(SPLAT(Q), odd_q, even_q), p[4] = MULSUB(SPLAT(Q), odd_q, even_q);
+    p[5] = MULADD(SPLAT(PP * QQ), d[1], MULSUB(SPLAT(PP + QQ), d[3], d[5]));
+}
+
+/* A g: m values to n points. */
+ALWAYS void gradient_points(const int m, const __m512 *g, __m512 *p) {
+    if (m == 2) {
+        p[0] = g[0], p[1] = ADD(g[0], g[1]), p[2] = SUB(g[0], g[1]), p[3] = SUB(_mm512_setzero_ps(), g[1]);
+        return;
+    }
+    __m512 even_p = MULADD(SPLAT(PP), g[2], g[0]), odd_p = MULADD(SPLAT(PP), g[3], g[1]);
+    __m512 even_q = MULADD(SPLAT(QQ), g[2], g[0]), odd_q = MULADD(SPLAT(QQ), g[3], g[1]);
+    p[0] = g[0];
+    p[1] = MULADD(SPLAT(P), odd_p, even_p), p[2] = MULSUB(SPLAT(P), odd_p, even_p);
+    p[3] = MULADD(SPLAT(Q), odd_q, even_q), p[4] = MULSUB(SPLAT(Q), odd_q, even_q);
+    p[5] = g[3];
+}
+
+/* At s: n points to m values. */
+ALWAYS void outputs(const int m, const __m512 *s, __m512 *y) {
+    __m512 sum = ADD(s[1], s[2]), difference = SUB(s[1], s[2]);
+    if (m == 2) {
+        y[0] = ADD(s[0], sum), y[1] = SUB(difference, s[3]);
+        return;
+    }
+    __m512 sum_q = ADD(s[3], s[4]), difference_q = SUB(s[3], s[4]);
+    y[0] = ADD(ADD(s[0], sum), sum_q);
+    y[1] = MULADD(SPLAT(P), difference, MUL(SPLAT(Q), difference_q));
+    y[2] = MULADD(SPLAT(PP), sum, MUL(SPLAT(QQ), sum_q));
+    y[3] = MULADD(SPLAT(P * PP), difference, MULADD(SPLAT(Q * QQ), difference_q, s[5]));
+}
+
+/* G w: 3 weights to n points. */
+ALWAYS void weight_points(const int m, const __m512 *w, __m512 *p) {
+    __m512 outer = ADD(w[0], w[2]);
+    if (m == 2) {
+        p[0] = w[0], p[3] = w[2];
+        p[1] = MUL(SPLAT(0.5f), ADD(outer, w[1])), p[2] = MUL(SPLAT(0.5f), SUB(outer, w[1]));
+        return;
+    }
+    __m512 even_p = MULADD(SPLAT(PP), w[2], w[0]), even_q = MULADD(SPLAT(QQ), w[2], w[0]);
+    __m512 scale_p = SPLAT(1 / (2 * PP * (PP - QQ))), scale_q = SPLAT(1 / (2 * QQ * (QQ - PP)));
+    p[0] = MUL(SPLAT(1 / (PP * QQ)), w[0]), p[5] = w[2];
+    p[1] = MUL(scale_p, MULADD(SPLAT(P), w[1], even_p)), p[2] = MUL(scale_p, MULSUB(SPLAT(P), w[1], even_p));
+    p[3] = MUL(scale_q, MULADD(SPLAT(Q), w[1], even_q)), p[4] = MUL(scale_q, MULSUB(SPLAT(Q), w[1], even_q));
+}
+
+/* Gt s: n points to 3 weights. */
+ALWAYS void weights_of(const int m, const __m512 *s, __m512 *w) {
+    __m512 sum = ADD(s[1], s[2]), difference = SUB(s[1], s[2]);
+    if (m == 2) {
+        sum = MUL(SPLAT(0.5f), sum);
+        w[0] = ADD(s[0], sum), w[1] = MUL(SPLAT(0.5f), difference), w[2] = ADD(sum, s[3]);
+        return;
+    }
+    __m512 scale_p = SPLAT(1 / (2 * PP * (PP - QQ))), scale_q = SPLAT(1 / (2 * QQ * (QQ - PP)));
+    __m512 sum_q = MUL(scale_q, ADD(s[3], s[4])), difference_q = MUL(scale_q, SUB(s[3], s[4]));
+    sum = MUL(scale_p, sum), difference = MUL(scale_p, difference);
+    w[0] = MULADD(SPLAT(1 / (PP * QQ)), s[0], ADD(sum, sum_q));
+    w[1] = MULADD(SPLAT(P), difference, MUL(SPLAT(Q), difference_q));
+    w[2] = MULADD(SPLAT(PP), sum, MULADD(SPLAT(QQ), sum_q, s[5]));
+}
+
+/* A transform of columns, then of rows: from `from`×`from` values to `to`×`to`. */
+#define BOTH_WAYS(transform, m, from, to, in, out)                                      \
+    do {                                                                                \
+        __m512 line_[MAX_SIDE], half_[MAX_POINTS];                                      \
+        for (int j_ = 0; j_ < (from); j_++) {                                           \
+            __m512 got_[MAX_SIDE];                                                      \
+            for (int i_ = 0; i_ < (from); i_++) line_[i_] = in(i_, j_);                 \
+            transform(m, line_, got_);                                                  \
+            for (int i_ = 0; i_ < (to); i_++) half_[(from) * i_ + j_] = got_[i_];       \
+        }                                                                               \
+        for (int i_ = 0; i_ < (to); i_++) transform(m, half_ + (from) * i_, (out) + (to) * i_); \
+    } while (0)
