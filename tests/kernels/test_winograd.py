@@ -12,7 +12,7 @@ from vivace.errors import KernelError
 from vivace.hardware import cpu_features
 from vivace.kernels import winograd as winograd_module
 from vivace.kernels.build import load_library
-from vivace.kernels.winograd import Winograd, gains, has_winograd, tile_side, winograd
+from vivace.kernels.winograd import Tiles, Winograd, gains, has_winograd, tile_map, winograd
 
 # root mean square of the error over that of the result, as the docstring of Winograd states it, with room for chance
 MAX_ERROR = {2: 0.006, 4: 0.016}
@@ -47,15 +47,21 @@ def exact(x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]
     )
 
 
-def by_kernel(kernel: Winograd, x: Tensor, weight: Tensor, g: Tensor, m: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def by_kernel(
+    kernel: Winograd, x: Tensor, weight: Tensor, g: Tensor, tiles: tuple[Tiles, ...] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        kernel.convolve(x, weight, m=m),
-        kernel.input_gradient(g, weight, m=m),
-        kernel.weight_gradient(x, g, m=m),
+        kernel.convolve(x, weight, tiles=tiles),
+        kernel.input_gradient(g, weight, tiles=tiles),
+        kernel.weight_gradient(x, g, tiles=tiles),
     )
 
 
-# one pixel, uneven sides, sides that fill no tile; channels that are odd, fill no vector, in blocks of 1 to 4 of them;
+def equal_tiles(m: int, height: int, width: int) -> tuple[Tiles, ...]:
+    return (Tiles(m, m, 0, 0, -(-height // m), -(-width // m)),)
+
+
+# one pixel, uneven sides, sides for tiles of both sizes; channels that are odd or fill no vector, in blocks of 1 to 4;
 # more tiles than a block holds
 SHAPES = [
     (1, 1, 1, 1, 1),
@@ -79,7 +85,7 @@ def test_tiles_of_two_are_exact_where_nothing_is_rounded(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = by_kernel(kernel, x, weight, g, 2)
+        found = by_kernel(kernel, x, weight, g, equal_tiles(2, height, width))
     finally:
         torch.set_num_threads(before)
     out, x_grad, weight_grad = exact(x, weight, g)
@@ -89,17 +95,20 @@ def test_tiles_of_two_are_exact_where_nothing_is_rounded(
 
 
 @pytest.mark.parametrize(("count", "channels", "height", "width", "filters"), SHAPES)
-@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("m", [2, 4, None])
 def test_the_error_is_what_the_docstring_says_at_each_pixel_and_for_each_tap(
-    kernel: Winograd, count: int, channels: int, height: int, width: int, filters: int, m: int
+    kernel: Winograd, count: int, channels: int, height: int, width: int, filters: int, m: int | None
 ) -> None:
     x, g = normal(count, channels, height, width), normal(count, filters, height, width, seed=1)
     weight = normal(filters, channels, 3, 3, seed=2, dtype=torch.float32)
-    for found, wanted in zip(by_kernel(kernel, x, weight, g, m), exact(x, weight, g), strict=True):
+    # None: those that the kernels take by themselves, of both sizes where that pays
+    tiles = equal_tiles(m, height, width) if m else None
+    limit = MAX_ERROR[m or 4]
+    for found, wanted in zip(by_kernel(kernel, x, weight, g, tiles), exact(x, weight, g), strict=True):
         error, scale = (found.double() - wanted), wanted.square().mean().sqrt()
-        assert float(error.square().mean().sqrt() / scale) < MAX_ERROR[m]
+        assert float(error.square().mean().sqrt() / scale) < limit
         # a pixel or tap that is wrong would hide in the mean
-        assert float(error.abs().max() / scale) < 12 * MAX_ERROR[m]
+        assert float(error.abs().max() / scale) < 12 * limit
 
 
 def test_they_are_the_same_from_call_to_call_and_for_any_order_of_memory(kernel: Winograd) -> None:
@@ -130,11 +139,35 @@ def test_a_nan_stays_one(kernel: Winograd) -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "side"),
-    [(2, 2, 2), (3, 3, 4), (4, 4, 4), (6, 6, 2), (7, 7, 4), (15, 15, 4), (30, 30, 4), (1, 9, 2), (18, 18, 4)],
+    ("height", "width", "count", "kinds"),
+    [
+        (2, 2, 1000, {(2, 2): 1}),
+        (3, 3, 1000, {(4, 4): 1}),
+        (4, 4, 1000, {(4, 4): 1}),
+        (5, 6, 1000, {(4, 4): 1, (4, 2): 1, (2, 4): 1, (2, 2): 1}),
+        # few maps: each kind of tile has weights of its own to transform
+        (6, 6, 10, {(2, 2): 9}),
+        (7, 7, 1000, {(4, 4): 4}),
+        (15, 15, 1000, {(4, 4): 16}),
+        (1, 9, 1000, {(2, 4): 2, (2, 2): 1}),
+        (10, 4, 1000, {(4, 4): 2, (2, 4): 1}),
+    ],
 )
-def test_tiles_are_those_that_need_fewer_products(height: int, width: int, side: int) -> None:
-    assert tile_side(height, width) == side
+def test_tiles_are_those_that_need_fewest_products(
+    height: int, width: int, count: int, kinds: dict[tuple[int, int], int]
+) -> None:
+    assert {(part.height, part.width): part.down * part.across for part in tile_map(height, width, count)} == kinds
+
+
+@pytest.mark.parametrize("height", range(1, 14))
+@pytest.mark.parametrize("width", [1, 2, 7, 10])
+@pytest.mark.parametrize("count", [1, 1000])
+def test_tiles_cover_each_pixel_once(height: int, width: int, count: int) -> None:
+    times = torch.zeros(height + 4, width + 4, dtype=torch.int64)
+    for part in tile_map(height, width, count):
+        bottom, right = part.top + part.down * part.height, part.left + part.across * part.width
+        times[part.top : bottom, part.left : right] += 1
+    assert times[:height, :width].eq(1).all()
 
 
 @pytest.mark.parametrize(

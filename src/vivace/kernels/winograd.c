@@ -9,16 +9,16 @@
 
 /* tiles that are multiplied at once where there are half of VECTORS of filters and fewer */
 #define MORE_ROWS 12
-/* tiles whose points are kept at once, for m = 2 and 4: what belongs to them stays in the second cache */
-#define BLOCK(m) ((m) == 2 ? 48 : 24)
+/* tiles whose points are kept at once: what belongs to them stays in the second cache */
+#define BLOCK(mh, mw) ((mh) * (mw) == 4 ? 48 : 24)
 
 int usable(void) { return 1; }
 
 /* G w Gt into [block of filters, point, pairs of channels, vectors of the block, LANES, 2]; weight (k, c, i, j) lies at
    weights[k sk + c sc + i si + j sj]. */
-ALWAYS void lay_weights(const int m, const float *weights, int64_t sk, int64_t sc, int64_t si, int64_t sj, int64_t C,
+static void lay_weights(int mh, int mw, const float *weights, int64_t sk, int64_t sc, int64_t si, int64_t sj, int64_t C,
                         int64_t K, int64_t v, bf16 *out) {
-    const int side = m + 2, points = side * side;
+    const int points = (mh + 2) * (mw + 2);
     int64_t pairs = (C + 1) / 2, first = v / VECTORS * VECTORS;
     int64_t vectors = at_most(VECTORS, (K + LANES - 1) / LANES - first);
     bf16 *block = out + first * points * pairs * LANES * 2 + (v - first) * LANES * 2;
@@ -31,7 +31,7 @@ ALWAYS void lay_weights(const int m, const float *weights, int64_t sk, int64_t s
         }
         __m512 p[MAX_POINTS];
 #define IN(i, j) _mm512_loadu_ps(w[3 * (i) + (j)])
-        BOTH_WAYS(weight_points, m, 3, side, IN, p);
+        BOTH_WAYS(weight_points, mh, mw, 3, 3, mh + 2, mw + 2, IN, p);
 #undef IN
         for (int i = 0; i < points; i++) {
             bf16 *to = block + (i * pairs + c / 2) * vectors * LANES * 2 + c % 2, values[LANES];
@@ -85,42 +85,42 @@ struct bench {
     float *sums;
 };
 
-ALWAYS void convolve_block(const int m, const struct maps *maps, const bf16 *x, const bf16 *filters, bf16 *out, int64_t C,
-                           int64_t K, int64_t first, const struct bench *bench) {
-    const int side = m + 2, points = side * side;
-    int64_t pairs = (C + 1) / 2, stride = up_to(C, LANES), apart = BLOCK(m) * stride + APART;
-    int64_t tiles = at_most(BLOCK(m), maps->tiles - first), all = (K + LANES - 1) / LANES;
+ALWAYS void convolve_block(const int mh, const int mw, const struct maps *maps, const bf16 *x, const bf16 *filters,
+                           bf16 *out, int64_t C, int64_t K, int64_t first, const struct bench *bench) {
+    const int wide = mw + 2, points = (mh + 2) * wide;
+    int64_t pairs = (C + 1) / 2, stride = up_to(C, LANES), apart = BLOCK(mh, mw) * stride + APART;
+    int64_t tiles = at_most(BLOCK(mh, mw), tiles_of(maps) - first), all = (K + LANES - 1) / LANES;
     for (int64_t t = 0; t < tiles; t++) {
         const bf16 *at[MAX_POINTS];
-        locate(m, side, 1, maps, x, C, first + t, maps->zeros, at);
-        fetch(m, side, 1, maps, at, C, 2);
+        locate(mh, mw, 1, maps, x, C, first + t, maps->zeros, at);
+        fetch(mh, mw, 1, maps, at, C);
         for (int64_t c = 0; c < C; c += LANES) {
             __mmask16 left = lanes_left(C, c);
             __m512 p[MAX_POINTS];
-#define IN(i, j) floats(at[side * (i) + (j)] + c, left)
-            BOTH_WAYS(input_points, m, side, side, IN, p);
+#define IN(i, j) floats(at[wide * (i) + (j)] + c, left)
+            BOTH_WAYS(input_points, mh, mw, mh + 2, mw + 2, mh + 2, mw + 2, IN, p);
 #undef IN
             for (int i = 0; i < points; i++)
                 _mm256_store_si256((__m256i *)(bench->points + i * apart + t * stride + c), rounded(p[i]));
         }
     }
     for (int64_t v = 0; v < all; v += VECTORS) {
-        int64_t vectors = at_most(VECTORS, all - v), sums_apart = BLOCK(m) * vectors * LANES + APART;
+        int64_t vectors = at_most(VECTORS, all - v), sums_apart = BLOCK(mh, mw) * vectors * LANES + APART;
         for (int64_t i = 0; i < points; i++)
             multiply_block(vectors, bench->points + i * apart, stride, tiles,
                            filters + (v * points + i * vectors) * pairs * LANES * 2, pairs, bench->sums + i * sums_apart);
         for (int64_t t = 0; t < tiles; t++) {
             const bf16 *at[16];
-            locate(m, m, 0, maps, out, K, first + t, 0, at);
+            locate(mh, mw, 0, maps, out, K, first + t, 0, at);
             for (int64_t u = 0; u < vectors; u++) {
                 const float *sums = bench->sums + (t * vectors + u) * LANES;
                 int64_t k = (v + u) * LANES;
                 __mmask16 left = lanes_left(K, k);
                 __m512 y[16];
-#define IN(i, j) _mm512_load_ps(sums + (side * (i) + (j)) * sums_apart)
-                BOTH_WAYS(outputs, m, side, m, IN, y);
+#define IN(i, j) _mm512_load_ps(sums + (wide * (i) + (j)) * sums_apart)
+                BOTH_WAYS(outputs, mh, mw, mh + 2, mw + 2, mh, mw, IN, y);
 #undef IN
-                for (int i = 0; i < m * m; i++) {
+                for (int i = 0; i < mh * mw; i++) {
                     if (!at[i]) continue;
                     bf16 *to = (bf16 *)at[i] + k;
                     if (left == 0xffff) _mm256_storeu_si256((__m256i *)to, rounded(y[i]));
@@ -131,26 +131,24 @@ ALWAYS void convolve_block(const int m, const struct maps *maps, const bf16 *x, 
     }
 }
 
-/* out [N, H, W, K] of x [N, H, W, C]; weight (k, c, i, j) lies at weights[k sk + c sc + i si + j sj]. m: 2 or 4. Returns 1
-   if there is no memory. */
-int convolve(const bf16 *x, const float *weights, bf16 *out, int64_t m, int64_t N, int64_t H, int64_t W, int64_t C,
-             int64_t K, int64_t sk, int64_t sc, int64_t si, int64_t sj, int64_t threads) {
-    int64_t points = (m + 2) * (m + 2), pairs = (C + 1) / 2, vectors = (K + LANES - 1) / LANES, tiles = BLOCK(m);
+/* The outputs of `down` by `across` tiles of mh×mw, each 2 or 4, from (top, left) on, into out [N, H, W, K]; x [N, H, W, C],
+   weight (k, c, i, j) at weights[k sk + c sc + i si + j sj]. Returns 1 if there is no memory. */
+int convolve(const bf16 *x, const float *weights, bf16 *out, int64_t mh, int64_t mw, int64_t top, int64_t left,
+             int64_t down, int64_t across, int64_t N, int64_t H, int64_t W, int64_t C, int64_t K, int64_t sk, int64_t sc,
+             int64_t si, int64_t sj, int64_t threads) {
+    int64_t points = (mh + 2) * (mw + 2), pairs = (C + 1) / 2, vectors = (K + LANES - 1) / LANES, tiles = BLOCK(mh, mw);
     int64_t num_points = points * (tiles * up_to(C, LANES) + APART), num_sums = points * (tiles * VECTORS * LANES + APART);
     bf16 *filters = room(2 * points * pairs * vectors * LANES * 2), *zeros = calloc((size_t)up_to(C, LANES), sizeof(bf16));
     /* zero: tiles that there are not are multiplied too */
     char *memory = calloc((size_t)threads, (size_t)(2 * num_points + 4 * num_sums) + 64);
     int failed = !filters || !zeros || !memory;
     if (!failed) {
-        struct maps maps = maps_of((int)m, N, H, W, zeros);
+        struct maps maps = {.N = N, .H = H, .W = W, .top = top, .left = left, .down = down, .across = across, .zeros = zeros};
         int64_t next = 0;
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for schedule(static)
-            for (int64_t v = 0; v < vectors; v++) {
-                if (m == 2) lay_weights(2, weights, sk, sc, si, sj, C, K, v, filters);
-                else lay_weights(4, weights, sk, sc, si, sj, C, K, v, filters);
-            }
+            for (int64_t v = 0; v < vectors; v++) lay_weights((int)mh, (int)mw, weights, sk, sc, si, sj, C, K, v, filters);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < threads; t++) {
                 struct bench bench;
@@ -160,9 +158,8 @@ int convolve(const bf16 *x, const float *weights, bf16 *out, int64_t m, int64_t 
                     int64_t block;
 #pragma omp atomic capture
                     block = next++;
-                    if (block * tiles >= maps.tiles) break;
-                    if (m == 2) convolve_block(2, &maps, x, filters, out, C, K, block * tiles, &bench);
-                    else convolve_block(4, &maps, x, filters, out, C, K, block * tiles, &bench);
+                    if (block * tiles >= tiles_of(&maps)) break;
+                    FOR_TILES(convolve_block, mh, mw, &maps, x, filters, out, C, K, block * tiles, &bench);
                 }
             }
         }

@@ -3,7 +3,7 @@
 
    Maps lie channels last: value (n, h, w, c) at ((n H + h) W + w) C + c. A tile is m×m outputs, m 2 or 4, which come from
    n×n inputs d, n = m + 2: Y = At [(G w Gt) . (Bt d B)] A, a sum over channels for each of n×n points by itself, so
-   that these are matrix products. The gradient of the weights is Gt [sum over tiles of (Bt d B) . (A g At)] G. Both
+   that these are matrix products. Its height and width may differ. The gradient of the weights is Gt [sum over tiles of (Bt d B) . (A g At)] G. Both
    sides of a product are rounded to bf16, sums are taken in float.
 
    The matrices evaluate polynomials at 0, 1, -1 and infinity (m = 2), or at 0, 3/4, -3/4, 3/2, -3/2 and infinity (m = 4):
@@ -45,9 +45,10 @@ typedef uint16_t bf16;
 #define MULADD _mm512_fmadd_ps
 #define MULSUB _mm512_fnmadd_ps
 
-/* What all threads share; zeros: a pixel outside. */
+/* N maps of H×W, and which of their outputs are asked for: `down` by `across` tiles from (top, left) on. zeros: a pixel
+   outside. */
 struct maps {
-    int64_t N, H, W, down, across, tiles;
+    int64_t N, H, W, top, left, down, across;
     const bf16 *zeros;
 };
 
@@ -55,10 +56,7 @@ static int64_t up_to(int64_t value, int64_t multiple) { return (value + multiple
 static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)up_to(bytes, 64)); }
 
-static struct maps maps_of(int m, int64_t N, int64_t H, int64_t W, const bf16 *zeros) {
-    int64_t down = (H + m - 1) / m, across = (W + m - 1) / m;
-    return (struct maps){.N = N, .H = H, .W = W, .down = down, .across = across, .tiles = N * down * across, .zeros = zeros};
-}
+static inline int64_t tiles_of(const struct maps *maps) { return maps->N * maps->down * maps->across; }
 
 static inline __mmask16 lanes_left(int64_t channels, int64_t from) {
     int64_t left = channels - from;
@@ -72,31 +70,33 @@ ALWAYS __m512 floats(const bf16 *at, __mmask16 left) {
 
 ALWAYS __m256i rounded(__m512 value) { return (__m256i)_mm512_cvtneps_pbh(value); }
 
-/* Where the side×side pixels from (m i - border, m j - border) on begin, for tile t; `outside` for those that are not
+/* Where the pixels of tile t, mh×mw of them and `border` more on each side, begin; `outside` for those that are not
    there. */
-ALWAYS void locate(const int m, const int side, const int border, const struct maps *maps, const bf16 *map,
+ALWAYS void locate(const int mh, const int mw, const int border, const struct maps *maps, const bf16 *map,
                    int64_t channels, int64_t t, const bf16 *outside, const bf16 *at[]) {
+    const int high = mh + 2 * border, wide = mw + 2 * border;
     int64_t n = t / (maps->down * maps->across), place = t % (maps->down * maps->across);
-    int64_t h = m * (place / maps->across) - border, w = m * (place % maps->across) - border;
+    int64_t h = maps->top + mh * (place / maps->across) - border, w = maps->left + mw * (place % maps->across) - border;
     const bf16 *image = map + n * maps->H * maps->W * channels;
-    for (int i = 0; i < side; i++)
-        for (int j = 0; j < side; j++) {
-            int there = t < maps->tiles && h + i >= 0 && h + i < maps->H && w + j >= 0 && w + j < maps->W;
-            at[side * i + j] = there ? image + ((h + i) * maps->W + w + j) * channels : outside;
+    for (int i = 0; i < high; i++)
+        for (int j = 0; j < wide; j++) {
+            int there = n < maps->N && h + i >= 0 && h + i < maps->H && w + j >= 0 && w + j < maps->W;
+            at[wide * i + j] = there ? image + ((h + i) * maps->W + w + j) * channels : outside;
         }
 }
 
-/* Asks for the pixels that belong to the tile `tiles` further on in each row of this one, m of them each: rows are too
+/* Asks for the pixels that belong to the tile after the next one in each row of this one, mw of them each: rows are too
    many, and what is taken from each too short, for the hardware to see it coming. Of many channels it sees them, and
    they would fill the first cache. */
-ALWAYS void fetch(const int m, const int side, const int border, const struct maps *maps, const bf16 *const at[],
-                  int64_t channels, int tiles) {
+ALWAYS void fetch(const int mh, const int mw, const int border, const struct maps *maps, const bf16 *const at[],
+                  int64_t channels) {
+    const int high = mh + 2 * border, wide = mw + 2 * border;
     if (channels > FETCHED_CHANNELS) return;
-    for (int i = 0; i < side; i++) {
-        const bf16 *row = at[side * i + border];
+    for (int i = 0; i < high; i++) {
+        const bf16 *row = at[wide * i + border];
         if (row == maps->zeros) continue;
-        for (int64_t c = 0; c < m * channels; c += 2 * LANES)
-            _mm_prefetch((const char *)(row + tiles * m * channels + c), _MM_HINT_T0);
+        for (int64_t c = 0; c < mw * channels; c += 2 * LANES)
+            _mm_prefetch((const char *)(row + 2 * mw * channels + c), _MM_HINT_T0);
     }
 }
 
@@ -173,15 +173,19 @@ ALWAYS void weights_of(const int m, const __m512 *s, __m512 *w) {
     w[2] = MULADD(SPLAT(PP), sum, MULADD(SPLAT(QQ), sum_q, s[5]));
 }
 
-/* A transform of columns, then of rows: from `from`×`from` values to `to`×`to`. */
-#define BOTH_WAYS(transform, m, from, to, in, out)                                      \
-    do {                                                                                \
-        __m512 line_[MAX_SIDE], half_[MAX_POINTS];                                      \
-        for (int j_ = 0; j_ < (from); j_++) {                                           \
-            __m512 got_[MAX_SIDE];                                                      \
-            for (int i_ = 0; i_ < (from); i_++) line_[i_] = in(i_, j_);                 \
-            transform(m, line_, got_);                                                  \
-            for (int i_ = 0; i_ < (to); i_++) half_[(from) * i_ + j_] = got_[i_];       \
-        }                                                                               \
-        for (int i_ = 0; i_ < (to); i_++) transform(m, half_ + (from) * i_, (out) + (to) * i_); \
+/* A transform of columns of tiles mh high, then of rows of tiles mw wide: from from_h×from_w values to to_h×to_w. */
+#define BOTH_WAYS(transform, mh, mw, from_h, from_w, to_h, to_w, in, out)                             \
+    do {                                                                                              \
+        __m512 line_[MAX_SIDE], half_[MAX_POINTS], got_[MAX_SIDE];                                    \
+        for (int j_ = 0; j_ < (from_w); j_++) {                                                       \
+            for (int i_ = 0; i_ < (from_h); i_++) line_[i_] = in(i_, j_);                             \
+            transform(mh, line_, got_);                                                               \
+            for (int i_ = 0; i_ < (to_h); i_++) half_[(from_w) * i_ + j_] = got_[i_];                 \
+        }                                                                                             \
+        for (int i_ = 0; i_ < (to_h); i_++) transform(mw, half_ + (from_w) * i_, (out) + (to_w) * i_); \
     } while (0)
+
+/* A function for tiles of (mh, mw), each 2 or 4, known when it is compiled. */
+#define FOR_TILES(function, mh, mw, ...)                                                      \
+    ((mh) == 4 ? (mw) == 4 ? function(4, 4, __VA_ARGS__) : function(4, 2, __VA_ARGS__)        \
+               : (mw) == 4 ? function(2, 4, __VA_ARGS__) : function(2, 2, __VA_ARGS__))

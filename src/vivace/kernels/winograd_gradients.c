@@ -20,15 +20,13 @@ ALWAYS __m512i paired(__m256i first, __m512 second) {
 
 /* Points of the tiles t and t + 1 of x, or of the gradient, into out [point, channels / LANES, pairs, LANES, 2] at pair
    `place`; apart: from point to point. */
-ALWAYS void lay_points(const int m, const int of_x, const struct maps *maps, const bf16 *map, int64_t channels, int64_t t,
-                       int64_t place, int64_t pairs, int64_t apart, bf16 *out) {
-    const int side = m + 2, points = side * side;
+ALWAYS void lay_points(const int mh, const int mw, const int of_x, const struct maps *maps, const bf16 *map,
+                       int64_t channels, int64_t t, int64_t place, int64_t pairs, int64_t apart, bf16 *out) {
+    const int border = of_x ? 1 : 0, wide = mw + 2 * border, points = (mh + 2) * (mw + 2);
     const bf16 *both[2][MAX_POINTS];
     for (int i = 0; i < 2; i++) {
-        if (of_x) locate(m, side, 1, maps, map, channels, t + i, maps->zeros, both[i]);
-        else locate(m, m, 0, maps, map, channels, t + i, maps->zeros, both[i]);
-        if (of_x) fetch(m, side, 1, maps, both[i], channels, 2);
-        else fetch(m, m, 0, maps, both[i], channels, 2);
+        locate(mh, mw, border, maps, map, channels, t + i, maps->zeros, both[i]);
+        fetch(mh, mw, border, maps, both[i], channels);
     }
     for (int64_t c = 0; c < channels; c += LANES) {
         __mmask16 left = lanes_left(channels, c);
@@ -37,9 +35,9 @@ ALWAYS void lay_points(const int m, const int of_x, const struct maps *maps, con
         __m256i one[MAX_POINTS];
         for (int i = 0; i < 2; i++) {
             const bf16 *const *at = both[i];
-#define IN(i, j) floats(at[(of_x ? side : m) * (i) + (j)] + c, left)
-            if (of_x) BOTH_WAYS(input_points, m, side, side, IN, p);
-            else BOTH_WAYS(gradient_points, m, m, side, IN, p);
+#define IN(i, j) floats(at[wide * (i) + (j)] + c, left)
+            if (of_x) BOTH_WAYS(input_points, mh, mw, mh + 2, mw + 2, mh + 2, mw + 2, IN, p);
+            else BOTH_WAYS(gradient_points, mh, mw, mh, mw, mh + 2, mw + 2, IN, p);
 #undef IN
             for (int q = 0; q < points; q++) {
                 if (i == 0) one[q] = rounded(p[q]);
@@ -101,9 +99,10 @@ static void add_point(const bf16 *of_x, int64_t C, const bf16 *of_g, int64_t K, 
     }
 }
 
-/* Gt s G of the sums of all teams [teams, point, C up to LANES, K up to LANES] into out [K, 3, 3, C], for channel c. */
-ALWAYS void collect(const int m, const float *sums, int64_t teams, int64_t c, int64_t C, int64_t K, float *out) {
-    const int side = m + 2, points = side * side;
+/* Adds Gt s G of the sums of all teams [teams, point, C up to LANES, K up to LANES] to out [K, 3, 3, C], for channel c. */
+static void collect(int mh, int mw, const float *sums, int64_t teams, int64_t c, int64_t C, int64_t K,
+                    float *out) {
+    const int points = (mh + 2) * (mw + 2);
     int64_t wide = up_to(K, LANES), apart = up_to(C, LANES) * wide;
     for (int64_t k = 0; k < K; k += LANES) {
         __m512 s[MAX_POINTS], w[9];
@@ -112,13 +111,13 @@ ALWAYS void collect(const int m, const float *sums, int64_t teams, int64_t c, in
             s[i] = _mm512_load_ps(at);
             for (int64_t t = 1; t < teams; t++) s[i] = ADD(s[i], _mm512_load_ps(at + t * points * apart));
         }
-#define IN(i, j) s[side * (i) + (j)]
-        BOTH_WAYS(weights_of, m, side, 3, IN, w);
+#define IN(i, j) s[(mw + 2) * (i) + (j)]
+        BOTH_WAYS(weights_of, mh, mw, mh + 2, mw + 2, 3, 3, IN, w);
 #undef IN
         for (int tap = 0; tap < 9; tap++) {
             float values[LANES];
             _mm512_storeu_ps(values, w[tap]);
-            for (int64_t l = 0; l < at_most(LANES, K - k); l++) out[((k + l) * 9 + tap) * C + c] = values[l];
+            for (int64_t l = 0; l < at_most(LANES, K - k); l++) out[((k + l) * 9 + tap) * C + c] += values[l];
         }
     }
 }
@@ -130,41 +129,42 @@ struct team {
     float *sums;
 };
 
-ALWAYS void lay_pair(const int m, const struct maps *maps, const bf16 *x, const bf16 *gradient, int64_t C, int64_t K,
-                     const struct team *team, int64_t first, int64_t place) {
-    lay_points(m, 1, maps, x, C, first + 2 * place, place, team->pairs, team->x_apart, team->of_x);
-    lay_points(m, 0, maps, gradient, K, first + 2 * place, place, team->pairs, team->g_apart, team->of_g);
+static void lay_pair(int64_t mh, int64_t mw, const struct maps *maps, const bf16 *x, const bf16 *gradient, int64_t C,
+                     int64_t K, const struct team *team, int64_t first, int64_t place) {
+    int64_t t = first + 2 * place;
+    FOR_TILES(lay_points, mh, mw, 1, maps, x, C, t, place, team->pairs, team->x_apart, team->of_x);
+    FOR_TILES(lay_points, mh, mw, 0, maps, gradient, K, t, place, team->pairs, team->g_apart, team->of_g);
 }
 
-ALWAYS void add_at(const struct team *team, int64_t C, int64_t K, int64_t point, int64_t there) {
+static void add_at(const struct team *team, int64_t C, int64_t K, int64_t point, int64_t there) {
     add_point(team->of_x + point * team->x_apart, C, team->of_g + point * team->g_apart, K, there, team->pairs,
               team->sums + point * up_to(C, LANES) * up_to(K, LANES));
 }
 
 /* Adds what the tiles [begin, end) give, begin even. together: all threads are one team, whose sums there are once, each
    of them some thread's; else the caller is a team of its own, and waits for nobody. */
-ALWAYS void add_tiles(const int m, const int together, const struct maps *maps, const bf16 *x, const bf16 *gradient,
+static void add_tiles(int64_t mh, int64_t mw, int together, const struct maps *maps, const bf16 *x, const bf16 *gradient,
                       int64_t C, int64_t K, const struct team *team, int64_t begin, int64_t end) {
-    const int points = (m + 2) * (m + 2);
+    int64_t points = (mh + 2) * (mw + 2);
     for (int64_t first = begin; first < end; first += 2 * team->pairs) {
         int64_t there = at_most(team->pairs, (end - first + 1) / 2);
         if (together) {
 #pragma omp for schedule(dynamic, 8)
-            for (int64_t i = 0; i < there; i++) lay_pair(m, maps, x, gradient, C, K, team, first, i);
+            for (int64_t i = 0; i < there; i++) lay_pair(mh, mw, maps, x, gradient, C, K, team, first, i);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < points; i++) add_at(team, C, K, i, there);
         } else {
-            for (int64_t i = 0; i < there; i++) lay_pair(m, maps, x, gradient, C, K, team, first, i);
+            for (int64_t i = 0; i < there; i++) lay_pair(mh, mw, maps, x, gradient, C, K, team, first, i);
             for (int64_t i = 0; i < points; i++) add_at(team, C, K, i, there);
         }
     }
 }
 
-/* out [K, 3, 3, C], float: the gradient of the weights for x [N, H, W, C] and gradient [N, H, W, K]. m: 2 or 4. Returns
-   1 if there is no memory. */
-int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t m, int64_t N, int64_t H, int64_t W,
-                    int64_t C, int64_t K, int64_t threads) {
-    int64_t points = (m + 2) * (m + 2), x_wide = up_to(C, LANES), g_wide = up_to(K, LANES), num_sums = points * x_wide * g_wide;
+/* Adds to out [K, 3, 3, C], float, the gradient of the weights for x [N, H, W, C] and the part of gradient [N, H, W, K]
+   that `down` by `across` tiles of mh×mw, each 2 or 4, cover from (top, left) on. Returns 1 if there is no memory. */
+int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t mh, int64_t mw, int64_t top, int64_t left,
+                    int64_t down, int64_t across, int64_t N, int64_t H, int64_t W, int64_t C, int64_t K, int64_t threads) {
+    int64_t points = (mh + 2) * (mw + 2), x_wide = up_to(C, LANES), g_wide = up_to(K, LANES), num_sums = points * x_wide * g_wide;
     int together = 4 * num_sums * threads > SUM_BYTES, teams = together ? 1 : (int)threads;
     int64_t pairs = POINT_BYTES / (4 * points * (x_wide + g_wide));
     pairs = pairs < 64 ? 64 : at_most(pairs, 256);
@@ -173,30 +173,26 @@ int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t m, 
     float *sums = room(4 * num_sums * teams);
     int failed = !zeros || !memory || !sums;
     if (!failed) {
-        struct maps maps = maps_of((int)m, N, H, W, zeros);
+        struct maps maps = {.N = N, .H = H, .W = W, .top = top, .left = left, .down = down, .across = across, .zeros = zeros};
+        int64_t tiles = tiles_of(&maps);
         memset(sums, 0, (size_t)(4 * num_sums * teams));
 #pragma omp parallel num_threads(threads)
         {
             struct team team = {.pairs = pairs, .x_apart = x_apart, .g_apart = g_apart, .of_x = memory,
                                 .of_g = memory + points * x_apart, .sums = sums};
-            if (together && m == 2) add_tiles(2, 1, &maps, x, gradient, C, K, &team, 0, maps.tiles);
-            else if (together) add_tiles(4, 1, &maps, x, gradient, C, K, &team, 0, maps.tiles);
+            if (together) add_tiles(mh, mw, 1, &maps, x, gradient, C, K, &team, 0, tiles);
             else {
 #pragma omp for schedule(static)
                 for (int64_t t = 0; t < threads; t++) {
-                    int64_t begin = maps.tiles * t / threads / 2 * 2;
-                    int64_t end = t + 1 == threads ? maps.tiles : maps.tiles * (t + 1) / threads / 2 * 2;
+                    int64_t begin = tiles * t / threads / 2 * 2;
+                    int64_t end = t + 1 == threads ? tiles : tiles * (t + 1) / threads / 2 * 2;
                     team.of_x = memory + t * points * (x_apart + g_apart), team.of_g = team.of_x + points * x_apart;
                     team.sums = sums + t * num_sums;
-                    if (m == 2) add_tiles(2, 0, &maps, x, gradient, C, K, &team, begin, end);
-                    else add_tiles(4, 0, &maps, x, gradient, C, K, &team, begin, end);
+                    add_tiles(mh, mw, 0, &maps, x, gradient, C, K, &team, begin, end);
                 }
             }
 #pragma omp for schedule(static)
-            for (int64_t c = 0; c < C; c++) {
-                if (m == 2) collect(2, sums, teams, c, C, K, out);
-                else collect(4, sums, teams, c, C, K, out);
-            }
+            for (int64_t c = 0; c < C; c++) collect((int)mh, (int)mw, sums, teams, c, C, K, out);
         }
     }
     free(zeros), free(memory), free(sums);
