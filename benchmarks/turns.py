@@ -3,7 +3,7 @@
     python benchmarks/turns.py data/cifar10 airbench-plain vivace-fast-98 --rounds 2 --turn 5
 
 In a round all contenders are started, and one of them runs at a time: the others are stopped (SIGSTOP) until their
-turn comes. What slows the machine for a minute so slows all of them alike, which runs one after the other, as of
+turn comes; they train on processors, never on a GPU. What slows the machine for a minute so slows all of them alike, which runs one after the other, as of
 train.py, do not. Counted are the seconds in which a contender was running, from the start of its process to its end;
 what it says of its own time is of no use, for its clock goes on while it is stopped. The cache of decoded images is
 cold in every round. Writes benchmarks/results/DATE-turns-DATA-HARDWARE.json and a table beside it in Markdown.
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import CONTENDERS, Contender
-from environments import ENVIRONMENTS, ensure_environment, python_of
+from environments import ENVIRONMENTS, EnvironmentFailed, ensure_environment, python_of
 from records import RESULTS, page, save, today, with_interval
 from vivace.hardware import describe
 from vivace.measure import paired_ratio
@@ -102,7 +102,11 @@ def one_round(
             command = contender.command(
                 python_of(contender.environment, environments), data, Path(work, contender.name)
             )
-            variables = os.environ | {"VIVACE_CACHE": str(Path(work, f"cache-{contender.name}"))}
+            # a stopped process keeps its GPU busy with what it had queued: turns are for processors
+            variables = os.environ | {
+                "VIVACE_CACHE": str(Path(work, f"cache-{contender.name}")),
+                "CUDA_VISIBLE_DEVICES": "",
+            }
             players.append(Player(contender.name, [*command, *contender.seed(seed)], Path(work), variables))
         take_turns(players, turn)
         return {
@@ -142,8 +146,11 @@ def main() -> None:
     args = parser.parse_args()
 
     contenders = [CONTENDERS[name] for name in args.contenders]
-    for name in sorted({contender.environment for contender in contenders if contender.environment}):
-        ensure_environment(name, args.environments)
+    try:
+        for name in sorted({contender.environment for contender in contenders if contender.environment}):
+            ensure_environment(name, args.environments)
+    except EnvironmentFailed as error:
+        sys.exit(str(error))
     runs: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in contenders}
     for index in range(args.rounds):
         order = contenders if index % 2 == 0 else contenders[::-1]
