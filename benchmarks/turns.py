@@ -3,10 +3,11 @@
     python benchmarks/turns.py data/cifar10 airbench-plain vivace-fast-98 --rounds 2 --turn 5
 
 In a round all contenders are started, and one of them runs at a time: the others are stopped (SIGSTOP) until their
-turn comes; they train on processors, never on a GPU. What slows the machine for a minute so slows all of them alike, which runs one after the other, as of
-train.py, do not. Counted are the seconds in which a contender was running, from the start of its process to its end;
-what it says of its own time is of no use, for its clock goes on while it is stopped. The cache of decoded images is
-cold in every round. Writes benchmarks/results/DATE-turns-DATA-HARDWARE.json and a table beside it in Markdown.
+turn comes; they train on processors, never on a GPU. What slows the machine for a minute so slows all of them alike,
+which runs one after the other, as of train.py, do not. Counted are the seconds in which a contender was running, from
+the start of its process to its end; what it says of its own time is of no use, for its clock goes on while it is
+stopped. The cache of decoded images is cold in every round. Writes benchmarks/results/DATE-turns-DATA-HARDWARE.json and
+a table beside it in Markdown.
 """
 
 from __future__ import annotations
