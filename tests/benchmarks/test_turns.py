@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import turns as module
+from environments import EnvironmentFailed
 from turns import Player, markdown, take_turns
 
 # works for so many seconds of processor time, and tells when it was awake
@@ -51,6 +53,18 @@ def test_where_one_fails_its_last_words_are_told_and_no_other_is_left(tmp_path: 
         take_turns([other, failing], 0.2)
     assert other._process is not None
     assert other._process.returncode is not None
+
+
+def test_an_environment_that_cannot_be_made_ends_it_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str, folder: Path) -> None:
+        raise EnvironmentFailed(f"the environment of {name} could not be made")
+
+    monkeypatch.setattr(module, "ensure_environment", fail)
+    monkeypatch.setattr(sys, "argv", ["turns.py", str(tmp_path), "fastai", "vivace-fast"])
+    with pytest.raises(SystemExit, match="the environment of fastai could not be made"):
+        module.main()
 
 
 def test_the_table_has_a_row_for_each() -> None:
