@@ -69,11 +69,12 @@ def article(facts: DataFacts) -> Recipe:
 def fast(facts: DataFacts) -> Recipe:
     """The default: whatever measures best so far, for small images and for photos.
 
-    On 2 cores of a Xeon with AMX, torch 2.15: vivace train data/cifar10 --val-fraction 0.02 (JPEG files, cold cache)
-    ends at 89.58 ± 0.04 % test (n = 3) after 249 s, 272 s in all, beside other work that held the machine at a third to
-    all of its speed; undisturbed, before a step took 0.83 of the time, after 167 s, 183 s in all (n = 3). vivace train
-    digits ends at 98.9 to 99.7 % test after 8 s (three seeds). vivace train data/flowers ends at 88.2 % validation
-    after 141 s on 2 cores of an AMD EPYC with AVX-512 BF16, before ReLU and self-distillation (n = 1); on the Xeon,
+    On 2 cores of an AMD EPYC (Zen 4: AVX-512 BF16, no AMX), torch 2.15: vivace train data/cifar10 --val-fraction 0.02
+    (JPEG files, cold cache) ends at 89.59 ± 0.18 % test (n = 3) after 314 s, 339 s in all. On 2 cores of a Xeon with
+    AMX the same ends at 89.58 ± 0.04 % test (n = 3) after 249 s, 272 s in all, beside other work that held the machine
+    at a third to all of its speed; undisturbed, before a step took 0.83 of the time, after 167 s, 183 s in all (n = 3).
+    vivace train digits ends at 98.9 to 99.7 % test after 8 s (three seeds). vivace train data/flowers ends at 88.2 %
+    validation after 141 s on 2 cores of an AMD EPYC of Zen 5, before ReLU and self-distillation (n = 1); on the Xeon,
     beside other work, at 88.0 and 87.9 % after 195 and 141 s, for 86.1 and 85.7 % before (n = 2).
     """
     return _fast_small(facts) if facts.small else _fast_photo(facts)
