@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from whole_numbers import num_threads, whole_numbers
 
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features
@@ -22,12 +22,6 @@ def kernel(kernels: Path) -> WeightGradient:
     if found is None:
         pytest.skip("this machine has no AMX, or does not let a process use it")
     return found
-
-
-def whole_numbers(*shape: int, seed: int = 0) -> Tensor:
-    """Small whole numbers, channels_last: every partial sum of products is exact in float32."""
-    x = torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed))
-    return x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
 
 
 # one pixel, odd and uneven sides, rows longer than a band, channels and images that fill no tile, several of all
@@ -50,12 +44,8 @@ def test_it_is_the_sum_over_all_pixels(
     kernel: WeightGradient, count: int, channels: int, height: int, width: int, filters: int, threads: int
 ) -> None:
     x, g = whole_numbers(count, channels, height, width), whole_numbers(count, filters, height, width, seed=1)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    with num_threads(threads):
         found = kernel(x, g)
-    finally:
-        torch.set_num_threads(before)
     exact = torch.nn.grad.conv2d_weight(x.double(), (filters, channels, 3, 3), g.double(), padding=1)
     assert found.dtype == torch.float32
     assert torch.equal(found.double(), exact)

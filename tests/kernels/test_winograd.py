@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from whole_numbers import num_threads, whole_numbers
 
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features
@@ -28,12 +29,6 @@ def kernel(kernels: Path) -> Winograd:
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def whole(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Small whole numbers: with tiles of 2 × 2 every transform and every sum of them is exact."""
-    x = torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -80,14 +75,10 @@ SHAPES = [
 def test_tiles_of_two_are_exact_where_nothing_is_rounded(
     kernel: Winograd, count: int, channels: int, height: int, width: int, filters: int, threads: int
 ) -> None:
-    x, g = whole(count, channels, height, width), whole(count, filters, height, width, seed=1)
-    weight = whole(filters, channels, 3, 3, seed=2, dtype=torch.float32)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    x, g = whole_numbers(count, channels, height, width), whole_numbers(count, filters, height, width, seed=1)
+    weight = whole_numbers(filters, channels, 3, 3, seed=2, dtype=torch.float32)
+    with num_threads(threads):
         found = by_kernel(kernel, x, weight, g, equal_tiles(2, height, width))
-    finally:
-        torch.set_num_threads(before)
     out, x_grad, weight_grad = exact(x, weight, g)
     assert torch.equal(found[0], out.bfloat16())
     assert torch.equal(found[1], x_grad.bfloat16())

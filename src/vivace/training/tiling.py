@@ -5,17 +5,16 @@ Shapes: x_BCHW the input of a convolution, g_BKHW the gradient of its output, bo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from vivace.kernels.gradients import WeightGradient, gains, weight_gradient
+from vivace.training.convolutions import ReplacedConvolutions
 
-__all__ = ["TiledGradients", "is_plain_3x3", "tile_images"]
+__all__ = ["TiledGradients", "tile_images"]
 
 # rows of 16 and more are as fast as they are
 MAX_SIDE = 12
@@ -23,7 +22,7 @@ MAX_SIDE = 12
 TILE_COLUMNS = 128
 
 
-class TiledGradients(TorchFunctionMode):
+class TiledGradients(ReplacedConvolutions):
     """While it is entered, 3×3 convolutions in bf16 or fp16 on a CPU get a faster weight gradient.
 
     The gradient is a sum over all positions of all images, taken row by row; on a map of 4 × 4 a row fills an eighth of
@@ -39,39 +38,16 @@ class TiledGradients(TorchFunctionMode):
         super().__init__()
         self._kernel = None if kernels is None else weight_gradient(kernels)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Calls `func`, torch's convolution replaced where that pays."""
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.conv2d and not kwargs and len(args) == 7:
-            x, weight, bias, *options = args
-            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-            learns = weight.requires_grad and torch.is_grad_enabled()
-            if learns and dtype in (torch.bfloat16, torch.float16) and is_plain_3x3(x, weight, options):
-                kernel = self._kernel if dtype == torch.bfloat16 and gains(x, len(weight)) else None
-                if kernel is not None or x.shape[-1] <= MAX_SIDE:
-                    out: Tensor = _TiledConv.apply(x.to(dtype), weight, dtype, kernel)
-                    return out if bias is None else out + bias.to(out.dtype).view(-1, 1, 1)
-        return func(*args, **kwargs)
-
-
-def is_plain_3x3(x_BCHW: Tensor, weight: Tensor, options: list[Any]) -> bool:
-    """Whether it is a 3×3 convolution on a CPU with stride 1 and padding 1; options: what follows conv2d's bias."""
-    stride, padding, dilation, groups = options
-    return (
-        x_BCHW.device.type == "cpu"
-        and weight.shape[-2:] == (3, 3)
-        and x_BCHW.ndim == 4
-        and padding in ("same", 1, (1, 1))
-        and stride in (1, (1, 1))
-        and dilation in (1, (1, 1))
-        and groups == 1
-    )
+    def replace(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The same convolution with another weight gradient, where weights learn in half precision and it pays."""
+        learns = weight.requires_grad and torch.is_grad_enabled()
+        if not learns or dtype not in (torch.bfloat16, torch.float16):
+            return None
+        kernel = self._kernel if dtype == torch.bfloat16 and gains(x_BCHW, len(weight)) else None
+        if kernel is None and x_BCHW.shape[-1] > MAX_SIDE:
+            return None
+        out: Tensor = _TiledConv.apply(x_BCHW.to(dtype), weight, dtype, kernel)
+        return out
 
 
 def tile_images(x_BCHW: Tensor) -> Tensor:

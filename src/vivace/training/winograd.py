@@ -5,21 +5,19 @@ Shapes: x_BCHW the input of a convolution, g_BKHW the gradient of its output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from vivace.kernels.winograd import Winograd, gains, winograd
-from vivace.training.tiling import is_plain_3x3
+from vivace.training.convolutions import ReplacedConvolutions
 
 __all__ = ["WinogradConvolutions"]
 
 
-class WinogradConvolutions(TorchFunctionMode):
+class WinogradConvolutions(ReplacedConvolutions):
     """While it is entered, 3×3 convolutions in bf16 on a CPU take a quarter to a half of the products.
 
     Forward, and for both gradients. For CPUs that have the bf16 dot products of AVX-512 and no AMX: there convolutions
@@ -32,22 +30,12 @@ class WinogradConvolutions(TorchFunctionMode):
         super().__init__()
         self._kernels = winograd(kernels)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Calls `func`, torch's convolution replaced where that pays."""
-        kwargs = kwargs or {}
-        if self._kernels is not None and func is torch.nn.functional.conv2d and not kwargs and len(args) == 7:
-            x, weight, bias, *options = args
-            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-            if dtype == torch.bfloat16 and is_plain_3x3(x, weight, options) and gains(x, len(weight)):
-                out: Tensor = _WinogradConv.apply(x.to(dtype), weight, self._kernels)
-                return out if bias is None else out + bias.to(out.dtype).view(-1, 1, 1)
-        return func(*args, **kwargs)
+    def replace(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The convolution by the kernels, in bf16 and where that pays."""
+        if self._kernels is None or dtype != torch.bfloat16 or not gains(x_BCHW, len(weight)):
+            return None
+        out: Tensor = _WinogradConv.apply(x_BCHW.to(dtype), weight, self._kernels)
+        return out
 
 
 class _WinogradConv(torch.autograd.Function):
