@@ -3,8 +3,8 @@
 
    Maps lie channels last: value (n, h, w, c) at ((n H + h) W + w) C + c. A tile is m×m outputs, m 2 or 4, which come from
    n×n inputs d, n = m + 2: Y = At [(G w Gt) . (Bt d B)] A, a sum over channels for each of n×n points by itself, so
-   that these are matrix products. Its height and width may differ. The gradient of the weights is Gt [sum over tiles of (Bt d B) . (A g At)] G. Both
-   sides of a product are rounded to bf16, sums are taken in float.
+   that these are matrix products. Its height and width may differ. The gradient of the weights is Gt [sum over tiles of
+   (Bt d B) . (A g At)] G. Both sides of a product are rounded to bf16, sums are taken in float.
 
    The matrices evaluate polynomials at 0, 1, -1 and infinity (m = 2), or at 0, 3/4, -3/4, 3/2, -3/2 and infinity (m = 4):
    of the points that were tried those with the least error, half of that of 0, 1, -1, 2, -2. */
