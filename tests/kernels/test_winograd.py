@@ -13,7 +13,7 @@ from vivace.errors import KernelError
 from vivace.hardware import cpu_features
 from vivace.kernels import winograd as winograd_module
 from vivace.kernels.build import load_library
-from vivace.kernels.winograd import Tiles, Winograd, gains, has_winograd, tile_map, winograd
+from vivace.kernels.winograd import Maxima, Tiles, Winograd, gains, has_winograd, tile_map, winograd
 
 # root mean square of the error over that of the result, as the docstring of Winograd states it, with room for chance
 MAX_ERROR = {2: 0.006, 4: 0.016}
@@ -102,6 +102,69 @@ def test_the_error_is_what_the_docstring_says_at_each_pixel_and_for_each_tap(
         assert float(error.abs().max() / scale) < 12 * limit
 
 
+def spread(g: Tensor, maxima: Maxima) -> Tensor:
+    """[B, K, H, W]: the gradient of all outputs from that of their maxima."""
+    which = maxima.which.permute(0, 3, 1, 2)
+    out = torch.zeros(*g.shape[:2], maxima.height, maxima.width, dtype=g.dtype)
+    for corner in range(4):
+        rows, columns = 2 * g.shape[2], 2 * g.shape[3]
+        out[:, :, corner // 2 : rows : 2, corner % 2 : columns : 2] = g * (which == corner)
+    return out
+
+
+POOLED_SHAPES = [shape for shape in SHAPES if min(shape[2:4]) >= 2] + [(30, 24, 14, 15, 33), (2, 16, 2, 2, 16)]
+
+
+@pytest.mark.parametrize(("count", "channels", "height", "width", "filters"), POOLED_SHAPES)
+@pytest.mark.parametrize("threads", [1, 5])
+def test_maxima_and_their_gradients_are_exact_where_nothing_is_rounded(
+    kernel: Winograd, count: int, channels: int, height: int, width: int, filters: int, threads: int
+) -> None:
+    x, g = whole_numbers(count, channels, height, width), whole_numbers(count, filters, height // 2, width // 2, seed=1)
+    weight = whole_numbers(filters, channels, 3, 3, seed=2, dtype=torch.float32)
+    outputs, all_outputs = (equal_tiles(2, *sides) for sides in ((height // 2 * 2, width // 2 * 2), (height, width)))
+    with num_threads(threads):
+        found, maxima = kernel.convolve_and_pool(x, weight, tiles=outputs)
+        x_found = kernel.input_gradient(g, weight, maxima=maxima, tiles=all_outputs)
+        weight_found = kernel.weight_gradient(x, g, maxima=maxima, tiles=outputs)
+    out, x_grad, weight_grad = exact(x, weight, spread(g, maxima))
+    wanted, places = torch.nn.functional.max_pool2d(out, 2, return_indices=True)
+    assert torch.equal(found, wanted.bfloat16())
+    # of equal ones the first, as torch has it
+    corners = 2 * (places // width % 2) + places % width % 2
+    assert torch.equal(maxima.which.permute(0, 3, 1, 2), corners.to(torch.uint8))
+    assert torch.equal(x_found, x_grad.bfloat16())
+    assert torch.equal(weight_found.double(), weight_grad)
+
+
+@pytest.mark.parametrize(("count", "channels", "height", "width", "filters"), POOLED_SHAPES)
+@pytest.mark.parametrize("m", [4, None])
+def test_maxima_have_the_error_of_the_outputs(
+    kernel: Winograd, count: int, channels: int, height: int, width: int, filters: int, m: int | None
+) -> None:
+    x, g = normal(count, channels, height, width), normal(count, filters, height // 2, width // 2, seed=1)
+    weight = normal(filters, channels, 3, 3, seed=2, dtype=torch.float32)
+    tiles = equal_tiles(m, height, width) if m else None
+    values, maxima = kernel.convolve_and_pool(x, weight, tiles=tiles)
+    found = (
+        values,
+        *(
+            kernel.input_gradient(g, weight, maxima=maxima, tiles=tiles),
+            kernel.weight_gradient(x, g, maxima=maxima, tiles=tiles),
+        ),
+    )
+    out, *gradients = exact(x, weight, spread(g, maxima))
+    for one, wanted in zip(found, (torch.nn.functional.max_pool2d(out, 2), *gradients), strict=True):
+        error, scale = (one.double() - wanted), wanted.square().mean().sqrt()
+        assert float(error.square().mean().sqrt() / scale) < MAX_ERROR[4]
+        assert float(error.abs().max() / scale) < 12 * MAX_ERROR[4]
+    # where another one of the four is taken than the exact one, it is nearly as large
+    taken = out * spread(torch.ones_like(values), maxima)
+    at_which = 4 * torch.nn.functional.avg_pool2d(taken, 2)
+    short = (torch.nn.functional.max_pool2d(out, 2) - at_which).max() / out.square().mean().sqrt()
+    assert float(short) < 24 * MAX_ERROR[4]
+
+
 def test_they_are_the_same_from_call_to_call_and_for_any_order_of_memory(kernel: Winograd) -> None:
     x, g = normal(40, 32, 15, 15), normal(40, 48, 15, 15, seed=1)
     weight = normal(48, 32, 3, 3, seed=2, dtype=torch.float32)
@@ -124,6 +187,8 @@ def test_a_nan_stays_one(kernel: Winograd) -> None:
     out = kernel.convolve(x, weight)
     assert out[2, :, 2:5, 2:5].isnan().all()
     assert out[torch.arange(4) != 2].isfinite().all()
+    pooled, _ = kernel.convolve_and_pool(x, weight)
+    assert pooled[2, :, 1:3, 1:3].isnan().all()
     gradient = kernel.weight_gradient(x, normal(4, 16, 8, 8, seed=1))
     assert gradient[:, 5].isnan().all()
     assert gradient[:, torch.arange(16) != 5].isfinite().all()

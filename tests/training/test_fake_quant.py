@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vivace.bundle import load_bundle
 from vivace.errors import ConfigError
+from vivace.kernels.pooled import convolve_and_pool
 from vivace.training.fake_quant import FakeQuantization, fake_quantize_activation, fake_quantize_weight
 from vivace.training.result import TrainResult
 
@@ -68,6 +71,26 @@ def test_layers_compute_with_rounded_tensors_while_it_is_entered() -> None:
     assert torch.equal(forward(), plain)
     rounded.sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*conv.parameters(), *linear.parameters()])
+
+
+def test_a_convolution_asked_for_with_its_pooling_is_given_rounded_tensors_too() -> None:
+    x, weight = tensor(2, 3, 8, 8), tensor(4, 3, 3, 3, seed=1)
+    seen: list[torch.Tensor] = []
+
+    class Both(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is convolve_and_pool:
+                seen.extend(args)
+                return nn.functional.max_pool2d(nn.functional.conv2d(*args, padding=1), 2)
+            return func(*args, **(kwargs or {}))
+
+    with Both(), FakeQuantization():
+        out = convolve_and_pool(x, weight)
+    assert out is not None
+    assert torch.equal(seen[0], fake_quantize_activation(x))
+    assert torch.equal(seen[1], fake_quantize_weight(weight))
+    with FakeQuantization():
+        assert convolve_and_pool(x, weight) is None, "nobody does both"
 
 
 def test_a_run_that_rounds_learns_other_weights(run_tiny: RunTiny) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vivace.errors import KernelError
 from vivace.hardware import autocast
+from vivace.kernels.norms import FusedSequential
 from vivace.kernels.winograd import Winograd
 from vivace.models.zoo import create_model
 from vivace.training import winograd as winograd_module
@@ -78,6 +79,49 @@ def test_outputs_and_gradients_are_those_of_the_plain_convolution(calls: list[st
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == other.dtype
         assert close(one, other)
+
+
+def test_pooling_behind_it_is_done_with_it_and_learns_alike(calls: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    layers = FusedSequential(
+        nn.Conv2d(32, 48, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(48), nn.ReLU()
+    )
+    images, outer = torch.randn(64, 32, 9, 10).bfloat16(), torch.randn(64, 48, 4, 5)
+
+    def run(setup: Setup, *, watched: bool = False) -> list[Tensor]:
+        x = images.float().requires_grad_()
+        layers.zero_grad()
+        hook = layers[0].register_forward_hook(lambda *_: None) if watched else None
+        with torch.autocast("cpu", torch.bfloat16), own_kernels(setup, tmp_path):
+            out = layers(x)
+        out.backward(outer.to(out.dtype))
+        if hook is not None:
+            hook.remove()
+        assert x.grad is not None
+        return [out.detach(), x.grad, *(p.grad.clone() for p in layers.parameters() if p.grad is not None)]
+
+    wanted = run(Setup(precision="bf16", fuse_norms=True))
+    assert not calls
+    found = run(Setup(precision="bf16", fuse_norms=True, winograd=True))
+    assert calls == ["convolve_and_pool", "input_gradient", "weight_gradient"]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        # where maxima change places gradients do
+        assert close(one, other, 0.15)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layers.eval()
+        with own_kernels(Setup(precision="bf16", fuse_norms=True, winograd=True), tmp_path):
+            evaluated = layers(images)
+        assert close(evaluated, layers(images))
+    layers.train()
+    # without fused norms, or where somebody looks at the convolution, one after the other
+    for setup, watched in (
+        (Setup(precision="bf16", winograd=True), False),
+        (Setup(precision="bf16", fuse_norms=True, winograd=True), True),
+    ):
+        del calls[:]
+        run(setup, watched=watched)
+        assert calls == ["convolve", "input_gradient", "weight_gradient"]
 
 
 def test_only_the_gradients_that_are_asked_for_are_taken(calls: list[str], tmp_path: Path) -> None:
@@ -153,6 +197,10 @@ def test_a_network_of_ours_takes_a_step_with_them(calls: list[str], tmp_path: Pa
     for one, low, wanted in zip(found, in_bf16, exact, strict=True):
         # bf16 itself turns these gradients, by 0.98, as maxima change places
         assert likeness(one, wanted) > likeness(low, wanted) - 0.03
+    del calls[:]
+    gradients(Setup(precision="bf16", winograd=True, fuse_norms=True))
+    both = ["convolve", "convolve_and_pool"] * 2 + ["input_gradient"] * 4 + ["weight_gradient"] * 4
+    assert sorted(calls) == sorted(both)
     del calls[:]
     gradients(Setup(precision="bf16", winograd=True, compile=True))
     assert not calls, "a compiled network has kernels of its own"

@@ -20,8 +20,8 @@ class Address:
     offset: int
 
 
-def call(function: Any, *arguments: Tensor | Address | int) -> None:
-    """Calls a kernel: tensors as addresses, numbers as int64, and at the end as many threads as torch has.
+def call(function: Any, *arguments: Tensor | Address | int | None) -> None:
+    """Calls a kernel: tensors as addresses, None as none, numbers as int64, at the end as many threads as torch has.
 
     Raises MemoryError where it returns anything but 0.
     """
@@ -30,7 +30,9 @@ def call(function: Any, *arguments: Tensor | Address | int) -> None:
         raise MemoryError(f"out of memory in the kernel {function.__name__}")
 
 
-def _value(argument: Tensor | Address | int) -> ctypes.c_void_p | ctypes.c_int64:
+def _value(argument: Tensor | Address | int | None) -> ctypes.c_void_p | ctypes.c_int64:
+    if argument is None:
+        return ctypes.c_void_p(None)
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, Address):

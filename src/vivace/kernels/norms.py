@@ -9,13 +9,14 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from vivace.kernels.build import load_library
 from vivace.kernels.call import call
+from vivace.kernels.pooled import can_ask, convolve_and_pool, is_halving
 
 __all__ = ["FusedSequential", "fused_norms"]
 
@@ -42,7 +43,8 @@ class FusedSequential(nn.Sequential):
     """A Sequential whose [2×2 max-pooling,] batch norm [and activation] run as one within `fused_norms`.
 
     That is in bf16 on a CPU, while training, or in eval mode without gradients; otherwise, and for all other layers, it
-    is a plain Sequential. Statistics are taken in float32 as torch takes them: results differ by rounding.
+    is a plain Sequential. Statistics are taken in float32 as torch takes them: results differ by rounding. Pooling
+    behind a convolution is asked for together with it (`convolve_and_pool`).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,6 +54,10 @@ class FusedSequential(nn.Sequential):
             return out
         layers = list(self)
         while layers:
+            pooled = convolve_and_pool(x, layers[0].weight) if _asks_both(layers, x) else None
+            if pooled is not None:
+                x, layers = pooled, layers[2:]
+                continue
             pool, norm, kind, num_layers = _match(layers)
             if norm is not None and _takes(x, norm, pool):
                 x = (_norm if norm.training else _eval_norm)(x, norm, pool=pool, kind=kind)
@@ -62,20 +68,20 @@ class FusedSequential(nn.Sequential):
         return x
 
 
+def _asks_both(layers: list[nn.Module], x: Tensor) -> TypeGuard[list[nn.Conv2d]]:
+    """Whether the first of `layers` is a convolution that may be asked for together with the pooling behind it."""
+    return len(layers) > 1 and can_ask(layers[0], layers[1], x)
+
+
 def _match(layers: list[nn.Module]) -> tuple[bool, nn.BatchNorm2d | None, int, int]:
     """(pooled, norm, kind of activation, number of layers) at the head of `layers`; no norm: nothing to fuse."""
-    pool = isinstance(layers[0], nn.MaxPool2d) and _is_halving(layers[0])
+    pool = isinstance(layers[0], nn.MaxPool2d) and is_halving(layers[0])
     norm = layers[int(pool)] if len(layers) > int(pool) else None
     if not isinstance(norm, nn.BatchNorm2d):
         return False, None, NONE, 1
     after = layers[int(pool) + 1] if len(layers) > int(pool) + 1 else None
     kind = _kind(after)
     return pool, norm, kind, int(pool) + 1 + (kind != NONE)
-
-
-def _is_halving(pool: nn.MaxPool2d) -> bool:
-    plain = (pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices) == (0, 1, False, False)
-    return plain and pool.kernel_size in (2, (2, 2)) and pool.stride in (2, (2, 2))
 
 
 def _kind(module: nn.Module | None) -> int:

@@ -85,57 +85,127 @@ struct bench {
     float *sums;
 };
 
-ALWAYS void convolve_block(const int mh, const int mw, const struct maps *maps, const bf16 *x, const bf16 *filters,
-                           bf16 *out, int64_t C, int64_t K, int64_t first, const struct bench *bench) {
+/* What a convolution reads and writes: maps, or 2×2 maxima with what says which of the four each one is. */
+struct ends {
+    const bf16 *x;
+    const uint8_t *x_which;
+    bf16 *out;
+    uint8_t *out_which;
+    int64_t C, K;
+};
+
+/* Points of `tiles` tiles from `first` on, channels of a tile side by side. */
+ALWAYS void lay_block(const int mh, const int mw, const int maxima, const struct maps *maps, const struct ends *ends,
+                      int64_t first, int64_t tiles, bf16 *to) {
     const int wide = mw + 2, points = (mh + 2) * wide;
-    int64_t pairs = (C + 1) / 2, stride = up_to(C, LANES), apart = BLOCK(mh, mw) * stride + APART;
-    int64_t tiles = at_most(BLOCK(mh, mw), tiles_of(maps) - first), all = (K + LANES - 1) / LANES;
+    int64_t C = ends->C, stride = up_to(C, LANES), apart = BLOCK(mh, mw) * stride + APART;
     for (int64_t t = 0; t < tiles; t++) {
         const bf16 *at[MAX_POINTS];
-        locate(mh, mw, 1, maps, x, C, first + t, maps->zeros, at);
-        fetch(mh, mw, 1, maps, at, C);
+        const uint8_t *which[MAX_POINTS];
+        locate(mh, mw, 1, maxima, maps, ends->x, C, first + t, maps->zeros, at);
+        if (maxima) locate_which(points, maps, ends->x, ends->x_which, at, which);
+        fetch(mh, mw, 1, maxima, maps, at, C);
         for (int64_t c = 0; c < C; c += LANES) {
             __mmask16 left = lanes_left(C, c);
             __m512 p[MAX_POINTS];
-#define IN(i, j) floats(at[wide * (i) + (j)] + c, left)
+#define IN(i, j)                                                                                                      \
+    (maxima ? floats_of_maxima(at[wide * (i) + (j)] + c, which[wide * (i) + (j)] + c, CORNER(1, i, j), left)           \
+            : floats(at[wide * (i) + (j)] + c, left))
             BOTH_WAYS(input_points, mh, mw, mh + 2, mw + 2, mh + 2, mw + 2, IN, p);
 #undef IN
             for (int i = 0; i < points; i++)
-                _mm256_store_si256((__m256i *)(bench->points + i * apart + t * stride + c), rounded(p[i]));
-        }
-    }
-    for (int64_t v = 0; v < all; v += VECTORS) {
-        int64_t vectors = at_most(VECTORS, all - v), sums_apart = BLOCK(mh, mw) * vectors * LANES + APART;
-        for (int64_t i = 0; i < points; i++)
-            multiply_block(vectors, bench->points + i * apart, stride, tiles,
-                           filters + (v * points + i * vectors) * pairs * LANES * 2, pairs, bench->sums + i * sums_apart);
-        for (int64_t t = 0; t < tiles; t++) {
-            const bf16 *at[16];
-            locate(mh, mw, 0, maps, out, K, first + t, 0, at);
-            for (int64_t u = 0; u < vectors; u++) {
-                const float *sums = bench->sums + (t * vectors + u) * LANES;
-                int64_t k = (v + u) * LANES;
-                __mmask16 left = lanes_left(K, k);
-                __m512 y[16];
-#define IN(i, j) _mm512_load_ps(sums + (wide * (i) + (j)) * sums_apart)
-                BOTH_WAYS(outputs, mh, mw, mh + 2, mw + 2, mh, mw, IN, y);
-#undef IN
-                for (int i = 0; i < mh * mw; i++) {
-                    if (!at[i]) continue;
-                    bf16 *to = (bf16 *)at[i] + k;
-                    if (left == 0xffff) _mm256_storeu_si256((__m256i *)to, rounded(y[i]));
-                    else _mm256_mask_storeu_epi16(to, left, rounded(y[i]));
-                }
-            }
+                _mm256_store_si256((__m256i *)(to + i * apart + t * stride + c), rounded(p[i]));
         }
     }
 }
 
+ALWAYS void put(bf16 *to, __mmask16 left, __m512 value) {
+    if (left == 0xffff) _mm256_storeu_si256((__m256i *)to, rounded(value));
+    else _mm256_mask_storeu_epi16(to, left, rounded(value));
+}
+
+/* The largest of y[0], y[1], y[mw] and y[mw + 1], the first of equal ones, and which it is. NaN is larger than all. */
+ALWAYS __m512 largest(const int mw, const __m512 *y, __m128i *which) {
+    __m512 best = y[0];
+    *which = _mm_setzero_si128();
+#pragma GCC unroll 3
+    for (int i = 1; i < 4; i++) {
+        __m512 value = y[i / 2 * mw + i % 2];
+        __mmask16 better = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+        best = _mm512_mask_mov_ps(best, better, value);
+        *which = _mm_mask_mov_epi8(*which, better, _mm_set1_epi8((char)i));
+    }
+    return best;
+}
+
+/* Outputs of these tiles from sums [point, tile, vector, LANES] of the filters of `vectors` vectors from the v-th on. */
+ALWAYS void write_block(const int mh, const int mw, const int maxima, const struct maps *maps, const struct ends *ends,
+                        int64_t first, int64_t tiles, int64_t v, int64_t vectors, const float *all_sums) {
+    const int wide = mw + 2;
+    int64_t apart = BLOCK(mh, mw) * vectors * LANES + APART;
+    for (int64_t t = 0; t < tiles; t++) {
+        const bf16 *at[16];
+        locate(mh, mw, 0, maxima, maps, ends->out, ends->K, first + t, 0, at);
+        for (int64_t u = 0; u < vectors; u++) {
+            const float *sums = all_sums + (t * vectors + u) * LANES;
+            int64_t k = (v + u) * LANES;
+            __mmask16 left = lanes_left(ends->K, k);
+            __m512 y[16];
+#define IN(i, j) _mm512_load_ps(sums + (wide * (i) + (j)) * apart)
+            BOTH_WAYS(outputs, mh, mw, mh + 2, mw + 2, mh, mw, IN, y);
+#undef IN
+#pragma GCC unroll 4
+            for (int i = 0; i < mh; i += maxima ? 2 : 1)
+#pragma GCC unroll 4
+                for (int j = 0; j < mw; j += maxima ? 2 : 1) {
+                    bf16 *to = (bf16 *)at[mw * i + j];
+                    if (!to) continue;
+                    if (!maxima) put(to + k, left, y[mw * i + j]);
+                    else {
+                        __m128i which;
+                        put(to + k, left, largest(mw, y + mw * i + j, &which));
+                        _mm_mask_storeu_epi8(ends->out_which + (to - ends->out) + k, left, which);
+                    }
+                }
+        }
+    }
+}
+
+/* Functions of their own: in one with the products the compiler keeps less in registers. */
+static __attribute__((noinline)) void lay_points(int64_t mh, int64_t mw, const struct maps *maps, const struct ends *ends,
+                                                 int64_t first, int64_t tiles, bf16 *to) {
+    if (ends->x_which) FOR_TILES(lay_block, mh, mw, 1, maps, ends, first, tiles, to);
+    else FOR_TILES(lay_block, mh, mw, 0, maps, ends, first, tiles, to);
+}
+
+static __attribute__((noinline)) void write_outputs(int64_t mh, int64_t mw, const struct maps *maps,
+                                                    const struct ends *ends, int64_t first, int64_t tiles, int64_t v,
+                                                    int64_t vectors, const float *sums) {
+    if (ends->out_which) FOR_TILES(write_block, mh, mw, 1, maps, ends, first, tiles, v, vectors, sums);
+    else FOR_TILES(write_block, mh, mw, 0, maps, ends, first, tiles, v, vectors, sums);
+}
+
+static void convolve_block(int64_t mh, int64_t mw, const struct maps *maps, const struct ends *ends, const bf16 *filters,
+                           int64_t first, const struct bench *bench) {
+    int64_t points = (mh + 2) * (mw + 2), pairs = (ends->C + 1) / 2, stride = up_to(ends->C, LANES);
+    int64_t tiles = at_most(BLOCK(mh, mw), tiles_of(maps) - first), all = (ends->K + LANES - 1) / LANES;
+    lay_points(mh, mw, maps, ends, first, tiles, bench->points);
+    for (int64_t v = 0; v < all; v += VECTORS) {
+        int64_t vectors = at_most(VECTORS, all - v);
+        for (int64_t i = 0; i < points; i++)
+            multiply_block(vectors, bench->points + i * (BLOCK(mh, mw) * stride + APART), stride, tiles,
+                           filters + (v * points + i * vectors) * pairs * LANES * 2, pairs,
+                           bench->sums + i * (BLOCK(mh, mw) * vectors * LANES + APART));
+        write_outputs(mh, mw, maps, ends, first, tiles, v, vectors, bench->sums);
+    }
+}
+
 /* The outputs of `down` by `across` tiles of mh×mw, each 2 or 4, from (top, left) on, into out [N, H, W, K]; x [N, H, W, C],
-   weight (k, c, i, j) at weights[k sk + c sc + i si + j sj]. Returns 1 if there is no memory. */
-int convolve(const bf16 *x, const float *weights, bf16 *out, int64_t mh, int64_t mw, int64_t top, int64_t left,
-             int64_t down, int64_t across, int64_t N, int64_t H, int64_t W, int64_t C, int64_t K, int64_t sk, int64_t sc,
-             int64_t si, int64_t sj, int64_t threads) {
+   weight (k, c, i, j) at weights[k sk + c sc + i si + j sj]. With x_which x is [N, H / 2, W / 2, C], maxima of a map that is
+   zero elsewhere; with out_which so is out. Returns 1 if there is no memory. */
+int convolve(const bf16 *x, const uint8_t *x_which, const float *weights, bf16 *out, uint8_t *out_which, int64_t mh,
+             int64_t mw, int64_t top, int64_t left, int64_t down, int64_t across, int64_t N, int64_t H, int64_t W,
+             int64_t C, int64_t K, int64_t sk, int64_t sc, int64_t si, int64_t sj, int64_t threads) {
     int64_t points = (mh + 2) * (mw + 2), pairs = (C + 1) / 2, vectors = (K + LANES - 1) / LANES, tiles = BLOCK(mh, mw);
     int64_t num_points = points * (tiles * up_to(C, LANES) + APART), num_sums = points * (tiles * VECTORS * LANES + APART);
     bf16 *filters = room(2 * points * pairs * vectors * LANES * 2), *zeros = calloc((size_t)up_to(C, LANES), sizeof(bf16));
@@ -144,6 +214,7 @@ int convolve(const bf16 *x, const float *weights, bf16 *out, int64_t mh, int64_t
     int failed = !filters || !zeros || !memory;
     if (!failed) {
         struct maps maps = {.N = N, .H = H, .W = W, .top = top, .left = left, .down = down, .across = across, .zeros = zeros};
+        struct ends ends = {.x = x, .x_which = x_which, .out = out, .out_which = out_which, .C = C, .K = K};
         int64_t next = 0;
 #pragma omp parallel num_threads(threads)
         {
@@ -159,7 +230,7 @@ int convolve(const bf16 *x, const float *weights, bf16 *out, int64_t mh, int64_t
 #pragma omp atomic capture
                     block = next++;
                     if (block * tiles >= tiles_of(&maps)) break;
-                    FOR_TILES(convolve_block, mh, mw, &maps, x, filters, out, C, K, block * tiles, &bench);
+                    convolve_block(mh, mw, &maps, &ends, filters, block * tiles, &bench);
                 }
             }
         }

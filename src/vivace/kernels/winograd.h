@@ -6,6 +6,10 @@
    that these are matrix products. Its height and width may differ. The gradient of the weights is Gt [sum over tiles of
    (Bt d B) . (A g At)] G. Both sides of a product are rounded to bf16, sums are taken in float.
 
+   Where 2×2 maxima of the outputs are wanted, they alone are written, and which of the four each one is: 0, 1, 2, 3, row by
+   row. Their gradient is read in the place of that of the outputs, which is zero but for these. An odd last row or column
+   is left out.
+
    The matrices evaluate polynomials at 0, 1, -1 and infinity (m = 2), or at 0, 3/4, -3/4, 3/2, -3/2 and infinity (m = 4):
    of the points that were tried those with the least error, half of that of 0, 1, -1, 2, -2. */
 
@@ -71,32 +75,49 @@ ALWAYS __m512 floats(const bf16 *at, __mmask16 left) {
 ALWAYS __m256i rounded(__m512 value) { return (__m256i)_mm512_cvtneps_pbh(value); }
 
 /* Where the pixels of tile t, mh×mw of them and `border` more on each side, begin; `outside` for those that are not
-   there. */
-ALWAYS void locate(const int mh, const int mw, const int border, const struct maps *maps, const bf16 *map,
-                   int64_t channels, int64_t t, const bf16 *outside, const bf16 *at[]) {
-    const int high = mh + 2 * border, wide = mw + 2 * border;
+   there. maxima: where the maximum of the four that a pixel belongs to begins, in a map of half the sides. */
+ALWAYS void locate(const int mh, const int mw, const int border, const int maxima, const struct maps *maps,
+                   const bf16 *map, int64_t channels, int64_t t, const bf16 *outside, const bf16 *at[]) {
+    const int high = mh + 2 * border, wide = mw + 2 * border, of = maxima ? 2 : 1;
     int64_t n = t / (maps->down * maps->across), place = t % (maps->down * maps->across);
     int64_t h = maps->top + mh * (place / maps->across) - border, w = maps->left + mw * (place % maps->across) - border;
-    const bf16 *image = map + n * maps->H * maps->W * channels;
+    int64_t rows = maps->H / of, columns = maps->W / of;
+    const bf16 *image = map + n * rows * columns * channels;
     for (int i = 0; i < high; i++)
         for (int j = 0; j < wide; j++) {
-            int there = n < maps->N && h + i >= 0 && h + i < maps->H && w + j >= 0 && w + j < maps->W;
-            at[wide * i + j] = there ? image + ((h + i) * maps->W + w + j) * channels : outside;
+            int there = n < maps->N && h + i >= 0 && h + i < of * rows && w + j >= 0 && w + j < of * columns;
+            at[wide * i + j] = there ? image + ((h + i) / of * columns + (w + j) / of) * channels : outside;
         }
+}
+
+/* Which of its four pixel (i, j) of a tile with `border` is: tiles begin at even ones. */
+#define CORNER(border, i, j) (2 * (((i) + (border)) % 2) + ((j) + (border)) % 2)
+
+/* The channels of a pixel of a map of which 2×2 maxima are there: zero where another of the four was the maximum. */
+ALWAYS __m512 floats_of_maxima(const bf16 *at, const uint8_t *which, int corner, __mmask16 left) {
+    __m128i winners = _mm_maskz_loadu_epi8(left, which);
+    return floats(at, _mm_mask_cmpeq_epi8_mask(left, winners, _mm_set1_epi8((char)corner)));
+}
+
+/* `which` of the maxima that begin at these places of `map`. */
+ALWAYS void locate_which(const int count, const struct maps *maps, const bf16 *map, const uint8_t *which,
+                         const bf16 *const at[], const uint8_t *which_at[]) {
+    for (int i = 0; i < count; i++)
+        which_at[i] = at[i] == maps->zeros ? (const uint8_t *)maps->zeros : which + (at[i] - map);
 }
 
 /* Asks for the pixels that belong to the tile after the next one in each row of this one, mw of them each: rows are too
    many, and what is taken from each too short, for the hardware to see it coming. Of many channels it sees them, and
    they would fill the first cache. */
-ALWAYS void fetch(const int mh, const int mw, const int border, const struct maps *maps, const bf16 *const at[],
-                  int64_t channels) {
-    const int high = mh + 2 * border, wide = mw + 2 * border;
+ALWAYS void fetch(const int mh, const int mw, const int border, const int maxima, const struct maps *maps,
+                  const bf16 *const at[], int64_t channels) {
+    const int high = mh + 2 * border, wide = mw + 2 * border, ahead = maxima ? mw / 2 : mw;
     if (channels > FETCHED_CHANNELS) return;
     for (int i = 0; i < high; i++) {
         const bf16 *row = at[wide * i + border];
-        if (row == maps->zeros) continue;
-        for (int64_t c = 0; c < mw * channels; c += 2 * LANES)
-            _mm_prefetch((const char *)(row + 2 * mw * channels + c), _MM_HINT_T0);
+        if (row == maps->zeros || (maxima && (i + border) % 2)) continue;
+        for (int64_t c = 0; c < ahead * channels; c += 2 * LANES)
+            _mm_prefetch((const char *)(row + 2 * ahead * channels + c), _MM_HINT_T0);
     }
 }
 

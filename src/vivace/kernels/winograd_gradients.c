@@ -19,14 +19,17 @@ ALWAYS __m512i paired(__m256i first, __m512 second) {
 }
 
 /* Points of the tiles t and t + 1 of x, or of the gradient, into out [point, channels / LANES, pairs, LANES, 2] at pair
-   `place`; apart: from point to point. */
-ALWAYS void lay_points(const int mh, const int mw, const int of_x, const struct maps *maps, const bf16 *map,
-                       int64_t channels, int64_t t, int64_t place, int64_t pairs, int64_t apart, bf16 *out) {
+   `place`; apart: from point to point. maxima: of the gradient, whose `which` is given. */
+ALWAYS void lay_points(const int mh, const int mw, const int of_x, const int maxima, const struct maps *maps,
+                       const bf16 *map, const uint8_t *which, int64_t channels, int64_t t, int64_t place, int64_t pairs,
+                       int64_t apart, bf16 *out) {
     const int border = of_x ? 1 : 0, wide = mw + 2 * border, points = (mh + 2) * (mw + 2);
     const bf16 *both[2][MAX_POINTS];
+    const uint8_t *both_which[2][MAX_POINTS];
     for (int i = 0; i < 2; i++) {
-        locate(mh, mw, border, maps, map, channels, t + i, maps->zeros, both[i]);
-        fetch(mh, mw, border, maps, both[i], channels);
+        locate(mh, mw, border, maxima, maps, map, channels, t + i, maps->zeros, both[i]);
+        if (maxima) locate_which(mh * mw, maps, map, which, both[i], both_which[i]);
+        fetch(mh, mw, border, maxima, maps, both[i], channels);
     }
     for (int64_t c = 0; c < channels; c += LANES) {
         __mmask16 left = lanes_left(channels, c);
@@ -35,7 +38,10 @@ ALWAYS void lay_points(const int mh, const int mw, const int of_x, const struct 
         __m256i one[MAX_POINTS];
         for (int i = 0; i < 2; i++) {
             const bf16 *const *at = both[i];
-#define IN(i, j) floats(at[wide * (i) + (j)] + c, left)
+            const uint8_t *const *which_at = both_which[i];
+#define IN(i, j)                                                                                                      \
+    (maxima ? floats_of_maxima(at[wide * (i) + (j)] + c, which_at[wide * (i) + (j)] + c, CORNER(0, i, j), left)        \
+            : floats(at[wide * (i) + (j)] + c, left))
             if (of_x) BOTH_WAYS(input_points, mh, mw, mh + 2, mw + 2, mh + 2, mw + 2, IN, p);
             else BOTH_WAYS(gradient_points, mh, mw, mh, mw, mh + 2, mw + 2, IN, p);
 #undef IN
@@ -129,11 +135,21 @@ struct team {
     float *sums;
 };
 
-static void lay_pair(int64_t mh, int64_t mw, const struct maps *maps, const bf16 *x, const bf16 *gradient, int64_t C,
-                     int64_t K, const struct team *team, int64_t first, int64_t place) {
+/* The input, the gradient of the outputs, or of their 2×2 maxima, and which these are. */
+struct sides {
+    const bf16 *x, *gradient;
+    const uint8_t *which;
+    int64_t C, K;
+};
+
+static void lay_pair(int64_t mh, int64_t mw, const struct maps *maps, const struct sides *of, const struct team *team,
+                     int64_t first, int64_t place) {
     int64_t t = first + 2 * place;
-    FOR_TILES(lay_points, mh, mw, 1, maps, x, C, t, place, team->pairs, team->x_apart, team->of_x);
-    FOR_TILES(lay_points, mh, mw, 0, maps, gradient, K, t, place, team->pairs, team->g_apart, team->of_g);
+    FOR_TILES(lay_points, mh, mw, 1, 0, maps, of->x, 0, of->C, t, place, team->pairs, team->x_apart, team->of_x);
+    if (of->which)
+        FOR_TILES(lay_points, mh, mw, 0, 1, maps, of->gradient, of->which, of->K, t, place, team->pairs, team->g_apart, team->of_g);
+    else
+        FOR_TILES(lay_points, mh, mw, 0, 0, maps, of->gradient, 0, of->K, t, place, team->pairs, team->g_apart, team->of_g);
 }
 
 static void add_at(const struct team *team, int64_t C, int64_t K, int64_t point, int64_t there) {
@@ -143,27 +159,29 @@ static void add_at(const struct team *team, int64_t C, int64_t K, int64_t point,
 
 /* Adds what the tiles [begin, end) give, begin even. together: all threads are one team, whose sums there are once, each
    of them some thread's; else the caller is a team of its own, and waits for nobody. */
-static void add_tiles(int64_t mh, int64_t mw, int together, const struct maps *maps, const bf16 *x, const bf16 *gradient,
-                      int64_t C, int64_t K, const struct team *team, int64_t begin, int64_t end) {
-    int64_t points = (mh + 2) * (mw + 2);
+static void add_tiles(int64_t mh, int64_t mw, int together, const struct maps *maps, const struct sides *of,
+                      const struct team *team, int64_t begin, int64_t end) {
+    int64_t points = (mh + 2) * (mw + 2), C = of->C, K = of->K;
     for (int64_t first = begin; first < end; first += 2 * team->pairs) {
         int64_t there = at_most(team->pairs, (end - first + 1) / 2);
         if (together) {
 #pragma omp for schedule(dynamic, 8)
-            for (int64_t i = 0; i < there; i++) lay_pair(mh, mw, maps, x, gradient, C, K, team, first, i);
+            for (int64_t i = 0; i < there; i++) lay_pair(mh, mw, maps, of, team, first, i);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < points; i++) add_at(team, C, K, i, there);
         } else {
-            for (int64_t i = 0; i < there; i++) lay_pair(mh, mw, maps, x, gradient, C, K, team, first, i);
+            for (int64_t i = 0; i < there; i++) lay_pair(mh, mw, maps, of, team, first, i);
             for (int64_t i = 0; i < points; i++) add_at(team, C, K, i, there);
         }
     }
 }
 
 /* Adds to out [K, 3, 3, C], float, the gradient of the weights for x [N, H, W, C] and the part of gradient [N, H, W, K]
-   that `down` by `across` tiles of mh×mw, each 2 or 4, cover from (top, left) on. Returns 1 if there is no memory. */
-int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t mh, int64_t mw, int64_t top, int64_t left,
-                    int64_t down, int64_t across, int64_t N, int64_t H, int64_t W, int64_t C, int64_t K, int64_t threads) {
+   that `down` by `across` tiles of mh×mw, each 2 or 4, cover from (top, left) on. With `which` the gradient is [N, H / 2,
+   W / 2, K], that of 2×2 maxima. Returns 1 if there is no memory. */
+int weight_gradient(const bf16 *x, const bf16 *gradient, const uint8_t *which, float *out, int64_t mh, int64_t mw,
+                    int64_t top, int64_t left, int64_t down, int64_t across, int64_t N, int64_t H, int64_t W, int64_t C,
+                    int64_t K, int64_t threads) {
     int64_t points = (mh + 2) * (mw + 2), x_wide = up_to(C, LANES), g_wide = up_to(K, LANES), num_sums = points * x_wide * g_wide;
     int together = 4 * num_sums * threads > SUM_BYTES, teams = together ? 1 : (int)threads;
     int64_t pairs = POINT_BYTES / (4 * points * (x_wide + g_wide));
@@ -174,13 +192,14 @@ int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t mh,
     int failed = !zeros || !memory || !sums;
     if (!failed) {
         struct maps maps = {.N = N, .H = H, .W = W, .top = top, .left = left, .down = down, .across = across, .zeros = zeros};
+        struct sides of = {.x = x, .gradient = gradient, .which = which, .C = C, .K = K};
         int64_t tiles = tiles_of(&maps);
         memset(sums, 0, (size_t)(4 * num_sums * teams));
 #pragma omp parallel num_threads(threads)
         {
             struct team team = {.pairs = pairs, .x_apart = x_apart, .g_apart = g_apart, .of_x = memory,
                                 .of_g = memory + points * x_apart, .sums = sums};
-            if (together) add_tiles(mh, mw, 1, &maps, x, gradient, C, K, &team, 0, tiles);
+            if (together) add_tiles(mh, mw, 1, &maps, &of, &team, 0, tiles);
             else {
 #pragma omp for schedule(static)
                 for (int64_t t = 0; t < threads; t++) {
@@ -188,7 +207,7 @@ int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t mh,
                     int64_t end = t + 1 == threads ? tiles : tiles * (t + 1) / threads / 2 * 2;
                     team.of_x = memory + t * points * (x_apart + g_apart), team.of_g = team.of_x + points * x_apart;
                     team.sums = sums + t * num_sums;
-                    add_tiles(mh, mw, 0, &maps, x, gradient, C, K, &team, begin, end);
+                    add_tiles(mh, mw, 0, &maps, &of, &team, begin, end);
                 }
             }
 #pragma omp for schedule(static)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from vivace.kernels.pooled import convolve_and_pool
+
 __all__ = ["ReplacedConvolutions"]
 
 
@@ -18,6 +20,10 @@ class ReplacedConvolutions(TorchFunctionMode):
     def replace(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """[B, K, H, W] in `dtype`, that of autocast or of x: the convolution without bias; None: torch has to do it."""
         raise NotImplementedError
+
+    def replace_pooled(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """[B, K, H // 2, W // 2] in `dtype`: its 2×2 maxima; None, as it is by default: not both at once."""
+        return None
 
     def __torch_function__(
         self,
@@ -30,11 +36,19 @@ class ReplacedConvolutions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.nn.functional.conv2d and not kwargs and len(args) == 7:
             x, weight, bias, *options = args
-            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-            out = self.replace(x, weight, dtype) if _is_plain(x, weight, options) else None
+            out = self.replace(x, weight, _dtype(x)) if _is_plain(x, weight, options) else None
             if out is not None:
                 return out if bias is None else out + bias.to(out.dtype).view(-1, 1, 1)
+        if func is convolve_and_pool and args[0].device.type == "cpu":
+            x, weight = args
+            out = self.replace_pooled(x, weight, _dtype(x))
+            if out is not None:
+                return out
         return func(*args, **kwargs)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def _is_plain(x_BCHW: Tensor, weight: Tensor, options: list[Any]) -> bool:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from vivace.kernels.pooled import convolve_and_pool
+
 __all__ = ["FakeQuantization", "fake_quantize_activation", "fake_quantize_weight"]
 
 # functions of (input, weight, …)
-QUANTIZED = {torch.nn.functional.conv2d, torch.nn.functional.linear}
+QUANTIZED = {torch.nn.functional.conv2d, torch.nn.functional.linear, convolve_and_pool}
 LARGEST = 127
 LARGEST_UNSIGNED = 255
 # a tensor of zeros has no range

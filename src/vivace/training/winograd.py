@@ -34,24 +34,41 @@ class WinogradConvolutions(ReplacedConvolutions):
         """The convolution by the kernels, in bf16 and where that pays."""
         if self._kernels is None or dtype != torch.bfloat16 or not gains(x_BCHW, len(weight)):
             return None
-        out: Tensor = _WinogradConv.apply(x_BCHW.to(dtype), weight, self._kernels)
+        out: Tensor = _WinogradConv.apply(x_BCHW.to(dtype), weight, self._kernels, False)
+        return out
+
+    def replace_pooled(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The same with its 2×2 maxima alone: the map itself is never written, nor is its gradient."""
+        if self._kernels is None or dtype != torch.bfloat16 or not gains(x_BCHW, len(weight)):
+            return None
+        out: Tensor = _WinogradConv.apply(x_BCHW.to(dtype), weight, self._kernels, True)
         return out
 
 
 class _WinogradConv(torch.autograd.Function):
-    """A 3×3 convolution with stride 1, padding 1 and no bias; weights are rounded behind their transform alone."""
+    """A 3×3 convolution with stride 1, padding 1 and no bias; weights are rounded behind their transform alone.
+
+    pool: its 2×2 maxima.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_BCHW: Tensor, weight: Tensor, kernels: Winograd) -> Tensor:
-        ctx.kernels = kernels
+    def forward(ctx: Any, x_BCHW: Tensor, weight: Tensor, kernels: Winograd, pool: bool) -> Tensor:
+        maxima = None
+        if pool:
+            out, maxima = kernels.convolve_and_pool(x_BCHW, weight)
+        else:
+            out = kernels.convolve(x_BCHW, weight)
+        ctx.kernels, ctx.maxima = kernels, maxima
         ctx.save_for_backward(x_BCHW, weight)
-        return kernels.convolve(x_BCHW, weight)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, g_BKHW: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x_BCHW, weight = ctx.saved_tensors
         needs_x, needs_weight, *_ = ctx.needs_input_grad
-        g_BKHW = g_BKHW.to(torch.bfloat16)
-        x_grad = ctx.kernels.input_gradient(g_BKHW, weight) if needs_x else None
-        weight_grad = ctx.kernels.weight_gradient(x_BCHW, g_BKHW).to(weight.dtype) if needs_weight else None
-        return x_grad, weight_grad, None
+        g, maxima = g.to(torch.bfloat16), ctx.maxima
+        x_grad = ctx.kernels.input_gradient(g, weight, maxima=maxima) if needs_x else None
+        weight_grad = None
+        if needs_weight:
+            weight_grad = ctx.kernels.weight_gradient(x_BCHW, g, maxima=maxima).to(weight.dtype)
+        return x_grad, weight_grad, None, None
