@@ -148,10 +148,8 @@ def test_maxima_have_the_error_of_the_outputs(
     values, maxima = kernel.convolve_and_pool(x, weight, tiles=tiles)
     found = (
         values,
-        *(
-            kernel.input_gradient(g, weight, maxima=maxima, tiles=tiles),
-            kernel.weight_gradient(x, g, maxima=maxima, tiles=tiles),
-        ),
+        kernel.input_gradient(g, weight, maxima=maxima, tiles=tiles),
+        kernel.weight_gradient(x, g, maxima=maxima, tiles=tiles),
     )
     out, *gradients = exact(x, weight, spread(g, maxima))
     for one, wanted in zip(found, (torch.nn.functional.max_pool2d(out, 2), *gradients), strict=True):

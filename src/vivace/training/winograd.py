@@ -32,16 +32,16 @@ class WinogradConvolutions(ReplacedConvolutions):
 
     def replace(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The convolution by the kernels, in bf16 and where that pays."""
-        if self._kernels is None or dtype != torch.bfloat16 or not gains(x_BCHW, len(weight)):
-            return None
-        out: Tensor = _WinogradConv.apply(x_BCHW.to(dtype), weight, self._kernels, False)
-        return out
+        return self._convolve(x_BCHW, weight, dtype, pool=False)
 
     def replace_pooled(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The same with its 2×2 maxima alone: the map itself is never written, nor is its gradient."""
+        return self._convolve(x_BCHW, weight, dtype, pool=True)
+
+    def _convolve(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype, *, pool: bool) -> Tensor | None:
         if self._kernels is None or dtype != torch.bfloat16 or not gains(x_BCHW, len(weight)):
             return None
-        out: Tensor = _WinogradConv.apply(x_BCHW.to(dtype), weight, self._kernels, True)
+        out: Tensor = _WinogradConv.apply(x_BCHW.to(dtype), weight, self._kernels, pool)
         return out
 
 
