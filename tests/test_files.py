@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from vivace import files
 from vivace.errors import RunFolderError
-from vivace.files import FolderLock, atomic_file, atomic_folder, canonical_json, sha256_of
+from vivace.files import FolderLock, atomic_file, atomic_folder, canonical_json, remove_leftovers, sha256_of
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -64,3 +65,114 @@ def test_equal_values_have_equal_json_and_hashes(tmp_path: Path) -> None:
     assert canonical_json({"b": 1, "a": [2]}) == canonical_json({"a": [2], "b": 1})
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+WRITE = """
+import os, signal, sys, time
+from pathlib import Path
+from vivace import files
+path = Path(sys.argv[1])
+with (files.atomic_folder if sys.argv[2] == "folder" else files.atomic_file)(path) as made:
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path, kind: str) -> None:
+    command = [sys.executable, "-c", WRITE, str(tmp_path / "new"), kind]
+    (tmp_path / ".mine.tmp").write_text("no leftover of ours")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        assert remove_leftovers(tmp_path) == ()
+        left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".new.")]
+        assert len(left) == 1
+        writer.kill()
+        writer.wait()
+    assert remove_leftovers(tmp_path, "other") == ()
+    assert remove_leftovers(tmp_path) == (left[0],)
+    assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]
+    assert remove_leftovers(tmp_path / "not there") == ()
+
+
+def test_writing_a_folder_again_removes_what_a_killed_try_left(tmp_path: Path) -> None:
+    left = tmp_path / ".bundle.0123abcd.tmp"
+    left.mkdir()
+    (left / "half").write_text("")
+    with atomic_folder(tmp_path / "bundle") as folder:
+        (folder / "a").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vivace import files
+if sys.argv[2] == "two steps":
+    files._exchange = lambda one, other: False
+def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
+files._rename_or_undo = kill
+with files.atomic_folder(Path(sys.argv[1])) as made:
+    (made / "a").write_text("new")
+"""
+
+
+def test_a_process_killed_while_it_replaces_a_folder_loses_neither(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "a").write_text("old")
+    subprocess.run([sys.executable, "-c", KILLED, str(path), "one step"], check=True)
+    assert (path / "a").read_text() == "new"
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path), "two steps"], check=False).returncode == -9
+    assert not path.exists()
+    # the next start gives the folder that was set aside its name back
+    assert len(remove_leftovers(tmp_path)) == 2
+    assert (path / "a").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_what_may_not_be_replaced_is_left_even_if_it_appears_at_the_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool
+) -> None:
+    if not in_one_step:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    path, seen = tmp_path / "bundle", []
+    path.mkdir()
+
+    def check(folder: Path) -> None:
+        seen.append(folder)
+        if len(seen) == 2:
+            (folder / "thesis").write_text("work")
+            raise ValueError
+
+    with pytest.raises(ValueError), atomic_folder(path, check=check) as folder:  # noqa: PT011
+        (folder / "a").write_text("new")
+    assert [file.name for file in path.iterdir()] == ["thesis"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_takes_no_files_place_and_a_file_no_folders(tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("mine")
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    for path in (file, tmp_path / "link"):
+        with pytest.raises(NotADirectoryError), atomic_folder(path):
+            pass
+    with pytest.raises(IsADirectoryError), atomic_file(folder):
+        pass
+    assert file.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
+
+
+def test_parents_are_made_and_removed_again_if_nothing_came_of_it(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), atomic_file(tmp_path / "a" / "b" / "file"):
+        raise RuntimeError
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "a" / "b" / "folder"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_file(tmp_path / "a" / "b" / ("n" * 250)) as file:
+        file.write(b"a name as long as a file system takes")
+    assert [len(path.name) for path in (tmp_path / "a" / "b").iterdir()] == [250]

@@ -1,21 +1,41 @@
-"""Files that are whole or absent: atomic writes, hashes, and a lock on a folder."""
+"""Files that are whole or absent: atomic writes, what dead processes left of them, hashes, and a lock on a folder."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from vivace.errors import RunFolderError
 
-__all__ = ["FolderLock", "atomic_file", "atomic_folder", "canonical_json", "sha256_of", "sync_files", "write_json"]
+__all__ = [
+    "FolderLock",
+    "atomic_file",
+    "atomic_folder",
+    "canonical_json",
+    "remove_leftovers",
+    "sha256_of",
+    "sync_files",
+    "write_json",
+]
+
+# beside the path that it is to replace: .NAME.TOKEN.tmp is being written, .NAME.TOKEN.old was set aside
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
+# of a name, in bytes, so that its temporary one fits a file system's 255
+MAX_NAME_BYTES = 240
+# where a file system has no locks: what nobody changed for so long is nobody's
+ABANDONED_SECONDS = 24 * 3600
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def sha256_of(path: Path) -> str:
@@ -36,51 +56,207 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, *, check: Callable[[Path], object] | None = None) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
 
     The bytes are on the disk before the name changes, so a crash, a full disk or SIGKILL leaves the old file whole.
+    Missing parent folders are made. check(path) is called just before the name changes; nothing does if it raises.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
+    path = path.absolute()
+    with _parents_of(path), _held(path, _new_file) as (temporary, descriptor):
+        with open(descriptor, "wb", closefd=False) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
+        if check is not None:
+            check(path)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """A folder that takes the place of `path` when the block ends well, and vanishes when it does not.
+def atomic_folder(path: Path, *, sync: bool = True, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
+    """A folder that takes the place of the folder `path` when the block ends well, and vanishes when it does not.
 
     sync False: it takes it before all bytes are on the disk, and a machine that loses its power may lose some.
+    check(folder) is called on what would be replaced: nothing is changed if it raises. What dead processes left of
+    earlier tries is removed. Raises OSError if `path` is no folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    temporary = path.with_name(f".{path.name}.{token}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if sync:
-            sync_files(temporary)
-        if path.exists():
-            # a folder can't be replaced in one step: set the old one aside, so that one of the two always exists
-            aside = path.with_name(f".{path.name}.{token}.old")
-            path.rename(aside)
-            temporary.rename(path)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    path = path.absolute()
+    with _parents_of(path):
+        remove_leftovers(path.parent, path.name)
+        with _held(path, _new_folder) as (temporary, _):
+            yield temporary
+            if sync:
+                sync_files(temporary)
+            if os.path.lexists(path):
+                _replace_folder(temporary, path, check or (lambda _: None))
+            else:
+                temporary.rename(path)
     if sync:
         _sync_folder(path.parent)
+
+
+def _replace_folder(temporary: Path, path: Path, check: Callable[[Path], object]) -> None:
+    if path.is_symlink() or not path.is_dir():
+        raise NotADirectoryError(f"not a folder, so no folder takes its place: {path}")
+    check(path)
+    aside = path.with_name(temporary.name.removesuffix(".tmp") + ".old")
+    # while it is held nobody takes what is set aside for a dead process's
+    descriptor = _try_lock(path)
+    try:
+        if _exchange(temporary, path):
+            temporary.rename(aside)
+        else:
+            path.rename(aside)
+            _rename_or_undo(temporary, path, aside)
+        try:
+            # again, of what is removed now: a file may have been put there since
+            check(aside)
+        except BaseException:
+            path.rename(temporary)
+            aside.rename(path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _rename_or_undo(temporary: Path, path: Path, aside: Path) -> None:
+    try:
+        temporary.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, so that a killed process leaves one or the other; False where that can't be done."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):
+        return False
+    done: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    return done == 0
+
+
+@contextlib.contextmanager
+def _parents_of(path: Path) -> Iterator[None]:
+    """The folders above `path` exist meanwhile; those that were made for it are removed if the block raises."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for parent in missing:
+                parent.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _held(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
+    """A new temporary name beside `path` and its descriptor, locked while this process lives; gone after the block."""
+    while True:
+        stem = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])
+        temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}.tmp")
+        descriptor = make(temporary)
+        # between its making and its lock another process may have taken it for a leftover: then once more
+        if _lock(descriptor) is not False and _is_at(descriptor, temporary):
+            break
+        os.close(descriptor)
+    try:
+        yield temporary, descriptor
+    except BaseException:
+        _remove(temporary)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _new_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> tuple[str, ...]:
+    """Names of what killed processes left of atomic writes in `folder` itself, now removed; call it at a start.
+
+    name: only what was to become that file or folder. What a living process is writing holds a lock and stays. A
+    folder that was set aside (.old) and nothing took its place since gets its name back. Never raises OSError.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            match = LEFTOVER.fullmatch(entry.name)
+            if match and (name is None or match["name"] == name):
+                found += [entry.name] * _clear(Path(entry.path), folder / match["name"], match["kind"])
+    return tuple(sorted(found))
+
+
+def _clear(leftover: Path, path: Path, kind: str) -> bool:
+    """Remove a leftover, or give it back its name `path`; False if it is somebody's still."""
+    descriptor = _try_lock(leftover)
+    if descriptor is None:
+        return False
+    try:
+        if not _is_at(descriptor, leftover):
+            return False
+        if kind == "old" and not os.path.lexists(path):
+            leftover.rename(path)
+        else:
+            _remove(leftover)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return not leftover.exists()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _try_lock(path: Path) -> int | None:
+    """A descriptor of a file or folder that no living process holds; None if one does, or if it is a link."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    locked = _lock(descriptor)
+    if locked is None:
+        facts = os.fstat(descriptor)
+        locked = time.time() - max(facts.st_mtime, facts.st_ctime) > ABANDONED_SECONDS
+    if locked:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether it could be locked; None where the file system has no such locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
 
 
 def sync_files(folder: Path) -> None:
