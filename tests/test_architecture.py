@@ -17,16 +17,17 @@ MODULES = sorted(
     # what an export copies elsewhere is no part of the package
     if "templates" not in path.parts
 )
-LAYER_0 = {"errors", "config", "files", "hardware", "measure", "kernels"}
+LAYER_0 = {"errors", "config", "files", "hardware", "measure", "kernels", "notices"}
 BASE = LAYER_0 | {"bundle"}
 # room → rooms that it may import, beside itself; a dotted entry opens one module of a room
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
-    "files": {"errors"},
-    "hardware": {"errors"},
+    "files": {"errors", "notices"},
+    "hardware": {"errors", "notices"},
     "measure": {"errors"},
-    "kernels": {"errors", "hardware"},
+    "kernels": {"errors", "hardware", "notices"},
+    "notices": set(),
     "data": LAYER_0,
     "models": LAYER_0,
     "optim": LAYER_0,

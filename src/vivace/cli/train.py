@@ -83,7 +83,7 @@ class Run:
     tune: Literal["on", "off"] = "on"
     """Choose precision, memory format and so on by a short measured trial."""
     quiet: bool = False
-    """No progress display."""
+    """No progress; warnings are shown all the same."""
     json: bool = False
     """Print the result as one JSON object on the last line."""
 
@@ -179,6 +179,7 @@ def run(options: Options) -> None:
             )
         )
     rows += [("run", str(result.run)), ("bundle", str(result.bundle)), ("curves", curves)]
+    rows += [("warning", message) for message in result.warnings]
     for name, value in rows:
         print(f"{name:<17} {value}")
 

@@ -35,6 +35,8 @@ class TrainResult:
     temperature: float | None = None
     """By which the logits that training ended with were divided in the bundle; None: they are as they were."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """What was left out, guessed or missed: each was shown on stderr when it was found."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

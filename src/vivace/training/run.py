@@ -17,6 +17,7 @@ from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import ConfigError
 from vivace.hardware import has_nvidia_driver, process_seconds
+from vivace.notices import collected_warnings, warn
 from vivace.training.display import LiveDisplay, counting_bar
 from vivace.training.facts import measure_facts
 from vivace.training.implied import with_implied
@@ -41,6 +42,7 @@ def parse_duration(text: str | float) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
 
 
+@collected_warnings()
 def train(
     data: str | Path,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
@@ -67,8 +69,9 @@ def train(
     (.csv, .jsonl, .parquet) or an archive. recipe: a name, a YAML file or a Recipe. overrides: dotted fields of the
     recipe, such as {"optimizer.lr": 0.1}. The contract is `epochs`, `within` (wall-clock, such as "10m", from the call
     to the saved bundle) and `target` (validation accuracy, (0, 1]) at which it stops. measure_test: look at the test
-    split, once, at the end. teacher: a faster form of the network that `distill.teacher` names, which answers in its
-    place: pixels, uint8 [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K].
+    split, once, at the end. quiet: nothing is shown but warnings, which `TrainResult.warnings` has too. teacher: a
+    faster form of the network that `distill.teacher` names, which answers in its place: pixels, uint8
+    [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K].
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """
@@ -97,7 +100,7 @@ def train(
         cache = _open_cache(source, resolved, cache_path, num_workers, quiet)
         if "data.val_fraction" in changes and "val" in cache.splits:
             num_val = len(cache.splits["val"].labels_N)
-            display.on_message(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
+            warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
         # two threads that import modules which import each other may see half of one
         importing.join()
         from vivace.training.session import Contract, run_training

@@ -20,6 +20,7 @@ from vivace.files import write_json
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import complete_arguments
+from vivace.notices import recorded_warnings
 from vivace.training.arrays import TrainingData, prepare_data
 from vivace.training.build import Session
 from vivace.training.display import LiveDisplay, Reporters
@@ -264,9 +265,14 @@ def _finish(
         within_seconds=contract.within_seconds,
         temperature=temperature,
         metrics=metrics,
+        warnings=recorded_warnings(),
     )
-    with _disk_for(folder.path / "result.json"):
-        write_json(folder.path / "result.json", result.to_dict())
+    for name, value in (
+        ("run.json", {**_record(facts, contract), "warnings": list(result.warnings)}),
+        ("result.json", result.to_dict()),
+    ):
+        with _disk_for(folder.path / name):
+            write_json(folder.path / name, value)
     return result
 
 
