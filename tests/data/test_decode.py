@@ -66,7 +66,10 @@ def test_other_formats_are_not_opened_even_if_pillow_could(kind: str) -> None:
 def test_formats_that_run_code_or_are_no_photos_are_named(magic: bytes) -> None:
     problem, message = problem_of(magic + b" " * 3000)
     assert problem == "format_not_allowed"
-    assert message == "the format is not allowed: the image. Convert it to JPEG, PNG, WebP, BMP, GIF, TIFF or PPM."
+    assert (
+        message
+        == "the format is not allowed: the image. Convert it to JPEG, PNG, WebP, AVIF, HEIC, BMP, GIF, TIFF or PPM."
+    )
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
@@ -232,5 +235,5 @@ def test_threads_that_decode_leave_the_warnings_as_they_were(monkeypatch: pytest
 
 def test_every_extension_that_is_listed_can_be_opened() -> None:
     registered = Image.registered_extensions()
-    for extension in EXTENSIONS - {".mpo"}:
+    for extension in EXTENSIONS - {".mpo", *decode.FORMATS["HEIF"]}:
         assert registered[extension] in (*decode.OPENED, "DIB")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vivace.data.formats import EXTENSIONS, FORMATS, REFUSED_EXTENSIONS, SPOKEN, sniff
 from vivace.data.jpeg import decode_plain_jpeg
 from vivace.errors import ImageError
 
@@ -24,25 +25,11 @@ __all__ = [
     "read_bytes",
     "read_image",
     "shown",
+    "sniff",
 ]
 
-# format → extensions. An allow-list: Pillow would hand EPS to Ghostscript, and FITS or PDF are no photos
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".jpe", ".mpo"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "BMP": (".bmp", ".dib"),
-    "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-}
 # multi-picture JPEGs come out of the JPEG plugin, and have none of their own
-OPENED = tuple(name for name in FORMATS if name != "MPO")
-EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
-REFUSED_EXTENSIONS = frozenset(
-    (".eps", ".ps", ".pdf", ".fits", ".fit", ".svg", ".wmf", ".emf", ".psd", ".hdf5", ".h5", ".dcm", ".raw", ".dng")
-)
+OPENED = tuple(name for name in FORMATS if name not in ("MPO", "HEIF"))
 MAX_PIXELS = 100_000_000
 # what MAX_PIXELS weigh uncompressed, and some: a larger file is not even read
 MAX_BYTES = 1 << 30
@@ -203,7 +190,7 @@ def _unidentified(data: bytes, name: str) -> ImageError:
     known_but_refused = data.startswith((b"%!PS", b"%PDF", b"SIMPLE  =", b"\xc5\xd0\xd3\xc6", b"8BPS"))
     if known_but_refused:
         return ImageError(
-            f"the format is not allowed: {shown(name)}. Convert it to JPEG, PNG, WebP, BMP, GIF, TIFF or PPM.",
+            f"the format is not allowed: {shown(name)}. Convert it to {SPOKEN}.",
             problem="format_not_allowed",
         )
     return ImageError(f"the file is no image: {shown(name)}. Remove it, or restore it.", problem="not_an_image")
