@@ -62,6 +62,15 @@ def test_the_loss_is_the_labels_and_the_softened_divergence(teacher: Path) -> No
     assert logits.grad is not None
 
 
+def test_an_image_weighs_in_the_divergence_as_it_does_in_the_loss(teacher: Path) -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    weights = torch.tensor([4.0, 0.1, 0.5, 0.2])
+    loss = distillation(teacher, weight=0.7, temperature=3.0)(torch.tensor(2.0), logits, images(16), weights)
+    p = (teacher_logits(teacher, images(16)) / 3).softmax(1)
+    divergences = (p * (p.log() - (logits / 3).log_softmax(1))).sum(1)
+    torch.testing.assert_close(loss, 0.3 * 2.0 + 0.7 * 9 * (weights * divergences).mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_a_teacher_of_another_size_sees_the_same_view_resized(teacher: Path) -> None:
     seen = distillation(teacher)._log_probs(images(8), 1.0)
     resized = nn.functional.interpolate(images(8), (16, 16), mode="bilinear", antialias=True)

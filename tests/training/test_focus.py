@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from killing import restored_after_nan, unbroken_and_resumed
 from same_weights import assert_same_weights
 
+from colours import noisy_image
 from vivace.config import override
 from vivace.data import augment
 from vivace.data.loader import Batches
@@ -87,6 +89,31 @@ def test_the_losses_are_plain_and_each_image_has_its_own(run_tiny: RunTiny, monk
     assert all(len(indices) == len(losses) == 6 for indices, losses in seen)
     # with a smoothing of 0.5 over three classes no smoothed loss is below 0.86
     assert min(float(losses.min()) for _, losses in seen) < 0.8
+
+
+def test_with_class_weights_an_image_is_as_hard_as_its_weighted_loss(
+    run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[int, float]] = []
+    record = Focus.record
+
+    def recording(self: Focus, indices_B: torch.Tensor, losses_B: torch.Tensor) -> None:
+        record(self, indices_B, losses_B)
+        seen.append(dict(zip(indices_B.tolist(), losses_B.tolist(), strict=True)))
+
+    monkeypatch.setattr(Focus, "record", recording)
+    data = tmp_path / "uneven"
+    for label, colour, count in (("few", (210, 50, 40), 4), ("many", (40, 60, 200), 16)):
+        (data / label).mkdir(parents=True)
+        for index in range(count):
+            noisy_image(colour, index).save(data / label / f"{index}.png")
+    for name, weights in (("plain", "none"), ("weighted", "balanced")):
+        run_tiny(name, {**CHANGES, "epochs": 1, "loss.class_weights": weights}, data=data)
+    first = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    # the first batch is answered by the same untrained network
+    ratios = sorted(round(first[1][0][index] / loss, 3) for index, loss in first[0][0].items())
+    # 3 of 15 training images are of the rare class: 15 / (2 · 3) and 15 / (2 · 12)
+    assert set(ratios) == {0.625, 2.5}
 
 
 def test_the_run_trains_on_the_hardest_half_in_its_middle(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:

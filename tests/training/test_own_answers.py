@@ -50,6 +50,15 @@ def test_the_share_of_what_was_answered_grows_with_the_run() -> None:
         torch.testing.assert_close(blended, (1 - share) * 2.0 + share * entropy)
 
 
+def test_an_image_weighs_in_its_answers_as_it_does_in_the_loss() -> None:
+    own, logits_BK, weights = own_answers(), logits(2), torch.tensor([5.0, 0.5])
+    said = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]])
+    own.record(torch.tensor([1, 3]), said)
+    blended = own.blend(torch.tensor(2.0), logits_BK, torch.tensor([1, 3]), progress=1.0, weights_B=weights)
+    entropies = -(said * logits_BK.log_softmax(1)).sum(1)
+    torch.testing.assert_close(blended, 0.4 * 2.0 + 0.6 * (5 * entropies[0] + 0.5 * entropies[1]) / 2)
+
+
 def test_the_target_has_no_gradient_and_the_answers_have() -> None:
     own, logits_BK, indices = own_answers(), logits(2), torch.tensor([0, 1])
     own.record(indices, logits_BK.detach().softmax(1))

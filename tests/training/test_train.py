@@ -19,6 +19,7 @@ from colours import noisy_image
 from vivace.config import from_yaml
 from vivace.data.loader import Batches
 from vivace.errors import CheckpointError, ConfigError
+from vivace.training import losses
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
 
@@ -118,15 +119,14 @@ def test_balanced_sampling_shows_every_class_alike(
 def test_class_weights_are_those_of_the_training_images(
     run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights: list[Any] = []
-    cross_entropy = torch.nn.functional.cross_entropy
+    weights: list[torch.Tensor] = []
+    image_weights = losses.image_weights
 
-    def recording(*arguments: Any, weight: Any = None, **options: Any) -> Any:
-        if "label_smoothing" in options:
-            weights.append(weight)
-        return cross_entropy(*arguments, weight=weight, **options)
+    def recording(weights_K: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        weights.append(weights_K)
+        return image_weights(weights_K, targets)
 
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", recording)
+    monkeypatch.setattr(losses, "image_weights", recording)
     data = write_unbalanced(tmp_path / "data")
     result = run_tiny("weighted", {"epochs": 1, "loss.class_weights": "balanced"}, data=data)
     classes = vivace.load(result.bundle).info.classes
@@ -137,8 +137,7 @@ def test_class_weights_are_those_of_the_training_images(
     assert all(torch.equal(weight, weights[0]) for weight in weights)
     weights.clear()
     run_tiny("plain", {"epochs": 1}, data=data)
-    assert weights == [None] * len(weights)
-    assert weights
+    assert weights == []
 
 
 def test_the_test_split_chooses_nothing(run_tiny: RunTiny, make_folder: MakeFolder) -> None:

@@ -27,7 +27,7 @@ from vivace.training.calibrate import calibrated
 from vivace.training.distill import Teacher, make_distillation
 from vivace.training.engine import Validation
 from vivace.training.focus import Focus
-from vivace.training.losses import make_loss
+from vivace.training.losses import make_loss, recipe_weights
 from vivace.training.own_answers import OwnAnswers
 from vivace.training.recipe import Recipe
 from vivace.training.state import Ema, TrainState
@@ -87,7 +87,8 @@ class Session:
         self.late_frozen = self._late_frozen()
         self._validated: tuple[torch.Tensor, torch.Tensor] | None = None
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
-        self.loss = make_loss(recipe.loss, train.labels_N[data.train_indices], self.num_classes, device)
+        labels = recipe.loss, train.labels_N[data.train_indices], self.num_classes, device
+        self.loss, self.weights_K = make_loss(*labels), recipe_weights(*labels)
         self.distillation = make_distillation(
             recipe.distill,
             classes=data.cache.classes,
@@ -207,6 +208,7 @@ class Session:
             kernels=self.kernels,
             clip_grad_norm=self.recipe.clip_grad_norm,
             distillation=self.distillation,
+            weights_K=self.weights_K,
             fake_quant=self.recipe.fake_quant,
             on_message=on_message,
         )

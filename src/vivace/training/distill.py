@@ -56,17 +56,20 @@ class Distillation:
         self._calibrated_by = bundle.info.temperature or 1.0
         self._logits = _network(bundle, device) if teacher is None else _deployed(teacher)
 
-    def __call__(self, loss: Tensor, logits_BK: Tensor, images_BCHW: Tensor) -> Tensor:
+    def __call__(self, loss: Tensor, logits_BK: Tensor, images_BCHW: Tensor, weights_B: Tensor | None = None) -> Tensor:
         """`loss` of the labels → with the teacher's: (1 - weight) · loss + weight · T² · KL(teacher ‖ student).
 
         images_BCHW: augmented, uint8 or float on the 0..255 scale, as the student sees them but for normalisation.
+        weights_B: the weight that each image has in `loss`; None: 1.
         """
         weight, temperature = self._config.weight, self._config.temperature
         taught_BK = self._log_probs(images_BCHW, temperature)
         answers_BK = functional.log_softmax(logits_BK.float() / temperature, 1)
         # gradients of softened answers are smaller by T²
-        teaching = functional.kl_div(answers_BK, taught_BK, log_target=True, reduction="batchmean") * temperature**2
-        return (1 - weight) * loss + weight * teaching
+        teaching_B = functional.kl_div(answers_BK, taught_BK, log_target=True, reduction="none").sum(1)
+        if weights_B is not None:
+            teaching_B = teaching_B * weights_B
+        return (1 - weight) * loss + weight * temperature**2 * teaching_B.mean()
 
     @torch.no_grad()
     def _log_probs(self, images_BCHW: Tensor, temperature: float) -> Tensor:

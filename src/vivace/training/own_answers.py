@@ -36,14 +36,23 @@ class OwnAnswers:
         hard_NK = functional.one_hot(torch.as_tensor(labels_N, dtype=torch.int64), num_classes).float()
         self.probs_NK = (hard_NK * (1 - label_smoothing) + label_smoothing / num_classes).to(device)
 
-    def blend(self, loss: Tensor, logits_BK: Tensor, indices_B: Tensor, *, progress: float) -> Tensor:
+    def blend(
+        self,
+        loss: Tensor,
+        logits_BK: Tensor,
+        indices_B: Tensor,
+        *,
+        progress: float,
+        weights_B: Tensor | None = None,
+    ) -> Tensor:
         """`loss` of the labels → with the own answers': (1 - share) · loss + share · cross-entropy, a float32 scalar.
 
-        progress: share of the run that is done, [0, 1]; share = weight · progress.
+        progress: share of the run that is done, [0, 1]; share = weight · progress. weights_B: the weight of each image
+        in `loss`; None: 1.
         """
         share = self.weight * progress
-        own = functional.cross_entropy(logits_BK.float(), self.probs_NK[indices_B])
-        return (1 - share) * loss + share * own
+        own_B = functional.cross_entropy(logits_BK.float(), self.probs_NK[indices_B], reduction="none")
+        return (1 - share) * loss + share * (own_B if weights_B is None else own_B * weights_B).mean()
 
     def record(self, indices_B: Tensor, probs_BK: Tensor) -> None:
         """Remember the answers to a batch, in place."""

@@ -19,6 +19,7 @@ from vivace.kernels.norms import fused_norms
 from vivace.models.normalize import Normalize
 from vivace.training.distill import Distillation
 from vivace.training.fake_quant import FakeQuantization
+from vivace.training.losses import image_weights
 from vivace.training.state import TrainState
 from vivace.training.tiling import TiledGradients
 from vivace.training.winograd import WinogradConvolutions
@@ -54,7 +55,7 @@ class StepResult:
     loss_sum: Tensor
     correct_sum: Tensor
     losses_B: Tensor
-    """float32 [B]: each image's plain cross-entropy, without smoothing or weights."""
+    """float32 [B]: each image's cross-entropy without smoothing, times the weight of its class."""
     logits_BK: Tensor
     """float32 [B, K]: the answers."""
     finite: Tensor
@@ -80,7 +81,11 @@ def own_kernels(setup: Setup, folder: Path) -> Iterator[None]:
 
 
 class Stepper:
-    """Makes optimizer steps on a TrainState, which it changes in place; kernels: the folder for those of our own."""
+    """Makes optimizer steps on a TrainState, which it changes in place.
+
+    kernels: the folder for those of our own. weights_K: the class weights that `loss` has in it; what is learnt beside
+    labels, and which images count as hard, goes by them too.
+    """
 
     def __init__(
         self,
@@ -94,6 +99,7 @@ class Stepper:
         kernels: Path,
         clip_grad_norm: float | None = None,
         distillation: Distillation | None = None,
+        weights_K: Tensor | None = None,
         fake_quant: bool = False,
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
@@ -106,6 +112,7 @@ class Stepper:
         self._kernels_folder = kernels
         self._clip_grad_norm = clip_grad_norm
         self._distillation = distillation
+        self._weights_K = weights_K
         self._fake_quant = FakeQuantization() if fake_quant else contextlib.nullcontext()
         self._on_message = on_message
         self._forward: Callable[[Tensor], Tensor] = state.model
@@ -141,12 +148,16 @@ class Stepper:
         return StepResult(
             loss_sum,
             correct_sum=(logits_BK.argmax(1) == batch.labels_B).sum(),
-            losses_B=nn.functional.cross_entropy(logits_BK, batch.labels_B, reduction="none"),
+            losses_B=self._plain_losses(logits_BK, batch.labels_B),
             logits_BK=logits_BK,
             finite=finite,
             skipped=skipped,
             num_images=len(images_BCHW),
         )
+
+    def _plain_losses(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+        losses_B = nn.functional.cross_entropy(logits_BK, labels_B, reduction="none")
+        return losses_B if self._weights_K is None else losses_B * self._weights_K[labels_B]
 
     def _gradients(self, images_BCHW: Tensor, targets: Tensor, indices_B: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of the losses, and logits_BK float32; the gradients of the mean loss are in the parameters."""
@@ -174,10 +185,12 @@ class Stepper:
             ):
                 logits_BK = self._forward(self._normalize(images_BCHW[chunk]))
                 loss = self._loss(logits_BK, targets[chunk])
+            weights_B = None if self._weights_K is None else image_weights(self._weights_K, targets[chunk])
             if own is not None:
-                loss = own.blend(loss, logits_BK, indices_B[chunk], progress=self.state.counters.progress)
+                progress = self.state.counters.progress
+                loss = own.blend(loss, logits_BK, indices_B[chunk], progress=progress, weights_B=weights_B)
             if self._distillation is not None:
-                loss = self._distillation(loss, logits_BK, images_BCHW[chunk])
+                loss = self._distillation(loss, logits_BK, images_BCHW[chunk], weights_B)
             share = len(logits_BK) / num_images
             (scaler.scale(loss * share) if scaler else loss * share).backward()
             loss_sum += loss.detach() * len(logits_BK)
