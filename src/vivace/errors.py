@@ -14,6 +14,7 @@
     │   ├── RunFolderError         a run folder that is locked or can't be written
     │   ├── KernelError            kernels of our own that can't be built here
     │   └── MissingExtra           an optional library that is not installed
+    ├── CacheDamaged               the cache of images was damaged while it was read
     ├── ExportError                a network that another runtime can't take
     ├── ParityError                another form of a model does not answer as the model does
     ├── TrainingError              training could not go on
@@ -32,6 +33,7 @@ from collections.abc import Iterable
 __all__ = [
     "ArchiveError",
     "BundleError",
+    "CacheDamaged",
     "CacheMismatch",
     "CheckpointError",
     "ConfigError",
@@ -122,6 +124,10 @@ class MissingExtra(InputError):
         super().__init__(
             f"{purpose} needs {library}, which is not installed. Install it: pip install 'vivace[{extra}]'"
         )
+
+
+class CacheDamaged(VivaceError):
+    """The cache of decoded images was cut short, or could no longer be read, while it was in use."""
 
 
 class ExportError(VivaceError):

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from vivace.data.cachefiles import allocate, keep_rows, settle
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
-from vivace.errors import CacheMismatch, DataError
+from vivace.data.stored import StoredImages
+from vivace.errors import DataError
 
 MakeFolder = Callable[..., Path]
 PREPROCESS = Preprocess(size=16, store_size=16)
@@ -70,15 +72,13 @@ def test_it_holds_the_pixels_labels_and_digests_of_the_files(make_folder: MakeFo
     cache = opened(root)
     for name, split in cache.splits.items():
         assert split.images_NHWC.dtype == np.uint8
-        assert isinstance(split.images_NHWC, np.memmap)
+        assert isinstance(split.images_NHWC, StoredImages)
         assert split.labels_N.dtype == np.int64
         for index, item in enumerate(split.names):
             assert item.startswith(f"{name}/{cache.classes[split.labels_N[index]]}/")
             np.testing.assert_array_equal(split.images_NHWC[index], PREPROCESS.load(root / item))
             digest = hashlib.blake2b((root / item).read_bytes(), digest_size=16).hexdigest()
             assert split.digests_N[index] == digest.encode()
-    with pytest.raises(ValueError, match="read-only"):
-        cache.splits["train"].images_NHWC[0] = 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -143,19 +143,69 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changed_while_training_is_noticed(make_folder: MakeFolder, change: str) -> None:
+def test_a_file_that_changed_since_the_cache_was_opened_is_told(make_folder: MakeFolder, change: str) -> None:
     root = make_folder()
     cache = opened(root)
-    cache.check_files()
+    assert cache.change() is None
     CHANGES[change](root)
-    with pytest.raises(
-        CacheMismatch, match=r"^the images of colours have changed since they were cached .* Start again"
-    ):
-        cache.check_files()
+    told = cache.change()
+    assert told is not None
+    assert told.startswith("files of colours were touched, changed, added or removed since they were read")
+    assert ("such as the new" in told) == (change in ("renamed", "added"))
     again = opened(root)
-    again.check_files()
+    assert again.change() is None
     # another name may be another place in the order of the images
     assert (again.fingerprint == cache.fingerprint) == (change == "time")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_goes_on_with_the_cache_that_it_began_with(
+    make_folder: MakeFolder, no_decoding: Callable[[], None], capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    root = make_folder()
+    cache = opened(root)
+    images = np.array(cache.splits["train"].images_NHWC)
+    CHANGES[change](root)
+    no_decoding()
+    earlier = opened(root, fingerprint=cache.fingerprint)
+    assert "it goes on with the images that it began with, out of the cache" in capsys.readouterr().err
+    assert (earlier.fingerprint, earlier.splits["train"].names) == (cache.fingerprint, cache.splits["train"].names)
+    np.testing.assert_array_equal(earlier.splits["train"].images_NHWC, images)
+    # compared with the files as they are now
+    assert earlier.change() is None
+
+
+def test_a_run_goes_on_with_its_cache_although_a_class_was_added(
+    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folder()
+    cache = opened(root)
+    (root / "white").mkdir()
+    for index in range(3):
+        Image.new("RGB", (20, 20), (250, 250, index)).save(root / "white" / f"{index}.png")
+    assert len(opened(root).classes) == 4
+    earlier = opened(root, fingerprint=cache.fingerprint)
+    assert (earlier.classes, earlier.folder) == (cache.classes, cache.folder)
+    assert "it goes on with the images" in capsys.readouterr().err
+    # a class that is gone is no reason to do without the cache either
+    shutil.rmtree(root / "white")
+    shutil.rmtree(root / "red")
+    assert opened(root, fingerprint=cache.fingerprint).classes == cache.classes
+
+
+def test_the_cache_of_other_data_is_not_taken_for_that_of_a_run(make_folder: MakeFolder) -> None:
+    first = opened(make_folder("first"))
+    root = make_folder("second")
+    change_contents(root)
+    assert opened(root, fingerprint=first.fingerprint).fingerprint != first.fingerprint
+
+
+def test_where_the_cache_of_a_run_is_gone_or_damaged_the_files_are_read(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    cache = opened(root)
+    flip(cache.folder / "train.npy", 1000)
+    change_contents(root)
+    assert opened(root, fingerprint=cache.fingerprint).fingerprint != cache.fingerprint
 
 
 def test_a_file_that_changed_before_the_second_opening_is_read_anew(make_folder: MakeFolder) -> None:
@@ -171,7 +221,7 @@ def test_files_that_are_no_images_and_folders_that_hold_none_do_not_stop_a_train
     cache = opened(root)
     (root / "red" / "notes.txt").touch()
     (root / "runs").mkdir()
-    cache.check_files()
+    assert cache.change() is None
 
 
 def test_images_beside_a_manifest_that_it_does_not_name_count_only_when_they_are_new(make_folder: MakeFolder) -> None:
@@ -180,7 +230,7 @@ def test_images_beside_a_manifest_that_it_does_not_name_count_only_when_they_are
     (root / "list.csv").write_text("file_name,label\n" + "\n".join(rows) + "\n")
     cache = opened(root / "list.csv")
     assert len(cache.strangers) == 8
-    cache.check_files()
+    assert cache.change() is None
 
 
 def test_a_new_version_of_pillow_reads_the_images_anew(
@@ -230,7 +280,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("file", FILES)
-def test_a_damaged_cache_is_made_again(make_folder: MakeFolder, file: str, damage: str) -> None:
+def test_a_damaged_cache_is_made_again(
+    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str], file: str, damage: str
+) -> None:
     root = make_folder()
     cache = opened(root)
     path = cache.folder / file
@@ -239,21 +291,39 @@ def test_a_damaged_cache_is_made_again(make_folder: MakeFolder, file: str, damag
     again = opened(root)
     np.testing.assert_array_equal(again.splits["train"].images_NHWC, expected)
     assert (again.fingerprint, again.audit) == (cache.fingerprint, cache.audit)
+    unnoticed = damage == "a byte long" and file in FILES[1:3]
+    told = capsys.readouterr().err
+    assert told.count("warning: the cache of colours is damaged, its images are read anew: ") == (
+        not unnoticed and (damage, file) != ("removed", "cache.json")
+    )
+    assert len(told.splitlines()) <= 1
     # labels and digests are numpy's: a byte after them is not read
-    assert path.stat().st_size == size + (damage == "a byte long" and file in FILES[1:3])
+    assert path.stat().st_size == size + unnoticed
 
 
-@pytest.mark.parametrize("file", ["train.labels.npy", "train.digests.npy"])
-def test_a_flipped_bit_in_labels_or_digests_is_noticed(make_folder: MakeFolder, file: str) -> None:
+def flip(path: Path, position: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position, os.SEEK_END if position < 0 else os.SEEK_SET)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("position", [128, 9000, -8])
+@pytest.mark.parametrize("file", FILES[:3])
+def test_a_flipped_bit_in_pixels_labels_or_digests_is_noticed(
+    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str], file: str, position: int
+) -> None:
     root = make_folder()
-    cache = opened(root)
-    path, expected = cache.folder / file, (cache.folder / file).read_bytes()
-    path.write_bytes(expected[:-8] + bytes([expected[-8] ^ 1]) + expected[-7:])
+    path = opened(root).folder / file
+    expected = path.read_bytes()
+    flip(path, min(position, len(expected) - 1))
     opened(root)
     assert path.read_bytes() == expected
+    assert f"{'has' if file == FILES[0] else 'have'} changed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("old", "new"), [("red/000", "red/999"), ('"schema_version":2', '"schema_version":1')])
+@pytest.mark.parametrize(("old", "new"), [("red/000", "red/999"), ('"schema_version":3', '"schema_version":1')])
 def test_an_index_that_was_edited_or_is_of_another_version_is_not_believed(
     make_folder: MakeFolder, old: str, new: str
 ) -> None:
@@ -306,7 +376,7 @@ def test_a_disk_that_does_not_take_the_pixels_leaves_no_cache_to_believe(
     monkeypatch.setattr(cachefiles, "sync_files", fails)
     cache = opened(make_folder())
     # this run has the pixels in memory, the next one reads the files again
-    assert cache.splits["train"].images_NHWC.any()
+    assert np.array(cache.splits["train"].images_NHWC).any()
     assert not (cache.folder / "cache.json").exists()
 
 

@@ -281,29 +281,6 @@ def test_the_gradient_is_clipped_to_the_norm(run_tiny: RunTiny, monkeypatch: pyt
     assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
 
 
-def test_a_changed_image_is_noticed_while_training(
-    run_tiny: RunTiny, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vivace.errors import CacheMismatch
-
-    data = make_folder("changing")
-    after_step = Engine._after_step
-
-    steps = []
-
-    def changing(self: Engine, *arguments: Any) -> None:
-        steps.append(self.counters.step)
-        if self.counters.step == 2:
-            (data / "red" / "000.png").write_bytes(b"another")
-        after_step(self, *arguments)
-
-    monkeypatch.setattr(Engine, "_after_step", changing)
-    with pytest.raises(CacheMismatch, match=r"^the images of changing have changed since they were cached"):
-        run_tiny(data=data)
-    # at the end of the epoch, not of the run
-    assert steps == [1, 2, 3]
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_on_cuda_is_resumed_bitwise(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:

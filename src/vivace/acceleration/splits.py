@@ -14,6 +14,7 @@ from vivace.data.cache import Cache, open_cache
 from vivace.data.holdout import hold_out
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
+from vivace.data.stored import Pixels
 from vivace.errors import DataError
 from vivace.runtimes import Classifier
 
@@ -35,7 +36,7 @@ class Images:
 
     name: str
     """The split that they are of, for people."""
-    stored_NHWC: np.ndarray
+    stored_NHWC: Pixels
     labels_N: np.ndarray
     rows: np.ndarray
     """int64, positions in the two."""

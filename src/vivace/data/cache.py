@@ -1,12 +1,14 @@
 """The cache: every image decoded once into a memory map of uint8, with a fingerprint of contents and Preprocess.
 
 The signature (names, sizes, times) tells at once whether a file has changed, and then the cache is made anew; the
-fingerprint (digests of the contents, labels, Preprocess) tells whether two caches hold the same data. A cache is built
-beside its place and renamed: half of one is never found, and the next build clears away what a killed one left.
+fingerprint (digests of the contents, labels, Preprocess) tells whether two caches hold the same data, and checksums
+whether the pixels are still what was written. A cache is built beside its place and renamed: half of one is never
+found, and the next build clears away what a killed one left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import shutil
@@ -18,13 +20,26 @@ import numpy as np
 
 from vivace.data.audit import Audit, audit_images, check_audit
 from vivace.data.cachedir import building, default_cache_dir
-from vivace.data.cachefiles import CachedSplit, allocate, boot_id, keep_rows, read_splits, settle, write_splits
+from vivace.data.cachefiles import (
+    CachedSplit,
+    DamagedFiles,
+    StoredCache,
+    allocate,
+    boot_id,
+    folders_with,
+    keep_rows,
+    read_cache,
+    settle,
+    write_splits,
+)
+from vivace.data.decode import shown
 from vivace.data.preprocess import Preprocess
 from vivace.data.signature import signature_of, strangers_of
 from vivace.data.splits import DataSource, Split, check_source
 from vivace.data.workers import Decoded, decode_files
 from vivace.errors import CacheMismatch, DataError
 from vivace.files import atomic_folder, canonical_json
+from vivace.notices import warn
 
 __all__ = ["Cache", "CachedSplit", "audit_source", "open_cache"]
 
@@ -42,19 +57,20 @@ class Cache:
     audit: Audit
     source: DataSource
     signature: str
+    """Of the files when the cache was opened."""
     strangers: frozenset[str] = frozenset()
     """Images that lay beside those of the source when the cache was opened."""
 
-    def check_files(self) -> None:
-        """Raise CacheMismatch if a file of the source was changed, removed or added since the cache was opened."""
+    def change(self) -> str | None:
+        """What tells of a file of the source that was touched, changed, removed or added since the cache was opened.
+
+        None if none was. The cache holds what was read before: nothing that uses it need stop.
+        """
         added = strangers_of(self.source) - self.strangers
         if signature_of(self.source, self.preprocess) == self.signature and not added:
-            return
-        example = f", such as the new {min(added)}" if added else ""
-        raise CacheMismatch(
-            f"the images of {self.source.name} have changed since they were cached ({self.folder}){example}. "
-            "Start again: they are then read anew."
-        )
+            return None
+        example = f", such as the new {shown(min(added))}" if added else ""
+        return f"files of {self.source.name} were touched, changed, added or removed since they were read{example}"
 
 
 def open_cache(
@@ -66,15 +82,21 @@ def open_cache(
     allow_leaks: bool = False,
     require_train: bool = True,
     num_workers: int | None = None,
+    fingerprint: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Cache:
-    """The cache of a source, made if it is not there or no longer fits the files.
+    """The cache of a source, made if it is not there, damaged, or no longer fits the files.
 
-    progress is told (images done, images in all). Raises DataError if a file can't be read, if the audit quarantined
-    images and on_bad_image is not "skip", if it found the same image in train and another split and allow_leaks is
-    False; for training, if too few images are left; and if the cache can't be written.
+    fingerprint: that of the data which a run began with: a cache that still has it is taken, whatever has become of the
+    files; else the cache is that of other data, and nothing of it is refused. progress is told (images done, images in
+    all). Raises DataError if a file can't be read, if the audit quarantined images and on_bad_image is not "skip", if
+    it found the same image in train and another split and allow_leaks is False; for training, if too few images are
+    left; and if the cache can't be written.
     """
-    cache = _open_or_build(source, preprocess, cache_dir or default_cache_dir(), num_workers, progress)
+    cache = _open_or_build(source, preprocess, cache_dir or default_cache_dir(), num_workers, progress, fingerprint)
+    if fingerprint is not None:
+        # what a run began with was looked over then, and other data are not for it
+        return cache
     check_audit(cache.audit, source.name, on_bad_image=on_bad_image, allow_leaks=allow_leaks)
     if require_train:
         for name, split in cache.splits.items():
@@ -108,21 +130,24 @@ def _open_or_build(
     cache_dir: Path,
     num_workers: int | None,
     progress: Callable[[int, int], None],
+    fingerprint: str | None = None,
 ) -> Cache:
     folder = _place(source, preprocess, cache_dir)
     # listed first: what is added while the files are read counts as added
     strangers = strangers_of(source)
     signature = signature_of(source, preprocess)
-    found = read_splits(folder, preprocess, signature)
-    if found is None or found[2].unreadable:
+    found = _read(folder, source, preprocess, signature)
+    if fingerprint is not None and (found is None or found.fingerprint != fingerprint):
+        found = _earlier(folder, source, preprocess, fingerprint) or found
+    if found is None or (found.audit.unreadable and found.fingerprint != fingerprint):
         # an unreadable file may be readable by now, and neither its size nor its time would tell
         try:
             with building(folder):
                 # another process may have built it while we waited
-                found = read_splits(folder, preprocess, signature)
-                if found is None or found[2].unreadable:
+                found = _read(folder, source, preprocess, signature, say=False)
+                if found is None or found.audit.unreadable:
                     _build(folder, source, preprocess, signature, cache_dir / "kernels", num_workers, progress)
-                    found = read_splits(folder, preprocess, signature)
+                    found = _read(folder, source, preprocess, signature, check_pixels=False)
             settle(folder)
         except OSError as error:
             raise DataError(
@@ -132,13 +157,57 @@ def _open_or_build(
         raise CacheMismatch(
             f"the cache can't be read back: {folder}. Is the disk sound? Remove the folder and try again."
         )
-    splits, fingerprint, audit = found
-    return Cache(folder, preprocess, source.classes, splits, fingerprint, audit, source, signature, strangers)
+    return Cache(
+        found.folder,
+        preprocess,
+        found.classes,
+        found.splits,
+        found.fingerprint,
+        found.audit,
+        source,
+        signature,
+        strangers,
+    )
+
+
+def _read(
+    folder: Path,
+    source: DataSource,
+    preprocess: Preprocess,
+    signature: str | None,
+    *,
+    check_pixels: bool = True,
+    say: bool = True,
+) -> StoredCache | None:
+    try:
+        return read_cache(folder, preprocess, signature=signature, check_pixels=check_pixels)
+    except DamagedFiles as error:
+        if say:
+            warn(f"the cache of {source.name} is damaged, its images are read anew: {folder} ({error})")
+        return None
+
+
+def _earlier(folder: Path, source: DataSource, preprocess: Preprocess, fingerprint: str) -> StoredCache | None:
+    """The cache with this fingerprint, in `folder` or beside it: with another class it is in another place."""
+    for other in folders_with(fingerprint, folder):
+        with contextlib.suppress(DamagedFiles):
+            found = read_cache(other, preprocess, origin=_origin(source))
+            if found is not None and found.fingerprint == fingerprint:
+                warn(
+                    f"files of {source.name} were touched, changed, added or removed since this run began: it "
+                    "goes on with the images that it began with, out of the cache"
+                )
+                return found
+    return None
+
+
+def _origin(source: DataSource) -> list[str]:
+    return [str(source.root or ""), source.name]
 
 
 def _place(source: DataSource, preprocess: Preprocess, cache_dir: Path) -> Path:
     """The folder of a cache: one for each source, set of splits, classes, and way to store pixels."""
-    facts = [str(source.root or ""), source.name, preprocess.fingerprint(), sorted(source.splits), list(source.classes)]
+    facts = [*_origin(source), preprocess.fingerprint(), sorted(source.splits), list(source.classes)]
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:10]
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in source.name)[:60]
     return cache_dir / "images" / f"{plain}-{key}"
@@ -236,4 +305,4 @@ def _finish(
         names = [item for item, keep in zip(split.names, kept, strict=True) if keep]
         kept_splits[name] = (names, split.labels[kept], digests[name][kept])
     facts = [preprocess.fingerprint(), list(source.classes)]
-    write_splits(folder, kept_splits, audit, signature=signature, facts=facts, boot=boot)
+    write_splits(folder, kept_splits, audit, signature=signature, origin=_origin(source), facts=facts, boot=boot)

@@ -1,7 +1,7 @@
 """The files of one cache, written so that they are whole, and read so that nothing damaged is believed.
 
-cache.json          names, audit, signature, fingerprint, and its own hash
-train.npy           uint8 [N, store_size, store_size, C]; its size is checked, its contents are not read
+cache.json          names, audit, signature, fingerprint, checksums of the pixels, and its own hash
+train.npy           uint8 [N, store_size, store_size, C]; its checksums are checked whenever it is opened
 train.labels.npy    int64 [N]      the fingerprint covers
 train.digests.npy   bytes [N]      both of these
 
@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,22 @@ from vivace.data.audit import Audit
 from vivace.data.cachedir import INDEX, building
 from vivace.data.preprocess import Preprocess
 from vivace.data.signature import SCHEMA_VERSION
+from vivace.data.stored import Pixels, StoredImages, checksums, first_changed_block
 from vivace.errors import ConfigError
 from vivace.files import atomic_file, canonical_json, sync_files
 
-__all__ = ["CachedSplit", "allocate", "boot_id", "keep_rows", "read_splits", "settle", "write_splits"]
+__all__ = [
+    "CachedSplit",
+    "DamagedFiles",
+    "StoredCache",
+    "allocate",
+    "boot_id",
+    "folders_with",
+    "keep_rows",
+    "read_cache",
+    "settle",
+    "write_splits",
+]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -40,13 +52,28 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class CachedSplit:
     """The decoded images of a split, those that the audit quarantined left out."""
 
-    images_NHWC: np.ndarray
-    """uint8 [N, store_size, store_size, C], memory-mapped, read-only."""
+    images_NHWC: Pixels
+    """uint8 [N, store_size, store_size, C], in its file: what is taken out of it is read then."""
     labels_N: np.ndarray
     """int64."""
     names: tuple[str, ...]
     digests_N: np.ndarray
     """bytes [N], blake2b-128 of each file in hexadecimal."""
+
+
+@dataclass(frozen=True)
+class StoredCache:
+    """What the files of a cache hold."""
+
+    folder: Path
+    splits: dict[str, CachedSplit]
+    classes: tuple[str, ...]
+    fingerprint: str
+    audit: Audit
+
+
+class DamagedFiles(Exception):
+    """The files of a cache are not what was written: the message tells which."""
 
 
 def allocate(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
@@ -89,12 +116,14 @@ def write_splits(
     audit: Audit,
     *,
     signature: str,
+    origin: list[str],
     facts: list[Any],
     boot: str | None = None,
 ) -> None:
     """Write all but the pixels. splits: name → names, labels, digests; facts: what else the fingerprint covers.
 
-    boot: the start of the system after which the cache is not believed; None: it always is.
+    origin: root and name of the source, which the fingerprint does not cover. boot: the start of the system after which
+    the cache is not believed; None: it always is.
     """
     names = {}
     for name, (items, labels, digests) in splits.items():
@@ -105,9 +134,11 @@ def write_splits(
     index = {
         "schema_version": SCHEMA_VERSION,
         "signature": signature,
+        "origin": origin,
         "fingerprint": _fingerprint(facts, contents),
         "facts": facts,
         "names": names,
+        "checksums": {name: checksums(folder / f"{name}.npy") for name in splits},
         "audit": audit.to_dict(),
     }
     if boot is not None:
@@ -168,37 +199,74 @@ def _settle(folder: Path, unsettled: bytes) -> None:
                 file.write(_sealed(index))
 
 
-def read_splits(
-    folder: Path, preprocess: Preprocess, signature: str
-) -> tuple[dict[str, CachedSplit], str, Audit] | None:
-    """The splits in `folder`, their fingerprint and audit; None if they are absent, damaged, or of other files."""
+def read_cache(
+    folder: Path,
+    preprocess: Preprocess,
+    *,
+    signature: str | None = None,
+    origin: list[str] | None = None,
+    check_pixels: bool = True,
+) -> StoredCache | None:
+    """The cache in `folder`; None if there is none, or one of other files, of another version, or never settled.
+
+    signature: of the files that it must be of, origin: of their source; None: of whichever. check_pixels: read all of
+    them and compare their checksums, 1.5 GB/s on one processor. Raises DamagedFiles.
+    """
     try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_bytes())
-        if index["schema_version"] != SCHEMA_VERSION or index["signature"] != signature:
+        index = _read_index(folder / INDEX)
+        if index is None or index["schema_version"] != SCHEMA_VERSION:
+            return None
+        if signature not in (None, index["signature"]) or origin not in (None, index["origin"]):
             return None
         if "boot" in index and index["boot"] != boot_id():
             # perhaps its pixels never came to the disk
             return None
-        if index.pop("sha256") != _hash(index):
-            return None
-        splits = {}
-        for name, names in index["names"].items():
-            images = np.load(folder / f"{name}.npy", mmap_mode="r")
-            labels = np.load(folder / f"{name}.labels.npy")
-            digests = np.load(folder / f"{name}.digests.npy")
-            side = preprocess.store_size
-            if images.dtype != np.uint8 or images.shape != (len(names), side, side, preprocess.channels):
-                return None
-            if (folder / f"{name}.npy").stat().st_size != images.offset + images.nbytes:
-                return None
-            splits[name] = CachedSplit(images, labels, tuple(names), digests)
+        splits = {name: _read_split(folder, name, index, preprocess, check_pixels) for name in index["names"]}
         contents = {name: (split.labels_N, split.digests_N) for name, split in splits.items()}
         if index["fingerprint"] != _fingerprint(index["facts"], contents):
-            return None
-        return splits, index["fingerprint"], Audit.from_dict(index["audit"])
+            raise DamagedFiles("the labels or digests have changed")
+        return StoredCache(
+            folder, splits, tuple(index["facts"][1]), index["fingerprint"], Audit.from_dict(index["audit"])
+        )
     # whatever damaged bytes lead to
-    except (OSError, ValueError, LookupError, TypeError, EOFError, ConfigError):
+    except (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, ConfigError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFiles(reason or type(error).__name__) from None
+
+
+def _read_index(path: Path) -> dict[str, Any] | None:
+    try:
+        index: dict[str, Any] = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError:
+        raise DamagedFiles(f"{path.name} can't be read") from None
+    if not isinstance(index, dict) or index.pop("sha256", None) != _hash(index):
+        raise DamagedFiles(f"{path.name} has changed")
+    return index
+
+
+def _read_split(
+    folder: Path, name: str, index: Mapping[str, Any], preprocess: Preprocess, check_pixels: bool
+) -> CachedSplit:
+    pixels, names, side = folder / f"{name}.npy", index["names"][name], preprocess.store_size
+    images = StoredImages(pixels)
+    if images.shape != (len(names), side, side, preprocess.channels):
+        raise DamagedFiles(f"{pixels.name} holds {images.shape}")
+    changed = first_changed_block(pixels, index["checksums"][name]) if check_pixels else None
+    if changed is not None:
+        raise DamagedFiles(f"{pixels.name} has changed within its {changed + 1}. block of 4 MiB")
+    labels, digests = np.load(folder / f"{name}.labels.npy"), np.load(folder / f"{name}.digests.npy")
+    return CachedSplit(images, labels, tuple(names), digests)
+
+
+def folders_with(fingerprint: str, first: Path) -> Iterator[Path]:
+    """The folders of caches whose index tells this fingerprint: `first`, and those that lie beside it."""
+    for folder in (first, *sorted(first.parent.glob("[!.]*/"))):
+        with contextlib.suppress(OSError):
+            # a search of bytes: the index of a million images takes seconds to parse
+            if f'"fingerprint":"{fingerprint}"'.encode() in (folder / INDEX).read_bytes():
+                yield folder
 
 
 def _fingerprint(facts: list[Any], contents: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:

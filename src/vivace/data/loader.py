@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vivace.config import check_range
+from vivace.data.stored import Pixels
 from vivace.errors import ConfigError, DataError
 from vivace.hardware import available_memory_bytes
 
@@ -41,17 +42,17 @@ class Batch:
 class Batches:
     """The training batches of a split, epoch by epoch.
 
-    images_NHWC: uint8, often a memory map; labels_N: integers, in [0, num_classes) where num_classes is given.
+    images_NHWC: uint8, in memory or in a file; labels_N: integers, in [0, num_classes) where num_classes is given.
     indices: int64 positions to use; None: all. shuffle: a new order every epoch. balanced: every class equally often,
     drawn with replacement. resident: keep the images on the device; None: if they fit in a quarter of its free memory,
-    else they are gathered from the memory map by one thread that reads ahead.
+    else they are gathered from the file by one thread that reads ahead.
     With shuffle, a last batch of one image joins the batch before it: batch norm can't use it.
     Raises DataError for too few images or a label out of range, ConfigError for options that contradict each other.
     """
 
     def __init__(
         self,
-        images_NHWC: np.ndarray,
+        images_NHWC: Pixels,
         labels_N: np.ndarray,
         *,
         indices: np.ndarray | None = None,
@@ -159,7 +160,7 @@ class Batches:
 
 
 def iterate_eval(
-    images_NHWC: np.ndarray,
+    images_NHWC: Pixels,
     labels_N: np.ndarray,
     *,
     batch_size: int,
@@ -170,7 +171,7 @@ def iterate_eval(
     positions = np.arange(len(labels_N)) if indices is None else np.asarray(indices, dtype=np.int64)
     for start in range(0, len(positions), batch_size):
         chunk = positions[start : start + batch_size]
-        # a copy in any case: torch wants memory that can be written, and a memory map can't
+        # a copy in any case: what a batch becomes must not change what is stored
         images = torch.from_numpy(images_NHWC[chunk]).to(device)
         labels = torch.from_numpy(np.asarray(labels_N[chunk], dtype=np.int64))
         yield _batch(images, labels, torch.from_numpy(chunk.copy()).to(device))

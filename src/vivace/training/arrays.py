@@ -10,11 +10,13 @@ import numpy as np
 from vivace.data.cache import Cache
 from vivace.data.holdout import hold_out
 from vivace.data.preprocess import Preprocess
+from vivace.data.stored import Pixels
 from vivace.errors import ConfigError
 from vivace.models.zoo import pretrained_stats
+from vivace.notices import warn
 from vivace.training.recipe import Recipe
 
-__all__ = ["NUM_STATISTICS_IMAGES", "TrainingData", "prepare_data", "sample"]
+__all__ = ["NUM_STATISTICS_IMAGES", "FileWatch", "TrainingData", "prepare_data", "sample"]
 
 # enough images for a mean and a covariance to three digits
 NUM_STATISTICS_IMAGES = 5000
@@ -28,7 +30,7 @@ class TrainingData:
     preprocess: Preprocess
     train_indices: np.ndarray
     """int64, positions in the train split."""
-    val_images_NHWC: np.ndarray
+    val_images_NHWC: Pixels
     val_labels_N: np.ndarray
     val_indices: np.ndarray | None
     """Positions in `val_images_NHWC`; None: all."""
@@ -45,6 +47,20 @@ class TrainingData:
     @property
     def num_test(self) -> int:
         return len(self.cache.splits["test"].labels_N) if "test" in self.cache.splits else 0
+
+
+class FileWatch:
+    """Warns, once, when files of the data are touched, changed, added or removed while a run trains on its cache."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._told = False
+
+    def __call__(self) -> None:
+        change = None if self._told else self._cache.change()
+        if change is not None:
+            self._told = True
+            warn(f"{change}: the run goes on with the images that it began with. Train anew to use them as they are.")
 
 
 def prepare_data(cache: Cache, recipe: Recipe) -> TrainingData:
@@ -96,4 +112,5 @@ def _channel_statistics(images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def sample(data: TrainingData, num_images: int = NUM_STATISTICS_IMAGES) -> np.ndarray:
     """Up to `num_images` training images, evenly spread, uint8 [n, store, store, C]."""
     step = max(1, len(data.train_indices) // num_images)
-    return data.cache.splits["train"].images_NHWC[data.train_indices[::step][:num_images]]
+    images: np.ndarray = data.cache.splits["train"].images_NHWC[data.train_indices[::step][:num_images]]
+    return images

@@ -16,6 +16,7 @@ from torch import nn
 from vivace.data.augment import Augment
 from vivace.data.loader import Batch, Batches
 from vivace.data.preprocess import Preprocess
+from vivace.data.stored import Pixels
 from vivace.errors import ConfigError
 from vivace.hardware import seed_everything
 from vivace.metrics.accuracy import topk_accuracy
@@ -276,7 +277,7 @@ class Session:
         return self._logits(model, setup, *arrays)
 
     def _logits(
-        self, model: nn.Module, setup: Setup, images: np.ndarray, labels: np.ndarray, indices: np.ndarray | None
+        self, model: nn.Module, setup: Setup, images: Pixels, labels: np.ndarray, indices: np.ndarray | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return split_logits(
             model,

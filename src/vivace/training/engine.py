@@ -72,7 +72,7 @@ class Engine:
     checkpoints: Path
     reporter: Reporter
     check_files: Callable[[], None]
-    """Raises CacheMismatch when an image file has changed since the cache was made."""
+    """Warns when an image file has changed since the cache was made, which the run goes on with."""
     head: frozenset[str] = frozenset()
     """Names of the head's parameters: the only ones trained in the first `head_epochs`."""
     parts: Sequence[Sequence[str]] = ()

@@ -97,7 +97,8 @@ def train(
     folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
     display = LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet)
     try:
-        cache = _open_cache(source, resolved, cache_path, num_workers, quiet)
+        began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
+        cache = _open_cache(source, resolved, cache_path, num_workers, quiet, began_with)
         if "data.val_fraction" in changes and "val" in cache.splits:
             num_val = len(cache.splits["val"].labels_N)
             warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
@@ -214,7 +215,14 @@ def _with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
     )
 
 
-def _open_cache(source: DataSource, recipe: Recipe, cache_dir: Path, num_workers: int | None, quiet: bool) -> Cache:
+def _open_cache(
+    source: DataSource,
+    recipe: Recipe,
+    cache_dir: Path,
+    num_workers: int | None,
+    quiet: bool,
+    fingerprint: str | None,
+) -> Cache:
     data = recipe.data
     assert data.size is not None
     assert data.store_size is not None
@@ -235,6 +243,7 @@ def _open_cache(source: DataSource, recipe: Recipe, cache_dir: Path, num_workers
             on_bad_image=data.on_bad_image,
             allow_leaks=data.allow_leaks,
             num_workers=num_workers,
+            fingerprint=fingerprint,
             progress=progress,
         )
     finally:

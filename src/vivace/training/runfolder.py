@@ -130,8 +130,8 @@ def check_same_data(saved: Mapping[str, Any], fingerprint: str, name: str, num_i
     if saved["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"the run can't be resumed with other data: it began on {saved['name']} with {saved['num_images']:,} "
-            f"images (fingerprint {saved['fingerprint'][:12]}), now {name} with {num_images:,} ({fingerprint[:12]}). "
-            "Restore the files, or start a new run with another --run."
+            f"images (fingerprint {saved['fingerprint'][:12]}), which are no longer in the cache; now {name} has "
+            f"{num_images:,} ({fingerprint[:12]}). Restore the files, or start a new run with another --run."
         )
 
 

@@ -21,7 +21,7 @@ from vivace.hardware import describe, device_name, keep_freed_memory, select_dev
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import complete_arguments
 from vivace.notices import recorded_warnings
-from vivace.training.arrays import TrainingData, prepare_data
+from vivace.training.arrays import FileWatch, TrainingData, prepare_data
 from vivace.training.build import Session
 from vivace.training.display import LiveDisplay, Reporters
 from vivace.training.distill import Teacher
@@ -98,7 +98,8 @@ def run_training(
         engine = _engine(session, state, setup, contract, folder, display, clock)
         with display:
             engine.run()
-        cache.check_files()
+        # the engine looks from time to time
+        engine.check_files()
         return _finish(session, engine, setup, folder, facts, contract)
 
 
@@ -208,7 +209,7 @@ def _engine(
         plan=plan,
         checkpoints=folder.checkpoints,
         reporter=reporter,
-        check_files=data.cache.check_files,
+        check_files=FileWatch(data.cache),
         head=frozenset(session.head),
         parts=session.late_frozen,
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vivace.data.loader import iterate_eval
+from vivace.data.stored import Pixels
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
 from vivace.training.step import Setup, own_kernels
@@ -35,7 +36,7 @@ def central_view(images_BCHW: Tensor, size: int) -> Tensor:
 @torch.inference_mode()
 def split_logits(
     model: nn.Module,
-    images_NHWC: np.ndarray,
+    images_NHWC: Pixels,
     labels_N: np.ndarray,
     *,
     size: int,
