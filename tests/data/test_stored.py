@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,23 @@ def test_a_file_that_takes_its_place_changes_nothing(images: np.ndarray, tmp_pat
     np.save(tmp_path / "y.npy", np.zeros_like(images))
     (tmp_path / "y.npy").replace(tmp_path / "x.npy")
     np.testing.assert_array_equal(np.array(found), images)
+
+
+def test_it_goes_to_other_processes_by_name(
+    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(StoredImages(Path("x.npy")))
+    assert len(pickled) < 1000
+    monkeypatch.chdir("/")
+    np.testing.assert_array_equal(np.array(pickle.loads(pickled)), images)
+    np.save(tmp_path / "y.npy", images)
+    (tmp_path / "y.npy").replace(tmp_path / "x.npy")
+    with pytest.raises(CacheDamaged, match="another one is in its place"):
+        pickle.loads(pickled)
+    (tmp_path / "x.npy").unlink()
+    with pytest.raises(CacheDamaged, match="No such file"):
+        pickle.loads(pickled)
 
 
 def test_its_file_is_closed_with_it(images: np.ndarray, tmp_path: Path) -> None:

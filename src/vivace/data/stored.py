@@ -56,7 +56,7 @@ class StoredImages:
 
     def __init__(self, path: Path) -> None:
         """Raises OSError or ValueError if it is no such file, or not exactly as long as it says."""
-        self._path = path
+        self._path = path.absolute()
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         # no ResourceWarning, as an open file would give, and no thread that still reads at the exit meets a closed one
         weakref.finalize(self, os.close, self._descriptor).atexit = False
@@ -72,6 +72,11 @@ class StoredImages:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: the same file, opened again."""
+        facts = os.fstat(self._descriptor)
+        return _opened_again, (self._path, facts.st_dev, facts.st_ino)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[index] for index in range(len(self)))
@@ -119,6 +124,16 @@ class StoredImages:
             if not count:
                 raise _damaged(self._path, f"it ends at byte {os.fstat(self._descriptor).st_size:,}")
             target, offset = target[count:], offset + count
+
+
+def _opened_again(path: Path, device: int, inode: int) -> StoredImages:
+    try:
+        facts = path.stat()
+        if (facts.st_dev, facts.st_ino) == (device, inode):
+            return StoredImages(path)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+    raise _damaged(path, "another one is in its place")
 
 
 def _damaged(path: Path, reason: str) -> CacheDamaged:
