@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import math
@@ -13,11 +14,12 @@ import torch
 from killing import Killed
 from same_weights import assert_same_weights, bundle_weights
 
-from vivace.errors import NonFiniteError
+from vivace.errors import ConfigError, NonFiniteError
 from vivace.training import build, engine
 from vivace.training.checkpoints import load_checkpoint
 from vivace.training.engine import Engine, Validation
 from vivace.training.result import TrainResult
+from vivace.training.rollback import Rollback
 from vivace.training.step import Stepper
 
 RunTiny = Callable[..., TrainResult]
@@ -233,3 +235,93 @@ def test_fp16_whose_gradients_are_infinite_now_and_then_goes_on(
     monkeypatch.setattr(engine, "MAX_SKIPPED", 2)
     assert run_tiny(changes={"precision": "fp16"}, quiet=False).epochs == 3
     assert "NaN" not in capfd.readouterr().err
+
+
+def spoil_weights(monkeypatch: pytest.MonkeyPatch, what: str, is_spoiled: Callable[[int], bool]) -> None:
+    """Let some steps, counted from 1, leave NaN or Inf behind though loss and gradients were finite."""
+    step = Engine._step
+    calls = itertools.count(1)
+
+    def spoiling(self: Engine, *arguments: Any) -> None:
+        step(self, *arguments)
+        if not is_spoiled(next(calls)):
+            return
+        model, averaged = self.state.model, self.state.averaged_model
+        if what == "weights":
+            next(model.parameters()).data.view(-1)[0] = math.inf
+        elif what == "statistics":
+            # in eval mode an infinite variance makes a constant of a map: no answer is NaN
+            next(buffer for name, buffer in model.named_buffers() if "running_var" in name)[0] = math.inf
+        elif what == "average":
+            next(averaged.parameters()).data.view(-1)[0] = math.nan
+        else:
+            # finite, and so large that the answers are not
+            for parameter in averaged.parameters():
+                parameter.data.fill_(3e38)
+
+    monkeypatch.setattr(Engine, "_step", spoiling)
+
+
+WHAT = ["weights", "statistics", "average", "answers"]
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_what_the_last_step_spoils_is_rolled_back_too(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], what: str
+) -> None:
+    spoil_weights(monkeypatch, what, lambda call: call == 9)
+    result = run_tiny(quiet=False)
+    assert result.epochs == 3
+    assert all(bool(tensor.isfinite().all()) for tensor in bundle_weights(result).values())
+    message = " ".join(capfd.readouterr().err.split())
+    assert "NaN or Inf at step 9: back to step 6 with the rate × 0.5 (try 1 of 3)" in message
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_what_the_last_step_spoils_each_time_ends_the_run_without_a_bundle(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, what: str
+) -> None:
+    spoil_weights(monkeypatch, what, lambda call: call >= 9 and call % 3 == 0)
+    message = r"^the network's weights, or its answers to validation images, are NaN or Inf near step 9, after 3 roll-"
+    with pytest.raises(NonFiniteError, match=message):
+        run_tiny(changes={"validate_every": 2.0})
+    assert not (tmp_path / "run" / "bundle").exists()
+    tree = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-000000006.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in tree["model"].values())
+
+
+@pytest.mark.parametrize("what", ["weights", "statistics", "average"])
+def test_no_checkpoint_holds_what_a_step_has_spoilt(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], what: str
+) -> None:
+    # a checkpoint at each step, a validation at the end alone
+    spoil_weights(monkeypatch, what, lambda call: call == 5)
+    run_tiny(changes={"checkpoint_minutes": 1e-9, "validate_every": 3.0}, quiet=False)
+    assert "NaN or Inf at step 5: back to step 3 with the rate" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("lr", [1e4, 1e9, 1e12])
+def test_an_absurd_rate_ends_in_one_line(run_tiny: RunTiny, optimizer: str, lr: float) -> None:
+    options = {"optimizer.name": optimizer, "optimizer.options": {}, "epochs": 1, "batch_size": 18}
+    finite = True
+    # no other error, and no bundle that holds NaN
+    with contextlib.suppress(NonFiniteError):
+        result = run_tiny(changes={**options, "optimizer.lr": lr, "schedule.warmup": 0.0, "calibrate": True})
+        finite = all(bool(tensor.isfinite().all()) for tensor in bundle_weights(result).values())
+    assert finite
+    with pytest.raises(ConfigError, match=r"optimizer\.lr is out of range.*1e\+?12"):
+        run_tiny("refused", changes={"optimizer.lr": 1e13})
+
+
+def test_a_message_of_many_long_names_is_short(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Rollback.__init__
+
+    def renamed(self: Rollback, state: Any, names: Any) -> None:
+        made(self, state, [f"{'very/' * 50}{index}.png" for index in range(len(names))])
+
+    monkeypatch.setattr(Rollback, "__init__", renamed)
+    poison_loss(monkeypatch, lambda call: True)
+    with pytest.raises(NonFiniteError, match=r"….*/\d+\.png and 1 more") as caught:
+        run_tiny()
+    assert len(str(caught.value)) <= 500

@@ -11,6 +11,8 @@ from vivace.errors import ConfigError
 
 __all__ = ["OptimizerConfig", "ScheduleConfig"]
 
+# a product of several of them is still a float32: torch's optimizers end in a traceback of their own beyond that
+MAX_RATE = 1e12
 SCHEDULES = ("constant", "cosine", "linear", "one_cycle", "step", "trapezoid")
 
 
@@ -21,13 +23,13 @@ class OptimizerConfig:
     name: str = "sgd"
     """sgd, adam, adamw, muon, lamb, or any optimizer that timm lists."""
     lr: float = 0.01
-    """Peak learning rate of the main parameters, > 0."""
+    """Peak learning rate of the main parameters, (0, 1e12]."""
     momentum: float = 0.9
     """Momentum of sgd and muon, [0, 1)."""
     nesterov: bool = False
     """Nesterov's momentum, for sgd and muon; needs a momentum."""
     weight_decay: float = 0.0
-    """Weight decay, >= 0; coupled for sgd and adam, decoupled for adamw, lamb and muon."""
+    """Weight decay, [0, 1e12]; coupled for sgd and adam, decoupled for adamw, lamb and muon."""
     decay_norm_and_bias: bool = False
     """Decay norms and biases too."""
     bias_lr_factor: float = 1.0
@@ -40,11 +42,11 @@ class OptimizerConfig:
     """Further keyword arguments of the optimizer, such as {"betas": [0.9, 0.95]}."""
 
     def __post_init__(self) -> None:
-        check_range("optimizer.lr", self.lr, 0.0, open_low=True)
+        check_range("optimizer.lr", self.lr, 0.0, MAX_RATE, open_low=True)
         check_range("optimizer.momentum", self.momentum, 0.0, 1.0, open_high=True)
-        check_range("optimizer.weight_decay", self.weight_decay, 0.0)
-        check_range("optimizer.bias_lr_factor", self.bias_lr_factor, 0.0, open_low=True)
-        check_range("optimizer.aux_lr", self.aux_lr, 0.0, open_low=True)
+        check_range("optimizer.weight_decay", self.weight_decay, 0.0, MAX_RATE)
+        check_range("optimizer.bias_lr_factor", self.bias_lr_factor, 0.0, MAX_RATE, open_low=True)
+        check_range("optimizer.aux_lr", self.aux_lr, 0.0, MAX_RATE, open_low=True)
         check_range("optimizer.layer_decay", self.layer_decay, 0.0, 1.0, open_low=True)
         if self.nesterov and self.momentum == 0:
             raise ConfigError(

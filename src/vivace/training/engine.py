@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ import numpy as np
 from torch import nn
 
 from vivace.data.loader import Batch, Batches
-from vivace.errors import CheckpointError, Interrupted, NonFiniteError
+from vivace.errors import CheckpointError, Interrupted
 from vivace.training.checkpoints import load_checkpoint, prune, save_checkpoint
 from vivace.training.plan import Plan, forecast_top1
 from vivace.training.recipe import Recipe
+from vivace.training.rollback import NonFinite, Rollback
 from vivace.training.signals import StopSignals
 from vivace.training.state import Counters, TrainState
 from vivace.training.step import Stepper, StepResult
 
 __all__ = ["Engine", "Reporter", "Validation"]
 
-MAX_ROLLBACKS = 3
 # fp16 begins with gradients × 65536 and halves that after every infinite one: 20 in a row are no matter of scale
 MAX_SKIPPED = 20
 # reading a number from a GPU waits for it: there, sums and the check for NaN are read once in so many steps
@@ -49,14 +49,6 @@ class Reporter(Protocol):
     def on_message(self, message: str) -> None: ...
 
 
-class _NonFinite(Exception):
-    """A step on the batch gave NaN or Inf."""
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__()
-        self.batch = batch
-
-
 @dataclass(kw_only=True)
 class Engine:
     """Runs a plan on a state. All that it changes is the state, and the files in `checkpoints`."""
@@ -79,7 +71,7 @@ class Engine:
     """Names of the parameters of the parts that `freeze_after` names, from the input on."""
 
     def __post_init__(self) -> None:
-        self._snapshot = self.state.snapshot()
+        self._rollback = Rollback(self.state, self.names)
         self._checkpoint_at = self._marked_at = time.monotonic()
         self._files_due_at = self._marked_at
         self._sums: list[tuple[StepResult, Batch]] = []
@@ -107,7 +99,7 @@ class Engine:
             while not self._finished:
                 try:
                     self._run_epoch(signals)
-                except _NonFinite as error:
+                except NonFinite as error:
                     self._roll_back(error.batch)
         if not self.counters.finished:
             self.save()
@@ -201,7 +193,7 @@ class Engine:
         for result, batch in sums:
             self._num_skipped = self._num_skipped + 1 if bool(result.skipped) else 0
             if not bool(result.finite) or self._num_skipped > MAX_SKIPPED:
-                raise _NonFinite(batch)
+                raise NonFinite(batch)
             self.counters.loss_sum += float(result.loss_sum)
             self.counters.correct_sum += float(result.correct_sum)
             self.counters.count += result.num_images
@@ -210,7 +202,12 @@ class Engine:
         counters, plan = self.counters, self.plan
         plan.advance(counters, time.monotonic() - began)
         at_epoch_end = counters.batch == 0
-        if counters.step % self._validate_steps == 0 or plan.finished(counters):
+        validates = counters.step % self._validate_steps == 0 or plan.finished(counters)
+        saves = at_epoch_end or time.monotonic() - self._checkpoint_at > 60 * self.recipe.checkpoint_minutes
+        if validates or saves:
+            self._read_sums()
+            self._rollback.check()
+        if validates:
             started = time.monotonic()
             self._validate()
             plan.overhead_seconds = (time.monotonic() - started) / self._validate_steps
@@ -218,6 +215,7 @@ class Engine:
         rate = num_images / max(time.monotonic() - began, 1e-9)
         self.reporter.on_step(counters, rate, plan.seconds_left(counters))
         if signals.received is not None:
+            self._rollback.check()
             self.save()
             raise Interrupted(
                 f"stopped by {Signals(signals.received).name} after step {counters.step}; go on with --resume",
@@ -225,10 +223,10 @@ class Engine:
             )
         if at_epoch_end:
             self._check_files()
-        if at_epoch_end or time.monotonic() - self._checkpoint_at > 60 * self.recipe.checkpoint_minutes:
+        if saves:
             self.save()
             if at_epoch_end:
-                self._snapshot = self.state.snapshot()
+                self._rollback.mark()
 
     def _check_files(self) -> None:
         started = time.monotonic()
@@ -243,6 +241,9 @@ class Engine:
         counters = self.counters
         validation = self.validate(self.state.averaged_model)
         self._train_mode()
+        if not math.isfinite(validation.loss):
+            # finite weights may still be so large that what they give is not
+            raise NonFinite(None)
         train_seconds = counters.seconds - (counters.history[-1]["seconds"] if counters.history else 0.0)
         row = {
             "epoch": round(counters.step / len(self.batches), 4),
@@ -288,33 +289,9 @@ class Engine:
             return
         self.state.averaged_model.load_state_dict(best["model"])
 
-    def _roll_back(self, batch: Batch) -> None:
-        before = self.counters
-        attempts, scale, step = before.num_rollbacks + 1, before.lr_scale / 2, before.step
+    def _roll_back(self, batch: Batch | None) -> None:
         self._sums, self._num_skipped = [], 0
-        if attempts > MAX_ROLLBACKS:
-            names = [self.names[index] for index in batch.indices_B.tolist()]
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            raise NonFiniteError(
-                f"the loss or a gradient is NaN or Inf near step {step}, after {MAX_ROLLBACKS} roll-backs with a "
-                f"halved rate. The batch: {shown}. Lower --lr, or look at these files."
-            )
-        self.state.load_state_dict(self._snapshot)
-        # what is known stays known: the time, the best weights, which lie in a file, and how much memory there is
-        self.state.counters = dataclasses.replace(
-            self.counters,
-            num_rollbacks=attempts,
-            lr_scale=scale,
-            seconds=before.seconds,
-            best_val_top1=before.best_val_top1,
-            best_epoch=before.best_epoch,
-            micro_batch_size=before.micro_batch_size,
-        )
-        self._snapshot = self.state.snapshot()
-        self.reporter.on_message(
-            f"NaN or Inf at step {step}: back to step {self.counters.step} with the rate × {scale:g} "
-            f"(try {attempts} of {MAX_ROLLBACKS})"
-        )
+        self.reporter.on_message(self._rollback.restore(batch))
         # at once: a run that is killed now must not come back to steps that were given up, nor forget its tries
         self.save()
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from vivace.bundle import Architecture, BundleInfo, save_bundle
 from vivace.config import to_dict
 from vivace.data.cache import Cache
-from vivace.errors import TrainingError
+from vivace.errors import NonFiniteError, TrainingError
 from vivace.files import write_json
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
 from vivace.metrics.summary import evaluate_probs
@@ -231,6 +232,9 @@ def _finish(
     for split in ("val", "test"):
         if split == "val" or data.num_test:
             probs, labels = session.split_probs(model, setup, split)
+            if not np.isfinite(probs).all():
+                # finite on validation images, too large for the setup's precision on others
+                raise NonFiniteError(f"the network's answers to {split} images are NaN or Inf. Lower --lr.")
             metrics[split] = evaluate_probs(probs, labels, data.cache.classes).summary()
     info = BundleInfo(
         architecture=Architecture(

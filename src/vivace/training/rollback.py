@@ -1,0 +1,93 @@
+"""What follows a NaN or Inf: back to the end of the last epoch with half the rate, a few times at most."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from vivace.data.loader import Batch
+from vivace.errors import NonFiniteError
+from vivace.training.state import TrainState
+
+__all__ = ["NonFinite", "Rollback"]
+
+MAX_ROLLBACKS = 3
+# files that a message names, and characters of each: the end of a path tells most of it
+MAX_NAMES, MAX_NAME_LENGTH = 5, 50
+
+
+class NonFinite(Exception):
+    """A step on the batch gave NaN or Inf. None: weights, statistics or validation answers did after the last step."""
+
+    def __init__(self, batch: Batch | None) -> None:
+        super().__init__()
+        self.batch = batch
+
+
+class Rollback:
+    """A copy of the last state that was good, and whether the present one is.
+
+    names: of the training split's images, for messages.
+    """
+
+    def __init__(self, state: TrainState, names: Sequence[str]) -> None:
+        self._state, self._names = state, names
+        self._snapshot = state.snapshot()
+        # some networks keep a mask of infinities: what is finite now must stay so
+        self._finite = [tensor for tensor in _tensors(state) if bool(tensor.isfinite().all())]
+
+    def mark(self) -> None:
+        """Take the present state for the one to come back to."""
+        self._snapshot = self._state.snapshot()
+
+    def check(self) -> None:
+        """Raise NonFinite if a weight or a statistic is NaN or Inf: it must get into no checkpoint and no bundle."""
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in self._finite]).all()):
+            raise NonFinite(None)
+
+    def restore(self, batch: Batch | None) -> str:
+        """Put the state back, with half the rate; a message that says so. Raises NonFiniteError after three times."""
+        before = self._state.counters
+        attempts, scale = before.num_rollbacks + 1, before.lr_scale / 2
+        if attempts > MAX_ROLLBACKS:
+            raise self._diverged(batch)
+        self._state.load_state_dict(self._snapshot)
+        # what is known stays known: the time, the best weights, which lie in a file, and how much memory there is
+        self._state.counters = counters = dataclasses.replace(
+            self._state.counters,
+            num_rollbacks=attempts,
+            lr_scale=scale,
+            seconds=before.seconds,
+            best_val_top1=before.best_val_top1,
+            best_epoch=before.best_epoch,
+            micro_batch_size=before.micro_batch_size,
+        )
+        self.mark()
+        return (
+            f"NaN or Inf at step {before.step}: back to step {counters.step} with the rate × {scale:g} "
+            f"(try {attempts} of {MAX_ROLLBACKS})"
+        )
+
+    def _diverged(self, batch: Batch | None) -> NonFiniteError:
+        what, mend = "the network's weights, or its answers to validation images, are", "Lower --lr."
+        if batch is not None:
+            what = "the loss or a gradient is"
+            mend = f"The batch: {self._shown(batch)}. Lower --lr, or look at these files."
+        return NonFiniteError(
+            f"{what} NaN or Inf near step {self._state.counters.step}, after {MAX_ROLLBACKS} roll-backs with a halved "
+            f"rate. {mend}"
+        )
+
+    def _shown(self, batch: Batch) -> str:
+        names = [self._names[index] for index in batch.indices_B.tolist()]
+        shown = [name if len(name) <= MAX_NAME_LENGTH else "…" + name[1 - MAX_NAME_LENGTH :] for name in names]
+        return ", ".join(shown[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+
+
+def _tensors(state: TrainState) -> Iterator[Tensor]:
+    """Weights and statistics of the network and of its moving average."""
+    for model in (state.model, *([state.ema.model] if state.ema else [])):
+        yield from (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
