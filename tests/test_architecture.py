@@ -17,12 +17,13 @@ MODULES = sorted(
     # what an export copies elsewhere is no part of the package
     if "templates" not in path.parts
 )
-LAYER_0 = {"errors", "config", "files", "hardware", "measure", "kernels", "notices"}
-BASE = LAYER_0 | {"bundle"}
+LAYER_0 = {"errors", "plain", "config", "files", "hardware", "measure", "kernels", "notices"}
+BASE = LAYER_0 | {"bundle", "manifest"}
 # room → rooms that it may import, beside itself; a dotted entry opens one module of a room
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "plain": {"errors"},
+    "config": {"errors", "plain"},
     "files": {"errors", "notices"},
     "hardware": {"errors", "notices"},
     "measure": {"errors"},
@@ -32,8 +33,9 @@ ALLOWED = {
     "models": LAYER_0,
     "optim": LAYER_0,
     "metrics": LAYER_0,
-    "bundle": LAYER_0 | {"models", "data.preprocess"},
-    "training": LAYER_0 | {"data", "models", "optim", "metrics", "bundle"},
+    "manifest": LAYER_0,
+    "bundle": LAYER_0 | {"manifest", "models", "data.preprocess"},
+    "training": LAYER_0 | {"data", "models", "optim", "metrics", "bundle", "manifest"},
     "runtimes": BASE | {"models", "data.preprocess", "data.cachedir"},
     "prediction": BASE | {"runtimes", "data.preprocess", "data.cachedir", "data.decode"},
     "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction"},
@@ -64,6 +66,7 @@ TORCH_FREE = [
     ),
     "vivace.bench.levers",
     "vivace.config",
+    "vivace.plain",
     "vivace.files",
     "vivace.hardware",
     "vivace.measure",

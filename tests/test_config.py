@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,47 @@ def test_no_value_without_an_upper_bound_may_be_infinite(value: float) -> None:
     with pytest.raises(ConfigError, match=r"^x is out of range: got (inf|nan|-1\.0)\. Give a value in \[0, inf\)\.$"):
         check_range("x", value, 0.0)
     check_range("x", 1e300, 0.0)
+
+
+def test_text_in_a_mapping_stays_text() -> None:
+    """A year, a version and a fingerprint that looks like a number are not numbers."""
+    arguments = {"activation": "2024", "downsample": ["12.10"]}
+
+    @dataclasses.dataclass(frozen=True)
+    class Facts:
+        data: Mapping[str, Any]
+
+    values = {"year": "2024", "version": "12.10", "fingerprint": "1e18", "deep": {"x": "1e5"}, "rows": ["0x1f"]}
+    assert from_dict(Facts, {"data": values}).data == values
+    assert from_yaml(Facts, to_yaml(Facts(data=values))).data == values
+    assert from_dict(Facts, {"data": arguments}).data == arguments
+
+
+def test_the_parser_decides_what_is_a_number_in_a_free_mapping() -> None:
+    recipe = override(Recipe(), {"model.arguments.drop_path_rate": "1e-1", "model.arguments.depth": "2"})
+    assert recipe.model.arguments == {"drop_path_rate": 0.1, "depth": 2}
+    text = "model: {arguments: {drop_path_rate: 1e-1}}\noptimizer: {lr: '1e-3'}"
+    read = from_yaml(Recipe, text)
+    assert read.model.arguments == {"drop_path_rate": 0.1}
+    assert read.optimizer.lr == 0.001
+    with pytest.raises(ConfigError, match=r"drop_path_rate has a value that it may not have: got '1e-1'"):
+        from_yaml(Recipe, "model: {arguments: {drop_path_rate: '1e-1'}}")
+
+
+@pytest.mark.parametrize("text", ["2024", "12.10", "1e5", "007"])
+def test_text_on_the_command_line_is_what_was_typed(text: str) -> None:
+    assert override(Recipe(), {"name": text, "model.weights": text}).name == text
+    assert override(Recipe(), {"model.weights": text}).model.weights == text
+    assert from_yaml(Recipe, to_yaml(override(Recipe(), {"name": text}))).name == text
+
+
+def test_a_name_that_yaml_would_change_is_to_be_quoted() -> None:
+    with pytest.raises(ConfigError, match=r"name has the wrong type: got 12\.1\. Give text, in quotes"):
+        from_yaml(Recipe, "name: 12.10")
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), -(10**400), "9" * 5000])
+@pytest.mark.parametrize("field", ["epochs", "clip_grad_norm"])
+def test_a_number_that_none_can_hold_is_no_traceback(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{field} (has the wrong type|is out of range)"):
+        from_dict(Recipe, {field: value})

@@ -9,21 +9,21 @@ Training writes it; acceleration, evaluation, prediction, export and serving sta
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vivace.config import from_dict, to_dict
+from vivace.config import check_choice, check_range, from_dict, to_dict
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, ModelError
-from vivace.files import atomic_file, atomic_folder, canonical_json, sha256_of, write_json
+from vivace.files import atomic_file, atomic_folder, sha256_of, write_json
+from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, check_files, manifest_hash, read_manifest
+from vivace.models.arguments import check_arguments, check_shape
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -37,11 +37,10 @@ __all__ = [
     "save_bundle",
 ]
 
-SCHEMA_VERSION = 1
-WEIGHTS = "model.safetensors"
-MANIFEST = "bundle.json"
-# a manifest is a few hundred kB with 10,000 classes: anything larger is no manifest
-MAX_MANIFEST_BYTES = 64 * 2**20
+# what metrics may be measured in, and a runtime computes in
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8+bf16")
+# what a certificate of parity tells at least
+PARITY = {"images", "num_images", "top1_agreement", "max_difference"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,33 +108,43 @@ class Bundle:
 
         architecture = self.info.architecture
         try:
+            # again, for an info that was made in Python: an argument "pretrained" would be taken for create_model's own
+            check_arguments(architecture.arguments, where="architecture.arguments")
+            weights = load_file(self.folder / WEIGHTS)
             model = create_model(
                 architecture.name,
                 architecture.num_classes,
                 in_channels=architecture.in_channels,
                 size=architecture.size,
+                # a network that the weights do not fill is not built: it has no more values than the file holds
+                inspect_blank=lambda blank: self._check_fit(blank.state_dict(), weights),
                 **architecture.arguments,
             )
-            weights = load_file(self.folder / WEIGHTS)
-        except (ModelError, SafetensorError, OSError, TypeError) as error:
-            raise BundleError(f"the bundle can't be built: {self.folder} ({error}). Make it again.") from None
-        expected = model.state_dict()
+        except BundleError:
+            raise
+        except (ModelError, SafetensorError, OSError, TypeError, ValueError, MemoryError) as error:
+            reason = str(error) or type(error).__name__
+            raise BundleError(f"the bundle can't be built: {self.folder} ({reason}). Make it again.") from None
+        model.load_state_dict(weights)
+        return model.eval()
+
+    def _check_fit(self, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Raises BundleError unless the two have the same names, shapes and dtypes."""
+        name_of_network = self.info.architecture.name
         for name, tensor in expected.items():
             found = weights.get(name)
             if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
                 got = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
                 raise BundleError(
-                    f"the weights do not fit {architecture.name}: {name} is {got}, expected {tensor.dtype} "
+                    f"the weights do not fit {name_of_network}: {name} is {got}, expected {tensor.dtype} "
                     f"{tuple(tensor.shape)}. Make the bundle again: {self.folder}."
                 )
         foreign = sorted(set(weights) - set(expected))
         if foreign:
             raise BundleError(
-                f"the weights do not fit {architecture.name}: {foreign[0]} is not part of it. "
+                f"the weights do not fit {name_of_network}: {foreign[0]} is not part of it. "
                 f"Make the bundle again: {self.folder}."
             )
-        model.load_state_dict(weights)
-        return model.eval()
 
 
 def save_bundle(folder: Path, model: nn.Module, info: BundleInfo) -> Bundle:
@@ -173,7 +182,7 @@ def _write_manifest(folder: Path, info: BundleInfo) -> None:
     """bundle.json for all that lies in the folder."""
     files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
     manifest = {"format": "vivace-bundle", **to_dict(info), "files": files}
-    manifest["sha256"] = _manifest_hash(manifest)
+    manifest["sha256"] = manifest_hash(manifest)
     write_json(folder / MANIFEST, manifest)
 
 
@@ -182,28 +191,83 @@ def load_bundle(folder: str | Path) -> Bundle:
 
     Raises BundleError if it is no bundle, damaged, newer than this version, or names a file outside its folder.
     """
-    folder = Path(folder)
-    if folder.is_file():
-        raise BundleError(
-            f"not a bundle: {folder} is a file, and a bundle is a folder with {MANIFEST}. "
-            "Pickled checkpoints are never loaded; give the folder that 'vivace train' wrote."
-        )
-    # a run folder is what people have at hand
-    if not (folder / MANIFEST).is_file() and (folder / "bundle" / MANIFEST).is_file():
-        folder = folder / "bundle"
-    manifest = _read_manifest(folder)
-    files = manifest.pop("files")
-    _check_files(folder, files)
+    folder = _folder_of(folder)
+    try:
+        manifest, files = read_manifest(folder)
+        check_files(folder, files)
+    except OSError as error:
+        raise BundleError(f"the bundle can't be read: {folder} ({error.strerror}). Check its rights.") from None
     try:
         info = from_dict(BundleInfo, manifest)
-    except ConfigError as error:
+        _check_info(info)
+    except (ConfigError, ModelError) as error:
         raise BundleError(f"{MANIFEST} is wrong: {error} Make the bundle again: {folder}.") from None
-    if len(info.classes) != info.architecture.num_classes:
-        raise BundleError(
-            f"{MANIFEST} is wrong: {len(info.classes)} classes for a network of {info.architecture.num_classes}. "
-            f"Make the bundle again: {folder}."
-        )
     return Bundle(folder, info, tuple(files))
+
+
+def _check_info(info: BundleInfo) -> None:
+    """Raises ConfigError or ModelError unless the parts fit each other, and free mappings hold what is read of them."""
+    architecture, preprocess = info.architecture, info.preprocess
+    check_shape(architecture.num_classes, architecture.in_channels, architecture.size)
+    check_arguments(architecture.arguments, where="architecture.arguments")
+    check_choice("precision", info.precision, PRECISIONS)
+    check_range("temperature", info.temperature, 0.0, open_low=True)
+    _demand(len(info.classes) == architecture.num_classes, f"{len(info.classes)} classes", "num_classes of them")
+    _demand(len(set(info.classes)) == len(info.classes), "a class that comes twice", "each once")
+    _demand(
+        (preprocess.size, preprocess.channels) == (architecture.size, architecture.in_channels),
+        f"preprocess of {preprocess.size} px and {preprocess.channels} channels",
+        f"those of the architecture, {architecture.size} px and {architecture.in_channels} channels",
+    )
+    _check_free(info)
+
+
+def _check_free(info: BundleInfo) -> None:
+    """Raises ConfigError unless what is read of the free mappings has its type."""
+    for split, metrics in info.metrics.items():
+        numbers = isinstance(metrics, Mapping) and all(_is_number(value) for value in metrics.values())
+        _demand(numbers, f"metrics.{split} {metrics!r}", "a mapping of numbers")
+    data, seed = info.recipe.get("data", {}), info.recipe.get("seed", 0)
+    _demand(isinstance(data, Mapping), f"recipe.data {data!r}", "a mapping")
+    fraction, leaks = data.get("val_fraction", 0.1), data.get("allow_leaks", False)
+    _demand(
+        _is_number(fraction) and 0 < fraction <= 0.5, f"recipe.data.val_fraction {fraction!r}", "a number, 0 to 0.5"
+    )
+    _demand(isinstance(leaks, bool), f"recipe.data.allow_leaks {leaks!r}", "true or false")
+    _demand(type(seed) is int and 0 <= seed < 2**32, f"recipe.seed {seed!r}", "a whole number, 0 to 2^32")
+    for name, value in info.parity.items():
+        is_text = name in ("runtime", "precision", "images")
+        _demand(isinstance(value, str) if is_text else _is_number(value), f"parity.{name} {value!r}", "another type")
+    _demand(not info.parity or info.parity.keys() >= PARITY, f"parity {sorted(info.parity)}", f"{sorted(PARITY)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _demand(holds: bool, got: str, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"got {got[:200]}, expected {expected}.")
+
+
+def _folder_of(given: str | Path) -> Path:
+    """The folder of a bundle, from that or from its run's. Raises BundleError for anything else."""
+    if not isinstance(given, str | Path):
+        raise BundleError(f"not a bundle: got {type(given).__name__}. Give the folder that 'vivace train' wrote.")
+    folder = Path(given)
+    try:
+        if folder.is_file():
+            raise BundleError(
+                f"not a bundle: {folder} is a file, and a bundle is a folder with {MANIFEST}. "
+                "Pickled checkpoints are never loaded; give the folder that 'vivace train' wrote."
+            )
+        # a run folder is what people have at hand
+        within = not (folder / MANIFEST).is_file() and (folder / "bundle" / MANIFEST).is_file()
+    except OSError as error:
+        raise BundleError(
+            f"the bundle can't be read: {folder} ({error.strerror}). Check its name and rights."
+        ) from None
+    return folder / "bundle" if within else folder
 
 
 def export_state_dict(bundle: Bundle, path: Path) -> Path:
@@ -230,57 +294,3 @@ def _finite_weights(model: nn.Module) -> dict[str, Any]:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise BundleError(f"the weights hold NaN or Inf: {name}. Train again with a lower learning rate.")
     return weights
-
-
-def _manifest_hash(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json({k: v for k, v in manifest.items() if k != "sha256"})).hexdigest()
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(
-                f"{path} is {path.stat().st_size:,} bytes, over {MAX_MANIFEST_BYTES:,}: no manifest is that large."
-            )
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BundleError(
-            f"not a bundle: {folder} has no {MANIFEST}. Give the folder that 'vivace train' wrote."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            f"{path} can't be read ({error}). Make the bundle again, or restore it from a copy."
-        ) from None
-    if not isinstance(manifest, dict) or manifest.pop("format", None) != "vivace-bundle":
-        raise BundleError(f"not a bundle: {path} does not say so. Give the folder that 'vivace train' wrote.")
-    version = manifest.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise BundleError(
-            f"the bundle is newer: schema {version}, this vivace reads up to {SCHEMA_VERSION}. "
-            "Upgrade: pip install -U vivace."
-        )
-    expected = manifest.pop("sha256", None)
-    if expected != _manifest_hash({"format": "vivace-bundle", **manifest}):
-        raise BundleError(f"{path} was changed after it was written: its SHA-256 is wrong. Restore it from a copy.")
-    if not isinstance(manifest.get("files"), dict) or WEIGHTS not in manifest["files"]:
-        raise BundleError(f"{path} names no {WEIGHTS}. Make the bundle again.")
-    return manifest
-
-
-def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
-    root = folder.resolve()
-    for name, facts in files.items():
-        relative = PurePosixPath(name)
-        path = folder / relative
-        if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(root):
-            raise BundleError(f"the bundle names a file outside its folder: {name!r}. Do not use it: {folder}.")
-        if not path.is_file():
-            raise BundleError(f"the bundle lacks a file: {path}. Restore it from a copy.")
-        size = path.stat().st_size
-        if size != facts.get("bytes"):
-            raise BundleError(
-                f"{path} is damaged: {size:,} bytes, expected {facts.get('bytes'):,}. Restore it from a copy."
-            )
-        if sha256_of(path) != facts.get("sha256"):
-            raise BundleError(f"{path} is damaged: its SHA-256 is not the recorded one. Restore it from a copy.")

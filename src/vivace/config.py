@@ -7,7 +7,10 @@ a value of the wrong type is an error that names the field, and YAML tags that b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from vivace.errors import ConfigError, nearest
+from vivace.plain import MAX_NUMBER, MAX_YAML_BYTES, dump_yaml, parse_yaml
 
 __all__ = ["check_choice", "check_range", "from_dict", "from_yaml", "override", "to_dict", "to_yaml"]
 
@@ -94,7 +98,7 @@ def from_dict(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
 def override(config: C, assignments: Mapping[str, Any]) -> C:
     """A copy of `config` with dotted fields replaced: {"optimizer.lr": "0.1"}.
 
-    Values that are strings are read as YAML scalars. Raises ConfigError as `from_dict` does.
+    Values that are strings are read as YAML, but for fields that hold text. Raises ConfigError as `from_dict` does.
     """
     nested = to_dict(config)
     for dotted, value in assignments.items():
@@ -110,55 +114,51 @@ def override(config: C, assignments: Mapping[str, Any]) -> C:
                     f"Known here: {', '.join(sorted(node))}."
                 )
             node = child
-        node[leaf] = _parse_yaml(value, dotted) if isinstance(value, str) else value
+        node[leaf] = _Unread(value, dotted) if isinstance(value, str) else value
     return from_dict(type(config), nested)
 
 
 def to_yaml(config: Any) -> str:
     """The config as YAML, in the order in which its fields are declared."""
-    import yaml
-
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return dump_yaml(to_dict(config))
 
 
 def from_yaml(cls: type[C], source: Path | str) -> C:
     """A `cls` read from a YAML file (a Path) or from YAML text (a str). Raises ConfigError."""
-    if isinstance(source, Path):
-        try:
-            text = source.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"the config file can't be read: {source} ({error}). Give a readable YAML file."
-            ) from None
-        return from_dict(cls, _parse_yaml(text, str(source)) or {})
-    return from_dict(cls, _parse_yaml(source, "config") or {})
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    import yaml
-
+    if not isinstance(source, Path):
+        return from_dict(cls, parse_yaml(source, "config") or {})
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"{where} is not plain YAML: {reason}. Object tags are refused; write plain values."
-        ) from None
-    # YAML 1.1 reads 1e-3 as text; people mean the number
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        with source.open("rb") as file:
+            # one byte more than there may be: a device, or a file that grows, never ends
+            text = file.read(MAX_YAML_BYTES + 1).decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the config file can't be read: {source} ({error}). Give a readable YAML file.") from None
+    return from_dict(cls, parse_yaml(text, str(source)) or {})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unread:
+    """What stands behind a "field=" on the command line: its field decides whether that is text or YAML."""
+
+    text: str
+    field: str
+
+    def read(self, hint: Any) -> Any:
+        """12.10 is a number for a field that holds one, and text for a field that holds text."""
+        value = parse_yaml(self.text, self.field)
+        is_text = hint is str or (get_origin(hint) in (Union, types.UnionType) and str in get_args(hint))
+        return self.text if is_text and isinstance(value, int | float) else value
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
+    if isinstance(value, _Unread):
+        value = value.read(hint)
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _coerce_union(value, args, name)
     if origin is Literal:
-        if value not in args:
+        # True is 1 and 1.0 is 1, but no number of channels
+        if not any(type(value) is type(arg) and value == arg for arg in args):
             choices = tuple(str(arg) for arg in args)
             raise ConfigError(
                 f"{name} is unknown: got {value!r}.{nearest(str(value), choices)} Known: {', '.join(choices)}."
@@ -179,7 +179,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if origin in (dict, Mapping) or hint is dict or getattr(origin, "__name__", "") == "Mapping":
         if not isinstance(value, Mapping):
             raise _wrong_type(name, value, "a mapping")
-        return {key: _number(item) for key, item in value.items()}
+        return _free_mapping(value, name)
     return _coerce_scalar(value, hint, name)
 
 
@@ -205,13 +205,10 @@ def _coerce_scalar(value: Any, hint: Any, name: str) -> Any:
     if hint is Any:
         return value
     if hint is float:
-        number = _number(value)
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise _wrong_type(name, value, "a number")
-        return float(number)
+        return float(_number(value, name, "a number"))
     if hint is int:
-        number = _number(value)
-        if isinstance(number, bool) or not isinstance(number, int | float) or int(number) != number:
+        number = _number(value, name, "a whole number")
+        if int(number) != number:
             raise _wrong_type(name, value, "a whole number")
         return int(number)
     if hint is bool:
@@ -219,22 +216,36 @@ def _coerce_scalar(value: Any, hint: Any, name: str) -> Any:
             raise _wrong_type(name, value, "true or false")
         return value
     if hint is str:
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
-            raise _wrong_type(name, value, "text")
+        # a whole number is written as it is read; 12.10 and 1e3 are not
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise _wrong_type(name, value, "text, in quotes where it looks like a number")
         return str(value)
     if hint is Path:
-        return Path(str(value))
+        if not isinstance(value, str | Path):
+            raise _wrong_type(name, value, "a path")
+        return Path(value)
     raise TypeError(f"{name}: config fields of type {hint!r} are not supported")
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 leaves 1e-3 as text: give the number where the text is one."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _number(value: Any, name: str, expected: str) -> int | float:
+    """A finite number, from one or from text that is one: "0.1" in quotes, or in a table of text."""
+    number = value
+    if isinstance(value, str) and len(value) <= MAX_NUMBER:
+        with contextlib.suppress(ValueError):
+            number = float(value)
+    # what overflows in float() is no number for a setting either
+    if isinstance(number, bool) or not isinstance(number, int | float) or abs(number) > sys.float_info.max:
+        raise _wrong_type(name, value, expected)
+    if math.isnan(number):
+        raise _wrong_type(name, value, expected)
+    return number
+
+
+def _free_mapping(value: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    """The values as they are, text included: "2024" is not 2024, and "1e18" may be a fingerprint."""
+    if not all(isinstance(key, str) for key in value):
+        raise _wrong_type(name, value, "a mapping whose keys are text")
+    return {key: item.read(Any) if isinstance(item, _Unread) else item for key, item in value.items()}
 
 
 def _wrong_type(name: str, value: Any, expected: str) -> ConfigError:

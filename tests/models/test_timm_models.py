@@ -71,11 +71,16 @@ def test_a_network_is_handed_over_in_training_mode() -> None:
             "timm/crossvit_tiny_240",
             96,
             {},
-            r"^timm/crossvit_tiny_240 can't be built for 96 px: .*Mend model\.arguments",
+            r"^timm/crossvit_tiny_240 can't be built for 96 px: .*Fix model\.arguments",
         ),
-        ("timm/test_resnet", 32, {"wdth": 3}, r"can't be built for 32 px: .*unexpected keyword argument 'wdth'\. Mend"),
+        (
+            "timm/test_resnet",
+            32,
+            {"depth": 3},
+            r"can't be built for 32 px: .*unexpected keyword argument 'depth'\. Fix",
+        ),
         ("timm/test_vit.x_in1k", 32, {}, r"^timm/test_vit has no weights 'x_in1k'\. Did you mean 'r160_in1k'\? It has"),
-        ("timm/resnet10t.c3_in1k", 32, {"block_args": 1}, r"^timm/resnet10t\.c3_in1k can't be built for 32 px: "),
+        ("timm/resnet10t.c3_in1k", 32, {"layers": 1}, r"^timm/resnet10t\.c3_in1k can't be built for 32 px: "),
     ],
 )
 def test_what_does_not_fit_is_refused_when_the_network_is_made(
@@ -139,8 +144,8 @@ def test_weights_that_were_downloaded_once_need_no_network(publish: Callable[[st
 
 
 def test_weights_are_not_blamed_for_a_wrong_argument(offline_hub: Path) -> None:
-    with pytest.raises(ModelError, match=r"can't be built for 32 px: .*'wdth'"):
-        create_model("timm/test_resnet", 5, size=32, pretrained=True, wdth=3)
+    with pytest.raises(ModelError, match=r"can't be built for 32 px: .*'depth'"):
+        create_model("timm/test_resnet", 5, size=32, pretrained=True, depth=3)
 
 
 def test_a_network_without_published_weights_says_so(offline_hub: Path) -> None:

@@ -158,7 +158,7 @@ def test_operations_and_weights_are_counted() -> None:
         ("timm/resnet81", {}, r"^the network is unknown: got 'timm/resnet81'\. Did you mean 'timm/resnet18'"),
         ("fast_cnn", {"wdths": [8]}, r"^fast_cnn takes no argument 'wdths'\. Did you mean 'widths'.*It takes: act"),
         ("simple_cnn", {"wdths": [8]}, r"^simple_cnn takes no argument 'wdths'\. It takes: none\.$"),
-        ("fast_cnn", {"widths": 8}, r"^fast_cnn can't be built: .*Mend model\.arguments or --size\.$"),
+        ("fast_cnn", {"widths": 8}, r"^fast_cnn can't be built: .*Fix model\.arguments or --size\.$"),
         ("fast_cnn", {"pretrained": True}, r"^there are no published weights for fast_cnn\. Leave --pretrained out"),
     ],
 )

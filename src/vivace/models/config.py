@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vivace.config import check_range
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, ModelError
+from vivace.models.arguments import check_arguments
 
 __all__ = ["ModelConfig"]
 
@@ -37,3 +38,7 @@ class ModelConfig:
                     f"model.arguments.{key} is not the network's own: got {self.arguments[key]!r}. "
                     f"{mend.get(key, 'Leave it out: the images decide.')}"
                 )
+        try:
+            check_arguments(self.arguments)
+        except ModelError as error:
+            raise ConfigError(str(error)) from None

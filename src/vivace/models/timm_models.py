@@ -15,6 +15,8 @@ from vivace.models.hub import hub_name, offline_if_unreachable
 
 __all__ = ["create_timm", "fit_to_timm", "list_timm", "near_timm", "timm_stats"]
 
+NAME = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
+
 
 @functools.cache
 def list_timm() -> tuple[str, ...]:
@@ -44,15 +46,17 @@ def create_timm(
     size: int,
     pretrained: bool,
     arguments: dict[str, Any],
+    tried: bool = True,
 ) -> nn.Module:
-    """A network of timm for `num_classes` and inputs of `size` px, tried on one blank image.
+    """A network of timm for `num_classes` and inputs of `size` px, tried on one blank image if `tried`.
 
     name: of an architecture, or of one with the tag of its weights ("resnet18.a1_in1k"). Raises ModelError for an
     unknown name, arguments or a size that do not fit it, and weights that can't be had.
     """
     import timm
 
-    if not timm.is_model(name):
+    # timm also takes repositories and folders for names ("hf-hub:…", "local-dir:…")
+    if NAME.fullmatch(name) is None or not timm.is_model(name):
         raise ModelError(
             f"the network is unknown: got 'timm/{name}'.{near_timm(name)} timm lists {len(list_timm())} networks."
         )
@@ -61,7 +65,8 @@ def create_timm(
         model = _pretrained(name, config, {"num_classes": num_classes, "in_chans": in_channels}, size, arguments)
     else:
         model = _build(name, config, {"num_classes": num_classes, "in_chans": in_channels}, size, arguments)
-    _try(model, name, num_classes, in_channels, size)
+    if tried:
+        _try(model, name, num_classes, in_channels, size)
     return model
 
 
@@ -99,7 +104,10 @@ def _build(name: str, config: Any, shape: dict[str, int], size: int, arguments: 
             if "img_size" in attempt and "'img_size'" in str(error) and attempt is not attempts[-1]:
                 continue
             raise _unbuildable(name, size, error) from None
-        except (RuntimeError, ValueError, AssertionError, KeyError, AttributeError, IndexError) as error:
+        except ModelError:
+            raise
+        except Exception as error:
+            # whatever a constructor makes of values that do not go together: a bare assertion, a division by zero
             if more.get("pretrained"):
                 raise
             raise _unbuildable(name, size, error) from None
@@ -147,7 +155,7 @@ def _try(model: nn.Module, name: str, num_classes: int, in_channels: int, size: 
     training = model.training
     try:
         logits = model.eval()(torch.zeros(1, in_channels, size, size))
-    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+    except Exception as error:
         raise _unbuildable(name, size, error) from None
     finally:
         model.train(training)
@@ -181,10 +189,10 @@ def fit_to_timm(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tenso
 
 def _unbuildable(name: str, size: int, error: Exception) -> ModelError:
     return ModelError(
-        f"timm/{name} can't be built for {size} px: {_one_line(error)}. Mend model.arguments (such as patch_size) "
+        f"timm/{name} can't be built for {size} px: {_one_line(error)}. Fix model.arguments (such as patch_size) "
         "or --size."
     )
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".")[:200] or f"{type(error).__name__} without a message"

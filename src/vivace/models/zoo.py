@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vivace.errors import ModelError, nearest
+from vivace.errors import ModelError, first_line, nearest
+from vivace.models.arguments import ARGUMENTS, FRACTION, check_arguments, check_shape
 from vivace.models.convnets import FastCNN, FastPhoto, SimpleCNN
+from vivace.models.limits import blank_network, check_forward
 from vivace.models.narrowing import narrow
 from vivace.models.parts import count_parameters, forward_flops, head_parameters, layer_groups
 from vivace.models.timm_models import create_timm, list_timm, near_timm, timm_stats
@@ -38,6 +40,10 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
 TIMM = "timm/"
 # what every network is told beside its own arguments
 FIXED = {"num_classes", "in_channels", "size"}
+# what a forward pass costs is only found out where it may be more than a network's author thought of: for large
+# images, and for arguments that change a layer's size
+LARGE_SIZE = 512
+HARMLESS = {name for name, kind in ARGUMENTS.items() if kind is FRACTION}
 
 
 def create_model(
@@ -48,21 +54,58 @@ def create_model(
     size: int = 32,
     pretrained: bool = False,
     narrowed: Mapping[str, Sequence[int]] | None = None,
+    inspect_blank: Callable[[nn.Module], object] = lambda blank: None,
     **arguments: Any,
 ) -> nn.Module:
     """The network `name`: normalised images_BCHW float of `size` px → logits_BK.
 
     pretrained: with the weights that timm publishes. narrowed: sizes of the layers that pruning left with fewer
-    channels (`models.narrowing`). arguments: of the network's constructor.
-    Raises ModelError for an unknown name, an argument that the network does not take, or weights that can't be had.
+    channels (`models.narrowing`). inspect_blank: is given the network on the meta device before it is built, and may
+    raise. arguments: of the network's constructor, those that `models.arguments` lists.
+    Raises ModelError for an unknown name, an argument that the network does not take, weights that can't be had, and
+    for a network of more weights or operations than `models.limits` allows: before it is built.
     """
-    model = _create(name, num_classes, in_channels, size, pretrained, arguments)
+    check_shape(num_classes, in_channels, size)
+    if name in ZOO:
+        _check_own(name, arguments)
+    check_arguments({**arguments, **({} if narrowed is None else {"narrowed": narrowed})})
+    if narrowed and pretrained:
+        raise ModelError(f"published weights do not fit a narrowed {name}. Leave --pretrained out.")
+
+    def build(pretrained: bool, tried: bool) -> nn.Module:
+        model = _create(name, num_classes, in_channels, size, pretrained, arguments, tried)
+        narrow(model, narrowed or {})
+        return model
+
+    blank = blank_network(name, lambda: build(pretrained=False, tried=False))
+    inspect_blank(blank)
+    if narrowed or size > LARGE_SIZE or not HARMLESS.issuperset(arguments):
+        _check_forward(name, blank, in_channels, size, "narrowed sizes" if narrowed else "arguments")
+    model = build(pretrained, tried=True)
     if narrowed:
-        if pretrained:
-            raise ModelError(f"published weights do not fit a narrowed {name}. Leave --pretrained out.")
-        narrow(model, narrowed)
         _try_narrowed(model, name, num_classes, in_channels, size)
     return model
+
+
+def _check_own(name: str, arguments: Mapping[str, Any]) -> None:
+    known = set(inspect.signature(ZOO[name]).parameters) - FIXED
+    for key in arguments:
+        if key not in known:
+            takes = ", ".join(sorted(known)) or "none"
+            raise ModelError(f"{name} takes no argument {key!r}.{nearest(key, known)} It takes: {takes}.")
+
+
+def _check_forward(name: str, blank: nn.Module, in_channels: int, size: int, what: str) -> None:
+    try:
+        check_forward(name, blank, in_channels, size)
+    except ModelError:
+        raise
+    except Exception as error:
+        # shapes that do not fit fail in any way that a network's author thought of, a bare assertion included
+        raise ModelError(
+            f"{name} does not work with these {what} at {size} px: {type(error).__name__}: {first_line(error)[:200]}. "
+            "Fix model.arguments or --size."
+        ) from None
 
 
 @torch.no_grad()
@@ -70,7 +113,7 @@ def _try_narrowed(model: nn.Module, name: str, num_classes: int, in_channels: in
     training = model.training
     try:
         fits = model.eval()(torch.zeros(1, in_channels, size, size)).shape == (1, num_classes)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
         raise ModelError(f"{name} can't be narrowed so: its layers do not fit each other ({error}).") from None
     finally:
         model.train(training)
@@ -79,7 +122,13 @@ def _try_narrowed(model: nn.Module, name: str, num_classes: int, in_channels: in
 
 
 def _create(
-    name: str, num_classes: int, in_channels: int, size: int, pretrained: bool, arguments: dict[str, Any]
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    size: int,
+    pretrained: bool,
+    arguments: dict[str, Any],
+    tried: bool,
 ) -> nn.Module:
     if name.startswith(TIMM):
         return create_timm(
@@ -89,6 +138,7 @@ def _create(
             size=size,
             pretrained=pretrained,
             arguments=arguments,
+            tried=tried,
         )
     if name not in ZOO:
         # a name of timm that lacks its prefix is the likeliest slip
@@ -100,15 +150,13 @@ def _create(
         raise ModelError(
             f"there are no published weights for {name}. Leave --pretrained out, or choose a timm/ network."
         )
-    known = set(inspect.signature(ZOO[name]).parameters) - FIXED
-    for key in arguments:
-        if key not in known:
-            takes = ", ".join(sorted(known)) or "none"
-            raise ModelError(f"{name} takes no argument {key!r}.{nearest(key, known)} It takes: {takes}.")
     try:
         return ZOO[name](num_classes, in_channels=in_channels, size=size, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{name} can't be built: {error}. Mend model.arguments or --size.") from None
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise ModelError(f"{name} can't be built: {reason}. Fix model.arguments or --size.") from None
 
 
 def complete_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

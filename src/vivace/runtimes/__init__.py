@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vivace.errors import ConfigError, nearest
+from vivace.errors import BundleError, ConfigError, VivaceError, first_line, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,12 +33,26 @@ class Classifier(Protocol):
 
 
 def load_runtime(name: str, bundle: Bundle, *, device: torch.device, precision: str) -> Classifier:
-    """The classifier of a bundle on a runtime. Raises ConfigError for an unknown name."""
+    """The classifier of a bundle on a runtime.
+
+    Raises ConfigError for an unknown name, BundleError for a graph that the runtime can't read, and what its `load`
+    raises.
+    """
     if name not in RUNTIMES:
         raise ConfigError(
             f"the runtime is unknown: got {name!r}.{nearest(name, RUNTIMES)} Known: {', '.join(RUNTIMES)}."
         )
-    classifier: Classifier = import_module(RUNTIMES[name]).load(bundle, device=device, precision=precision)
+    module = import_module(RUNTIMES[name])
+    try:
+        classifier: Classifier = module.load(bundle, device=device, precision=precision)
+    except (VivaceError, MemoryError):
+        raise
+    except Exception as error:
+        # libraries in C++ have errors of their own for files that are none of theirs
+        raise BundleError(
+            f"{name} can't run what is in {bundle.folder}: {type(error).__name__}: {first_line(error)}. "
+            "Make the bundle again."
+        ) from error
     return classifier
 
 

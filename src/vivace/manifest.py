@@ -1,0 +1,125 @@
+"""bundle.json: how it is read, and how the files that it names are checked. Its hash has no key: nothing is believed.
+
+Whoever wrote a bundle could seal it. The hashes find damage; that every field has its type, that a file is in the
+folder and no link, and that nothing costs more than its bytes is checked here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vivace.errors import BundleError, ConfigError
+from vivace.files import canonical_json, sha256_of
+from vivace.plain import parse_json
+
+__all__ = ["MANIFEST", "SCHEMA_VERSION", "WEIGHTS", "check_files", "manifest_hash", "read_manifest"]
+
+SCHEMA_VERSION = 1
+WEIGHTS = "model.safetensors"
+MANIFEST = "bundle.json"
+# a manifest is a few hundred kB with 10,000 classes; its values take up to twenty times its bytes
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_FILES = 1_000
+# a name in the folder itself: no separator, no hidden file, nothing that a terminal would obey
+FILE_NAME = re.compile(r"[^\W_][\w.+ @=,()-]{0,199}")
+# what a runtime opens beside the file that it is given, so that it must be listed too
+READ_BY_RUNTIMES = (".bin", ".data", ".onnx", ".pt2", ".safetensors", ".so", ".xml")
+
+
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """The SHA-256 of a manifest without its own hash, in hexadecimal."""
+    return hashlib.sha256(canonical_json({k: v for k, v in manifest.items() if k != "sha256"})).hexdigest()
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the fields of a bundle's manifest, its files by name): plain values, of whatever types were written.
+
+    Raises BundleError if there is none, it was changed, is newer than this version, or names no weights.
+    """
+    path = folder / MANIFEST
+    manifest = _parsed(path)
+    if not isinstance(manifest, dict) or manifest.pop("format", None) != "vivace-bundle":
+        raise BundleError(f"not a bundle: {path} does not say so. Give the folder that 'vivace train' wrote.")
+    version = manifest.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BundleError(f"{path} has no schema version: got {version!r}. Make the bundle again.")
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"the bundle is newer: schema {version}, this vivace reads up to {SCHEMA_VERSION}. "
+            "Upgrade: pip install -U vivace."
+        )
+    expected = manifest.pop("sha256", None)
+    if expected != manifest_hash({"format": "vivace-bundle", **manifest}):
+        raise BundleError(f"{path} was changed after it was written: its SHA-256 is wrong. Restore it from a copy.")
+    files = manifest.pop("files", None)
+    if not isinstance(files, dict) or WEIGHTS not in files or len(files) > MAX_FILES:
+        raise BundleError(f"{path} names no {WEIGHTS}, or over {MAX_FILES} files. Make the bundle again.")
+    return manifest, files
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        if not path.is_file() and (path.is_symlink() or path.exists()):
+            raise BundleError(f"{path} is no file. Restore it from a copy.")
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError:
+        raise BundleError(
+            f"not a bundle: {path.parent} has no {MANIFEST}. Give the folder that 'vivace train' wrote."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{path} can't be read ({error}). Make the bundle again, or restore it from a copy."
+        ) from None
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} is over {MAX_MANIFEST_BYTES:,} bytes: no manifest is that large.")
+    try:
+        return parse_json(data, str(path))
+    except ConfigError as error:
+        raise BundleError(f"{path} can't be read ({error}) Make the bundle again, or restore it from a copy.") from None
+
+
+def check_files(folder: Path, files: Mapping[str, Any]) -> None:
+    """Raises BundleError unless each file is in the folder itself, no link, and has its recorded size and SHA-256.
+
+    Files that runtimes open without being told (weights beside a graph) must be among them.
+    """
+    for name, facts in files.items():
+        if FILE_NAME.fullmatch(name) is None:
+            raise BundleError(f"the bundle names a file outside its folder: {name!r}. Do not use it: {folder}.")
+        _check_file(folder / name, facts)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in READ_BY_RUNTIMES and path.name not in files:
+            raise BundleError(
+                f"{path} is no part of the bundle: its manifest does not list it, and a runtime may read it. Remove it."
+            )
+
+
+def _check_file(path: Path, facts: Any) -> None:
+    facts = facts if isinstance(facts, Mapping) else {}
+    expected, digest = facts.get("bytes"), facts.get("sha256")
+    if type(expected) is not int or not isinstance(digest, str):
+        raise BundleError(f"{MANIFEST} has no size and SHA-256 of {path}. Make the bundle again.")
+    try:
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            raise BundleError(
+                f"the bundle names a file outside its folder: {path} is a link. Put the file itself in its place."
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path} is no file. Restore it from a copy.")
+        if status.st_size != expected:
+            raise BundleError(
+                f"{path} is damaged: {status.st_size:,} bytes, expected {expected:,}. Restore it from a copy."
+            )
+        if sha256_of(path) != digest:
+            raise BundleError(f"{path} is damaged: its SHA-256 is not the recorded one. Restore it from a copy.")
+    except FileNotFoundError:
+        raise BundleError(f"the bundle lacks a file: {path}. Restore it from a copy.") from None
+    except OSError as error:
+        raise BundleError(f"{path} can't be read ({error.strerror}). Restore it from a copy.") from None
