@@ -95,7 +95,8 @@ def test_files_beside_the_class_folders_are_told(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "train/a", "train/b")
     (root / "train" / "loose.jpg").write_bytes(b"x")
     (root / "train" / ".hidden.jpg").write_bytes(b"x")
-    assert open_source(root).ignored == ("train/loose.jpg",)
+    (root / "train" / ".DS_Store").write_bytes(b"x")
+    assert sorted(open_source(root).ignored) == ["train/.hidden.jpg", "train/loose.jpg"]
 
 
 def test_a_class_may_be_a_link_to_elsewhere_in_the_data_set(tmp_path: Path) -> None:
@@ -118,10 +119,10 @@ def test_folders_below_a_class_belong_to_it(tmp_path: Path) -> None:
     assert source.splits["train"].labels.tolist() == [0] * 6 + [1] * 3
 
 
-def test_a_class_name_that_is_no_utf8_survives(tmp_path: Path) -> None:
-    root = fill(tmp_path / "data", "a", os.fsdecode(b"\xff\xfe"))
-    source = open_source(root)
-    assert [os.fsencode(name) for name in source.classes] == [b"a", b"\xff\xfe"]
+def test_a_class_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "a", os.fsdecode(b"K\xe4fer"))
+    with pytest.raises(DataError, match=r"the name of a class is not UTF-8: 'K\\udce4fer'\. Rename it: give UTF-8\."):
+        open_source(root)
 
 
 @pytest.mark.parametrize("extension", [".pdf", ".eps", ".PS", ".fits", ".svg", ".psd"])

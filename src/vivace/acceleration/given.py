@@ -6,11 +6,13 @@ from pathlib import Path
 
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.data.cache import open_cache
+from vivace.data.describe import notes_of
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import ConfigError, DataError
 from vivace.hardware import describe
 from vivace.models.zoo import complete_arguments, create_model, load_weights, pretrained_stats
+from vivace.notices import warn
 
 __all__ = ["bundle_from"]
 
@@ -38,6 +40,8 @@ def bundle_from(
     many as the data's, DataError for data without a val or test split, and what opening the data raises.
     """
     source = open_source(data, cache_dir=cache_dir)
+    for line in notes_of(source):
+        warn(line)
     stats = pretrained_stats(name)
     size = size or (stats[2] if stats else PLAIN_SIZE)
     mean, std = (stats[0], stats[1]) if stats and source.channels == 3 else ((0.5,) * source.channels,) * 2

@@ -11,11 +11,13 @@ import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.data.cache import Cache, open_cache
+from vivace.data.describe import notes_of
 from vivace.data.holdout import hold_out
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.stored import Pixels
 from vivace.errors import DataError
+from vivace.notices import warn
 from vivace.runtimes import Classifier
 
 __all__ = ["Images", "Splits", "open_splits"]
@@ -98,6 +100,8 @@ def open_splits(
     Raises DataError if there are too few images to certify on, and what opening the data raises.
     """
     source = open_source(data, cache_dir=cache_dir, classes=bundle.classes)
+    for line in notes_of(source):
+        warn(line)
     cache = open_cache(source, bundle.preprocess, cache_dir=cache_dir, on_bad_image=on_bad_image, allow_leaks=False)
     rng = np.random.default_rng(seed)
     train, val = _train_and_val(bundle, cache)

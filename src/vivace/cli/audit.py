@@ -22,6 +22,8 @@ class Options:
     """Where named data sets are downloaded to. Default: inside the cache."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    follow_links: bool = False
+    """Follow links that lead out of a folder."""
     quiet: bool = False
     """No progress display."""
     json: bool = False
@@ -32,12 +34,17 @@ def run(options: Options) -> None:
     """Audit and print the findings, the gravest first."""
     from vivace.data.cache import audit_source
     from vivace.data.cachedir import default_cache_dir
+    from vivace.data.config import DataConfig
+    from vivace.data.describe import report
     from vivace.data.preprocess import Preprocess
     from vivace.data.sources import open_source
     from vivace.training.display import counting_bar
 
     cache_dir = options.cache_dir or default_cache_dir()
-    source = open_source(options.data, data_root=options.data_root, cache_dir=cache_dir)
+    source = open_source(
+        options.data, data_root=options.data_root, cache_dir=cache_dir, follow_links=options.follow_links
+    )
+    report(source, DataConfig().val_fraction)
     channels = source.channels
     preprocess = Preprocess(
         size=options.size, store_size=options.size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels

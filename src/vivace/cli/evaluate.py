@@ -40,6 +40,8 @@ class Options:
     """Share of the images, those with the least sure answers, that --tta looks at more than once, (0, 1]."""
     on_bad_image: Literal["refuse", "skip"] = "refuse"
     """What to do when images are corrupt or contradict each other."""
+    follow_links: bool = False
+    """Follow links that lead out of a folder."""
     data_root: Path | None = None
     """Where named data sets are downloaded to. Default: inside the cache."""
     cache_dir: Path | None = None
@@ -67,6 +69,7 @@ def run(options: Options) -> None:
             data_root=options.data_root,
             cache_dir=options.cache_dir,
             on_bad_image=options.on_bad_image,
+            follow_links=options.follow_links,
             tta=options.tta,
             tta_share=options.tta_share,
             progress=progress,

@@ -60,6 +60,8 @@ class Images:
     """Where named data sets are downloaded to. Default: inside the cache."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    follow_links: bool = False
+    """Follow links that lead out of a folder."""
     val_fraction: float | None = None
     """Share of the training images held out where there is no validation split. Default: 0.1."""
     on_bad_image: Literal["refuse", "skip"] | None = None
@@ -155,6 +157,7 @@ def run(options: Options) -> None:
         tune=execution.tune == "on",
         data_root=images.data_root,
         cache_dir=images.cache_dir,
+        follow_links=images.follow_links,
         quiet=execution.quiet,
         clock=process_seconds,
     )

@@ -1,108 +1,209 @@
-"""A folder of class folders, or of train/, val/ and test/ with class folders in each."""
+"""A folder of class folders, or of train/, val/ and test/ with class folders in each, however named and wrapped."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from vivace.data.decode import EXTENSIONS, REFUSED_EXTENSIONS
-from vivace.data.splits import DataSource, Split
+from vivace.data.assemble import Items, assemble, count_of, some
+from vivace.data.listing import Listing, scan
+from vivace.data.splitnames import SPLIT_ORDER, split_of
+from vivace.data.splits import DataSource
 from vivace.errors import DataError
 
-__all__ = ["SPLIT_NAMES", "check_same_classes", "open_folder"]
+__all__ = ["ClassFolders", "open_folder"]
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+# wrappers within wrappers: dataset/dataset/images/…
+MAX_WRAPPERS = 6
+MANIFESTS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 @dataclass
-class _Listing:
-    """What was found below one class folder."""
+class ClassFolders:
+    """What a folder was found to be."""
 
-    files: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
+    listing: Listing
+    top: str
+    """The folder below all wrappers."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Split → the folder that holds its class folders; empty: `top` holds class folders."""
+    notes: list[str] = field(default_factory=list)
 
 
-def open_folder(root: Path, *, require_train: bool = True) -> DataSource:
-    """The data source of a folder. Raises DataError for what faults a folder can have."""
-    root = root.resolve()
-    folders = _subfolders(root, root)
-    splits = _split_folders(root, folders)
-    if splits and require_train and "train" not in splits:
+def open_folder(
+    root: Path, *, require_train: bool = True, known: Sequence[str] = (), follow_links: bool = False
+) -> DataSource:
+    """The data source of a folder; known: class names that are never taken for wrappers.
+
+    Raises DataError for what faults a folder can have.
+    """
+    found = understand(root.resolve(), known=known, follow_links=follow_links)
+    listing, top = found.listing, found.top
+    if found.splits and require_train and "train" not in found.splits:
         raise DataError(
-            f"there is no train folder in {root}, only {', '.join(sorted(folders))}. "
+            f"there is no train folder in {top}, only {some(sorted(listing.subfolders(top)))}. "
             "Put the training images into train/."
         )
-    if splits:
-        return _open_splits(root, splits)
-    name = "train" if require_train else "test"
-    classes, split, ignored = _read_split(root, root, name)
-    return DataSource(name=root.name, classes=classes, splits={name: split}, root=root, ignored=ignored)
-
-
-def _split_folders(root: Path, folders: Mapping[str, str]) -> dict[str, str]:
-    """Split → folder; empty where the folders are classes.
-
-    A class may be called "train", as in a data set of vehicles: beside classes it is a split only if it has subfolders.
-    """
-    splits: dict[str, str] = {}
-    for name, path in folders.items():
-        split = SPLIT_NAMES.get(name.lower())
-        if split in splits:
-            twin = os.path.basename(splits[split])  # noqa: PTH119
-            raise DataError(f"two folders are the split {split}: {twin!r} and {name!r} in {root}. Merge them.")
-        if split is not None:
-            splits[split] = path
-    if len(splits) < len(folders) and not ("train" in splits and _subfolders(Path(splits["train"]), root)):
-        return {}
-    return splits
-
-
-def check_same_classes(classes: Mapping[str, Iterable[str]], where: Path) -> None:
-    """Raise DataError unless every split has the classes of the first."""
-    first, *others = classes
-    for name in others:
-        missing = sorted(set(classes[first]) - set(classes[name]))
-        extra = sorted(set(classes[name]) - set(classes[first]))
-        if missing or extra:
-            parts = [f"{name} lacks {', '.join(missing)}"] if missing else []
-            parts += [f"only {name} has {', '.join(extra)}"] if extra else []
-            raise DataError(
-                f"{first} and {name} have different classes in {where}: {'; '.join(parts)}. Make them the same."
-            )
-
-
-def _open_splits(root: Path, folders: dict[str, str]) -> DataSource:
-    found = {name: _read_split(root, Path(folders[name]), name) for name in ("train", "val", "test") if name in folders}
-    check_same_classes({name: classes for name, (classes, _, _) in found.items()}, root)
-    classes = next(iter(found.values()))[0]
-    ignored = tuple(path for _, _, ignored in found.values() for path in ignored)
-    return DataSource(
-        name=root.name,
-        classes=classes,
-        splits={name: split for name, (_, split, _) in found.items()},
-        root=root,
-        ignored=ignored,
+    items: dict[str, Items] = {}
+    if found.splits:
+        for split in SPLIT_ORDER:
+            if split in found.splits:
+                items[split] = read_classes(found.splits[split], listing, found.notes)
+    else:
+        items = _read_class_first(found) or {
+            "train" if require_train else "test": read_classes(top, listing, found.notes)
+        }
+    if require_train and len({label for _, label in items.get("train", [])}) < 2:
+        _hint_at_manifests(top)
+    return assemble(
+        root.name or str(root),
+        root.resolve(),
+        items,
+        require_train=require_train,
+        notes=found.notes,
+        ignored=listing.ignored,
     )
 
 
-def _read_split(root: Path, folder: Path, name: str) -> tuple[tuple[str, ...], Split, tuple[str, ...]]:
-    """(classes, split, ignored files) of a folder of class folders."""
+def understand(root: Path, *, known: Sequence[str] = (), follow_links: bool = False) -> ClassFolders:
+    """Which folders below `root` are splits, wrappers and classes. Raises DataError where that is unclear."""
+    listing = Listing(os.fspath(root), follow_links)
+    found = ClassFolders(listing, _unwrapped(listing, os.fspath(root), frozenset(known)))
+    roles = {name: split for name in listing.subfolders(found.top) if (split := split_of(name)) is not None}
+    if roles:
+        _decide(found, roles, frozenset(known))
+    return found
+
+
+def _unwrapped(listing: Listing, folder: str, known: frozenset[str]) -> str:
+    """The folder, or the only one in it that holds images, and so on: downloads often wrap what they hold."""
+    for _ in range(MAX_WRAPPERS):
+        inner = listing.labelled(folder)
+        if len(inner) != 1 or listing.has_files(folder):
+            break
+        ((name, path),) = inner.items()
+        if name in known or split_of(name) is not None or listing.has_files(path):
+            break
+        folder = path
+    return folder
+
+
+def _inner(listing: Listing, folder: str, known: frozenset[str]) -> str:
+    """A split's folder below its wrappers, as in seg_train/seg_train or train/images; `known`: classes of train."""
+    for _ in range(MAX_WRAPPERS):
+        inner = listing.labelled(folder)
+        if len(inner) != 1 or listing.has_files(folder):
+            break
+        ((name, path),) = inner.items()
+        own = os.path.basename(folder)  # noqa: PTH119
+        same = name.casefold() == own.casefold() or (split_of(name) == split_of(own) is not None)
+        if name in known or not (same or listing.labelled(path)):
+            break
+        folder = path
+    return folder
+
+
+def _decide(found: ClassFolders, roles: Mapping[str, str], known: frozenset[str]) -> None:
+    """Fill `splits` if the folders whose names speak of splits are splits: they hold the same class folders.
+
+    A class may be called "train", "freight train" or "test tube": it holds images, and others stand beside it.
+    known: classes that a bundle has.
+    """
+    listing, folders = found.listing, found.listing.labelled(found.top)
+    empty = [name for name in roles if name not in folders]
+    roles = {name: split for name, split in roles.items() if name in folders}
+    others = [name for name in folders if name not in roles]
+    inner = {name: _inner(listing, folders[name], known) for name, split in roles.items() if split == "train"}
+    known |= {label for path in inner.values() for label in listing.labelled(path)}
+    inner |= {name: _inner(listing, folders[name], known) for name in roles if name not in inner}
+    classes = {name: frozenset(listing.labelled(path)) for name, path in inner.items()}
+    if not any(classes.values()):
+        if not others and (len(set(roles.values())) > 1 or len(folders) == 1):
+            raise _unlabelled(found.top, sorted(roles))
+        return
+    if others and "train" not in roles.values():
+        return
+    if len(roles) == 1 and others:
+        _check_not_a_class(found, next(iter(roles)), known, others)
+    for name, split in roles.items():
+        if split == "train" and not classes[name]:
+            raise _unlabelled(found.top, [name])
+        if not classes[name] or (split != "train" and known and not classes[name] & known and len(classes[name]) == 1):
+            found.notes.append(f"{name}/ has no labels (no class folders of train) and was passed over")
+        elif split in found.splits:
+            twin = Path(found.splits[split]).relative_to(found.top).parts[0]
+            raise DataError(
+                f"two folders are the split {split}: {twin!r} and {name!r} in {found.top}. Merge or rename them."
+            )
+        else:
+            found.splits[split] = inner[name]
+    found.notes += [f"{name}/ holds no images and was passed over" for name in empty]
+    for name in others:
+        same = len(frozenset(listing.labelled(folders[name])) & known) > 1
+        reason = "holds the same class folders, but its name is that of no split: rename it val/ or test/ to use it"
+        found.notes.append(f"{name}/ was passed over: it {reason if same else 'is no split'}")
+    listing.pass_over_files(found.top)
+
+
+def _check_not_a_class(found: ClassFolders, name: str, known: frozenset[str], others: list[str]) -> None:
+    """Raise DataError where one folder called train may as well be a class beside `others`."""
+    folders = found.listing.labelled(found.top)
+    twins = [other for other in others if len(frozenset(found.listing.labelled(folders[other])) & known) > 1]
+    if twins or len(others) > 1:
+        raise DataError(
+            f"it is unclear whether {name!r} is a split or a class: beside it in {found.top} are "
+            f"{some(twins or others)}{' with the same subfolders' if twins else ''}. If it is a split, rename the "
+            f"others val/ or test/, or move them away; if it is a class, rename it or remove its subfolders."
+        )
+
+
+def _unlabelled(top: str, names: Sequence[str]) -> DataError:
+    tables = _manifests_in(top)
+    hint = f", or give the table of labels as DATA: {some(tables, 3)}" if tables else ", or give a CSV of their labels"
+    return DataError(
+        f"the folders look like splits and hold no class folders: {some(names)} in {top}. "
+        f"Put the images of each into one folder per class{hint}."
+    )
+
+
+def _manifests_in(folder: str) -> list[str]:
+    """Names of the tables that lie in a folder."""
+    return sorted(entry.name for entry in scan(folder) if entry.name.lower().endswith(MANIFESTS))
+
+
+def _hint_at_manifests(top: str) -> None:
+    """Raise DataError if there is one class or none, and a table that may hold the labels."""
+    if tables := _manifests_in(top):
+        raise DataError(
+            f"there are no two class folders in {top}. Give the table of labels as DATA: {some(tables, 3)}."
+        )
+
+
+def _read_class_first(found: ClassFolders) -> dict[str, Items]:
+    """Items per split where every class folder holds split folders, as in cat/train, cat/test; empty elsewhere."""
+    listing, top = found.listing, found.top
+    tree = {name: listing.labelled(path) for name, path in listing.labelled(top).items()}
+    roles = {split_of(inner) for folders in tree.values() for inner in folders}
+    if len(tree) < 2 or not all(tree.values()) or None in roles or len(roles) < 2 or "train" not in roles:
+        return {}
+    if any(listing.has_files(os.path.join(top, name)) for name in tree):  # noqa: PTH118
+        return {}
+    items: dict[str, Items] = {}
+    for name, folders in tree.items():
+        label = unicodedata.normalize("NFC", name)
+        for inner, path in folders.items():
+            items.setdefault(str(split_of(inner)), []).extend((file, label) for file in listing.images(path))
+    found.notes.append(f"every class folder holds splits: {some(sorted({i for f in tree.values() for i in f}))}")
+    return items
+
+
+def read_classes(folder: str, listing: Listing, notes: list[str]) -> Items:
+    """(file, class) of all images in the class folders of `folder`, by class; empty ones are noted."""
     by_class: dict[str, str] = {}
-    ignored: list[str] = []
-    for raw, path in _subfolders(folder, root, ignored).items():
+    for raw, path in listing.subfolders(folder).items():
         # the same name may be spelled in composed or decomposed characters: one class all the same
         label = unicodedata.normalize("NFC", raw)
         if label in by_class:
@@ -110,82 +211,16 @@ def _read_split(root: Path, folder: Path, name: str) -> tuple[tuple[str, ...], S
                 f"two class folders have the same name in other Unicode forms: {label!r} in {folder}. Merge them."
             )
         by_class[label] = path
+    listing.pass_over_files(folder)
     if not by_class:
         raise DataError(f"there are no class folders in {folder}. Put the images into one folder per class.")
-    classes = tuple(sorted(by_class))
-    prefix = len(os.fspath(root)) + 1
-    paths: list[str] = []
-    labels: list[int] = []
-    for index, label in enumerate(classes):
-        listing = _Listing()
-        _walk(by_class[label], os.fspath(root), listing, (os.path.realpath(by_class[label]),))
-        if not listing.files:
-            raise DataError(f"a class folder holds no images: {by_class[label]}. Fill it or remove it.")
-        listing.files.sort()
-        paths += listing.files
-        labels += [index] * len(listing.files)
-        ignored += listing.ignored
-    split = Split(
-        name=name,
-        names=tuple(path[prefix:] for path in paths),
-        labels=np.asarray(labels, dtype=np.int64),
-        paths=tuple(paths),
-    )
-    return classes, split, tuple(path[prefix:] for path in ignored)
-
-
-def _subfolders(folder: Path, root: Path, loose: list[str] | None = None) -> dict[str, str]:
-    """Visible subfolders by name, sorted; files beside them are added to `loose`; a link out of the root is refused."""
-    found = {}
-    for entry in _scan(os.fspath(folder)):
-        if entry.name.startswith((".", "__MACOSX")):
-            continue
-        if entry.is_symlink():
-            _check_link(entry.path, os.fspath(root), ())
-        if entry.is_dir():
-            found[entry.name] = entry.path
-        elif loose is not None:
-            loose.append(entry.path)
-    return dict(sorted(found.items()))
-
-
-def _walk(folder: str, root: str, listing: _Listing, parents: tuple[str, ...]) -> None:
-    for entry in _scan(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_symlink():
-            _check_link(entry.path, root, parents)
-        if entry.is_dir():
-            _walk(entry.path, root, listing, (*parents, os.path.realpath(entry.path)))
-            continue
-        extension = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
-        if extension in EXTENSIONS:
-            # reading a pipe would wait for ever
-            if not entry.is_file():
-                raise DataError(f"not a plain file: {entry.path}, a pipe, socket or device. Remove it.")
-            # 1 µs a file; effective rights are those that reading will have
-            if not os.access(entry.path, os.R_OK, effective_ids=True):
-                raise DataError(f"the file can't be read: {entry.path}. Check its rights.")
-            listing.files.append(entry.path)
-        elif extension in REFUSED_EXTENSIONS:
-            raise DataError(f"the format is not allowed: {entry.path}. Convert it to JPEG or PNG, or remove it.")
-        else:
-            listing.ignored.append(entry.path)
-
-
-def _scan(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise DataError(f"the folder can't be read: {folder} ({error.strerror}). Check its rights.") from None
-
-
-def _check_link(path: str, root: str, parents: tuple[str, ...]) -> None:
-    target = os.path.realpath(path)
-    if not os.path.exists(target):  # noqa: PTH110
-        raise DataError(f"a link leads nowhere or in a circle: {path}. Remove it.")
-    if not (target + os.sep).startswith(os.path.realpath(root) + os.sep):
-        raise DataError(f"a link leads out of the data set: {path} → {target}. Copy the files in, or remove it.")
-    if target in parents:
-        raise DataError(f"a link leads in a circle: {path} → {target}. Remove it.")
+    items: Items = []
+    empty = []
+    for label, path in sorted(by_class.items()):
+        files = listing.images(path)
+        items += [(file, label) for file in files]
+        if not files:
+            empty.append(label)
+    if empty:
+        notes.append(f"{count_of(len(empty), 'empty class folder')} passed over: {some(empty)}")
+    return items

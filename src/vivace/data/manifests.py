@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from vivace.data.assemble import assemble
 from vivace.data.decode import REFUSED_EXTENSIONS
-from vivace.data.folders import SPLIT_NAMES, check_same_classes
-from vivace.data.splits import DataSource, Split
+from vivace.data.splitnames import SPLIT_NAMES
+from vivace.data.splits import DataSource
 from vivace.errors import DataError, MissingExtra, nearest
 
 __all__ = ["is_manifest", "open_manifest"]
@@ -34,7 +33,6 @@ def open_manifest(path: Path, *, require_train: bool = True, inside_only: bool =
     """
     root = path.parent.resolve()
     rows: dict[str, list[tuple[str, str]]] = {}
-    labels: set[str] = set()
     seen: dict[str, int] = {}
     default = "train" if require_train else "test"
     for line, row in _rows(path):
@@ -49,38 +47,15 @@ def open_manifest(path: Path, *, require_train: bool = True, inside_only: bool =
         _check_file(file, f"{path}, line {line}", file_name)
         if (before := seen.setdefault(file, line)) != line:
             raise DataError(f"{path}, line {line}: {file_name!r} stands in line {before} already. Remove one of them.")
-        label = unicodedata.normalize("NFC", label)
-        labels.add(label)
-        rows.setdefault(split, []).append((file, label))
+        rows.setdefault(split, []).append((file, unicodedata.normalize("NFC", label)))
     if not rows:
         raise DataError(f"the manifest is empty: {path}. Give a line per image with file_name and label.")
     if require_train and "train" not in rows:
         raise DataError(
             f"the manifest has no training images: {path}, splits {', '.join(sorted(rows))}. Mark some as train."
         )
-    classes = tuple(sorted(labels))
-    index = {name: number for number, name in enumerate(classes)}
-    splits: dict[str, Split] = {}
-    for name in ("train", "val", "test"):
-        if name in rows:
-            items = sorted(rows[name])
-            files = tuple(file for file, _ in items)
-            splits[name] = Split(
-                name=name,
-                names=tuple(os.path.relpath(file, root) if inside_only else _short(file, root) for file in files),
-                labels=np.asarray([index[label] for _, label in items], dtype=np.int64),
-                paths=files,
-            )
-    if require_train:
-        check_same_classes(
-            {name: {classes[i] for i in set(split.labels.tolist())} for name, split in splits.items()}, path
-        )
-    return DataSource(name=path.stem, classes=classes, splits=splits, root=root)
-
-
-def _short(file: str, root: Path) -> str:
-    prefix = os.fspath(root) + os.sep
-    return file[len(prefix) :] if file.startswith(prefix) else file
+    items = {split: sorted(found) for split, found in rows.items()}
+    return assemble(path.stem, root, items, require_train=require_train)
 
 
 def _check_file(file: str, where: str, file_name: str) -> None:

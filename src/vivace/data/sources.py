@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vivace.data import archives, catalog, folders, manifests
-from vivace.data.splits import DataSource, check_source
+from vivace.data.assemble import count_of, some
+from vivace.data.splits import DataSource, Split, check_source
 from vivace.errors import DataError, nearest
 
 __all__ = ["open_source"]
@@ -23,17 +24,19 @@ def open_source(
     cache_dir: Path | None = None,
     require_train: bool = True,
     classes: Sequence[str] | None = None,
+    follow_links: bool = False,
 ) -> DataSource:
     """The data source behind a name, a folder, a manifest or an archive.
 
     require_train: False for evaluation, where one split of any name is enough and a plain folder of class folders
-    counts as "test". classes: those of a bundle, in its order; labels then follow them and other classes are refused.
+    counts as "test". classes: those of a bundle, in its order; labels then follow them, and images of other classes are
+    left out. follow_links: follow links that lead out of a folder. What was left out or guessed is in its `notes`.
     Raises DataError, ArchiveError or DownloadError.
     """
     text = str(data)
     path = _path_of(text)
     if path.is_dir():
-        source = folders.open_folder(path, require_train=require_train)
+        source = folders.open_folder(path, require_train=require_train, known=classes or (), follow_links=follow_links)
     elif path.is_file() and manifests.is_manifest(path):
         source = manifests.open_manifest(path, require_train=require_train)
     elif path.is_file() and archives.is_archive(path):
@@ -68,17 +71,34 @@ def _path_of(text: str) -> Path:
 
 
 def _with_classes(source: DataSource, classes: tuple[str, ...]) -> DataSource:
-    """The source with its labels numbered as in `classes`."""
+    """The source with its labels numbered as in `classes`; images of other classes are left out."""
     known = {unicodedata.normalize("NFC", name): index for index, name in enumerate(classes)}
-    numbers = []
-    for name in source.classes:
-        index = known.get(unicodedata.normalize("NFC", name))
-        if index is None:
-            raise DataError(
-                f"the bundle does not know a class of the data: got {name!r}.{nearest(name, classes)} "
-                f"It knows {', '.join(classes[:20])}{' …' if len(classes) > 20 else ''}."
-            )
-        numbers.append(index)
+    numbers = [known.get(unicodedata.normalize("NFC", name), -1) for name in source.classes]
+    strange = [name for name, number in zip(source.classes, numbers, strict=True) if number < 0]
     mapping = np.asarray(numbers, dtype=np.int64)
-    splits = {key: dataclasses.replace(split, labels=mapping[split.labels]) for key, split in source.splits.items()}
-    return dataclasses.replace(source, classes=classes, splits=splits)
+    splits = {key: _renumbered(split, mapping[split.labels]) for key, split in source.splits.items()}
+    splits = {key: split for key, split in splits.items() if len(split)}
+    if not splits:
+        raise DataError(
+            f"the bundle does not know any class of the data: got {some(strange, 3)}.{nearest(strange[0], classes)} "
+            f"It knows {some(classes, 20)}."
+        )
+    notes = list(source.notes)
+    if strange:
+        count = sum(map(len, source.splits.values())) - sum(map(len, splits.values()))
+        notes.append(f"{count_of(count, 'image')} of classes that the bundle does not know left out: {some(strange)}")
+    return dataclasses.replace(source, classes=classes, splits=splits, notes=tuple(notes))
+
+
+def _renumbered(split: Split, labels: np.ndarray) -> Split:
+    """The split with other labels, without the images whose label is negative."""
+    if (labels >= 0).all():
+        return dataclasses.replace(split, labels=labels)
+    kept = np.flatnonzero(labels >= 0)
+    return Split(
+        name=split.name,
+        names=tuple(split.names[row] for row in kept),
+        labels=labels[kept],
+        paths=None if split.paths is None else tuple(split.paths[row] for row in kept),
+        arrays=None if split.arrays is None else split.arrays[kept],
+    )

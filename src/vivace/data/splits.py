@@ -48,18 +48,15 @@ class DataSource:
     channels: Literal[1, 3] = 3
     """1 for a grey data set, 3 otherwise."""
     ignored: tuple[str, ...] = field(default=())
-    """Files of no image format that were passed over."""
+    """Files that were passed over, relative to the root; folders end in a slash."""
+    notes: tuple[str, ...] = field(default=())
+    """What was left out, guessed or missed, a line each, for people."""
 
 
 def check_source(source: DataSource, *, require_train: bool) -> None:
     """Raise DataError if the source can't be trained on (or, without `require_train`, not even evaluated on)."""
     if not any(len(split) for split in source.splits.values()):
         raise DataError(f"there are no images in {source.root or source.name}. Put them into one folder per class.")
-    folded: dict[str, str] = {}
-    for name in source.classes:
-        twin = folded.setdefault(name.casefold(), name)
-        if twin != name:
-            raise DataError(f"two classes differ by case alone: {twin!r} and {name!r}. Merge or rename one of them.")
     if not require_train:
         return
     if len(source.classes) < 2:

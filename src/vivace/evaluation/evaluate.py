@@ -14,11 +14,13 @@ import numpy as np
 from vivace.bundle import Bundle
 from vivace.config import check_choice, check_range, to_dict
 from vivace.data.cache import CachedSplit, open_cache
+from vivace.data.describe import notes_of
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import DataError, nearest
 from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
 from vivace.metrics.summary import Metrics, evaluate_probs
+from vivace.notices import warn
 from vivace.prediction import Predictor, predictor_for
 
 __all__ = ["Evaluation", "Mistake", "evaluate", "open_split"]
@@ -93,6 +95,7 @@ def evaluate(
     data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     on_bad_image: str = "refuse",
+    follow_links: bool = False,
     tta: str = "none",
     tta_share: float = 1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -117,6 +120,7 @@ def evaluate(
         data_root=data_root,
         cache_dir=cache_dir,
         on_bad_image=on_bad_image,
+        follow_links=follow_links,
         progress=progress,
     )
     if len(cached.labels_N) == 0:
@@ -166,6 +170,7 @@ def open_split(
     data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     on_bad_image: str = "refuse",
+    follow_links: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[DataSource, str, CachedSplit]:
     """(source, name of the split, its images as the bundle's Preprocess stores them); arguments as for `evaluate`."""
@@ -176,7 +181,10 @@ def open_split(
         cache_dir=cache_path,
         require_train=False,
         classes=bundle.classes,
+        follow_links=follow_links,
     )
+    for line in notes_of(source):
+        warn(line)
     chosen = _chosen(source, split)
     only = dataclasses.replace(source, splits={chosen: source.splits[chosen]})
     cache = open_cache(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vivace.config import from_dict, override, to_dict
 from vivace.data.cache import Cache, open_cache
 from vivace.data.cachedir import default_cache_dir
+from vivace.data.describe import report
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
@@ -59,6 +60,7 @@ def train(
     cache_dir: str | Path | None = None,
     num_workers: int | None = None,
     measure_test: bool = True,
+    follow_links: bool = False,
     teacher: Teacher | None = None,
     quiet: bool = False,
     clock: Callable[[], float] | None = None,
@@ -69,9 +71,10 @@ def train(
     (.csv, .jsonl, .parquet) or an archive. recipe: a name, a YAML file or a Recipe. overrides: dotted fields of the
     recipe, such as {"optimizer.lr": 0.1}. The contract is `epochs`, `within` (wall-clock, such as "10m", from the call
     to the saved bundle) and `target` (validation accuracy, (0, 1]) at which it stops. measure_test: look at the test
-    split, once, at the end. quiet: nothing is shown but warnings, which `TrainResult.warnings` has too. teacher: a
-    faster form of the network that `distill.teacher` names, which answers in its place: pixels, uint8
-    [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K].
+    split, once, at the end. follow_links: also links that lead out of a folder. quiet: nothing is shown but what DATA
+    was understood to be and warnings, which `TrainResult.warnings` has too. teacher: a faster form of the network that
+    `distill.teacher` names, which answers in its place: pixels, uint8 [B, size, size, C] at the size of its bundle, →
+    probabilities, float32 [B, K].
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """
@@ -91,10 +94,13 @@ def train(
     importing.start()
 
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    source = open_source(data, data_root=Path(data_root) if data_root else None, cache_dir=cache_path)
+    source = open_source(
+        data, data_root=Path(data_root) if data_root else None, cache_dir=cache_path, follow_links=follow_links
+    )
     # a GPU has time for the larger network in any contract
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
     folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
+    report(source, resolved.data.val_fraction)
     display = LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet)
     try:
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None

@@ -1,0 +1,60 @@
+"""What a data source was understood to be, in a few lines for people (no torch here)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import numpy as np
+
+from vivace.data.assemble import shorter
+from vivace.data.listing import passed_over
+from vivace.data.splits import DataSource
+from vivace.notices import warn
+
+__all__ = ["notes_of", "report", "summary"]
+
+
+def summary(source: DataSource, val_fraction: float = 0.0) -> str:
+    """One line: classes, images per split, and the smallest and largest class.
+
+    val_fraction: what is held out of train where there is no val, about; 0: nothing is.
+    """
+    names = source.classes
+    ends = f" ({shorter(names[0])} … {shorter(names[-1])})" if names else ""
+    sizes = {name: len(split) for name, split in source.splits.items()}
+    parts = [f"{len(names):,} classes{ends}"]
+    held = 0
+    if val_fraction and "train" in sizes and "val" not in sizes:
+        counts = np.bincount(source.splits["train"].labels, minlength=len(names))
+        held = int(sum(max(1, round(val_fraction * count)) for count in counts.tolist() if count > 1))
+    for name, size in sizes.items():
+        parts.append(f"{size - (held if name == 'train' else 0):,} {name}")
+        if name == "train" and held:
+            parts.append(f"{held:,} val (held out)")
+    line = ", ".join(parts)
+    first = next(iter(source.splits), None)
+    if first is not None and len(names) > 1:
+        counts = np.bincount(source.splits[first].labels, minlength=len(names))
+        low, high = int(counts.argmin()), int(counts.argmax())
+        line += (
+            f"; smallest class {shorter(names[low])}: {counts[low]:,}, largest {shorter(names[high])}: {counts[high]:,}"
+        )
+        line += "" if first == "train" else f" ({first})"
+    return line
+
+
+def notes_of(source: DataSource) -> list[str]:
+    """A line for each thing that was left out, guessed or missed, files that were passed over among them."""
+    line = passed_over(source.ignored, sum(len(split) for split in source.splits.values()))
+    return [*source.notes, *([line] if line else [])]
+
+
+def report(source: DataSource, val_fraction: float = 0.0) -> None:
+    """Write the summary to stderr, and the notes as warnings."""
+    # a closed stderr must not end a run
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"data: {summary(source, val_fraction)}", file=sys.stderr, flush=True)
+    for line in notes_of(source):
+        warn(line)

@@ -1,0 +1,223 @@
+"""The ways in which people lay out splits, and that a split is never taken for a class."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vivace.data.describe import notes_of, summary
+from vivace.data.sources import open_source
+from vivace.data.splitnames import split_of
+from vivace.errors import DataError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def fill(root: Path, *folders: str, count: int = 3) -> Path:
+    for name in folders:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            (root / name / f"{index}.png").write_bytes(PNG + name.encode())
+    return root
+
+
+def sizes(root: Path) -> dict[str, int]:
+    return {name: len(split) for name, split in open_source(root).splits.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *((word, "train") for word in ("train", "TRAIN", "seg_train", "train_png", "Training Data", "trainset")),
+        *((word, "train") for word in ("train2017", "asl_alphabet_train", "trainImages", "train-00000-of-00002")),
+        *((word, "val") for word in ("val", "valid", "validation", "dev", "eval", "my-validation-set", "val2017")),
+        *((word, "test") for word in ("test", "seg_test", "test_images", "holdout", "hold-out", "TestSet", "testing")),
+        *((word, None) for word in ("trainer", "strain", "contest", "evaluate_me", "valley", "train_test", "device")),
+    ],
+)  # fmt: skip
+def test_a_split_is_told_by_a_word_in_the_name(name: str, split: str | None) -> None:
+    assert split_of(name) == split
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        # Kaggle's Intel images: a folder of the same name inside, and unlabelled ones to predict
+        (("seg_train/seg_train/{c}", "seg_test/seg_test/{c}", "seg_pred/seg_pred"), ("train", "test")),
+        (("train_png/{c}", "test_png/{c}"), ("train", "test")),
+        (("train/{c}", "dev/{c}"), ("train", "val")),
+        (("Training/{c}", "eval/{c}", "holdout/{c}"), ("train", "val", "test")),
+        (("dataset/dataset/train/{c}", "dataset/dataset/valid/{c}"), ("train", "val")),
+        (("train/images/{c}", "test/images/{c}"), ("train", "test")),
+        (("pets/train/{c}", "pets/test"), ("train",)),
+        (("train/{c}", "test/unknown"), ("train",)),
+        # class folders first
+        (("{c}/train", "{c}/test"), ("train", "test")),
+    ],
+)
+def test_layouts_of_splits(tmp_path: Path, folders: tuple[str, ...], splits: tuple[str, ...]) -> None:
+    root = tmp_path / "data"
+    for pattern in folders:
+        fill(root, *sorted({pattern.format(c=name) for name in ("bird", "cat", "dog")}))
+    source = open_source(root)
+    assert source.classes == ("bird", "cat", "dog")
+    assert {name: len(split) for name, split in source.splits.items()} == dict.fromkeys(splits, 9)
+
+
+@pytest.mark.parametrize(
+    "classes", [("bus", "train"), ("freight train", "tram"), ("test tube", "flask"), ("test tube", "test strip")]
+)
+def test_classes_with_the_word_in_their_name_stay_classes(tmp_path: Path, classes: tuple[str, str]) -> None:
+    root = fill(tmp_path / "data", *classes)
+    assert open_source(root).classes == tuple(sorted(classes))
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("train_images", "val_images"), ("seg_train", "seg_test", "dev")])
+def test_flat_splits_are_refused_and_never_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    root = fill(tmp_path / "data", *names)
+    with pytest.raises(
+        DataError, match=r"the folders look like splits and hold no class folders: .*CSV of their labels"
+    ):
+        open_source(root)
+    (root / "train.csv").write_text("id,label\n")
+    with pytest.raises(DataError, match=r"give the table of labels as DATA: .*train\.csv"):
+        open_source(root)
+
+
+def test_an_unknown_folder_with_the_same_classes_is_said(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "train/a", "train/b", "test/a", "test/b", "extra/a", "extra/b", "scripts")
+    assert sizes(root) == {"train": 6, "test": 6}
+    notes = " ".join(open_source(root).notes)
+    assert "extra/ was passed over: it holds the same class folders" in notes
+    assert "scripts/ was passed over" in notes
+
+
+@pytest.mark.parametrize("others", [("extra/a", "extra/b"), ("bus", "tram")])
+def test_a_folder_that_may_be_a_class_or_a_split_is_refused(tmp_path: Path, others: tuple[str, ...]) -> None:
+    root = fill(tmp_path / "data", "train/a", "train/b", *others)
+    with pytest.raises(DataError, match="it is unclear whether 'train' is a split or a class"):
+        open_source(root)
+
+
+def test_unlabelled_test_images_are_passed_over_and_said(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "train/a", "train/b", "test")
+    assert sizes(root) == {"train": 6}
+    assert open_source(root).notes == ("test/ has no labels (no class folders of train) and was passed over",)
+
+
+def test_a_wrapper_with_files_beside_it_is_looked_through(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "PetImages/Cat", "PetImages/Dog")
+    (root / "readme[1].txt").write_text("x")
+    (root / "licence.pdf").write_text("x")
+    (root / "__MACOSX" / "PetImages").mkdir(parents=True)
+    assert open_source(root).classes == ("Cat", "Dog")
+
+
+def test_a_class_of_a_bundle_is_no_wrapper(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "cat/2019", "cat/2020")
+    assert open_source(root, require_train=False, classes=("cat", "dog")).splits["test"].labels.tolist() == [0] * 6
+    root = fill(tmp_path / "more", "test/cat/2019", "test/cat/2020")
+    assert open_source(root, require_train=False, classes=("cat", "dog")).splits["test"].labels.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "@eaDir",
+        ".thumbnails",
+        "#recycle",
+        "__MACOSX",
+        "lost+found",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        ".ipynb_checkpoints",
+    ],
+)
+def test_folders_of_the_system_hold_no_samples(tmp_path: Path, name: str) -> None:
+    root = fill(tmp_path / "data", "a", "b", name, f"a/{name}", f"a/x/{name}")
+    source = open_source(root)
+    assert (source.classes, sizes(root)) == (("a", "b"), {"train": 6})
+    assert name in notes_of(source)[-1]
+
+
+def test_images_are_found_by_content_and_the_rest_is_said_by_kind(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "a", "b")
+    for index in range(4):
+        (root / "a" / f"IMG{index}").write_bytes(PNG)
+        (root / "a" / f"x{index}.heic2").write_bytes(b"no image")
+        (root / "b" / f"notes{index}").write_bytes(b"text")
+        (root / "b" / f"{index}.txt").write_bytes(b"text")
+    (root / "a" / "Thumbs.db").write_bytes(b"x")
+    source = open_source(root)
+    assert len(source.splits["train"]) == 10
+    assert notes_of(source) == ["12 of 22 files were passed over: 4 .heic2, 4 without extension, 4 .txt"]
+
+
+def test_heic_without_its_library_is_passed_over_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fill(tmp_path / "data", "a", "b")
+    (root / "a" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    monkeypatch.setattr("vivace.data.listing.heif_is_read", lambda: False)
+    source = open_source(root)
+    assert len(source.splits["train"]) == 6
+    assert notes_of(source) == [
+        "1 of 7 files were passed over: 1 .heic; HEIC is read after: pip install 'vivace[heic]'"
+    ]
+    monkeypatch.setattr("vivace.data.listing.heif_is_read", lambda: True)
+    assert len(open_source(root).splits["train"]) == 7
+
+
+def test_the_summary_names_classes_splits_and_extremes(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "train/A", "train/B", "test/A", "test/B", count=20)
+    fill(root, "train/B", count=40)
+    source = open_source(root)
+    assert summary(source, 0.1) == (
+        "2 classes (A … B), 54 train, 6 val (held out), 40 test; smallest class A: 20, largest B: 40"
+    )
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_links_are_followed_inside_and_outside_only_if_asked(tmp_path: Path, inside: bool) -> None:
+    store = fill(tmp_path / ("data/store" if inside else "store"), "cat", "dog")
+    root = tmp_path / "data"
+    for name in ("cat", "dog"):
+        (root / "train" / name).mkdir(parents=True)
+        for path in (store / name).iterdir():
+            (root / "train" / name / path.name).symlink_to(path)
+    if inside:
+        with pytest.raises(DataError, match="it is unclear whether 'train' is a split or a class"):
+            open_source(root)
+        store.rename(root / "train" / ".store")
+        return
+    with pytest.raises(DataError, match=r"a link leads out of the data set: .* Follow it by --follow-links"):
+        open_source(root)
+    assert len(open_source(root, follow_links=True).splits["train"]) == 6
+    (root / "val").symlink_to(store)
+    assert len(open_source(root, follow_links=True).splits["val"]) == 6
+
+
+@pytest.mark.timeout(20)
+def test_links_to_links_are_read_once(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "a", "b")
+    for level in range(40):
+        (root / "a" / f"l{level}").mkdir()
+    for level in range(39):
+        for name in ("x", "y"):
+            (root / "a" / f"l{level}" / name).symlink_to(root / "a" / f"l{level + 1}")
+    assert sizes(root) == {"train": 6}
+
+
+@pytest.mark.timeout(20)
+def test_folders_deeper_than_python_nests_calls(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "a", "b")
+    folder = os.fspath(root / "a")
+    for _ in range(1500):
+        folder += "/d"
+        os.mkdir(folder)  # noqa: PTH102
+    try:
+        assert sizes(root) == {"train": 6}
+    finally:
+        # Python's own removal nests calls
+        subprocess.run(["rm", "-rf", root], check=True)
