@@ -17,7 +17,7 @@ MODULES = sorted(
     # what an export copies elsewhere is no part of the package
     if "templates" not in path.parts
 )
-LAYER_0 = {"errors", "plain", "config", "files", "hardware", "measure", "kernels", "notices"}
+LAYER_0 = {"errors", "plain", "config", "files", "cpus", "hardware", "measure", "kernels", "notices"}
 BASE = LAYER_0 | {"bundle", "manifest"}
 # room → rooms that it may import, beside itself; a dotted entry opens one module of a room
 ALLOWED = {
@@ -25,9 +25,10 @@ ALLOWED = {
     "plain": {"errors"},
     "config": {"errors", "plain"},
     "files": {"errors", "notices"},
-    "hardware": {"errors", "notices"},
+    "cpus": set(),
+    "hardware": {"errors", "cpus", "notices"},
     "measure": {"errors"},
-    "kernels": {"errors", "hardware", "notices"},
+    "kernels": {"errors", "cpus", "hardware", "notices"},
     "notices": set(),
     "data": LAYER_0,
     "models": LAYER_0,

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vivace.cpus import limit_threads, num_cpus
 from vivace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "huge_pages",
     "keep_freed_memory",
     "library_versions",
+    "limit_threads",
     "num_cpus",
     "peak_memory_bytes",
     "process_seconds",
@@ -45,18 +47,6 @@ FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_in
 # addresses that the heap may fill with huge pages: more than a run on a CPU takes
 MAX_HUGE_BYTES = 32 * 2**30
 _IMPORTED_AT = time.monotonic()
-
-
-def num_cpus() -> int:
-    """Processors that this process may use (its affinity and cgroup quota), at least 1."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return count
 
 
 def has_nvidia_driver() -> bool:

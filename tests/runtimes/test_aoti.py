@@ -15,6 +15,7 @@ from vivace.acceleration.parity import TOLERANCE
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError, KernelError
+from vivace.kernels.trust import trusted_folder
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
 from vivace.runtimes import aoti, load_runtime
@@ -84,6 +85,14 @@ def test_it_answers_as_pytorch_and_later_processes_load_what_the_first_compiled(
         [sys.executable, "-c", LATER, *files, str(torch.get_num_threads())], capture_output=True, text=True, check=True
     )
     np.testing.assert_array_equal(np.load(tmp_path / "probs.npy"), kept)
+    # what somebody else laid out in its place is not loaded
+    library = aoti.library_folder(bundle, "fp32") / "model.so"
+    assert library.stat().st_mode & 0o777 == 0o600
+    # another file: the one that is loaded stays mapped
+    library.unlink()
+    library.write_bytes(b"something else")
+    with pytest.raises(AssertionError, match="compiled again"):
+        load_runtime("aoti", bundle, device=CPU, precision="fp32")
     # neither the compiler nor the network in Python: that is what makes it start soon
     assert later.stdout.strip() == "[]"
     # no file beside the bundle's own: it carries nothing that could run
@@ -133,6 +142,33 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_mend(
     monkeypatch.setenv("VIVACE_CACHE", str(tmp_path / "file"))
     with pytest.raises(KernelError, match=r"compiled network can't be kept: .*Set VIVACE_CACHE to another folder"):
         load_runtime("aoti", bundle, device=CPU, precision="fp32")
+
+
+def test_what_was_laid_out_where_the_library_belongs_is_compiled_anew(
+    bundle: Bundle, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[Path] = []
+
+    def make(bundle: Bundle, precision: str, folder: Path) -> None:
+        made.append(folder)
+        raise KernelError("stop here")
+
+    monkeypatch.setattr(aoti, "_make", make)
+    folder = aoti.library_folder(bundle, "fp32")
+    assert folder.parent == own_cache / "aoti"
+    folder.mkdir()
+    (folder / "model.so").write_bytes(b"evil")
+    with pytest.raises(KernelError, match="stop here"):
+        load_runtime("aoti", bundle, device=CPU, precision="fp32")
+    assert "is compiled anew: it can't be checked" in capsys.readouterr().err
+    # where others may write, another place is taken
+    own_cache.chmod(0o777)
+    trusted_folder.cache_clear()
+    with pytest.raises(KernelError, match="stop here"):
+        load_runtime("aoti", bundle, device=CPU, precision="fp32")
+    trusted_folder.cache_clear()
+    assert made[0] == folder
+    assert not made[1].is_relative_to(own_cache)
 
 
 @pytest.mark.parametrize(("device", "precision"), [("cpu", "fp16"), ("cuda", "fp32")])

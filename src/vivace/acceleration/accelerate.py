@@ -17,6 +17,7 @@ from vivace.acceleration.receipt import markdown, receipt, samples
 from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.search import Search
 from vivace.bundle import Bundle, BundleInfo, check_finite, derive_bundle, load_bundle
+from vivace.cpus import limit_threads
 from vivace.errors import ConfigError
 from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
@@ -99,6 +100,7 @@ def accelerate(
     if out.resolve() == bundle.folder.resolve():
         raise ConfigError(f"--out is the bundle itself: {out}. Give another folder.")
     check_finite(bundle.build_model())
+    limit_threads()
     if batch_size is None:
         batch_size = 32 if objective == "throughput" else 1
     facts = [bundle.info.metrics, [sha256_of(bundle.folder / name) for name in bundle.files]]

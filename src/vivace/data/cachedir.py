@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vivace.errors import DataError, nearest
+from vivace.kernels.trust import make_private
 
 __all__ = ["INDEX", "CacheEntry", "building", "default_cache_dir", "list_caches", "remove_cache"]
 
@@ -23,12 +24,15 @@ def default_cache_dir() -> Path:
     """$VIVACE_CACHE, else $XDG_CACHE_HOME/vivace, else ~/.cache/vivace; a temporary one where none can be written."""
     if chosen := os.environ.get("VIVACE_CACHE"):
         # taken even if it is read-only: caches may lie there ready, and what can't be written says so itself
-        return Path(chosen).expanduser()
+        path = Path(chosen).expanduser()
+        with contextlib.suppress(OSError):
+            make_private(path)
+        return path
     for variable, below in (("XDG_CACHE_HOME", "vivace"), ("HOME", ".cache/vivace")):
         if base := os.environ.get(variable):
             path = Path(base, below)
             with contextlib.suppress(OSError):
-                path.mkdir(parents=True, exist_ok=True)
+                make_private(path)
                 with tempfile.TemporaryFile(dir=path):
                     return path
     path = Path(tempfile.gettempdir(), f"vivace-{os.getuid()}")
@@ -47,7 +51,9 @@ def building(folder: Path) -> Iterator[None]:
 
     What a killed build left is cleared away. Raises OSError if nothing can be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    # the cache for this user alone, unless it is there already; what is in it as this user makes files
+    make_private(folder.parent.parent)
+    folder.parent.mkdir(exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

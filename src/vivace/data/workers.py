@@ -27,9 +27,10 @@ import numpy as np
 
 from vivace.data.decode import PillowGuard, decode_bytes, read_bytes, shown
 from vivace.data.preprocess import Preprocess
-from vivace.errors import DataError, ImageError
+from vivace.errors import DataError, ImageError, KernelError
 from vivace.hardware import num_cpus
 from vivace.kernels.resize import use_fast_resize
+from vivace.kernels.trust import say_once, trusted_folder
 
 __all__ = ["Decoded", "decode_files"]
 
@@ -136,7 +137,7 @@ def _start_children(
 ) -> list[subprocess.Popen[str]]:
     """Children that wait for blocks; none where the system lets no more processes start."""
     job = json.dumps([str(folder) for folder in sys.path]) + "\n"
-    facts = {"preprocess": preprocess.to_dict(), "pixels": os.fspath(pixels), "kernels": kernels and os.fspath(kernels)}
+    facts = {"preprocess": preprocess.to_dict(), "pixels": os.fspath(pixels), "kernels": _for_all(kernels)}
     job += json.dumps(facts) + "\n"
     children: list[subprocess.Popen[str]] = []
     try:
@@ -162,6 +163,15 @@ def _start_children(
             return []
         raise
     return children
+
+
+def _for_all(kernels: Path | None) -> str | None:
+    """The folder that all children take, each of which would otherwise build in a private one of its own."""
+    try:
+        return None if kernels is None else os.fspath(trusted_folder(kernels))
+    except (OSError, KernelError) as error:
+        say_once(f"the kernel that resizes photos is not used, Pillow does its work: {error}")
+        return None
 
 
 def _stop(children: Sequence[subprocess.Popen[str]]) -> None:

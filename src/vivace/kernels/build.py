@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features, cpu_name
+from vivace.kernels.trust import say_once, seal, seal_broken, trusted_folder
 
-__all__ = ["load_library"]
+__all__ = ["load_library", "say_unused"]
 
 # -march=native: built where it runs. No -ffast-math: a NaN must stay one, or diverging runs would not be noticed
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -37,26 +42,28 @@ TIMEOUT_SECONDS = 60
 def load_library(name: str, folder: Path) -> ctypes.CDLL:
     """The library built from `name`.c, from `folder` if it was built before, else built into it (about half a second).
 
-    $CC names another compiler than cc, gcc or clang. Raises KernelError if there is no compiler, it fails, or the
-    folder can't be written.
+    Where others may write to `folder`, a private one takes its place; what is not as it was built is built anew. $CC
+    names another compiler than cc, gcc or clang, with options if need be. Raises KernelError if there is no compiler,
+    it fails, or the folder can't be written.
     """
     source = Path(__file__).with_name(f"{name}.c")
-    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise KernelError(f"no C compiler is there: looked for {', '.join(COMPILERS)}. Install one, or set CC.")
-    flags = [*FLAGS, *OPTIONS.get(name, ()), *_wide_vectors()]
+    command = [*_compiler(), *FLAGS, *OPTIONS.get(name, ()), *_wide_vectors()]
     # a library built on another processor of a shared home would not run here
     text = "".join(path.read_text() for path in (source, *sorted(source.parent.glob("*.h"))))
-    facts = (text, compiler, flags, cpu_name(), cpu_features(), platform.machine())
-    path = folder / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}.so"
+    facts = (text, command, cpu_name(), cpu_features(), platform.machine())
+    file = f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}.so"
+    path = folder / file
     try:
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as build:
-                built = Path(build, path.name)
-                _compile([compiler, *flags, "-o", str(built), str(source), "-lm"])
-                # two processes may build it: the later one takes the place of the same thing
-                built.replace(path)
+        path = trusted_folder(folder) / file
+        record = path.with_name(f"{file}.sha256")
+        if seal_broken(record, [path]):
+            with _alone(path.parent):
+                # another process may have built it meanwhile
+                reason = seal_broken(record, [path])
+                if reason and os.path.lexists(path):
+                    say_once(f"{path} is built anew: {reason}.")
+                if reason:
+                    _build([*command, str(source), "-lm"], path, record)
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelError(
@@ -64,18 +71,73 @@ def load_library(name: str, folder: Path) -> ctypes.CDLL:
         ) from None
 
 
+def say_unused(name: str, error: KernelError) -> None:
+    """Say once, on stderr, that torch or Pillow does the work of the kernels in `name`.c, and why."""
+    say_once(f"the kernels in {name}.c are not used, slower code does their work: {error}")
+
+
+def _compiler() -> list[str]:
+    """The compiler and its first options. Raises KernelError if there is none."""
+    try:
+        chosen = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise KernelError(f"CC is no command: got {os.environ['CC']!r} ({error}). Set it to a C compiler.") from None
+    if chosen and shutil.which(chosen[0]) is None:
+        raise KernelError(f"the compiler that CC names is not there: got {chosen[0]!r}. Correct CC, or unset it.")
+    found = chosen or [path for path in map(shutil.which, COMPILERS) if path][:1]
+    if not found:
+        raise KernelError(f"no C compiler is there: looked for {', '.join(COMPILERS)}. Install one, or set CC.")
+    return found
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Held by one process at a time."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # a file system without locks: both build, and one of them may have to build once more at its next start
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _build(command: list[str], path: Path, record: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
+        built, hashes = Path(folder, path.name), Path(folder, record.name)
+        _compile([*command, "-o", str(built)], folder)
+        seal(hashes, [built])
+        built.replace(path)
+        hashes.replace(record)
+
+
 def _wide_vectors() -> list[str]:
     # compilers stay with 256 bits by default, from a time when 512 lowered the clock
     return ["-mprefer-vector-width=512"] if "avx512f" in cpu_features() else []
 
 
-def _compile(command: list[str]) -> None:
+def _compile(command: list[str], folder: str) -> None:
+    """Run the compiler; what it writes on the way is put into `folder`. Raises KernelError with its first error."""
+    environment = {**os.environ, "TMPDIR": folder, "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+            env=environment,
+        )
     except subprocess.TimeoutExpired:
         raise KernelError(
             f"the C compiler did not end in {TIMEOUT_SECONDS} s: {command[0]}. Set CC to another."
         ) from None
     if done.returncode:
-        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-        raise KernelError(f"the C compiler failed: {command[0]} ({first}). Set CC to another.")
+        lines = done.stderr.splitlines()
+        first = next(
+            (line for line in lines if "error" in line), lines[0] if lines else f"exit status {done.returncode}"
+        )
+        raise KernelError(f"the C compiler failed: {command[0]} ({first.strip()[:300]}). Set CC to another.")

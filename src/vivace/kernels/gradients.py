@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features
-from vivace.kernels.build import load_library
+from vivace.kernels.build import load_library, say_unused
 from vivace.kernels.call import call
 
 __all__ = ["WeightGradient", "gains", "weight_gradient"]
@@ -42,7 +42,8 @@ def weight_gradient(folder: Path) -> WeightGradient | None:
         return None
     try:
         library = load_library("gradients", folder)
-    except KernelError:
+    except KernelError as error:
+        say_unused("gradients", error)
         return None
     if not library.usable():
         return None

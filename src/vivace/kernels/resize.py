@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from vivace.errors import KernelError
-from vivace.kernels.build import load_library
+from vivace.kernels.build import load_library, say_unused
+from vivace.kernels.trust import say_once
 
 __all__ = ["resize_square", "use_fast_resize"]
 
@@ -61,13 +62,15 @@ def _kernel(folder: Path, interpolation: str) -> Callable[[np.ndarray, Box, int]
         return None
     try:
         library = load_library("resize", folder)
-    except KernelError:
+    except KernelError as error:
+        say_unused("resize", error)
         return None
     kind = KINDS[interpolation]
     for order in (_down_if_tall, _always_across):
         kernel = functools.partial(_resize, library, kind, order)
         if _agrees(kernel, interpolation):
             return kernel
+    say_once("the kernel in resize.c is not used, Pillow does its work: its pixels are not those of this Pillow.")
     return None
 
 

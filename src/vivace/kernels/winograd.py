@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features
-from vivace.kernels.build import load_library
+from vivace.kernels.build import load_library, say_unused
 from vivace.kernels.call import Address, call
 
 __all__ = ["Maxima", "Tiles", "Winograd", "gains", "has_winograd", "tile_map", "winograd"]
@@ -164,7 +164,8 @@ def winograd(folder: Path) -> Winograd | None:
         return None
     try:
         return Winograd(folder)
-    except KernelError:
+    except KernelError as error:
+        say_unused("winograd", error)
         return None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from vivace.cpus import limit_threads
 from vivace.errors import BundleError, ConfigError, VivaceError, first_line, nearest
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ def load_runtime(name: str, bundle: Bundle, *, device: torch.device, precision: 
         raise ConfigError(
             f"the runtime is unknown: got {name!r}.{nearest(name, RUNTIMES)} Known: {', '.join(RUNTIMES)}."
         )
+    # a graph's runtime needs no torch, and is told its threads itself
+    if "torch" in sys.modules:
+        limit_threads()
     module = import_module(RUNTIMES[name])
     try:
         classifier: Classifier = module.load(bundle, device=device, precision=precision)

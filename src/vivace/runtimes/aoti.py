@@ -8,6 +8,7 @@ the network in Python.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import tempfile
 import zipfile
@@ -25,6 +26,7 @@ from vivace.data.cachedir import building, default_cache_dir
 from vivace.errors import ConfigError, KernelError, VivaceError
 from vivace.files import atomic_folder, canonical_json, sha256_of
 from vivace.hardware import cpu_features, cpu_name
+from vivace.kernels.trust import keep_compiled_programs, say_once, seal, seal_broken, trusted_folder
 from vivace.runtimes import Classifier
 from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
 from vivace.runtimes.int8 import RANGES, int8_graph, ranges_file
@@ -34,6 +36,8 @@ __all__ = ["PRECISIONS", "compile_package", "library_folder", "load"]
 
 PRECISIONS = ("fp32", "bf16", "int8")
 WEIGHTS = "model.safetensors"
+# in the folder of a library: the hashes of what else is in it
+RECORD = "SHA256"
 # code that decides what a bundle's graph computes
 SOURCES = ("models", "runtimes")
 
@@ -48,12 +52,15 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
         raise ConfigError(f"aoti runs on a CPU in fp32, bf16 or int8: got {device.type} and {precision}. Use eager.")
     if precision == "int8":
         ranges_file(bundle)
-    folder = library_folder(bundle, precision)
+    folder = default_cache_dir() / "aoti"
     try:
-        if not folder.exists():
+        folder = library_folder(bundle, precision)
+        if _broken(folder):
             with building(folder):
                 # another process may have made it meanwhile
-                if not folder.exists():
+                if reason := _broken(folder):
+                    if os.path.lexists(folder):
+                        say_once(f"{folder} is compiled anew: {reason}.")
                     _make(bundle, precision, folder)
     except OSError as error:
         raise KernelError(
@@ -72,7 +79,10 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
 
 
 def library_folder(bundle: Bundle, precision: str) -> Path:
-    """Where a bundle's library is, or will be, on this machine."""
+    """Where a bundle's library is, or will be, on this machine: where nobody else may write.
+
+    Raises OSError or KernelError if there is no such place.
+    """
     facts = {
         "weights": sha256_of(bundle.folder / WEIGHTS),
         "ranges": sha256_of(bundle.folder / RANGES) if precision == "int8" else None,
@@ -87,7 +97,8 @@ def library_folder(bundle: Bundle, precision: str) -> Path:
         "sources": _sources(),
     }
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:20]
-    return default_cache_dir() / "aoti" / f"{bundle.info.architecture.name.replace('/', '-')}-{precision}-{key}"
+    place = trusted_folder(default_cache_dir() / "aoti")
+    return place / f"{bundle.info.architecture.name.replace('/', '-')}-{precision}-{key}"
 
 
 def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
@@ -95,6 +106,7 @@ def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
 
     Raises KernelError if it can't be compiled.
     """
+    keep_compiled_programs(default_cache_dir())
     compile_and_package: Callable[..., Any] = torch._inductor.aoti_compile_and_package
     try:
         with quiet(), torch.no_grad():
@@ -117,7 +129,8 @@ def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
 
 
 def _make(bundle: Bundle, precision: str, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="vivace-aoti-") as temporary:
+    # beside it, under a name that whoever builds it next clears away
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as temporary:
         package = Path(temporary, "model.pt2")
         compile_package(bundle, precision, package)
         with zipfile.ZipFile(package) as archive, atomic_folder(folder) as made:
@@ -127,6 +140,16 @@ def _make(bundle: Bundle, precision: str, folder: Path) -> None:
             calls = library.removesuffix(".so") + ".json"
             if calls in archive.namelist():
                 (made / "model.json").write_bytes(archive.read(calls))
+            made.chmod(0o700)
+            seal(made / RECORD, sorted(made.iterdir()))
+
+
+def _broken(folder: Path) -> str | None:
+    """Why what lies in `folder` is not what was compiled; None: it is, and no file stands beside it."""
+    try:
+        return seal_broken(folder / RECORD, sorted(path for path in folder.iterdir() if path.name != RECORD))
+    except OSError as error:
+        return f"it can't be read ({error.strerror})"
 
 
 def _sources() -> str:

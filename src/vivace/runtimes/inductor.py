@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from vivace.bundle import Bundle
+from vivace.data.cachedir import default_cache_dir
 from vivace.errors import ConfigError
 from vivace.hardware import autocast
+from vivace.kernels.trust import keep_compiled_programs
 from vivace.models.normalize import Normalize
 from vivace.runtimes import Classifier, is_quantized
 from vivace.runtimes.eager import on_device
@@ -25,6 +27,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     precision: fp32, bf16 or fp16, or int8 on a CPU, of a bundle that was quantized for it. Raises BundleError if the
     weights or ranges do not fit the network, ConfigError for int8 elsewhere, MissingExtra without torchao.
     """
+    keep_compiled_programs(default_cache_dir())
     import torch._inductor.config as settings
 
     # weights as constants: they are laid out for the processor once, and batch norm is folded into convolutions

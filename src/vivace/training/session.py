@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from vivace.bundle import Architecture, BundleInfo, save_bundle
 from vivace.config import to_dict
+from vivace.cpus import limit_threads
 from vivace.data.cache import Cache
 from vivace.errors import NonFiniteError, TrainingError
 from vivace.files import write_json
@@ -76,6 +77,7 @@ def run_training(
         contract = resumed_contract(contract, previous["contract"])
         saved = newest_state(folder, device.type, display.on_message)
     with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        limit_threads()
         session = Session(recipe, data, device, kernels=cache_dir / "kernels", load=saved is None, teacher=teacher)
         planned = None if contract.within_seconds is None else max(0.0, contract.within_seconds - clock())
         receipt = _receipt(

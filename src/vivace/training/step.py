@@ -16,6 +16,7 @@ from vivace.data.loader import Batch
 from vivace.errors import OutOfMemoryError, first_line
 from vivace.hardware import autocast
 from vivace.kernels.norms import fused_norms
+from vivace.kernels.trust import keep_compiled_programs
 from vivace.models.normalize import Normalize
 from vivace.training.distill import Distillation
 from vivace.training.fake_quant import FakeQuantization
@@ -117,6 +118,7 @@ class Stepper:
         self._on_message = on_message
         self._forward: Callable[[Tensor], Tensor] = state.model
         if setup.compile:
+            keep_compiled_programs(kernels.parent)
             self._forward = torch.compile(state.model)
 
     @property

@@ -158,15 +158,31 @@ def check_file(folder: Path, name: str, files: dict[str, Any]) -> None:
 
 
 def num_cpus() -> int:
-    """Processors that this process may use (its affinity and cgroup quota), at least 1."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use, at least 1: by affinity, control groups, Slurm and OMP_NUM_THREADS."""
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        limits += [int(text) for text in os.environ.get(name, "").split(",")[:1] if text.strip().isdecimal()]
+    return max(1, min(limit for limit in [*limits, *_quotas()] if limit))
+
+
+def _quotas() -> list[int]:
+    """Whole processors, at least 1, of each quota from this process's control group up to the root."""
+    mount, quotas = Path("/sys/fs/cgroup"), []
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return count
+        groups = Path("/proc/self/cgroup").read_text(errors="replace").splitlines()
+    except OSError:
+        groups = []
+    inner = [
+        part for line in groups if line.startswith("0::") for part in line[3:].split("/") if part not in ("", "..")
+    ]
+    for depth in range(len(inner), -1, -1):
+        try:
+            quota, period = mount.joinpath(*inner[:depth], "cpu.max").read_text().split()
+            if quota != "max":
+                quotas.append(max(1, int(quota) // int(period)))
+        except (OSError, ValueError):
+            continue
+    return quotas
 
 
 def _onnx(path: str, settings: dict[str, Any], threads: int) -> Callable[[np.ndarray], np.ndarray]:

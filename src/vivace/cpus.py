@@ -1,0 +1,85 @@
+"""How many processors this process was given: by its affinity, its control groups, Slurm and OMP_NUM_THREADS."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+__all__ = ["limit_threads", "num_cpus"]
+
+
+def num_cpus(*, root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
+    """Processors that this process may use, at least 1: the smallest of all the limits that it was given.
+
+    root: where proc/ and sys/ are. A quota of one and a half processors counts as one.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([count, *_quotas(root), *_asked_for(environment)]))
+
+
+def limit_threads() -> None:
+    """Let torch use no more threads than `num_cpus`; fewer, if the program chose so, are left as they are.
+
+    Torch counts the machine's cores, and knows nothing of a quota.
+    """
+    import torch
+
+    if torch.get_num_threads() > num_cpus():
+        torch.set_num_threads(num_cpus())
+
+
+def _asked_for(environment: Mapping[str, str]) -> Iterator[int]:
+    # a list gives the threads of each level of nested regions
+    if count := _first_number(environment.get("OMP_NUM_THREADS", "")):
+        yield count
+    if count := _first_number(environment.get("SLURM_CPUS_PER_TASK", "")):
+        yield count
+    elif cpus := _first_number(environment.get("SLURM_CPUS_ON_NODE", "")):
+        # set in a step: so many processes were started beside this one, and share the node's
+        tasks = _first_number(environment.get("SLURM_STEP_TASKS_PER_NODE", "")) or 1
+        yield max(1, cpus // tasks)
+
+
+def _first_number(text: str) -> int:
+    """4 of "4", "4,2" or "4(x2),3"; 0 where there is none."""
+    found = re.match(r"\s*(\d{1,9})\s*(?:[,(]|$)", text)
+    return int(found[1]) if found else 0
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """Whole processors of each quota on the way from this process's control groups up to the root."""
+    for group in _groups(root):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (group / "cpu.max").read_text().split()
+            if quota != "max":
+                yield int(quota) // max(1, int(period))
+        # version 1: -1 for none
+        with contextlib.suppress(OSError, ValueError):
+            allowed = int((group / "cpu.cfs_quota_us").read_text())
+            if allowed > 0:
+                yield allowed // max(1, int((group / "cpu.cfs_period_us").read_text()))
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """The folders of the control groups that may limit this process's time on processors, inner ones first."""
+    mounts = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # version 2 has no controllers in its line, and its folder may be beside those of version 1
+        for mount in (mounts, mounts / "unified") if not controllers else (mounts / "cpu", mounts / controllers):
+            # ".." is outside of this container's view: what can be seen are the group's parents at most
+            parts = [part for part in path.split("/") if part not in ("", "..")]
+            for depth in range(len(parts), -1, -1):
+                yield mount.joinpath(*parts[:depth])
+    if not lines:
+        yield from (mounts, mounts / "cpu")
