@@ -17,7 +17,7 @@ MODULES = sorted(
     # what an export copies elsewhere is no part of the package
     if "templates" not in path.parts
 )
-LAYER_0 = {"errors", "plain", "config", "files", "cpus", "hardware", "measure", "kernels", "notices"}
+LAYER_0 = {"errors", "plain", "config", "files", "cpus", "hardware", "measure", "kernels", "notices", "trained_on"}
 BASE = LAYER_0 | {"bundle", "manifest"}
 # room → rooms that it may import, beside itself; a dotted entry opens one module of a room
 ALLOWED = {
@@ -30,6 +30,7 @@ ALLOWED = {
     "measure": {"errors"},
     "kernels": {"errors", "cpus", "hardware", "notices"},
     "notices": set(),
+    "trained_on": {"errors"},
     "data": LAYER_0,
     "models": LAYER_0,
     "optim": LAYER_0,

@@ -2,6 +2,7 @@
 
     model.safetensors    the weights, contiguous, as the plain network's state dict names them
     model.onnx, …        the graph for another runtime, where one was exported
+    trained_on.digests   the first bytes of the digests of the images that it was trained on, where they are known
     bundle.json          everything else, with the SHA-256 and size of every file and of itself
 
 Training writes it; acceleration, evaluation, prediction, export and serving start from it.
@@ -21,8 +22,10 @@ from vivace.errors import BundleError, ConfigError, ModelError
 from vivace.files import atomic_file, atomic_folder, sha256_of, write_json
 from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, check_files, manifest_hash, read_manifest
 from vivace.models.arguments import check_arguments, check_shape
+from vivace.trained_on import TRAINED_ON, TrainedOn, write_trained_on
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
 __all__ = [
@@ -96,6 +99,10 @@ class Bundle:
     def preprocess(self) -> Preprocess:
         return self.info.preprocess
 
+    def trained_on(self) -> TrainedOn | None:
+        """The images that it was trained on; None if it does not tell. Raises BundleError if that is damaged."""
+        return TrainedOn.read(self.folder / TRAINED_ON) if TRAINED_ON in self.files else None
+
     def build_model(self) -> nn.Module:
         """The plain network with its weights, in eval mode on the CPU: normalised images_BCHW float → logits_BK.
 
@@ -147,10 +154,11 @@ class Bundle:
             )
 
 
-def save_bundle(folder: Path, model: nn.Module, info: BundleInfo) -> Bundle:
+def save_bundle(folder: Path, model: nn.Module, info: BundleInfo, *, trained_on: np.ndarray | None = None) -> Bundle:
     """Write the bundle atomically and return it; an older bundle in `folder` is replaced.
 
-    Raises BundleError if a weight is NaN or infinite: such a model must not be deployed.
+    trained_on: digests of the images that it was trained on, as the cache has them. Raises BundleError if a weight is
+    NaN or infinite: such a model must not be deployed.
     """
     from safetensors.torch import save_file
 
@@ -158,8 +166,11 @@ def save_bundle(folder: Path, model: nn.Module, info: BundleInfo) -> Bundle:
     folder = Path(folder)
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
+        if trained_on is not None:
+            write_trained_on(temporary / TRAINED_ON, trained_on)
+        names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
-    return Bundle(folder, info)
+    return Bundle(folder, info, names)
 
 
 def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo]) -> Bundle:
@@ -171,7 +182,8 @@ def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo
     _finite_weights(bundle.build_model())
     folder = Path(folder)
     with atomic_folder(folder) as temporary:
-        shutil.copyfile(bundle.folder / WEIGHTS, temporary / WEIGHTS)
+        for name in {WEIGHTS, TRAINED_ON} & set(bundle.files):
+            shutil.copyfile(bundle.folder / name, temporary / name)
         info = add(temporary)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)

@@ -25,7 +25,8 @@ class Options:
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """A data set's name, a folder, a manifest or an archive, as for `vivace train`."""
     split: str | None = None
-    """train, val or test. Default: test if there is one, else val, else all."""
+    """train, val, test, or all where the data has one split only. Default: test if there is one, else val, else the
+    images that were not trained on."""
     figures: Path | None = None
     """Draw the confusion matrix and the worst mistakes into this folder."""
     batch_size: int = 250
@@ -92,7 +93,9 @@ def _print(evaluation: Evaluation) -> None:
     views = "" if evaluation.tta == "none" else f", test-time augmentation: {evaluation.tta}"
     if views and evaluation.tta_share < 1:
         views += f" for {100 * evaluation.tta_share:g} % of the images"
-    print(f"{evaluation.data}, split {evaluation.split}: {metrics.num_images:,} images, {evaluation.precision}{views}")
+    print(f"{evaluation.data}, {_images(evaluation)}, {evaluation.precision}{views}")
+    if evaluation.num_images_trained_on is None:
+        print("        the bundle does not tell which of these it was trained on")
     print(f"top-1   {_share(metrics.top1, metrics.top1_low, metrics.top1_high)}")
     print(f"top-{top}   {_share(metrics.top5, metrics.top5_low, metrics.top5_high)}")
     print(f"loss    {metrics.nll:.4f}")
@@ -111,6 +114,16 @@ def _print(evaluation: Evaluation) -> None:
         print("\nthe most confident mistakes")
         for mistake in evaluation.mistakes[:5]:
             print(f"  {100 * mistake.probability:5.1f} %  {mistake.label} called {mistake.predicted}  {mistake.name}")
+
+
+def _images(evaluation: Evaluation) -> str:
+    """Which images were measured, and whether the network has seen them before."""
+    count, trained_on = f"{evaluation.metrics.num_images:,} images", evaluation.num_images_trained_on
+    if evaluation.num_images_left_out:
+        rest = f"{evaluation.num_images_left_out:,} others were trained on (--split all measures them too)"
+        return f"{evaluation.split}: {count}; {rest}"
+    of_which = f", of which {trained_on:,} were trained on" if trained_on else ""
+    return f"split {evaluation.split}: {count}{of_which}"
 
 
 def _share(value: float, low: float, high: float) -> str:

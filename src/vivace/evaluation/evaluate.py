@@ -17,7 +17,8 @@ from vivace.data.cache import CachedSplit, open_cache
 from vivace.data.describe import notes_of
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
-from vivace.errors import DataError, nearest
+from vivace.errors import DataError
+from vivace.evaluation.chosen import choose_images, choose_split
 from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
 from vivace.metrics.summary import Metrics, evaluate_probs
 from vivace.notices import warn
@@ -47,6 +48,7 @@ class Evaluation:
 
     data: str
     split: str
+    """Its name; "all" where the data has one only; or "held out": what was not trained on of the only one."""
     metrics: Metrics
     classes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
@@ -61,6 +63,10 @@ class Evaluation:
     images_per_second: float
     images_NHWC: np.ndarray
     """The pixels of the mistakes, uint8, in their order."""
+    num_images_trained_on: int | None = None
+    """How many of the images that were measured the network was trained on; None: the bundle does not tell."""
+    num_images_left_out: int = 0
+    """Images that it was trained on, which were not measured."""
 
     @property
     def top1(self) -> float:
@@ -72,6 +78,8 @@ class Evaluation:
             **self.metrics.summary(),
             "data": self.data,
             "split": self.split,
+            "num_images_trained_on": self.num_images_trained_on,
+            "num_images_left_out": self.num_images_left_out,
             "classes": list(self.classes),
             "per_class": [to_dict(row) for row in self.metrics.per_class],
             "confusion": [list(row) for row in self.metrics.confusion],
@@ -100,12 +108,13 @@ def evaluate(
     tta_share: float = 1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Measure a bundle on a split of `data`: test if there is one, else val, else all of it.
+    """Measure a bundle on a split of `data`: test if there is one, else val, else what it was not trained on.
 
-    data: as for `train`; its classes are matched to the bundle's by name, and may be some of them. batch_size: images
-    per forward pass (a predictor keeps its own). tta: views that each answer is averaged over, "none", "mirror" (2
-    views) or "shift" (6 views: mirrors and shifts of a pixel). tta_share: share of the images that get more views than
-    one, those of the least sure answers, (0, 1]. progress is told (images decoded, images in all).
+    data: as for `train`; its classes are matched to the bundle's by name, and may be some of them. split: train, val,
+    test, or "all" where the data has one split only. batch_size: images per forward pass (a predictor keeps its own).
+    tta: views that each answer is averaged over, "none", "mirror" (2 views) or "shift" (6 views: mirrors and shifts of
+    a pixel). tta_share: share of the images that get more views than one, those of the least sure answers, (0, 1].
+    progress is told (images decoded, images in all).
     Raises DataError if a class is not the bundle's, the split is not there or empty, or images are bad and on_bad_image
     is not "skip"; ConfigError for another tta or a share out of range; and what `Predictor` raises.
     """
@@ -125,15 +134,17 @@ def evaluate(
     )
     if len(cached.labels_N) == 0:
         raise DataError(f"the split {chosen} of {source.name} has no images. Choose another by --split.")
+    trained_on = predictor.bundle.trained_on()
+    measured = choose_images(chosen, split, cached.digests_N, trained_on, only_split=len(source.splits) == 1)
     started = time.perf_counter()
     view = predictor.bundle.preprocess.view
-    probs = _probs(predictor, cached, tta, tta_share)
+    probs = _probs(predictor, cached, measured.rows, tta, tta_share)
     seconds = time.perf_counter() - started
-    mistakes = _mistakes(probs, cached, classes)
+    mistakes = _mistakes(probs, cached, measured.rows, classes)
     return Evaluation(
         data=source.name,
-        split=chosen,
-        metrics=evaluate_probs(probs, cached.labels_N, classes),
+        split=measured.split,
+        metrics=evaluate_probs(probs, cached.labels_N[measured.rows], classes),
         classes=classes,
         mistakes=mistakes,
         precision=predictor.precision,
@@ -142,22 +153,25 @@ def evaluate(
         seconds=seconds,
         images_per_second=len(probs) / max(seconds, 1e-9),
         images_NHWC=view(np.asarray(cached.images_NHWC[[mistake.index for mistake in mistakes]])),
+        num_images_trained_on=measured.num_trained_on,
+        num_images_left_out=measured.num_left_out,
     )
 
 
-def _probs(predictor: Predictor, cached: CachedSplit, tta: str, tta_share: float) -> np.ndarray:
+def _probs(predictor: Predictor, cached: CachedSplit, rows: np.ndarray, tta: str, tta_share: float) -> np.ndarray:
+    """probs_NK of the images at `rows`."""
     view, batch_size = predictor.bundle.preprocess.view, predictor.batch_size
     probs = np.concatenate(
         [
-            predictor.probs(view(np.asarray(cached.images_NHWC[start : start + batch_size])))
-            for start in range(0, len(cached.labels_N), batch_size)
+            predictor.probs(view(np.asarray(cached.images_NHWC[rows[start : start + batch_size]])))
+            for start in range(0, len(rows), batch_size)
         ]
     )
     if tta != "none":
         chosen = least_sure(probs, tta_share)
         for start in range(0, len(chosen), batch_size):
             batch = chosen[start : start + batch_size]
-            pixels = view(np.asarray(cached.images_NHWC[batch]))
+            pixels = view(np.asarray(cached.images_NHWC[rows[batch]]))
             probs[batch] = averaged_probs(predictor.probs, pixels, tta, plain_NK=probs[batch])
     return probs
 
@@ -185,7 +199,7 @@ def open_split(
     )
     for line in notes_of(source):
         warn(line)
-    chosen = _chosen(source, split)
+    chosen = choose_split(source.splits, split, source.name)
     only = dataclasses.replace(source, splits={chosen: source.splits[chosen]})
     cache = open_cache(
         only,
@@ -198,27 +212,18 @@ def open_split(
     return source, chosen, cache.splits[chosen]
 
 
-def _chosen(source: DataSource, split: str | None) -> str:
-    if split is None:
-        return next(name for name in ("test", "val", "train") if name in source.splits)
-    if split not in source.splits:
-        raise DataError(
-            f"there is no split {split!r} in {source.name}.{nearest(split, source.splits)} "
-            f"It has {', '.join(source.splits)}."
-        )
-    return split
-
-
-def _mistakes(probs_NK: np.ndarray, split: CachedSplit, classes: tuple[str, ...]) -> tuple[Mistake, ...]:
-    predicted = probs_NK.argmax(1)
-    wrong = np.flatnonzero(predicted != split.labels_N)
+def _mistakes(
+    probs_NK: np.ndarray, split: CachedSplit, rows: np.ndarray, classes: tuple[str, ...]
+) -> tuple[Mistake, ...]:
+    predicted, labels = probs_NK.argmax(1), split.labels_N[rows]
+    wrong = np.flatnonzero(predicted != labels)
     confidence = probs_NK[wrong, predicted[wrong]]
     worst = wrong[np.argsort(-confidence, kind="stable")][:NUM_MISTAKES]
     return tuple(
         Mistake(
-            name=split.names[index],
-            index=int(index),
-            label=classes[split.labels_N[index]],
+            name=split.names[rows[index]],
+            index=int(rows[index]),
+            label=classes[labels[index]],
             predicted=classes[predicted[index]],
             probability=float(probs_NK[index, predicted[index]]),
         )

@@ -256,7 +256,8 @@ def _finish(
         temperature=temperature,
     )
     with _disk_for(folder.bundle):
-        save_bundle(folder.bundle, model, info)
+        trained_on = data.cache.splits["train"].digests_N[data.train_indices]
+        save_bundle(folder.bundle, model, info, trained_on=trained_on)
     total_seconds = engine.plan.clock()
     result = TrainResult(
         bundle=folder.bundle,

@@ -1,0 +1,128 @@
+"""Evaluating a run's bundle on the images that it was trained on is never called a test (fault 71)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vivace.bundle import load_bundle
+from vivace.cli import main
+from vivace.data.cache import open_cache
+from vivace.data.sources import open_source
+from vivace.errors import DataError
+from vivace.evaluation.evaluate import evaluate
+from vivace.training.arrays import prepare_data
+from vivace.training.result import TrainResult
+
+RunTiny = Callable[..., TrainResult]
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def data(make_folder: MakeFolder) -> Path:
+    return make_folder("noise")
+
+
+@pytest.fixture
+def trained(run_tiny: RunTiny, data: Path) -> TrainResult:
+    """18 of 24 images are trained on, 6 held out."""
+    return run_tiny(data=data)
+
+
+def test_of_data_without_splits_the_held_out_part_is_measured(trained: TrainResult, data: Path) -> None:
+    result = evaluate(trained.bundle, data, device="cpu")
+    assert (result.split, result.metrics.num_images) == ("held out", 6)
+    assert (result.num_images_trained_on, result.num_images_left_out) == (0, 18)
+    # the very images that training held out
+    from vivace.training.runfolder import RunFolder
+
+    folder = RunFolder(trained.run, resume=True)
+    recipe = folder.saved_recipe()
+    folder.release()
+    cache = open_cache(open_source(data), load_bundle(trained.bundle).preprocess)
+    held_out = prepare_data(cache, recipe).val_indices
+    assert held_out is not None
+    assert trained.val_top1 == pytest.approx(result.top1)
+    names = {cache.splits["train"].names[index] for index in held_out}
+    assert {mistake.name for mistake in result.mistakes} <= names
+
+
+def test_all_of_them_are_measured_when_asked_for_and_told(trained: TrainResult, data: Path) -> None:
+    result = evaluate(trained.bundle, data, split="all", device="cpu")
+    assert (result.split, result.metrics.num_images, result.num_images_trained_on) == ("all", 24, 18)
+    assert [mistake.index for mistake in result.mistakes] == [
+        sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png")).index(mistake.name)
+        for mistake in result.mistakes
+    ]
+
+
+def test_only_images_that_were_trained_on_are_measured_and_told(
+    trained: TrainResult, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = load_bundle(trained.bundle).trained_on()
+    assert seen is not None
+    cache = open_cache(open_source(data), load_bundle(trained.bundle).preprocess)
+    split = cache.splits["train"]
+    for name, known in zip(split.names, seen.among(split.digests_N), strict=True):
+        if known:
+            # under another name, in another place
+            target = tmp_path / "copies" / name.replace(".png", "-copy.png")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(data / name, target)
+    assert main(["evaluate", str(trained.run), str(tmp_path / "copies"), "--device", "cpu", "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("copies, split all: 18 images, of which 18 were trained on, fp32\n")
+
+
+def test_new_images_are_a_test(trained: TrainResult, make_folder: MakeFolder, data: Path) -> None:
+    fresh = make_folder("fresh", per_class=2)
+    for index, path in enumerate(sorted(fresh.rglob("*.png"))):
+        Image.new("RGB", (20, 20), (index, 7, 9)).save(path)
+    result = evaluate(trained.bundle, fresh, device="cpu")
+    assert (result.split, result.metrics.num_images) == ("test", 6)
+    assert (result.num_images_trained_on, result.num_images_left_out) == (0, 0)
+
+
+def test_a_split_of_its_own_is_measured_whole_and_what_leaked_into_it_is_counted(
+    trained: TrainResult, make_folder: MakeFolder, data: Path
+) -> None:
+    split = make_folder("split", per_class=4, splits=("train", "test"))
+    for index, path in enumerate(sorted(split.rglob("*.png"))):
+        Image.new("RGB", (20, 20), (index, 7, 9)).save(path)
+    assert evaluate(trained.bundle, split, device="cpu").num_images_trained_on == 0
+    for path in sorted((data / "red").iterdir()):
+        shutil.copy(path, split / "test" / "red" / f"leaked-{path.name}")
+    result = evaluate(trained.bundle, split, device="cpu")
+    # two of the eight were held out
+    assert (result.split, result.metrics.num_images, result.num_images_trained_on) == ("test", 20, 6)
+    with pytest.raises(DataError, match=r"there is no split 'all' in split\..* It has train, test"):
+        evaluate(trained.bundle, split, split="all", device="cpu")
+
+
+def test_the_command_tells_what_was_measured(
+    trained: TrainResult, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(trained.run), str(data), "--device", "cpu", "--quiet"]
+    assert main(arguments) == 0
+    assert "noise, held out: 6 images; 18 others were trained on (--split all measures" in capsys.readouterr().out
+    assert main([*arguments, "--split", "all"]) == 0
+    assert "noise, split all: 24 images, of which 18 were trained on, fp32" in capsys.readouterr().out
+    assert main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (printed["num_images_trained_on"], printed["num_images_left_out"], printed["split"]) == (0, 18, "held out")
+
+
+def test_a_bundle_that_does_not_tell_says_so(
+    trained: TrainResult, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vivace.bundle import save_bundle
+
+    bundle = load_bundle(trained.bundle)
+    old = save_bundle(tmp_path / "old", bundle.build_model(), bundle.info)
+    assert evaluate(old, data, device="cpu").num_images_trained_on is None
+    assert main(["evaluate", str(tmp_path / "old"), str(data), "--device", "cpu", "--quiet"]) == 0
+    assert "the bundle does not tell which of these it was trained on" in capsys.readouterr().out
