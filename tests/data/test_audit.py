@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vivace.data.audit import Audit, audit_images
+from vivace.cli import main
+from vivace.data.audit import Audit, audit_images, write_left_out
 from vivace.data.cache import Cache, audit_source, open_cache
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError
+from vivace.training.run import train
 
 MakeFolder = Callable[..., Path]
 PREPROCESS = Preprocess(size=16, store_size=16)
@@ -50,15 +53,13 @@ BAD: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("problem", BAD)
-def test_a_bad_image_is_quarantined_and_skipped_only_when_allowed(make_folder: MakeFolder, problem: str) -> None:
+def test_a_bad_image_is_left_out_and_refused_only_when_asked(make_folder: MakeFolder, problem: str) -> None:
     root = make_folder()
     BAD[problem](root / "red" / "003.png")
-    message = (
-        r"^1 images of colours can't be used: .*003\.png.*[^.]\. Mend them, .* --on-bad-image skip\. 'vivace audit'"
-    )
+    message = r"^1 of 24 images of colours can.t be used: .*003\.png.*[^.]\. Correct them, .* --on-bad-image skip\."
     with pytest.raises(DataError, match=message):
-        opened(root)
-    cache = opened(root, on_bad_image="skip")
+        opened(root, on_bad_image="refuse")
+    cache = opened(root)
     assert kinds(cache.audit) == [(problem, "quarantine")]
     assert cache.audit.quarantined == {"train:red/003.png"}
     split = cache.splits["train"]
@@ -117,7 +118,9 @@ def test_exact_copies_with_one_label_are_told(make_folder: MakeFolder) -> None:
 def test_copies_with_different_labels_are_both_quarantined(make_folder: MakeFolder) -> None:
     root = make_folder()
     copy(root / "red" / "000.png", root / "blue" / "copy.png")
-    with pytest.raises(DataError, match=r"^2 images of colours can't be used: the same image is labelled blue and red"):
+    with pytest.raises(
+        DataError, match=r"^2 of 25 images of colours can't be used \(8 %; up to 5 % are left out\): the same"
+    ):
         opened(root)
     cache = opened(root, on_bad_image="skip")
     assert cache.audit.quarantined == {"train:blue/copy.png", "train:red/000.png"}
@@ -125,14 +128,45 @@ def test_copies_with_different_labels_are_both_quarantined(make_folder: MakeFold
 
 
 @pytest.mark.parametrize("other", ["val", "test"])
-def test_an_image_in_train_and_another_split_is_refused_unless_allowed(make_folder: MakeFolder, other: str) -> None:
+def test_an_image_in_train_and_another_split_is_left_out_of_train(
+    make_folder: MakeFolder, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = make_folder(splits=("train", other))
     copy(root / "train" / "red" / "000.png", root / other / "red" / "copy.png")
-    with pytest.raises(DataError, match=rf"the same image stands in train and {other}: .* --allow-leaks"):
-        opened(root, on_bad_image="skip")
-    cache = opened(root, allow_leaks=True)
-    assert kinds(cache.audit) == [("leak", "refuse")]
-    assert len(cache.splits[other].names) == 25
+    with pytest.raises(DataError, match=rf"the same image is in train and {other}: "):
+        opened(root, on_bad_image="refuse")
+    cache = opened(root)
+    assert "warning: 1 of 49 images of colours left out: 1 leak" in capsys.readouterr().err
+    assert kinds(cache.audit) == [("leak", "quarantine")]
+    assert cache.audit.quarantined == {"train:train/red/000.png"}
+    assert (len(cache.splits["train"].names), len(cache.splits[other].names)) == (23, 25)
+    allowed = opened(root, on_bad_image="refuse", allow_leaks=True)
+    assert kinds(allowed.audit) == [("leak", "warning")]
+    assert (len(allowed.splits["train"].names), len(allowed.splits[other].names)) == (24, 25)
+
+
+def test_more_than_a_twentieth_is_refused_unless_any_number_may_be_left_out(make_folder: MakeFolder) -> None:
+    root = make_folder(per_class=20)
+    for index in range(3):
+        (root / "red" / f"{index:03d}.png").write_bytes(b"")
+    assert len(opened(root).splits["train"].names) == 57
+    (root / "red" / "003.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^4 of 60 images of colours can't be used \(7 %; up to 5 % are left out\)"):
+        opened(root)
+    assert len(opened(root, on_bad_image="skip").splits["train"].names) == 56
+
+
+def test_what_is_left_out_is_listed_in_a_file(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder(splits=("train", "test"))
+    (root / "train" / "red" / "003.png").write_bytes(b"")
+    copy(root / "train" / "red" / "000.png", root / "test" / "red" / "copy.png")
+    audit = opened(root).audit
+    write_left_out(audit, tmp_path / "left_out.csv")
+    rows = list(csv.DictReader((tmp_path / "left_out.csv").read_text().splitlines()))
+    assert [(row["split"], row["file"], row["reason"]) for row in rows] == [
+        ("train", "train/red/003.png", "empty"),
+        ("train", "train/red/000.png", "leak"),
+    ]
 
 
 def test_an_image_in_two_splits_with_two_labels_is_a_contradiction(make_folder: MakeFolder) -> None:
@@ -179,11 +213,11 @@ def test_an_audit_refuses_nothing_and_goes_to_json_and_back(make_folder: MakeFol
     (root / "train" / "red" / "000.png").write_bytes(b"")
     copy(root / "train" / "red" / "001.png", root / "val" / "red" / "copy.png")
     audit = audit_source(open_source(root), PREPROCESS)
-    assert kinds(audit) == [("empty", "quarantine"), ("ignored", "warning"), ("leak", "refuse")]
+    assert kinds(audit) == [("empty", "quarantine"), ("ignored", "warning"), ("leak", "quarantine")]
     assert audit.num_images == 49
     assert Audit.from_dict(json.loads(json.dumps(audit.to_dict()))) == audit
     # the pass over the files was the one that training needs
-    assert opened(root, on_bad_image="skip", allow_leaks=True).audit == audit
+    assert opened(root, on_bad_image="skip").audit == audit
 
 
 def test_many_copies_are_named_in_part_and_on_one_line() -> None:
@@ -204,4 +238,28 @@ def test_the_flowers_have_one_contradiction_and_two_copies(real_data: Path) -> N
         ("duplicate", "warning"),
     ]
     with pytest.raises(DataError, match=r"labelled roses and tulips: .* --on-bad-image skip"):
-        open_cache(source, PREPROCESS)
+        open_cache(source, PREPROCESS, on_bad_image="refuse")
+
+
+def test_audit_says_what_train_does_and_leaves_the_images_for_it(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folder(per_class=20)
+    (root / "red" / "000.png").write_bytes(b"")
+    arguments = ["audit", str(root), "--cache-dir", str(tmp_path / "cache")]
+    assert main(arguments) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[-1] == "vivace train leaves out 1 of 60 images: 1 empty"
+    assert told.err.startswith("data: 3 classes (blue … red), 54 train, 6 val (held out); smallest class blue: 20")
+    assert len(list((tmp_path / "cache" / "images").glob("colours-*"))) == 1
+    for index in range(1, 9):
+        (root / "red" / f"{index:03d}.png").write_bytes(b"")
+    assert main(arguments) == 0
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert verdict.startswith("vivace train refuses this data: 9 of 60 images of colours can't be used (15 %")
+    with pytest.raises(DataError) as error:
+        train(root, quiet=True, run=tmp_path / "run", cache_dir=tmp_path / "cache")
+    assert verdict.endswith(str(error.value))
+    assert not (tmp_path / "run").exists()
+    # what the audit read is what training reads
+    assert len(list((tmp_path / "cache" / "images").glob("colours-*"))) == 1

@@ -76,7 +76,7 @@ def accelerate(
     target_speedup: float | None = None,
     train: str = "auto",
     cache_dir: str | Path | None = None,
-    on_bad_image: str = "refuse",
+    on_bad_image: str = "auto",
     draw: Draw | None = None,
     on_message: Callable[[str], None] = lambda message: print(message, file=sys.stderr),
 ) -> Acceleration:

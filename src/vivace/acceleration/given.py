@@ -29,7 +29,7 @@ def bundle_from(
     weights: str | Path | None = None,
     size: int | None = None,
     cache_dir: Path | None = None,
-    on_bad_image: str = "refuse",
+    on_bad_image: str = "auto",
 ) -> Bundle:
     """Write a bundle of the network `name` into `folder`, for the classes of `data`, in their order.
 

@@ -65,7 +65,7 @@ class Search:
         target_speedup: float | None = None,
         train: str = "auto",
         cache_dir: Path | None = None,
-        on_bad_image: str = "refuse",
+        on_bad_image: str = "auto",
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
         """max_drop: share of accuracy that may be lost, (0, 1). work: folder for what is built; kept for a next try.

@@ -91,7 +91,7 @@ class Splits:
 
 
 def open_splits(
-    bundle: Bundle, data: str | Path, *, cache_dir: Path | None = None, on_bad_image: str = "refuse", seed: int = 0
+    bundle: Bundle, data: str | Path, *, cache_dir: Path | None = None, on_bad_image: str = "auto", seed: int = 0
 ) -> Splits:
     """Divide a data set. With a test split: select on validation images, certify on all test images.
 

@@ -250,7 +250,7 @@ def train_student(
     within_seconds: float | None = None,
     answers: Classifier | None = None,
     cache_dir: Path | None = None,
-    on_bad_image: str = "refuse",
+    on_bad_image: str = "auto",
 ) -> Bundle:
     """The student, trained on the images that its teacher was trained on; the test split is not looked at.
 

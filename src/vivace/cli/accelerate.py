@@ -46,8 +46,8 @@ class Options:
     """Train smaller networks, pruned ones and those of the zoo, by distillation; auto: for --target-speedup."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
-    on_bad_image: Literal["refuse", "skip"] = "refuse"
-    """What to do when images are corrupt or contradict each other."""
+    on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
+    """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
     quiet: bool = False
     """No progress."""
     json: bool = False

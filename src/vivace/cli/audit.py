@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from vivace.cli.common import print_json, verb_options
+
+if TYPE_CHECKING:
+    from vivace.data.audit import Audit
+    from vivace.data.preprocess import Preprocess
+    from vivace.data.splits import DataSource
 
 
 @verb_options
@@ -16,8 +21,8 @@ class Options:
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """A data set's name, a folder, a manifest or an archive, as for `vivace train`."""
-    size: int = 128
-    """Side to which images are decoded, px."""
+    size: int | None = None
+    """Side of the network's input, px. Default: as `vivace train` chooses it, which then finds the images decoded."""
     data_root: Path | None = None
     """Where named data sets are downloaded to. Default: inside the cache."""
     cache_dir: Path | None = None
@@ -36,26 +41,24 @@ def run(options: Options) -> None:
     from vivace.data.cachedir import default_cache_dir
     from vivace.data.config import DataConfig
     from vivace.data.describe import report
-    from vivace.data.preprocess import Preprocess
     from vivace.data.sources import open_source
     from vivace.training.display import counting_bar
+    from vivace.training.run import stored_as
 
     cache_dir = options.cache_dir or default_cache_dir()
     source = open_source(
         options.data, data_root=options.data_root, cache_dir=cache_dir, follow_links=options.follow_links
     )
     report(source, DataConfig().val_fraction)
-    channels = source.channels
-    preprocess = Preprocess(
-        size=options.size, store_size=options.size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels
-    )
+    preprocess = stored_as(source, size=options.size)
     progress, close = counting_bar("reading", quiet=options.quiet)
     try:
         audit = audit_source(source, preprocess, cache_dir=cache_dir, progress=progress)
     finally:
         close()
+    verdict = _verdict(source, preprocess, cache_dir, audit)
     if options.json:
-        print_json(audit.to_dict())
+        print_json({**audit.to_dict(), "train": verdict})
         return
     order = {"refuse": 0, "quarantine": 1, "warning": 2}
     for finding in sorted(audit.findings, key=lambda finding: order[finding.severity]):
@@ -64,4 +67,24 @@ def run(options: Options) -> None:
     print(
         f"{audit.num_images:,} images: {counts['refuse']} findings to refuse, {counts['quarantine']} to quarantine, "
         f"{counts['warning']} warnings"
+    )
+    print(f"vivace train {verdict}")
+
+
+def _verdict(source: DataSource, preprocess: Preprocess, cache_dir: Path, audit: Audit) -> str:
+    """What `vivace train` does with the source, by the very check that it makes."""
+    from vivace.data.cache import open_cache
+    from vivace.errors import DataError
+    from vivace.notices import collected_warnings
+
+    try:
+        with collected_warnings():
+            open_cache(source, preprocess, cache_dir=cache_dir)
+    except DataError as error:
+        return f"refuses this data: {error}"
+    left_out = len(audit.quarantined)
+    return (
+        f"leaves out {left_out:,} of {audit.num_images:,} images: {audit.reasons()}"
+        if left_out
+        else "takes all of them"
     )

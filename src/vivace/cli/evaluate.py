@@ -39,8 +39,8 @@ class Options:
     """Test-time augmentation: average over mirrors, or over mirrors and shifts of a pixel (2 and 6 times the work)."""
     tta_share: float = 1.0
     """Share of the images, those with the least sure answers, that --tta looks at more than once, (0, 1]."""
-    on_bad_image: Literal["refuse", "skip"] = "refuse"
-    """What to do when images are corrupt or contradict each other."""
+    on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
+    """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
     follow_links: bool = False
     """Follow links that lead out of a folder."""
     data_root: Path | None = None

@@ -64,10 +64,11 @@ class Images:
     """Follow links that lead out of a folder."""
     val_fraction: float | None = None
     """Share of the training images held out where there is no validation split. Default: 0.1."""
-    on_bad_image: Literal["refuse", "skip"] | None = None
-    """What to do when images are corrupt or contradict each other. Default: refuse."""
+    on_bad_image: Literal["auto", "refuse", "skip"] | None = None
+    """What to do with images that are corrupt, contradict each other, or are in train and in another split. Default:
+    auto: leave them out (of train, where they are in another split too) and list them in left_out.csv, up to 5 %."""
     allow_leaks: bool = False
-    """Go on although images of train stand in val or test too."""
+    """Train on images that are in val or test too."""
 
 
 @verb_options

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,10 +15,14 @@ import numpy as np
 from vivace.config import from_dict, to_dict
 from vivace.data.decode import shown
 from vivace.errors import DataError
+from vivace.files import atomic_file
+from vivace.notices import warn
 
-__all__ = ["Audit", "Finding", "audit_images", "check_audit"]
+__all__ = ["Audit", "Finding", "audit_images", "check_audit", "write_left_out"]
 
 Severity = Literal["warning", "quarantine", "refuse"]
+# more images than this are not left out unless the user says so: such data are rather misunderstood than damaged
+MAX_LEFT_OUT = 0.05
 # an audit names so many files of a finding in its message; `names` has them all
 NUM_SHOWN = 3
 
@@ -27,9 +34,9 @@ class Finding:
     kind: str
     """A problem of `read_image` such as truncated, or duplicate, contradiction, leak, ignored."""
     severity: Severity
-    """warning: told; quarantine: the images are left out if the user allows it; refuse: the data set is refused."""
+    """warning: told; quarantine: the images are left out, or the data set is refused; refuse: it is always refused."""
     names: tuple[str, ...]
-    """As split:name; as they are in the file system for ignored files."""
+    """As split:name; of a leak those of train; as they are in the file system for ignored files."""
     message: str
 
 
@@ -56,6 +63,13 @@ class Audit:
         """The findings of one severity."""
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
+    def reasons(self) -> str:
+        """Why images are left out, such as "2 truncated, 1 leak"."""
+        kinds: dict[str, set[str]] = defaultdict(set)
+        for finding in self.of("quarantine"):
+            kinds[finding.kind].update(finding.names)
+        return ", ".join(f"{len(names):,} {kind}" for kind, names in sorted(kinds.items()))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return to_dict(self)
@@ -73,18 +87,21 @@ def audit_images(
     problems: Mapping[str, Mapping[int, tuple[str, str]]],
     classes: Sequence[str],
     ignored: Sequence[str] = (),
+    *,
+    allow_leaks: bool = False,
 ) -> Audit:
     """The audit of decoded splits.
 
     names, labels int64 [N] and digests [N] per split; problems: per split, position → (problem, message) of the images
-    that could not be used. Equal digests are equal files.
+    that could not be used. Equal digests are equal files. allow_leaks: an image of train that is in another split too
+    is told of, and not left out of train.
     """
     findings = [
         Finding(kind=problem, severity=_severity(problem), names=(f"{split}:{names[split][index]}",), message=message)
         for split, found in problems.items()
         for index, (problem, message) in sorted(found.items())
     ]
-    findings += _copies(names, labels, digests, problems, classes)
+    findings += _copies(names, labels, digests, problems, classes, allow_leaks)
     if ignored:
         findings.append(
             Finding(
@@ -100,23 +117,42 @@ def audit_images(
     return Audit(num_images=sum(len(split) for split in names.values()), findings=tuple(findings))
 
 
-def check_audit(audit: Audit, name: str, *, on_bad_image: str, allow_leaks: bool) -> None:
-    """Raise DataError for what the audit of the data set `name` refuses and the user did not allow."""
+def check_audit(audit: Audit, name: str, *, on_bad_image: str) -> None:
+    """Raise DataError for what the audit of the data set `name` refuses.
+
+    on_bad_image: "auto": images that can't be used, contradict each other, or are in another split too, are left out,
+    up to a twentieth of all; "skip": any number of them; "refuse": none.
+    """
     unreadable = [finding for finding in audit.findings if finding.kind == "unreadable"]
-    leaks = [finding for finding in audit.findings if finding.kind == "leak"]
-    bad = audit.of("quarantine")
     if unreadable:
         raise DataError(f"{len(unreadable):,} files of {name} can't be read: {unreadable[0].message}")
-    if leaks and not allow_leaks:
-        raise DataError(
-            f"{len(leaks):,} images of {name} stand in train and in another split: {leaks[0].message}. "
-            "Remove the copies, or go on with --allow-leaks. 'vivace audit' lists all."
-        )
-    if bad and on_bad_image != "skip":
-        raise DataError(
-            f"{len(audit.quarantined):,} images of {name} can't be used: {bad[0].message.rstrip('.')}. "
-            "Mend them, or go on without them by --on-bad-image skip. 'vivace audit' lists all."
-        )
+    bad, total = len(audit.quarantined), max(audit.num_images, 1)
+    if not bad or on_bad_image == "skip" or (on_bad_image == "auto" and bad <= MAX_LEFT_OUT * total):
+        return
+    share = f" ({100 * bad / total:.0f} %; up to {100 * MAX_LEFT_OUT:.0f} % are left out)"
+    limit = share if on_bad_image == "auto" else ""
+    first = audit.of("quarantine")[0].message.rstrip(".")[:250]
+    raise DataError(
+        f"{bad:,} of {total:,} images of {name} can't be used{limit}: {first}. "
+        "Correct them, or go on without them by --on-bad-image skip. 'vivace audit' lists all."
+    )
+
+
+def write_left_out(audit: Audit, path: Path) -> None:
+    """Write the images that are left out, and why, as CSV: split, file, reason, message. Raises DataError."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("split", "file", "reason", "message"))
+    for finding in audit.of("quarantine"):
+        for name in finding.names:
+            split, _, file = name.partition(":")
+            writer.writerow((split, file, finding.kind, finding.message))
+    try:
+        with atomic_file(path) as out:
+            out.write(text.getvalue().encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise DataError(f"the list of left out images can't be written: {path} ({error.strerror}).") from None
+    warn(f"the images left out are listed in {path}")
 
 
 def _severity(problem: str) -> Severity:
@@ -130,6 +166,7 @@ def _copies(
     digests: Mapping[str, np.ndarray],
     problems: Mapping[str, Mapping[int, tuple[str, str]]],
     classes: Sequence[str],
+    allow_leaks: bool,
 ) -> list[Finding]:
     groups: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
     for split, values in digests.items():
@@ -157,9 +194,10 @@ def _copies(
             findings.append(
                 Finding(
                     kind="leak",
-                    severity="refuse",
-                    names=copies,
-                    message=f"the same image stands in train and {others}: {_some(copies)}",
+                    severity="warning" if allow_leaks else "quarantine",
+                    # the other splits stay whole: what is measured on them is comparable
+                    names=copies if allow_leaks else tuple(name for name in copies if name.startswith("train:")),
+                    message=f"the same image is in train and {others}: {_some(copies)}",
                 )
             )
         else:

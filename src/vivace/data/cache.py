@@ -78,7 +78,7 @@ def open_cache(
     preprocess: Preprocess,
     *,
     cache_dir: Path | None = None,
-    on_bad_image: str = "refuse",
+    on_bad_image: str = "auto",
     allow_leaks: bool = False,
     require_train: bool = True,
     num_workers: int | None = None,
@@ -89,15 +89,16 @@ def open_cache(
 
     fingerprint: that of the data which a run began with: a cache that still has it is taken, whatever has become of the
     files; else the cache is that of other data, and nothing of it is refused. progress is told (images done, images in
-    all). Raises DataError if a file can't be read, if the audit quarantined images and on_bad_image is not "skip", if
-    it found the same image in train and another split and allow_leaks is False; for training, if too few images are
-    left; and if the cache can't be written.
+    all). on_bad_image: as for `check_audit`; allow_leaks: images of train that are in another split too stay there.
+    Raises DataError if a file can't be read, for what `check_audit` refuses; for training, if too few images are left;
+    and if the cache can't be written.
     """
+    source = dataclasses.replace(source, allow_leaks=allow_leaks)
     cache = _open_or_build(source, preprocess, cache_dir or default_cache_dir(), num_workers, progress, fingerprint)
     if fingerprint is not None:
         # what a run began with was looked over then, and other data are not for it
         return cache
-    check_audit(cache.audit, source.name, on_bad_image=on_bad_image, allow_leaks=allow_leaks)
+    check_audit(cache.audit, source.name, on_bad_image=on_bad_image)
     if require_train:
         for name, split in cache.splits.items():
             if len(source.splits[name]) and not len(split.names):
@@ -109,6 +110,8 @@ def open_cache(
             for name, split in cache.splits.items()
         }
         check_source(dataclasses.replace(source, splits=kept), require_train=True)
+    if left_out := len(cache.audit.quarantined):
+        warn(f"{left_out:,} of {cache.audit.num_images:,} images of {source.name} left out: {cache.audit.reasons()}")
     return cache
 
 
@@ -208,6 +211,8 @@ def _origin(source: DataSource) -> list[str]:
 def _place(source: DataSource, preprocess: Preprocess, cache_dir: Path) -> Path:
     """The folder of a cache: one for each source, set of splits, classes, and way to store pixels."""
     facts = [*_origin(source), preprocess.fingerprint(), sorted(source.splits), list(source.classes)]
+    # images of train that are in another split too are in one kind of cache and not in the other
+    facts += ["leaks"] if source.allow_leaks else []
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:10]
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in source.name)[:60]
     return cache_dir / "images" / f"{plain}-{key}"
@@ -295,6 +300,7 @@ def _finish(
         {name: result.problems for name, result in decoded.items()},
         source.classes,
         source.ignored,
+        allow_leaks=source.allow_leaks,
     )
     out = audit.quarantined | audit.unreadable
     kept_splits = {}

@@ -27,10 +27,11 @@ class DataConfig:
     """Deviation of each channel on the 0..1 scale, each > 0; given with `mean` or not at all."""
     val_fraction: float = 0.1
     """Share of the training split held out for validation when the data set has no validation split, (0, 0.5]."""
-    on_bad_image: Literal["refuse", "skip"] = "refuse"
-    """What happens when the audit quarantines images: refuse the data set, or go on without them."""
+    on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
+    """What happens when images are corrupt, contradict each other, or are in train and in another split. auto: they are
+    left out (the latter of train), up to a twentieth of all images; skip: however many; refuse: none is left out."""
     allow_leaks: bool = False
-    """Go on although the same image stands in train and in another split."""
+    """Train on images that are in another split too."""
     balanced_sampling: bool = False
     """Draw every class equally often, with replacement."""
 
@@ -44,7 +45,7 @@ class DataConfig:
             )
         for value in self.std or ():
             check_range("data.std", value, 0.0, open_low=True)
-        check_choice("data.on_bad_image", self.on_bad_image, ("refuse", "skip"))
+        check_choice("data.on_bad_image", self.on_bad_image, ("auto", "refuse", "skip"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from vivace.files import canonical_json
 __all__ = ["signature_of", "strangers_of"]
 
 # raised when the files of a cache change: older ones are then made again
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def signature_of(source: DataSource, preprocess: Preprocess) -> str:

@@ -49,6 +49,8 @@ class DataSource:
     """1 for a grey data set, 3 otherwise."""
     ignored: tuple[str, ...] = field(default=())
     """Files that were passed over, relative to the root; folders end in a slash."""
+    allow_leaks: bool = False
+    """Images of train that are in another split too stay in train."""
     notes: tuple[str, ...] = field(default=())
     """What was left out, guessed or missed, a line each, for people."""
 

@@ -102,7 +102,7 @@ def evaluate(
     precision: str = "auto",
     data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    on_bad_image: str = "refuse",
+    on_bad_image: str = "auto",
     follow_links: bool = False,
     tta: str = "none",
     tta_share: float = 1.0,
@@ -183,7 +183,7 @@ def open_split(
     split: str | None = None,
     data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    on_bad_image: str = "refuse",
+    on_bad_image: str = "auto",
     follow_links: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[DataSource, str, CachedSplit]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vivace.config import from_dict, override, to_dict
+from vivace.data.audit import write_left_out
 from vivace.data.cache import Cache, open_cache
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.describe import report
@@ -105,6 +106,8 @@ def train(
     try:
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
         cache = _open_cache(source, resolved, cache_path, num_workers, quiet, began_with)
+        if cache.audit.quarantined:
+            write_left_out(cache.audit, folder.path / "left_out.csv")
         if "data.val_fraction" in changes and "val" in cache.splits:
             num_val = len(cache.splits["val"].labels_N)
             warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
@@ -221,6 +224,28 @@ def _with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
     )
 
 
+def stored_as(source: DataSource, recipe: str | Path | Recipe = DEFAULT_RECIPE, size: int | None = None) -> Preprocess:
+    """How `train` stores the images of a source by default; size: side of the network's input, px."""
+    facts = measure_facts(source)
+    facts = facts if size is None else dataclasses.replace(facts, side=size)
+    resolved = override(resolve_recipe(recipe, facts), {"data.size": size} if size else {})
+    return _preprocess(_with_sizes(resolved, facts.side, source))
+
+
+def _preprocess(recipe: Recipe) -> Preprocess:
+    data = recipe.data
+    assert data.size is not None
+    assert data.store_size is not None
+    channels: Literal[1, 3] = data.channels or 3
+    return Preprocess(
+        size=data.size,
+        store_size=data.store_size,
+        channels=channels,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+    )
+
+
 def _open_cache(
     source: DataSource,
     recipe: Recipe,
@@ -229,25 +254,14 @@ def _open_cache(
     quiet: bool,
     fingerprint: str | None,
 ) -> Cache:
-    data = recipe.data
-    assert data.size is not None
-    assert data.store_size is not None
-    channels: Literal[1, 3] = data.channels or 3
-    preprocess = Preprocess(
-        size=data.size,
-        store_size=data.store_size,
-        channels=channels,
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-    )
     progress, close = counting_bar("decoding", quiet=quiet)
     try:
         return open_cache(
             source,
-            preprocess,
+            _preprocess(recipe),
             cache_dir=cache_dir,
-            on_bad_image=data.on_bad_image,
-            allow_leaks=data.allow_leaks,
+            on_bad_image=recipe.data.on_bad_image,
+            allow_leaks=recipe.data.allow_leaks,
             num_workers=num_workers,
             fingerprint=fingerprint,
             progress=progress,

@@ -95,7 +95,7 @@ class RunFolder:
     def discard_if_unused(self) -> None:
         """Remove the folder if no run was started in it: a refused input leaves nothing behind."""
         if not (self.path / "recipe.yaml").exists():
-            for name in ("env.json", "tune.json", "run.json", ".lock"):
+            for name in ("env.json", "tune.json", "run.json", "left_out.csv", ".lock"):
                 (self.path / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.checkpoints.rmdir()
