@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as reference
 
-from vivace.metrics.accuracy import confusion_matrix, per_class, topk_accuracy, wilson_interval
+from vivace.metrics.accuracy import chance_of_as_many, confusion_matrix, per_class, topk_accuracy, wilson_interval
 
 
 @pytest.fixture
@@ -98,3 +98,17 @@ def test_classes_agree_with_scikit_learn_also_where_nothing_is_below_the_line() 
     assert [row.name for row in rows] == ["a", "b", "c", "d", "e"]
     for row, precision, recall, f1, support in zip(rows, *expected, strict=True):
         assert (row.precision, row.recall, row.f1, row.support) == pytest.approx((precision, recall, f1, support))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("num_images", [1, 7, 100, 5000])
+def test_the_chance_of_as_many_is_scipys_binomial_test(num_images: int, rate: float) -> None:
+    for num_correct in {0, 1, num_images // 2, round(rate * num_images), num_images - 1, num_images}:
+        expected = binomtest(num_correct, num_images, rate, alternative="greater").pvalue
+        assert chance_of_as_many(num_correct, num_images, rate) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize(("num_correct", "num_images", "rate"), [(1, 0, 0.5), (-1, 3, 0.5), (4, 3, 0.5), (1, 3, 1.1)])
+def test_a_chance_of_impossible_counts_is_refused(num_correct: int, num_images: int, rate: float) -> None:
+    with pytest.raises(ValueError, match="make no sense"):
+        chance_of_as_many(num_correct, num_images, rate)

@@ -57,6 +57,20 @@ def test_a_gap_or_a_row_cut_short_does_not_end_the_curves(tmp_path: Path) -> Non
     figures.curves(gap, tmp_path / "gap.png")
 
 
+def test_the_accuracy_that_is_told_is_that_of_the_weights_in_the_bundle(tmp_path: Path) -> None:
+    epochs, top1 = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.9, 0.8])
+    assert figures._saved_title(epochs, top1, 2) == "in the bundle: 80.00 %, epoch 3\nbest: 90.00 %, epoch 2"
+    assert figures._saved_title(epochs, top1, 1) == "in the bundle: 90.00 %, epoch 2"
+    assert figures._saved_title(epochs, np.full(3, np.nan), 1) == ""
+    table = write_csv(tmp_path / "metrics.csv", 3)
+    drawn = {}
+    for saved_epoch in (None, 3.0, 2.0):
+        figures.curves(table, tmp_path / "curves.png", saved_epoch=saved_epoch)
+        drawn[saved_epoch] = (tmp_path / "curves.png").read_bytes()
+    # without being told it is the last
+    assert drawn[None] == drawn[3.0] != drawn[2.0]
+
+
 @pytest.mark.parametrize("num_classes", [2, 5, 10, 26, 100, 111])
 def test_confusions_of_few_and_many_classes_are_drawn(tmp_path: Path, num_classes: int) -> None:
     counts = np.random.default_rng(0).integers(0, 20, (num_classes, num_classes)) + 200 * np.eye(num_classes, dtype=int)

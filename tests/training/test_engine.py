@@ -127,7 +127,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(run_tiny: RunTiny, monke
 
     monkeypatch.setattr(Session, "_validate", validate)
     result = run_tiny(changes={"early_stopping": 2, "epochs": 50})
-    assert result.epochs == 4
+    assert (result.epochs, result.saved_epoch) == (4, 2)
     stored = bundle_weights(result)
     assert all(torch.equal(stored[name], at_best[name]) for name in stored)
 
@@ -193,7 +193,7 @@ def test_a_run_that_is_killed_after_it_stopped_early_stays_stopped(
 def test_early_stopping_that_is_switched_on_later_keeps_the_best_from_then_on(
     run_tiny: RunTiny, judged: Judged
 ) -> None:
-    run_tiny(changes={"epochs": 3})
+    assert run_tiny(changes={"epochs": 3}).saved_epoch == 3
     # nobody kept the weights of 0.7
     resumed = run_tiny(resume=True, changes={"early_stopping": 2}, epochs=50)
     assert resumed.epochs == 6

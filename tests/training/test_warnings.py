@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from vivace.cli import main
+from vivace.training.build import Session
+from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]
@@ -41,3 +47,39 @@ def test_the_command_line_ends_with_the_warnings(
     else:
         assert f"warning           {NOT_USED}\n" in captured.out
     assert captured.err.count(NOT_USED) == 1
+
+
+def test_a_run_at_chance_level_says_so(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Session.split_probs
+
+    def constant(self: Session, model: torch.nn.Module, setup: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+        probs, labels = plain(self, model, setup, split)
+        return np.broadcast_to(np.float32([0.4, 0.3, 0.3]), probs.shape), labels
+
+    monkeypatch.setattr(Session, "split_probs", constant)
+    result = run_tiny()
+    (told,) = [message for message in result.warnings if "learnt nothing" in message]
+    # of three classes two images each are held out
+    assert "2 of 6 validation images are right (33.3 %), and always answering 'blue' gives 33.3 %" in told
+
+
+def test_a_run_of_less_than_an_epoch_that_missed_its_budget_says_so(run_tiny: RunTiny) -> None:
+    result = run_tiny(within=0.01)
+    assert result.epochs < 1
+    starts = [message.split(":")[0] for message in result.warnings]
+    assert "the run ended after 0.33 epochs" in starts
+    assert "the time budget was missed" in starts
+
+
+def test_a_run_that_went_back_says_so_at_its_end(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = Engine._step, itertools.count()
+
+    def spoiling(self: Engine, *arguments: Any) -> None:
+        step(self, *arguments)
+        if next(calls) == 4:
+            next(self.state.model.parameters()).data.view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(Engine, "_step", spoiling)
+    assert [m for m in run_tiny().warnings if "went back" in m] == [
+        "the run went back 1 × after NaN or Inf: its learning rate ended at 0.5 of what was asked for"
+    ]

@@ -162,7 +162,7 @@ def run(options: Options) -> None:
         quiet=execution.quiet,
         clock=process_seconds,
     )
-    curves = _draw_curves(result.run)
+    curves = _draw_curves(result.run, result.saved_epoch)
     if execution.json:
         print_json(result.to_dict())
         return
@@ -188,13 +188,13 @@ def run(options: Options) -> None:
         print(f"{name:<17} {value}")
 
 
-def _draw_curves(run: Path) -> str:
+def _draw_curves(run: Path, saved_epoch: float | None) -> str:
     from vivace.errors import MissingExtra
 
     try:
         from vivace.report.figures import curves
 
-        curves(run / "metrics.csv", run / "curves.png")
+        curves(run / "metrics.csv", run / "curves.png", saved_epoch=saved_epoch)
     except MissingExtra as error:
         return f"{run / 'metrics.csv'} ({error})"
     return str(run / "curves.png")

@@ -51,10 +51,11 @@ CJK_FONTS = (
 )
 
 
-def curves(metrics_csv: Path, path: Path) -> None:
+def curves(metrics_csv: Path, path: Path, *, saved_epoch: float | None = None) -> None:
     """Loss, accuracy and learning rate over the epochs of a run, as a PNG file.
 
-    metrics_csv: a row per validation, as a run writes it; values that are not there leave a gap.
+    metrics_csv: a row per validation, as a run writes it; values that are not there leave a gap. saved_epoch: the
+    validation, by its epoch, of the weights that the bundle has, which is marked; None: the last one.
     Raises MissingExtra without matplotlib.
     """
     with metrics_csv.open(encoding="utf-8", newline="") as file:
@@ -77,9 +78,10 @@ def curves(metrics_csv: Path, path: Path) -> None:
         axes.set_ylabel(label)
         axes.legend(frameon=False)
     val_top1 = _column(rows, "val_top1")
-    if np.isfinite(val_top1).any():
-        best = int(np.nanargmax(val_top1))
-        top1_axes.set_title(f"best validation: {100 * val_top1[best]:.2f} %, epoch {epochs[best]:g}", fontsize=9)
+    if len(val_top1):
+        saved = len(epochs) - 1 if saved_epoch is None else int(np.abs(epochs - saved_epoch).argmin())
+        top1_axes.plot(epochs[saved], 100 * val_top1[saved], marker="o", markersize=8, mfc="none", color=ORANGE)
+        top1_axes.set_title(_saved_title(epochs, val_top1, saved), fontsize=9)
     loss_axes.set_title("training: as augmented and smoothed", fontsize=9)
     lr_axes.plot(epochs, _column(rows, "lr"), color=GREEN, **style)
     lr_axes.set_ylabel("learning rate")
@@ -92,6 +94,17 @@ def curves(metrics_csv: Path, path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def _saved_title(epochs: np.ndarray, val_top1: np.ndarray, saved: int) -> str:
+    """What the bundle's weights reach, and what others of the run did if that is more."""
+    if not np.isfinite(val_top1).any():
+        return ""
+    title = f"in the bundle: {100 * val_top1[saved]:.2f} %, epoch {epochs[saved]:g}"
+    best = int(np.nanargmax(val_top1))
+    if not val_top1[saved] >= val_top1[best]:
+        title += f"\nbest: {100 * val_top1[best]:.2f} %, epoch {epochs[best]:g}"
+    return title
 
 
 def _column(rows: Sequence[Mapping[str, str | None]], name: str) -> np.ndarray:

@@ -76,6 +76,8 @@ class Engine:
         self._files_due_at = self._marked_at
         self._sums: list[tuple[StepResult, Batch]] = []
         self._num_skipped = 0
+        self.saved_epoch: float | None = None
+        """The epoch of the validation whose weights the averaged network has after `run`."""
         if self.recipe.early_stopping is not None and not self._best_path.exists():
             # earlier validations may have been better, but nobody kept their weights
             self.counters.best_val_top1 = -1.0
@@ -103,6 +105,7 @@ class Engine:
                     self._roll_back(error.batch)
         if not self.counters.finished:
             self.save()
+        self.saved_epoch = self.counters.history[-1]["epoch"] if self.counters.history else None
         if self.recipe.early_stopping is not None:
             # after the checkpoint: a run that is extended goes on from its last weights, not from its best
             self._restore_best()
@@ -288,6 +291,8 @@ class Engine:
             self.reporter.on_message(f"the last weights are kept in place of the best: {error}")
             return
         self.state.averaged_model.load_state_dict(best["model"])
+        rows = [row for row in self.counters.history if row["val_top1"] == best["top1"]]
+        self.saved_epoch = rows[0]["epoch"] if rows else float(self.counters.best_epoch)
 
     def _roll_back(self, batch: Batch | None) -> None:
         self._sums, self._num_skipped = [], 0

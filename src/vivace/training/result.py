@@ -27,6 +27,9 @@ class TrainResult:
     total_seconds: float
     """Process start to saved bundle."""
     num_images_seen: int
+    saved_epoch: float | None = None
+    """The validation, by its epoch, at which the network had the weights of the bundle: the last one, or with early
+    stopping the best."""
     target_reached: bool | None = None
     """None without a target."""
     target_seconds: float | None = None

@@ -9,25 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 
-from vivace.bundle import Architecture, BundleInfo, save_bundle
 from vivace.config import to_dict
 from vivace.cpus import limit_threads
 from vivace.data.cache import Cache
-from vivace.errors import NonFiniteError, TrainingError
-from vivace.files import write_json
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
-from vivace.metrics.summary import evaluate_probs
-from vivace.models.zoo import complete_arguments
-from vivace.notices import recorded_warnings
 from vivace.training.arrays import FileWatch, TrainingData, prepare_data
 from vivace.training.build import Session
 from vivace.training.display import LiveDisplay, Reporters
 from vivace.training.distill import Teacher
 from vivace.training.engine import Engine
+from vivace.training.finish import finish, record_of
 from vivace.training.plan import Plan
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
@@ -92,18 +85,18 @@ def run_training(
         if saved is not None:
             state.load_state_dict(saved)
         if previous is None:
-            folder.start(recipe, _record(facts, contract), describe(), to_dict(receipt))
+            folder.start(recipe, record_of(facts, contract), describe(), to_dict(receipt))
             display.on_message(f"setup: {receipt.summary()}")
         else:
             adapt_counters(state.counters, recipe, contract, folder.saved_recipe(), previous["contract"])
             # an extension that is interrupted goes on to its own end
-            folder.record(recipe, _record(facts, contract))
+            folder.record(recipe, record_of(facts, contract))
         engine = _engine(session, state, setup, contract, folder, display, clock)
         with display:
             engine.run()
         # the engine looks from time to time
         engine.check_files()
-        return _finish(session, engine, setup, folder, facts, contract)
+        return finish(session, engine, setup, folder, facts, contract)
 
 
 @contextlib.contextmanager
@@ -130,10 +123,6 @@ def _facts(cache: Cache, data: TrainingData, name: str) -> dict[str, Any]:
         "num_val": data.num_val,
         "num_test": data.num_test,
     }
-
-
-def _record(facts: dict[str, Any], contract: Contract) -> dict[str, Any]:
-    return {"data": facts, "contract": dataclasses.asdict(contract)}
 
 
 def _receipt(
@@ -216,81 +205,3 @@ def _engine(
         head=frozenset(session.head),
         parts=session.late_frozen,
     )
-
-
-def _finish(
-    session: Session,
-    engine: Engine,
-    setup: Setup,
-    folder: RunFolder,
-    facts: dict[str, Any],
-    contract: Contract,
-) -> TrainResult:
-    data, recipe, counters = session.data, session.recipe, engine.counters
-    model, temperature = engine.state.averaged_model, None
-    if recipe.calibrate:
-        model, temperature = session.calibrated(model, setup)
-    metrics: dict[str, Any] = {}
-    for split in ("val", "test"):
-        if split == "val" or data.num_test:
-            probs, labels = session.split_probs(model, setup, split)
-            if not np.isfinite(probs).all():
-                # finite on validation images, too large for the setup's precision on others
-                raise NonFiniteError(f"the network's answers to {split} images are NaN or Inf. Lower --lr.")
-            metrics[split] = evaluate_probs(probs, labels, data.cache.classes).summary()
-    info = BundleInfo(
-        architecture=Architecture(
-            name=recipe.model.name,
-            num_classes=session.num_classes,
-            in_channels=session.seen.channels,
-            size=session.seen.size,
-            arguments=complete_arguments(recipe.model.name, recipe.model.arguments),
-        ),
-        classes=tuple(data.cache.classes),
-        preprocess=session.seen,
-        precision=setup.precision,
-        metrics=metrics,
-        recipe=to_dict(recipe),
-        environment=describe(),
-        data=facts,
-        temperature=temperature,
-    )
-    with _disk_for(folder.bundle):
-        trained_on = data.cache.splits["train"].digests_N[data.train_indices]
-        save_bundle(folder.bundle, model, info, trained_on=trained_on)
-    total_seconds = engine.plan.clock()
-    result = TrainResult(
-        bundle=folder.bundle,
-        run=folder.path,
-        val_top1=metrics["val"]["top1"],
-        test_top1=metrics["test"]["top1"] if "test" in metrics else None,
-        epochs=counters.step / len(session.batches),
-        train_seconds=counters.seconds,
-        total_seconds=total_seconds,
-        num_images_seen=counters.num_images_seen,
-        target_reached=None if contract.target is None else counters.target_seconds is not None,
-        target_seconds=counters.target_seconds,
-        within_seconds=contract.within_seconds,
-        temperature=temperature,
-        metrics=metrics,
-        warnings=recorded_warnings(),
-    )
-    for name, value in (
-        ("run.json", {**_record(facts, contract), "warnings": list(result.warnings)}),
-        ("result.json", result.to_dict()),
-    ):
-        with _disk_for(folder.path / name):
-            write_json(folder.path / name, value)
-    return result
-
-
-@contextlib.contextmanager
-def _disk_for(path: Path) -> Iterator[None]:
-    """Turns a failure to write `path` into a TrainingError."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"the result could not be written: {path} ({getattr(error, 'strerror', None) or error}). "
-            "The training is saved: free some space and go on with --resume."
-        ) from error

@@ -1,0 +1,147 @@
+"""From a trained network to what a run leaves behind: metrics, bundle, result and warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from torch import nn
+
+from vivace.bundle import Architecture, BundleInfo, save_bundle
+from vivace.config import to_dict
+from vivace.errors import NonFiniteError, TrainingError
+from vivace.files import write_json
+from vivace.hardware import describe
+from vivace.metrics.summary import evaluate_probs
+from vivace.models.zoo import complete_arguments
+from vivace.notices import recorded_warnings, warn
+from vivace.training.build import Session
+from vivace.training.engine import Engine
+from vivace.training.outcome import Outcome, outcome_warnings
+from vivace.training.result import TrainResult
+from vivace.training.resuming import Contract
+from vivace.training.runfolder import RunFolder
+from vivace.training.step import Setup
+
+__all__ = ["finish", "record_of"]
+
+
+def record_of(facts: dict[str, Any], contract: Contract) -> dict[str, Any]:
+    """What run.json says from the start: the data and what was asked for."""
+    return {"data": facts, "contract": dataclasses.asdict(contract)}
+
+
+def finish(
+    session: Session,
+    engine: Engine,
+    setup: Setup,
+    folder: RunFolder,
+    facts: dict[str, Any],
+    contract: Contract,
+) -> TrainResult:
+    """Calibrate and measure the trained network, write its bundle, warn of what its run missed.
+
+    Raises NonFiniteError for answers that are NaN or Inf, TrainingError if a file can't be written.
+    """
+    data, recipe, counters = session.data, session.recipe, engine.counters
+    model, temperature = engine.state.averaged_model, None
+    if recipe.calibrate:
+        model, temperature = session.calibrated(model, setup)
+    metrics = _metrics(session, model, setup)
+    info = BundleInfo(
+        architecture=Architecture(
+            name=recipe.model.name,
+            num_classes=session.num_classes,
+            in_channels=session.seen.channels,
+            size=session.seen.size,
+            arguments=complete_arguments(recipe.model.name, recipe.model.arguments),
+        ),
+        classes=tuple(data.cache.classes),
+        preprocess=session.seen,
+        precision=setup.precision,
+        metrics=metrics,
+        recipe=to_dict(recipe),
+        environment=describe(),
+        data=facts,
+        temperature=temperature,
+    )
+    with _disk_for(folder.bundle):
+        trained_on = data.cache.splits["train"].digests_N[data.train_indices]
+        save_bundle(folder.bundle, model, info, trained_on=trained_on)
+    total_seconds = engine.plan.clock()
+    outcome = _outcome(session, engine, contract, metrics["val"]["top1"], total_seconds)
+    for message in outcome_warnings(outcome):
+        warn(message)
+    result = TrainResult(
+        bundle=folder.bundle,
+        run=folder.path,
+        val_top1=metrics["val"]["top1"],
+        test_top1=metrics["test"]["top1"] if "test" in metrics else None,
+        epochs=outcome.epochs,
+        train_seconds=counters.seconds,
+        total_seconds=total_seconds,
+        num_images_seen=counters.num_images_seen,
+        saved_epoch=engine.saved_epoch,
+        target_reached=None if contract.target is None else counters.target_seconds is not None,
+        target_seconds=counters.target_seconds,
+        within_seconds=contract.within_seconds,
+        temperature=temperature,
+        metrics=metrics,
+        warnings=recorded_warnings(),
+    )
+    for name, value in (
+        ("run.json", {**record_of(facts, contract), "warnings": list(result.warnings)}),
+        ("result.json", result.to_dict()),
+    ):
+        with _disk_for(folder.path / name):
+            write_json(folder.path / name, value)
+    return result
+
+
+def _metrics(session: Session, model: nn.Module, setup: Setup) -> dict[str, Any]:
+    """The figures of the validation split, and of the test split where there is one."""
+    metrics = {}
+    for split in ("val", *(["test"] if session.data.num_test else [])):
+        probs, labels = session.split_probs(model, setup, split)
+        if not np.isfinite(probs).all():
+            # finite on validation images, too large for the setup's precision on others
+            raise NonFiniteError(f"the network's answers to {split} images are NaN or Inf. Lower --lr.")
+        metrics[split] = evaluate_probs(probs, labels, session.data.cache.classes).summary()
+    return metrics
+
+
+def _outcome(session: Session, engine: Engine, contract: Contract, val_top1: float, total_seconds: float) -> Outcome:
+    data, counters = session.data, engine.counters
+    counts_K = np.bincount(data.val_labels_N if data.val_indices is None else data.val_labels_N[data.val_indices])
+    return Outcome(
+        epochs=counters.step / len(session.batches),
+        num_train=len(data.train_indices),
+        num_images_seen=counters.num_images_seen,
+        num_right=round(val_top1 * data.num_val),
+        num_val=data.num_val,
+        num_val_commonest=int(counts_K.max()),
+        commonest=data.cache.classes[int(counts_K.argmax())],
+        within_seconds=contract.within_seconds,
+        total_seconds=total_seconds,
+        target=contract.target,
+        target_reached=counters.target_seconds is not None,
+        num_rollbacks=counters.num_rollbacks,
+        lr_scale=counters.lr_scale,
+    )
+
+
+@contextlib.contextmanager
+def _disk_for(path: Path) -> Iterator[None]:
+    """Turns a failure to write `path` into a TrainingError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"the result could not be written: {path} ({getattr(error, 'strerror', None) or error}). "
+            "The training is saved: free some space and go on with --resume."
+        ) from error

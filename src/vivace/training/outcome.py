@@ -1,0 +1,86 @@
+"""What is to be warned of at the end of a run: pure functions of its counts, no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vivace.metrics.accuracy import chance_of_as_many
+
+__all__ = ["Outcome", "outcome_warnings"]
+
+# of a budget of time, beyond which it counts as missed
+MAX_EXCESS = 0.05
+# a validation accuracy that guessing reaches more often than this is no evidence of learning
+MAX_CHANCE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended, in counts and seconds."""
+
+    epochs: float
+    num_train: int
+    num_images_seen: int
+    num_right: int
+    """Validation images that the saved network answers rightly, of `num_val`."""
+    num_val: int
+    num_val_commonest: int
+    """Validation images of their most common class."""
+    commonest: str
+    """The name of that class."""
+    within_seconds: float | None = None
+    total_seconds: float = 0.0
+    target: float | None = None
+    target_reached: bool = False
+    num_rollbacks: int = 0
+    lr_scale: float = 1.0
+
+
+def outcome_warnings(outcome: Outcome) -> tuple[str, ...]:
+    """A line for each thing that a reader of the accuracies must know; none for a run that went as it should."""
+    return (*_chance(outcome), *_length(outcome), *_budget(outcome), *_rollbacks(outcome))
+
+
+def _chance(outcome: Outcome) -> Iterator[str]:
+    """Whether always answering the most common class gets as many right: a one-sided binomial test at 5 %."""
+    right, images = outcome.num_right, outcome.num_val
+    if right == images:
+        # nothing could be better, however few they are
+        return
+    rate = outcome.num_val_commonest / images
+    chance = chance_of_as_many(right, images, rate)
+    if chance > MAX_CHANCE:
+        yield (
+            f"the network may have learnt nothing: {right:,} of {images:,} validation images are right "
+            f"({100 * right / images:.1f} %), and always answering {outcome.commonest[:60]!r} gives {100 * rate:.1f} % "
+            f"(p = {chance:.2g}). Look at the learning rate, the length of the run and the labels."
+        )
+
+
+def _length(outcome: Outcome) -> Iterator[str]:
+    if outcome.epochs < 1:
+        yield (
+            f"the run ended after {outcome.epochs:.2g} epochs: it has seen {outcome.num_images_seen:,} of "
+            f"{outcome.num_train:,} training images. Give it more time."
+        )
+
+
+def _budget(outcome: Outcome) -> Iterator[str]:
+    within, took = outcome.within_seconds, outcome.total_seconds
+    if within is not None and took > (1 + MAX_EXCESS) * within:
+        yield (
+            f"the time budget was missed: {took:.1f} s of {within:g} s ({100 * took / within:,.0f} %), reading the "
+            "data and starting included. Give more time; with the same data the next run starts sooner."
+        )
+    if outcome.target is not None and not outcome.target_reached:
+        accuracy = outcome.num_right / outcome.num_val
+        yield f"the target was not reached: validation ended at {accuracy:.4g}, the target is {outcome.target:g}"
+
+
+def _rollbacks(outcome: Outcome) -> Iterator[str]:
+    if outcome.num_rollbacks:
+        yield (
+            f"the run went back {outcome.num_rollbacks} × after NaN or Inf: its learning rate ended at "
+            f"{outcome.lr_scale:g} of what was asked for"
+        )
