@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import os
 import random
 import shutil
@@ -149,12 +150,110 @@ def test_a_member_longer_than_its_header_says_is_refused(tmp_path: Path) -> None
 def test_too_many_or_too_large_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pack(folder, ".zip")
     monkeypatch.setattr(archives, "MAX_BYTES", 100)
-    with pytest.raises(ArchiveError, match="the archive is too large: 6 files, 12,000 bytes"):
+    with pytest.raises(ArchiveError, match="the archive is too large: 6 files, 24,576 bytes"):
         open_source(path)
     monkeypatch.setattr(archives, "MAX_BYTES", 1 << 40)
     monkeypatch.setattr(archives, "MAX_MEMBERS", 5)
     with pytest.raises(ArchiveError, match="the archive is too large: 6 files"):
         open_source(path)
+
+
+def tar_of(path: Path, *parts: bytes) -> Path:
+    """A tar, compressed by its suffix, of whole blocks."""
+    packed = {".xz": lzma.compress, ".tar": bytes}[path.suffix]
+    path.write_bytes(packed(b"".join(parts) + bytes(tarfile.RECORDSIZE)))
+    return path
+
+
+def header(kind: bytes, data: bytes = b"", name: str = "a/x.jpg") -> bytes:
+    """A header of a type with its data, padded to whole blocks."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    length = len(key) + len(value) + 3
+    length += len(str(length + len(str(length))))
+    return b"%d %s=%s\n" % (length, key, value)
+
+
+PLAIN = header(b"0", b"image")
+HOSTILE = {
+    # searched in quadratic time by older Pythons: 64 kB take half a minute
+    "digits": (header(b"x", b"1" * 65_000) + PLAIN, "a number of over 200 digits"),
+    "digits in a value": (header(b"x", record(b"comment", b"1" * 60_000)) + PLAIN, "a number of over 200 digits"),
+    "records": (header(b"x", record(b"k", b"v") * 9000) + PLAIN, "more than 1,000 records"),
+    "a long header": (header(b"x", record(b"comment", b"v" * 70_000)) + PLAIN, "an extended header of"),
+    "a long name": (header(b"L", b"n" * 70_000) + PLAIN, "an extended header of"),
+    "global headers": (header(b"g", record(b"comment", b"v")) * 100_000 + PLAIN, "extended headers in a row"),
+    "global headers apart": ((header(b"g", record(b"k", b"v" * 9000)) + PLAIN) * 50, "extended headers of"),
+    "many headers": ((header(b"x", record(b"k", b"v" * 60_000)) + PLAIN) * 100, "extended headers of"),
+    "a sparse map": (header(b"S", bytes(512)) + PLAIN, "a sparse file"),
+    "sparse in pax": (header(b"x", record(b"GNU.sparse.major", b"1")) + PLAIN, "a sparse file"),
+    "a size below 0": (header(b"x", record(b"size", b"-1024")) + PLAIN, "a size below 0"),
+    "a broken record": (header(b"x", b"5 nothing\n") + PLAIN, "a pax header is damaged"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("suffix", [".tar", ".tar.xz"])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_headers_that_cost_more_than_the_archive_are_refused(tmp_path: Path, what: str, suffix: str) -> None:
+    blocks, message = HOSTILE[what]
+    path = tar_of(tmp_path / f"hostile{suffix}", blocks)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match=message):
+            unpack(path, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_names_and_times_in_pax_headers_are_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "long.tar.gz"
+    (tmp_path / "out").mkdir()
+    name = "ä" * 60 + "/" + "n" * 200 + ".jpg"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT, pax_headers={"comment": "hello"}) as tar:
+        for index in range(3):
+            info = tarfile.TarInfo(f"{index}{name}")
+            info.size, info.mtime = 4, 1.5
+            tar.addfile(info, io.BytesIO(b"%04d" % index))
+    unpack(path, tmp_path / "out")
+    assert [(tmp_path / "out" / f"{index}{name}").read_bytes() for index in range(3)] == [b"0000", b"0001", b"0002"]
+
+
+def test_hard_links_are_plain_files(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jpg").write_bytes(b"image")
+    os.link(tmp_path / "a" / "x.jpg", tmp_path / "a" / "y.jpg")
+    path = tmp_path / "linked.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(tmp_path / "a", "a")
+        assert any(member.islnk() for member in tar.getmembers())
+    (tmp_path / "out").mkdir()
+    unpack(path, tmp_path / "out")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out" / "a").iterdir()} == {
+        "x.jpg": b"image",
+        "y.jpg": b"image",
+    }
+
+
+def test_hard_links_to_one_large_file_are_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "RATIO_FLOOR_BYTES", 1 << 20)
+    path = tmp_path / "bomb.tar"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("a/x.jpg")
+        info.size = 1 << 20
+        tar.addfile(info, io.BytesIO(bytes(1 << 20)))
+        for index in range(400):
+            link = tarfile.TarInfo(f"a/{index}.jpg")
+            link.type, link.linkname = tarfile.LNKTYPE, "a/x.jpg"
+            tar.addfile(link)
+    with pytest.raises(ArchiveError, match="the archive is a bomb"):
+        unpack(path, tmp_path / "out")
 
 
 def test_a_colon_in_a_name_is_no_drive(folder: Path) -> None:

@@ -143,3 +143,30 @@ def test_a_broken_archive_is_refused_and_leaves_nothing(
     with pytest.raises(ArchiveError, match="the archive can't be unpacked"):
         open_source(path)
     assert [file for file in own_cache.rglob("*") if file.is_file()] == []
+
+
+def test_backslashes_in_a_zip_are_separators(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder()
+    path = tmp_path / "win.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(root.rglob("*.png")):
+            info = zipfile.ZipInfo("x")
+            info.filename = "\\".join(("colours", *file.relative_to(root).parts))
+            archive.writestr(info, file.read_bytes())
+    assert open_source(path).classes == ("blue", "green", "red")
+
+
+def test_backslashes_lead_nowhere_outside(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="a path that leads outside"):
+        unpack(zip_with(tmp_path / "evil.zip", "a\\..\\..\\x.png"), tmp_path / "out")
+
+
+def test_files_beside_the_only_folder_do_not_matter(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder()
+    path = pack(root, tmp_path / "pets.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme[1].txt", "x")
+        archive.writestr("CDLA-Permissive-2.0.pdf", "x")
+        archive.writestr("__MACOSX/colours/red/._000.png", "x")
+    source = open_source(path)
+    assert (source.classes, len(source.splits["train"])) == (("blue", "green", "red"), 24)

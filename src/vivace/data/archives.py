@@ -16,12 +16,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Self
+from typing import IO
 
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.folders import open_folder
+from vivace.data.listing import is_candidate
 from vivace.data.manifests import is_manifest, open_manifest
+from vivace.data.splitnames import is_system
 from vivace.data.splits import DataSource
+from vivace.data.tars import NotPlain, guarded_tarinfo, plain_members
 from vivace.errors import ArchiveError
 
 __all__ = ["is_archive", "open_archive", "unpack"]
@@ -34,11 +37,8 @@ RATIO_FLOOR_BYTES = 50 * 2**20
 MAX_BYTES = 2 * 2**40
 MAX_MEMBERS = 50_000_000
 CHUNK = 1 << 20
-# an empty file is not free either: a header in a tar, an entry in memory
-MEMBER_BYTES = 512
-# a long name or extended attributes of a tar member, which tarfile reads into memory as one piece
-MAX_HEADER_BYTES = 1 << 20
-HEADER_TYPES = (b"x", b"g", b"X", b"L", b"K")
+# an empty file is not free either: a header in a tar, an entry in memory, a block on the disk
+MEMBER_BYTES = 4096
 # what the libraries raise, somewhere, for a damaged archive
 DAMAGE = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError,
@@ -53,17 +53,6 @@ class _Member:
     name: str
     num_bytes: int
     handle: zipfile.ZipInfo | tarfile.TarInfo
-
-
-class _TarInfo(tarfile.TarInfo):
-    """A member whose extended header may not exhaust the memory."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        info = super().frombuf(buf, encoding, errors)
-        if info.type in HEADER_TYPES and info.size > MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"an extended header of {info.size:,} bytes")
-        return info
 
 
 def is_archive(path: Path) -> bool:
@@ -132,7 +121,7 @@ def unpack(path: Path, target: Path) -> None:
                     with archive.open(member.handle) as source:
                         _copy(source, target / member.name, member.num_bytes, path)
         else:
-            with tarfile.open(path, tarinfo=_TarInfo) as tar:
+            with tarfile.open(path, tarinfo=guarded_tarinfo()) as tar:
                 members = list(_tar_members(tar, path))
                 _check_sizes(members, path, target)
                 for member in members:
@@ -148,13 +137,15 @@ def unpack(path: Path, target: Path) -> None:
 def _zip_members(archive: zipfile.ZipFile, path: Path) -> Iterator[_Member]:
     _check_count(path, len(archive.infolist()))
     for info in archive.infolist():
-        _check_name(info.filename, path)
+        # some programs on Windows write their own separator
+        name = info.filename.replace("\\", "/")
+        _check_name(name, path)
         # the upper half of the attributes holds a Unix mode: links are files whose text is the target
         kind = (info.external_attr >> 16) & 0o170000
         if kind not in (0, 0o100000, 0o040000):
             raise ArchiveError(f"the archive holds a link or device: {info.filename!r} in {path}. Pack plain files.")
-        if not info.is_dir():
-            yield _Member(info.filename, info.file_size, info)
+        if not name.endswith("/"):
+            yield _Member(name, info.file_size, info)
 
 
 def _check_count(path: Path, num_members: int) -> None:
@@ -173,16 +164,19 @@ def _check_count(path: Path, num_members: int) -> None:
 def _tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[_Member]:
     limit = max(RATIO_FLOOR_BYTES, MAX_RATIO * path.stat().st_size)
     total = 0
-    for info in tar:
-        _check_name(info.name, path)
-        if not (info.isreg() or info.isdir()):
-            raise ArchiveError(f"the archive holds a link or device: {info.name!r} in {path}. Pack plain files.")
-        # a compressed tar has to be unpacked to be listed: stop as soon as it is too much
-        total += max(info.size, MEMBER_BYTES)
-        if total > limit:
-            raise _bomb(path, total)
-        if info.isreg():
-            yield _Member(info.name, info.size, info)
+    try:
+        for name, size, held in plain_members(tar):
+            _check_name(name, path)
+            # a compressed tar has to be unpacked to be listed: stop as soon as it is too much
+            total += max(size, MEMBER_BYTES)
+            if total > limit:
+                raise _bomb(path, total)
+            if held is not None:
+                yield _Member(name, size, held)
+    except NotPlain as member:
+        raise ArchiveError(
+            f"the archive holds a link or device: {str(member)!r} in {path}. Pack plain files."
+        ) from None
     _check_end(tar, limit)
 
 
@@ -235,10 +229,14 @@ def _copy(source: IO[bytes], path: Path, num_bytes: int, archive: Path) -> None:
 
 
 def _single_folder(folder: Path) -> Path:
-    """The folder, or the only folder in it, or the only one in that: archives often wrap what they hold."""
-    for _ in range(3):
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith((".", "__MACOSX"))]
-        if len(entries) != 1 or not entries[0].is_dir():
+    """The folder, or the only folder in it, and so on: archives often wrap what they hold, beside a README.
+
+    A manifest that lies beside it names files from there.
+    """
+    for _ in range(6):
+        entries = [entry for entry in os.scandir(folder) if not is_system(entry.name)]
+        folders = [entry for entry in entries if entry.is_dir()]
+        if len(folders) != 1 or any(is_manifest(Path(entry.path)) or is_candidate(entry) for entry in entries):
             return folder
-        folder = Path(entries[0].path)
+        folder = Path(folders[0].path)
     return folder
