@@ -297,9 +297,14 @@ class FolderLock:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
+            if holder == str(os.getpid()):
+                raise RunFolderError(
+                    f"another run of this process (a thread, or another cell of a notebook) is using the folder: "
+                    f"{folder}. Wait until it has ended or restart the kernel, or choose another with run=..."
+                ) from None
             raise RunFolderError(
                 f"another run is using the folder: {folder} (process {holder}). "
-                "Wait for it, or choose another with --run."
+                "Wait for it, or choose another with --run (in Python run=...)."
             ) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))

@@ -76,17 +76,48 @@ def test_an_epoch_is_the_one_shown_after_its_last_step_too() -> None:
     assert show(display, counters(step=50, epoch=5, batch=0, count=0)).startswith("epoch 5/5 · 1,000 img/s")
 
 
-def test_where_stderr_is_no_terminal_only_messages_are_written(
+LINE = "epoch     3  train 0.6123  81.2 %  val 0.7000  75.1 %   12,346 img/s  1:15"
+
+
+def test_where_stderr_is_no_terminal_it_gets_a_line_for_each_validation_and_message(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
+    long = "a message that is longer than any terminal is wide is not broken: " + "x" * 200
     with LiveDisplay(epochs="5") as display:
         display.on_step(counters(), 1000.0, 10.0)
-        display.on_validation(ROW, [ROW], 0.8)
         assert capsys.readouterr() == ("", "")
+        for _ in range(3):
+            display.on_validation(ROW, [ROW], 0.8)
+        assert capsys.readouterr() == ("", f"{LINE}\n" * 3)
+        # no markup is read into a message
         display.on_message("out of memory: [bold] images at a time")
-    # no markup is read into a message
-    assert capsys.readouterr() == ("", "out of memory: [bold] images at a time\n")
+        display.on_message(long)
+    assert capsys.readouterr() == ("", f"out of memory: [bold] images at a time\n{long}\n")
+
+
+def test_a_notebook_gets_plain_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(stderr=True, force_jupyter=True)
+    with LiveDisplay(epochs="5", console=console) as display:
+        display.on_step(counters(), 1000.0, 10.0)
+        display.on_validation(ROW, [ROW], 0.8)
+        display.on_message("setup: fp32")
+    assert capsys.readouterr() == ("", f"{LINE}\nsetup: fp32\n")
+
+
+def test_a_stderr_that_is_closed_ends_no_run() -> None:
+    closed = io.StringIO()
+    closed.close()
+    with LiveDisplay(epochs="5", console=Console(file=closed)) as display:
+        display.on_validation(ROW, [ROW], 0.8)
+        display.on_message("setup: fp32")
+
+
+def test_quiet_without_a_terminal_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with LiveDisplay(epochs="5", quiet=True) as display:
+        display.on_validation(ROW, [ROW], 0.8)
+        display.on_message("setup: fp32")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_quiet_is_quiet_on_a_terminal_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

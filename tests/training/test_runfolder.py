@@ -61,7 +61,9 @@ def test_two_processes_in_one_folder_are_refused_and_a_killed_one_leaves_it_free
 def test_a_run_may_not_be_resumed_while_it_runs(run_tiny: RunTiny) -> None:
     result = run_tiny()
     holder = RunFolder(result.run, resume=True)
-    with pytest.raises(RunFolderError, match=rf"^another run is using the folder: .*\(process {os.getpid()}\)"):
+    with pytest.raises(
+        RunFolderError, match=r"^another run of this process .* is using the folder: .* choose another with run=\.\.\.$"
+    ):
         run_tiny(resume=True)
     holder.release()
     run_tiny(resume=True)
@@ -72,7 +74,8 @@ def test_a_folder_with_an_earlier_run_is_refused(run_tiny: RunTiny) -> None:
     for _ in range(2):
         # the refusal does not keep the folder locked
         with pytest.raises(
-            RunFolderError, match=r"^the run folder is in use by an earlier run: .*Go on with it by --resume"
+            RunFolderError,
+            match=r"^the run folder holds an earlier run: .*Continue it with --resume \(in Python resume=True\)",
         ):
             run_tiny()
     run_tiny(resume=True)
@@ -87,7 +90,7 @@ def test_a_run_that_begins_and_ends_while_we_wait_for_the_folder_is_not_overwrit
             (folder / "recipe.yaml").write_text("another's")
 
     monkeypatch.setattr(runfolder, "FolderLock", SlowLock)
-    with pytest.raises(RunFolderError, match=r"^the run folder is in use by an earlier run"):
+    with pytest.raises(RunFolderError, match=r"^the run folder holds an earlier run"):
         RunFolder(tmp_path / "run", resume=False)
 
 
@@ -138,7 +141,7 @@ def test_refused_data_leave_no_run_folder(run_tiny: RunTiny, make_folder: Callab
     bad = make_folder("bad")
     (bad / "red" / "000.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"000\.png"):
-        run_tiny("fresh", data=bad)
+        run_tiny("fresh", {"data.on_bad_image": "refuse"}, data=bad)
     assert not (tmp_path / "fresh").exists()
 
 

@@ -1,7 +1,8 @@
-"""Progress for people, on stderr: a live display in a terminal, next to nothing elsewhere."""
+"""Progress for people, on stderr: a live display in a terminal, a line for each validation elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ class Reporters:
 class LiveDisplay:
     """A progress bar with loss, accuracy, images/s, time left and the forecast; a row for each validation.
 
-    Where stderr is no terminal only messages are written. console: where it is shown, by default stderr.
+    Where stderr is no terminal (a log, a notebook) it gets the rows and the messages as plain lines. console: where it
+    is shown, by default stderr.
     """
 
     def __init__(self, *, epochs: str, quiet: bool = False, console: Console | None = None) -> None:
@@ -58,6 +60,7 @@ class LiveDisplay:
         self._rate: float | None = None
         self._last: dict[str, Any] | None = None
         self._forecast: float | None = None
+        self._quiet = quiet
         self._live = self._console.is_terminal and not quiet
 
     def __enter__(self) -> LiveDisplay:
@@ -90,16 +93,30 @@ class LiveDisplay:
 
     def on_validation(self, row: dict[str, Any], history: Sequence[dict[str, Any]], forecast: float | None) -> None:
         self._last, self._forecast = row, forecast
+        parts = (
+            f"epoch {row['epoch']:>5g}  train {row['train_loss']:.4f} {100 * row['train_top1']:5.1f} %"
+            f"  val {row['val_loss']:.4f} ",
+            f"{100 * row['val_top1']:5.1f} %",
+            f"  {row['images_per_second']:>7,.0f} img/s  {_clock(row['seconds'])}",
+        )
         if self._live:
-            self._console.print(
-                f"epoch {row['epoch']:>5g}  train {row['train_loss']:.4f} {100 * row['train_top1']:5.1f} %"
-                f"  val {row['val_loss']:.4f} [bold]{100 * row['val_top1']:5.1f} %[/]"
-                f"  {row['images_per_second']:>7,.0f} img/s  {_clock(row['seconds'])}",
-                highlight=False,
-            )
+            self._console.print(f"{parts[0]}[bold]{parts[1]}[/]{parts[2]}", highlight=False)
+        else:
+            self._write_line("".join(parts))
 
     def on_message(self, message: str) -> None:
-        self._console.print(message, style="yellow", markup=False, highlight=False)
+        if self._live:
+            self._console.print(message, style="yellow", markup=False, highlight=False)
+        else:
+            self._write_line(message)
+
+    def _write_line(self, text: str) -> None:
+        """A plain line: a notebook would show what rich prints as a block of its own, a log breaks no lines."""
+        if self._quiet:
+            return
+        # a reader that has gone away must not end the run
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=self._console.file, flush=True)
 
 
 def counting_bar(description: str, *, quiet: bool = False) -> tuple[Callable[[int, int], None], Callable[[], None]]:

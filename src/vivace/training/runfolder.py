@@ -37,8 +37,8 @@ class RunFolder:
             # behind the lock: before it, another process could still start and end a run here
             if not resume and (path / "recipe.yaml").exists():
                 raise RunFolderError(
-                    f"the run folder is in use by an earlier run: {path}. "
-                    "Go on with it by --resume, or choose another --run."
+                    f"the run folder holds an earlier run: {path}. Continue it with --resume (in Python resume=True), "
+                    "or choose another folder with --run (run=...)."
                 )
             with self._writing():
                 self.checkpoints.mkdir(exist_ok=True)
