@@ -17,7 +17,19 @@ MODULES = sorted(
     # what an export copies elsewhere is no part of the package
     if "templates" not in path.parts
 )
-LAYER_0 = {"errors", "plain", "config", "files", "cpus", "hardware", "measure", "kernels", "notices", "trained_on"}
+LAYER_0 = {
+    "errors",
+    "plain",
+    "config",
+    "files",
+    "cpus",
+    "hardware",
+    "measure",
+    "kernels",
+    "notices",
+    "scratch",
+    "trained_on",
+}
 BASE = LAYER_0 | {"bundle", "manifest"}
 # room → rooms that it may import, beside itself; a dotted entry opens one module of a room
 ALLOWED = {
@@ -28,8 +40,9 @@ ALLOWED = {
     "cpus": set(),
     "hardware": {"errors", "cpus", "notices"},
     "measure": {"errors"},
-    "kernels": {"errors", "cpus", "hardware", "notices"},
+    "kernels": {"errors", "cpus", "hardware", "notices", "scratch"},
     "notices": set(),
+    "scratch": {"files"},
     "trained_on": {"errors"},
     "data": LAYER_0,
     "models": LAYER_0,

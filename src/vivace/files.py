@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ __all__ = [
     "remove_leftovers",
     "sha256_of",
     "sync_files",
+    "temporary_folder",
     "write_json",
 ]
 
@@ -95,6 +97,14 @@ def atomic_folder(path: Path, *, sync: bool = True, check: Callable[[Path], obje
                 temporary.rename(path)
     if sync:
         _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """An empty, private folder beside `path`, gone after the block: `remove_leftovers` knows a killed process's."""
+    with _held(path.absolute(), functools.partial(_new_folder, mode=0o700)) as (temporary, _):
+        yield temporary
+        _remove(temporary)
 
 
 def _replace_folder(temporary: Path, path: Path, check: Callable[[Path], object]) -> None:
@@ -179,8 +189,8 @@ def _new_file(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
-def _new_folder(path: Path) -> int:
-    path.mkdir()
+def _new_folder(path: Path, mode: int = 0o777) -> int:
+    path.mkdir(mode=mode)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
@@ -226,14 +236,15 @@ def _remove(path: Path) -> None:
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor of a file or folder that no living process holds; None if one does, or if it is a link."""
+    """A descriptor of this user's file or folder that no living process holds; None if one does, or if it is a link."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    locked = _lock(descriptor)
+    facts = os.fstat(descriptor)
+    # another user's is another user's matter: the folder may be one for temporary files of all
+    locked = _lock(descriptor) if facts.st_uid == os.geteuid() else False
     if locked is None:
-        facts = os.fstat(descriptor)
         locked = time.time() - max(facts.st_mtime, facts.st_ctime) > ABANDONED_SECONDS
     if locked:
         return descriptor

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from vivace.data.cache import Cache, open_cache
-from vivace.data.cachedir import building, default_cache_dir, list_caches, remove_cache
+from vivace.data.cachedir import building, clear_leftovers, default_cache_dir, list_caches, remove_cache
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError
@@ -116,17 +118,12 @@ def test_building_waits_for_another_process_and_not_for_one_that_was_killed(tmp_
     other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    (folder.parent / ".x-1.abcd.tmp").mkdir()
-    (folder.parent / ".x-2.abcd.tmp").mkdir()
     waiting = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     assert waiting.stdout is not None
     time.sleep(0.4)
-    assert (folder.parent / ".x-1.abcd.tmp").is_dir()
+    assert waiting.poll() is None
     other.kill()
     assert waiting.stdout.readline() == "held\n"
-    # what the killed one left is gone, what belongs to another cache is not
-    assert not (folder.parent / ".x-1.abcd.tmp").exists()
-    assert (folder.parent / ".x-2.abcd.tmp").is_dir()
     waiting.kill()
     for process in (other, waiting):
         process.wait()
@@ -141,3 +138,59 @@ def test_a_file_system_without_locks_is_built_on_all_the_same(tmp_path: Path, mo
     monkeypatch.setattr("fcntl.flock", refuse)
     with building(tmp_path / "images" / "x-1"):
         assert (tmp_path / "images").is_dir()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vivace.data import archives
+from vivace.data.sources import open_source
+copy, count = archives._copy, 0
+def dying(*arguments):
+    global count
+    count += 1
+    copy(*arguments)
+    if count == 5:
+        if sys.argv[2] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        print("unpacking", flush=True)
+        sys.stdin.read()
+archives._copy = dying
+open_source(sys.argv[1])
+"""
+
+
+def test_an_extraction_that_was_killed_is_cleared_away_when_other_data_are_opened(
+    make_folder: Callable[..., Path], own_cache: Path, tmp_path: Path
+) -> None:
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", make_folder())
+    command = [sys.executable, "-c", KILLED, archive]
+    killed = subprocess.run([*command, "killed"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = (own_cache / "archives").iterdir()
+    assert len(list(left.rglob("*.png"))) == 5
+    # never what is not named as ours are
+    users = [own_cache / "archives" / name for name in (".mine.tmp", "packed.0123abcd.tmp", ".x.0123ABCD.tmp")]
+    for path in users:
+        path.mkdir()
+    with subprocess.Popen([*command, "alive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alive:
+        assert alive.stdout is not None
+        assert alive.stdout.readline() == "unpacking\n"
+        open_source(make_folder("others"))
+        assert not left.exists()
+        (unpacking,) = set((own_cache / "archives").iterdir()) - set(users)
+        assert len(list(unpacking.rglob("*.png"))) == 5
+        alive.communicate("go on")
+    assert alive.returncode == 0
+    assert all(path.is_dir() for path in users)
+
+
+@pytest.mark.parametrize("place", ["images", "archives", "downloads", "kernels", "aoti", "exported"])
+def test_what_killed_processes_left_anywhere_in_a_cache_is_cleared_away(tmp_path: Path, place: str) -> None:
+    left = tmp_path / place / ".something.0123abcd.tmp"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    (tmp_path / place / "whole").mkdir()
+    clear_leftovers(tmp_path)
+    assert [path.name for path in (tmp_path / place).iterdir()] == ["whole"]
+    clear_leftovers(tmp_path / "nowhere")

@@ -186,9 +186,11 @@ def test_pruning_keeps_the_newest_two_and_removes_what_a_crash_left(tmp_path: Pa
     for step in (3, 6, 9, 12):
         save_checkpoint(tmp_path / f"step-{step:09d}.safetensors", {"step": step})
     save_checkpoint(tmp_path / "best.safetensors", {"step": 3})
-    (tmp_path / ".step-000000015.safetensors.abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".step-000000015.safetensors.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".mine.tmp").write_bytes(b"the user's")
     prune(tmp_path, tmp_path / "step-000000012.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".mine.tmp",
         "best.safetensors",
         "step-000000009.safetensors",
         "step-000000012.safetensors",

@@ -110,6 +110,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
 
 def test_a_folder_without_room_for_checkpoints_is_refused_and_set_free(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / "checkpoints").write_text("a file")
     with pytest.raises(RunFolderError, match=r"^the run folder can't be written: .*run \(File exists\)\. Free some"):
         RunFolder(tmp_path / "run", resume=False)
@@ -209,3 +210,42 @@ def test_a_run_folder_holds_what_the_run_is(run_tiny: RunTiny) -> None:
     facts = json.loads((result.run / "run.json").read_text())
     assert facts["contract"] == {"within_seconds": None, "target": 0.99}
     assert (facts["data"]["num_images"], facts["data"]["num_train"], facts["data"]["num_val"]) == (24, 18, 6)
+
+
+@pytest.mark.parametrize("name", runfolder.WRITTEN)
+def test_a_folder_that_holds_something_else_under_the_name_of_a_runs_is_refused(
+    run_tiny: RunTiny, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "run" / name
+    path.parent.mkdir()
+    path.write_text("my thesis")
+    with pytest.raises(
+        RunFolderError, match=rf"^the run folder holds something else: .*{name}, which a run would write"
+    ):
+        run_tiny()
+    assert path.read_text() == "my thesis"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_with_other_files_is_taken_and_they_stay(run_tiny: RunTiny, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("notes.txt", ".mine.tmp", ".bundle.tmp", "x.0123abcd.tmp"):
+        (tmp_path / "run" / name).write_text("mine")
+    run_tiny()
+    run_tiny(resume=True)
+    for name in ("notes.txt", ".mine.tmp", ".bundle.tmp", "x.0123abcd.tmp"):
+        assert (tmp_path / "run" / name).read_text() == "mine"
+
+
+def test_what_a_killed_run_left_half_written_is_gone_after_the_next_start(run_tiny: RunTiny, tmp_path: Path) -> None:
+    run_tiny()
+    run = tmp_path / "run"
+    left = [run / f".{name}.0123abcd.tmp" for name in ("recipe.yaml", "run.json", "metrics.csv", "curves.png")]
+    left.append(run / "checkpoints" / ".best.safetensors.0123abcd.tmp")
+    for path in left:
+        path.write_text("half")
+    (run / ".bundle.0123abcd.tmp").mkdir()
+    # killed after the old bundle was set aside
+    (run / "bundle").rename(run / ".bundle.4567abcd.old")
+    run_tiny(resume=True)
+    assert not [path for path in run.rglob(".*") if path.name != ".lock"]

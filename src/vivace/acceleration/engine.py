@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from vivace.bundle import Bundle
 from vivace.errors import ConfigError, ExportError, MissingExtra
 from vivace.runtimes import Classifier
 from vivace.runtimes.onnx import GRAPH
+from vivace.scratch import scratch_folder
 
 __all__ = ["load_tensorrt", "write_tensorrt"]
 
@@ -30,7 +30,7 @@ def write_tensorrt(bundle: Bundle, path: Path) -> None:
     network.
     """
     tensorrt = _library()
-    with tempfile.TemporaryDirectory(prefix="vivace-engine-") as folder:
+    with scratch_folder("engine") as folder:
         write_onnx(bundle, Path(folder), float_first=True)
         graph = Path(folder, GRAPH).read_bytes()
     side, channels = bundle.preprocess.size, bundle.preprocess.channels

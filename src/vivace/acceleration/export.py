@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from vivace.acceleration.single_file import FILES, write_file
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, export_state_dict, load_bundle
 from vivace.errors import ConfigError, nearest
 from vivace.runtimes import load_runtime
+from vivace.scratch import scratch_folder
 
 __all__ = ["TARGETS", "Exported", "export"]
 
@@ -82,7 +82,7 @@ def _openvino(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Pat
 
 def _deploy(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
     check_place(out)
-    with tempfile.TemporaryDirectory() as temporary:
+    with scratch_folder("export") as temporary:
         if bundle.info.runtime not in GRAPHS:
             # without one of its own a bundle is deployed as the graph that most programs run
             bundle = load_bundle(_onnx(bundle, Path(temporary, "onnx"), data, cache_dir).path)

@@ -3,7 +3,6 @@ behind integers in the file."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from vivace.acceleration.quantize import PRODUCTS, prepare_onnx
 from vivace.errors import MissingExtra
 from vivace.runtimes.onnx import GRAPH, open_session
+from vivace.scratch import scratch_folder
 
 __all__ = ["OnnxLayers"]
 
@@ -31,7 +31,7 @@ class OnnxLayers:
         except ImportError:
             raise MissingExtra("onnx", "accelerate", "layers given back to float") from None
         self._quantized = onnx.load(quantized / GRAPH)
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder("layers") as folder:
             # the very graph that was quantized: its nodes have the same names
             prepared = Path(folder) / GRAPH
             prepare_onnx(plain / GRAPH, prepared)

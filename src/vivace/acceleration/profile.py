@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from vivace.bundle import Bundle
 from vivace.config import check_range
 from vivace.errors import ConfigError, VivaceError
 from vivace.runtimes import is_quantized
+from vivace.scratch import scratch_folder
 
 __all__ = ["ARITHMETICS", "LayerTime", "Profile", "profile_layers"]
 
@@ -123,7 +123,7 @@ def profile_layers(
     check_range("calls", calls, 1)
     check_range("warmup", warmup, 0)
     check_range("batch", len(images_NHWC), 1)
-    with tempfile.TemporaryDirectory(prefix="vivace-profile-") as folder:
+    with scratch_folder("profile") as folder:
         images = Path(folder, "images.npy")
         np.save(images, images_NHWC)
         job = {
@@ -131,7 +131,7 @@ def profile_layers(
             "runtime": bundle.info.runtime,
             "precision": bundle.info.precision,
             "images": os.fspath(images),
-            "folder": folder,
+            "folder": os.fspath(folder),
             "calls": calls,
             "warmup": warmup,
             "threads": threads,

@@ -6,7 +6,6 @@ Beside the file lies a .json of what whoever runs it must know: it lies without 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from vivace.hardware import cpu_name
 from vivace.runtimes import Classifier, is_quantized
 from vivace.runtimes.aoti import compile_package
 from vivace.runtimes.quiet import quiet
+from vivace.scratch import scratch_folder
 
 __all__ = ["FILES", "FileForm", "write_file"]
 
@@ -57,7 +57,7 @@ def write_file(bundle: Bundle, out: Path, target: str, data: str | Path | None, 
     if is_quantized(precision) and data is None:
         raise ConfigError(f"an int8 form is compared on real images: {bundle.folder}. Give --data.")
     images, name = parity_images(bundle, data, cache_dir=cache_dir)
-    with tempfile.TemporaryDirectory(prefix="vivace-export-") as folder:
+    with scratch_folder("export") as folder:
         written = Path(folder, "model" + form.suffix)
         form.write(bundle, written)
         # read back: what is certified is what lies in the file

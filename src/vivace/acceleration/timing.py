@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError
 from vivace.files import canonical_json, write_json
 from vivace.measure import bootstrap_ratio, student_ratio
+from vivace.scratch import scratch_folder
 
 __all__ = [
     "PreprocessTimings",
@@ -160,7 +160,7 @@ def time_sides(
     def late() -> bool:
         return deadline is not None and time.monotonic() > deadline
 
-    with tempfile.TemporaryDirectory(prefix="vivace-timing-") as folder:
+    with scratch_folder("timing") as folder:
         files = _saved({side.name: arrays[side.name] for side in sides}, Path(folder))
         job = Job(batch_size=batch_size, threads=threads, block_seconds=block_seconds)
         records = [_Record(side, files[side.name], job, compiled or Path(folder)) for side in sides]

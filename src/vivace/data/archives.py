@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import lzma
 import os
 import re
-import secrets
 import shutil
 import tarfile
 import zipfile
@@ -18,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from vivace.data.cachedir import default_cache_dir
+from vivace.data.cachedir import default_cache_dir, filled_once
 from vivace.data.folders import open_folder
 from vivace.data.listing import is_candidate
 from vivace.data.manifests import is_manifest, open_manifest
@@ -69,7 +67,7 @@ def open_archive(path: Path, cache_dir: Path | None, *, require_train: bool = Tr
     folder = (cache_dir or default_cache_dir()) / "archives" / f"{stem}-{key[:12]}"
     if not folder.exists():
         try:
-            with _whole_or_absent(folder) as temporary:
+            with filled_once(folder) as temporary:
                 unpack(path, temporary)
         except OSError as error:
             raise ArchiveError(
@@ -83,26 +81,6 @@ def open_archive(path: Path, cache_dir: Path | None, *, require_train: bool = Tr
     else:
         source = open_folder(root, require_train=require_train)
     return dataclasses.replace(source, name=stem)
-
-
-@contextlib.contextmanager
-def _whole_or_absent(folder: Path) -> Iterator[Path]:
-    """A folder that becomes `folder` when the block ends well, and vanishes when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        # once for all: an fsync for each of 60,000 images takes minutes
-        os.sync()
-        try:
-            temporary.rename(folder)
-        except OSError:
-            # another process was faster: its folder holds the same
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def unpack(path: Path, target: Path) -> None:

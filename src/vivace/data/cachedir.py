@@ -13,9 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vivace.errors import DataError, nearest
+from vivace.files import atomic_folder, remove_leftovers
 from vivace.kernels.trust import make_private
 
-__all__ = ["INDEX", "CacheEntry", "building", "default_cache_dir", "list_caches", "remove_cache"]
+__all__ = [
+    "INDEX",
+    "CacheEntry",
+    "building",
+    "clear_leftovers",
+    "default_cache_dir",
+    "filled_once",
+    "list_caches",
+    "remove_cache",
+]
 
 INDEX = "cache.json"
 
@@ -49,7 +59,7 @@ def default_cache_dir() -> Path:
 def building(folder: Path) -> Iterator[None]:
     """Held by one process at a time, while it builds the cache `folder`; the others wait, and then need not build.
 
-    What a killed build left is cleared away. Raises OSError if nothing can be written.
+    Raises OSError if nothing can be written.
     """
     # the cache for this user alone, unless it is there already; what is in it as this user makes files
     make_private(folder.parent.parent)
@@ -61,10 +71,39 @@ def building(folder: Path) -> Iterator[None]:
             # a file system without locks: both build, and the later one takes the place of the earlier
             yield
             return
-        for pattern in (f".{folder.name}.*.tmp", f".{folder.name}.*.old"):
-            for left in folder.parent.glob(pattern):
-                shutil.rmtree(left, ignore_errors=True)
         yield
+
+
+class _TooLate(Exception):
+    """Another process has filled the folder meanwhile."""
+
+
+@contextlib.contextmanager
+def filled_once(folder: Path) -> Iterator[Path]:
+    """A folder that becomes `folder` when the block ends well, and vanishes when it does not.
+
+    Where another process was faster its folder stays: it holds the same, and may be in use. Raises OSError.
+    """
+
+    def refuse(found: Path) -> None:
+        if any(found.iterdir()):
+            raise _TooLate
+
+    with contextlib.suppress(_TooLate), atomic_folder(folder, sync=False, check=refuse) as temporary:
+        yield temporary
+        # once for all: an fsync for each of 60,000 images takes minutes
+        os.sync()
+
+
+def clear_leftovers(cache_dir: Path) -> None:
+    """Remove what killed processes left half built in a cache: images, archives, downloads, kernels, compiled networks.
+
+    What a living process is building stays. Called when data are opened; never raises OSError.
+    """
+    with contextlib.suppress(OSError):
+        for folder in cache_dir.iterdir():
+            if folder.is_dir():
+                remove_leftovers(folder)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import secrets
-import shutil
 import traceback
 import urllib.error
 import warnings
@@ -17,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vivace.data.cachedir import default_cache_dir
+from vivace.data.cachedir import default_cache_dir, filled_once
 from vivace.data.splits import DataSource, Split
 from vivace.errors import DownloadError, MissingExtra
 
@@ -139,19 +137,15 @@ def _download(name: str, dataset_class: Callable[..., Any], root: Path, row: _Ro
     before = _files(root)
     # torchvision takes a folder that SIGKILL left half unpacked for a whole one: unpack beside, then rename; but where
     # the user has put an archive, it is unpacked where it lies
-    target = root if before else root.with_name(f".{name}.{secrets.token_hex(4)}.part")
+    unpacking = contextlib.nullcontext(root) if before else filled_once(root)
     done = False
     previous = socket.getdefaulttimeout()
     # torchvision sets none: without a network some systems would wait for minutes
     socket.setdefaulttimeout(SECONDS_TO_CONNECT)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        for arguments in row.splits.values():
-            dataset_class(str(target), download=True, **arguments)
-        # another process may have been faster, and its folder is as good
-        if target != root:
-            with contextlib.suppress(OSError):
-                target.rename(root)
+        with unpacking as target:
+            for arguments in row.splits.values():
+                dataset_class(str(target), download=True, **arguments)
         done = True
     except (OSError, RuntimeError, EOFError, ValueError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -171,9 +165,7 @@ def _download(name: str, dataset_class: Callable[..., Any], root: Path, row: _Ro
         ) from None
     finally:
         socket.setdefaulttimeout(previous)
-        if target != root:
-            shutil.rmtree(target, ignore_errors=True)
-        elif not done:
+        if before and not done:
             # what this call left behind is partial or wrong; what was there before is the user's
             for path, _ in _files(root) - before:
                 os.unlink(path)  # noqa: PTH108

@@ -11,6 +11,7 @@ import numpy as np
 
 from vivace.data import archives, catalog, folders, manifests
 from vivace.data.assemble import count_of, some
+from vivace.data.cachedir import clear_leftovers, default_cache_dir
 from vivace.data.splits import DataSource, Split, check_source
 from vivace.errors import DataError, nearest
 
@@ -35,6 +36,7 @@ def open_source(
     """
     text = str(data)
     path = _path_of(text)
+    clear_leftovers(cache_dir or default_cache_dir())
     if path.is_dir():
         source = folders.open_folder(path, require_train=require_train, known=classes or (), follow_links=follow_links)
     elif path.is_file() and manifests.is_manifest(path):

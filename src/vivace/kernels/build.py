@@ -12,13 +12,13 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features, cpu_name
 from vivace.kernels.trust import say_once, seal, seal_broken, trusted_folder
+from vivace.scratch import scratch_folder
 
 __all__ = ["load_library", "say_unused"]
 
@@ -104,9 +104,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _build(command: list[str], path: Path, record: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
-        built, hashes = Path(folder, path.name), Path(folder, record.name)
-        _compile([*command, "-o", str(built)], folder)
+    with scratch_folder("build", path.parent) as folder:
+        built, hashes = folder / path.name, folder / record.name
+        _compile([*command, "-o", str(built)], str(folder))
         seal(hashes, [built])
         built.replace(path)
         hashes.replace(record)

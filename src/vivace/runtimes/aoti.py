@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import tempfile
 import zipfile
 from collections.abc import Callable
 from importlib import metadata
@@ -31,6 +30,7 @@ from vivace.runtimes import Classifier
 from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
 from vivace.runtimes.int8 import RANGES, int8_graph, ranges_file
 from vivace.runtimes.quiet import quiet
+from vivace.scratch import scratch_folder
 
 __all__ = ["PRECISIONS", "compile_package", "library_folder", "load"]
 
@@ -129,9 +129,8 @@ def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
 
 
 def _make(bundle: Bundle, precision: str, folder: Path) -> None:
-    # beside it, under a name that whoever builds it next clears away
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as temporary:
-        package = Path(temporary, "model.pt2")
+    with scratch_folder("compile", folder.parent) as temporary:
+        package = temporary / "model.pt2"
         compile_package(bundle, precision, package)
         with zipfile.ZipFile(package) as archive, atomic_folder(folder) as made:
             (library,) = (name for name in archive.namelist() if name.endswith(".so"))

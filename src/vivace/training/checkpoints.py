@@ -18,7 +18,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from vivace.errors import CheckpointError, TrainingError
-from vivace.files import atomic_file
+from vivace.files import atomic_file, remove_leftovers
 
 __all__ = ["CHECKPOINT_VERSION", "load_checkpoint", "load_newest", "prune", "save_checkpoint"]
 
@@ -93,8 +93,7 @@ def prune(folder: Path, newest: Path, *, keep: int = 2) -> None:
     for path in paths:
         if path not in kept:
             path.unlink(missing_ok=True)
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    remove_leftovers(folder)
 
 
 def _digest(version: str, skeleton: str, tensors: Mapping[str, Tensor]) -> str:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vivace.config import from_yaml, to_dict, to_yaml
 from vivace.errors import CheckpointError, RunFolderError
-from vivace.files import FolderLock, atomic_file, write_json
+from vivace.files import FolderLock, atomic_file, remove_leftovers, write_json
 from vivace.training.recipe import Recipe
 
 __all__ = ["RunFolder", "new_run_path", "newest_run"]
 
 # what may differ between a run and its resumption: how long it goes on
 FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping", "calibrate"})
+
+# what a run writes beside its recipe
+WRITTEN = (
+    "env.json", "tune.json", "run.json", "metrics.csv", "result.json", "curves.png", "tensorboard", "checkpoints",
+    "bundle",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -32,6 +39,8 @@ class RunFolder:
         # before the lock, which makes the folder
         if resume and not (path / "recipe.yaml").is_file():
             raise RunFolderError(f"there is no run to resume in {path}. Leave --resume out to start one.")
+        if not resume:
+            _check_free(path)
         self._lock = FolderLock(path)
         try:
             # behind the lock: before it, another process could still start and end a run here
@@ -42,6 +51,8 @@ class RunFolder:
                 )
             with self._writing():
                 self.checkpoints.mkdir(exist_ok=True)
+            remove_leftovers(path)
+            remove_leftovers(self.checkpoints)
         except BaseException:
             self.release()
             raise
@@ -104,6 +115,17 @@ class RunFolder:
     def release(self) -> None:
         """Give the folder free for other processes."""
         self._lock.release()
+
+
+def _check_free(path: Path) -> None:
+    """Raise RunFolderError if a run would write over what somebody else has put into the folder."""
+    found = [name for name in WRITTEN if os.path.lexists(path / name)]
+    # with its lock beside it, it is what a run left that was killed before its first step
+    if found and not (path / ".lock").exists():
+        raise RunFolderError(
+            f"the run folder holds something else: {path / found[0]}, which a run would write over. "
+            "Choose another --run."
+        )
 
 
 def _unresumable(cause: str) -> CheckpointError:

@@ -1,0 +1,24 @@
+"""Folders for what is needed for a moment, which even a killed process leaves for no longer than to the next start."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from vivace.files import remove_leftovers, temporary_folder
+
+__all__ = ["scratch_folder"]
+
+
+@contextlib.contextmanager
+def scratch_folder(purpose: str, parent: Path | None = None) -> Iterator[Path]:
+    """An empty folder that this user alone may enter, gone after the block; those that killed processes left go first.
+
+    parent: where it is made; None: among the system's temporary folders ($TMPDIR). Raises OSError.
+    """
+    path = (parent or Path(tempfile.gettempdir())) / f"vivace-{purpose}"
+    remove_leftovers(path.parent, path.name)
+    with temporary_folder(path) as folder:
+        yield folder
