@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -29,11 +30,11 @@ def write(root: Path, text: str, name: str = "list.csv") -> Path:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0.jpg,b", "line 6: '0.jpg' stands in line 2 already. Remove one of them."),
-        ("./0.jpg,b", "line 6: './0.jpg' stands in line 2 already. Remove one of them."),
+        ("0.jpg,b", "line 6: '0.jpg' is already listed on line 2. Remove one of them."),
+        ("./0.jpg,b", "line 6: './0.jpg' is already listed on line 2. Remove one of them."),
         ("page.pdf,b", "line 6: the format is not allowed: 'page.pdf'. Convert it to JPEG or PNG."),
         (",b", "line 6: file_name is empty. Fill it in."),
-        ("/nowhere/x.jpg,b", "line 6: there is no such file: '/nowhere/x.jpg'. Mend the name or the line."),
+        ("/nowhere/x.jpg,b", "line 6: there is no such file: '/nowhere/x.jpg'. Correct the name or the line."),
         (".,b", "line 6: the file lies outside the manifest's folder: '.'. Move it in."),
     ],
 )
@@ -103,6 +104,135 @@ def test_a_file_of_something_else_is_refused(root: Path, suffix: str) -> None:
 def test_an_empty_manifest_is_refused(root: Path) -> None:
     with pytest.raises(DataError, match="the manifest is empty"):
         open_source(write(root, ""))
+
+
+def lines(*head: str, sep: str = ",", name: str = "{i}.jpg", label: str = "{c}") -> str:
+    rows = [sep.join((name.format(i=index), label.format(c="ab"[index // 2]))) for index in range(4)]
+    return "\n".join([sep.join(head), *rows]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("upper.csv", lines("File_Name ", " LABEL")),
+        ("semicolon.csv", lines("file_name", "label", sep=";")),
+        ("x.tsv", lines("file_name", "label", sep="\t")),
+        ("tabs.csv", lines("file_name", "label", sep="\t")),
+        ("image.csv", lines("image", "class")),
+        ("path.csv", lines("Path", "Category")),
+        ("one.csv", lines("id", "what it is")),
+        ("noext.csv", lines("file_name", "label", name="{i}")),
+        ("breed.csv", lines("id", "breed", name="{i}")),
+        ("folder.csv", lines("id", "breed", name="deep{i}")),
+        ("blank_lines.csv", lines("file_name", "label").replace("\n", "\r\n\r\n")),
+        ("bom.csv", "\ufeff" + lines("file_name", "label")),
+        ("onehot.csv", "id,a,b\n0.jpg,1.0,0.0\n1.jpg,1,0\n2.jpg,0,1\n3.jpg,0,1\n"),
+        ("repeated.csv", lines("file_name", "label") + "0.jpg,a\n"),
+    ],
+)
+def test_tables_as_people_have_them(root: Path, name: str, text: str) -> None:
+    (root / "photos").mkdir()
+    for index in range(4):
+        (root / "photos" / f"deep{index}.JPG").write_bytes(b"x")
+    source = open_source(write(root, text, name))
+    assert (source.classes, source.splits["train"].labels.tolist()) == (("a", "b"), [0, 0, 1, 1])
+
+
+def test_utf16_of_spreadsheets_is_read(root: Path) -> None:
+    (root / "list.csv").write_bytes(lines("file_name", "label", sep="\t", label="{c}ä").encode("utf-16"))
+    assert open_source(root / "list.csv").classes == ("aä", "bä")
+
+
+def test_what_was_guessed_is_said(root: Path) -> None:
+    notes = open_source(write(root, lines("id", "breed", name="{i}"))).notes
+    assert notes == (
+        "images are named by the column id, classes by breed",
+        "files that are not where the table says were looked for, such as 0.jpg",
+    )
+    assert "one-hot columns found: a, b" in open_source(write(root, "id,a,b\n0,1,0\n1,1,0\n2,0,1\n3,0,1\n")).notes
+    assert open_source(write(root, GOOD + "0.jpg,a\n")).notes == ("1 line of list.csv left out, which repeat others",)
+
+
+def test_columns_may_be_named(root: Path) -> None:
+    path = write(root, "a,b,c\n0.jpg,x,1\n1.jpg,x,2\n2.jpg,y,1\n3.jpg,y,2\n")
+    assert open_source(path, image_column="a", label_column="b").classes == ("x", "y")
+    assert open_source(path, image_column="A", label_column="c").classes == ("1", "2")
+    with pytest.raises(DataError, match=r"there is no column 'd', only a, b, c"):
+        open_source(path, image_column="d")
+    with pytest.raises(DataError, match="image and label columns are those of a manifest"):
+        open_source(root, label_column="b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b,c\n0.jpg,x,y\n", r"no column names the image files, only a, b, c were found\. .*--image-column"),
+        ("id,b,c\n0.jpg,x,y\n", r"no column holds the classes, only id, b, c were found\. .*--label-column"),
+        ("id,a,b\n0.jpg,1,0\n1.jpg,1,1\n", r"line 3: one-hot columns found, and 2 of them are 1 in place of one: a, b"),
+        ("id,a,b\n0.jpg,1,0\n1.jpg,0.5,0\n", r"line 3: one-hot columns found, and a is neither 0 nor 1: got '0.5'"),
+        ("file_name,label\n0.jpg,a\n9,a\n", r"line 3: there is no such file: '9'\."),
+    ],
+)
+def test_tables_that_are_not_understood_are_refused(root: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(write(root, text))
+
+
+@pytest.mark.parametrize(
+    ("head", "values", "splits"),
+    [
+        ("is_valid", ("False", "True"), {"train": 4, "val": 2}),
+        ("is_test", ("0", "1"), {"train": 4, "test": 2}),
+        ("subset", ("Training", "PublicTest"), {"train": 4, "test": 2}),
+        ("data set", ("train", "validation"), {"train": 4, "val": 2}),
+        ("Split", ("TRAIN", "dev"), {"train": 4, "val": 2}),
+        ("set", ("blue", "green"), {"train": 6}),
+    ],
+)
+def test_columns_of_splits(root: Path, head: str, values: tuple[str, str], splits: dict[str, int]) -> None:
+    rows = [f"{index}.jpg,{'ab'[index % 2]},{values[index > 3]}" for index in range(6)]
+    source = open_source(write(root, "\n".join([f"file_name,label,{head}", *rows]) + "\n"))
+    assert {name: len(split) for name, split in source.splits.items()} == splits
+    assert (source.notes == ()) == (head != "set")
+
+
+def test_test_images_without_a_class_are_passed_over(root: Path) -> None:
+    text = "file_name,label,split\n0.jpg,a,\n1.jpg,a,\n2.jpg,b,\n3.jpg,b,\n4.jpg,,test\n5.jpg,,test\n"
+    source = open_source(write(root, text))
+    assert (list(source.splits), source.notes) == (["train"], ("2 test images without a class passed over",))
+    with pytest.raises(DataError, match="line 6: the class is empty"):
+        open_source(write(root, text.replace("5.jpg,", "5.jpg,a")))
+
+
+def test_a_csv_that_is_not_utf8_is_refused_with_its_line(root: Path) -> None:
+    path = root / "l1.csv"
+    path.write_bytes("file_name,label\n0.jpg,a\n1.jpg,hundä\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"l1\.csv is not UTF-8, line 3: got 'hund\\udce4'\. Save it as UTF-8\."):
+        open_source(path)
+    path.write_bytes("file_name,label\n0.jpg,a\nä.jpg,a\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"line 3: there is no such file: .* l1\.csv is not UTF-8 there"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("line", ['{"file_name": "1.jpg", "label": "\\ud800"}'])
+def test_half_a_character_in_jsonl_is_refused_with_its_line(root: Path, line: str) -> None:
+    with pytest.raises(DataError, match=r"list\.jsonl is not UTF-8, line 2"):
+        open_source(write(root, '{"file_name": "0.jpg", "label": "a"}\n' + line + "\n", "list.jsonl"))
+
+
+@pytest.mark.parametrize("numbers", [[0.0, 0.0, 1.0, 1.0], [0, 0, 1, 1]])
+def test_class_numbers_of_parquet_are_whole_and_take_their_names(root: Path, numbers: list[float]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.table({"file_name": [f"{index}.jpg" for index in range(4)], "label": numbers})
+    parquet.write_table(table, root / "list.parquet")
+    assert open_source(root / "list.parquet").classes == ("0", "1")
+    text = "file_name,label\n0.jpg,0.0\n1.jpg,0.0\n2.jpg,1.0\n3.jpg,1.0\n"
+    assert open_source(write(root, text)).classes == ("0", "1")
+    features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), root / "named.parquet")
+    assert open_source(root / "named.parquet").classes == ("cat", "dog")
 
 
 def test_splits_with_other_classes_are_said(root: Path) -> None:

@@ -92,15 +92,6 @@ def test_a_wrong_line_of_a_manifest_is_named(make_folder: MakeFolder, change: di
     assert message in str(error.value)
 
 
-def test_a_missing_column_is_named(make_folder: MakeFolder) -> None:
-    root = make_folder()
-    rows = [{"filename": row["file_name"], "label": row["label"]} for row in rows_of(root)]
-    with pytest.raises(
-        DataError, match=r"there is no column 'file_name', only filename, label\. Did you mean 'filename'"
-    ):
-        open_source(write_manifest(root, rows, "csv"))
-
-
 def test_an_unknown_name_gives_near_ones() -> None:
     with pytest.raises(DataError, match=r"got 'cifar-10', which is no file.* Did you mean 'cifar10'"):
         open_source("cifar-10")

@@ -29,6 +29,10 @@ class Options:
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     follow_links: bool = False
     """Follow links that lead out of a folder."""
+    image_column: str | None = None
+    """Column of a manifest that names the image files. Default: found by its usual names."""
+    label_column: str | None = None
+    """Column of a manifest that holds the classes. Default: found by its usual names."""
     quiet: bool = False
     """No progress display."""
     json: bool = False
@@ -47,7 +51,12 @@ def run(options: Options) -> None:
 
     cache_dir = options.cache_dir or default_cache_dir()
     source = open_source(
-        options.data, data_root=options.data_root, cache_dir=cache_dir, follow_links=options.follow_links
+        options.data,
+        data_root=options.data_root,
+        cache_dir=cache_dir,
+        follow_links=options.follow_links,
+        image_column=options.image_column,
+        label_column=options.label_column,
     )
     report(source, DataConfig().val_fraction)
     preprocess = stored_as(source, size=options.size)

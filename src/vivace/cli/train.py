@@ -62,6 +62,10 @@ class Images:
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     follow_links: bool = False
     """Follow links that lead out of a folder."""
+    image_column: str | None = None
+    """Column of a manifest that names the image files. Default: found by its usual names."""
+    label_column: str | None = None
+    """Column of a manifest that holds the classes. Default: found by its usual names."""
     val_fraction: float | None = None
     """Share of the training images held out where there is no validation split. Default: 0.1."""
     on_bad_image: Literal["auto", "refuse", "skip"] | None = None
@@ -159,6 +163,8 @@ def run(options: Options) -> None:
         data_root=images.data_root,
         cache_dir=images.cache_dir,
         follow_links=images.follow_links,
+        image_column=images.image_column,
+        label_column=images.label_column,
         quiet=execution.quiet,
         clock=process_seconds,
     )

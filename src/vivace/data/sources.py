@@ -26,26 +26,33 @@ def open_source(
     require_train: bool = True,
     classes: Sequence[str] | None = None,
     follow_links: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> DataSource:
     """The data source behind a name, a folder, a manifest or an archive.
 
     require_train: False for evaluation, where one split of any name is enough and a plain folder of class folders
     counts as "test". classes: those of a bundle, in its order; labels then follow them, and images of other classes are
-    left out. follow_links: follow links that lead out of a folder. What was left out or guessed is in its `notes`.
+    left out. follow_links: follow links that lead out of a folder. image_column, label_column: of a manifest, None:
+    found by their usual names. What was left out or guessed is in the source's `notes`.
     Raises DataError, ArchiveError or DownloadError.
     """
     text = str(data)
     path = _path_of(text)
     clear_leftovers(cache_dir or default_cache_dir())
+    if (image_column or label_column) and not manifests.is_manifest(path):
+        raise DataError(f"image and label columns are those of a manifest: got {text!r}. Leave them out.")
     if path.is_dir():
         source = folders.open_folder(path, require_train=require_train, known=classes or (), follow_links=follow_links)
     elif path.is_file() and manifests.is_manifest(path):
-        source = manifests.open_manifest(path, require_train=require_train)
+        source = manifests.open_manifest(
+            path, require_train=require_train, image_column=image_column, label_column=label_column
+        )
     elif path.is_file() and archives.is_archive(path):
         source = archives.open_archive(path, cache_dir, require_train=require_train)
     elif path.exists():
         raise DataError(
-            f"DATA is no data set: {path}. Give a folder of class folders, a .csv, .jsonl or .parquet manifest, "
+            f"DATA is no data set: {path}. Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet manifest, "
             "a .zip or .tar archive, or a data set's name."
         )
     elif text.lower() in catalog.CATALOG:
@@ -53,8 +60,8 @@ def open_source(
     else:
         raise DataError(
             f"DATA was not found: got {text!r}, which is no file, no folder and no known name."
-            f"{nearest(text, catalog.CATALOG)} Give a folder of class folders, a .csv, .jsonl or .parquet manifest, "
-            f"a .zip or .tar archive, or one of {', '.join(sorted(catalog.CATALOG))}."
+            f"{nearest(text, catalog.CATALOG)} Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet "
+            f"manifest, a .zip or .tar archive, or one of {', '.join(sorted(catalog.CATALOG))}."
         )
     source = source if classes is None else _with_classes(source, tuple(classes))
     check_source(source, require_train=require_train and classes is None)

@@ -62,6 +62,8 @@ def train(
     num_workers: int | None = None,
     measure_test: bool = True,
     follow_links: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
     teacher: Teacher | None = None,
     quiet: bool = False,
     clock: Callable[[], float] | None = None,
@@ -72,10 +74,10 @@ def train(
     (.csv, .jsonl, .parquet) or an archive. recipe: a name, a YAML file or a Recipe. overrides: dotted fields of the
     recipe, such as {"optimizer.lr": 0.1}. The contract is `epochs`, `within` (wall-clock, such as "10m", from the call
     to the saved bundle) and `target` (validation accuracy, (0, 1]) at which it stops. measure_test: look at the test
-    split, once, at the end. follow_links: also links that lead out of a folder. quiet: nothing is shown but what DATA
-    was understood to be and warnings, which `TrainResult.warnings` has too. teacher: a faster form of the network that
-    `distill.teacher` names, which answers in its place: pixels, uint8 [B, size, size, C] at the size of its bundle, →
-    probabilities, float32 [B, K].
+    split, once, at the end. follow_links: also links that lead out of a folder. image_column, label_column: of a
+    manifest. quiet: nothing is shown but what DATA was understood to be and warnings, which `TrainResult.warnings` has
+    too. teacher: a faster form of the network that `distill.teacher` names, which answers in its place: pixels, uint8
+    [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K].
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """
@@ -96,7 +98,12 @@ def train(
 
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     source = open_source(
-        data, data_root=Path(data_root) if data_root else None, cache_dir=cache_path, follow_links=follow_links
+        data,
+        data_root=Path(data_root) if data_root else None,
+        cache_dir=cache_path,
+        follow_links=follow_links,
+        image_column=image_column,
+        label_column=label_column,
     )
     # a GPU has time for the larger network in any contract
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())

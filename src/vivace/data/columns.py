@@ -1,0 +1,123 @@
+"""Which column of a table names the image, which the class and which the split, as people call them (no torch here)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vivace.data.assemble import some
+from vivace.data.splitnames import split_of
+from vivace.errors import DataError, nearest
+
+__all__ = ["Columns", "choose_columns", "flag_of"]
+
+# in the order in which they are taken; as `_plain` makes them
+IMAGE_NAMES = (
+    "file_name", "filename", "file", "image", "img", "image_name", "image_path", "image_file", "image_filename",
+    "img_name", "img_path", "img_file", "path", "filepath", "file_path", "fname", "image_id", "img_id", "photo",
+    "picture", "name", "id",
+)  # fmt: skip
+LABEL_NAMES = (
+    "label", "class", "label_name", "class_name", "classname", "class_label", "category", "category_name", "target",
+    "labels", "breed", "species", "variety", "cultivar", "diagnosis", "dx", "emotion", "type", "tag", "tags",
+    "classification", "label_group", "label_id", "class_id", "category_id", "y",
+)  # fmt: skip
+SPLIT_COLUMNS = ("split", "subset", "set", "partition", "data_set", "dataset", "phase", "usage")
+# column → the split of the images that it marks
+FLAGS = {"is_valid": "val", "is_val": "val", "is_validation": "val", "valid": "val", "is_test": "test", "test": "test"}
+TRUE, FALSE = ("1", "1.0", "true", "t", "yes", "y"), ("", "0", "0.0", "false", "f", "no", "n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns that are read, by their own names."""
+
+    image: str
+    label: str | None
+    """None: `one_hot`."""
+    one_hot: tuple[str, ...] = ()
+    """A column for each class, 1 in one of them."""
+    split: str | None = None
+    flags: tuple[tuple[str, str], ...] = ()
+    """(column, split of the rows that it marks)."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> list[str]:
+        """Every column that is read."""
+        flags = [name for name, _ in self.flags]
+        return [name for name in (self.image, self.label, *self.one_hot, self.split, *flags) if name is not None]
+
+
+def choose_columns(
+    names: Sequence[str],
+    first: Mapping[str, Any],
+    where: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Columns:
+    """The columns of a table. first: its first row; where: the table, for messages; the others: as the user named them.
+
+    Raises DataError if the image's or the class's is not found.
+    """
+    image = _named(names, image_column, where) or _by_name(names, IMAGE_NAMES)
+    if image is None:
+        raise DataError(
+            f"{where}: no column names the image files, only {some(names)} were found."
+            f"{nearest('file_name', names)} Call it file_name, or name it by --image-column."
+        )
+    notes: list[str] = []
+    split = _by_name([name for name in names if name != image], SPLIT_COLUMNS)
+    if split is not None and _plain(split) != "split" and not split_of(str(first.get(split))):
+        notes.append(f"the column {split} names no splits and was not used")
+        split = None
+    flags = tuple(
+        (name, FLAGS[_plain(name)]) for name in names if _plain(name) in FLAGS and flag_of(first.get(name)) is not None
+    )
+    taken = {image, split, *(name for name, _ in flags)}
+    rest = [name for name in names if name not in taken and name.strip()]
+    label = _named(names, label_column, where) or _by_name(rest, LABEL_NAMES)
+    one_hot: tuple[str, ...] = ()
+    if label is None:
+        numbers = tuple(name for name in rest if flag_of(first.get(name)) is not None and str(first.get(name)).strip())
+        if len(numbers) > 1:
+            one_hot = numbers
+            notes.append(f"one-hot columns found: {some(one_hot)}")
+        elif len(rest) == 1:
+            label = rest[0]
+        else:
+            raise DataError(
+                f"{where}: no column holds the classes, only {some(names)} were found. "
+                "Call it label, or name it by --label-column."
+            )
+    if label is not None and (_plain(image), _plain(label)) != ("file_name", "label"):
+        notes.append(f"images are named by the column {image.strip()}, classes by {label.strip()}")
+    return Columns(image=image, label=label, one_hot=one_hot, split=split, flags=flags, notes=tuple(notes))
+
+
+def flag_of(value: Any) -> bool | None:
+    """A truth value as people write it; None for anything else."""
+    text = "" if value is None else str(value).strip().lower()
+    return True if text in TRUE else False if text in FALSE else None
+
+
+def _named(names: Sequence[str], wanted: str | None, where: str) -> str | None:
+    if wanted is None:
+        return None
+    for same in (lambda name: name == wanted, lambda name: _plain(name) == _plain(wanted)):
+        if found := next(filter(same, names), None):
+            return found
+    raise DataError(f"{where}: there is no column {wanted!r}, only {some(names)}.{nearest(wanted, names)}")
+
+
+def _by_name(names: Sequence[str], known: Sequence[str]) -> str | None:
+    own = {_plain(name): name for name in reversed(names)}
+    return next((own[name] for name in known if name in own), None)
+
+
+def _plain(name: str) -> str:
+    """A column's name without regard to case, blanks and the like."""
+    return re.sub(r"[\s\-.]+", "_", name.strip().strip("\ufeff\"'").lower())

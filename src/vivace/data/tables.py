@@ -1,0 +1,130 @@
+"""Rows of CSV, JSONL and parquet files, with their line numbers, as people's programs write them (no torch here)."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vivace.errors import DataError, MissingExtra
+
+__all__ = ["class_names_of", "is_table", "open_table"]
+
+Rows = Iterator[tuple[int, Mapping[str, Any]]]
+DELIMITERS = ",;\t|"
+KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+def is_table(path: Path) -> bool:
+    """Whether the extension is that of a table."""
+    return path.suffix.lower() in KINDS
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[tuple[list[str], Mapping[str, Any], Callable[[Sequence[str]], Rows]]]:
+    """(names of the columns, first row, rows(columns)) of a table; all empty if it has no rows.
+
+    rows yields (line, row); of parquet it reads the given columns only, and the first row holds 0 for each number.
+    Bytes of CSV that are not UTF-8 are surrogates. Raises DataError for what can't be read.
+    """
+    try:
+        if path.suffix.lower() == ".parquet":
+            yield _parquet(path)
+            return
+        reader = (_jsonl_rows if path.suffix.lower() == ".jsonl" else _csv_rows)(path)
+        first = next(reader, None)
+        if first is None:
+            yield [], {}, lambda columns: iter(())
+        else:
+            yield list(first[1]), first[1], lambda columns: itertools.chain([first], reader)
+    except (OSError, UnicodeError, csv.Error, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"the manifest can't be read: {path} ({reason}). Give UTF-8 text, or parquet.") from None
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(2)
+    # utf-8-sig: spreadsheets put a byte-order mark before the first column's name
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _csv_rows(path: Path) -> Rows:
+    with path.open(encoding=_encoding(path), newline="", errors="surrogateescape") as file:
+        header = file.readline(1 << 20)
+        file.seek(0)
+        # of the marks that part columns somewhere, the one that the header has most of
+        delimiter = max(DELIMITERS, key=header.count)
+        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        names = [name.strip() for name in next(reader, [])]
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, dict(itertools.zip_longest(names, cells[: len(names)]))
+
+
+def _jsonl_rows(path: Path) -> Rows:
+    with path.open(encoding=_encoding(path), errors="surrogateescape") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{path}, line {number}: not a JSON object: got {text.strip()[:60]!r}. Write one {{…}} a line."
+                )
+            yield number, row
+
+
+def _parquet(path: Path) -> tuple[list[str], Mapping[str, Any], Callable[[Sequence[str]], Rows]]:
+    pyarrow = import_parquet()
+    schema = pyarrow.parquet.read_schema(path)
+    names = list(schema.names)
+    is_number = pyarrow.types.is_primitive
+    first = {name: 0 if is_number(schema.field(name).type) else "?" for name in names}
+    # a parquet file often holds the pixels as well: read what is asked for only
+    return names, first, lambda columns: _parquet_rows(path, columns, class_names_of(schema))
+
+
+def _parquet_rows(path: Path, columns: Sequence[str], class_names: Mapping[str, Sequence[str]]) -> Rows:
+    with import_parquet().parquet.ParquetFile(path) as file:
+        line = 0
+        for batch in file.iter_batches(batch_size=10_000, columns=list(columns)):
+            for row in batch.to_pylist():
+                line += 1
+                yield line, {name: _spoken(value, class_names.get(name)) for name, value in row.items()}
+
+
+def _spoken(value: Any, names: Sequence[str] | None) -> Any:
+    """A class number by its name, where the file tells the names."""
+    if names is None or not isinstance(value, int | float) or value != int(value) or not 0 <= value < len(names):
+        return value
+    return names[int(value)]
+
+
+def class_names_of(schema: Any) -> dict[str, list[str]]:
+    """Column → class names of the ClassLabel columns that Hugging Face's datasets describe in a parquet's metadata."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = {key: value["names"] for key, value in features.items() if isinstance(value, dict) and "names" in value}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {
+        key: names for key, names in found.items() if isinstance(names, list) and all(isinstance(n, str) for n in names)
+    }
+
+
+def import_parquet() -> Any:
+    """pyarrow, with its parquet module. Raises MissingExtra."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra("pyarrow", "data", "a parquet manifest") from None
+    return pyarrow
