@@ -17,6 +17,7 @@
     ├── CacheDamaged               the cache of images was damaged while it was read
     ├── ExportError                a network that another runtime can't take
     ├── ParityError                another form of a model does not answer as the model does
+    ├── OutputError                stdout that can't be written
     ├── TrainingError              training could not go on
     │   ├── NonFiniteError         NaN or Inf that did not go away
     │   └── OutOfMemoryError       even a micro-batch of one image does not fit
@@ -48,19 +49,32 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OutOfMemoryError",
+    "OutputError",
     "ParityError",
     "RunFolderError",
     "TrainingError",
     "VivaceError",
     "first_line",
     "nearest",
+    "one_line",
+    "printable",
 ]
 
 
+MAX_MESSAGE = 500
+# of a message that is cut: its end says how to fix it
+KEPT_AT_END = 150
+# a name that somebody meant to type
+MAX_NAME = 100
+
+
 class VivaceError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. Its text is one line that any terminal may be shown."""
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class InputError(VivaceError):
@@ -138,6 +152,10 @@ class ParityError(VivaceError):
     """Another form of a model does not answer as the PyTorch model does."""
 
 
+class OutputError(VivaceError):
+    """The result can't be written to stdout."""
+
+
 class TrainingError(VivaceError):
     """Training could not go on."""
 
@@ -162,6 +180,8 @@ class Interrupted(VivaceError):
 def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     """A hint such as " Did you mean 'cosine'?", or "" when nothing known is near `name`."""
     known = list(known)
+    if len(name) > MAX_NAME:
+        return ""
     lowered = {candidate.lower(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=limit, cutoff=0.5)
     if not matches:
@@ -172,3 +192,23 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
 def first_line(error: BaseException | str) -> str:
     """The first line of a message: of a library's page-long one what fits a table; an error without one by its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def one_line(text: str, *, limit: int = MAX_MESSAGE) -> str:
+    """`text` on one line of at most `limit` characters, without any that a terminal would obey; its middle is left out.
+
+    Names of files and classes in it may hold newlines and control characters, and be as long as they like.
+    """
+    # what is cut needs not be escaped
+    ends = text if len(text) <= 4 * limit else f"{text[: 2 * limit]} … {text[-2 * limit :]}"
+    shown = printable(" ".join(ends.split()))
+    if len(shown) <= limit:
+        return shown
+    return f"{shown[: limit - KEPT_AT_END - 3]} … {shown[-KEPT_AT_END:]}"
+
+
+def printable(text: str) -> str:
+    """`text` with everything escaped that is no visible character or blank: newlines, ESC, what turns the direction."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

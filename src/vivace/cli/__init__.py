@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
+import threading
 from typing import NoReturn
 
 __all__ = ["VERBS", "main", "program"]
@@ -34,15 +36,39 @@ EXIT_STATUSES = """exit status:
 
 def program() -> NoReturn:
     """The command `vivace`: run the command line and end the process."""
-    status = main()
+    from vivace.cli.common import TRACEBACK, tell, unexpected
+    from vivace.cli.streams import open_missing_streams
+
+    open_missing_streams()
+    if not os.environ.get(TRACEBACK):
+        # whoever waits for a thread meets its error; a page of it in between helps nobody
+        threading.excepthook = lambda thrown: tell(unexpected(thrown.exc_value)) if thrown.exc_value else None
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        tell("stopped")
+        status = 130
+    except BrokenPipeError:
+        status = 0
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        tell(unexpected(error))
+        status = 1
     # Python takes torch and its compiler apart module by module, a second's work: all that is ours is on the disk
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            # nobody reads it, or it was closed
-            status = status or 1
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # nobody reads it
+        status = status or 1
+    except (OSError, ValueError) as error:
+        # what failed before has been told
+        if status == 0:
+            tell(f"OutputError: the result can't be written to stdout: {error}. Send it elsewhere.")
+            status = 1
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
     os._exit(status)
 
 
@@ -59,9 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     verb = arguments[0]
     if verb not in VERBS:
+        from vivace.cli.common import tell
         from vivace.errors import nearest
 
-        print(f"unknown verb: got {verb!r}.{nearest(verb, VERBS)} Known: {', '.join(VERBS)}.", file=sys.stderr)
+        tell(f"unknown verb: got {verb!r}.{nearest(verb, VERBS)} Known: {', '.join(VERBS)}.")
         return 2
     from vivace.cli.common import run_verb
 

@@ -10,16 +10,36 @@ import math
 import os
 import re
 import sys
+import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
 
-from vivace.errors import ConfigError, InputError, VivaceError, nearest
+from vivace.cli.streams import guarded_streams
+from vivace.errors import ConfigError, VivaceError, first_line, nearest, one_line
 
-__all__ = ["option_names", "parse_assignments", "print_json", "run_verb", "verb_options"]
+__all__ = [
+    "TRACEBACK",
+    "option_names",
+    "parse_assignments",
+    "print_json",
+    "run_verb",
+    "tell",
+    "unexpected",
+    "verb_options",
+]
 
 T = TypeVar("T")
+# the environment variable for whoever looks for a bug
+TRACEBACK = "VIVACE_TRACEBACK"
+PACKAGE = Path(__file__).parent.parent
+# what libraries say in many words when there is no memory or no thread left
+MEMORY_SIGNS = (
+    *("can't allocate memory", "cannot allocate memory", "not enough memory", "failed to map segment"),
+    *("bad_alloc", "out of memory", "can't start new thread", "resource temporarily unavailable"),
+)
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
@@ -28,33 +48,68 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         # file names may hold bytes that are no UTF-8, class names what an ASCII terminal lacks: no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        return _run(verb, arguments)
+    except VivaceError as error:
+        tell(f"{type(error).__name__}: {error}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        tell("stopped")
+        return 130
+    except BrokenPipeError:
+        return _read_enough()
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        tell(unexpected(error))
+        return 1
+
+
+def _run(verb: str, arguments: list[str]) -> int:
     module = import_module(f"vivace.cli.{verb}")
     try:
         parsed = _parse(verb, module, arguments)
-    except InputError as error:
-        print(f"{type(error).__name__}: {_one_line(str(error))}", file=sys.stderr)
-        return error.exit_status
     except SystemExit as stop:
         return int(stop.code or 0)
-    except BrokenPipeError:
-        return _read_enough()
     if not sys.warnoptions:
         # libraries' notes to their own developers: they would stand between the user and the result
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-    try:
+    with guarded_streams():
         # a verb whose answer may be "no" returns a status of its own
         status: int = module.run(parsed) or 0
         sys.stdout.flush()
-    except VivaceError as error:
-        print(f"{type(error).__name__}: {_one_line(str(error))}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return _read_enough()
     return status
+
+
+def tell(message: str) -> None:
+    """One line on stderr; nothing where that can't be written."""
+    with contextlib.suppress(OSError, ValueError):
+        print(one_line(message), file=sys.stderr, flush=True)
+
+
+def unexpected(error: BaseException) -> str:
+    """What to say of an error that nobody foresaw: what the system refused, or a bug of ours."""
+    text = f"{type(error).__name__}: {first_line(error)}"
+    lowered = text.lower()
+    if isinstance(error, MemoryError) or any(sign in lowered for sign in MEMORY_SIGNS):
+        return f"out of memory: {text}. Free some, raise the limit (ulimit -v), or give a smaller --size."
+    if isinstance(error, ImportError):
+        return f"a library can't be loaded: {text}. Install vivace again: pip install --force-reinstall vivace."
+    if isinstance(error, OSError) and error.errno is not None:
+        place = f": {error.filename}" if error.filename is not None else ""
+        return f"the system refused: {error.strerror}{place}. Check free space, rights and limits (ulimit -a)."
+    return f"internal error: {text} ({_place(error)}). Please report it; {TRACEBACK}=1 shows the traceback."
+
+
+def _place(error: BaseException) -> str:
+    """The last line of ours that the error went through, such as "cli/cache.py:12"."""
+    place = "unknown place"
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        if PACKAGE in path.parents:
+            place = f"{path.relative_to(PACKAGE)}:{line}"
+    return place
 
 
 def _read_enough() -> int:
@@ -125,10 +180,36 @@ def _first_message(box: str) -> str:
             parts[-1].append(line)
     # where only ASCII can be printed there are rules in place of a box, and the title stands above the first of them
     message = parts[0] if "╭" in box or len(parts) == 1 else parts[1]
-    text = _one_line(" ".join(message)).replace(", 'None'", "")
-    text = re.sub(r"no type matching .*? Got errors: - <class '\w+'>: ", "", text)
-    text = re.sub(r"^Missing from [^:]*: (\S+).*", r"\1 is missing", text)
+    text = " ".join(" ".join(message).split())
+    for pattern, say in MESSAGES.items():
+        if (match := re.search(pattern, text)) is not None:
+            return say(*match.groups())
     return text[:1].lower() + text[1:].rstrip(".") if not text[:2].isupper() else text
+
+
+def _unknown(value: str, name: str | None, choices: str) -> str:
+    known = sorted(set(re.findall(r"'([^']*)'", choices)) - {"None"})
+    what = f"{name} is" if name is not None and name.startswith("-") else "the argument is"
+    return f"{what} unknown: got '{value}'.{nearest(value, known)} Known: {', '.join(known)}"
+
+
+# what the parser says → what is said of it
+MESSAGES: dict[str, Callable[..., str]] = {
+    r"parsing (\S+): no type matching .*\['(.*?)'\] does not match choices (\(.*?\))": lambda name, value, choices: (
+        _unknown(value, name, choices)
+    ),
+    r"nvalid choice '(.*?)' for argument '(.*?)'\. Expected one of (\(.*?\))": _unknown,
+    r"parsing (\S+): .*invalid literal for int\(\) with base 10: (.*)": lambda name, value: (
+        f"{name} is no whole number: got {value}. Give one such as 8"
+    ),
+    r"parsing (\S+): .*could not convert string to float: (.*)": lambda name, value: (
+        f"{name} is no number: got {value}. Give one such as 0.1"
+    ),
+    r"issing value for argument '(.*?)'": lambda name: f"{name} has no value. Give one behind it",
+    r"^Missing from [^:]*: (\S+).*": lambda name: f"{name} is missing",
+    r"nrecognized options: (-\S*)": lambda name: f"the option is unknown: got '{name}'",
+    r"nrecognized options: (.*)": lambda names: f"more arguments than there are places: got {names}",
+}
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -155,9 +236,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
     return value
-
-
-def _one_line(text: str) -> str:
-    """On one line, and without characters that a terminal would obey: file names may hold any."""
-    joined = " ".join(text.split())
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in joined)

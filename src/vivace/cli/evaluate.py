@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vivace.cli.common import print_json, verb_options
+from vivace.errors import printable
 
 if TYPE_CHECKING:
     from vivace.evaluation.evaluate import Evaluation
@@ -88,12 +89,12 @@ def run(options: Options) -> None:
 
 
 def _print(evaluation: Evaluation) -> None:
-    metrics, classes = evaluation.metrics, evaluation.classes
+    metrics, classes = evaluation.metrics, [printable(name) for name in evaluation.classes]
     top = min(5, len(classes))
     views = "" if evaluation.tta == "none" else f", test-time augmentation: {evaluation.tta}"
     if views and evaluation.tta_share < 1:
         views += f" for {100 * evaluation.tta_share:g} % of the images"
-    print(f"{evaluation.data}, {_images(evaluation)}, {evaluation.precision}{views}")
+    print(f"{printable(evaluation.data)}, {_images(evaluation)}, {evaluation.precision}{views}")
     if evaluation.num_images_trained_on is None:
         print("        the bundle does not tell which of these it was trained on")
     print(f"top-1   {_share(metrics.top1, metrics.top1_low, metrics.top1_high)}")
@@ -103,8 +104,8 @@ def _print(evaluation: Evaluation) -> None:
     print(f"speed   {evaluation.images_per_second:,.0f} images/s")
     width = max(5, *(len(name) for name in classes))
     print(f"\n{'class':<{width}}  precision  recall      F1  images")
-    for row in metrics.per_class:
-        print(f"{row.name:<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.support:6,}")
+    for name, row in zip(classes, metrics.per_class, strict=True):
+        print(f"{name:<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.support:6,}")
     if len(classes) <= MAX_CLASSES_PRINTED:
         print("\nconfusion (rows: true, columns: predicted, in the order of the table)")
         cell = max(len(f"{max(max(row) for row in metrics.confusion):,}"), 4) + 1
@@ -113,7 +114,8 @@ def _print(evaluation: Evaluation) -> None:
     if evaluation.mistakes:
         print("\nthe most confident mistakes")
         for mistake in evaluation.mistakes[:5]:
-            print(f"  {100 * mistake.probability:5.1f} %  {mistake.label} called {mistake.predicted}  {mistake.name}")
+            what = printable(f"{mistake.label} called {mistake.predicted}  {mistake.name}")
+            print(f"  {100 * mistake.probability:5.1f} %  {what}")
 
 
 def _images(evaluation: Evaluation) -> str:

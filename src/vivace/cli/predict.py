@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vivace.cli.common import print_json, verb_options
+from vivace.cli.common import print_json, tell, verb_options
+from vivace.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from vivace.prediction import Predictions
@@ -20,7 +21,9 @@ class Options:
 
     bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's."""
-    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATHS")]
+    paths: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATHS", help_behavior_hint="(required)")
+    ]
     """Files, folders, globs, or - for a list on stdin."""
     topk: int = 5
     """Classes per image."""
@@ -43,6 +46,8 @@ def run(options: Options) -> None:
     from vivace.prediction import predict
     from vivace.training.display import counting_bar
 
+    if not options.paths:
+        raise ConfigError("PATHS is missing. Give files, folders, globs, or - for a list of paths on stdin.")
     progress, close = counting_bar("predicting", quiet=options.quiet)
     try:
         result = predict(
@@ -57,7 +62,7 @@ def run(options: Options) -> None:
     finally:
         close()
     for failure in result.failures:
-        print(f"not classified: {failure.path} ({failure.problem}) {failure.message}", file=sys.stderr)
+        tell(f"not classified: {failure.path} ({failure.problem}) {failure.message}")
     if options.out is not None:
         from vivace.report.tables import write_rows
 
@@ -67,8 +72,8 @@ def run(options: Options) -> None:
         return
     if options.out is None:
         for row in result.rows:
-            ranked = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in row.topk)
-            print(f"{row.path}\t{ranked}")
+            ranked = "  ".join(f"{printable(name)} {100 * probability:.1f} %" for name, probability in row.topk)
+            print(f"{printable(row.path)}\t{ranked}")
     summary = f"{len(result.rows):,} images in {result.seconds:.2f} s, {result.images_per_second:,.0f} images/s"
     if result.failures:
         summary += f"; {len(result.failures):,} could not be classified"
