@@ -52,7 +52,7 @@ ALLOWED = {
     "bundle": LAYER_0 | {"manifest", "models", "data.preprocess"},
     "training": LAYER_0 | {"data", "models", "optim", "metrics", "bundle", "manifest"},
     "runtimes": BASE | {"models", "data.preprocess", "data.cachedir"},
-    "prediction": BASE | {"runtimes", "data.preprocess", "data.cachedir", "data.decode"},
+    "prediction": BASE | {"runtimes", "data.preprocess", "data.cachedir", "data.listing", "data.splitnames"},
     "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction"},
     "acceleration": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"},
     "bench": LAYER_0 | {"training"},

@@ -350,3 +350,28 @@ def test_a_list_on_real_stdin_is_read_as_bytes(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(undecodable) + b"\0"), encoding="ascii"))
     assert [row.path for row in predict(bundle, "-", device="cpu").rows] == [undecodable]
+
+
+def test_what_is_passed_over_in_a_folder_is_said(
+    bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "@eaDir").mkdir(parents=True)
+    for name in ("a.png", "@eaDir/thumb.png", "b.png"):
+        gradient().save(folder / name)
+    (folder / "b.png").rename(folder / "IMG_0001")
+    (folder / "notes.txt").write_text("x")
+    assert main(["predict", str(bundle.folder), str(folder), "--device", "cpu", "--quiet"]) == 0
+    out, err = capfd.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(folder / "IMG_0001"), str(folder / "a.png")]
+    assert "warning: 1 of 3 files were passed over: 1 .txt; folders of the system" in err
+    assert "@eaDir" in err
+
+
+def test_the_exit_status_tells_that_nothing_was_classified(
+    bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.png").write_bytes(b"no image")
+    for more in ([], ["--json"]):
+        assert main(["predict", str(bundle.folder), str(tmp_path / "x.png"), "--device", "cpu", "--quiet", *more]) == 1
+    assert "not classified" in capfd.readouterr().err

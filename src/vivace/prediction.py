@@ -18,7 +18,8 @@ import numpy as np
 from vivace.bundle import Bundle, load_bundle
 from vivace.config import check_choice, check_range
 from vivace.data.cachedir import default_cache_dir
-from vivace.data.decode import EXTENSIONS
+from vivace.data.listing import is_candidate
+from vivace.data.splitnames import is_system
 from vivace.errors import BundleError, ConfigError, DataError, ImageError
 from vivace.hardware import keep_freed_memory, num_cpus, select_device, supported_precisions
 from vivace.kernels.resize import use_fast_resize
@@ -136,6 +137,8 @@ class Predictions:
     rows: tuple[Prediction, ...]
     failures: tuple[Failure, ...]
     classes: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
+    """Files below the folders that were no images, by extension and content; folders of the system end in a slash."""
     seconds: float
     """Decoding and classifying, without loading the bundle."""
     images_per_second: float
@@ -159,7 +162,8 @@ def predict(
     """
     check_range("topk", topk, 1)
     predictor = predictor_for(bundle, device, batch_size, precision)
-    files = expand_paths([paths] if isinstance(paths, str | Path) else paths)
+    passed_over: list[str] = []
+    files = expand_paths([paths] if isinstance(paths, str | Path) else paths, passed_over=passed_over)
     classes = predictor.classes
     topk = min(topk, len(classes))
     if len(files) >= MANY_IMAGES:
@@ -183,6 +187,7 @@ def predict(
         rows=tuple(rows),
         failures=tuple(failures),
         classes=classes,
+        passed_over=tuple(passed_over),
         seconds=seconds,
         images_per_second=len(rows) / max(seconds, 1e-9),
     )
@@ -221,25 +226,29 @@ def _decoded(files: Sequence[str], predictor: Predictor) -> Iterator[tuple[list[
             yield chunk, results
 
 
-def expand_paths(paths: Iterable[str | Path], *, stdin: BinaryIO | None = None) -> list[str]:
+def expand_paths(
+    paths: Iterable[str | Path], *, stdin: BinaryIO | None = None, passed_over: list[str] | None = None
+) -> list[str]:
     """The files behind paths: a folder's images, a glob's matches, stdin's lines for "-"; in the order given.
 
     Lines of stdin may end in a zero byte instead (find -print0), for names that hold newlines. Below folders, files
-    with an image's extension count, links to folders are not followed and hidden ones are passed over. A file that was
+    count that are images by extension or content; links to folders, hidden ones and those of the system are not
+    followed. What is not taken is added to `passed_over`. A file that was
     named itself is taken whatever its extension, even if it is not there: it is then a failure.
     Raises DataError if there is nothing behind one of the paths, or a folder can't be read.
     """
     files: list[str] = []
+    left = [] if passed_over is None else passed_over
     for given in paths:
         # bytes that are no UTF-8 become surrogates, and bytes again when the file is opened
         path = os.fsdecode(given)
         if path == "-":
-            found = _named(_listed(sys.stdin.buffer if stdin is None else stdin))
+            found = _named(_listed(sys.stdin.buffer if stdin is None else stdin), left)
         elif glob.has_magic(path) and not os.path.lexists(path):
             matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
-            found = _named(match for match in matches if os.path.isfile(match) or os.path.isdir(match))  # noqa: PTH112, PTH113
+            found = _named((match for match in matches if os.path.isfile(match) or os.path.isdir(match)), left)  # noqa: PTH112, PTH113
         else:
-            found = _named([path])
+            found = _named([path], left)
         if not found:
             raise DataError(f"there are no images in {path!r}. Give files, folders, globs, or - for a list on stdin.")
         files += found
@@ -254,22 +263,25 @@ def _listed(stdin: BinaryIO) -> list[str]:
     return [os.fsdecode(line) for line in lines if line]
 
 
-def _named(paths: Iterable[str]) -> list[str]:
-    return [file for path in paths for file in (_images_below(path) if os.path.isdir(path) else [path])]  # noqa: PTH112
+def _named(paths: Iterable[str], left: list[str]) -> list[str]:
+    return [file for path in paths for file in (_images_below(path, left) if os.path.isdir(path) else [path])]  # noqa: PTH112
 
 
-def _images_below(folder: str) -> list[str]:
+def _images_below(folder: str, left: list[str]) -> list[str]:
     def refuse(error: OSError) -> None:
         raise DataError(f"the folder can't be read: {error.filename} ({error.strerror}). Check its rights.")
 
     found = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left += [os.path.join(parent, name, "") for name in folders if is_system(name)]  # noqa: PTH118
+        folders[:] = sorted(name for name in folders if not is_system(name))
         for name in sorted(names):
             path = os.path.join(parent, name)  # noqa: PTH118
-            if os.path.splitext(name)[1].lower() not in EXTENSIONS or name.startswith("."):  # noqa: PTH122
+            if is_system(name):
                 continue
             # reading a pipe would wait for ever; a link that leads nowhere is reported as a failure
-            if os.path.isfile(path) or not os.path.exists(path):  # noqa: PTH110, PTH113
+            if is_candidate(path) and (os.path.isfile(path) or not os.path.exists(path)):  # noqa: PTH110, PTH113
                 found.append(path)
+            else:
+                left.append(path)
     return found

@@ -158,7 +158,7 @@ def test_images_are_found_by_content_and_the_rest_is_said_by_kind(tmp_path: Path
 
 def test_heic_without_its_library_is_passed_over_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fill(tmp_path / "data", "a", "b")
-    (root / "a" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (root / "a" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic\0\0\0\x08meta")
     monkeypatch.setattr("vivace.data.listing.heif_is_read", lambda: False)
     source = open_source(root)
     assert len(source.splits["train"]) == 6
@@ -167,6 +167,9 @@ def test_heic_without_its_library_is_passed_over_with_a_hint(tmp_path: Path, mon
     ]
     monkeypatch.setattr("vivace.data.listing.heif_is_read", lambda: True)
     assert len(open_source(root).splits["train"]) == 7
+    (root / "a" / "IMG_2.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(range(128, 227)))
+    source = open_source(root)
+    assert (len(source.splits["train"]), notes_of(source)) == (7, ["1 of 8 files were passed over: 1 .heic"])
 
 
 def test_the_summary_names_classes_splits_and_extremes(tmp_path: Path) -> None:

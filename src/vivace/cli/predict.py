@@ -41,8 +41,10 @@ class Options:
     """Print the result as one JSON object on the last line."""
 
 
-def run(options: Options) -> None:
-    """Predict, write, print."""
+def run(options: Options) -> int:
+    """Predict, write, print. 1 if no image could be classified."""
+    from vivace.data.listing import passed_over
+    from vivace.notices import warn
     from vivace.prediction import predict
     from vivace.training.display import counting_bar
 
@@ -61,6 +63,8 @@ def run(options: Options) -> None:
         )
     finally:
         close()
+    if line := passed_over(result.passed_over, len(result.rows) + len(result.failures)):
+        warn(line)
     for failure in result.failures:
         tell(f"not classified: {failure.path} ({failure.problem}) {failure.message}")
     if options.out is not None:
@@ -69,7 +73,7 @@ def run(options: Options) -> None:
         write_rows(table(result), options.out)
     if options.json:
         print_json(to_json(result))
-        return
+        return 0 if result.rows else 1
     if options.out is None:
         for row in result.rows:
             ranked = "  ".join(f"{printable(name)} {100 * probability:.1f} %" for name, probability in row.topk)
@@ -80,6 +84,7 @@ def run(options: Options) -> None:
     if options.out is not None:
         summary += f"; written to {options.out}"
     print(summary, file=sys.stderr)
+    return 0 if result.rows else 1
 
 
 def table(result: Predictions) -> list[dict[str, Any]]:
@@ -104,6 +109,7 @@ def to_json(result: Predictions) -> dict[str, Any]:
     return {
         "num_images": len(result.rows),
         "num_failures": len(result.failures),
+        "num_passed_over": len(result.passed_over),
         "images_per_second": result.images_per_second,
         "seconds": result.seconds,
         "predictions": [

@@ -151,7 +151,7 @@ def is_candidate(entry: os.DirEntry[str] | str) -> bool:
     if extension in REFUSED_EXTENSIONS:
         return False
     if extension in EXTENSIONS:
-        return extension not in FORMATS["HEIF"] or heif_is_read()
+        return extension not in FORMATS["HEIF"] or (heif_is_read() and _begins_as_heif(path))
     # reading a pipe would wait for ever
     if not (os.path.isfile(entry) if isinstance(entry, str) else entry.is_file()):  # noqa: PTH113
         return False
@@ -161,6 +161,18 @@ def is_candidate(entry: os.DirEntry[str] | str) -> bool:
     except OSError:
         return False
     return kind is not None and (kind != "HEIF" or heif_is_read())
+
+
+def _begins_as_heif(path: str) -> bool:
+    """Whether a box follows the first one, as in every HEIC file: phones leave placeholders of what lies in a cloud."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            head = file.read(HEAD_BYTES)
+            file.seek(int.from_bytes(head[:4], "big"))
+            return sniff(head) is not None and (head[4:8] != b"ftyp" or file.read(8)[4:].isalnum())
+    except OSError:
+        # the audit says why it can't be read
+        return True
 
 
 @functools.cache
