@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch  # noqa: F401 (before its OpenMP is asked for)
 
-from vivace.errors import KernelError
-from vivace.kernels.build import OPTIONS, load_library
+from vivace.kernels.build import COMPILERS, OPTIONS, load_library
 
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the kernels have been built; skips where there is no compiler."""
+    """A folder in which the kernels have been built. Skips where there is no compiler; one that fails is an error."""
+    if not os.environ.get("CC") and not any(map(shutil.which, COMPILERS)):
+        pytest.skip(f"there is no C compiler: looked for {', '.join(COMPILERS)}")
     folder = tmp_path_factory.mktemp("kernels")
-    try:
-        for name in OPTIONS:
-            load_library(name, folder)
-    except KernelError as error:
-        pytest.skip(str(error))
+    for name in OPTIONS:
+        load_library(name, folder)
     return folder

@@ -21,10 +21,9 @@ MAX_ERROR = {2: 0.006, 4: 0.016}
 
 @pytest.fixture
 def kernel(kernels: Path) -> Winograd:
-    try:
-        return Winograd(kernels)
-    except KernelError as error:
-        pytest.skip(str(error))
+    if "avx512_bf16" not in cpu_features():
+        pytest.skip("this processor has no bf16 dot products (avx512_bf16)")
+    return Winograd(kernels)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -20,7 +20,7 @@ from vivace.hardware import cpu_features, cpu_name
 from vivace.kernels.trust import say_once, seal, seal_broken, trusted_folder
 from vivace.scratch import scratch_folder
 
-__all__ = ["load_library", "say_unused"]
+__all__ = ["find_compiler", "load_library", "say_unused"]
 
 # -march=native: built where it runs. No -ffast-math: a NaN must stay one, or diverging runs would not be noticed
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -34,8 +34,8 @@ OPTIONS = {
     "resize": ("-ffp-contract=off",),
 }
 COMPILERS = ("cc", "gcc", "clang")
-# half a second is usual
-TIMEOUT_SECONDS = 60
+# half a second is usual, and minutes on a machine that does much else
+TIMEOUT_SECONDS = 300
 
 
 @functools.cache
@@ -47,7 +47,7 @@ def load_library(name: str, folder: Path) -> ctypes.CDLL:
     it fails, or the folder can't be written.
     """
     source = Path(__file__).with_name(f"{name}.c")
-    command = [*_compiler(), *FLAGS, *OPTIONS.get(name, ()), *_wide_vectors()]
+    command = [*find_compiler(), *FLAGS, *OPTIONS.get(name, ()), *_wide_vectors()]
     # a library built on another processor of a shared home would not run here
     text = "".join(path.read_text() for path in (source, *sorted(source.parent.glob("*.h"))))
     facts = (text, command, cpu_name(), cpu_features(), platform.machine())
@@ -76,7 +76,7 @@ def say_unused(name: str, error: KernelError) -> None:
     say_once(f"the kernels in {name}.c are not used, slower code does their work: {error}")
 
 
-def _compiler() -> list[str]:
+def find_compiler() -> list[str]:
     """The compiler and its first options. Raises KernelError if there is none."""
     try:
         chosen = shlex.split(os.environ.get("CC", ""))

@@ -106,14 +106,24 @@ static inline bytes rounded(ints sum) {
     return __builtin_convertvector((value & ~over) | (over & 255), bytes);
 }
 
+/* one builtin for GCC before 12, which has no other, and one for Clang, which has only this */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#endif
+#endif
+#ifndef SHUFFLE
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (bytes){__VA_ARGS__})
+#endif
+
 /* 16 × 16 bytes in place: interleaving halves four times is a transposition. */
 static inline void transpose(bytes a[LANES]) {
     bytes b[LANES];
     for (int round = 0; round < 4; round++) {
         for (int i = 0; i < LANES / 2; i++) {
-            b[2 * i] = __builtin_shufflevector(
+            b[2 * i] = SHUFFLE(
                 a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            b[2 * i + 1] = __builtin_shufflevector(
+            b[2 * i + 1] = SHUFFLE(
                 a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
         }
         memcpy(a, b, sizeof b);
@@ -194,8 +204,11 @@ static void pass_down(
     for (int64_t x = 0; x < width; x += 4 * LANES) {
         int64_t here = least(4 * LANES, width - x);
         for (int64_t y = 0; y < used; y++)
-            for (int64_t j = 0; j < here; j += LANES)
-                widen(load_some(in + y * in_stride + x + j, here - j), scratch + y * 4 * LANES + j);
+            /* columns beside the last one are summed with the others, and not kept: 0, so that no sum overflows */
+            for (int64_t j = 0; j < 4 * LANES; j += LANES)
+                widen(
+                    j < here ? load_some(in + y * in_stride + x + j, here - j) : (bytes){0},
+                    scratch + y * 4 * LANES + j);
         for (int32_t i = 0; i < w->side; i++) {
             const int32_t *from = scratch + (int64_t)(w->first[i] - first_of(w)) * 4 * LANES;
             sum_rows(from, 4 * LANES, w->taps + (int64_t)i * w->stride, w->count[i], line, 4);

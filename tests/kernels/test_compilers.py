@@ -1,0 +1,138 @@
+"""The kernels' C: no warning for any compiler and processor at hand, no undefined behaviour, and never skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch  # noqa: F401 (before its OpenMP is asked for)
+
+from vivace.errors import KernelError
+from vivace.kernels import build
+from vivace.kernels.build import COMPILERS, FLAGS, OPTIONS, find_compiler, load_library
+
+HERE = Path(__file__).parent
+SOURCES = Path(build.__file__).parent
+FOUND = [name for name in ("gcc", "clang", *(f"gcc-{version}" for version in range(11, 17))) if shutil.which(name)]
+# instruction sets that this machine may lack: compiled for, not run. x86-64 has no vector that holds 16 values
+PROCESSORS = ("native", "x86-64", "x86-64-v3", "sapphirerapids", "znver4", "x86-64-v4 -mavx512bf16")
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="there is no C compiler")
+
+
+def compile_for(compiler: str, processor: str, source: Path) -> subprocess.CompletedProcess[str]:
+    flags = [flag for flag in FLAGS if flag not in ("-march=native", "-shared")]
+    # told by GCC alone, of static functions too: how vectors are handed over where there are no registers for them
+    more = ["-Wno-psabi"] if processor.startswith("x86-64") else []
+    # warnings of values that were never set need an optimizer
+    effort = ["-O1", "-c", "-o", os.devnull] if processor == "native" else ["-fsyntax-only"]
+    command = [compiler, *flags, *OPTIONS.get(source.stem, ()), *f"-march={processor}".split(), *effort, *more]
+    return subprocess.run(
+        [*command, "-Wall", "-Wextra", "-Werror", str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("compiler", FOUND)
+def test_every_kernel_compiles_without_a_warning(compiler: str, processor: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.c").write_text("int nothing(void);\n")
+    if compile_for(compiler, processor, tmp_path / "empty.c").returncode:
+        pytest.skip(f"{compiler} knows no {processor}")
+    failed = {}
+    for source in sorted(SOURCES.glob("*.c")):
+        done = compile_for(compiler, processor, source)
+        if done.returncode:
+            failed[source.name] = done.stderr[:1000]
+    assert failed == {}
+
+
+@needs_compiler
+def test_every_c_file_is_built_with_options_of_its_own() -> None:
+    assert {path.stem for path in SOURCES.glob("*.c")} == set(OPTIONS)
+
+
+def run_tests(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Tests of the kernels in a process of their own, with another environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=HERE.parents[1],
+        env={**os.environ, **environment},
+    )
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_no_kernel_relies_on_undefined_behaviour(tmp_path: Path) -> None:
+    """The tests of all kernels, their shapes and values, with checks that end the process at the first fault."""
+    compiler = tmp_path / "checked"
+    checks = "-O1 -g -fsanitize=undefined -fno-sanitize-recover=undefined"
+    compiler.write_text(f'#!/bin/sh\nexec {find_compiler()[0]} "$@" {checks}\n')
+    compiler.chmod(0o755)
+    files = [str(HERE / f"test_{name}.py") for name in ("resize", "norms", "gradients", "winograd")]
+    done = run_tests("-s", *files, CC=str(compiler))
+    assert "runtime error" not in done.stderr + done.stdout, done.stderr[-500:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-500:]
+
+
+def test_a_kernel_that_does_not_compile_fails_the_tests(tmp_path: Path) -> None:
+    compiler = tmp_path / "broken"
+    compiler.write_text('#!/bin/sh\necho "resize.c:3:1: error: unknown type name" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    done = run_tests(str(HERE / "test_resize.py"), "-k", "side_by_side", CC=str(compiler))
+    assert done.returncode == 1, done.stdout[-2000:]
+    assert "resize.c:3:1: error: unknown type name" in done.stdout
+
+
+@pytest.fixture
+def wrapper(tmp_path: Path) -> Path:
+    """A program that runs the command it is given, as ccache does, from a folder with a blank in its name."""
+    path = tmp_path / "my tools" / "wrapper"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/calls\nexec "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@needs_compiler
+def test_cc_may_hold_a_wrapper_and_options(wrapper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_library.cache_clear()
+    compiler = find_compiler()[0]
+    monkeypatch.setenv("CC", f"'{wrapper}' {compiler} -DUNUSED=1")
+    assert find_compiler() == [str(wrapper), compiler, "-DUNUSED=1"]
+    assert load_library("resize", tmp_path / "kernels").resize is not None
+    assert (tmp_path / "calls").read_text().split() == [compiler]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "/nowhere/gcc -O2",
+            r"^the compiler that CC names is not there: got '/nowhere/gcc'\. Correct CC, or unset it\.$",
+        ),
+        ("'gcc", r"^CC is no command: got \"'gcc\" \(No closing quotation\)\. Set it to a C compiler\.$"),
+    ],
+)
+def test_a_cc_that_is_none_is_told_in_one_line(value: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", value)
+    with pytest.raises(KernelError, match=message):
+        find_compiler()
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", ["", "  "])
+def test_an_empty_cc_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", value)
+    assert Path(find_compiler()[0]).is_absolute()
