@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vivace.cli import main
 from vivace.data.audit import Audit, audit_images, write_left_out
@@ -44,7 +45,6 @@ BAD: dict[str, Callable[[Path], object]] = {
     "truncated": truncate,
     "empty": lambda path: path.write_bytes(b""),
     "not_an_image": lambda path: path.write_bytes(b"this is text, not a picture\n"),
-    "extension_mismatch": lambda path: Image.open(path).convert("RGB").save(path, "BMP"),
     "bomb": lambda path: os.truncate(path, (1 << 30) + 1),
     "format_not_allowed": lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
     "too_small": lambda path: Image.new("RGB", (1, 1)).save(path),
@@ -67,6 +67,78 @@ def test_a_bad_image_is_left_out_and_refused_only_when_asked(make_folder: MakeFo
     for name, label, stored in zip(split.names, split.labels_N, split.images_NHWC, strict=True):
         np.testing.assert_array_equal(stored, PREPROCESS.load(root / name))
         assert cache.classes[label] == name.split("/")[0]
+
+
+def test_files_under_the_extension_of_another_format_are_read_and_told(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    before = opened(root).splits["train"].images_NHWC.copy()
+    for index in range(4):
+        path = root / "red" / f"00{index}.png"
+        path.rename(path.with_suffix(".jpg"))
+    cache = opened(root)
+    np.testing.assert_array_equal(np.sort(cache.splits["train"].images_NHWC, axis=0), np.sort(before, axis=0))
+    (finding,) = cache.audit.findings
+    assert (finding.kind, finding.severity, len(finding.names)) == ("extension_mismatch", "warning", 4)
+    assert finding.message.startswith("4 files are PNG under the extension of another format, and were read as PNG: ")
+
+
+def grey_tiffs(folder: Path, count: int, scale: float, dtype: type = np.float32, first: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(first, first + count):
+        noise = np.random.default_rng(index).integers(0, 256, (20, 20))
+        Image.fromarray((noise * scale).astype(dtype)).save(folder / f"{index:03d}.tif")
+
+
+def test_a_class_that_is_blank_after_decoding_is_refused_and_a_few_blank_images_are_told(
+    make_folder: MakeFolder,
+) -> None:
+    root = make_folder()
+    # floats so small that 8 bits show nothing
+    grey_tiffs(root / "dark", 6, 1e-6)
+    grey_tiffs(root / "dark", 4, 1 / 255, first=6)
+    message = r"^colours has images without content: 6 of 10 images of class dark hold one value only after decoding: "
+    with pytest.raises(DataError, match=message):
+        opened(root)
+    grey_tiffs(root / "dark", 4, 1 / 255, first=10)
+    grey_tiffs(root / "dark", 2, 1 / 255, first=4)
+    cache = opened(root)
+    (finding,) = cache.audit.findings
+    assert (finding.kind, finding.severity) == ("one_colour", "warning")
+    assert finding.message.startswith("4 of 14 images of class dark hold one value only after decoding: ")
+    assert len(cache.splits["train"].names) == 24 + 14
+
+
+def test_black_images_in_every_class_are_refused_and_are_no_contradiction(tmp_path: Path) -> None:
+    for label in "abc":
+        (tmp_path / label).mkdir()
+        for index in range(4):
+            info = PngInfo()
+            info.add_text("note", f"{label}{index}")
+            Image.new("L", (24, 24)).save(tmp_path / label / f"{index}.png", pnginfo=info)
+    audit = audit_source(open_source(tmp_path), PREPROCESS)
+    assert kinds(audit) == [("one_colour", "refuse")] * 3
+    with pytest.raises(DataError, match="4 of 4 images of class a hold one value only after decoding"):
+        opened(tmp_path)
+
+
+def test_images_that_were_scaled_by_different_depths_are_told(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    grey_tiffs(root / "grey", 3, 16, np.uint16)
+    grey_tiffs(root / "grey", 2, 257, np.uint16, first=3)
+    (finding,) = opened(root).audit.findings
+    assert (finding.kind, finding.severity, len(finding.names)) == ("mixed_depth", "warning", 5)
+    assert "(3 by 4,095, 2 by 65,535)" in finding.message
+
+
+def test_copies_are_found_by_their_pixels(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    image = Image.open(root / "red" / "000.png")
+    image.save(root / "red" / "copy.bmp")
+    (finding,) = opened(root).audit.findings
+    assert (finding.kind, finding.names) == ("duplicate", ("train:red/000.png", "train:red/copy.bmp"))
+    image.save(root / "blue" / "copy.tif")
+    (finding,) = audit_source(open_source(root), PREPROCESS).findings
+    assert (finding.kind, finding.severity, len(finding.names)) == ("contradiction", "quarantine", 3)
 
 
 def unreadable(root: Path) -> Path:

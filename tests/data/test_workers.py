@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vivace.data import workers
+from vivace.data import decode, workers
 from vivace.data.cachefiles import allocate
 from vivace.data.preprocess import Preprocess
 from vivace.data.workers import Decoded, decode_files
@@ -217,6 +217,6 @@ def test_an_image_that_memory_does_not_suffice_for_is_not_quarantined(
     def refuse(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(workers, "decode_bytes", refuse)
+    monkeypatch.setattr(decode, "open_picture", refuse)
     with pytest.raises(DataError, match=r"memory does not suffice to decode .*\.png\. Free some"):
         decode_files(paths, PREPROCESS, pixels)

@@ -270,6 +270,8 @@ def train_student(
         "data.size": preprocess.size,
         "data.store_size": preprocess.store_size,
         "data.channels": preprocess.channels,
+        "data.fit": preprocess.fit,
+        "data.max_pixels": preprocess.max_pixels,
         "data.mean": preprocess.mean,
         "data.std": preprocess.std,
         "data.on_bad_image": on_bad_image,

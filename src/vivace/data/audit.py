@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vivace.config import from_dict, to_dict
-from vivace.data.decode import shown
+from vivace.data.noticed import noticed, some
 from vivace.errors import DataError
 from vivace.files import atomic_file
 from vivace.notices import warn
@@ -23,8 +23,6 @@ __all__ = ["Audit", "Finding", "audit_images", "check_audit", "write_left_out"]
 Severity = Literal["warning", "quarantine", "refuse"]
 # more images than this are not left out unless the user says so: such data are rather misunderstood than damaged
 MAX_LEFT_OUT = 0.05
-# an audit names so many files of a finding in its message; `names` has them all
-NUM_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +85,16 @@ def audit_images(
     problems: Mapping[str, Mapping[int, tuple[str, str]]],
     classes: Sequence[str],
     ignored: Sequence[str] = (),
+    notes: Mapping[str, Mapping[int, Sequence[str]]] | None = None,
     *,
     allow_leaks: bool = False,
 ) -> Audit:
     """The audit of decoded splits.
 
     names, labels int64 [N] and digests [N] per split; problems: per split, position → (problem, message) of the images
-    that could not be used. Equal digests are equal files. allow_leaks: an image of train that is in another split too
-    is told of, and not left out of train.
+    that could not be used. Equal digests are equal pixels. notes: per split, position → what was noticed about an image
+    that is used (`data.noticed`). allow_leaks: an image of train that is in another split too is told of, and not left
+    out of train.
     """
     findings = [
         Finding(kind=problem, severity=_severity(problem), names=(f"{split}:{names[split][index]}",), message=message)
@@ -102,6 +102,10 @@ def audit_images(
         for index, (problem, message) in sorted(found.items())
     ]
     findings += _copies(names, labels, digests, problems, classes, allow_leaks)
+    findings += [
+        Finding(kind=kind, severity=severity, names=found, message=message)
+        for kind, severity, found, message in noticed(names, labels, notes or {}, classes)
+    ]
     if ignored:
         findings.append(
             Finding(
@@ -110,7 +114,7 @@ def audit_images(
                 names=tuple(ignored),
                 message=(
                     f"{len(ignored)} files are no images, or lie in no class folder, and were passed over: "
-                    f"{_some(ignored)}"
+                    f"{some(ignored)}"
                 ),
             )
         )
@@ -126,6 +130,9 @@ def check_audit(audit: Audit, name: str, *, on_bad_image: str) -> None:
     unreadable = [finding for finding in audit.findings if finding.kind == "unreadable"]
     if unreadable:
         raise DataError(f"{len(unreadable):,} files of {name} can't be read: {unreadable[0].message}")
+    blank = [finding for finding in audit.of("refuse") if finding.kind == "one_colour"]
+    if blank:
+        raise DataError(f"{name} has images without content: {blank[0].message}.")
     bad, total = len(audit.quarantined), max(audit.num_images, 1)
     if not bad or on_bad_image == "skip" or (on_bad_image == "auto" and bad <= MAX_LEFT_OUT * total):
         return
@@ -186,7 +193,7 @@ def _copies(
                     kind="contradiction",
                     severity="quarantine",
                     names=copies,
-                    message=f"the same image is labelled {listed}: {_some(copies)}",
+                    message=f"the same image is labelled {listed}: {some(copies)}",
                 )
             )
         elif "train" in (splits := {split for split, _ in members}) and len(splits) > 1:
@@ -197,16 +204,11 @@ def _copies(
                     severity="warning" if allow_leaks else "quarantine",
                     # the other splits stay whole: what is measured on them is comparable
                     names=copies if allow_leaks else tuple(name for name in copies if name.startswith("train:")),
-                    message=f"the same image is in train and {others}: {_some(copies)}",
+                    message=f"the same image is in train and {others}: {some(copies)}",
                 )
             )
         else:
             findings.append(
-                Finding(kind="duplicate", severity="warning", names=copies, message=f"equal images: {_some(copies)}")
+                Finding(kind="duplicate", severity="warning", names=copies, message=f"equal images: {some(copies)}")
             )
     return findings
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(shown(name) for name in names[:NUM_SHOWN]) + rest

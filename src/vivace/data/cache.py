@@ -36,7 +36,7 @@ from vivace.data.decode import shown
 from vivace.data.preprocess import Preprocess
 from vivace.data.signature import signature_of, strangers_of
 from vivace.data.splits import DataSource, Split, check_source
-from vivace.data.workers import Decoded, decode_files
+from vivace.data.workers import Decoded, decode_files, digest_of, is_one_colour
 from vivace.errors import CacheMismatch, DataError
 from vivace.files import atomic_folder, canonical_json
 from vivace.notices import warn
@@ -268,18 +268,24 @@ def _decode_split(
         del images
         return decode_files(split.paths, preprocess, pixels, num_workers=num_workers, kernels=kernels, progress=count)
     assert split.arrays is not None
-    digests = []
+    digests, pixel_digests = [], []
+    notes: dict[int, list[str]] = {}
     untouched = split.arrays.shape == images.shape
     for start in range(0, len(split), 1000):
         block = split.arrays[start : start + 1000]
-        digests += [hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest() for array in block]
+        digests += [digest_of(array) for array in block]
         if untouched:
             images[start : start + 1000] = block
         else:
             for index, array in enumerate(block, start=start):
                 images[index] = preprocess.store(array)
+        for index, stored in enumerate(images[start : start + 1000], start=start):
+            blank = is_one_colour(stored, preprocess.fit)
+            pixel_digests.append(digests[index] if blank else digest_of(stored))
+            if blank:
+                notes[index] = ["one_colour"]
         count(len(block))
-    return Decoded(digests)
+    return Decoded(digests, pixel_digests=pixel_digests, notes=notes)
 
 
 def _finish(
@@ -296,10 +302,11 @@ def _finish(
     audit = audit_images(
         {name: split.names for name, split in splits.items()},
         {name: split.labels for name, split in splits.items()},
-        digests,
+        {name: np.asarray(result.pixel_digests, dtype="S32") for name, result in decoded.items()},
         {name: result.problems for name, result in decoded.items()},
         source.classes,
         source.ignored,
+        {name: result.notes for name, result in decoded.items()},
         allow_leaks=source.allow_leaks,
     )
     out = audit.quarantined | audit.unreadable

@@ -21,6 +21,12 @@ class DataConfig:
     """Side of the square kept in the cache, px, at least `size`. None: `size`, or 1.15 × `size` if crops are random."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. None: what the data set says, 3 for folders."""
+    fit: Literal["crop", "squash", "pad"] = "crop"
+    """How an image becomes square. crop: its central square; squash: all of it, its aspect lost; pad: all of it,
+    between grey margins (128 in each channel)."""
+    max_pixels: int = 100_000_000
+    """Images of more pixels are refused; JPEGs that are decoded at a lower resolution, of more than five times as many.
+    Decoding one image may take 7.68 bytes of memory for each of these pixels."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel on the 0..1 scale that pixels are normalised with: that of given weights. None: measured."""
     std: tuple[float, ...] | None = None
@@ -38,6 +44,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_range("data.size", self.size, 8, 2048)
         check_range("data.store_size", self.store_size, self.size or 8, 4096)
+        check_choice("data.fit", self.fit, ("crop", "squash", "pad"))
+        check_range("data.max_pixels", self.max_pixels, 10_000, 2_000_000_000)
         check_range("data.val_fraction", self.val_fraction, 0.0, 0.5, open_low=True)
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ConfigError(

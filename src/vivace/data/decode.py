@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 import stat
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vivace.data.formats import EXTENSIONS, FORMATS, REFUSED_EXTENSIONS, SPOKEN, sniff
-from vivace.data.jpeg import decode_plain_jpeg
+from vivace.data.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSED_EXTENSIONS, sniff
+from vivace.data.headers import Unfit
+from vivace.data.memory import READING
+from vivace.data.opening import Limits, Picture, header_size, open_picture
 from vivace.errors import ImageError
 
 __all__ = [
     "EXTENSIONS",
+    "MAX_PIXELS",
     "REFUSED_EXTENSIONS",
+    "Picture",
     "PillowGuard",
     "decode_bytes",
+    "decoding",
     "image_of",
+    "mismatch",
     "read_bytes",
     "read_image",
     "shown",
+    "size_of",
     "sniff",
 ]
 
-# multi-picture JPEGs come out of the JPEG plugin, and have none of their own
-OPENED = tuple(name for name in FORMATS if name not in ("MPO", "HEIF"))
 MAX_PIXELS = 100_000_000
-# what MAX_PIXELS weigh uncompressed, and some: a larger file is not even read
-MAX_BYTES = 1 << 30
-MIN_SIDE = 4
-MAX_ASPECT = 50
+# a larger file is not even read: what MAX_PIXELS may take decoded
+MAX_BYTES = 768_000_000
+# characters of a name in a message
+MAX_SHOWN = 300
 
 
 class PillowGuard:
@@ -70,23 +76,90 @@ class PillowGuard:
 
 
 def read_image(
-    source: Path | str | bytes,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    draft_size: int | None = None,
-    check_extension: bool = False,
+    source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None
 ) -> Image.Image | np.ndarray:
-    """The decoded first frame of an image file, in its own mode; a plain JPEG as its pixels, uint8 [H, W, 3 | 1].
+    """The decoded first picture of an image file, upright, 8 bits a channel, in its own mode or as uint8 [H, W, 3 | 1].
 
     source: a path, or an encoded file's bytes. draft_size: a JPEG at least four times as large may be decoded at a
-    lower resolution, still at least twice this side. check_extension: a path whose extension disagrees with the
-    content is refused.
-    Raises ImageError whose `problem` is one of unreadable, empty, not_an_image, format_not_allowed, bomb, too_small,
-    extreme_aspect, extension_mismatch, truncated.
+    lower resolution, still at least twice this side. max_pixels: of what is decoded, and with it a bound on memory.
+    Raises ImageError whose `problem` is one of unreadable, empty, not_an_image, format_not_allowed, missing_extra,
+    bomb, too_small, extreme_aspect, truncated, not_convertible.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
-    return decode_bytes(data, name, max_pixels=max_pixels, draft_size=draft_size, check_extension=check_extension)
+    return decode_bytes(data, name, max_pixels=max_pixels, draft_size=draft_size)
+
+
+@contextlib.contextmanager
+def decoding(
+    source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None
+) -> Iterator[tuple[bytes, Picture]]:
+    """(bytes of the file, what `read_image` makes of it), while the memory for both is held in the process's budget."""
+    name = "the image" if isinstance(source, bytes) else str(source)
+    with contextlib.ExitStack() as stack:
+        data = source if isinstance(source, bytes) else stack.enter_context(_read(source))
+        picture = stack.enter_context(_opened(data, name, Limits(max_pixels, draft_size)))
+        yield data, picture
+
+
+def decode_bytes(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None
+) -> Image.Image | np.ndarray:
+    """`read_image` of bytes already read; `name` is used in messages."""
+    with _opened(data, name, Limits(max_pixels, draft_size)) as picture:
+        return picture.pixels
+
+
+def mismatch(name: str, kind: str) -> bool:
+    """Whether the extension of a file is that of another format than `kind`, which its content is."""
+    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
+    return extension in EXTENSIONS and extension not in FORMATS[kind] and not (kind == "JPEG" and extension == ".mpo")
+
+
+def size_of(path: Path | str) -> tuple[int, int]:
+    """Width and height of an image file, by its header alone: nothing is decoded. Raises ImageError."""
+    with _read(path) as data, PillowGuard(), _told(str(path)):
+        return header_size(data)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, name: str, limits: Limits) -> Iterator[Picture]:
+    if not data:
+        raise ImageError(f"the file is empty: {shown(name)}. Remove it.", problem="empty")
+    with PillowGuard(), contextlib.ExitStack() as stack:
+        with _told(name):
+            picture = stack.enter_context(open_picture(data, limits))
+        yield picture
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Whatever a decoder raises becomes an ImageError of one line; MemoryError stays what it is."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Unfit as unfit:
+        text = str(unfit)
+        # what is counted before decoding knows no name
+        text = text.replace("NAME", shown(name)) if "NAME" in text else f"not decoded: {shown(name)}: {text}"
+        raise ImageError(text, problem=unfit.problem) from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too many pixels: {shown(name)} ({error}). Make it smaller.", problem="bomb") from None
+    except Exception as error:
+        # broken files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
+        raise ImageError(
+            f"the image is damaged: {shown(name)} ({_reason(error)}). Restore or remove it.", problem="truncated"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, in one line of printable characters."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        # its words name an object in memory
+        said = "its header is wrong"
+    return "".join(c if c.isprintable() else "?" for c in said[:150])
 
 
 def image_of(pixels: np.ndarray) -> Image.Image:
@@ -96,11 +169,19 @@ def image_of(pixels: np.ndarray) -> Image.Image:
 
 def read_bytes(path: Path | str) -> bytes:
     """The bytes of a regular file. Raises ImageError: unreadable, or bomb if it is larger than any image may be."""
-    try:
-        # without O_NONBLOCK a named pipe called .jpg would be waited for until somebody writes to it
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with _read(path) as data:
+        return data
+
+
+@contextlib.contextmanager
+def _read(path: Path | str) -> Iterator[bytes]:
+    """The bytes of a file, while the memory for them is held; of what is no image, the beginning only."""
+    with contextlib.ExitStack() as stack:
         try:
-            facts = os.fstat(descriptor)
+            # without O_NONBLOCK a named pipe called .jpg would be waited for until somebody writes to it
+            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            file = stack.enter_context(open(path, "rb", buffering=0, opener=lambda name, _: os.open(name, flags)))
+            facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise ImageError(f"no regular file: {shown(path)}. Remove it.", problem="unreadable")
             if facts.st_size > MAX_BYTES:
@@ -109,94 +190,26 @@ def read_bytes(path: Path | str) -> bytes:
                     f"the cap is {MAX_BYTES:,}. Remove it.",
                     problem="bomb",
                 )
-            return io.FileIO(descriptor, closefd=False).readall()
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise ImageError(
-            f"the file can't be read: {shown(path)} ({error.strerror}). Check its rights.", problem="unreadable"
-        ) from None
-    except ValueError as error:
-        # a zero byte, or a character that has no bytes
-        raise ImageError(f"the name is no file's: {shown(path)} ({error}). Correct it.", problem="unreadable") from None
-
-
-def decode_bytes(
-    data: bytes,
-    name: str,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    draft_size: int | None = None,
-    check_extension: bool = False,
-) -> Image.Image | np.ndarray:
-    """`read_image` of bytes already read; `name` is used in messages and for its extension."""
-    if not data:
-        raise ImageError(f"the file is empty: {shown(name)}. Remove it.", problem="empty")
-    plain = decode_plain_jpeg(
-        data, lambda size: _check_header(size, "JPEG", name, max_pixels, check_extension), draft_size=draft_size
-    )
-    if plain is not None:
-        return plain
-    try:
-        with PillowGuard():
-            image = Image.open(io.BytesIO(data), formats=OPENED)
-            _check_header(image.size, image.format or "", name, max_pixels, check_extension)
-            if draft_size is not None and image.format == "JPEG" and min(image.size) >= 4 * draft_size:
-                image.draft(None, (2 * draft_size, 2 * draft_size))
-            image.load()
-    except (ImageError, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise _unidentified(data, name) from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"too many pixels: {shown(name)} ({error}). Make it smaller.", problem="bomb") from None
-    except Exception as error:
-        # broken files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
-        reason = " ".join(str(error).split())
-        raise ImageError(
-            f"the image is damaged: {shown(name)} ({reason}). Restore or remove it.", problem="truncated"
-        ) from None
-    return image
-
-
-def _check_header(size: tuple[int, int], kind: str, name: str, max_pixels: int, check_extension: bool) -> None:
-    """Judge by the header alone, before a single pixel is decoded; `kind` is Pillow's name of the format."""
-    width, height = size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"too many pixels: {shown(name)} is {width} × {height}, the cap is {max_pixels:,}. Make it smaller.",
-            problem="bomb",
-        )
-    if min(width, height) < MIN_SIDE:
-        raise ImageError(
-            f"the image is too small: {shown(name)} is {width} × {height}, at least {MIN_SIDE} px are needed. "
-            "Remove it.",
-            problem="too_small",
-        )
-    if max(width, height) >= MAX_ASPECT * min(width, height):
-        raise ImageError(
-            f"the image is a strip: {shown(name)} is {width} × {height}, {MAX_ASPECT} : 1 or more. Remove it.",
-            problem="extreme_aspect",
-        )
-    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
-    if check_extension and extension in EXTENSIONS and extension not in FORMATS[kind]:
-        raise ImageError(
-            f"extension and content disagree: {shown(name)} is {kind}. Rename it.",
-            problem="extension_mismatch",
-        )
-
-
-def _unidentified(data: bytes, name: str) -> ImageError:
-    known_but_refused = data.startswith((b"%!PS", b"%PDF", b"SIMPLE  =", b"\xc5\xd0\xd3\xc6", b"8BPS"))
-    if known_but_refused:
-        return ImageError(
-            f"the format is not allowed: {shown(name)}. Convert it to {SPOKEN}.",
-            problem="format_not_allowed",
-        )
-    return ImageError(f"the file is no image: {shown(name)}. Remove it, or restore it.", problem="not_an_image")
+            stack.enter_context(READING.hold(facts.st_size))
+            head = file.read(HEAD_BYTES)
+            data = head + (file.readall() if sniff(head) else b"")
+            file.close()
+        except IsADirectoryError:
+            raise ImageError(f"no regular file: {shown(path)}. Remove it.", problem="unreadable") from None
+        except OSError as error:
+            raise ImageError(
+                f"the file can't be read: {shown(path)} ({error.strerror}). Check its rights.", problem="unreadable"
+            ) from None
+        except ValueError as error:
+            # a zero byte, or a character that has no bytes
+            raise ImageError(
+                f"the name is no file's: {shown(path)} ({error}). Correct it.", problem="unreadable"
+            ) from None
+        yield data
 
 
 def shown(name: Path | str) -> str:
-    """A name fit for one line of text: newlines and bytes that are no UTF-8 are escaped."""
+    """A name fit for one line of text: newlines and bytes that are no UTF-8 are escaped, a long one is shortened."""
     text = str(name)
-    return text if text.isprintable() else ascii(text)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:80]}…{text[80 - MAX_SHOWN :]}"

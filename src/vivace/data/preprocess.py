@@ -1,11 +1,13 @@
 """Preprocess: the only place that says how an image becomes pixels, in training, evaluation and prediction alike.
 
-An image is turned upright by its EXIF tag, converted to grey or RGB, cut to its central square (or squashed into one),
-resized to `store_size` and kept as uint8; the network sees the central `size` × `size` of that.
+An image is turned upright by EXIF or XMP, converted to 8 bits and to grey or RGB, cut to its central square (or
+squashed or padded into one), resized to `store_size` and kept as uint8; the network sees the central `size` × `size`
+of that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Mapping
@@ -17,33 +19,19 @@ import numpy as np
 from PIL import Image
 
 from vivace.config import check_choice, check_range, from_dict, to_dict
-from vivace.data.decode import PillowGuard, image_of, read_image, shown
+from vivace.data.decode import MAX_PIXELS, Picture, PillowGuard, decoding, image_of, shown
+from vivace.data.opening import UPRIGHT
+from vivace.data.square import FITS, RESAMPLING, kept_box, to_square
+from vivace.data.tones import eight_bit
 from vivace.errors import ConfigError, ImageError
 from vivace.files import canonical_json
 from vivace.kernels.resize import resize_square
 
 __all__ = ["Preprocess"]
 
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 # raised when stored pixels would come out otherwise than before: older caches are then made again
-PIXEL_VERSION = 2
+PIXEL_VERSION = 3
 EXIF_ORIENTATION = 0x0112
-# EXIF 2.32, tag 0x0112: how the stored picture is turned to stand upright; 1 is as it is
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-DETOURS = {"LAB": "RGB", "La": "LA"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +44,22 @@ class Preprocess:
     """Side of the stored square, px, >= size: random crops have room in it."""
     channels: Literal[1, 3] = 3
     """1 for grey (ITU-R 601 luma), 3 for RGB."""
-    fit: Literal["crop", "squash"] = "crop"
-    """crop: the central square; squash: the whole image, its aspect lost."""
+    fit: Literal["crop", "squash", "pad"] = "crop"
+    """crop: the central square; squash: the whole image, its aspect lost; pad: the whole image between
+    grey margins (128 in each channel)."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Per channel, on the 0..1 scale."""
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
     """Per channel, on the 0..1 scale: the network sees (pixel / 255 - mean) / std."""
+    max_pixels: int = MAX_PIXELS
+    """Images of more pixels are refused; JPEGs that are decoded at a lower resolution, of five times as many."""
 
     def __post_init__(self) -> None:
         check_range("preprocess.size", self.size, 1, 4096)
         check_range("preprocess.store_size", self.store_size, self.size, 4096)
-        check_choice("preprocess.fit", self.fit, ("crop", "squash"))
+        check_choice("preprocess.fit", self.fit, FITS)
+        check_range("preprocess.max_pixels", self.max_pixels, 10_000, 2_000_000_000)
         check_choice("preprocess.interpolation", self.interpolation, tuple(RESAMPLING))
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ConfigError(
@@ -89,55 +81,50 @@ class Preprocess:
             return self.view(self.store(_checked(source)))
         if isinstance(source, Image.Image):
             return self.view(self.store(source))
-        image = read_image(source, draft_size=self.store_size)
-        return self.view(self.store(image, name="the image" if isinstance(source, bytes) else str(source)))
+        name = "the image" if isinstance(source, bytes) else str(source)
+        with self.decoding(source) as (_, picture):
+            return self.view(self.store(picture, name=name))
 
-    def store(self, image: Image.Image | np.ndarray, *, name: str = "the image") -> np.ndarray:
+    def decoding(self, source: Path | str | bytes) -> contextlib.AbstractContextManager[tuple[bytes, Picture]]:
+        """(bytes, decoded picture) of an image file, at a resolution that suffices. Raises ImageError."""
+        return decoding(source, max_pixels=self.max_pixels, draft_size=self.store_size)
+
+    def store(self, image: Picture | Image.Image | np.ndarray, *, name: str = "the image") -> np.ndarray:
         """The stored pixels of an image, uint8 [store_size, store_size, channels]; `name` is used in messages.
 
-        image: a Pillow image, or uint8 [H, W], [H, W, 1] or [H, W, 3].
+        image: a decoded picture, a Pillow image, or uint8 [H, W], [H, W, 1] or [H, W, 3].
         Raises ImageError, its problem "truncated" or "not_convertible" (a colour space unknown to this Pillow).
         """
-        side = self.store_size
-        if isinstance(image, np.ndarray):
-            if image.shape == (side, side, self.channels):
-                return image
-            if image.shape[2:] == (self.channels,):
-                # the same pixels as below, faster, where that was asked for
-                box = self._box(image.shape[1], image.shape[0])
-                resized = resize_square(image, box, side, self.interpolation)
-                if resized is not None:
-                    return resized
-            image = image_of(image)
+        pixels = image.pixels if isinstance(image, Picture) else image
+        if isinstance(pixels, np.ndarray):
+            stored = self._stored_array(pixels)
+            if stored is not None:
+                return stored
+            pixels = image_of(pixels)
         with PillowGuard():
             try:
-                # an image that was only opened has neither pixels yet nor the EXIF block that follows them in a PNG
-                image.load()
+                if image is pixels:
+                    pixels = _upright(pixels)
+                return to_square(pixels, self.store_size, self.channels, self.fit, self.interpolation)
             except OSError as error:
                 raise ImageError(
                     f"the image is damaged: {shown(name)} ({error}). Restore or remove it.", problem="truncated"
                 ) from None
-            try:
-                image = _converted(_upright(image), "L" if self.channels == 1 else "RGB")
             except ValueError as error:
                 raise ImageError(
-                    f"the colours can't be converted: {shown(name)} is {image.mode} ({error}). Save it as RGB.",
+                    f"the colours can't be converted: {shown(name)} is {pixels.mode} ({error}). Save it as RGB.",
                     problem="not_convertible",
                 ) from None
-            if image.size != (side, side):
-                # cut and resized in one go: no second rounding
-                image = image.resize((side, side), RESAMPLING[self.interpolation], box=self._box(*image.size))
-        pixels = np.asarray(image)
-        return pixels[..., None] if self.channels == 1 else pixels
 
-    def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """What is kept of an image: left, top, right, bottom."""
-        if self.fit == "squash":
-            return 0, 0, width, height
-        square = min(width, height)
-        # whole pixels: a square that has the stored size already is cut, not blurred by half a pixel
-        left, top = (width - square) // 2, (height - square) // 2
-        return left, top, left + square, top + square
+    def _stored_array(self, pixels: np.ndarray) -> np.ndarray | None:
+        """The short ways, to the same pixels: those of the stored size, and our resizing where it was asked for."""
+        side = self.store_size
+        if pixels.shape == (side, side, self.channels):
+            return pixels
+        if pixels.shape[2:] != (self.channels,) or self.fit == "pad":
+            return None
+        box = kept_box(pixels.shape[1], pixels.shape[0], self.fit)
+        return resize_square(pixels, box, side, self.interpolation)
 
     def view(self, stored: np.ndarray) -> np.ndarray:
         """The central [..., size, size, C] of stored pixels [..., store_size, store_size, C]; a view, not a copy."""
@@ -150,7 +137,7 @@ class Preprocess:
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change whenever stored pixels would."""
-        facts = [PIXEL_VERSION, self.store_size, self.channels, self.fit, self.interpolation]
+        facts = [PIXEL_VERSION, self.store_size, self.channels, self.fit, self.interpolation, self.max_pixels]
         return hashlib.blake2b(canonical_json(facts), digest_size=16).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,34 +162,15 @@ def _checked(array: np.ndarray) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image as a viewer shows it; an EXIF block too corrupt to tell counts as none."""
+    """A Pillow image as a viewer shows it, 8 bits a channel; an EXIF block too corrupt to tell counts as none."""
+    # an image that was only opened has neither pixels yet nor the EXIF block that follows them in a PNG
+    image.load()
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:
         # Pillow's EXIF parser raises whatever its byte reading meets: SyntaxError, struct.error, KeyError …
-        return image
+        orientation = 1
     # not ImageOps.exif_transpose, which also writes the block anew and fails where another tag of it is corrupt
     method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """Grey or RGB from any mode: 16-bit values are divided by 256, transparency is laid on white.
-
-    Floating-point values are clipped to 0..255, NaN is 0. Colour profiles are not applied. Raises ValueError.
-    """
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        if image.mode == "F":
-            eight_bit = np.clip(np.nan_to_num(values, nan=0.0), 0, 255)
-        else:
-            eight_bit = np.clip(values, 0, 65535) // 256
-        image = Image.fromarray(eight_bit.astype(np.uint8))
-    # two modes that Pillow converts by a detour only
-    if image.mode in DETOURS:
-        image = image.convert(DETOURS[image.mode])
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image if image.mode == mode else image.convert(mode)
+    image = image if method is None else image.transpose(method)
+    return eight_bit(image)[0] if image.mode.startswith("I") or image.mode == "F" else image

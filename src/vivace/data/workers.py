@@ -25,14 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from vivace.data.decode import PillowGuard, decode_bytes, read_bytes, shown
+from vivace.data.decode import Picture, PillowGuard, mismatch, shown
+from vivace.data.memory import share_memory
 from vivace.data.preprocess import Preprocess
+from vivace.data.square import PAD
 from vivace.errors import DataError, ImageError, KernelError
 from vivace.hardware import num_cpus
 from vivace.kernels.resize import use_fast_resize
 from vivace.kernels.trust import say_once, trusted_folder
 
-__all__ = ["Decoded", "decode_files"]
+__all__ = ["Decoded", "decode_files", "digest_of", "is_one_colour"]
 
 # below this number of files starting processes costs more than it saves
 MIN_FILES_FOR_PROCESSES = 2000
@@ -48,8 +50,8 @@ CHILD = (
 )
 
 Block = tuple[int, list[str]]
-# start, digests, [[position, problem, message], …]
-Answer = tuple[int, list[str], list[list[Any]]]
+# start, digests, digests of pixels, [[position, problem, message], …], [[position, note], …]
+Answer = tuple[int, list[str], list[str], list[list[Any]], list[list[Any]]]
 
 
 @dataclass
@@ -60,6 +62,10 @@ class Decoded:
     """blake2b-128 of each file's bytes, hexadecimal."""
     problems: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Position → (problem, message) of the images that could not be used; their pixels stay 0."""
+    pixel_digests: list[str] = field(default_factory=list)
+    """blake2b-128 of the stored pixels, hexadecimal; of the file, where an image has one colour only."""
+    notes: dict[int, list[str]] = field(default_factory=dict)
+    """Position → what the audit is to tell of an image that is used, such as one_colour or extension_mismatch."""
 
 
 def decode_files(
@@ -77,13 +83,16 @@ def decode_files(
     more are done. Raises DataError if a worker dies or memory does not suffice.
     """
     workers = num_workers or num_cpus()
-    result = Decoded([EMPTY_DIGEST] * len(paths))
+    result = Decoded([EMPTY_DIGEST] * len(paths), pixel_digests=[EMPTY_DIGEST] * len(paths))
     size = min(MAX_BLOCK, max(16, len(paths) // (50 * workers)))
     blocks = [(start, list(paths[start : start + size])) for start in range(0, len(paths), size)]
 
     def collect(answer: Answer) -> None:
-        start, digests, problems = answer
+        start, digests, pixel_digests, problems, notes = answer
         result.digests[start : start + len(digests)] = digests
+        result.pixel_digests[start : start + len(digests)] = pixel_digests
+        for index, note in notes:
+            result.notes.setdefault(index, []).append(note)
         result.problems.update({index: (problem, message) for index, problem, message in problems})
         progress(len(digests))
 
@@ -112,24 +121,55 @@ def _run_threads(
 
 def _decode_block(block: Block, preprocess: Preprocess, images: np.ndarray) -> Answer:
     start, paths = block
-    digests, problems = [], []
+    digests, pixel_digests = [EMPTY_DIGEST] * len(paths), [EMPTY_DIGEST] * len(paths)
+    problems: list[list[Any]] = []
+    notes: list[list[Any]] = []
     with PillowGuard():
-        for index, path in enumerate(paths, start=start):
-            digest = EMPTY_DIGEST
+        for index, path in enumerate(paths):
             try:
-                data = read_bytes(path)
-                digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-                image = decode_bytes(data, path, draft_size=preprocess.store_size, check_extension=True)
-                images[index] = preprocess.store(image, name=path)
+                with preprocess.decoding(path) as (data, picture):
+                    digests[index] = hashlib.blake2b(data, digest_size=16).hexdigest()
+                    stored = preprocess.store(picture, name=path)
+                images[start + index] = stored
+                found = [*notes_on(picture, path), *(["one_colour"] if is_one_colour(stored, preprocess.fit) else [])]
+                notes += [[start + index, note] for note in found]
+                pixel_digests[index] = digests[index] if "one_colour" in found else digest_of(stored)
             except ImageError as error:
-                problems.append([index, error.problem, str(error)])
+                problems.append([start + index, error.problem, str(error)])
             except MemoryError:
                 # no fault of the image: quarantined, it would be missed for ever
                 raise DataError(
                     f"memory does not suffice to decode {shown(path)}. Free some, or give fewer workers."
                 ) from None
-            digests.append(digest)
-    return start, digests, problems
+    return start, digests, pixel_digests, problems, notes
+
+
+def notes_on(picture: Picture, path: str) -> list[str]:
+    """What the audit is to tell of a decoded file."""
+    found = list(picture.notes)
+    if mismatch(path, picture.kind):
+        found.append(f"extension_mismatch {picture.kind}")
+    if picture.white is not None:
+        found.append(f"white {picture.white}")
+    return found
+
+
+def is_one_colour(stored_HWC: np.ndarray, fit: str = "crop") -> bool:
+    """Whether all pixels are the same but for 2 of 255, in each channel; margins of a padded image do not count."""
+    if fit == "pad":
+        inside = (stored_HWC != PAD).any(-1)
+        stored_HWC = stored_HWC[inside.any(1)][:, inside.any(0)]
+        if not stored_HWC.size:
+            return True
+    flat = stored_HWC.reshape(-1, stored_HWC.shape[-1])
+    # most images are told by a few of their pixels
+    some = flat[:: max(1, len(flat) // 16)]
+    return all((pixels.max(0) - pixels.min(0)).max() <= 2 for pixels in (some, flat))
+
+
+def digest_of(array: np.ndarray) -> str:
+    """blake2b-128, hexadecimal."""
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
 
 
 def _start_children(
@@ -137,7 +177,12 @@ def _start_children(
 ) -> list[subprocess.Popen[str]]:
     """Children that wait for blocks; none where the system lets no more processes start."""
     job = json.dumps([str(folder) for folder in sys.path]) + "\n"
-    facts = {"preprocess": preprocess.to_dict(), "pixels": os.fspath(pixels), "kernels": _for_all(kernels)}
+    facts = {
+        "preprocess": preprocess.to_dict(),
+        "pixels": os.fspath(pixels),
+        "kernels": _for_all(kernels),
+        "processes": count,
+    }
     job += json.dumps(facts) + "\n"
     children: list[subprocess.Popen[str]] = []
     try:
@@ -249,6 +294,7 @@ def serve() -> None:
     job = json.loads(sys.stdin.readline())
     preprocess = Preprocess.from_dict(job["preprocess"])
     images = np.load(job["pixels"], mmap_mode="r+")
+    share_memory(job["processes"], job["pixels"])
     if job["kernels"]:
         use_fast_resize(Path(job["kernels"]))
     blocks: Queue[str] = Queue()

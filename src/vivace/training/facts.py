@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import statistics
 
-from PIL import Image
-
-from vivace.data.decode import OPENED, PillowGuard
+from vivace.data.decode import size_of
 from vivace.data.splits import DataSource, Split
+from vivace.errors import ImageError
 from vivace.training.recipes import DataFacts
 
 __all__ = ["measure_facts"]
@@ -37,9 +36,8 @@ def _typical_side(split: Split) -> int:
     for index in range(num_sampled):
         try:
             # the header alone: nothing is decoded, so that no bomb can go off
-            with PillowGuard(), Image.open(split.paths[index * num_paths // num_sampled], formats=OPENED) as image:
-                sides.append(min(image.size))
-        except Exception:
-            # broken files make Pillow raise nearly anything; the audit names them
+            sides.append(min(size_of(split.paths[index * num_paths // num_sampled])))
+        except ImageError:
+            # the audit names them
             continue
     return round(statistics.median(sides)) if sides else 128

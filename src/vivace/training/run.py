@@ -220,7 +220,8 @@ def _with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
     if size is None:
         size = 32 if side <= 40 else 64 if side <= 80 else 128
     crops = recipe.augment.random_resized_crop is not None
-    store_size = data.store_size or (round(1.15 * size) if crops else size)
+    # of a whole image nothing may be cut off
+    store_size = data.store_size or (round(1.15 * size) if crops and data.fit == "crop" else size)
     name = recipe.model.name
     if name == "auto":
         name = "fast_cnn" if size <= 64 else "fast_photo"
@@ -248,8 +249,10 @@ def _preprocess(recipe: Recipe) -> Preprocess:
         size=data.size,
         store_size=data.store_size,
         channels=channels,
+        fit=data.fit,
         mean=(0.5,) * channels,
         std=(0.25,) * channels,
+        max_pixels=data.max_pixels,
     )
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vivace import data as data_package
 from vivace.acceleration.deployment.goldens import Golden, choose_goldens, write_goldens
 from vivace.acceleration.parity import PLAIN, Parity, check_parity, measure_parity, parity_images
 from vivace.bundle import Bundle
@@ -39,10 +40,14 @@ from vivace.runtimes.openvino import HINTS
 __all__ = ["GRAPHS", "check_place", "write_deployment"]
 
 TEMPLATES = Path(__file__).parent / "templates"
+DATA_MODULES = Path(data_package.__file__).parent
 MANIFEST, FORMAT = "model.json", "vivace-deployment"
 # runtime → the files of its graph
 GRAPHS = {"onnx": (ONNX_GRAPH,), "openvino": (OPENVINO_GRAPH, Path(OPENVINO_GRAPH).with_suffix(".bin").name)}
 PROGRAMS = ("classifier.py", "pixels.py", "selftest.py")
+# what turns bytes into pixels in training: it imports numpy and Pillow only, and is copied as it is
+DECODER = "image_decoder"
+DECODER_MODULES = ("decode", "formats", "headers", "jpeg", "memory", "opening", "ppm", "square", "tones")
 EXAMPLES = ("cpp/main.cpp", "cpp/CMakeLists.txt", "js/classify.mjs", "js/package.json")
 # what the folder was run with: older ones read neither the graph nor, of Pillow, every image as training did
 REQUIREMENTS = {"onnx": "onnxruntime>=1.20", "openvino": "openvino>=2025.2"}
@@ -86,6 +91,7 @@ def write_deployment(bundle: Bundle, out: Path, data: str | Path | None, cache_d
             precision=info.precision,
             where=_where(info.runtime),
         )
+        copy_decoder(folder)
         for name in (*PROGRAMS, *(EXAMPLES if info.runtime == "onnx" else ())):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(TEMPLATES / name, folder / name)
@@ -96,6 +102,16 @@ def write_deployment(bundle: Bundle, out: Path, data: str | Path | None, cache_d
         _write_manifest(folder, bundle, certificate)
         _selftest(folder)
     return parity
+
+
+def copy_decoder(folder: Path) -> None:
+    """Write the package `image_decoder` into the folder: the modules that decode images in training."""
+    target = folder / DECODER
+    shutil.copytree(TEMPLATES / DECODER, target, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in DECODER_MODULES:
+        text = (DATA_MODULES / f"{name}.py").read_text("utf-8")
+        text = text.replace("from vivace.data.", f"from {DECODER}.").replace("from vivace.", f"from {DECODER}.")
+        (target / f"{name}.py").write_text(text, "utf-8")
 
 
 def check_place(out: Path) -> None:
@@ -111,6 +127,7 @@ def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any]) -
     info, size, channels = bundle.info, bundle.preprocess.size, bundle.preprocess.channels
     # the examples and the README are there to be changed
     names = [*GRAPHS[info.runtime], *PROGRAMS, "classes.txt", "requirements.txt"]
+    names += [f"{DECODER}/{path.name}" for path in sorted((folder / DECODER).iterdir())]
     names += [f"golden/{path.name}" for path in sorted((folder / "golden").iterdir())]
     told = to_dict(info)
     manifest = {

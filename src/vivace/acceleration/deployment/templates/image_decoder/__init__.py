@@ -1,0 +1,1 @@
+"""How images were decoded in training: copies of the modules that did it."""

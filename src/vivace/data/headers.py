@@ -1,0 +1,313 @@
+"""What the bytes of an image file say before they are decoded: sizes, orientation, and what would exhaust a machine.
+
+Decoders work through whatever a file declares. A few bytes can declare a thousand scans, a canvas of gigabytes or
+a hundred million entries of metadata; each is counted here first, by reading the structure of the file alone.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+__all__ = [
+    "Jpeg",
+    "Tiff",
+    "Unfit",
+    "canvas_of_webp",
+    "check_gif",
+    "orientation_in",
+    "read_jpeg",
+    "read_tiff",
+    "slim_png",
+]
+
+ORIENTATION = 0x0112
+# encoders write 1 to 20 scans
+MAX_SCANS = 100
+# samples that a decoder visits over all scans; the usual 10 scans of a photo of 100 megapixels visit 0.8 to 1.4e9
+MAX_VISITS = 2_000_000_000
+# pieces (segments, chunks) of a file: real files of 100 megapixels have some 50,000
+MAX_PIECES = 200_000
+MAX_GIF_PREFIX = 4 << 20
+# values of a TIFF tag that is no block of bytes: offsets of strips and tiles are the longest
+MAX_TIFF_VALUES = 2_000_000
+MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+# TIFF 6.0: type → letter of struct, size
+TYPES = {1: ("B", 1), 2: ("B", 1), 3: ("H", 2), 4: ("I", 4), 6: ("b", 1), 7: ("B", 1), 8: ("h", 2), 9: ("i", 4)}
+TYPES |= {5: ("Q", 8), 10: ("q", 8), 11: ("f", 4), 12: ("d", 8), 13: ("I", 4), 16: ("Q", 8), 17: ("q", 8), 18: ("Q", 8)}
+SUB_BLOCKS = (0x8769, 0x8825, 0xA005)
+
+
+class Unfit(Exception):
+    """A file that is not decoded; `problem` is a short name, the text says why and how to fix it."""
+
+    def __init__(self, reason: str, problem: str = "bomb") -> None:
+        super().__init__(reason)
+        self.problem = problem
+
+
+@dataclass
+class Jpeg:
+    """What stands before the first scan of a JPEG file."""
+
+    width: int = 0
+    height: int = 0
+    sampling: list[tuple[int, int, int]] = field(default_factory=list)
+    """Of each component: its number, samples across and down."""
+    buffered: bool = False
+    """The coefficients of the whole image are kept while decoding: progressive, or several scans."""
+    exif: bytes = b""
+    xmp: bytes = b""
+    useful: list[tuple[int, int]] = field(default_factory=list)
+    """Start and end of the segments that decoding needs."""
+    scan: int = 0
+    """Where the first scan begins."""
+
+    def samples(self, components: frozenset[int] | None = None) -> float:
+        """Samples a pixel of the given components, all by default."""
+        whole = max((h for _, h, _ in self.sampling), default=1) * max((v for _, _, v in self.sampling), default=1)
+        kept = [h * v for number, h, v in self.sampling if components is None or number in components]
+        return sum(kept) / max(1, whole)
+
+    def coefficient_bytes(self) -> int:
+        """Memory that libjpeg keeps for coefficients, 2 bytes each."""
+        return int(2 * self.width * self.height * self.samples()) if self.buffered else 0
+
+    def slim(self, data: bytes) -> bytes:
+        """The file without its metadata, which decoders would parse."""
+        if sum(end - start for start, end in self.useful) + 2 == self.scan:
+            return data
+        view = memoryview(data)
+        return b"".join([b"\xff\xd8", *(view[start:end] for start, end in self.useful), view[self.scan :]])
+
+
+def read_jpeg(data: bytes) -> Jpeg | None:
+    """The header of a JPEG file; None if it ends before a scan begins. Raises Unfit for endless scans."""
+    found, place = Jpeg(), 2
+    for _ in range(MAX_PIECES):
+        match = MARKER.search(data, place)
+        if match is None or match.end() + 2 > len(data):
+            return None
+        start, marker = match.start(), data[match.start() + 1]
+        if marker in (0x01, 0xD8):
+            place = match.end()
+            continue
+        if marker == 0xD9:
+            return None
+        end = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+        body = data[match.end() + 2 : end]
+        place = end
+        if marker == 0xDA:
+            found.scan = start
+            _count_scans(data, found, body)
+            return found
+        _take_segment(found, marker, body, (start, end))
+    raise Unfit("its header has too many segments. Save it anew.")
+
+
+def _take_segment(found: Jpeg, marker: int, body: bytes, span: tuple[int, int]) -> None:
+    if marker == 0xE1:
+        if body.startswith(b"Exif\0\0") and len(found.exif) < 1 << 20:
+            # a block over 64 KB goes on in the next segment
+            found.exif += body[6:]
+        elif body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+            found.xmp = body[29:]
+    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) >= 6:
+        found.height, found.width = struct.unpack(">HH", body[1:5])
+        found.buffered = marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        parts = (body[place : place + 3] for place in range(6, min(len(body) - 2, 6 + 3 * body[5]), 3))
+        found.sampling = [(part[0], part[1] >> 4, part[1] & 15) for part in parts]
+    # JFIF and Adobe tell the colour space; the rest of APPn and comments is not needed
+    if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+        found.useful.append(span)
+
+
+def _count_scans(data: bytes, found: Jpeg, body: bytes) -> None:
+    """Raise Unfit for scans without end; tell whether there are several."""
+    components = body[0] if body else 0
+    found.buffered |= components < len(found.sampling)
+    if not found.buffered:
+        return
+    # this many at most, by a quick search: the usual case ends here
+    most = data.count(b"\xff\xda", found.scan)
+    pixels = found.width * found.height
+    if most <= MAX_SCANS and most * pixels * found.samples() <= MAX_VISITS:
+        return
+    visits = 0.0
+    for scans, parts in enumerate(_scans(data, found.scan), start=1):
+        visits += pixels * found.samples(parts)
+        if scans > MAX_SCANS or visits > MAX_VISITS:
+            raise Unfit(
+                f"it has {'at least ' if visits <= MAX_VISITS else ''}{scans} scans of {pixels:,} pixels. Save it anew."
+            )
+
+
+def _scans(data: bytes, place: int) -> Iterator[frozenset[int]]:
+    """The components of each scan."""
+    for _ in range(MAX_PIECES):
+        match = MARKER.search(data, place)
+        if match is None or data[match.start() + 1] == 0xD9:
+            return
+        marker, place = data[match.start() + 1], match.end()
+        if marker in (0x01, 0xD8):
+            continue
+        length = int.from_bytes(data[place : place + 2], "big")
+        if marker == 0xDA:
+            body = data[place + 2 : place + length]
+            yield frozenset(body[1 : 1 + 2 * (body[0] if body else 0) : 2])
+        place += length
+    raise Unfit("it has too many segments. Save it anew.")
+
+
+def slim_png(data: bytes) -> bytes:
+    """A PNG file without what decoding needs not (text, profiles, animation). Raises Unfit if it has endless chunks."""
+    kept, place, dropped = [(0, 8)], 8, 0
+    for _ in range(MAX_PIECES):
+        if place + 8 > len(data):
+            break
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        end = min(len(data), place + 12 + length)
+        if _png_needs(kind, data[place + 8 : place + 40], length):
+            kept.append((place, end))
+        else:
+            dropped += end - place
+        place = end
+        if kind == b"IEND":
+            break
+    else:
+        raise Unfit("it has too many chunks. Save it anew.")
+    # what follows the end is no part of the image
+    if not dropped and place == len(data):
+        return data
+    view = memoryview(data)
+    return b"".join([*(view[start:end] for start, end in kept)])
+
+
+def _png_needs(kind: bytes, body: bytes, length: int) -> bool:
+    if kind in (b"tEXt", b"zTXt", b"iTXt"):
+        # where the orientation may be; Pillow bounds what they unpack to
+        return length < 1 << 20 and body.startswith((b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"))
+    return kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf") or not kind[:1].islower()
+
+
+def check_gif(data: bytes) -> None:
+    """Raise Unfit for a GIF whose first picture lies behind megabytes of comments."""
+    place = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
+    while place < len(data) and data[place] == 0x21:
+        place += 2
+        while place < len(data) and data[place]:
+            place += data[place] + 1
+            if place > MAX_GIF_PREFIX:
+                raise Unfit(f"over {MAX_GIF_PREFIX:,} bytes of comments stand before its picture. Save it anew.")
+        place += 1
+
+
+def canvas_of_webp(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP file; None where the header is no header."""
+    kind, s = data[12:16], data[:30]
+    if kind == b"VP8X" and len(s) == 30:
+        return int.from_bytes(s[24:27], "little") + 1, int.from_bytes(s[27:30], "little") + 1
+    if kind == b"VP8L" and len(s) >= 25 and s[20] == 0x2F:
+        bits = int.from_bytes(s[21:25], "little")
+        return (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1
+    if kind == b"VP8 " and len(s) == 30 and s[23:26] == b"\x9d\x01\x2a":
+        return int.from_bytes(s[26:28], "little") & 0x3FFF, int.from_bytes(s[28:30], "little") & 0x3FFF
+    return None
+
+
+@dataclass
+class Tiff:
+    """The first directory of a TIFF file."""
+
+    values: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    """Tag → its numbers; bytes and text as numbers too."""
+    more: bool = False
+    """Another picture follows."""
+
+    def number(self, tag: int, default: float = 0) -> float:
+        """The first value of a tag."""
+        found = self.values.get(tag, ())
+        return found[0] if found else default
+
+    def tile_bytes(self) -> int:
+        """Memory for one tile: it may be larger than the image."""
+        bits = sum(self.values.get(258, (1,))) or 1
+        return int(self.number(322) * self.number(323) * max(bits, self.number(277, 1)) / 8)
+
+
+def read_tiff(data: bytes, start: int = 0, *, inner: bool = False) -> Tiff:
+    """The first directory of a TIFF file or EXIF block that begins at `start`, as far as it can be read.
+
+    Raises Unfit if its tags, or those of the directories inside, hold more bytes than the file: they would be copied.
+    """
+    found = Tiff()
+    order = "<" if data[start : start + 2] == b"II" else ">"
+    big = data[start + 2 : start + 4] in (b"+\0", b"\0+")
+    try:
+        (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, start + (8 if big else 4))
+        _read_directory(data, start, place, order, big, found)
+        if not inner:
+            for tag in SUB_BLOCKS:
+                if tag in found.values:
+                    _read_directory(data, start, int(found.number(tag)), order, big, Tiff())
+    except (struct.error, OverflowError, ValueError):
+        # damaged: the decoder will say so
+        pass
+    return found
+
+
+def _read_directory(data: bytes, start: int, place: int, order: str, big: bool, found: Tiff) -> None:
+    width, head = (8, "Q") if big else (4, "H")
+    (count,) = struct.unpack_from(order + head, data, start + place)
+    place += struct.calcsize(head)
+    total = 0
+    for _ in range(min(count, 65535)):
+        tag, kind, values = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, start + place)
+        letter, size = TYPES.get(kind, ("B", 0))
+        total += values * size if values * size > width else 0
+        if total > len(data) or (values > MAX_TIFF_VALUES and kind not in (1, 2, 6, 7)):
+            raise Unfit("its tags claim more bytes than it has. Save it anew.")
+        field_at = place + (12 if big else 8)
+        if size and values * size > width:
+            (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, start + field_at)
+        else:
+            at = field_at
+        # long tables are not needed here
+        if size and values <= 4096 and tag not in found.values:
+            found.values[tag] = struct.unpack_from(f"{order}{values}{letter}", data, start + at)
+        place = field_at + width
+    found.more = struct.unpack_from(order + ("Q" if big else "I"), data, start + place)[0] != 0
+
+
+def orientation_in(exif: bytes, xmp: bytes) -> int:
+    """1 to 8 as EXIF 2.32 numbers them: that of the EXIF block, else that of XMP, else 1."""
+    block = exif
+    while block.startswith(b"Exif\0\0"):
+        block = block[6:]
+    if block[:4] in (b"II*\0", b"MM\0*"):
+        try:
+            value = _orientation_tag(block)
+        except struct.error:
+            value = None
+        if value is not None:
+            return value if 1 <= value <= 8 else 1
+    match = XMP.search(xmp)
+    value = int(match[1]) if match else 1
+    return value if 1 <= value <= 8 else 1
+
+
+def _orientation_tag(block: bytes) -> int | None:
+    """The tag alone: other tags may be corrupt, or claim gigabytes."""
+    order = "<" if block[:2] == b"II" else ">"
+    (place,) = struct.unpack_from(order + "I", block, 4)
+    (count,) = struct.unpack_from(order + "H", block, place)
+    for index in range(count):
+        at = place + 2 + 12 * index
+        tag, kind, values = struct.unpack_from(order + "HHI", block, at)
+        if tag == ORIENTATION and values == 1 and kind in (1, 3, 4):
+            value: int = struct.unpack_from(order + TYPES[kind][0], block, at + 8)[0]
+            return value
+    return None

@@ -1,0 +1,126 @@
+"""More than 8 bits a channel → 8, by one rule for every format.
+
+White is what the file declares where it declares a depth (a TIFF of 12 bits, MaxSampleValue 4095); else the first of
+1, 15, 255, 4095, 65535, ... (16 to the power of 0, 1, 2, ..., less 1) that none of its values exceeds. The steps are
+wide so that images of other exposure get the same white, and at least 16 tones are left above black.
+Black is 0; where values are negative, as far below 0 as white is above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["Depth", "combined", "eight_bit", "range_of"]
+
+LADDER = (1, *(16**power - 1 for power in range(1, 9)))
+# resampling overshoots: floats may exceed a step by a tenth, and are clipped
+OVERSHOOT = 0.1
+# what stands for "no data" in maps: not a brightness
+MISSING = 1e30
+# pixels that are converted at once
+STRIP = 1 << 20
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What a file says of its own values."""
+
+    white: int | None = None
+    """2^k - 1 where it declares a depth."""
+    unsigned: bool = False
+    """32-bit integers are not signed, as Pillow takes them to be."""
+    signed: bool = False
+    """8-bit integers are signed, as Pillow does not take them to be."""
+    inverted: bool = False
+    """0 is white."""
+    missing: float | None = None
+    """The value that stands for no data."""
+
+
+def range_of(low: float, high: float, white: int | None = None, slack: float = 0.0) -> tuple[int, int]:
+    """(black, white) for values from low to high; white: as declared, ignored if a value exceeds it."""
+    top = LADDER[-1]
+    if white is None or max(high, -low) > white:
+        reach = max(high, -low if low < -slack * max(high, 0) else 0)
+        white = next((step for step in LADDER if reach <= step * (1 + slack)), top)
+    return (-white if low < -slack * white else 0), white
+
+
+def eight_bit(image: Image.Image, depth: Depth = Depth()) -> tuple[Image.Image, int]:
+    """(grey uint8 image, white) of an image of one channel: I;16, I, F, or L whose values are signed."""
+    floats = image.mode == "F"
+    low, high = np.inf, -np.inf
+    for _, values in _strips(image, depth):
+        known = values[np.isfinite(values)] if floats else values
+        if known.size:
+            low, high = min(low, known.min()), max(high, known.max())
+    if low > high:
+        low = high = 0
+    black, white = range_of(float(low), float(high), depth.white, OVERSHOOT if floats else 0.0)
+    result = Image.new("L", image.size)
+    scale = _scale_floats if floats else _scale_integers
+    for top, values in _strips(image, depth):
+        tones = scale(values, black, white)
+        result.paste(Image.fromarray(255 - tones if depth.inverted else tones), (0, top))
+    return result, white
+
+
+def _strips(image: Image.Image, depth: Depth) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows at a time: a copy of a whole image may not fit beside it."""
+    width, height = image.size
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        values = np.asarray(image.crop((0, top, width, min(height, top + rows))))
+        if image.mode == "F":
+            values = np.where(np.abs(values) < MISSING, values, np.nan)
+            if depth.missing is not None:
+                values[values == np.float32(depth.missing)] = np.nan
+        elif depth.unsigned and values.dtype == np.int32:
+            values = values.view(np.uint32)
+        elif depth.signed and values.dtype == np.uint8:
+            values = values.view(np.int8)
+        yield top, values
+
+
+def _scale_integers(values: np.ndarray, black: int, white: int) -> np.ndarray:
+    if white == 1 and black == 0:
+        return np.where(values > 0, 255, 0).astype(np.uint8)
+    wide = np.clip(values.astype(np.int64), black - (black < 0), white)
+    # as many values to each tone: 16 bits are divided by 256
+    if black < 0:
+        return ((wide + white + 1) * 128 // (white + 1)).astype(np.uint8)
+    return (wide * 256 // (white + 1)).astype(np.uint8)
+
+
+def _scale_floats(values: np.ndarray, black: int, white: int) -> np.ndarray:
+    wide = np.clip(np.nan_to_num(values.astype(np.float64), nan=black), black, white)
+    return np.rint((wide - black) * (255 / (white - black))).astype(np.uint8)
+
+
+def combined(high: Image.Image, low: Image.Image, white: int | None = None) -> tuple[Image.Image, int]:
+    """(image, white) of 16 bits a channel, given as their high and low bytes; alpha has a white of its own."""
+    names = high.getbands()
+    colours = [index for index, name in enumerate(names) if name not in "Aa"]
+    tops = [extrema[1] for extrema in _extrema(high, low)]
+    _, white = range_of(0, max(tops[index] for index in colours), white)
+    whites = [white if index in colours else range_of(0, tops[index])[1] for index in range(len(names))]
+    result = high.copy()
+    for top, values in _pairs(high, low):
+        tones = [_scale_integers(values[..., index], 0, each) for index, each in enumerate(whites)]
+        result.paste(Image.fromarray(np.stack(tones, -1), mode=high.mode), (0, top))
+    return result, white
+
+
+def _pairs(high: Image.Image, low: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
+    for (top, upper), (_, lower) in zip(_strips(high, Depth()), _strips(low, Depth()), strict=True):
+        yield top, upper.astype(np.uint16) << 8 | lower
+
+
+def _extrema(high: Image.Image, low: Image.Image) -> list[tuple[int, int]]:
+    found = [(values.min((0, 1)), values.max((0, 1))) for _, values in _pairs(high, low)]
+    lows, highs = (np.array(part) for part in zip(*found, strict=True))
+    return [(int(a), int(b)) for a, b in zip(lows.min(0), highs.max(0), strict=True)]
