@@ -71,12 +71,12 @@ def test_a_bad_image_is_left_out_and_refused_only_when_asked(make_folder: MakeFo
 
 def test_files_under_the_extension_of_another_format_are_read_and_told(make_folder: MakeFolder) -> None:
     root = make_folder()
-    before = opened(root).splits["train"].images_NHWC.copy()
+    before = opened(root).splits["train"].images_NHWC[:]
     for index in range(4):
         path = root / "red" / f"00{index}.png"
         path.rename(path.with_suffix(".jpg"))
     cache = opened(root)
-    np.testing.assert_array_equal(np.sort(cache.splits["train"].images_NHWC, axis=0), np.sort(before, axis=0))
+    np.testing.assert_array_equal(np.sort(cache.splits["train"].images_NHWC[:], axis=0), np.sort(before, axis=0))
     (finding,) = cache.audit.findings
     assert (finding.kind, finding.severity, len(finding.names)) == ("extension_mismatch", "warning", 4)
     assert finding.message.startswith("4 files are PNG under the extension of another format, and were read as PNG: ")

@@ -182,7 +182,8 @@ def test_a_run_goes_on_with_its_cache_although_a_class_was_added(
     cache = opened(root)
     (root / "white").mkdir()
     for index in range(3):
-        Image.new("RGB", (20, 20), (250, 250, index)).save(root / "white" / f"{index}.png")
+        pixels = np.random.default_rng(index).integers(240, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "white" / f"{index}.png")
     assert len(opened(root).classes) == 4
     earlier = opened(root, fingerprint=cache.fingerprint)
     assert (earlier.classes, earlier.folder) == (cache.classes, cache.folder)

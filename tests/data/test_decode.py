@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from vivace.data import decode, opening
+from vivace.data import decode
 from vivace.data.decode import MAX_PIXELS, image_of, read_image
+from vivace.data.picture import Limits
 from vivace.errors import ImageError
 
 
@@ -214,14 +215,14 @@ def test_a_large_jpeg_is_decoded_at_no_less_than_twice_the_side_that_is_wanted()
 def test_threads_that_decode_leave_the_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     data, before = encoded(), list(warnings.filters)
     inside = threading.Barrier(4, timeout=10)
-    check = opening.Limits.check
+    check = Limits.check
 
     def meet(*arguments: Any) -> None:
         inside.wait()
         check(*arguments)
 
     # all four are in the middle of an image at once, and leave in any order
-    monkeypatch.setattr(opening.Limits, "check", meet)
+    monkeypatch.setattr(Limits, "check", meet)
     with ThreadPoolExecutor(4) as pool:
         for _ in range(50):
             list(pool.map(read_image, [data] * 4))

@@ -16,7 +16,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from vivace.data.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSED_EXTENSIONS, sniff
 from vivace.data.headers import Unfit
 from vivace.data.memory import READING
-from vivace.data.opening import Limits, Picture, header_size, open_picture
+from vivace.data.opening import header_size, open_picture
+from vivace.data.picture import Limits, Picture
 from vivace.errors import ImageError
 
 __all__ = [

@@ -20,7 +20,7 @@ from PIL import Image
 
 from vivace.config import check_choice, check_range, from_dict, to_dict
 from vivace.data.decode import MAX_PIXELS, Picture, PillowGuard, decoding, image_of, shown
-from vivace.data.opening import UPRIGHT
+from vivace.data.picture import UPRIGHT
 from vivace.data.square import FITS, RESAMPLING, kept_box, to_square
 from vivace.data.tones import eight_bit
 from vivace.errors import ConfigError, ImageError
