@@ -37,8 +37,8 @@ class Network:
     seed: int | None = None
     """Seed of everything random."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
-    """Any other field of the recipe, such as --set schedule.name=cosine, --set data.fit=pad (crop, squash or pad: how an
-    image becomes square) or --set data.max_pixels=200000000; may be repeated."""
+    """Any other field of the recipe, such as --set schedule.name=cosine; may be repeated. --set data.fit=crop|squash|pad:
+    how an image becomes square. --set data.max_pixels=200000000: the largest image that is read."""
 
 
 @verb_options

@@ -2,7 +2,7 @@
 
 model.onnx, or model.xml and model.bin      raw uint8 pixels in, probabilities out
 model.json                                  classes, preprocessing, metrics, parity, the SHA-256 of the files
-classifier.py, pixels.py                    the loader: numpy, Pillow and the runtime
+classifier.py, pixels.py, image_decoder/    the loader: numpy, Pillow and the runtime
 golden/, selftest.py                        images with their answers, and the program that compares
 cpp/, js/                                   examples for ONNX Runtime
 README.md, requirements.txt
@@ -168,6 +168,8 @@ def _requirements(runtime: str) -> str:
         f"{REQUIREMENTS[runtime]}\n"
         "# plain JPEGs in less time, with the same pixels: taken where it is installed\n"
         "# simplejpeg>=1.8\n"
+        "# HEIC\n"
+        "# pi-heif>=1.0\n"
     )
 
 
