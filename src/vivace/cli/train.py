@@ -37,8 +37,8 @@ class Network:
     seed: int | None = None
     """Seed of everything random."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
-    """Any other field of the recipe, such as --set schedule.name=cosine; may be repeated. --set data.fit=crop|squash|pad:
-    how an image becomes square. --set data.max_pixels=200000000: the largest image that is read."""
+    """Any other field of the recipe, such as --set schedule.name=cosine; may be repeated. How an image becomes
+    square: --set data.fit=crop, squash or pad. The largest image that is read, in pixels: --set data.max_pixels=N."""
 
 
 @verb_options
