@@ -12,8 +12,9 @@ import pytest
 import torch  # noqa: F401 (before its OpenMP is asked for)
 
 from vivace.errors import KernelError
-from vivace.kernels import build
+from vivace.kernels import build, status
 from vivace.kernels.build import COMPILERS, FLAGS, OPTIONS, find_compiler, load_library
+from vivace.kernels.status import kernel_statuses
 
 HERE = Path(__file__).parent
 SOURCES = Path(build.__file__).parent
@@ -136,3 +137,36 @@ def test_a_cc_that_is_none_is_told_in_one_line(value: str, message: str, monkeyp
 def test_an_empty_cc_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", value)
     assert Path(find_compiler()[0]).is_absolute()
+
+
+def states(folder: Path) -> dict[str, tuple[str, str]]:
+    return {row.name: (row.state, row.note) for row in kernel_statuses(folder)}
+
+
+def test_every_kernel_s_state_is_told(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = states(kernels)
+    assert set(found) == set(OPTIONS)
+    assert found["norms"] == ("built", "")
+    assert found["resize"] == ("built", "")
+    monkeypatch.setattr(status, "cpu_features", lambda: ("avx2",))
+    found = states(kernels)
+    assert found["norms"] == ("built", "")
+    assert found["gradients"] == ("unusable", "the processor has no amx_bf16: torch does its work")
+    assert found["winograd"] == ("unusable", "the processor has no avx512_bf16: torch does its work")
+    assert found["winograd_gradients"][0] == "unusable"
+    monkeypatch.setattr(status, "can_resize", lambda folder: False)
+    assert states(kernels)["resize"][0] == "unusable"
+
+
+def test_a_kernel_that_failed_is_told_with_the_compiler_s_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        '#!/bin/sh\necho "In file included from here:" >&2\necho "x.c:3:1: error: no such builtin" >&2\nexit 1\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    load_library.cache_clear()
+    for state, note in states(tmp_path / "kernels").values():
+        assert state == "failed"
+        assert f"the C compiler failed: {compiler} (x.c:3:1: error: no such builtin). Set CC to another." == note
+    load_library.cache_clear()

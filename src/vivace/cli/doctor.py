@@ -1,7 +1,8 @@
-"""Tell what this machine is, which precision pays on it, where the data lie, and what is missing."""
+"""Tell what this machine is, which precision pays on it, which kernels it has, where data lie, what is missing."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def run(options: Options) -> None:
         _row(
             row["precision"], f"{row['gflops']:,.0f} GFLOP/s" + ("" if row["precision"] == "fp32" else f"   {verdict}")
         )
+    print("\nkernels")
+    for kernel in findings["kernels"]:
+        _row(kernel["name"], kernel["state"] + (f": {kernel['note']}" if kernel["note"] else ""))
     print("\nlibraries")
     for name, version in machine["versions"].items():
         _row(name, version or "not installed")
@@ -64,6 +68,7 @@ def examine(options: Options) -> dict[str, Any]:
 
     from vivace.data.cachedir import default_cache_dir
     from vivace.hardware import LIBRARIES, describe, device_name, select_device
+    from vivace.kernels.status import kernel_statuses
 
     device = select_device(options.device)
     machine = describe()
@@ -87,6 +92,7 @@ def examine(options: Options) -> dict[str, Any]:
         "machine": machine,
         "device": device_name(device),
         "precision": measure_precisions(device),
+        "kernels": [dataclasses.asdict(kernel) for kernel in kernel_statuses(cache_dir / "kernels")],
         "cache": {
             "path": str(cache_dir),
             "num_caches": sum(path.is_dir() for path in cache_dir.iterdir()),
@@ -150,4 +156,4 @@ def measure_precisions(device: Any, *, num_pairs: int = 5) -> list[dict[str, Any
 
 
 def _row(name: str, value: str) -> None:
-    print(f"  {name:<14} {value}")
+    print(f"  {name:<18} {value}")

@@ -14,7 +14,7 @@ from vivace.errors import KernelError
 from vivace.kernels.build import load_library, say_unused
 from vivace.kernels.trust import say_once
 
-__all__ = ["resize_square", "use_fast_resize"]
+__all__ = ["can_resize", "resize_square", "use_fast_resize"]
 
 Box = tuple[int, int, int, int]
 # (height, width, side) → whether columns are shortened before rows are
@@ -44,6 +44,11 @@ def resize_square(pixels_HWC: np.ndarray, box: Box, side: int, interpolation: st
     """
     kernel = None if _folder is None else _kernel(_folder, interpolation)
     return None if kernel is None else kernel(pixels_HWC, box, side)
+
+
+def can_resize(folder: Path) -> bool:
+    """Whether the kernel kept in `folder` can be built and gives the pixels of the Pillow that is installed."""
+    return all(_kernel(folder, interpolation) for interpolation in KINDS)
 
 
 def _always_across(height: int, width: int, side: int) -> bool:
