@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vivace.hardware import available_memory_bytes
+from vivace.measure import Ratio, process_ratio
 
 __all__ = ["Contestant", "Measured", "SideFailed", "alternate", "ratio_of"]
 
@@ -31,7 +32,6 @@ LONG_CALL_SECONDS = 0.5
 # warm once two blocks in a row differ by less than this
 STABLE_WITHIN = 0.05
 MAX_WARMUP_BLOCKS = 12
-NUM_RESAMPLES = 2000
 # a network of batches of 32 photos takes about so much while it is loaded: a machine that swaps times nothing
 MIN_MEMORY_BYTES = 2 * 10**9
 
@@ -73,21 +73,13 @@ class Measured:
         return float(np.percentile([value for blocks in self.starts_ms for block in blocks for value in block], share))
 
 
-def ratio_of(baseline: Measured, candidate: Measured, *, seed: int = 0) -> tuple[float, float, float]:
-    """(ratio, low, high): how many times as fast the candidate is, with its 95 % bootstrap interval.
+def ratio_of(baseline: Measured, candidate: Measured) -> Ratio:
+    """(ratio, low, high): how many times as fast the candidate is, as `process_ratio` has it of medians of blocks.
 
-    Of the medians of blocks. Starts are resampled, and within them rounds, both sides together: what slowed a whole
-    round cancels, and a start in which memory lay badly counts once, not as many times as it had rounds.
+    A start in which memory lay badly counts once, not as many times as it had rounds.
     """
-    pair_2SR = np.stack([baseline.medians_ms, candidate.medians_ms])
-    _, starts, rounds = pair_2SR.shape
-    rng = np.random.default_rng(seed)
-    which_S = rng.integers(0, starts, (NUM_RESAMPLES, starts, 1))
-    which_R = rng.integers(0, rounds, (NUM_RESAMPLES, starts, rounds))
-    medians = np.median(pair_2SR[:, which_S, which_R], axis=(2, 3))
-    low, high = np.quantile(medians[0] / medians[1], [0.025, 0.975])
-    first, second = np.median(pair_2SR, axis=(1, 2))
-    return float(first / second), float(low), float(high)
+    starts = zip(baseline.medians_ms.tolist(), candidate.medians_ms.tolist(), strict=True)
+    return process_ratio([list(zip(before, after, strict=True)) for before, after in starts])
 
 
 def alternate(

@@ -5,8 +5,8 @@
 
 A pair is two sides of the same form, judged by the interval of their ratio: "2 % faster" if it lies above 1.02 or below
 1 / 1.02, "faster" if 1 is not in it, which a 95 % interval does in 5 % of cases. The pairs of a --group are timed side
-by side, so that there are as many processes at a time as in a search; no process is of two pairs. With --processes 1
-the intervals are over the blocks of one process a side, and do not know of what differs between processes.
+by side, so that there are as many processes at a time as in a search; no process is of two pairs. An interval is over
+the processes of a side, two or more.
 Writes benchmarks/results/DATE-false-verdicts-RUNTIME-HARDWARE.json and a table in Markdown.
 """
 
@@ -26,12 +26,13 @@ from records import RESULTS, page, save, today
 from vivace.acceleration.timing import BLOCK_SECONDS, Side, Timings, ratio_of, time_sides
 from vivace.bundle import load_bundle
 from vivace.hardware import describe
+from vivace.measure import Ratio
 from vivace.metrics.accuracy import wilson_interval
 
 MARGIN = 1.02
 
 
-def verdicts(intervals: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+def verdicts(intervals: Sequence[Ratio]) -> dict[str, Any]:
     """Counts over (ratio, low, high) of equals: false verdicts of either side, and how wide the intervals are."""
     ratios, lows, highs = np.transpose(intervals)
     return {
@@ -98,6 +99,8 @@ def main() -> None:
     parser.add_argument("--within", type=float, default=math.inf, help="seconds; what pairs there are by then count")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if args.processes < 2:
+        parser.error("an interval is over processes: give --processes 2 or more")
 
     start = time.monotonic()
     bundle = load_bundle(args.bundle)

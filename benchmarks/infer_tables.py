@@ -10,6 +10,7 @@ import numpy as np
 
 from alternate import Measured, ratio_of
 from records import page, with_interval
+from vivace.measure import Ratio
 from vivace.metrics.paired import PairedLoss
 
 __all__ = ["AGAIN", "Entry", "claims", "fastest", "markdown", "rows"]
@@ -138,12 +139,13 @@ def _named(entries: Sequence[Entry], name: str) -> Entry | None:
     return next((entry for entry in entries if entry.name == name), None)
 
 
-def _holds(ratio: tuple[float, float, float], wanted: float | None) -> str | None:
+def _holds(ratio: Ratio, wanted: float | None) -> str | None:
+    _, low, high = ratio
     if wanted is None:
         return None
-    if ratio[1] >= wanted:
-        return "yes"
-    return "no" if ratio[2] < wanted else "open"
+    if low is None or high is None:
+        return "open"
+    return "yes" if low >= wanted else "no" if high < wanted else "open"
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -152,7 +154,7 @@ def markdown(record: dict[str, Any]) -> str:
         f", Python {record['environment']['python']}, {record['threads']} threads on every side. Each side in "
         f"{record['starts']} fresh processes, {record['rounds']} blocks of {record['block_seconds']:g} s in each, all "
         "sides in alternation. p50 and p90 are of single calls; the ratio is this side's time over vivace's, of the "
-        "medians of blocks, with a 95 % bootstrap interval over processes and rounds. By hand and at the peers images "
+        "medians of blocks, with Student's 95 % interval over the processes. By hand and at the peers images "
         "are normalised before the clock runs, in vivace while it does."
     )
     lines: list[str] = []

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from records import RESULTS, page, save, today
+from records import RESULTS, page, save, today, with_interval
 from vivace.data.augment import Augment
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.loader import Batch
 from vivace.hardware import autocast, describe, keep_freed_memory, num_cpus
 from vivace.kernels.winograd import has_winograd
-from vivace.measure import bootstrap_ratio, synchronize, time_call
+from vivace.measure import paired_ratio, synchronize, time_call
 from vivace.models.convnets import FastCNN
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model, forward_flops, head_parameters
@@ -146,14 +146,14 @@ def markdown(record: dict[str, Any]) -> str:
         ("whole step", f"{record['step_ms']:.0f} ms, {record['images_per_second']:,.0f} images/s"),
         ("rate of the whole step", f"{record['step_gflops']:,.0f} GFLOP/s"),
         ("rate of torch's convolutions alone", f"{record['torch_gflops']:,.0f} GFLOP/s"),
-        ("share of that rate which the step reaches", "{:.0%} [{:.0%}, {:.0%}]".format(*record["torch_share"])),
+        ("share of that rate which the step reaches", with_interval(*record["torch_share"], form=".0%")),
         ("rate of the step's own convolutions alone", f"{record['conv_gflops']:,.0f} GFLOP/s"),
-        ("share of that rate which the step reaches", "{:.0%} [{:.0%}, {:.0%}]".format(*record["share"])),
+        ("share of that rate which the step reaches", with_interval(*record["share"], form=".0%")),
         *((f"time in {kind}", f"{ms:.1f} ms") for kind, ms in record["kinds_ms"].items()),
     ]
     conditions = (
         f"; {record['setup']}; batch {record['batch_size']}, {record['size']} px; {record['rounds']} rounds in "
-        "alternation, medians."
+        "alternation, medians; shares with Student's 95 % interval over the rounds of one process."
     )
     table = ["| what | measured |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
     return page(record, f"A training step of {record['model']}", conditions, table)
@@ -223,10 +223,10 @@ def main() -> None:
         "images_per_second": 1e3 * recipe.batch_size / statistics.median(step_ms),
         "step_gflops": work / statistics.median(step_ms),
         "conv_gflops": work / statistics.median(conv_ms),
-        "share": bootstrap_ratio(conv_ms, step_ms),
+        "share": paired_ratio(conv_ms, step_ms),
         "torch_conv_ms": statistics.median(torch_ms),
         "torch_gflops": work / statistics.median(torch_ms),
-        "torch_share": bootstrap_ratio(torch_ms, step_ms),
+        "torch_share": paired_ratio(torch_ms, step_ms),
         "kinds_ms": kinds(clock.seconds, 5),
         "samples_ms": {"step": step_ms, "convolutions": conv_ms, "torch's convolutions": torch_ms},
         "environment": describe(),

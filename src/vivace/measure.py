@@ -14,18 +14,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
-    "bootstrap_ratio",
+    "Ratio",
     "compare",
     "paired_gain",
     "paired_ratio",
+    "process_ratio",
     "student_mean",
     "student_ratio",
     "synchronize",
     "time_call",
 ]
 
-# a resampled median of n values settles well before this many resamples
-NUM_RESAMPLES = 2000
+# (ratio, low, high): how many times as fast one side is, with its 95 % interval; None where there is a single value
+Ratio = tuple[float, float | None, float | None]
 # the 0.975 quantile of Student's distribution by degrees of freedom, from 1 on; of more the last is a little too wide
 STUDENT = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -40,10 +41,10 @@ class Comparison:
     baseline_ms: tuple[float, ...]
     candidate_ms: tuple[float, ...]
     ratio: float
-    """Median of the baseline over median of the candidate."""
+    """Geometric mean over the pairs, of baseline over candidate."""
     ratio_low: float
     ratio_high: float
-    """Bounds of the 95 % bootstrap interval of `ratio`, pairs resampled together."""
+    """Bounds of Student's 95 % interval of `ratio`, over the pairs: of these two in this process."""
 
     @property
     def faster(self) -> bool:
@@ -79,9 +80,8 @@ def compare(
     *,
     num_pairs: int = 5,
     num_warmup: int = 1,
-    seed: int = 0,
 ) -> Comparison:
-    """Time both sides `num_pairs` times in alternation (A B, B A, …) after a warm-up of each.
+    """Time both sides `num_pairs` times, two or more, in alternation (A B, B A, …) after a warm-up of each.
 
     The order turns round from pair to pair, so that a drift of the machine's speed favours neither side.
     """
@@ -98,27 +98,23 @@ def compare(
             second = time_call(candidate, device)
         pairs.append((first, second))
     baseline_ms, candidate_ms = zip(*pairs, strict=True)
-    ratio, low, high = bootstrap_ratio(baseline_ms, candidate_ms, seed=seed)
+    ratio, low, high = student_ratio([one / other for one, other in pairs])
     return Comparison(baseline_ms=baseline_ms, candidate_ms=candidate_ms, ratio=ratio, ratio_low=low, ratio_high=high)
 
 
-def bootstrap_ratio(
-    baseline: Sequence[float], candidate: Sequence[float], *, seed: int = 0
-) -> tuple[float, float, float]:
-    """(ratio, low, high): median of `baseline` over median of `candidate`, with its 95 % bootstrap interval.
+def process_ratio(processes: Sequence[Sequence[tuple[float, float]]]) -> Ratio:
+    """(ratio, low, high): how many times as fast the candidate is, from blocks timed in several pairs of processes.
 
-    The two are paired, value by value, and pairs are resampled together: what slowed both sides of a pair cancels.
+    processes: for each pair of processes the times (baseline, candidate) of its rounds. What slowed a whole round
+    cancels in the quotient of a round; a pair of processes gives one value, the median of its quotients, and the
+    interval is Student's over these: two processes of the same program may differ for as long as they live, and
+    rounds of the same two say nothing about that. One pair has no interval.
     """
-    times_2N = np.asarray([baseline, candidate], dtype=float)
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(0, times_2N.shape[1], size=(NUM_RESAMPLES, times_2N.shape[1]))
-    medians = np.median(times_2N[:, rows], axis=2)
-    low, high = np.quantile(medians[0] / medians[1], [0.025, 0.975])
-    first, second = np.median(times_2N, axis=1)
-    return float(first / second), float(low), float(high)
+    ratios = [float(np.median([before / after for before, after in rounds])) for rounds in processes]
+    return student_ratio(ratios) if len(ratios) > 1 else (ratios[0], None, None)
 
 
-def paired_ratio(baseline: Sequence[float], candidate: Sequence[float]) -> tuple[float, float | None, float | None]:
+def paired_ratio(baseline: Sequence[float], candidate: Sequence[float]) -> Ratio:
     """(ratio, low, high) of the times of whole runs, paired value by value: how many times as fast the candidate is.
 
     As `student_ratio` has it, for runs are a handful; a single pair has no interval.

@@ -31,7 +31,9 @@ def told_times(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> list
     """Times are those of `costs`; returns what was timed together."""
     asked: list[list[str]] = []
 
-    def time_sides(sides: Sequence[Side], images: np.ndarray, *, rounds: int, **_: Any) -> list[Timings]:
+    def time_sides(
+        sides: Sequence[Side], images: np.ndarray, *, rounds: int, processes: int = 1, **_: Any
+    ) -> list[Timings]:
         asked.append([side.name for side in sides])
         rng = np.random.default_rng(0)
         return [
@@ -40,6 +42,7 @@ def told_times(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> list
                 blocks_ms=tuple(
                     tuple(costs.get(side.name, costs["eager fp32"]) * rng.uniform(0.99, 1.01, 5)) for _ in range(rounds)
                 ),
+                processes=tuple(number * processes // rounds for number in range(rounds)),
                 cold_start_seconds=1.0,
                 peak_memory_bytes=10**8,
             )

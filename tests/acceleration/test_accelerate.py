@@ -16,6 +16,7 @@ from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration import workbench as workbench_module
 from vivace.acceleration.accelerate import accelerate
 from vivace.acceleration.parity import verify
+from vivace.acceleration.receipt import markdown
 from vivace.acceleration.splits import open_splits
 from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle, load_bundle
@@ -55,23 +56,29 @@ def test_no_image_is_in_two_splits_and_calibration_sees_training_images_only(
         open_splits(bundle, make_folder("few", per_class=4, splits=("train", "val")))
 
 
-@pytest.mark.parametrize(("disturbed", "noted"), [(1, False), (2, True)])
-def test_a_disturbed_timing_is_made_once_more_and_told_where_it_is_no_better(
-    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturbed: int, noted: bool
+@pytest.mark.parametrize("noisy", [1, 2])
+def test_a_noisy_timing_is_made_once_more_and_where_it_is_no_better_nothing_is_decided(
+    trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noisy: int
 ) -> None:
     told_times(monkeypatch, COSTS)
     plain, controls = workbench_module.Workbench.time, []
 
-    def time(*arguments: Any) -> tuple[float, float, float]:
-        level = plain(*arguments)
-        controls.append((0.63, 0.52, 2.49) if len(controls) < disturbed else level)
-        return controls[-1]
+    def time(*arguments: Any) -> Any:
+        level, num_processes = plain(*arguments)
+        controls.append((0.63, 0.52, 2.49) if len(controls) < noisy else level)
+        return controls[-1], num_processes
 
     monkeypatch.setattr(workbench_module.Workbench, "time", time)
     result = run(trained, tmp_path, max_drop=20.0)
     assert len(controls) == 2
-    assert any("disturbed" in note for note in result.receipt["notes"]) is noted
-    assert result.accelerated
+    assert result.accelerated is (noisy == 1)
+    if noisy == 2:
+        assert result.status == "too noisy to decide"
+        assert result.to_dict()["status"] == "too noisy to decide"
+        assert result.bundle == trained[0].folder
+        assert not (tmp_path / "fast").exists()
+        assert markdown(result.receipt).splitlines()[0].endswith(": too noisy to decide")
+        assert any("0.63 [0.52, 2.49] times as fast as itself" in note for note in result.receipt["notes"])
 
 
 def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(

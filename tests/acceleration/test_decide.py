@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
 import pytest
 
 from vivace.acceleration import decide
@@ -198,8 +203,84 @@ def test_a_loss_over_the_budget_is_proven_by_no_number_of_images(lost: int, expe
     assert expected in decide.explain([failed], failed, SURE, 0.005)[0]
 
 
-def test_a_baseline_that_can_not_be_compared_with_itself_was_disturbed() -> None:
-    assert decide.is_disturbed((0.63, 0.52, 2.49))
-    # of one process and another, for sure, but not of anything beside them
-    assert not decide.is_disturbed((1.12, 1.08, 1.16))
-    assert not decide.is_disturbed(SURE)
+@pytest.mark.parametrize(
+    ("control", "noisy"),
+    [
+        (SURE, False),
+        # of one process and another, for sure, but not of anything beside them
+        ((1.12, 1.08, 1.16), False),
+        ((1.0, 0.8, 1.25), False),
+        ((1.0, 0.79, 1.2), True),
+        ((1.0, 0.9, 1.26), True),
+        ((0.63, 0.52, 2.49), True),
+        ((0.14, 0.00, 11.0), True),
+        # narrow, and nowhere near 1
+        ((1.5, 1.49, 1.51), True),
+        ((1.0, None, None), True),
+        ((math.nan, math.nan, math.nan), True),
+    ],
+)
+def test_without_a_narrow_control_no_form_wins_however_fast_it_is(
+    control: tuple[float, float | None, float | None], noisy: bool
+) -> None:
+    fast = row("openvino int8", 4.0)
+    assert decide.is_noisy(control) is noisy
+    winner = decide.pick_winner([fast], control, objective="latency")
+    assert winner is (None if noisy else fast)
+    status = decide.status_of(winner, control, num_processes=5, out_of_time=False)
+    assert status == (decide.NOISY if noisy else decide.WON)
+    assert any("too noisy to decide" in note for note in decide.explain([fast], winner, control, 0.5)) is (
+        noisy and control[1] is not None
+    )
+
+
+@pytest.mark.parametrize(
+    ("control", "num_processes", "out_of_time", "expected"),
+    [
+        (None, 0, True, decide.UNDECIDED),
+        (SURE, 5, True, decide.UNDECIDED),
+        (SURE, 5, False, decide.NOTHING),
+        # of two processes no interval is narrow: it is the time that was missing
+        ((1.0, 0.5, 2.0), 2, True, decide.UNDECIDED),
+        ((1.0, 0.5, 2.0), 5, True, decide.NOISY),
+    ],
+)
+def test_why_nothing_won_is_told_apart(control: Any, num_processes: int, out_of_time: bool, expected: str) -> None:
+    assert decide.status_of(None, control, num_processes=num_processes, out_of_time=out_of_time) == expected
+
+
+@pytest.mark.parametrize(
+    "ratio", [None, (math.nan, math.nan, math.nan), (math.inf, math.inf, math.inf), (4.0, None, None)]
+)
+def test_a_form_without_a_finite_interval_does_not_win(ratio: Any) -> None:
+    broken, sound = row("openvino int8", 4.0), row("onnx fp32", 2.0)
+    broken.ratio = ratio
+    assert decide.pick_winner([broken, sound], SURE, objective="latency") is sound
+    assert decide.pick_winner([broken], SURE, objective="size") is None
+    assert [r.name for r in decide.undominated([BASELINE, sound], BASELINE, objective="latency")] == ["onnx fp32"]
+
+
+def test_what_there_was_no_time_to_judge_is_not_proven_and_hands_nothing_on() -> None:
+    rows = [row("onnx fp32", 2.0), row("openvino int8", 4.0), row("openvino int8 small", 6.0)]
+    confidences: list[float] = []
+
+    def judge(judged: Row, confidence: float) -> PairedLoss | None:
+        confidences.append(confidence)
+        return None if judged.name == "onnx fp32" else loss(0)
+
+    certified = decide.certify_in_order(rows, judge, max_drop=0.01)
+    assert [r.name for r in certified] == ["small, openvino int8"]
+    assert [r.status for r in rows] == ["not judged: out of time"] * 2 + ["certified"]
+    assert confidences == pytest.approx([0.975, 0.975])
+
+
+@pytest.mark.parametrize(("top1", "told"), [(0.1, True), (0.34, True), (0.38, True), (0.45, False)])
+def test_a_model_at_chance_is_told(top1: float, told: bool) -> None:
+    labels = np.repeat([0, 1, 2], 100)
+    seen = row("onnx fp32", 2.0)
+    # a third, and two standard errors of 300 images: 0.388
+    seen.selected = dataclasses.replace(loss(0, num_images=300), top1_before=top1)
+    said = decide.at_chance([seen], labels)
+    assert (said is not None) is told
+    assert said is None or "at chance level" in said
+    assert decide.at_chance([], labels) is None

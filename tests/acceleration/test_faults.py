@@ -193,7 +193,7 @@ def test_where_no_form_is_within_the_budget_the_exit_status_is_3_and_every_form_
     # 120 images can't prove so little
     assert accelerate(plain, data, out, "--max-drop", "0.01") == 3
     said = capsys.readouterr()
-    assert "nothing faster was proven to be within the budget: the bundle stays as it is" in said.err
+    assert "no candidate was both faster and within the accuracy budget: the bundle is unchanged" in said.err
     assert f"the bundle: {plain.folder}" in said.out
     assert not out.exists()
     written = receipt(out)

@@ -9,7 +9,7 @@ import pytest
 from telling import COSTS, keep_told_forms, run, told_times
 
 from vivace.acceleration import decide
-from vivace.acceleration import search as search_module
+from vivace.acceleration import variants as variants_module
 from vivace.acceleration.layers import GivenBack, Int8Graph
 from vivace.acceleration.rows import Row
 from vivace.bundle import Bundle, load_bundle
@@ -35,7 +35,7 @@ def test_where_int8_loses_too_much_it_gets_layers_back_and_may_win(
         return [GivenBack((name,), divergence_saved=1.0, cost_ms=1.0) for name in graph.layers()]
 
     monkeypatch.setattr(decide, "loses_too_much", loses_too_much)
-    monkeypatch.setattr(search_module, "rank_layers", ranked)
+    monkeypatch.setattr(variants_module, "rank_layers", ranked)
     result = run(trained, tmp_path, max_drop=20.0)
     assert (result.runtime, result.precision, result.accelerated) == (runtime, "int8", True)
     assert result.speedup == pytest.approx(2.0, rel=0.05)
@@ -59,6 +59,6 @@ def test_layers_are_not_given_back_where_another_form_is_faster_even_so(
     monkeypatch.setattr(
         decide, "loses_too_much", lambda row, max_drop: row.candidate.precision == "int8" and not row.candidate.kept
     )
-    monkeypatch.setattr(search_module, "rank_layers", ranked)
+    monkeypatch.setattr(variants_module, "rank_layers", ranked)
     result = run(trained, tmp_path, max_drop=20.0)
     assert (result.runtime, result.precision) == ("openvino", "fp32")

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from vivace.acceleration import children
+from vivace.acceleration.budget import OutOfTime
 from vivace.acceleration.export import export
-from vivace.acceleration.timing import Side, SideFailure, Timings, ratio_of, time_preprocessing, time_sides
+from vivace.acceleration.preprocess_timing import time_preprocessing
+from vivace.acceleration.timing import Side, SideFailure, Timings, ratio_of, time_sides
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError, ImageError
@@ -50,7 +52,8 @@ def test_the_smaller_network_is_the_faster_one_and_equals_are_equal(tmp_path: Pa
     assert [one.name for one in timings] == ["large", "again", "small"]
     assert {len(one.blocks_ms) for one in timings} == {6}
     first, again, fast = timings
-    assert ratio_of(first, fast)[1] > 1.5
+    assert ratio_of(first, fast)[0] > 1.5
+    assert ratio_of(first, fast)[1:] == (None, None)
     # whatever else runs beside the tests
     assert 0.4 < ratio_of(first, again)[0] < 2.5
     for one in timings:
@@ -77,7 +80,7 @@ def test_the_ratio_is_of_block_medians_and_a_slow_round_cancels() -> None:
     after = timed("after", [[2, 2, 90], [2, 2, 2], [4, 4, 90], [2, 2, 2]])
     assert before.medians_ms == (4, 4, 8, 4)
     assert before.processes == (0, 0, 0, 0)
-    assert ratio_of(before, after) == (2.0, 2.0, 2.0)
+    assert ratio_of(before, after) == (2.0, None, None)
 
 
 def test_throughput_counts_every_call_of_a_block_and_one_disturbed_block_does_not_decide() -> None:
@@ -175,14 +178,65 @@ def test_a_graph_is_timed_without_torch(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_after_the_deadline_no_more_is_timed_than_an_interval_needs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("processes", "blocks", "expected"),
+    [(1, 5, (0, 0)), (1, 1, None), (3, 5, (0, 0)), (3, 9, (0, 0, 1, 1)), (3, 99, (0, 0, 1, 1, 2, 2))],
+)
+def test_at_the_deadline_timing_ends_and_whole_rounds_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, blocks: int, expected: tuple[int, ...] | None
+) -> None:
+    """blocks: so many are run in all, of two sides, before the time is over."""
     runs = export(make(tmp_path / "small", [8]), "onnx", tmp_path / "onnx").path
-    form = Side(name="a", bundle=runs, runtime="onnx", precision="fp32")
-    past = time.monotonic() - 1
-    (one,) = time_sides([form], IMAGES, rounds=15, block_seconds=0.01, deadline=past)
-    assert one.processes == (0,) * 5
-    (several,) = time_sides([form], IMAGES, rounds=15, processes=5, block_seconds=0.01, deadline=past)
-    assert several.processes == (0, 0, 1, 1, 2, 2)
+    forms = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("a", "b")]
+    plain, ran, started = children.Child.run_block, [], []
+    begin = children.Child.begin_load
+
+    def run_block(child: children.Child) -> None:
+        if len(ran) == blocks:
+            raise OutOfTime("out of time")
+        ran.append(child.side.name)
+        plain(child)
+
+    def begin_load(child: children.Child) -> None:
+        started.append(child._process)
+        begin(child)
+
+    monkeypatch.setattr(children.Child, "run_block", run_block)
+    monkeypatch.setattr(children.Child, "begin_load", begin_load)
+    timings = time_sides(forms, IMAGES, rounds=2 * processes, processes=processes, block_seconds=0.01)
+    assert [one.processes for one in timings] == ([] if expected is None else [expected] * 2)
+    assert all(len(one.blocks_ms) == len(one.processes) for one in timings)
+    assert all(process.poll() is not None for process in started)
+
+
+def test_a_side_that_is_not_loaded_in_time_is_left_out_and_after_the_deadline_none_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = export(make(tmp_path / "small", [8]), "onnx", tmp_path / "onnx").path
+    forms = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("slow", "b")]
+    plain = children.Child.end_load
+
+    def end_load(child: children.Child) -> float:
+        if child.side.name == "slow":
+            child.deadline = time.monotonic()
+        return plain(child)
+
+    monkeypatch.setattr(children.Child, "end_load", end_load)
+    told: list[tuple[str, str]] = []
+
+    def failed(side: Side, why: str) -> None:
+        told.append((side.name, why))
+
+    (timed,) = time_sides(forms, IMAGES, rounds=2, block_seconds=0.01, on_failure=failed)
+    assert (timed.name, timed.processes) == ("b", (0, 0))
+    assert told == [("slow", "abandoned: out of time while it was loaded")]
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a process was started after the deadline")
+
+    monkeypatch.setattr(children.subprocess, "Popen", never)
+    assert time_sides(forms, IMAGES, rounds=2, deadline=time.monotonic() - 1, on_failure=failed) == []
+    assert told[1:] == [("slow", "not timed: out of time"), ("b", "not timed: out of time")]
 
 
 def test_a_side_that_fails_is_left_out_and_told_or_raised(tmp_path: Path) -> None:

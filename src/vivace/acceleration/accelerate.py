@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -36,15 +39,20 @@ class Acceleration:
     bundle: Path
     """The new bundle, or the one that was given where nothing faster was proven."""
     accelerated: bool
+    status: str
+    """ "accelerated", or why not: nothing was both faster and accurate enough, the timing was too noisy to decide, or
+    the time given was over before anything was decided."""
+    warnings: list[str]
+    """What makes the result worth less than it seems: a model at chance level, more time taken than was given."""
     runtime: str
     precision: str
     batch_size: int
     latency_ms_before: float
-    """p50 of the baseline: the faster of PyTorch eager and compiled, float32."""
+    """p50 of the baseline: the faster of PyTorch eager and compiled, float32; NaN where it was not timed."""
     latency_ms_after: float
     speedup: float
     speedup_low: float
-    """Lower bound of the 95 % interval."""
+    """Lower bound of the 95 % interval; NaN without one."""
     top1_before: float
     top1_after: float
     drop: float
@@ -77,6 +85,7 @@ def accelerate(
     train: str = "auto",
     cache_dir: str | Path | None = None,
     on_bad_image: str = "auto",
+    started: float | None = None,
     draw: Draw | None = None,
     on_message: Callable[[str], None] = lambda message: print(message, file=sys.stderr),
 ) -> Acceleration:
@@ -87,18 +96,15 @@ def accelerate(
     in a folder beside it: from there a search that was stopped goes on, and there trained networks stay.
     objective: "latency" (batches of 1), "throughput" (of 32) or "size"; batch_size: another batch. threads: processors
     that each form may use.
-    within_seconds: no new form is built once a third of it is gone.
+    within_seconds: the whole search ends by then, counted from `started`, of time.monotonic, or from the call; what
+    does not fit is not started, and what runs then is abandoned. The verdict is what was measured by then.
     target_speedup: reported as reached or not. train: whether smaller networks, pruned ones and those of the zoo, are
     trained to take the model's place, "on", "off", or "auto": where `target_speedup` is not reached without.
     on_bad_image: as for `train`.
     Raises ConfigError, BundleError, DataError, and VivaceError if the plain model can't be timed.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    out = Path(out)
-    if out.exists() and not (out / "bundle.json").is_file() and any(out.iterdir()):
-        raise ConfigError(f"--out holds something else than a bundle: {out}. Give another folder.")
-    if out.resolve() == bundle.folder.resolve():
-        raise ConfigError(f"--out is the bundle itself: {out}. Give another folder.")
+    bundle = _opened(bundle)
+    out = _checked_out(Path(out), bundle)
     check_finite(bundle.build_model())
     limit_threads()
     if batch_size is None:
@@ -119,9 +125,12 @@ def accelerate(
         train=train,
         cache_dir=Path(cache_dir) if cache_dir is not None else None,
         on_bad_image=on_bad_image,
+        started=started,
         on_message=on_message,
     )
     result = search.run()
+    late = search.budget.overrun()
+    result.warnings += [] if late is None else [late]
     asked = {
         "data": str(data),
         "max_drop": max_drop,
@@ -142,7 +151,46 @@ def accelerate(
     else:
         final = _write(search, result, result.winner, written, out, draw)
     _clear(work, on_message)
+    if late is None:
+        # what was written after the search counts too
+        late = search.budget.overrun()
+        result.warnings += [] if late is None else [late]
     return _acceleration(result, final, batch_size, target_speedup, written)
+
+
+def _opened(bundle: Any) -> Bundle:
+    """What is to be accelerated. Raises ConfigError for what is neither a bundle nor the name of its folder."""
+    if isinstance(bundle, Bundle):
+        return bundle
+    if isinstance(bundle, str | os.PathLike):
+        return load_bundle(Path(bundle))
+    raise ConfigError(
+        f"accelerate takes a bundle: got an object of type {type(bundle).__name__}. Give the folder that vivace train "
+        "wrote, or for other networks of timm or of vivace their name and --weights on the command line."
+    )
+
+
+def _checked_out(out: Path, bundle: Bundle) -> Path:
+    """The folder to write. Raises ConfigError where that would replace something else than a bundle of ours."""
+    if out.name in ("", ".."):
+        # names are made from its own
+        out = out.resolve()
+    if out.resolve() == bundle.folder.resolve():
+        raise ConfigError(f"--out is the bundle itself: {out}. Give another folder.")
+    if out.is_file() or (out.is_dir() and not (out / "bundle.json").is_file() and any(out.iterdir())):
+        raise ConfigError(f"--out holds something else than a bundle: {out}. Give another folder.")
+    told = out.with_name(f"{out.name}-{RECEIPT}")
+    if told.exists() and not _is_receipt(told):
+        raise ConfigError(f"the report would replace a file: {told}. Move it away, or give another --out.")
+    return out
+
+
+def _is_receipt(path: Path) -> bool:
+    """Whether a file was written by an earlier search."""
+    try:
+        return {"asked", "rows", "environment"} <= set(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _clear(work: Path, on_message: Callable[[str], None]) -> None:
@@ -162,6 +210,7 @@ def _write(
 ) -> Bundle:
     built = search.bundle_of(winner)
     assert winner.parity is not None
+    assert result.splits is not None
     metrics = evaluate_probs(*search.certify_probs(winner), built.classes).summary()
     info = dataclasses.replace(
         built.info, parity=winner.parity.to_dict(), metrics={result.splits.certify.name: metrics}
@@ -186,19 +235,21 @@ def _acceleration(
     result: SearchResult, final: Bundle, batch_size: int, target: float | None, written: dict[str, Any]
 ) -> Acceleration:
     row = result.winner or result.baseline
-    ratio = row.ratio or (1.0, 1.0, 1.0)
-    loss = row.certified
-    top1 = written["top1_before"]
+    ratio = (1.0, 1.0, 1.0) if row is None or row.ratio is None else row.ratio
+    loss = None if row is None else row.certified
+    top1 = math.nan if written["top1_before"] is None else written["top1_before"]
     return Acceleration(
         bundle=final.folder,
         accelerated=result.winner is not None,
-        runtime=row.candidate.runtime,
-        precision=row.candidate.precision,
+        status=result.status,
+        warnings=list(result.warnings),
+        runtime=final.info.runtime if row is None else row.candidate.runtime,
+        precision=final.info.precision if row is None else row.candidate.precision,
         batch_size=batch_size,
-        latency_ms_before=result.baseline.p50_ms,
-        latency_ms_after=row.p50_ms,
+        latency_ms_before=_p50_ms(result.baseline),
+        latency_ms_after=_p50_ms(row),
         speedup=ratio[0],
-        speedup_low=ratio[1],
+        speedup_low=math.nan if ratio[1] is None else ratio[1],
         top1_before=top1,
         top1_after=top1 if loss is None else loss.top1_after,
         drop=0.0 if loss is None else 100 * loss.drop,
@@ -207,3 +258,8 @@ def _acceleration(
         target_reached=None if target is None else ratio[0] >= target,
         receipt=written,
     )
+
+
+def _p50_ms(row: Row | None) -> float:
+    """NaN where a row was not timed."""
+    return row.p50_ms if row is not None and math.isfinite(row.p50_ms) else math.nan

@@ -58,6 +58,8 @@ FORMS = (
     Form("openvino", "int8", ("openvino", "nncf"), asymmetric=True),
     Form("openvino", "int8+bf16", ("openvino", "nncf"), asymmetric=True),
 )
+# compilers take longest, and graphs in int8 have most to win
+QUICK_TO_HAVE = ("openvino", "onnx", "eager", "aoti", "inductor")
 # how far rounding may move an answer: fewer bits, more
 RISK = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2, "int8+bf16": 3}
 
@@ -82,13 +84,21 @@ class Candidate:
         return f"{network}{self.runtime} {self.precision}{', asymmetric' * self.asymmetric}{layers}"
 
     @property
+    def is_exported(self) -> bool:
+        """Whether more than the weights is written: a graph, or ranges of activations."""
+        return self.runtime in GRAPH_WRITERS or is_quantized(self.precision)
+
+    @property
     def risk(self) -> tuple[bool, int, int]:
         """In this order accuracy is put at risk."""
         return bool(self.network), RISK[self.precision], -len(self.kept) - self.asymmetric
 
 
-def candidates_for(device: torch.device) -> tuple[list[Candidate], dict[str, str]]:
-    """The candidates that can be built here, and for each of the others why it can't."""
+def candidates_for(device: torch.device, *, hurried: bool = False) -> tuple[list[Candidate], dict[str, str]]:
+    """The candidates that can be built here, and for each of the others why it can't.
+
+    hurried: those first that are quick to have, for there may be no time for all of them.
+    """
     found, missing = [], {}
     for form in FORMS:
         candidate = Candidate(runtime=form.runtime, precision=form.precision, asymmetric=form.asymmetric)
@@ -99,6 +109,9 @@ def candidates_for(device: torch.device) -> tuple[list[Candidate], dict[str, str
             missing[candidate.name] = "this processor has no arithmetic for bf16"
         else:
             found.append(candidate)
+    if hurried:
+        plain = found[0]
+        found.sort(key=lambda candidate: (candidate is not plain, QUICK_TO_HAVE.index(candidate.runtime)))
     return found, missing
 
 

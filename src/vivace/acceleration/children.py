@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from vivace.acceleration.budget import OutOfTime
 from vivace.errors import VivaceError
 
 __all__ = ["Child", "Job", "Side", "SideFailure"]
@@ -70,6 +71,8 @@ class Child:
         self._block_seconds = job.block_seconds
         self._num_calls = MIN_CALLS
         self._patience = LOAD_SECONDS
+        self.deadline = float("inf")
+        """Of time.monotonic, after which no answer is waited for: OutOfTime is raised."""
         self._unread = b""
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
@@ -168,7 +171,9 @@ class Child:
         assert self._process.stdout is not None
         until = time.monotonic() + self._patience
         while b"\n" not in self._unread:
-            if not self._selector.select(max(0.0, until - time.monotonic())):
+            if time.monotonic() >= self.deadline:
+                raise OutOfTime("out of time")
+            if not self._selector.select(max(0.0, min(until, self.deadline) - time.monotonic())):
                 if time.monotonic() < until:
                     continue
                 raise SideFailure(

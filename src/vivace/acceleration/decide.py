@@ -1,6 +1,11 @@
 """What a search decides, from what was measured: pure functions of rows, which nothing here builds or times.
 
 A row's `ratio` says how many times as fast as the baseline it is; accuracies are those of `selected` and `certified`.
+
+The A/A test, or control, is the baseline timed against itself like any other side. No speed is believed where its 95 %
+interval leaves [1 / MAX_CONTROL, MAX_CONTROL], or where too few processes were timed to have one: a machine that makes
+two processes of the same program differ by that much makes any two differ. Where the interval is narrower and does not
+hold 1, as one in twenty does by chance, a winner has to be faster by more than the control's far bound.
 """
 
 from __future__ import annotations
@@ -8,21 +13,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from vivace.acceleration.rows import Row
+from vivace.measure import Ratio
 from vivace.metrics.paired import PairedLoss, images_to_prove
 from vivace.runtimes import is_quantized
 
 __all__ = [
+    "NOISY",
+    "NOTHING",
+    "UNDECIDED",
+    "WON",
+    "at_chance",
     "certify_in_order",
     "drop",
     "explain",
     "finalists_of",
     "images_to_certify",
-    "is_disturbed",
+    "is_level",
+    "is_noisy",
     "loses_too_much",
     "lost_too_much",
     "nearest",
     "pick_winner",
+    "status_of",
     "undominated",
 ]
 
@@ -35,8 +50,16 @@ CONFIDENCE = 0.95
 # of the images that should suffice so many more: what was seen on few images to select on is not exact
 SPARE = 2.0
 LEAST_CERTIFIED = 1000
-# upper over lower bound of the baseline against itself: 1.01 to 1.1 where nothing else runs, 5 beside other work
-MAX_CONTROL_SPREAD = 1.25
+# how far the interval of the baseline against itself may reach: 1.01 to 1.12 where nothing else ran, 2 to 1,000 beside
+# other work
+MAX_CONTROL = 1.25
+# an interval over fewer processes says next to nothing: Student's quantile of two is 12.7
+LEAST_PROCESSES = 3
+# what a search ends with
+WON = "accelerated"
+NOTHING = "no candidate was both faster and within the accuracy budget"
+NOISY = "too noisy to decide"
+UNDECIDED = "nothing decided in the time given"
 # how the status of a row begins that lost too much when selecting
 LOSES = "loses"
 
@@ -138,52 +161,84 @@ def _worse(loss: PairedLoss, confidence: float) -> PairedLoss:
 
 
 def certify_in_order(
-    finalists: Sequence[Row], judge: Callable[[Row, float], PairedLoss], *, max_drop: float
+    finalists: Sequence[Row], judge: Callable[[Row, float], PairedLoss | None], *, max_drop: float
 ) -> list[Row]:
     """Judge the forms of each network on the images to certify on, in their order, until one fails; the proven ones.
 
-    judge: a row and a confidence → its loss, bounded at that. The chance that anything is wrongly accepted stays at
-    that of a single test, however many are judged: within a network the sequence is fixed (Maurer, Hothorn and
-    Lehmacher 1995), each network has its share of that chance, and one whose forms were all proven hands its own on to
-    the next (fallback, Wiens 2003).
+    judge: a row and a confidence → its loss, bounded at that; None where there is no time left. The chance that
+    anything is wrongly accepted stays at that of a single test, however many are judged: within a network the sequence
+    is fixed (Maurer, Hothorn and Lehmacher 1995), each network has its share of that chance, and one whose forms were
+    all proven hands its own on to the next (fallback, Wiens 2003).
     """
     networks = _by_network(finalists)
     handed_on = 0.0
     for rows in networks.values():
         chance = (1 - CONFIDENCE) / len(networks) + handed_on
-        stopped_by = None
+        # once one is not proven, the status of those that come after it
+        stopped = None
         for row in rows:
-            if stopped_by is not None:
-                row.status = f"not judged: {stopped_by} before it was not proven"
+            if stopped is not None:
+                row.status = stopped
                 continue
             row.certified = judge(row, 1 - chance)
-            if row.certified.bound <= max_drop:
+            if row.certified is None:
+                row.status = stopped = "not judged: out of time"
+            elif row.certified.bound <= max_drop:
                 row.status = "certified"
             else:
-                row.status, stopped_by = "not proven", row.name
-        handed_on = chance if stopped_by is None else 0.0
+                row.status, stopped = "not proven", f"not judged: {row.name} before it was not proven"
+        handed_on = chance if stopped is None else 0.0
     return [row for row in finalists if row.status == "certified"]
 
 
-def is_disturbed(control: tuple[float, float, float]) -> bool:
-    """Whether the baseline can't even be compared with itself: something else ran, or the machine changed its speed."""
-    return control[2] > MAX_CONTROL_SPREAD * control[1]
+def is_noisy(control: Ratio) -> bool:
+    """Whether the baseline can't be compared even with itself: something else ran, or the machine changed its speed."""
+    _, low, high = control
+    # not "low < …": a bound that is NaN is no bound
+    return low is None or high is None or not (low >= 1 / MAX_CONTROL and high <= MAX_CONTROL)
 
 
-def pick_winner(certified: Sequence[Row], control: tuple[float, float, float], *, objective: str) -> Row | None:
-    """The best of what was proven and is faster than the baseline, for sure.
+def is_level(control: Ratio) -> bool:
+    """Whether the interval of the baseline against itself holds 1, as 95 in 100 do."""
+    _, low, high = control
+    return low is not None and high is not None and low <= 1 <= high
+
+
+def pick_winner(certified: Sequence[Row], control: Ratio | None, *, objective: str) -> Row | None:
+    """The best of what was proven and is faster than the baseline, for sure; None without a level control.
 
     Where the control, the baseline against itself, is not level, a form must be faster by more than that.
     """
-    level = control[1] <= 1 <= control[2]
-    least = 1.0 if level else max(control[2], 1 / control[1])
-    faster = [row for row in certified if row.ratio is not None and row.ratio[1] > least]
+    if control is None or is_noisy(control):
+        return None
+    _, low, high = control
+    assert low is not None
+    assert high is not None
+    least = 1.0 if is_level(control) else max(high, 1 / low)
+    faster = [row for row in certified if row.times_faster and _lowest(row) > least]
     if objective == "size":
         return min(faster, key=lambda row: (row.num_bytes, -row.times_faster), default=None)
     return max(faster, key=lambda row: row.times_faster, default=None)
 
 
-def explain(rows: Sequence[Row], winner: Row | None, control: tuple[float, float, float], max_drop: float) -> list[str]:
+def _lowest(row: Row) -> float:
+    """The lower bound of how many times as fast a form is; 0 where it has none."""
+    low = None if row.ratio is None else row.ratio[1]
+    return 0.0 if low is None else low
+
+
+def status_of(winner: Row | None, control: Ratio | None, *, num_processes: int, out_of_time: bool) -> str:
+    """What a search ends with. control: None where it was not timed. out_of_time: something was left out for that."""
+    if winner is not None:
+        return WON
+    if out_of_time and (control is None or num_processes < LEAST_PROCESSES):
+        return UNDECIDED
+    if control is not None and is_noisy(control):
+        return NOISY
+    return UNDECIDED if out_of_time else NOTHING
+
+
+def explain(rows: Sequence[Row], winner: Row | None, control: Ratio | None, max_drop: float) -> list[str]:
     """What a person should know of a search beside its table."""
     notes = []
     for row in rows:
@@ -192,18 +247,39 @@ def explain(rows: Sequence[Row], winner: Row | None, control: tuple[float, float
     best = nearest(rows) if winner is None else None
     if best is not None:
         notes.append(f"the best that was not accepted: {best.name}, {_speed_and_loss(best)}")
-    low, high = control[1:]
-    if not low <= 1 <= high:
-        notes.append(
-            f"the baseline in a second process is [{low:.3f}, {high:.3f}] times as fast as in the first: no form "
-            "is called faster by less than that"
-        )
-    if is_disturbed(control):
-        notes.append(
-            f"the timing was disturbed: the baseline is {control[0]:.2f} [{low:.2f}, {high:.2f}] times as fast as "
-            "itself, so the times here are rough; search again when nothing else runs"
-        )
-    return notes
+    return notes if control is None else notes + _about(control)
+
+
+def _about(control: Ratio) -> list[str]:
+    ratio, low, high = control
+    if low is None or high is None:
+        return ["the baseline was timed against itself in a single process: no interval follows from that"]
+    if is_noisy(control):
+        return [
+            f"{NOISY}: the baseline is {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as itself, and no speed is "
+            f"believed outside {1 / MAX_CONTROL:g} to {MAX_CONTROL:g}; search again when nothing else runs"
+        ]
+    if is_level(control):
+        return []
+    return [
+        f"the baseline in a second process is [{low:.3f}, {high:.3f}] times as fast as in the first: no form is called "
+        "faster by less than that"
+    ]
+
+
+def at_chance(rows: Sequence[Row], labels_N: np.ndarray) -> str | None:
+    """A warning where the model is right no more often than an answer that is always the same would be."""
+    seen = next((loss for row in rows for loss in (row.certified, row.selected) if loss is not None), None)
+    if seen is None or not len(labels_N):
+        return None
+    constant = float(np.bincount(labels_N).max() / len(labels_N))
+    # two standard errors of a share
+    if seen.top1_before > constant + 2 * math.sqrt(constant * (1 - constant) / seen.num_images):
+        return None
+    return (
+        f"the model is at chance level: {seen.top1_before:.1%} on {seen.num_images:,} images, and always the most "
+        f"frequent class gives {constant:.1%}; a bound on what such a model loses says nothing"
+    )
 
 
 def nearest(rows: Sequence[Row]) -> Row | None:

@@ -11,6 +11,7 @@ from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.timing import Timings
 from vivace.bundle import Bundle
 from vivace.hardware import describe
+from vivace.measure import Ratio
 from vivace.metrics.paired import PairedLoss
 
 __all__ = ["markdown", "receipt", "samples"]
@@ -20,28 +21,36 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
     """Plain values: what was asked, the environment, a row for each form with its blocks' medians, and the control."""
     certified = next((row.certified for row in result.rows if row.certified is not None), None)
     splits = result.splits
+    images = (
+        {}
+        if splits is None
+        else {
+            "data": splits.data,
+            "calibrate": [splits.calibrate.name, len(splits.calibrate)],
+            "select": [splits.select.name, len(splits.select)],
+            "certify": [splits.certify.name, result.num_certify],
+        }
+    )
     best = result.winner or nearest(result.rows)
     return {
         "asked": asked,
         "model": bundle.info.architecture.name,
         "size": bundle.preprocess.size,
+        "status": result.status,
+        "warnings": result.warnings,
         "winner": result.winner.name if result.winner else None,
         "best": best.name if best else None,
-        "baseline": result.baseline.name,
-        "top1_before": certified.top1_before if certified else float("nan"),
-        "control": _ratio(result.control),
-        "images": {
-            "data": splits.data,
-            "calibrate": [splits.calibrate.name, len(splits.calibrate)],
-            "select": [splits.select.name, len(splits.select)],
-            "certify": [splits.certify.name, result.num_certify],
-        },
+        "baseline": result.baseline.name if result.baseline else None,
+        "top1_before": certified.top1_before if certified else None,
+        "control": _ratio(result.control) if result.control else None,
+        "images": images,
         "rows": [_row(row) for row in result.rows],
         "missing": result.missing,
         "profile": result.profile.to_dict() if result.profile else None,
         "evidence": result.profile.summary() if result.profile else None,
         "preprocessing_ms": result.preprocessing.p50_ms if result.preprocessing else None,
         "notes": result.notes,
+        "left_out": result.left_out,
         "seconds": result.seconds,
         "environment": describe(),
     }
@@ -76,7 +85,7 @@ def _row(row: Row) -> dict[str, Any]:
     }
 
 
-def _ratio(ratio: tuple[float, float, float]) -> dict[str, float]:
+def _ratio(ratio: Ratio) -> dict[str, float | None]:
     return dict(zip(("ratio", "low", "high"), ratio, strict=True))
 
 
@@ -109,47 +118,74 @@ def _loss(loss: PairedLoss | None) -> dict[str, Any] | None:
 
 
 def markdown(written: dict[str, Any]) -> str:
-    """A receipt for people."""
-    asked, images = written["asked"], written["images"]
-    batch, control = asked["batch_size"], written["control"]
-    processors = asked["threads"] or written["environment"]["num_cpus"]
-    lines = [
-        f"# {written['model']}, {written['size']} px, on {images['data']}: {written['winner'] or 'nothing faster'}",
-        "",
-        f"At most {asked['max_drop']:g} points of accuracy may be lost, proven with 95 % confidence. Batches of "
-        f"{batch}; {written['environment']['cpu']}, {processors} processors. "
-        f"Calibrated on {images['calibrate'][1]:,} images of {images['calibrate'][0]}, selected on "
-        f"{images['select'][1]:,} of {images['select'][0]}, certified on {images['certify'][1]:,} of "
-        f"{images['certify'][0]}. The search took {written['seconds']:.0f} s.",
-        "",
-        f"Times faster are against {written['baseline']}, the faster of PyTorch eager and compiled; against itself it "
-        f"is {control['ratio']:.3f} [{control['low']:.3f}, {control['high']:.3f}]. Every "
-        "form ran in processes of its own, in alternating blocks: five where certified, the intervals over them.",
-        "",
+    """A receipt for people: what was found, first of all; then its conditions, the table, and what was left out."""
+    lines = [f"# {_title(written)}", ""]
+    lines += [f"**Warning: {warning}.**\n" for warning in written["warnings"]]
+    lines += [_conditions(written), ""]
+    if written["baseline"] is not None:
+        lines += [_about_times(written), ""]
+    lines += [
         "| form | p50 ms | p90 | p99 | × faster | first answer s | memory MB | file MB | points lost, select | "
         "points lost, certify | at most | what became of it |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in written["rows"]:
-        times = row["timed"] or row["screened"]
-        cells = [f"**{row['name']}**" if row["name"] == written["winner"] else row["name"]]
-        cells += [f"{times[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")] if times else ["–"] * 3
-        ratio = row["ratio"]
-        cells.append(f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "–")
-        cells += (
-            [f"{times['cold_start_seconds']:.1f}", f"{times['peak_memory_bytes'] / 1e6:.0f}"] if times else ["–"] * 2
-        )
-        cells.append(f"{row['bytes'] / 1e6:.1f}")
-        cells.append(f"{row['selected']['drop']:+.2f}" if row["selected"] else "–")
-        cells += (
-            [f"{row['certified']['drop']:+.2f}", f"{row['certified']['bound']:.2f}"] if row["certified"] else ["–"] * 2
-        )
-        cells.append("**the winner**" if row["name"] == written["winner"] else row["status"])
-        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["| " + " | ".join(_cells(row, written["winner"])) + " |" for row in written["rows"]]
     if written["evidence"]:
         lines += ["", f"What ran, by the runtime's own profiler: {written['evidence']}."]
     if written["preprocessing_ms"] is not None:
         lines += ["", f"Beside it: {written['preprocessing_ms']:.2f} ms to read, decode and resize an image file."]
     lines += [""] + [f"- {name}: {why}" for name, why in written["missing"].items()]
+    lines += [f"- out of time: {what}" for what in written["left_out"]]
     lines += [f"- {note}" for note in written["notes"]]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _title(written: dict[str, Any]) -> str:
+    data = written["images"].get("data", written["asked"]["data"])
+    return f"{written['model']}, {written['size']} px, on {data}: {written['winner'] or written['status']}"
+
+
+def _conditions(written: dict[str, Any]) -> str:
+    asked, images, machine = written["asked"], written["images"], written["environment"]
+    text = (
+        f"At most {asked['max_drop']:g} points of accuracy may be lost, proven with 95 % confidence. Batches of "
+        f"{asked['batch_size']}; {machine['cpu']}, {asked['threads'] or machine['num_cpus']} processors. "
+    )
+    if images:
+        text += (
+            f"Calibrated on {images['calibrate'][1]:,} images of {images['calibrate'][0]}, selected on "
+            f"{images['select'][1]:,} of {images['select'][0]}, certified on {images['certify'][1]:,} of "
+            f"{images['certify'][0]}. "
+        )
+    given = "" if asked["within_seconds"] is None else f" of the {asked['within_seconds']:g} s that it was given"
+    return f"{text}The search took {written['seconds']:.0f} s{given}."
+
+
+def _about_times(written: dict[str, Any]) -> str:
+    control = written["control"]
+    against_itself = (
+        "against itself it was not timed" if control is None else f"against itself it is {_times(control, 3)}"
+    )
+    return (
+        f"Times faster are against {written['baseline']}, the faster of PyTorch eager and compiled; {against_itself}. "
+        "Every form ran in processes of its own, in alternating blocks. Where certified, in several one after another, "
+        "and the intervals are Student's over these; times without an interval are of a first, short timing."
+    )
+
+
+def _times(ratio: dict[str, float | None], digits: int = 2) -> str:
+    value, low, high = ratio["ratio"], ratio["low"], ratio["high"]
+    return f"{value:.{digits}f}" + ("" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
+
+
+def _cells(row: dict[str, Any], winner: str | None) -> list[str]:
+    times, selected, certified = row["timed"] or row["screened"], row["selected"], row["certified"]
+    cells = [f"**{row['name']}**" if row["name"] == winner else row["name"]]
+    cells += [f"{times[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")] if times else ["–"] * 3
+    cells.append(_times(row["ratio"]) if row["ratio"] else "–")
+    cells += [f"{times['cold_start_seconds']:.1f}", f"{times['peak_memory_bytes'] / 1e6:.0f}"] if times else ["–"] * 2
+    cells.append(f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "–")
+    cells.append(f"{selected['drop']:+.2f}" if selected else "–")
+    cells += [f"{certified['drop']:+.2f}", f"{certified['bound']:.2f}"] if certified else ["–"] * 2
+    cells.append("**the winner**" if row["name"] == winner else row["status"])
+    return cells

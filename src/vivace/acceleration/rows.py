@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.parity import Parity
+from vivace.acceleration.preprocess_timing import PreprocessTimings
 from vivace.acceleration.profile import Profile
 from vivace.acceleration.splits import Splits
-from vivace.acceleration.timing import PreprocessTimings, Timings
+from vivace.acceleration.timing import Timings
+from vivace.measure import Ratio
 from vivace.metrics.paired import PairedLoss
 
 __all__ = ["Row", "SearchResult"]
@@ -25,8 +28,8 @@ class Row:
     screened: Timings | None = None
     timed: Timings | None = None
     """The longer timing, of the forms that came so far."""
-    ratio: tuple[float, float, float] | None = None
-    """Times as fast as the baseline, with its 95 % interval, in the longer timing; in the first one before that."""
+    ratio: Ratio | None = None
+    """Times as fast as the baseline: in the longer timing with its 95 % interval, in the first one without any."""
     selected: PairedLoss | None = None
     """On the images to select on."""
     certified: PairedLoss | None = None
@@ -39,7 +42,7 @@ class Row:
     @property
     def times_faster(self) -> float:
         """Than the baseline, which was timed beside it; 0 where it was not timed."""
-        return 0.0 if self.ratio is None else self.ratio[0]
+        return self.ratio[0] if self.ratio is not None and math.isfinite(self.ratio[0]) else 0.0
 
     @property
     def p50_ms(self) -> float:
@@ -54,18 +57,24 @@ class SearchResult:
     rows: list[Row]
     missing: dict[str, str]
     """Forms that could not be tried, with the reason."""
-    baseline: Row
-    """The faster of PyTorch eager and compiled in float32."""
-    winner: Row | None
+    status: str
+    """One of `decide.WON`, NOTHING, NOISY, UNDECIDED."""
+    baseline: Row | None = None
+    """The faster of PyTorch eager and compiled in float32; None where the time was over before it was timed."""
+    winner: Row | None = None
     """None: nothing was proven to be within the budget and faster."""
-    control: tuple[float, float, float]
-    """The baseline against itself, timed as the others: (ratio, low, high)."""
-    splits: Splits
-    num_certify: int
+    control: Ratio | None = None
+    """The baseline against itself, timed as the others; None where there was no time for it."""
+    splits: Splits | None = None
+    num_certify: int = 0
     """Images that the finalists were judged on."""
-    profile: Profile | None
+    profile: Profile | None = None
     """Of the winner, by its runtime's own profiler: which kernels ran; None where it can't be had."""
     preprocessing: PreprocessTimings | None = None
     """Of the winner's network, or the baseline's: reading, decoding and resizing a file; None without files."""
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What makes the result worth less than it seems."""
+    left_out: list[str] = field(default_factory=list)
+    """What was not started or was abandoned for want of time."""
     seconds: float = 0.0

@@ -10,7 +10,7 @@ of their risk, until one fails.
 from __future__ import annotations
 
 import dataclasses
-import time
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,20 @@ import numpy as np
 import torch
 
 from vivace.acceleration import decide
+from vivace.acceleration.budget import Budget, OutOfTime
 from vivace.acceleration.candidates import candidates_for
-from vivace.acceleration.layers import LAYERS, rank_layers
+from vivace.acceleration.layers import LAYERS
 from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.smaller import Smaller
 from vivace.acceleration.splits import Images
+from vivace.acceleration.steps import Steps
 from vivace.acceleration.timing import ratio_of
-from vivace.acceleration.variants import open_variant
+from vivace.acceleration.variants import Variant, open_variant, rank_layers_of
 from vivace.acceleration.workbench import Workbench
 from vivace.bundle import Bundle
 from vivace.config import check_choice, check_range
-from vivace.errors import ConfigError, VivaceError
+from vivace.errors import ConfigError, VivaceError, first_line
+from vivace.measure import Ratio
 from vivace.metrics.paired import PairedLoss
 from vivace.runtimes import is_quantized
 
@@ -39,6 +42,8 @@ OBJECTIVES = ("latency", "throughput", "size")
 TRAIN = ("auto", "on", "off")
 # so much of a given time is for building; training, timing and the certificates take the rest
 BUILD_SHARE = 0.35
+# and of what is left after that so much for the first timing; of the rest so much for answering on images to certify on
+SCREEN_SHARE, CERTIFY_SHARE = 0.5, 0.4
 # layers are ranked on so many images to select on, and so many sets of them tried
 NUM_RANK_IMAGES = 256
 MAX_GIVEN_BACK = 3
@@ -66,71 +71,108 @@ class Search:
         train: str = "auto",
         cache_dir: Path | None = None,
         on_bad_image: str = "auto",
+        started: float | None = None,
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
         """max_drop: share of accuracy that may be lost, (0, 1). work: folder for what is built; kept for a next try.
 
         train: whether smaller networks are trained; "auto": where a speed-up is asked for that is not reached without.
+        within_seconds: the whole search, from `started` of time.monotonic on, ends by then; None: no limit.
         """
         check_choice("objective", objective, OBJECTIVES)
         check_choice("train", train, TRAIN)
         check_range("batch", batch_size, 1)
+        if target_speedup is not None and not 0 < target_speedup < math.inf:
+            raise ConfigError(f"--target-speedup is out of range: got {target_speedup:g}. Give a number above 0.")
         if not 0 < max_drop < 1:
             raise ConfigError(
                 f"--max-drop is out of range: got {100 * max_drop:g} points. Give more than 0, under 100."
             )
-        self._started = time.monotonic()
         self._max_drop, self._objective, self._batch_size = max_drop, objective, batch_size
         self._target, self._train = target_speedup, train
-        self._tell = on_message
-        opening: dict[str, Any] = {"cache_dir": cache_dir, "on_bad_image": on_bad_image}
-        own = open_variant("", bundle, data, work, **opening)
-        self._bench = Workbench(
-            own,
-            work / "compiled",
-            batch_size=batch_size,
-            threads=threads,
-            deadline=None if within_seconds is None else self._started + within_seconds,
-            on_message=on_message,
-        )
-        self._smaller = Smaller(self._bench, data, work / "networks", opening, within_seconds=within_seconds)
-        self.splits = own.splits
-        self._certify = own.splits.certify.rows
+        self.budget = Budget(within_seconds, started=started)
+        self._steps = Steps(self.budget, on_message)
+        self._opening: dict[str, Any] = {"cache_dir": cache_dir, "on_bad_image": on_bad_image}
+        self._bundle, self._data, self._work, self._threads = bundle, data, work, threads
+        self._rows: list[Row] = []
 
     def run(self) -> SearchResult:
-        """Search. Raises VivaceError if not even the plain model can be timed."""
-        bench = self._bench
-        candidates, missing = candidates_for(torch.device("cpu"))
+        """Search. Raises VivaceError if not even the plain model can be timed, for another reason than the time."""
+        doing = "opening the images"
+        try:
+            own = self._steps.run(open_variant, "", self._bundle, self._data, self._work, **self._opening)
+            doing = "the search"
+            return self._searched(own)
+        except OutOfTime:
+            self._steps.leave_out(f"{doing}: abandoned")
+            return self._result(status=decide.UNDECIDED)
+        finally:
+            self._steps.close()
+
+    def _searched(self, own: Variant) -> SearchResult:
+        self._bench = bench = Workbench(
+            own, self._work / "compiled", self._steps, batch_size=self._batch_size, threads=self._threads
+        )
+        self._rows = bench.rows
+        self._smaller = Smaller(bench, self._data, self._work / "networks", self._opening)
+        self.splits = own.splits
+        self._certify = own.splits.certify.rows
+        hurried = bench.budget.seconds is not None
+        candidates, missing = candidates_for(torch.device("cpu"), hurried=hurried)
         bench.build(candidates, share=BUILD_SHARE)
-        bench.screen_first()
+        bench.screen_first(share=SCREEN_SHARE)
         baseline = self._baseline()
+        if baseline is None:
+            return self._result(status=decide.UNDECIDED, missing=missing, splits=own.splits)
         selected = self._select(decide.undominated(_timed(bench.rows), baseline, objective=self._objective))
         for runtime in LAYERS:
             selected += self._give_back(runtime, baseline)
         if self._wants_training(selected):
             selected += self._train_smaller(baseline, selected)
         finalists = decide.finalists_of(selected)
-        self._plan_certify(finalists)
-        certified = decide.certify_in_order(finalists, self._judge, max_drop=self._max_drop)
-        control = bench.time(baseline, certified)
-        if decide.is_disturbed(control) and bench.seconds_left() > 0:
-            self._tell("the timing was disturbed: once more")
-            control = bench.time(baseline, certified)
+        self._plan_certify(finalists, baseline)
+        certified = decide.certify_in_order(
+            finalists, lambda row, confidence: self._judge(row, confidence, baseline), max_drop=self._max_drop
+        )
+        control, num_processes = self._time(baseline, certified)
         winner = decide.pick_winner(certified, control, objective=self._objective)
+        status = decide.status_of(winner, control, num_processes=num_processes, out_of_time=bool(self._steps.left_out))
+        # work that begins here changes no verdict
         profile = bench.profile(winner) if winner is not None else None
-        return SearchResult(
-            rows=bench.rows,
+        preprocessing = bench.time_preprocessing(winner or baseline)
+        return self._result(
+            status=status,
             missing=missing,
             baseline=baseline,
             winner=winner,
             control=control,
-            splits=self.splits,
+            splits=own.splits,
             num_certify=len(self._certify),
             profile=profile,
-            preprocessing=bench.time_preprocessing(winner or baseline),
-            notes=decide.explain(bench.rows, winner, control, self._max_drop),
-            seconds=time.monotonic() - self._started,
+            preprocessing=preprocessing,
         )
+
+    def _time(self, baseline: Row, certified: Sequence[Row]) -> tuple[Ratio | None, int]:
+        """The control and its number of processes: timed once more where it is not level, and there is time."""
+        bench = self._bench
+        control, num_processes = bench.time(baseline, certified)
+        if control is None or (decide.is_level(control) and not decide.is_noisy(control)):
+            return control, num_processes
+        if not bench.budget.fits("", seconds=bench.final_seconds(baseline, len(certified))):
+            return control, num_processes
+        self._steps.tell("the timing was noisy: once more")
+        again = bench.time(baseline, certified)
+        return again if again[0] is not None else (control, num_processes)
+
+    def _result(self, *, status: str, **found: Any) -> SearchResult:
+        result = SearchResult(rows=self._rows, missing=found.pop("missing", {}), status=status, **found)
+        result.notes = decide.explain(self._rows, result.winner, result.control, self._max_drop) + self._steps.notes
+        result.left_out = self._steps.left_out
+        if result.splits is not None:
+            chance = decide.at_chance(self._rows, result.splits.certify.labels)
+            result.warnings = [] if chance is None else [chance]
+        result.seconds = self.budget.elapsed()
+        return result
 
     def bundle_of(self, row: Row) -> Bundle:
         """The candidate of a row as it was built."""
@@ -146,11 +188,16 @@ class Search:
         variant = self._bench.own if row is None else self._bench.variant(row)
         return dataclasses.replace(variant.splits.certify, rows=self._certify)
 
-    def _baseline(self) -> Row:
-        """The faster of PyTorch eager and compiled in float32; the ratios of all rows are to it."""
+    def _baseline(self) -> Row | None:
+        """The faster of PyTorch eager and compiled in float32; the ratios of all rows are to it.
+
+        None where the time was over before it was timed.
+        """
         rows = _timed(self._bench.rows)
         baseline = min((row for row in rows if _is_baseline(row)), key=lambda row: row.p50_ms, default=None)
         if baseline is None or baseline.screened is None:
+            if self._steps.left_out:
+                return None
             raise VivaceError(f"the plain model could not be timed: {self._bench.rows[0].status}. Is the bundle whole?")
         for row in rows:
             assert row.screened is not None
@@ -162,9 +209,9 @@ class Search:
         bench, selected = self._bench, []
         for row in rows:
             images = bench.variant(row).splits.select
-            self._tell(f"comparing {row.name} on {len(images):,} images")
-            row.selected = bench.loss(row, images, self.splits.select, "select")
-            row.parity = bench.parity(row)
+            if not self._compare(row, images):
+                continue
+            assert row.selected is not None
             # it must not cost a look at the images to certify on
             if decide.loses_too_much(row, self._max_drop) and row.candidate.risk > (False, 0, 0):
                 row.status = f"{decide.LOSES} {100 * row.selected.drop:.2f} points on the images to select on"
@@ -172,29 +219,51 @@ class Search:
             selected.append(row)
         return selected
 
+    def _compare(self, row: Row, images: Images) -> bool:
+        """Whether a form could be compared with the plain model on images to select on; its status says why not."""
+        bench = self._bench
+        if not bench.budget.fits("", seconds=bench.answer_seconds(row, images)):
+            row.status = "not compared: out of time"
+            self._steps.leave_out(f"{row.name}: not compared")
+            return False
+        self._steps.tell(f"comparing {row.name} on {len(images):,} images")
+        try:
+            if not np.isfinite(bench.probs(row, images, "select")).all():
+                row.status = "its answers are not finite"
+                return False
+            row.selected = bench.loss(row, images, self.splits.select, "select")
+            row.parity = bench.parity(row)
+        except OutOfTime:
+            row.status = "abandoned: out of time while it was compared"
+            self._steps.leave_out(f"{row.name}: {row.status}")
+            return False
+        except Exception as error:
+            # a runtime that fails costs this candidate, never the search
+            row.status = f"could not be compared: {type(error).__name__}: {first_line(error)}"
+            return False
+        return True
+
     def _give_back(self, runtime: str, baseline: Row) -> list[Row]:
         """Where all of a runtime in int8 lost too much, that which lost least with the fewest layers in float that will
         do, if it may be the fastest even so."""
         bench = self._bench
         rows = [row for row in _timed(bench.rows) if row.selected is not None]
         int8 = [row for row in rows if row.candidate.runtime == runtime and is_quantized(row.candidate.precision)]
-        if not int8 or not all(decide.lost_too_much(row) for row in int8) or bench.seconds_left() < 0:
+        if not int8 or not all(decide.lost_too_much(row) for row in int8):
             return []
         row = min(int8, key=lambda row: (decide.drop(row), -row.times_faster))
         rivals = [baseline, *(other for other in rows if not decide.lost_too_much(other))]
         if any(other.times_faster > row.times_faster for other in rivals):
             return []
         images = self.splits.select.some(NUM_RANK_IMAGES)
-        self._tell(f"ranking the layers of {row.name}")
+        self._steps.tell(f"ranking the layers of {row.name}")
         try:
-            groups = rank_layers(
-                bench.own.builder.int8_graph(row.candidate),
-                images.pixels(),
-                bench.own.probs(None, images),
-                precision=row.candidate.precision,
-            )
-        except (RuntimeError, ValueError) as error:
-            self._tell(f"no layers could be ranked: {error}")
+            groups = self._steps.run(rank_layers_of, bench.own, row.candidate, images)
+        except OutOfTime:
+            self._steps.leave_out(f"{row.name} with some layers in float")
+            return []
+        except (RuntimeError, ValueError, VivaceError) as error:
+            self._steps.note(f"no layers of {row.name} could be ranked: {first_line(error)}")
             return []
         counts = sorted({min(len(groups), 2**step) for step in range(MAX_GIVEN_BACK)} - {0})
         kept = [tuple(name for group in groups[:count] for name in group.layers) for count in counts]
@@ -227,17 +296,25 @@ class Search:
             joined += self._select(decide.undominated(rows, baseline, objective=self._objective))
         return joined
 
-    def _plan_certify(self, finalists: Sequence[Row]) -> None:
+    def _plan_certify(self, finalists: Sequence[Row], baseline: Row) -> None:
         """Choose how many images are judged, where all of them would take long; before any is looked at."""
         images = self.splits.certify
-        seconds = 1e-3 * sum(row.p50_ms for row in [*finalists, self._bench.rows[0]]) / self._batch_size * len(images)
-        if seconds > CERTIFY_SECONDS:
+        seconds = 1e-3 * sum(row.p50_ms for row in [*finalists, baseline]) / self._batch_size * len(images)
+        if seconds > min(CERTIFY_SECONDS, CERTIFY_SHARE * self.budget.seconds_left()):
             self._certify = images.some(decide.images_to_certify(finalists, self._max_drop, len(images))).rows
 
-    def _judge(self, row: Row, confidence: float) -> PairedLoss:
-        images = self._certify_images(row)
-        self._tell(f"certifying {row.name} on {len(images):,} images")
-        return self._bench.loss(row, images, self._certify_images(None), "certify", confidence=confidence)
+    def _judge(self, row: Row, confidence: float, baseline: Row) -> PairedLoss | None:
+        """What a form loses on the images to certify on; None where time is left for this or the last timing only."""
+        bench, images = self._bench, self._certify_images(row)
+        seconds = bench.answer_seconds(row, images) + bench.final_seconds(baseline, 1)
+        try:
+            if bench.budget.fits("", seconds=seconds):
+                self._steps.tell(f"certifying {row.name} on {len(images):,} images")
+                return bench.loss(row, images, self._certify_images(None), "certify", confidence=confidence)
+        except OutOfTime:
+            pass
+        self._steps.leave_out(f"{row.name}: not judged")
+        return None
 
 
 def _timed(rows: Sequence[Row]) -> list[Row]:

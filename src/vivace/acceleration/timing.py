@@ -18,29 +18,26 @@ from pathlib import Path
 
 import numpy as np
 
+from vivace.acceleration.budget import OutOfTime
 from vivace.acceleration.children import Child, Job, Side, SideFailure
 from vivace.config import check_range
-from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError
 from vivace.files import canonical_json, write_json
-from vivace.measure import bootstrap_ratio, student_ratio
+from vivace.measure import Ratio, process_ratio
 from vivace.scratch import scratch_folder
 
 __all__ = [
-    "PreprocessTimings",
     "Side",
     "SideFailure",
     "Timings",
     "ratio_of",
-    "time_preprocessing",
     "time_sides",
 ]
 
 # a block is long against the noise of a switch between processes, short against the drift of a machine
 BLOCK_SECONDS = 0.25
-# so much is timed after a deadline too, for less says nothing: rounds in one process, or processes and rounds in each
-LEAST_ROUNDS = 5
-LEAST_PROCESSES, LEAST_ROUNDS_EACH = 3, 2
+# of the time until a deadline so much is for loading the first processes; the rest is for the blocks
+LOAD_SHARE = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,55 +75,17 @@ class Timings:
         return float(np.median([1e3 * self.batch_size * len(block) / sum(block) for block in self.blocks_ms]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreprocessTimings:
-    """What it takes to make the network's input of an encoded image, one after another on one processor."""
+def ratio_of(baseline: Timings, candidate: Timings) -> Ratio:
+    """(ratio, low, high): how many times as fast the candidate is, with its 95 % interval as `process_ratio` has it.
 
-    samples_ms: tuple[tuple[float, ...], ...]
-    """A row for each pass over the images, a column for each image."""
-
-    @property
-    def p50_ms(self) -> float:
-        """ms of an image: the median over the images of each one's median over the passes."""
-        return float(np.median(np.median(self.samples_ms, axis=0)))
-
-
-def time_preprocessing(preprocess: Preprocess, images: Sequence[Path | bytes], *, passes: int = 5) -> PreprocessTimings:
-    """Time `Preprocess.load`: a file is read, decoded, cut and resized to uint8 [size, size, channels].
-
-    images: paths or encoded files. They are gone through once before the first pass that counts: files come out of the
-    system's memory, not from the disk. Raises ImageError for one that can't be decoded.
-    """
-    check_range("passes", passes, 1)
-    if not images:
-        raise ConfigError("no images to time the preprocessing with: got an empty list. Give some paths.")
-    samples: list[tuple[float, ...]] = []
-    for _ in range(passes + 1):
-        times = []
-        for image in images:
-            start = time.perf_counter()
-            preprocess.load(image)
-            times.append((time.perf_counter() - start) * 1e3)
-        samples.append(tuple(times))
-    return PreprocessTimings(samples_ms=tuple(samples[1:]))
-
-
-def ratio_of(baseline: Timings, candidate: Timings, *, seed: int = 0) -> tuple[float, float, float]:
-    """(ratio, low, high): how many times as fast the candidate is, with its 95 % interval.
-
-    Of the medians of blocks, paired by round: what slowed a whole round cancels. Where both were timed in several
-    processes, the median ratio of each pair of processes is one observation, and the interval is Student's over these:
-    it covers what differs between processes, of which blocks of the same ones say nothing. Of one process each it is
-    a bootstrap over rounds, and holds for these two processes only.
+    Of the medians of blocks, paired by round. Of one process each there is no interval: low and high are None.
     """
     if baseline.processes != candidate.processes:
         raise ValueError("sides that were not timed together have no ratio")
     pairs: dict[int, list[tuple[float, float]]] = {}
     for process, before, after in zip(baseline.processes, baseline.medians_ms, candidate.medians_ms, strict=True):
         pairs.setdefault(process, []).append((before, after))
-    if len(pairs) == 1:
-        return bootstrap_ratio(baseline.medians_ms, candidate.medians_ms, seed=seed)
-    return student_ratio([float(np.median([before / after for before, after in pair])) for pair in pairs.values()])
+    return process_ratio(list(pairs.values()))
 
 
 def time_sides(
@@ -148,8 +107,8 @@ def time_sides(
     name. threads: processors that each side may use; None: all. processes: so many of each side share its rounds, one
     after another; from 3 on an interval is of use, 5 are advised. compiled: folder for what a compiler makes, to be
     kept for a next call; without it that is only shared among the processes of this one. on_failure: told of a side
-    that fails, which is then left out; without it SideFailure is raised. deadline: of time.monotonic, after which no
-    more is done than an interval needs: five rounds, or with several processes two in each of three.
+    that fails, which is then left out; without it SideFailure is raised. deadline: of time.monotonic, when all ends:
+    whole rounds count, a side that was not loaded by then fails, and the result is empty where there is no whole round.
     """
     check_range("processes", processes, 1, rounds)
     arrays = images_NHWC if isinstance(images_NHWC, Mapping) else {side.name: images_NHWC for side in sides}
@@ -157,28 +116,25 @@ def time_sides(
         if len(array) < batch_size:
             raise ConfigError(f"too few images to time: got {len(array)} for batches of {batch_size}.")
 
-    def late() -> bool:
-        return deadline is not None and time.monotonic() > deadline
-
     with scratch_folder("timing") as folder:
         files = _saved({side.name: arrays[side.name] for side in sides}, Path(folder))
         job = Job(batch_size=batch_size, threads=threads, block_seconds=block_seconds)
         records = [_Record(side, files[side.name], job, compiled or Path(folder)) for side in sides]
         for process in range(processes):
-            if process >= LEAST_PROCESSES and late():
-                break
-            generation = _Generation(records, on_failure)
+            generation = _Generation(records, on_failure, float("inf") if deadline is None else deadline)
             try:
-                generation.load(backwards=process % 2 == 1)
+                # later processes are only worth it where all sides have one
+                generation.load(backwards=process % 2 == 1, may_abandon=process == 0)
                 for number in range(rounds // processes + (process < rounds % processes)):
-                    if number >= (LEAST_ROUNDS if processes == 1 else LEAST_ROUNDS_EACH) and late():
-                        break
                     generation.run_round(backwards=(process + number) % 2 == 1)
-                generation.take(process)
+                generation.note_memory()
+            except OutOfTime:
+                break
             finally:
+                generation.take_whole_rounds(process)
                 generation.close()
-            records = generation.records
-        return [record.timings() for record in records]
+                records = generation.records
+        return [record.timings() for record in records if record.was_timed]
 
 
 def _saved(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, Path]:
@@ -228,9 +184,15 @@ class _Record:
         # blocks of all processes are of as many calls
         self._num_calls = child.warm_up(self._num_calls)
 
-    def take(self, child: Child, process: int) -> None:
-        self._blocks += child.blocks
-        self._processes += [process] * len(child.blocks)
+    @property
+    def was_timed(self) -> bool:
+        return bool(self._blocks)
+
+    def take(self, child: Child, process: int, count: int) -> None:
+        self._blocks += child.blocks[:count]
+        self._processes += [process] * count
+
+    def note_memory(self, child: Child) -> None:
         self._peak_memory_bytes = max(self._peak_memory_bytes, child.peak_memory_bytes())
 
     def timings(self) -> Timings:
@@ -247,12 +209,29 @@ class _Record:
 class _Generation:
     """One process of each side, all alive together."""
 
-    def __init__(self, records: Sequence[_Record], on_failure: Callable[[Side, str], None] | None) -> None:
+    def __init__(
+        self, records: Sequence[_Record], on_failure: Callable[[Side, str], None] | None, deadline: float
+    ) -> None:
         self.records = list(records)
         self._on_failure = on_failure
+        self._deadline = deadline
+        self._waits_until = deadline
+        self._may_abandon = False
         self._children: dict[_Record, Child] = {}
 
-    def load(self, *, backwards: bool) -> None:
+    def load(self, *, backwards: bool, may_abandon: bool) -> None:
+        """Start all. may_abandon: one that is not there when its share of the time is over is left out, and the others
+        go on; otherwise, and for all that follows, OutOfTime is raised at the deadline."""
+        if may_abandon:
+            self._may_abandon = True
+            self._waits_until = time.monotonic() + LOAD_SHARE * (self._deadline - time.monotonic())
+        self._load(backwards=backwards)
+        self._may_abandon, self._waits_until = False, self._deadline
+        self._each(lambda record, child: record.warm_up(child), backwards=backwards)
+        # once more at the end; this one is there after a deadline too
+        self.note_memory()
+
+    def _load(self, *, backwards: bool) -> None:
         # one that starts cold has the machine to itself, for its seconds are told; the others start together
         for record in [record for record in self.records if not record.knows_cold_start]:
             # known by now, where another side is of the same form
@@ -264,13 +243,19 @@ class _Generation:
             self._attempt(record, self._begin)
         for record in warm:
             self._attempt(record, lambda record, child: child.end_load())
-        self._each(lambda record, child: record.warm_up(child), backwards=backwards)
 
     def run_round(self, *, backwards: bool) -> None:
         self._each(lambda record, child: child.run_block(), backwards=backwards)
 
-    def take(self, process: int) -> None:
-        self._each(lambda record, child: record.take(child, process))
+    def note_memory(self) -> None:
+        self._each(lambda record, child: record.note_memory(child))
+
+    def take_whole_rounds(self, process: int) -> None:
+        """The rounds in which every side has a block: all of them, or those before the deadline."""
+        if all(record in self._children for record in self.records):
+            counts = [len(self._children[record].blocks) for record in self.records]
+            for record in self.records:
+                record.take(self._children[record], process, min(counts))
 
     def close(self) -> None:
         for child in self._children.values():
@@ -288,13 +273,27 @@ class _Generation:
         if record not in self.records:
             return
         try:
+            if time.monotonic() >= self._waits_until:
+                raise OutOfTime("not timed: out of time")
             if record not in self._children:
                 # counted before it is asked, so that it ends whatever happens
                 self._children[record] = record.child()
+            self._children[record].deadline = self._waits_until
             do(record, self._children[record])
+        except OutOfTime as error:
+            if not self._may_abandon:
+                raise
+            self._leave_out(
+                record, "abandoned: out of time while it was loaded" if record in self._children else str(error)
+            )
         except SideFailure as error:
             if self._on_failure is None:
                 raise
-            self.records.remove(record)
+            self._leave_out(record, str(error))
+
+    def _leave_out(self, record: _Record, why: str) -> None:
+        self.records.remove(record)
+        if record in self._children:
             self._children.pop(record).close()
-            self._on_failure(record.side, str(error))
+        if self._on_failure is not None:
+            self._on_failure(record.side, why)

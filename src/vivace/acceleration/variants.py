@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from vivace.acceleration.candidates import Builder, Candidate
+from vivace.acceleration.layers import GivenBack, rank_layers
 from vivace.acceleration.parity import PLAIN
 from vivace.acceleration.splits import Images, Splits, open_splits
 from vivace.bundle import Bundle
 from vivace.errors import DataError
 from vivace.runtimes import load_runtime
 
-__all__ = ["Variant", "open_variant"]
+__all__ = ["Variant", "open_variant", "rank_layers_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,16 @@ class Variant:
         form = PLAIN if candidate is None else (candidate.runtime, candidate.precision)
         bundle = self.bundle if candidate is None else self.builder.build(candidate)
         return images.probs(load_runtime(form[0], bundle, device=torch.device("cpu"), precision=form[1]))
+
+
+def rank_layers_of(variant: Variant, candidate: Candidate, images: Images) -> list[GivenBack]:
+    """Layers of a network's int8 form that are worth their return to float, the best first; see `rank_layers`."""
+    return rank_layers(
+        variant.builder.int8_graph(candidate),
+        images.pixels(),
+        variant.probs(None, images),
+        precision=candidate.precision,
+    )
 
 
 def open_variant(

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vivace.acceleration.budget import OutOfTime
 from vivace.acceleration.candidates import Candidate
+from vivace.acceleration.decide import LEAST_PROCESSES
 from vivace.acceleration.parity import Parity, compare_probs
+from vivace.acceleration.preprocess_timing import PreprocessTimings, time_preprocessing
 from vivace.acceleration.profile import Profile, profile_layers
 from vivace.acceleration.rows import Row
 from vivace.acceleration.splits import Images
+from vivace.acceleration.steps import Steps
 from vivace.acceleration.timing import (
-    PreprocessTimings,
+    BLOCK_SECONDS,
     Side,
     SideFailure,
     Timings,
     ratio_of,
-    time_preprocessing,
     time_sides,
 )
 from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle
 from vivace.errors import VivaceError, first_line
+from vivace.measure import Ratio
 from vivace.metrics.paired import PairedLoss, paired_loss
 
 __all__ = ["Workbench"]
@@ -34,6 +37,8 @@ __all__ = ["Workbench"]
 SCREEN_ROUNDS = 5
 FINAL_ROUNDS, FINAL_PROCESSES = 15, 5
 NUM_TIMED_IMAGES = 64
+# the status of a row that was not started
+LEFT_OUT = "not tried: out of time"
 
 
 class Workbench:
@@ -43,24 +48,19 @@ class Workbench:
         self,
         own: Variant,
         compiled: Path,
+        steps: Steps,
         *,
         batch_size: int,
         threads: int | None,
-        deadline: float | None,
-        on_message: Callable[[str], None],
     ) -> None:
-        """compiled: folder for what compilers make. deadline: of time.monotonic, None without one."""
+        """compiled: folder for what compilers make."""
         self.own = own
         self.variants = {own.name: own}
         self.rows: list[Row] = []
-        self.tell = on_message
+        self.steps, self.budget = steps, steps.budget
         self._compiled = compiled
-        self._batch_size, self._threads, self._deadline = batch_size, threads, deadline
+        self._batch_size, self._threads = batch_size, threads
         self._probs: dict[tuple[str, str], np.ndarray] = {}
-
-    def seconds_left(self) -> float:
-        """Until the deadline; infinite without one."""
-        return float("inf") if self._deadline is None else self._deadline - time.monotonic()
 
     def variant(self, row: Row) -> Variant:
         """The network that a row is a form of."""
@@ -72,48 +72,69 @@ class Workbench:
 
     def build(self, candidates: Sequence[Candidate], *, share: float = 1.0) -> list[Row]:
         """Rows of candidates, built; share: of the time that is left, after which no more are."""
-        rows, total = [], self.seconds_left()
-        for candidate in candidates:
-            row = Row(candidate=candidate)
-            rows.append(row)
-            if self.seconds_left() < (1 - share) * total and candidate.precision != "fp32":
-                row.status = "not tried: out of time"
-                continue
-            self.tell(f"building {row.name}")
-            try:
-                built = self.bundle_of(row)
-                row.num_bytes = sum((built.folder / name).stat().st_size for name in _deployed(built))
-            except Exception as error:
-                # an exporter that fails costs this candidate, never the search
-                row.status = f"could not be built: {type(error).__name__}: {first_line(error)}"
+        rows = [Row(candidate=candidate) for candidate in candidates]
         self.rows += rows
+        until = self.budget.after(share)
+        for row in rows:
+            self._build(row, until)
         return rows
 
-    def screen_first(self) -> None:
-        """Time all rows that were built beside each other; their ratios wait for a baseline."""
-        by_name = {row.name: row for row in self.rows}
-        for timings in self._screen(self.rows):
-            by_name[timings.name].screened = timings
+    def _build(self, row: Row, until: float) -> None:
+        kind = f"build {row.candidate.runtime} {row.candidate.precision}"
+        if not self.budget.fits(kind, until=until):
+            row.status = LEFT_OUT
+            self.steps.leave_out(f"{row.name}: not built")
+            return
+        self.steps.tell(f"building {row.name}")
+        began = self.budget.elapsed()
+        try:
+            with self.budget.measured(kind):
+                built = self._built(row, until)
+            row.num_bytes = sum((built.folder / name).stat().st_size for name in _deployed(built))
+        except OutOfTime:
+            row.status = f"abandoned: out of time after building for {self.budget.elapsed() - began:.0f} s"
+            self.steps.leave_out(f"{row.name}: {row.status}")
+        except Exception as error:
+            # an exporter that fails costs this candidate, never the search
+            row.status = f"could not be built: {type(error).__name__}: {first_line(error)}"
 
-    def screen(self, rows: Sequence[Row], baseline: Row) -> list[Row]:
-        """Time further rows beside the baseline; those that could be."""
-        by_name = {row.name: row for row in rows}
-        again = Row(candidate=baseline.candidate)
-        first, *others = self._screen([again, *rows])
-        for timings in others:
-            row = by_name[timings.name]
-            row.screened, row.ratio = timings, ratio_of(first, timings)
+    def _built(self, row: Row, until: float) -> Bundle:
+        if row.candidate.is_exported:
+            return self.steps.run_until(until, self.variant(row).builder.build, row.candidate)
+        # the weights are copied, nothing else
+        return self.bundle_of(row)
+
+    def screen_first(self, *, share: float = 1.0) -> None:
+        """Time all rows that were built beside each other; their ratios wait for a baseline.
+
+        share: of the time that is left.
+        """
+        timings = self._screen(self.rows, share)
+        for row in self.rows:
+            row.screened = timings.get(row.name)
+
+    def screen(self, rows: Sequence[Row], baseline: Row, *, share: float = 1.0) -> list[Row]:
+        """Time further rows beside the baseline; those that could be. share: of the time that is left."""
+        timings = self._screen([Row(candidate=baseline.candidate), *rows], share)
+        first = timings.get(baseline.name)
+        for row in rows:
+            if first is None and row.status == "built":
+                row.status = f"not timed: {baseline.name} could not be timed beside it"
+            elif first is not None and row.name in timings:
+                row.screened, row.ratio = timings[row.name], ratio_of(first, timings[row.name])
         return [row for row in rows if row.screened is not None]
 
-    def _screen(self, rows: Sequence[Row]) -> list[Timings]:
+    def _screen(self, rows: Sequence[Row], share: float) -> dict[str, Timings]:
         """Time rows that were built beside each other, briefly; those that can't be timed are told why."""
         sides = {row.name: row for row in rows if row.status == "built"}
 
         def failed(side: Side, why: str) -> None:
             sides[side.name].status = first_line(why)
+            if "out of time" in why:
+                self.steps.leave_out(f"{side.name}: {first_line(why)}")
 
-        self.tell(f"timing {len(sides)} forms")
-        return time_sides(
+        self.steps.tell(f"timing {len(sides)} forms")
+        timed = time_sides(
             [self._side(row) for row in sides.values()],
             self._timed_images(list(sides.values())),
             batch_size=self._batch_size,
@@ -121,11 +142,33 @@ class Workbench:
             rounds=SCREEN_ROUNDS,
             compiled=self._compiled,
             on_failure=failed,
+            deadline=None if self.budget.seconds is None else self.budget.after(share),
         )
+        for name, row in sides.items():
+            if row.status == "built" and name not in {timings.name for timings in timed}:
+                row.status = LEFT_OUT
+                self.steps.leave_out(f"{name}: not timed")
+        return {timings.name: timings for timings in timed}
 
-    def time(self, baseline: Row, certified: Sequence[Row]) -> tuple[float, float, float]:
-        """The longer timing of what was certified, with the baseline twice: against itself it is the control."""
-        self.tell(f"timing {len(certified)} certified forms against {baseline.name}")
+    def final_seconds(self, baseline: Row, num_certified: int) -> float:
+        """How long the longer timing takes at least, by how long the baseline took to start."""
+        sides = 2 + num_certified
+        blocks = sides * FINAL_ROUNDS / FINAL_PROCESSES * BLOCK_SECONDS
+        start = 0.0 if baseline.screened is None else baseline.screened.cold_start_seconds
+        return LEAST_PROCESSES * (start + blocks)
+
+    def time(self, baseline: Row, certified: Sequence[Row]) -> tuple[Ratio | None, int]:
+        """The longer timing of what was certified, with the baseline twice: against itself it is the control.
+
+        The control, None where it could not be timed any more, and in how many processes each side was.
+        """
+        for row in certified:
+            # what was measured before was too short to win by
+            row.timed = row.ratio = None
+        if not self.budget.fits("", seconds=self.final_seconds(baseline, len(certified))):
+            self.steps.leave_out("the timing that decides: not started")
+            return None, 0
+        self.steps.tell(f"timing {len(certified)} certified forms against {baseline.name}")
         images = self._timed_images([baseline, *certified])
         by_name = {row.name: row for row in certified}
 
@@ -134,7 +177,7 @@ class Workbench:
                 raise SideFailure(why)
             by_name[side.name].status = first_line(why)
 
-        first, control, *others = time_sides(
+        timed = time_sides(
             [self._side(baseline), dataclasses.replace(self._side(baseline), name="control")]
             + [self._side(row) for row in certified],
             {**images, "control": images[baseline.name]},
@@ -144,40 +187,59 @@ class Workbench:
             processes=FINAL_PROCESSES,
             compiled=self._compiled,
             on_failure=failed,
-            deadline=self._deadline,
+            deadline=None if self.budget.seconds is None else self.budget.deadline,
         )
-        baseline.timed, baseline.ratio = first, (1.0, 1.0, 1.0)
-        for row in certified:
-            # one that died now has no time to win by
-            row.ratio = None
-        for timings in others:
-            row = by_name[timings.name]
-            row.timed, row.ratio = timings, ratio_of(first, timings)
-        return ratio_of(first, control)
+        found = {timings.name: timings for timings in timed}
+        if baseline.name not in found or "control" not in found:
+            self.steps.leave_out("the timing that decides: abandoned")
+            return None, 0
+        first = baseline.timed = found[baseline.name]
+        num_processes = len(set(first.processes))
+        if num_processes < FINAL_PROCESSES:
+            self.steps.leave_out(f"the timing that decides: {num_processes} of {FINAL_PROCESSES} processes were timed")
+        baseline.ratio = (1.0, 1.0, 1.0)
+        for name, row in by_name.items():
+            if name in found:
+                row.timed, row.ratio = found[name], ratio_of(first, found[name])
+        return ratio_of(first, found["control"]), num_processes
 
     def profile(self, row: Row) -> Profile | None:
         """Which kernels a form ran, as its runtime tells; None, and a message, where it can't."""
         images = next(iter(self._timed_images([row]).values()))[: self._batch_size]
         try:
-            return profile_layers(self.bundle_of(row), images, threads=self._threads)
+            return self.steps.run(profile_layers, self.bundle_of(row), images, threads=self._threads)
+        except OutOfTime:
+            self.steps.leave_out(f"the profile of {row.name}")
         except VivaceError as error:
-            self.tell(f"no profile of {row.name}: {error}")
-            return None
+            self.steps.note(f"no profile of {row.name}: {first_line(error)}")
+        return None
 
     def time_preprocessing(self, row: Row) -> PreprocessTimings | None:
         """What it takes to make the input of a row's network of a file; None without files that can be read."""
         variant = self.variant(row)
-        try:
-            return time_preprocessing(variant.bundle.preprocess, [Path(file) for file in variant.splits.files])
-        except VivaceError:
+        if not variant.splits.files:
             return None
+        try:
+            return self.steps.run(
+                time_preprocessing, variant.bundle.preprocess, [Path(f) for f in variant.splits.files]
+            )
+        except OutOfTime:
+            self.steps.leave_out("the timing of the preprocessing")
+        except VivaceError as error:
+            self.steps.note(f"preprocessing was not timed: {first_line(error)}")
+        return None
+
+    def answer_seconds(self, row: Row, images: Images) -> float:
+        """How long a form takes to answer for images, by how it was timed."""
+        start = 0.0 if row.screened is None else row.screened.cold_start_seconds
+        return start + (0.0 if row.p50_ms == float("inf") else 1e-3 * row.p50_ms * len(images) / self._batch_size)
 
     def probs(self, row: Row | None, images: Images, part: str) -> np.ndarray:
         """probs_NK of a form, or of the plain model, on images; computed once for each `part`."""
         key = (row.name if row else "plain", part)
         if key not in self._probs:
             variant = self.own if row is None else self.variant(row)
-            self._probs[key] = variant.probs(row.candidate if row else None, images)
+            self._probs[key] = self.steps.run(variant.probs, row.candidate if row else None, images)
         return self._probs[key]
 
     def loss(self, row: Row, images: Images, own_images: Images, part: str, *, confidence: float = 0.95) -> PairedLoss:
@@ -190,7 +252,9 @@ class Workbench:
         """Of a form with its own network in PyTorch, on the images to select on."""
         variant = self.variant(row)
         images = variant.splits.select
-        expected = self.probs(None, images, "select") if variant is self.own else variant.probs(None, images)
+        expected = (
+            self.probs(None, images, "select") if variant is self.own else self.steps.run(variant.probs, None, images)
+        )
         return compare_probs(
             expected,
             self.probs(row, images, "select"),

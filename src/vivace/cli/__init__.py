@@ -30,7 +30,7 @@ EXIT_STATUSES = """exit status:
   0  done
   1  failed while working
   2  refused before work began: the message names the cause and the mend
-  3  accelerate found nothing faster within the budget: the bundle stays as it is
+  3  accelerate left the bundle as it is: nothing faster within the accuracy budget, timing too noisy, or out of time
   130, 143  stopped by Ctrl-C or SIGTERM, after saving; a second signal stops at once"""
 
 

@@ -39,7 +39,7 @@ class Options:
     threads: int | None = None
     """Processors to use. Default: all."""
     within: str | None = None
-    """Wall-clock for the search, such as 20m: no new form is built once a third of it is gone."""
+    """Wall-clock for all of it, from the start of the process, such as 20m: what does not fit is left out and said."""
     target_speedup: float | None = None
     """Say whether it was made so many times as fast; smaller networks are trained where it is not without."""
     train: Literal["auto", "on", "off"] = "auto"
@@ -55,19 +55,23 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Search, and say what was found; exit status 3 where nothing faster was proven."""
+    """Search, and say what was found; exit status 3 where nothing faster was proven, or nothing could be decided."""
     import sys
+    import time
 
     from vivace.acceleration.accelerate import accelerate
     from vivace.acceleration.receipt import markdown
     from vivace.bundle import load_bundle
+    from vivace.hardware import process_seconds
     from vivace.training.run import parse_duration
 
     def tell(message: str) -> None:
         if not options.quiet:
             print(message, file=sys.stderr, flush=True)
 
-    folder = Path(options.bundle)
+    started = time.monotonic() - process_seconds()
+    # of "." and ".." no other folder's name can be made
+    folder = Path(options.bundle) if Path(options.bundle).name not in ("", "..") else Path(options.bundle).resolve()
     out = options.out or folder.with_name(folder.name + "-accelerated")
     result = accelerate(
         _given(options, out) if _is_name(options) else load_bundle(folder),
@@ -82,18 +86,22 @@ def run(options: Options) -> int:
         train=options.train,
         cache_dir=options.cache_dir,
         on_bad_image=options.on_bad_image,
+        started=started,
         draw=_draw,
         on_message=tell,
     )
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if options.json:
         print_json(result.to_dict())
     else:
         print(markdown(result.receipt))
         print(f"the bundle: {result.bundle}")
     if not result.accelerated:
+        # said whatever --quiet asks for: it is the answer
         best = result.receipt["best"]
         nearest = f"; {best} came nearest" if best else ""
-        print(f"nothing faster was proven to be within the budget: the bundle stays as it is{nearest}", file=sys.stderr)
+        print(f"{result.status}: the bundle is unchanged{nearest}", file=sys.stderr)
         return NOTHING_FASTER
     return 0
 
