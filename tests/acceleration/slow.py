@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ from vivace.acceleration import budget as budget_module
 from vivace.acceleration import worker as worker_module
 from vivace.acceleration.budget import OutOfTime
 from vivace.acceleration.candidates import Builder, Candidate
+from vivace.acceleration.variants import Variant, open_variant
 from vivace.bundle import Bundle
 
-__all__ = ["Clock", "SlowBuilder", "told_clock"]
+__all__ = ["Clock", "SlowBuilder", "open_with_slow_builder", "told_clock"]
 
 
 class Clock:
@@ -48,6 +50,13 @@ def told_clock(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> Cloc
     monkeypatch.setattr(budget_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(worker_module.Worker, "run", lambda self, *args, **kwargs: clock.run(*args, **kwargs))
     return clock
+
+
+def open_with_slow_builder(*args: Any, **kwargs: Any) -> Variant:
+    """As `open_variant`, in whatever process, and nothing can be exported of it in time."""
+    variant = open_variant(*args, **kwargs)
+    images = variant.splits.calibrate
+    return dataclasses.replace(variant, builder=SlowBuilder(variant.bundle, args[3], images.pixels))
 
 
 class SlowBuilder(Builder):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
 from vivace.cli.common import print_json, verb_options
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from vivace.bundle import Bundle
@@ -56,6 +58,18 @@ class Options:
 
 def run(options: Options) -> int:
     """Search, and say what was found; exit status 3 where nothing faster was proven, or nothing could be decided."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.suppress(ValueError):
+            # only the main thread may
+            signal.signal(signal.SIGTERM, _stop)
+        return _run(options)
+    finally:
+        with contextlib.suppress(ValueError, TypeError):
+            signal.signal(signal.SIGTERM, before)
+
+
+def _run(options: Options) -> int:
     import sys
     import time
 
@@ -104,6 +118,13 @@ def run(options: Options) -> int:
         print(f"{result.status}: the bundle is unchanged{nearest}", file=sys.stderr)
         return NOTHING_FASTER
     return 0
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    """SIGTERM: processes that were started end first, as after Ctrl-C."""
+    raise Interrupted(
+        f"stopped by {signal.Signals(number).name}; the same command goes on from what was built", signal_number=number
+    )
 
 
 def _is_name(options: Options) -> bool:
