@@ -64,6 +64,10 @@ def run(options: Options) -> int:
             # only the main thread may
             signal.signal(signal.SIGTERM, _stop)
         return _run(options)
+    except _Terminated:
+        raise Interrupted(
+            "stopped by SIGTERM; the same command goes on from what was built", signal_number=signal.SIGTERM
+        ) from None
     finally:
         with contextlib.suppress(ValueError, TypeError):
             signal.signal(signal.SIGTERM, before)
@@ -120,11 +124,12 @@ def _run(options: Options) -> int:
     return 0
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which must be no error of a candidate's: processes that were started end first, as after Ctrl-C."""
+
+
 def _stop(number: int, frame: Any) -> NoReturn:
-    """SIGTERM: processes that were started end first, as after Ctrl-C."""
-    raise Interrupted(
-        f"stopped by {signal.Signals(number).name}; the same command goes on from what was built", signal_number=number
-    )
+    raise _Terminated
 
 
 def _is_name(options: Options) -> bool:
