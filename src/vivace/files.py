@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -24,10 +23,11 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "canonical_json",
+    "held",
+    "new_folder",
     "remove_leftovers",
     "sha256_of",
     "sync_files",
-    "temporary_folder",
     "write_json",
 ]
 
@@ -65,7 +65,7 @@ def atomic_file(path: Path, *, check: Callable[[Path], object] | None = None) ->
     Missing parent folders are made. check(path) is called just before the name changes; nothing does if it raises.
     """
     path = path.absolute()
-    with _parents_of(path), _held(path, _new_file) as (temporary, descriptor):
+    with _parents_of(path), held(path, _new_file) as (temporary, descriptor):
         with open(descriptor, "wb", closefd=False) as file:
             yield file
             file.flush()
@@ -87,7 +87,7 @@ def atomic_folder(path: Path, *, sync: bool = True, check: Callable[[Path], obje
     path = path.absolute()
     with _parents_of(path):
         remove_leftovers(path.parent, path.name)
-        with _held(path, _new_folder) as (temporary, _):
+        with held(path, new_folder) as (temporary, _):
             yield temporary
             if sync:
                 sync_files(temporary)
@@ -97,14 +97,6 @@ def atomic_folder(path: Path, *, sync: bool = True, check: Callable[[Path], obje
                 temporary.rename(path)
     if sync:
         _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
-    """An empty, private folder beside `path`, gone after the block: `remove_leftovers` knows a killed process's."""
-    with _held(path.absolute(), functools.partial(_new_folder, mode=0o700)) as (temporary, _):
-        yield temporary
-        _remove(temporary)
 
 
 def _replace_folder(temporary: Path, path: Path, check: Callable[[Path], object]) -> None:
@@ -166,7 +158,7 @@ def _parents_of(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
+def held(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
     """A new temporary name beside `path` and its descriptor, locked while this process lives; gone after the block."""
     while True:
         stem = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])
@@ -189,7 +181,7 @@ def _new_file(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
-def _new_folder(path: Path, mode: int = 0o777) -> int:
+def new_folder(path: Path, mode: int = 0o777) -> int:
     path.mkdir(mode=mode)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 

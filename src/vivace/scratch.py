@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from vivace.files import remove_leftovers, temporary_folder
+from vivace.files import held, new_folder, remove_leftovers
 
 __all__ = ["scratch_folder"]
 
@@ -20,5 +22,6 @@ def scratch_folder(purpose: str, parent: Path | None = None) -> Iterator[Path]:
     """
     path = (parent or Path(tempfile.gettempdir())) / f"vivace-{purpose}"
     remove_leftovers(path.parent, path.name)
-    with temporary_folder(path) as folder:
+    with held(path.absolute(), functools.partial(new_folder, mode=0o700)) as (folder, _):
         yield folder
+        shutil.rmtree(folder, ignore_errors=True)

@@ -24,8 +24,9 @@ from PIL import Image
 from vivace.data import cache as cache_module
 from vivace.data import cachefiles, workers
 from vivace.data.cache import Cache, open_cache
-from vivace.data.cachedir import default_cache_dir, list_caches, remove_cache
+from vivace.data.cachedir import default_cache_dir
 from vivace.data.cachefiles import allocate, keep_rows, settle
+from vivace.data.cachelist import list_caches, remove_caches
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
@@ -545,7 +546,7 @@ def test_worker_processes_give_what_threads_give(make_folder: MakeFolder, monkey
     root = make_folder(per_class=20)
     (root / "red" / "bad.png").write_bytes(b"x")
     in_threads = opened(root, on_bad_image="skip")
-    remove_cache(default_cache_dir(), in_threads.folder.name)
+    remove_caches(default_cache_dir(), in_threads.folder.name)
     monkeypatch.setattr(workers, "MIN_FILES_FOR_PROCESSES", 1)
     in_processes = opened(root, on_bad_image="skip", num_workers=2)
     assert (in_processes.fingerprint, in_processes.audit) == (in_threads.fingerprint, in_threads.audit)

@@ -1,4 +1,4 @@
-"""The folder of caches: found or replaced by a temporary one, listed, emptied, and written by one at a time."""
+"""The folder of caches: found or replaced by a temporary one, written by one at a time, cleared of what was killed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from vivace.data.cache import Cache, open_cache
-from vivace.data.cachedir import building, clear_leftovers, default_cache_dir, list_caches, remove_cache
-from vivace.data.preprocess import Preprocess
+from vivace.data.cachedir import building, clear_leftovers, default_cache_dir
 from vivace.data.sources import open_source
-from vivace.errors import DataError
-
-
-@pytest.fixture
-def cache(make_folder: Callable[..., Path]) -> Cache:
-    return open_cache(open_source(make_folder()), Preprocess(size=16, store_size=16))
 
 
 @pytest.fixture
@@ -79,32 +71,6 @@ def test_a_temporary_folder_that_somebody_else_laid_out_is_not_trusted(tmp_path:
     place = default_cache_dir()
     assert place.parent == tmp_path / "tmp"
     assert not place.is_symlink()
-
-
-def test_caches_are_listed_and_removed(cache: Cache) -> None:
-    (entry,) = list_caches(default_cache_dir())
-    assert (entry.name, entry.num_images) == (cache.folder.name, 24)
-    assert entry.num_bytes > 24 * 16 * 16 * 3
-    remove_cache(default_cache_dir(), entry.name)
-    assert list_caches(default_cache_dir()) == []
-    assert list_caches(default_cache_dir() / "nowhere") == []
-
-
-def test_a_damaged_cache_is_listed_and_can_be_removed(cache: Cache) -> None:
-    (cache.folder / "cache.json").write_text("[1, 2")
-    (entry,) = list_caches(default_cache_dir())
-    assert entry.num_images == 0
-    (cache.folder / "cache.json").unlink()
-    assert [entry.name for entry in list_caches(default_cache_dir())] == [cache.folder.name]
-    remove_cache(default_cache_dir(), entry.name)
-    assert not cache.folder.exists()
-
-
-@pytest.mark.parametrize("name", ["..", "../images", ".", "", "/", "colour"])
-def test_only_a_cache_can_be_removed(cache: Cache, name: str) -> None:
-    with pytest.raises(DataError, match=r"there is no such cache: got .* 'vivace cache' lists them\."):
-        remove_cache(default_cache_dir(), name)
-    assert cache.folder.is_dir()
 
 
 def test_building_waits_for_another_process_and_not_for_one_that_was_killed(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ VERBS = {
     "bench": "measure what each technique is worth on your data and machine",
     "audit": "look for corrupt, duplicate, leaked and suspect images",
     "doctor": "tell what this machine is, what pays on it, and what is missing",
-    "cache": "list or remove the caches of decoded images",
+    "cache": "list or remove what is kept in the cache: images, archives, downloads, kernels",
 }
 
 EXIT_STATUSES = """exit status:

@@ -1,4 +1,4 @@
-"""List the caches of decoded images, or remove them."""
+"""List what is kept in the cache (images, archives, downloads, kernels, compiled networks), or remove it."""
 
 from __future__ import annotations
 
@@ -12,40 +12,37 @@ class Options:
     """The options of `vivace cache`."""
 
     remove: str | None = None
-    """Remove the cache with this name, or "all"."""
+    """Remove what has this name, such as images/digits-0123456789; all of a kind, such as kernels; or "all"."""
     cache_dir: Path | None = None
-    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    """Where the cache is. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False
     """Print the list as one JSON object on the last line."""
 
 
 def run(options: Options) -> None:
     """Remove what was asked for, then list what is there."""
-    from vivace.data.cachedir import default_cache_dir, list_caches, remove_cache
-    from vivace.errors import DataError, nearest
+    from vivace.data.cachedir import clear_leftovers, default_cache_dir
+    from vivace.data.cachelist import list_caches, remove_caches
 
     cache_dir = options.cache_dir or default_cache_dir()
-    if options.remove is not None:
-        names = [entry.name for entry in list_caches(cache_dir)]
-        chosen = names if options.remove == "all" else [name for name in names if name == options.remove]
-        if not chosen and options.remove != "all":
-            raise DataError(
-                f"there is no such cache: got {options.remove!r}.{nearest(options.remove, names)} "
-                "'vivace cache' lists them."
-            )
-        for name in chosen:
-            remove_cache(cache_dir, name)
+    clear_leftovers(cache_dir)
+    removed = [] if options.remove is None else remove_caches(cache_dir, options.remove)
     entries = list_caches(cache_dir)
     if options.json:
-        print_json(
-            {
-                "cache_dir": str(cache_dir),
-                "caches": [
-                    {"name": entry.name, "bytes": entry.num_bytes, "num_images": entry.num_images} for entry in entries
-                ],
-            }
-        )
+        listed = [
+            {"kind": entry.kind, "name": entry.name, "bytes": entry.num_bytes, "num_images": entry.num_images}
+            for entry in entries
+        ]
+        print_json({"cache_dir": str(cache_dir), "caches": listed, "removed": [entry.title for entry in removed]})
         return
     for entry in entries:
-        print(f"{entry.name:<40} {entry.num_images:>9,} images {entry.num_bytes / 2**20:>9,.1f} MiB")
-    print(f"{len(entries)} caches in {cache_dir}")
+        images = "" if entry.num_images is None else f"{entry.num_images:,} images"
+        print(f"{entry.title:<48} {images:>16} {_size(entry.num_bytes):>12}")
+    total = _size(sum(entry.num_bytes for entry in entries))
+    print(f"{len(entries)} entries, {total}, in {cache_dir}")
+    if options.remove is not None:
+        print(f"removed {len(removed)} entries, {_size(sum(entry.num_bytes for entry in removed))}")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

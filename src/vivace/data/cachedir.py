@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from vivace.errors import DataError, nearest
 from vivace.files import atomic_folder, remove_leftovers
 from vivace.kernels.trust import make_private
 
 __all__ = [
     "INDEX",
-    "CacheEntry",
     "building",
     "clear_leftovers",
     "default_cache_dir",
     "filled_once",
-    "list_caches",
-    "remove_cache",
 ]
 
 INDEX = "cache.json"
@@ -104,40 +97,3 @@ def clear_leftovers(cache_dir: Path) -> None:
         for folder in cache_dir.iterdir():
             if folder.is_dir():
                 remove_leftovers(folder)
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """One cache on disk."""
-
-    name: str
-    num_images: int
-    """0 for one that is damaged."""
-    num_bytes: int
-
-
-def list_caches(cache_dir: Path) -> list[CacheEntry]:
-    """The caches of decoded images in a cache folder, by name."""
-    entries = []
-    for folder in sorted((cache_dir / "images").glob("[!.]*/")):
-        num_images = num_bytes = 0
-        # another process may be removing it
-        with contextlib.suppress(OSError):
-            num_bytes = sum(path.stat().st_size for path in folder.iterdir())
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            num_images = sum(map(len, json.loads((folder / INDEX).read_bytes())["names"].values()))
-        entries.append(CacheEntry(folder.name, num_images, num_bytes))
-    return entries
-
-
-def remove_cache(cache_dir: Path, name: str) -> None:
-    """Remove one cache by its name. Raises DataError if there is none of that name, or it can't be removed."""
-    names = [entry.name for entry in list_caches(cache_dir)]
-    if name not in names:
-        raise DataError(f"there is no such cache: got {name!r}.{nearest(name, names)} 'vivace cache' lists them.")
-    try:
-        shutil.rmtree(cache_dir / "images" / name)
-    except OSError as error:
-        raise DataError(
-            f"the cache can't be removed: {cache_dir / 'images' / name} ({error.strerror}). Check the folder's rights."
-        ) from None

@@ -1,0 +1,122 @@
+"""What lies in a cache, and how to be rid of it: only what has the names that vivace gives, never a user's files.
+
+images      decoded images, one folder for each data set and way to store them
+archives    unpacked archives
+downloads   data sets by name
+aoti        networks compiled ahead
+kernels, inductor, tune
+            our kernels, what torch.compile keeps, receipts of trials: each of them one entry
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from vivace.data.cachedir import INDEX
+from vivace.data.catalog import CATALOG
+from vivace.errors import DataError, nearest
+
+__all__ = ["ALL", "CacheEntry", "list_caches", "remove_caches"]
+
+ALL = "all"
+# kind → names of its entries
+NAMES = {
+    "images": r".+-[0-9a-f]{10}",
+    "archives": r".*-[0-9a-f]{12}",
+    "downloads": "|".join(map(re.escape, CATALOG)),
+    "aoti": r".+-[0-9a-f]{20}",
+}
+# kind → names of what is one entry together
+FILES = {"kernels": r"\w+-[0-9a-f]{20}\.so(\.sha256)?", "inductor": r"[^.].*", "tune": r"[0-9a-f]{20}\.json"}
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One thing in a cache that can be removed."""
+
+    kind: str
+    name: str
+    """Of its folder; "" for what is one entry together."""
+    paths: tuple[Path, ...]
+    num_bytes: int
+    num_images: int | None = None
+    """Of decoded images; 0 for a damaged cache."""
+
+    @property
+    def title(self) -> str:
+        """What --remove takes."""
+        return f"{self.kind}/{self.name}" if self.name else self.kind
+
+
+def list_caches(cache_dir: Path) -> list[CacheEntry]:
+    """All that vivace put into a cache, by kind and name; of links nothing. Another process may remove it meanwhile."""
+    entries = []
+    for kind, pattern in NAMES.items():
+        for path in _found(cache_dir / kind, pattern):
+            num_images = _num_images(path) if kind == "images" else None
+            entries.append(CacheEntry(kind, path.name, (path,), _num_bytes(path), num_images))
+    for kind, pattern in FILES.items():
+        if paths := _found(cache_dir / kind, pattern):
+            entries.append(CacheEntry(kind, "", tuple(paths), sum(map(_num_bytes, paths))))
+    return entries
+
+
+def remove_caches(cache_dir: Path, chosen: str) -> list[CacheEntry]:
+    """Remove entries and return them. chosen: "all", a kind, a name, or kind/name.
+
+    Raises DataError if there is none of that name, or one can't be removed.
+    """
+    entries = list_caches(cache_dir)
+    removed = [entry for entry in entries if chosen in (ALL, entry.kind, entry.title) or chosen == entry.name != ""]
+    if not removed and chosen not in (ALL, *NAMES, *FILES):
+        known = [entry.title for entry in entries] + [entry.name for entry in entries if entry.name]
+        raise DataError(f"there is no such cache: got {chosen!r}.{nearest(chosen, known)} 'vivace cache' lists them.")
+    for entry in removed:
+        for path in entry.paths:
+            try:
+                _remove(path)
+            except OSError as error:
+                raise DataError(
+                    f"the cache can't be removed: {path} ({error.strerror}). Check the folder's rights."
+                ) from None
+    return removed
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [path for path in paths if re.fullmatch(pattern, path.name, re.DOTALL) and not path.is_symlink()]
+
+
+def _num_bytes(path: Path) -> int:
+    total = 0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, file)).st_size  # noqa: PTH118
+    with contextlib.suppress(OSError):
+        facts = path.lstat()
+        total += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+    return total
+
+
+def _num_images(folder: Path) -> int:
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return sum(map(len, json.loads((folder / INDEX).read_bytes())["names"].values()))
+    return 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
