@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vivace.data import archives, catalog, folders, manifests
+from vivace.data import archives, catalog, folders, hub, manifests, shards
 from vivace.data.assemble import count_of, some
 from vivace.data.cachedir import clear_leftovers, default_cache_dir
 from vivace.data.splits import DataSource, Split, check_source
@@ -43,7 +43,15 @@ def open_source(
     if (image_column or label_column) and not manifests.is_manifest(path):
         raise DataError(f"image and label columns are those of a manifest: got {text!r}. Leave them out.")
     if path.is_dir():
-        source = folders.open_folder(path, require_train=require_train, known=classes or (), follow_links=follow_links)
+        hub_source = hub.open_hub(path, cache_dir, require_train=require_train, follow_links=follow_links)
+        source = hub_source or folders.open_folder(
+            path, require_train=require_train, known=classes or (), follow_links=follow_links
+        )
+    elif path.is_file() and shards.holds_pixels(path):
+        split = "train" if require_train else "test"
+        source = shards.open_shards(
+            {split: [path]}, path.stem, cache_dir, require_train=require_train, label_column=label_column
+        )
     elif path.is_file() and manifests.is_manifest(path):
         source = manifests.open_manifest(
             path, require_train=require_train, image_column=image_column, label_column=label_column

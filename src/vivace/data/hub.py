@@ -1,0 +1,70 @@
+"""Folders as Hugging Face's datasets lay them out: metadata tables beside the images, or shards of parquet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vivace.data.assemble import Items, assemble
+from vivace.data.listing import Listing, scan
+from vivace.data.manifests import read_manifest
+from vivace.data.shards import holds_pixels, open_shards
+from vivace.data.splitnames import is_system, split_of
+from vivace.data.splits import DataSource
+
+__all__ = ["open_hub"]
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+def open_hub(
+    root: Path, cache_dir: Path | None, *, require_train: bool = True, follow_links: bool = False
+) -> DataSource | None:
+    """The data source of such a folder; None if it is another kind of folder. Raises DataError."""
+    root = root.resolve()
+    default = "train" if require_train else "test"
+    tables = _metadata(root, default, follow_links)
+    if tables and (default in tables or not require_train):
+        items: dict[str, Items] = {}
+        notes: list[str] = []
+        for split, table in tables.items():
+            for name, rows in read_manifest(table, split, notes).items():
+                items.setdefault(name, []).extend(rows)
+        return assemble(root.name, root, items, require_train=require_train, notes=notes)
+    shards = _shards(root, default)
+    if shards:
+        return open_shards(shards, root.name, cache_dir, require_train=require_train)
+    return None
+
+
+def _metadata(root: Path, default: str, follow_links: bool) -> dict[str, Path]:
+    """Split → its metadata table, of split folders or else of the root; empty where class folders tell the classes."""
+    listing = Listing(os.fspath(root), follow_links)
+    folders = {split_of(name): Path(path) for name, path in listing.subfolders(os.fspath(root)).items()}
+    found = {split: table for split, folder in folders.items() if split and (table := _table_in(folder))}
+    if not found and (table := _table_in(root)):
+        found, folders = {default: table}, {default: root}
+    labelled = [split for split in found if len(listing.labelled(os.fspath(folders[split]))) > 1]
+    return {} if labelled else found
+
+
+def _table_in(folder: Path) -> Path | None:
+    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
+
+
+def _shards(root: Path, default: str) -> dict[str, list[Path]]:
+    """Split → parquet files with images in the root or in data/, where no class folders are."""
+    for folder in (root, root / "data"):
+        if not folder.is_dir():
+            continue
+        files = sorted(
+            Path(entry.path)
+            for entry in scan(os.fspath(folder))
+            if entry.name.lower().endswith(".parquet") and not is_system(entry.name) and entry.is_file()
+        )
+        if files and all(holds_pixels(path) for path in files):
+            shards: dict[str, list[Path]] = {}
+            for path in files:
+                shards.setdefault(split_of(path.stem) or default, []).append(path)
+            return shards
+    return {}

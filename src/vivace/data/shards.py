@@ -1,0 +1,161 @@
+"""Parquet files that hold the images, as Hugging Face's datasets write them: unpacked into the cache once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from vivace.data.archives import MAX_RATIO, RATIO_FLOOR_BYTES
+from vivace.data.assemble import assemble
+from vivace.data.cachedir import default_cache_dir, filled_once
+from vivace.data.columns import Columns, choose_columns
+from vivace.data.formats import FORMATS, HEAD_BYTES, sniff
+from vivace.data.manifests import read_manifest
+from vivace.data.splits import DataSource
+from vivace.data.tables import class_names_of, import_parquet
+from vivace.errors import ArchiveError, DataError
+
+__all__ = ["holds_pixels", "open_shards"]
+
+# photos of some MB each
+ROWS_AT_ONCE = 32
+LABELS = "labels.jsonl"
+
+
+def holds_pixels(path: Path) -> bool:
+    """Whether a parquet file has a column of encoded images: bytes, or a struct with the field "bytes"."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    return _pixels_column(_schema(path)) is not None
+
+
+def open_shards(
+    shards: Mapping[str, Sequence[Path]],
+    name: str,
+    cache_dir: Path | None,
+    *,
+    require_train: bool = True,
+    label_column: str | None = None,
+) -> DataSource:
+    """The data source of parquet files that hold images; shards: split → files.
+
+    Raises ArchiveError for files that unpack to far more than they are, DataError for others that can't be used.
+    """
+    facts = [
+        f"{split}\0{path.resolve()}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}"
+        for split, paths in sorted(shards.items())
+        for path in paths
+    ]
+    key = hashlib.sha256("\n".join([str(label_column), *facts]).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:60]
+    folder = (cache_dir or default_cache_dir()) / "archives" / f"{plain}-{key}"
+    if not folder.exists():
+        try:
+            with filled_once(folder) as temporary:
+                _unpack_all(shards, temporary, label_column)
+        except OSError as error:
+            raise ArchiveError(
+                f"the images of {name} can't be unpacked into the cache: {folder} ({error.strerror or error}). Give a "
+                "folder that can be written by $VIVACE_CACHE or --cache-dir."
+            ) from None
+    notes: list[str] = []
+    items = read_manifest(folder / LABELS, "train", notes, inside_only=True)
+    if require_train and "train" not in items:
+        raise DataError(f"{name} has no training images, only {', '.join(sorted(items))}. Add a shard called train.")
+    return assemble(name, folder.resolve(), items, require_train=require_train)
+
+
+def _unpack_all(shards: Mapping[str, Sequence[Path]], folder: Path, label_column: str | None) -> None:
+    limit = max(RATIO_FLOOR_BYTES, MAX_RATIO * sum(path.stat().st_size for paths in shards.values() for path in paths))
+    room = _Room(min(limit, shutil.disk_usage(folder).free))
+    with (folder / LABELS).open("w") as labels:
+        for split, paths in shards.items():
+            (folder / split).mkdir()
+            for number, path in enumerate(paths):
+                _unpack(path, folder, f"{split}/{number:04d}", split, labels, room, label_column)
+
+
+class _Room:
+    """How many bytes may still be written."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._left = num_bytes
+
+    def take(self, num_bytes: int, path: Path) -> None:
+        """Raise ArchiveError if that is too much."""
+        self._left -= num_bytes
+        if self._left < 0:
+            raise ArchiveError(
+                f"too many bytes: {path} unpacks to over {MAX_RATIO} times its size, or the disk is full."
+            )
+
+
+def _unpack(
+    path: Path, folder: Path, stem: str, split: str, labels: IO[str], room: _Room, label_column: str | None
+) -> None:
+    schema = _schema(path)
+    pixels = _pixels_column(schema)
+    if pixels is None:
+        raise DataError(f"there are no images in {path}: no column of bytes, or of bytes and path. Leave the file out.")
+    columns = _columns(schema, pixels, path, label_column)
+    names = class_names_of(schema).get(columns.label or "")
+    row_number = 0
+    try:
+        with import_parquet().parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[pixels, columns.label]):
+                for row in batch.to_pylist():
+                    row_number += 1
+                    encoded = _bytes_of(row[pixels], path, row_number)
+                    room.take(len(encoded), path)
+                    kind = sniff(encoded[:HEAD_BYTES])
+                    file_name = f"{stem}-{row_number:08d}{FORMATS[kind][0] if kind else '.img'}"
+                    (folder / file_name).write_bytes(encoded)
+                    label = _label_of(row[columns.label], names)
+                    labels.write(json.dumps({"file_name": file_name, "label": label, "split": split}) + "\n")
+    except (ValueError, NotImplementedError, MemoryError) as error:
+        raise DataError(f"the parquet file can't be read: {path} ({' '.join(str(error).split())[:200]}).") from None
+
+
+def _columns(schema: Any, pixels: str, path: Path, label_column: str | None) -> Columns:
+    known = class_names_of(schema)
+    if label_column is None and len(known) == 1:
+        (label_column,) = known
+    columns = choose_columns(schema.names, {}, str(path), image_column=pixels, label_column=label_column)
+    if columns.label is None:
+        raise DataError(f"{path}: no column holds the classes. Name it by --label-column.")
+    return columns
+
+
+def _bytes_of(value: Any, path: Path, row: int) -> bytes:
+    encoded = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(encoded, bytes):
+        raise DataError(f"{path}, row {row}: the image has no bytes, only a path or nothing. Embed the images.")
+    return encoded
+
+
+def _label_of(value: Any, names: Sequence[str] | None) -> Any:
+    if names and isinstance(value, int | float) and value == int(value) and 0 <= value < len(names):
+        return names[int(value)]
+    return value if isinstance(value, str | int | float) else None if value is None else str(value)[:200]
+
+
+def _schema(path: Path) -> Any:
+    try:
+        return import_parquet().parquet.read_schema(path)
+    except (OSError, ValueError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"the manifest can't be read: {path} ({reason}). Give UTF-8 text, or parquet.") from None
+
+
+def _pixels_column(schema: Any) -> str | None:
+    types = import_parquet().types
+    for field in schema:
+        kind = field.type
+        inner = kind.field("bytes").type if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+        if types.is_binary(inner) or types.is_large_binary(inner):
+            return str(field.name)
+    return None

@@ -1,0 +1,129 @@
+"""Folders and parquet files as Hugging Face's datasets write them."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from colours import COLOURS, noisy_image
+from vivace.data import shards
+from vivace.data.cache import open_cache
+from vivace.data.preprocess import Preprocess
+from vivace.data.sources import open_source
+from vivace.errors import ArchiveError, DataError
+
+pyarrow = pytest.importorskip("pyarrow")
+import pyarrow.parquet as parquet  # noqa: E402
+
+MakeFolder = Callable[..., Path]
+NAMES = sorted(COLOURS)
+
+
+def rows_of(count: int, seed: int = 0) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for label, name in enumerate(NAMES):
+        for index in range(count):
+            data = io.BytesIO()
+            noisy_image(COLOURS[name], seed + 100 * label + index).save(data, "PNG")
+            rows.append({"image": {"bytes": data.getvalue(), "path": f"../../{name}{index}.png"}, "label": label})
+    return rows
+
+
+def named(table: object) -> object:
+    features = {"info": {"features": {"label": {"names": NAMES, "_type": "ClassLabel"}, "image": {"_type": "Image"}}}}
+    return table.replace_schema_metadata({"huggingface": json.dumps(features)})  # type: ignore[attr-defined]
+
+
+def flat_split(root: Path, made: Path, kind: str) -> None:
+    """A split folder with images beside a metadata table."""
+    rows = []
+    for path in sorted(made.rglob("*.png")):
+        target = root / f"{path.parent.name}{path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+        rows.append({"file_name": target.name, "label": path.parent.name})
+    if kind == "csv":
+        text = "file_name,label\n" + "".join(f"{row['file_name']},{row['label']}\n" for row in rows)
+        (root / "metadata.csv").write_text(text)
+    elif kind == "jsonl":
+        (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), root / "metadata.parquet")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_metadata_in_split_folders_and_in_the_root(make_folder: MakeFolder, tmp_path: Path, kind: str) -> None:
+    made, root = make_folder(), tmp_path / "hf"
+    flat_split(root / "train", made, kind)
+    flat_split(root / "validation", made, kind)
+    source = open_source(root)
+    assert source.classes == tuple(NAMES)
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 24, "val": 24}
+    assert open_source(root / "train").classes == tuple(NAMES)
+
+
+def test_class_folders_tell_more_than_a_table_of_captions(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    (root / "metadata.csv").write_text("file_name,text\nred/000.png,a caption\n")
+    assert len(open_source(root).splits["train"]) == 24
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_shards_of_parquet_are_read(tmp_path: Path, names: bool) -> None:
+    root = tmp_path / "colours"
+    (root / "data").mkdir(parents=True)
+    (root / "README.md").write_text("x")
+    for name, seed in (("train-00000-of-00002", 0), ("train-00001-of-00002", 1000), ("test-00000-of-00001", 2000)):
+        table = pyarrow.Table.from_pylist(rows_of(4, seed))
+        parquet.write_table(named(table) if names else table, root / "data" / f"{name}.parquet")
+    source = open_source(root)
+    assert source.classes == (tuple(NAMES) if names else ("0", "1", "2"))
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 24, "test": 12}
+    cache = open_cache(source, Preprocess(size=16, store_size=16))
+    assert len(cache.splits["train"].names) == 24
+    assert not cache.audit.findings
+
+
+def test_one_file_holds_the_images_themselves(tmp_path: Path, own_cache: Path) -> None:
+    rows = rows_of(3)
+    parquet.write_table(named(pyarrow.Table.from_pylist(rows)), tmp_path / "colours.parquet")
+    source = open_source(tmp_path / "colours.parquet")
+    assert source.classes == tuple(NAMES)
+    paths = source.splits["train"].paths
+    assert paths is not None
+    # by a number: the path in the file is a stranger's
+    assert all(Path(path).is_relative_to(own_cache) and path.endswith(".png") for path in paths)
+    encoded = rows[0]["image"]
+    assert isinstance(encoded, dict)
+    np.testing.assert_array_equal(Image.open(paths[0]), Image.open(io.BytesIO(encoded["bytes"])))
+
+
+def test_shards_that_unpack_to_far_more_than_they_are_are_refused(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "RATIO_FLOOR_BYTES", 1 << 16)
+    rows = [{"image": {"bytes": bytes(1 << 20), "path": None}, "label": index % 2} for index in range(64)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "bomb.parquet", compression="zstd")
+    with pytest.raises(ArchiveError, match=r"too many bytes: .*bomb\.parquet unpacks to over 100 times its size"):
+        open_source(tmp_path / "bomb.parquet")
+    assert not list((own_cache / "archives").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": {"bytes": None, "path": "x.png"}, "label": 0}, "row 13: the image has no bytes, only a path"),
+        ({"image": {"bytes": b"x", "path": "x.png"}, "label": None}, "label is empty"),
+    ],
+)
+def test_rows_that_cant_be_used_are_named(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    parquet.write_table(pyarrow.Table.from_pylist([*rows_of(4), row]), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=message):
+        open_source(tmp_path / "x.parquet")
