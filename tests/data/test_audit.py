@@ -69,13 +69,17 @@ def test_a_bad_image_is_left_out_and_refused_only_when_asked(make_folder: MakeFo
         assert cache.classes[label] == name.split("/")[0]
 
 
-def test_files_under_the_extension_of_another_format_are_read_and_told(make_folder: MakeFolder) -> None:
+def test_files_under_the_extension_of_another_format_are_read_and_told(
+    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = make_folder()
     before = opened(root).splits["train"].images_NHWC[:]
     for index in range(4):
         path = root / "red" / f"00{index}.png"
         path.rename(path.with_suffix(".jpg"))
+    capsys.readouterr()
     cache = opened(root)
+    assert "4 files are PNG under the extension of another format" in capsys.readouterr().err
     np.testing.assert_array_equal(np.sort(cache.splits["train"].images_NHWC[:], axis=0), np.sort(before, axis=0))
     (finding,) = cache.audit.findings
     assert (finding.kind, finding.severity, len(finding.names)) == ("extension_mismatch", "warning", 4)

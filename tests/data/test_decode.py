@@ -87,15 +87,52 @@ def test_a_truncated_file_is_no_image_in_a_program_that_takes_them(monkeypatch: 
     assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_damaged_bytes_raise_nothing_but_an_image_error(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
-        data = bytearray(encoded(kind))
-        for place in rng.integers(0, min(len(data), 600), 12):
-            data[place] = rng.integers(0, 256)
+STARTS = {
+    "JPEG": b"\xff\xd8\xff\xe0",
+    "PNG": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "WEBP": b"RIFF\xff\0\0\0WEBPVP8L",
+    "GIF": b"GIF89a",
+    "TIFF": b"II*\0\x08\0\0\0",
+    "BigTIFF": b"MM\0+\0\x08\0\0",
+    "BMP": b"BM" + b"\0" * 12 + b"\x28\0\0\0",
+    "PPM": b"P6\n9 9\n255\n",
+    "plain PPM": b"P3 9 9 255\n",
+    "AVIF": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
+    "HEIF": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_garbage_behind_any_beginning_raises_nothing_but_an_image_error(start: str) -> None:
+    rng = np.random.default_rng(0)
+    for length in rng.integers(0, 3000, 60):
         with contextlib.suppress(ImageError):
-            opened(bytes(data))
+            opened(STARTS[start] + rng.bytes(int(length)), draft_size=8)
+
+
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "progressive", "PNG", "WEBP", "GIF", "TIFF", "tiff_lzw", "BMP", "PPM", "AVIF"]
+)
+def test_mutated_files_raise_nothing_but_an_image_error_of_one_line(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    if kind == "progressive":
+        whole = encoded("JPEG", progressive=True)
+    else:
+        whole = encoded("TIFF", compression=kind) if kind == "tiff_lzw" else encoded(kind)
+    for number in range(120):
+        data = bytearray(whole)
+        for place in rng.integers(0, min(len(data), 400 if number % 2 else len(data)), 1 + number % 12):
+            data[place] = rng.integers(0, 256)
+        if number % 5 == 0:
+            del data[rng.integers(0, len(data)) :]
+        message = "decoded"
+        try:
+            opened(bytes(data), draft_size=8 if number % 3 else None)
+        except ImageError as error:
+            message = str(error)
+        assert message.isprintable()
+        assert len(message) < 500
 
 
 def test_empty_files_and_text_are_no_images() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vivace.config import from_dict, to_dict
-from vivace.data.noticed import noticed, some
+from vivace.data.noticed import NOTICED_KINDS, noticed, some
 from vivace.errors import DataError
 from vivace.files import atomic_file
 from vivace.notices import warn
@@ -56,6 +56,10 @@ class Audit:
     def unreadable(self) -> frozenset[str]:
         """Names, as split:name, of the files that the system does not let us read."""
         return frozenset(name for finding in self.findings if finding.kind == "unreadable" for name in finding.names)
+
+    def noticed(self) -> list[str]:
+        """What is worth telling of images that are used."""
+        return [finding.message for finding in self.of("warning") if finding.kind in NOTICED_KINDS]
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings of one severity."""

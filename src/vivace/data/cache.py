@@ -112,6 +112,8 @@ def open_cache(
         check_source(dataclasses.replace(source, splits=kept), require_train=True)
     if left_out := len(cache.audit.quarantined):
         warn(f"{left_out:,} of {cache.audit.num_images:,} images of {source.name} left out: {cache.audit.reasons()}")
+    for message in cache.audit.noticed():
+        warn(message)
     return cache
 
 

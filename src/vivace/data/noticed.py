@@ -10,7 +10,7 @@ import numpy as np
 
 from vivace.data.decode import shown
 
-__all__ = ["noticed", "some"]
+__all__ = ["NOTICED_KINDS", "noticed", "some"]
 
 # kind, severity, names as split:name, message
 Noticed = tuple[str, Literal["warning", "refuse"], tuple[str, ...], str]
@@ -21,6 +21,7 @@ NOTICED = {
     "several_pictures": "{count} files hold several pictures, of which the first was used",
     "channels_dropped": "{count} TIFF files have more channels than colours, which were left out",
 }
+NOTICED_KINDS = frozenset((*NOTICED, "one_colour", "mixed_depth"))
 HOW_DEEP = "save them as 8-bit, or with the TIFF tag MaxSampleValue, if their brightness is to be comparable"
 
 

@@ -54,7 +54,7 @@ def decode_ppm(data: bytes) -> np.ndarray:
     elif high == 255:
         return values.reshape(height, width, channels)
     else:
-        table = np.rint(np.minimum(np.arange(65536 if high > 255 else 256), high) * (255 / high)).astype(np.uint8)
+        table = np.rint(np.minimum(np.arange(65536 if high > 255 else 256), high) / high * 255).astype(np.uint8)
     return table[values].reshape(height, width, channels)
 
 
