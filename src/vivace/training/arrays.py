@@ -111,6 +111,9 @@ def _channel_statistics(images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def sample(data: TrainingData, num_images: int = NUM_STATISTICS_IMAGES) -> np.ndarray:
     """Up to `num_images` training images, evenly spread, uint8 [n, store, store, C]."""
-    step = max(1, len(data.train_indices) // num_images)
-    images: np.ndarray = data.cache.splits["train"].images_NHWC[data.train_indices[::step][:num_images]]
+    indices = data.train_indices
+    count = min(num_images, len(indices))
+    # to the very end: images lie class by class, and a step of whole numbers would leave out the last classes
+    spread = indices[np.arange(count) * len(indices) // count]
+    images: np.ndarray = data.cache.splits["train"].images_NHWC[spread]
     return images

@@ -18,7 +18,7 @@ from vivace.data.loader import Batch, Batches
 from vivace.data.preprocess import Preprocess
 from vivace.data.stored import Pixels
 from vivace.errors import ConfigError
-from vivace.hardware import seed_everything
+from vivace.hardware import autocast, seed_everything
 from vivace.metrics.accuracy import topk_accuracy
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model, head_parameters, layer_groups, load_weights
@@ -32,6 +32,7 @@ from vivace.training.losses import make_loss, recipe_weights
 from vivace.training.own_answers import OwnAnswers
 from vivace.training.recipe import Recipe
 from vivace.training.state import Ema, TrainState
+from vivace.training.statistics import NUM_IMAGES, NUM_IMAGES_LAST, averages_lag, estimate_statistics
 from vivace.training.step import Setup, Stepper, has_batch_norm
 from vivace.training.tune import trial_batch_size
 from vivace.training.validation import eval_batch_size, split_logits
@@ -232,6 +233,22 @@ class Session:
             stepper.step(small, 0)
 
         return step
+
+    def settler(self, setup: Setup) -> Callable[[nn.Module, bool], None] | None:
+        """A function (network, whether it is the last time) that takes batch-norm statistics anew, in place.
+
+        None where running averages follow by themselves, or there are none.
+        """
+        averaged = bool(self.recipe.ema_decay) and has_batch_norm(self.model)
+        return partial(self._settle, setup) if averaged or averages_lag(self.model) else None
+
+    def _settle(self, setup: Setup, model: nn.Module, last: bool) -> None:
+        images_BCHW = self._sample_images(NUM_IMAGES_LAST if last else NUM_IMAGES)
+        # classes lie one after the other: each batch is to have some of all
+        order = torch.randperm(len(images_BCHW), generator=torch.Generator().manual_seed(0)).to(self.device)
+        size = max(2, min(NUM_IMAGES // 2, eval_batch_size(self.seen.size)))
+        with autocast(self.device, setup.precision):
+            estimate_statistics(model, images_BCHW[order].tensor_split(-(-len(images_BCHW) // size)))
 
     def validator(self, setup: Setup) -> Callable[[nn.Module], Validation]:
         """A function that validates a network."""

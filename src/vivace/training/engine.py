@@ -21,6 +21,7 @@ from vivace.training.recipe import Recipe
 from vivace.training.rollback import NonFinite, Rollback
 from vivace.training.signals import StopSignals
 from vivace.training.state import Counters, TrainState
+from vivace.training.statistics import NUM_STEPS
 from vivace.training.step import Stepper, StepResult
 
 __all__ = ["Engine", "Reporter", "Validation"]
@@ -60,6 +61,8 @@ class Engine:
     names: Sequence[str]
     """Names of the training split's images, for messages."""
     validate: Callable[[nn.Module], Validation]
+    settle: Callable[[nn.Module, bool], None] | None
+    """(network, whether the run ends): takes batch-norm statistics anew, in place; None where they follow anyway."""
     plan: Plan
     checkpoints: Path
     reporter: Reporter
@@ -207,6 +210,8 @@ class Engine:
         at_epoch_end = counters.batch == 0
         validates = counters.step % self._validate_steps == 0 or plan.finished(counters)
         saves = at_epoch_end or time.monotonic() - self._checkpoint_at > 60 * self.recipe.checkpoint_minutes
+        if validates:
+            self._settle()
         if validates or saves:
             self._read_sums()
             self._rollback.check()
@@ -237,6 +242,11 @@ class Engine:
             self.check_files()
             # listing a million files takes a while: never more than one percent of the time
             self._files_due_at = started + 100 * (time.monotonic() - started)
+
+    def _settle(self) -> None:
+        # a body that is frozen keeps its statistics too
+        if self.settle is not None and self.counters.step <= NUM_STEPS and not self.counters.head_only:
+            self.settle(self.state.averaged_model, self.plan.finished(self.counters))
 
     def _validate(self) -> None:
         self._read_sums()

@@ -198,6 +198,7 @@ def _engine(
         batches=session.batches,
         names=data.cache.splits["train"].names,
         validate=session.validator(setup),
+        settle=session.settler(setup),
         plan=plan,
         checkpoints=folder.checkpoints,
         reporter=reporter,
