@@ -325,7 +325,7 @@ def test_resuming_with_other_data_is_refused_with_the_difference(
     run_tiny()
     other = make_folder("colours2", per_class=10)
     with pytest.raises(
-        CheckpointError, match=r"with other data: it began on colours with 24 images .*, now colours2 with 30"
+        CheckpointError, match=r"with other data: it began on colours with 24 images .*; now colours2 has 30"
     ):
         run_tiny(resume=True, data=other)
 
