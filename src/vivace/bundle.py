@@ -265,7 +265,11 @@ def _demand(holds: bool, got: str, expected: str) -> None:
 def _folder_of(given: str | Path) -> Path:
     """The folder of a bundle, from that or from its run's. Raises BundleError for anything else."""
     if not isinstance(given, str | Path):
-        raise BundleError(f"not a bundle: got {type(given).__name__}. Give the folder that 'vivace train' wrote.")
+        raise BundleError(
+            f"not a bundle: got {type(given).__name__}. Give the folder that 'vivace train' wrote; of a network of "
+            "your own save the state dict and name the architecture: vivace accelerate timm/NAME --weights FILE "
+            "--data DATA."
+        )
     folder = Path(given)
     try:
         if folder.is_file():

@@ -37,6 +37,8 @@ def check_range(
     """Raise ConfigError unless low <= value <= high (strict where `open_*`) and finite; None passes."""
     if value is None:
         return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(field, value, "a number")
     inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
     if not inside or value == float("inf"):
         left, right = "(" if open_low else "[", ")" if open_high or high == float("inf") else "]"

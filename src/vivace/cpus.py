@@ -6,9 +6,12 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
-__all__ = ["limit_threads", "num_cpus"]
+__all__ = ["at_most_cpus", "limit_threads", "num_cpus"]
+
+_most: ContextVar[int | None] = ContextVar("most", default=None)
 
 
 def num_cpus(*, root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
@@ -17,7 +20,22 @@ def num_cpus(*, root: Path = Path("/"), environment: Mapping[str, str] = os.envi
     root: where proc/ and sys/ are. A quota of one and a half processors counts as one.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([count, *_quotas(root), *_asked_for(environment)]))
+    return max(1, min([count, *_chosen(), *_quotas(root), *_asked_for(environment)]))
+
+
+@contextlib.contextmanager
+def at_most_cpus(count: int | None) -> Iterator[None]:
+    """Within, in this thread, `num_cpus` is `count` at most; None: as it was."""
+    token = _most.set(count if count is not None else _most.get())
+    try:
+        yield
+    finally:
+        _most.reset(token)
+
+
+def _chosen() -> Iterator[int]:
+    if (most := _most.get()) is not None:
+        yield most
 
 
 def limit_threads() -> None:

@@ -179,7 +179,7 @@ class Interrupted(VivaceError):
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     """A hint such as " Did you mean 'cosine'?", or "" when nothing known is near `name`."""
-    known = list(known)
+    known, name = list(known), str(name)
     if len(name) > MAX_NAME:
         return ""
     lowered = {candidate.lower(): candidate for candidate in known}

@@ -15,99 +15,19 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vivace.bundle import Bundle, load_bundle
-from vivace.config import check_choice, check_range
+from vivace.bundle import Bundle
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.listing import is_candidate
 from vivace.data.splitnames import is_system
-from vivace.errors import BundleError, ConfigError, DataError, ImageError
-from vivace.hardware import keep_freed_memory, num_cpus, select_device, supported_precisions
+from vivace.errors import DataError, ImageError
+from vivace.hardware import num_cpus
 from vivace.kernels.resize import use_fast_resize
-from vivace.runtimes import is_quantized, load_runtime
+from vivace.predictor import Predictor, check_whole, predictor_for
 
 __all__ = ["Failure", "Prediction", "Predictions", "Predictor", "expand_paths", "predict", "predictor_for"]
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# runtimes that take the network itself, in a precision that this machine has
-COMPILED = ("aoti", "eager", "inductor")
 # below this number of images building a kernel to resize them may cost more than it saves
 MANY_IMAGES = 2000
-
-
-class Predictor:
-    """A bundle loaded once, to classify many images.
-
-    device: auto, cpu, cuda or cuda:N. batch_size: images per forward pass. precision: fp32, bf16, fp16, or auto: the
-    one that the bundle's metrics were measured with, where the device has it. runtime: a row of `RUNTIMES`, or auto:
-    that of the bundle, on a CPU.
-    Raises BundleError for a bundle that can't be used, ConfigError for another argument that can't be had.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle | str | Path,
-        *,
-        device: str = "auto",
-        batch_size: int = 64,
-        precision: str = "auto",
-        runtime: str = "auto",
-    ) -> None:
-        check_range("batch_size", batch_size, 1)
-        check_choice("precision", precision, PRECISIONS)
-        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        self.batch_size = batch_size
-        self.device = select_device(device)
-        if runtime == "auto":
-            # the graphs of other runtimes are for CPUs
-            runtime = self.bundle.info.runtime if self.device.type == "cpu" else "eager"
-        if precision == "auto":
-            measured = self.bundle.info.precision
-            # a graph has its arithmetic in it, and int8 was chosen by whoever quantized
-            own = runtime == self.bundle.info.runtime and (runtime not in COMPILED or is_quantized(measured))
-            precision = measured if own or measured in supported_precisions(self.device) else "fp32"
-        self.precision, self.runtime = precision, runtime
-        keep_freed_memory()
-        self._classify = load_runtime(runtime, self.bundle, device=self.device, precision=precision)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.bundle.classes
-
-    def probs(self, images_NHWC: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [N, K] of uint8 images [N, size, size, C], as `Preprocess.load` gives them.
-
-        Raises DataError for other images, BundleError if the network overflows.
-        """
-        size, channels = self.bundle.preprocess.size, self.bundle.preprocess.channels
-        if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != (size, size, channels):
-            raise DataError(
-                f"images must be uint8 [N, {size}, {size}, {channels}]: got {images_NHWC.dtype} "
-                f"{list(images_NHWC.shape)}. Use bundle.preprocess.load."
-            )
-        parts = [
-            self._classify(images_NHWC[start : start + self.batch_size])
-            for start in range(0, len(images_NHWC), self.batch_size)
-        ]
-        probs = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
-        if not np.isfinite(probs).all():
-            mend = "Train again with a lower learning rate" if self.precision == "fp32" else "Use precision fp32"
-            raise BundleError(
-                f"the probabilities are not finite: {self.bundle.folder} overflows in {self.precision}. {mend}."
-            )
-        return probs
-
-
-def predictor_for(bundle: Bundle | Predictor | str | Path, device: str, batch_size: int, precision: str) -> Predictor:
-    """A predictor of the bundle; one that was made before is taken as it is.
-
-    Raises ConfigError if a device or precision is asked of a predictor that was made with its own.
-    """
-    if not isinstance(bundle, Predictor):
-        return Predictor(bundle, device=device, batch_size=batch_size, precision=precision)
-    for name, value in (("device", device), ("precision", precision)):
-        if value != "auto":
-            raise ConfigError(f"{name} would be ignored: got {value!r} and a predictor. Give it to Predictor instead.")
-    return bundle
 
 
 @dataclass(frozen=True)
@@ -160,7 +80,9 @@ def predict(
     Bad images are reported in `failures` and do not stop the others. Raises DataError when nothing is found, and what
     `Predictor` raises.
     """
-    check_range("topk", topk, 1)
+    check_whole("topk", topk)
+    if isinstance(paths, bytes) or not isinstance(paths, str | Path | Iterable):
+        raise DataError(f"paths are no names of files: got {type(paths).__name__}. Give a path, or a list of them.")
     predictor = predictor_for(bundle, device, batch_size, precision)
     passed_over: list[str] = []
     files = expand_paths([paths] if isinstance(paths, str | Path) else paths, passed_over=passed_over)
@@ -240,6 +162,8 @@ def expand_paths(
     files: list[str] = []
     left = [] if passed_over is None else passed_over
     for given in paths:
+        if not isinstance(given, str | bytes | os.PathLike):
+            raise DataError(f"a path is no name of a file: got {type(given).__name__}. Give text or a pathlib.Path.")
         # bytes that are no UTF-8 become surrogates, and bytes again when the file is opened
         path = os.fsdecode(given)
         if path == "-":

@@ -180,11 +180,10 @@ def test_what_it_cannot_run_is_refused(bundle: Bundle, device: str, precision: s
 def test_a_precision_that_this_machine_lacks_is_not_taken_from_the_bundle(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vivace import prediction
 
     asked: list[str] = []
-    monkeypatch.setattr(prediction, "supported_precisions", lambda device: ("fp32",))
-    monkeypatch.setattr(prediction, "load_runtime", lambda *_, precision, **__: asked.append(precision))
+    monkeypatch.setattr("vivace.predictor.supported_precisions", lambda device: ("fp32",))
+    monkeypatch.setattr("vivace.predictor.load_runtime", lambda *_, precision, **__: asked.append(precision))
     for precision in ("bf16", "int8"):
         info = dataclasses.replace(bundle.info, precision=precision)
         Predictor(dataclasses.replace(bundle, info=info))

@@ -25,7 +25,7 @@ class Network:
     pretrained: bool = False
     """Start from the weights that timm publishes for --model."""
     weights: Path | None = None
-    """Start from a local safetensors or .pth state dict."""
+    """Start from a local safetensors or .pth state dict, or from a bundle's folder."""
     size: int | None = None
     """Side of the network's square input, px."""
     batch_size: int | None = None

@@ -37,6 +37,11 @@ def open_source(
     found by their usual names. What was left out or guessed is in the source's `notes`.
     Raises DataError, ArchiveError or DownloadError.
     """
+    if not isinstance(data, str | Path):
+        raise DataError(
+            f"data are no path and no name: got {type(data).__name__}. Give a folder of class folders, a manifest, an "
+            "archive, or a known data set's name."
+        )
     text = str(data)
     path = _path_of(text)
     clear_leftovers(cache_dir or default_cache_dir())

@@ -22,7 +22,8 @@ class ModelConfig:
     pretrained: bool = False
     """Start from the weights that timm publishes for this name."""
     weights: str | None = None
-    """Start from a local safetensors or `.pth` state dict; a head of another size is left out."""
+    """Start from a local safetensors or `.pth` state dict, or a bundle's or run's folder; a head of another size is
+    left out."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the network's constructor, such as {"drop_path_rate": 0.1}."""
     size: int | None = None

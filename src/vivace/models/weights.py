@@ -26,12 +26,13 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 def load_weights(model: nn.Module, path: str | Path, *, head: list[str] | None = None) -> list[str]:
     """Load a state dict into `model` in place and return the keys that were left out: a head of another size, sorted.
 
+    path: a .safetensors or .pth file, or the folder of a bundle or of a run that has one.
     head: names of the classifier's parameters, the only ones that may be left out; None: `head_parameters(model)`.
     Understands the wrappers of common checkpoints, and what timm fits to its networks (number of channels, input size).
     fp16 and bf16 are widened. Raises ModelError, and leaves the network as it was, for a file that is no plain state
     dict, and naming the first key that is missing, foreign, not finite, or of another shape or dtype.
     """
-    path = Path(path)
+    path = _file_of(Path(path))
     expected = model.state_dict()
     weights = _unwrapped(_read(path), expected, path)
     if any(name not in weights or weights[name].shape != tensor.shape for name, tensor in expected.items()):
@@ -59,6 +60,12 @@ def load_weights(model: nn.Module, path: str | Path, *, head: list[str] | None =
     return sorted(left_out)
 
 
+def _file_of(path: Path) -> Path:
+    """The weights within a bundle's folder, or a run's; any other path as it is."""
+    within = (path / "model.safetensors", path / "bundle" / "model.safetensors")
+    return next((file for file in within if path.is_dir() and file.is_file()), path)
+
+
 def _check(name: str, found: Tensor | None, expected: Tensor, path: Path) -> None:
     if found is None:
         raise _unfit(f"{path} lacks {name}")
@@ -82,7 +89,9 @@ def _unfit(cause: str) -> ModelError:
 def _read(path: Path) -> Any:
     """What the file holds, on the CPU."""
     if not path.is_file():
-        raise ModelError(f"the weights file was not found: {path}. Give a .safetensors or .pth file.")
+        raise ModelError(
+            f"the weights file was not found: {path}. Give a .safetensors or .pth file, or a bundle's folder."
+        )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

@@ -221,6 +221,11 @@ def resolve_recipe(recipe: str | Path | Recipe, facts: DataFacts) -> Recipe:
     """A complete recipe from a name, a YAML file or a Recipe. Raises ConfigError for an unknown name."""
     if isinstance(recipe, Recipe):
         return recipe
+    if not isinstance(recipe, str | Path):
+        raise ConfigError(
+            f"the recipe is no name and no file: got {type(recipe).__name__}. Give one of {', '.join(RECIPES)}, a YAML "
+            "file, or a Recipe."
+        )
     if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
         return from_yaml(Recipe, Path(recipe))
     if recipe not in RECIPES:
