@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from telling import COSTS, keep_told_forms, run, told_times
 
 from vivace.acceleration import candidates as candidates_module
@@ -21,6 +23,8 @@ from vivace.acceleration.splits import open_splits
 from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
+from vivace.data.cache import open_cache
+from vivace.data.sources import open_source
 from vivace.errors import ConfigError, DataError
 from vivace.evaluation.evaluate import evaluate
 from vivace.metrics.paired import loss_bound
@@ -54,6 +58,25 @@ def test_no_image_is_in_two_splits_and_calibration_sees_training_images_only(
     assert (len(splits.select), len(splits.certify)) == (45, 135)
     with pytest.raises(DataError, match="too few images to prove anything: 9 of few to certify on"):
         open_splits(bundle, make_folder("few", per_class=4, splits=("train", "val")))
+
+
+def test_nothing_is_proven_on_images_that_were_trained_on_although_the_data_have_grown(
+    trained: tuple[Bundle, Path], tmp_path: Path
+) -> None:
+    bundle, data = trained
+    grown = shutil.copytree(data, tmp_path / "grown")
+    shutil.rmtree(grown / "test")
+    for index in range(60):
+        Image.effect_noise((20, 20), 90).convert("RGB").save(grown / "train" / "red" / f"a{index}.png")
+    splits = open_splits(bundle, grown)
+    cache = open_cache(open_source(grown), bundle.preprocess)
+    seen = bundle.trained_on()
+    assert seen is not None
+    known = seen.among(cache.splits["train"].digests_N)
+    rows = np.concatenate([splits.select.rows, splits.certify.rows])
+    assert len(rows) == 60 + 12
+    assert not known[rows].any()
+    assert known[splits.calibrate.rows].all()
 
 
 @pytest.mark.parametrize("noisy", [1, 2])

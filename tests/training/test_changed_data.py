@@ -42,7 +42,7 @@ def add(root: Path) -> None:
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "touched": lambda root: os.utime(root / "red" / "000.png", ns=(1, 1)),
-    "contents": lambda root: Image.new("RGB", (20, 20), (1, 2, 3)).save(root / "red" / "000.png"),
+    "contents": lambda root: Image.effect_noise((20, 20), 90).convert("RGB").save(root / "red" / "000.png"),
     "no image any more": lambda root: (root / "red" / "000.png").write_bytes(b"another"),
     "added": add,
     "removed": lambda root: (root / "red" / "000.png").unlink(),

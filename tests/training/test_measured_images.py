@@ -80,8 +80,8 @@ def test_only_images_that_were_trained_on_are_measured_and_told(
 
 def test_new_images_are_a_test(trained: TrainResult, make_folder: MakeFolder, data: Path) -> None:
     fresh = make_folder("fresh", per_class=2)
-    for index, path in enumerate(sorted(fresh.rglob("*.png"))):
-        Image.new("RGB", (20, 20), (index, 7, 9)).save(path)
+    for path in sorted(fresh.rglob("*.png")):
+        Image.effect_noise((20, 20), 90).convert("RGB").save(path)
     result = evaluate(trained.bundle, fresh, device="cpu")
     assert (result.split, result.metrics.num_images) == ("test", 6)
     assert (result.num_images_trained_on, result.num_images_left_out) == (0, 0)
@@ -91,8 +91,8 @@ def test_a_split_of_its_own_is_measured_whole_and_what_leaked_into_it_is_counted
     trained: TrainResult, make_folder: MakeFolder, data: Path
 ) -> None:
     split = make_folder("split", per_class=4, splits=("train", "test"))
-    for index, path in enumerate(sorted(split.rglob("*.png"))):
-        Image.new("RGB", (20, 20), (index, 7, 9)).save(path)
+    for path in sorted(split.rglob("*.png")):
+        Image.effect_noise((20, 20), 90).convert("RGB").save(path)
     assert evaluate(trained.bundle, split, device="cpu").num_images_trained_on == 0
     for path in sorted((data / "red").iterdir()):
         shutil.copy(path, split / "test" / "red" / f"leaked-{path.name}")

@@ -135,6 +135,12 @@ def _train_and_val(bundle: Bundle, cache: Cache) -> tuple[np.ndarray, np.ndarray
     train = cache.splits["train"]
     if "val" in cache.splits:
         return np.arange(len(train.labels_N)), np.arange(len(cache.splits["val"].labels_N))
+    trained_on = bundle.trained_on()
+    if trained_on is not None:
+        # images may have been added since: held out once more, some of those that were trained on would be taken
+        known = trained_on.among(train.digests_N)
+        if known.any() and not known.all():
+            return np.flatnonzero(known), np.flatnonzero(~known)
     recipe = bundle.info.recipe
     fraction = recipe.get("data", {}).get("val_fraction", VAL_FRACTION)
     return hold_out(train.labels_N, train.digests_N, fraction, seed=recipe.get("seed", 0))
