@@ -15,6 +15,9 @@ from alternate import Contestant, Measured, alternate, ratio_of
 # speaks the protocol with the real server; each call adds a line to a log
 STUB = """
     import sys, time
+    # a clock that goes on with each call alone: how fast the machine is does not count
+    now = [0.0]
+    time.perf_counter = lambda: now[0]
     sys.path.insert(0, {peers!r})
     import numpy as np
     from inference import Loaded, program
@@ -29,7 +32,7 @@ STUB = """
         def classify(images):
             with open({log!r}, "a") as file:
                 file.write(job.form + chr(10))
-            time.sleep(0.004 if job.form == "slow" else 0.001)
+            now[0] += 0.004 if job.form == "slow" else 0.001
             # the class is the first pixel's value
             return np.eye(256)[np.rint((images[:, 0, 0, 0] * 0.25 + 0.5) * 255).astype(int)]
         return Loaded(classify)

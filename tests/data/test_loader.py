@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -223,15 +222,14 @@ def test_what_was_to_be_read_ahead_is_dropped_with_the_epoch(monkeypatch: pytest
 
 def test_the_thread_reads_ahead_but_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = Batches(*arrays(600), batch_size=5, resident=False)
-    gather, read = batches._gather, []
-    monkeypatch.setattr(batches, "_gather", lambda chunk: (read.append(1), gather(chunk))[1])
+    gather, read = batches._gather, threading.Semaphore(0)
+    monkeypatch.setattr(batches, "_gather", lambda chunk: (read.release(), gather(chunk))[1])
     iterator = batches.epoch(0)
     next(iterator)
-    deadline = time.monotonic() + 5
-    while len(read) < 1 + loader.PREFETCH and time.monotonic() < deadline:
-        time.sleep(0.001)
-    time.sleep(0.02)
-    assert len(read) == 1 + loader.PREFETCH
+    for _ in range(1 + loader.PREFETCH):
+        assert read.acquire(timeout=200)
+    # no more, however long one waits
+    assert not read.acquire(timeout=0.1)
     iterator.close()
 
 

@@ -17,9 +17,10 @@ RunTiny = Callable[..., TrainResult]
 
 def test_a_timed_run_that_is_over_goes_on_in_a_longer_time(run_tiny: RunTiny) -> None:
     first = run_tiny("run", within=1.5)
-    second = run_tiny("run", resume=True, within=4.0)
-    assert second.epochs > first.epochs + 3
-    assert 0.95 * 4 - 0.5 < second.total_seconds < 1.05 * 4 + 0.5
+    second = run_tiny("run", resume=True, within=2.5 * max(1.5, first.total_seconds))
+    # more work in more time, however fast the machine
+    assert second.epochs > first.epochs
+    assert second.total_seconds > 1.5 * first.total_seconds
 
 
 def test_a_run_that_reached_its_target_goes_on_to_a_higher_one(
