@@ -125,7 +125,7 @@ def test_an_exif_block_that_goes_on_in_another_segment_is_read() -> None:
 
 
 def test_heic_is_read_and_turned() -> None:
-    pytest.importorskip("pi_heif")
+    pytest.importorskip("pillow_heif")
     pixels = shown(HEIC)
     assert pixels.shape == (48, 32, 3)
     assert pixels[4, 4, 0] > 180 > 60 > pixels[4, 4, 2]
@@ -135,11 +135,11 @@ def test_heic_is_read_and_turned() -> None:
 
 
 def test_without_its_library_heic_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("pi_heif", "pi_heif.as_plugin", "pillow_heif", "pillow_heif.as_plugin"):
+    for name in ("pillow_heif", "pillow_heif.as_plugin"):
         monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "a.heic").write_bytes(HEIC)
     with pytest.raises(
-        ImageError, match=r"a\.heic is HEIC, which needs pi-heif\. Install it: pip install pi-heif"
+        ImageError, match=r"a\.heic is HEIC, which needs pillow-heif\. Install it: pip install pi-heif"
     ) as error:
         read_image(tmp_path / "a.heic")
     assert error.value.problem == "missing_extra"

@@ -32,6 +32,8 @@ __all__ = ["header_size", "open_picture"]
 
 # bytes a pixel that decoders need, measured: WebP and AVIF hold planes, the picture and a copy of it, HEIC rows besides
 NEEDED = {"WEBP": 16, "AVIF": 14, "HEIF": 14}
+# of a TIFF file: as many as Pillow knows
+MAX_CHANNELS = 6
 # Pillow reads run-length coded BMP byte by byte, in Python
 MAX_BMP_RUNS = 4 << 20
 Reader = Callable[[bytes, Limits], contextlib.AbstractContextManager[Picture]]
@@ -181,13 +183,15 @@ def _heif(data: bytes, limits: Limits) -> Iterator[Picture]:
 
 
 def _heif_plugin() -> Any:
-    # pi_heif cannot write, and so comes without the encoder whose licence is the GPL
-    for name in ("pi_heif", "pillow_heif"):
-        with contextlib.suppress(ImportError):
-            return __import__(f"{name}.as_plugin", fromlist=["HeifImageFile"]).HeifImageFile
-    raise Unfit(
-        "NAME is HEIC, which needs pi-heif. Install it: pip install pi-heif (or 'vivace[heic]').", "missing_extra"
-    )
+    # pi_heif 1.4, which lacks the encoder, dies of damaged metadata: it is not used
+    try:
+        from pillow_heif.as_plugin import HeifImageFile
+    except ImportError:
+        raise Unfit(
+            "NAME is HEIC, which needs pillow-heif. Install it: pip install 'pillow-heif>=1.8' (or 'vivace[heic]').",
+            "missing_extra",
+        ) from None
+    return HeifImageFile
 
 
 @contextlib.contextmanager
@@ -195,15 +199,17 @@ def _tiff(data: bytes, limits: Limits) -> Iterator[Picture]:
     header = read_tiff(data)
     if 0xC612 in header.values:
         raise Unfit("the format is not allowed: NAME is a raw photo (DNG). Develop it to JPEG.", "format_not_allowed")
-    extra = header.tile_bytes()
+    extra, samples = header.tile_bytes(), int(header.number(277, 1))
     try:
+        if samples > MAX_CHANNELS:
+            # Pillow would say so in a log of its own
+            raise UnidentifiedImageError
         with _granted("TIFF", data, limits, extra) as image:
             picture = load_picture(image, "TIFF", _reopened(data, "TIFF"), _depth_of(header))
-            samples = int(header.number(277, 1))
             picture.notes += ("several_pictures",) * header.more + ("channels_dropped",) * (samples > 4)
             yield picture
     except UnidentifiedImageError:
-        samples, bits = int(header.number(277, 1)), int(header.number(258, 1))
+        bits = int(header.number(258, 1))
         raise Unfit(
             f"the colours can't be converted: NAME has {samples} channel{'s' * (samples > 1)} of {bits} bits "
             f"({_sample_format(header)}). Save it as grey or RGB of 8 or 16 bits.",

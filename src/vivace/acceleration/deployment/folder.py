@@ -169,7 +169,7 @@ def _requirements(runtime: str) -> str:
         "# plain JPEGs in less time, with the same pixels: taken where it is installed\n"
         "# simplejpeg>=1.8\n"
         "# HEIC\n"
-        "# pi-heif>=1.0\n"
+        "# pillow-heif>=1.8\n"
     )
 
 
