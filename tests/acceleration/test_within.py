@@ -98,6 +98,7 @@ def test_where_the_time_is_over_before_the_baseline_is_timed_nothing_is_decided(
     answer = json.loads(said.out.splitlines()[-1])
     assert answer["status"] == "nothing decided in the time given"
     assert (answer["latency_ms_before"], answer["top1_before"], answer["accelerated"]) == (None, None, False)
+    assert (answer["speedup"], answer["drop"], answer["bundle"]) == (None, None, str(trained[0].folder))
     assert said.err.splitlines()[-1] == "nothing decided in the time given: the bundle is unchanged"
     written = json.loads((tmp_path / "fast-receipt.json").read_text())
     assert written["left_out"]

@@ -235,8 +235,10 @@ def _acceleration(
     result: SearchResult, final: Bundle, batch_size: int, target: float | None, written: dict[str, Any]
 ) -> Acceleration:
     row = result.winner or result.baseline
-    ratio = (1.0, 1.0, 1.0) if row is None or row.ratio is None else row.ratio
-    loss = None if row is None else row.certified
+    unknown = (math.nan, None, None)
+    # nothing beside the model itself was found to be faster; without a baseline that is not known either
+    ratio = unknown if row is None else (1.0, 1.0, 1.0) if row.ratio is None else row.ratio
+    loss, unchanged = (None, math.nan) if row is None else (row.certified, 0.0)
     top1 = math.nan if written["top1_before"] is None else written["top1_before"]
     return Acceleration(
         bundle=final.folder,
@@ -252,10 +254,10 @@ def _acceleration(
         speedup_low=math.nan if ratio[1] is None else ratio[1],
         top1_before=top1,
         top1_after=top1 if loss is None else loss.top1_after,
-        drop=0.0 if loss is None else 100 * loss.drop,
-        drop_bound=0.0 if loss is None else 100 * loss.bound,
+        drop=unchanged if loss is None else 100 * loss.drop,
+        drop_bound=unchanged if loss is None else 100 * loss.bound,
         num_certify_images=result.num_certify,
-        target_reached=None if target is None else ratio[0] >= target,
+        target_reached=None if target is None or row is None else ratio[0] >= target,
         receipt=written,
     )
 

@@ -154,8 +154,8 @@ def _conditions(written: dict[str, Any]) -> str:
     if images:
         text += (
             f"Calibrated on {images['calibrate'][1]:,} images of {images['calibrate'][0]}, selected on "
-            f"{images['select'][1]:,} of {images['select'][0]}, certified on {images['certify'][1]:,} of "
-            f"{images['certify'][0]}. "
+            f"{images['select'][1]:,} of {images['select'][0]}, "
+            f"certified on {images['certify'][1]:,} of {images['certify'][0]}. "
         )
     given = "" if asked["within_seconds"] is None else f" of the {asked['within_seconds']:g} s that it was given"
     return f"{text}The search took {written['seconds']:.0f} s{given}."

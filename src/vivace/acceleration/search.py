@@ -123,7 +123,9 @@ class Search:
         bench.screen_first(share=SCREEN_SHARE)
         baseline = self._baseline()
         if baseline is None:
-            return self._result(status=decide.UNDECIDED, missing=missing, splits=own.splits)
+            return self._result(
+                status=decide.UNDECIDED, missing=missing, splits=own.splits, num_certify=len(self._certify)
+            )
         selected = self._select(decide.undominated(_timed(bench.rows), baseline, objective=self._objective))
         for runtime in LAYERS:
             selected += self._give_back(runtime, baseline)

@@ -213,6 +213,7 @@ class _Generation:
         self, records: Sequence[_Record], on_failure: Callable[[Side, str], None] | None, deadline: float
     ) -> None:
         self.records = list(records)
+        self._first = self.records[0] if self.records else None
         self._on_failure = on_failure
         self._deadline = deadline
         self._waits_until = deadline
@@ -273,12 +274,14 @@ class _Generation:
         if record not in self.records:
             return
         try:
-            if time.monotonic() >= self._waits_until:
+            # without the first one, which the others are compared with, they are worth nothing
+            until = self._deadline if record is self._first else self._waits_until
+            if time.monotonic() >= until:
                 raise OutOfTime("not timed: out of time")
             if record not in self._children:
                 # counted before it is asked, so that it ends whatever happens
                 self._children[record] = record.child()
-            self._children[record].deadline = self._waits_until
+            self._children[record].deadline = until
             do(record, self._children[record])
         except OutOfTime as error:
             if not self._may_abandon:
