@@ -52,6 +52,7 @@ def test_a_split_is_told_by_a_word_in_the_name(name: str, split: str | None) -> 
         (("Training/{c}", "eval/{c}", "holdout/{c}"), ("train", "val", "test")),
         (("dataset/dataset/train/{c}", "dataset/dataset/valid/{c}"), ("train", "val")),
         (("train/images/{c}", "test/images/{c}"), ("train", "test")),
+        (("training-data/train/{c}", "training-data/test/{c}"), ("train", "test")),
         (("pets/train/{c}", "pets/test"), ("train",)),
         (("train/{c}", "test/unknown"), ("train",)),
         # class folders first
@@ -85,6 +86,18 @@ def test_flat_splits_are_refused_and_never_classes(tmp_path: Path, names: tuple[
     (root / "train.csv").write_text("id,label\n")
     with pytest.raises(DataError, match=r"give the table of labels as DATA: .*train\.csv"):
         open_source(root)
+
+
+def test_splits_within_a_split_are_no_classes(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "train/train", "train/val", "test/train", "test/val")
+    with pytest.raises(DataError, match="the folders look like splits and hold no class folders: train, val"):
+        open_source(root)
+
+
+def test_no_images_are_said_to_a_bundle_too(tmp_path: Path) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    with pytest.raises(DataError, match="there are no images in"):
+        open_source(tmp_path / "data", require_train=False, classes=("cat", "dog"))
 
 
 def test_an_unknown_folder_with_the_same_classes_is_said(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,10 +85,18 @@ def _unwrapped(listing: Listing, folder: str, known: frozenset[str]) -> str:
         if len(inner) != 1 or listing.has_files(folder):
             break
         ((name, path),) = inner.items()
-        if name in known or split_of(name) is not None or listing.has_files(path):
+        # a download may be called training-data and hold train/ and test/
+        split = split_of(name) is not None and not _are_splits(listing.labelled(path))
+        if name in known or split or listing.has_files(path):
             break
         folder = path
     return folder
+
+
+def _are_splits(names: Iterable[str]) -> bool:
+    """Whether all names speak of splits, and not of one alone."""
+    roles = {split_of(name) for name in names}
+    return len(roles) > 1 and None not in roles
 
 
 def _inner(listing: Listing, folder: str, known: frozenset[str]) -> str:
@@ -214,6 +222,8 @@ def read_classes(folder: str, listing: Listing, notes: list[str]) -> Items:
     listing.pass_over_files(folder)
     if not by_class:
         raise DataError(f"there are no class folders in {folder}. Put the images into one folder per class.")
+    if _are_splits(by_class):
+        raise _unlabelled(folder, sorted(by_class))
     items: Items = []
     empty = []
     for label, path in sorted(by_class.items()):

@@ -100,7 +100,7 @@ def _with_classes(source: DataSource, classes: tuple[str, ...]) -> DataSource:
     mapping = np.asarray(numbers, dtype=np.int64)
     splits = {key: _renumbered(split, mapping[split.labels]) for key, split in source.splits.items()}
     splits = {key: split for key, split in splits.items() if len(split)}
-    if not splits:
+    if strange and not splits:
         raise DataError(
             f"the bundle does not know any class of the data: got {some(strange, 3)}.{nearest(strange[0], classes)} "
             f"It knows {some(classes, 20)}."
