@@ -261,3 +261,27 @@ def test_names_that_no_terminal_takes_survive_the_command(
         printed = stdout.buffer.getvalue().decode(encoding)
         assert "caf\\udce9.png" in printed
         assert needed in printed
+
+
+def test_a_class_without_images_has_no_shares_in_the_table(
+    bundle: Bundle, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder(per_class=3)
+    for path in (folder / "green").iterdir():
+        path.unlink()
+    assert main(["evaluate", str(bundle.folder), str(folder), "--device", "cpu", "--quiet"]) == 0
+    told = capsys.readouterr()
+    assert next(line.split() for line in told.out.splitlines() if line.startswith("green")) == [
+        "green",
+        *["n/a"] * 3,
+        "0",
+    ]
+    assert "1 empty class folder passed over: green" in told.err
+
+
+def test_columns_of_a_manifest_may_be_named(bundle: Bundle, make_folder: Callable[..., Path]) -> None:
+    folder = make_folder(per_class=3)
+    rows = [f"{path.relative_to(folder)},{path.parent.name},x" for path in sorted(folder.rglob("*.png"))]
+    (folder / "list.csv").write_text("\n".join(["where,what,more", *rows]) + "\n")
+    evaluation = evaluate(bundle, folder / "list.csv", device="cpu", image_column="where", label_column="what")
+    assert evaluation.metrics.num_images == 9

@@ -44,6 +44,10 @@ class Options:
     """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
     follow_links: bool = False
     """Follow links that lead out of a folder."""
+    image_column: str | None = None
+    """Column of a manifest that names the image files. Default: found by its usual names."""
+    label_column: str | None = None
+    """Column of a manifest that holds the classes. Default: found by its usual names."""
     data_root: Path | None = None
     """Where named data sets are downloaded to. Default: inside the cache."""
     cache_dir: Path | None = None
@@ -72,6 +76,8 @@ def run(options: Options) -> None:
             cache_dir=options.cache_dir,
             on_bad_image=options.on_bad_image,
             follow_links=options.follow_links,
+            image_column=options.image_column,
+            label_column=options.label_column,
             tta=options.tta,
             tta_share=options.tta_share,
             progress=progress,
@@ -105,7 +111,10 @@ def _print(evaluation: Evaluation) -> None:
     width = max(5, *(len(name) for name in classes))
     print(f"\n{'class':<{width}}  precision  recall      F1  images")
     for name, row in zip(classes, metrics.per_class, strict=True):
-        print(f"{name:<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.support:6,}")
+        # without an image of the class there is nothing to recall, and no number stands for that
+        shares = f"{row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}"
+        shares = shares if row.support else f"{'n/a':>9}  {'n/a':>6}  {'n/a':>6}"
+        print(f"{name:<{width}}  {shares}  {row.support:6,}")
     if len(classes) <= MAX_CLASSES_PRINTED:
         print("\nconfusion (rows: true, columns: predicted, in the order of the table)")
         cell = max(len(f"{max(max(row) for row in metrics.confusion):,}"), 4) + 1

@@ -104,6 +104,8 @@ def evaluate(
     cache_dir: str | Path | None = None,
     on_bad_image: str = "auto",
     follow_links: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
     tta: str = "none",
     tta_share: float = 1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -115,8 +117,9 @@ def evaluate(
     tta: views that each answer is averaged over, "none", "mirror" (2 views) or "shift" (6 views: mirrors and shifts of
     a pixel). tta_share: share of the images that get more views than one, those of the least sure answers, (0, 1].
     progress is told (images decoded, images in all).
-    Raises DataError if a class is not the bundle's, the split is not there or empty, or images are bad and on_bad_image
-    is not "skip"; ConfigError for another tta or a share out of range; and what `Predictor` raises.
+    on_bad_image, follow_links, image_column, label_column: as for `train`.
+    Raises DataError if no class is the bundle's, the split is not there or empty, or on_bad_image does not allow for
+    the bad images; ConfigError for another tta or a share out of range; and what `Predictor` raises.
     """
     check_choice("tta", tta, tuple(VIEWS))
     check_range("tta_share", tta_share, 0.0, 1.0, open_low=True)
@@ -130,6 +133,8 @@ def evaluate(
         cache_dir=cache_dir,
         on_bad_image=on_bad_image,
         follow_links=follow_links,
+        image_column=image_column,
+        label_column=label_column,
         progress=progress,
     )
     if len(cached.labels_N) == 0:
@@ -185,6 +190,8 @@ def open_split(
     cache_dir: str | Path | None = None,
     on_bad_image: str = "auto",
     follow_links: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[DataSource, str, CachedSplit]:
     """(source, name of the split, its images as the bundle's Preprocess stores them); arguments as for `evaluate`."""
@@ -196,6 +203,8 @@ def open_split(
         require_train=False,
         classes=bundle.classes,
         follow_links=follow_links,
+        image_column=image_column,
+        label_column=label_column,
     )
     for line in notes_of(source):
         warn(line)
