@@ -22,6 +22,7 @@ LAYER_0 = {
     "plain",
     "config",
     "files",
+    "outputs",
     "cpus",
     "hardware",
     "measure",
@@ -37,6 +38,7 @@ ALLOWED = {
     "plain": {"errors"},
     "config": {"errors", "plain"},
     "files": {"errors", "notices"},
+    "outputs": {"errors", "files", "notices"},
     "cpus": set(),
     "hardware": {"errors", "cpus", "notices"},
     "measure": {"errors"},
@@ -57,7 +59,7 @@ ALLOWED = {
     "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction"},
     "acceleration": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"},
     "bench": LAYER_0 | {"training"},
-    "report": {"errors", "files"},
+    "report": {"errors", "files", "outputs"},
 }
 # decoding starts and help appears before torch is there
 TORCH_FREE = [
@@ -84,6 +86,7 @@ TORCH_FREE = [
     "vivace.config",
     "vivace.plain",
     "vivace.files",
+    "vivace.outputs",
     "vivace.hardware",
     "vivace.measure",
     "vivace.data.cache",

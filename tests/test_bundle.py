@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vivace.acceleration.state_dict import export_state_dict
 from vivace.bundle import (
     SCHEMA_VERSION,
     Architecture,
     Bundle,
     BundleInfo,
-    export_state_dict,
     load_bundle,
     save_bundle,
 )

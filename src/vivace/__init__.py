@@ -18,7 +18,8 @@ from vivace import errors
 
 if TYPE_CHECKING:
     from vivace.acceleration.accelerate import Acceleration, accelerate
-    from vivace.bundle import Bundle, export_state_dict
+    from vivace.acceleration.state_dict import export_state_dict
+    from vivace.bundle import Bundle
     from vivace.bundle import load_bundle as load
     from vivace.evaluation.evaluate import Evaluation, evaluate
     from vivace.prediction import Predictions, Predictor, predict
@@ -55,7 +56,7 @@ _HOMES = {
     "TrainResult": ("vivace.training.result", "TrainResult"),
     "accelerate": ("vivace.acceleration.accelerate", "accelerate"),
     "evaluate": ("vivace.evaluation.evaluate", "evaluate"),
-    "export_state_dict": ("vivace.bundle", "export_state_dict"),
+    "export_state_dict": ("vivace.acceleration.state_dict", "export_state_dict"),
     "load": ("vivace.bundle", "load_bundle"),
     "predict": ("vivace.prediction", "predict"),
     "train": ("vivace.training.run", "train"),

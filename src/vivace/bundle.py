@@ -10,8 +10,10 @@ Training writes it; acceleration, evaluation, prediction, export and serving sta
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from vivace.config import check_choice, check_range, from_dict, to_dict
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, ModelError
-from vivace.files import atomic_file, atomic_folder, sha256_of, write_json
-from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, check_files, manifest_hash, read_manifest
+from vivace.files import atomic_folder, sha256_of, write_json
+from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, check_files, read_manifest
 from vivace.models.arguments import check_arguments, check_shape
+from vivace.outputs import check_folder, own_folder, seal
 from vivace.trained_on import TRAINED_ON, TrainedOn, write_trained_on
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ __all__ = [
     "BundleInfo",
     "check_finite",
     "derive_bundle",
-    "export_state_dict",
+    "finite_weights",
     "load_bundle",
     "save_bundle",
 ]
@@ -155,21 +158,23 @@ class Bundle:
 
 
 def save_bundle(folder: Path, model: nn.Module, info: BundleInfo, *, trained_on: np.ndarray | None = None) -> Bundle:
-    """Write the bundle atomically and return it; an older bundle in `folder` is replaced.
+    """Write the bundle atomically, read it back and return it; an older bundle in `folder` is replaced.
 
     trained_on: digests of the images that it was trained on, as the cache has them. Raises BundleError if a weight is
-    NaN or infinite: such a model must not be deployed.
+    NaN or infinite: such a model must not be deployed; or if the bundle can't be read back. Raises OutputError if
+    `folder` holds anything but a bundle that vivace wrote.
     """
     from safetensors.torch import save_file
 
-    weights = _finite_weights(model)
+    weights = finite_weights(model)
     folder = Path(folder)
-    with atomic_folder(folder) as temporary:
+    with _replacing(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
         if trained_on is not None:
             write_trained_on(temporary / TRAINED_ON, trained_on)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
+        _read_back(temporary, info).build_model()
     return Bundle(folder, info, names)
 
 
@@ -177,25 +182,46 @@ def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo
     """Write another bundle with the weights of `bundle`, and return it; one in `folder` is replaced.
 
     add(folder) adds files beside the weights and gives what the manifest is to say; nothing is left if it raises.
-    Raises BundleError if a weight is NaN or infinite.
+    Raises BundleError if a weight is NaN or infinite or the bundle can't be read back, OutputError if `folder` holds
+    anything but a bundle or a deployment that vivace wrote.
     """
-    _finite_weights(bundle.build_model())
+    finite_weights(bundle.build_model())
     folder = Path(folder)
-    with atomic_folder(folder) as temporary:
+    with _replacing(folder) as temporary:
         for name in {WEIGHTS, TRAINED_ON} & set(bundle.files):
             shutil.copyfile(bundle.folder / name, temporary / name)
         info = add(temporary)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
+        _read_back(temporary, info)
     return Bundle(folder, info, names)
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder that takes the place of `folder` after the block, if that may be replaced, before and after it."""
+    check_folder(folder, option="the folder")
+    own = functools.partial(own_folder, shown=folder, option="the folder")
+    with atomic_folder(folder, check=own) as temporary:
+        yield temporary
+
+
+def _read_back(folder: Path, info: BundleInfo) -> Bundle:
+    """The bundle as whoever opens it will find it. Raises BundleError if that is not what was written."""
+    try:
+        found = load_bundle(folder)
+    except BundleError as error:
+        raise BundleError(f"the bundle was written and can't be read back, so it was not kept: {error}") from error
+    for name in ("architecture", "classes", "preprocess"):
+        if to_dict(found.info)[name] != to_dict(info)[name]:
+            raise BundleError(f"the bundle was written and is read back with another {name}, so it was not kept.")
+    return found
 
 
 def _write_manifest(folder: Path, info: BundleInfo) -> None:
     """bundle.json for all that lies in the folder."""
     files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
-    manifest = {"format": "vivace-bundle", **to_dict(info), "files": files}
-    manifest["sha256"] = manifest_hash(manifest)
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, seal({"format": "vivace-bundle", **to_dict(info), "files": files}))
 
 
 def load_bundle(folder: str | Path) -> Bundle:
@@ -286,25 +312,13 @@ def _folder_of(given: str | Path) -> Path:
     return folder / "bundle" if within else folder
 
 
-def export_state_dict(bundle: Bundle, path: Path) -> Path:
-    """Write the weights as a plain `.pth` that torch.load(weights_only=True) and load_state_dict accept.
-
-    Raises BundleError if a weight is NaN or infinite.
-    """
-    import torch
-
-    weights = _finite_weights(bundle.build_model())
-    with atomic_file(Path(path)) as file:
-        torch.save(weights, file)
-    return Path(path)
-
-
 def check_finite(model: nn.Module) -> None:
     """Raises BundleError if a weight is NaN or infinite: such a model must not be deployed."""
-    _finite_weights(model)
+    finite_weights(model)
 
 
-def _finite_weights(model: nn.Module) -> dict[str, Any]:
+def finite_weights(model: nn.Module) -> dict[str, Any]:
+    """The state dict, on the CPU and contiguous. Raises BundleError if a weight is NaN or infinite."""
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():

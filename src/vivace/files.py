@@ -61,12 +61,13 @@ def write_json(path: Path, value: Any) -> None:
 def atomic_file(path: Path, *, check: Callable[[Path], object] | None = None) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
 
-    The bytes are on the disk before the name changes, so a crash, a full disk or SIGKILL leaves the old file whole.
-    Missing parent folders are made. check(path) is called just before the name changes; nothing does if it raises.
+    It can be read back before the block ends. The bytes are on the disk before the name changes, so a crash, a full
+    disk or SIGKILL leaves the old file whole. Missing parent folders are made. check(path) is called just before the
+    name changes; nothing does if it raises.
     """
     path = path.absolute()
     with _parents_of(path), held(path, _new_file) as (temporary, descriptor):
-        with open(descriptor, "wb", closefd=False) as file:
+        with open(descriptor, "w+b", closefd=False) as file:
             yield file
             file.flush()
             os.fsync(descriptor)

@@ -21,9 +21,9 @@ from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.search import Search
 from vivace.bundle import Bundle, BundleInfo, check_finite, derive_bundle, load_bundle
 from vivace.cpus import limit_threads
-from vivace.errors import ConfigError
 from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
+from vivace.outputs import check_file, check_folder, tell_replaced, write_sealed, writing
 
 __all__ = ["Acceleration", "accelerate"]
 
@@ -104,7 +104,7 @@ def accelerate(
     Raises ConfigError, BundleError, DataError, and VivaceError if the plain model can't be timed.
     """
     bundle = _opened(bundle)
-    out = _checked_out(Path(out), bundle)
+    out, told, replaced = _checked_out(Path(out), bundle)
     check_finite(bundle.build_model())
     limit_threads()
     if batch_size is None:
@@ -143,13 +143,14 @@ def accelerate(
     }
     written = receipt(result, bundle, asked)
     if result.winner is None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        path = out.with_name(f"{out.name}-{RECEIPT}")
-        write_json(path, written)
-        on_message(f"the receipt: {path}")
+        with writing(told):
+            write_sealed(told, written)
+        on_message(f"the receipt: {told}")
         final = bundle
     else:
-        final = _write(search, result, result.winner, written, out, draw)
+        with writing(out):
+            final = _write(search, result, result.winner, written, out, draw)
+        tell_replaced(out, replaced)
     _clear(work, on_message)
     if late is None:
         # what was written after the search counts too
@@ -170,27 +171,18 @@ def _opened(bundle: Any) -> Bundle:
     )
 
 
-def _checked_out(out: Path, bundle: Bundle) -> Path:
-    """The folder to write. Raises ConfigError where that would replace something else than a bundle of ours."""
+def _checked_out(out: Path, bundle: Bundle) -> tuple[Path, Path, str | None]:
+    """The folder to write, the file of the report where nothing is found, and what the folder would replace.
+
+    Raises OutputPathError where that would be anything that vivace did not write.
+    """
     if out.name in ("", ".."):
         # names are made from its own
         out = out.resolve()
-    if out.resolve() == bundle.folder.resolve():
-        raise ConfigError(f"--out is the bundle itself: {out}. Give another folder.")
-    if out.is_file() or (out.is_dir() and not (out / "bundle.json").is_file() and any(out.iterdir())):
-        raise ConfigError(f"--out holds something else than a bundle: {out}. Give another folder.")
+    replaced = check_folder(out, inputs=[bundle.folder])
     told = out.with_name(f"{out.name}-{RECEIPT}")
-    if told.exists() and not _is_receipt(told):
-        raise ConfigError(f"the report would replace a file: {told}. Move it away, or give another --out.")
-    return out
-
-
-def _is_receipt(path: Path) -> bool:
-    """Whether a file was written by an earlier search."""
-    try:
-        return {"asked", "rows", "environment"} <= set(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return False
+    check_file(told, inputs=[bundle.folder], option="the report's file")
+    return out, told, replaced
 
 
 def _clear(work: Path, on_message: Callable[[str], None]) -> None:

@@ -1,6 +1,7 @@
 """vivace.export: a bundle in another form, checked against PyTorch before it is left on disk.
 
-Each target writes files into a folder; one row of TARGETS each.
+Each target writes a folder, or a file with its .json; one row of TARGETS each. What is there already is replaced only
+if vivace wrote it (`vivace.outputs`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from pathlib import Path
 
 import torch
 
-from vivace.acceleration.deployment.folder import GRAPHS, check_place, write_deployment
+from vivace.acceleration.deployment.folder import GRAPHS, write_deployment
 from vivace.acceleration.graphs import GRAPH_WRITERS
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
-from vivace.acceleration.single_file import FILES, write_file
-from vivace.bundle import Bundle, BundleInfo, derive_bundle, export_state_dict, load_bundle
-from vivace.errors import ConfigError, nearest
+from vivace.acceleration.progress import doing, reporting
+from vivace.acceleration.single_file import FILES, FORMS, GRAPH_FORMS, write_file
+from vivace.acceleration.state_dict import export_state_dict
+from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
+from vivace.errors import ConfigError, ExportError, nearest
+from vivace.notices import warn
+from vivace.outputs import check_export, check_folder, tell_replaced, writing
 from vivace.runtimes import load_runtime
 from vivace.scratch import scratch_folder
 
@@ -48,18 +53,44 @@ def export(
     without torch and without vivace), or a file.
 
     Files are "pt2" (a PyTorch program), "aoti" (compiled for this machine), "executorch" and "litert" (for phones),
-    each with a .json beside it that tells classes and pixels; and "state-dict". A bundle that computes by AOTInductor
-    keeps its precision in "aoti"; the others are float32.
+    "onnx" if `out` ends in .onnx, "openvino" if it ends in .xml (its .bin lies beside it), and "state-dict"; beside
+    each a .json tells classes and pixels. A bundle that computes by AOTInductor keeps its precision in "aoti"; the
+    others are float32. A network that OpenVINO can't take becomes a bundle for ONNX Runtime, with a warning.
     out: the folder of the new bundle, or the file. data: images for the certificate of parity, as for `train`; without
     them they are generated. What disagrees with PyTorch is not left on disk.
     Raises ConfigError for an unknown target, MissingExtra if its library is not installed, ExportError if it can't take
-    the network, ParityError if the form does not agree, BundleError if a weight is NaN or infinite.
+    the network, ParityError if the form does not agree, BundleError if a weight is NaN or infinite, OutputError if
+    `out` holds what vivace did not write or can't be written, VivaceError if the disk is full.
     """
     if target not in TARGETS:
         raise ConfigError(f"--to is unknown: got {target!r}.{nearest(target, TARGETS)} Known: {', '.join(TARGETS)}.")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     cache_path = Path(cache_dir) if cache_dir is not None else None
-    return TARGETS[target](bundle, Path(out), data, cache_path)
+    out = Path(out)
+    replaced = _check_out(bundle, target, out, data)
+    with reporting(f"export to {target}"), writing(out):
+        exported = TARGETS[target](bundle, out, data, cache_path)
+    tell_replaced(out, replaced)
+    return exported
+
+
+def _check_out(bundle: Bundle, target: str, out: Path, data: str | Path | None) -> str | None:
+    """What would be replaced, before any work. Raises OutputError, and ConfigError for the name of another format."""
+    known = {form.suffix: name for name, form in FORMS.items() if name != "aoti"} | {".pth": "state-dict"}
+    own = FORMS[target].suffix if target in FORMS else ".pth"
+    suffix = out.suffix.lower()
+    if suffix in known and not (suffix == own and target != "deploy"):
+        form = "a folder" if target == "deploy" else f"a folder or a {own} file" if target in GRAPH_FORMS else "a file"
+        raise ConfigError(
+            f"--to {target} writes {form}: got --out {out}, a name for {known[suffix]}. Give another name, or "
+            f"--to {known[suffix]}."
+        )
+    if target == "deploy" or (target in GRAPH_FORMS and suffix != own):
+        # the images in a deployment would be taken for data
+        outside = [Path(data)] if target == "deploy" and data is not None and Path(data).is_dir() else []
+        return check_folder(out, inputs=[bundle.folder], outside=outside)
+    names = FORMS[target].names(out) if target in FORMS else (out,)
+    return check_export(*names, inputs=[bundle.folder])
 
 
 def _state_dict(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
@@ -69,19 +100,27 @@ def _state_dict(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: P
 
 def _as_file(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None, target: str) -> Exported:
     parity = write_file(bundle, out, target, data, cache_dir)
-    return Exported(out, target, out.stat().st_size, parity)
+    return Exported(out, target, sum(path.stat().st_size for path in FORMS[target].names(out)), parity)
 
 
 def _onnx(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
+    if out.suffix.lower() == GRAPH_FORMS["onnx"].suffix:
+        return _as_file(bundle, out, data, cache_dir, "onnx")
     return _as_bundle(bundle, out, data, cache_dir, "onnx")
 
 
 def _openvino(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
-    return _as_bundle(bundle, out, data, cache_dir, "openvino")
+    if out.suffix.lower() == GRAPH_FORMS["openvino"].suffix:
+        return _as_file(bundle, out, data, cache_dir, "openvino")
+    try:
+        return _as_bundle(bundle, out, data, cache_dir, "openvino")
+    except ExportError as error:
+        exported = _as_bundle(bundle, out, data, cache_dir, "onnx")
+        warn(f"{error} A bundle for ONNX Runtime was written in its place: {out}")
+        return exported
 
 
 def _deploy(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
-    check_place(out)
     with scratch_folder("export") as temporary:
         if bundle.info.runtime not in GRAPHS:
             # without one of its own a bundle is deployed as the graph that most programs run
@@ -102,8 +141,10 @@ def _as_bundle(
     found: list[Parity] = []
 
     def add(folder: Path) -> BundleInfo:
+        doing(f"writing the graph for {runtime}")
         GRAPH_WRITERS[runtime](bundle, folder)
         info = dataclasses.replace(bundle.info, runtime=runtime, precision="fp32")
+        doing("comparing it with PyTorch")
         # from the files, as whoever uses them will
         names = tuple(path.name for path in folder.iterdir())
         classify = load_runtime(runtime, Bundle(folder, info, names), device=torch.device("cpu"), precision="fp32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vivace.acceleration.foreign import exporting
+from vivace.acceleration.labels import description, label_openvino
 from vivace.bundle import Bundle
-from vivace.errors import MissingExtra
+from vivace.errors import ExportError, MissingExtra
+from vivace.runtimes import INPUT, OUTPUT
 from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
@@ -59,26 +62,45 @@ def write_onnx(bundle: Bundle, folder: Path, *, float_first: bool = False) -> No
             (example,),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["images"],
-            output_names=["probs"],
+            input_names=[INPUT],
+            output_names=[OUTPUT],
             dynamic_shapes=DYNAMIC_SHAPES,
             external_data=False,
             verbose=False,
         )
         assert program is not None
+        program.model.metadata_props.update(description(bundle))
         program.save(folder / ONNX_GRAPH, external_data=False)
 
 
 def write_openvino(bundle: Bundle, folder: Path) -> None:
-    """Write the files of an OpenVINO graph, only its batch open. Raises MissingExtra, ExportError."""
+    """Write the files of an OpenVINO graph, only its batch open. Raises MissingExtra, ExportError.
+
+    What OpenVINO can't read of a PyTorch program, such as positions that are interpolated, it may read of ONNX.
+    """
     openvino = library("an export to OpenVINO")
+    try:
+        with quiet(), exporting("openvino"):
+            model = openvino.convert_model(traced(bundle))
+    except ExportError as error:
+        model = _by_onnx(bundle, openvino, error)
     with quiet(), exporting("openvino"):
-        model = openvino.convert_model(traced(bundle))
         # the converter leaves every side open, and of open sides OpenVINO fuses less
         side = bundle.preprocess.size
         model.reshape([-1, side, side, bundle.preprocess.channels])
+        label_openvino(model, bundle)
         # float32 as the weights are: a smaller file is a step of its own, with its own check
         openvino.save_model(model, folder / OPENVINO_GRAPH, compress_to_fp16=False)
+
+
+def _by_onnx(bundle: Bundle, openvino: Any, first: ExportError) -> Any:
+    """OpenVINO's model of the bundle as ONNX. Raises `first`, which tells more, where that way is closed too."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="vivace-export-") as folder, quiet(), exporting("openvino"):
+            write_onnx(bundle, Path(folder))
+            return openvino.convert_model(str(Path(folder, ONNX_GRAPH)))
+    except (ExportError, MissingExtra):
+        raise first from None
 
 
 # runtime → writes its graph, float32, into a folder

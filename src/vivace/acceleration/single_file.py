@@ -17,19 +17,21 @@ import torch
 from vivace.acceleration.edge import load_executorch, load_litert, write_executorch, write_litert
 from vivace.acceleration.engine import load_tensorrt, write_tensorrt
 from vivace.acceleration.foreign import exporting
-from vivace.acceleration.graphs import traced
+from vivace.acceleration.graphs import traced, write_onnx, write_openvino
 from vivace.acceleration.parity import Parity, check_parity, measure_parity, parity_images
+from vivace.acceleration.progress import doing
 from vivace.bundle import Bundle, check_finite
 from vivace.config import to_dict
 from vivace.errors import ConfigError
-from vivace.files import atomic_file, sha256_of, write_json
+from vivace.files import atomic_file
 from vivace.hardware import cpu_name
-from vivace.runtimes import Classifier, is_quantized
+from vivace.outputs import check_export, write_sidecar
+from vivace.runtimes import INPUT, OUTPUT, Classifier, is_quantized, onnx, openvino
 from vivace.runtimes.aoti import compile_package
 from vivace.runtimes.quiet import quiet
 from vivace.scratch import scratch_folder
 
-__all__ = ["FILES", "FileForm", "write_file"]
+__all__ = ["FILES", "FORMS", "GRAPH_FORMS", "FileForm", "write_file"]
 
 # these take no batches
 ONE_IMAGE = ("executorch", "litert")
@@ -42,15 +44,23 @@ class FileForm:
     suffix: str
     write: Callable[[Bundle, Path], None]
     load: Callable[[Path], Classifier]
+    companion: str | None = None
+    """Suffix of a second file that the first one reads."""
+
+    def names(self, out: Path) -> tuple[Path, ...]:
+        """The file and what belongs to it."""
+        return (out,) if self.companion is None else (out, out.with_suffix(self.companion))
 
 
 def write_file(bundle: Bundle, out: Path, target: str, data: str | Path | None, cache_dir: Path | None) -> Parity:
     """Write the file of a target to `out` and its .json beside it, if it agrees with PyTorch; the certificate.
 
     Raises BundleError if a weight is NaN or infinite, ParityError, after which nothing was changed, ConfigError for
-    int8 without images, and what the target's writer raises.
+    int8 without images, OutputError where vivace did not write what is there, and what the target's writer raises.
     """
-    form = FILES[target]
+    form = FORMS[target]
+    names = form.names(out)
+    check_export(*names, inputs=[bundle.folder])
     # before a compiler works on it for half a minute
     check_finite(bundle.build_model())
     precision = _precision(bundle, target)
@@ -59,27 +69,40 @@ def write_file(bundle: Bundle, out: Path, target: str, data: str | Path | None, 
     images, name = parity_images(bundle, data, cache_dir=cache_dir)
     with scratch_folder("export") as folder:
         written = Path(folder, "model" + form.suffix)
+        doing(f"writing it for {target}")
         form.write(bundle, written)
+        doing("comparing it with PyTorch")
         # read back: what is certified is what lies in the file
         parity = measure_parity(bundle, form.load(written), images, runtime=target, precision=precision, images=name)
         check_parity(parity)
-        with written.open("rb") as source, atomic_file(out) as file:
-            shutil.copyfileobj(source, file)
-    write_json(out.with_name(out.name + ".json"), _told(bundle, out, parity))
+        # again: it may have taken minutes
+        check_export(*names, inputs=[bundle.folder])
+        # the file that the others belong to comes last: with it alone nothing works
+        for source, path in reversed(list(zip(form.names(written), names, strict=True))):
+            with source.open("rb") as opened, atomic_file(path) as file:
+                shutil.copyfileobj(opened, file)
+    write_sidecar(out, _told(bundle, parity), *names[1:])
     return parity
 
 
-def _told(bundle: Bundle, out: Path, parity: Parity) -> dict[str, Any]:
+def _told(bundle: Bundle, parity: Parity) -> dict[str, Any]:
     size, channels = bundle.preprocess.size, bundle.preprocess.channels
+    named = parity.runtime in GRAPH_FORMS
     return {
-        "format": "vivace-export",
         "target": parity.runtime,
-        "file": out.name,
-        "sha256": sha256_of(out),
-        "bytes": out.stat().st_size,
         "model": bundle.info.architecture.name,
-        "input": {"dtype": "uint8", "shape": ["N", size, size, channels], "one_image": parity.runtime in ONE_IMAGE},
-        "output": {"dtype": "float32", "shape": ["N", len(bundle.classes)], "what": "probabilities"},
+        "input": {
+            **({"name": INPUT} if named else {}),
+            "dtype": "uint8",
+            "shape": ["N", size, size, channels],
+            "one_image": parity.runtime in ONE_IMAGE,
+        },
+        "output": {
+            **({"name": OUTPUT} if named else {}),
+            "dtype": "float32",
+            "shape": ["N", len(bundle.classes)],
+            "what": "probabilities",
+        },
         "preprocess": to_dict(bundle.preprocess),
         "parity": parity.to_dict(),
         "environment": {"torch": torch.__version__, **({"cpu": cpu_name()} if parity.runtime == "aoti" else {})},
@@ -88,7 +111,8 @@ def _told(bundle: Bundle, out: Path, parity: Parity) -> dict[str, Any]:
 
 
 def _precision(bundle: Bundle, target: str) -> str:
-    return bundle.info.precision if bundle.info.runtime == target else "fp32"
+    # of onnx and openvino the weights are exported, and not the graph that may lie in the bundle
+    return bundle.info.precision if bundle.info.runtime == target and target in FILES else "fp32"
 
 
 def _write_pt2(bundle: Bundle, path: Path) -> None:
@@ -128,3 +152,14 @@ FILES = {
     "litert": FileForm(".tflite", write_litert, load_litert),
     "tensorrt": FileForm(".engine", write_tensorrt, load_tensorrt),
 }
+# target → the file of a graph that is else a bundle's
+GRAPH_FORMS = {
+    "onnx": FileForm(".onnx", lambda bundle, path: write_onnx(bundle, path.parent), onnx.classifier_of),
+    "openvino": FileForm(
+        ".xml",
+        lambda bundle, path: write_openvino(bundle, path.parent),
+        lambda path: openvino.classifier_of(path, path.with_suffix(".bin"), "fp32"),
+        companion=".bin",
+    ),
+}
+FORMS = {**FILES, **GRAPH_FORMS}

@@ -7,6 +7,7 @@ knows, and networks of the zoo, which start from nothing but are drawn for speed
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -317,4 +318,6 @@ def _saved(folder: Path) -> Bundle | None:
     try:
         return load_bundle(folder)
     except BundleError:
+        # of this search's own folder, made anew: a bundle that was changed is not replaced
+        shutil.rmtree(folder, ignore_errors=True)
         return None

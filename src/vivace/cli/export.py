@@ -28,7 +28,8 @@ class Options:
     that is compiled for this machine and this torch alone; executorch and litert a file for phones; tensorrt an
     engine for this kind of GPU; deploy a folder that classifies images without PyTorch."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The folder of the new bundle, or the file."""
+    """The folder of the new bundle, or the file; NAME.onnx and NAME.xml (for openvino) are files too. Only what vivace
+    wrote, and nobody has changed since, is replaced."""
     state_dict: Annotated[Path | None, tyro.conf.arg(metavar="FILE.pth")] = None
     """The same as --to state-dict --out FILE.pth."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
@@ -60,7 +61,7 @@ def run(options: Options) -> None:
         print_json(
             {
                 "path": str(exported.path),
-                "target": target,
+                "target": exported.target,
                 "bytes": exported.num_bytes,
                 "model": architecture.name,
                 "parity": parity.to_dict() if parity else None,
@@ -68,7 +69,7 @@ def run(options: Options) -> None:
             }
         )
         return
-    what = {"state-dict": "the state dict", "deploy": "a deployment"}.get(target, target)
+    what = {"state-dict": "the state dict", "deploy": "a deployment"}.get(exported.target, exported.target)
     print(f"wrote {exported.path}, {what} of {architecture.name} with {architecture.num_classes} classes")
     if parity:
         print(parity.summary())

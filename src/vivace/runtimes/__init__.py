@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
     from vivace.bundle import Bundle
 
-__all__ = ["RUNTIMES", "Classifier", "graph_file", "is_quantized", "load_runtime"]
+__all__ = [
+    "INPUT",
+    "OUTPUT",
+    "RUNTIMES",
+    "Classifier",
+    "checked_graph",
+    "graph_file",
+    "is_quantized",
+    "load_runtime",
+    "short_reason",
+]
 
 # name → module with `load(bundle, *, device, precision) -> Classifier`
 RUNTIMES = {
@@ -26,6 +36,9 @@ RUNTIMES = {
     "onnx": "vivace.runtimes.onnx",
     "openvino": "vivace.runtimes.openvino",
 }
+
+# of every exported graph, the names of its tensors: images_NHWC uint8 and probs_NK float32
+INPUT, OUTPUT = "images", "probs"
 
 
 class Classifier(Protocol):
@@ -67,11 +80,60 @@ def is_quantized(precision: str) -> bool:
 
 
 def graph_file(bundle: Bundle, name: str, runtime: str) -> Path:
-    """The file of a bundle that holds the graph for a runtime. Raises ConfigError if it has none."""
+    """The file of a bundle that holds the graph for a runtime, or a part of it.
+
+    Raises ConfigError if it has none, BundleError if the manifest does not list it though it lies there, or it is a
+    link.
+    """
+    path = bundle.folder / name
     # hashed with the bundle: a file that was only put there is not taken
-    if name not in bundle.files:
-        raise ConfigError(
-            f"the bundle holds no graph for {runtime}: {bundle.folder}. "
-            f"Make one: vivace export {bundle.folder} --to {runtime} --out FOLDER"
+    if name in bundle.files:
+        if path.is_symlink():
+            raise BundleError(f"a file of the bundle is a link: {path}. Do not use it, or restore it from a copy.")
+        return path
+    if bundle.info.runtime == runtime:
+        raise BundleError(
+            f"the bundle computes by {runtime}, and bundle.json does not list {name}: {bundle.folder}. "
+            "Do not use it, or restore it from a copy."
         )
-    return bundle.folder / name
+    raise ConfigError(
+        f"the bundle holds no graph for {runtime}: {bundle.folder}. "
+        f"Make one: vivace export {bundle.folder} --to {runtime} --out FOLDER"
+    )
+
+
+def checked_graph(classify: Classifier, bundle: Bundle, path: Path) -> Classifier:
+    """The classifier of a graph that nobody vouches for: its answers are probs_NK, or it raises BundleError.
+
+    A bundle's seal has no key: the graph in it may be any graph, and one line must say what is wrong with it. Raises
+    ValueError for images of another shape or type than the bundle's.
+    """
+    size, channels = bundle.preprocess.size, bundle.preprocess.channels
+
+    def checked(images_NHWC: np.ndarray) -> np.ndarray:
+        if images_NHWC.shape[1:] != (size, size, channels) or images_NHWC.dtype != "uint8":
+            raise ValueError(
+                f"images must be uint8 [N, {size}, {size}, {channels}]: got {images_NHWC.dtype} "
+                f"{list(images_NHWC.shape)}"
+            )
+        try:
+            probs_NK = classify(images_NHWC)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise BundleError(f"the graph can't be run: {path} ({short_reason(error)}). Export it again.") from None
+        expected = (len(images_NHWC), len(bundle.classes))
+        if probs_NK.shape != expected:
+            raise BundleError(
+                f"the graph answers {list(probs_NK.shape)} for {list(expected)}: {path}. Export it again."
+            )
+        return probs_NK
+
+    return checked
+
+
+def short_reason(error: Exception) -> str:
+    """The last line of what a runtime says, 200 characters at most: there it names the cause, after where it was."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return text if len(text) <= 200 else "…" + text[-199:]

@@ -8,22 +8,33 @@ import os
 import sys
 import threading
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.errors import ConfigError, MissingExtra
+from vivace.errors import BundleError, ConfigError, MissingExtra
 from vivace.hardware import num_cpus
-from vivace.runtimes import Classifier, graph_file
+from vivace.runtimes import Classifier, checked_graph, graph_file, short_reason
 from vivace.runtimes.signal_stack import own_signal_stack
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GRAPH", "compile_graph", "core", "library", "load", "size_for", "without_reports"]
+__all__ = [
+    "GRAPH",
+    "WEIGHTS",
+    "classifier_of",
+    "compile_graph",
+    "core",
+    "library",
+    "load",
+    "size_for",
+    "without_reports",
+]
 
-GRAPH = "model.xml"
+GRAPH, WEIGHTS = "model.xml", "model.bin"
 # of an int8 graph this is the arithmetic of what was not quantized
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
 PURPOSE = "the runtime openvino"
@@ -34,14 +45,34 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32; preprocessing is in the graph.
 
     precision: fp32 or bf16; for a graph that was quantized int8, or int8+bf16, which computes the rest in bf16. Raises
-    ConfigError for a GPU, another precision or a bundle without an OpenVINO graph; MissingExtra.
+    ConfigError for a GPU, another precision or a bundle without an OpenVINO graph; BundleError for one that can't be
+    run; MissingExtra.
     """
     if device.type != "cpu" or precision not in HINTS:
         raise ConfigError(
             f"openvino runs on a CPU in {', '.join(HINTS)}: got {device.type} and {precision}. Use eager."
         )
-    model = core().read_model(graph_file(bundle, GRAPH, "openvino"))
+    # named apart: left to itself OpenVINO takes any file beside the graph for its weights
+    graph, weights = (graph_file(bundle, name, "openvino") for name in (GRAPH, WEIGHTS))
+    return checked_graph(classifier_of(graph, weights, precision), bundle, graph)
+
+
+def classifier_of(graph: Path, weights: Path, precision: str) -> Classifier:
+    """A classifier of the files that `vivace export --to openvino` wrote.
+
+    Raises BundleError if they are none, MissingExtra.
+    """
+    runtime = core()
     programs: dict[int, _Program] = {}
+    try:
+        model = runtime.read_model(graph, weights)
+    except Exception as error:
+        raise BundleError(f"the graph can't be loaded: {graph} ({short_reason(error)}). Export it again.") from None
+    if (len(model.inputs), len(model.outputs)) != (1, 1):
+        raise BundleError(
+            f"the graph has {len(model.inputs)} inputs and {len(model.outputs)} outputs, one of each is expected: "
+            f"{graph}. Export it again."
+        )
 
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
         size = size_for(len(images_NHWC), programs)
@@ -63,12 +94,7 @@ class _Program:
         self._busy = threading.Lock()
 
     def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
-        """images_NHWC uint8 → probs_NK float32. Raises ValueError for images of another shape or type."""
-        if images_NHWC.shape[1:] != self._pixels.shape[1:] or images_NHWC.dtype != self._pixels.dtype:
-            raise ValueError(
-                f"images must be {self._pixels.dtype} [N, {', '.join(map(str, self._pixels.shape[1:]))}]: got "
-                f"{images_NHWC.dtype} {list(images_NHWC.shape)}"
-            )
+        """images_NHWC uint8 → probs_NK float32, as many as it was compiled for at most."""
         with self._busy:
             # behind them lies what was there before: the rest of the answers is not looked at
             self._pixels[: len(images_NHWC)] = images_NHWC

@@ -10,13 +10,14 @@ README.md, requirements.txt
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import os
 import platform
 import shutil
 import string
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,21 @@ import torch
 
 from vivace import data as data_package
 from vivace.acceleration.deployment.goldens import Golden, choose_goldens, write_goldens
+from vivace.acceleration.labels import copy_labelled
 from vivace.acceleration.parity import PLAIN, Parity, check_parity, measure_parity, parity_images
+from vivace.acceleration.progress import doing
 from vivace.bundle import Bundle
 from vivace.config import to_dict
-from vivace.errors import ConfigError, ParityError
-from vivace.files import atomic_folder, canonical_json, sha256_of, write_json
+from vivace.errors import ParityError
+from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.hardware import cpu_name
+from vivace.outputs import check_folder, own_folder, seal
 from vivace.runtimes import graph_file, load_runtime
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
 from vivace.runtimes.openvino import HINTS
 
-__all__ = ["GRAPHS", "check_place", "write_deployment"]
+__all__ = ["GRAPHS", "write_deployment"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 DATA_MODULES = Path(data_package.__file__).parent
@@ -59,11 +63,13 @@ def write_deployment(bundle: Bundle, out: Path, data: str | Path | None, cache_d
 
     data: images for goldens and certificate, as for `train`; None: generated ones. An int8 form's certificate is then
     the one that it came with. The folder must pass its own self-test; what does not is not left on disk.
-    Raises ParityError if graph or folder does not agree with PyTorch.
+    Raises ParityError if graph or folder does not agree with PyTorch, OutputError if `out` holds what vivace did not
+    write.
     """
     info = bundle.info
     for name in GRAPHS[info.runtime]:
         graph_file(bundle, name, info.runtime)
+    doing("comparing it with PyTorch")
     cpu = torch.device("cpu")
     classify = load_runtime(info.runtime, bundle, device=cpu, precision=info.precision)
     parity: Parity | None = None
@@ -79,9 +85,9 @@ def write_deployment(bundle: Bundle, out: Path, data: str | Path | None, cache_d
         np.concatenate([function(images_NHWC[i : i + 1]) for i in range(len(images_NHWC))])
         for function in (plain, classify)
     )
-    with atomic_folder(out) as folder:
-        for name in GRAPHS[info.runtime]:
-            shutil.copyfile(bundle.folder / name, folder / name)
+    check_folder(out, inputs=[bundle.folder])
+    with atomic_folder(out, check=functools.partial(own_folder, shown=out)) as folder:
+        tensors = copy_labelled(bundle, folder)
         write_goldens(
             folder / "golden",
             goldens,
@@ -99,7 +105,8 @@ def write_deployment(bundle: Bundle, out: Path, data: str | Path | None, cache_d
         (folder / "requirements.txt").write_text(_requirements(info.runtime))
         certificate = dict(info.parity) if parity is None else parity.to_dict()
         (folder / "README.md").write_text(_readme(bundle, goldens, certificate), "utf-8")
-        _write_manifest(folder, bundle, certificate)
+        _write_manifest(folder, bundle, certificate, tensors)
+        doing("running the folder's own test")
         _selftest(folder)
     return parity
 
@@ -114,18 +121,8 @@ def copy_decoder(folder: Path) -> None:
         (target / f"{name}.py").write_text(text, "utf-8")
 
 
-def check_place(out: Path) -> None:
-    """Raise ConfigError if writing a deployment to `out` would replace anything but an older one."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    manifest = out / MANIFEST
-    if not manifest.is_file() or f'"{FORMAT}"'.encode() not in manifest.read_bytes():
-        raise ConfigError(f"--out is taken: {out} is no deployment folder, and would be replaced. Give another.")
-
-
-def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any]) -> None:
+def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], tensors: tuple[str, str]) -> None:
     info, size, channels = bundle.info, bundle.preprocess.size, bundle.preprocess.channels
-    # the examples and the README are there to be changed
     names = [*GRAPHS[info.runtime], *PROGRAMS, "classes.txt", "requirements.txt"]
     names += [f"{DECODER}/{path.name}" for path in sorted((folder / DECODER).iterdir())]
     names += [f"golden/{path.name}" for path in sorted((folder / "golden").iterdir())]
@@ -140,18 +137,21 @@ def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any]) -
         "precision": info.precision,
         # left to itself OpenVINO takes bf16 where the processor has it
         "settings": {"INFERENCE_PRECISION_HINT": HINTS[info.precision]} if info.runtime == "openvino" else {},
-        "input": {"name": "images", "dtype": "uint8", "shape": ["N", size, size, channels]},
-        "output": {"name": "probs", "dtype": "float32", "shape": ["N", len(info.classes)]},
+        "input": {"name": tensors[0], "dtype": "uint8", "shape": ["N", size, size, channels]},
+        "output": {"name": tensors[1], "dtype": "float32", "shape": ["N", len(info.classes)]},
         "metrics": told["metrics"],
         "parity": certificate,
         "data": told["data"],
         "made_with": {"vivace": metadata.version("vivace"), **_where(info.runtime)},
-        "files": {
-            name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names
-        },
+        "files": _facts(folder, names),
+        # there to be changed: the folder's own test does not ask for them, and a changed one is not replaced
+        "editable": _facts(folder, ["README.md", *(EXAMPLES if info.runtime == "onnx" else ())]),
     }
-    manifest["sha256"] = hashlib.sha256(canonical_json(manifest)).hexdigest()
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, seal(manifest))
+
+
+def _facts(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    return {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
 
 
 def _where(runtime: str) -> dict[str, str]:
@@ -214,12 +214,16 @@ def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) 
 
 def _selftest(folder: Path) -> None:
     """Raise ParityError unless the folder passes its own test, in a process of its own."""
-    command = [sys.executable, "-B", str(folder / "selftest.py")]
+    # it runs in the folder: of a relative path there is nothing there
+    command = [sys.executable, "-B", str(folder.resolve() / "selftest.py")]
     # what the folder needs must be installed: a path to this program's own modules would hide that it is not
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=env, timeout=SELFTEST_SECONDS, check=False, cwd=folder
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=env, timeout=SELFTEST_SECONDS, check=False, cwd=folder
+        )
+    except subprocess.TimeoutExpired:
+        raise ParityError(f"the folder's own test took more than {SELFTEST_SECONDS} s. Nothing was kept.") from None
     if done.returncode != 0:
         lines = [line for line in done.stdout.splitlines() if line.startswith("FAILED")] or done.stderr.splitlines()
         raise ParityError(f"the folder fails its own test: {lines[0] if lines else 'no word'}. Nothing was kept.")

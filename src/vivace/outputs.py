@@ -1,0 +1,279 @@
+"""Where results may be written: nothing that vivace did not write is ever replaced.
+
+Every function and verb that writes asks here before its work begins, and again when the name changes hands. A folder is
+replaced only if its manifest (bundle.json, model.json) is sealed and lists, with its SHA-256, every file that lies in
+it; an exported file only if the .json beside it does, a figure only if its own comment does. An empty folder holds
+nothing to lose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import stat
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vivace.errors import OutputError, VivaceError
+from vivace.files import canonical_json, remove_leftovers, sha256_of, write_json
+from vivace.notices import warn
+
+__all__ = [
+    "check_export",
+    "check_file",
+    "check_folder",
+    "export_names",
+    "marked",
+    "own_file",
+    "own_folder",
+    "seal",
+    "tell_replaced",
+    "write_sealed",
+    "write_sidecar",
+    "writing",
+]
+
+# manifest → what it says it is, and what that is called
+MANIFESTS = {"bundle.json": ("vivace-bundle", "bundle"), "model.json": ("vivace-deployment", "deployment")}
+SIDECAR, RECEIPT, SIDECAR_SEAL = "vivace-export", "vivace-receipt", "json_sha256"
+# no manifest is as large
+MAX_MANIFEST_BYTES = 64 * 2**20
+# of a PNG: the comment of `marked`, and the chunk that ends it
+MARK_BYTES, PNG_END = 83, 12
+
+
+def seal(manifest: Mapping[str, Any], key: str = "sha256") -> dict[str, Any]:
+    """The manifest with the SHA-256 of all that it says, under `key`."""
+    bare = {name: value for name, value in manifest.items() if name != key}
+    return {**bare, key: hashlib.sha256(canonical_json(bare)).hexdigest()}
+
+
+def export_names(path: Path, *companions: Path) -> list[Path]:
+    """All that an export of one file writes: the file, those that belong to it, and the .json beside it."""
+    return [path, *companions, path.with_name(path.name + ".json")]
+
+
+def write_sidecar(path: Path, told: Mapping[str, Any], *companions: Path) -> None:
+    """Write the sealed .json beside an exported file: what `told` says, and the files with size and SHA-256.
+
+    By it vivace knows its own files when they are exported again.
+    """
+    files = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in (path, *companions)}
+    manifest = {"format": SIDECAR, "file": path.name, **files[path.name], "files": files, **told}
+    write_json(export_names(path)[-1], seal(manifest, SIDECAR_SEAL))
+
+
+def write_sealed(path: Path, told: Mapping[str, Any]) -> None:
+    """Write a JSON file that stands alone, sealed: vivace knows it again, unless somebody has changed it."""
+    write_json(path, seal({"format": RECEIPT, **told}, SIDECAR_SEAL))
+
+
+def tell_replaced(path: Path, replaced: str | None) -> None:
+    """Warn in one line of what was replaced, as `check_folder` and `check_file` named it before."""
+    if replaced is not None:
+        warn(f"replaced {replaced} that vivace wrote earlier: {path}")
+
+
+def check_folder(
+    path: Path, *, inputs: Iterable[Path] = (), outside: Iterable[Path] = (), option: str = "--out"
+) -> str | None:
+    """What writing the folder `path` would replace, such as "a bundle", or None where nothing is there.
+
+    inputs: what the work reads: `path` may be neither one of them, nor in one, nor around one. outside: folders that
+    it may not be in.
+    Raises OutputError if it is a file, a link, holds anything that vivace did not write, or can't be written.
+    """
+    with _told(path, option):
+        _check_place(path, inputs, outside, option)
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            kind = "a link" if path.is_symlink() else "a file"
+            raise OutputError(f"{option} is {kind} and a folder is to be written: {path}. Give another name.")
+        found = own_folder(path, option=option)
+        _check_writable(path)
+    return found
+
+
+def check_file(
+    path: Path,
+    *,
+    inputs: Iterable[Path] = (),
+    outside: Iterable[Path] = (),
+    option: str = "--out",
+    overwrite: bool = False,
+) -> str | None:
+    """What writing the file `path` would replace: "a file", or None where nothing is there.
+
+    inputs, outside: as for `check_folder`. overwrite: any file may be replaced that is no input.
+    Raises OutputError if it is a folder, a link or no regular file, if vivace did not write it, or it can't be written.
+    """
+    with _told(path, option):
+        _check_place(path, inputs, outside, option)
+        _check_writable(path)
+        if not os.path.lexists(path):
+            return None
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise OutputError(f"{option} is {kind} and a file is to be written: {path}. Give another name.")
+        if not overwrite and not own_file(path):
+            raise OutputError(
+                f"{option} is there already and vivace can't tell that it wrote it: {path}. Give another name, or "
+                "remove it first."
+            )
+    return "a file"
+
+
+def check_export(path: Path, *companions: Path, inputs: Iterable[Path] = ()) -> str | None:
+    """As `check_file`, for all that an export of one file writes."""
+    found = [check_file(name, inputs=inputs) for name in export_names(path, *companions)]
+    return found[0]
+
+
+def own_folder(path: Path, *, shown: Path | None = None, option: str = "--out") -> str | None:
+    """What vivace wrote into the folder: "a bundle" or "a deployment"; None if it is empty or not there.
+
+    shown: the name for messages. Raises OutputError if anything else lies in it.
+    """
+    shown = shown or path
+    if not path.exists() or not any(path.iterdir()):
+        return None
+    for name, (form, called) in MANIFESTS.items():
+        manifest = _sealed(path / name, form)
+        if manifest is not None:
+            foreign = _foreign(path, {**_listed(manifest, "files"), **_listed(manifest, "editable")}, name)
+            if foreign is None:
+                return f"a {called}"
+            raise OutputError(
+                f"{option} holds more than the {called} that vivace wrote: {shown} has {foreign!r}. Nothing was "
+                "changed: give another folder, or move that file away."
+            )
+    first = min(entry.name for entry in path.iterdir())
+    raise OutputError(
+        f"{option} holds something else than a bundle or a deployment: {shown} has {first!r}. Nothing was changed: "
+        "give another folder."
+    )
+
+
+def own_file(path: Path) -> bool:
+    """Whether vivace wrote this very file: a figure that says so, or an export whose .json lies beside it, or that.
+
+    What was changed since is not: the .json holds the SHA-256 of the export and of itself, a figure that of its pixels.
+    """
+    if any(_sealed(path, form, SIDECAR_SEAL) is not None for form in (SIDECAR, RECEIPT)):
+        return True
+    # the .json of an OpenVINO model is named after its .xml
+    for graph in (path, path.with_suffix(".xml")):
+        manifest = _sealed(graph.with_name(graph.name + ".json"), SIDECAR, SIDECAR_SEAL)
+        if manifest is not None and _is_listed(path, _listed(manifest, "files").get(path.name)):
+            return True
+    data = path.read_bytes() if path.suffix.lower() == ".png" else b""
+    return len(data) > MARK_BYTES + PNG_END and data == marked(data[: -MARK_BYTES - PNG_END] + data[-PNG_END:])
+
+
+def marked(png: bytes) -> bytes:
+    """The picture with a comment that holds its SHA-256: that vivace drew it, and that nobody has changed it since."""
+    comment = b"tEXtvivace\0" + hashlib.sha256(png).hexdigest().encode()
+    chunk = struct.pack(">I", len(comment) - 4) + comment + struct.pack(">I", zlib.crc32(comment))
+    return png[:-PNG_END] + chunk + png[-PNG_END:]
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises VivaceError, which names `path` and the cause, for an OSError of the block: a full disk, say."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or error
+        advice = (
+            "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Give another place."
+        )
+        raise VivaceError(f"it can't be written: {path} ({cause}). {advice}") from error
+
+
+def _check_place(path: Path, inputs: Iterable[Path], outside: Iterable[Path], option: str) -> None:
+    place = path.resolve()
+    for given in map(Path, inputs):
+        source = given.resolve()
+        if place == source or place in source.parents or (source in place.parents and source.is_dir()):
+            where = "is" if place == source else "lies around" if place in source.parents else "lies in"
+            raise OutputError(f"{option} {where} what is read: {path} and {given}. Give a place outside of it.")
+    for given in map(Path, outside):
+        source = given.resolve()
+        if place == source or source in place.parents:
+            raise OutputError(
+                f"{option} lies in the data: {path} in {given}, where pictures would be taken for it. Give a place "
+                "outside of it."
+            )
+
+
+def _check_writable(path: Path) -> None:
+    """Raises OSError where nothing can be written; what killed processes left of this very output is removed."""
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    with tempfile.TemporaryFile(dir=parent):
+        pass
+    if parent == path.absolute().parent:
+        remove_leftovers(parent, path.name)
+
+
+@contextlib.contextmanager
+def _told(path: Path, option: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise OutputError(f"{option} can't be written: {path} ({cause}). Give another place.") from None
+
+
+def _sealed(path: Path, form: str, key: str = "sha256") -> dict[str, Any] | None:
+    """The manifest at `path`, if it is one of that format whose seal is right."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES:
+            return None
+        manifest = json.loads(path.read_bytes())
+        if not isinstance(manifest, dict) or manifest.get("format") != form:
+            return None
+        return manifest if seal(manifest, key)[key] == manifest.get(key) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _listed(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
+    files = manifest.get(key)
+    return files if isinstance(files, dict) else {}
+
+
+def _foreign(folder: Path, listed: Mapping[str, Any], manifest: str) -> str | None:
+    """The first name in a folder that is no listed file as it was written; None if there is none."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            if any(other.startswith(f"{name}/") for other in listed) or _is_compiled(folder, path, listed):
+                continue
+        elif name == manifest or _is_listed(path, listed.get(name)) or _is_compiled(folder, path.parent, listed):
+            continue
+        return name
+    return None
+
+
+def _is_compiled(folder: Path, cache: Path, listed: Mapping[str, Any]) -> bool:
+    """Whether it is what Python keeps of the programs of a deployment that were run."""
+    if cache.name != "__pycache__" or cache.is_symlink():
+        return False
+    place = cache.parent.relative_to(folder)
+    return all(
+        path.suffix == ".pyc" and (place / f"{path.name.partition('.')[0]}.py").as_posix() in listed
+        for path in cache.iterdir()
+    )
+
+
+def _is_listed(path: Path, facts: Any) -> bool:
+    if not isinstance(facts, dict) or path.is_symlink() or not path.is_file():
+        return False
+    return path.stat().st_size == facts.get("bytes") and sha256_of(path) == facts.get("sha256")
