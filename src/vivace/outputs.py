@@ -107,10 +107,12 @@ def check_file(
     outside: Iterable[Path] = (),
     option: str = "--out",
     overwrite: bool = False,
+    advice: str = "remove it first",
 ) -> str | None:
     """What writing the file `path` would replace: "a file", or None where nothing is there.
 
-    inputs, outside: as for `check_folder`. overwrite: any file may be replaced that is no input.
+    inputs, outside: as for `check_folder`. overwrite: any file may be replaced that is no input. advice: what to do
+    about a file that may not be.
     Raises OutputError if it is a folder, a link or no regular file, if vivace did not write it, or it can't be written.
     """
     with _told(path, option):
@@ -125,7 +127,7 @@ def check_file(
         if not overwrite and not own_file(path):
             raise OutputError(
                 f"{option} is there already and vivace can't tell that it wrote it: {path}. Give another name, or "
-                "remove it first."
+                f"{advice}."
             )
     return "a file"
 
@@ -215,6 +217,9 @@ def _check_place(path: Path, inputs: Iterable[Path], outside: Iterable[Path], op
 
 def _check_writable(path: Path) -> None:
     """Raises OSError where nothing can be written; what killed processes left of this very output is removed."""
+    # of a name that is too long this says so
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     with tempfile.TemporaryFile(dir=parent):
         pass

@@ -49,10 +49,11 @@ def run(options: Options) -> None:
     from vivace.bench.levers import measure_levers
     from vivace.errors import ConfigError, MissingExtra
     from vivace.files import write_json
+    from vivace.outputs import check_folder
     from vivace.report.figures import levers as draw
     from vivace.training.result import TrainResult
 
-    if options.out.exists() and any(options.out.iterdir()):
+    if check_folder(options.out) is not None:
         raise ConfigError(f"--out is not empty: got {options.out}. Give another folder, or remove this one.")
 
     def tell(name: str, seed: int, result: TrainResult) -> None:

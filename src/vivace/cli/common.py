@@ -217,6 +217,11 @@ def print_json(value: Mapping[str, Any]) -> None:
     print(json.dumps(_strict(value), ensure_ascii=True, allow_nan=False, default=str), flush=True)
 
 
+def bundle_place(given: Path) -> Path:
+    """The folder of a bundle that was named by itself or by its run: where no output may go."""
+    return given / "bundle" if (given / "bundle" / "bundle.json").is_file() else given
+
+
 def parse_assignments(pairs: tuple[str, ...]) -> dict[str, str]:
     """{"optimizer.lr": "0.1"} from ("optimizer.lr=0.1",). Raises ConfigError for a pair without "="."""
     assignments = {}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vivace.cli.common import print_json, verb_options
+from vivace.cli.common import bundle_place, print_json, verb_options
 from vivace.errors import printable
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # a confusion matrix of more classes does not fit a terminal
 MAX_CLASSES_PRINTED = 20
+FIGURES = ("confusion.png", "mistakes.png")
 
 
 @verb_options
@@ -61,8 +62,17 @@ class Options:
 def run(options: Options) -> None:
     """Evaluate, draw, print."""
     from vivace.evaluation.evaluate import evaluate
+    from vivace.outputs import check_file, tell_replaced
     from vivace.training.display import counting_bar
 
+    replaced = []
+    if options.figures is not None:
+        # before the work; pictures in the data would be taken for it
+        outside = [Path(options.data)] if Path(options.data).is_dir() else []
+        inputs = [bundle_place(options.bundle)]
+        for name in FIGURES:
+            path = options.figures / name
+            replaced.append((path, check_file(path, inputs=inputs, outside=outside, option="--figures")))
     progress, close = counting_bar("decoding", quiet=options.quiet)
     try:
         evaluation = evaluate(
@@ -86,6 +96,8 @@ def run(options: Options) -> None:
         close()
     if options.figures is not None:
         _draw(evaluation, options.figures)
+        for path, what in replaced:
+            tell_replaced(path, what)
     if options.json:
         print_json(evaluation.to_dict())
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vivace.cli.common import print_json, tell, verb_options
+from vivace.cli.common import bundle_place, print_json, tell, verb_options
 from vivace.errors import ConfigError, printable
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class Options:
     """Classes per image."""
     out: Path | None = None
     """Write a row per image to this .csv, .jsonl or .parquet file."""
+    overwrite: bool = False
+    """Replace the file that --out names if it is there."""
     batch_size: int = 64
     """Images per forward pass."""
     device: str = "auto"
@@ -45,11 +47,18 @@ def run(options: Options) -> int:
     """Predict, write, print. 1 if no image could be classified."""
     from vivace.data.listing import passed_over
     from vivace.notices import warn
+    from vivace.outputs import tell_replaced
     from vivace.prediction import predict
+    from vivace.report.tables import check_table, write_rows
     from vivace.training.display import counting_bar
 
     if not options.paths:
         raise ConfigError("PATHS is missing. Give files, folders, globs, or - for a list of paths on stdin.")
+    replaced = None
+    if options.out is not None:
+        replaced = check_table(options.out, inputs=[bundle_place(options.bundle)], overwrite=options.overwrite)
+    elif options.overwrite:
+        raise ConfigError("--overwrite goes with --out: got no --out. Leave it out.")
     progress, close = counting_bar("predicting", quiet=options.quiet)
     try:
         result = predict(
@@ -68,9 +77,8 @@ def run(options: Options) -> int:
     for failure in result.failures:
         tell(f"not classified: {failure.path} ({failure.problem}) {failure.message}")
     if options.out is not None:
-        from vivace.report.tables import write_rows
-
-        write_rows(table(result), options.out)
+        write_rows(table(result), options.out, overwrite=options.overwrite)
+        tell_replaced(options.out, replaced)
     if options.json:
         print_json(to_json(result))
         return 0 if result.rows else 1

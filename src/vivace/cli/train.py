@@ -196,12 +196,12 @@ def run(options: Options) -> None:
 
 
 def _draw_curves(run: Path, saved_epoch: float | None) -> str:
-    from vivace.errors import MissingExtra
+    from vivace.errors import VivaceError
 
     try:
         from vivace.report.figures import curves
 
         curves(run / "metrics.csv", run / "curves.png", saved_epoch=saved_epoch)
-    except MissingExtra as error:
+    except VivaceError as error:
         return f"{run / 'metrics.csv'} ({error})"
     return str(run / "curves.png")

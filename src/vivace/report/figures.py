@@ -7,6 +7,7 @@ people can tell apart.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import unicodedata
 import warnings
@@ -18,6 +19,7 @@ import numpy as np
 
 from vivace.errors import MissingExtra
 from vivace.files import atomic_file
+from vivace.outputs import check_file, marked, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -319,9 +321,11 @@ def _save(figure: Figure, path: Path) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_fontfamily(families)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_file(path, option="the figure")
+    picture = io.BytesIO()
     with warnings.catch_warnings():
         # scripts that no font has come out as boxes: no reason to end a run
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        with atomic_file(path) as file:
-            figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.1)
+        figure.savefig(picture, format="png", bbox_inches="tight", pad_inches=0.1)
+    with writing(path), atomic_file(path) as file:
+        file.write(marked(picture.getvalue()))

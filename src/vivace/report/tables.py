@@ -5,28 +5,41 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vivace.errors import ConfigError, MissingExtra
 from vivace.files import atomic_file
+from vivace.outputs import check_file, writing
 
-__all__ = ["write_rows"]
+__all__ = ["check_table", "write_rows"]
 
 
-def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def check_table(path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False) -> str | None:
+    """What `write_rows` would replace, or None: to be asked before the rows are made.
+
+    inputs: what they are made from. Raises ConfigError for another extension than .csv, .jsonl and .parquet,
+    MissingExtra for parquet without pyarrow, OutputError for a file that is there, unless `overwrite`, or a place that
+    can't be written.
+    """
+    if path.suffix.lower() not in WRITERS:
+        raise ConfigError(f"the format is unknown: got {path.name!r}. Use .csv, .jsonl or .parquet.")
+    if path.suffix.lower() == ".parquet":
+        _pyarrow()
+    return check_file(path, inputs=inputs, overwrite=overwrite, advice="give --overwrite to replace it")
+
+
+def write_rows(rows: Sequence[dict[str, Any]], path: Path, *, overwrite: bool = False) -> None:
     """Write rows of equal keys, atomically, in the format of the extension: .csv, .jsonl or .parquet.
 
+    overwrite: replace a file that is there. A table can be edited without a trace, so none is taken for vivace's own.
     Bytes of file names that are no UTF-8 come out as they were in CSV, and as \\udcXX escapes in the others.
-    Raises ConfigError for another extension and MissingExtra for parquet without pyarrow.
+    Raises what `check_table` raises, and VivaceError if the disk is full.
     """
-    writers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
-    if path.suffix.lower() not in writers:
-        raise ConfigError(f"the format is unknown: got {path.name!r}. Use .csv, .jsonl or .parquet.")
-    content = writers[path.suffix.lower()](rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
+    check_table(path, overwrite=overwrite)
+    content = WRITERS[path.suffix.lower()](rows)
+    with writing(path), atomic_file(path) as file:
         file.write(content)
 
 
@@ -44,11 +57,7 @@ def _jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtra("pyarrow", "data", "writing parquet") from None
+    pyarrow = _pyarrow()
     plain = [
         {
             key: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
@@ -59,3 +68,19 @@ def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(plain), buffer)
     return buffer.getvalue()
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra("pyarrow", "data", "writing parquet") from None
+    return pyarrow
+
+
+WRITERS: dict[str, Callable[[Sequence[dict[str, Any]]], bytes]] = {
+    ".csv": _csv,
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+}

@@ -26,7 +26,7 @@ from vivace.training.implied import with_implied
 from vivace.training.recipe import Recipe
 from vivace.training.recipes import DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
-from vivace.training.runfolder import RunFolder, check_same_recipe, new_run_path, newest_run
+from vivace.training.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
 
 if TYPE_CHECKING:
     from vivace.training.distill import Teacher
@@ -92,6 +92,8 @@ def train(
     changes = dict(overrides or {})
     if epochs is not None:
         changes["epochs"] = epochs
+    if run is not None and not resume:
+        check_run_place(Path(run), data)
     # decoding is processes and files, importing torch is one thread: they overlap
     importing = threading.Thread(target=_import_torch, daemon=True)
     importing.start()

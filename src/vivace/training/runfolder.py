@@ -12,9 +12,10 @@ from typing import Any
 from vivace.config import from_yaml, to_dict, to_yaml
 from vivace.errors import CheckpointError, RunFolderError
 from vivace.files import FolderLock, atomic_file, remove_leftovers, write_json
+from vivace.outputs import check_folder
 from vivace.training.recipe import Recipe
 
-__all__ = ["RunFolder", "new_run_path", "newest_run"]
+__all__ = ["RunFolder", "check_run_place", "new_run_path", "newest_run"]
 
 # what may differ between a run and its resumption: how long it goes on
 FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping", "calibrate"})
@@ -51,6 +52,9 @@ class RunFolder:
                 )
             with self._writing():
                 self.checkpoints.mkdir(exist_ok=True)
+            if resume:
+                # at the end of a run it is too late to find that it can't be replaced
+                check_folder(self.bundle, option="the run's bundle")
             remove_leftovers(path)
             remove_leftovers(self.checkpoints)
         except BaseException:
@@ -115,6 +119,15 @@ class RunFolder:
     def release(self) -> None:
         """Give the folder free for other processes."""
         self._lock.release()
+
+
+def check_run_place(path: Path, data: object) -> None:
+    """Raise RunFolderError if a new run would lie in the folder of its own data, where its pictures would be taken for
+    it."""
+    if isinstance(data, str | Path) and Path(data).is_dir():
+        root, place = Path(data).resolve(), path.resolve()
+        if place == root or root in place.parents:
+            raise RunFolderError(f"the run folder lies in the data: {path} in {data}. Choose a --run outside of it.")
 
 
 def _check_free(path: Path) -> None:

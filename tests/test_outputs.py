@@ -1,0 +1,206 @@
+"""Nothing that vivace did not write is replaced: what is there stays, byte for byte (faults 26, 68)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vivace import outputs
+from vivace.errors import OutputError, VivaceError
+from vivace.files import sha256_of
+from vivace.outputs import check_export, check_file, check_folder, marked, own_file, seal, write_sidecar, writing
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def bundle_in(folder: Path, name: str = "bundle.json", form: str = "vivace-bundle") -> Path:
+    """A folder as vivace writes it: files, and a sealed manifest that lists them."""
+    (folder / "golden").mkdir(parents=True)
+    (folder / "weights").write_bytes(b"w")
+    (folder / "golden" / "0.png").write_bytes(b"p")
+    (folder / "classifier.py").write_text("x = 1")
+    facts = {
+        path: {"sha256": sha256_of(folder / path), "bytes": (folder / path).stat().st_size}
+        for path in ("weights", "golden/0.png", "classifier.py")
+    }
+    (folder / name).write_text(json.dumps(seal({"format": form, "files": facts})))
+    return folder
+
+
+def test_an_empty_or_absent_folder_and_one_that_vivace_wrote_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert check_folder(tmp_path / "empty") is None
+    assert check_folder(tmp_path / "a" / "b") is None
+    assert check_folder(bundle_in(tmp_path / "bundle")) == "a bundle"
+    deployed = bundle_in(tmp_path / "deployed", "model.json", "vivace-deployment")
+    # what Python makes of a program that was run
+    (deployed / "__pycache__").mkdir()
+    (deployed / "__pycache__" / "classifier.cpython-312.pyc").write_bytes(b"")
+    assert check_folder(deployed) == "a deployment"
+
+
+def add_file(folder: Path) -> None:
+    (folder / "thesis.txt").write_text("work")
+
+
+def add_file_deep(folder: Path) -> None:
+    (folder / "golden" / "mine.png").write_text("work")
+
+
+def add_folder(folder: Path) -> None:
+    (folder / "notes").mkdir()
+
+
+def add_link(folder: Path) -> None:
+    (folder / "link").symlink_to("/etc")
+
+
+def change_file(folder: Path) -> None:
+    (folder / "weights").write_bytes(b"W")
+
+
+def link_file(folder: Path) -> None:
+    (folder / "weights").rename(folder.parent / "weights")
+    (folder / "weights").symlink_to(folder.parent / "weights")
+
+
+def change_manifest(folder: Path) -> None:
+    text = (folder / "bundle.json").read_text()
+    (folder / "bundle.json").write_text(text.replace('"bytes": 1', '"bytes": 2', 1))
+
+
+def break_manifest(folder: Path) -> None:
+    (folder / "bundle.json").write_text("[" * 100_000)
+
+
+def foreign_cache(folder: Path) -> None:
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "mine.pyc").write_bytes(b"")
+
+
+def remove_manifest(folder: Path) -> None:
+    (folder / "bundle.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        add_file,
+        add_file_deep,
+        add_folder,
+        add_link,
+        change_file,
+        link_file,
+        change_manifest,
+        break_manifest,
+        foreign_cache,
+        remove_manifest,
+    ],
+)
+def test_a_folder_that_holds_anything_else_is_refused(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    folder = bundle_in(tmp_path / "bundle")
+    change(folder)
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match=r"--out holds .* Nothing was changed: give another folder"):
+        check_folder(folder)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_is_not_written_in_place_of_a_file_or_a_link(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_text("mine")
+    bundle_in(tmp_path / "bundle")
+    (tmp_path / "link").symlink_to(tmp_path / "bundle")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    for name, what in (("x.onnx", "a file"), ("link", "a link"), ("broken", "a link")):
+        with pytest.raises(OutputError, match=f"--out is {what} and a folder is to be written"):
+            check_folder(tmp_path / name)
+
+
+def test_what_is_read_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundle_in(tmp_path / "run" / "bundle")
+    monkeypatch.chdir(tmp_path / "run")
+    for path in (bundle, Path("bundle"), bundle / "new", tmp_path / "run", tmp_path / "x" / ".." / "run" / "bundle"):
+        with pytest.raises(OutputError, match=r"--out (is|lies in|lies around) what is read"):
+            check_folder(path, inputs=[bundle])
+    with pytest.raises(OutputError, match="lies in what is read"):
+        check_file(bundle / "x.pth", inputs=[bundle])
+    with pytest.raises(OutputError, match="lies in the data"):
+        check_folder(tmp_path / "data" / "out", outside=[tmp_path / "data"])
+    assert check_folder(tmp_path / "run" / "onnx", inputs=[bundle]) is None
+
+
+def test_a_file_is_replaced_only_if_vivace_wrote_it_and_nobody_changed_it(tmp_path: Path) -> None:
+    xml, weights = tmp_path / "x.xml", tmp_path / "x.bin"
+    xml.write_text("graph")
+    with pytest.raises(OutputError, match="is there already and vivace can't tell that it wrote it"):
+        check_export(xml, weights)
+    weights.write_text("weights")
+    write_sidecar(xml, {"classes": ["a"]}, weights)
+    assert check_export(xml, weights) == "a file"
+    assert own_file(weights)
+    weights.write_text("changed")
+    with pytest.raises(OutputError, match=r"x\.bin"):
+        check_export(xml, weights)
+    xml.unlink()
+    weights.unlink()
+    # a .json of the same name that says something else
+    (tmp_path / "x.xml.json").write_text('{"format": "vivace-export"}')
+    with pytest.raises(OutputError, match=r"x\.xml\.json"):
+        check_export(xml, weights)
+
+
+def test_a_figure_is_known_again_unless_its_pixels_changed(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "figure.png"
+    Image.new("RGB", (8, 8)).save(path)
+    assert not own_file(path)
+    path.write_bytes(marked(path.read_bytes()))
+    assert own_file(path)
+    with Image.open(path) as image:
+        assert image.size == (8, 8)
+        assert len(image.text["vivace"]) == 64  # type: ignore[attr-defined]
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+    assert not own_file(path)
+
+
+def test_a_file_is_not_written_in_place_of_a_folder_a_link_or_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    os.mkfifo(tmp_path / "pipe")
+    for name, what in (("folder", "a folder"), ("link", "a link"), ("pipe", "no regular file")):
+        with pytest.raises(OutputError, match=f"--out is {what} and a file is to be written"):
+            check_file(tmp_path / name, overwrite=True)
+
+
+def read_only(**_: object) -> None:
+    raise OSError(30, "Read-only file system")
+
+
+def test_a_place_that_cant_be_written_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for check in (check_file, check_folder):
+        with pytest.raises(OutputError, match=r"--out can't be written: .* \(Not a directory\)"):
+            check(tmp_path / "file" / "out")
+        with pytest.raises(OutputError, match=r"--out can't be written: .*File name too long"):
+            check(tmp_path / ("n" * 300))
+        # as another user, or on a disk that is mounted read-only
+        with monkeypatch.context() as patch:
+            patch.setattr(outputs.tempfile, "TemporaryFile", read_only)
+            with pytest.raises(OutputError, match=r"--out can't be written: .* \(Read-only file system\)"):
+                check(tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(VivaceError, match=r"it can't be written: .*out \(No space left.*\)\. Free some space"):  # noqa: SIM117
+        with writing(tmp_path / "out"):
+            raise OSError(28, "No space left on device")
