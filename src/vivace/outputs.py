@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vivace.errors import OutputError, VivaceError
-from vivace.files import canonical_json, remove_leftovers, sha256_of, write_json
+from vivace.files import atomic_file, canonical_json, remove_leftovers, sha256_of, write_json
 from vivace.notices import warn
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "own_folder",
     "seal",
     "tell_replaced",
+    "write_picture",
     "write_sealed",
     "write_sidecar",
     "writing",
@@ -184,6 +185,13 @@ def marked(png: bytes) -> bytes:
     comment = b"tEXtvivace\0" + hashlib.sha256(png).hexdigest().encode()
     chunk = struct.pack(">I", len(comment) - 4) + comment + struct.pack(">I", zlib.crc32(comment))
     return png[:-PNG_END] + chunk + png[-PNG_END:]
+
+
+def write_picture(path: Path, png: bytes) -> None:
+    """Write a figure, marked as vivace's own. Raises OutputError for another file in its place, VivaceError."""
+    check_file(path, option="the figure")
+    with writing(path), atomic_file(path) as file:
+        file.write(marked(png))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import itertools
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -31,11 +32,13 @@ from vivace.acceleration.graphs import GRAPH_WRITERS
 from vivace.acceleration.quantize import quantize_onnx
 from vivace.bundle import Bundle, derive_bundle, load_bundle
 from vivace.cli import main
+from vivace.config import to_dict
 from vivace.data import decode
 from vivace.data.preprocess import Preprocess
-from vivace.errors import ConfigError, ImageError, ParityError
+from vivace.errors import ImageError, OutputError, ParityError
 from vivace.files import canonical_json, sha256_of
 from vivace.prediction import Predictor
+from vivace.runtimes.openvino import core
 
 # runs a program of the folder as `python PROGRAM` would, in a Python that has neither torch nor vivace
 RUN = """
@@ -285,9 +288,14 @@ def test_a_graph_goes_in_as_it_is_in_int8_too(made: dict[str, Path], tmp_path: P
 def test_only_a_deployment_is_replaced(made: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("…")
-    with pytest.raises(ConfigError, match=r"--out is taken: .*mine is no deployment folder, and would be replaced"):
+    with pytest.raises(OutputError, match=r"--out holds something else than a bundle or a deployment: .*mine has 'th"):
         export(made["graph"], "deploy", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
+    # what was changed in an older one is somebody's work
+    shutil.copytree(made["onnx"], tmp_path / "changed")
+    (tmp_path / "changed" / "README.md").write_text("mine")
+    with pytest.raises(OutputError, match=r"more than the deployment that vivace wrote: .*changed has 'README.md'"):
+        export(made["graph"], "deploy", tmp_path / "changed")
     shutil.copytree(made["onnx"], tmp_path / "older")
     export(made["graph"], "deploy", tmp_path / "older")
     assert not (tmp_path / "older" / "model.onnx").exists()
@@ -516,3 +524,37 @@ def test_a_program_that_lets_half_images_pass_does_not_change_ours(
 def test_the_bundle_is_not_touched(made: dict[str, Path]) -> None:
     bundle: Bundle = load_bundle(made["bundle"])
     assert sorted(path.name for path in bundle.folder.iterdir()) == ["bundle.json", "model.safetensors"]
+
+
+def test_a_relative_folder_passes_its_own_test_and_the_names_are_those_of_the_graph(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exported = export(os.path.relpath(made["graph"]), "deploy", "shipped")
+    assert exported.path == Path("shipped")
+    # no hidden file is left, and what Python makes of a program that was run is no reason to refuse another export
+    assert [path.name for path in tmp_path.iterdir()] == ["shipped"]
+    assert subprocess.run([sys.executable, "shipped/selftest.py"], check=False, capture_output=True).returncode == 0
+    export(made["graph"], "deploy", "shipped")
+    for runtime in GRAPH_WRITERS:
+        manifest = json.loads((made[runtime] / "model.json").read_bytes())
+        assert (manifest["input"]["name"], manifest["output"]["name"]) == ("images", "probs")
+    graph = core().read_model(made["openvino"] / "model.xml")
+    assert (graph.input().names, graph.output().names) == ({"images"}, {"probs"})
+
+
+def test_a_model_file_without_its_folder_still_knows_its_classes(made: dict[str, Path], tmp_path: Path) -> None:
+    import onnxruntime
+
+    bundle = load_bundle(made["bundle"])
+    shutil.copyfile(made["onnx"] / "model.onnx", tmp_path / "alone.onnx")
+    props = onnxruntime.InferenceSession(tmp_path / "alone.onnx").get_modelmeta().custom_metadata_map
+    for name in ("model.xml", "model.bin"):
+        shutil.copyfile(made["openvino"] / name, tmp_path / name)
+    graph = core().read_model(tmp_path / "model.xml")
+    for told in (
+        props,
+        {key: str(graph.get_rt_info(["vivace", key]).astype(str)) for key in ("classes", "preprocess")},
+    ):
+        assert json.loads(told["classes"]) == list(bundle.classes)
+        assert json.loads(told["preprocess"]) == to_dict(bundle.preprocess)

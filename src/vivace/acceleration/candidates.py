@@ -15,7 +15,7 @@ import torch
 
 from vivace.acceleration.graphs import GRAPH_WRITERS
 from vivace.acceleration.layers import LAYERS, Int8Graph
-from vivace.acceleration.quantize import quantize_inductor, quantize_onnx, quantize_openvino
+from vivace.acceleration.quantize import has_attention, quantize_inductor, quantize_onnx, quantize_openvino
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
 from vivace.errors import BundleError
 from vivace.hardware import supported_precisions
@@ -121,9 +121,6 @@ class Builder:
     def __init__(self, bundle: Bundle, work: Path, calibrate_NHWC: Callable[[], np.ndarray]) -> None:
         """calibrate_NHWC: gives the images to calibrate on, uint8, when they are needed, again and again."""
         self._bundle, self._work, self._calibrate = bundle, work, calibrate_NHWC
-        # timm's names of networks that are made of attention
-        name = bundle.info.architecture.name
-        self._transformer = any(part in name for part in ("vit", "deit", "swin", "beit", "eva"))
 
     def folder(self, candidate: Candidate) -> Path:
         """Where a candidate is, or will be."""
@@ -165,7 +162,8 @@ class Builder:
             if runtime == "onnx":
                 quantize_onnx(source, folder, images)
             else:
-                quantize_openvino(source, folder, images, transformer=self._transformer, asymmetric=asymmetric)
+                transformer = has_attention(self._bundle.build_model())
+                quantize_openvino(source, folder, images, transformer=transformer, asymmetric=asymmetric)
 
         return self._made(f"{runtime}-int8{'-asymmetric' * asymmetric}", quantize)
 

@@ -54,8 +54,19 @@ class Parity:
         # a NaN is not within it
         return self.max_difference <= self.tolerance and self.top1_agreement >= self.agreement_needed
 
+    @property
+    def compared(self) -> bool:
+        """Whether two different programs answered: PyTorch in float32 is what the others are compared with."""
+        return (self.runtime, self.precision) != PLAIN
+
     def summary(self) -> str:
         """One line for people."""
+        if not self.compared:
+            return (
+                f"{self.runtime} in {self.precision} is what other forms are compared with, so there was nothing to "
+                f"compare: the weights fit the network, and its probabilities of {self.num_images:,} images "
+                f"({self.images}) are finite and the same twice. Not checked: whether they are right (vivace evaluate)"
+            )
         return (
             f"{self.runtime} in {self.precision} against PyTorch on {self.num_images:,} images ({self.images}): first "
             f"class agrees on {self.top1_agreement:.2%}, probabilities differ by at most {self.max_difference:.1e} "

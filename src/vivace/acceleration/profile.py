@@ -110,7 +110,13 @@ class Profile:
 
 
 def profile_layers(
-    bundle: Bundle, images_NHWC: np.ndarray, *, calls: int = 20, warmup: int = 5, threads: int | None = None
+    bundle: Bundle,
+    images_NHWC: np.ndarray,
+    *,
+    calls: int = 20,
+    warmup: int = 5,
+    threads: int | None = None,
+    timeout: float = 600.0,
 ) -> Profile:
     """The profile of a bundle on its runtime in its precision, on the CPU, in a process of its own.
 
@@ -118,11 +124,14 @@ def profile_layers(
     is their median (of OpenVINO, which tells means alone and in whole µs, the median of three means). threads:
     processors that it may use; None: all. Times are with the profiler on: compare them with each other, and never with
     a latency.
-    Raises ConfigError for a runtime that can't be profiled, and VivaceError if profiling fails.
+    timeout: seconds after which the process is ended, a compiler's time among them.
+    Raises ConfigError for a runtime that can't be profiled, and VivaceError if profiling fails or takes too long.
     """
     check_range("calls", calls, 1)
     check_range("warmup", warmup, 0)
     check_range("batch", len(images_NHWC), 1)
+    check_range("timeout", timeout, 1)
+    what = f"{bundle.info.runtime} in {bundle.info.precision} could not be profiled"
     with scratch_folder("profile") as folder:
         images = Path(folder, "images.npy")
         np.save(images, images_NHWC)
@@ -136,14 +145,19 @@ def profile_layers(
             "warmup": warmup,
             "threads": threads,
         }
-        child = subprocess.run(
-            [sys.executable, "-P", "-c", CHILD],
-            input="".join(json.dumps(message) + "\n" for message in (sys.path, job)),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    what = f"{bundle.info.runtime} in {bundle.info.precision} could not be profiled"
+        try:
+            child = subprocess.run(
+                [sys.executable, "-P", "-c", CHILD],
+                input="".join(json.dumps(message) + "\n" for message in (sys.path, job)),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise VivaceError(
+                f"{what}: it took more than {timeout:g} s. Take fewer or smaller calls, or a longer timeout."
+            ) from None
     if not child.stdout:
         words = [line for line in child.stderr.splitlines() if line.strip()]
         raise VivaceError(f"{what}: its process died with {child.returncode} ({words[-1] if words else 'silent'}).")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from vivace.bundle import Bundle
 from vivace.errors import MissingExtra
@@ -23,12 +24,20 @@ from vivace.runtimes.openvino import core, library, without_reports
 from vivace.runtimes.quiet import quiet
 from vivace.runtimes.signal_stack import own_signal_stack
 
-__all__ = ["PRODUCTS", "prepare_onnx", "quantize_inductor", "quantize_onnx", "quantize_openvino"]
+__all__ = ["PRODUCTS", "has_attention", "prepare_onnx", "quantize_inductor", "quantize_onnx", "quantize_openvino"]
 
 # images that pass the network together while their ranges are measured
 CALIBRATION_BATCH = 16
 # operators of ONNX for whose sake a graph is quantized
 PRODUCTS = ("Conv", "MatMul", "Gemm")
+
+
+def has_attention(model: nn.Module) -> bool:
+    """Whether a module of the network is attention: it has heads, which gates of channels have not."""
+    return any(
+        isinstance(module, nn.MultiheadAttention) or isinstance(getattr(module, "num_heads", None), int)
+        for module in model.modules()
+    )
 
 
 def quantize_openvino(

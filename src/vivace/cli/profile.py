@@ -29,6 +29,8 @@ class Options:
     """Calls to take the median of."""
     threads: int | None = None
     """Processors to use. Default: all."""
+    timeout: float = 600.0
+    """Seconds after which profiling is given up."""
     json: bool = False
     """Print the result as one JSON object on the last line."""
 
@@ -45,10 +47,11 @@ def run(options: Options) -> None:
     check_range("batch", options.batch, 1)
     check_range("top", options.top, 0)
     check_range("threads", options.threads, 1)
+    check_range("timeout", options.timeout, 1)
     bundle = load_bundle(options.bundle)
     images, _ = parity_images(bundle, None)
     batch = np.resize(images, (options.batch, *images.shape[1:]))
-    profile = profile_layers(bundle, batch, calls=options.calls, threads=options.threads)
+    profile = profile_layers(bundle, batch, calls=options.calls, threads=options.threads, timeout=options.timeout)
     if options.json:
         print_json({"bundle": str(bundle.folder), "summary": profile.summary(), **profile.to_dict()})
         return

@@ -30,7 +30,11 @@ def run(options: Options) -> None:
 
     parity = verify(options.bundle, data=options.data, cache_dir=options.cache_dir)
     if options.json:
-        print_json({"bundle": str(options.bundle), **parity.to_dict(), "holds": parity.holds})
+        told = {**parity.to_dict(), "compared": parity.compared}
+        if not parity.compared:
+            # of a network with itself: no agreement was measured
+            told |= {"top1_agreement": None, "max_difference": None}
+        print_json({"bundle": str(options.bundle), **told, "holds": parity.holds})
     else:
         print(f"{options.bundle}: every file is whole")
         print(parity.summary())

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vivace.errors import MissingExtra
-from vivace.files import atomic_file
-from vivace.outputs import check_file, marked, writing
+from vivace.outputs import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -321,11 +320,9 @@ def _save(figure: Figure, path: Path) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_fontfamily(families)
-    check_file(path, option="the figure")
     picture = io.BytesIO()
     with warnings.catch_warnings():
         # scripts that no font has come out as boxes: no reason to end a run
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(picture, format="png", bbox_inches="tight", pad_inches=0.1)
-    with writing(path), atomic_file(path) as file:
-        file.write(marked(picture.getvalue()))
+    write_picture(path, picture.getvalue())
