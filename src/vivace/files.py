@@ -61,9 +61,8 @@ def write_json(path: Path, value: Any) -> None:
 def atomic_file(path: Path, *, check: Callable[[Path], object] | None = None) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
 
-    It can be read back before the block ends. The bytes are on the disk before the name changes, so a crash, a full
-    disk or SIGKILL leaves the old file whole. Missing parent folders are made. check(path) is called just before the
-    name changes; nothing does if it raises.
+    It can be read, too. Its bytes are on the disk before the name changes: a crash or a full disk leaves the old file.
+    Missing parent folders are made. check(path) is called just before the name changes; nothing does if it raises.
     """
     path = path.absolute()
     with _parents_of(path), held(path, _new_file) as (temporary, descriptor):
@@ -249,10 +248,8 @@ def _lock(descriptor: int) -> bool | None:
     """Whether it could be locked; None where the file system has no such locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
+    except OSError as error:
+        return False if isinstance(error, BlockingIOError) else None
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
 from vivace.runtimes.openvino import library
 from vivace.runtimes.quiet import quiet
+from vivace.scratch import scratch_folder
 
 __all__ = ["GRAPH_WRITERS", "traced", "write_onnx", "write_openvino"]
 
@@ -96,9 +96,9 @@ def write_openvino(bundle: Bundle, folder: Path) -> None:
 def _by_onnx(bundle: Bundle, openvino: Any, first: ExportError) -> Any:
     """OpenVINO's model of the bundle as ONNX. Raises `first`, which tells more, where that way is closed too."""
     try:
-        with tempfile.TemporaryDirectory(prefix="vivace-export-") as folder, quiet(), exporting("openvino"):
-            write_onnx(bundle, Path(folder))
-            return openvino.convert_model(str(Path(folder, ONNX_GRAPH)))
+        with scratch_folder("export") as folder, quiet(), exporting("openvino"):
+            write_onnx(bundle, folder)
+            return openvino.convert_model(str(folder / ONNX_GRAPH))
     except (ExportError, MissingExtra):
         raise first from None
 
