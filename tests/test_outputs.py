@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vivace import outputs
-from vivace.errors import OutputError, VivaceError
+from vivace.errors import OutputPathError, VivaceError
 from vivace.files import sha256_of
 from vivace.outputs import check_export, check_file, check_folder, marked, own_file, seal, write_sidecar, writing
 
@@ -108,7 +108,7 @@ def test_a_folder_that_holds_anything_else_is_refused(tmp_path: Path, change: Ca
     folder = bundle_in(tmp_path / "bundle")
     change(folder)
     before = contents(tmp_path)
-    with pytest.raises(OutputError, match=r"--out holds .* Nothing was changed: give another folder"):
+    with pytest.raises(OutputPathError, match=r"--out holds .* Nothing was changed: give another folder"):
         check_folder(folder)
     assert contents(tmp_path) == before
 
@@ -119,7 +119,7 @@ def test_a_folder_is_not_written_in_place_of_a_file_or_a_link(tmp_path: Path) ->
     (tmp_path / "link").symlink_to(tmp_path / "bundle")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     for name, what in (("x.onnx", "a file"), ("link", "a link"), ("broken", "a link")):
-        with pytest.raises(OutputError, match=f"--out is {what} and a folder is to be written"):
+        with pytest.raises(OutputPathError, match=f"--out is {what} and a folder is to be written"):
             check_folder(tmp_path / name)
 
 
@@ -127,11 +127,11 @@ def test_what_is_read_is_never_written(tmp_path: Path, monkeypatch: pytest.Monke
     bundle = bundle_in(tmp_path / "run" / "bundle")
     monkeypatch.chdir(tmp_path / "run")
     for path in (bundle, Path("bundle"), bundle / "new", tmp_path / "run", tmp_path / "x" / ".." / "run" / "bundle"):
-        with pytest.raises(OutputError, match=r"--out (is|lies in|lies around) what is read"):
+        with pytest.raises(OutputPathError, match=r"--out (is|lies in|lies around) what is read"):
             check_folder(path, inputs=[bundle])
-    with pytest.raises(OutputError, match="lies in what is read"):
+    with pytest.raises(OutputPathError, match="lies in what is read"):
         check_file(bundle / "x.pth", inputs=[bundle])
-    with pytest.raises(OutputError, match="lies in the data"):
+    with pytest.raises(OutputPathError, match="lies in the data"):
         check_folder(tmp_path / "data" / "out", outside=[tmp_path / "data"])
     assert check_folder(tmp_path / "run" / "onnx", inputs=[bundle]) is None
 
@@ -139,20 +139,20 @@ def test_what_is_read_is_never_written(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_file_is_replaced_only_if_vivace_wrote_it_and_nobody_changed_it(tmp_path: Path) -> None:
     xml, weights = tmp_path / "x.xml", tmp_path / "x.bin"
     xml.write_text("graph")
-    with pytest.raises(OutputError, match="is there already and vivace can't tell that it wrote it"):
+    with pytest.raises(OutputPathError, match="is there already and vivace can't tell that it wrote it"):
         check_export(xml, weights)
     weights.write_text("weights")
     write_sidecar(xml, {"classes": ["a"]}, weights)
     assert check_export(xml, weights) == "a file"
     assert own_file(weights)
     weights.write_text("changed")
-    with pytest.raises(OutputError, match=r"x\.bin"):
+    with pytest.raises(OutputPathError, match=r"x\.bin"):
         check_export(xml, weights)
     xml.unlink()
     weights.unlink()
     # a .json of the same name that says something else
     (tmp_path / "x.xml.json").write_text('{"format": "vivace-export"}')
-    with pytest.raises(OutputError, match=r"x\.xml\.json"):
+    with pytest.raises(OutputPathError, match=r"x\.xml\.json"):
         check_export(xml, weights)
 
 
@@ -178,7 +178,7 @@ def test_a_file_is_not_written_in_place_of_a_folder_a_link_or_a_pipe(tmp_path: P
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     os.mkfifo(tmp_path / "pipe")
     for name, what in (("folder", "a folder"), ("link", "a link"), ("pipe", "no regular file")):
-        with pytest.raises(OutputError, match=f"--out is {what} and a file is to be written"):
+        with pytest.raises(OutputPathError, match=f"--out is {what} and a file is to be written"):
             check_file(tmp_path / name, overwrite=True)
 
 
@@ -189,14 +189,14 @@ def read_only(**_: object) -> None:
 def test_a_place_that_cant_be_written_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     for check in (check_file, check_folder):
-        with pytest.raises(OutputError, match=r"--out can't be written: .* \(Not a directory\)"):
+        with pytest.raises(OutputPathError, match=r"--out can't be written: .* \(Not a directory\)"):
             check(tmp_path / "file" / "out")
-        with pytest.raises(OutputError, match=r"--out can't be written: .*File name too long"):
+        with pytest.raises(OutputPathError, match=r"--out can't be written: .*File name too long"):
             check(tmp_path / ("n" * 300))
         # as another user, or on a disk that is mounted read-only
         with monkeypatch.context() as patch:
             patch.setattr(outputs.tempfile, "TemporaryFile", read_only)
-            with pytest.raises(OutputError, match=r"--out can't be written: .* \(Read-only file system\)"):
+            with pytest.raises(OutputPathError, match=r"--out can't be written: .* \(Read-only file system\)"):
                 check(tmp_path / "out")
 
 

@@ -161,7 +161,7 @@ def save_bundle(folder: Path, model: nn.Module, info: BundleInfo, *, trained_on:
     """Write the bundle atomically, read it back and return it; an older bundle in `folder` is replaced.
 
     trained_on: digests of the images that it was trained on, as the cache has them. Raises BundleError if a weight is
-    NaN or infinite: such a model must not be deployed; or if the bundle can't be read back. Raises OutputError if
+    NaN or infinite: such a model must not be deployed; or if the bundle can't be read back. Raises OutputPathError if
     `folder` holds anything but a bundle that vivace wrote.
     """
     from safetensors.torch import save_file
@@ -182,8 +182,8 @@ def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo
     """Write another bundle with the weights of `bundle`, and return it; one in `folder` is replaced.
 
     add(folder) adds files beside the weights and gives what the manifest is to say; nothing is left if it raises.
-    Raises BundleError if a weight is NaN or infinite or the bundle can't be read back, OutputError if `folder` holds
-    anything but a bundle or a deployment that vivace wrote.
+    Raises BundleError if a weight is NaN or infinite or the bundle can't be read back, OutputPathError if `folder`
+    holds anything but a bundle or a deployment that vivace wrote.
     """
     finite_weights(bundle.build_model())
     folder = Path(folder)

@@ -12,7 +12,7 @@
     │   ├── CheckpointError        a checkpoint that is damaged, missing or foreign
     │   ├── BundleError            a bundle that is damaged, newer or unsafe
     │   ├── RunFolderError         a run folder that is locked or can't be written
-    │   ├── OutputError            an output that can't be written, or would replace what vivace did not write
+    │   ├── OutputPathError        an output that can't be written, or would replace what vivace did not write
     │   ├── KernelError            kernels of our own that can't be built here
     │   └── MissingExtra           an optional library that is not installed
     ├── CacheDamaged               the cache of images was damaged while it was read
@@ -51,6 +51,7 @@ __all__ = [
     "NonFiniteError",
     "OutOfMemoryError",
     "OutputError",
+    "OutputPathError",
     "ParityError",
     "RunFolderError",
     "TrainingError",
@@ -128,7 +129,7 @@ class RunFolderError(InputError):
     """A run folder is locked by another run or can't be written."""
 
 
-class OutputError(InputError):
+class OutputPathError(InputError):
     """An output can't be written there, or would replace something that vivace did not write."""
 
 

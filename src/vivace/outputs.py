@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vivace.errors import OutputError, VivaceError
+from vivace.errors import OutputPathError, VivaceError
 from vivace.files import atomic_file, canonical_json, remove_leftovers, sha256_of, write_json
 from vivace.notices import warn
 
@@ -89,13 +89,13 @@ def check_folder(
 
     inputs: what the work reads: `path` may be neither one of them, nor in one, nor around one. outside: folders that
     it may not be in.
-    Raises OutputError if it is a file, a link, holds anything that vivace did not write, or can't be written.
+    Raises OutputPathError if it is a file, a link, holds anything that vivace did not write, or can't be written.
     """
     with _told(path, option):
         _check_place(path, inputs, outside, option)
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             kind = "a link" if path.is_symlink() else "a file"
-            raise OutputError(f"{option} is {kind} and a folder is to be written: {path}. Give another name.")
+            raise OutputPathError(f"{option} is {kind} and a folder is to be written: {path}. Give another name.")
         found = own_folder(path, option=option)
         _check_writable(path)
     return found
@@ -114,7 +114,8 @@ def check_file(
 
     inputs, outside: as for `check_folder`. overwrite: any file may be replaced that is no input. advice: what to do
     about a file that may not be.
-    Raises OutputError if it is a folder, a link or no regular file, if vivace did not write it, or it can't be written.
+    Raises OutputPathError if it is a folder, a link or no regular file, if vivace did not write it, or it can't be
+    written.
     """
     with _told(path, option):
         _check_place(path, inputs, outside, option)
@@ -124,9 +125,9 @@ def check_file(
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode):
             kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise OutputError(f"{option} is {kind} and a file is to be written: {path}. Give another name.")
+            raise OutputPathError(f"{option} is {kind} and a file is to be written: {path}. Give another name.")
         if not overwrite and not own_file(path):
-            raise OutputError(
+            raise OutputPathError(
                 f"{option} is there already and vivace can't tell that it wrote it: {path}. Give another name, or "
                 f"{advice}."
             )
@@ -142,7 +143,7 @@ def check_export(path: Path, *companions: Path, inputs: Iterable[Path] = ()) -> 
 def own_folder(path: Path, *, shown: Path | None = None, option: str = "--out") -> str | None:
     """What vivace wrote into the folder: "a bundle" or "a deployment"; None if it is empty or not there.
 
-    shown: the name for messages. Raises OutputError if anything else lies in it.
+    shown: the name for messages. Raises OutputPathError if anything else lies in it.
     """
     shown = shown or path
     if not path.exists() or not any(path.iterdir()):
@@ -153,12 +154,12 @@ def own_folder(path: Path, *, shown: Path | None = None, option: str = "--out") 
             foreign = _foreign(path, {**_listed(manifest, "files"), **_listed(manifest, "editable")}, name)
             if foreign is None:
                 return f"a {called}"
-            raise OutputError(
+            raise OutputPathError(
                 f"{option} holds more than the {called} that vivace wrote: {shown} has {foreign!r}. Nothing was "
                 "changed: give another folder, or move that file away."
             )
     first = min(entry.name for entry in path.iterdir())
-    raise OutputError(
+    raise OutputPathError(
         f"{option} holds something else than a bundle or a deployment: {shown} has {first!r}. Nothing was changed: "
         "give another folder."
     )
@@ -188,7 +189,7 @@ def marked(png: bytes) -> bytes:
 
 
 def write_picture(path: Path, png: bytes) -> None:
-    """Write a figure, marked as vivace's own. Raises OutputError for another file in its place, VivaceError."""
+    """Write a figure, marked as vivace's own. Raises OutputPathError for another file in its place, VivaceError."""
     check_file(path, option="the figure")
     with writing(path), atomic_file(path) as file:
         file.write(marked(png))
@@ -213,11 +214,11 @@ def _check_place(path: Path, inputs: Iterable[Path], outside: Iterable[Path], op
         source = given.resolve()
         if place == source or place in source.parents or (source in place.parents and source.is_dir()):
             where = "is" if place == source else "lies around" if place in source.parents else "lies in"
-            raise OutputError(f"{option} {where} what is read: {path} and {given}. Give a place outside of it.")
+            raise OutputPathError(f"{option} {where} what is read: {path} and {given}. Give a place outside of it.")
     for given in map(Path, outside):
         source = given.resolve()
         if place == source or source in place.parents:
-            raise OutputError(
+            raise OutputPathError(
                 f"{option} lies in the data: {path} in {given}, where pictures would be taken for it. Give a place "
                 "outside of it."
             )
@@ -241,7 +242,7 @@ def _told(path: Path, option: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
-        raise OutputError(f"{option} can't be written: {path} ({cause}). Give another place.") from None
+        raise OutputPathError(f"{option} can't be written: {path} ({cause}). Give another place.") from None
 
 
 def _sealed(path: Path, form: str, key: str = "sha256") -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
 from vivace.data.cache import open_cache
 from vivace.data.sources import open_source
-from vivace.errors import ConfigError, DataError, OutputError
+from vivace.errors import ConfigError, DataError, OutputPathError
 from vivace.evaluation.evaluate import evaluate
 from vivace.metrics.paired import loss_bound
 from vivace.prediction import Predictor
@@ -302,9 +302,9 @@ def test_what_makes_no_sense_is_refused(
 def test_a_folder_that_holds_something_else_is_left_alone(trained: tuple[Bundle, Path], tmp_path: Path) -> None:
     (tmp_path / "fast").mkdir()
     (tmp_path / "fast" / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="holds something else than a bundle"):
+    with pytest.raises(OutputPathError, match="holds something else than a bundle"):
         run(trained, tmp_path)
-    with pytest.raises(OutputError, match="--out is what is read"):
+    with pytest.raises(OutputPathError, match="--out is what is read"):
         accelerate(trained[0], trained[1], out=trained[0].folder)
 
 

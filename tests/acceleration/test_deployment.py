@@ -35,7 +35,7 @@ from vivace.cli import main
 from vivace.config import to_dict
 from vivace.data import decode
 from vivace.data.preprocess import Preprocess
-from vivace.errors import ImageError, OutputError, ParityError
+from vivace.errors import ImageError, OutputPathError, ParityError
 from vivace.files import canonical_json, sha256_of
 from vivace.prediction import Predictor
 from vivace.runtimes.openvino import core
@@ -288,13 +288,15 @@ def test_a_graph_goes_in_as_it_is_in_int8_too(made: dict[str, Path], tmp_path: P
 def test_only_a_deployment_is_replaced(made: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("…")
-    with pytest.raises(OutputError, match=r"--out holds something else than a bundle or a deployment: .*mine has 'th"):
+    with pytest.raises(
+        OutputPathError, match=r"--out holds something else than a bundle or a deployment: .*mine has 'th"
+    ):
         export(made["graph"], "deploy", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
     # what was changed in an older one is somebody's work
     shutil.copytree(made["onnx"], tmp_path / "changed")
     (tmp_path / "changed" / "README.md").write_text("mine")
-    with pytest.raises(OutputError, match=r"more than the deployment that vivace wrote: .*changed has 'README.md'"):
+    with pytest.raises(OutputPathError, match=r"more than the deployment that vivace wrote: .*changed has 'README.md'"):
         export(made["graph"], "deploy", tmp_path / "changed")
     shutil.copytree(made["onnx"], tmp_path / "older")
     export(made["graph"], "deploy", tmp_path / "older")

@@ -59,7 +59,7 @@ def export(
     out: the folder of the new bundle, or the file. data: images for the certificate of parity, as for `train`; without
     them they are generated. What disagrees with PyTorch is not left on disk.
     Raises ConfigError for an unknown target, MissingExtra if its library is not installed, ExportError if it can't take
-    the network, ParityError if the form does not agree, BundleError if a weight is NaN or infinite, OutputError if
+    the network, ParityError if the form does not agree, BundleError if a weight is NaN or infinite, OutputPathError if
     `out` holds what vivace did not write or can't be written, VivaceError if the disk is full.
     """
     if target not in TARGETS:
@@ -75,7 +75,7 @@ def export(
 
 
 def _check_out(bundle: Bundle, target: str, out: Path, data: str | Path | None) -> str | None:
-    """What would be replaced, before any work. Raises OutputError, and ConfigError for the name of another format."""
+    """What would be replaced, before any work. Raises OutputPathError, and ConfigError for another format's name."""
     known = {form.suffix: name for name, form in FORMS.items() if name != "aoti"} | {".pth": "state-dict"}
     own = FORMS[target].suffix if target in FORMS else ".pth"
     suffix = out.suffix.lower()

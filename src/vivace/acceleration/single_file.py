@@ -56,7 +56,7 @@ def write_file(bundle: Bundle, out: Path, target: str, data: str | Path | None, 
     """Write the file of a target to `out` and its .json beside it, if it agrees with PyTorch; the certificate.
 
     Raises BundleError if a weight is NaN or infinite, ParityError, after which nothing was changed, ConfigError for
-    int8 without images, OutputError where vivace did not write what is there, and what the target's writer raises.
+    int8 without images, OutputPathError where vivace did not write what is there, and what the target's writer raises.
     """
     form = FORMS[target]
     names = form.names(out)

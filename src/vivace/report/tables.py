@@ -20,8 +20,8 @@ def check_table(path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = Fa
     """What `write_rows` would replace, or None: to be asked before the rows are made.
 
     inputs: what they are made from. Raises ConfigError for another extension than .csv, .jsonl and .parquet,
-    MissingExtra for parquet without pyarrow, OutputError for a file that is there, unless `overwrite`, or a place that
-    can't be written.
+    MissingExtra for parquet without pyarrow, OutputPathError for a file that is there, unless `overwrite`, or a place
+    that can't be written.
     """
     if path.suffix.lower() not in WRITERS:
         raise ConfigError(f"the format is unknown: got {path.name!r}. Use .csv, .jsonl or .parquet.")

@@ -63,8 +63,8 @@ def write_deployment(bundle: Bundle, out: Path, data: str | Path | None, cache_d
 
     data: images for goldens and certificate, as for `train`; None: generated ones. An int8 form's certificate is then
     the one that it came with. The folder must pass its own self-test; what does not is not left on disk.
-    Raises ParityError if graph or folder does not agree with PyTorch, OutputError if `out` holds what vivace did not
-    write.
+    Raises ParityError if graph or folder does not agree with PyTorch, OutputPathError if `out` holds what vivace did
+    not write.
     """
     info = bundle.info
     for name in GRAPHS[info.runtime]:
