@@ -21,7 +21,7 @@ from vivace.acceleration.accelerate import accelerate
 from vivace.acceleration.receipt import markdown
 from vivace.bundle import Bundle
 from vivace.cli import main
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, OutputPathError
 
 
 @pytest.fixture(autouse=True)
@@ -186,11 +186,11 @@ def test_a_file_or_another_report_at_the_place_of_the_result_is_refused_and_stay
 ) -> None:
     thesis = tmp_path / "thesis.md"
     thesis.write_text("all of it")
-    with pytest.raises(ConfigError, match="--out holds something else than a bundle"):
+    with pytest.raises(OutputPathError, match="--out is a file and a folder is to be written"):
         accelerate(*trained, out=thesis)
     own = tmp_path / "fast-receipt.json"
     own.write_text('["of the shop"]')
-    with pytest.raises(ConfigError, match="the report would replace a file"):
+    with pytest.raises(OutputPathError, match="the report's file is there already"):
         accelerate(*trained, out=tmp_path / "fast")
     assert (thesis.read_text(), own.read_text()) == ("all of it", '["of the shop"]')
 

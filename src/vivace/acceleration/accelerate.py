@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.search import Search
 from vivace.bundle import Bundle, BundleInfo, check_finite, derive_bundle, load_bundle
 from vivace.cpus import limit_threads
+from vivace.errors import ConfigError
 from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
 from vivace.outputs import check_file, check_folder, tell_replaced, write_sealed, writing
