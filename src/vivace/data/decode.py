@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import threading
@@ -97,10 +98,13 @@ def decoding(
 ) -> Iterator[tuple[bytes, Picture]]:
     """(bytes of the file, what `read_image` makes of it), while the memory for both is held in the process's budget."""
     name = "the image" if isinstance(source, bytes) else str(source)
-    with contextlib.ExitStack() as stack:
-        data = source if isinstance(source, bytes) else stack.enter_context(_read(source))
-        picture = stack.enter_context(_opened(data, name, Limits(max_pixels, draft_size)))
-        yield data, picture
+    limits = Limits(max_pixels, draft_size)
+    if isinstance(source, bytes):
+        with _opened(source, name, limits) as picture:
+            yield source, picture
+    else:
+        with _read(source) as data, _opened(data, name, limits) as picture:
+            yield data, picture
 
 
 def decode_bytes(
@@ -127,10 +131,15 @@ def size_of(path: Path | str) -> tuple[int, int]:
 def _opened(data: bytes, name: str, limits: Limits) -> Iterator[Picture]:
     if not data:
         raise ImageError(f"the file is empty: {shown(name)}. Remove it.", problem="empty")
-    with PillowGuard(), contextlib.ExitStack() as stack:
+    with PillowGuard():
         with _told(name):
-            picture = stack.enter_context(open_picture(data, limits))
-        yield picture
+            opened = open_picture(data, limits)
+            picture = opened.__enter__()
+        try:
+            yield picture
+        finally:
+            # what becomes of the picture is no error of its file
+            opened.__exit__(None, None, None)
 
 
 @contextlib.contextmanager
@@ -177,36 +186,40 @@ def read_bytes(path: Path | str) -> bytes:
 @contextlib.contextmanager
 def _read(path: Path | str) -> Iterator[bytes]:
     """The bytes of a file, while the memory for them is held; of what is no image, the beginning only."""
-    with contextlib.ExitStack() as stack:
-        try:
-            # without O_NONBLOCK a named pipe called .jpg would be waited for until somebody writes to it
-            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-            file = stack.enter_context(open(path, "rb", buffering=0, opener=lambda name, _: os.open(name, flags)))
-            facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise ImageError(f"no regular file: {shown(path)}. Remove it.", problem="unreadable")
-            if facts.st_size > MAX_BYTES:
-                raise ImageError(
-                    f"the file is too large for an image: {shown(path)} has {facts.st_size:,} bytes, "
-                    f"the cap is {MAX_BYTES:,}. Remove it.",
-                    problem="bomb",
-                )
-            stack.enter_context(READING.hold(facts.st_size))
-            head = file.read(HEAD_BYTES)
-            data = head + (file.readall() if sniff(head) else b"")
-            file.close()
-        except IsADirectoryError:
-            raise ImageError(f"no regular file: {shown(path)}. Remove it.", problem="unreadable") from None
-        except OSError as error:
+    try:
+        # without O_NONBLOCK a named pipe called .jpg would be waited for until somebody writes to it
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ImageError(f"no regular file: {shown(path)}. Remove it.", problem="unreadable")
+        if facts.st_size > MAX_BYTES:
             raise ImageError(
-                f"the file can't be read: {shown(path)} ({error.strerror}). Check its rights.", problem="unreadable"
-            ) from None
-        except ValueError as error:
-            # a zero byte, or a character that has no bytes
-            raise ImageError(
-                f"the name is no file's: {shown(path)} ({error}). Correct it.", problem="unreadable"
-            ) from None
-        yield data
+                f"the file is too large for an image: {shown(path)} has {facts.st_size:,} bytes, "
+                f"the cap is {MAX_BYTES:,}. Remove it.",
+                problem="bomb",
+            )
+        with READING.hold(facts.st_size):
+            try:
+                head = os.read(descriptor, HEAD_BYTES)
+                data = head + (io.FileIO(descriptor, closefd=False).readall() if sniff(head) else b"")
+            except OSError as error:
+                raise _unreadable(path, error) from None
+            yield data
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: Path | str, error: OSError | ValueError) -> ImageError:
+    if isinstance(error, OSError):
+        return ImageError(
+            f"the file can't be read: {shown(path)} ({error.strerror}). Check its rights.", problem="unreadable"
+        )
+    # a zero byte, or a character that has no bytes
+    return ImageError(f"the name is no file's: {shown(path)} ({error}). Correct it.", problem="unreadable")
 
 
 def shown(name: Path | str) -> str:
