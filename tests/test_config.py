@@ -38,7 +38,7 @@ def test_every_recipe_survives_yaml(name: str, facts: DataFacts) -> None:
         ({"epochs": "2.5"}, "epochs has the wrong type: got 2.5. Give a whole number."),
         ({"optimizer.lr": "fast"}, "optimizer.lr has the wrong type: got 'fast'. Give a number."),
         ({"deterministic": "1"}, "deterministic has the wrong type: got 1. Give true or false."),
-        ({"optimizer.lr": "-0.1"}, "optimizer.lr is out of range: got -0.1. Give a value in (0, inf)."),
+        ({"optimizer.lr": "-0.1"}, "optimizer.lr is out of range: got -0.1. Give a value in (0, 1e+12]."),
         ({"data.val_fraction": "0.7"}, "data.val_fraction is out of range: got 0.7. Give a value in (0, 0.5]."),
         ({"schedule.name": "cosin"}, "schedule.name is unknown: got 'cosin'. Did you mean 'cosine'"),
         ({"batch_size": "1"}, "batch_size is out of range: got 1."),
