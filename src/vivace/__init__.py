@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vivace.acceleration.state_dict import export_state_dict
     from vivace.bundle import Bundle
     from vivace.bundle import load_bundle as load
+    from vivace.data.place import Data
     from vivace.evaluation.evaluate import Evaluation, evaluate
     from vivace.prediction import Predictions, Predictor, predict
     from vivace.training.recipe import Recipe
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Acceleration",
     "Bundle",
+    "Data",
     "Evaluation",
     "Predictions",
     "Predictor",
@@ -49,6 +51,7 @@ __all__ = [
 _HOMES = {
     "Acceleration": ("vivace.acceleration.accelerate", "Acceleration"),
     "Bundle": ("vivace.bundle", "Bundle"),
+    "Data": ("vivace.data.place", "Data"),
     "Evaluation": ("vivace.evaluation.evaluate", "Evaluation"),
     "Predictions": ("vivace.prediction", "Predictions"),
     "Predictor": ("vivace.prediction", "Predictor"),

@@ -14,8 +14,9 @@ import pytest
 
 from vivace.data import archives
 from vivace.data.archives import unpack
+from vivace.data.place import Data
 from vivace.data.sources import open_source
-from vivace.errors import ArchiveError
+from vivace.errors import ArchiveError, DataError
 
 MakeFolder = Callable[..., Path]
 
@@ -64,6 +65,20 @@ def test_a_manifest_in_an_archive_is_found_and_kept_inside(make_folder: MakeFold
     (root / "metadata.csv").write_text("file_name,label\n/etc/hostname,red\n" + "\n".join(rows))
     with pytest.raises(Exception, match="the file lies outside the manifest's folder"):
         open_source(pack(root, tmp_path / "evil.zip"))
+
+
+def test_columns_of_a_manifest_in_an_archive_may_be_named(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder()
+    without = pack(root, tmp_path / "folders.zip")
+    rows = [f"{path.relative_to(root)},{path.parent.name},x" for path in sorted(root.rglob("*.png"))]
+    (root / "list.csv").write_text("\n".join(["a,b,c", *rows]) + "\n")
+    archive = pack(root, tmp_path / "colours.zip")
+    assert open_source(Data(archive, image_column="a", label_column="b")).classes == ("blue", "green", "red")
+    with pytest.raises(DataError, match="name it by --image-column"):
+        open_source(archive)
+    # never ignored: class folders have no columns
+    with pytest.raises(DataError, match=r"columns are those of a manifest: got --label-column 'b' for .*folders\.zip"):
+        open_source(Data(without, label_column="b"))
 
 
 def zip_with(path: Path, name: str, mode: int = 0) -> Path:

@@ -15,6 +15,7 @@ from PIL import Image
 from colours import COLOURS, noisy_image
 from vivace.data import shards
 from vivace.data.cache import open_cache
+from vivace.data.place import Data
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import ArchiveError, DataError
@@ -127,3 +128,34 @@ def test_rows_that_cant_be_used_are_named(tmp_path: Path, row: dict[str, object]
     parquet.write_table(pyarrow.Table.from_pylist([*rows_of(4), row]), tmp_path / "x.parquet")
     with pytest.raises(DataError, match=message):
         open_source(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_the_column_of_images_may_be_named(tmp_path: Path, folder: bool) -> None:
+    # two columns of images: the second one is wanted
+    rows = [
+        {"mask": row["image"], "X-Ray": rows_of(3, 999)[i]["image"], "b": i % 3} for i, row in enumerate(rows_of(3))
+    ]
+    (tmp_path / "hf").mkdir()
+    path = tmp_path / "hf" / "train.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    data = path.parent if folder else path
+    pixels = []
+    for column in ("mask", "x ray"):
+        source = open_source(Data(data, image_column=column, label_column="b"))
+        assert source.splits["train"].paths is not None
+        pixels.append(Path(source.splits["train"].paths[0]).read_bytes())
+    assert pixels == [rows[0][name]["bytes"] for name in ("mask", "X-Ray")]  # type: ignore[index]
+    wrong = "there is no column 'y'" if not folder else r"no column 'y' holds images, only mask, X-Ray\. Name that one"
+    with pytest.raises(DataError, match=wrong):
+        open_source(Data(data, image_column="y", label_column="b"))
+
+
+def test_columns_of_metadata_tables_may_be_named(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = tmp_path / "hf"
+    flat_split(root / "train", make_folder(), "csv")
+    table = root / "train" / "metadata.csv"
+    table.write_text(table.read_text().replace("file_name,label", "a,b"))
+    with pytest.raises(DataError, match="no column names the image files"):
+        open_source(root)
+    assert open_source(Data(root, image_column="a", label_column="b")).classes == tuple(NAMES)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vivace.data.describe import notes_of, summary
+from vivace.data.place import Data
 from vivace.data.sources import open_source
 from vivace.data.splitnames import split_of
 from vivace.errors import DataError
@@ -209,9 +210,9 @@ def test_links_are_followed_inside_and_outside_only_if_asked(tmp_path: Path, ins
         return
     with pytest.raises(DataError, match=r"a link leads out of the data set: .* Follow it by --follow-links"):
         open_source(root)
-    assert len(open_source(root, follow_links=True).splits["train"]) == 6
+    assert len(open_source(Data(root, follow_links=True)).splits["train"]) == 6
     (root / "val").symlink_to(store)
-    assert len(open_source(root, follow_links=True).splits["val"]) == 6
+    assert len(open_source(Data(root, follow_links=True)).splits["val"]) == 6
 
 
 @pytest.mark.timeout(20)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vivace.data.place import Data
 from vivace.data.sources import open_source
 from vivace.errors import DataError
 
@@ -155,12 +156,12 @@ def test_what_was_guessed_is_said(root: Path) -> None:
 
 def test_columns_may_be_named(root: Path) -> None:
     path = write(root, "a,b,c\n0.jpg,x,1\n1.jpg,x,2\n2.jpg,y,1\n3.jpg,y,2\n")
-    assert open_source(path, image_column="a", label_column="b").classes == ("x", "y")
-    assert open_source(path, image_column="A", label_column="c").classes == ("1", "2")
+    assert open_source(Data(path, image_column="a", label_column="b")).classes == ("x", "y")
+    assert open_source(Data(path, image_column="A", label_column="c")).classes == ("1", "2")
     with pytest.raises(DataError, match=r"there is no column 'd', only a, b, c"):
-        open_source(path, image_column="d")
+        open_source(Data(path, image_column="d"))
     with pytest.raises(DataError, match="image and label columns are those of a manifest"):
-        open_source(root, label_column="b")
+        open_source(Data(root, label_column="b"))
 
 
 @pytest.mark.parametrize(

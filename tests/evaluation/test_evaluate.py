@@ -17,6 +17,7 @@ from PIL import Image
 
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.cli import main
+from vivace.data.place import Data
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, DataError
 from vivace.evaluation.evaluate import NUM_MISTAKES, evaluate
@@ -283,5 +284,5 @@ def test_columns_of_a_manifest_may_be_named(bundle: Bundle, make_folder: Callabl
     folder = make_folder(per_class=3)
     rows = [f"{path.relative_to(folder)},{path.parent.name},x" for path in sorted(folder.rglob("*.png"))]
     (folder / "list.csv").write_text("\n".join(["where,what,more", *rows]) + "\n")
-    evaluation = evaluate(bundle, folder / "list.csv", device="cpu", image_column="where", label_column="what")
+    evaluation = evaluate(bundle, Data(folder / "list.csv", image_column="where", label_column="what"), device="cpu")
     assert evaluation.metrics.num_images == 9

@@ -20,6 +20,7 @@ from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.search import Search
 from vivace.bundle import Bundle, BundleInfo, check_finite, derive_bundle, load_bundle
 from vivace.cpus import limit_threads
+from vivace.data.place import AnyData, Data
 from vivace.errors import ConfigError
 from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
@@ -73,7 +74,7 @@ class Acceleration:
 
 def accelerate(
     bundle: Bundle | str | Path,
-    data: str | Path,
+    data: AnyData,
     *,
     out: str | Path,
     max_drop: float = 0.5,
@@ -110,7 +111,9 @@ def accelerate(
     if batch_size is None:
         batch_size = 32 if objective == "throughput" else 1
     facts = [bundle.info.metrics, [sha256_of(bundle.folder / name) for name in bundle.files]]
-    key = hashlib.sha256(canonical_json([facts, str(data)])).hexdigest()[:10]
+    key = hashlib.sha256(
+        canonical_json([facts, [str(value) for value in dataclasses.astuple(Data.of(data))]])
+    ).hexdigest()[:10]
     work = out.with_name(f".{out.name}.{key}.search")
     search = Search(
         bundle,

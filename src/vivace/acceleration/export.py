@@ -21,6 +21,7 @@ from vivace.acceleration.progress import doing, reporting
 from vivace.acceleration.single_file import FILES, FORMS, GRAPH_FORMS, write_file
 from vivace.acceleration.state_dict import export_state_dict
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
+from vivace.data.place import AnyData
 from vivace.errors import ConfigError, ExportError, nearest
 from vivace.notices import warn
 from vivace.outputs import check_export, check_folder, tell_replaced, writing
@@ -46,7 +47,7 @@ def export(
     target: str,
     out: str | Path,
     *,
-    data: str | Path | None = None,
+    data: AnyData | None = None,
     cache_dir: str | Path | None = None,
 ) -> Exported:
     """Write a bundle in another form: "onnx" or "openvino" (a bundle again), "deploy" (a folder that classifies images
@@ -74,7 +75,7 @@ def export(
     return exported
 
 
-def _check_out(bundle: Bundle, target: str, out: Path, data: str | Path | None) -> str | None:
+def _check_out(bundle: Bundle, target: str, out: Path, data: AnyData | None) -> str | None:
     """What would be replaced, before any work. Raises OutputPathError, and ConfigError for another format's name."""
     known = {form.suffix: name for name, form in FORMS.items() if name != "aoti"} | {".pth": "state-dict"}
     own = FORMS[target].suffix if target in FORMS else ".pth"
@@ -93,23 +94,23 @@ def _check_out(bundle: Bundle, target: str, out: Path, data: str | Path | None) 
     return check_export(*names, inputs=[bundle.folder])
 
 
-def _state_dict(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
+def _state_dict(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Exported:
     path = export_state_dict(bundle, out)
     return Exported(path, "state-dict", path.stat().st_size, None)
 
 
-def _as_file(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None, target: str) -> Exported:
+def _as_file(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None, target: str) -> Exported:
     parity = write_file(bundle, out, target, data, cache_dir)
     return Exported(out, target, sum(path.stat().st_size for path in FORMS[target].names(out)), parity)
 
 
-def _onnx(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
+def _onnx(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Exported:
     if out.suffix.lower() == GRAPH_FORMS["onnx"].suffix:
         return _as_file(bundle, out, data, cache_dir, "onnx")
     return _as_bundle(bundle, out, data, cache_dir, "onnx")
 
 
-def _openvino(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
+def _openvino(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Exported:
     if out.suffix.lower() == GRAPH_FORMS["openvino"].suffix:
         return _as_file(bundle, out, data, cache_dir, "openvino")
     try:
@@ -120,7 +121,7 @@ def _openvino(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Pat
         return exported
 
 
-def _deploy(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Exported:
+def _deploy(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Exported:
     with scratch_folder("export") as temporary:
         if bundle.info.runtime not in GRAPHS:
             # without one of its own a bundle is deployed as the graph that most programs run
@@ -133,7 +134,7 @@ def _deploy(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path 
 def _as_bundle(
     bundle: Bundle,
     out: Path,
-    data: str | Path | None,
+    data: AnyData | None,
     cache_dir: Path | None,
     runtime: str,
 ) -> Exported:
@@ -157,7 +158,7 @@ def _as_bundle(
     return Exported(derived.folder, runtime, size, found[0])
 
 
-TARGETS: dict[str, Callable[[Bundle, Path, str | Path | None, Path | None], Exported]] = {
+TARGETS: dict[str, Callable[[Bundle, Path, AnyData | None, Path | None], Exported]] = {
     "onnx": _onnx,
     "openvino": _openvino,
     **{target: functools.partial(_as_file, target=target) for target in FILES},

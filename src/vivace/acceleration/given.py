@@ -7,6 +7,7 @@ from pathlib import Path
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.data.cache import open_cache
 from vivace.data.describe import notes_of
+from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import ConfigError, DataError
@@ -23,7 +24,7 @@ PLAIN_SIZE = 224
 
 def bundle_from(
     name: str,
-    data: str | Path,
+    data: AnyData,
     folder: Path,
     *,
     weights: str | Path | None = None,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vivace.bundle import Bundle, load_bundle
+from vivace.data.place import AnyData
 from vivace.errors import ConfigError, ParityError
 from vivace.evaluation.evaluate import open_split
 from vivace.runtimes import Classifier, is_quantized, load_runtime
@@ -79,7 +80,7 @@ class Parity:
 
 
 def parity_images(
-    bundle: Bundle, data: str | Path | None, *, num_images: int = 1000, cache_dir: Path | None = None
+    bundle: Bundle, data: AnyData | None, *, num_images: int = 1000, cache_dir: Path | None = None
 ) -> tuple[np.ndarray, str]:
     """(images_NHWC, where they are from): of `data` the test split, else val, else all; evenly spread.
 
@@ -147,9 +148,7 @@ def check_parity(parity: Parity) -> None:
         )
 
 
-def verify(
-    bundle: Bundle | str | Path, *, data: str | Path | None = None, cache_dir: str | Path | None = None
-) -> Parity:
+def verify(bundle: Bundle | str | Path, *, data: AnyData | None = None, cache_dir: str | Path | None = None) -> Parity:
     """The certificate of a bundle as it lies on disk, measured anew, after every hash was checked.
 
     data: images, as for `train`; None: generated ones, which tell nothing of an int8 form: its ranges are those of real

@@ -31,6 +31,7 @@ from vivace.acceleration.variants import Variant, open_variant, rank_layers_of
 from vivace.acceleration.workbench import Workbench
 from vivace.bundle import Bundle
 from vivace.config import check_choice, check_range
+from vivace.data.place import AnyData
 from vivace.errors import ConfigError, VivaceError, first_line
 from vivace.measure import Ratio
 from vivace.metrics.paired import PairedLoss
@@ -59,7 +60,7 @@ class Search:
     def __init__(
         self,
         bundle: Bundle,
-        data: str | Path,
+        data: AnyData,
         work: Path,
         *,
         max_drop: float,

@@ -22,6 +22,7 @@ from vivace.acceleration.parity import Parity, check_parity, measure_parity, par
 from vivace.acceleration.progress import doing
 from vivace.bundle import Bundle, check_finite
 from vivace.config import to_dict
+from vivace.data.place import AnyData
 from vivace.errors import ConfigError
 from vivace.files import atomic_file
 from vivace.hardware import cpu_name
@@ -52,7 +53,7 @@ class FileForm:
         return (out,) if self.companion is None else (out, out.with_suffix(self.companion))
 
 
-def write_file(bundle: Bundle, out: Path, target: str, data: str | Path | None, cache_dir: Path | None) -> Parity:
+def write_file(bundle: Bundle, out: Path, target: str, data: AnyData | None, cache_dir: Path | None) -> Parity:
     """Write the file of a target to `out` and its .json beside it, if it agrees with PyTorch; the certificate.
 
     Raises BundleError if a weight is NaN or infinite, ParityError, after which nothing was changed, ConfigError for

@@ -26,6 +26,7 @@ from vivace.acceleration.variants import Variant, open_variant
 from vivace.acceleration.workbench import Workbench
 from vivace.acceleration.worker import WorkerDied
 from vivace.bundle import Bundle
+from vivace.data.place import AnyData
 from vivace.errors import TrainingError, first_line
 from vivace.runtimes import load_runtime
 
@@ -126,7 +127,7 @@ class Smaller:
     def __init__(
         self,
         bench: Workbench,
-        data: str | Path,
+        data: AnyData,
         work: Path,
         opening: Mapping[str, Any],
     ) -> None:

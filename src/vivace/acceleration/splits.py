@@ -13,6 +13,7 @@ from vivace.bundle import Bundle
 from vivace.data.cache import Cache, open_cache
 from vivace.data.describe import notes_of
 from vivace.data.holdout import hold_out
+from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.stored import Pixels
@@ -91,7 +92,7 @@ class Splits:
 
 
 def open_splits(
-    bundle: Bundle, data: str | Path, *, cache_dir: Path | None = None, on_bad_image: str = "auto", seed: int = 0
+    bundle: Bundle, data: AnyData, *, cache_dir: Path | None = None, on_bad_image: str = "auto", seed: int = 0
 ) -> Splits:
     """Divide a data set. With a test split: select on validation images, certify on all test images.
 

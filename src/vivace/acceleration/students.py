@@ -20,6 +20,7 @@ from torch import nn
 from vivace.acceleration.prune import prune
 from vivace.acceleration.splits import Splits
 from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
+from vivace.data.place import AnyData
 from vivace.errors import BundleError, Interrupted, MissingExtra, ModelError, first_line
 from vivace.models.narrowing import narrowed_layers
 from vivace.models.normalize import Normalize
@@ -244,7 +245,7 @@ def patience(student: Student, num_train: int) -> float:
 def train_student(
     student: Student,
     teacher: Bundle,
-    data: str | Path,
+    data: AnyData,
     run: Path,
     *,
     share: float = 1.0,

@@ -13,6 +13,7 @@ from vivace.acceleration.layers import GivenBack, rank_layers
 from vivace.acceleration.parity import PLAIN
 from vivace.acceleration.splits import Images, Splits, open_splits
 from vivace.bundle import Bundle
+from vivace.data.place import AnyData
 from vivace.errors import DataError
 from vivace.runtimes import load_runtime
 
@@ -49,7 +50,7 @@ def rank_layers_of(variant: Variant, candidate: Candidate, images: Images) -> li
 def open_variant(
     name: str,
     bundle: Bundle,
-    data: str | Path,
+    data: AnyData,
     work: Path,
     *,
     cache_dir: Path | None,

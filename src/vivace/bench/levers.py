@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vivace.config import from_yaml, to_dict
 from vivace.errors import ConfigError, nearest
@@ -14,6 +14,9 @@ from vivace.measure import paired_gain, paired_ratio
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
 from vivace.training.run import train
+
+if TYPE_CHECKING:
+    from vivace.data.place import AnyData
 
 __all__ = ["LEVERS", "Lever", "LeverRow", "LeversReport", "levers_of", "measure_levers"]
 
@@ -219,7 +222,7 @@ def levers_of(recipe: Recipe, names: Sequence[str] = ()) -> list[Lever]:
 
 
 def measure_levers(
-    data: str | Path,
+    data: AnyData,
     recipe: str | Path | Recipe = "fast",
     *,
     out: Path,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
 from vivace.cli.common import print_json, verb_options
+from vivace.cli.opening import Opening
 from vivace.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Options:
     """No progress."""
     json: bool = False
     """Print the result as one JSON object on the last line."""
+    opening: Opening = field(default_factory=Opening)
 
 
 def run(options: Options) -> int:
@@ -93,7 +96,7 @@ def _run(options: Options) -> int:
     out = options.out or folder.with_name(folder.name + "-accelerated")
     result = accelerate(
         _given(options, out) if _is_name(options) else load_bundle(folder),
-        options.data,
+        options.opening.of(options.data),
         out=out,
         max_drop=options.max_drop,
         objective=options.objective,
@@ -147,7 +150,7 @@ def _given(options: Options, out: Path) -> Bundle:
 
     return bundle_from(
         options.bundle,
-        options.data,
+        options.opening.of(options.data),
         out.with_name(out.name + "-original"),
         weights=options.weights,
         size=options.size,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from vivace.cli.common import print_json, verb_options
+from vivace.cli.opening import Opening
 
 if TYPE_CHECKING:
     from vivace.data.audit import Audit
@@ -23,20 +25,13 @@ class Options:
     """A data set's name, a folder, a manifest or an archive, as for `vivace train`."""
     size: int | None = None
     """Side of the network's input, px. Default: as `vivace train` chooses it, which then finds the images decoded."""
-    data_root: Path | None = None
-    """Where named data sets are downloaded to. Default: inside the cache."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
-    follow_links: bool = False
-    """Follow links that lead out of a folder."""
-    image_column: str | None = None
-    """Column of a manifest that names the image files. Default: found by its usual names."""
-    label_column: str | None = None
-    """Column of a manifest that holds the classes. Default: found by its usual names."""
     quiet: bool = False
     """No progress display."""
     json: bool = False
     """Print the findings as one JSON object on the last line."""
+    opening: Opening = field(default_factory=Opening)
 
 
 def run(options: Options) -> None:
@@ -51,12 +46,8 @@ def run(options: Options) -> None:
 
     cache_dir = options.cache_dir or default_cache_dir()
     source = open_source(
-        options.data,
-        data_root=options.data_root,
+        options.opening.of(options.data),
         cache_dir=cache_dir,
-        follow_links=options.follow_links,
-        image_column=options.image_column,
-        label_column=options.label_column,
     )
     report(source, DataConfig().val_fraction)
     preprocess = stored_as(source, size=options.size)

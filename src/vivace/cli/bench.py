@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from vivace.cli.common import parse_assignments, print_json, verb_options
+from vivace.cli.opening import Opening
 
 
 @verb_options
@@ -40,6 +42,7 @@ class Options:
     """No line for each run."""
     json: bool = False
     """Print the receipts as one JSON object on the last line."""
+    opening: Opening = field(default_factory=Opening)
 
 
 def run(options: Options) -> None:
@@ -62,7 +65,7 @@ def run(options: Options) -> None:
             print(line, file=sys.stderr, flush=True)
 
     report = measure_levers(
-        options.data,
+        options.opening.of(options.data),
         options.config or options.recipe,
         out=options.out,
         epochs=options.epochs,

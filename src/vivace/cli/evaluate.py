@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from vivace.cli.common import bundle_place, print_json, verb_options
+from vivace.cli.opening import Opening
 from vivace.errors import printable
 
 if TYPE_CHECKING:
@@ -43,20 +45,13 @@ class Options:
     """Share of the images, those with the least sure answers, that --tta looks at more than once, (0, 1]."""
     on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
     """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
-    follow_links: bool = False
-    """Follow links that lead out of a folder."""
-    image_column: str | None = None
-    """Column of a manifest that names the image files. Default: found by its usual names."""
-    label_column: str | None = None
-    """Column of a manifest that holds the classes. Default: found by its usual names."""
-    data_root: Path | None = None
-    """Where named data sets are downloaded to. Default: inside the cache."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     quiet: bool = False
     """No progress display."""
     json: bool = False
     """Print the result as one JSON object on the last line."""
+    opening: Opening = field(default_factory=Opening)
 
 
 def run(options: Options) -> None:
@@ -77,17 +72,13 @@ def run(options: Options) -> None:
     try:
         evaluation = evaluate(
             options.bundle,
-            options.data,
+            options.opening.of(options.data),
             split=options.split,
             batch_size=options.batch_size,
             device=options.device,
             precision=options.precision,
-            data_root=options.data_root,
             cache_dir=options.cache_dir,
             on_bad_image=options.on_bad_image,
-            follow_links=options.follow_links,
-            image_column=options.image_column,
-            label_column=options.label_column,
             tta=options.tta,
             tta_share=options.tta_share,
             progress=progress,

@@ -6,12 +6,14 @@ Each is compared with PyTorch on images before it is left on disk; what does not
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from vivace.cli.common import print_json, verb_options
+from vivace.cli.opening import Opening
 from vivace.errors import ConfigError
 
 
@@ -38,6 +40,7 @@ class Options:
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False
     """Print the result as one JSON object on the last line."""
+    opening: Opening = field(default_factory=Opening)
 
 
 def run(options: Options) -> None:
@@ -55,7 +58,7 @@ def run(options: Options) -> None:
     from vivace.bundle import load_bundle
 
     bundle = load_bundle(options.bundle)
-    exported = export(bundle, target, out, data=options.data, cache_dir=options.cache_dir)
+    exported = export(bundle, target, out, data=options.opening.of_optional(options.data), cache_dir=options.cache_dir)
     architecture, parity = bundle.info.architecture, exported.parity
     if options.json:
         print_json(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vivace.cli.common import parse_assignments, print_json, verb_options
+from vivace.cli.opening import Opening
 
 
 @verb_options
@@ -57,16 +58,8 @@ class Contract:
 class Images:
     """How images are read."""
 
-    data_root: Path | None = None
-    """Where named data sets are downloaded to. Default: inside the cache."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
-    follow_links: bool = False
-    """Follow links that lead out of a folder."""
-    image_column: str | None = None
-    """Column of a manifest that names the image files. Default: found by its usual names."""
-    label_column: str | None = None
-    """Column of a manifest that holds the classes. Default: found by its usual names."""
     val_fraction: float | None = None
     """Share of the training images held out where there is no validation split. Default: 0.1."""
     on_bad_image: Literal["auto", "refuse", "skip"] | None = None
@@ -105,6 +98,7 @@ class Options:
     a manifest (.csv, .jsonl, .parquet) or an archive of a folder (.zip, .tar.*)."""
     network: Network = field(default_factory=Network)
     contract: Contract = field(default_factory=Contract)
+    opening: Opening = field(default_factory=Opening)
     images: Images = field(default_factory=Images)
     execution: Run = field(default_factory=Run)
 
@@ -151,7 +145,7 @@ def run(options: Options) -> None:
 
     execution, contract, images = options.execution, options.contract, options.images
     result = train(
-        options.data,
+        options.opening.of(options.data),
         options.network.config or options.network.recipe,
         epochs=contract.epochs,
         within=contract.within,
@@ -161,11 +155,7 @@ def run(options: Options) -> None:
         resume=execution.resume,
         device=execution.device,
         tune=execution.tune == "on",
-        data_root=images.data_root,
         cache_dir=images.cache_dir,
-        follow_links=images.follow_links,
-        image_column=images.image_column,
-        label_column=images.label_column,
         quiet=execution.quiet,
         clock=process_seconds,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from vivace.cli.common import print_json, verb_options
+from vivace.cli.opening import Opening
 
 
 @verb_options
@@ -22,13 +24,14 @@ class Options:
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False
     """Print the result as one JSON object on the last line."""
+    opening: Opening = field(default_factory=Opening)
 
 
 def run(options: Options) -> None:
     """Check, and say what was found; a bundle that does not agree is an error."""
     from vivace.acceleration.parity import check_parity, verify
 
-    parity = verify(options.bundle, data=options.data, cache_dir=options.cache_dir)
+    parity = verify(options.bundle, data=options.opening.of_optional(options.data), cache_dir=options.cache_dir)
     if options.json:
         told = {**parity.to_dict(), "compared": parity.compared}
         if not parity.compared:

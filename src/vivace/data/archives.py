@@ -20,6 +20,7 @@ from vivace.data.cachedir import default_cache_dir, filled_once
 from vivace.data.folders import open_folder
 from vivace.data.listing import is_candidate
 from vivace.data.manifests import is_manifest, open_manifest
+from vivace.data.place import Data
 from vivace.data.splitnames import is_system
 from vivace.data.splits import DataSource
 from vivace.data.tars import NotPlain, guarded_tarinfo, plain_members
@@ -58,8 +59,11 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def open_archive(path: Path, cache_dir: Path | None, *, require_train: bool = True) -> DataSource:
-    """The data source in an archive, unpacked into the cache once. Raises ArchiveError or DataError."""
+def open_archive(path: Path, data: Data, cache_dir: Path | None, *, require_train: bool = True) -> DataSource:
+    """The data source in an archive, unpacked into the cache once. data: how it is opened.
+
+    Raises ArchiveError or DataError.
+    """
     path = path.resolve()
     facts = path.stat()
     key = hashlib.sha256(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape")).hexdigest()
@@ -77,8 +81,15 @@ def open_archive(path: Path, cache_dir: Path | None, *, require_train: bool = Tr
     root = _single_folder(folder)
     manifests = [entry for entry in sorted(root.iterdir()) if entry.is_file() and is_manifest(entry)]
     if len(manifests) == 1:
-        source = open_manifest(manifests[0], require_train=require_train, inside_only=True)
+        source = open_manifest(
+            manifests[0],
+            require_train=require_train,
+            inside_only=True,
+            image_column=data.image_column,
+            label_column=data.label_column,
+        )
     else:
+        data.refuse_columns()
         source = open_folder(root, require_train=require_train)
     return dataclasses.replace(source, name=stem)
 

@@ -104,12 +104,19 @@ def flag_of(value: Any) -> bool | None:
     return True if text in TRUE else False if text in FALSE else None
 
 
-def _named(names: Sequence[str], wanted: str | None, where: str) -> str | None:
-    if wanted is None:
-        return None
+def find_column(names: Sequence[str], wanted: str) -> str | None:
+    """The column of this name, else the first that differs from it by case, blanks and the like alone; or None."""
     for same in (lambda name: name == wanted, lambda name: _plain(name) == _plain(wanted)):
         if found := next(filter(same, names), None):
             return found
+    return None
+
+
+def _named(names: Sequence[str], wanted: str | None, where: str) -> str | None:
+    if wanted is None:
+        return None
+    if found := find_column(names, wanted):
+        return found
     raise DataError(f"{where}: there is no column {wanted!r}, only {some(names)}.{nearest(wanted, names)}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from vivace.data.assemble import Items, assemble
 from vivace.data.listing import Listing, scan
 from vivace.data.manifests import read_manifest
+from vivace.data.place import Data
 from vivace.data.shards import holds_pixels, open_shards
 from vivace.data.splitnames import is_system, split_of
 from vivace.data.splits import DataSource
@@ -17,23 +18,23 @@ __all__ = ["open_hub"]
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
-def open_hub(
-    root: Path, cache_dir: Path | None, *, require_train: bool = True, follow_links: bool = False
-) -> DataSource | None:
-    """The data source of such a folder; None if it is another kind of folder. Raises DataError."""
+def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: bool = True) -> DataSource | None:
+    """The data source of such a folder, opened as `data` says; None if it is another kind. Raises DataError."""
     root = root.resolve()
     default = "train" if require_train else "test"
-    tables = _metadata(root, default, follow_links)
+    tables = _metadata(root, default, data.follow_links)
     if tables and (default in tables or not require_train):
         items: dict[str, Items] = {}
         notes: list[str] = []
         for split, table in tables.items():
-            for name, rows in read_manifest(table, split, notes).items():
+            for name, rows in read_manifest(
+                table, split, notes, image_column=data.image_column, label_column=data.label_column
+            ).items():
                 items.setdefault(name, []).extend(rows)
         return assemble(root.name, root, items, require_train=require_train, notes=notes)
     shards = _shards(root, default)
     if shards:
-        return open_shards(shards, root.name, cache_dir, require_train=require_train)
+        return open_shards(shards, root.name, data, cache_dir, require_train=require_train)
     return None
 
 

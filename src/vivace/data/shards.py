@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from vivace.data.archives import MAX_RATIO, RATIO_FLOOR_BYTES
-from vivace.data.assemble import assemble
+from vivace.data.assemble import assemble, some
 from vivace.data.cachedir import default_cache_dir, filled_once
-from vivace.data.columns import Columns, choose_columns
+from vivace.data.columns import Columns, choose_columns, find_column
 from vivace.data.formats import FORMATS, HEAD_BYTES, sniff
 from vivace.data.manifests import read_manifest
+from vivace.data.place import Data
 from vivace.data.splits import DataSource
 from vivace.data.tables import class_names_of, import_parquet
 from vivace.errors import ArchiveError, DataError
@@ -26,22 +27,25 @@ ROWS_AT_ONCE = 32
 LABELS = "labels.jsonl"
 
 
-def holds_pixels(path: Path) -> bool:
-    """Whether a parquet file has a column of encoded images: bytes, or a struct with the field "bytes"."""
+def holds_pixels(path: Path, image_column: str | None = None) -> bool:
+    """Whether a parquet file has a column of encoded images: bytes, or a struct with the field "bytes".
+
+    image_column: it must be this one; None: any.
+    """
     if path.suffix.lower() != ".parquet":
         return False
-    return _pixels_column(_schema(path)) is not None
+    return _pixels_column(_schema(path), image_column) is not None
 
 
 def open_shards(
     shards: Mapping[str, Sequence[Path]],
     name: str,
+    data: Data,
     cache_dir: Path | None,
     *,
     require_train: bool = True,
-    label_column: str | None = None,
 ) -> DataSource:
-    """The data source of parquet files that hold images; shards: split → files.
+    """The data source of parquet files that hold images; shards: split → files. data: how they are opened.
 
     Raises ArchiveError for files that unpack to far more than they are, DataError for others that can't be used.
     """
@@ -50,13 +54,14 @@ def open_shards(
         for split, paths in sorted(shards.items())
         for path in paths
     ]
-    key = hashlib.sha256("\n".join([str(label_column), *facts]).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    columns = [str(data.label_column), *([] if data.image_column is None else [f"\0{data.image_column}"])]
+    key = hashlib.sha256("\n".join([*columns, *facts]).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:60]
     folder = (cache_dir or default_cache_dir()) / "archives" / f"{plain}-{key}"
     if not folder.exists():
         try:
             with filled_once(folder) as temporary:
-                _unpack_all(shards, temporary, label_column)
+                _unpack_all(shards, temporary, data)
         except OSError as error:
             raise ArchiveError(
                 f"the images of {name} can't be unpacked into the cache: {folder} ({error.strerror or error}). Give a "
@@ -69,14 +74,14 @@ def open_shards(
     return assemble(name, folder.resolve(), items, require_train=require_train)
 
 
-def _unpack_all(shards: Mapping[str, Sequence[Path]], folder: Path, label_column: str | None) -> None:
+def _unpack_all(shards: Mapping[str, Sequence[Path]], folder: Path, data: Data) -> None:
     limit = max(RATIO_FLOOR_BYTES, MAX_RATIO * sum(path.stat().st_size for paths in shards.values() for path in paths))
     room = _Room(min(limit, shutil.disk_usage(folder).free))
     with (folder / LABELS).open("w") as labels:
         for split, paths in shards.items():
             (folder / split).mkdir()
             for number, path in enumerate(paths):
-                _unpack(path, folder, f"{split}/{number:04d}", split, labels, room, label_column)
+                _unpack(path, folder, f"{split}/{number:04d}", split, labels, room, data)
 
 
 class _Room:
@@ -94,14 +99,17 @@ class _Room:
             )
 
 
-def _unpack(
-    path: Path, folder: Path, stem: str, split: str, labels: IO[str], room: _Room, label_column: str | None
-) -> None:
+def _unpack(path: Path, folder: Path, stem: str, split: str, labels: IO[str], room: _Room, data: Data) -> None:
     schema = _schema(path)
-    pixels = _pixels_column(schema)
+    pixels = _pixels_column(schema, data.image_column)
+    if pixels is None and data.image_column is not None:
+        raise DataError(
+            f"{path}: no column {data.image_column!r} holds images, only {some(_pixels_columns(schema))}. "
+            "Name that one by --image-column."
+        )
     if pixels is None:
         raise DataError(f"there are no images in {path}: no column of bytes, or of bytes and path. Leave the file out.")
-    columns = _columns(schema, pixels, path, label_column)
+    columns = _columns(schema, pixels, path, data.label_column)
     names = class_names_of(schema).get(columns.label or "")
     row_number = 0
     try:
@@ -151,11 +159,20 @@ def _schema(path: Path) -> Any:
         raise DataError(f"the manifest can't be read: {path} ({reason}). Give UTF-8 text, or parquet.") from None
 
 
-def _pixels_column(schema: Any) -> str | None:
-    types = import_parquet().types
+def _pixels_column(schema: Any, wanted: str | None) -> str | None:
+    """The column called `wanted` if it holds images; None: the first that does."""
+    names = _pixels_columns(schema)
+    if wanted is not None:
+        found = find_column(schema.names, wanted)
+        return found if found in names else None
+    return names[0] if names else None
+
+
+def _pixels_columns(schema: Any) -> list[str]:
+    types, names = import_parquet().types, []
     for field in schema:
         kind = field.type
         inner = kind.field("bytes").type if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
         if types.is_binary(inner) or types.is_large_binary(inner):
-            return str(field.name)
-    return None
+            names.append(str(field.name))
+    return names

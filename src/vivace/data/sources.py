@@ -12,6 +12,7 @@ import numpy as np
 from vivace.data import archives, catalog, folders, hub, manifests, shards
 from vivace.data.assemble import count_of, some
 from vivace.data.cachedir import clear_leftovers, default_cache_dir
+from vivace.data.place import AnyData, Data
 from vivace.data.splits import DataSource, Split, check_source
 from vivace.errors import DataError, nearest
 
@@ -19,57 +20,44 @@ __all__ = ["open_source"]
 
 
 def open_source(
-    data: str | Path,
+    data: AnyData,
     *,
-    data_root: Path | None = None,
     cache_dir: Path | None = None,
     require_train: bool = True,
     classes: Sequence[str] | None = None,
-    follow_links: bool = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
 ) -> DataSource:
     """The data source behind a name, a folder, a manifest or an archive.
 
     require_train: False for evaluation, where one split of any name is enough and a plain folder of class folders
     counts as "test". classes: those of a bundle, in its order; labels then follow them, and images of other classes are
-    left out. follow_links: follow links that lead out of a folder. image_column, label_column: of a manifest, None:
-    found by their usual names. What was left out or guessed is in the source's `notes`.
+    left out. What was left out or guessed is in the source's `notes`.
     Raises DataError, ArchiveError or DownloadError.
     """
-    if not isinstance(data, str | Path):
-        raise DataError(
-            f"data are no path and no name: got {type(data).__name__}. Give a folder of class folders, a manifest, an "
-            "archive, or a known data set's name."
-        )
+    data = Data.of(data)
     text = str(data)
     path = _path_of(text)
     clear_leftovers(cache_dir or default_cache_dir())
-    if (image_column or label_column) and not manifests.is_manifest(path):
-        raise DataError(f"image and label columns are those of a manifest: got {text!r}. Leave them out.")
     if path.is_dir():
-        hub_source = hub.open_hub(path, cache_dir, require_train=require_train, follow_links=follow_links)
-        source = hub_source or folders.open_folder(
-            path, require_train=require_train, known=classes or (), follow_links=follow_links
+        source = hub.open_hub(path, data, cache_dir, require_train=require_train) or _folder(
+            path, data, require_train, classes
         )
-    elif path.is_file() and shards.holds_pixels(path):
+    elif path.is_file() and shards.holds_pixels(path, data.image_column):
         split = "train" if require_train else "test"
-        source = shards.open_shards(
-            {split: [path]}, path.stem, cache_dir, require_train=require_train, label_column=label_column
-        )
+        source = shards.open_shards({split: [path]}, path.stem, data, cache_dir, require_train=require_train)
     elif path.is_file() and manifests.is_manifest(path):
         source = manifests.open_manifest(
-            path, require_train=require_train, image_column=image_column, label_column=label_column
+            path, require_train=require_train, image_column=data.image_column, label_column=data.label_column
         )
     elif path.is_file() and archives.is_archive(path):
-        source = archives.open_archive(path, cache_dir, require_train=require_train)
+        source = archives.open_archive(path, data, cache_dir, require_train=require_train)
     elif path.exists():
         raise DataError(
             f"DATA is no data set: {path}. Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet manifest, "
             "a .zip or .tar archive, or a data set's name."
         )
     elif text.lower() in catalog.CATALOG:
-        source = catalog.open_named(text.lower(), data_root, cache_dir)
+        data.refuse_columns()
+        source = catalog.open_named(text.lower(), Path(data.data_root) if data.data_root else None, cache_dir)
     else:
         raise DataError(
             f"DATA was not found: got {text!r}, which is no file, no folder and no known name."
@@ -79,6 +67,11 @@ def open_source(
     source = source if classes is None else _with_classes(source, tuple(classes))
     check_source(source, require_train=require_train and classes is None)
     return source
+
+
+def _folder(path: Path, data: Data, require_train: bool, classes: Sequence[str] | None) -> DataSource:
+    data.refuse_columns()
+    return folders.open_folder(path, require_train=require_train, known=classes or (), follow_links=data.follow_links)
 
 
 def _path_of(text: str) -> Path:

@@ -15,6 +15,7 @@ from vivace.bundle import Bundle
 from vivace.config import check_choice, check_range, to_dict
 from vivace.data.cache import CachedSplit, open_cache
 from vivace.data.describe import notes_of
+from vivace.data.place import AnyData
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import DataError
@@ -94,18 +95,14 @@ class Evaluation:
 
 def evaluate(
     bundle: Bundle | Predictor | str | Path,
-    data: str | Path,
+    data: AnyData,
     *,
     split: str | None = None,
     batch_size: int = 250,
     device: str = "auto",
     precision: str = "auto",
-    data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     on_bad_image: str = "auto",
-    follow_links: bool = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
     tta: str = "none",
     tta_share: float = 1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -117,7 +114,7 @@ def evaluate(
     tta: views that each answer is averaged over, "none", "mirror" (2 views) or "shift" (6 views: mirrors and shifts of
     a pixel). tta_share: share of the images that get more views than one, those of the least sure answers, (0, 1].
     progress is told (images decoded, images in all).
-    on_bad_image, follow_links, image_column, label_column: as for `train`.
+    on_bad_image: as for `train`.
     Raises DataError if no class is the bundle's, the split is not there or empty, or on_bad_image does not allow for
     the bad images; ConfigError for another tta or a share out of range; and what `Predictor` raises.
     """
@@ -129,12 +126,8 @@ def evaluate(
         predictor.bundle,
         data,
         split=split,
-        data_root=data_root,
         cache_dir=cache_dir,
         on_bad_image=on_bad_image,
-        follow_links=follow_links,
-        image_column=image_column,
-        label_column=label_column,
         progress=progress,
     )
     if len(cached.labels_N) == 0:
@@ -183,28 +176,20 @@ def _probs(predictor: Predictor, cached: CachedSplit, rows: np.ndarray, tta: str
 
 def open_split(
     bundle: Bundle,
-    data: str | Path,
+    data: AnyData,
     *,
     split: str | None = None,
-    data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     on_bad_image: str = "auto",
-    follow_links: bool = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[DataSource, str, CachedSplit]:
     """(source, name of the split, its images as the bundle's Preprocess stores them); arguments as for `evaluate`."""
     cache_path = Path(cache_dir) if cache_dir else None
     source = open_source(
         data,
-        data_root=Path(data_root) if data_root else None,
         cache_dir=cache_path,
         require_train=False,
         classes=bundle.classes,
-        follow_links=follow_links,
-        image_column=image_column,
-        label_column=label_column,
     )
     for line in notes_of(source):
         warn(line)

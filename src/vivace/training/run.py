@@ -14,6 +14,7 @@ from vivace.data.audit import write_left_out
 from vivace.data.cache import Cache, open_cache
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.describe import report
+from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
@@ -46,7 +47,7 @@ def parse_duration(text: str | float) -> float:
 
 @collected_warnings()
 def train(
-    data: str | Path,
+    data: AnyData,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     *,
     epochs: int | None = None,
@@ -57,13 +58,9 @@ def train(
     resume: bool = False,
     device: str = "auto",
     tune: bool = True,
-    data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     num_workers: int | None = None,
     measure_test: bool = True,
-    follow_links: bool = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
     teacher: Teacher | None = None,
     quiet: bool = False,
     clock: Callable[[], float] | None = None,
@@ -71,13 +68,13 @@ def train(
     """Train a classifier on `data` and write its bundle.
 
     data: a data set's name, a folder of class folders, a folder with train/ and val/ or test/, a manifest
-    (.csv, .jsonl, .parquet) or an archive. recipe: a name, a YAML file or a Recipe. overrides: dotted fields of the
-    recipe, such as {"optimizer.lr": 0.1}. The contract is `epochs`, `within` (wall-clock, such as "10m", from the call
-    to the saved bundle) and `target` (validation accuracy, (0, 1]) at which it stops. measure_test: look at the test
-    split, once, at the end. follow_links: also links that lead out of a folder. image_column, label_column: of a
-    manifest. quiet: nothing is shown but what DATA was understood to be and warnings, which `TrainResult.warnings` has
-    too. teacher: a faster form of the network that `distill.teacher` names, which answers in its place: pixels, uint8
-    [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K].
+    (.csv, .jsonl, .parquet) or an archive, or a `vivace.Data` of one, which says how it is opened. recipe: a name, a
+    YAML file or a Recipe. overrides: dotted fields of the recipe, such as {"optimizer.lr": 0.1}. The contract is
+    `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation accuracy,
+    (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown but what
+    DATA was understood to be and warnings, which `TrainResult.warnings` has too. teacher: a faster form of the network
+    that `distill.teacher` names, which answers in its place: pixels, uint8 [B, size, size, C] at the size of its
+    bundle, → probabilities, float32 [B, K].
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """
@@ -101,11 +98,7 @@ def train(
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     source = open_source(
         data,
-        data_root=Path(data_root) if data_root else None,
         cache_dir=cache_path,
-        follow_links=follow_links,
-        image_column=image_column,
-        label_column=label_column,
     )
     # a GPU has time for the larger network in any contract
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())

@@ -32,6 +32,7 @@ from vivace.acceleration.parity import PLAIN, Parity, check_parity, measure_pari
 from vivace.acceleration.progress import doing
 from vivace.bundle import Bundle
 from vivace.config import to_dict
+from vivace.data.place import AnyData
 from vivace.errors import ParityError
 from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.hardware import cpu_name
@@ -58,7 +59,7 @@ REQUIREMENTS = {"onnx": "onnxruntime>=1.20", "openvino": "openvino>=2025.2"}
 SELFTEST_SECONDS = 300
 
 
-def write_deployment(bundle: Bundle, out: Path, data: str | Path | None, cache_dir: Path | None) -> Parity | None:
+def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Parity | None:
     """Write the folder of a bundle that holds a graph (a runtime of GRAPHS), and return its certificate of parity.
 
     data: images for goldens and certificate, as for `train`; None: generated ones. An int8 form's certificate is then

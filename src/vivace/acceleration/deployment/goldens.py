@@ -15,6 +15,7 @@ import numpy as np
 from vivace.acceleration.parity import TOLERANCE, parity_images
 from vivace.bundle import Bundle
 from vivace.data.decode import image_of, read_bytes
+from vivace.data.place import AnyData
 from vivace.data.splits import Split
 from vivace.evaluation.evaluate import open_split
 
@@ -40,7 +41,7 @@ class Golden:
     """Its name in the data set, or "generated"."""
 
 
-def choose_goldens(bundle: Bundle, data: str | Path | None, *, cache_dir: Path | None = None) -> list[Golden]:
+def choose_goldens(bundle: Bundle, data: AnyData | None, *, cache_dir: Path | None = None) -> list[Golden]:
     """Up to 16 images of the test split of `data`, else val, else all, of every class as many as of the others.
 
     They are copied as they are; what lies in an array is encoded as PNG. Without data they are generated.
