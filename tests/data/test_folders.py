@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vivace.data.describe import notes_of
 from vivace.data.folders import open_folder
 from vivace.data.sources import open_source
 from vivace.errors import DataError
@@ -126,10 +127,46 @@ def test_a_class_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("extension", [".pdf", ".eps", ".PS", ".fits", ".svg", ".psd"])
-def test_what_is_no_photo_is_refused_by_its_extension(tmp_path: Path, extension: str) -> None:
+def test_what_is_no_photo_is_passed_over_by_its_extension_and_never_opened(
+    tmp_path: Path, extension: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = fill(tmp_path / "data", "a", "b")
-    (root / "a" / f"figure{extension}").write_bytes(b"x")
-    with pytest.raises(DataError, match=rf"the format is not allowed: .*figure\{extension}\. Convert it"):
+    (root / "a" / f"figure{extension}").write_bytes((root / "a" / "0.jpg").read_bytes())
+    (root / "a" / "notes.txt").write_text("x")
+    opened: list[str] = []
+    monkeypatch.setattr("vivace.data.listing.sniff", lambda head: opened.append("sniffed"))
+    source = open_source(root)
+    assert sorted(source.ignored) == sorted([f"a/figure{extension}", "a/notes.txt"])
+    assert len(source.splits["train"]) == 6
+    # the text alone was looked into
+    assert opened == ["sniffed"]
+    assert any("were passed over" in note and extension.lower() in note for note in notes_of(source))
+
+
+def test_broken_links_are_passed_over_and_counted(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "train/a", "train/b")
+    for name in ("x.jpg", "y.png", "folder"):
+        (root / "train" / "a" / name).symlink_to(tmp_path / "gone" / name)
+    (root / "train" / "a" / "self.jpg").symlink_to(root / "train" / "a" / "self.jpg")
+    # beside class folders: a file's name
+    (root / "train" / "labels.csv").symlink_to(tmp_path / "gone.csv")
+    source = open_source(root)
+    assert len(source.splits["train"]) == 6
+    assert "4 broken links passed over: train/a/folder, train/a/self.jpg, train/a/x.jpg, train/a/y.png" in source.notes
+    assert source.ignored == ("train/labels.csv",)
+    # a class that is gone is worth more than a line
+    (root / "train" / "c").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"a broken or circular link, perhaps of a class: .*train/c\. Remove it\."):
+        open_source(root)
+
+
+def test_a_folder_of_what_is_passed_over_says_so(tmp_path: Path) -> None:
+    root = tmp_path / "scans"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        (root / name / "0.dcm").write_bytes(b"x")
+        (root / name / "1.jpg").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"there are no images in .*scans: .*2 broken links .*2 of 2 files .*2 \.dcm"):
         open_source(root)
 
 

@@ -162,10 +162,6 @@ def test_a_loop_of_links_is_refused(make_folder: MakeFolder) -> None:
     (root / "red" / "again").symlink_to(root / "red")
     with pytest.raises(DataError, match="a link leads in a circle"):
         open_source(root)
-    (root / "red" / "again").unlink()
-    (root / "red" / "self").symlink_to(root / "red" / "self")
-    with pytest.raises(DataError, match="a broken or circular link"):
-        open_source(root)
 
 
 @pytest.mark.parametrize("place", ["red/outside.png", "outside"])
@@ -228,13 +224,6 @@ def test_a_folder_that_cant_be_read_is_refused(make_folder: MakeFolder, monkeypa
 
     monkeypatch.setattr(listing.os, "scandir", scandir)
     with pytest.raises(DataError, match=r"the folder can't be read: .*red \(Permission denied\)"):
-        open_source(root)
-
-
-def test_formats_that_are_no_photos_are_refused_by_their_extension(make_folder: MakeFolder) -> None:
-    root = make_folder()
-    (root / "red" / "figure.eps").write_bytes(b"%!PS")
-    with pytest.raises(DataError, match=r"the format is not allowed: .*figure\.eps"):
         open_source(root)
 
 

@@ -56,6 +56,10 @@ def open_folder(
         items = _read_class_first(found) or {
             "train" if require_train else "test": read_classes(top, listing, found.notes)
         }
+    if listing.broken:
+        found.notes.append(
+            f"{count_of(len(listing.broken), 'broken link')} passed over: {some(sorted(listing.broken))}"
+        )
     if require_train and len({label for _, label in items.get("train", [])}) < 2:
         _hint_at_manifests(top)
     return assemble(

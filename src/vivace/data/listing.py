@@ -31,22 +31,33 @@ class Listing:
     follow_links: bool = False
     ignored: list[str] = field(default_factory=list)
     """Files that are passed over, and folders of the system, with a slash at the end; relative to the root."""
+    broken: list[str] = field(default_factory=list)
+    """Links in class folders that lead to nothing, relative to the root: passed over too."""
     _subfolders: dict[str, dict[str, str]] = field(default_factory=dict)
     _with_images: dict[str, bool] = field(default_factory=dict)
 
     def subfolders(self, folder: str) -> dict[str, str]:
-        """Visible subfolders, name → path, sorted. Raises DataError for a link that is not followed."""
+        """Visible subfolders, name → path, sorted. Raises DataError for a link that is not followed, or a broken one
+        that may stand for a folder."""
         if folder not in self._subfolders:
             found, real = {}, os.path.realpath(folder)
             for entry in scan(folder):
-                if not is_system(entry.name) and self._is_folder(entry, real):
+                if is_system(entry.name):
+                    continue
+                if _is_broken(entry):
+                    # a whole class may be on a disk that is not mounted: no line among others may be all that tells
+                    if not _extension(entry.name):
+                        raise DataError(f"a broken or circular link, perhaps of a class: {entry.path}. Remove it.")
+                elif self._is_folder(entry, real):
                     found[entry.name] = entry.path
             self._subfolders[folder] = dict(sorted(found.items()))
         return self._subfolders[folder]
 
     def has_files(self, folder: str) -> bool:
         """Whether images lie in the folder itself."""
-        return any(not is_system(entry.name) and is_candidate(entry) for entry in scan(folder))
+        return any(
+            not is_system(entry.name) and is_candidate(entry) and not _is_broken(entry) for entry in scan(folder)
+        )
 
     def holds_images(self, folder: str) -> bool:
         """Whether images lie in the folder or below; it looks no further than the first."""
@@ -81,6 +92,9 @@ class Listing:
                 if is_system(entry.name):
                     if note:
                         self._note_system(entry)
+                elif _is_broken(entry):
+                    if note:
+                        self.broken.append(entry.path[len(self.root) + 1 :])
                 elif self._is_folder(entry, real, came_by):
                     linked = entry.is_symlink()
                     inner = os.path.realpath(entry.path) if linked else f"{real}/{entry.name}"
@@ -95,8 +109,6 @@ class Listing:
 
     def _is_image(self, entry: os.DirEntry[str], *, note: bool) -> bool:
         extension = _extension(entry.name)
-        if note and extension in REFUSED_EXTENSIONS:
-            raise DataError(f"the format is not allowed: {entry.path}. Convert it to JPEG or PNG, or remove it.")
         if extension in EXTENSIONS and note:
             _check_plain(entry)
         taken = is_candidate(entry)
@@ -110,13 +122,11 @@ class Listing:
         return entry.is_dir()
 
     def _check_link(self, path: str, above: tuple[str, ...]) -> None:
-        """Raise DataError for a link that is broken, leads above itself, or out of the root though it may not.
+        """Raise DataError for a link that leads above itself, or out of the root though it may not.
 
         above: the real folder that holds it, and those that hold the links by which it was reached.
         """
         target = os.path.realpath(path)
-        if not os.path.exists(target):  # noqa: PTH110
-            raise DataError(f"a broken or circular link: {path}. Remove it.")
         if any((folder + os.sep).startswith(target + os.sep) for folder in above):
             raise DataError(f"a link leads in a circle: {path} → {target}. Remove it.")
         inside = (target + os.sep).startswith(os.path.realpath(self.root) + os.sep)
@@ -142,6 +152,11 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         raise DataError(f"the folder can't be read: {folder} ({error.strerror}). Check its rights.") from None
+
+
+def _is_broken(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link that leads to nothing, or to itself."""
+    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
 
 
 def is_candidate(entry: os.DirEntry[str] | str) -> bool:

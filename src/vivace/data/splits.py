@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from vivace.data.listing import passed_over
 from vivace.errors import DataError
 
 __all__ = ["DataSource", "Split", "check_source"]
@@ -58,7 +59,9 @@ class DataSource:
 def check_source(source: DataSource, *, require_train: bool) -> None:
     """Raise DataError if the source can't be trained on (or, without `require_train`, not even evaluated on)."""
     if not any(len(split) for split in source.splits.values()):
-        raise DataError(f"there are no images in {source.root or source.name}. Put them into one folder per class.")
+        why = "; ".join([*source.notes, *filter(None, [passed_over(source.ignored, 0)])])[:250]
+        place = f"{source.root or source.name}{': ' if why else ''}{why}"
+        raise DataError(f"there are no images in {place}. Put them into one folder per class.")
     if not require_train:
         return
     if len(source.classes) < 2:
