@@ -16,7 +16,7 @@ from same_weights import assert_same_weights
 
 from vivace.bundle import load_bundle
 from vivace.data.loader import Batches
-from vivace.errors import CacheDamaged, CheckpointError
+from vivace.errors import CacheDamaged, CheckpointError, DataError
 from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
 
@@ -49,6 +49,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "relabelled": lambda root: (root / "red" / "000.png").rename(root / "blue" / "relabelled.png"),
     "class added": lambda root: shutil.copytree(root / "red", root / "white"),
     "all removed": lambda root: [path.unlink() for path in root.rglob("*.png")],
+    "folder gone": lambda root: shutil.rmtree(root),
+    "folder moved": lambda root: root.rename(root.with_name("elsewhere")),
 }
 
 
@@ -76,7 +78,7 @@ def test_a_run_whose_data_change_goes_on_with_what_it_began_with(
     assert facts[0] == facts[1] == bundles[0] == bundles[1]
 
 
-@pytest.mark.parametrize("change", [name for name in CHANGES if name != "all removed"])
+@pytest.mark.parametrize("change", list(CHANGES))
 def test_a_run_that_was_killed_is_resumed_on_what_it_began_with(
     run_tiny: RunTiny,
     make_folder: MakeFolder,
@@ -94,7 +96,33 @@ def test_a_run_that_was_killed_is_resumed_on_what_it_began_with(
     capsys.readouterr()
     resumed = run_tiny("killed", data=data, resume=True)
     assert_same_weights(unchanged, resumed)
-    assert capsys.readouterr().err.count("it goes on with the images that it began with") == 1
+    said = capsys.readouterr().err
+    assert said.count("it goes on with the images that it began with") == 1
+    assert said.count("the data can't be opened any more: ") == (
+        change in ("all removed", "folder gone", "folder moved")
+    )
+
+
+@pytest.mark.parametrize("damage", ["removed", "changed"])
+def test_a_run_whose_data_are_gone_is_resumed_only_if_the_cache_is_whole(
+    run_tiny: RunTiny, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, own_cache: Path, damage: str
+) -> None:
+    data = make_folder("changing")
+    with monkeypatch.context() as patch:
+        die_after(patch, 4)
+        with pytest.raises(Killed):
+            run_tiny("killed", data=data)
+    shutil.rmtree(data)
+    # another name is not taken for that of the run's data
+    with pytest.raises(DataError, match=r"DATA was not found: got '.*typo'.* one of [a-z0-9, -]*\.$"):
+        run_tiny("killed", data=data.with_name("typo"), resume=True)
+    (pixels,) = (own_cache / "images").glob("changing-*/train.npy")
+    if damage == "removed":
+        shutil.rmtree(pixels.parent)
+    else:
+        pixels.write_bytes(pixels.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"DATA was not found: .*; nor are the images .* whole in the cache: .*Restore"):
+        run_tiny("killed", data=data, resume=True)
 
 
 def test_an_image_that_was_added_and_removed_again_leaves_no_trace(

@@ -70,6 +70,8 @@ class StoredCache:
     classes: tuple[str, ...]
     fingerprint: str
     audit: Audit
+    origin: tuple[str, str]
+    """The root and the name of the source."""
 
 
 class DamagedFiles(Exception):
@@ -226,7 +228,12 @@ def read_cache(
         if index["fingerprint"] != _fingerprint(index["facts"], contents):
             raise DamagedFiles("the labels or digests have changed")
         return StoredCache(
-            folder, splits, tuple(index["facts"][1]), index["fingerprint"], Audit.from_dict(index["audit"])
+            folder,
+            splits,
+            tuple(index["facts"][1]),
+            index["fingerprint"],
+            Audit.from_dict(index["audit"]),
+            (index["origin"][0], index["origin"][1]),
         )
     # whatever damaged bytes lead to
     except (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, ConfigError) as error:

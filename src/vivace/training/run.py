@@ -14,11 +14,12 @@ from vivace.data.audit import write_left_out
 from vivace.data.cache import Cache, open_cache
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.describe import report
+from vivace.data.kept import source_in_cache
 from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, DataError, first_line
 from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.notices import collected_warnings, warn
 from vivace.training.display import LiveDisplay, counting_bar
@@ -27,7 +28,7 @@ from vivace.training.implied import with_implied
 from vivace.training.recipe import Recipe
 from vivace.training.recipes import DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
-from vivace.training.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
+from vivace.training.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run, runs_of
 
 if TYPE_CHECKING:
     from vivace.training.distill import Teacher
@@ -96,10 +97,7 @@ def train(
     importing.start()
 
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    source = open_source(
-        data,
-        cache_dir=cache_path,
-    )
+    source = _open_source(data, run, resume, cache_path)
     # a GPU has time for the larger network in any contract
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
     folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
@@ -140,6 +138,37 @@ def train(
 def _import_torch() -> None:
     # torch's optimizers import its compiler when the first one is made, which takes as long as torch itself
     import torch._dynamo  # noqa: F401
+
+
+def _open_source(data: AnyData, run: str | Path | None, resume: bool, cache_dir: Path) -> DataSource:
+    """The data source, or that of the images which the run to be resumed began with: files may be gone by then."""
+    try:
+        return open_source(data, cache_dir=cache_dir)
+    except DataError as error:
+        if not resume:
+            raise
+        # what a run of these data is called by, whether they were a folder, a manifest or an archive
+        path = Path(str(data))
+        names = (path.name, path.stem, path.name.split(".")[0])
+        place = Path(run) if run is not None else next(iter(runs_of(Path("runs"), names)), None)
+        if place is None:
+            raise
+        folder = RunFolder(place, resume=True)
+        try:
+            facts, recipe = folder.saved_facts()["data"], folder.saved_recipe()
+        finally:
+            folder.release()
+        if facts["name"] not in names:
+            raise
+        source = source_in_cache(facts["fingerprint"], _preprocess(recipe), cache_dir)
+        cause = first_line(error).partition(". ")[0][:250]
+        if source is None:
+            raise DataError(
+                f"{cause}; nor are the images that the run began with whole in the cache: {cache_dir}. Restore the "
+                "data, or start a new run with another --run."
+            ) from None
+        warn(f"the data can't be opened any more: {cause}")
+        return source
 
 
 def _open_run(

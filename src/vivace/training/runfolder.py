@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from vivace.files import FolderLock, atomic_file, remove_leftovers, write_json
 from vivace.outputs import check_folder
 from vivace.training.recipe import Recipe
 
-__all__ = ["RunFolder", "check_run_place", "new_run_path", "newest_run"]
+__all__ = ["RunFolder", "check_run_place", "new_run_path", "newest_run", "runs_of"]
 
 # what may differ between a run and its resumption: how long it goes on
 FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping", "calibrate"})
@@ -191,10 +191,16 @@ def new_run_path(runs: Path, name: str) -> Path:
 
 def newest_run(runs: Path, data_name: str) -> Path:
     """The run on this data set that was last written. Raises RunFolderError if there is none."""
-    found = [(path.stat().st_mtime, path.parent) for path in runs.glob("*/run.json") if _data_name(path) == data_name]
+    found = runs_of(runs, [data_name])
     if not found:
         raise RunFolderError(f"there is no run of {data_name} to resume in {runs}. Name one with --run.")
-    return max(found)[1]
+    return found[0]
+
+
+def runs_of(runs: Path, data_names: Sequence[str]) -> list[Path]:
+    """The runs on data sets of these names, the one that was last written first."""
+    found = [(path.stat().st_mtime, path.parent) for path in runs.glob("*/run.json") if _data_name(path) in data_names]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def _data_name(path: Path) -> str | None:
