@@ -211,14 +211,21 @@ class LeversReport:
 
 def levers_of(recipe: Recipe, names: Sequence[str] = ()) -> list[Lever]:
     """The techniques that are on in a resolved recipe; with names, these alone. Raises ConfigError for others."""
-    known = {lever.name: lever for lever in LEVERS}
+    known = _known(names)
     for name in names:
-        if name not in known:
-            raise ConfigError(f"the lever is unknown: got {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
         if not known[name].is_on(recipe):
             on = ", ".join(lever.name for lever in LEVERS if lever.is_on(recipe))
             raise ConfigError(f"the recipe does not use {name!r}: there is nothing to switch off. It uses: {on}.")
     return [lever for lever in LEVERS if lever.is_on(recipe) and (not names or lever.name in names)]
+
+
+def _known(names: Sequence[str]) -> dict[str, Lever]:
+    """All techniques by name. Raises ConfigError if one of `names` is not among them."""
+    known = {lever.name: lever for lever in LEVERS}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"the lever is unknown: got {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+    return known
 
 
 def measure_levers(
@@ -242,6 +249,8 @@ def measure_levers(
     """
     if seeds < 1:
         raise ConfigError(f"--seeds is out of range: got {seeds}. Give 1 or more.")
+    # before the first run, which may take an hour
+    _known(levers)
 
     def run(name: str, base: str | Path | Recipe, changes: Mapping[str, Any], seed: int, tune: bool) -> TrainResult:
         result = train(
