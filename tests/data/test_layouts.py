@@ -89,6 +89,23 @@ def test_flat_splits_are_refused_and_never_classes(tmp_path: Path, names: tuple[
         open_source(root)
 
 
+@pytest.mark.parametrize("name", ["{stem}", "{stem}.png", "train/{stem}.png", "img\\{stem}.png"])
+def test_only_tables_of_the_training_images_are_named(tmp_path: Path, name: str) -> None:
+    root = fill(tmp_path / "data", "train", "test")
+    for number, image in enumerate(sorted((root / "test").iterdir())):
+        image.rename(image.with_name(f"t_{number}.png"))
+    stem = min(path.stem for path in (root / "train").iterdir())
+    (root / "labels.csv").write_text(f"id,label\n{name.format(stem=stem)},cat\n")
+    (root / "sample_submission.csv").write_text("id,label\nt_0.png,cat\n")
+    (root / "test.csv").write_text("id\nt_0.png\n")
+    with pytest.raises(DataError, match=r"give the table of labels as DATA: labels\.csv\.$"):
+        open_source(root)
+    # none of the tables names an image of train/: what is handed in holds no labels all the same
+    (root / "labels.csv").write_text("id,label\n")
+    with pytest.raises(DataError, match=r"give the table of labels as DATA: labels\.csv, test\.csv\.$"):
+        open_source(root)
+
+
 def test_splits_within_a_split_are_no_classes(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "train/train", "train/val", "test/train", "test/val")
     with pytest.raises(DataError, match="the folders look like splits and hold no class folders: train, val"):

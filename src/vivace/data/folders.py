@@ -12,6 +12,7 @@ from vivace.data.assemble import Items, assemble, count_of, some
 from vivace.data.listing import Listing, scan
 from vivace.data.splitnames import SPLIT_ORDER, split_of
 from vivace.data.splits import DataSource
+from vivace.data.tables import names_any
 from vivace.errors import DataError
 
 __all__ = ["ClassFolders", "open_folder"]
@@ -173,7 +174,7 @@ def _check_not_a_class(found: ClassFolders, name: str, known: frozenset[str], ot
 
 
 def _unlabelled(top: str, names: Sequence[str]) -> DataError:
-    tables = _manifests_in(top)
+    tables = _manifests_in(top, [name for name in names if split_of(name) == "train"] or names)
     hint = f", or give the table of labels as DATA: {some(tables, 3)}" if tables else ", or give a CSV of their labels"
     return DataError(
         f"the folders look like splits and hold no class folders: {some(names)} in {top}. "
@@ -181,9 +182,14 @@ def _unlabelled(top: str, names: Sequence[str]) -> DataError:
     )
 
 
-def _manifests_in(folder: str) -> list[str]:
-    """Names of the tables that lie in a folder."""
-    return sorted(entry.name for entry in scan(folder) if entry.name.lower().endswith(MANIFESTS))
+def _manifests_in(top: str, folders: Sequence[str] = ()) -> list[str]:
+    """Names of the tables that lie in a folder, but for those to hand in; of its `folders`, where any names them."""
+    names = sorted(entry.name for entry in scan(top) if entry.name.lower().endswith(MANIFESTS))
+    tables = [name for name in names if "submission" not in name.lower()]
+    files = {entry.name for name in folders for entry in scan(os.path.join(top, name))}  # noqa: PTH118
+    # many tables leave the extension out
+    files |= {os.path.splitext(file)[0] for file in files}  # noqa: PTH122
+    return [name for name in tables if files and names_any(Path(top, name), files)] or tables
 
 
 def _hint_at_manifests(top: str) -> None:

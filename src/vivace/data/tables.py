@@ -6,18 +6,20 @@ import codecs
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vivace.errors import DataError, MissingExtra
+from vivace.errors import DataError, MissingExtra, VivaceError
 
-__all__ = ["class_names_of", "is_table", "open_table"]
+__all__ = ["class_names_of", "is_table", "names_any", "open_table"]
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 DELIMITERS = ",;\t|"
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+# rows that are looked at to tell whether a table speaks of some files
+NUM_LOOKED_AT = 100
 
 
 def is_table(path: Path) -> bool:
@@ -45,6 +47,18 @@ def open_table(path: Path) -> Iterator[tuple[list[str], Mapping[str, Any], Calla
     except (OSError, UnicodeError, csv.Error, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"the manifest can't be read: {path} ({reason}). Give UTF-8 text, or parquet.") from None
+
+
+def names_any(path: Path, files: Collection[str]) -> bool:
+    """Whether a cell of the table's first rows ends in one of these file names; False where it can't be read."""
+    try:
+        with open_table(path) as (columns, _, rows):
+            first = itertools.islice(rows(columns), NUM_LOOKED_AT)
+            return any(
+                str(cell).replace("\\", "/").rpartition("/")[2] in files for _, row in first for cell in row.values()
+            )
+    except VivaceError:
+        return False
 
 
 def _encoding(path: Path) -> str:
