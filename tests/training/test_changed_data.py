@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,8 @@ def test_a_run_whose_data_change_goes_on_with_what_it_began_with(
     # what it was trained on, not what is there now
     facts = [json.loads((run / "run.json").read_text())["data"] for run in (unchanged.run, result.run)]
     bundles = [dict(load_bundle(run.bundle).info.data) for run in (unchanged, result)]
-    assert facts[0] == facts[1] == bundles[0] == bundles[1]
+    place = {"place": str(data)}
+    assert facts[0] == facts[1] == bundles[0] | place == bundles[1] | place
 
 
 @pytest.mark.parametrize("change", list(CHANGES))
@@ -159,6 +161,24 @@ def test_data_that_changed_and_are_in_no_cache_any_more_are_told(
         run_tiny("killed", data=data, resume=True)
     (data / "red" / "label-me.png").unlink()
     run_tiny("killed", data=data, resume=True)
+
+
+@pytest.mark.parametrize("name", ["another", "same/began"])
+def test_a_run_resumed_on_other_data_is_told_which_they_are(
+    run_tiny: RunTiny, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    data, other = make_folder("began"), make_folder(name)
+    add(other)
+    with monkeypatch.context() as patch:
+        die_after(patch, 4)
+        with pytest.raises(Killed):
+            run_tiny("killed", data=data)
+    told = f"the run began on began ({data}) with 24 images; DATA given is {other.name} ({other}) with 23 images. Give "
+    with pytest.raises(CheckpointError, match=re.escape(told)) as caught:
+        run_tiny("killed", data=other, resume=True)
+    assert "cache" not in str(caught.value)
+    # the folder of somebody's pictures is not handed on with the network
+    assert str(data) not in (run_tiny("killed", data=data, resume=True).bundle / "bundle.json").read_text()
 
 
 @pytest.mark.parametrize("resident", [True, False])

@@ -67,7 +67,8 @@ def finish(
         metrics=metrics,
         recipe=to_dict(recipe),
         environment=describe(),
-        data=facts,
+        # a bundle is handed on: where the data lay is nobody else's business
+        data={name: value for name, value in facts.items() if name != "place"},
         temperature=temperature,
     )
     with _disk_for(folder.bundle):

@@ -160,14 +160,30 @@ def check_same_recipe(saved: Recipe, asked: Recipe) -> None:
         )
 
 
-def check_same_data(saved: Mapping[str, Any], fingerprint: str, name: str, num_images: int) -> None:
-    """Raise CheckpointError if the data set is not the one that the run began with."""
-    if saved["fingerprint"] != fingerprint:
+def check_same_data(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the data set is not the one that the run began with; both as run.json has them."""
+    if saved["fingerprint"] == given["fingerprint"]:
+        return
+    # runs of earlier versions do not tell where their data lay
+    is_other = saved["name"] != given["name"] or saved.get("place", given["place"]) != given["place"]
+    if is_other:
         raise CheckpointError(
-            f"the run can't be resumed with other data: it began on {saved['name']} with {saved['num_images']:,} "
-            f"images (fingerprint {saved['fingerprint'][:12]}), which are no longer in the cache; now {name} has "
-            f"{num_images:,} ({fingerprint[:12]}). Restore the files, or start a new run with another --run."
+            f"the run can't be resumed with other data: the run began on {_told(saved)}; DATA given is "
+            f"{_told(given)}. Give the data that it began with, or start a new run with another --run."
         )
+    raise CheckpointError(
+        f"the run can't be resumed with other data: it began on {saved['name']} with {saved['num_images']:,} "
+        f"images (fingerprint {saved['fingerprint'][:12]}), which are no longer in the cache; now {given['name']} has "
+        f"{given['num_images']:,} ({given['fingerprint'][:12]}). Restore the files, or start a new run with "
+        "another --run."
+    )
+
+
+def _told(facts: Mapping[str, Any]) -> str:
+    """Data as run.json has them, for people: by name, place, and number of images."""
+    # the end of a path tells more than its start
+    place = f" ({str(facts['place'])[-120:]})" if facts.get("place") else ""
+    return f"{facts['name']}{place} with {facts['num_images']:,} images"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,7 +66,7 @@ def run_training(
     saved, previous = None, None
     if resume:
         previous = folder.saved_facts()
-        check_same_data(previous["data"], cache.fingerprint, source_name, facts["num_images"])
+        check_same_data(previous["data"], facts)
         contract = resumed_contract(contract, previous["contract"])
         saved = newest_state(folder, device.type, display.on_message)
     with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -117,6 +117,7 @@ def _global_settings_restored() -> Iterator[None]:
 def _facts(cache: Cache, data: TrainingData, name: str) -> dict[str, Any]:
     return {
         "name": name,
+        "place": str(cache.source.root.resolve()) if cache.source.root else None,
         "fingerprint": cache.fingerprint,
         "num_images": sum(len(split.labels_N) for split in cache.splits.values()),
         "num_train": len(data.train_indices),
