@@ -1,0 +1,103 @@
+"""The commands that README and guide show for a reader's own files, run as they stand on a few small photos.
+
+They run one after the other in a folder far from the checkout, which holds small photos under every name that the
+pages use, so that all paths are relative. What would need hours or a network is shortened by the table below, and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/guide.md")
+# under which name the pages speak of data, and runs whose place a small run takes
+DATA = ("path/to/images", "photos", "cifar10", "DATA")
+RUNS = {"runs/larger": "photos", "runs/first": "cifar10", "runs/cifar10-fast": "cifar10", "RUN": "DATA"}
+# option → what it becomes, where it asks for minutes
+SHORTER = {"--within 5m": "--within 40s", "--seeds 3": "--seeds 1", "--epochs 6": "--epochs 2", "timm/resnet50": "timm/test_resnet"}
+# verb → what is added, for the sake of time alone
+ADDED = {"train": "--epochs 2", "accelerate": "--within 60s"}
+# what ends otherwise, and how: no network is there
+OTHERWISE = {"--pretrained": (2, "download")}
+
+
+def small_photos(root: Path, *, seed: int, count: int = 24) -> None:
+    """Two classes of photos that can be told apart, of various shapes, as JPEG files."""
+    rng = np.random.default_rng(seed)
+    for label, colour in (("cat", (200, 90, 60)), ("dog", (60, 110, 200))):
+        (root / label).mkdir(parents=True)
+        for index in range(count):
+            shape = (int(rng.integers(60, 100)), int(rng.integers(60, 100)), 3)
+            pixels = np.asarray(colour) + rng.normal(0, 30, shape)
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / label / f"{index}.jpg")
+
+
+def shown_commands() -> list[tuple[str, str]]:
+    """(page, command) for each `vivace …` line of a block, fenced as sh or indented."""
+    found = []
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        fenced = "".join(re.findall(r"^```sh\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE))
+        indented = "".join(re.findall(r"^    vivace .*\n", text, flags=re.MULTILINE))
+        for line in (fenced + indented).splitlines():
+            command = line.partition("  #")[0].strip()
+            if command.startswith("vivace "):
+                found.append((page, command))
+    return found
+
+
+def shortened(command: str) -> str:
+    for long, short in SHORTER.items():
+        command = command.replace(long, short)
+    verb = command.split()[1]
+    if verb in ADDED and not re.search(r"--(epochs|within|resume)", command):
+        command += f" {ADDED[verb]}"
+    return command
+
+
+def test_the_pages_show_commands() -> None:
+    assert {page for page, _ in shown_commands()} == set(PAGES)
+    assert len(shown_commands()) >= 15
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.timeout(1200)
+def test_every_command_of_the_pages_runs_on_small_photos(tmp_path: Path) -> None:
+    for library in ("onnxruntime", "openvino", "matplotlib", "sklearn"):
+        pytest.importorskip(library)
+    for index, name in enumerate(DATA):
+        small_photos(tmp_path / name, seed=index)
+    small_photos(tmp_path / "path/to/more", seed=99, count=3)
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "VIVACE_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            shlex.split(command), cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+
+    for name, data in RUNS.items():
+        done = run(f"vivace train {data} --run {name} --epochs 2 --tune off --quiet")
+        assert done.returncode == 0, done.stderr
+    for page, command in shown_commands():
+        done = run(shortened(command))
+        status, word = next((how for option, how in OTHERWISE.items() if option in command), (0, ""))
+        # 3: nothing faster could be proven, which so few photos may well lead to
+        accepted = {status, 3} if command.startswith("vivace accelerate") else {status}
+        assert done.returncode in accepted, f"{page}: {command}\n{done.stdout}\n{done.stderr}"
+        assert word in done.stderr
+        assert "Traceback" not in done.stderr
