@@ -8,7 +8,11 @@ NONE_CHOSEN := 5
 # installed again when what is asked for changes
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types check clean
+# longer than a check may take: damaged inputs by the thousand, and SIGKILL at random moments
+INPUTS ?= 100000
+KILLS ?= 200
+
+.PHONY: demo fuzz soak test lint types check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +26,12 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadfile $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
 	$(BIN)/python -m pytest -m alone $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS)
+
+soak: $(STAMP)
+	$(BIN)/python tests/soak/run.py --kills $(KILLS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,7 +23,12 @@ PAGES = ("README.md", "docs/guide.md")
 DATA = ("path/to/images", "photos", "cifar10", "DATA")
 RUNS = {"runs/larger": "photos", "runs/first": "cifar10", "runs/cifar10-fast": "cifar10", "RUN": "DATA"}
 # option → what it becomes, where it asks for minutes
-SHORTER = {"--within 5m": "--within 40s", "--seeds 3": "--seeds 1", "--epochs 6": "--epochs 2", "timm/resnet50": "timm/test_resnet"}
+SHORTER = {
+    "--within 5m": "--within 40s",
+    "--seeds 3": "--seeds 1",
+    "--epochs 6": "--epochs 2",
+    "timm/resnet50": "timm/test_resnet",
+}
 # verb → what is added, for the sake of time alone
 ADDED = {"train": "--epochs 2", "accelerate": "--within 60s"}
 # what ends otherwise, and how: no network is there
@@ -86,9 +91,7 @@ def test_every_command_of_the_pages_runs_on_small_photos(tmp_path: Path) -> None
     }
 
     def run(command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            shlex.split(command), cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-        )
+        return subprocess.run(shlex.split(command), cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
     for name, data in RUNS.items():
         done = run(f"vivace train {data} --run {name} --epochs 2 --tune off --quiet")

@@ -65,9 +65,7 @@ PHASES = {
     "cache": Phase(lambda _: ["train", "images", "--run", "run", *FIXED], _exists("cache/images/.*.tmp"), 0.15),
     "trial": Phase(lambda _: ["train", "images", "--run", "run", *TRAIN], _exists("run/recipe.yaml"), 2.0),
     "training": Phase(lambda _: ["train", "images", "--run", "run", *FIXED], _exists("run/metrics.csv"), 1.0),
-    "checkpoint": Phase(
-        lambda _: ["train", "images", "--run", "run", *FIXED], _exists("run/checkpoints/.*.tmp"), 0.01
-    ),
+    "checkpoint": Phase(lambda _: ["train", "images", "--run", "run", *FIXED], _exists("run/checkpoints/.*.tmp"), 0.01),
     "bundle": Phase(lambda _: ["train", "images", "--run", "run", *FIXED], _exists("run/.bundle.*.tmp"), 0.05),
     "export": Phase(lambda _: ["export", "trained", "--to", "onnx", "--out", "out"], lambda _: True, 2.5),
     "extraction": Phase(
@@ -229,7 +227,9 @@ class Soak:
         if name == "export":
             return run(["verify", "out"], folder, self.patience)
         expected = self.same_setup(folder) if name == "trial" else self.expected[command[1]]
-        return None if digest(folder / "run") == expected else "the weights differ from those of a run that went through"
+        return (
+            None if digest(folder / "run") == expected else "the weights differ from those of a run that went through"
+        )
 
     def same_setup(self, folder: Path) -> str:
         """The weights of an unbroken run with what the trial of this one chose."""
@@ -278,7 +278,9 @@ def main() -> int:
                 tally.faults.append(outcome)
                 print(f"{name}, kill {tally.kills}: {outcome}", flush=True)
     for name, tally in tallies.items():
-        print(f"{name}: {tally.kills} kills, {len(tally.faults)} faults ({tally.finished_before} ended before the kill)")
+        print(
+            f"{name}: {tally.kills} kills, {len(tally.faults)} faults ({tally.finished_before} ended before the kill)"
+        )
     num_faults = sum(len(tally.faults) for tally in tallies.values())
     print(f"{options.kills} kills, {num_faults} faults, {time.monotonic() - began:,.0f} s")
     return 1 if num_faults else 0
