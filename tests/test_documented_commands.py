@@ -1,7 +1,8 @@
 """The commands that README and guide show for a reader's own files, run as they stand on a few small photos.
 
 They run one after the other in a folder far from the checkout, which holds small photos under every name that the
-pages use, so that all paths are relative. What would need hours or a network is shortened by the table below, and nothing else.
+pages use, so that all paths are relative. What would need hours or a network is shortened by the tables below, and
+nothing else.
 """
 
 from __future__ import annotations

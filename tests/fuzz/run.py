@@ -1,8 +1,9 @@
 """Damaged and hostile inputs by the thousand: python tests/fuzz/run.py --inputs 100000 (or `make fuzz`).
 
-Each input is made from (seed, kind, number) alone, so that one that failed can be tried again: --kind bundle --first 1234 --inputs 1.
-An input passes if it is read, or refused by a VivaceError of one short line, with no socket, no program, no file outside
-its folder, within 5 s of processor time and 1 GB. Exit status 1 if any did not.
+Each input is made from (seed, kind, number) alone, so that one that failed can be tried again:
+--kind bundle --first 1234 --inputs 1. An input passes if it is read, or refused by a VivaceError of one short line,
+with no socket, no program, no file outside its folder, within 5 s of processor time and 1 GB. Exit status 1 if any
+did not.
 """
 
 from __future__ import annotations

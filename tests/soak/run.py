@@ -1,9 +1,9 @@
 """SIGKILL at random moments: python tests/soak/run.py --kills 200 (or `make soak`).
 
 Every phase of a run is killed in its turn: decoding into the cache, the trial, training, a checkpoint, the bundle, an
-export, an extraction. After each kill: what lies on disk under its final name can be read; the same command, or --resume, ends
-well; the weights are bitwise those of a run that nothing killed; and nothing is left of the killed process, neither a
-temporary file nor a process. Exit status 1 if that failed anywhere.
+export, an extraction. After each kill: what lies on disk under its final name can be read; the same command, or
+--resume, ends well; the weights are bitwise those of a run that nothing killed; and nothing is left of the killed
+process, neither a temporary file nor a process. Exit status 1 if that failed anywhere.
 """
 
 from __future__ import annotations
