@@ -33,7 +33,7 @@ SHORTER = {
 # verb → what is added, for the sake of time alone
 ADDED = {"train": "--epochs 2", "accelerate": "--within 60s"}
 # what ends otherwise, and how: no network is there
-OTHERWISE = {"--pretrained": (2, "download")}
+OTHERWISE = {"--pretrained": (2, "can't be had")}
 
 
 def small_photos(root: Path, *, seed: int, count: int = 24) -> None:
