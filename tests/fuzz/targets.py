@@ -251,7 +251,7 @@ def _feed_manifest(prepared: dict[str, bytes], folder: Path, rng: np.random.Gene
             # one cell: what lies behind the parser is reached
             cells = data.decode().split(",")
             at = rng.integers(len(cells))
-            cells[at] = str(value(rng)) if rng.random() < 0.5 else damaged_text(cells[at], rng)
+            cells[at] = _json(value(rng)).decode() if rng.random() < 0.5 else damaged_text(cells[at], rng)
             data = ",".join(cells).encode("utf-8", "surrogatepass")
         case 2 if name != "m.parquet":
             data = damaged_text(data.decode(), rng).encode("utf-8", "surrogatepass")
