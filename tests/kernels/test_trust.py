@@ -44,6 +44,15 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder that others may enter: pytest's own is shut, and what lies below would be safe whatever its mode."""
+    with tempfile.TemporaryDirectory(prefix="vivace-test-") as made:
+        path = Path(os.path.realpath(made))
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     made = tmp_path / "cache" / "kernels"
     make_private(made)
@@ -76,11 +85,22 @@ def test_a_folder_of_ones_own_is_taken_and_made_for_oneself_alone(tmp_path: Path
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
+def test_below_a_folder_that_nobody_else_may_enter_rights_to_write_say_nothing(folder: Path, tmp_path: Path) -> None:
+    folder.chmod(0o775)
+    (tmp_path / "cache").chmod(0o755)
+    assert "others may write" in str(doubt(folder))
+    for mode, is_doubted in ((0o700, False), (0o710, True), (0o701, True)):
+        (tmp_path / "cache").chmod(mode)
+        assert (doubt(folder) is not None) == is_doubted
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o722, 0o1777])
 @pytest.mark.parametrize("which", ["cache", "cache/kernels"])
 def test_where_others_may_write_a_private_folder_takes_its_place_and_it_is_said(
     folder: Path, tmp_path: Path, mode: int, which: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # one that others may enter: below one that they may not, all is safe
+    (tmp_path / "cache").chmod(0o755)
     (tmp_path / which).chmod(mode)
     taken = trusted_folder(folder)
     if which == "cache" and mode & stat.S_ISVTX:
@@ -277,6 +297,7 @@ def link_the_record(file: Path, folder: Path) -> None:
 )
 def test_what_was_changed_or_could_be_is_not_taken(folder: Path, harm) -> None:  # type: ignore[no-untyped-def]
     record, files = sealed(folder)
+    folder.parent.chmod(0o755)
     harm(files[0], folder)
     assert seal_broken(record, files)
 

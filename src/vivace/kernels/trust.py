@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+OTHERS_MAY_ENTER = stat.S_IXGRP | stat.S_IXOTH
 # where a folder of one's own is looked for beside $TMPDIR
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 
@@ -47,10 +48,11 @@ def doubt(path: Path, *, as_parent: bool = False) -> str | None:
     """Why another user could change what is at `path`, which is absolute, or in its way; None: only root could.
 
     It and all its parents have to belong to this user or root, and be writable by nobody else. A folder where all may
-    write and each may remove their own alone (/tmp) does as a parent: what lies in it is looked at too. A link is
-    doubted. Raises OSError if it is not there.
+    write and each may remove their own alone (/tmp) does as a parent: what lies in it is looked at too. Below a folder
+    that nobody else may enter (a home of mode 0700) rights to write say nothing: with umask 002 all have them. A link
+    is doubted. Raises OSError if it is not there.
     """
-    owners = {0, os.geteuid()}
+    owners, shut = {0, os.geteuid()}, False
     for place in (*reversed(path.parents), path):
         facts = place.lstat()
         if stat.S_ISLNK(facts.st_mode):
@@ -58,8 +60,9 @@ def doubt(path: Path, *, as_parent: bool = False) -> str | None:
         if facts.st_uid not in owners:
             return f"{place} belongs to another user (uid {facts.st_uid})"
         sticky = facts.st_mode & stat.S_ISVTX and stat.S_ISDIR(facts.st_mode)
-        if facts.st_mode & OTHERS_MAY_WRITE and not (sticky and (as_parent or place != path)):
+        if facts.st_mode & OTHERS_MAY_WRITE and not shut and not (sticky and (as_parent or place != path)):
             return f"others may write to {place} (mode {stat.S_IMODE(facts.st_mode):04o})"
+        shut = shut or not facts.st_mode & OTHERS_MAY_ENTER
     return None
 
 
