@@ -32,7 +32,7 @@ from vivace.training.losses import make_loss, recipe_weights
 from vivace.training.own_answers import OwnAnswers
 from vivace.training.recipe import Recipe
 from vivace.training.state import Ema, TrainState
-from vivace.training.statistics import NUM_IMAGES, NUM_IMAGES_LAST, averages_lag, estimate_statistics
+from vivace.training.statistics import NUM_IMAGES, NUM_IMAGES_LAST, estimate_statistics
 from vivace.training.step import Setup, Stepper, has_batch_norm
 from vivace.training.tune import trial_batch_size
 from vivace.training.validation import eval_batch_size, split_logits
@@ -237,10 +237,9 @@ class Session:
     def settler(self, setup: Setup) -> Callable[[nn.Module, bool], None] | None:
         """A function (network, whether it is the last time) that takes batch-norm statistics anew, in place.
 
-        None where running averages follow by themselves, or there are none.
+        None where there are none.
         """
-        averaged = bool(self.recipe.ema_decay) and has_batch_norm(self.model)
-        return partial(self._settle, setup) if averaged or averages_lag(self.model) else None
+        return partial(self._settle, setup) if has_batch_norm(self.model) else None
 
     def _settle(self, setup: Setup, model: nn.Module, last: bool) -> None:
         images_BCHW = self._sample_images(NUM_IMAGES_LAST if last else NUM_IMAGES)

@@ -1,9 +1,10 @@
 """Batch-norm statistics that fit the network as it is now, where its running averages can't have followed.
 
 A running average of torch's usual momentum remembers about ten steps. In a run of a few dozen steps the weights have
-moved far since then, and a moving average of weights has never had statistics of its own: its buffers are those of the
-weights beside it. What such a network answers in eval mode may be 20 points below what it has learnt. Weights and
-training are not touched by the statistics, so they can be taken anew before each validation.
+moved far since then; where a rare class weighs much, one step is enough. And a moving average of weights has never had
+statistics of its own: its buffers are those of the weights beside it. What such a network answers in eval mode may be
+20 points below what it has learnt. Weights and training are not touched by the statistics, so they can be taken anew
+before each validation.
 """
 
 from __future__ import annotations
@@ -14,21 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["NUM_IMAGES", "NUM_IMAGES_LAST", "NUM_STEPS", "averages_lag", "estimate_statistics"]
+__all__ = ["NUM_IMAGES", "NUM_IMAGES_LAST", "NUM_STEPS", "estimate_statistics"]
 
 # steps of a run up to which validations take them anew: later the rate changes weights more slowly than averages follow
 NUM_STEPS = 500
 # training images that they are taken from, on the way and at the end: 256 answer within 2 points of what all do, at a
 # few hundredths of an epoch's time
 NUM_IMAGES, NUM_IMAGES_LAST = 256, 2048
-# averages that forget within three steps have followed (`fast_cnn` has 0.4)
-FAST_MOMENTUM = 0.3
-
-
-def averages_lag(model: nn.Module) -> bool:
-    """Whether a network has a batch norm whose running averages remember more than a few steps."""
-    momenta = [module.momentum for module in model.modules() if isinstance(module, _BatchNorm)]
-    return any(momentum is None or momentum < FAST_MOMENTUM for momentum in momenta)
 
 
 @torch.no_grad()
