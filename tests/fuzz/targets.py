@@ -395,11 +395,11 @@ def _load_image(source: Path | bytes) -> object:
 
 
 KINDS = {
-    "bundle": Kind(_prepare_bundles, _feed_bundle, 0.2),
-    "recipe": Kind(_prepare_recipes, _feed_recipe, 0.2),
-    "manifest": Kind(_prepare_manifests, _feed_manifest, 0.15),
-    "archive": Kind(_prepare_archives, _feed_archive, 0.15),
-    "image": Kind(_prepare_images, _feed_image, 0.3),
+    "bundle": Kind(_prepare_bundles, _feed_bundle, 0.1),
+    "recipe": Kind(_prepare_recipes, _feed_recipe, 0.1),
+    "manifest": Kind(_prepare_manifests, _feed_manifest, 0.2),
+    "archive": Kind(_prepare_archives, _feed_archive, 0.2),
+    "image": Kind(_prepare_images, _feed_image, 0.4),
 }
 
 

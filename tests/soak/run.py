@@ -274,6 +274,8 @@ def main() -> int:
                     raise SystemExit(f"{name}: the command ends before the kill comes")
                 continue
             tally.kills += 1
+            if (done + 1) % 20 == 0:
+                print(f"{done + 1} kills, {time.monotonic() - began:,.0f} s", flush=True)
             if isinstance(outcome, str):
                 tally.faults.append(outcome)
                 print(f"{name}, kill {tally.kills}: {outcome}", flush=True)
