@@ -11,7 +11,8 @@ import pytest
 
 from vivace import files
 from vivace.errors import RunFolderError
-from vivace.files import FolderLock, atomic_file, atomic_folder, canonical_json, remove_leftovers, sha256_of
+from vivace.files import atomic_file, atomic_folder, canonical_json, remove_leftovers, sha256_of
+from vivace.locks import FolderLock
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -40,8 +41,8 @@ def test_a_failed_folder_leaves_the_old_one_and_no_litter(tmp_path: Path) -> Non
 
 def test_a_folder_is_locked_against_another_process_and_free_after_its_death(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from vivace.files import FolderLock;"
-        f"lock = FolderLock(Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from vivace.locks import FolderLock;"
+        f"lock = FolderLock(Path({str(tmp_path)!r})); lock.write(begun=True); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -1,9 +1,10 @@
-"""Files that are whole or absent: atomic writes, what dead processes left of them, hashes, and a lock on a folder."""
+"""Files that are whole or absent: atomic writes, what dead processes left of them, hashes, and regular files only."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,20 +12,19 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from vivace.errors import RunFolderError
-
 __all__ = [
-    "FolderLock",
     "atomic_file",
     "atomic_folder",
     "canonical_json",
     "held",
     "new_folder",
+    "read_regular",
     "remove_leftovers",
     "sha256_of",
     "sync_files",
@@ -44,6 +44,19 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """A file's bytes. Raises OSError, also for a link, a pipe, a device, or more than `max_bytes`: a stranger's folder
+    may hold any of them, and they would be waited for, or never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes")
+    return content
 
 
 def canonical_json(value: Any) -> bytes:
@@ -186,19 +199,24 @@ def new_folder(path: Path, mode: int = 0o777) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def remove_leftovers(folder: Path, name: str | None = None) -> tuple[str, ...]:
+def remove_leftovers(folder: Path, name: str | re.Pattern[str] | None = None) -> tuple[str, ...]:
     """Names of what killed processes left of atomic writes in `folder` itself, now removed; call it at a start.
 
-    name: only what was to become that file or folder. What a living process is writing holds a lock and stays. A
-    folder that was set aside (.old) and nothing took its place since gets its name back. Never raises OSError.
+    name: only what was to become that file or folder, or one whose name a pattern matches. What a living process is
+    writing holds a lock and stays. A folder that was set aside (.old) and nothing took its place since gets its name
+    back. Never raises OSError.
     """
     found = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             match = LEFTOVER.fullmatch(entry.name)
-            if match and (name is None or match["name"] == name):
+            if match and (name is None or _is_named(match["name"], name)):
                 found += [entry.name] * _clear(Path(entry.path), folder / match["name"], match["kind"])
     return tuple(sorted(found))
+
+
+def _is_named(found: str, name: str | re.Pattern[str]) -> bool:
+    return found == name if isinstance(name, str) else name.fullmatch(found) is not None
 
 
 def _clear(leftover: Path, path: Path, kind: str) -> bool:
@@ -275,48 +293,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class FolderLock:
-    """An exclusive lock on a folder, held until `release` or the end of the process, SIGKILL included.
-
-    Raises RunFolderError if the folder can't be written or another process holds it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        path = folder / ".lock"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+")
-        except OSError as error:
-            raise RunFolderError(
-                f"the run folder can't be written: {folder} ({error.strerror}). Choose another with --run."
-            ) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            if holder == str(os.getpid()):
-                raise RunFolderError(
-                    f"another run of this process (a thread, or another cell of a notebook) is using the folder: "
-                    f"{folder}. Wait until it has ended or restart the kernel, or choose another with run=..."
-                ) from None
-            raise RunFolderError(
-                f"another run is using the folder: {folder} (process {holder}). "
-                "Wait for it, or choose another with --run (in Python run=...)."
-            ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
-
-    def release(self) -> None:
-        """Give the folder free."""
-        self._file.close()
-
-    def __enter__(self) -> FolderLock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from vivace import locks
 from vivace.data.cachedir import building, clear_leftovers, default_cache_dir
 from vivace.data.sources import open_source
 
@@ -160,3 +162,46 @@ def test_what_killed_processes_left_anywhere_in_a_cache_is_cleared_away(tmp_path
     clear_leftovers(tmp_path)
     assert [path.name for path in (tmp_path / place).iterdir()] == ["whole"]
     clear_leftovers(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "text"])
+def test_a_cache_is_not_locked_by_what_is_not_vivaces(tmp_path: Path, kind: str) -> None:
+    folder, precious = tmp_path / "images" / "a-0123456789", tmp_path / "thesis.txt"
+    precious.write_text("my thesis")
+    folder.parent.mkdir()
+    lock = folder.parent / ".a-0123456789.lock"
+    if kind == "link":
+        lock.symlink_to(precious)
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.write_text("mine")
+    with pytest.raises(OSError, match=r"its lock \.a-0123456789\.lock (is a link|is no regular file|holds something)"):  # noqa: SIM117
+        with building(folder):
+            pass
+    assert precious.read_text() == "my thesis"
+    assert kind != "text" or lock.read_text() == "mine"
+
+
+def test_who_waits_for_a_cache_says_for_whom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images" / "a-0123456789"
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.0)
+    waited = threading.Event()
+
+    def wait() -> None:
+        with building(folder):
+            waited.set()
+
+    waiting = threading.Thread(target=wait)
+    with building(folder):
+        waiting.start()
+        said = ""
+        while "waiting" not in said:
+            said += capsys.readouterr().err
+            time.sleep(0.01)
+        assert not waited.is_set()
+    waiting.join()
+    said += capsys.readouterr().err
+    assert said == f"warning: waiting for process {os.getpid()}, which is building {folder}\n"

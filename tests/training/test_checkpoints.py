@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import resource
 import struct
@@ -230,3 +231,28 @@ def test_a_run_without_a_sound_checkpoint_is_refused(run_tiny: RunTiny) -> None:
     assert message.startswith(f"no sound checkpoint is left in {result.run / 'checkpoints'}: 2 can't be used")
     assert "step-000000009.safetensors (Error while deserializing header: header too small)" in message
     assert message.endswith("Start a new run with another --run.")
+
+
+def test_a_pipe_is_no_checkpoint_that_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "step-000000001.safetensors")
+    with pytest.raises(CheckpointError, match=r"^the checkpoint can't be read: .* \(no regular file\)"):
+        load_checkpoint(tmp_path / "step-000000001.safetensors")
+
+
+def test_pruning_leaves_the_files_of_others(tmp_path: Path) -> None:
+    mine = tmp_path / ".notes.deadbeef.tmp"
+    mine.write_text("mine")
+    newest = tmp_path / "step-000000001.safetensors"
+    save_checkpoint(newest, {"step": 1})
+    prune(tmp_path, newest)
+    assert mine.read_text() == "mine"
+
+
+def test_a_tree_that_makes_no_sense_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "step-000000001.safetensors"
+    for tree in ({"tensor": "none", "channels_last": False}, {"dict": [1]}, {"tuple": 3}, [], {}, {"dict": [[[], 1]]}):
+        with monkeypatch.context() as patch:
+            patch.setattr("vivace.training.checkpoints._split", lambda *_, tree=tree: tree)
+            save_checkpoint(path, {})
+        with pytest.raises(CheckpointError, match=r"^the checkpoint makes no sense: "):
+            load_checkpoint(path)

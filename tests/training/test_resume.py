@@ -359,3 +359,30 @@ def test_the_result_on_disk_is_the_one_returned(run_tiny: RunTiny) -> None:
         "num_images_seen",
     } <= set(stored)
     assert result.test_top1 is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("counters", None),
+        ("counters", {"step": "x"}),
+        ("model", {}),
+        ("optimizer", 5),
+        ("generator", "x"),
+        ("device", None),
+        ("history", [1]),
+        ("step", -1),
+    ],
+)
+def test_a_sealed_checkpoint_of_wrong_types_is_refused_in_one_line(
+    run_tiny: Callable[..., Any], key: str, value: object
+) -> None:
+    folder = run_tiny(changes={"epochs": 1}).run / "checkpoints"
+    path = max(folder.glob("step-*.safetensors"))
+    tree = load_checkpoint(path)
+    (tree["counters"] if key in tree["counters"] else tree)[key] = value
+    for other in folder.iterdir():
+        other.unlink()
+    save_checkpoint(path, tree)
+    with pytest.raises(CheckpointError, match=r"^the (checkpoint does not fit|run can't be resumed on another device)"):
+        run_tiny(resume=True)

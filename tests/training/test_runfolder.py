@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -108,12 +110,18 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
         run_tiny(name)
 
 
-def test_a_folder_without_room_for_checkpoints_is_refused_and_set_free(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".lock").touch()
-    (tmp_path / "run" / "checkpoints").write_text("a file")
-    with pytest.raises(RunFolderError, match=r"^the run folder can't be written: .*run \(File exists\)\. Free some"):
-        RunFolder(tmp_path / "run", resume=False)
+def test_a_folder_without_room_for_checkpoints_is_refused_and_set_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(runfolder, "_check_free", lambda *_, **__: None)
+        patch.setattr(runfolder, "_check_plain", lambda *_, **__: None)
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "checkpoints").write_text("a file")
+        with pytest.raises(
+            RunFolderError, match=r"^the run folder can't be written: .*run \(File exists\)\. Free some"
+        ):
+            RunFolder(tmp_path / "run", resume=False)
     (tmp_path / "run" / "checkpoints").unlink()
     RunFolder(tmp_path / "run", resume=False).release()
 
@@ -249,3 +257,169 @@ def test_what_a_killed_run_left_half_written_is_gone_after_the_next_start(run_ti
     (run / "bundle").rename(run / ".bundle.4567abcd.old")
     run_tiny(resume=True)
     assert not [path for path in run.rglob(".*") if path.name != ".lock"]
+
+
+def put(path: Path, kind: str, target: Path) -> None:
+    """A link to `target`, a pipe or a hard link at `path`, in place of what was there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "hard link":
+        path.hardlink_to(target)
+    else:
+        path.symlink_to(target)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "hard link", "text"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_lock_that_is_not_vivaces_is_refused_and_stays_as_it_is(
+    tmp_path: Path, kind: str, resume: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious, run = tmp_path / "thesis.txt", tmp_path / "run"
+    precious.write_text("my thesis")
+    run.mkdir()
+    (run / "recipe.yaml").write_text("epochs: 1") if resume else None
+    if kind == "text":
+        (run / ".lock").write_text("held by another tool")
+    else:
+        put(run / ".lock", kind, precious)
+    before = sorted(path.name for path in run.iterdir())
+    with pytest.raises(RunFolderError, match=r"^the run folder's lock is not vivace's: .*\.lock "):
+        RunFolder(run, resume=resume)
+    assert precious.read_text() == "my thesis"
+    assert sorted(path.name for path in run.iterdir()) == before
+    if kind == "text":
+        assert (run / ".lock").read_text() == "held by another tool"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("name", ["recipe.yaml", *runfolder.WRITTEN, "checkpoints/step-000000099.safetensors"])
+def test_a_run_is_not_resumed_through_a_link_or_a_pipe(
+    finished_run: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    shutil.copytree(finished_run, run)
+    if (run / name).is_dir() or "." not in name:
+        mine.mkdir()
+        for file in ("step-000000001.safetensors", ".notes.deadbeef.tmp", ".best.safetensors.deadbeef.tmp"):
+            (mine / file).write_text("mine")
+    else:
+        mine.write_text("epochs: 1")
+    put(run / name, kind, mine)
+    before = contents(tmp_path)
+    cause = (
+        "there is no run to resume" if (name, kind) == ("recipe.yaml", "pipe") else "the run folder holds (a link|some)"
+    )
+    with pytest.raises(RunFolderError, match=f"^{cause}"):
+        RunFolder(run, resume=True)
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Name → bytes of all that lies in a folder; None for what is no file. Links and pipes are not opened."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all the names that a finished run has."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "tensorboard").mkdir()
+    (run / "bundle").mkdir()
+    for name in ("recipe.yaml", *runfolder.FILES, "checkpoints/step-000000009.safetensors", "bundle/model.safetensors"):
+        (run / name).write_text("{}")
+    (run / ".lock").write_text("4711")
+    return run
+
+
+@pytest.mark.parametrize("kept", [name for name in runfolder.WRITTEN if name != "tensorboard"])
+def test_a_finished_run_without_its_recipe_is_never_started_anew(
+    run_tiny: RunTiny, finished_run: Path, tmp_path: Path, kept: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    for path in run.iterdir():
+        if path.name not in (kept, ".lock"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = contents(run)
+    with pytest.raises(RunFolderError, match=rf"^the run folder holds a part of an earlier run: .*{kept}, which"):
+        run_tiny()
+    assert contents(run) == before
+
+
+def test_a_refused_command_removes_only_what_it_made(
+    run_tiny: RunTiny, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    bad = make_folder("bad")
+    (bad / "red" / "000.png").write_bytes(b"not an image")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"000\.png"):
+        run_tiny("run", {"data.on_bad_image": "refuse"}, data=bad)
+    assert contents(tmp_path / "run") == {"notes.txt": b"mine"}
+    folder = RunFolder(tmp_path / "run", resume=False)
+    # put there meanwhile
+    (tmp_path / "run" / "left_out.csv").write_text("mine")
+    folder.claim("env.json").write_text("{}")
+    folder.discard_if_unused()
+    folder.release()
+    assert contents(tmp_path / "run") == {"notes.txt": b"mine", "left_out.csv": b"mine"}
+
+
+def test_what_a_run_left_that_was_killed_before_its_first_step_is_no_obstacle(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("4711 new")
+    (run / "left_out.csv").write_text("split,file")
+    (run / "checkpoints").mkdir()
+    folder = RunFolder(run, resume=False)
+    folder.discard_if_unused()
+    folder.release()
+    assert not run.exists()
+
+
+def test_the_lock_says_when_a_run_has_begun(run_tiny: RunTiny) -> None:
+    assert (run_tiny().run / ".lock").read_text() == str(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("contract", "within_seconds", "x"),
+        ("contract", "within_seconds", True),
+        ("contract", "target", "0.9"),
+        ("contract", "target", 2),
+        ("data", "fingerprint", 5),
+        ("data", "name", None),
+        ("data", "num_images", [1]),
+    ],
+)
+def test_facts_of_a_wrong_type_are_refused(tmp_path: Path, part: str, name: str, value: object) -> None:
+    (tmp_path / "recipe.yaml").write_text("epochs: 1")
+    facts: dict[str, dict[str, object]] = {
+        "data": {"fingerprint": "f", "name": "n", "num_images": 1},
+        "contract": {"within_seconds": None, "target": 0.5},
+    }
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    folder = RunFolder(tmp_path, resume=True)
+    assert folder.saved_facts() == facts
+    facts[part][name] = value
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=rf"^the run can't be resumed: .*run\.json has a wrong {name}"):
+        folder.saved_facts()
+    folder.release()
+
+
+def test_another_runs_facts_are_no_pipe_that_is_waited_for(tmp_path: Path) -> None:
+    for name in ("pipe", "link"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / "run.json")
+    (tmp_path / "link" / "run.json").symlink_to("/dev/zero")
+    with pytest.raises(RunFolderError, match=r"^there is no run of colours to resume"):
+        newest_run(tmp_path, "colours")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from vivace.files import atomic_folder, remove_leftovers
 from vivace.kernels.trust import make_private
+from vivace.locks import lock_in_turn
 
 __all__ = [
     "INDEX",
@@ -57,13 +57,8 @@ def building(folder: Path) -> Iterator[None]:
     # the cache for this user alone, unless it is there already; what is in it as this user makes files
     make_private(folder.parent.parent)
     folder.parent.mkdir(exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            # a file system without locks: both build, and the later one takes the place of the earlier
-            yield
-            return
+    # a file system without locks: both build, and the later one takes the place of the earlier
+    with lock_in_turn(folder.with_name(f".{folder.name}.lock"), str(folder)):
         yield
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import functools
 import hashlib
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features, cpu_name
 from vivace.kernels.trust import say_once, seal, seal_broken, trusted_folder
+from vivace.locks import wait_for
 from vivace.scratch import scratch_folder
 
 __all__ = ["find_compiler", "load_library", "say_unused"]
@@ -97,7 +97,7 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         # a file system without locks: both build, and one of them may have to build once more at its next start
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            wait_for(descriptor, f"kernels in {folder}")
         yield
     finally:
         os.close(descriptor)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,9 @@ def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The tree that was saved, tensors on the CPU. Raises CheckpointError if it is damaged or no checkpoint."""
     try:
+        # a pipe would be waited for
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ValueError("no regular file")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -68,7 +73,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"the checkpoint is newer: version {version}, this vivace reads up to {CHECKPOINT_VERSION}. "
             "Upgrade: pip install -U vivace."
         )
-    tree: dict[str, Any] = _join(json.loads(metadata["tree"]), tensors)
+    try:
+        tree: dict[str, Any] = _join(json.loads(metadata["tree"]), tensors)
+        tree.keys()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"the checkpoint makes no sense: {path}. Resume from an older one.") from None
     return tree
 
 
@@ -93,7 +102,7 @@ def prune(folder: Path, newest: Path, *, keep: int = 2) -> None:
     for path in paths:
         if path not in kept:
             path.unlink(missing_ok=True)
-    remove_leftovers(folder)
+    remove_leftovers(folder, re.compile(r"(step-\d+|best)\.safetensors"))
 
 
 def _digest(version: str, skeleton: str, tensors: Mapping[str, Tensor]) -> str:

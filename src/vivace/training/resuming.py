@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ from vivace.errors import CheckpointError
 from vivace.training.checkpoints import load_newest
 from vivace.training.recipe import Recipe
 from vivace.training.runfolder import RunFolder
-from vivace.training.state import Counters
+from vivace.training.state import Counters, TrainState
 
-__all__ = ["Contract", "adapt_counters", "newest_state", "resumed_contract"]
+__all__ = ["Contract", "adapt_counters", "newest_state", "restore", "resumed_contract"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,44 @@ def newest_state(
             f"no sound checkpoint is left in {folder.checkpoints}: {len(damaged)} can't be used, the newest because "
             f"{damaged[0]} Start a new run with another --run."
         )
-    if tree is not None and tree["device"] != device_type:
+    began_on = None if tree is None else tree.get("device")
+    if tree is not None and began_on != device_type:
         raise CheckpointError(
-            f"the run can't be resumed on another device: it began on {tree['device']}, now {device_type}. "
-            f"Give --device {tree['device']}, or start a new run with another --run."
+            f"the run can't be resumed on another device: it began on {began_on!s:.40}, now {device_type}. "
+            f"Give --device {began_on!s:.40}, or start a new run with another --run."
         )
     return tree
+
+
+def restore(state: TrainState, tree: dict[str, Any], folder: RunFolder) -> None:
+    """Take over a checkpoint's tree, in place. Raises CheckpointError if it is none of this network and optimizer."""
+    try:
+        _check_counters(tree["counters"])
+        state.load_state_dict(tree)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the checkpoint does not fit the run: {folder.checkpoints} ({type(error).__name__}: {reason}). Start a "
+            "new run with another --run."
+        ) from None
+
+
+def _check_counters(saved: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for counters that no run has written."""
+    for name, default in dataclasses.asdict(Counters()).items():
+        value = saved[name]
+        if isinstance(default, bool | list):
+            right = type(value) is type(default)
+        else:
+            # what is None at first is a number later
+            right = (value is None and default is None) or type(value) in (int, float)
+            right = right and (type(default) is not int or type(value) is int)
+        if not right:
+            raise TypeError(f"{name} is {value!r:.40}")
+    if not all(isinstance(row, dict) and isinstance(row["val_top1"], float | int) for row in saved["history"]):
+        raise ValueError("history has no val_top1")
+    if min(saved["step"], saved["epoch"], saved["batch"]) < 0:
+        raise ValueError("a counter is negative")
 
 
 def adapt_counters(

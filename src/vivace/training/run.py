@@ -107,7 +107,7 @@ def train(
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
         cache = _open_cache(source, resolved, cache_path, num_workers, quiet, began_with)
         if cache.audit.quarantined:
-            write_left_out(cache.audit, folder.path / "left_out.csv")
+            write_left_out(cache.audit, folder.claim("left_out.csv"))
         if "data.val_fraction" in changes and "val" in cache.splits:
             num_val = len(cache.splits["val"].labels_N)
             warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")

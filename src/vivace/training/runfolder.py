@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vivace.config import from_yaml, to_dict, to_yaml
 from vivace.errors import CheckpointError, RunFolderError
-from vivace.files import FolderLock, atomic_file, remove_leftovers, write_json
+from vivace.files import atomic_file, read_regular, remove_leftovers, write_json
+from vivace.locks import FolderLock
 from vivace.outputs import check_folder
 from vivace.training.recipe import Recipe
 
@@ -20,17 +23,38 @@ __all__ = ["RunFolder", "check_run_place", "new_run_path", "newest_run", "runs_o
 # what may differ between a run and its resumption: how long it goes on
 FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping", "calibrate"})
 
-# what a run writes beside its recipe
-WRITTEN = (
-    "env.json", "tune.json", "run.json", "metrics.csv", "result.json", "curves.png", "tensorboard", "checkpoints",
-    "bundle",
-)  # fmt: skip
+# what a run writes before its first step, and all that it writes beside its recipe
+AT_START = ("env.json", "tune.json", "run.json", "left_out.csv")
+FILES = ("metrics.csv", "result.json", "curves.png", *AT_START)
+FOLDERS = ("tensorboard", "checkpoints", "bundle")
+WRITTEN = (*FILES, *FOLDERS)
+# what lies in its folders: of another name than these nothing is read, and nothing removed
+CHECKPOINT = re.compile(r"(step-\d+|best)\.safetensors")
+EVENTS = re.compile(r"events\..*")
+LEFT_BY_A_RUN = re.compile("|".join(map(re.escape, ("recipe.yaml", *WRITTEN))))
+# facts of a run are a kilobyte or so, and as long as its warnings
+MAX_FACTS_BYTES = 16 * 2**20
+
+
+def _is_number(value: Any, high: float) -> bool:
+    return value is None or (type(value) in (int, float) and 0 < value <= high)
+
+
+# what run.json says → whether that is of the kind it must be
+FACTS: dict[str, Callable[[Any], bool]] = {
+    "fingerprint": lambda value: isinstance(value, str),
+    "name": lambda value: isinstance(value, str),
+    "num_images": lambda value: type(value) is int and value >= 0,
+    "within_seconds": lambda value: _is_number(value, 1e9),
+    "target": lambda value: _is_number(value, 1.0),
+}
 
 
 class RunFolder:
     """A locked folder: recipe.yaml, env.json, tune.json, run.json, metrics.csv, tensorboard/, checkpoints/, bundle/.
 
-    Raises RunFolderError if it can't be written, is in use, or holds another run and `resume` is False.
+    Raises RunFolderError if it can't be written, is in use, holds a link or a device where a run has a file or folder,
+    or holds another run and `resume` is False.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
@@ -40,43 +64,54 @@ class RunFolder:
         # before the lock, which makes the folder
         if resume and not (path / "recipe.yaml").is_file():
             raise RunFolderError(f"there is no run to resume in {path}. Leave --resume out to start one.")
-        if not resume:
+        if not resume and not os.path.lexists(path / ".lock"):
             _check_free(path)
+        _check_plain(path, resume=resume)
+        made_folder = not os.path.lexists(path)
         self._lock = FolderLock(path)
+        # of a process that was killed before its first step: as good as made by this one
+        killed = self._lock.of_unbegun_run
+        self._made_folder, self._made_lock = made_folder or killed, self._lock.made or killed
+        self._made_checkpoints = killed or not os.path.lexists(self.checkpoints)
+        self._made = set(AT_START) if killed and not resume else set()
         try:
-            # behind the lock: before it, another process could still start and end a run here
-            if not resume and (path / "recipe.yaml").exists():
-                raise RunFolderError(
-                    f"the run folder holds an earlier run: {path}. Continue it with --resume (in Python resume=True), "
-                    "or choose another folder with --run (run=...)."
-                )
+            if not resume:
+                # behind the lock: before it, another process could still start and end a run here
+                _check_free(path, but=self._made)
             with self._writing():
+                self._lock.write(begun=resume)
                 self.checkpoints.mkdir(exist_ok=True)
             if resume:
                 # at the end of a run it is too late to find that it can't be replaced
                 check_folder(self.bundle, option="the run's bundle")
-            remove_leftovers(path)
-            remove_leftovers(self.checkpoints)
+            remove_leftovers(path, LEFT_BY_A_RUN)
+            remove_leftovers(self.checkpoints, CHECKPOINT)
         except BaseException:
             self.release()
             raise
+
+    def claim(self, name: str) -> Path:
+        """The path of a file that this run writes before its first step, and removes if it never comes to one."""
+        self._made.add(name)
+        return self.path / name
 
     def start(
         self, recipe: Recipe, facts: Mapping[str, Any], environment: Mapping[str, Any], receipt: Mapping[str, Any]
     ) -> None:
         """Record what the run is, before its first step. Raises RunFolderError if that can't be written."""
         with self._writing():
-            write_json(self.path / "env.json", environment)
-            write_json(self.path / "tune.json", receipt)
+            write_json(self.claim("env.json"), environment)
+            write_json(self.claim("tune.json"), receipt)
         self.record(recipe, facts)
 
     def record(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         """Record how far the run is to go. Raises RunFolderError if that can't be written."""
         with self._writing():
-            write_json(self.path / "run.json", facts)
+            write_json(self.claim("run.json"), facts)
             # last: a folder with a recipe is a run that can be resumed
             with atomic_file(self.path / "recipe.yaml") as file:
                 file.write(to_yaml(recipe).encode())
+            self._lock.write(begun=True)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -96,28 +131,36 @@ class RunFolder:
         """What `record` wrote: "data" and "contract". Raises CheckpointError if it is damaged."""
         path = self.path / "run.json"
         try:
-            facts: dict[str, Any] = json.loads(path.read_text())
-            missing = {"fingerprint", "name", "num_images"} - facts["data"].keys()
-            missing |= {"within_seconds", "target"} - facts["contract"].keys()
-        except (OSError, ValueError) as error:
+            facts: dict[str, Any] = json.loads(read_regular(path, MAX_FACTS_BYTES))
+            data, contract = facts["data"], facts["contract"]
+            missing = {"fingerprint", "name", "num_images"} - data.keys()
+            missing |= {"within_seconds", "target"} - contract.keys()
+        except (OSError, ValueError, RecursionError) as error:
             raise _unresumable(f"{path} ({error})") from None
         except (KeyError, TypeError, AttributeError):
             raise _unresumable(f"{path} lacks data or contract") from None
         if missing:
             raise _unresumable(f"{path} lacks {', '.join(sorted(missing))}")
+        for name, is_right in FACTS.items():
+            value = (data if name in data else contract)[name]
+            if not is_right(value):
+                raise _unresumable(f"{path} has a wrong {name}: {value!r:.80}")
         return facts
 
     def discard_if_unused(self) -> None:
-        """Remove the folder if no run was started in it: a refused input leaves nothing behind."""
-        if not (self.path / "recipe.yaml").exists():
-            for name in ("env.json", "tune.json", "run.json", "left_out.csv", ".lock"):
+        """Remove what this process made if no run was started: a refused input leaves nothing behind."""
+        if os.path.lexists(self.path / "recipe.yaml"):
+            return
+        with contextlib.suppress(OSError):
+            for name in (*self._made, *([".lock"] if self._made_lock else [])):
                 (self.path / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
+            if self._made_checkpoints:
                 self.checkpoints.rmdir()
+            if self._made_folder:
                 self.path.rmdir()
 
     def release(self) -> None:
-        """Give the folder free for other processes."""
+        """Release the folder to other processes."""
         self._lock.release()
 
 
@@ -130,15 +173,57 @@ def check_run_place(path: Path, data: object) -> None:
             raise RunFolderError(f"the run folder lies in the data: {path} in {data}. Choose a --run outside of it.")
 
 
-def _check_free(path: Path) -> None:
-    """Raise RunFolderError if a run would write over what somebody else has put into the folder."""
-    found = [name for name in WRITTEN if os.path.lexists(path / name)]
-    # with its lock beside it, it is what a run left that was killed before its first step
-    if found and not (path / ".lock").exists():
+def _check_free(path: Path, *, but: Collection[str] = ()) -> None:
+    """Raise RunFolderError if a run would write over what lies in the folder; but: names that may lie there."""
+    if os.path.lexists(path / "recipe.yaml"):
+        raise RunFolderError(
+            f"the run folder holds an earlier run: {path}. Continue it with --resume (in Python resume=True), "
+            "or choose another folder with --run (run=...)."
+        )
+    found = [name for name in WRITTEN if os.path.lexists(path / name) and name not in but]
+    if "checkpoints" in found and _is_empty(path / "checkpoints"):
+        found.remove("checkpoints")
+    if found and os.path.lexists(path / ".lock"):
+        raise RunFolderError(
+            f"the run folder holds a part of an earlier run: {path / found[0]}, which a run would write over. "
+            "Choose another --run; if its recipe.yaml was moved, put it back and give --resume."
+        )
+    if found:
         raise RunFolderError(
             f"the run folder holds something else: {path / found[0]}, which a run would write over. "
             "Choose another --run."
         )
+
+
+def _is_empty(folder: Path) -> bool:
+    return not folder.is_symlink() and folder.is_dir() and not any(folder.iterdir())
+
+
+def _check_plain(path: Path, *, resume: bool) -> None:
+    """Raise RunFolderError if a link, a pipe or a device lies where a run has a file or folder of its own.
+
+    Through a link, a stranger's folder would have other files of the user's read, replaced and removed.
+    """
+    for name in ("recipe.yaml", *FILES):
+        _check_kind(path / name, stat.S_ISREG, "file", resume)
+    for name in FOLDERS:
+        _check_kind(path / name, stat.S_ISDIR, "folder", resume)
+    for folder, pattern in (("checkpoints", CHECKPOINT), ("tensorboard", EVENTS)):
+        with contextlib.suppress(OSError):
+            for entry in sorted((path / folder).iterdir()):
+                if pattern.fullmatch(entry.name):
+                    _check_kind(entry, stat.S_ISREG, "file", resume)
+
+
+def _check_kind(path: Path, is_kind: Callable[[int], bool], kind: str, resume: bool) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return
+    if not is_kind(mode):
+        found = "a link" if stat.S_ISLNK(mode) else "something else"
+        advice = f"Put the {kind} itself in its place" if resume else "Remove it, or choose another --run"
+        raise RunFolderError(f"the run folder holds {found} where a run has a {kind}: {path}. {advice}.")
 
 
 def _unresumable(cause: str) -> CheckpointError:
@@ -221,7 +306,7 @@ def runs_of(runs: Path, data_names: Sequence[str]) -> list[Path]:
 
 def _data_name(path: Path) -> str | None:
     try:
-        name: str = json.loads(path.read_text())["data"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        name = json.loads(read_regular(path, MAX_FACTS_BYTES))["data"]["name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return name
+    return name if isinstance(name, str) else None

@@ -24,7 +24,7 @@ from vivace.training.finish import finish, record_of
 from vivace.training.plan import Plan
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
-from vivace.training.resuming import Contract, adapt_counters, newest_state, resumed_contract
+from vivace.training.resuming import Contract, adapt_counters, newest_state, restore, resumed_contract
 from vivace.training.runfolder import RunFolder, check_same_data
 from vivace.training.state import TrainState
 from vivace.training.step import Setup
@@ -83,7 +83,7 @@ def run_training(
         torch.manual_seed(recipe.seed)
         state = session.state(setup)
         if saved is not None:
-            state.load_state_dict(saved)
+            restore(state, saved, folder)
         if previous is None:
             folder.start(recipe, record_of(facts, contract), describe(), to_dict(receipt))
             display.on_message(f"setup: {receipt.summary()}")
