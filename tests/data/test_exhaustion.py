@@ -183,6 +183,55 @@ def test_the_size_is_read_without_a_decoder(tmp_path: Path) -> None:
             size_of(tmp_path / "x")
 
 
+def gif_of(extensions: bytes, frame: tuple[int, int]) -> bytes:
+    """A GIF of 64 x 48 whose one picture is said to be `frame`, to be followed by a background."""
+    control = b"!\xf9\x04\x08\0\0\0\0"
+    return b"GIF89a" + struct.pack("<2H3B", 64, 48, 0, 0, 0) + extensions + control + b"," + struct.pack(
+        "<4HB", 0, 0, *frame, 0
+    ) + b"\x02\x02\x44\x01\0;"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        b"",
+        b"\0\0x",
+        b"!\xfe\0",
+        b"!\xfe\x02ab\x01c\0",
+        # blocks that end too soon: Pillow reads on where others stop
+        b"!\xf9\0\x09,\0\0\0\0\x40\0\x40\0\0",
+        b"!\xff\x0bNETSCAPE2.0\0\x09,\0\0\0\0\x40\0\x40\0\0",
+    ],
+)
+def test_a_gifs_first_picture_is_measured_before_pillow_makes_room_for_it(
+    extensions: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = gif_of(extensions, (80, 60))
+    (tmp_path / "x").write_bytes(small)
+    assert size_of(tmp_path / "x") == Image.open(io.BytesIO(small)).size == (80, 60)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(ImageError, match="too many pixels: the image is 65535 × 65535"):
+        read_image(gif_of(extensions, (65535, 65535)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "options"),
+    [("JPEG", (15_000, 12_000), {"draft_size": 32}), ("PNG", (13_600, 13_200), {"max_pixels": 180_000_000})],
+)
+def test_our_caps_of_pixels_take_the_place_of_pillows(
+    kind: str, size: tuple[int, int], options: dict[str, int]
+) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    data = io.BytesIO()
+    Image.new("L" if kind == "JPEG" else "1", size).save(data, kind)
+    with decoding(data.getvalue(), **options) as (_, opened):
+        assert max(np.asarray(opened.pixels).shape[:2]) * (8 if kind == "JPEG" else 1) == size[0]
+        assert Image.MAX_IMAGE_PIXELS is None
+    assert before == Image.MAX_IMAGE_PIXELS == 89_478_485
+    with pytest.raises(ImageError, match="too many pixels: the image is"):
+        read_image(data.getvalue())
+
+
 # --- memory
 
 

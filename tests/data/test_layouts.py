@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vivace.data.describe import notes_of, summary
+from vivace.data.describe import notes_of, report, summary
 from vivace.data.place import Data
 from vivace.data.sources import open_source
 from vivace.data.splitnames import split_of
@@ -210,6 +210,17 @@ def test_the_summary_names_classes_splits_and_extremes(tmp_path: Path) -> None:
     assert summary(source, 0.1) == (
         "2 classes (A … B), 54 train, 6 val (held out), 40 test; smallest class A: 20, largest B: 40"
     )
+
+
+def test_a_quiet_report_says_what_was_left_out_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = fill(tmp_path / "data", "A", "B", count=20)
+    report(open_source(root), quiet=True)
+    assert capsys.readouterr().err == ""
+    report(open_source(root))
+    assert capsys.readouterr().err == "data: 2 classes (A … B), 40 train; smallest class A: 20, largest A: 20\n"
+    (root / "A" / "notes.txt").write_text("x")
+    report(open_source(root), quiet=True)
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["data", "warning"]
 
 
 @pytest.mark.parametrize("inside", [True, False])

@@ -28,7 +28,7 @@ class Options:
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     quiet: bool = False
-    """No progress display."""
+    """No progress display, and no line of what DATA holds unless something is left out."""
     json: bool = False
     """Print the findings as one JSON object on the last line."""
     opening: Opening = field(default_factory=Opening)
@@ -49,7 +49,7 @@ def run(options: Options) -> None:
         options.opening.of(options.data),
         cache_dir=cache_dir,
     )
-    report(source, DataConfig().val_fraction)
+    report(source, DataConfig().val_fraction, quiet=options.quiet)
     preprocess = stored_as(source, size=options.size)
     progress, close = counting_bar("reading", quiet=options.quiet)
     try:

@@ -84,7 +84,7 @@ class Run:
     tune: Literal["on", "off"] = "on"
     """Choose precision, memory format and so on by a short measured trial."""
     quiet: bool = False
-    """No progress; warnings are shown all the same."""
+    """No progress, and no line of what DATA holds unless something is left out; warnings are shown all the same."""
     json: bool = False
     """Print the result as one JSON object on the last line."""
 

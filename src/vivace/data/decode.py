@@ -51,11 +51,13 @@ class PillowGuard:
     Pillow keeps its settings in globals: LOAD_TRUNCATED_IMAGES, which many programs set, would let half an image pass,
     and a filter that makes errors of warnings would turn odd metadata into another image. `warnings.catch_warnings`
     alone is not safe in threads: when two overlap, the last one to leave restores what the other had changed.
+    MAX_IMAGE_PIXELS would turn away what `max_pixels` allows: `Limits` looks at every size before pixels are decoded.
     """
 
     _lock = threading.Lock()
     _depth = 0
     _saved_truncated = False
+    _saved_pixels: int | None = None
     _saved_filters: warnings.catch_warnings | None = None
 
     def __enter__(self) -> None:
@@ -64,6 +66,7 @@ class PillowGuard:
             cls._depth += 1
             if cls._depth == 1:
                 cls._saved_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+                cls._saved_pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
                 cls._saved_filters = warnings.catch_warnings()
                 cls._saved_filters.__enter__()
                 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -75,6 +78,7 @@ class PillowGuard:
             if cls._depth == 0 and cls._saved_filters is not None:
                 cls._saved_filters.__exit__(None, None, None)
                 ImageFile.LOAD_TRUNCATED_IMAGES = cls._saved_truncated
+                Image.MAX_IMAGE_PIXELS = cls._saved_pixels
 
 
 def read_image(
@@ -154,8 +158,6 @@ def _told(name: str) -> Iterator[None]:
         # what is counted before decoding knows no name
         text = text.replace("NAME", shown(name)) if "NAME" in text else f"not decoded: {shown(name)}: {text}"
         raise ImageError(text, problem=unfit.problem) from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"too many pixels: {shown(name)} ({error}). Make it smaller.", problem="bomb") from None
     except Exception as error:
         # broken files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
         raise ImageError(

@@ -50,11 +50,12 @@ def notes_of(source: DataSource) -> list[str]:
     return [*source.notes, *([line] if line else [])]
 
 
-def report(source: DataSource, val_fraction: float = 0.0) -> None:
-    """Write the summary to stderr, and the notes as warnings."""
+def report(source: DataSource, val_fraction: float = 0.0, *, quiet: bool = False) -> None:
+    """Write the summary to stderr, and the notes as warnings; quiet: the summary where there are notes alone."""
+    notes = notes_of(source)
     # a closed stderr must not end a run
-    if sys.stderr is not None:
+    if sys.stderr is not None and (notes or not quiet):
         with contextlib.suppress(OSError, ValueError):
             print(f"data: {summary(source, val_fraction)}", file=sys.stderr, flush=True)
-    for line in notes_of(source):
+    for line in notes:
         warn(line)

@@ -16,7 +16,6 @@ __all__ = [
     "Tiff",
     "Unfit",
     "canvas_of_webp",
-    "check_gif",
     "orientation_in",
     "read_jpeg",
     "read_tiff",
@@ -30,7 +29,6 @@ MAX_SCANS = 100
 MAX_VISITS = 2_000_000_000
 # pieces (segments, chunks) of a file: real files of 100 megapixels have some 50,000
 MAX_PIECES = 200_000
-MAX_GIF_PREFIX = 4 << 20
 # values of a TIFF tag that is no block of bytes: offsets of strips and tiles are the longest
 MAX_TIFF_VALUES = 2_000_000
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -199,18 +197,6 @@ def _png_needs(kind: bytes, body: bytes, length: int) -> bool:
         # where the orientation may be; Pillow bounds what they unpack to
         return length < 1 << 20 and body.startswith((b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"))
     return kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf") or not kind[:1].islower()
-
-
-def check_gif(data: bytes) -> None:
-    """Raise Unfit for a GIF whose first picture lies behind megabytes of comments."""
-    place = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
-    while place < len(data) and data[place] == 0x21:
-        place += 2
-        while place < len(data) and data[place]:
-            place += data[place] + 1
-            if place > MAX_GIF_PREFIX:
-                raise Unfit(f"over {MAX_GIF_PREFIX:,} bytes of comments stand before its picture. Save it anew.")
-        place += 1
 
 
 def canvas_of_webp(data: bytes) -> tuple[int, int] | None:

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vivace.data.formats import HEAD_BYTES, SPOKEN, sniff
+from vivace.data.gif import check_gif
 from vivace.data.headers import (
     Jpeg,
     Tiff,
     Unfit,
     canvas_of_webp,
-    check_gif,
     orientation_in,
     read_jpeg,
     read_tiff,
@@ -60,6 +60,8 @@ def header_size(data: bytes) -> tuple[int, int]:
         return read_ppm_header(data)[:2]
     if kind == "WEBP":
         return canvas_of_webp(data) or (0, 0)
+    if kind == "GIF":
+        return check_gif(data)
     if kind is None:
         raise _unidentified(data)
     CHECKS.get(kind, lambda data: None)(data)
@@ -143,7 +145,7 @@ def _png(data: bytes, limits: Limits) -> Iterator[Picture]:
 
 @contextlib.contextmanager
 def _gif(data: bytes, limits: Limits) -> Iterator[Picture]:
-    check_gif(data)
+    limits.check(check_gif(data))
     with _granted("GIF", data, limits) as image:
         picture = load_picture(image, "GIF")
         picture.notes += ("several_pictures",) * (b"NETSCAPE2.0" in data[:8192])
@@ -258,7 +260,7 @@ def _reopened(data: bytes, kind: str) -> Callable[[], Image.Image]:
     return lambda: Image.open(io.BytesIO(data), formats=[kind])
 
 
-CHECKS: dict[str, Callable[[bytes], object]] = {"GIF": check_gif, "TIFF": read_tiff, "AVIF": _check_avif}
+CHECKS: dict[str, Callable[[bytes], object]] = {"TIFF": read_tiff, "AVIF": _check_avif}
 READERS: dict[str, Reader] = {
     "JPEG": _jpeg,
     "PNG": _png,

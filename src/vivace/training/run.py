@@ -72,10 +72,10 @@ def train(
     (.csv, .jsonl, .parquet) or an archive, or a `vivace.Data` of one, which says how it is opened. recipe: a name, a
     YAML file or a Recipe. overrides: dotted fields of the recipe, such as {"optimizer.lr": 0.1}. The contract is
     `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation accuracy,
-    (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown but what
-    DATA was understood to be and warnings, which `TrainResult.warnings` has too. teacher: a faster form of the network
-    that `distill.teacher` names, which answers in its place: pixels, uint8 [B, size, size, C] at the size of its
-    bundle, → probabilities, float32 [B, K].
+    (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown but
+    warnings, which `TrainResult.warnings` has too, and what DATA was understood to be if anything was left out of it.
+    teacher: a faster form of the network that `distill.teacher` names, which answers in its place: pixels, uint8
+    [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K].
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """
@@ -101,7 +101,7 @@ def train(
     # a GPU has time for the larger network in any contract
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
     folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
-    report(source, resolved.data.val_fraction)
+    report(source, resolved.data.val_fraction, quiet=quiet)
     display = LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet)
     try:
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None

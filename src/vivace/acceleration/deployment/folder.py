@@ -52,7 +52,19 @@ GRAPHS = {"onnx": (ONNX_GRAPH,), "openvino": (OPENVINO_GRAPH, Path(OPENVINO_GRAP
 PROGRAMS = ("classifier.py", "pixels.py", "selftest.py")
 # what turns bytes into pixels in training: it imports numpy and Pillow only, and is copied as it is
 DECODER = "image_decoder"
-DECODER_MODULES = ("decode", "formats", "headers", "jpeg", "memory", "opening", "picture", "ppm", "square", "tones")
+DECODER_MODULES = (
+    "decode",
+    "formats",
+    "gif",
+    "headers",
+    "jpeg",
+    "memory",
+    "opening",
+    "picture",
+    "ppm",
+    "square",
+    "tones",
+)
 EXAMPLES = ("cpp/main.cpp", "cpp/CMakeLists.txt", "js/classify.mjs", "js/package.json")
 # what the folder was run with: older ones read neither the graph nor, of Pillow, every image as training did
 REQUIREMENTS = {"onnx": "onnxruntime>=1.20", "openvino": "openvino>=2025.2"}
