@@ -159,3 +159,26 @@ def test_columns_of_metadata_tables_may_be_named(make_folder: MakeFolder, tmp_pa
     with pytest.raises(DataError, match="no column names the image files"):
         open_source(root)
     assert open_source(Data(root, image_column="a", label_column="b")).classes == tuple(NAMES)
+
+
+@pytest.mark.parametrize("kind", ["metadata", "shard", "shards"])
+def test_an_archive_holds_what_a_folder_may(make_folder: MakeFolder, tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "hf"
+    if kind == "metadata":
+        made = make_folder()
+        for split in ("train", "validation"):
+            flat_split(root / split, made, "csv")
+    else:
+        (root / "data").mkdir(parents=True)
+        table = pyarrow.Table.from_pylist(rows_of(4))
+        names = ("train",) if kind == "shard" else ("train-0", "validation-0")
+        for name in names:
+            parquet.write_table(named(table), root / ("" if kind == "shard" else "data") / f"{name}.parquet")
+        if kind == "shard":
+            (root / "data").rmdir()
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", root))
+    source, plain = open_source(packed), open_source(root)
+    assert (source.name, source.classes) == ("packed", tuple(NAMES))
+    assert {name: len(split) for name, split in source.splits.items()} == {
+        name: len(split) for name, split in plain.splits.items()
+    }

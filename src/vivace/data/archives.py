@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import lzma
 import os
@@ -17,16 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from vivace.data.cachedir import default_cache_dir, filled_once
-from vivace.data.folders import open_folder
 from vivace.data.listing import is_candidate
-from vivace.data.manifests import is_manifest, open_manifest
-from vivace.data.place import Data
+from vivace.data.manifests import is_manifest
 from vivace.data.splitnames import is_system
-from vivace.data.splits import DataSource
 from vivace.data.tars import NotPlain, guarded_tarinfo, plain_members
 from vivace.errors import ArchiveError
 
-__all__ = ["is_archive", "open_archive", "unpack"]
+__all__ = ["is_archive", "unpack", "unpacked"]
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 # images hardly compress: 100 times is a bomb, whatever its size
@@ -59,16 +55,12 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def open_archive(path: Path, data: Data, cache_dir: Path | None, *, require_train: bool = True) -> DataSource:
-    """The data source in an archive, unpacked into the cache once. data: how it is opened.
-
-    Raises ArchiveError or DataError.
-    """
+def unpacked(path: Path, cache_dir: Path | None) -> Path:
+    """The folder of what an archive holds, below all wrappers; unpacked into the cache once. Raises ArchiveError."""
     path = path.resolve()
     facts = path.stat()
     key = hashlib.sha256(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape")).hexdigest()
-    stem = path.name.split(".")[0]
-    folder = (cache_dir or default_cache_dir()) / "archives" / f"{stem}-{key[:12]}"
+    folder = (cache_dir or default_cache_dir()) / "archives" / f"{path.name.split('.')[0]}-{key[:12]}"
     if not folder.exists():
         try:
             with filled_once(folder) as temporary:
@@ -78,20 +70,7 @@ def open_archive(path: Path, data: Data, cache_dir: Path | None, *, require_trai
                 f"the archive can't be unpacked into the cache: {folder} ({error.strerror}). Give a folder that can "
                 "be written by $VIVACE_CACHE or --cache-dir."
             ) from None
-    root = _single_folder(folder)
-    manifests = [entry for entry in sorted(root.iterdir()) if entry.is_file() and is_manifest(entry)]
-    if len(manifests) == 1:
-        source = open_manifest(
-            manifests[0],
-            require_train=require_train,
-            inside_only=True,
-            image_column=data.image_column,
-            label_column=data.label_column,
-        )
-    else:
-        data.refuse_columns()
-        source = open_folder(root, require_train=require_train)
-    return dataclasses.replace(source, name=stem)
+    return _single_folder(folder)
 
 
 def unpack(path: Path, target: Path) -> None:

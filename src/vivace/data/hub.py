@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vivace.data.assemble import Items, assemble
-from vivace.data.listing import Listing, scan
+from vivace.data.listing import Listing, check_inside, scan
 from vivace.data.manifests import read_manifest
 from vivace.data.place import Data
 from vivace.data.shards import holds_pixels, open_shards
@@ -28,11 +28,18 @@ def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: b
         notes: list[str] = []
         for split, table in tables.items():
             for name, rows in read_manifest(
-                table, split, notes, image_column=data.image_column, label_column=data.label_column
+                table,
+                split,
+                notes,
+                # a table that nobody named may not reach for files elsewhere
+                inside_only=True,
+                follow_links=data.follow_links,
+                image_column=data.image_column,
+                label_column=data.label_column,
             ).items():
                 items.setdefault(name, []).extend(rows)
         return assemble(root.name, root, items, require_train=require_train, notes=notes)
-    shards = _shards(root, default)
+    shards = _shards(root, default, data.follow_links)
     if shards:
         return open_shards(shards, root.name, data, cache_dir, require_train=require_train)
     return None
@@ -45,15 +52,19 @@ def _metadata(root: Path, default: str, follow_links: bool) -> dict[str, Path]:
     found = {split: table for split, folder in folders.items() if split and (table := _table_in(folder))}
     if not found and (table := _table_in(root)):
         found, folders = {default: table}, {default: root}
-    labelled = [split for split in found if len(listing.labelled(os.fspath(folders[split]))) > 1]
-    return {} if labelled else found
+    if any(len(listing.labelled(os.fspath(folders[split]))) > 1 for split in found):
+        return {}
+    if not follow_links:
+        for table in found.values():
+            check_inside(os.fspath(table), os.fspath(root))
+    return found
 
 
 def _table_in(folder: Path) -> Path | None:
     return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
-def _shards(root: Path, default: str) -> dict[str, list[Path]]:
+def _shards(root: Path, default: str, follow_links: bool) -> dict[str, list[Path]]:
     """Split → parquet files with images in the root or in data/, where no class folders are."""
     for folder in (root, root / "data"):
         if not folder.is_dir():
@@ -66,6 +77,8 @@ def _shards(root: Path, default: str) -> dict[str, list[Path]]:
         if files and all(holds_pixels(path) for path in files):
             shards: dict[str, list[Path]] = {}
             for path in files:
+                if not follow_links:
+                    check_inside(os.fspath(path), os.fspath(root))
                 shards.setdefault(split_of(path.stem) or default, []).append(path)
             return shards
     return {}

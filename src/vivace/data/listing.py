@@ -14,7 +14,7 @@ from vivace.data.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSED_EXTENSI
 from vivace.data.splitnames import SYSTEM_FILES, is_system
 from vivace.errors import DataError
 
-__all__ = ["Listing", "is_candidate", "passed_over", "scan"]
+__all__ = ["Listing", "check_inside", "is_candidate", "passed_over", "scan"]
 
 # kinds of files that a summary names
 NUM_KINDS = 6
@@ -129,11 +129,8 @@ class Listing:
         target = os.path.realpath(path)
         if any((folder + os.sep).startswith(target + os.sep) for folder in above):
             raise DataError(f"a link leads in a circle: {path} → {target}. Remove it.")
-        inside = (target + os.sep).startswith(os.path.realpath(self.root) + os.sep)
-        if not inside and not self.follow_links:
-            raise DataError(
-                f"a link leads out of the data set: {path} → {target}. Follow it by --follow-links, or remove it."
-            )
+        if not self.follow_links:
+            check_inside(path, os.path.realpath(self.root))
 
     def _note(self, path: str) -> None:
         self.ignored.append(path[len(self.root) + 1 :])
@@ -143,6 +140,19 @@ class Listing:
             self._note(entry.path + os.sep)
         elif entry.name.casefold() not in SYSTEM_FILES and _extension(entry.name) in EXTENSIONS:
             self._note(entry.path)
+
+
+def check_inside(path: str, root: str, where: str | None = None) -> None:
+    """Raise DataError if links lead `path` out of the data set's folder; root: its real path.
+
+    where: what the message begins with, a table and its line.
+    """
+    target = os.path.realpath(path)
+    if not (target + os.sep).startswith(root.rstrip(os.sep) + os.sep):
+        raise DataError(
+            f"{where + ': ' if where else ''}a link leads out of the data set: {path} → {target}. Follow it by "
+            "--follow-links, or remove it."
+        )
 
 
 def scan(folder: str) -> list[os.DirEntry[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -11,20 +10,16 @@ from typing import Any
 
 from vivace.data.assemble import Items, assemble, count_of, shorter
 from vivace.data.columns import Columns, choose_columns, flag_of
-from vivace.data.formats import EXTENSIONS, REFUSED_EXTENSIONS
-from vivace.data.listing import scan
-from vivace.data.splitnames import SPLIT_NAMES, is_system, split_of
+from vivace.data.finding import Finder
+from vivace.data.splitnames import SPLIT_NAMES, split_of
 from vivace.data.splits import DataSource
 from vivace.data.tables import is_table, open_table
 from vivace.errors import DataError, nearest
 
 __all__ = ["is_manifest", "open_manifest", "read_manifest"]
 
-SURROGATE = re.compile(r"[\ud800-\udfff]")
 # a class number that was stored as a fraction
 WHOLE = re.compile(r"-?\d+\.0+")
-# subfolders in which a file is looked for that is not where the table says
-MAX_FOLDERS = 100
 
 is_manifest = is_table
 
@@ -34,13 +29,15 @@ def open_manifest(
     *,
     require_train: bool = True,
     inside_only: bool = False,
+    follow_links: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> DataSource:
     """The data source of a manifest; file names are relative to its folder, or absolute unless `inside_only`.
 
-    image_column, label_column: names of columns; None: found by their usual names. Raises DataError naming the line for
-    a missing column, value or file, or an unknown split.
+    follow_links: links may lead out of that folder; what is named absolutely may lie anywhere. image_column,
+    label_column: names of columns; None: found by their usual names. Raises DataError naming the line for a missing
+    column, value or file, or an unknown split.
     """
     notes: list[str] = []
     items = read_manifest(
@@ -48,6 +45,7 @@ def open_manifest(
         "train" if require_train else "test",
         notes,
         inside_only=inside_only,
+        follow_links=follow_links,
         image_column=image_column,
         label_column=label_column,
     )
@@ -66,11 +64,15 @@ def read_manifest(
     notes: list[str],
     *,
     inside_only: bool = False,
+    follow_links: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> dict[str, Items]:
-    """Split → (file, class) of a manifest, sorted by file; default: the split of rows that name none."""
-    reader = _Reader(path, default, inside_only)
+    """Split → (file, class) of a manifest, sorted by file; default: the split of rows that name none.
+
+    The rest is as for `open_manifest`.
+    """
+    reader = _Reader(path, default, Finder(path, inside_only=inside_only, follow_links=follow_links))
     with open_table(path) as (names, first, rows):
         if not names:
             return {}
@@ -84,9 +86,8 @@ def read_manifest(
 class _Reader:
     """Takes in rows, each checked with its line."""
 
-    def __init__(self, path: Path, default: str, inside_only: bool) -> None:
-        self._path, self._default = path, default
-        self._finder = _Finder(path, inside_only)
+    def __init__(self, path: Path, default: str, finder: Finder) -> None:
+        self._path, self._default, self._finder = path, default, finder
         self._rows: dict[str, Items] = {}
         self._seen: dict[str, tuple[int, str, str]] = {}
         self._repeated = 0
@@ -144,64 +145,6 @@ class _Reader:
         if self._unlabelled:
             said.append(f"{count_of(len(self._unlabelled), 'test image')} without a class passed over")
         return said
-
-
-class _Finder:
-    """Finds the files that a table names: as they are named, with an extension, or in a subfolder."""
-
-    def __init__(self, path: Path, inside_only: bool) -> None:
-        self._root = os.fspath(path.parent.resolve())
-        self._inside_only = inside_only
-        self._stem, self._table = path.stem, path.name
-        self._last: tuple[str, str] | None = None
-        self._folders: list[str] | None = None
-        self._example = ""
-
-    def find(self, name: str, where: str) -> str:
-        """The path of a readable image file. Raises DataError."""
-        file = self._joined("", name, where)
-        if not os.path.isfile(file):  # noqa: PTH113 (a million rows)
-            file = self._elsewhere(name, where)
-        if not os.access(file, os.R_OK, effective_ids=True):
-            raise DataError(f"{where}: the file can't be read: {name!r}. Check its rights.")
-        if os.path.splitext(file)[1].lower() in REFUSED_EXTENSIONS:  # noqa: PTH122
-            raise DataError(f"{where}: the format is not allowed: {name!r}. Convert it to JPEG or PNG.")
-        return file
-
-    def notes(self) -> list[str]:
-        return [self._example] if self._example else []
-
-    def _joined(self, folder: str, name: str, where: str) -> str:
-        file = os.path.normpath(os.path.join(self._root, folder, name))  # noqa: PTH118
-        inside = file.startswith(self._root + os.sep)
-        if not inside and (self._inside_only or not os.path.isabs(name)):  # noqa: PTH117
-            raise DataError(f"{where}: the file lies outside the manifest's folder: {name!r}. Move it in.")
-        return file
-
-    def _elsewhere(self, name: str, where: str) -> str:
-        for folder, extension in self._places(name):
-            file = self._joined(folder, name + extension, where)
-            if os.path.isfile(file):  # noqa: PTH113
-                self._last = (folder, extension)
-                if not self._example:
-                    short = file.removeprefix(self._root + os.sep)
-                    self._example = f"files that are not where the table says were looked for, such as {short}"
-                return file
-        # bytes that are not UTF-8 are surrogates
-        hint = f" {self._table} is not UTF-8 there: save it as UTF-8." if SURROGATE.search(name) else ""
-        raise DataError(f"{where}: there is no such file: {name!r}.{hint} Correct the name or the line.")
-
-    def _places(self, name: str) -> list[tuple[str, str]]:
-        if self._folders is None:
-            found = [entry.name for entry in scan(self._root) if not is_system(entry.name) and entry.is_dir()]
-            own = split_of(self._stem)
-            # for train.csv in train/ first
-            self._folders = ["", *sorted(found, key=lambda folder: (own is None or split_of(folder) != own, folder))]
-            self._folders = self._folders[:MAX_FOLDERS]
-        known = os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
-        endings = [""] if known else ["", *sorted(EXTENSIONS), *sorted(ending.upper() for ending in EXTENSIONS)]
-        first = [self._last] if self._last else []
-        return first + [(folder, ending) for folder in self._folders for ending in endings]
 
 
 def _hot(names: tuple[str, ...], row: Mapping[str, Any], where: str) -> str:

@@ -45,11 +45,9 @@ def open_source(
         split = "train" if require_train else "test"
         source = shards.open_shards({split: [path]}, path.stem, data, cache_dir, require_train=require_train)
     elif path.is_file() and manifests.is_manifest(path):
-        source = manifests.open_manifest(
-            path, require_train=require_train, image_column=data.image_column, label_column=data.label_column
-        )
+        source = _manifest(path, data, require_train)
     elif path.is_file() and archives.is_archive(path):
-        source = archives.open_archive(path, data, cache_dir, require_train=require_train)
+        source = _archive(path, data, cache_dir, require_train)
     elif path.exists():
         raise DataError(
             f"DATA is no data set: {path}. Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet manifest, "
@@ -72,6 +70,31 @@ def open_source(
 def _folder(path: Path, data: Data, require_train: bool, classes: Sequence[str] | None) -> DataSource:
     data.refuse_columns()
     return folders.open_folder(path, require_train=require_train, known=classes or (), follow_links=data.follow_links)
+
+
+def _manifest(path: Path, data: Data, require_train: bool, *, inside_only: bool = False) -> DataSource:
+    return manifests.open_manifest(
+        path,
+        require_train=require_train,
+        inside_only=inside_only,
+        follow_links=data.follow_links,
+        image_column=data.image_column,
+        label_column=data.label_column,
+    )
+
+
+def _archive(path: Path, data: Data, cache_dir: Path | None, require_train: bool) -> DataSource:
+    root = archives.unpacked(path, cache_dir)
+    # there are no links in archives
+    data = dataclasses.replace(data, follow_links=False)
+    source = hub.open_hub(root, data, cache_dir, require_train=require_train)
+    if source is None:
+        tables = [entry for entry in sorted(root.iterdir()) if entry.is_file() and manifests.is_manifest(entry)]
+        if len(tables) == 1:
+            source = _manifest(tables[0], data, require_train, inside_only=True)
+        else:
+            source = _folder(root, data, require_train, ())
+    return dataclasses.replace(source, name=path.resolve().name.split(".")[0])
 
 
 def _path_of(text: str) -> Path:
