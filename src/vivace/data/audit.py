@@ -18,11 +18,14 @@ from vivace.errors import DataError
 from vivace.files import atomic_file
 from vivace.notices import warn
 
-__all__ = ["Audit", "Finding", "audit_images", "check_audit", "write_left_out"]
+__all__ = ["Audit", "Finding", "audit_images", "check_audit", "first_messages", "write_left_out"]
 
 Severity = Literal["warning", "quarantine", "refuse"]
 # more images than this are not left out unless the user says so: such data are rather misunderstood than damaged
 MAX_LEFT_OUT = 0.05
+# how many findings about rows of a table one message names, and in how many characters
+NUM_TOLD, MAX_TOLD = 5, 300
+NUM_LINES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Finding:
     names: tuple[str, ...]
     """As split:name; of a leak those of train; as they are in the file system for ignored files."""
     message: str
+    lines: tuple[int, ...] = ()
+    """Of the manifest, where one of its rows is at fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +71,13 @@ class Audit:
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
     def reasons(self) -> str:
-        """Why images are left out, such as "2 truncated, 1 leak"."""
+        """Why images are left out, such as "2 truncated, 1 missing_file (line 62)"."""
         kinds: dict[str, set[str]] = defaultdict(set)
+        lines: dict[str, list[int]] = defaultdict(list)
         for finding in self.of("quarantine"):
             kinds[finding.kind].update(finding.names)
-        return ", ".join(f"{len(names):,} {kind}" for kind, names in sorted(kinds.items()))
+            lines[finding.kind] += finding.lines
+        return ", ".join(f"{len(names):,} {kind}{_listed(lines[kind])}" for kind, names in sorted(kinds.items()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -129,7 +136,7 @@ def check_audit(audit: Audit, name: str, *, on_bad_image: str) -> None:
     """Raise DataError for what the audit of the data set `name` refuses.
 
     on_bad_image: "auto": images that can't be used, contradict each other, or are in another split too, are left out,
-    up to a twentieth of all; "skip": any number of them; "refuse": none.
+    up to a twentieth of all, but no class whose rows of a manifest are all bad; "skip": any number; "refuse": none.
     """
     unreadable = [finding for finding in audit.findings if finding.kind == "unreadable"]
     if unreadable:
@@ -138,15 +145,42 @@ def check_audit(audit: Audit, name: str, *, on_bad_image: str) -> None:
     if blank:
         raise DataError(f"{name} has images without content: {blank[0].message}.")
     bad, total = len(audit.quarantined), max(audit.num_images, 1)
-    if not bad or on_bad_image == "skip" or (on_bad_image == "auto" and bad <= MAX_LEFT_OUT * total):
+    lost = [finding for finding in audit.findings if finding.kind == "lost_class"]
+    if not bad or on_bad_image == "skip":
         return
+    if on_bad_image == "auto" and bad <= MAX_LEFT_OUT * total:
+        if not lost:
+            return
+        listed = first_messages([row.message for row in audit.of("quarantine") if row.lines])
+        raise DataError(
+            f"{lost[0].message} of {name}: {listed}. Correct them, or go on without it by --on-bad-image skip."
+        )
     share = f" ({100 * bad / total:.0f} %; up to {100 * MAX_LEFT_OUT:.0f} % are left out)"
     limit = share if on_bad_image == "auto" else ""
-    first = audit.of("quarantine")[0].message.rstrip(".")[:250]
+    rows = [finding.message for finding in audit.of("quarantine") if finding.lines]
+    first = first_messages(rows) if rows else audit.of("quarantine")[0].message.rstrip(".")[:250]
     raise DataError(
         f"{bad:,} of {total:,} images of {name} can't be used{limit}: {first}. "
         "Correct them, or go on without them by --on-bad-image skip. 'vivace audit' lists all."
     )
+
+
+def first_messages(messages: Sequence[str]) -> str:
+    """The first few of many messages in one line, and how many there are besides."""
+    told: list[str] = []
+    for message in messages[:NUM_TOLD]:
+        if told and sum(map(len, told)) + len(message) > MAX_TOLD:
+            break
+        told.append(message.rstrip("."))
+    more = len(messages) - len(told)
+    return "; ".join(told) + (f"; and {more:,} more" if more else "")
+
+
+def _listed(lines: Sequence[int]) -> str:
+    if not lines:
+        return ""
+    more = f" and {len(lines) - NUM_LINES:,} more" if len(lines) > NUM_LINES else ""
+    return f" (line{'s' * (len(lines) > 1)} {', '.join(map(str, sorted(lines)[:NUM_LINES]))}{more})"
 
 
 def write_left_out(audit: Audit, path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from vivace.data.audit import Audit, audit_images, check_audit
+from vivace.data.badrows import audited
 from vivace.data.cachedir import building, default_cache_dir
 from vivace.data.cachefiles import (
     CachedSplit,
@@ -168,7 +169,7 @@ def _open_or_build(
         found.classes,
         found.splits,
         found.fingerprint,
-        found.audit,
+        audited(found.audit, source),
         source,
         signature,
         strangers,

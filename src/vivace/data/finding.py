@@ -7,12 +7,14 @@ import re
 import stat
 from pathlib import Path
 
+from vivace.data.assemble import shorter
+from vivace.data.badrows import BadRowError
 from vivace.data.formats import EXTENSIONS, REFUSED_EXTENSIONS
 from vivace.data.listing import check_inside, scan
 from vivace.data.splitnames import is_system, split_of
-from vivace.errors import DataError
+from vivace.errors import DataError, printable
 
-__all__ = ["Finder"]
+__all__ = ["Finder", "quoted"]
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 # subfolders in which a file is looked for that is not where the table says
@@ -37,30 +39,33 @@ class Finder:
         self._listed: dict[str, dict[str, int]] = {}
         self._num_listed = 0
         self._inside: set[str] = set()
-        self._example = ""
+        self._example = self._backslashes = ""
 
     def find(self, name: str, where: str) -> str:
-        """The path of a readable image file. Raises DataError; where: what its message begins with."""
+        """The path of a readable image file. Raises BadRowError if there is none, DataError if it may not be read.
+
+        where: what the message of the latter begins with.
+        """
         file = self._joined("", name, where)
         if not _is_file(file):
-            file = self._elsewhere(name, where)
+            file = self._slashed(name, where) or self._elsewhere(name, where)
         if not self._follow_links and (self._inside_only or not os.path.isabs(name)):  # noqa: PTH117
             self._check_links(file, where)
         if not os.access(file, os.R_OK, effective_ids=True):
-            raise DataError(f"{where}: the file can't be read: {name!r}. Check its rights.")
+            raise DataError(f"{where}: the file can't be read: {quoted(name)}. Check its rights.")
         if os.path.splitext(file)[1].lower() in REFUSED_EXTENSIONS:  # noqa: PTH122
-            raise DataError(f"{where}: the format is not allowed: {name!r}. Convert it to JPEG or PNG.")
+            raise BadRowError(f"the format is not allowed: {quoted(name)}", "format_not_allowed")
         return file
 
     def notes(self) -> list[str]:
         """What was guessed."""
-        return [self._example] if self._example else []
+        return [note for note in (self._backslashes, self._example) if note]
 
     def _joined(self, folder: str, name: str, where: str) -> str:
         file = os.path.normpath(os.path.join(self._root, folder, name))  # noqa: PTH118
         inside = file.startswith(self._root + os.sep)
         if not inside and (self._inside_only or not os.path.isabs(name)):  # noqa: PTH117
-            raise DataError(f"{where}: the file lies outside the manifest's folder: {name!r}. Move it in.")
+            raise DataError(f"{where}: the file lies outside the manifest's folder: {quoted(name)}. Move it in.")
         return file
 
     def _check_links(self, file: str, where: str) -> None:
@@ -71,15 +76,34 @@ class Finder:
         if os.path.islink(file):  # noqa: PTH114
             check_inside(file, self._root, where)
 
+    def _slashed(self, name: str, where: str) -> str | None:
+        """The file of a name that was written on Windows."""
+        if "\\" not in name:
+            return None
+        file = self._joined("", name.replace("\\", "/"), where)
+        if not _is_file(file):
+            return None
+        self._note_backslashes(name)
+        return file
+
+    def _note_backslashes(self, name: str) -> None:
+        self._backslashes = self._backslashes or (
+            f"backslashes in names of {self._table} were read as slashes, such as in {quoted(name)}"
+        )
+
     def _elsewhere(self, told: str, where: str) -> str:
-        name = os.path.normpath(told)
+        slashed = told.replace("\\", "/")
+        name = os.path.normpath(slashed)
         found = self._where_the_last_was(name, where) or self._looked_up(name, where)
         if found is None:
             # bytes that are not UTF-8 are surrogates
-            hint = f" {self._table} is not UTF-8 there: save it as UTF-8." if SURROGATE.search(told) else ""
-            raise DataError(f"{where}: there is no such file: {told!r}.{hint} Correct the name or the line.")
+            hint = " (not UTF-8 there: save the table as UTF-8)" if SURROGATE.search(told) else ""
+            hint = " (nor with / in place of \\)" + hint if slashed != told else hint
+            raise BadRowError(f"there is no such file: {quoted(told)}{hint}", "missing_file")
         folder, ending = self._last = found
         file = self._joined(folder, name + ending, where)
+        if slashed != told:
+            self._note_backslashes(told)
         if not self._example:
             short = file.removeprefix(self._root + os.sep)
             self._example = f"files that are not where the table says were looked for, such as {short}"
@@ -138,3 +162,8 @@ def _is_file(path: str) -> bool:
     except (OSError, ValueError):
         return False
     return stat.S_ISREG(mode)
+
+
+def quoted(name: str) -> str:
+    """A name as it is written, in quotes; a repr would double its backslashes."""
+    return f"'{shorter(printable(name))}'"

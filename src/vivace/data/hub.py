@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from vivace.data.assemble import Items, assemble
+from vivace.data.badrows import Unusable, check_rows, with_bad_rows
 from vivace.data.listing import Listing, check_inside, scan
 from vivace.data.manifests import read_manifest
 from vivace.data.place import Data
@@ -26,11 +27,13 @@ def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: b
     if tables and (default in tables or not require_train):
         items: dict[str, Items] = {}
         notes: list[str] = []
+        bad: list[Unusable] = []
         for split, table in tables.items():
             for name, rows in read_manifest(
                 table,
                 split,
                 notes,
+                bad,
                 # a table that nobody named may not reach for files elsewhere
                 inside_only=True,
                 follow_links=data.follow_links,
@@ -38,7 +41,8 @@ def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: b
                 label_column=data.label_column,
             ).items():
                 items.setdefault(name, []).extend(rows)
-        return assemble(root.name, root, items, require_train=require_train, notes=notes)
+        check_rows(items, bad, str(root), require_train=require_train)
+        return with_bad_rows(assemble(root.name, root, items, require_train=require_train, notes=notes), bad)
     shards = _shards(root, default, data.follow_links)
     if shards:
         return open_shards(shards, root.name, data, cache_dir, require_train=require_train)

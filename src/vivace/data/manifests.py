@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vivace.data.assemble import Items, assemble, count_of, shorter
+from vivace.data.badrows import BadRowError, Unusable, check_rows, with_bad_rows
 from vivace.data.columns import Columns, choose_columns, flag_of
-from vivace.data.finding import Finder
+from vivace.data.finding import Finder, quoted
 from vivace.data.splitnames import SPLIT_NAMES, split_of
-from vivace.data.splits import DataSource
+from vivace.data.splits import BadRow, DataSource
 from vivace.data.tables import is_table, open_table
 from vivace.errors import DataError, nearest
 
@@ -37,31 +38,37 @@ def open_manifest(
 
     follow_links: links may lead out of that folder; what is named absolutely may lie anywhere. image_column,
     label_column: names of columns; None: found by their usual names. Raises DataError naming the line for a missing
-    column, value or file, or an unknown split.
+    column, a wrong value or an unknown split, or if too few rows are left without those of a missing file or class, or
+    of one file in several classes: these are in the source's `bad_rows`.
     """
     notes: list[str] = []
+    bad: list[Unusable] = []
     items = read_manifest(
         path,
         "train" if require_train else "test",
         notes,
+        bad,
         inside_only=inside_only,
         follow_links=follow_links,
         image_column=image_column,
         label_column=label_column,
     )
+    check_rows(items, bad, str(path), require_train=require_train)
     if not items:
         raise DataError(f"the manifest is empty: {path}. Give a line per image with file_name and label.")
     if require_train and "train" not in items:
         raise DataError(
             f"the manifest has no training images: {path}, splits {', '.join(sorted(items))}. Mark some as train."
         )
-    return assemble(path.stem, path.parent.resolve(), items, require_train=require_train, notes=notes)
+    source = assemble(path.stem, path.parent.resolve(), items, require_train=require_train, notes=notes)
+    return with_bad_rows(source, bad)
 
 
 def read_manifest(
     path: Path,
     default: str,
     notes: list[str],
+    bad: list[Unusable],
     *,
     inside_only: bool = False,
     follow_links: bool = False,
@@ -70,17 +77,19 @@ def read_manifest(
 ) -> dict[str, Items]:
     """Split → (file, class) of a manifest, sorted by file; default: the split of rows that name none.
 
-    The rest is as for `open_manifest`.
+    What was guessed is added to `notes`, what can't be used to `bad`; the rest is as for `open_manifest`.
     """
     reader = _Reader(path, default, Finder(path, inside_only=inside_only, follow_links=follow_links))
-    with open_table(path) as (names, first, rows):
+    with open_table(path, notes) as (names, first, rows):
         if not names:
             return {}
         columns = choose_columns(names, first, str(path), image_column=image_column, label_column=label_column)
         for line, row in rows(columns.all):
             reader.add(columns, row, line)
+    items = reader.items()
     notes += [*columns.notes, *reader.notes()]
-    return reader.items()
+    bad += reader.bad()
+    return items
 
 
 class _Reader:
@@ -90,29 +99,46 @@ class _Reader:
         self._path, self._default, self._finder = path, default, finder
         self._rows: dict[str, Items] = {}
         self._seen: dict[str, tuple[int, str, str]] = {}
+        self._again: set[tuple[str, str]] = set()
+        self._contradictory: dict[str, list[tuple[int, str, str]]] = {}
         self._repeated = 0
-        self._unlabelled: list[int] = []
+        self._unlabelled: list[Unusable] = []
+        self._bad: list[Unusable] = []
+        self._whole = False
 
     def add(self, columns: Columns, row: Mapping[str, Any], line: int) -> None:
         """Take in a row. Raises DataError."""
         where = f"{self._path}, line {line}"
-        for column in columns.all:
-            if column not in row and column in (columns.image, columns.label):
-                raise DataError(f"{where}: there is no column {column!r}, only {', '.join(map(shorter, row))}.")
         split = _split_of(columns, row, self._default, where)
-        if split == "test" and columns.label is not None and _text(row.get(columns.label)) == "":
-            self._unlabelled.append(line)
+        label = ""
+        try:
+            label = unicodedata.normalize("NFC", self._label(columns, row, where))
+            file = self._finder.find(_cell(row, columns.image, where, "missing_file"), where)
+        except BadRowError as error:
+            name = _text(row.get(columns.image))
+            found = Unusable(
+                BadRow(split, name, error.reason, (line,), f"{self._path.name}, line {line}: {error}"),
+                frozenset([label] if label else []),
+            )
+            (self._unlabelled if split == "test" and not label else self._bad).append(found)
             return
-        label = self._label(columns, row, where)
-        file_name = _cell(row, columns.image, where)
-        file = self._finder.find(file_name, where)
-        before, *same = self._seen.setdefault(file, (line, split, label))
-        if before != line:
-            if same != [split, label]:
-                raise DataError(f"{where}: {file_name!r} is already listed on line {before}. Remove one of them.")
+        before = self._seen.setdefault(file, (line, split, label))
+        if before[0] != line:
+            self._add_again(file, before, (line, split, label))
+            return
+        self._rows.setdefault(split, []).append((file, label))
+
+    def _add_again(self, file: str, before: tuple[int, str, str], row: tuple[int, str, str]) -> None:
+        """Take in a row whose file was listed before."""
+        _, split, label = row
+        if file in self._contradictory or label != before[2]:
+            self._contradictory.setdefault(file, [before]).append(row)
+        elif split == before[1] or (file, split) in self._again:
             self._repeated += 1
-            return
-        self._rows.setdefault(split, []).append((file, unicodedata.normalize("NFC", label)))
+        else:
+            # in two splits: a leak, which is the audit's to judge
+            self._again.add((file, split))
+            self._rows.setdefault(split, []).append((file, label))
 
     def _label(self, columns: Columns, row: Mapping[str, Any], where: str) -> str:
         if columns.label is None:
@@ -128,14 +154,35 @@ class _Reader:
         return label
 
     def items(self) -> dict[str, Items]:
-        """What was taken in. Raises DataError if only some of the test images have a class."""
-        if self._unlabelled and "test" in self._rows:
-            raise DataError(f"{self._path}, line {self._unlabelled[0]}: the class is empty. Fill it in.")
-        rows = self._rows
+        """What was taken in and can be used."""
+        if "test" in self._rows:
+            # a test split that has no class at all, as of a competition, is none; of another one they are missed
+            self._bad += self._unlabelled
+            self._unlabelled = []
+        out = self._contradictory
+        rows = {split: [item for item in found if item[0] not in out] for split, found in self._rows.items()}
+        rows = {split: found for split, found in rows.items() if found}
         if all(WHOLE.fullmatch(label) for found in rows.values() for _, label in found):
             # as spreadsheets and pandas write whole numbers once a cell was empty
             rows = {split: [(file, label.partition(".")[0]) for file, label in found] for split, found in rows.items()}
+            self._whole = True
         return {split: sorted(found) for split, found in rows.items()}
+
+    def bad(self) -> list[Unusable]:
+        """What was taken in and can't be used, by line."""
+        found = list(self._bad)
+        for file, rows in self._contradictory.items():
+            name = os.path.relpath(file, self._path.parent.resolve())
+            lines = tuple(line for line, *_ in rows)
+            labels = frozenset(label for *_, label in rows)
+            message = (
+                f"{self._path.name}, lines {' and '.join(map(str, lines[:2]))}: {quoted(name)} is labelled "
+                f"{' and '.join(shorter(label, 30) for label in sorted(labels)[:2])}"
+            )
+            found.append(Unusable(BadRow(rows[0][1], name, "contradiction", lines, message), labels))
+        if self._whole:
+            found = [Unusable(row, frozenset(name.partition(".")[0] for name in labels)) for row, labels in found]
+        return sorted(found, key=lambda unusable: unusable.row.lines)
 
     def notes(self) -> list[str]:
         """What was left out or guessed."""
@@ -158,6 +205,8 @@ def _hot(names: tuple[str, ...], row: Mapping[str, Any], where: str) -> str:
                 "Name the column of the classes by --label-column."
             )
         hot += [name] if flag else []
+    if not hot:
+        raise BadRowError("none of the one-hot columns is 1", "missing_label")
     if len(hot) != 1:
         raise DataError(
             f"{where}: one-hot columns found, and {len(hot)} of them are 1 in place of one: "
@@ -171,7 +220,7 @@ def _text(value: Any) -> str:
     return "" if value is None or value != value else str(value).strip()
 
 
-def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
+def _cell(row: Mapping[str, Any], column: str, where: str, reason: str = "missing_label") -> str:
     value = row.get(column)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -180,7 +229,7 @@ def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
     if text and not isinstance(value, str | int):
         raise DataError(f"{where}: {column} is no text: got {str(value)[:80]}. Write one name or whole number.")
     if not text:
-        raise DataError(f"{where}: {column} is empty. Fill it in.")
+        raise BadRowError(f"{shorter(column, 30)} is empty", reason)
     return text
 
 

@@ -21,7 +21,7 @@ NOTICED = {
     "several_pictures": "{count} files hold several pictures, of which the first was used",
     "channels_dropped": "{count} TIFF files have more channels than colours, which were left out",
 }
-NOTICED_KINDS = frozenset((*NOTICED, "one_colour", "mixed_depth"))
+NOTICED_KINDS = frozenset((*NOTICED, "one_colour", "mixed_depth", "lost_class"))
 HOW_DEEP = "save them as 8-bit, or with the TIFF tag MaxSampleValue, if their brightness is to be comparable"
 
 

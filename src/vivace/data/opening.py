@@ -30,7 +30,8 @@ from vivace.data.tones import Depth
 
 __all__ = ["header_size", "open_picture"]
 
-# bytes a pixel that decoders need, measured: WebP and AVIF hold planes, the picture and a copy of it, HEIC rows besides
+# bytes a pixel that decoders need, measured for WebP and AVIF: planes, the picture and a copy of it. That of HEIC is an
+# estimate: it is taken to hold what AVIF does
 NEEDED = {"WEBP": 16, "AVIF": 14, "HEIF": 14}
 # of a TIFF file: as many as Pillow knows
 MAX_CHANNELS = 6

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from vivace.data.archives import MAX_RATIO, RATIO_FLOOR_BYTES
 from vivace.data.assemble import assemble, some
+from vivace.data.badrows import Unusable, with_bad_rows
 from vivace.data.cachedir import default_cache_dir, filled_once
 from vivace.data.columns import Columns, choose_columns, find_column
 from vivace.data.formats import FORMATS, HEAD_BYTES, sniff
@@ -67,11 +68,11 @@ def open_shards(
                 f"the images of {name} can't be unpacked into the cache: {folder} ({error.strerror or error}). Give a "
                 "folder that can be written by $VIVACE_CACHE or --cache-dir."
             ) from None
-    notes: list[str] = []
-    items = read_manifest(folder / LABELS, "train", notes, inside_only=True)
+    bad: list[Unusable] = []
+    items = read_manifest(folder / LABELS, "train", [], bad, inside_only=True)
     if require_train and "train" not in items:
         raise DataError(f"{name} has no training images, only {', '.join(sorted(items))}. Add a shard called train.")
-    return assemble(name, folder.resolve(), items, require_train=require_train)
+    return with_bad_rows(assemble(name, folder.resolve(), items, require_train=require_train), bad)
 
 
 def _unpack_all(shards: Mapping[str, Sequence[Path]], folder: Path, data: Data) -> None:

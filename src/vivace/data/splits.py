@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from vivace.data.listing import passed_over
 from vivace.errors import DataError
 
-__all__ = ["DataSource", "Split", "check_source"]
+__all__ = ["BadRow", "DataSource", "Split", "check_source"]
 
 # fewer images leave nothing to hold out for validation
 MIN_IMAGES_PER_CLASS = 2
@@ -37,6 +37,18 @@ class Split:
         return len(self.labels)
 
 
+class BadRow(NamedTuple):
+    """What a manifest lists and can't be used."""
+
+    split: str
+    file: str
+    """As the manifest names it."""
+    reason: str
+    """missing_file, missing_label, format_not_allowed or contradiction."""
+    lines: tuple[int, ...]
+    message: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
     """A data set before decoding."""
@@ -54,6 +66,10 @@ class DataSource:
     """Images of train that are in another split too stay in train."""
     notes: tuple[str, ...] = field(default=())
     """What was left out, guessed or missed, a line each, for people."""
+    bad_rows: tuple[BadRow, ...] = field(default=())
+    """Rows of a manifest that are no images of any split: the audit judges them as it judges corrupt images."""
+    lost_classes: tuple[str, ...] = field(default=())
+    """Classes of which every row is among them."""
 
 
 def check_source(source: DataSource, *, require_train: bool) -> None:

@@ -6,11 +6,15 @@ import codecs
 import csv
 import itertools
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from vivace.data.assemble import count_of, some
+from vivace.data.columns import IMAGE_NAMES, LABEL_NAMES, find_column
+from vivace.data.formats import EXTENSIONS
 from vivace.errors import DataError, MissingExtra, VivaceError
 
 __all__ = ["class_names_of", "is_table", "names_any", "open_table"]
@@ -28,17 +32,20 @@ def is_table(path: Path) -> bool:
 
 
 @contextmanager
-def open_table(path: Path) -> Iterator[tuple[list[str], Mapping[str, Any], Callable[[Sequence[str]], Rows]]]:
+def open_table(
+    path: Path, notes: list[str]
+) -> Iterator[tuple[list[str], Mapping[str, Any], Callable[[Sequence[str]], Rows]]]:
     """(names of the columns, first row, rows(columns)) of a table; all empty if it has no rows.
 
-    rows yields (line, row); of parquet it reads the given columns only, and the first row holds 0 for each number.
-    Bytes of CSV that are not UTF-8 are surrogates. Raises DataError for what can't be read.
+    notes takes what was guessed about its header. rows yields (line, row); of parquet it reads the given columns only,
+    and the first row holds 0 for each number. Bytes of CSV that are not UTF-8 are surrogates. Raises DataError for what
+    can't be read, and for a CSV without a header line that is not file and class.
     """
     try:
         if path.suffix.lower() == ".parquet":
             yield _parquet(path)
             return
-        reader = (_jsonl_rows if path.suffix.lower() == ".jsonl" else _csv_rows)(path)
+        reader = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path, notes)
         first = next(reader, None)
         if first is None:
             yield [], {}, lambda columns: iter(())
@@ -52,7 +59,7 @@ def open_table(path: Path) -> Iterator[tuple[list[str], Mapping[str, Any], Calla
 def names_any(path: Path, files: Collection[str]) -> bool:
     """Whether a cell of the table's first rows ends in one of these file names; False where it can't be read."""
     try:
-        with open_table(path) as (columns, _, rows):
+        with open_table(path, []) as (columns, _, rows):
             first = itertools.islice(rows(columns), NUM_LOOKED_AT)
             return any(
                 str(cell).replace("\\", "/").rpartition("/")[2] in files for _, row in first for cell in row.values()
@@ -68,17 +75,64 @@ def _encoding(path: Path) -> str:
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
-def _csv_rows(path: Path) -> Rows:
+def _csv_rows(path: Path, notes: list[str]) -> Rows:
     with path.open(encoding=_encoding(path), newline="", errors="surrogateescape") as file:
-        header = file.readline(1 << 20)
-        file.seek(0)
+        header, before, comments = _header(file)
+        if comments:
+            notes.append(f"{count_of(comments, 'line')} of comment above the columns of {path.name} skipped")
         # of the marks that part columns somewhere, the one that the header has most of
         delimiter = max(DELIMITERS, key=header.count)
         reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
         names = [name.strip() for name in next(reader, [])]
-        for cells in reader:
+        if names and header.startswith("#"):
+            names[0] = names[0].lstrip("# ")
+        first = []
+        if _is_data(names, path.parent):
+            if len(names) != 2 or not _is_file(names[0], path.parent):
+                raise DataError(
+                    f"no header line: the first row of {path} names an image: got {some(names, 3)}. Write the names of "
+                    "the columns above it, such as file_name,label."
+                )
+            notes.append(f"{path.name} has no header line: its columns were taken for file_name and label")
+            first, names = [names], ["file_name", "label"]
+        for cells in itertools.chain(first, reader):
             if any(cell.strip() for cell in cells):
-                yield reader.line_num, dict(itertools.zip_longest(names, cells[: len(names)]))
+                yield before + reader.line_num, dict(itertools.zip_longest(names, cells[: len(names)]))
+
+
+def _header(file: IO[str]) -> tuple[str, int, int]:
+    """(first line that is neither blank nor comment, lines before it, comments of them); the file stands before it."""
+    before = comments = 0
+    while True:
+        start = file.tell()
+        line = file.readline(1 << 20)
+        comment = line.startswith("#") and not _names_columns(line)
+        if not line or (line.strip() and not comment):
+            file.seek(start)
+            return line, before, comments
+        before += line.endswith(("\n", "\r"))
+        comments += comment
+
+
+def _names_columns(line: str) -> bool:
+    """Whether a line that begins with # is a header all the same, as numpy and some databases write them."""
+    delimiter = max(DELIMITERS, key=line.count)
+    cells = [cell.strip() for cell in line.lstrip("# ").split(delimiter)]
+    return len(cells) > 1 and any(find_column(cells, name) for name in IMAGE_NAMES)
+
+
+def _is_data(cells: Sequence[str], folder: Path) -> bool:
+    """Whether the first row of a table is no header: one of its cells names an image."""
+    return any(_is_file(cell, folder) for cell in cells)
+
+
+def _is_file(cell: str, folder: Path) -> bool:
+    known = os.path.splitext(cell)[1].lower() in EXTENSIONS  # noqa: PTH122
+    if known or not cell or cell.lower() in (*IMAGE_NAMES, *LABEL_NAMES):
+        return known
+    # a name without its extension
+    stem = os.path.join(folder, cell.replace("\\", "/"))  # noqa: PTH118
+    return any(os.path.isfile(stem + ending) for ending in EXTENSIONS)  # noqa: PTH113
 
 
 def _jsonl_rows(path: Path) -> Rows:
