@@ -117,16 +117,17 @@ def test_shards_that_unpack_to_far_more_than_they_are_are_refused(
     assert not list((own_cache / "archives").glob("*"))
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"image": {"bytes": None, "path": "x.png"}, "label": 0}, "row 13: the image has no bytes, only a path"),
-        ({"image": {"bytes": b"x", "path": "x.png"}, "label": None}, "label is empty"),
-    ],
-)
-def test_rows_that_cant_be_used_are_named(tmp_path: Path, row: dict[str, object], message: str) -> None:
+def test_rows_without_a_class_are_bad_rows(tmp_path: Path) -> None:
+    row = {"image": {"bytes": b"x", "path": "x.png"}, "label": None}
     parquet.write_table(pyarrow.Table.from_pylist([*rows_of(4), row]), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match=message):
+    source = open_source(tmp_path, cache_dir=tmp_path / "cache")
+    assert [(bad.reason, bad.lines) for bad in source.bad_rows] == [("missing_label", (13,))]
+
+
+def test_rows_without_an_image_are_named(tmp_path: Path) -> None:
+    row = {"image": {"bytes": None, "path": "x.png"}, "label": 0}
+    parquet.write_table(pyarrow.Table.from_pylist([*rows_of(4), row]), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="row 13: the image has no bytes, only a path"):
         open_source(tmp_path / "x.parquet")
 
 

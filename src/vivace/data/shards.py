@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from vivace.data.archives import MAX_RATIO, RATIO_FLOOR_BYTES
 from vivace.data.assemble import assemble, some
-from vivace.data.badrows import Unusable, with_bad_rows
+from vivace.data.badrows import Unusable, check_rows, with_bad_rows
 from vivace.data.cachedir import default_cache_dir, filled_once
 from vivace.data.columns import Columns, choose_columns, find_column
 from vivace.data.formats import FORMATS, HEAD_BYTES, sniff
@@ -70,6 +70,7 @@ def open_shards(
             ) from None
     bad: list[Unusable] = []
     items = read_manifest(folder / LABELS, "train", [], bad, inside_only=True)
+    check_rows(items, bad, name, require_train=require_train)
     if require_train and "train" not in items:
         raise DataError(f"{name} has no training images, only {', '.join(sorted(items))}. Add a shard called train.")
     return with_bad_rows(assemble(name, folder.resolve(), items, require_train=require_train), bad)
