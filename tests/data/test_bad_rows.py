@@ -158,6 +158,8 @@ def test_backslashes_of_windows_are_separators(root: Path) -> None:
     # a name on other systems may hold one
     (root / "images" / "00.png").rename(root / r"images\00.png")
     assert r"images\00.png" in open_source(write(root, rows=rows)).splits["train"].names
+    (root / "images" / r"odd\name.png").write_bytes(b"x")
+    assert r"images/odd\name.png" in open_source(write(root, r"odd\name,a")).splits["train"].names
     with pytest.raises(DataError, match="lies outside the manifest's folder"):
         open_source(write(root, r"..\..\x.png,a"))
 

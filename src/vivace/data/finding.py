@@ -92,9 +92,14 @@ class Finder:
         )
 
     def _elsewhere(self, told: str, where: str) -> str:
-        slashed = told.replace("\\", "/")
-        name = os.path.normpath(slashed)
+        name = os.path.normpath(told)
         found = self._where_the_last_was(name, where) or self._looked_up(name, where)
+        slashed = told.replace("\\", "/")
+        if found is None and slashed != told:
+            name = os.path.normpath(slashed)
+            found = self._where_the_last_was(name, where) or self._looked_up(name, where)
+            if found is not None:
+                self._note_backslashes(told)
         if found is None:
             # bytes that are not UTF-8 are surrogates
             hint = " (not UTF-8 there: save the table as UTF-8)" if SURROGATE.search(told) else ""
@@ -102,8 +107,6 @@ class Finder:
             raise BadRowError(f"there is no such file: {quoted(told)}{hint}", "missing_file")
         folder, ending = self._last = found
         file = self._joined(folder, name + ending, where)
-        if slashed != told:
-            self._note_backslashes(told)
         if not self._example:
             short = file.removeprefix(self._root + os.sep)
             self._example = f"files that are not where the table says were looked for, such as {short}"
