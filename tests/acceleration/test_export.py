@@ -262,7 +262,7 @@ def test_the_verbs_export_and_verify(
     assert main(["verify", str(out), "--data", str(data)]) == 0
     shown = capsys.readouterr().out
     assert "every file is whole" in shown
-    assert "openvino in fp32 against PyTorch on 12 images (colours, test)" in shown
+    assert "openvino in fp32 against PyTorch on 12 images of colours" in shown
 
 
 @pytest.mark.parametrize(

@@ -569,7 +569,7 @@ def test_ten_thousand_real_photos_are_what_decoding_gives(real_data: Path) -> No
     preprocess = Preprocess(size=32, store_size=32)
     cache = open_cache(source, preprocess, require_train=False)
     assert cache.audit.findings == ()
-    split = cache.splits["test"]
+    split = cache.splits["train"]
     assert len(split.names) == 10_000
     for index in range(0, 10_000, 250):
         np.testing.assert_array_equal(split.images_NHWC[index], preprocess.load(root / split.names[index]))

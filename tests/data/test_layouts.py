@@ -149,7 +149,7 @@ def test_a_wrapper_with_files_beside_it_is_looked_through(tmp_path: Path) -> Non
 
 def test_a_class_of_a_bundle_is_no_wrapper(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "cat/2019", "cat/2020")
-    assert open_source(root, require_train=False, classes=("cat", "dog")).splits["test"].labels.tolist() == [0] * 6
+    assert open_source(root, require_train=False, classes=("cat", "dog")).splits["train"].labels.tolist() == [0] * 6
     root = fill(tmp_path / "more", "test/cat/2019", "test/cat/2020")
     assert open_source(root, require_train=False, classes=("cat", "dog")).splits["test"].labels.tolist() == [0] * 6
 

@@ -236,10 +236,11 @@ def test_the_classes_of_a_bundle_number_the_labels(make_folder: MakeFolder) -> N
     root = make_folder()
     source = open_source(root, require_train=False, classes=("red", "green", "blue", "other"))
     assert source.classes == ("red", "green", "blue", "other")
-    assert list(source.splits) == ["test"]
-    assert source.splits["test"].labels.tolist() == [2] * 8 + [1] * 8 + [0] * 8
+    # in no split: not for a test, as far as anybody has said
+    assert list(source.splits) == ["train"]
+    assert source.splits["train"].labels.tolist() == [2] * 8 + [1] * 8 + [0] * 8
     source = open_source(root, require_train=False, classes=("red", "green"))
-    assert source.splits["test"].labels.tolist() == [1] * 8 + [0] * 8
+    assert source.splits["train"].labels.tolist() == [1] * 8 + [0] * 8
     assert source.notes == ("8 images of classes that the bundle does not know left out: blue",)
     with pytest.raises(DataError, match="the bundle does not know any class of the data: got blue, green, red"):
         open_source(root, require_train=False, classes=("oak", "beech"))

@@ -129,7 +129,7 @@ def test_no_mistakes_are_no_fault(tmp_path: Path, make_folder: Callable[..., Pat
 
 @pytest.mark.parametrize(
     ("splits", "chosen"),
-    [((), "test"), (("train", "val", "test"), "test"), (("train", "valid"), "val"), (("val",), "val")],
+    [((), "all"), (("train", "val", "test"), "test"), (("train", "valid"), "val"), (("val",), "val")],
 )
 def test_the_split_is_test_else_val_else_all(
     bundle: Bundle, make_folder: Callable[..., Path], splits: tuple[str, ...], chosen: str
@@ -181,7 +181,7 @@ def test_nothing_left_to_evaluate_is_refused(bundle: Bundle, tmp_path: Path) -> 
     folder = tmp_path / "data" / "red"
     folder.mkdir(parents=True)
     (folder / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"the split test of data has no images\. Choose another by --split\."):
+    with pytest.raises(DataError, match=r"no image of data can be used\. .vivace audit. lists why"):
         evaluate(bundle, folder.parent, device="cpu", on_bad_image="skip")
 
 
@@ -235,7 +235,7 @@ def test_the_command_prints_a_table_and_draws_figures(
     arguments = ["evaluate", str(bundle.folder), str(folder), "--device", "cpu", "--quiet"]
     assert main([*arguments, "--figures", str(figures)]) == 0
     out = capfd.readouterr().out
-    assert "colours, split test: 9 images, fp32" in out
+    assert "colours, split all: 9 images, fp32" in out
     assert "top-3   100.00 %" in out
     assert sorted(path.name for path in figures.iterdir()) == ["confusion.png", "mistakes.png"]
     assert main([*arguments, "--json"]) == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vivace.acceleration.parity import verify
 from vivace.bundle import load_bundle
 from vivace.cli import main
 from vivace.data.cache import open_cache
@@ -75,7 +76,7 @@ def test_only_images_that_were_trained_on_are_measured_and_told(
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(data / name, target)
     assert main(["evaluate", str(trained.run), str(tmp_path / "copies"), "--device", "cpu", "--quiet"]) == 0
-    assert capsys.readouterr().out.startswith("copies, split all: 18 images, of which 18 were trained on, fp32\n")
+    assert capsys.readouterr().out.startswith("copies, split all: 18 images, all of which were trained on, fp32\n")
 
 
 def test_new_images_are_a_test(trained: TrainResult, make_folder: MakeFolder, data: Path) -> None:
@@ -83,7 +84,7 @@ def test_new_images_are_a_test(trained: TrainResult, make_folder: MakeFolder, da
     for path in sorted(fresh.rglob("*.png")):
         Image.effect_noise((20, 20), 90).convert("RGB").save(path)
     result = evaluate(trained.bundle, fresh, device="cpu")
-    assert (result.split, result.metrics.num_images) == ("test", 6)
+    assert (result.split, result.metrics.num_images) == ("all", 6)
     assert (result.num_images_trained_on, result.num_images_left_out) == (0, 0)
 
 
@@ -108,12 +109,64 @@ def test_the_command_tells_what_was_measured(
 ) -> None:
     arguments = ["evaluate", str(trained.run), str(data), "--device", "cpu", "--quiet"]
     assert main(arguments) == 0
-    assert "noise, held out: 6 images; 18 others were trained on (--split all measures" in capsys.readouterr().out
+    assert (
+        "noise, held out: 6 images; 18 others were trained on (--split train or all measures" in capsys.readouterr().out
+    )
     assert main([*arguments, "--split", "all"]) == 0
     assert "noise, split all: 24 images, of which 18 were trained on, fp32" in capsys.readouterr().out
     assert main([*arguments, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (printed["num_images_trained_on"], printed["num_images_left_out"], printed["split"]) == (0, 18, "held out")
+
+
+@pytest.mark.parametrize("as_table", [False, True])
+def test_data_without_splits_have_no_test_split(
+    trained: TrainResult, data: Path, capsys: pytest.CaptureFixture[str], as_table: bool
+) -> None:
+    if as_table:
+        rows = [f"{path.relative_to(data)},{path.parent.name}" for path in data.rglob("*.png")]
+        (data / "noise.csv").write_text("\n".join(["file_name,label", *rows]))
+        data /= "noise.csv"
+    with pytest.raises(
+        DataError, match=r"no test split in noise, or any other .* Give --split all .*, val .* held out"
+    ):
+        evaluate(trained.bundle, data, split="test", device="cpu")
+    held_out = evaluate(trained.bundle, data, split="val", device="cpu")
+    assert held_out.to_dict().items() >= {"split": "held out", "num_images": 6, "num_images_trained_on": 0}.items()
+    assert held_out.top1 == pytest.approx(trained.val_top1)
+    train = evaluate(trained.bundle, data, split="train", device="cpu")
+    assert (train.split, train.metrics.num_images, train.num_images_trained_on) == ("train", 18, 18)
+    assert main(["evaluate", str(trained.run), str(data), "--split", "train", "--device", "cpu", "--quiet"]) == 0
+    assert "noise, split train: 18 images, all of which were trained on, fp32" in capsys.readouterr().out
+
+
+def test_images_of_other_data_are_neither_trained_on_nor_held_out(
+    trained: TrainResult, make_folder: MakeFolder
+) -> None:
+    fresh = make_folder("fresh", per_class=2)
+    for path in sorted(fresh.rglob("*.png")):
+        Image.effect_noise((20, 20), 90).convert("RGB").save(path)
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match=r"no image of fresh was trained on, .* Give --split all\."):
+            evaluate(trained.bundle, fresh, split=split, device="cpu")
+
+
+def test_where_validation_images_were_held_out_of_train_they_are_the_val_split(
+    run_tiny: RunTiny, make_folder: MakeFolder
+) -> None:
+    data = make_folder("parted", splits=("train", "test"))
+    for path in sorted(data.rglob("*.png")):
+        Image.effect_noise((20, 20), 90).convert("RGB").save(path)
+    trained = run_tiny(data=data)
+    result = evaluate(trained.bundle, data, split="val", device="cpu")
+    assert (result.split, result.num_images_trained_on) == ("held out", 0)
+    assert result.top1 == pytest.approx(trained.val_top1)
+
+
+def test_images_compared_on_are_no_test_split_where_there_is_none(trained: TrainResult, data: Path) -> None:
+    parity = verify(trained.bundle, data=data)
+    assert parity.images == "noise"
+    assert "24 images of noise are finite" in parity.summary()
 
 
 def test_a_bundle_that_does_not_tell_says_so(

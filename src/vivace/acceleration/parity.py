@@ -39,7 +39,7 @@ class Parity:
     runtime: str
     precision: str
     images: str
-    """Where they are from: the name and split of a data set, or "generated"."""
+    """Where they are from: the name of a data set and, if it has splits, the split; or "generated"."""
     num_images: int
     top1_agreement: float
     """Share of the images with the same first class, [0, 1]; exact ties within the tolerance count as agreeing."""
@@ -65,11 +65,11 @@ class Parity:
         if not self.compared:
             return (
                 f"{self.runtime} in {self.precision} is what other forms are compared with, so there was nothing to "
-                f"compare: the weights fit the network, and its probabilities of {self.num_images:,} images "
-                f"({self.images}) are finite and the same twice. Not checked: whether they are right (vivace evaluate)"
+                f"compare: the weights fit the network, and its probabilities of {self._images} "
+                f"are finite and the same twice. Not checked: whether they are right (vivace evaluate)"
             )
         return (
-            f"{self.runtime} in {self.precision} against PyTorch on {self.num_images:,} images ({self.images}): first "
+            f"{self.runtime} in {self.precision} against PyTorch on {self._images}: first "
             f"class agrees on {self.top1_agreement:.2%}, probabilities differ by at most {self.max_difference:.1e} "
             f"({self.tolerance:g} is allowed)"
         )
@@ -77,6 +77,13 @@ class Parity:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return dataclasses.asdict(self)
+
+    @property
+    def _images(self) -> str:
+        """How many, and of what, for people."""
+        count = f"{self.num_images:,} images"
+        plain = self.images != "generated" and ", " not in self.images
+        return f"{count} of {self.images}" if plain else f"{count} ({self.images})"
 
 
 def parity_images(
@@ -92,7 +99,9 @@ def parity_images(
     source, split, cached = open_split(bundle, data, cache_dir=cache_dir, on_bad_image="skip")
     stored = cached.images_NHWC
     rows = np.unique(np.linspace(0, len(stored) - 1, min(num_images, len(stored))).round().astype(int))
-    return preprocess.view(np.asarray(stored[rows])), f"{source.name}, {split}"
+    # some of the images may have been trained on: without splits they are no split's
+    name = source.name if list(source.splits) == ["train"] else f"{source.name}, {split}"
+    return preprocess.view(np.asarray(stored[rows])), name
 
 
 def _generated(size: int, channels: int) -> np.ndarray:
@@ -144,7 +153,7 @@ def check_parity(parity: Parity) -> None:
         raise ParityError(
             f"{parity.runtime} does not agree with PyTorch: probabilities differ by {parity.max_difference:.2g} "
             f"({parity.tolerance:g} is allowed), the first class agrees on {parity.top1_agreement:.2%} of "
-            f"{parity.num_images} images ({parity.images}). Nothing was kept: use another form."
+            f"{parity._images}. Nothing was kept: use another form."
         )
 
 

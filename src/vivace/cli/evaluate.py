@@ -29,8 +29,9 @@ class Options:
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """A data set's name, a folder, a manifest or an archive, as for `vivace train`."""
     split: str | None = None
-    """train, val, test, or all where the data has one split only. Default: test if there is one, else val, else the
-    images that were not trained on."""
+    """train, val, test, or all where the data has one split only. Without a val split, val is what training held out;
+    without any split, train is what was trained on, and there is no test. Default: test if there is one, else val, else
+    the images that were not trained on."""
     figures: Path | None = None
     """Draw the confusion matrix and the worst mistakes into this folder."""
     batch_size: int = 250
@@ -134,8 +135,10 @@ def _images(evaluation: Evaluation) -> str:
     """Which images were measured, and whether the network has seen them before."""
     count, trained_on = f"{evaluation.metrics.num_images:,} images", evaluation.num_images_trained_on
     if evaluation.num_images_left_out:
-        rest = f"{evaluation.num_images_left_out:,} others were trained on (--split all measures them too)"
+        rest = f"{evaluation.num_images_left_out:,} others were trained on (--split train or all measures them too)"
         return f"{evaluation.split}: {count}; {rest}"
+    if trained_on == evaluation.metrics.num_images:
+        return f"split {evaluation.split}: {count}, all of which were trained on"
     of_which = f", of which {trained_on:,} were trained on" if trained_on else ""
     return f"split {evaluation.split}: {count}{of_which}"
 

@@ -35,7 +35,7 @@ class Options:
     state_dict: Annotated[Path | None, tyro.conf.arg(metavar="FILE.pth")] = None
     """The same as --to state-dict --out FILE.pth."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """Images to compare on, as for vivace train: test, else val, 1,000 at most. Default: generated ones."""
+    """Images to compare on, as for vivace train: test, else val, else all, 1,000 at most. Default: generated ones."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False

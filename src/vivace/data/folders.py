@@ -54,9 +54,7 @@ def open_folder(
             if split in found.splits:
                 items[split] = read_classes(found.splits[split], listing, found.notes)
     else:
-        items = _read_class_first(found) or {
-            "train" if require_train else "test": read_classes(top, listing, found.notes)
-        }
+        items = _read_class_first(found) or {"train": read_classes(top, listing, found.notes)}
     if listing.broken:
         found.notes.append(
             f"{count_of(len(listing.broken), 'broken link')} passed over: {some(sorted(listing.broken))}"

@@ -22,9 +22,8 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: bool = True) -> DataSource | None:
     """The data source of such a folder, opened as `data` says; None if it is another kind. Raises DataError."""
     root = root.resolve()
-    default = "train" if require_train else "test"
-    tables = _metadata(root, default, data.follow_links)
-    if tables and (default in tables or not require_train):
+    tables = _metadata(root, "train", data.follow_links)
+    if tables and ("train" in tables or not require_train):
         items: dict[str, Items] = {}
         notes: list[str] = []
         bad: list[Unusable] = []
@@ -43,7 +42,7 @@ def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: b
                 items.setdefault(name, []).extend(rows)
         check_rows(items, bad, str(root), require_train=require_train)
         return with_bad_rows(assemble(root.name, root, items, require_train=require_train, notes=notes), bad)
-    shards = _shards(root, default, data.follow_links)
+    shards = _shards(root, "train", data.follow_links)
     if shards:
         return open_shards(shards, root.name, data, cache_dir, require_train=require_train)
     return None

@@ -46,7 +46,7 @@ def open_manifest(
     bad: list[Unusable] = []
     items = read_manifest(
         path,
-        "train" if require_train else "test",
+        "train",
         notes,
         bad,
         inside_only=inside_only,

@@ -28,9 +28,9 @@ def open_source(
 ) -> DataSource:
     """The data source behind a name, a folder, a manifest or an archive.
 
-    require_train: False for evaluation, where one split of any name is enough and a plain folder of class folders
-    counts as "test". classes: those of a bundle, in its order; labels then follow them, and images of other classes are
-    left out. What was left out or guessed is in the source's `notes`.
+    require_train: False for evaluation, where one split of any name is enough. Images that are in no split are "train":
+    nobody has said that they are for anything else. classes: those of a bundle, in its order; labels then follow them,
+    and images of other classes are left out. What was left out or guessed is in the source's `notes`.
     Raises DataError, ArchiveError or DownloadError.
     """
     data = Data.of(data)
@@ -42,8 +42,7 @@ def open_source(
             path, data, require_train, classes
         )
     elif path.is_file() and shards.holds_pixels(path, data.image_column):
-        split = "train" if require_train else "test"
-        source = shards.open_shards({split: [path]}, path.stem, data, cache_dir, require_train=require_train)
+        source = shards.open_shards({"train": [path]}, path.stem, data, cache_dir, require_train=require_train)
     elif path.is_file() and manifests.is_manifest(path):
         source = _manifest(path, data, require_train)
     elif path.is_file() and archives.is_archive(path):

@@ -49,7 +49,7 @@ class Evaluation:
 
     data: str
     split: str
-    """Its name; "all" where the data has one only; or "held out": what was not trained on of the only one."""
+    """Its name; "all" where the data has one only; or "held out": what training held out, or did not see."""
     metrics: Metrics
     classes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
@@ -110,7 +110,9 @@ def evaluate(
     """Measure a bundle on a split of `data`: test if there is one, else val, else what it was not trained on.
 
     data: as for `train`; its classes are matched to the bundle's by name, and may be some of them. split: train, val,
-    test, or "all" where the data has one split only. batch_size: images per forward pass (a predictor keeps its own).
+    test, or "all" where the data has one split only; without a split for validation, "val" is what training held out,
+    and of data without splits "train" is what was trained on. batch_size: images per forward pass (a predictor keeps
+    its own).
     tta: views that each answer is averaged over, "none", "mirror" (2 views) or "shift" (6 views: mirrors and shifts of
     a pixel). tta_share: share of the images that get more views than one, those of the least sure answers, (0, 1].
     progress is told (images decoded, images in all).
@@ -131,9 +133,13 @@ def evaluate(
         progress=progress,
     )
     if len(cached.labels_N) == 0:
+        if len(source.splits) == 1:
+            raise DataError(f"no image of {source.name} can be used. 'vivace audit' lists why; mend them.")
         raise DataError(f"the split {chosen} of {source.name} has no images. Choose another by --split.")
     trained_on = predictor.bundle.trained_on()
-    measured = choose_images(chosen, split, cached.digests_N, trained_on, only_split=len(source.splits) == 1)
+    measured = choose_images(
+        chosen, split, cached.digests_N, trained_on, only_split=len(source.splits) == 1, name=source.name
+    )
     started = time.perf_counter()
     view = predictor.bundle.preprocess.view
     probs = _probs(predictor, cached, measured.rows, tta, tta_share)
