@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -11,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vivace.data import archives
 from vivace.data.archives import unpack
 from vivace.data.place import Data
 from vivace.data.sources import open_source
+from vivace.data.splits import DataSource
 from vivace.errors import ArchiveError, DataError
 
 MakeFolder = Callable[..., Path]
@@ -185,3 +188,98 @@ def test_files_beside_the_only_folder_do_not_matter(make_folder: MakeFolder, tmp
         archive.writestr("__MACOSX/colours/red/._000.png", "x")
     source = open_source(path)
     assert (source.classes, len(source.splits["train"])) == (("blue", "green", "red"), 24)
+
+
+def unpacked_in(cache: Path) -> Path:
+    (folder,) = (path for path in (cache / "archives").iterdir() if not path.name.startswith("."))
+    return folder
+
+
+def num_images(source: DataSource) -> int:
+    return sum(len(split.labels) for split in source.splits.values())
+
+
+@pytest.mark.parametrize("how", ["removed", "cut short", "folder removed"])
+def test_what_a_cleaner_took_from_the_cache_is_unpacked_again_and_said(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    path = pack(make_folder(), tmp_path / "packed.zip")
+    before = open_source(path, cache_dir=tmp_path / "cache")
+    folder = unpacked_in(tmp_path / "cache")
+    images = sorted(folder.rglob("*.png"))
+    if how == "removed":
+        images[0].unlink()
+    elif how == "cut short":
+        images[0].write_bytes(b"")
+    else:
+        shutil.rmtree(images[0].parent)
+    capsys.readouterr()
+    after = open_source(path, cache_dir=tmp_path / "cache")
+    assert "unpacked files are missing or changed in" in capsys.readouterr().err
+    assert num_images(after) == num_images(before)
+    assert sorted(folder.rglob("*.png")) == images
+    assert all(image.stat().st_size for image in images)
+    open_source(path, cache_dir=tmp_path / "cache")
+    assert "missing" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_files_of_others_in_the_cache_are_neither_used_nor_removed(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: bool
+) -> None:
+    path = pack(make_folder(), tmp_path / "packed.zip")
+    before = open_source(path, cache_dir=tmp_path / "cache")
+    image = next(unpacked_in(tmp_path / "cache").rglob("*.png"))
+    mine = image.with_name("mine.png")
+    mine.write_bytes(image.read_bytes())
+    if lost:
+        image.unlink()
+    assert num_images(open_source(path, cache_dir=tmp_path / "cache")) == num_images(before)
+    assert "holds a file that was not unpacked there: " in capsys.readouterr().err
+    assert mine.exists()
+
+
+def test_a_folder_of_others_with_the_caches_name_is_left_alone(make_folder: MakeFolder, tmp_path: Path) -> None:
+    path = pack(make_folder(), tmp_path / "packed.zip")
+    before = open_source(path, cache_dir=tmp_path / "cache")
+    folder = unpacked_in(tmp_path / "cache")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("mine")
+    assert num_images(open_source(path, cache_dir=tmp_path / "cache")) == num_images(before)
+    assert [file.name for file in folder.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_another_archive_of_the_same_name_size_and_time_is_another(tmp_path: Path, suffix: str) -> None:
+    archive = tmp_path / f"data.{suffix}"
+    seen = []
+    for color in (100, 200):
+        root = tmp_path / f"of-{color}"
+        for name in ("a", "b"):
+            for number in range(3):
+                (root / name).mkdir(parents=True, exist_ok=True)
+                pixels = Image.new("RGB", (16, 16), (color, number, ord(name)))
+                pixels.save(root / name / f"{number}.bmp")
+        packed = pack(root, tmp_path / f"{color}.{suffix}")
+        os.utime(packed, (1_000_000_000, 1_000_000_000))
+        shutil.copy2(packed, archive)
+        source = open_source(archive, cache_dir=tmp_path / "cache")
+        seen.append((archive.stat().st_size, archive.stat().st_mtime, source.root))
+    assert seen[0][:2] == seen[1][:2]
+    first, second = (sorted(seen[i][2].rglob("*.bmp"))[0].read_bytes() for i in (0, 1))
+    assert first != second
+
+
+def test_names_that_come_twice_are_said(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder()
+    path = pack(folder, tmp_path / "packed.zip")
+    name = zipfile.ZipFile(path).namelist()[-1]
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(name, b"the later one")
+    (tmp_path / "out").mkdir()
+    unpack(path, tmp_path / "out")
+    assert f"warning: 1 names come more than once in {path}, and the last counts: '{name}'" in capsys.readouterr().err
+    assert (tmp_path / "out" / name).read_bytes() == b"the later one"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from same_weights import assert_same_weights
 
 from vivace import measure
+from vivace.files import write_json
 from vivace.measure import Comparison
 from vivace.training import session as session_module
 from vivace.training import tune as tune_module
@@ -343,7 +345,28 @@ def test_a_receipt_is_kept_for_the_machine_and_its_questions(tmp_path: Path) -> 
     for damaged in ("{}", "", "[]", '{"setup": {"precision": "fp12"}}', '{"setup": {}, "trials": 3}'):
         path.write_text(damaged)
         assert stored_receipt(path) is None
+    for changes in ({"threads": 4096}, {"threads": 0}, {"threads": "x"}, {"micro_batch_size": -1}):
+        write_json(path, {"setup": changes})
+        assert stored_receipt(path) is None
+    write_json(path, {"setup": {"threads": 1}})
+    assert stored_receipt(path) is not None
+    path.unlink()
+    os.mkfifo(path)
+    assert stored_receipt(path) is None
     assert stored_receipt(tmp_path / "none.json") is None
+
+
+def test_more_threads_than_processors_are_not_started_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune_module, "num_cpus", lambda: 2)
+    assert plain_setup(Recipe(threads=2)).threads == 2
+    assert capsys.readouterr().err == ""
+    assert plain_setup(Recipe(threads=4096)).threads == 2
+    assert (
+        capsys.readouterr().err == "warning: threads is 4,096 in the recipe and this process has 2 processors: "
+        "2 are used\n"
+    )
 
 
 def test_a_receipt_that_can_not_be_kept_is_no_reason_to_fail(tmp_path: Path) -> None:

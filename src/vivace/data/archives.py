@@ -10,17 +10,20 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from vivace.data.cachedir import default_cache_dir, filled_once
+from vivace.data.cachedir import default_cache_dir
 from vivace.data.listing import is_candidate
 from vivace.data.manifests import is_manifest
 from vivace.data.splitnames import is_system
 from vivace.data.tars import NotPlain, guarded_tarinfo, plain_members
+from vivace.data.unpacked import identity, unpacked_once
 from vivace.errors import ArchiveError
+from vivace.notices import warn
 
 __all__ = ["is_archive", "unpack", "unpacked"]
 
@@ -58,18 +61,15 @@ def is_archive(path: Path) -> bool:
 def unpacked(path: Path, cache_dir: Path | None) -> Path:
     """The folder of what an archive holds, below all wrappers; unpacked into the cache once. Raises ArchiveError."""
     path = path.resolve()
-    facts = path.stat()
-    key = hashlib.sha256(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape")).hexdigest()
-    folder = (cache_dir or default_cache_dir()) / "archives" / f"{path.name.split('.')[0]}-{key[:12]}"
-    if not folder.exists():
-        try:
-            with filled_once(folder) as temporary:
-                unpack(path, temporary)
-        except OSError as error:
-            raise ArchiveError(
-                f"the archive can't be unpacked into the cache: {folder} ({error.strerror}). Give a folder that can "
-                "be written by $VIVACE_CACHE or --cache-dir."
-            ) from None
+    key = hashlib.sha256(identity(path).encode("utf-8", "surrogateescape")).hexdigest()
+    archives = (cache_dir or default_cache_dir()) / "archives"
+    try:
+        folder = unpacked_once(archives, path.name.split(".")[0], key, lambda temporary: unpack(path, temporary))
+    except OSError as error:
+        raise ArchiveError(
+            f"the archive can't be unpacked into the cache: {archives} ({error.strerror}). Give a folder that can "
+            "be written by $VIVACE_CACHE or --cache-dir."
+        ) from None
     return _single_folder(folder)
 
 
@@ -84,6 +84,7 @@ def unpack(path: Path, target: Path) -> None:
             with zipfile.ZipFile(path) as archive:
                 members = list(_zip_members(archive, path))
                 _check_sizes(members, path, target)
+                _tell_repeated(members, path)
                 for member in members:
                     assert isinstance(member.handle, zipfile.ZipInfo)
                     with archive.open(member.handle) as source:
@@ -92,6 +93,7 @@ def unpack(path: Path, target: Path) -> None:
             with tarfile.open(path, tarinfo=guarded_tarinfo()) as tar:
                 members = list(_tar_members(tar, path))
                 _check_sizes(members, path, target)
+                _tell_repeated(members, path)
                 for member in members:
                     assert isinstance(member.handle, tarfile.TarInfo)
                     extracted = tar.extractfile(member.handle)
@@ -175,6 +177,14 @@ def _check_sizes(members: list[_Member], path: Path, target: Path) -> None:
     free = shutil.disk_usage(target).free
     if total > free:
         raise ArchiveError(f"the disk is too full: {path} unpacks to {total:,} bytes, {free:,} are free. Make room.")
+
+
+def _tell_repeated(members: list[_Member], path: Path) -> None:
+    """Warn of names that come more than once: the last of each is what is unpacked."""
+    counts = Counter(str(PurePosixPath(member.name)) for member in members)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        warn(f"{len(repeated):,} names come more than once in {path}, and the last counts: {repeated[0]!r:.100}")
 
 
 def _bomb(path: Path, total: int) -> ArchiveError:

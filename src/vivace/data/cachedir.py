@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vivace.files import atomic_folder, remove_leftovers
@@ -66,15 +66,20 @@ class _TooLate(Exception):
     """Another process has filled the folder meanwhile."""
 
 
+def _holds_anything(folder: Path) -> bool:
+    return any(folder.iterdir())
+
+
 @contextlib.contextmanager
-def filled_once(folder: Path) -> Iterator[Path]:
+def filled_once(folder: Path, *, is_filled: Callable[[Path], bool] = _holds_anything) -> Iterator[Path]:
     """A folder that becomes `folder` when the block ends well, and vanishes when it does not.
 
-    Where another process was faster its folder stays: it holds the same, and may be in use. Raises OSError.
+    Where another process was faster its folder stays: it holds the same, and may be in use. is_filled: whether a folder
+    that lies there is such a one. Raises OSError.
     """
 
     def refuse(found: Path) -> None:
-        if any(found.iterdir()):
+        if is_filled(found):
             raise _TooLate
 
     with contextlib.suppress(_TooLate), atomic_folder(folder, sync=False, check=refuse) as temporary:

@@ -12,13 +12,14 @@ from typing import IO, Any
 from vivace.data.archives import MAX_RATIO, RATIO_FLOOR_BYTES
 from vivace.data.assemble import assemble, some
 from vivace.data.badrows import Unusable, check_rows, with_bad_rows
-from vivace.data.cachedir import default_cache_dir, filled_once
+from vivace.data.cachedir import default_cache_dir
 from vivace.data.columns import Columns, choose_columns, find_column
 from vivace.data.formats import FORMATS, HEAD_BYTES, sniff
 from vivace.data.manifests import read_manifest
 from vivace.data.place import Data
 from vivace.data.splits import DataSource
 from vivace.data.tables import class_names_of, import_parquet
+from vivace.data.unpacked import identity, unpacked_once
 from vivace.errors import ArchiveError, DataError
 
 __all__ = ["holds_pixels", "open_shards"]
@@ -50,24 +51,18 @@ def open_shards(
 
     Raises ArchiveError for files that unpack to far more than they are, DataError for others that can't be used.
     """
-    facts = [
-        f"{split}\0{path.resolve()}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}"
-        for split, paths in sorted(shards.items())
-        for path in paths
-    ]
+    facts = [f"{split}\0{identity(path.resolve())}" for split, paths in sorted(shards.items()) for path in paths]
     columns = [str(data.label_column), *([] if data.image_column is None else [f"\0{data.image_column}"])]
-    key = hashlib.sha256("\n".join([*columns, *facts]).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    key = hashlib.sha256("\n".join([*columns, *facts]).encode("utf-8", "surrogateescape")).hexdigest()
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:60]
-    folder = (cache_dir or default_cache_dir()) / "archives" / f"{plain}-{key}"
-    if not folder.exists():
-        try:
-            with filled_once(folder) as temporary:
-                _unpack_all(shards, temporary, data)
-        except OSError as error:
-            raise ArchiveError(
-                f"the images of {name} can't be unpacked into the cache: {folder} ({error.strerror or error}). Give a "
-                "folder that can be written by $VIVACE_CACHE or --cache-dir."
-            ) from None
+    archives = (cache_dir or default_cache_dir()) / "archives"
+    try:
+        folder = unpacked_once(archives, plain, key, lambda temporary: _unpack_all(shards, temporary, data))
+    except OSError as error:
+        raise ArchiveError(
+            f"the images of {name} can't be unpacked into the cache: {archives} ({error.strerror or error}). Give a "
+            "folder that can be written by $VIVACE_CACHE or --cache-dir."
+        ) from None
     bad: list[Unusable] = []
     items = read_manifest(folder / LABELS, "train", [], bad, inside_only=True)
     check_rows(items, bad, name, require_train=require_train)

@@ -15,10 +15,12 @@ import torch
 
 from vivace.config import from_dict, to_dict
 from vivace.errors import ConfigError
-from vivace.files import canonical_json, write_json
+from vivace.files import canonical_json, read_regular, write_json
 from vivace.hardware import num_cpus, supported_precisions
 from vivace.kernels.winograd import has_winograd
 from vivace.measure import Comparison, compare, time_call
+from vivace.notices import warn
+from vivace.plain import parse_json
 from vivace.training.recipe import Recipe
 from vivace.training.step import Setup
 
@@ -37,6 +39,8 @@ MIN_GAIN = 1.02
 # by how much the fastest steps must be faster to be believed where the medians can't be
 MIN_GAIN_DISTURBED = 1.1
 NUM_WARMUP = 1
+# a receipt is a few kilobytes
+MAX_RECEIPT_BYTES = 1 << 20
 # pairs beyond the first few, as long as those of a candidate take no more than a share of the run and so many seconds:
 # where the speed of a machine changes from second to second, four have said 0.6 of what is 1.2
 MAX_PAIRS, PAIRS_SHARE, PAIRS_SECONDS = 10, 0.01, 2.0
@@ -99,9 +103,19 @@ def plain_setup(recipe: Recipe) -> Setup:
         tile_gradients=recipe.tile_gradients is True,
         winograd=recipe.winograd is True,
         fuse_norms=recipe.fuse_norms is True,
-        threads=num_cpus() if recipe.threads == "auto" else recipe.threads,
+        threads=_threads(recipe),
         micro_batch_size=recipe.micro_batch_size,
     )
+
+
+def _threads(recipe: Recipe) -> int:
+    """Threads as the recipe asks for, up to one per processor: each more costs memory, and makes all slower."""
+    most = num_cpus()
+    if recipe.threads == "auto":
+        return most
+    if recipe.threads > most:
+        warn(f"threads is {recipe.threads:,} in the recipe and this process has {most} processors: {most} are used")
+    return min(recipe.threads, most)
 
 
 def trial_batch_size(recipe: Recipe) -> int:
@@ -116,11 +130,13 @@ def receipt_path(cache_dir: Path, facts: dict[str, Any]) -> Path:
 
 def stored_receipt(path: Path) -> Receipt | None:
     """The receipt of an earlier run on this machine, or None; a damaged one counts as none."""
-    import json
-
     try:
-        receipt = from_dict(Receipt, json.loads(path.read_text()))
+        receipt = from_dict(Receipt, parse_json(read_regular(path, MAX_RECEIPT_BYTES), str(path)))
     except (OSError, ValueError, ConfigError):
+        return None
+    setup = receipt.setup
+    # of another machine, or damaged
+    if not 1 <= setup.threads <= num_cpus() or (setup.micro_batch_size or 1) < 1:
         return None
     return dataclasses.replace(receipt, source="cached", seconds=0.0)
 
