@@ -41,6 +41,8 @@ __all__ = [
 MAX_PIXELS = 100_000_000
 # a larger file is not even read: what MAX_PIXELS may take decoded
 MAX_BYTES = 768_000_000
+# bytes of a file that is read at once
+SMALL_FILE = 1 << 16
 # characters of a name in a message
 MAX_SHOWN = 300
 
@@ -121,6 +123,8 @@ def decode_bytes(
 
 def mismatch(name: str, kind: str) -> bool:
     """Whether the extension of a file is that of another format than `kind`, which its content is."""
+    if name.endswith(FORMATS[kind]):
+        return False
     extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
     return extension in EXTENSIONS and extension not in FORMATS[kind] and not (kind == "JPEG" and extension == ".mpo")
 
@@ -131,38 +135,57 @@ def size_of(path: Path | str) -> tuple[int, int]:
         return header_size(data)
 
 
-@contextlib.contextmanager
-def _opened(data: bytes, name: str, limits: Limits) -> Iterator[Picture]:
-    if not data:
-        raise ImageError(f"the file is empty: {shown(name)}. Remove it.", problem="empty")
-    with PillowGuard():
-        with _told(name):
-            opened = open_picture(data, limits)
-            picture = opened.__enter__()
+class _opened:  # noqa: N801 (a context as those of contextlib are, in a fifth of their time)
+    """The picture in a file's bytes, while the memory for it is held and Pillow behaves."""
+
+    def __init__(self, data: bytes, name: str, limits: Limits) -> None:
+        self._data, self._name, self._limits = data, name, limits
+
+    def __enter__(self) -> Picture:
+        if not self._data:
+            raise ImageError(f"the file is empty: {shown(self._name)}. Remove it.", problem="empty")
+        self._guard = PillowGuard()
+        self._guard.__enter__()
         try:
-            yield picture
-        finally:
+            with _told(self._name):
+                self._open = open_picture(self._data, self._limits)
+                return self._open.__enter__()
+        except BaseException:
+            self._guard.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
             # what becomes of the picture is no error of its file
-            opened.__exit__(None, None, None)
+            self._open.__exit__(None, None, None)
+        finally:
+            self._guard.__exit__()
 
 
-@contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
+class _told:  # noqa: N801 (a context as those of contextlib are, in a fifth of their time)
     """Whatever a decoder raises becomes an ImageError of one line; MemoryError stays what it is."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Unfit as unfit:
-        text = str(unfit)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, MemoryError):
+            raise _image_error(error, self._name) from None
+
+
+def _image_error(error: Exception, name: str) -> ImageError:
+    if isinstance(error, Unfit):
+        text = str(error)
         # what is counted before decoding knows no name
         text = text.replace("NAME", shown(name)) if "NAME" in text else f"not decoded: {shown(name)}: {text}"
-        raise ImageError(text, problem=unfit.problem) from None
-    except Exception as error:
-        # broken files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
-        raise ImageError(
-            f"the image is damaged: {shown(name)} ({_reason(error)}). Restore or remove it.", problem="truncated"
-        ) from None
+        return ImageError(text, problem=error.problem)
+    # broken files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
+    return ImageError(
+        f"the image is damaged: {shown(name)} ({_reason(error)}). Restore or remove it.", problem="truncated"
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -206,8 +229,11 @@ def _read(path: Path | str) -> Iterator[bytes]:
             )
         with READING.hold(facts.st_size):
             try:
-                head = os.read(descriptor, HEAD_BYTES)
-                data = head + (io.FileIO(descriptor, closefd=False).readall() if sniff(head) else b"")
+                # the end of a small file is seen in the same call; of a large one that is no image the rest is not read
+                small = facts.st_size < SMALL_FILE
+                data = os.read(descriptor, facts.st_size + 1 if small else HEAD_BYTES)
+                if len(data) != facts.st_size and sniff(data[:HEAD_BYTES]):
+                    data += io.FileIO(descriptor, closefd=False).readall()
             except OSError as error:
                 raise _unreadable(path, error) from None
             yield data

@@ -37,7 +37,9 @@ XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 TYPES = {1: ("B", 1), 2: ("B", 1), 3: ("H", 2), 4: ("I", 4), 6: ("b", 1), 7: ("B", 1), 8: ("h", 2), 9: ("i", 4)}
 TYPES |= {5: ("Q", 8), 10: ("q", 8), 11: ("f", 4), 12: ("d", 8), 13: ("I", 4), 16: ("Q", 8), 17: ("q", 8), 18: ("Q", 8)}
 # of JPEG: Huffman, quantization, restart interval
-TABLES = (0xC4, 0xDB, 0xDD)
+TABLES = frozenset((0xC4, 0xDB, 0xDD))
+# segments that have a length
+PLAIN = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xFF)))
 SUB_BLOCKS = (0x8769, 0x8825, 0xA005)
 
 
@@ -78,7 +80,7 @@ class Jpeg:
 
     def slim(self, data: bytes) -> bytes:
         """The file without its metadata, which decoders would parse."""
-        if sum(end - start for start, end in self.useful) + 2 == self.scan:
+        if sum([end - start for start, end in self.useful]) + 2 == self.scan:
             return data
         view = memoryview(data)
         return b"".join([b"\xff\xd8", *(view[start:end] for start, end in self.useful), view[self.scan :]])
@@ -94,17 +96,18 @@ def read_jpeg(data: bytes) -> Jpeg | None:
             found.useful.append((place, end))
             place = end
             continue
-        match = MARKER.search(data, place)
-        if match is None or match.end() + 2 > len(data):
-            return None
-        start, marker = match.start(), data[match.start() + 1]
+        if not (place < last and data[place] == 0xFF and data[place + 1] in PLAIN):
+            match = MARKER.search(data, place)
+            if match is None or match.end() + 2 > len(data):
+                return None
+            place = match.start()
+        start, marker, place = place, data[place + 1], place + 2
         if marker in (0x01, 0xD8):
-            place = match.end()
             continue
         if marker == 0xD9:
             return None
-        end = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
-        body = data[match.end() + 2 : end]
+        end = place + int.from_bytes(data[place : place + 2], "big")
+        body = data[place + 2 : end]
         place = end
         if marker == 0xDA:
             found.scan = start

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 
 try:
@@ -24,10 +22,9 @@ def decode_plain_jpeg(data: bytes) -> np.ndarray | None:
     That is anything but a whole grey or YCbCr JPEG. A small picture takes a tenth of Pillow's time, a photo of 200 px
     three quarters.
     """
-    # on every complaint of libjpeg-turbo, about a truncated file for one, fall back to Pillow
-    with contextlib.suppress(ValueError):
-        colour = simplejpeg.decode_jpeg_header(data)[2] if simplejpeg else None
-        if colour in COLOURS:
-            pixels: np.ndarray = simplejpeg.decode_jpeg(data, COLOURS[colour])
-            return pixels
-    return None
+    try:
+        colour = COLOURS.get(simplejpeg.decode_jpeg_header(data)[2]) if simplejpeg else None
+        return simplejpeg.decode_jpeg(data, colour) if colour else None
+    except ValueError:
+        # on every complaint of libjpeg-turbo, about a truncated file for one, fall back to Pillow
+        return None

@@ -24,6 +24,7 @@ from vivace.data.headers import (
     slim_png,
 )
 from vivace.data.jpeg import decode_plain_jpeg
+from vivace.data.memory import FREE
 from vivace.data.picture import JPEG_FACTOR, Limits, Picture, load_picture, orientation_of, turned
 from vivace.data.ppm import decode_ppm, read_ppm_header
 from vivace.data.tones import Depth
@@ -89,20 +90,30 @@ def _ppm(data: bytes, limits: Limits) -> Iterator[Picture]:
         yield Picture(decode_ppm(data), "PPM")
 
 
-@contextlib.contextmanager
-def _jpeg(data: bytes, limits: Limits) -> Iterator[Picture]:
+def _jpeg(data: bytes, limits: Limits) -> contextlib.AbstractContextManager[Picture]:
     header = read_jpeg(data)
     if header is None:
         raise Unfit("the image is damaged: NAME (it ends before its pixels). Restore or remove it.", "truncated")
     width, height = header.width, header.height
     times = limits.shrink(width, height)
     limits.check((width, height), limits.max_pixels * (JPEG_FACTOR if times > 1 else 1))
-    decoded = math.ceil(width / times) * math.ceil(height / times)
+    decoded = -(-width // times) * -(-height // times)
     if decoded > limits.max_pixels:
         limits.check((width, height))
-    orientation = orientation_in(header.exif, header.xmp)
-    with limits.grant(header.coefficient_bytes() + decoded * (4 if orientation == 1 else 8)):
-        yield Picture(_decode_jpeg(header.slim(data), header, limits, times, orientation), "JPEG")
+    orientation = orientation_in(header.exif, header.xmp) if header.exif or header.xmp else 1
+    held = limits.grant(header.coefficient_bytes() + decoded * (4 if orientation == 1 else 8))
+
+    def decode() -> Picture:
+        return Picture(_decode_jpeg(header.slim(data), header, limits, times, orientation), "JPEG")
+
+    # of a small picture nothing is held, and a generator less takes a twentieth of its time
+    return contextlib.nullcontext(decode()) if held is FREE else _while(held, decode)
+
+
+@contextlib.contextmanager
+def _while(held: contextlib.AbstractContextManager[None], decode: Callable[[], Picture]) -> Iterator[Picture]:
+    with held:
+        yield decode()
 
 
 def _decode_jpeg(data: bytes, header: Jpeg, limits: Limits, times: int, orientation: int) -> Image.Image | np.ndarray:

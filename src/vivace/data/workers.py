@@ -162,9 +162,9 @@ def is_one_colour(stored_HWC: np.ndarray, fit: str = "crop") -> bool:
         if not stored_HWC.size:
             return True
     # most images are told by two of their pixels
-    ends = zip(stored_HWC[0, 0].tolist(), stored_HWC[-1, -1].tolist(), strict=True)
-    if any(abs(first - last) > 2 for first, last in ends):
-        return False
+    for first, last in zip(stored_HWC[0, 0].tolist(), stored_HWC[-1, -1].tolist(), strict=True):
+        if abs(first - last) > 2:
+            return False
     flat = stored_HWC.reshape(-1, stored_HWC.shape[-1])
     some = flat[:: max(1, len(flat) // 16)]
     return all((pixels.max(0) - pixels.min(0)).max() <= 2 for pixels in (some, flat))
