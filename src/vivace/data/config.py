@@ -34,9 +34,9 @@ class DataConfig:
     val_fraction: float = 0.1
     """Share of the training split held out for validation when the data set has no validation split, (0, 0.5]."""
     on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
-    """What happens when images are corrupt, contradict each other, or are in train and in another split, and when rows of
-    a table name no file or have no class. auto: they are left out (those in two splits of train), up to a twentieth of
-    all images; skip: however many; refuse: none is left out."""
+    """What happens when images are corrupt, contradict each other, or are in train and in another split, and when rows
+    of a table name no file or have no class. auto: they are left out (those in two splits of train), up to a twentieth
+    of all images; skip: however many; refuse: none is left out."""
     allow_leaks: bool = False
     """Train on images that are in another split too."""
     balanced_sampling: bool = False
