@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from vivace.data.archives import MAX_RATIO, RATIO_FLOOR_BYTES
+from vivace.data.archives import MAX_RATIO, MEMBER_BYTES, RATIO_FLOOR_BYTES
 from vivace.data.assemble import assemble, some
 from vivace.data.badrows import Unusable, check_rows, with_bad_rows
 from vivace.data.cachedir import default_cache_dir
 from vivace.data.columns import Columns, choose_columns, find_column
 from vivace.data.formats import FORMATS, HEAD_BYTES, sniff
 from vivace.data.manifests import read_manifest
+from vivace.data.parquet import import_parquet, read_rows, read_schema
 from vivace.data.place import Data
 from vivace.data.splits import DataSource
-from vivace.data.tables import class_names_of, import_parquet
+from vivace.data.tables import MAX_CELL, class_names_of
 from vivace.data.unpacked import identity, unpacked_once
 from vivace.errors import ArchiveError, DataError
 
@@ -36,7 +37,7 @@ def holds_pixels(path: Path, image_column: str | None = None) -> bool:
     """
     if path.suffix.lower() != ".parquet":
         return False
-    return _pixels_column(_schema(path), image_column) is not None
+    return _pixels_column(read_schema(path), image_column) is not None
 
 
 def open_shards(
@@ -97,7 +98,7 @@ class _Room:
 
 
 def _unpack(path: Path, folder: Path, stem: str, split: str, labels: IO[str], room: _Room, data: Data) -> None:
-    schema = _schema(path)
+    schema = read_schema(path)
     pixels = _pixels_column(schema, data.image_column)
     if pixels is None and data.image_column is not None:
         raise DataError(
@@ -108,21 +109,19 @@ def _unpack(path: Path, folder: Path, stem: str, split: str, labels: IO[str], ro
         raise DataError(f"there are no images in {path}: no column of bytes, or of bytes and path. Leave the file out.")
     columns = _columns(schema, pixels, path, data.label_column)
     names = class_names_of(schema).get(columns.label or "")
-    row_number = 0
-    try:
-        with import_parquet().parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[pixels, columns.label]):
-                for row in batch.to_pylist():
-                    row_number += 1
-                    encoded = _bytes_of(row[pixels], path, row_number)
-                    room.take(len(encoded), path)
-                    kind = sniff(encoded[:HEAD_BYTES])
-                    file_name = f"{stem}-{row_number:08d}{FORMATS[kind][0] if kind else '.img'}"
-                    (folder / file_name).write_bytes(encoded)
-                    label = _label_of(row[columns.label], names)
-                    labels.write(json.dumps({"file_name": file_name, "label": label, "split": split}) + "\n")
-    except (ValueError, NotImplementedError, MemoryError) as error:
-        raise DataError(f"the parquet file can't be read: {path} ({' '.join(str(error).split())[:200]}).") from None
+    assert columns.label is not None
+    rows = read_rows(path, [pixels, columns.label], batch_rows=ROWS_AT_ONCE, pixels=pixels)
+    for row_number, row in enumerate(rows, start=1):
+        encoded = _bytes_of(row[pixels], path, row_number)
+        # an empty file is not free either
+        room.take(max(len(encoded), MEMBER_BYTES), path)
+        kind = sniff(encoded[:HEAD_BYTES])
+        file_name = f"{stem}-{row_number:08d}{FORMATS[kind][0] if kind else '.img'}"
+        (folder / file_name).write_bytes(encoded)
+        label = _label_of(row[columns.label], names)
+        if isinstance(label, str) and len(label) > MAX_CELL:
+            raise DataError(f"{path}, row {row_number}: the class is too long: {len(label):,} characters. Shorten it.")
+        labels.write(json.dumps({"file_name": file_name, "label": label, "split": split}) + "\n")
 
 
 def _columns(schema: Any, pixels: str, path: Path, label_column: str | None) -> Columns:
@@ -146,14 +145,6 @@ def _label_of(value: Any, names: Sequence[str] | None) -> Any:
     if names and isinstance(value, int | float) and value == int(value) and 0 <= value < len(names):
         return names[int(value)]
     return value if isinstance(value, str | int | float) else None if value is None else str(value)[:200]
-
-
-def _schema(path: Path) -> Any:
-    try:
-        return import_parquet().parquet.read_schema(path)
-    except (OSError, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"the manifest can't be read: {path} ({reason}). Give UTF-8 text, or parquet.") from None
 
 
 def _pixels_column(schema: Any, wanted: str | None) -> str | None:

@@ -15,12 +15,15 @@ from typing import IO, Any
 from vivace.data.assemble import count_of, some
 from vivace.data.columns import IMAGE_NAMES, LABEL_NAMES, find_column
 from vivace.data.formats import EXTENSIONS
-from vivace.errors import DataError, MissingExtra, VivaceError
+from vivace.data.parquet import import_parquet, read_rows, read_schema
+from vivace.errors import DataError, VivaceError
 
 __all__ = ["class_names_of", "is_table", "names_any", "open_table"]
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 DELIMITERS = ",;\t|"
+# characters of a cell: as Python's csv has it
+MAX_CELL = 131_072
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 # rows that are looked at to tell whether a table speaks of some files
 NUM_LOOKED_AT = 100
@@ -152,22 +155,22 @@ def _jsonl_rows(path: Path) -> Rows:
 
 
 def _parquet(path: Path) -> tuple[list[str], Mapping[str, Any], Callable[[Sequence[str]], Rows]]:
-    pyarrow = import_parquet()
-    schema = pyarrow.parquet.read_schema(path)
+    schema, is_number = read_schema(path), import_parquet().types.is_primitive
     names = list(schema.names)
-    is_number = pyarrow.types.is_primitive
-    first = {name: 0 if is_number(schema.field(name).type) else "?" for name in names}
+    first = {field.name: 0 if is_number(field.type) else "?" for field in schema}
     # a parquet file often holds the pixels as well: read what is asked for only
     return names, first, lambda columns: _parquet_rows(path, columns, class_names_of(schema))
 
 
 def _parquet_rows(path: Path, columns: Sequence[str], class_names: Mapping[str, Sequence[str]]) -> Rows:
-    with import_parquet().parquet.ParquetFile(path) as file:
-        line = 0
-        for batch in file.iter_batches(batch_size=10_000, columns=list(columns)):
-            for row in batch.to_pylist():
-                line += 1
-                yield line, {name: _spoken(value, class_names.get(name)) for name, value in row.items()}
+    for line, row in enumerate(read_rows(path, columns, batch_rows=10_000), start=1):
+        for name, value in row.items():
+            if isinstance(value, str | bytes) and len(value) > MAX_CELL:
+                raise DataError(
+                    f"{path}, line {line}: {name} is too long: {len(value):,} characters, the cap is {MAX_CELL:,}. "
+                    "Shorten it."
+                )
+        yield line, {name: _spoken(value, class_names.get(name)) for name, value in row.items()}
 
 
 def _spoken(value: Any, names: Sequence[str] | None) -> Any:
@@ -187,12 +190,3 @@ def class_names_of(schema: Any) -> dict[str, list[str]]:
     return {
         key: names for key, names in found.items() if isinstance(names, list) and all(isinstance(n, str) for n in names)
     }
-
-
-def import_parquet() -> Any:
-    """pyarrow, with its parquet module. Raises MissingExtra."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtra("pyarrow", "data", "a parquet manifest") from None
-    return pyarrow
