@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 import stat
@@ -36,6 +38,7 @@ class Finder:
         self._stem, self._table = table.stem, table.name
         self._last: tuple[str, str] | None = None
         self._folders: list[str] | None = None
+        self._subfolders: list[frozenset[str]] = []
         self._listed: dict[str, dict[str, int]] = {}
         self._num_listed = 0
         self._inside: set[str] = set()
@@ -131,7 +134,11 @@ class Finder:
     def _list(self, inner: str, where: str) -> dict[str, int]:
         """Name of a file in `inner` → number of the first of the folders below which it lies."""
         there: dict[str, int] = {}
-        for number, folder in enumerate([""] if os.path.isabs(inner) else self._places()):  # noqa: PTH117
+        places, first = enumerate(self._places()), inner.partition(os.sep)[0]
+        for number, folder in itertools.islice(places, 1 if os.path.isabs(inner) else None):  # noqa: PTH117
+            if first and first not in self._subfolders[number]:
+                # most names of files that are nowhere end here
+                continue
             path = os.path.join(self._root, folder, inner)  # noqa: PTH118
             if not os.access(path, os.R_OK | os.X_OK, effective_ids=True) or not os.path.isdir(path):  # noqa: PTH112
                 continue
@@ -151,12 +158,24 @@ class Finder:
     def _places(self) -> list[str]:
         if self._folders is None:
             entries = [entry for entry in scan(self._root) if not is_system(entry.name)]
-            found = [entry.name for entry in entries if os.path.isdir(entry.path)]  # noqa: PTH112
+            found = [entry.name for entry in entries if _is_folder(entry)]
             own = split_of(self._stem)
             # for train.csv in train/ first
             self._folders = ["", *sorted(found, key=lambda folder: (own is None or split_of(folder) != own, folder))]
             self._folders = self._folders[:MAX_FOLDERS]
+            self._subfolders = [_subfolders(os.path.join(self._root, folder)) for folder in self._folders]  # noqa: PTH118
         return self._folders
+
+
+def _subfolders(path: str) -> frozenset[str]:
+    with contextlib.suppress(DataError):
+        return frozenset(entry.name for entry in scan(path) if _is_folder(entry))
+    return frozenset()
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # an entry raises OSError for a link to itself; of what is no link it knows the kind without asking the disk
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # noqa: PTH112
 
 
 def _is_file(path: str) -> bool:

@@ -7,8 +7,8 @@ import csv
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,11 +49,13 @@ def open_table(
             yield _parquet(path)
             return
         reader = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path, notes)
-        first = next(reader, None)
-        if first is None:
-            yield [], {}, lambda columns: iter(())
-        else:
-            yield list(first[1]), first[1], lambda columns: itertools.chain([first], reader)
+        # the file is closed here, not when the last one who holds the rows lets them go
+        with closing(reader):
+            first = next(reader, None)
+            if first is None:
+                yield [], {}, lambda columns: iter(())
+            else:
+                yield list(first[1]), first[1], lambda columns: itertools.chain([first], reader)
     except (OSError, UnicodeError, csv.Error, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"the manifest can't be read: {path} ({reason}). Give UTF-8 text, or parquet.") from None
@@ -78,7 +80,7 @@ def _encoding(path: Path) -> str:
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
-def _csv_rows(path: Path, notes: list[str]) -> Rows:
+def _csv_rows(path: Path, notes: list[str]) -> Generator[tuple[int, Mapping[str, Any]]]:
     with path.open(encoding=_encoding(path), newline="", errors="surrogateescape") as file:
         header, before, comments = _header(file)
         if comments:
@@ -138,7 +140,7 @@ def _is_file(cell: str, folder: Path) -> bool:
     return any(os.path.isfile(stem + ending) for ending in EXTENSIONS)  # noqa: PTH113
 
 
-def _jsonl_rows(path: Path) -> Rows:
+def _jsonl_rows(path: Path) -> Generator[tuple[int, Mapping[str, Any]]]:
     with path.open(encoding=_encoding(path), errors="surrogateescape") as file:
         for number, text in enumerate(file, start=1):
             if not text.strip():
