@@ -13,7 +13,7 @@ from vivace.config import check_choice
 from vivace.cpus import at_most_cpus
 from vivace.errors import BundleError, ConfigError, DataError, VivaceError, first_line
 from vivace.hardware import keep_freed_memory, num_cpus, select_device, supported_precisions
-from vivace.runtimes import is_quantized, load_runtime
+from vivace.runtimes import check_probs, is_quantized, load_runtime
 
 __all__ = ["Predictor", "check_whole", "predictor_for"]
 
@@ -87,7 +87,7 @@ class Predictor:
     def probs(self, images_NHWC: np.ndarray) -> np.ndarray:
         """Probabilities float32 [N, K] of uint8 images [N, size, size, C], as `Preprocess.load` gives them.
 
-        Raises DataError for other images, BundleError if the network overflows.
+        Raises DataError for other images, BundleError if the network overflows or answers something else.
         """
         size, channels = self.bundle.preprocess.size, self.bundle.preprocess.channels
         wanted = f"images must be a uint8 array [N, {size}, {size}, {channels}]"
@@ -114,6 +114,7 @@ class Predictor:
             raise BundleError(
                 f"the probabilities are not finite: {self.bundle.folder} overflows in {self.precision}. {mend}."
             )
+        check_probs(probs, self.bundle.folder)
         return probs
 
     def _classified(self, images_NHWC: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.onnx import open_session
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
 from vivace.runtimes.openvino import WEIGHTS as OPENVINO_WEIGHTS
-from vivace.runtimes.openvino import core, library
+from vivace.runtimes.openvino import library, read_graph
 
 __all__ = ["copy_labelled", "description", "label_openvino"]
 
@@ -64,14 +64,14 @@ def _copy_onnx(bundle: Bundle, folder: Path) -> tuple[str, str]:
 
 def _copy_openvino(bundle: Bundle, folder: Path) -> tuple[str, str]:
     names = (OPENVINO_GRAPH, OPENVINO_WEIGHTS)
-    model = core().read_model(*(bundle.folder / name for name in names))
+    model = read_graph(*(bundle.folder / name for name in names))
     if (model.input().names, model.output().names, _described(model)) == ({INPUT}, {OUTPUT}, description(bundle)):
         for name in names:
             shutil.copyfile(bundle.folder / name, folder / name)
     else:
         label_openvino(model, bundle)
         library().save_model(model, folder / OPENVINO_GRAPH, compress_to_fp16=False)
-    written = core().read_model(*(folder / name for name in names))
+    written = read_graph(*(folder / name for name in names))
     return written.input().any_name, written.output().any_name
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from vivace.acceleration.profile import LayerTime
 from vivace.acceleration.profiled import Job
-from vivace.runtimes import graph_file
+from vivace.errors import BundleError
+from vivace.runtimes import INPUT, OUTPUT, graph_file, short_reason
 from vivace.runtimes.onnx import GRAPH, open_session
 
 __all__ = ["profile"]
@@ -26,13 +27,21 @@ APPENDED = re.compile(r"(_nchwc)?(_token_\d+)?_kernel_time$")
 
 
 def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
-    """(its layers in the order in which they ran, ms of each call)."""
-    session = open_session(graph_file(job.bundle, GRAPH, "onnx"), profile_prefix=str(job.folder / "profile"))
+    """(its layers in the order in which they ran, ms of each call).
+
+    Raises BundleError for a graph that can't be run.
+    """
+    path = graph_file(job.bundle, GRAPH, "onnx")
+    session = open_session(path, profile_prefix=str(job.folder / "profile"))
     images = np.ascontiguousarray(job.images_NHWC)
     calls_ms = []
     for _ in range(job.warmup + job.calls):
         start = time.perf_counter()
-        session.run(["probs"], {"images": images})
+        try:
+            session.run([OUTPUT], {INPUT: images})
+        except Exception as error:
+            # onnxruntime has a class of its own for each cause, and none for all
+            raise BundleError(f"the graph can't be run: {path} ({short_reason(error)}). Export it again.") from None
         calls_ms.append((time.perf_counter() - start) * 1e3)
     with open(session.end_profiling(), encoding="utf-8") as file:  # noqa: PTH123 (a path of its own making)
         events = json.load(file)

@@ -16,7 +16,7 @@ import numpy as np
 from vivace.acceleration.profile import LayerTime
 from vivace.acceleration.profiled import Job
 from vivace.runtimes import graph_file
-from vivace.runtimes.openvino import GRAPH, compile_graph, core
+from vivace.runtimes.openvino import GRAPH, compile_graph, read_graph
 
 __all__ = ["QUANTIZED", "profile", "quantized_layers"]
 
@@ -39,7 +39,7 @@ NUM_MEANS = 3
 
 def quantized_layers(model_xml: Path) -> list[str]:
     """Names of convolutions and matrix products of a float32 OpenVINO graph, in their order: what NNCF quantizes."""
-    model = core().read_model(model_xml)
+    model = read_graph(model_xml)
     return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in QUANTIZED]
 
 
@@ -60,7 +60,7 @@ def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
         # by position: names that it makes up differ from one compilation to the next
         pairs = zip(before, _means_ms(request), strict=True)
         means.append([_mean_since(then, now, warmup, job.calls) for then, now in pairs])
-    names = _names(compiled.get_runtime_model(), core().read_model(path))
+    names = _names(compiled.get_runtime_model(), read_graph(path))
     layers = []
     for info, *found in zip(request.get_profiling_info(), *means, strict=True):
         if "NOT_RUN" in str(info.status):

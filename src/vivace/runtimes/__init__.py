@@ -7,11 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from vivace.cpus import limit_threads
 from vivace.errors import BundleError, ConfigError, VivaceError, first_line, nearest
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from vivace.bundle import Bundle
@@ -21,6 +22,7 @@ __all__ = [
     "OUTPUT",
     "RUNTIMES",
     "Classifier",
+    "check_probs",
     "checked_graph",
     "graph_file",
     "is_quantized",
@@ -36,6 +38,9 @@ RUNTIMES = {
     "onnx": "vivace.runtimes.onnx",
     "openvino": "vivace.runtimes.openvino",
 }
+
+# of a softmax in bf16: its values have 8 bits, and what was rounded adds up
+TOLERANCE = 0.02
 
 # of every exported graph, the names of its tensors: images_NHWC uint8 and probs_NK float32
 INPUT, OUTPUT = "images", "probs"
@@ -118,18 +123,38 @@ def checked_graph(classify: Classifier, bundle: Bundle, path: Path) -> Classifie
             )
         try:
             probs_NK = classify(images_NHWC)
-        except MemoryError:
+        except (VivaceError, MemoryError):
             raise
         except Exception as error:
-            raise BundleError(f"the graph can't be run: {path} ({short_reason(error)}). Export it again.") from None
-        expected = (len(images_NHWC), len(bundle.classes))
-        if probs_NK.shape != expected:
             raise BundleError(
-                f"the graph answers {list(probs_NK.shape)} for {list(expected)}: {path}. Export it again."
+                f"the graph can't be run: {path} ({short_reason(error)}). Export it again, or give it smaller batches."
+            ) from None
+        expected = (len(images_NHWC), len(bundle.classes))
+        if (probs_NK.shape, probs_NK.dtype) != (expected, "float32"):
+            raise BundleError(
+                f"the graph answers {list(probs_NK.shape)} for {list(expected)}, {probs_NK.dtype} for float32: {path}. "
+                "Export it again."
             )
+        check_probs(probs_NK, path)
         return probs_NK
 
     return checked
+
+
+def check_probs(probs_NK: np.ndarray, path: Path) -> None:
+    """Raise BundleError, which names the path, unless all are in [0, 1] and rows sum to 1, or some are not finite.
+
+    As near as bf16 comes to it; float32 is within 1e-5. What overflows is not looked at: its cause is another one.
+    """
+    sums_N = probs_NK.sum(1)
+    inside = (probs_NK >= 0) & (probs_NK <= 1 + TOLERANCE / 10)
+    sums_to_one = abs(sums_N - 1) <= TOLERANCE
+    if bool((inside.all(1) & sums_to_one | ~np.isfinite(probs_NK).all(1)).all()):
+        return
+    raise BundleError(
+        f"the answers are no probabilities: {path} gives {probs_NK.min():.3g} to {probs_NK.max():.3g}, in rows that "
+        f"sum to {sums_N.min():.3g} to {sums_N.max():.3g}. Do not use it, or make it again."
+    )
 
 
 def short_reason(error: Exception) -> str:

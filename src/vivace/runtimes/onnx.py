@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.errors import BundleError, ConfigError, MissingExtra, VivaceError
+from vivace.errors import BundleError, ConfigError, MissingExtra
 from vivace.hardware import num_cpus
 from vivace.runtimes import INPUT, OUTPUT, Classifier, checked_graph, graph_file, short_reason
-from vivace.runtimes.onnx_external import has_external_data
+from vivace.runtimes.onnx_bytes import check_onnx
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +24,8 @@ __all__ = ["GRAPH", "classifier_of", "load", "open_session"]
 GRAPH = "model.onnx"
 # of an int8 graph the arithmetic stands in the graph itself
 PRECISIONS = ("fp32", "int8")
+# for weights and what is computed. Whoever needs more has set batches that are no faster on a CPU than smaller ones
+MAX_MEMORY_BYTES = 4 * 2**30
 
 
 def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
@@ -37,17 +42,8 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
 
 def classifier_of(path: Path) -> Classifier:
     """A classifier of a file that `vivace export --to onnx` wrote. Raises BundleError if it is none, MissingExtra."""
-    try:
-        graph = path.read_bytes()
-        if has_external_data(graph):
-            raise BundleError(f"the graph reads other files: {path}. Do not use it, or export it again.")
-        session = open_session(graph)
-        names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
-    except VivaceError:
-        raise
-    except Exception as error:
-        # onnxruntime has a class of its own for each cause, and none for all
-        raise BundleError(f"the graph can't be loaded: {path} ({short_reason(error)}). Export it again.") from None
+    session = open_session(path)
+    names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
     if names != [INPUT, OUTPUT]:
         raise BundleError(f"the graph has {names} for {[INPUT, OUTPUT]}: {path}. Export it again.")
 
@@ -63,16 +59,62 @@ def open_session(graph: Path | bytes, *, profile_prefix: str | None = None) -> A
 
     profile_prefix: it writes what it ran beside that.
 
-    Raises MissingExtra.
+    Raises BundleError for a graph that may do more than compute (see `onnx_bytes`) or can't be loaded, MissingExtra.
     """
     try:
         import onnxruntime
     except ImportError:
         raise MissingExtra("onnxruntime", "accelerate", "the runtime onnx") from None
+    model = _checked(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_cpus()
-    # errors only: it warns of initialisers that it removes
-    options.log_severity_level = 3
+    # what fails it also raises, and it warns of initialisers that it removes
+    options.log_severity_level = 4
     if profile_prefix is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile_prefix
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    _limit_memory(onnxruntime)
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # should a graph that reads other files get so far: no folder, so nothing is below it
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except MemoryError:
+        raise
+    except Exception as error:
+        # onnxruntime has a class of its own for each cause, and none for all
+        raise BundleError(
+            f"the graph can't be loaded: {_name(graph)} ({short_reason(error)}). Export it again."
+        ) from None
+
+
+def _checked(graph: Path | bytes) -> bytes:
+    try:
+        # read once: what is checked is what is run
+        model = graph if isinstance(graph, bytes) else graph.read_bytes()
+        check_onnx(model)
+    except OSError as error:
+        raise BundleError(f"the graph can't be read: {_name(graph)} ({error.strerror}). Export it again.") from None
+    except ValueError as error:
+        raise BundleError(
+            f"the graph is refused: {_name(graph)} ({error}). Do not use it, or export it again."
+        ) from None
+    return model
+
+
+def _name(graph: Path | bytes) -> str:
+    return str(graph) if isinstance(graph, Path) else "a graph in memory"
+
+
+@functools.cache
+def _limit_memory(onnxruntime: Any) -> None:
+    """Let all graphs of this process have MAX_MEMORY_BYTES together: a tiny one may ask for any amount."""
+    kind = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    # the rest is as it is by default
+    keys = ("arena_extend_strategy", "initial_chunk_size_bytes", "max_dead_bytes_per_chunk")
+    arena = onnxruntime.OrtArenaCfg({"max_mem": MAX_MEMORY_BYTES, **dict.fromkeys(keys, -1)})
+    # a program that vivace is a part of may have set a limit of its own
+    with contextlib.suppress(Exception):
+        onnxruntime.create_and_register_allocator(kind, arena)

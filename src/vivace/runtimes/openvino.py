@@ -17,6 +17,7 @@ from vivace.bundle import Bundle
 from vivace.errors import BundleError, ConfigError, MissingExtra
 from vivace.hardware import num_cpus
 from vivace.runtimes import Classifier, checked_graph, graph_file, short_reason
+from vivace.runtimes.openvino_graph import check_ir, check_sizes
 from vivace.runtimes.signal_stack import own_signal_stack
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "core",
     "library",
     "load",
+    "read_graph",
     "size_for",
     "without_reports",
 ]
@@ -62,12 +64,8 @@ def classifier_of(graph: Path, weights: Path, precision: str) -> Classifier:
 
     Raises BundleError if they are none, MissingExtra.
     """
-    runtime = core()
     programs: dict[int, _Program] = {}
-    try:
-        model = runtime.read_model(graph, weights)
-    except Exception as error:
-        raise BundleError(f"the graph can't be loaded: {graph} ({short_reason(error)}). Export it again.") from None
+    model = read_graph(graph, weights)
     if (len(model.inputs), len(model.outputs)) != (1, 1):
         raise BundleError(
             f"the graph has {len(model.inputs)} inputs and {len(model.outputs)} outputs, one of each is expected: "
@@ -81,6 +79,20 @@ def classifier_of(graph: Path, weights: Path, precision: str) -> Classifier:
         return programs[size](images_NHWC)
 
     return classify
+
+
+def read_graph(graph: Path, weights: Path | None = None) -> Any:
+    """The openvino.Model of a graph's file; weights: by default those beside it, of its name.
+
+    Raises BundleError for a graph that may do more than compute (see `openvino_graph`) or is none, MissingExtra.
+    """
+    runtime = core()
+    check_ir(graph)
+    try:
+        return runtime.read_model(graph, weights if weights is not None else graph.with_suffix(".bin"))
+    except Exception as error:
+        # of each of its readers OpenVINO has other errors
+        raise BundleError(f"the graph can't be loaded: {graph} ({short_reason(error)}). Export it again.") from None
 
 
 class _Program:
@@ -118,7 +130,8 @@ def size_for(count: int, compiled: Collection[int]) -> int:
 def compile_graph(graph: Any, precision: str, *, batch_size: int, profiling: bool = False) -> Any:
     """An openvino.CompiledModel of a graph, a file or an openvino.Model, on all processors.
 
-    batch_size: the only one that it takes. profiling: it counts the time of each layer. Raises MissingExtra.
+    batch_size: the only one that it takes. profiling: it counts the time of each layer. Raises BundleError for tensors
+    too large to be computed, MissingExtra.
     """
     settings = {
         # left to itself it takes bf16 where the processor has it, whatever the bundle says
@@ -128,9 +141,10 @@ def compile_graph(graph: Any, precision: str, *, batch_size: int, profiling: boo
         "PERF_COUNT": profiling,
     }
     # a copy: the graph itself stays as it is
-    graph = core().read_model(graph) if isinstance(graph, str | os.PathLike) else graph.clone()
+    graph = read_graph(Path(graph)) if isinstance(graph, str | os.PathLike) else graph.clone()
     _, *image = graph.input().get_partial_shape()
     graph.reshape([batch_size, *image])
+    check_sizes(graph)
     return core().compile_model(graph, "CPU", settings)
 
 
