@@ -9,8 +9,10 @@ nothing to lose.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
@@ -29,6 +31,7 @@ __all__ = [
     "check_export",
     "check_file",
     "check_folder",
+    "csv_text",
     "export_names",
     "marked",
     "own_file",
@@ -41,6 +44,8 @@ __all__ = [
     "writing",
 ]
 
+# with what a cell begins that spreadsheets run (https://owasp.org/www-community/attacks/CSV_Injection)
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 # manifest → what it says it is, and what that is called
 MANIFESTS = {"bundle.json": ("vivace-bundle", "bundle"), "model.json": ("vivace-deployment", "deployment")}
 SIDECAR, RECEIPT, SIDECAR_SEAL = "vivace-export", "vivace-receipt", "json_sha256"
@@ -291,3 +296,27 @@ def _is_listed(path: Path, facts: Any) -> bool:
     if not isinstance(facts, dict) or path.is_symlink() or not path.is_file():
         return False
     return path.stat().st_size == facts.get("bytes") and sha256_of(path) == facts.get("sha256")
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> bytes:
+    """A CSV of rows of cells. Text that spreadsheets would run as a formula has a ' before it; numbers have not.
+
+    Class and file names may be anybody's. Bytes of file names that are no UTF-8 come out as they were.
+    """
+    text = io.StringIO()
+    plain, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for row in rows:
+        cells = [_no_formula(cell) for cell in row]
+        # for the writer a carriage return ends no row; for spreadsheets it does
+        (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _no_formula(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.startswith(FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell

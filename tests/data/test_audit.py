@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from vivace.cli import main
-from vivace.data.audit import Audit, audit_images, write_left_out
+from vivace.data.audit import Audit, Finding, audit_images, write_left_out
 from vivace.data.cache import Cache, audit_source, open_cache
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
@@ -243,6 +243,13 @@ def test_what_is_left_out_is_listed_in_a_file(make_folder: MakeFolder, tmp_path:
         ("train", "train/red/003.png", "empty"),
         ("train", "train/red/000.png", "leak"),
     ]
+
+
+def test_a_file_whose_name_is_a_formula_is_none_in_the_list(tmp_path: Path) -> None:
+    finding = Finding(kind="empty", severity="quarantine", names=("train:=1+1.png",), message="the file is empty")
+    audit = Audit(num_images=1, findings=(finding,))
+    write_left_out(audit, tmp_path / "left_out.csv")
+    assert (tmp_path / "left_out.csv").read_text().splitlines()[1].startswith("train,'=1+1.png,")
 
 
 def test_an_image_in_two_splits_with_two_labels_is_a_contradiction(make_folder: MakeFolder) -> None:

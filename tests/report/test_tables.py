@@ -33,6 +33,24 @@ def test_csv_gives_back_what_was_written(tmp_path: Path) -> None:
     assert second == {"path": "d.png", "error": "empty", "label_1": "", "probability_1": ""}
 
 
+FORMULAS = ("=HYPERLINK(A1)", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "-\r@", "-", "=")
+NUMBERS = ("-1", "+2.5", "-1e-3", -0.5, 3, None, True, "a=b", "a\r=1", " =1", "'", "")
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
+    """Class and file names may be anybody's, and spreadsheets run what looks like a formula."""
+    values = [*FORMULAS, *NUMBERS]
+    write_rows([{"=1+1": value, "path": "x.png"} for value in values], tmp_path / "out.csv")
+    header, *rows = csv.reader(io.StringIO((tmp_path / "out.csv").read_bytes().decode(), newline=""))
+    assert header == ["'=1+1", "path"]
+    expected = [*(f"'{value}" for value in FORMULAS), *("" if value is None else str(value) for value in NUMBERS)]
+    assert [row[0] for row in rows] == expected
+    # the other formats are no spreadsheets
+    write_rows([{"label_1": value} for value in FORMULAS], tmp_path / "out.jsonl")
+    read = [json.loads(line)["label_1"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert read == list(FORMULAS)
+
+
 def test_json_lines_give_back_what_was_written(tmp_path: Path) -> None:
     write_rows(PLAIN, tmp_path / "out.jsonl")
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == PLAIN

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from vivace.data.noticed import NOTICED_KINDS, noticed, some
 from vivace.errors import DataError
 from vivace.files import atomic_file
 from vivace.notices import warn
+from vivace.outputs import csv_text
 
 __all__ = ["Audit", "Finding", "audit_images", "check_audit", "first_messages", "write_left_out"]
 
@@ -185,16 +184,14 @@ def _listed(lines: Sequence[int]) -> str:
 
 def write_left_out(audit: Audit, path: Path) -> None:
     """Write the images that are left out, and why, as CSV: split, file, reason, message. Raises DataError."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("split", "file", "reason", "message"))
+    rows: list[tuple[str, ...]] = [("split", "file", "reason", "message")]
     for finding in audit.of("quarantine"):
         for name in finding.names:
             split, _, file = name.partition(":")
-            writer.writerow((split, file, finding.kind, finding.message))
+            rows.append((split, file, finding.kind, finding.message))
     try:
         with atomic_file(path) as out:
-            out.write(text.getvalue().encode("utf-8", "surrogateescape"))
+            out.write(csv_text(rows))
     except OSError as error:
         raise DataError(f"the list of left out images can't be written: {path} ({error.strerror}).") from None
     warn(f"the images left out are listed in {path}")

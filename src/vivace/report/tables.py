@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from vivace.errors import ConfigError, MissingExtra
 from vivace.files import atomic_file
-from vivace.outputs import check_file, writing
+from vivace.outputs import check_file, csv_text, writing
 
 __all__ = ["check_table", "write_rows"]
 
@@ -34,7 +33,8 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path, *, overwrite: bool = 
     """Write rows of equal keys, atomically, in the format of the extension: .csv, .jsonl or .parquet.
 
     overwrite: replace a file that is there. A table can be edited without a trace, so none is taken for vivace's own.
-    Bytes of file names that are no UTF-8 come out as they were in CSV, and as \\udcXX escapes in the others.
+    Bytes of file names that are no UTF-8 come out as they were in CSV, and as \\udcXX escapes in the others;
+    in CSV, text that spreadsheets would run as a formula has a ' before it.
     Raises what `check_table` raises, and VivaceError if the disk is full.
     """
     check_table(path, overwrite=overwrite)
@@ -44,12 +44,8 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path, *, overwrite: bool = 
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    keys = list(rows[0]) if rows else []
+    return csv_text([keys, *([row.get(key) for key in keys] for row in rows)] if rows else [])
 
 
 def _jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
