@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "Ratio",
+    "TimeUp",
     "compare",
     "paired_gain",
     "paired_ratio",
@@ -32,6 +33,10 @@ STUDENT = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
 )
+
+
+class TimeUp(Exception):
+    """A comparison was stopped before it could say anything."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,24 @@ def compare(
     *,
     num_pairs: int = 5,
     num_warmup: int = 1,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Comparison:
     """Time both sides `num_pairs` times, two or more, in alternation (A B, B A, …) after a warm-up of each.
 
-    The order turns round from pair to pair, so that a drift of the machine's speed favours neither side.
+    The order turns round from pair to pair, so that a drift of the machine's speed favours neither side. stop is asked
+    before each pair: once it says so, those so far are all. Raises TimeUp if they are fewer than two.
     """
     for _ in range(num_warmup):
+        if stop():
+            raise TimeUp
         time_call(baseline, device)
         time_call(candidate, device)
     pairs = []
     for index in range(num_pairs):
+        if stop():
+            if index < 2:
+                raise TimeUp
+            break
         if index % 2:
             second = time_call(candidate, device)
             first = time_call(baseline, device)

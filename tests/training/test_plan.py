@@ -132,6 +132,14 @@ def test_a_time_is_kept_within_five_percent_and_the_rate_comes_down_in_time(
     check_walked_through(machine)
 
 
+@pytest.mark.parametrize("step", [13.0, 17.0, 23.0, 41.0])
+def test_no_step_is_begun_that_is_a_large_part_of_the_time_and_does_not_fit(step: float) -> None:
+    machine = Machine(lambda now, number: step, started=10.0)
+    assert machine.run(120.0, reserve=20.0) <= 1.02 * 120
+    # and none is left out that does
+    assert machine.now + step > 100.0
+
+
 def test_half_of_the_time_is_half_of_the_schedule() -> None:
     machine = Machine(lambda now, step: 0.05, started=0.0, validation=0.3, checkpoint=0.5)
     machine.run(101.0, killed_at=50.0)
@@ -177,6 +185,24 @@ def test_a_time_that_is_over_before_it_began_still_trains_one_step() -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.parametrize("settled", [True, False])
+def test_time_is_kept_for_all_that_follows_the_last_step(
+    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, settled: bool
+) -> None:
+    from vivace.training.build import Session
+    from vivace.training.engine import Engine
+
+    plans = []
+    run = Engine.run
+    monkeypatch.setattr(Session, "pass_seconds", lambda *arguments: 0.06)
+    monkeypatch.setattr(Engine, "run", lambda engine: (plans.append(engine.plan), run(engine))[1])
+    if not settled:
+        monkeypatch.setattr(Session, "settler", lambda *arguments: None)
+    run_tiny(within="5s")
+    # 6 images for validation take 0.06 s: two passes over them, and one over the 18 trained on for their statistics
+    assert plans[0].reserve_seconds == pytest.approx(0.12 + (0.18 if settled else 0.0) + 0.7)
+
+
 def test_a_real_run_keeps_its_time_and_comes_to_the_end_of_its_schedule(run_tiny: RunTiny) -> None:
     result = run_tiny(within="6s")
     assert result.within_seconds == 6

@@ -259,6 +259,48 @@ def test_where_a_time_is_planned_the_trial_takes_its_share_of_that() -> None:
     assert long.source == "measured"
 
 
+@pytest.mark.parametrize("planned_seconds", [120.0, None])
+@pytest.mark.parametrize("slow_from", [1, 4, 5, 7, 9])
+def test_a_trial_whose_steps_turn_out_slow_is_cut_off(
+    tmp_path: Path, planned_seconds: float | None, slow_from: int
+) -> None:
+    began, taken = CLOCK.now, 0
+
+    def make_step(setup: Setup) -> Callable[[], object]:
+        def step() -> None:
+            nonlocal taken
+            taken += 1
+            CLOCK.sleep((8.0 if taken >= slow_from else 0.5) / (2 if setup.precision == "bf16" else 1))
+
+        return step
+
+    recipe = dataclasses.replace(RECIPE, batch_size=64)
+    steps = 240 if slow_from > 1 else 15
+    receipt = tune(
+        recipe, make_step, device=CPU, expected_steps=steps, planned_seconds=planned_seconds, path=tmp_path / "r.json"
+    )
+    # a fifth of the run, the first step of the process apart; to the end it would have taken 48 s
+    assert CLOCK.now - began <= 0.2 * 120 + 8.0
+    assert not (tmp_path / "r.json").exists()
+    if slow_from == 1:
+        # known before anything is tried
+        assert (taken, receipt.source, receipt.cut_off) == (2, "skipped", False)
+    else:
+        assert receipt.cut_off
+        assert "cut off: it may take a fifth of the run" in receipt.summary()
+
+
+def test_a_trial_that_is_cut_off_keeps_what_was_decided() -> None:
+    def make_step(setup: Setup) -> Callable[[], object]:
+        seconds = {("fp32", False): 0.2, ("bf16", True): 0.1}.get((setup.precision, setup.channels_last), 30.0)
+        slow = setup.tile_gradients or setup.fuse_norms
+        return lambda: CLOCK.sleep(30.0 if slow else seconds)
+
+    receipt = tune(RECIPE, make_step, device=CPU, expected_steps=1, planned_seconds=60.0)
+    assert (receipt.setup.precision, receipt.setup.channels_last, receipt.cut_off) == ("bf16", True, True)
+    assert names_kept(receipt) == {"bf16, channels_last": True}
+
+
 @pytest.mark.parametrize(("field", "name"), [("tile_gradients", "tiled gradients"), ("fuse_norms", "fused norms")])
 def test_kernels_for_bf16_are_tried_where_it_was_kept_and_only_there(field: str, name: str) -> None:
     def cost(setup: Setup) -> float:
@@ -301,15 +343,17 @@ def test_compiling_must_save_more_than_it_costs(monkeypatch: pytest.MonkeyPatch)
             if setup.compile and first:
                 CLOCK.sleep(0.6)
             first = False
-            CLOCK.sleep(0.002 if setup.compile else 0.004)
+            CLOCK.sleep(compiled if setup.compile else 0.004)
 
         return step
 
+    compiled = 0.002
     # 2,000 steps of 4 ms save 4 s by compiling: more than twice the 0.6 s
     long = tune(recipe, make_step, device=CPU, expected_steps=2_000)
     assert long.setup.compile
-    # 400 steps save 0.8 s: not enough, although each is twice as fast
-    short = tune(recipe, make_step, device=CPU, expected_steps=400)
+    # of steps of 3.5 ms as many save 1 s: not enough, although each is faster
+    compiled = 0.0035
+    short = tune(recipe, make_step, device=CPU, expected_steps=2_000)
     assert not short.setup.compile
     assert short.trials[0].ratio_low > 1
     assert short.trials[0].note.startswith("first step took 0.")

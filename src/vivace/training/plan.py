@@ -19,6 +19,8 @@ __all__ = ["Plan", "forecast_top1"]
 RESOLUTION = 1_000_000
 # share of the newest step in the running estimate of a step's time: about the last 20 steps count
 SMOOTHING = 0.1
+# share of the time by which a last step may end too late
+MAX_OVERRUN = 0.02
 
 
 @dataclass(kw_only=True)
@@ -33,7 +35,7 @@ class Plan:
     target: float | None = None
     """Validation accuracy at which the run stops, (0, 1]."""
     reserve_seconds: float = 0.0
-    """Time that what follows the last step will take: last validation, test, saving."""
+    """Time that what follows the last step will take: last batch-norm statistics and validation, test, saving."""
     clock: Callable[[], float] = process_seconds
     """Seconds since the start of the contract, those before a resume included."""
     overhead_seconds: float = 0.0
@@ -59,10 +61,11 @@ class Plan:
         if self.within_seconds is None:
             counters.progress = min(1.0, counters.step / self.total_steps)
             return
-        steps_left = self.remaining_seconds() / max(self._seconds_per_step(seconds), 1e-6)
-        counters.progress = (
-            1.0 if steps_left < 0.5 else min(1.0, counters.progress + (1 - counters.progress) / (steps_left + 1))
-        )
+        left, step = self.remaining_seconds(), max(self._seconds_per_step(seconds), 1e-6)
+        steps_left = left / step
+        # half a step over is nothing where steps are short, and half a minute where a step takes one
+        over = steps_left < 0.5 or step - left > MAX_OVERRUN * self.within_seconds
+        counters.progress = 1.0 if over else min(1.0, counters.progress + (1 - counters.progress) / (steps_left + 1))
 
     def _seconds_per_step(self, newest: float) -> float:
         """What a step costs from here on: its own time, and its share of validations, checkpoints and reports."""

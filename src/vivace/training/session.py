@@ -27,6 +27,7 @@ from vivace.training.result import TrainResult
 from vivace.training.resuming import Contract, adapt_counters, newest_state, restore, resumed_contract
 from vivace.training.runfolder import RunFolder, check_same_data
 from vivace.training.state import TrainState
+from vivace.training.statistics import NUM_IMAGES_LAST
 from vivace.training.step import Setup
 from vivace.training.tracking import Tracker
 from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt, trial_batch_size
@@ -191,7 +192,11 @@ def _engine(
     if contract.within_seconds is not None:
         seconds = session.pass_seconds(state.averaged_model, setup)
         # the last validation, the metrics of the bundle on validation and test, and saving
-        plan.reserve_seconds = seconds * (2 + data.num_test / max(data.num_val, 1)) + SAVE_SECONDS
+        passes = 2 + data.num_test / max(data.num_val, 1)
+        if session.settler(setup) is not None:
+            # batch-norm statistics are taken anew from so many training images, before the last validation
+            passes += min(NUM_IMAGES_LAST, len(data.train_indices)) / max(data.num_val, 1)
+        plan.reserve_seconds = seconds * passes + SAVE_SECONDS
     return Engine(
         recipe=recipe,
         state=state,

@@ -18,7 +18,7 @@ from vivace.errors import ConfigError
 from vivace.files import canonical_json, read_regular, write_json
 from vivace.hardware import num_cpus, supported_precisions
 from vivace.kernels.winograd import has_winograd
-from vivace.measure import Comparison, compare, time_call
+from vivace.measure import Comparison, TimeUp, compare, time_call
 from vivace.notices import warn
 from vivace.plain import parse_json
 from vivace.training.recipe import Recipe
@@ -73,6 +73,8 @@ class Receipt:
     seconds: float = 0.0
     """What the trial itself cost."""
     source: Literal["measured", "cached", "off", "skipped"] = "measured"
+    cut_off: bool = False
+    """Whether the trial was ended for the time that it took, with what was decided so far."""
 
     def summary(self) -> str:
         """One line for people."""
@@ -91,7 +93,8 @@ class Receipt:
         for trial in self.trials:
             gain *= trial.ratio if trial.kept else 1.0
         how = f"{gain:.2f} × plain fp32 eager" if self.trials else "not measured"
-        return f"{', '.join(parts)} ({how}; {self.source}, {self.seconds:.1f} s)"
+        cut = ", cut off: it may take a fifth of the run" if self.cut_off else ""
+        return f"{', '.join(parts)} ({how}; {self.source}, {self.seconds:.1f} s{cut})"
 
 
 def plain_setup(recipe: Recipe) -> Setup:
@@ -157,7 +160,8 @@ def tune(
     is kept only if it is faster by MIN_GAIN and the whole interval of its ratio lies above 1. Nothing is tried, and
     nothing stored, where the first candidate would take more than FIRST_SHARES times MAX_SHARE of the run; the least
     promising ones are left out where all would take more than MAX_SHARE. What says neither faster nor slower is timed
-    once more, three times as long, where that share allows.
+    once more, three times as long, where that share allows. Steps may turn out slower than the first ones: the trial
+    is cut off at FIRST_SHARES times MAX_SHARE of the run, and what was decided by then is what counts.
     """
     started = time.perf_counter()
     setup = plain_setup(recipe)
@@ -165,20 +169,34 @@ def tune(
         return Receipt(setup=setup, source="skipped")
     best = make_step(setup)
     # the first step of a process takes a second or so, the second one is not yet as fast as those that follow
-    step_ms = min(time_call(best, device) for _ in range(3))
     scale = recipe.batch_size / trial_batch_size(recipe)
-    run_seconds = expected_steps * scale * step_ms / 1e3 if planned_seconds is None else planned_seconds
+    step_ms = time_call(best, device)
+    for _ in range(2):
+        step_ms = min(step_ms, time_call(best, device))
+        run_seconds = expected_steps * scale * step_ms / 1e3 if planned_seconds is None else planned_seconds
+        if _first_seconds(step_ms, run_seconds) > FIRST_SHARES * MAX_SHARE * run_seconds:
+            # nothing will be tried: another step would tell nothing
+            break
     # what the first steps of a process cost beyond others, a second or so, the run would have had to pay itself
     first_steps_seconds, tried_from = 2 * step_ms / 1e3, time.perf_counter()
     planned = run_seconds
     trials: list[Trial] = []
+    cut_off, asked_at = False, tried_from
+
+    def stop() -> bool:
+        nonlocal cut_off, asked_at
+        now = time.perf_counter()
+        # the next pair takes as long as the last one, which may be much longer than the first steps told
+        pair_seconds, asked_at = max(2 * step_ms / 1e3, now - asked_at), now
+        spent = now - tried_from + first_steps_seconds
+        cut_off = cut_off or spent + pair_seconds > FIRST_SHARES * MAX_SHARE * planned
+        return cut_off
+
     for name, changes in _candidates(recipe, setup, device, run_seconds):
         num_pairs = _num_pairs(step_ms, run_seconds)
-        # its first step, a warm-up and the pairs
-        steps = 1 + 2 * NUM_WARMUP + 2 * num_pairs
         # the first ones save most: the last are left out where all would cost more than their share
         budget = MAX_SHARE * planned * (1 if trials else FIRST_SHARES) - first_steps_seconds
-        if time.perf_counter() - tried_from + steps * step_ms / 1e3 > budget:
+        if cut_off or time.perf_counter() - tried_from + _first_seconds(step_ms, run_seconds) > budget:
             break
         candidate = dataclasses.replace(setup, **changes)
         if candidate == setup:
@@ -190,14 +208,18 @@ def tune(
         try:
             step = make_step(candidate)
             time_call(step, device)
-            cost = time.perf_counter() - began
-            result = compare(best, step, device, num_pairs=num_pairs, num_warmup=NUM_WARMUP)
+            asked_at = time.perf_counter()
+            cost = asked_at - began
+            result = compare(best, step, device, num_pairs=num_pairs, num_warmup=NUM_WARMUP, stop=stop)
             disturbed = _is_disturbed(result)
-            if disturbed or _is_undecided(result):
+            if not cut_off and (disturbed or _is_undecided(result)):
                 again = 3 * sum(result.baseline_ms + result.candidate_ms) / 1e3
                 if time.perf_counter() - tried_from + again <= budget:
-                    result = compare(best, step, device, num_pairs=3 * num_pairs, num_warmup=0)
+                    with contextlib.suppress(TimeUp):
+                        result = compare(best, step, device, num_pairs=3 * num_pairs, num_warmup=0, stop=stop)
                 disturbed = disturbed or _is_undecided(result)
+        except TimeUp:
+            break
         except Exception as error:
             # a kernel that is missing or a compiler that fails costs this candidate, never the run
             note = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -228,9 +250,10 @@ def tune(
             step_ms /= result.ratio
     seconds = time.perf_counter() - started
     if not trials:
-        return Receipt(setup=setup, seconds=seconds, source="skipped")
-    receipt = Receipt(setup=setup, trials=tuple(trials), seconds=seconds)
-    if path is not None and not any("disturbed" in trial.note for trial in trials):
+        return Receipt(setup=setup, seconds=seconds, source="skipped", cut_off=cut_off)
+    receipt = Receipt(setup=setup, trials=tuple(trials), seconds=seconds, cut_off=cut_off)
+    # a run with more time may decide more
+    if path is not None and not cut_off and not any("disturbed" in trial.note for trial in trials):
         # a receipt that can't be kept is measured again
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,6 +269,11 @@ def _changes_nothing(candidate: Setup, changes: Mapping[str, Any]) -> bool:
     return bool(low_alone) and (
         candidate.precision == "fp32" or ("winograd" in changes and candidate.precision != "bf16")
     )
+
+
+def _first_seconds(step_ms: float, run_seconds: float) -> float:
+    """What a candidate takes at least: its first step, a warm-up and the pairs."""
+    return (1 + 2 * NUM_WARMUP + 2 * _num_pairs(step_ms, run_seconds)) * step_ms / 1e3
 
 
 def _num_pairs(step_ms: float, run_seconds: float) -> int:
