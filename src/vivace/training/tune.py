@@ -7,9 +7,8 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from vivace.kernels.winograd import has_winograd
 from vivace.measure import Comparison, TimeUp, compare, time_call
 from vivace.notices import warn
 from vivace.plain import parse_json
+from vivace.training.receipts import Receipt, Trial
 from vivace.training.recipe import Recipe
 from vivace.training.step import Setup
 
@@ -48,53 +48,6 @@ MAX_PAIRS, PAIRS_SHARE, PAIRS_SECONDS = 10, 0.01, 2.0
 COMPILE_MIN_SECONDS = {"cpu": 1800.0, "cuda": 600.0}
 # ghost batches of this size and more do not hurt batch norm (arXiv:1705.08741)
 MIN_MICRO_BATCH = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One candidate against the best so far, timed in alternation."""
-
-    name: str
-    ratio: float
-    """Time of the best so far over time of the candidate: above 1, the candidate is faster."""
-    ratio_low: float
-    ratio_high: float
-    num_pairs: int
-    kept: bool
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """What was tried, what it gave, and the setup that won."""
-
-    setup: Setup
-    trials: tuple[Trial, ...] = ()
-    seconds: float = 0.0
-    """What the trial itself cost."""
-    source: Literal["measured", "cached", "off", "skipped"] = "measured"
-    cut_off: bool = False
-    """Whether the trial was ended for the time that it took, with what was decided so far."""
-
-    def summary(self) -> str:
-        """One line for people."""
-        setup = self.setup
-        parts = [setup.precision, "channels_last" if setup.channels_last else "contiguous"]
-        parts += ["compiled" if setup.compile else "eager", f"{setup.threads} threads"]
-        if setup.tile_gradients:
-            parts.append("tiled gradients")
-        if setup.winograd:
-            parts.append("Winograd convolutions")
-        if setup.fuse_norms:
-            parts.append("fused norms")
-        if setup.micro_batch_size:
-            parts.append(f"micro-batches of {setup.micro_batch_size}")
-        gain = 1.0
-        for trial in self.trials:
-            gain *= trial.ratio if trial.kept else 1.0
-        how = f"{gain:.2f} × plain fp32 eager" if self.trials else "not measured"
-        cut = ", cut off: it may take a fifth of the run" if self.cut_off else ""
-        return f"{', '.join(parts)} ({how}; {self.source}, {self.seconds:.1f} s{cut})"
 
 
 def plain_setup(recipe: Recipe) -> Setup:

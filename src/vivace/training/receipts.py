@@ -1,0 +1,57 @@
+"""What a measured trial found: each candidate against the best so far, and the setup that won."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vivace.training.step import Setup
+
+__all__ = ["Receipt", "Trial"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One candidate against the best so far, timed in alternation."""
+
+    name: str
+    ratio: float
+    """Time of the best so far over time of the candidate: above 1, the candidate is faster."""
+    ratio_low: float
+    ratio_high: float
+    num_pairs: int
+    kept: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What was tried, what it gave, and the setup that won."""
+
+    setup: Setup
+    trials: tuple[Trial, ...] = ()
+    seconds: float = 0.0
+    """What the trial itself cost."""
+    source: Literal["measured", "cached", "off", "skipped"] = "measured"
+    cut_off: bool = False
+    """Whether the trial was ended for the time that it took, with what was decided so far."""
+
+    def summary(self) -> str:
+        """One line for people."""
+        setup = self.setup
+        parts = [setup.precision, "channels_last" if setup.channels_last else "contiguous"]
+        parts += ["compiled" if setup.compile else "eager", f"{setup.threads} threads"]
+        if setup.tile_gradients:
+            parts.append("tiled gradients")
+        if setup.winograd:
+            parts.append("Winograd convolutions")
+        if setup.fuse_norms:
+            parts.append("fused norms")
+        if setup.micro_batch_size:
+            parts.append(f"micro-batches of {setup.micro_batch_size}")
+        gain = 1.0
+        for trial in self.trials:
+            gain *= trial.ratio if trial.kept else 1.0
+        how = f"{gain:.2f} × plain fp32 eager" if self.trials else "not measured"
+        cut = ", cut off: it may take a fifth of the run" if self.cut_off else ""
+        return f"{', '.join(parts)} ({how}; {self.source}, {self.seconds:.1f} s{cut})"
