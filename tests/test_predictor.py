@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.cpus import at_most_cpus, num_cpus
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, DataError, VivaceError
+from vivace.hardware import select_device
 from vivace.models.weights import load_weights
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor, predict
@@ -100,6 +103,72 @@ def test_a_forked_process_is_told_instead_of_waiting(predictor: Predictor) -> No
     assert "forked from it: threads are not forked" in said
     # the parent goes on
     assert predictor.probs(IMAGES).shape == (3, 3)
+
+
+FORKED = """
+import multiprocessing, sys
+import numpy as np
+import vivace
+from vivace.errors import ConfigError
+FOLDER, ASKED = sys.argv[1:]
+IMAGES = np.zeros((3, 32, 32, 3), np.uint8)
+def answers(_):
+    import torch
+    try:
+        # asked for more threads, and a network on its own
+        predictor = vivace.Predictor(FOLDER, device="cpu", threads=4)
+        if ASKED == "eager":
+            vivace.load(FOLDER).build_model()
+            # above the size from which torch uses all its threads
+            torch.ones(2_000_000).add(1)
+        return predictor.probs(IMAGES).shape, torch.get_num_threads()
+    except ConfigError as error:
+        return str(error)
+if __name__ == "__main__":
+    vivace.Predictor(FOLDER, device="cpu").probs(IMAGES)
+    import torch
+    torch.set_num_threads(4)
+    torch.ones(2_000_000).add(1)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        print(pool.map(answers, [0]))
+"""
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnx", "openvino"])
+def test_a_forked_worker_makes_its_own_on_one_thread_or_is_told_to_be_spawned(
+    bundle: Bundle, tmp_path: Path, runtime: str
+) -> None:
+    folder = bundle.folder
+    if runtime != "eager":
+        pytest.importorskip("onnxruntime" if runtime == "onnx" else runtime)
+        from vivace.acceleration.export import export
+
+        folder = export(bundle, runtime, tmp_path / runtime).path
+    command = [sys.executable, "-c", FORKED, str(folder), runtime]
+    # the hang this is about has no other end
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    if runtime == "openvino":
+        assert "it was forked from one that had loaded openvino, and threads are not forked." in done.stdout
+        assert "Start workers with spawn" in done.stdout
+    else:
+        assert done.stdout == "[((3, 3), 1)]\n"
+
+
+@pytest.mark.parametrize("runtime", ["inductor", "aoti"])
+def test_compiled_programs_are_refused_in_a_forked_process(
+    bundle: Bundle, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vivace.cpus._left_behind", {"torch"})
+    with pytest.raises(ConfigError, match=rf"^{runtime} can't run in process \d+: it was forked .* with spawn"):
+        Predictor(bundle, device="cpu", runtime=runtime)
+
+
+def test_a_gpu_that_the_parent_used_is_refused_in_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert select_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match=r"^--device cuda can't be used: this process was forked .* with spawn"):
+        select_device("cuda")
 
 
 def test_threads_are_those_asked_for(bundle: Bundle) -> None:

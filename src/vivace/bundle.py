@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vivace.config import check_choice, check_range, from_dict, to_dict
+from vivace.cpus import forked_with, limit_threads
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, ModelError
 from vivace.files import atomic_folder, sha256_of, write_json
@@ -116,6 +117,9 @@ class Bundle:
 
         from vivace.models.zoo import create_model
 
+        # before the first parallel loop: in a forked process it would wait for threads that are not there
+        if forked_with("torch"):
+            limit_threads()
         architecture = self.info.architecture
         try:
             # again, for an info that was made in Python: an argument "pretrained" would be taken for create_model's own

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 
-__all__ = ["at_most_cpus", "limit_threads", "num_cpus"]
+__all__ = ["at_most_cpus", "forked_with", "limit_threads", "num_cpus", "set_threads"]
+
+# libraries that keep threads: a fork copies what waits for them and not the threads, so that the child waits for ever
+THREADED = ("torch", "openvino")
+_left_behind: set[str] = set()
 
 _most: ContextVar[int | None] = ContextVar("most", default=None)
 
@@ -17,8 +22,11 @@ _most: ContextVar[int | None] = ContextVar("most", default=None)
 def num_cpus(*, root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
     """Processors that this process may use, at least 1: the smallest of all the limits that it was given.
 
-    root: where proc/ and sys/ are. A quota of one and a half processors counts as one.
+    root: where proc/ and sys/ are. A quota of one and a half processors counts as one. In a process that was forked
+    from one with torch it is 1.
     """
+    if forked_with("torch"):
+        return 1
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([count, *_chosen(), *_quotas(root), *_asked_for(environment)]))
 
@@ -47,6 +55,37 @@ def limit_threads() -> None:
 
     if torch.get_num_threads() > num_cpus():
         torch.set_num_threads(num_cpus())
+
+
+def set_threads(count: int) -> None:
+    """Let torch use `count` threads, or one in a process that was forked from one with torch."""
+    import torch
+
+    torch.set_num_threads(1 if forked_with("torch") else count)
+
+
+def forked_with(library: str) -> bool:
+    """Whether this process was forked from one that had loaded "torch" or "openvino", whose threads it lacks.
+
+    OpenMP's pool is such: with one thread, which is what PyTorch's own DataLoader sets in its workers, it is not asked.
+    """
+    return library in _left_behind
+
+
+def _note_fork() -> None:
+    _left_behind.update(name for name in THREADED if name in sys.modules)
+
+
+def _note_earlier_fork() -> None:
+    # imported for the first time in a worker of multiprocessing: the parent may have had torch, and no vivace
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and type(process.current_process()).__name__ == "ForkProcess":
+        _note_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+    _note_earlier_fork()
 
 
 def _asked_for(environment: Mapping[str, str]) -> Iterator[int]:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vivace.cpus import limit_threads, num_cpus
+from vivace.cpus import forked_with, limit_threads, num_cpus
 from vivace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -112,13 +112,21 @@ def select_device(name: str = "auto") -> torch.device:
     """The torch device for "auto", "cpu", "cuda", "cuda:1" or "mps". Raises ConfigError if it is not there."""
     import torch
 
+    if forked_with("torch"):
+        limit_threads()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # a fork of a process that used a GPU can't use it
+        return torch.device("cuda" if torch.cuda.is_available() and not torch.cuda._is_in_bad_fork() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"--device is unknown: got {name!r}. Give auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda":
+        if torch.cuda._is_in_bad_fork():
+            raise ConfigError(
+                f"--device {name} can't be used: this process was forked from one that used CUDA. Start workers with "
+                "spawn: multiprocessing.get_context('spawn')."
+            )
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise ConfigError(f"--device is not there: got {name!r}, found {count} CUDA devices. Give cpu or auto.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from vivace.bundle import Bundle, load_bundle
 from vivace.config import check_choice
-from vivace.cpus import at_most_cpus
+from vivace.cpus import at_most_cpus, set_threads
 from vivace.errors import BundleError, ConfigError, DataError, VivaceError, first_line
 from vivace.hardware import keep_freed_memory, num_cpus, select_device, supported_precisions
 from vivace.runtimes import check_probs, is_quantized, load_runtime
@@ -30,7 +30,8 @@ class Predictor:
     that of the bundle, on a CPU. threads: processors that it computes on, at most those of the process; torch has one
     such number for the whole process, and that is set.
     It can be pickled: the process that it is sent to opens the bundle's folder anew. A process that was forked from
-    this one can't use it, for threads are not forked.
+    this one can't use it, for threads are not forked: it makes its own, which computes on one processor, and whose
+    runtime is eager or onnx.
     Raises BundleError for a bundle that can't be used, ConfigError for another argument that can't be had.
     """
 
@@ -63,9 +64,7 @@ class Predictor:
         self._process = os.getpid()
         keep_freed_memory()
         if threads is not None:
-            import torch
-
-            torch.set_num_threads(min(threads, num_cpus()))
+            set_threads(min(threads, num_cpus()))
         with at_most_cpus(threads):
             self._classify = load_runtime(runtime, self.bundle, device=self.device, precision=precision)
 
@@ -101,8 +100,8 @@ class Predictor:
         if os.getpid() != self._process:
             raise ConfigError(
                 f"the predictor was made in process {self._process}, and this is {os.getpid()}, forked from it: "
-                "threads are not forked, and it would wait for ever. Make it in each process, or send it to one that "
-                "was spawned (multiprocessing.get_context('spawn'))."
+                "threads are not forked, and it would wait for ever. Start workers with spawn "
+                "(multiprocessing.get_context('spawn')), or make one in each process: it computes on one processor."
             )
         parts = [
             self._classified(images_NHWC[start : start + self.batch_size])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vivace.cpus import limit_threads
+from vivace.cpus import forked_with, limit_threads
 from vivace.errors import BundleError, ConfigError, VivaceError, first_line, nearest
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ RUNTIMES = {
 # of a softmax in bf16: its values have 8 bits, and what was rounded adds up
 TOLERANCE = 0.02
 
+# runtime → library whose threads it needs, and can't do without in a forked process: programs that were compiled for a
+# number of threads, and OpenVINO's own pool
+FORK_BREAKS = {"inductor": "torch", "aoti": "torch", "openvino": "openvino"}
+
 # of every exported graph, the names of its tensors: images_NHWC uint8 and probs_NK float32
 INPUT, OUTPUT = "images", "probs"
 
@@ -55,13 +60,15 @@ class Classifier(Protocol):
 def load_runtime(name: str, bundle: Bundle, *, device: torch.device, precision: str) -> Classifier:
     """The classifier of a bundle on a runtime.
 
-    Raises ConfigError for an unknown name, BundleError for a graph that the runtime can't read, and what its `load`
-    raises.
+    Raises ConfigError for an unknown name or one that can't run in a forked process, BundleError for a
+    graph that the runtime can't read, and what its `load` raises.
     """
     if name not in RUNTIMES:
         raise ConfigError(
             f"the runtime is unknown: got {name!r}.{nearest(name, RUNTIMES)} Known: {', '.join(RUNTIMES)}."
         )
+    if lost := FORK_BREAKS.get(name):
+        _check_not_forked(name, lost)
     # a graph's runtime needs no torch, and is told its threads itself
     if "torch" in sys.modules:
         limit_threads()
@@ -77,6 +84,14 @@ def load_runtime(name: str, bundle: Bundle, *, device: torch.device, precision: 
             "Make the bundle again."
         ) from error
     return classifier
+
+
+def _check_not_forked(name: str, library: str) -> None:
+    if forked_with(library):
+        raise ConfigError(
+            f"{name} can't run in process {os.getpid()}: it was forked from one that had loaded {library}, and threads "
+            "are not forked. Start workers with spawn: multiprocessing.get_context('spawn')."
+        )
 
 
 def is_quantized(precision: str) -> bool:

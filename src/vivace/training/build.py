@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vivace.cpus import set_threads
 from vivace.data.augment import Augment
 from vivace.data.loader import Batch, Batches
 from vivace.data.preprocess import Preprocess
@@ -229,7 +230,7 @@ class Session:
         small = Batch(batch.images_BCHW[:count], batch.labels_B[:count], batch.indices_B[:count])
 
         def step() -> None:
-            torch.set_num_threads(setup.threads)
+            set_threads(setup.threads)
             stepper.step(small, 0)
 
         return step

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vivace.config import to_dict
-from vivace.cpus import limit_threads
+from vivace.cpus import limit_threads, set_threads
 from vivace.data.cache import Cache
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
 from vivace.training.arrays import FileWatch, TrainingData, prepare_data
@@ -78,7 +78,7 @@ def run_training(
             session, recipe, device, tune=tune and not resume, cache_dir=cache_dir, planned_seconds=planned
         )
         setup = receipt.setup
-        torch.set_num_threads(setup.threads)
+        set_threads(setup.threads)
         session.recipe = recipe = _resolved(recipe, setup)
         # the trial has drawn random numbers: start from the seed
         torch.manual_seed(recipe.seed)
@@ -109,7 +109,7 @@ def _global_settings_restored() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        set_threads(threads)
         if deterministic != torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(deterministic)
         cudnn.deterministic, cudnn.benchmark = kernels
