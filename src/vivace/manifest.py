@@ -96,7 +96,8 @@ def check_files(folder: Path, files: Mapping[str, Any]) -> None:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in READ_BY_RUNTIMES and path.name not in files:
             raise BundleError(
-                f"{path} is no part of the bundle: its manifest does not list it, and a runtime may read it. Remove it."
+                f"{path} is no part of the bundle: its manifest does not list it, and a runtime may read it. "
+                "Move it away."
             )
 
 

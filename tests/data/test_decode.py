@@ -136,7 +136,7 @@ def test_mutated_files_raise_nothing_but_an_image_error_of_one_line(kind: str) -
 
 
 def test_empty_files_and_text_are_no_images() -> None:
-    assert problem_of(b"") == ("empty", "the file is empty: the image. Remove it.")
+    assert problem_of(b"") == ("empty", "the file is empty: the image. Restore it from a copy, or leave it out.")
     assert problem_of(b"this is text\n")[0] == "not_an_image"
 
 

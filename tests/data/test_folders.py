@@ -156,7 +156,9 @@ def test_broken_links_are_passed_over_and_counted(tmp_path: Path) -> None:
     assert source.ignored == ("train/labels.csv",)
     # a class that is gone is worth more than a line
     (root / "train" / "c").symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match=r"a broken or circular link, perhaps of a class: .*train/c\. Remove it\."):
+    with pytest.raises(
+        DataError, match=r"a broken or circular link, perhaps of a class: .*train/c\. Mount or restore what it leads to"
+    ):
         open_source(root)
 
 

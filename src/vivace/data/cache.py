@@ -161,7 +161,8 @@ def _open_or_build(
             ) from error
     if found is None:
         raise CacheMismatch(
-            f"the cache can't be read back: {folder}. Is the disk sound? Remove the folder and try again."
+            f"the cache can't be read back: {folder}. Is the disk sound? Take its entry out by "
+            "vivace cache --remove NAME, and try again."
         )
     return Cache(
         found.folder,

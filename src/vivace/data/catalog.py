@@ -116,7 +116,9 @@ def _from_torchvision(name: str, row: _Row, data_root: Path) -> DataSource:
         _download(name, dataset_class, root, row)
         datasets = _on_disk(dataset_class, root, row)
     if datasets is None:
-        raise DownloadError(f"the data set {name} is not whole in {root} after its download. Remove it and try again.")
+        raise DownloadError(
+            f"the data set {name} is not whole in {root} after its download. Move what is there away, and try again."
+        )
     splits = {split: _split_of(dataset, split, root) for split, dataset in datasets.items()}
     classes = _classes_of(datasets["train"], splits["train"].labels)
     return DataSource(name=name, classes=classes, splits=splits, root=root, channels=row.channels)

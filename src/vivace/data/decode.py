@@ -143,7 +143,9 @@ class _opened:  # noqa: N801 (a context as those of contextlib are, in a fifth o
 
     def __enter__(self) -> Picture:
         if not self._data:
-            raise ImageError(f"the file is empty: {shown(self._name)}. Remove it.", problem="empty")
+            raise ImageError(
+                f"the file is empty: {shown(self._name)}. Restore it from a copy, or leave it out.", problem="empty"
+            )
         self._guard = PillowGuard()
         self._guard.__enter__()
         try:
@@ -184,7 +186,8 @@ def _image_error(error: Exception, name: str) -> ImageError:
         return ImageError(text, problem=error.problem)
     # broken files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
     return ImageError(
-        f"the image is damaged: {shown(name)} ({_reason(error)}). Restore or remove it.", problem="truncated"
+        f"the image is damaged: {shown(name)} ({_reason(error)}). Restore it from a copy, or leave it out.",
+        problem="truncated",
     )
 
 
@@ -219,12 +222,16 @@ def _read(path: Path | str) -> Iterator[bytes]:
         raise _unreadable(path, error) from None
     try:
         facts = os.fstat(descriptor)
+        if stat.S_ISDIR(facts.st_mode):
+            raise ImageError(f"this is a folder: {shown(path)}. Give image files.", problem="unreadable")
         if not stat.S_ISREG(facts.st_mode):
-            raise ImageError(f"no regular file: {shown(path)}. Remove it.", problem="unreadable")
+            raise ImageError(
+                f"no regular file: {shown(path)}, a pipe, socket or device. Give image files.", problem="unreadable"
+            )
         if facts.st_size > MAX_BYTES:
             raise ImageError(
                 f"the file is too large for an image: {shown(path)} has {facts.st_size:,} bytes, "
-                f"the cap is {MAX_BYTES:,}. Remove it.",
+                f"the cap is {MAX_BYTES:,}. Make it smaller, or leave it out.",
                 problem="bomb",
             )
         with READING.hold(facts.st_size):

@@ -167,7 +167,7 @@ def _check_not_a_class(found: ClassFolders, name: str, known: frozenset[str], ot
         raise DataError(
             f"it is unclear whether {name!r} is a split or a class: beside it in {found.top} are "
             f"{some(twins or others)}{' with the same subfolders' if twins else ''}. If it is a split, rename the "
-            f"others val/ or test/, or move them away; if it is a class, rename it or remove its subfolders."
+            f"others val/ or test/, or move them away; if it is a class, rename it or move its subfolders away."
         )
 
 

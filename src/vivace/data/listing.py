@@ -47,7 +47,10 @@ class Listing:
                 if _is_broken(entry):
                     # a whole class may be on a disk that is not mounted: no line among others may be all that tells
                     if not _extension(entry.name):
-                        raise DataError(f"a broken or circular link, perhaps of a class: {entry.path}. Remove it.")
+                        raise DataError(
+                            f"a broken or circular link, perhaps of a class: {entry.path}. Mount or restore what "
+                            "it leads to, or move the link away."
+                        )
                 elif self._is_folder(entry, real):
                     found[entry.name] = entry.path
             self._subfolders[folder] = dict(sorted(found.items()))
@@ -128,7 +131,7 @@ class Listing:
         """
         target = os.path.realpath(path)
         if any((folder + os.sep).startswith(target + os.sep) for folder in above):
-            raise DataError(f"a link leads in a circle: {path} → {target}. Remove it.")
+            raise DataError(f"a link leads in a circle: {path} → {target}. Move the link away.")
         if not self.follow_links:
             check_inside(path, os.path.realpath(self.root))
 
@@ -151,7 +154,7 @@ def check_inside(path: str, root: str, where: str | None = None) -> None:
     if not (target + os.sep).startswith(root.rstrip(os.sep) + os.sep):
         raise DataError(
             f"{where + ': ' if where else ''}a link leads out of the data set: {path} → {target}. Follow it by "
-            "--follow-links, or remove it."
+            "--follow-links, or move the link away."
         )
 
 
@@ -250,7 +253,7 @@ def _extension(name: str) -> str:
 def _check_plain(entry: os.DirEntry[str]) -> None:
     # reading a pipe would wait for ever
     if not entry.is_file():
-        raise DataError(f"not a plain file: {entry.path}, a pipe, socket or device. Remove it.")
+        raise DataError(f"not a plain file: {entry.path}, a pipe, socket or device. Move it away.")
     # 1 µs a file; effective rights are those that reading will have
     if not os.access(entry.path, os.R_OK, effective_ids=True):
         raise DataError(f"the file can't be read: {entry.path}. Check its rights.")

@@ -76,7 +76,7 @@ def header_size(data: bytes) -> tuple[int, int]:
 def _unidentified(data: bytes) -> Unfit:
     if data.startswith((b"%!PS", b"%PDF", b"SIMPLE  =", b"\xc5\xd0\xd3\xc6", b"8BPS")) or data[8:10] == b"CR":
         return Unfit(f"the format is not allowed: NAME. Convert it to {SPOKEN}.", "format_not_allowed")
-    return Unfit("the file is no image: NAME. Remove it, or restore it.", "not_an_image")
+    return Unfit("the file is no image: NAME. Restore it from a copy, or leave it out.", "not_an_image")
 
 
 @contextlib.contextmanager
@@ -93,7 +93,10 @@ def _ppm(data: bytes, limits: Limits) -> Iterator[Picture]:
 def _jpeg(data: bytes, limits: Limits) -> contextlib.AbstractContextManager[Picture]:
     header = read_jpeg(data)
     if header is None:
-        raise Unfit("the image is damaged: NAME (it ends before its pixels). Restore or remove it.", "truncated")
+        raise Unfit(
+            "the image is damaged: NAME (it ends before its pixels). Restore it from a copy, or leave it out.",
+            "truncated",
+        )
     width, height = header.width, header.height
     times = limits.shrink(width, height)
     limits.check((width, height), limits.max_pixels * (JPEG_FACTOR if times > 1 else 1))
@@ -125,7 +128,9 @@ def _decode_jpeg(data: bytes, header: Jpeg, limits: Limits, times: int, orientat
     else:
         image = Image.open(io.BytesIO(data), formats=["JPEG"])
         if image.size != (header.width, header.height):
-            raise Unfit("the image is damaged: NAME (it has two sizes). Restore or remove it.", "truncated")
+            raise Unfit(
+                "the image is damaged: NAME (it has two sizes). Restore it from a copy, or leave it out.", "truncated"
+            )
         if times > 1 and limits.draft_size is not None:
             image.draft(None, (2 * limits.draft_size, 2 * limits.draft_size))
         image.load()
@@ -143,7 +148,9 @@ def _webp(data: bytes, limits: Limits) -> Iterator[Picture]:
             limits.check(image.size)
             yield load_picture(image, "WEBP")
         return
-    raise Unfit("the image is damaged: NAME (its header is wrong). Restore or remove it.", "truncated")
+    raise Unfit(
+        "the image is damaged: NAME (its header is wrong). Restore it from a copy, or leave it out.", "truncated"
+    )
 
 
 @contextlib.contextmanager

@@ -72,12 +72,12 @@ class Limits:
             raise Unfit(f"too many pixels: NAME is {width} × {height}, the cap is {cap:,}. {LARGER}")
         if min(width, height) < MIN_SIDE:
             raise Unfit(
-                f"the image is too small: NAME is {width} × {height}, at least {MIN_SIDE} px are needed. Remove it.",
+                f"the image is too small: NAME is {width} × {height}, at least {MIN_SIDE} px are needed. Leave it out.",
                 "too_small",
             )
         if max(width, height) >= MAX_ASPECT * min(width, height):
             raise Unfit(
-                f"the image is a strip: NAME is {width} × {height}, {MAX_ASPECT} : 1 or more. Remove it.",
+                f"the image is a strip: NAME is {width} × {height}, {MAX_ASPECT} : 1 or more. Leave it out.",
                 "extreme_aspect",
             )
 

@@ -108,7 +108,8 @@ class Preprocess:
                 return to_square(pixels, self.store_size, self.channels, self.fit, self.interpolation)
             except OSError as error:
                 raise ImageError(
-                    f"the image is damaged: {shown(name)} ({error}). Restore or remove it.", problem="truncated"
+                    f"the image is damaged: {shown(name)} ({error}). Restore it from a copy, or leave it out.",
+                    problem="truncated",
                 ) from None
             except ValueError as error:
                 raise ImageError(
@@ -157,7 +158,7 @@ def _checked(array: np.ndarray) -> np.ndarray:
             problem="not_an_image",
         )
     if 0 in array.shape:
-        raise ImageError(f"the array is empty: {list(array.shape)}. Remove it.", problem="empty")
+        raise ImageError(f"the array is empty: {list(array.shape)}. Leave it out.", problem="empty")
     return array
 
 

@@ -87,5 +87,5 @@ def check_source(source: DataSource, *, require_train: bool) -> None:
         if count < MIN_IMAGES_PER_CLASS:
             raise DataError(
                 f"a class has too few images: {name!r} has {count}, at least {MIN_IMAGES_PER_CLASS} are "
-                "needed to train and validate. Add some, or remove the class."
+                "needed to train and validate. Add some, or leave the class out."
             )
