@@ -182,6 +182,21 @@ def test_a_file_is_not_written_in_place_of_a_folder_a_link_or_a_pipe(tmp_path: P
             check_file(tmp_path / name, overwrite=True)
 
 
+@pytest.mark.parametrize(
+    ("names", "called"),
+    [(["bundle.json"], "a bundle"), (["model.json"], "a deployment"), (["run.json", "recipe.yaml"], "a run")],
+)
+def test_not_even_overwrite_replaces_a_file_of_a_bundle_or_run(tmp_path: Path, names: list[str], called: str) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in (*names, "metrics.csv", "checkpoints/list.csv"):
+        (tmp_path / name).write_text("x")
+    for name in ("metrics.csv", "checkpoints/list.csv"):
+        with pytest.raises(OutputPathError, match=rf"^--out is there already, in the folder of {called}: .*{name}\."):
+            check_file(tmp_path / name, overwrite=True)
+    # a new name replaces nothing
+    assert check_file(tmp_path / "new.csv", overwrite=True) is None
+
+
 def read_only(**_: object) -> None:
     raise OSError(30, "Read-only file system")
 

@@ -368,6 +368,37 @@ def test_what_is_passed_over_in_a_folder_is_said(
     assert "@eaDir" in err
 
 
+def test_overwrite_replaces_a_table_and_says_so(
+    bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gradient().save(tmp_path / "a.png")
+    out = tmp_path / "list.csv"
+    out.write_text("mine\n")
+    command = ["predict", str(bundle.folder), str(tmp_path / "a.png"), "--device", "cpu", "--quiet", "--out", str(out)]
+    assert main(command) == 2
+    assert out.read_text() == "mine\n"
+    assert main([*command, "--overwrite"]) == 0
+    assert out.read_text().startswith("path,error")
+    assert f"warning: replaced: {out}\n" in capfd.readouterr().err
+
+
+def test_overwrite_replaces_nothing_that_is_read(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    image, linked, listing = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "list.csv"
+    gradient().save(image, format="png")
+    os.link(image, linked)
+    listing.write_text(f"{tmp_path / 'a.csv'}\n")
+    monkeypatch.chdir(tmp_path)
+    for out, paths in (("a.csv", [str(image)]), ("a.csv", [str(tmp_path)]), ("b.csv", ["a.*"]), ("list.csv", ["-"])):
+        before = Path(out).read_bytes()
+        with listing.open() as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            assert main(["predict", str(bundle.folder), *paths, "--quiet", "--out", out, "--overwrite"]) == 2
+        assert f"OutputPathError: --out is what is read: {out} and " in capfd.readouterr().err
+        assert Path(out).read_bytes() == before
+
+
 def test_the_exit_status_tells_that_nothing_was_classified(
     bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

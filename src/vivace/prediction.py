@@ -24,7 +24,16 @@ from vivace.hardware import num_cpus
 from vivace.kernels.resize import use_fast_resize
 from vivace.predictor import Predictor, check_whole, predictor_for
 
-__all__ = ["Failure", "Prediction", "Predictions", "Predictor", "expand_paths", "predict", "predictor_for"]
+__all__ = [
+    "Failure",
+    "Prediction",
+    "Predictions",
+    "Predictor",
+    "expand_paths",
+    "predict",
+    "predict_files",
+    "predictor_for",
+]
 
 # below this number of images building a kernel to resize them may cost more than it saves
 MANY_IMAGES = 2000
@@ -86,6 +95,19 @@ def predict(
     predictor = predictor_for(bundle, device, batch_size, precision)
     passed_over: list[str] = []
     files = expand_paths([paths] if isinstance(paths, str | Path) else paths, passed_over=passed_over)
+    return predict_files(predictor, files, topk=topk, passed_over=passed_over, progress=progress)
+
+
+def predict_files(
+    predictor: Predictor,
+    files: Sequence[str],
+    *,
+    topk: int = 5,
+    passed_over: Iterable[str] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Predictions:
+    """`predict` for files that `expand_paths` found, whatever their names. passed_over: what it added there."""
+    check_whole("topk", topk)
     classes = predictor.classes
     topk = min(topk, len(classes))
     if len(files) >= MANY_IMAGES:

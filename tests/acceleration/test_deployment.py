@@ -232,11 +232,18 @@ def test_an_image_that_cannot_be_used_is_told_and_the_others_go_on(made: dict[st
     names = ["note.png", "cut.png", "bomb.png", "absent.png"]
     done = run(made["onnx"] / "classifier.py", good, *(tmp_path / name for name in names), "--json")
     said = json.loads(done.stdout)
-    assert done.returncode == 1
+    assert done.returncode == 0
     assert [row["path"] for row in said["predictions"]] == [str(good)]
     assert [row["problem"] for row in said["failures"]] == ["not_an_image", "truncated", "bomb", "unreadable"]
     assert "too many pixels" in said["failures"][2]["message"]
     assert "is 11000 × 10000, the cap is 100,000,000. Make it smaller, or" in said["failures"][2]["message"]
+
+
+def test_nothing_classified_ends_with_1_and_a_folder_is_no_image(made: dict[str, Path], tmp_path: Path) -> None:
+    done = run(made["onnx"] / "classifier.py", tmp_path)
+    assert done.returncode == 1
+    assert f"this is a folder: {tmp_path}. Give image files." in done.stderr
+    assert "emove" not in done.stderr
 
 
 def bomb(width: int = 60_000, height: int = 60_000) -> bytes:

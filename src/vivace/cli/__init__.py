@@ -27,8 +27,8 @@ VERBS = {
 }
 
 EXIT_STATUSES = """exit status:
-  0  done
-  1  failed while working
+  0  done; of predict: at least one image was classified, the others are listed on stderr
+  1  failed while working; of predict: no image was classified
   2  refused before work began: the message names the cause and the mend
   3  accelerate left the bundle as it is: nothing faster within the accuracy budget, timing too noisy, or out of time
   130, 143  stopped by Ctrl-C or SIGTERM, after saving; a second signal stops at once"""

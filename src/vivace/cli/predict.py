@@ -1,15 +1,21 @@
-"""Classify images with BUNDLE: files, folders, globs, or - for a list of paths on stdin."""
+"""Classify images with BUNDLE: files, folders, globs, or - for a list of paths on stdin.
+
+Ends with 0 if at least one image was classified (the others are listed on stderr), with 1 if none was.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from vivace.cli.common import bundle_place, print_json, tell, verb_options
-from vivace.errors import ConfigError, printable
+from vivace.errors import ConfigError, OutputPathError, printable
 
 if TYPE_CHECKING:
     from vivace.prediction import Predictions
@@ -30,7 +36,7 @@ class Options:
     out: Path | None = None
     """Write a row per image to this .csv, .jsonl or .parquet file."""
     overwrite: bool = False
-    """Replace the file that --out names if it is there."""
+    """Replace the file that --out names if it is there; no image that is read, and no file of a bundle or run."""
     batch_size: int = 64
     """Images per forward pass."""
     device: str = "auto"
@@ -47,8 +53,8 @@ def run(options: Options) -> int:
     """Predict, write, print. 1 if no image could be classified."""
     from vivace.data.listing import passed_over
     from vivace.notices import warn
-    from vivace.outputs import tell_replaced
-    from vivace.prediction import predict
+    from vivace.prediction import expand_paths, predict_files, predictor_for
+    from vivace.predictor import check_whole
     from vivace.report.tables import check_table, write_rows
     from vivace.training.display import counting_bar
 
@@ -59,17 +65,16 @@ def run(options: Options) -> int:
         replaced = check_table(options.out, inputs=[bundle_place(options.bundle)], overwrite=options.overwrite)
     elif options.overwrite:
         raise ConfigError("--overwrite goes with --out: got no --out. Leave it out.")
+    check_whole("topk", options.topk)
+    left: list[str] = []
+    files = expand_paths(options.paths, passed_over=left)
+    if replaced is not None:
+        assert options.out is not None
+        check_unread(options.out, files, listed="-" in options.paths)
+    predictor = predictor_for(options.bundle, options.device, options.batch_size, options.precision)
     progress, close = counting_bar("predicting", quiet=options.quiet)
     try:
-        result = predict(
-            options.bundle,
-            options.paths,
-            topk=options.topk,
-            batch_size=options.batch_size,
-            device=options.device,
-            precision=options.precision,
-            progress=progress,
-        )
+        result = predict_files(predictor, files, topk=options.topk, passed_over=left, progress=progress)
     finally:
         close()
     if line := passed_over(result.passed_over, len(result.rows) + len(result.failures)):
@@ -78,7 +83,8 @@ def run(options: Options) -> int:
         tell(f"not classified: {failure.path} ({failure.problem}) {failure.message}")
     if options.out is not None:
         write_rows(table(result), options.out, overwrite=options.overwrite)
-        tell_replaced(options.out, replaced)
+        if replaced is not None:
+            warn(f"replaced: {options.out}")
     if options.json:
         print_json(to_json(result))
         return 0 if result.rows else 1
@@ -93,6 +99,25 @@ def run(options: Options) -> int:
         summary += f"; written to {options.out}"
     print(summary, file=sys.stderr)
     return 0 if result.rows else 1
+
+
+def check_unread(out: Path, files: Iterable[str], *, listed: bool) -> None:
+    """Raises OutputPathError if `out`, a file that is there, is one of the files that are read, by whatever name.
+
+    listed: their list is read from stdin, which may be a file too.
+    """
+    place = out.stat()
+    read: str | None = None
+    with contextlib.suppress(OSError, ValueError):
+        # a stdin that is no file of the system has no number
+        if listed and os.path.samestat(place, os.fstat(sys.stdin.fileno())):
+            read = "the list on stdin"
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            if os.path.samestat(place, os.stat(file)):  # noqa: PTH116
+                read = file
+    if read is not None:
+        raise OutputPathError(f"--out is what is read: {out} and {read}. Give another name.")
 
 
 def table(result: Predictions) -> list[dict[str, Any]]:

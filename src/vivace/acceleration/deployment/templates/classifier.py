@@ -246,10 +246,15 @@ def _openvino(path: str, settings: dict[str, Any], threads: int) -> Callable[[np
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Exit status: 0, 1 if an image could not be classified, 2 if nothing could be."""
+    """The command line. Exit status: 0 if an image was classified, 1 if none was, 2 if the model can't be loaded."""
     import argparse
 
-    parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
+    parser = argparse.ArgumentParser(
+        description="Classify images with the model in this folder. Images that can't be classified are listed on "
+        "stderr, and do not stop the others.",
+        epilog="exit status: 0 if at least one image was classified, 1 if none was, 2 if the options are wrong or the "
+        "model can't be loaded",
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--topk", type=int, default=5, help="classes for each image")
     parser.add_argument("--threads", type=int, help="default: all processors")
@@ -275,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_shown(path) + "\t" + "  ".join(named))
     if given.json:
         print(json.dumps({"predictions": predictions, "failures": failures}))
-    return 1 if failures else 0
+    return 0 if predictions else 1
 
 
 def _shown(name: str) -> str:
