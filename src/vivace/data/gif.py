@@ -35,7 +35,10 @@ def check_gif(data: bytes) -> tuple[int, int]:
     if place >= MAX_GIF_PREFIX:
         raise Unfit(f"over {MAX_GIF_PREFIX:,} bytes of comments stand before its picture. Save it anew.")
     if len(data) < place + 9 or data[place] != 0x2C:
-        raise Unfit("the image is damaged: NAME (it ends before its pixels). Restore it from a copy, or leave it out.", "truncated")
+        raise Unfit(
+            "the image is damaged: NAME (it ends before its pixels). Restore it from a copy, or leave it out.",
+            "truncated",
+        )
     left, top, width, height = struct.unpack_from("<4H", data, place + 1)
     canvas = struct.unpack_from("<2H", data, 6)
     return max(canvas[0], left + width), max(canvas[1], top + height)
