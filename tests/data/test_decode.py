@@ -204,7 +204,7 @@ def test_a_file_without_rights_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "open", refuse)
     path = tmp_path / "x.png"
-    assert problem_of(path) == ("unreadable", f"the file can't be read: {path} (Permission denied). Check its name and rights.")
+    assert problem_of(path) == ("unreadable", f"the file can't be read: {path} (Permission denied). Check its rights.")
 
 
 def test_reading_leaves_no_file_open(tmp_path: Path) -> None:
