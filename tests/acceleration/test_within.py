@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,17 @@ def test_a_kind_of_work_that_took_long_is_not_started_again_where_it_would_not_e
     result = run(trained, tmp_path, max_drop=20.0, within_seconds=40)
     assert (result.accelerated, result.status) == (False, "nothing decided in the time given")
     assert len(asked) == 1
+    # not only that nothing was decided: what was left, what for, and how much time to give instead
+    (warning,) = result.warnings
+    told = re.fullmatch(
+        r"(\d+) s of 40 s were left when the search ended: the next step was estimated at (\d+) s, (\d+) s were left "
+        r"for it\. Try --within 2m",
+        warning,
+    )
+    assert told is not None, warning
+    assert 0 <= int(told[3]) <= int(told[1]) <= 10
+    assert int(told[2]) >= int(told[3])
+    assert f"**Warning: {warning}.**" in markdown(result.receipt)
     assert result.bundle == trained[0].folder
     assert "the timing that decides: not started" in result.receipt["left_out"]
     assert markdown(result.receipt).splitlines()[0].endswith(": nothing decided in the time given")
@@ -100,6 +112,7 @@ def test_where_the_time_is_over_before_the_baseline_is_timed_nothing_is_decided(
     assert (answer["latency_ms_before"], answer["top1_before"], answer["accelerated"]) == (None, None, False)
     assert (answer["speedup"], answer["drop"], answer["bundle"]) == (None, None, str(trained[0].folder))
     assert said.err.splitlines()[-1] == "nothing decided in the time given: the bundle is unchanged"
+    assert re.search(r"warning: \d+ s of 30 s were left when the search ended: .*\. Try --within 60s\n", said.err)
     written = json.loads((tmp_path / "fast-receipt.json").read_text())
     assert written["left_out"]
     assert not (tmp_path / "fast").exists()

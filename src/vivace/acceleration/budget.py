@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,8 @@ __all__ = ["Budget", "OutOfTime"]
 FINISH_SECONDS, FINISH_SHARE = 3.0, 0.1
 # a search that took longer than it was given by more than this says so
 MAX_OVERRUN = 1.05
+# a search that decided nothing is told to try so many times its time, or what the step that did not fit takes
+ENOUGH, SAFETY = 2.0, 1.5
 
 
 class OutOfTime(VivaceError):
@@ -28,6 +31,7 @@ class Budget:
         self.seconds = seconds
         self.started = time.monotonic() if started is None else started
         self._slowest: dict[str, float] = {}
+        self._refused: tuple[float, float] | None = None
 
     @property
     def deadline(self) -> float:
@@ -51,7 +55,10 @@ class Budget:
     def fits(self, kind: str, *, seconds: float = 0.0, until: float | None = None) -> bool:
         """Whether work of a kind can end in time, by the longest of its kind so far, or by `seconds`."""
         left = (self.deadline if until is None else min(until, self.deadline)) - time.monotonic()
-        return left > max(seconds, self._slowest.get(kind, 0.0))
+        needed = max(seconds, self._slowest.get(kind, 0.0))
+        if left <= needed:
+            self._refused = needed, max(0.0, left)
+        return left > needed
 
     @contextlib.contextmanager
     def measured(self, kind: str) -> Iterator[None]:
@@ -59,6 +66,19 @@ class Budget:
         began = time.monotonic()
         yield
         self._slowest[kind] = max(self._slowest.get(kind, 0.0), time.monotonic() - began)
+
+    def shortfall(self) -> str | None:
+        """What was left of the time, why nothing more was begun in it, and how much might do; None without a limit."""
+        if self.seconds is None:
+            return None
+        left = max(0.0, self.seconds - self.elapsed())
+        why, enough = "what was begun did not end in its share of the time", ENOUGH * self.seconds
+        if self._refused is not None and self._refused[0] > 0:
+            needed, had = self._refused
+            why = f"the next step was estimated at {needed:.0f} s, {had:.0f} s were left for it"
+            enough = max(enough, self.seconds - had + SAFETY * needed)
+        asked = f"{math.ceil(enough / 60)}m" if enough > 60 else f"{math.ceil(enough)}s"
+        return f"{left:.0f} s of {self.seconds:g} s were left when the search ended: {why}. Try --within {asked}"
 
     def overrun(self) -> str | None:
         """A warning where more than 5 % more time went by than was given."""

@@ -174,6 +174,8 @@ class Search:
         if result.splits is not None:
             chance = decide.at_chance(self._rows, result.splits.certify.labels)
             result.warnings = [] if chance is None else [chance]
+        short = self.budget.shortfall() if status == decide.UNDECIDED else None
+        result.warnings += [] if short is None else [short]
         result.seconds = self.budget.elapsed()
         return result
 
