@@ -10,13 +10,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from vivace import locks
-from vivace.data.cachedir import building, clear_leftovers, default_cache_dir
+from vivace.data.cache import open_cache
+from vivace.data.cachedir import building, clear_leftovers, default_cache_dir, warn_if_shared
+from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 
 
@@ -205,3 +207,53 @@ def test_who_waits_for_a_cache_says_for_whom(
     waiting.join()
     said += capsys.readouterr().err
     assert said == f"warning: waiting for process {os.getpid()}, which is building {folder}\n"
+
+
+@pytest.fixture
+def entered_by_all() -> Iterator[Path]:
+    """A folder that others may enter; those of pytest they may not."""
+    path = Path(tempfile.mkdtemp(dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_cache_that_others_may_write_to_is_told_once(
+    entered_by_all: Path, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, shared = open_source(make_folder()), entered_by_all / "cache"
+    preprocess = Preprocess(size=8, store_size=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    folder = open_cache(source, preprocess, cache_dir=shared).folder
+    assert "another user" not in capsys.readouterr().err
+    shared.chmod(0o775)
+    for _ in range(2):
+        open_cache(source, preprocess, cache_dir=shared)
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "another user" in line]
+    assert told == (
+        f"warning: the images and labels in {folder} are believed, and another user could have changed them: others "
+        f"may write to {shared} (mode 0775). Take the others' right to write away (chmod -R go-w), or set "
+        "VIVACE_CACHE to a folder of your own."
+    )
+
+
+@pytest.mark.parametrize(
+    ("cache", "images", "file", "told"),
+    [
+        (0o755, 0o755, 0o644, False),
+        (0o700, 0o775, 0o664, False),
+        (0o755, 0o775, 0o644, True),
+        (0o755, 0o755, 0o664, True),
+        (0o777, 0o755, 0o644, True),
+        (0o1777, 0o755, 0o644, False),
+    ],
+)
+def test_others_may_read_a_cache_and_not_write(
+    entered_by_all: Path, capsys: pytest.CaptureFixture[str], cache: int, images: int, file: int, told: bool
+) -> None:
+    folder = entered_by_all / "cache" / "images"
+    folder.mkdir(parents=True)
+    (folder / "cache.json").touch()
+    for place, mode in ((folder.parent, cache), (folder, images), (folder / "cache.json", file)):
+        place.chmod(mode)
+    warn_if_shared(folder)
+    assert ("another user could have changed" in capsys.readouterr().err) == told

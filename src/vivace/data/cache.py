@@ -20,7 +20,7 @@ import numpy as np
 
 from vivace.data.audit import Audit, audit_images, check_audit
 from vivace.data.badrows import audited
-from vivace.data.cachedir import building, default_cache_dir
+from vivace.data.cachedir import building, default_cache_dir, warn_if_shared
 from vivace.data.cachefiles import (
     CachedSplit,
     DamagedFiles,
@@ -164,6 +164,7 @@ def _open_or_build(
             f"the cache can't be read back: {folder}. Is the disk sound? Take its entry out by "
             "vivace cache --remove NAME, and try again."
         )
+    warn_if_shared(found.folder)
     return Cache(
         found.folder,
         preprocess,

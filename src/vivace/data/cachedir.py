@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vivace.files import atomic_folder, remove_leftovers
-from vivace.kernels.trust import make_private
+from vivace.kernels.trust import OTHERS_MAY_WRITE, doubt, make_private, say_once
 from vivace.locks import lock_in_turn
 
 __all__ = [
@@ -18,9 +19,12 @@ __all__ = [
     "clear_leftovers",
     "default_cache_dir",
     "filled_once",
+    "warn_if_shared",
 ]
 
 INDEX = "cache.json"
+# of a folder: to write in it, or to enter it and write in those below
+OTHERS_MAY_CHANGE = OTHERS_MAY_WRITE | stat.S_IXGRP | stat.S_IXOTH
 
 
 def default_cache_dir() -> Path:
@@ -46,6 +50,30 @@ def default_cache_dir() -> Path:
             return path
     # somebody else has made it, in a folder that all may write to: what lies there is not to be believed
     return Path(tempfile.mkdtemp(prefix="vivace-"))
+
+
+def warn_if_shared(folder: Path) -> None:
+    """Warn, once, where others may write to a folder of the cache that is about to be believed.
+
+    Its checksums find damage, and no forgery: they lie beside what they are of. The rule is that of
+    `kernels.trust.doubt`, but for what lies in a folder that nobody else may enter. Never raises OSError.
+    """
+    with contextlib.suppress(OSError):
+        real = Path(os.path.realpath(folder))
+        top = next((place for place in (real, *real.parents) if not place.stat().st_mode & OTHERS_MAY_CHANGE), real)
+        reason = doubt(top)
+        if reason is None and top == real and top.stat().st_mode & OTHERS_MAY_CHANGE:
+            reason = next((f"others may write to {path}" for path in real.iterdir() if _is_shared(path)), None)
+        if reason is not None:
+            say_once(
+                f"the images and labels in {folder} are believed, and another user could have changed them: {reason}. "
+                "Take the others' right to write away (chmod -R go-w), or set VIVACE_CACHE to a folder of your own."
+            )
+
+
+def _is_shared(path: Path) -> bool:
+    facts = path.lstat()
+    return facts.st_uid not in (0, os.geteuid()) or bool(facts.st_mode & OTHERS_MAY_WRITE)
 
 
 @contextlib.contextmanager

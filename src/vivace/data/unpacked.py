@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from vivace.data.cachedir import filled_once
+from vivace.data.cachedir import filled_once, warn_if_shared
 from vivace.data.splitnames import is_system
 from vivace.errors import ArchiveError
 from vivace.files import canonical_json, read_regular
@@ -54,6 +54,7 @@ def unpacked_once(parent: Path, stem: str, key: str, fill: Callable[[Path], None
         folder = parent / f"{stem}-{key[place * KEY_DIGITS : (place + 1) * KEY_DIGITS]}"
         problem = _problem(folder)
         if problem is None:
+            warn_if_shared(folder)
             return folder
         if problem:
             warn(problem)
