@@ -325,7 +325,7 @@ def test_a_flipped_bit_in_pixels_labels_or_digests_is_noticed(
     assert f"{'has' if file == FILES[0] else 'have'} changed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("old", "new"), [("red/000", "red/999"), ('"schema_version":4', '"schema_version":1')])
+@pytest.mark.parametrize(("old", "new"), [("red/000", "red/999"), ('"schema_version":5', '"schema_version":1')])
 def test_an_index_that_was_edited_or_is_of_another_version_is_not_believed(
     make_folder: MakeFolder, old: str, new: str
 ) -> None:

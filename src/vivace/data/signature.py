@@ -15,8 +15,8 @@ from vivace.files import canonical_json
 
 __all__ = ["signature_of", "strangers_of"]
 
-# raised when the files of a cache change: older ones are then made again
-SCHEMA_VERSION = 4
+# raised when the files of a cache change, or which images are read: older ones are then made again
+SCHEMA_VERSION = 5
 
 
 def signature_of(source: DataSource, preprocess: Preprocess) -> str:
