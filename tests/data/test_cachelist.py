@@ -19,6 +19,8 @@ from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError
 
+# JSON, too
+MINE = '{"mine": 1}'
 KEY = "0123456789abcdef0123"
 OURS = {
     "archives/packed-0123456789ab/red/1.png": 1000,
@@ -30,7 +32,23 @@ OURS = {
     "inductor/ab/code.py": 50,
     f"tune/{KEY}.json": 20,
 }
+MARKS = {
+    "archives/packed-0123456789ab/.vivace-unpacked.json": "{}",
+    "downloads/cifar10/.vivace-downloaded": "",
+    f"kernels/norms-{KEY}.so.sha256": f"{'0' * 64}  norms-{KEY}.so\n",
+    f"aoti/fast_cnn-bf16-{KEY}/SHA256": "0",
+    "inductor/.vivace": "",
+    f"tune/{KEY}.json": '{"setup": {}}',
+}
+# of the names that vivace gives, and not vivace's
 THEIRS = (
+    "images/berlin-2024061512/1.jpg",
+    "images/other-2024061513/cache.json",
+    "archives/thesis-202406151230/thesis.tex",
+    "downloads/dtd/mine.txt",
+    f"kernels/circuit-{KEY}.so",
+    f"aoti/notes-{KEY}/notes.txt",
+    "tune/11112222333344445555.json",
     "archives/backups/photos.zip",
     "archives/2026-11-28.zip",
     "downloads/holidays/1.jpg",
@@ -58,9 +76,11 @@ def filled(cache: Cache) -> Path:
     for name, size in OURS.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(bytes(size))
+    for name, text in MARKS.items():
+        (root / name).write_text(text)
     for name in THEIRS:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("mine")
+        (root / name).write_text(MINE)
     return root
 
 
@@ -68,12 +88,12 @@ def test_everything_is_listed_with_its_size(filled: Path, cache: Cache) -> None:
     found = {entry.title: entry for entry in list_caches(filled)}
     sizes = {title: entry.num_bytes for title, entry in found.items() if entry.kind != "images"}
     assert sizes == {
-        "archives/packed-0123456789ab": 1500,
+        "archives/packed-0123456789ab": 1502,
         "downloads/cifar10": 2000,
-        "kernels": 364,
-        f"aoti/fast_cnn-bf16-{KEY}": 700,
+        "kernels": 300 + 64 + len(f"  norms-{KEY}.so\n"),
+        f"aoti/fast_cnn-bf16-{KEY}": 701,
         "inductor": 50,
-        "tune": 20,
+        "tune": len('{"setup": {}}'),
     }
     images = found[f"images/{cache.folder.name}"]
     assert images.num_images == 24
@@ -81,12 +101,13 @@ def test_everything_is_listed_with_its_size(filled: Path, cache: Cache) -> None:
     assert list_caches(filled / "nowhere") == []
 
 
-def test_all_of_it_is_removed_and_nothing_else(filled: Path) -> None:
+def test_all_of_it_is_removed_and_nothing_else(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(remove_caches(filled, "all")) == 7
+    assert f"warning: left in {filled}, as nothing says that vivace made it: images/" in capsys.readouterr().err
     assert list_caches(filled) == []
-    assert all((filled / name).read_text() == "mine" for name in THEIRS)
+    assert all((filled / name).read_text() == MINE for name in THEIRS)
     left = {path.relative_to(filled).as_posix() for path in filled.rglob("*") if path.is_file()}
-    assert {name for name in left - set(THEIRS) if not name.endswith(".lock")} == set()
+    assert {name for name in left - set(THEIRS) if not name.endswith(".lock")} == {"inductor/.vivace"}
     assert remove_caches(filled, "all") == []
 
 
@@ -109,9 +130,17 @@ def test_a_damaged_cache_is_listed_and_can_be_removed(cache: Cache) -> None:
     (cache.folder / "cache.json").write_text("[1, 2")
     (entry,) = (entry for entry in list_caches(default_cache_dir()) if entry.kind == "images")
     assert entry.num_images == 0
-    (cache.folder / "cache.json").unlink()
     remove_caches(default_cache_dir(), entry.name)
     assert not cache.folder.exists()
+
+
+@pytest.mark.parametrize("mark", ["", "link"])
+def test_a_folder_of_torchs_compiler_that_vivace_did_not_make_stays(filled: Path, tmp_path: Path, mark: str) -> None:
+    (filled / "inductor" / ".vivace").unlink()
+    if mark:
+        (filled / "inductor" / ".vivace").symlink_to(__file__)
+    assert remove_caches(filled, "inductor") == []
+    assert (filled / "inductor" / "ab" / "code.py").exists()
 
 
 @pytest.mark.parametrize(

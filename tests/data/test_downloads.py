@@ -20,6 +20,7 @@ import pytest
 import torchvision
 from PIL import Image
 
+from vivace.data.cachelist import remove_caches
 from vivace.data.catalog import open_named
 from vivace.errors import DownloadError
 
@@ -243,3 +244,4 @@ def test_the_timeout_of_sockets_is_put_back(cifar: Path, tmp_path: Path) -> None
 def test_the_default_place_is_the_cache(cifar: Path, tmp_path: Path) -> None:
     source = open_named("cifar10", None, tmp_path / "cache")
     assert source.root == tmp_path / "cache" / "downloads" / "cifar10"
+    assert [entry.title for entry in remove_caches(tmp_path / "cache", "all")] == ["downloads/cifar10"]

@@ -17,6 +17,7 @@ from vivace.errors import KernelError
 from vivace.kernels import build, trust
 from vivace.kernels.build import load_library
 from vivace.kernels.trust import (
+    INDUCTOR_MARK,
     doubt,
     keep_compiled_programs,
     make_private,
@@ -323,6 +324,12 @@ def test_programs_of_torch_s_compiler_are_kept_in_the_cache(tmp_path: Path, monk
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     keep_compiled_programs(tmp_path / "cache")
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "inductor")
+    assert (tmp_path / "cache" / "inductor" / INDUCTOR_MARK).is_file()
+    # the user's own folder gets no mark
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    (tmp_path / "mine" / "inductor" / "circuits").mkdir(parents=True)
+    keep_compiled_programs(tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine" / "inductor").iterdir()] == ["circuits"]
     (tmp_path / "cache").chmod(0o777)
     trusted_folder.cache_clear()
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")

@@ -14,6 +14,7 @@ from vivace.kernels.trust import OTHERS_MAY_WRITE, doubt, make_private, say_once
 from vivace.locks import lock_in_turn
 
 __all__ = [
+    "DOWNLOADED",
     "INDEX",
     "building",
     "clear_leftovers",
@@ -25,6 +26,8 @@ __all__ = [
 INDEX = "cache.json"
 # of a folder: to write in it, or to enter it and write in those below
 OTHERS_MAY_CHANGE = OTHERS_MAY_WRITE | stat.S_IXGRP | stat.S_IXOTH
+# in a data set that vivace has downloaded
+DOWNLOADED = ".vivace-downloaded"
 
 
 def default_cache_dir() -> Path:

@@ -1,4 +1,6 @@
-"""What lies in a cache, and how to be rid of it: only what has the names that vivace gives, never a user's files.
+"""What lies in a cache, and how to be rid of it: only what carries a mark of vivace's, never a user's files.
+
+A name is not enough: a folder images/berlin-2024061512 may hold photos.
 
 images      decoded images, one folder for each data set and way to store them
 archives    unpacked archives
@@ -16,12 +18,17 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vivace.data.cachedir import INDEX
+from vivace.data.cachedir import DOWNLOADED, INDEX
 from vivace.data.catalog import CATALOG
+from vivace.data.unpacked import LISTING
 from vivace.errors import DataError, nearest
+from vivace.files import read_regular
+from vivace.kernels.trust import INDUCTOR_MARK
+from vivace.notices import warn
 
 __all__ = ["ALL", "CacheEntry", "list_caches", "remove_caches"]
 
@@ -35,6 +42,52 @@ NAMES = {
 }
 # kind → names of what is one entry together
 FILES = {"kernels": r"\w+-[0-9a-f]{20}\.so(\.sha256)?", "inductor": r"[^.].*", "tune": r"[0-9a-f]{20}\.json"}
+MAX_INDEX_BYTES = 2**31
+
+
+def _is_of_images(path: Path) -> bool:
+    """Whether it holds an index of decoded images, be it a damaged one."""
+    try:
+        index = json.loads(read_regular(path / INDEX, MAX_INDEX_BYTES))
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(index, dict) or "names" in index
+
+
+def _is_kernel(path: Path) -> bool:
+    """Whether it is a kernel or its record, and the record names the kernel."""
+    kernel = path.name.removesuffix(".sha256")
+    try:
+        return read_regular(path.with_name(f"{kernel}.sha256"), 4096).endswith(f"  {kernel}\n".encode())
+    except OSError:
+        return False
+
+
+def _is_receipt(path: Path) -> bool:
+    try:
+        receipt = json.loads(read_regular(path, 2**20))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(receipt, dict) and "setup" in receipt
+
+
+def _has(name: str) -> Callable[[Path], bool]:
+    return lambda path: (path / name).is_file() and not (path / name).is_symlink()
+
+
+# kind → whether what has such a name is vivace's
+IS_OWN: dict[str, Callable[[Path], bool]] = {
+    "images": _is_of_images,
+    "archives": _has(LISTING),
+    "downloads": _has(DOWNLOADED),
+    # the hashes of what was compiled
+    "aoti": _has("SHA256"),
+    "kernels": _is_kernel,
+    "inductor": lambda path: _has(INDUCTOR_MARK)(path.parent),
+    "tune": _is_receipt,
+}
 
 
 @dataclass(frozen=True)
@@ -59,11 +112,11 @@ def list_caches(cache_dir: Path) -> list[CacheEntry]:
     """All that vivace put into a cache, by kind and name; of links nothing. Another process may remove it meanwhile."""
     entries = []
     for kind, pattern in NAMES.items():
-        for path in _found(cache_dir / kind, pattern):
+        for path in _found(cache_dir, kind, pattern):
             num_images = _num_images(path) if kind == "images" else None
             entries.append(CacheEntry(kind, path.name, (path,), _num_bytes(path), num_images))
     for kind, pattern in FILES.items():
-        if paths := _found(cache_dir / kind, pattern):
+        if paths := _found(cache_dir, kind, pattern):
             entries.append(CacheEntry(kind, "", tuple(paths), sum(map(_num_bytes, paths))))
     return entries
 
@@ -86,15 +139,34 @@ def remove_caches(cache_dir: Path, chosen: str) -> list[CacheEntry]:
                 raise DataError(
                     f"the cache can't be removed: {path} ({error.strerror}). Check the folder's rights."
                 ) from None
+    _tell_left(cache_dir, chosen)
     return removed
 
 
-def _found(folder: Path, pattern: str) -> list[Path]:
+def _found(cache_dir: Path, kind: str, pattern: str) -> list[Path]:
+    return [
+        path
+        for path in _inside(cache_dir / kind)
+        if re.fullmatch(pattern, path.name, re.DOTALL) and not path.is_symlink() and IS_OWN[kind](path)
+    ]
+
+
+def _inside(folder: Path) -> list[Path]:
     try:
-        paths = sorted(folder.iterdir())
+        return sorted(folder.iterdir())
     except OSError:
         return []
-    return [path for path in paths if re.fullmatch(pattern, path.name, re.DOTALL) and not path.is_symlink()]
+
+
+def _tell_left(cache_dir: Path, chosen: str) -> None:
+    """Warn of what lies where caches do and was not removed, as vivace can't tell that it made it."""
+    kinds = [kind for kind in (*NAMES, *FILES) if chosen in (ALL, kind)]
+    left = [path for kind in kinds for path in _inside(cache_dir / kind) if not path.name.startswith(".")]
+    if left:
+        warn(
+            f"left in {cache_dir}, as nothing says that vivace made it: {left[0].relative_to(cache_dir)}"
+            + (f" and {len(left) - 1:,} others" if len(left) > 1 else "")
+        )
 
 
 def _num_bytes(path: Path) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vivace.data.cachedir import default_cache_dir, filled_once
+from vivace.data.cachedir import DOWNLOADED, default_cache_dir, filled_once
 from vivace.data.splits import DataSource, Split
 from vivace.errors import DownloadError, MissingExtra
 
@@ -148,6 +148,9 @@ def _download(name: str, dataset_class: Callable[..., Any], root: Path, row: _Ro
         with unpacking as target:
             for arguments in row.splits.values():
                 dataset_class(str(target), download=True, **arguments)
+            if not before:
+                # what the user has put there is not vivace's to remove
+                (target / DOWNLOADED).touch()
         done = True
     except (OSError, RuntimeError, EOFError, ValueError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

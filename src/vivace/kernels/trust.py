@@ -22,6 +22,7 @@ from vivace.errors import KernelError
 from vivace.notices import warn
 
 __all__ = [
+    "INDUCTOR_MARK",
     "doubt",
     "keep_compiled_programs",
     "make_private",
@@ -31,6 +32,9 @@ __all__ = [
     "seal_broken",
     "trusted_folder",
 ]
+
+# in the folder of torch.compile's programs, if vivace has made it: whatever else has that name is not removed
+INDUCTOR_MARK = ".vivace"
 
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 OTHERS_MAY_ENTER = stat.S_IXGRP | stat.S_IXOTH
@@ -175,8 +179,12 @@ def keep_compiled_programs(cache_dir: Path) -> None:
     """
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(num_cpus()))
     if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        place = cache_dir / "inductor"
+        fresh = not place.is_dir() or not any(place.iterdir())
         try:
-            folder = trusted_folder(cache_dir / "inductor")
+            folder = trusted_folder(place)
+            if fresh:
+                (folder / INDUCTOR_MARK).touch()
         except OSError:
             folder = private_folder()
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
