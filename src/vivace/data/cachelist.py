@@ -135,6 +135,9 @@ def remove_caches(cache_dir: Path, chosen: str) -> list[CacheEntry]:
         for path in entry.paths:
             try:
                 _remove(path)
+            except FileNotFoundError:
+                # another process has removed it meanwhile, or a part of it
+                shutil.rmtree(path, ignore_errors=True)
             except OSError as error:
                 raise DataError(
                     f"the cache can't be removed: {path} ({error.strerror}). Check the folder's rights."
