@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from colours import COLOURS, noisy_image
 from vivace.cli import EXIT_STATUSES, VERBS, main
 from vivace.cli.common import option_names
+from vivace.cli.doctor import verdict_of
+from vivace.cli.train import top1_line
+from vivace.metrics.summary import evaluate_probs
 
 TRAIN = ["--epochs", "2", "--size", "32", "--tune", "off", "--quiet", "--set", "threads=1", "--batch-size", "8"]
 
@@ -216,6 +220,12 @@ def test_train_prints_where_everything_lies_and_json_as_the_last_line(
         assert re.search(rf"^{name}\s+\S", text, re.MULTILINE)
 
 
+def test_the_summary_gives_wilsons_interval_beside_an_accuracy() -> None:
+    metrics = evaluate_probs(np.eye(2), np.array([0, 1]), ("a", "b")).summary()
+    # (1 + z² / 2n − z √(z² / 4n²)) / (1 + z² / n) for 2 of 2
+    assert top1_line(metrics) == "100.00 % [34.24, 100.00] of 2 images"
+
+
 def test_evaluate_gives_the_keys_of_the_field(trained: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(trained["run"]), str(trained["data"]), "--json", "--quiet"]) == 0
     result = last_line(capsys.readouterr().out)
@@ -289,6 +299,33 @@ def test_doctor_tells_machine_precisions_libraries_and_data(
     assert findings["cache"]["num_caches"] >= 1
     assert {"norms", "resize"} < {row["name"] for row in findings["kernels"]}
     assert {row["state"] for row in findings["kernels"]} <= {"built", "unusable", "failed"}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "said"),
+    [(0.28, 1.8, "undecided", "undecided (too noisy)"), (1.1, 1.8, "faster", "pays"), (0.2, 0.9, "slower", "does not")],
+)
+def test_doctor_gives_no_verdict_from_an_interval_that_holds_1(
+    low: float,
+    high: float,
+    verdict: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from vivace import hardware, measure
+
+    compared = measure.Comparison(
+        baseline_ms=(1.0,) * 5, candidate_ms=(1.0,) * 5, ratio=0.71, ratio_low=low, ratio_high=high
+    )
+    monkeypatch.setattr(measure, "compare", lambda *_, **__: compared)
+    monkeypatch.setattr(hardware, "supported_precisions", lambda _: ("fp32", "bf16"))
+    monkeypatch.setattr("vivace.kernels.status.kernel_statuses", lambda _: ())
+    assert main(["doctor", "--device", "cpu", "--cache-dir", str(tmp_path)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  bf16 ")]
+    assert f"0.71 × [{low:.2f}, {high:.2f}]   {said}" in line
+    assert verdict_of(low, high) == verdict
 
 
 def test_doctor_names_the_extra_of_a_missing_library(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch  # noqa: F401 (before its OpenMP is asked for)
@@ -156,6 +157,14 @@ def test_every_kernel_s_state_is_told(kernels: Path, monkeypatch: pytest.MonkeyP
     assert found["winograd_gradients"][0] == "unusable"
     monkeypatch.setattr(status, "can_resize", lambda folder: False)
     assert states(kernels)["resize"][0] == "unusable"
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_winograd_is_told_as_training_chooses(kernels: Path, tried: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "cpu_features", lambda: ("avx512_bf16",))
+    monkeypatch.setattr(status, "load_library", lambda *_: SimpleNamespace(usable=lambda: True))
+    monkeypatch.setattr(status, "has_winograd", lambda: tried)
+    assert ("training doesn't try it here" in states(kernels)["winograd"][1]) is not tried
 
 
 def test_a_kernel_that_failed_is_told_with_the_compiler_s_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,10 +49,12 @@ def test_the_warning_tells_what_the_commonest_class_alone_would_give() -> None:
     assert len(warned(num_right=52, commonest="c" * 1000)[0]) < 400
 
 
-def test_what_could_not_be_better_is_no_chance_level() -> None:
-    # 300 : 3 images: always answering the common class is right in 97 %
-    assert warned(num_right=31, num_val=31, num_val_commonest=30) == ()
-    assert warned(num_right=1, num_val=1, num_val_commonest=1) == ()
+@pytest.mark.parametrize(("num_val", "commonest", "chance"), [(2, 1, "0.25"), (31, 30, "0.36"), (1, 1, "1")])
+def test_all_right_is_told_too_where_chance_gives_as_much(num_val: int, commonest: int, chance: str) -> None:
+    (told,) = warned(num_right=num_val, num_val=num_val, num_val_commonest=commonest)
+    assert told.startswith(f"validation can't tell whether the network has learnt anything: all {num_val} images are ")
+    assert f"(p = {chance}). Hold out more images" in told
+    assert warned(num_right=12, num_val=12, num_val_commonest=6) == ()
 
 
 def test_less_than_an_epoch_is_told() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from vivace.cli.common import print_json, verb_options
 
+VERDICTS = {"faster": "pays", "slower": "does not pay", "undecided": "undecided (too noisy)"}
+
 
 @verb_options
 class Options:
@@ -40,7 +42,7 @@ def run(options: Options) -> None:
     print(f"\nprecision on {findings['device']} (3×3 convolution, forward and backward; × fp32)")
     for row in findings["precision"]:
         ratio = f"{row['ratio']:.2f} × [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
-        verdict = f"{ratio}   {'pays' if row['pays'] else 'does not pay'}"
+        verdict = f"{ratio}   {VERDICTS[row['verdict']]}"
         # fp32 against itself tells the noise, which is nobody's ratio
         _row(
             row["precision"], f"{row['gflops']:,.0f} GFLOP/s" + ("" if row["precision"] == "fp32" else f"   {verdict}")
@@ -150,9 +152,15 @@ def measure_precisions(device: Any, *, num_pairs: int = 5) -> list[dict[str, Any
                 "ratio_low": result.ratio_low,
                 "ratio_high": result.ratio_high,
                 "pays": result.faster and precision != "fp32",
+                "verdict": verdict_of(result.ratio_low, result.ratio_high),
             }
         )
     return rows
+
+
+def verdict_of(low: float, high: float) -> str:
+    """ "faster" or "slower" where the 95 % interval of a ratio of speeds does not hold 1, else "undecided"."""
+    return "faster" if low > 1 else "slower" if high < 1 else "undecided"
 
 
 def _row(name: str, value: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -164,8 +165,8 @@ def run(options: Options) -> None:
         print_json(result.to_dict())
         return
     rows = [
-        ("validation top-1", f"{100 * result.val_top1:.2f} %"),
-        ("test top-1", "no test split" if result.test_top1 is None else f"{100 * result.test_top1:.2f} %"),
+        ("validation top-1", top1_line(result.metrics["val"])),
+        ("test top-1", "no test split" if result.test_top1 is None else top1_line(result.metrics["test"])),
         ("epochs", f"{result.epochs:g} ({result.num_images_seen:,} images)"),
         ("time", f"{result.train_seconds:.1f} s training, {result.total_seconds:.1f} s in all"),
     ]
@@ -183,6 +184,12 @@ def run(options: Options) -> None:
     rows += [("warning", message) for message in result.warnings]
     for name, value in rows:
         print(f"{name:<17} {value}")
+
+
+def top1_line(metrics: Mapping[str, Any]) -> str:
+    """A split's top-1 accuracy with its 95 % interval (Wilson's)."""
+    low, high = 100 * metrics["top1_low"], 100 * metrics["top1_high"]
+    return f"{100 * metrics['top1']:.2f} % [{low:.2f}, {high:.2f}] of {metrics['num_images']:,} images"
 
 
 def _draw_curves(run: Path, saved_epoch: float | None) -> str:

@@ -13,6 +13,7 @@ from vivace.hardware import cpu_features
 from vivace.kernels.build import OPTIONS, load_library
 from vivace.kernels.resize import can_resize
 from vivace.kernels.trust import trusted_folder
+from vivace.kernels.winograd import has_winograd
 
 __all__ = ["KernelStatus", "kernel_statuses"]
 
@@ -45,8 +46,8 @@ def _status(name: str, folder: Path) -> KernelStatus:
         return KernelStatus(name, "unusable", f"the processor has no {needed}: torch does its work")
     if needed and name in ("gradients", "winograd") and not library.usable():
         return KernelStatus(name, "unusable", f"the system does not let a process use {needed}: torch does its work")
-    if name.startswith("winograd") and "amx_bf16" in cpu_features():
-        return KernelStatus(name, "built", "not used by training: the processor's amx_bf16 is faster")
+    if name.startswith("winograd") and not has_winograd():
+        return KernelStatus(name, "built", "training doesn't try it here: for bf16 this processor has amx_bf16")
     if name == "resize" and not can_resize(folder):
         return KernelStatus(name, "unusable", "its pixels are not those of the Pillow here: Pillow does its work")
     place = trusted_folder(folder)

@@ -45,12 +45,16 @@ def outcome_warnings(outcome: Outcome) -> tuple[str, ...]:
 def _chance(outcome: Outcome) -> Iterator[str]:
     """Whether always answering the most common class gets as many right: a one-sided binomial test at 5 %."""
     right, images = outcome.num_right, outcome.num_val
-    if right == images:
-        # nothing could be better, however few they are
-        return
     rate = outcome.num_val_commonest / images
     chance = chance_of_as_many(right, images, rate)
-    if chance > MAX_CHANCE:
+    if chance > MAX_CHANCE and right == images:
+        # it may be perfect: it is the images that are too few, or nearly all of one class
+        yield (
+            f"validation can't tell whether the network has learnt anything: all {images:,} images are right, and "
+            f"always answering {outcome.commonest[:60]!r} gives {100 * rate:.1f} % (p = {chance:.2g}). Hold out more "
+            "images, of all classes."
+        )
+    elif chance > MAX_CHANCE:
         yield (
             f"the network may have learnt nothing: {right:,} of {images:,} validation images are right "
             f"({100 * right / images:.1f} %), and always answering {outcome.commonest[:60]!r} gives {100 * rate:.1f} % "
