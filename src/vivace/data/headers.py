@@ -67,6 +67,8 @@ class Jpeg:
     """Start and end of the segments that decoding needs."""
     scan: int = 0
     """Where the first scan begins."""
+    end: int = 0
+    """Where its header ends."""
 
     def samples(self, components: frozenset[int] | None = None) -> float:
         """Samples a pixel of the given components, all by default."""
@@ -110,7 +112,7 @@ def read_jpeg(data: bytes) -> Jpeg | None:
         body = data[place + 2 : end]
         place = end
         if marker == 0xDA:
-            found.scan = start
+            found.scan, found.end = start, end
             _count_scans(data, found, body)
             return found
         _take_segment(found, marker, body, (start, end))

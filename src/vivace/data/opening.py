@@ -34,6 +34,8 @@ __all__ = ["header_size", "open_picture"]
 # bytes a pixel that decoders need, measured for WebP and AVIF: planes, the picture and a copy of it. That of HEIC is an
 # estimate: it is taken to hold what AVIF does
 NEEDED = {"WEBP": 16, "AVIF": 14, "HEIF": 14}
+# bytes of a JPEG header that is kept to compare others with
+MAX_KEPT = 4096
 # of a TIFF file: as many as Pillow knows
 MAX_CHANNELS = 6
 # Pillow reads run-length coded BMP byte by byte, in Python
@@ -90,8 +92,27 @@ def _ppm(data: bytes, limits: Limits) -> Iterator[Picture]:
         yield Picture(decode_ppm(data), "PPM")
 
 
+class _Last:
+    """The JPEG header that was read last: small pictures of one encoder and size have the same, byte by byte."""
+
+    # one value, so that threads see it whole
+    header: tuple[bytes, Jpeg] | None = None
+
+
+def _header_of(data: bytes) -> Jpeg | None:
+    """As `read_jpeg`; equal headers may be one object."""
+    last = _Last.header
+    if last is not None and data.startswith(last[0]):
+        return last[1]
+    found = read_jpeg(data)
+    # of several scans what follows counts too
+    if found is not None and not found.buffered and found.end <= min(len(data) - 4, MAX_KEPT):
+        _Last.header = data[: found.end], found
+    return found
+
+
 def _jpeg(data: bytes, limits: Limits) -> contextlib.AbstractContextManager[Picture]:
-    header = read_jpeg(data)
+    header = _header_of(data)
     if header is None:
         raise Unfit(
             "the image is damaged: NAME (it ends before its pixels). Restore it from a copy, or leave it out.",
