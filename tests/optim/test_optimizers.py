@@ -270,7 +270,7 @@ def test_a_network_with_nothing_to_train_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.0}, r"optimizer\.lr is out of range: got 0\.0\. Give a value in \(0, inf\)\."),
+        ({"lr": 0.0}, r"optimizer\.lr is out of range: got 0\.0\. Give a value in \(0, 1e\+12\]\."),
         ({"momentum": 1.0}, r"optimizer\.momentum is out of range: got 1\.0\. Give a value in \[0, 1\)\."),
         ({"momentum": -0.1}, r"optimizer\.momentum is out of range: got -0\.1\. .*"),
         ({"weight_decay": -1.0}, r"optimizer\.weight_decay is out of range: got -1\.0\. .*"),
