@@ -87,7 +87,8 @@ def test_names_and_labels_are_shown_escaped(
     folder = tmp_path / "data"
     for label in bundle.classes:
         (folder / label).mkdir(parents=True)
-        Image.fromarray(np.full((40, 40, 3), 9 * len(label), np.uint8)).save(folder / label / "x.png")
+        pixels = np.random.default_rng(len(label)).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / label / "x.png")
     assert main(["predict", str(bundle.folder), str(image), str(tmp_path / "no\x1b]0;x\x07.png"), "--quiet"]) == 0
     assert main(["evaluate", str(bundle.folder), str(folder), "--quiet"]) == 0
     with contextlib.suppress(SystemExit):
