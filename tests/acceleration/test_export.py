@@ -193,8 +193,13 @@ def test_verify_measures_anew_and_finds_a_graph_that_was_swapped(bundle: Bundle,
 def test_a_graph_that_the_manifest_does_not_name_is_not_taken(bundle: Bundle, tmp_path: Path) -> None:
     derived = export(bundle, "onnx", tmp_path / "out").path
     shutil.copyfile(derived / "model.onnx", bundle.folder / "model.onnx")
+    with pytest.raises(BundleError, match=r"model.onnx is no part of the bundle: its manifest does not list it"):
+        load_bundle(bundle.folder)
+
+
+def test_a_bundle_without_a_graph_says_how_to_make_one(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match=r"holds no graph for onnx: .* Make one: vivace export .* --to onnx --out"):
-        load_runtime("onnx", load_bundle(bundle.folder), device=CPU, precision="fp32")
+        load_runtime("onnx", bundle, device=CPU, precision="fp32")
 
 
 @pytest.mark.parametrize(("runtime", "precision"), [("onnx", "bf16"), ("openvino", "fp16")])
