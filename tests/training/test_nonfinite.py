@@ -144,7 +144,7 @@ def test_what_is_known_of_memory_stays_known_after_a_roll_back(
     poison_loss(monkeypatch, lambda call: call == 6)
     run_tiny(quiet=False)
     messages = capfd.readouterr().err
-    assert (messages.count("out of memory"), messages.count("NaN or Inf")) == (1, 1)
+    assert (messages.count("out of memory"), messages.count("NaN or Inf at step")) == (1, 1)
 
 
 def test_the_rate_is_halved_and_the_time_kept_after_a_roll_back(
