@@ -195,6 +195,18 @@ def test_another_graph_is_found_by_its_answers(copied: Path, tmp_path: Path) -> 
     assert done.stdout.splitlines()[-1].startswith("FAILED: onnx fp32, ")
 
 
+def test_the_program_reads_no_weights_from_another_file(copied: Path) -> None:
+    import onnx
+
+    model = onnx.load(copied / "model.onnx")
+    onnx.save(model, copied / "model.onnx", save_as_external_data=True, location="secret.bin", size_threshold=0)
+    assert (copied / "secret.bin").stat().st_size
+    sign_again(copied)
+    done = run(copied / "classifier.py", copied / "golden" / "00-blue.png")
+    assert done.returncode == 2
+    assert "the graph can't be run here" in done.stderr
+
+
 def test_another_way_to_resize_is_found_by_its_pixels(copied: Path) -> None:
     text = (copied / "pixels.py").read_text()
     assert 'preprocess["interpolation"]' in text

@@ -193,6 +193,9 @@ def _onnx(path: str, settings: dict[str, Any], threads: int) -> Callable[[np.nda
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # all weights are in the graph, which is of ONNX: neither another file nor another format is taken
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images_NHWC: np.ndarray) -> np.ndarray:
