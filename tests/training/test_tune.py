@@ -290,6 +290,17 @@ def test_a_trial_whose_steps_turn_out_slow_is_cut_off(
         assert "cut off: it may take a fifth of the run" in receipt.summary()
 
 
+def test_a_first_step_that_takes_the_trial_s_whole_share_is_the_last() -> None:
+    taken = []
+
+    def step() -> None:
+        taken.append(CLOCK.now)
+        CLOCK.sleep(7.0)
+
+    receipt = tune(RECIPE, lambda setup: step, device=CPU, expected_steps=1, planned_seconds=25.0)
+    assert (len(taken), receipt.source, receipt.setup) == (1, "skipped", plain_setup(RECIPE))
+
+
 def test_a_trial_that_is_cut_off_keeps_what_was_decided() -> None:
     def make_step(setup: Setup) -> Callable[[], object]:
         seconds = {("fp32", False): 0.2, ("bf16", True): 0.1}.get((setup.precision, setup.channels_last), 30.0)

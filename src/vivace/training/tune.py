@@ -38,6 +38,8 @@ MAX_UNDECIDED_SPREAD = 1.1
 MIN_GAIN = 1.02
 # by how much the fastest steps must be faster to be believed where the medians can't be
 MIN_GAIN_DISTURBED = 1.1
+# what the first step of a process takes beyond others, and somewhat more
+FIRST_STEP_SECONDS = 2.0
 NUM_WARMUP = 1
 # a receipt is a few kilobytes
 MAX_RECEIPT_BYTES = 1 << 20
@@ -124,7 +126,9 @@ def tune(
     # the first step of a process takes a second or so, the second one is not yet as fast as those that follow
     scale = recipe.batch_size / trial_batch_size(recipe)
     step_ms = time_call(best, device)
-    for _ in range(2):
+    run_seconds = expected_steps * scale * step_ms / 1e3 if planned_seconds is None else planned_seconds
+    # a first step that is slow beyond what a process needs to start leaves no time for others
+    for _ in range(0 if step_ms / 1e3 > max(FIRST_STEP_SECONDS, FIRST_SHARES * MAX_SHARE * run_seconds) else 2):
         step_ms = min(step_ms, time_call(best, device))
         run_seconds = expected_steps * scale * step_ms / 1e3 if planned_seconds is None else planned_seconds
         if _first_seconds(step_ms, run_seconds) > FIRST_SHARES * MAX_SHARE * run_seconds:
