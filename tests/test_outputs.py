@@ -13,6 +13,7 @@ from vivace import outputs
 from vivace.errors import OutputPathError, VivaceError
 from vivace.files import sha256_of
 from vivace.outputs import check_export, check_file, check_folder, marked, own_file, seal, write_sidecar, writing
+from vivace.report.tables import check_table
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -192,9 +193,9 @@ def test_not_even_overwrite_replaces_a_file_of_a_bundle_or_run(tmp_path: Path, n
         (tmp_path / name).write_text("x")
     for name in ("metrics.csv", "checkpoints/list.csv"):
         with pytest.raises(OutputPathError, match=rf"^--out is there already, in the folder of {called}: .*{name}\."):
-            check_file(tmp_path / name, overwrite=True)
+            check_table(tmp_path / name, overwrite=True)
     # a new name replaces nothing
-    assert check_file(tmp_path / "new.csv", overwrite=True) is None
+    assert check_table(tmp_path / "new.csv", overwrite=True) is None
 
 
 def read_only(**_: object) -> None:

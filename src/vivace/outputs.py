@@ -48,8 +48,6 @@ __all__ = [
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 # manifest → what it says it is, and what that is called
 MANIFESTS = {"bundle.json": ("vivace-bundle", "bundle"), "model.json": ("vivace-deployment", "deployment")}
-# files that together tell what a folder is
-WHOLES = {("bundle.json",): "a bundle", ("model.json",): "a deployment", ("run.json", "recipe.yaml"): "a run"}
 SIDECAR, RECEIPT, SIDECAR_SEAL = "vivace-export", "vivace-receipt", "json_sha256"
 # no manifest is as large
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -119,8 +117,8 @@ def check_file(
 ) -> str | None:
     """What writing the file `path` would replace: "a file", or None where nothing is there.
 
-    inputs, outside: as for `check_folder`. overwrite: any file may be replaced that is no input and no part of a
-    bundle, a deployment or a run. advice: what to do about a file that may not be.
+    inputs, outside: as for `check_folder`. overwrite: any file may be replaced that is no input. advice: what to do
+    about a file that may not be.
     Raises OutputPathError if it is a folder, a link or no regular file, if vivace did not write it, or it can't be
     written.
     """
@@ -133,9 +131,7 @@ def check_file(
         if not stat.S_ISREG(mode):
             kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
             raise OutputPathError(f"{option} is {kind} and a file is to be written: {path}. Give another name.")
-        if overwrite:
-            _check_no_part(path, option)
-        elif not own_file(path):
+        if not overwrite and not own_file(path):
             raise OutputPathError(
                 f"{option} is there already and vivace can't tell that it wrote it: {path}. Give another name, or "
                 f"{advice}."
@@ -231,17 +227,6 @@ def _check_place(path: Path, inputs: Iterable[Path], outside: Iterable[Path], op
                 f"{option} lies in the data: {path} in {given}, where pictures would be taken for it. Give a place "
                 "outside of it."
             )
-
-
-def _check_no_part(path: Path, option: str) -> None:
-    """Raises OutputPathError for a file of a bundle, a deployment or a run: whoever names one is mistaken."""
-    for folder in path.resolve().parents:
-        for names, called in WHOLES.items():
-            if all((folder / name).is_file() for name in names):
-                raise OutputPathError(
-                    f"{option} is there already, in the folder of {called}: {path}. Such files are not replaced: give "
-                    "another name."
-                )
 
 
 def _check_writable(path: Path) -> None:

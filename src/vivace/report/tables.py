@@ -8,25 +8,44 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vivace.errors import ConfigError, MissingExtra
+from vivace.errors import ConfigError, MissingExtra, OutputPathError
 from vivace.files import atomic_file
 from vivace.outputs import check_file, csv_text, writing
 
 __all__ = ["check_table", "write_rows"]
 
 
+# files that together tell what a folder is
+WHOLES = {("bundle.json",): "a bundle", ("model.json",): "a deployment", ("run.json", "recipe.yaml"): "a run"}
+
+
 def check_table(path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False) -> str | None:
     """What `write_rows` would replace, or None: to be asked before the rows are made.
 
     inputs: what they are made from. Raises ConfigError for another extension than .csv, .jsonl and .parquet,
-    MissingExtra for parquet without pyarrow, OutputPathError for a file that is there, unless `overwrite`, or a place
+    MissingExtra for parquet without pyarrow, OutputPathError for a file that is there, unless `overwrite` and it is no
+    part of a bundle, a deployment or a run, or a place
     that can't be written.
     """
     if path.suffix.lower() not in WRITERS:
         raise ConfigError(f"the format is unknown: got {path.name!r}. Use .csv, .jsonl or .parquet.")
     if path.suffix.lower() == ".parquet":
         _pyarrow()
-    return check_file(path, inputs=inputs, overwrite=overwrite, advice="give --overwrite to replace it")
+    found = check_file(path, inputs=inputs, overwrite=overwrite, advice="give --overwrite to replace it")
+    if found is not None:
+        _check_no_part(path)
+    return found
+
+
+def _check_no_part(path: Path) -> None:
+    """Raises OutputPathError for a file of a bundle, a deployment or a run: whoever names one is mistaken."""
+    for folder in path.resolve().parents:
+        for names, called in WHOLES.items():
+            if all((folder / name).is_file() for name in names):
+                raise OutputPathError(
+                    f"--out is there already, in the folder of {called}: {path}. Such files are not replaced: give "
+                    "another name."
+                )
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path, *, overwrite: bool = False) -> None:
