@@ -157,7 +157,7 @@ def test_a_file_that_cant_be_read_is_refused_even_where_bad_images_are_skipped(m
     root = make_folder()
     source = open_source(root)
     unreadable(root)
-    with pytest.raises(DataError, match=r"^1 files of colours can't be read: no regular file: .*000\.png"):
+    with pytest.raises(DataError, match=r"^1 files of colours can't be read: this is a folder: .*000\.png"):
         open_cache(source, PREPROCESS, on_bad_image="skip", allow_leaks=True)
     audit = audit_source(source, PREPROCESS)
     assert kinds(audit) == [("unreadable", "refuse")]
