@@ -26,6 +26,7 @@ IDLE_SECONDS, BUSY_SECONDS = 120, 120
 # shown for each kind
 MAX_SHOWN = 20
 CHUNK = 2500
+TRIES = 3
 
 
 def worker(kind: str, first: int, count: int, seed: int, folder: Path) -> None:
@@ -34,7 +35,7 @@ def worker(kind: str, first: int, count: int, seed: int, folder: Path) -> None:
 
     import numpy as np
     import torch
-    from sandbox import Sandbox
+    from sandbox import MAX_CPU_SECONDS, Sandbox
     from targets import KINDS, emptied
 
     # what libraries print belongs to nobody here
@@ -48,10 +49,13 @@ def worker(kind: str, first: int, count: int, seed: int, folder: Path) -> None:
     sandbox = Sandbox(folder)
     os.chdir(folder)
     for number in range(first, first + count):
-        rng = np.random.default_rng((seed, sorted(KINDS).index(kind), number))
         print(json.dumps({"started": number}), file=out, flush=True)
-        feed = row.feed(prepared, emptied(folder / "input"), rng)
-        outcome = sandbox.try_input(feed)
+        # once more where it took too long: a processor that is shared with other work counts more seconds
+        for _ in range(TRIES):
+            rng = np.random.default_rng((seed, sorted(KINDS).index(kind), number))
+            outcome = sandbox.try_input(row.feed(prepared, emptied(folder / "input"), rng))
+            if outcome.cpu_seconds <= MAX_CPU_SECONDS:
+                break
         print(
             json.dumps({"number": number, **outcome.__dict__}),
             file=out,
