@@ -101,7 +101,7 @@ def test_batches_are_full_and_normalised_once(exchange: Exchange) -> None:
 
 def test_the_splits_of_a_search_are_written_with_their_labels(make_folder: MakeFolder, tmp_path: Path) -> None:
     data = make_folder(per_class=40, splits=("train", "test"))
-    bundle = random_bundle(tmp_path / "bundle", "simple_cnn", size=32, num_classes=3)
+    bundle = random_bundle(tmp_path / "bundle", "simple_cnn", size=36, num_classes=3)
     named = dataclasses.replace(bundle.info, classes=("blue", "green", "red"))
     bundle = derive_bundle(bundle, tmp_path / "named", lambda folder: named)
     splits = open_splits(bundle, data)
@@ -111,11 +111,15 @@ def test_the_splits_of_a_search_are_written_with_their_labels(make_folder: MakeF
     assert written.top1(splits.certify.labels, "certify") == 1.0
     assert view_for(written, tmp_path / "same", bundle, bundle, data) is written
     # a bundle that sees fewer pixels of the same images
-    smaller = dataclasses.replace(named, preprocess=dataclasses.replace(named.preprocess, size=28))
+    smaller = dataclasses.replace(
+        named,
+        architecture=dataclasses.replace(named.architecture, size=32),
+        preprocess=dataclasses.replace(named.preprocess, size=32),
+    )
     other = derive_bundle(bundle, tmp_path / "smaller", lambda folder: smaller)
     seen = view_for(written, tmp_path / "seen", other, bundle, data)
     images = np.load(seen.folder / "certify.npy")
-    np.testing.assert_array_equal(images, splits.certify.pixels()[:, 2:30, 2:30])
+    np.testing.assert_array_equal(images, splits.certify.pixels()[:, 2:34, 2:34])
 
 
 def test_every_peer_has_a_script_and_exact_pins() -> None:
