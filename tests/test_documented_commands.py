@@ -66,6 +66,8 @@ def shortened(command: str) -> str:
     for long, short in SHORTER.items():
         command = command.replace(long, short)
     verb = command.split()[1]
+    if verb == "bench":
+        return re.sub(r" --seeds \d+", "", command) + ' --seeds 1 --lever "label smoothing"'
     if verb in ADDED and not re.search(r"--(epochs|within|resume)", command):
         command += f" {ADDED[verb]}"
     return command
@@ -108,4 +110,7 @@ def test_every_command_of_the_pages_runs_on_small_photos(tmp_path: Path) -> None
         accepted = {status, 3} if command.startswith("vivace accelerate") else {status}
         assert done.returncode in accepted, f"{page}: {command}\n{done.stdout}\n{done.stderr}"
         assert word in done.stderr
+        if (tmp_path / "runs/levers").exists():
+            # the next one is shown to somebody who has not run this one
+            (tmp_path / "runs/levers").rename(tmp_path / f"runs/levers-{len(list(tmp_path.glob('runs/*')))}")
         assert "Traceback" not in done.stderr
