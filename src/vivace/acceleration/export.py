@@ -116,7 +116,11 @@ def _openvino(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path |
     try:
         return _as_bundle(bundle, out, data, cache_dir, "openvino")
     except ExportError as error:
-        exported = _as_bundle(bundle, out, data, cache_dir, "onnx")
+        try:
+            exported = _as_bundle(bundle, out, data, cache_dir, "onnx")
+        except ExportError:
+            # what was asked for is what the user is to read of
+            raise error from None
         warn(f"{error} A bundle for ONNX Runtime was written in its place: {out}")
         return exported
 
