@@ -67,7 +67,7 @@ def shortened(command: str) -> str:
         command = command.replace(long, short)
     verb = command.split()[1]
     if verb == "bench":
-        return re.sub(r" --seeds \d+", "", command) + ' --seeds 1 --lever flips'
+        return re.sub(r" --seeds \d+", "", command) + " --seeds 1 --lever flips"
     if verb in ADDED and not re.search(r"--(epochs|within|resume)", command):
         command += f" {ADDED[verb]}"
     return command
