@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -144,10 +147,21 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_mend(
         load_runtime("aoti", bundle, device=CPU, precision="fp32")
 
 
+@pytest.fixture
+def open_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache that others may enter: below pytest's own folders, which are shut, all would be safe."""
+    with tempfile.TemporaryDirectory(prefix="vivace-test-") as made:
+        Path(made).chmod(0o755)
+        cache = Path(os.path.realpath(made), "cache")
+        cache.mkdir()
+        monkeypatch.setenv("VIVACE_CACHE", str(cache))
+        yield cache
+
+
 def test_what_was_laid_out_where_the_library_belongs_is_compiled_anew(
-    bundle: Bundle, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle, open_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made: list[Path] = []
+    own_cache, made = open_cache, list[Path]()
 
     def make(bundle: Bundle, precision: str, folder: Path) -> None:
         made.append(folder)
