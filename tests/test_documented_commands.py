@@ -78,6 +78,8 @@ def test_the_pages_show_commands() -> None:
     assert len(shown_commands()) >= 15
 
 
+# ten minutes on a busy machine, and not seen to end there yet: asked for by name until it has been
+@pytest.mark.skipif("VIVACE_TEST_COMMANDS" not in os.environ, reason="takes minutes: set VIVACE_TEST_COMMANDS=1")
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.timeout(1200)
