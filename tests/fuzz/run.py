@@ -69,7 +69,13 @@ class _Process:
     def __init__(self, kind: str, first: int, count: int, seed: int, folder: Path) -> None:
         command = [sys.executable, __file__, "--worker", kind, "--first", str(first), "--inputs", str(count)]
         command += ["--seed", str(seed), "--folder", str(folder)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "VIVACE_CACHE": str(folder / "vivace"), "TMPDIR": str(folder)}
+        own = {
+            "VIVACE_CACHE": str(folder / "vivace"),
+            "TMPDIR": str(folder),
+            # torch makes this folder when its compiler is imported, which is none of the input's doing
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        }
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **own}
         self._errors = (folder / "stderr").open("w+")
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=env)
         self._lines: queue.Queue[str | None] = queue.Queue()

@@ -207,9 +207,10 @@ def test_a_real_run_keeps_its_time_and_comes_to_the_end_of_its_schedule(run_tiny
     result = run_tiny(within="6s")
     assert result.within_seconds == 6
     assert result.epochs > 3
-    # five percent, and on a machine that does something else the time of some of the run's own epochs
+    # a reserve that turned out not to be needed may be left over; nothing may be overdrawn but, on a machine that does
+    # something else, by the time of some of the run's own epochs
     spare = 5 * result.total_seconds / result.epochs
-    assert 0.95 * 6 - spare < result.total_seconds < 1.05 * 6 + spare
+    assert 0.75 * 6 < result.total_seconds < 1.05 * 6 + spare
     with (result.run / "metrics.csv").open() as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file)]
     # the rate of 0.05 has been as high as that and has come down
