@@ -26,7 +26,7 @@ from vivace.training.outcome import Outcome, outcome_warnings
 from vivace.training.result import TrainResult
 from vivace.training.resuming import Contract
 from vivace.training.runfolder import RunFolder
-from vivace.training.step import Setup
+from vivace.training.step import Setup, without_own_kernels
 
 __all__ = ["finish", "record_of"]
 
@@ -105,8 +105,9 @@ def finish(
 
 
 def _metrics(session: Session, model: nn.Module, setup: Setup) -> dict[str, Any]:
-    """The figures of the validation split, and of the test split where there is one."""
+    """The figures of the validation split, and of the test split where there is one, as the bundle gives them."""
     metrics = {}
+    setup = without_own_kernels(setup)
     for split in ("val", *(["test"] if session.data.num_test else [])):
         probs, labels = session.split_probs(model, setup, split)
         if not np.isfinite(probs).all():

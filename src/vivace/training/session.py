@@ -28,7 +28,7 @@ from vivace.training.resuming import Contract, adapt_counters, newest_state, res
 from vivace.training.runfolder import RunFolder, check_same_data
 from vivace.training.state import TrainState
 from vivace.training.statistics import NUM_IMAGES_LAST
-from vivace.training.step import Setup
+from vivace.training.step import Setup, without_own_kernels
 from vivace.training.tracking import Tracker
 from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt, trial_batch_size
 from vivace.training.tune import tune as run_trial
@@ -190,7 +190,7 @@ def _engine(
         clock=lambda: seconds_before + clock(),
     )
     if contract.within_seconds is not None:
-        seconds = session.pass_seconds(state.averaged_model, setup)
+        seconds = session.pass_seconds(state.averaged_model, without_own_kernels(setup))
         # the last validation, the metrics of the bundle on validation and test, and saving
         passes = 2 + data.num_test / max(data.num_val, 1)
         if session.settler(setup) is not None:

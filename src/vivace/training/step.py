@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from vivace.training.state import TrainState
 from vivace.training.tiling import TiledGradients
 from vivace.training.winograd import WinogradConvolutions
 
-__all__ = ["Setup", "StepResult", "Stepper", "has_batch_norm", "own_kernels"]
+__all__ = ["Setup", "StepResult", "Stepper", "has_batch_norm", "own_kernels", "without_own_kernels"]
 
 # what torch, its CPU allocator, cuBLAS and cuDNN say
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
@@ -64,6 +65,11 @@ class StepResult:
     skipped: Tensor
     """bool: a gradient was infinite and the step left out, as fp16 does until its scale fits."""
     num_images: int
+
+
+def without_own_kernels(setup: Setup) -> Setup:
+    """The setup of those who use the bundle: our kernels round bf16 otherwise, one answer in ten thousand changes."""
+    return dataclasses.replace(setup, tile_gradients=False, winograd=False, fuse_norms=False)
 
 
 @contextlib.contextmanager
