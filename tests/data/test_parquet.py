@@ -121,3 +121,16 @@ def test_the_headers_of_pages_are_read_as_they_were_written(
             assert 0 < chunk.total_uncompressed_size - sum(made for _, made, _ in pages) < 200 * len(pages)
             assert 0 < chunk.total_compressed_size - sum(stored for _, _, stored in pages) < 200 * len(pages)
     assert [row["label"] for row in read_rows(path, ["label"], batch_rows=100)] == columns["label"]
+
+
+def test_a_damaged_header_of_a_page_is_refused_in_our_own_words(tmp_path: Path) -> None:
+    path = write(tmp_path, {"file_name": ["a.png", "b.png"], "label": ["a", "b"]})
+    sound, refused = path.read_bytes(), 0
+    # the first page lies behind the four letters of the format
+    for place, value in itertools.product(range(4, 30), range(1, 256, 5)):
+        path.write_bytes(sound[:place] + bytes([value]) + sound[place + 1 :])
+        try:
+            list(read_rows(path, ["file_name"], batch_rows=10))
+        except DataError:
+            refused += 1
+    assert refused > 500

@@ -114,6 +114,8 @@ def _pages(path: Path, file: IO[bytes], chunk: Any) -> Iterator[tuple[int, int, 
         header, length = _header(file, place)
         kind, made, stored = (header.get(field) for field in (1, 2, 3))
         data = header.get(5) or header.get(8) or {}
+        if not isinstance(data, dict):
+            raise ValueError("the header of a page is wrong")
         encoding = data.get(2 if 5 in header else 4)
         sizes = [number for number in (kind, made, stored, data.get(1, 0)) if isinstance(number, int)]
         if len(sizes) < 4 or not all(0 <= number < 2**31 for number in sizes):
