@@ -58,9 +58,9 @@ def vivace_epochs(data: Path, size: int) -> tuple[int, float, float]:
     """(images, seconds of the first epoch from an empty cache, seconds of a later one)."""
     import torch
 
+    from vivace.cachedir import default_cache_dir
     from vivace.data.augment import Augment
     from vivace.data.cache import open_cache
-    from vivace.data.cachedir import default_cache_dir
     from vivace.data.config import AugmentConfig
     from vivace.data.loader import Batches
     from vivace.data.preprocess import Preprocess

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.data.cachedir import default_cache_dir
+from vivace.cachedir import default_cache_dir
 from vivace.data.listing import is_candidate
 from vivace.data.splitnames import is_system
 from vivace.errors import DataError, ImageError

@@ -21,10 +21,10 @@ import PIL
 import pytest
 from PIL import Image
 
+from vivace.cachedir import default_cache_dir
 from vivace.data import cache as cache_module
 from vivace.data import cachefiles, workers
 from vivace.data.cache import Cache, open_cache
-from vivace.data.cachedir import default_cache_dir
 from vivace.data.cachefiles import allocate, keep_rows, settle
 from vivace.data.cachelist import list_caches, remove_caches
 from vivace.data.preprocess import Preprocess

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from vivace.cachedir import default_cache_dir
 from vivace.cli import main
 from vivace.data.cache import Cache, open_cache
-from vivace.data.cachedir import default_cache_dir
 from vivace.data.cachelist import list_caches, remove_caches
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source

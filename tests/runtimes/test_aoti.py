@@ -18,10 +18,10 @@ from vivace.acceleration.parity import TOLERANCE
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, KernelError
-from vivace.kernels.trust import trusted_folder
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
 from vivace.runtimes import aoti, load_runtime
+from vivace.trust import trusted_folder
 
 CPU = torch.device("cpu")
 LATER = """

@@ -36,8 +36,8 @@ class Options:
 
 def run(options: Options) -> None:
     """Audit and print the findings, the gravest first."""
+    from vivace.cachedir import default_cache_dir
     from vivace.data.cache import audit_source
-    from vivace.data.cachedir import default_cache_dir
     from vivace.data.config import DataConfig
     from vivace.data.describe import report
     from vivace.data.sources import open_source

@@ -68,7 +68,7 @@ def examine(options: Options) -> dict[str, Any]:
     """All findings as plain values."""
     import shutil
 
-    from vivace.data.cachedir import default_cache_dir
+    from vivace.cachedir import default_cache_dir
     from vivace.hardware import LIBRARIES, describe, device_name, select_device
     from vivace.kernels.status import kernel_statuses
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from vivace.data.cachedir import default_cache_dir
+from vivace.cachedir import default_cache_dir
 from vivace.data.listing import is_candidate
 from vivace.data.manifests import is_manifest
 from vivace.data.splitnames import is_system

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vivace.cachedir import building, default_cache_dir, warn_if_shared
 from vivace.data.audit import Audit, audit_images, check_audit
 from vivace.data.badrows import audited
-from vivace.data.cachedir import building, default_cache_dir, warn_if_shared
 from vivace.data.cachefiles import (
     CachedSplit,
     DamagedFiles,

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from vivace.cachedir import INDEX, building
 from vivace.data.audit import Audit
-from vivace.data.cachedir import INDEX, building
 from vivace.data.preprocess import Preprocess
 from vivace.data.signature import SCHEMA_VERSION
 from vivace.data.stored import Pixels, StoredImages, checksums, first_changed_block

@@ -22,13 +22,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vivace.data.cachedir import DOWNLOADED, INDEX
+from vivace.cachedir import DOWNLOADED, INDEX
 from vivace.data.catalog import CATALOG
 from vivace.data.unpacked import LISTING
 from vivace.errors import DataError, nearest
 from vivace.files import read_regular
-from vivace.kernels.trust import INDUCTOR_MARK
 from vivace.notices import warn
+from vivace.trust import INDUCTOR_MARK
 
 __all__ = ["ALL", "CacheEntry", "list_caches", "remove_caches"]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vivace.data.cachedir import DOWNLOADED, default_cache_dir, filled_once
+from vivace.cachedir import DOWNLOADED, default_cache_dir, filled_once
 from vivace.data.splits import DataSource, Split
 from vivace.errors import DownloadError, MissingExtra
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from vivace.cachedir import default_cache_dir
 from vivace.data.archives import MAX_RATIO, MEMBER_BYTES, RATIO_FLOOR_BYTES
 from vivace.data.assemble import assemble, some
 from vivace.data.badrows import Unusable, check_rows, with_bad_rows
-from vivace.data.cachedir import default_cache_dir
 from vivace.data.columns import Columns, choose_columns, find_column
 from vivace.data.formats import FORMATS, HEAD_BYTES, sniff
 from vivace.data.manifests import read_manifest

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vivace.cachedir import clear_leftovers, default_cache_dir
 from vivace.data import archives, catalog, folders, hub, manifests, shards
 from vivace.data.assemble import count_of, some
-from vivace.data.cachedir import clear_leftovers, default_cache_dir
 from vivace.data.place import AnyData, Data
 from vivace.data.splits import DataSource, Split, check_source
 from vivace.errors import DataError, nearest

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from vivace.data.cachedir import filled_once, warn_if_shared
+from vivace.cachedir import filled_once, warn_if_shared
 from vivace.data.splitnames import is_system
 from vivace.errors import ArchiveError
 from vivace.files import canonical_json, read_regular

@@ -32,7 +32,7 @@ from vivace.data.square import PAD
 from vivace.errors import DataError, ImageError, KernelError
 from vivace.hardware import num_cpus
 from vivace.kernels.resize import use_fast_resize
-from vivace.kernels.trust import say_once, trusted_folder
+from vivace.trust import say_once, trusted_folder
 
 __all__ = ["Decoded", "decode_files", "digest_of", "is_one_colour"]
 

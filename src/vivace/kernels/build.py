@@ -16,9 +16,9 @@ from pathlib import Path
 
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features, cpu_name
-from vivace.kernels.trust import say_once, seal, seal_broken, trusted_folder
 from vivace.locks import wait_for
 from vivace.scratch import scratch_folder
+from vivace.trust import say_once, seal, seal_broken, trusted_folder
 
 __all__ = ["find_compiler", "load_library", "say_unused"]
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vivace.errors import KernelError
 from vivace.kernels.build import load_library, say_unused
-from vivace.kernels.trust import say_once
+from vivace.trust import say_once
 
 __all__ = ["can_resize", "resize_square", "use_fast_resize"]
 

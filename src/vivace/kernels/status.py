@@ -12,8 +12,8 @@ from vivace.errors import KernelError
 from vivace.hardware import cpu_features
 from vivace.kernels.build import OPTIONS, load_library
 from vivace.kernels.resize import can_resize
-from vivace.kernels.trust import trusted_folder
 from vivace.kernels.winograd import has_winograd
+from vivace.trust import trusted_folder
 
 __all__ = ["KernelStatus", "kernel_statuses"]
 

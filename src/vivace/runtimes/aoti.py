@@ -20,17 +20,17 @@ import numpy as np
 import torch
 
 from vivace.bundle import Bundle
+from vivace.cachedir import building, default_cache_dir
 from vivace.config import to_dict
-from vivace.data.cachedir import building, default_cache_dir
 from vivace.errors import ConfigError, KernelError, VivaceError
 from vivace.files import atomic_folder, canonical_json, sha256_of
 from vivace.hardware import cpu_features, cpu_name
-from vivace.kernels.trust import keep_compiled_programs, say_once, seal, seal_broken, trusted_folder
 from vivace.runtimes import Classifier
 from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
 from vivace.runtimes.int8 import RANGES, int8_graph, ranges_file
 from vivace.runtimes.quiet import quiet
 from vivace.scratch import scratch_folder
+from vivace.trust import keep_compiled_programs, say_once, seal, seal_broken, trusted_folder
 
 __all__ = ["PRECISIONS", "compile_package", "library_folder", "load"]
 

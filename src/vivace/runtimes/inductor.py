@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 from vivace.bundle import Bundle
-from vivace.data.cachedir import default_cache_dir
+from vivace.cachedir import default_cache_dir
 from vivace.errors import ConfigError
 from vivace.hardware import autocast
-from vivace.kernels.trust import keep_compiled_programs
 from vivace.models.normalize import Normalize
 from vivace.runtimes import Classifier, is_quantized
 from vivace.runtimes.eager import on_device
 from vivace.runtimes.int8 import int8_graph
 from vivace.runtimes.quiet import quiet
+from vivace.trust import keep_compiled_programs
 
 __all__ = ["load"]
 

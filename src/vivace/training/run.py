@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vivace.cachedir import default_cache_dir
 from vivace.config import from_dict, override, to_dict
 from vivace.data.audit import write_left_out
 from vivace.data.cache import Cache, open_cache
-from vivace.data.cachedir import default_cache_dir
 from vivace.data.describe import report
 from vivace.data.kept import source_in_cache
 from vivace.data.place import AnyData

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vivace.files import atomic_folder, remove_leftovers
-from vivace.kernels.trust import OTHERS_MAY_WRITE, doubt, make_private, say_once
 from vivace.locks import lock_in_turn
+from vivace.trust import OTHERS_MAY_WRITE, doubt, make_private, say_once
 
 __all__ = [
     "DOWNLOADED",

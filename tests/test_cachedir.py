@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from vivace import locks
+from vivace.cachedir import building, clear_leftovers, default_cache_dir, warn_if_shared
 from vivace.data.cache import open_cache
-from vivace.data.cachedir import building, clear_leftovers, default_cache_dir, warn_if_shared
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 
@@ -80,7 +80,7 @@ def test_a_temporary_folder_that_somebody_else_laid_out_is_not_trusted(tmp_path:
 def test_building_waits_for_another_process_and_not_for_one_that_was_killed(tmp_path: Path) -> None:
     folder = tmp_path / "images" / "x-1"
     code = (
-        "import sys, time; from pathlib import Path; from vivace.data.cachedir import building\n"
+        "import sys, time; from pathlib import Path; from vivace.cachedir import building\n"
         "with building(Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(60)\n"

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from vivace import trust
 from vivace.errors import KernelError
-from vivace.kernels import build, trust
+from vivace.kernels import build
 from vivace.kernels.build import load_library
-from vivace.kernels.trust import (
+from vivace.trust import (
     INDUCTOR_MARK,
     doubt,
     keep_compiled_programs,
@@ -150,7 +151,7 @@ def test_a_link_is_followed_to_what_is_then_looked_at(folder: Path, tmp_path: Pa
 
 def test_the_private_folder_is_gone_with_its_process(tmp_path: Path) -> None:
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom vivace.kernels.trust import private_folder\n"
+        "import os, sys\nfrom pathlib import Path\nfrom vivace.trust import private_folder\n"
         "print(private_folder())\n"
         "if os.fork() == 0: sys.exit()\n"
         "os.wait()\nprint(private_folder().is_dir())\n"
