@@ -13,7 +13,7 @@ from vivace.hardware import cpu_features
 from vivace.kernels import gradients
 from vivace.kernels.build import load_library
 from vivace.kernels.gradients import WeightGradient, gains, weight_gradient
-from vivace.training.tiling import TiledGradients
+from vivace.kernels.tiling import TiledGradients
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from vivace.data.loader import Batch
 from vivace.errors import OutOfMemoryError, first_line
 from vivace.hardware import autocast
 from vivace.kernels.norms import fused_norms
+from vivace.kernels.tiling import TiledGradients
+from vivace.kernels.winograd_convolutions import WinogradConvolutions
 from vivace.models.normalize import Normalize
 from vivace.training.distill import Distillation
 from vivace.training.fake_quant import FakeQuantization
 from vivace.training.losses import image_weights
 from vivace.training.state import TrainState
-from vivace.training.tiling import TiledGradients
-from vivace.training.winograd import WinogradConvolutions
 from vivace.trust import keep_compiled_programs
 
 __all__ = ["Setup", "StepResult", "Stepper", "has_batch_norm", "own_kernels", "without_own_kernels"]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from vivace.errors import KernelError
 from vivace.hardware import autocast
+from vivace.kernels import winograd_convolutions as winograd_module
 from vivace.kernels.norms import FusedSequential
 from vivace.kernels.winograd import Winograd
+from vivace.kernels.winograd_convolutions import WinogradConvolutions
 from vivace.models.zoo import create_model
-from vivace.training import winograd as winograd_module
 from vivace.training.step import Setup, own_kernels
-from vivace.training.winograd import WinogradConvolutions
 
 
 @pytest.fixture(scope="module")

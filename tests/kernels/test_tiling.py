@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vivace.kernels import tiling
+from vivace.kernels.tiling import TiledGradients, tile_images
 from vivace.models.zoo import create_model
-from vivace.training import tiling
-from vivace.training.tiling import TiledGradients, tile_images
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vivace.kernels.convolutions import ReplacedConvolutions
 from vivace.kernels.gradients import WeightGradient, gains, weight_gradient
-from vivace.training.convolutions import ReplacedConvolutions
 
 __all__ = ["TiledGradients", "tile_images"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vivace.kernels.convolutions import ReplacedConvolutions
 from vivace.kernels.winograd import Winograd, gains, winograd
-from vivace.training.convolutions import ReplacedConvolutions
 
 __all__ = ["WinogradConvolutions"]
 
