@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vivace.hardware import available_memory_bytes
-from vivace.measure import Ratio, process_ratio
+from vivace.statistics.intervals import Ratio, process_ratio
 
 __all__ = ["Contestant", "Measured", "SideFailed", "alternate", "ratio_of"]
 

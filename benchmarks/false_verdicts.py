@@ -26,8 +26,8 @@ from records import RESULTS, page, save, today
 from vivace.acceleration.timing import BLOCK_SECONDS, Side, Timings, ratio_of, time_sides
 from vivace.bundle import load_bundle
 from vivace.hardware import describe
-from vivace.measure import Ratio
-from vivace.metrics.accuracy import wilson_interval
+from vivace.statistics.intervals import Ratio
+from vivace.statistics.shares import wilson_interval
 
 MARGIN = 1.02
 

@@ -33,9 +33,9 @@ from vivace.acceleration.splits import SELECT_SHARE, Images, Splits, open_splits
 from vivace.bundle import Bundle, load_bundle
 from vivace.errors import first_line
 from vivace.hardware import describe, supported_precisions
-from vivace.metrics.paired import loss_bound, paired_loss
 from vivace.models.normalize import Normalize
 from vivace.runtimes import load_runtime
+from vivace.statistics.paired import loss_bound, paired_loss
 
 CPU = torch.device("cpu")
 # standard deviation of the noise, as a share of that of a tensor's weights

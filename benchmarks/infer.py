@@ -40,8 +40,8 @@ from vivace.acceleration.parity import PLAIN
 from vivace.acceleration.splits import open_splits
 from vivace.bundle import Bundle, load_bundle
 from vivace.hardware import describe, num_cpus, supported_precisions
-from vivace.metrics.paired import PairedLoss, paired_loss
 from vivace.runtimes import load_runtime
+from vivace.statistics.paired import PairedLoss, paired_loss
 
 CPU = torch.device("cpu")
 # exit status of `vivace accelerate` where nothing faster was proven

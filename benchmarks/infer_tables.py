@@ -10,8 +10,8 @@ import numpy as np
 
 from alternate import Measured, ratio_of
 from records import page, with_interval
-from vivace.measure import Ratio
-from vivace.metrics.paired import PairedLoss
+from vivace.statistics.intervals import Ratio
+from vivace.statistics.paired import PairedLoss
 
 __all__ = ["AGAIN", "Entry", "claims", "fastest", "markdown", "rows"]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from records import RESULTS, page, save, today, with_interval
-from vivace.measure import paired_ratio
+from vivace.statistics.intervals import paired_ratio
 
 BATCH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -31,11 +31,12 @@ from vivace.data.augment import Augment
 from vivace.data.loader import Batch
 from vivace.hardware import autocast, describe, keep_freed_memory, num_cpus
 from vivace.kernels.winograd import has_winograd
-from vivace.measure import paired_ratio, synchronize, time_call
+from vivace.measure import synchronize, time_call
 from vivace.models.convnets import FastCNN
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model, forward_flops, head_parameters
 from vivace.optim.optimizers import create_optimizer
+from vivace.statistics.intervals import paired_ratio
 from vivace.training.recipe import Recipe
 from vivace.training.recipes import DataFacts, resolve_recipe
 from vivace.training.state import TrainState

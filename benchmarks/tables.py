@@ -10,7 +10,7 @@ from scipy import stats
 
 from contenders import Result
 from records import page, with_interval
-from vivace.measure import paired_gain, paired_ratio
+from vivace.statistics.intervals import paired_gain, paired_ratio
 
 __all__ = ["crossing_seconds", "markdown", "summarize"]
 

@@ -29,7 +29,7 @@ from contenders import CONTENDERS, Contender
 from environments import ENVIRONMENTS, EnvironmentFailed, ensure_environment, python_of
 from records import RESULTS, page, save, today, with_interval
 from vivace.hardware import describe
-from vivace.measure import paired_ratio
+from vivace.statistics.intervals import paired_ratio
 
 __all__ = ["Player", "take_turns"]
 

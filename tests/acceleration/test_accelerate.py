@@ -27,9 +27,9 @@ from vivace.data.cache import open_cache
 from vivace.data.sources import open_source
 from vivace.errors import ConfigError, DataError, OutputPathError
 from vivace.evaluation.evaluate import evaluate
-from vivace.metrics.paired import loss_bound
 from vivace.prediction import Predictor
 from vivace.runtimes.openvino import core
+from vivace.statistics.paired import loss_bound
 
 MakeFolder = Callable[..., Path]
 

@@ -12,7 +12,7 @@ import pytest
 from vivace.acceleration import decide
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.rows import Row
-from vivace.metrics.paired import PairedLoss, images_to_prove, loss_bound
+from vivace.statistics.paired import PairedLoss, images_to_prove, loss_bound
 
 SURE = (1.0, 0.99, 1.01)
 

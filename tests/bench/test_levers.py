@@ -16,10 +16,10 @@ from vivace.cli import main
 from vivace.config import from_yaml, override, to_yaml
 from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError
-from vivace.measure import student_ratio
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.report.figures import levers as draw
+from vivace.statistics.intervals import student_ratio
 from vivace.training.recipe import LossConfig, Recipe
 from vivace.training.result import TrainResult
 

@@ -8,7 +8,7 @@ import pytest
 
 from alternate import Measured
 from infer_tables import Entry, claims, markdown, rows
-from vivace.metrics.paired import PairedLoss
+from vivace.statistics.paired import PairedLoss
 
 
 def measured(name: str, ms: float) -> Measured:

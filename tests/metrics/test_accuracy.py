@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 from sklearn import metrics as reference
 
-from vivace.metrics.accuracy import chance_of_as_many, confusion_matrix, per_class, topk_accuracy, wilson_interval
+from vivace.metrics.accuracy import confusion_matrix, per_class, topk_accuracy
 
 
 @pytest.fixture
@@ -64,21 +63,6 @@ def test_a_label_outside_the_classes_is_refused(label: int) -> None:
         confusion_matrix([0, label], [0, 0], 3)
 
 
-@pytest.mark.parametrize(("correct", "total"), [(0, 1), (1, 1), (0, 50), (50, 50), (7, 9), (9_407, 10_000)])
-@pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_intervals_agree_with_scipy(correct: int, total: int, confidence: float) -> None:
-    expected = binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    low, high = wilson_interval(correct, total, confidence=confidence)
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
-    assert 0 <= low <= correct / total <= high <= 1
-
-
-@pytest.mark.parametrize(("correct", "total"), [(0, 0), (3, 2), (-1, 2)])
-def test_counts_that_make_no_sense_are_refused(correct: int, total: int) -> None:
-    with pytest.raises(ValueError, match=f"counts make no sense: {correct} of {total}"):
-        wilson_interval(correct, total)
-
-
 def test_confusion_agrees_with_scikit_learn(scored: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = scored
     confusion = confusion_matrix(scores.argmax(1), labels, 7)
@@ -98,17 +82,3 @@ def test_classes_agree_with_scikit_learn_also_where_nothing_is_below_the_line() 
     assert [row.name for row in rows] == ["a", "b", "c", "d", "e"]
     for row, precision, recall, f1, support in zip(rows, *expected, strict=True):
         assert (row.precision, row.recall, row.f1, row.support) == pytest.approx((precision, recall, f1, support))
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.01, 0.5, 0.97, 1.0])
-@pytest.mark.parametrize("num_images", [1, 7, 100, 5000])
-def test_the_chance_of_as_many_is_scipys_binomial_test(num_images: int, rate: float) -> None:
-    for num_correct in {0, 1, num_images // 2, round(rate * num_images), num_images - 1, num_images}:
-        expected = binomtest(num_correct, num_images, rate, alternative="greater").pvalue
-        assert chance_of_as_many(num_correct, num_images, rate) == pytest.approx(expected, rel=1e-9, abs=1e-300)
-
-
-@pytest.mark.parametrize(("num_correct", "num_images", "rate"), [(1, 0, 0.5), (-1, 3, 0.5), (4, 3, 0.5), (1, 3, 1.1)])
-def test_a_chance_of_impossible_counts_is_refused(num_correct: int, num_images: int, rate: float) -> None:
-    with pytest.raises(ValueError, match="make no sense"):
-        chance_of_as_many(num_correct, num_images, rate)

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from vivace.metrics.accuracy import wilson_interval
 from vivace.metrics.summary import evaluate_probs
+from vivace.statistics.shares import wilson_interval
 
 
 def probabilities(num_images: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vivace.acceleration.rows import Row
-from vivace.measure import Ratio
-from vivace.metrics.paired import PairedLoss, images_to_prove
 from vivace.runtimes import is_quantized
+from vivace.statistics.intervals import Ratio
+from vivace.statistics.paired import PairedLoss, images_to_prove
 
 __all__ = [
     "NOISY",

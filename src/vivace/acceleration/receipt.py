@@ -11,8 +11,8 @@ from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.timing import Timings
 from vivace.bundle import Bundle
 from vivace.hardware import describe
-from vivace.measure import Ratio
-from vivace.metrics.paired import PairedLoss
+from vivace.statistics.intervals import Ratio
+from vivace.statistics.paired import PairedLoss
 
 __all__ = ["markdown", "receipt", "samples"]
 

@@ -11,8 +11,8 @@ from vivace.acceleration.preprocess_timing import PreprocessTimings
 from vivace.acceleration.profile import Profile
 from vivace.acceleration.splits import Splits
 from vivace.acceleration.timing import Timings
-from vivace.measure import Ratio
-from vivace.metrics.paired import PairedLoss
+from vivace.statistics.intervals import Ratio
+from vivace.statistics.paired import PairedLoss
 
 __all__ = ["Row", "SearchResult"]
 

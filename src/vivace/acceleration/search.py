@@ -33,9 +33,9 @@ from vivace.bundle import Bundle
 from vivace.config import check_choice, check_range
 from vivace.data.place import AnyData
 from vivace.errors import ConfigError, VivaceError, first_line
-from vivace.measure import Ratio
-from vivace.metrics.paired import PairedLoss
 from vivace.runtimes import is_quantized
+from vivace.statistics.intervals import Ratio
+from vivace.statistics.paired import PairedLoss
 
 __all__ = ["OBJECTIVES", "TRAIN", "Search"]
 

@@ -23,8 +23,8 @@ from vivace.acceleration.children import Child, Job, Side, SideFailure
 from vivace.config import check_range
 from vivace.errors import ConfigError
 from vivace.files import canonical_json, write_json
-from vivace.measure import Ratio, process_ratio
 from vivace.scratch import scratch_folder
+from vivace.statistics.intervals import Ratio, process_ratio
 
 __all__ = [
     "Side",

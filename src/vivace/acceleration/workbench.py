@@ -28,8 +28,8 @@ from vivace.acceleration.timing import (
 from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle
 from vivace.errors import VivaceError, first_line
-from vivace.measure import Ratio
-from vivace.metrics.paired import PairedLoss, paired_loss
+from vivace.statistics.intervals import Ratio
+from vivace.statistics.paired import PairedLoss, paired_loss
 
 __all__ = ["Workbench"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vivace.config import from_yaml, to_dict
 from vivace.errors import ConfigError, nearest
-from vivace.measure import paired_gain, paired_ratio
+from vivace.statistics.intervals import paired_gain, paired_ratio
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
 from vivace.training.run import train

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vivace.metrics.accuracy import ClassMetrics, confusion_matrix, per_class, topk_accuracy, wilson_interval
+from vivace.metrics.accuracy import ClassMetrics, confusion_matrix, per_class, topk_accuracy
 from vivace.metrics.calibration import expected_calibration_error, negative_log_likelihood
+from vivace.statistics.shares import wilson_interval
 
 __all__ = ["Metrics", "evaluate_probs"]
 

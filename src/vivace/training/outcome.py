@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vivace.metrics.accuracy import chance_of_as_many
+from vivace.statistics.shares import chance_of_as_many
 
 __all__ = ["Outcome", "outcome_warnings"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vivace.metrics.paired import images_to_prove, loss_bound, paired_loss
+from vivace.statistics.paired import images_to_prove, loss_bound, paired_loss
 
 
 def test_counts_are_of_the_images_whose_answer_changed() -> None:
