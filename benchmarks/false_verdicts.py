@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from records import RESULTS, page, save, today
-from vivace.acceleration.timing import BLOCK_SECONDS, Side, Timings, ratio_of, time_sides
 from vivace.bundle import load_bundle
 from vivace.hardware import describe
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.shares import wilson_interval
+from vivace.timing.processes import BLOCK_SECONDS, Side, Timings, ratio_of, time_sides
 
 MARGIN = 1.02
 

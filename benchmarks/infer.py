@@ -36,9 +36,9 @@ from peers.inference import Exchange
 from records import RESULTS, save, today
 from sides import PEERS, Side, SideNotPrepared, again, hand_side, our_side, peer_side
 from vivace.acceleration.candidates import Builder, candidates_for
-from vivace.acceleration.parity import PLAIN
 from vivace.acceleration.splits import open_splits
 from vivace.bundle import Bundle, load_bundle
+from vivace.exporting.parity import PLAIN
 from vivace.hardware import describe, num_cpus, supported_precisions
 from vivace.runtimes import load_runtime
 from vivace.statistics.paired import PairedLoss, paired_loss

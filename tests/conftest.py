@@ -8,11 +8,14 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from colours import colour_folder
+
+if TYPE_CHECKING:
+    from vivace.bundle import Bundle
 
 # a processor for each of pytest-xdist's workers, before a library counts them: threads of several tests that wait for
 # each other's processors are slower than one test after the other
@@ -48,6 +51,39 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return colour_folder(tmp_path / name, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[int, int]], tuple[Bundle, Path]]:
+    """trained_once((8, 16)): a bundle of these widths, and its data: 40 images a class to train on, as many to test."""
+    data = colour_folder(tmp_path_factory.mktemp("data") / "colours", per_class=40, splits=("train", "test"))
+    made: dict[tuple[int, int], Bundle] = {}
+
+    def trained(widths: tuple[int, int]) -> tuple[Bundle, Path]:
+        from vivace.bundle import load_bundle
+        from vivace.training.run import train
+
+        if widths not in made:
+            arguments = {"widths": list(widths), "depth": 1}
+            result = train(
+                data,
+                epochs=4,
+                overrides={"batch_size": 16, "precision": "fp32", "model.arguments": arguments},
+                run=tmp_path_factory.mktemp("runs") / "run",
+                tune=False,
+                quiet=True,
+            )
+            made[widths] = load_bundle(result.bundle)
+        return made[widths], data
+
+    return trained
+
+
+@pytest.fixture
+def trained(trained_once: Callable[..., Any]) -> tuple[Bundle, Path]:
+    """A bundle, and its data: 40 images a class to train on, as many to test on."""
+    bundle, data = trained_once((8, 16))
+    return bundle, data
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,13 @@ ALLOWED = {
     "predictor": BASE | {"runtimes"},
     "prediction": BASE | {"predictor", "data.preprocess", "data.listing", "data.splitnames"},
     "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction"},
-    "acceleration": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"},
+    "timing": BASE | {"runtimes", "data.preprocess"},
+    "profiling": BASE | {"runtimes"},
+    "compression": BASE | {"models", "runtimes"},
+    "exporting": BASE | {"data", "runtimes", "evaluation"},
+    "acceleration": BASE
+    | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"}
+    | {"timing", "profiling", "compression", "exporting"},
     "bench": LAYER_0 | {"training"},
     "report": {"errors", "files", "outputs"},
 }

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vivace.acceleration.state_dict import export_state_dict
 from vivace.bundle import (
     SCHEMA_VERSION,
     Architecture,
@@ -24,6 +23,7 @@ from vivace.bundle import (
 )
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError
+from vivace.exporting.state_dict import export_state_dict
 from vivace.files import canonical_json
 from vivace.models.zoo import create_model
 

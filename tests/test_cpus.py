@@ -175,7 +175,7 @@ def test_prediction_uses_the_processors_of_its_quota(tmp_path: Path) -> None:
 def test_a_deployed_folder_counts_as_vivace_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    from vivace.acceleration import deployment
+    from vivace.exporting import deployment
 
     template = Path(deployment.__file__).parent / "templates" / "classifier.py"
     # the decoder lies beside it only where it was deployed, and counts no processors

@@ -45,7 +45,7 @@ def predictor(request: pytest.FixtureRequest, bundle: Bundle, tmp_path: Path) ->
     if request.param == "eager":
         return Predictor(bundle, device="cpu")
     pytest.importorskip("onnxruntime" if request.param == "onnx" else request.param)
-    from vivace.acceleration.export import export
+    from vivace.exporting.export import export
 
     return Predictor(export(bundle, request.param, tmp_path / request.param).path, device="cpu")
 
@@ -141,7 +141,7 @@ def test_a_forked_worker_makes_its_own_on_one_thread_or_is_told_to_be_spawned(
     folder = bundle.folder
     if runtime != "eager":
         pytest.importorskip("onnxruntime" if runtime == "onnx" else runtime)
-        from vivace.acceleration.export import export
+        from vivace.exporting.export import export
 
         folder = export(bundle, runtime, tmp_path / runtime).path
     command = [sys.executable, "-c", FORKED, str(folder), runtime]
@@ -187,7 +187,7 @@ def test_other_runtimes_get_the_threads_too(
     pytest.importorskip("onnxruntime" if runtime == "onnx" else runtime)
     from importlib import import_module
 
-    from vivace.acceleration.export import export
+    from vivace.exporting.export import export
 
     folder = export(bundle, runtime, tmp_path / runtime).path
     module = import_module(f"vivace.runtimes.{runtime}")

@@ -187,7 +187,7 @@ print("watched", len(kinds))
 
 def test_loading_opens_no_socket_and_no_file_outside(tmp_path: Path) -> None:
     """Every kind of bundle that needs no compiler: ours, of timm, narrowed, graphs of other runtimes."""
-    from vivace.acceleration.export import export
+    from vivace.exporting.export import export
 
     narrowed = {"layer1.0.conv1": [24, 64, 1], "layer1.0.bn1": [24], "layer1.0.conv2": [64, 24, 1]}
     made = {

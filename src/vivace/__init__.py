@@ -18,11 +18,11 @@ from vivace import errors
 
 if TYPE_CHECKING:
     from vivace.acceleration.accelerate import Acceleration, accelerate
-    from vivace.acceleration.state_dict import export_state_dict
     from vivace.bundle import Bundle
     from vivace.bundle import load_bundle as load
     from vivace.data.place import Data
     from vivace.evaluation.evaluate import Evaluation, evaluate
+    from vivace.exporting.state_dict import export_state_dict
     from vivace.prediction import Predictions, Predictor, predict
     from vivace.training.recipe import Recipe
     from vivace.training.result import TrainResult
@@ -59,7 +59,7 @@ _HOMES = {
     "TrainResult": ("vivace.training.result", "TrainResult"),
     "accelerate": ("vivace.acceleration.accelerate", "accelerate"),
     "evaluate": ("vivace.evaluation.evaluate", "evaluate"),
-    "export_state_dict": ("vivace.acceleration.state_dict", "export_state_dict"),
+    "export_state_dict": ("vivace.exporting.state_dict", "export_state_dict"),
     "load": ("vivace.bundle", "load_bundle"),
     "predict": ("vivace.prediction", "predict"),
     "train": ("vivace.training.run", "train"),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 
-__all__ = ["at_most_cpus", "forked_with", "limit_threads", "num_cpus", "set_threads"]
+__all__ = ["at_most_cpus", "forked_with", "limit_threads", "num_cpus", "set_threads", "use_processors"]
 
 # libraries that keep threads: a fork copies what waits for them and not the threads, so that the child waits for ever
 THREADED = ("torch", "openvino")
@@ -44,6 +44,12 @@ def at_most_cpus(count: int | None) -> Iterator[None]:
 def _chosen() -> Iterator[int]:
     if (most := _most.get()) is not None:
         yield most
+
+
+def use_processors(count: int) -> None:
+    """Let this process use the first `count` of its processors; libraries take their number of threads from that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def limit_threads() -> None:

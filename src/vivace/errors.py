@@ -18,6 +18,7 @@
     ├── CacheDamaged               the cache of images was damaged while it was read
     ├── ExportError                a network that another runtime can't take
     ├── ParityError                another form of a model does not answer as the model does
+    ├── OutOfTime                  work that was abandoned when its time was over
     ├── OutputError                stdout that can't be written
     ├── TrainingError              training could not go on
     │   ├── NonFiniteError         NaN or Inf that did not go away
@@ -50,6 +51,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OutOfMemoryError",
+    "OutOfTime",
     "OutputError",
     "OutputPathError",
     "ParityError",
@@ -156,6 +158,10 @@ class ExportError(VivaceError):
 
 class ParityError(VivaceError):
     """Another form of a model does not answer as the PyTorch model does."""
+
+
+class OutOfTime(VivaceError):
+    """Work was abandoned, for the time that it was given is over."""
 
 
 class OutputError(VivaceError):

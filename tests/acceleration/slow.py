@@ -14,10 +14,10 @@ from waiting import waits_with_a_child
 
 from vivace.acceleration import budget as budget_module
 from vivace.acceleration import worker as worker_module
-from vivace.acceleration.budget import OutOfTime
 from vivace.acceleration.candidates import Builder, Candidate
 from vivace.acceleration.variants import Variant, open_variant
 from vivace.bundle import Bundle
+from vivace.errors import OutOfTime
 
 __all__ = ["Clock", "SlowBuilder", "open_with_slow_builder", "told_clock"]
 

@@ -12,8 +12,8 @@ import pytest
 from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration import workbench as workbench_module
 from vivace.acceleration.accelerate import Acceleration, accelerate
-from vivace.acceleration.timing import Side, Timings
 from vivace.bundle import Bundle
+from vivace.timing.processes import Side, Timings
 
 __all__ = ["COSTS", "keep_told_forms", "run", "told_times"]
 

@@ -17,7 +17,6 @@ from telling import COSTS, keep_told_forms, run, told_times
 from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration import workbench as workbench_module
 from vivace.acceleration.accelerate import accelerate
-from vivace.acceleration.parity import verify
 from vivace.acceleration.receipt import markdown
 from vivace.acceleration.splits import open_splits
 from vivace.acceleration.variants import Variant
@@ -27,6 +26,7 @@ from vivace.data.cache import open_cache
 from vivace.data.sources import open_source
 from vivace.errors import ConfigError, DataError, OutputPathError
 from vivace.evaluation.evaluate import evaluate
+from vivace.exporting.parity import verify
 from vivace.prediction import Predictor
 from vivace.runtimes.openvino import core
 from vivace.statistics.paired import loss_bound

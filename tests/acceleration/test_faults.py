@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from making import make_bundle
 from safetensors.torch import load_file, save_file
 from telling import COSTS, told_times
 from torch import Tensor, nn
 
+from making import make_bundle
 from vivace import bundle as bundle_module
 from vivace import hardware
 from vivace.acceleration import candidates as candidates_module
-from vivace.acceleration.graphs import GRAPH_WRITERS
 from vivace.bundle import Bundle
 from vivace.cli import main
+from vivace.exporting.graphs import GRAPH_WRITERS
 from vivace.models import zoo
 
 MakeFolder = Callable[..., Path]

@@ -10,9 +10,9 @@ from telling import COSTS, keep_told_forms, run, told_times
 
 from vivace.acceleration import decide
 from vivace.acceleration import variants as variants_module
-from vivace.acceleration.layers import GivenBack, Int8Graph
 from vivace.acceleration.rows import Row
 from vivace.bundle import Bundle, load_bundle
+from vivace.compression.layers import GivenBack, Int8Graph
 
 
 @pytest.fixture(autouse=True)

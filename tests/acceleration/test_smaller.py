@@ -14,7 +14,6 @@ import torch
 from telling import run, told_times
 
 from vivace.acceleration import candidates as candidates_module
-from vivace.acceleration import prune as prune_module
 from vivace.acceleration import smaller as smaller_module
 from vivace.acceleration import students as students_module
 from vivace.acceleration.smaller import entrants, survivors
@@ -22,6 +21,7 @@ from vivace.acceleration.splits import open_splits
 from vivace.acceleration.students import FOR_INT8, patience, propose
 from vivace.acceleration.variants import Variant, open_variant
 from vivace.bundle import Architecture, Bundle, load_bundle, save_bundle
+from vivace.compression import prune as prune_module
 from vivace.errors import ConfigError, Interrupted, TrainingError
 from vivace.evaluation.evaluate import evaluate
 from vivace.models.parts import scale_head

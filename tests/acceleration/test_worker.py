@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from waiting import dies, is_running, raises_image_error, until_gone, wait_for, waits_with_a_child
 
-from vivace.acceleration.budget import Budget, OutOfTime
+from vivace.acceleration.budget import Budget
 from vivace.acceleration.worker import Worker, WorkerDied
-from vivace.errors import DataError, VivaceError
+from vivace.errors import DataError, OutOfTime, VivaceError
 
 FOR_EVER = math.inf
 

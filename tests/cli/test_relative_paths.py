@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import vivace
-from vivace.acceleration.export import export
 from vivace.cli import main
+from vivace.exporting.export import export
 
 
 def test_relative_paths_everywhere(

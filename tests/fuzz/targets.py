@@ -60,9 +60,9 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def _prepare_bundles(folder: Path) -> list[Path]:
     import torch
 
-    from vivace.acceleration.export import export
     from vivace.bundle import Architecture, BundleInfo, save_bundle
     from vivace.data.preprocess import Preprocess
+    from vivace.exporting.export import export
     from vivace.models.zoo import create_model
 
     torch.manual_seed(0)

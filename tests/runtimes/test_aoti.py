@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from vivace.acceleration.parity import TOLERANCE
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, KernelError
+from vivace.exporting.parity import TOLERANCE
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
 from vivace.runtimes import aoti, load_runtime

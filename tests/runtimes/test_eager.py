@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from vivace.acceleration.export import export
 from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError
+from vivace.exporting.export import export
 from vivace.models.zoo import create_model
 from vivace.runtimes import RUNTIMES, load_runtime
 

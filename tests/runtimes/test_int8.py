@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from vivace.acceleration.export import export
-from vivace.acceleration.quantize import quantize_inductor
 from vivace.bundle import Architecture, Bundle, BundleInfo, derive_bundle, load_bundle, save_bundle
+from vivace.compression.quantize import quantize_inductor
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, MissingExtra
+from vivace.exporting.export import export
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
 from vivace.runtimes import load_runtime

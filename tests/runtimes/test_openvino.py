@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from vivace.acceleration.export import export
-from vivace.acceleration.quantize import quantize_openvino
 from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
+from vivace.compression.quantize import quantize_openvino
 from vivace.data.preprocess import Preprocess
+from vivace.exporting.export import export
 from vivace.models.zoo import create_model
 from vivace.runtimes import load_runtime
 from vivace.runtimes.openvino import REPORTER, size_for, without_reports
@@ -44,8 +44,8 @@ PLAIN = "import openvino"
 OURS = """
 from pathlib import Path
 import numpy as np, torch
-from vivace.acceleration.export import export
-from vivace.acceleration.quantize import quantize_openvino
+from vivace.exporting.export import export
+from vivace.compression.quantize import quantize_openvino
 from vivace.bundle import Architecture, BundleInfo, save_bundle
 from vivace.data.preprocess import Preprocess
 from vivace.models.zoo import create_model

@@ -254,7 +254,7 @@ def main() -> int:
     # imported once, before any fork: threads would not survive one, and none has begun
     import torch  # noqa: F401
 
-    import vivace.acceleration.export
+    import vivace.exporting.export
     import vivace.training.run
     import vivace.training.session  # noqa: F401
 

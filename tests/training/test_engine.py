@@ -86,8 +86,8 @@ def test_a_state_goes_on_bitwise_from_its_own_copy() -> None:
 def test_only_the_head_learns_in_the_head_epochs(
     run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vivace.acceleration.state_dict import export_state_dict
     from vivace.bundle import load_bundle
+    from vivace.exporting.state_dict import export_state_dict
 
     pretrained = run_tiny("pretrained")
     weights = export_state_dict(load_bundle(pretrained.bundle), tmp_path / "w.pth")

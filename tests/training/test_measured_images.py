@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vivace.acceleration.parity import verify
 from vivace.bundle import load_bundle
 from vivace.cli import main
 from vivace.data.cache import open_cache
 from vivace.data.sources import open_source
 from vivace.errors import DataError
 from vivace.evaluation.evaluate import evaluate
+from vivace.exporting.parity import verify
 from vivace.training.arrays import prepare_data
 from vivace.training.result import TrainResult
 

@@ -7,9 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 
-from vivace.errors import VivaceError
-
-__all__ = ["Budget", "OutOfTime"]
+__all__ = ["Budget"]
 
 # writing the bundle, its report and its figure comes after the search: so much is kept for it, and no more than a share
 FINISH_SECONDS, FINISH_SHARE = 3.0, 0.1
@@ -17,10 +15,6 @@ FINISH_SECONDS, FINISH_SHARE = 3.0, 0.1
 MAX_OVERRUN = 1.05
 # a search that decided nothing is told to try so many times its time, or what the step that did not fit takes
 ENOUGH, SAFETY = 2.0, 1.5
-
-
-class OutOfTime(VivaceError):
-    """Work was abandoned, for the time that it was given is over."""
 
 
 class Budget:

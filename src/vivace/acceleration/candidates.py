@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vivace.acceleration.graphs import GRAPH_WRITERS
-from vivace.acceleration.layers import LAYERS, Int8Graph
-from vivace.acceleration.quantize import has_attention, quantize_inductor, quantize_onnx, quantize_openvino
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
+from vivace.compression.layers import LAYERS, Int8Graph
+from vivace.compression.quantize import has_attention, quantize_inductor, quantize_onnx, quantize_openvino
 from vivace.errors import BundleError
+from vivace.exporting.graphs import GRAPH_WRITERS
 from vivace.hardware import supported_precisions
 from vivace.runtimes import is_quantized
 from vivace.runtimes.int8 import RANGES

@@ -8,11 +8,11 @@ import numpy as np
 
 from vivace.acceleration.decide import nearest
 from vivace.acceleration.rows import Row, SearchResult
-from vivace.acceleration.timing import Timings
 from vivace.bundle import Bundle
 from vivace.hardware import describe
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss
+from vivace.timing.processes import Timings
 
 __all__ = ["markdown", "receipt", "samples"]
 

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass, field
 
 from vivace.acceleration.candidates import Candidate
-from vivace.acceleration.parity import Parity
-from vivace.acceleration.preprocess_timing import PreprocessTimings
-from vivace.acceleration.profile import Profile
 from vivace.acceleration.splits import Splits
-from vivace.acceleration.timing import Timings
+from vivace.exporting.parity import Parity
+from vivace.profiling.profile import Profile
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss
+from vivace.timing.preprocessing import PreprocessTimings
+from vivace.timing.processes import Timings
 
 __all__ = ["Row", "SearchResult"]
 

@@ -19,23 +19,23 @@ import numpy as np
 import torch
 
 from vivace.acceleration import decide
-from vivace.acceleration.budget import Budget, OutOfTime
+from vivace.acceleration.budget import Budget
 from vivace.acceleration.candidates import candidates_for
-from vivace.acceleration.layers import LAYERS
 from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.smaller import Smaller
 from vivace.acceleration.splits import Images
 from vivace.acceleration.steps import Steps
-from vivace.acceleration.timing import ratio_of
 from vivace.acceleration.variants import Variant, open_variant, rank_layers_of
 from vivace.acceleration.workbench import Workbench
 from vivace.bundle import Bundle
+from vivace.compression.layers import LAYERS
 from vivace.config import check_choice, check_range
 from vivace.data.place import AnyData
-from vivace.errors import ConfigError, VivaceError, first_line
+from vivace.errors import ConfigError, OutOfTime, VivaceError, first_line
 from vivace.runtimes import is_quantized
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss
+from vivace.timing.processes import ratio_of
 
 __all__ = ["OBJECTIVES", "TRAIN", "Search"]
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vivace.acceleration.budget import OutOfTime
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.decide import lost_too_much
 from vivace.acceleration.rows import Row
@@ -27,7 +26,7 @@ from vivace.acceleration.workbench import Workbench
 from vivace.acceleration.worker import WorkerDied
 from vivace.bundle import Bundle
 from vivace.data.place import AnyData
-from vivace.errors import TrainingError, first_line
+from vivace.errors import OutOfTime, TrainingError, first_line
 from vivace.runtimes import load_runtime
 
 __all__ = ["FastTeacher", "Smaller", "entrants", "survivors"]

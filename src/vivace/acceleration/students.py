@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vivace.acceleration.prune import prune
 from vivace.acceleration.splits import Splits
 from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bundle
+from vivace.compression.prune import prune
 from vivace.data.place import AnyData
 from vivace.errors import BundleError, Interrupted, MissingExtra, ModelError, first_line
 from vivace.models.narrowing import narrowed_layers

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from vivace.acceleration.candidates import Builder, Candidate
-from vivace.acceleration.layers import GivenBack, rank_layers
-from vivace.acceleration.parity import PLAIN
 from vivace.acceleration.splits import Images, Splits, open_splits
 from vivace.bundle import Bundle
+from vivace.compression.layers import GivenBack, rank_layers
 from vivace.data.place import AnyData
 from vivace.errors import DataError
+from vivace.exporting.parity import PLAIN
 from vivace.runtimes import load_runtime
 
 __all__ = ["Variant", "open_variant", "rank_layers_of"]

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from vivace.acceleration.budget import OutOfTime
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.decide import LEAST_PROCESSES
-from vivace.acceleration.parity import Parity, compare_probs
-from vivace.acceleration.preprocess_timing import PreprocessTimings, time_preprocessing
-from vivace.acceleration.profile import Profile, profile_layers
 from vivace.acceleration.rows import Row
 from vivace.acceleration.splits import Images
 from vivace.acceleration.steps import Steps
-from vivace.acceleration.timing import (
+from vivace.acceleration.variants import Variant
+from vivace.bundle import Bundle
+from vivace.errors import OutOfTime, VivaceError, first_line
+from vivace.exporting.parity import Parity, compare_probs
+from vivace.profiling.profile import Profile, profile_layers
+from vivace.statistics.intervals import Ratio
+from vivace.statistics.paired import PairedLoss, paired_loss
+from vivace.timing.preprocessing import PreprocessTimings, time_preprocessing
+from vivace.timing.processes import (
     BLOCK_SECONDS,
     Side,
     SideFailure,
@@ -25,11 +29,6 @@ from vivace.acceleration.timing import (
     ratio_of,
     time_sides,
 )
-from vivace.acceleration.variants import Variant
-from vivace.bundle import Bundle
-from vivace.errors import VivaceError, first_line
-from vivace.statistics.intervals import Ratio
-from vivace.statistics.paired import PairedLoss, paired_loss
 
 __all__ = ["Workbench"]
 

@@ -21,8 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ParamSpec, TypeVar
 
-from vivace.acceleration.budget import OutOfTime
-from vivace.errors import VivaceError, first_line
+from vivace.errors import OutOfTime, VivaceError, first_line
 
 __all__ = ["Worker", "WorkerDied", "serve"]
 

@@ -54,8 +54,8 @@ def run(options: Options) -> None:
         missing = "--to" if target is None else "--out"
         raise ConfigError(f"{missing} is missing: say what to write, and where. Give --to onnx --out FOLDER, say.")
 
-    from vivace.acceleration.export import export
     from vivace.bundle import load_bundle
+    from vivace.exporting.export import export
 
     bundle = load_bundle(options.bundle)
     exported = export(bundle, target, out, data=options.opening.of_optional(options.data), cache_dir=options.cache_dir)

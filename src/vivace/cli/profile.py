@@ -10,7 +10,7 @@ import tyro
 from vivace.cli.common import print_json, verb_options
 
 if TYPE_CHECKING:
-    from vivace.acceleration.profile import Profile
+    from vivace.profiling.profile import Profile
 
 MAX_NAME = 72
 
@@ -39,10 +39,10 @@ def run(options: Options) -> None:
     """Profile and print."""
     import numpy as np
 
-    from vivace.acceleration.parity import parity_images
-    from vivace.acceleration.profile import profile_layers
     from vivace.bundle import load_bundle
     from vivace.config import check_range
+    from vivace.exporting.parity import parity_images
+    from vivace.profiling.profile import profile_layers
 
     check_range("batch", options.batch, 1)
     check_range("top", options.top, 0)

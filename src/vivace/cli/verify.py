@@ -29,7 +29,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Check, and say what was found; a bundle that does not agree is an error."""
-    from vivace.acceleration.parity import check_parity, verify
+    from vivace.exporting.parity import check_parity, verify
 
     parity = verify(options.bundle, data=options.opening.of_optional(options.data), cache_dir=options.cache_dir)
     if options.json:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRAPH",
+    "QUANTIZED",
     "WEIGHTS",
     "classifier_of",
     "compile_graph",
@@ -39,6 +40,14 @@ __all__ = [
 GRAPH, WEIGHTS = "model.xml", "model.bin"
 # of an int8 graph this is the arithmetic of what was not quantized
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
+# operations of a graph for whose sake NNCF quantizes
+QUANTIZED = (
+    "Convolution",
+    "GroupConvolution",
+    "ConvolutionBackpropData",
+    "GroupConvolutionBackpropData",
+    "MatMul",
+)
 PURPOSE = "the runtime openvino"
 REPORTER = "openvino_telemetry"
 

@@ -1,0 +1,242 @@
+"""vivace export --to deploy: a folder that classifies images without torch and without vivace.
+
+model.onnx, or model.xml and model.bin      raw uint8 pixels in, probabilities out
+model.json                                  classes, preprocessing, metrics, parity, the SHA-256 of the files
+classifier.py, pixels.py, image_decoder/    the loader: numpy, Pillow and the runtime
+golden/, selftest.py                        images with their answers, and the program that compares
+cpp/, js/                                   examples for ONNX Runtime
+README.md, requirements.txt
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import string
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vivace import data as data_package
+from vivace.bundle import Bundle
+from vivace.config import to_dict
+from vivace.data.place import AnyData
+from vivace.errors import ParityError
+from vivace.exporting.deployment.goldens import Golden, choose_goldens, write_goldens
+from vivace.exporting.labels import copy_labelled
+from vivace.exporting.parity import PLAIN, Parity, check_parity, measure_parity, parity_images
+from vivace.exporting.progress import doing
+from vivace.files import atomic_folder, sha256_of, write_json
+from vivace.hardware import cpu_name
+from vivace.outputs import check_folder, own_folder, seal
+from vivace.runtimes import graph_file, load_runtime
+from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
+from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
+from vivace.runtimes.openvino import HINTS
+
+__all__ = ["GRAPHS", "write_deployment"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+DATA_MODULES = Path(data_package.__file__).parent
+MANIFEST, FORMAT = "model.json", "vivace-deployment"
+# runtime → the files of its graph
+GRAPHS = {"onnx": (ONNX_GRAPH,), "openvino": (OPENVINO_GRAPH, Path(OPENVINO_GRAPH).with_suffix(".bin").name)}
+PROGRAMS = ("classifier.py", "pixels.py", "selftest.py")
+# what turns bytes into pixels in training: it imports numpy and Pillow only, and is copied as it is
+DECODER = "image_decoder"
+DECODER_MODULES = (
+    "decode",
+    "formats",
+    "gif",
+    "headers",
+    "jpeg",
+    "memory",
+    "opening",
+    "picture",
+    "ppm",
+    "square",
+    "tones",
+)
+EXAMPLES = ("cpp/main.cpp", "cpp/CMakeLists.txt", "js/classify.mjs", "js/package.json")
+# what the folder was run with: older ones read neither the graph nor, of Pillow, every image as training did
+REQUIREMENTS = {"onnx": "onnxruntime>=1.20", "openvino": "openvino>=2025.2"}
+SELFTEST_SECONDS = 300
+
+
+def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Parity | None:
+    """Write the folder of a bundle that holds a graph (a runtime of GRAPHS), and return its certificate of parity.
+
+    data: images for goldens and certificate, as for `train`; None: generated ones. An int8 form's certificate is then
+    the one that it came with. The folder must pass its own self-test; what does not is not left on disk.
+    Raises ParityError if graph or folder does not agree with PyTorch, OutputPathError if `out` holds what vivace did
+    not write.
+    """
+    info = bundle.info
+    for name in GRAPHS[info.runtime]:
+        graph_file(bundle, name, info.runtime)
+    doing("comparing it with PyTorch")
+    cpu = torch.device("cpu")
+    classify = load_runtime(info.runtime, bundle, device=cpu, precision=info.precision)
+    parity: Parity | None = None
+    if data is not None or "int8" not in info.precision:
+        images, name = parity_images(bundle, data, cache_dir=cache_dir)
+        parity = measure_parity(bundle, classify, images, runtime=info.runtime, precision=info.precision, images=name)
+        check_parity(parity)
+    goldens = choose_goldens(bundle, data, cache_dir=cache_dir)
+    images_NHWC = np.stack([bundle.preprocess.load(golden.data) for golden in goldens])
+    # one at a time, as the self-test asks
+    plain = load_runtime(PLAIN[0], bundle, device=cpu, precision=PLAIN[1])
+    pytorch_NK, deployed_NK = (
+        np.concatenate([function(images_NHWC[i : i + 1]) for i in range(len(images_NHWC))])
+        for function in (plain, classify)
+    )
+    check_folder(out, inputs=[bundle.folder])
+    with atomic_folder(out, check=functools.partial(own_folder, shown=out)) as folder:
+        tensors = copy_labelled(bundle, folder)
+        write_goldens(
+            folder / "golden",
+            goldens,
+            images_NHWC,
+            pytorch_NK=pytorch_NK,
+            deployed_NK=deployed_NK,
+            precision=info.precision,
+            where=_where(info.runtime),
+        )
+        copy_decoder(folder)
+        for name in (*PROGRAMS, *(EXAMPLES if info.runtime == "onnx" else ())):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(TEMPLATES / name, folder / name)
+        (folder / "classes.txt").write_text("".join(f"{_one_line(name)}\n" for name in info.classes), "utf-8")
+        (folder / "requirements.txt").write_text(_requirements(info.runtime))
+        certificate = dict(info.parity) if parity is None else parity.to_dict()
+        (folder / "README.md").write_text(_readme(bundle, goldens, certificate), "utf-8")
+        _write_manifest(folder, bundle, certificate, tensors)
+        doing("running the folder's own test")
+        _selftest(folder)
+    return parity
+
+
+def copy_decoder(folder: Path) -> None:
+    """Write the package `image_decoder` into the folder: the modules that decode images in training."""
+    target = folder / DECODER
+    shutil.copytree(TEMPLATES / DECODER, target, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in DECODER_MODULES:
+        text = (DATA_MODULES / f"{name}.py").read_text("utf-8")
+        text = text.replace("from vivace.data.", f"from {DECODER}.").replace("from vivace.", f"from {DECODER}.")
+        (target / f"{name}.py").write_text(text, "utf-8")
+
+
+def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], tensors: tuple[str, str]) -> None:
+    info, size, channels = bundle.info, bundle.preprocess.size, bundle.preprocess.channels
+    names = [*GRAPHS[info.runtime], *PROGRAMS, "classes.txt", "requirements.txt"]
+    names += [f"{DECODER}/{path.name}" for path in sorted((folder / DECODER).iterdir())]
+    names += [f"golden/{path.name}" for path in sorted((folder / "golden").iterdir())]
+    told = to_dict(info)
+    manifest = {
+        "format": FORMAT,
+        "schema_version": 1,
+        "model": info.architecture.name,
+        "classes": list(info.classes),
+        "preprocess": told["preprocess"],
+        "runtime": info.runtime,
+        "precision": info.precision,
+        # left to itself OpenVINO takes bf16 where the processor has it
+        "settings": {"INFERENCE_PRECISION_HINT": HINTS[info.precision]} if info.runtime == "openvino" else {},
+        "input": {"name": tensors[0], "dtype": "uint8", "shape": ["N", size, size, channels]},
+        "output": {"name": tensors[1], "dtype": "float32", "shape": ["N", len(info.classes)]},
+        "metrics": told["metrics"],
+        "parity": certificate,
+        "data": told["data"],
+        "made_with": {"vivace": metadata.version("vivace"), **_where(info.runtime)},
+        "files": _facts(folder, names),
+        # there to be changed: the folder's own test does not ask for them, and a changed one is not replaced
+        "editable": _facts(folder, ["README.md", *(EXAMPLES if info.runtime == "onnx" else ())]),
+    }
+    write_json(folder / MANIFEST, seal(manifest))
+
+
+def _facts(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    return {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+
+
+def _where(runtime: str) -> dict[str, str]:
+    library = REQUIREMENTS[runtime].partition(">")[0]
+    versions = {name: metadata.version(name) for name in (library, "numpy", "pillow")}
+    return {"cpu": cpu_name(), "python": platform.python_version(), **versions}
+
+
+def _requirements(runtime: str) -> str:
+    return (
+        "# Python 3.11 or newer\n"
+        "numpy>=2.0\n"
+        "pillow>=11.0\n"
+        f"{REQUIREMENTS[runtime]}\n"
+        "# plain JPEGs in less time, with the same pixels: taken where it is installed\n"
+        "# simplejpeg>=1.8\n"
+        "# HEIC\n"
+        "# pillow-heif>=1.8\n"
+    )
+
+
+def _one_line(name: str) -> str:
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) -> str:
+    info = bundle.info
+    split = next((name for name in ("test", "val") if "top1" in info.metrics.get(name, {})), None)
+    accuracy = ""
+    if split is not None:
+        accuracy = f"Top-1 accuracy {info.metrics[split]['top1']:.2%} on {split}, as measured when it was trained."
+    agreement = "It was not compared with PyTorch."
+    if certificate:
+        agreement = (
+            f"On {certificate['num_images']:,} images ({certificate['images']}) its first class was PyTorch's on "
+            f"{certificate['top1_agreement']:.2%}, and probabilities differed by at most "
+            f"{certificate['max_difference']:.1e}."
+        )
+    origin = "images of the data set: pass the folder on only if you may pass them on"
+    if goldens[0].label is None:
+        origin = "generated, since no data was given when the folder was made"
+    names = ["README.md", *(["README-examples.md"] if info.runtime == "onnx" else [])]
+    text = "\n".join((TEMPLATES / name).read_text("utf-8") for name in names)
+    size, channels = info.preprocess.size, info.preprocess.channels
+    return string.Template(text).substitute(
+        model=info.architecture.name,
+        classes=len(info.classes),
+        size=size,
+        channels=channels,
+        graph=GRAPHS[info.runtime][0],
+        runtime={"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[info.runtime],
+        precision=info.precision,
+        accuracy=accuracy,
+        agreement=agreement,
+        origin=origin,
+        goldens=len(goldens),
+        first=f"{size * size * channels:,}",
+    )
+
+
+def _selftest(folder: Path) -> None:
+    """Raise ParityError unless the folder passes its own test, in a process of its own."""
+    # it runs in the folder: of a relative path there is nothing there
+    command = [sys.executable, "-B", str(folder.resolve() / "selftest.py")]
+    # what the folder needs must be installed: a path to this program's own modules would hide that it is not
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=env, timeout=SELFTEST_SECONDS, check=False, cwd=folder
+        )
+    except subprocess.TimeoutExpired:
+        raise ParityError(f"the folder's own test took more than {SELFTEST_SECONDS} s. Nothing was kept.") from None
+    if done.returncode != 0:
+        lines = [line for line in done.stdout.splitlines() if line.startswith("FAILED")] or done.stderr.splitlines()
+        raise ParityError(f"the folder fails its own test: {lines[0] if lines else 'no word'}. Nothing was kept.")

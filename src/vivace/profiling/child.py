@@ -1,0 +1,79 @@
+"""The life of a process that profiles: load a bundle, run it under its runtime's profiler, tell, end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.bundle import Bundle, load_bundle
+from vivace.cpus import use_processors
+from vivace.errors import ConfigError, InputError
+from vivace.profiling.profile import LayerTime
+
+__all__ = ["PROFILERS", "Job", "serve"]
+
+# runtime → module with `profile(job) -> (layers, ms of each call)`
+PROFILERS = {
+    "eager": "vivace.profiling.pytorch",
+    "inductor": "vivace.profiling.pytorch",
+    "onnx": "vivace.profiling.onnx",
+    "openvino": "vivace.profiling.openvino",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be profiled."""
+
+    bundle: Bundle
+    runtime: str
+    precision: str
+    images_NHWC: np.ndarray
+    folder: Path
+    """For what a profiler writes; removed afterwards."""
+    calls: int
+    warmup: int
+
+
+def serve() -> None:
+    """Read a job from stdin, a JSON object on a line, and answer with another on stdout."""
+    # what a library prints must not come beside the answer
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        answer = _answer(json.loads(sys.stdin.readline()))
+    except Exception as error:
+        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        answer = {"error": text, "refused": isinstance(error, InputError)}
+    answers.write(json.dumps(answer))
+    answers.flush()
+    # at once, without taking libraries apart
+    os._exit(0)
+
+
+def _answer(asked: dict[str, Any]) -> dict[str, Any]:
+    if asked["threads"] is not None:
+        use_processors(asked["threads"])
+    runtime = asked["runtime"]
+    if runtime not in PROFILERS:
+        raise ConfigError(f"there is no profiler for {runtime}. Known: {', '.join(PROFILERS)}.")
+    job = Job(
+        bundle=load_bundle(asked["bundle"]),
+        runtime=runtime,
+        precision=asked["precision"],
+        images_NHWC=np.load(asked["images"]),
+        folder=Path(asked["folder"]),
+        calls=asked["calls"],
+        warmup=asked["warmup"],
+    )
+    profile: Callable[[Job], tuple[list[LayerTime], list[float]]] = import_module(PROFILERS[runtime]).profile
+    layers, calls_ms = profile(job)
+    return {"layers": [dataclasses.asdict(layer) for layer in layers], "call_ms": float(np.median(calls_ms))}

@@ -1,0 +1,180 @@
+"""Where a bundle's time goes, layer by layer, by its runtime's own profiler: which kernels ran, in which arithmetic.
+
+That a file says int8 proves nothing: a runtime may turn a layer back into float. What its profiler says it ran does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.bundle import Bundle
+from vivace.config import check_range
+from vivace.errors import ConfigError, VivaceError
+from vivace.runtimes import is_quantized
+from vivace.scratch import scratch_folder
+
+__all__ = ["ARITHMETICS", "LayerTime", "Profile", "profile_layers"]
+
+ARITHMETICS = ("int8", "bf16", "fp16", "fp32", "other")
+CHILD = (
+    "import json, sys; sys.path.extend(p for p in json.loads(sys.stdin.readline()) if p not in sys.path); "
+    "from vivace.profiling.child import serve; serve()"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """A layer as the runtime executes it: with what it fused into it."""
+
+    name: str
+    """The runtime's. Of OpenVINO, for layers that multiply, that of the operation in the graph that was compiled; of
+    eager PyTorch the module's."""
+    kind: str
+    """As the runtime calls it: Convolution, QLinearConv, aten::mkldnn_convolution …"""
+    kernel: str
+    """What the runtime says it ran, such as "brgconv_avx512_amx_I8"."""
+    arithmetic: str
+    """Of what it reads: one of ARITHMETICS; "other" where the runtime tells none, or several."""
+    ms: float
+    """Of one call."""
+    multiplies: bool
+    """Whether it is made of convolutions or matrix products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The layers of a bundle in the order in which they ran, with their times."""
+
+    runtime: str
+    precision: str
+    batch_size: int
+    layers: tuple[LayerTime, ...]
+    call_ms: float
+    """Of a whole call while it was profiled, as for layers: with what lies between them, and the profiler itself."""
+
+    def share(self, arithmetic: str) -> float:
+        """Of the time of the layers that multiply, the share that ran in an arithmetic, [0, 1]."""
+        return _share([layer for layer in self.layers if layer.multiplies], arithmetic)
+
+    def share_of_all(self, arithmetic: str) -> float:
+        """Of the time of all layers, the share that ran in an arithmetic, [0, 1]."""
+        return _share(self.layers, arithmetic)
+
+    @property
+    def layers_ms(self) -> float:
+        """All layers of one call together."""
+        return sum(layer.ms for layer in self.layers)
+
+    @property
+    def multiplying_share(self) -> float:
+        """Of the time of all layers, that of the layers that multiply, [0, 1]."""
+        return sum(layer.ms for layer in self.layers if layer.multiplies) / max(self.layers_ms, 1e-9)
+
+    def evidence(self) -> str:
+        """Whether the precision that the bundle names is the one that was computed in, on one line."""
+        # of int8+bf16 the products are the int8
+        named = "int8" if is_quantized(self.precision) else self.precision
+        others = [f"{name} {self.share(name):.0%}" for name in ARITHMETICS if name != named]
+        rest = ", ".join(text for text in others if not text.endswith(" 0%"))
+        share = self.share(named)
+        told = f"{named} kernels: {share:.0%} of the time of convolutions and matrix products"
+        return f"{told} ({rest})" if rest else told
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.runtime} in {self.precision}, batches of {self.batch_size}: {self.layers_ms:.2f} ms in "
+            f"{len(self.layers)} layers of a call of {self.call_ms:.2f} ms, {self.multiplying_share:.0%} of it "
+            f"convolutions and matrix products; {self.evidence()}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            **dataclasses.asdict(self),
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "layers_ms": self.layers_ms,
+            "multiplying_share": self.multiplying_share,
+            "shares": {name: self.share(name) for name in ARITHMETICS},
+            "shares_of_all": {name: self.share_of_all(name) for name in ARITHMETICS},
+        }
+
+
+def profile_layers(
+    bundle: Bundle,
+    images_NHWC: np.ndarray,
+    *,
+    calls: int = 20,
+    warmup: int = 5,
+    threads: int | None = None,
+    timeout: float = 600.0,
+) -> Profile:
+    """The profile of a bundle on its runtime in its precision, on the CPU, in a process of its own.
+
+    images_NHWC: one batch, uint8 at the bundle's size. calls: that are counted, after `warmup` others; a layer's time
+    is their median (of OpenVINO, which tells means alone and in whole µs, the median of three means). threads:
+    processors that it may use; None: all. Times are with the profiler on: compare them with each other, and never with
+    a latency.
+    timeout: seconds after which the process is ended, a compiler's time among them.
+    Raises ConfigError for a runtime that can't be profiled, and VivaceError if profiling fails or takes too long.
+    """
+    check_range("calls", calls, 1)
+    check_range("warmup", warmup, 0)
+    check_range("batch", len(images_NHWC), 1)
+    check_range("timeout", timeout, 1)
+    what = f"{bundle.info.runtime} in {bundle.info.precision} could not be profiled"
+    with scratch_folder("profile") as folder:
+        images = Path(folder, "images.npy")
+        np.save(images, images_NHWC)
+        job = {
+            "bundle": os.fspath(bundle.folder),
+            "runtime": bundle.info.runtime,
+            "precision": bundle.info.precision,
+            "images": os.fspath(images),
+            "folder": os.fspath(folder),
+            "calls": calls,
+            "warmup": warmup,
+            "threads": threads,
+        }
+        try:
+            child = subprocess.run(
+                [sys.executable, "-P", "-c", CHILD],
+                input="".join(json.dumps(message) + "\n" for message in (sys.path, job)),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise VivaceError(
+                f"{what}: it took more than {timeout:g} s. Take fewer or smaller calls, or a longer timeout."
+            ) from None
+    if not child.stdout:
+        words = [line for line in child.stderr.splitlines() if line.strip()]
+        raise VivaceError(f"{what}: its process died with {child.returncode} ({words[-1] if words else 'silent'}).")
+    answer = json.loads(child.stdout)
+    if "error" in answer:
+        raise (ConfigError if answer["refused"] else VivaceError)(f"{what}: {answer['error']}")
+    return Profile(
+        runtime=bundle.info.runtime,
+        precision=bundle.info.precision,
+        batch_size=len(images_NHWC),
+        layers=tuple(LayerTime(**layer) for layer in answer["layers"]),
+        call_ms=answer["call_ms"],
+    )
+
+
+def _share(layers: list[LayerTime] | tuple[LayerTime, ...], arithmetic: str) -> float:
+    if arithmetic not in ARITHMETICS:
+        raise ConfigError(f"the arithmetic is unknown: got {arithmetic!r}. Known: {', '.join(ARITHMETICS)}.")
+    total = sum(layer.ms for layer in layers)
+    return sum(layer.ms for layer in layers if layer.arithmetic == arithmetic) / total if total else 0.0

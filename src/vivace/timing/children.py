@@ -1,0 +1,201 @@
+"""The parent's end of a process that is timed: it starts one, asks, waits no longer than is reasonable, and ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.errors import OutOfTime, VivaceError
+
+__all__ = ["Child", "Job", "Side", "SideFailure"]
+
+MIN_CALLS = 3
+# warm once two blocks in a row differ by less than this
+STABLE_WITHIN = 0.05
+MAX_WARMUP_BLOCKS = 12
+# a compiler may work for minutes on a large network; a library that waits for itself would wait for ever
+LOAD_SECONDS = 600.0
+# a block that takes so many times what it should, and so much longer, does not end
+BLOCK_FACTOR = 100.0
+BLOCK_SECONDS = 60.0
+CHILD = (
+    "import json, sys; sys.path.extend(p for p in json.loads(sys.stdin.readline()) if p not in sys.path); "
+    "from vivace.timing.child import serve; serve()"
+)
+
+
+class SideFailure(VivaceError):
+    """A side could not be loaded, died, or gave no answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What is timed: a bundle's folder on a runtime in a precision."""
+
+    name: str
+    bundle: Path
+    runtime: str
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is the same for all sides that are timed together."""
+
+    batch_size: int
+    threads: int | None
+    block_seconds: float
+
+
+class Child:
+    """A process that times one side. A method raises SideFailure where it dies, fails or gives no answer."""
+
+    def __init__(self, side: Side, images: Path, job: Job, environment: Mapping[str, str]) -> None:
+        """Start the process. images: a .npy file, uint8 [N, H, W, C]. environment: added to this process's own."""
+        self.side = side
+        self.blocks: list[tuple[float, ...]] = []
+        self._block_seconds = job.block_seconds
+        self._num_calls = MIN_CALLS
+        self._patience = LOAD_SECONDS
+        self.deadline = float("inf")
+        """Of time.monotonic, after which no answer is waited for: OutOfTime is raised."""
+        self._unread = b""
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, **environment},
+            # Ctrl-C in a terminal reaches a whole group: the parent ends its children itself
+            process_group=0,
+        )
+        assert self._process.stdout is not None
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._process.stdout, selectors.EVENT_READ)
+        self._greeting: list[Any] = [
+            [str(folder) for folder in sys.path],
+            {
+                "bundle": os.fspath(side.bundle),
+                "runtime": side.runtime,
+                "precision": side.precision,
+                "images": os.fspath(images),
+                "batch_size": job.batch_size,
+                "threads": job.threads,
+            },
+        ]
+
+    def begin_load(self) -> None:
+        """Have it load its bundle, and do not wait: several may load at once."""
+        for message in [*self._greeting, {"do": "load"}]:
+            self._say(message)
+
+    def end_load(self) -> float:
+        """Wait until it has classified its first batch; seconds from its start to there."""
+        return float(self._answer()["cold_start_seconds"])
+
+    def warm_up(self, num_calls: int | None = None) -> int:
+        """Until two blocks in a row take the same time; how many calls a block has: `num_calls`, if it is given."""
+        once = float(np.median(self._times(MIN_CALLS)))
+        self._num_calls = num_calls or max(MIN_CALLS, round(1e3 * self._block_seconds / max(once, 1e-3)))
+        before = once
+        for _ in range(MAX_WARMUP_BLOCKS):
+            # the first call of all may have been slow: patience follows what was last seen
+            self._patience = BLOCK_SECONDS + BLOCK_FACTOR * self._num_calls * before / 1e3
+            now = float(np.median(self._times(self._num_calls)))
+            if abs(now - before) <= STABLE_WITHIN * before:
+                break
+            before = now
+        return self._num_calls
+
+    def run_block(self) -> None:
+        """Time one block, which is added to `blocks`: ms of each call."""
+        self.blocks.append(tuple(self._times(self._num_calls)))
+
+    def peak_memory_bytes(self) -> int:
+        """The largest resident memory that it has had."""
+        return int(self._ask({"do": "memory"})["peak_memory_bytes"])
+
+    def close(self) -> None:
+        """End it and what it has started, at once."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                # a compiler's workers are of its group
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._selector.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        self._log.close()
+
+    def _times(self, num_calls: int) -> list[float]:
+        times: list[float] = self._ask({"do": "time", "calls": num_calls})["times_ms"]
+        return times
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        self._say(message)
+        return self._answer()
+
+    def _say(self, message: Any) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise SideFailure(self._last_words()) from None
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._line()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise SideFailure(f"{self.side.name} could not be timed: {answer['error']}")
+        return answer
+
+    def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        until = time.monotonic() + self._patience
+        while b"\n" not in self._unread:
+            if time.monotonic() >= self.deadline:
+                raise OutOfTime("out of time")
+            if not self._selector.select(max(0.0, min(until, self.deadline) - time.monotonic())):
+                if time.monotonic() < until:
+                    continue
+                raise SideFailure(
+                    f"{self.side.name} could not be timed: no answer within {self._patience:.0f} s; its process was "
+                    f"ended. Try its runtime by itself: a library may be waiting for itself."
+                )
+            part = os.read(self._process.stdout.fileno(), 2**20)
+            if not part:
+                raise SideFailure(self._last_words())
+            self._unread += part
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # its pipe is closed, and it may hang all the same; then it is killed by close
+            self._process.wait(10)
+        status = self._process.returncode
+        if status == -signal.SIGILL:
+            return f"{self.side.name} could not be timed: it needs an instruction that this processor lacks (SIGILL)."
+        self._log.seek(0)
+        lines = [line for line in self._log.read().splitlines() if line.strip()]
+        words = lines[-1] if lines else "without a word"
+        if status is not None and status < 0:
+            words = f"{signal.Signals(-status).name}, {words}"
+        return f"{self.side.name} could not be timed: its process died ({words})."
