@@ -185,6 +185,67 @@ def test_a_changed_manifest_is_refused(copied: Path) -> None:
         assert "model.json was changed after it was written" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("settings", {"settings": {"CACHE_DIR": "{}/written"}}),
+        ("settings", {"settings": []}),
+        ("files", {"files": {"model.onnx": {"sha256": "0" * 64}, "/dev/zero": {"sha256": "0" * 64}}}),
+        ("files", {"files": {"model.onnx": {"sha256": "0" * 64}, "../x": {"sha256": "0" * 64}}}),
+        ("files", {"files": {"model.onnx": []}}),
+        ("files", {"files": {}}),
+        ("classes", {"classes": "abc"}),
+        ("classes", {"classes": ["a", "a", "a"]}),
+        ("classes", {"classes": [1, 2, 3]}),
+        ("classes", {"classes": 5}),
+        ("precision", {"precision": "\x1b[31mEVIL"}),
+        ("preprocess", {"preprocess": {"size": 24, "store_size": 100_000}}),
+        ("preprocess", {"preprocess": {"size": "x"}}),
+        ("preprocess", {"preprocess": {"interpolation": []}}),
+        ("preprocess", {"preprocess": {"channels": True}}),
+        ("preprocess", {"preprocess": []}),
+    ],
+)
+def test_a_sealed_manifest_is_not_trusted_in_any_field(copied: Path, what: str, change: dict[str, Any]) -> None:
+    manifest = json.loads((copied / "model.json").read_bytes())
+    manifest.pop("sha256")
+    for key, value in change.items():
+        merges = isinstance(value, dict) and key == "preprocess"
+        manifest[key] = {**manifest[key], **value} if merges else value
+    manifest["sha256"] = hashlib.sha256(canonical_json(manifest)).hexdigest()
+    (copied / "model.json").write_text(json.dumps(manifest))
+    for program in (copied / "selftest.py", copied / "classifier.py"):
+        done = run(program, copied / "golden" / "00-blue.png")
+        assert done.returncode == 2
+        said = done.stdout + done.stderr
+        assert f"model.json is wrong in {what}. Do not use the folder" in said
+        assert "Traceback" not in said
+        assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("image", [{"pixels": 5}, {"file": "../../x"}, {"deployed": [0.5]}, {"pytorch": "x"}])
+def test_sealed_goldens_are_not_trusted_in_any_field(copied: Path, image: dict[str, Any]) -> None:
+    goldens = json.loads((copied / "golden" / "golden.json").read_bytes())
+    goldens["images"][0].update(image)
+    (copied / "golden" / "golden.json").write_text(json.dumps(goldens))
+    sign_again(copied)
+    done = run(copied / "selftest.py")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "golden.json is wrong. Do not use the folder" in done.stdout
+
+
+def test_answers_that_are_no_probabilities_are_told(copied: Path) -> None:
+    manifest = json.loads((copied / "model.json").read_bytes())
+    manifest.pop("sha256")
+    # fewer names than the graph has answers
+    manifest["classes"] = manifest["classes"][:2]
+    manifest["sha256"] = hashlib.sha256(canonical_json(manifest)).hexdigest()
+    (copied / "model.json").write_text(json.dumps(manifest))
+    done = run(copied / "classifier.py", copied / "golden" / "00-blue.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: the answers are no probabilities of 2 classes: " in done.stderr
+
+
 def test_another_graph_is_found_by_its_answers(copied: Path, tmp_path: Path) -> None:
     other = make_bundle(tmp_path / "other", widths=[8, 16], depth=2)
     GRAPH_WRITERS["onnx"](other, copied)

@@ -2,7 +2,7 @@
 
 model.onnx, or model.xml and model.bin      raw uint8 pixels in, probabilities out
 model.json                                  classes, preprocessing, metrics, parity, the SHA-256 of the files
-classifier.py, pixels.py, image_decoder/    the loader: numpy, Pillow and the runtime
+classifier.py, manifest.py, pixels.py, image_decoder/    the loader: numpy, Pillow and the runtime
 golden/, selftest.py                        images with their answers, and the program that compares
 cpp/, js/                                   examples for ONNX Runtime
 README.md, requirements.txt
@@ -49,7 +49,7 @@ DATA_MODULES = Path(data_package.__file__).parent
 MANIFEST, FORMAT = "model.json", "vivace-deployment"
 # runtime → the files of its graph
 GRAPHS = {"onnx": (ONNX_GRAPH,), "openvino": (OPENVINO_GRAPH, Path(OPENVINO_GRAPH).with_suffix(".bin").name)}
-PROGRAMS = ("classifier.py", "pixels.py", "selftest.py")
+PROGRAMS = ("classifier.py", "manifest.py", "pixels.py", "selftest.py")
 # what turns bytes into pixels in training: it imports numpy and Pillow only, and is copied as it is
 DECODER = "image_decoder"
 DECODER_MODULES = (

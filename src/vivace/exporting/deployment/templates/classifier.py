@@ -13,7 +13,6 @@ probs_NK float32, rows sum to 1.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import sys
@@ -23,21 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from image_decoder.decode import shown
+from manifest import GRAPHS, ClassifierError, FolderError, check_file, read_manifest
 from pixels import ImageError, load_pixels
 
 __all__ = ["Classifier", "ClassifierError", "FolderError", "ImageError"]
 
 HERE = Path(__file__).resolve().parent
-MANIFEST = "model.json"
-GRAPHS = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
-
-
-class ClassifierError(Exception):
-    """Base of every error raised here on purpose; a message is the cause, the value received, the mend."""
-
-
-class FolderError(ClassifierError):
-    """This folder is damaged, or a library that it needs is not installed."""
+TOLERANCE = 0.02
 
 
 class Classifier:
@@ -66,7 +58,7 @@ class Classifier:
             raise
         except Exception as error:
             # runtimes raise errors of their own, of many lines
-            reason = " ".join(str(error).split())[-300:]
+            reason = shown(" ".join(str(error).split())[-300:])
             raise FolderError(
                 f"the graph can't be run here: {path}, {self.info['precision']} (… {reason}). Where this processor "
                 "lacks that arithmetic, deploy the float32 form."
@@ -87,8 +79,10 @@ class Classifier:
         if not len(images_NHWC):
             return np.zeros((0, len(self.classes)), np.float32)
         probs_NK = self._run(np.ascontiguousarray(images_NHWC))
-        if not np.isfinite(probs_NK).all():
-            raise ClassifierError(f"the probabilities are not finite: {self.folder}. Run selftest.py.")
+        if probs_NK.shape != (len(images_NHWC), len(self.classes)) or not _are_probabilities(probs_NK):
+            raise ClassifierError(
+                f"the answers are no probabilities of {len(self.classes)} classes: {self.folder}. Run selftest.py."
+            )
         return probs_NK
 
     def ranked(self, probs_K: np.ndarray, topk: int = 5) -> list[tuple[str, float]]:
@@ -129,32 +123,10 @@ class Classifier:
         return results
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What model.json says, after its own SHA-256 was checked. Raises FolderError."""
-    path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        expected = manifest.pop("sha256")
-        text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise FolderError(f"{path} can't be read ({error}). Restore the folder from a copy.") from None
-    if hashlib.sha256(text.encode()).hexdigest() != expected:
-        raise FolderError(f"{path} was changed after it was written: its SHA-256 is wrong. Restore it from a copy.")
-    if manifest["schema_version"] != 1 or manifest["runtime"] not in GRAPHS:
-        raise FolderError(f"{path} is of another version than classifier.py. Take both from one folder.")
-    return manifest
-
-
-def check_file(folder: Path, name: str, files: dict[str, Any]) -> None:
-    """Raise FolderError unless the file is the one that model.json tells of."""
-    path = folder / name
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FolderError(f"{path} can't be read ({error.strerror}). Restore the folder from a copy.") from None
-    if found != files[name]["sha256"]:
-        raise FolderError(f"{path} is damaged: its SHA-256 is not the recorded one. Restore it from a copy.")
+def _are_probabilities(probs_NK: np.ndarray) -> bool:
+    # in bf16 the parts of a sum are rounded to 8 bits
+    near_one = np.abs(probs_NK.sum(1) - 1) <= TOLERANCE
+    return bool(near_one.all() and (probs_NK >= 0).all() and (probs_NK <= 1 + TOLERANCE / 10).all())
 
 
 def num_cpus() -> int:
@@ -274,21 +246,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path, result in zip(given.images, results, strict=True):
         if isinstance(result, ImageError):
             failures.append({"path": path, "problem": result.problem, "message": str(result)})
-            print(f"not classified: {_shown(path)} ({result.problem}) {result}", file=sys.stderr)
+            print(f"not classified: {shown(path)} ({result.problem}) {result}", file=sys.stderr)
             continue
         ranked = [{"label": label, "probability": probability} for label, probability in result]
         predictions.append({"path": path, **ranked[0], "topk": ranked})
         if not given.json:
-            named = (f"{_shown(label)} {100 * probability:.1f} %" for label, probability in result)
-            print(_shown(path) + "\t" + "  ".join(named))
+            named = (f"{shown(label)} {100 * probability:.1f} %" for label, probability in result)
+            print(shown(path) + "\t" + "  ".join(named))
     if given.json:
         print(json.dumps({"predictions": predictions, "failures": failures}))
     return 0 if predictions else 1
-
-
-def _shown(name: str) -> str:
-    """A name fit for one line of text: newlines and bytes that are no UTF-8 are escaped."""
-    return name if name.isprintable() else ascii(name)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import sys
 from typing import Any
 
 import numpy as np
-from classifier import HERE, Classifier, ClassifierError, FolderError, ImageError, check_file, read_manifest
+from classifier import HERE, Classifier
+from manifest import ClassifierError, FolderError, check_file, is_inside, read_manifest
+from pixels import ImageError
 
 GOLDEN = HERE / "golden"
 
@@ -24,14 +26,30 @@ def main() -> int:
         # what is damaged was told; what it answers is told all the same
         model = Classifier(HERE, verify=False)
         goldens = json.loads((GOLDEN / "golden.json").read_bytes())
-    except (ClassifierError, OSError, ValueError) as error:
+        images, tolerance = _read_goldens(goldens, len(model.classes))
+    except (ClassifierError, OSError, ValueError, RecursionError) as error:
         print(f"FAILED {error}")
         return 2
-    failed = sum(not _check_golden(model, image, goldens["tolerance"]) for image in goldens["images"])
-    count = len(goldens["images"])
+    failed = sum(not _check_golden(model, image, tolerance) for image in images)
+    count = len(images)
     where = f"{manifest['runtime']} {manifest['precision']}"
     print(f"{'FAILED' if damaged or failed else 'ok'}: {where}, {count - failed} of {count} goldens, {damaged} damaged")
     return 1 if damaged or failed else 0
+
+
+def _read_goldens(goldens: Any, num_classes: int) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
+    """The images of golden.json, and how far answers may be from its own. Raises FolderError."""
+    try:
+        images, tolerance = goldens["images"], goldens["tolerance"]
+        right = all(is_inside(image[key]) for image in images for key in ("file", "pixels")) and bool(images)
+        for image in images:
+            right &= all(np.array(image[key], float).shape == (num_classes,) for key in ("deployed", "pytorch"))
+        right &= all(tolerance[key] is None or 0 <= tolerance[key] <= 1 for key in ("deployed", "pytorch"))
+    except (TypeError, KeyError, ValueError, AttributeError):
+        right = False
+    if not right:
+        raise FolderError(f"{GOLDEN / 'golden.json'} is wrong. Do not use the folder, or restore it from a copy.")
+    return images, tolerance
 
 
 def _check_files(files: dict[str, Any]) -> int:

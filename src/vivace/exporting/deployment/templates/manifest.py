@@ -1,0 +1,118 @@
+"""What model.json says, taken at its word in nothing: whoever changes it can seal it again.
+
+So nothing in it names a file outside this folder, a setting that makes a runtime write files, or more memory than
+images of this size need; and what is printed of it fits on a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from image_decoder.decode import shown
+
+__all__ = ["GRAPHS", "ClassifierError", "FolderError", "check_file", "is_inside", "read_manifest"]
+
+MANIFEST = "model.json"
+GRAPHS = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
+FITS = ("crop", "squash", "pad")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+HINTS = ("f32", "bf16", "f16")
+MAX_BYTES, MAX_SIDE, MAX_CLASSES, MAX_PIXELS = 64 << 20, 4096, 1_000_000, 2_000_000_000
+SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class ClassifierError(Exception):
+    """Base of every error raised here on purpose; a message is the cause, the value received, the mend."""
+
+
+class FolderError(ClassifierError):
+    """This folder is damaged, or a library that it needs is not installed."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What model.json says, after its own SHA-256 and every field were checked. Raises FolderError."""
+    path = folder / MANIFEST
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        manifest = json.loads(text)
+        expected = manifest.pop("sha256")
+        plain = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise FolderError(f"{path} can't be read ({shown(str(error))}). Restore the folder from a copy.") from None
+    if hashlib.sha256(plain.encode()).hexdigest() != expected:
+        raise FolderError(f"{path} was changed after it was written: its SHA-256 is wrong. Restore it from a copy.")
+    if manifest.get("schema_version") != 1 or manifest.get("runtime") not in tuple(GRAPHS):
+        raise FolderError(f"{path} is of another version than classifier.py. Take both from one folder.")
+    for what, right in _checks(manifest):
+        if not right:
+            raise FolderError(f"{path} is wrong in {what}. Do not use the folder, or restore it from a copy.")
+    return dict(manifest)
+
+
+def _checks(manifest: dict[str, Any]) -> list[tuple[str, bool]]:
+    classes, preprocess, files = (manifest.get(key) for key in ("classes", "preprocess", "files"))
+    precision, settings = manifest.get("precision"), manifest.get("settings")
+    return [
+        ("classes", isinstance(classes, list) and 0 < len(classes) <= MAX_CLASSES and _are_names(classes)),
+        ("precision", isinstance(precision, str) and precision.isprintable() and len(precision) <= 20),
+        ("settings", isinstance(settings, dict) and all(_is_setting(*setting) for setting in settings.items())),
+        ("files", isinstance(files, dict) and all(_is_file(*facts) for facts in files.items())),
+        ("files", isinstance(files, dict) and all(name in files for name in GRAPHS[manifest["runtime"]])),
+        ("preprocess", isinstance(preprocess, dict) and _is_preprocess(preprocess)),
+    ]
+
+
+def _are_names(classes: list[Any]) -> bool:
+    return all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes)
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    # others let OpenVINO write files where they say
+    return name == "INFERENCE_PRECISION_HINT" and value in HINTS
+
+
+def is_inside(name: Any) -> bool:
+    """Whether a name is that of a file in this folder, or in a folder in it, on every system."""
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    return not any(part in ("", ".", "..") or set(part) & set("\\:") for part in name.split("/"))
+
+
+def _is_file(name: str, facts: Any) -> bool:
+    digest = facts.get("sha256") if isinstance(facts, dict) else None
+    return is_inside(name) and isinstance(digest, str) and SHA256.fullmatch(digest) is not None
+
+
+def _is_preprocess(preprocess: dict[str, Any]) -> bool:
+    size, side, most = (preprocess.get(key, MAX_PIXELS) for key in ("size", "store_size", "max_pixels"))
+    if not (type(size) is type(side) is type(most) is int and type(preprocess.get("channels")) is int):
+        return False
+    return (
+        1 <= size <= side <= MAX_SIDE
+        and preprocess["channels"] in (1, 3)
+        and 1 <= most <= MAX_PIXELS
+        and preprocess.get("fit") in FITS
+        and preprocess.get("interpolation") in INTERPOLATIONS
+    )
+
+
+def check_file(folder: Path, name: str, files: dict[str, Any]) -> None:
+    """Raise FolderError unless the file is the one that model.json tells of."""
+    path = folder / name
+    try:
+        # a pipe or a device would be read for ever
+        if not path.is_file():
+            raise FolderError(f"{path} is not there, or no file. Restore the folder from a copy.")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FolderError(f"{path} can't be read ({error.strerror}). Restore the folder from a copy.") from None
+    if found != files[name]["sha256"]:
+        raise FolderError(f"{path} is damaged: its SHA-256 is not the recorded one. Restore it from a copy.")
