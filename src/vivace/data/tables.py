@@ -101,6 +101,12 @@ def _csv_rows(path: Path, notes: list[str]) -> Generator[tuple[int, Mapping[str,
             notes.append(f"{path.name} has no header line: its columns were taken for file_name and label")
             first, names = [names], ["file_name", "label"]
         for cells in itertools.chain(first, reader):
+            if any(cell.strip() for cell in cells[len(names) :]):
+                # which of them is whose is a guess: half a label would be another class
+                raise DataError(
+                    f"{path}, line {before + reader.line_num}: {len(cells)} values for {len(names)} columns: got "
+                    f"{some(cells, 4)}. Put quotes around a value that holds {delimiter!r}."
+                )
             if any(cell.strip() for cell in cells):
                 yield before + reader.line_num, dict(itertools.zip_longest(names, cells[: len(names)]))
 
