@@ -164,7 +164,10 @@ def test_columns_may_be_named(root: Path) -> None:
         ("a,b,c\n0.jpg,x,y\n", r"no column names the image files, only a, b, c were found\. .*--image-column"),
         ("id,b,c\n0.jpg,x,y\n", r"no column holds the classes, only id, b, c were found\. .*--label-column"),
         ("id,a,b\n0.jpg,1,0\n1.jpg,1,1\n", r"line 3: one-hot columns found, and 2 of them are 1 in place of one: a, b"),
-        ("id,label\n0.jpg,a\n1.jpg,Smith, John\n", r"line 3: 3 values for 2 columns: got .*John.*\. Put quotes around a"),
+        (
+            "id,label\n0.jpg,a\n1.jpg,Smith, John\n",
+            r"line 3: 3 values for 2 columns: got .*John.*\. Put quotes around a",
+        ),
         ("id,a,b\n0.jpg,1,0\n1.jpg,0.5,0\n", r"line 3: one-hot columns found, and a is neither 0 nor 1: got '0.5'"),
     ],
 )

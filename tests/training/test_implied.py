@@ -65,3 +65,11 @@ def test_what_is_said_comes_last() -> None:
     assert (config.lr, config.weight_decay) == (0.5, 0.1)
     recipe = changed("fast", model__name="timm/resnet18", optimizer__lr=0.5, model__arguments={"drop_rate": 0.1})
     assert (recipe.optimizer.lr, recipe.model.arguments) == (0.5, {"drop_rate": 0.1})
+
+
+def test_gradients_of_weighted_classes_are_clipped_unless_a_norm_is_given() -> None:
+    assert changed("fast", loss__class_weights="balanced").clip_grad_norm == 2.0
+    assert changed("fast").clip_grad_norm is None
+    assert changed("fast", loss__class_weights="balanced", clip_grad_norm=5.0).clip_grad_norm == 5.0
+    # a recipe that clips keeps its own norm
+    assert changed("finetune", loss__class_weights="balanced").clip_grad_norm == changed("finetune").clip_grad_norm

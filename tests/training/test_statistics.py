@@ -141,7 +141,11 @@ def test_a_run_that_is_resumed_between_validations_ends_alike(run_tiny: RunTiny,
     assert_same_weights(whole, run_tiny("parts", resume=True, epochs=3))
 
 
-def test_where_a_rare_class_weighs_much_what_is_saved_knows_the_common_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"loss.class_weights": "balanced"}, {"data.balanced_sampling": True}])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_where_a_rare_class_weighs_much_what_is_saved_knows_the_common_one(
+    tmp_path: Path, change: dict[str, Any], seed: int
+) -> None:
     for label, colour, count in (("big", COLOURS["blue"], 300), ("small", COLOURS["red"], 3)):
         (tmp_path / "data" / label).mkdir(parents=True)
         for index in range(count):
@@ -149,11 +153,11 @@ def test_where_a_rare_class_weighs_much_what_is_saved_knows_the_common_one(tmp_p
     result = vivace.train(
         tmp_path / "data",
         epochs=15,
-        overrides={"loss.class_weights": "balanced", "data.size": 16, "precision": "fp32", "threads": 1},
+        overrides={**change, "data.size": 16, "precision": "fp32", "threads": 1, "seed": seed},
         run=tmp_path / "run",
         tune=False,
         quiet=True,
         cache_dir=tmp_path,
     )
-    # with running averages alone: 1 of 31
-    assert result.val_top1 >= 0.95
+    # with running averages alone: 1 of 31; with statistics of all images where classes are drawn alike: 13 to 29
+    assert result.val_top1 == 1

@@ -131,7 +131,10 @@ class Session:
 
     def _sample_images(self, num_images: int = NUM_STATISTICS_IMAGES) -> torch.Tensor:
         """Up to so many training images as the network sees them, normalised images_BCHW on the device."""
-        stored = torch.from_numpy(self.data.preprocess.view(sample(self.data, num_images))).permute(0, 3, 1, 2)
+        return self._seen_images(sample(self.data, num_images))
+
+    def _seen_images(self, images_NHWC: np.ndarray) -> torch.Tensor:
+        stored = torch.from_numpy(self.data.preprocess.view(images_NHWC)).permute(0, 3, 1, 2)
         normalised: torch.Tensor = self.normalize(stored.to(self.device))
         return normalised
 
@@ -243,7 +246,13 @@ class Session:
         return partial(self._settle, setup) if has_batch_norm(self.model) else None
 
     def _settle(self, setup: Setup, model: nn.Module, last: bool) -> None:
-        images_BCHW = self._sample_images(NUM_IMAGES_LAST if last else NUM_IMAGES)
+        count = NUM_IMAGES_LAST if last else NUM_IMAGES
+        if self.recipe.data.balanced_sampling:
+            # in training every batch has as many of each class: of others the statistics are other ones
+            rows = np.sort(self.batches.order(0)[:count])
+            images_BCHW = self._seen_images(self.data.cache.splits["train"].images_NHWC[rows])
+        else:
+            images_BCHW = self._sample_images(count)
         # classes lie one after the other: each batch is to have some of all
         order = torch.randperm(len(images_BCHW), generator=torch.Generator().manual_seed(0)).to(self.device)
         size = max(2, min(NUM_IMAGES // 2, eval_batch_size(self.seen.size)))

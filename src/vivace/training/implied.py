@@ -30,6 +30,8 @@ USUAL: dict[str, dict[str, Any]] = {
     "lamb": {"lr": 5e-3, "nesterov": False, "weight_decay": 0.02},
     "muon": ANY_NETWORK,
 }
+# with weights a few rare images may be most of a batch's gradient: 300 images to 3 end anywhere without it
+CLIP_OF_WEIGHTED = 2.0
 OTHERS: dict[str, Any] = {"lr": 1e-3, "nesterov": False, "weight_decay": 0.0}
 
 
@@ -39,6 +41,7 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     Another network starts without the arguments of the recipe's, and `fast` and `accurate`, whose rates were measured
     with their own network, take those that suit any. Another optimizer starts from its usual rate, decay and options.
     What needs to know an image by its loss or its answer is left out where images are mixed or drawn by class.
+    Gradients of weighted classes are clipped.
     """
     implied: dict[str, Any] = {}
     mixed = changes.get("augment.mixup") or changes.get("augment.cutmix")
@@ -46,6 +49,8 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
         implied["focus.share"] = 1.0
     if mixed:
         implied["loss.self_distillation"] = 0.0
+    if changes.get("loss.class_weights") == "balanced" and recipe.clip_grad_norm is None:
+        implied["clip_grad_norm"] = CLIP_OF_WEIGHTED
     network, optimizer = changes.get("model.name"), changes.get("optimizer.name")
     if network not in (None, recipe.model.name):
         implied["model.arguments"] = {}
