@@ -166,7 +166,7 @@ def test_columns_may_be_named(root: Path) -> None:
         ("id,a,b\n0.jpg,1,0\n1.jpg,1,1\n", r"line 3: one-hot columns found, and 2 of them are 1 in place of one: a, b"),
         (
             "id,label\n0.jpg,a\n1.jpg,Smith, John\n",
-            r"line 3: 3 values for 2 columns: got .*John.*\. Put quotes around a",
+            r"line 3: 3 values for 2 columns: got .*John.*\. Put quotes",
         ),
         ("id,a,b\n0.jpg,1,0\n1.jpg,0.5,0\n", r"line 3: one-hot columns found, and a is neither 0 nor 1: got '0.5'"),
     ],
