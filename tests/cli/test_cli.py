@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 
+import vivace
 from colours import COLOURS, noisy_image
 from vivace.cli import EXIT_STATUSES, VERBS, main
 from vivace.cli.common import option_names
 from vivace.cli.doctor import verdict_of
 from vivace.cli.train import top1_line
+from vivace.errors import ConfigError, DataError
 from vivace.metrics.summary import evaluate_probs
 
 TRAIN = ["--epochs", "2", "--size", "32", "--tune", "off", "--quiet", "--set", "threads=1", "--batch-size", "8"]
@@ -443,3 +445,20 @@ def test_ctrl_c_before_training_is_130_without_a_traceback(
     monkeypatch.setattr(cache, "run", interrupted)
     assert main(["cache"]) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", ""], ["train", "DATA", "--run", ""], ["predict", "RUN", ""], ["evaluate", "RUN", "--split=", "DATA"]],
+)
+def test_an_empty_argument_is_no_name_of_the_current_folder(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert "an argument is empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="run is an empty text"):
+        vivace.train("digits", run="")
+    with pytest.raises(DataError, match="data are an empty text"):
+        vivace.train("")

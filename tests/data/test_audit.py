@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -276,6 +277,8 @@ def test_bad_files_that_are_equal_are_no_copies(make_folder: MakeFolder) -> None
 def test_a_class_left_with_too_few_images_is_refused(make_folder: MakeFolder) -> None:
     root = make_folder(per_class=2)
     (root / "red" / "000.png").write_bytes(b"")
+    # of two classes none can be left out
+    shutil.rmtree(root / "blue")
     with pytest.raises(DataError, match="'red' has 1, at least 2 are needed"):
         opened(root, on_bad_image="skip")
 
@@ -346,3 +349,28 @@ def test_audit_says_what_train_does_and_leaves_the_images_for_it(
     assert not (tmp_path / "run").exists()
     # what the audit read is what training reads
     assert len(list((tmp_path / "cache" / "images").glob("colours-*"))) == 1
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_class_that_can_not_be_used_is_left_out_where_bad_images_are_skipped(
+    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str], left: int
+) -> None:
+    root = make_folder(splits=("train", "test"))
+    for path in sorted((root / "train" / "green").iterdir())[left:]:
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="can't be used"):
+        opened(root)
+    cache = opened(root, on_bad_image="skip")
+    assert cache.classes == ("blue", "red")
+    for split in cache.splits.values():
+        names = [cache.classes[label] for label in split.labels_N]
+        assert names == [name.split("/")[-2] for name in split.names]
+    # all that is left out is still listed
+    assert len(cache.audit.quarantined) == 8 - left
+    assert "warning: green left out: too few of its images can be used" in capsys.readouterr().err
+    # the images of two classes, and no more
+    (root / "train" / "red" / "000.png").write_bytes(b"")
+    for path in sorted((root / "train" / "red").iterdir()):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"a class has too few images: '(green|red)'"):
+        opened(root, on_bad_image="skip")

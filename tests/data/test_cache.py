@@ -502,7 +502,7 @@ def test_two_that_build_at_once_decode_once_and_get_the_same(
 ) -> None:
     root = make_folder()
     source, together, built = open_source(root), threading.Barrier(3), []
-    signature, build = cache_module.signature_of, cache_module._build
+    signature, build = cache_module.signature_of, cache_module.build
 
     def meet(*arguments: object) -> str:
         together.wait(timeout=10)
@@ -513,7 +513,7 @@ def test_two_that_build_at_once_decode_once_and_get_the_same(
         build(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cache_module, "signature_of", meet)
-    monkeypatch.setattr(cache_module, "_build", count)
+    monkeypatch.setattr(cache_module, "build", count)
     with ThreadPoolExecutor(3) as pool:
         caches = [pool.submit(open_cache, source, PREPROCESS) for _ in range(3)]
     assert len({cache.result().fingerprint for cache in caches}) == 1

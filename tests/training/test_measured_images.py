@@ -179,3 +179,13 @@ def test_a_bundle_that_does_not_tell_says_so(
     assert evaluate(old, data, device="cpu").num_images_trained_on is None
     assert main(["evaluate", str(tmp_path / "old"), str(data), "--device", "cpu", "--quiet"]) == 0
     assert "the bundle does not tell which of these it was trained on" in capsys.readouterr().out
+
+
+def test_images_of_other_classes_are_told_in_the_result(trained: TrainResult, data: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(data, tmp_path / "other")
+    (other / "green").rename(other / "violet")
+    result = evaluate(trained.bundle, other, split="all", device="cpu")
+    expected = "8 images of classes that the bundle does not know left out: violet"
+    assert expected in result.warnings
+    assert expected in result.to_dict()["warnings"]
+    assert evaluate(trained.bundle, data, split="all", device="cpu").warnings == ()

@@ -49,6 +49,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        _check_not_empty(arguments)
         return _run(verb, arguments)
     except VivaceError as error:
         tell(f"{type(error).__name__}: {error}")
@@ -63,6 +64,14 @@ def run_verb(verb: str, arguments: list[str]) -> int:
             raise
         tell(unexpected(error))
         return 1
+
+
+def _check_not_empty(arguments: list[str]) -> None:
+    """Raise ConfigError for an empty argument: as a path it would be the current folder."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+            place = f" after {before}" if before and not argument else f": {argument}"
+            raise ConfigError(f"an argument is empty{place}. Is a variable of the shell not set? Give it a value.")
 
 
 def _run(verb: str, arguments: list[str]) -> int:

@@ -11,35 +11,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from vivace.cachedir import building, default_cache_dir, warn_if_shared
-from vivace.data.audit import Audit, audit_images, check_audit
+from vivace.data.assemble import some
+from vivace.data.audit import Audit, check_audit
 from vivace.data.badrows import audited
+from vivace.data.cachebuild import build, origin_of
 from vivace.data.cachefiles import (
     CachedSplit,
     DamagedFiles,
     StoredCache,
-    allocate,
-    boot_id,
     folders_with,
-    keep_rows,
     read_cache,
     settle,
-    write_splits,
 )
 from vivace.data.decode import shown
 from vivace.data.preprocess import Preprocess
 from vivace.data.signature import signature_of, strangers_of
-from vivace.data.splits import DataSource, Split, check_source
-from vivace.data.workers import Decoded, decode_files, digest_of, is_one_colour
+from vivace.data.splits import DataSource, check_source, without_lost_classes
 from vivace.errors import CacheMismatch, DataError
-from vivace.files import atomic_folder, canonical_json
+from vivace.files import canonical_json
 from vivace.notices import warn
 
 __all__ = ["Cache", "CachedSplit", "audit_source", "open_cache"]
@@ -101,6 +95,13 @@ def open_cache(
         return cache
     check_audit(cache.audit, source.name, on_bad_image=on_bad_image)
     if require_train:
+        if on_bad_image == "skip":
+            smaller, lost = without_lost_classes(source, {name: split.labels_N for name, split in cache.splits.items()})
+            if lost:
+                warn(f"{some(lost)} left out: too few of its images can be used")
+                # what is left out is still to be listed
+                rest = _open_or_build(smaller, preprocess, cache_dir or default_cache_dir(), num_workers, progress)
+                cache, source = dataclasses.replace(rest, audit=cache.audit), smaller
         for name, split in cache.splits.items():
             if len(source.splits[name]) and not len(split.names):
                 raise DataError(
@@ -152,7 +153,7 @@ def _open_or_build(
                 # another process may have built it while we waited
                 found = _read(folder, source, preprocess, signature, say=False)
                 if found is None or found.audit.unreadable:
-                    _build(folder, source, preprocess, signature, cache_dir / "kernels", num_workers, progress)
+                    build(folder, source, preprocess, signature, cache_dir / "kernels", num_workers, progress)
                     found = _read(folder, source, preprocess, signature, check_pixels=False)
             settle(folder)
         except OSError as error:
@@ -199,7 +200,7 @@ def _earlier(folder: Path, source: DataSource, preprocess: Preprocess, fingerpri
     """The cache with this fingerprint, in `folder` or beside it: with another class it is in another place."""
     for other in folders_with(fingerprint, folder):
         with contextlib.suppress(DamagedFiles):
-            found = read_cache(other, preprocess, origin=_origin(source))
+            found = read_cache(other, preprocess, origin=origin_of(source))
             if found is not None and found.fingerprint == fingerprint:
                 warn(
                     f"files of {source.name} were touched, changed, added or removed since this run began: it "
@@ -209,118 +210,11 @@ def _earlier(folder: Path, source: DataSource, preprocess: Preprocess, fingerpri
     return None
 
 
-def _origin(source: DataSource) -> list[str]:
-    return [str(source.root or ""), source.name]
-
-
 def _place(source: DataSource, preprocess: Preprocess, cache_dir: Path) -> Path:
     """The folder of a cache: one for each source, set of splits, classes, and way to store pixels."""
-    facts = [*_origin(source), preprocess.fingerprint(), sorted(source.splits), list(source.classes)]
+    facts = [*origin_of(source), preprocess.fingerprint(), sorted(source.splits), list(source.classes)]
     # images of train that are in another split too are in one kind of cache and not in the other
     facts += ["leaks"] if source.allow_leaks else []
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:10]
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in source.name)[:60]
     return cache_dir / "images" / f"{plain}-{key}"
-
-
-def _build(
-    folder: Path,
-    source: DataSource,
-    preprocess: Preprocess,
-    signature: str,
-    kernels: Path,
-    num_workers: int | None,
-    progress: Callable[[int, int], None],
-) -> None:
-    total = sum(len(split) for split in source.splits.values())
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(done, total)
-
-    _check_space(folder.parent, total * preprocess.store_size**2 * preprocess.channels)
-    boot = boot_id()
-    with atomic_folder(folder, sync=boot is None) as temporary:
-        decoded = {
-            name: _decode_split(split, preprocess, temporary / f"{name}.npy", kernels, num_workers, count)
-            for name, split in source.splits.items()
-        }
-        _finish(temporary, source, preprocess, signature, decoded, boot)
-
-
-def _check_space(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise DataError(
-            f"the disk is too full for the cache: {num_bytes:,} bytes are needed, {free:,} are free in {folder}. "
-            "Make room, or name another place by --cache-dir."
-        )
-
-
-def _decode_split(
-    split: Split,
-    preprocess: Preprocess,
-    pixels: Path,
-    kernels: Path,
-    num_workers: int | None,
-    count: Callable[[int], None],
-) -> Decoded:
-    side = preprocess.store_size
-    images = allocate(pixels, (len(split), side, side, preprocess.channels))
-    if split.paths is not None:
-        del images
-        return decode_files(split.paths, preprocess, pixels, num_workers=num_workers, kernels=kernels, progress=count)
-    assert split.arrays is not None
-    digests, pixel_digests = [], []
-    notes: dict[int, list[str]] = {}
-    untouched = split.arrays.shape == images.shape
-    for start in range(0, len(split), 1000):
-        block = split.arrays[start : start + 1000]
-        digests += [digest_of(array) for array in block]
-        if untouched:
-            images[start : start + 1000] = block
-        else:
-            for index, array in enumerate(block, start=start):
-                images[index] = preprocess.store(array)
-        for index, stored in enumerate(images[start : start + 1000], start=start):
-            blank = is_one_colour(stored, preprocess.fit)
-            pixel_digests.append(digests[index] if blank else digest_of(stored))
-            if blank:
-                notes[index] = ["one_colour"]
-        count(len(block))
-    return Decoded(digests, pixel_digests=pixel_digests, notes=notes)
-
-
-def _finish(
-    folder: Path,
-    source: DataSource,
-    preprocess: Preprocess,
-    signature: str,
-    decoded: Mapping[str, Decoded],
-    boot: str | None,
-) -> None:
-    """Audit what was decoded, leave out what can't be used, and write the rest beside the pixels."""
-    splits = source.splits
-    digests = {name: np.asarray(result.digests, dtype="S32") for name, result in decoded.items()}
-    audit = audit_images(
-        {name: split.names for name, split in splits.items()},
-        {name: split.labels for name, split in splits.items()},
-        {name: np.asarray(result.pixel_digests, dtype="S32") for name, result in decoded.items()},
-        {name: result.problems for name, result in decoded.items()},
-        source.classes,
-        source.ignored,
-        {name: result.notes for name, result in decoded.items()},
-        allow_leaks=source.allow_leaks,
-    )
-    out = audit.quarantined | audit.unreadable
-    kept_splits = {}
-    for name, split in splits.items():
-        kept = np.asarray([f"{name}:{item}" not in out for item in split.names], dtype=bool)
-        if not kept.all():
-            keep_rows(folder / f"{name}.npy", np.flatnonzero(kept))
-        names = [item for item, keep in zip(split.names, kept, strict=True) if keep]
-        kept_splits[name] = (names, split.labels[kept], digests[name][kept])
-    facts = [preprocess.fingerprint(), list(source.classes)]
-    write_splits(folder, kept_splits, audit, signature=signature, origin=_origin(source), facts=facts, boot=boot)

@@ -33,7 +33,12 @@ class Data:
     """Where named data sets are downloaded to; None: inside the cache."""
 
     def __post_init__(self) -> None:
-        """Raise DataError if `where` is no text and no path."""
+        """Raise DataError if `where` is no text and no path, or an empty text."""
+        if self.where == "":
+            # a path made of it would be the current folder
+            raise DataError(
+                "data are an empty text: got ''. Give a folder, a manifest, an archive or a name; '.' for this folder."
+            )
         if not isinstance(self.where, str | Path):
             raise DataError(
                 f"data are no path and no name: got {type(self.where).__name__}. Give a folder of class folders, a "

@@ -13,7 +13,7 @@ from vivace.cachedir import clear_leftovers, default_cache_dir
 from vivace.data import archives, catalog, folders, hub, manifests, shards
 from vivace.data.assemble import count_of, some
 from vivace.data.place import AnyData, Data
-from vivace.data.splits import DataSource, Split, check_source
+from vivace.data.splits import DataSource, check_source, renumbered
 from vivace.errors import DataError, nearest
 
 __all__ = ["open_source"]
@@ -113,7 +113,7 @@ def _with_classes(source: DataSource, classes: tuple[str, ...]) -> DataSource:
     numbers = [known.get(unicodedata.normalize("NFC", name), -1) for name in source.classes]
     strange = [name for name, number in zip(source.classes, numbers, strict=True) if number < 0]
     mapping = np.asarray(numbers, dtype=np.int64)
-    splits = {key: _renumbered(split, mapping[split.labels]) for key, split in source.splits.items()}
+    splits = {key: renumbered(split, mapping[split.labels]) for key, split in source.splits.items()}
     splits = {key: split for key, split in splits.items() if len(split)}
     if strange and not splits:
         raise DataError(
@@ -125,17 +125,3 @@ def _with_classes(source: DataSource, classes: tuple[str, ...]) -> DataSource:
         count = sum(map(len, source.splits.values())) - sum(map(len, splits.values()))
         notes.append(f"{count_of(count, 'image')} of classes that the bundle does not know left out: {some(strange)}")
     return dataclasses.replace(source, classes=classes, splits=splits, notes=tuple(notes))
-
-
-def _renumbered(split: Split, labels: np.ndarray) -> Split:
-    """The split with other labels, without the images whose label is negative."""
-    if (labels >= 0).all():
-        return dataclasses.replace(split, labels=labels)
-    kept = np.flatnonzero(labels >= 0)
-    return Split(
-        name=split.name,
-        names=tuple(split.names[row] for row in kept),
-        labels=labels[kept],
-        paths=None if split.paths is None else tuple(split.paths[row] for row in kept),
-        arrays=None if split.arrays is None else split.arrays[kept],
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from vivace.data.listing import passed_over
 from vivace.errors import DataError
 
-__all__ = ["BadRow", "DataSource", "Split", "check_source"]
+__all__ = ["BadRow", "DataSource", "Split", "check_source", "renumbered", "without_lost_classes"]
 
 # fewer images leave nothing to hold out for validation
 MIN_IMAGES_PER_CLASS = 2
@@ -89,3 +90,35 @@ def check_source(source: DataSource, *, require_train: bool) -> None:
                 f"a class has too few images: {name!r} has {count}, at least {MIN_IMAGES_PER_CLASS} are "
                 "needed to train and validate. Add some, or leave the class out."
             )
+
+
+def renumbered(split: Split, labels: np.ndarray) -> Split:
+    """The split with other labels, without the images whose label is negative."""
+    if (labels >= 0).all():
+        return dataclasses.replace(split, labels=labels)
+    kept = np.flatnonzero(labels >= 0)
+    return Split(
+        name=split.name,
+        names=tuple(split.names[row] for row in kept),
+        labels=labels[kept],
+        paths=None if split.paths is None else tuple(split.paths[row] for row in kept),
+        arrays=None if split.arrays is None else split.arrays[kept],
+    )
+
+
+def without_lost_classes(source: DataSource, usable: Mapping[str, np.ndarray]) -> tuple[DataSource, tuple[str, ...]]:
+    """The source without the classes that can't be trained on, and those; the source itself if fewer than two remain.
+
+    usable: split → the labels of its images that can be used. What was too little from the start is not left out.
+    """
+    num_classes = len(source.classes)
+    before, after = (
+        np.bincount(labels, minlength=num_classes) for labels in (source.splits["train"].labels, usable["train"])
+    )
+    lost_K = (after < MIN_IMAGES_PER_CLASS) & (before >= MIN_IMAGES_PER_CLASS)
+    if not lost_K.any() or num_classes - lost_K.sum() < 2:
+        return source, ()
+    numbers_K = np.where(lost_K, -1, np.cumsum(~lost_K) - 1)
+    kept, lost = (tuple(source.classes[index] for index in np.flatnonzero(mask)) for mask in (~lost_K, lost_K))
+    splits = {key: renumbered(split, numbers_K[split.labels]) for key, split in source.splits.items()}
+    return dataclasses.replace(source, classes=kept, splits=splits), lost

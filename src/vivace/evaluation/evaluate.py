@@ -22,7 +22,7 @@ from vivace.errors import DataError
 from vivace.evaluation.chosen import choose_images, choose_split
 from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
 from vivace.metrics.summary import Metrics, evaluate_probs
-from vivace.notices import warn
+from vivace.notices import collected_warnings, warn
 from vivace.prediction import Predictor, predictor_for
 
 __all__ = ["Evaluation", "Mistake", "evaluate", "open_split"]
@@ -68,6 +68,8 @@ class Evaluation:
     """How many of the images that were measured the network was trained on; None: the bundle does not tell."""
     num_images_left_out: int = 0
     """Images that it was trained on, which were not measured."""
+    warnings: tuple[str, ...] = ()
+    """What else was left out, guessed or missed, such as images of classes that the bundle does not know."""
 
     @property
     def top1(self) -> float:
@@ -90,6 +92,7 @@ class Evaluation:
             "tta_share": self.tta_share,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
+            "warnings": list(self.warnings),
         }
 
 
@@ -120,6 +123,26 @@ def evaluate(
     Raises DataError if no class is the bundle's, the split is not there or empty, or on_bad_image does not allow for
     the bad images; ConfigError for another tta or a share out of range; and what `Predictor` raises.
     """
+    with collected_warnings() as warnings:
+        evaluation = _evaluate(
+            bundle, data, split, batch_size, device, precision, cache_dir, on_bad_image, tta, tta_share, progress
+        )
+    return dataclasses.replace(evaluation, warnings=tuple(warnings))
+
+
+def _evaluate(
+    bundle: Bundle | Predictor | str | Path,
+    data: AnyData,
+    split: str | None,
+    batch_size: int,
+    device: str,
+    precision: str,
+    cache_dir: str | Path | None,
+    on_bad_image: str,
+    tta: str,
+    tta_share: float,
+    progress: Callable[[int, int], None],
+) -> Evaluation:
     check_choice("tta", tta, tuple(VIEWS))
     check_range("tta_share", tta_share, 0.0, 1.0, open_low=True)
     predictor = predictor_for(bundle, device, batch_size, precision)

@@ -90,6 +90,8 @@ def train(
     changes = dict(overrides or {})
     if epochs is not None:
         changes["epochs"] = epochs
+    if run == "":
+        raise ConfigError("run is an empty text: got ''. Name a folder, '.' for this one.")
     if run is not None and not resume:
         check_run_place(Path(run), data)
     # decoding is processes and files, importing torch is one thread: they overlap
