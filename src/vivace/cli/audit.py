@@ -41,8 +41,8 @@ def run(options: Options) -> None:
     from vivace.data.config import DataConfig
     from vivace.data.describe import report
     from vivace.data.sources import open_source
+    from vivace.training.dataset import stored_as
     from vivace.training.display import counting_bar
-    from vivace.training.run import stored_as
 
     cache_dir = options.cache_dir or default_cache_dir()
     source = open_source(

@@ -15,7 +15,10 @@ from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.training.recipe import FocusConfig, LossConfig, Recipe
 
-__all__ = ["RECIPES", "DataFacts", "resolve_recipe"]
+__all__ = ["DEFAULT_RECIPE", "RECIPES", "DataFacts", "resolve_recipe"]
+
+
+DEFAULT_RECIPE = "fast"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,35 +7,30 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vivace.cachedir import default_cache_dir
 from vivace.config import from_dict, override, to_dict
 from vivace.data.audit import write_left_out
-from vivace.data.cache import Cache, open_cache
 from vivace.data.describe import report
-from vivace.data.kept import source_in_cache
 from vivace.data.place import AnyData
-from vivace.data.preprocess import Preprocess
-from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
-from vivace.errors import ConfigError, DataError, first_line
+from vivace.errors import ConfigError
 from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.notices import collected_warnings, warn
-from vivace.training.display import LiveDisplay, counting_bar
+from vivace.training.dataset import open_cache_of, open_run_cache, open_run_source, with_sizes
+from vivace.training.display import LiveDisplay
 from vivace.training.facts import measure_facts
 from vivace.training.implied import with_implied
 from vivace.training.recipe import Recipe
-from vivace.training.recipes import DataFacts, resolve_recipe
+from vivace.training.recipes import DEFAULT_RECIPE, DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
-from vivace.training.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run, runs_of
+from vivace.training.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
 
 if TYPE_CHECKING:
     from vivace.training.distill import Teacher
 
 __all__ = ["TrainResult", "parse_duration", "train"]
-
-DEFAULT_RECIPE = "fast"
 
 
 def parse_duration(text: str | float) -> float:
@@ -99,7 +94,7 @@ def train(
     importing.start()
 
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    source = _open_source(data, run, resume, cache_path)
+    source = open_run_source(data, run, resume, cache_path)
     # a GPU has time for the larger network in any contract
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
     folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
@@ -107,7 +102,9 @@ def train(
     display = LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet)
     try:
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
-        cache = _open_cache(source, resolved, cache_path, num_workers, quiet, began_with)
+        resolved, cache = open_run_cache(
+            resolved, teacher, lambda asked: open_cache_of(source, asked, cache_path, num_workers, quiet, began_with)
+        )
         if cache.audit.quarantined:
             write_left_out(cache.audit, folder.claim("left_out.csv"))
         if "data.val_fraction" in changes and "val" in cache.splits:
@@ -142,37 +139,6 @@ def _import_torch() -> None:
     import torch._dynamo  # noqa: F401
 
 
-def _open_source(data: AnyData, run: str | Path | None, resume: bool, cache_dir: Path) -> DataSource:
-    """The data source, or that of the images which the run to be resumed began with: files may be gone by then."""
-    try:
-        return open_source(data, cache_dir=cache_dir)
-    except DataError as error:
-        if not resume:
-            raise
-        # what a run of these data is called by, whether they were a folder, a manifest or an archive
-        path = Path(str(data))
-        names = (path.name, path.stem, path.name.split(".")[0])
-        place = Path(run) if run is not None else next(iter(runs_of(Path("runs"), names)), None)
-        if place is None:
-            raise
-        folder = RunFolder(place, resume=True)
-        try:
-            facts, recipe = folder.saved_facts()["data"], folder.saved_recipe()
-        finally:
-            folder.release()
-        if facts["name"] not in names:
-            raise
-        source = source_in_cache(facts["fingerprint"], _preprocess(recipe), cache_dir)
-        cause = first_line(error).partition(". ")[0][:250]
-        if source is None:
-            raise DataError(
-                f"{cause}; nor are the images that the run began with whole in the cache: {cache_dir}. Restore the "
-                "data, or start a new run with another --run."
-            ) from None
-        warn(f"the data can't be opened any more: {cause}")
-        return source
-
-
 def _open_run(
     source: DataSource,
     recipe: str | Path | Recipe,
@@ -195,7 +161,7 @@ def _open_run(
     if size is not None:
         facts = dataclasses.replace(facts, side=size)
     resolved = resolve_recipe(recipe, facts)
-    resolved = _with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
+    resolved = with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
     folder = RunFolder(Path(run) if run else new_run_path(runs, f"{source.name}-{resolved.name}"), resume=False)
     return folder, resolved
 
@@ -232,75 +198,3 @@ def _merged(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any
         elif value is not None and value != "auto":
             merged[key] = value
     return merged
-
-
-def _with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
-    """The recipe with size, store_size, channels and the network's name filled in."""
-    data = recipe.data
-    size = data.size
-    if size is None and recipe.model.pretrained:
-        from vivace.models.zoo import pretrained_stats
-
-        stats = pretrained_stats(recipe.model.name)
-        size = stats[2] if stats else None
-    if size is None:
-        size = 32 if side <= 40 else 64 if side <= 80 else 128
-    crops = recipe.augment.random_resized_crop is not None
-    # of a whole image nothing may be cut off
-    store_size = data.store_size or (round(1.15 * size) if crops and data.fit == "crop" else size)
-    name = recipe.model.name
-    if name == "auto":
-        name = "fast_cnn" if size <= 64 else "fast_photo"
-    return dataclasses.replace(
-        recipe,
-        data=dataclasses.replace(data, size=size, store_size=store_size, channels=data.channels or source.channels),
-        model=dataclasses.replace(recipe.model, name=name),
-    )
-
-
-def stored_as(source: DataSource, recipe: str | Path | Recipe = DEFAULT_RECIPE, size: int | None = None) -> Preprocess:
-    """How `train` stores the images of a source by default; size: side of the network's input, px."""
-    facts = measure_facts(source)
-    facts = facts if size is None else dataclasses.replace(facts, side=size)
-    resolved = override(resolve_recipe(recipe, facts), {"data.size": size} if size else {})
-    return _preprocess(_with_sizes(resolved, facts.side, source))
-
-
-def _preprocess(recipe: Recipe) -> Preprocess:
-    data = recipe.data
-    assert data.size is not None
-    assert data.store_size is not None
-    channels: Literal[1, 3] = data.channels or 3
-    return Preprocess(
-        size=data.size,
-        store_size=data.store_size,
-        channels=channels,
-        fit=data.fit,
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-        max_pixels=data.max_pixels,
-    )
-
-
-def _open_cache(
-    source: DataSource,
-    recipe: Recipe,
-    cache_dir: Path,
-    num_workers: int | None,
-    quiet: bool,
-    fingerprint: str | None,
-) -> Cache:
-    progress, close = counting_bar("decoding", quiet=quiet)
-    try:
-        return open_cache(
-            source,
-            _preprocess(recipe),
-            cache_dir=cache_dir,
-            on_bad_image=recipe.data.on_bad_image,
-            allow_leaks=recipe.data.allow_leaks,
-            num_workers=num_workers,
-            fingerprint=fingerprint,
-            progress=progress,
-        )
-    finally:
-        close()

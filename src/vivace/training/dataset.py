@@ -1,0 +1,173 @@
+"""How a run opens its data: its source, size and colours of what the network sees, its cache (no torch here)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from vivace.config import override
+from vivace.data.cache import Cache, open_cache
+from vivace.data.kept import source_in_cache
+from vivace.data.place import AnyData
+from vivace.data.preprocess import Preprocess
+from vivace.data.sources import open_source
+from vivace.data.splits import DataSource
+from vivace.data.stored import Pixels
+from vivace.errors import DataError, first_line
+from vivace.notices import warn
+from vivace.training.display import counting_bar
+from vivace.training.facts import measure_facts
+from vivace.training.recipe import Recipe
+from vivace.training.recipes import DEFAULT_RECIPE, resolve_recipe
+from vivace.training.runfolder import RunFolder, runs_of
+
+if TYPE_CHECKING:
+    from vivace.training.distill import Teacher
+
+__all__ = ["all_grey", "open_cache_of", "open_run_cache", "open_run_source", "stored_as", "with_sizes"]
+
+# images looked at in one read
+BLOCK = 256
+
+
+def open_run_source(data: AnyData, run: str | Path | None, resume: bool, cache_dir: Path) -> DataSource:
+    """The data source, or that of the images which the run to be resumed began with: files may be gone by then."""
+    try:
+        return open_source(data, cache_dir=cache_dir)
+    except DataError as error:
+        if not resume:
+            raise
+        # what a run of these data is called by, whether they were a folder, a manifest or an archive
+        path = Path(str(data))
+        names = (path.name, path.stem, path.name.split(".")[0])
+        place = Path(run) if run is not None else next(iter(runs_of(Path("runs"), names)), None)
+        if place is None:
+            raise
+        folder = RunFolder(place, resume=True)
+        try:
+            facts, recipe = folder.saved_facts()["data"], folder.saved_recipe()
+        finally:
+            folder.release()
+        if facts["name"] not in names:
+            raise
+        source = source_in_cache(facts["fingerprint"], _preprocess(recipe), cache_dir)
+        cause = first_line(error).partition(". ")[0][:250]
+        if source is None:
+            raise DataError(
+                f"{cause}; nor are the images that the run began with whole in the cache: {cache_dir}. Restore the "
+                "data, or start a new run with another --run."
+            ) from None
+        warn(f"the data can't be opened any more: {cause}")
+        return source
+
+
+def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
+    """The recipe with size, store_size, channels and the network's name filled in."""
+    data = recipe.data
+    size = data.size
+    if size is None and recipe.model.pretrained:
+        from vivace.models.zoo import pretrained_stats
+
+        stats = pretrained_stats(recipe.model.name)
+        size = stats[2] if stats else None
+    if size is None:
+        size = 32 if side <= 40 else 64 if side <= 80 else 128
+    crops = recipe.augment.random_resized_crop is not None
+    # of a whole image nothing may be cut off
+    store_size = data.store_size or (round(1.15 * size) if crops and data.fit == "crop" else size)
+    name = recipe.model.name
+    if name == "auto":
+        name = "fast_cnn" if size <= 64 else "fast_photo"
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(
+            data, size=size, store_size=store_size, channels=data.channels or _told_channels(source)
+        ),
+        model=dataclasses.replace(recipe.model, name=name),
+    )
+
+
+def _told_channels(source: DataSource) -> Literal[1] | None:
+    # of files only the pixels can tell
+    return 1 if source.channels == 1 else None
+
+
+def stored_as(source: DataSource, recipe: str | Path | Recipe = DEFAULT_RECIPE, size: int | None = None) -> Preprocess:
+    """How `train` stores the images of a source by default; size: side of the network's input, px."""
+    facts = measure_facts(source)
+    facts = facts if size is None else dataclasses.replace(facts, side=size)
+    resolved = override(resolve_recipe(recipe, facts), {"data.size": size} if size else {})
+    return _preprocess(with_sizes(resolved, facts.side, source))
+
+
+def open_run_cache(recipe: Recipe, teacher: Teacher | None, open_as: Callable[[Recipe], Cache]) -> tuple[Recipe, Cache]:
+    """The recipe with its channels, and the cache as it stores images: grey where all that is trained on is grey.
+
+    A network that has seen grey images alone answers anything to a tint that no eye sees. What was trained before has
+    its channels already.
+    """
+    cache = open_as(recipe)
+    if recipe.data.channels is not None:
+        return recipe, cache
+    channels: Literal[1, 3] = 3
+    if all_grey(cache.splits["train"].images_NHWC):
+        if recipe.model.pretrained or recipe.model.weights or recipe.distill.teacher or teacher:
+            warn("all training images are grey: answers to images in colour say nothing. Give it grey ones")
+        else:
+            channels = 1
+            warn("all training images are grey: colours will not be looked at. --set data.channels=3 keeps them")
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, channels=channels))
+    return recipe, cache if channels == 3 else open_as(recipe)
+
+
+def open_cache_of(
+    source: DataSource,
+    recipe: Recipe,
+    cache_dir: Path,
+    num_workers: int | None,
+    quiet: bool,
+    fingerprint: str | None,
+) -> Cache:
+    progress, close = counting_bar("decoding", quiet=quiet)
+    try:
+        return open_cache(
+            source,
+            _preprocess(recipe),
+            cache_dir=cache_dir,
+            on_bad_image=recipe.data.on_bad_image,
+            allow_leaks=recipe.data.allow_leaks,
+            num_workers=num_workers,
+            fingerprint=fingerprint,
+            progress=progress,
+        )
+    finally:
+        close()
+
+
+def _preprocess(recipe: Recipe) -> Preprocess:
+    data = recipe.data
+    assert data.size is not None
+    assert data.store_size is not None
+    channels: Literal[1, 3] = data.channels or 3
+    return Preprocess(
+        size=data.size,
+        store_size=data.store_size,
+        channels=channels,
+        fit=data.fit,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        max_pixels=data.max_pixels,
+    )
+
+
+def all_grey(images_NHWC: Pixels) -> bool:
+    """Whether no pixel of images [N, H, W, 3] has a colour: the first block that has one ends the search."""
+    for start in range(0, len(images_NHWC), BLOCK):
+        block = np.asarray(images_NHWC[start : start + BLOCK])
+        if (block[..., :1] != block[..., 1:]).any():
+            return False
+    return len(images_NHWC) > 0
