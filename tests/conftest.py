@@ -61,7 +61,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[in
 
     def trained(widths: tuple[int, int]) -> tuple[Bundle, Path]:
         from vivace.bundle import load_bundle
-        from vivace.training.run import train
+        from vivace.training.train import train
 
         if widths not in made:
             arguments = {"widths": list(widths), "depth": 1}

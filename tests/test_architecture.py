@@ -109,7 +109,7 @@ TORCH_FREE = [
     "vivace.data.workers",
     "vivace.training.facts",
     "vivace.training.recipes",
-    "vivace.training.run",
+    "vivace.training.train",
     "vivace.report.figures",
 ]
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vivace.prediction import Predictions, Predictor, predict
     from vivace.training.recipe import Recipe
     from vivace.training.result import TrainResult
-    from vivace.training.run import train
+    from vivace.training.train import train
 
 __version__ = "0.1.0"
 
@@ -62,7 +62,7 @@ _HOMES = {
     "export_state_dict": ("vivace.exporting.state_dict", "export_state_dict"),
     "load": ("vivace.bundle", "load_bundle"),
     "predict": ("vivace.prediction", "predict"),
-    "train": ("vivace.training.run", "train"),
+    "train": ("vivace.training.train", "train"),
 }
 
 

@@ -20,7 +20,7 @@ from vivace.data.cache import Cache, audit_source, open_cache
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError
-from vivace.training.run import train
+from vivace.training.train import train
 
 MakeFolder = Callable[..., Path]
 PREPROCESS = Preprocess(size=16, store_size=16)

@@ -254,10 +254,6 @@ def main() -> int:
     # imported once, before any fork: threads would not survive one, and none has begun
     import torch  # noqa: F401
 
-    import vivace.exporting.export
-    import vivace.training.run
-    import vivace.training.session  # noqa: F401
-
     rng = np.random.default_rng(options.seed)
     names = [options.phase] if options.phase else list(PHASES)
     tallies = {name: Tally() for name in names}

@@ -15,7 +15,7 @@ from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
-from vivace.training.run import train
+from vivace.training.train import train
 
 TINY = Recipe(
     name="tiny",

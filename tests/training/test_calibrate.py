@@ -20,10 +20,10 @@ from vivace.data.sources import open_source
 from vivace.metrics.calibration import negative_log_likelihood
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.normalize import Normalize
-from vivace.training import build
-from vivace.training.build import Session
+from vivace.training import session as build
 from vivace.training.calibrate import MIN_IMAGES, calibrated
 from vivace.training.result import TrainResult
+from vivace.training.session import Session
 from vivace.training.step import Setup
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vivace.training.run import train
+from vivace.training.train import train
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from same_weights import assert_same_weights, bundle_weights
 from torch import nn
 
 from vivace.models.config import ModelConfig
-from vivace.training.build import Session
 from vivace.training.checkpoints import load_newest
-from vivace.training.engine import Engine, Validation
+from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
+from vivace.training.session import Session
 from vivace.training.state import Ema, TrainState
+from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 

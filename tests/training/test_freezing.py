@@ -12,7 +12,7 @@ from killing import unbroken_and_resumed
 from same_weights import assert_same_weights
 
 from vivace.errors import ConfigError
-from vivace.training import build
+from vivace.training import session as build
 from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from vivace.training import tune as tune_module
-from vivace.training.build import Session
-from vivace.training.engine import Validation
 from vivace.training.result import TrainResult
+from vivace.training.session import Session
+from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 

@@ -14,10 +14,11 @@ import pytest
 from same_weights import assert_same_weights
 
 from vivace.errors import Interrupted
-from vivace.training.build import Session
-from vivace.training.engine import Engine, Validation
+from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
+from vivace.training.session import Session
 from vivace.training.signals import StopSignals
+from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 

@@ -12,7 +12,7 @@ from killing import Killed, die_after
 from same_weights import assert_same_weights
 
 from vivace.training.result import TrainResult
-from vivace.training.run import train
+from vivace.training.train import train
 
 RunTiny = Callable[..., TrainResult]
 

@@ -15,12 +15,14 @@ from killing import Killed
 from same_weights import assert_same_weights, bundle_weights
 
 from vivace.errors import ConfigError, NonFiniteError
-from vivace.training import build, engine
+from vivace.training import engine
+from vivace.training import session as build
 from vivace.training.checkpoints import load_checkpoint
-from vivace.training.engine import Engine, Validation
+from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
 from vivace.training.rollback import Rollback
 from vivace.training.step import Stepper
+from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 

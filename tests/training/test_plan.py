@@ -12,12 +12,12 @@ import pytest
 
 from vivace.errors import ConfigError
 from vivace.optim.config import ScheduleConfig
-from vivace.training.build import Session
-from vivace.training.engine import Validation
 from vivace.training.plan import Plan, forecast_top1
 from vivace.training.result import TrainResult
-from vivace.training.run import parse_duration, train
+from vivace.training.session import Session
 from vivace.training.state import Counters
+from vivace.training.train import parse_duration, train
+from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 LINEAR = ScheduleConfig(name="linear")
@@ -189,8 +189,8 @@ def test_a_time_that_is_over_before_it_began_still_trains_one_step() -> None:
 def test_time_is_kept_for_all_that_follows_the_last_step(
     run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, settled: bool
 ) -> None:
-    from vivace.training.build import Session
     from vivace.training.engine import Engine
+    from vivace.training.session import Session
 
     plans = []
     run = Engine.run

@@ -22,10 +22,11 @@ from torch.amp import GradScaler
 
 from vivace.config import to_yaml
 from vivace.errors import CheckpointError, TrainingError
-from vivace.training.build import Session
 from vivace.training.checkpoints import load_checkpoint, save_checkpoint
-from vivace.training.engine import Engine, Validation
+from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
+from vivace.training.session import Session
+from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 
@@ -85,7 +86,7 @@ def test_metrics_and_events_of_a_resumed_run_hold_each_validation_once(
 SUICIDE = """
 import os, signal, sys
 from pathlib import Path
-from vivace.training.run import train
+from vivace.training.train import train
 from vivace.training.step import Stepper
 where, number, count = sys.argv[1], int(sys.argv[2]), 0
 def count_down(before_death=lambda: None):

@@ -14,9 +14,9 @@ from torch import nn
 import vivace
 from colours import COLOURS, noisy_image
 from vivace.bundle import load_bundle
-from vivace.training.build import Session
 from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
+from vivace.training.session import Session
 from vivace.training.statistics import estimate_statistics
 
 RunTiny = Callable[..., TrainResult]

@@ -17,7 +17,7 @@ from same_weights import assert_same_weights
 from vivace import measure
 from vivace.files import write_json
 from vivace.measure import Comparison
-from vivace.training import session as session_module
+from vivace.training import run as session_module
 from vivace.training import tune as tune_module
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult

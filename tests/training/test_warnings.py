@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from vivace.cli import main
-from vivace.training.build import Session
 from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
+from vivace.training.session import Session
 
 RunTiny = Callable[..., TrainResult]
 MakeFolder = Callable[..., Path]

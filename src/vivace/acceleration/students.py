@@ -27,7 +27,7 @@ from vivace.models.normalize import Normalize
 from vivace.models.parts import scale_head
 from vivace.models.zoo import complete_arguments, create_model, forward_flops
 from vivace.runtimes import Classifier
-from vivace.training.run import train
+from vivace.training.train import train
 
 __all__ = ["Student", "patience", "propose", "train_student"]
 

@@ -13,7 +13,7 @@ from vivace.errors import ConfigError, nearest
 from vivace.statistics.intervals import paired_gain, paired_ratio
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
-from vivace.training.run import train
+from vivace.training.train import train
 
 if TYPE_CHECKING:
     from vivace.data.place import AnyData

@@ -84,7 +84,7 @@ def _run(options: Options) -> int:
     from vivace.acceleration.receipt import markdown
     from vivace.bundle import load_bundle
     from vivace.hardware import process_seconds
-    from vivace.training.run import parse_duration
+    from vivace.training.train import parse_duration
 
     def tell(message: str) -> None:
         if not options.quiet:

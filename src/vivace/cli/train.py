@@ -142,7 +142,7 @@ def overrides(options: Options) -> dict[str, Any]:
 def run(options: Options) -> None:
     """Train, draw the curves, print where everything lies."""
     from vivace.hardware import process_seconds
-    from vivace.training.run import train
+    from vivace.training.train import train
 
     execution, contract, images = options.execution, options.contract, options.images
     result = train(

@@ -23,21 +23,14 @@ from vivace.training.signals import StopSignals
 from vivace.training.state import Counters, TrainState
 from vivace.training.statistics import NUM_STEPS
 from vivace.training.step import Stepper, StepResult
+from vivace.training.validation import Validation
 
-__all__ = ["Engine", "Reporter", "Validation"]
+__all__ = ["Engine", "Reporter"]
 
 # fp16 begins with gradients × 65536 and halves that after every infinite one: 20 in a row are no matter of scale
 MAX_SKIPPED = 20
 # reading a number from a GPU waits for it: there, sums and the check for NaN are read once in so many steps
 CUDA_READ_EVERY = 20
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a pass over the validation split gave."""
-
-    loss: float
-    top1: float
 
 
 class Reporter(Protocol):

@@ -20,12 +20,12 @@ from vivace.hardware import describe
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import complete_arguments
 from vivace.notices import recorded_warnings, warn
-from vivace.training.build import Session
 from vivace.training.engine import Engine
 from vivace.training.outcome import Outcome, outcome_warnings
+from vivace.training.plan import Contract
 from vivace.training.result import TrainResult
-from vivace.training.resuming import Contract
 from vivace.training.runfolder import RunFolder
+from vivace.training.session import Session
 from vivace.training.step import Setup, without_own_kernels
 
 __all__ = ["finish", "record_of"]

@@ -13,7 +13,7 @@ from vivace.optim.config import ScheduleConfig
 from vivace.optim.schedules import multiplier
 from vivace.training.state import Counters
 
-__all__ = ["Plan", "forecast_top1"]
+__all__ = ["Contract", "Plan", "forecast_top1"]
 
 # a timed run has no fixed number of steps: its schedule is read at this resolution
 RESOLUTION = 1_000_000
@@ -21,6 +21,14 @@ RESOLUTION = 1_000_000
 SMOOTHING = 0.1
 # share of the time by which a last step may end too late
 MAX_OVERRUN = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What the user asked for beside a number of epochs."""
+
+    within_seconds: float | None = None
+    target: float | None = None
 
 
 @dataclass(kw_only=True)

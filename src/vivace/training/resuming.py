@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from vivace.errors import CheckpointError
 from vivace.training.checkpoints import load_newest
+from vivace.training.plan import Contract
 from vivace.training.recipe import Recipe
 from vivace.training.runfolder import RunFolder
 from vivace.training.state import Counters, TrainState
 
-__all__ = ["Contract", "adapt_counters", "newest_state", "restore", "resumed_contract"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contract:
-    """What the user asked for beside a number of epochs."""
-
-    within_seconds: float | None = None
-    target: float | None = None
+__all__ = ["adapt_counters", "newest_state", "restore", "resumed_contract"]
 
 
 def resumed_contract(asked: Contract, saved: Mapping[str, Any]) -> Contract:

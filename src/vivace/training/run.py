@@ -1,200 +1,214 @@
-"""vivace.train: from data and a recipe to a bundle, a run folder and a TrainResult."""
+"""A training run from a cache to a bundle: tune, build or resume, run the engine, measure, save."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import re
-import threading
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vivace.cachedir import default_cache_dir
-from vivace.config import from_dict, override, to_dict
-from vivace.data.audit import write_left_out
-from vivace.data.describe import report
-from vivace.data.place import AnyData
-from vivace.data.splits import DataSource
-from vivace.errors import ConfigError
-from vivace.hardware import has_nvidia_driver, process_seconds
-from vivace.notices import collected_warnings, warn
-from vivace.training.dataset import open_cache_of, open_run_cache, open_run_source, with_sizes
-from vivace.training.display import LiveDisplay
-from vivace.training.facts import measure_facts
-from vivace.training.implied import with_implied
+import torch
+
+from vivace.config import to_dict
+from vivace.cpus import limit_threads, set_threads
+from vivace.data.cache import Cache
+from vivace.hardware import describe, device_name, keep_freed_memory, select_device
+from vivace.training.arrays import FileWatch, TrainingData, prepare_data
+from vivace.training.display import LiveDisplay, Reporters
+from vivace.training.distill import Teacher
+from vivace.training.engine import Engine
+from vivace.training.finish import finish, record_of
+from vivace.training.plan import Contract, Plan
 from vivace.training.recipe import Recipe
-from vivace.training.recipes import DEFAULT_RECIPE, DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
-from vivace.training.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
+from vivace.training.resuming import adapt_counters, newest_state, restore, resumed_contract
+from vivace.training.runfolder import RunFolder, check_same_data
+from vivace.training.session import Session
+from vivace.training.state import TrainState
+from vivace.training.statistics import NUM_IMAGES_LAST
+from vivace.training.step import Setup, without_own_kernels
+from vivace.training.tracking import Tracker
+from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt, trial_batch_size
+from vivace.training.tune import tune as run_trial
 
-if TYPE_CHECKING:
-    from vivace.training.distill import Teacher
+__all__ = ["run_training"]
 
-__all__ = ["TrainResult", "parse_duration", "train"]
-
-
-def parse_duration(text: str | float) -> float:
-    """Seconds of "90s", "10m", "1.5h" or a plain number of seconds. Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", str(text))
-    if match is None or float(match[1]) == 0:
-        raise ConfigError(f"--within is no duration: got {text!r}. Write 90s, 10m or 1.5h.")
-    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
+# writing a bundle and leaving: measured at 0.2 to 0.6 s on a slow disk
+SAVE_SECONDS = 0.7
+# what a recipe may leave to the trial
+MEASURED = ("precision", "channels_last", "compile", "tile_gradients", "winograd", "fuse_norms", "threads")
 
 
-@collected_warnings()
-def train(
-    data: AnyData,
-    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+def run_training(
+    folder: RunFolder,
+    recipe: Recipe,
+    cache: Cache,
     *,
-    epochs: int | None = None,
-    within: str | float | None = None,
-    target: float | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    run: str | Path | None = None,
-    resume: bool = False,
-    device: str = "auto",
-    tune: bool = True,
-    cache_dir: str | Path | None = None,
-    num_workers: int | None = None,
-    measure_test: bool = True,
-    teacher: Teacher | None = None,
-    quiet: bool = False,
-    clock: Callable[[], float] | None = None,
-) -> TrainResult:
-    """Train a classifier on `data` and write its bundle.
-
-    data: a data set's name, a folder of class folders, a folder with train/ and val/ or test/, a manifest
-    (.csv, .jsonl, .parquet) or an archive, or a `vivace.Data` of one, which says how it is opened. recipe: a name, a
-    YAML file or a Recipe. overrides: dotted fields of the recipe, such as {"optimizer.lr": 0.1}. The contract is
-    `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation accuracy,
-    (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown but
-    warnings, which `TrainResult.warnings` has too, and what DATA was understood to be if anything was left out of it.
-    teacher: a faster form of the network that `distill.teacher` names, which answers in its place: pixels, uint8
-    [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K].
-
-    Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
-    """
-    if clock is None:
-        began = process_seconds()
-        clock = lambda: process_seconds() - began  # noqa: E731
-    within_seconds = None if within is None else parse_duration(within)
-    if epochs is not None and within_seconds is not None:
-        raise ConfigError(f"two contracts: got epochs {epochs} and within {within!r}. Give one of them.")
-    if target is not None and not 0 < target <= 1:
-        raise ConfigError(f"--target is out of range: got {target!r}. Give an accuracy in (0, 1].")
-    changes = dict(overrides or {})
-    if epochs is not None:
-        changes["epochs"] = epochs
-    if run == "":
-        raise ConfigError("run is an empty text: got ''. Name a folder, '.' for this one.")
-    if run is not None and not resume:
-        check_run_place(Path(run), data)
-    # decoding is processes and files, importing torch is one thread: they overlap
-    importing = threading.Thread(target=_import_torch, daemon=True)
-    importing.start()
-
-    cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    source = open_run_source(data, run, resume, cache_path)
-    # a GPU has time for the larger network in any contract
-    on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
-    folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
-    report(source, resolved.data.val_fraction, quiet=quiet)
-    display = LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet)
-    try:
-        began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
-        resolved, cache = open_run_cache(
-            resolved, teacher, lambda asked: open_cache_of(source, asked, cache_path, num_workers, quiet, began_with)
-        )
-        if cache.audit.quarantined:
-            write_left_out(cache.audit, folder.claim("left_out.csv"))
-        if "data.val_fraction" in changes and "val" in cache.splits:
-            num_val = len(cache.splits["val"].labels_N)
-            warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
-        # two threads that import modules which import each other may see half of one
-        importing.join()
-        from vivace.training.session import Contract, run_training
-
-        return run_training(
-            folder,
-            resolved,
-            cache,
-            source_name=source.name,
-            contract=Contract(within_seconds=within_seconds, target=target),
-            resume=resume,
-            device_choice=device,
-            tune=tune,
-            measure_test=measure_test,
-            teacher=teacher,
-            cache_dir=cache_path,
-            display=display,
-            clock=clock,
-        )
-    finally:
-        folder.discard_if_unused()
-        folder.release()
-
-
-def _import_torch() -> None:
-    # torch's optimizers import its compiler when the first one is made, which takes as long as torch itself
-    import torch._dynamo  # noqa: F401
-
-
-def _open_run(
-    source: DataSource,
-    recipe: str | Path | Recipe,
-    changes: dict[str, Any],
-    run: str | Path | None,
+    source_name: str,
+    contract: Contract,
     resume: bool,
-    seconds: float | None,
-) -> tuple[RunFolder, Recipe]:
-    """The locked run folder, and the recipe with the changes made and everything about the data resolved."""
-    runs = Path("runs")
-    facts = dataclasses.replace(measure_facts(source), seconds=seconds)
+    device_choice: str,
+    tune: bool,
+    measure_test: bool,
+    teacher: Teacher | None,
+    cache_dir: Path,
+    display: LiveDisplay,
+    clock: Callable[[], float],
+) -> TrainResult:
+    """Train as the recipe says, within the contract, and write the bundle into the run folder."""
+    device = select_device(device_choice)
+    keep_freed_memory()
+    data = prepare_data(cache, recipe)
+    if not measure_test:
+        data = data.without_test()
+    facts = _facts(cache, data, source_name)
+    saved, previous = None, None
     if resume:
-        folder = RunFolder(Path(run) if run else newest_run(runs, source.name), resume=True)
-        try:
-            return folder, _resumed_recipe(folder, recipe, changes, facts)
-        except BaseException:
-            folder.release()
-            raise
-    size = override(Recipe(), {"data.size": changes.get("data.size")}).data.size
-    if size is not None:
-        facts = dataclasses.replace(facts, side=size)
-    resolved = resolve_recipe(recipe, facts)
-    resolved = with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
-    folder = RunFolder(Path(run) if run else new_run_path(runs, f"{source.name}-{resolved.name}"), resume=False)
-    return folder, resolved
-
-
-def _resumed_recipe(
-    folder: RunFolder, recipe: str | Path | Recipe, changes: Mapping[str, Any], facts: DataFacts
-) -> Recipe:
-    """The run's own recipe with the changes that a resumed run may have. Raises CheckpointError for others."""
-    saved = folder.saved_recipe()
-    if recipe != DEFAULT_RECIPE:
-        # the network follows from the contract that the run began with
-        began_with = folder.saved_facts()["contract"]["within_seconds"]
-        asked = resolve_recipe(recipe, dataclasses.replace(facts, seconds=began_with))
-        if isinstance(recipe, str) and recipe == asked.name:
-            asked = dataclasses.replace(saved, name=recipe)
-        check_same_recipe(saved, from_dict(Recipe, _merged(to_dict(saved), to_dict(asked))))
-    within = folder.saved_facts()["contract"]["within_seconds"]
-    if within is not None and "epochs" in changes:
-        raise ConfigError(
-            f"two contracts: the run was begun within {within:g} s, and got epochs {changes['epochs']!r}. "
-            "Leave --epochs out, or start a new run with another --run."
+        previous = folder.saved_facts()
+        check_same_data(previous["data"], facts)
+        contract = resumed_contract(contract, previous["contract"])
+        saved = newest_state(folder, device.type, display.on_message)
+    with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        limit_threads()
+        session = Session(recipe, data, device, kernels=cache_dir / "kernels", load=saved is None, teacher=teacher)
+        planned = None if contract.within_seconds is None else max(0.0, contract.within_seconds - clock())
+        receipt = _receipt(
+            session, recipe, device, tune=tune and not resume, cache_dir=cache_dir, planned_seconds=planned
         )
-    asked = override(saved, changes)
-    check_same_recipe(saved, asked)
-    return asked
+        setup = receipt.setup
+        set_threads(setup.threads)
+        session.recipe = recipe = _resolved(recipe, setup)
+        # the trial has drawn random numbers: start from the seed
+        torch.manual_seed(recipe.seed)
+        state = session.state(setup)
+        if saved is not None:
+            restore(state, saved, folder)
+        if previous is None:
+            folder.start(recipe, record_of(facts, contract), describe(), to_dict(receipt))
+            display.on_message(f"setup: {receipt.summary()}")
+        else:
+            adapt_counters(state.counters, recipe, contract, folder.saved_recipe(), previous["contract"])
+            # an extension that is interrupted goes on to its own end
+            folder.record(recipe, record_of(facts, contract))
+        engine = _engine(session, state, setup, contract, folder, display, clock)
+        with display:
+            engine.run()
+        # the engine looks from time to time
+        engine.check_files()
+        return finish(session, engine, setup, folder, facts, contract)
 
 
-def _merged(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """`saved` with all that `asked` states: what is None or "auto" there was decided when the run began."""
-    merged = dict(saved)
-    for key, value in asked.items():
-        if isinstance(value, Mapping) and isinstance(saved.get(key), Mapping):
-            merged[key] = _merged(saved[key], value)
-        elif value is not None and value != "auto":
-            merged[key] = value
-    return merged
+@contextlib.contextmanager
+def _global_settings_restored() -> Iterator[None]:
+    """Gives back to the program that called us the number of threads and the choice of kernels."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn
+    kernels = cudnn.deterministic, cudnn.benchmark
+    try:
+        yield
+    finally:
+        set_threads(threads)
+        if deterministic != torch.are_deterministic_algorithms_enabled():
+            torch.use_deterministic_algorithms(deterministic)
+        cudnn.deterministic, cudnn.benchmark = kernels
+
+
+def _facts(cache: Cache, data: TrainingData, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "place": str(cache.source.root.resolve()) if cache.source.root else None,
+        "fingerprint": cache.fingerprint,
+        "num_images": sum(len(split.labels_N) for split in cache.splits.values()),
+        "num_train": len(data.train_indices),
+        "num_val": data.num_val,
+        "num_test": data.num_test,
+    }
+
+
+def _receipt(
+    session: Session,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    tune: bool,
+    cache_dir: Path,
+    planned_seconds: float | None,
+) -> Receipt:
+    if not tune:
+        # a resumed run's recipe has its setup resolved: plain_setup reads it
+        return Receipt(setup=plain_setup(recipe), source="off")
+    names = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "model": to_dict(recipe.model),
+        "size": session.data.preprocess.size,
+        "channels": session.data.preprocess.channels,
+        "batch": trial_batch_size(recipe),
+        "augment": to_dict(recipe.augment),
+        "optimizer": to_dict(recipe.optimizer),
+        "fixed": [getattr(recipe, name) for name in MEASURED],
+        "micro_batch": recipe.micro_batch_size,
+        # whether compiling pays depends on the length of the run, within a factor of ten or so
+        "magnitude": round(math.log10(recipe.epochs * len(session.data.train_indices))),
+    }
+    path = receipt_path(cache_dir, names)
+    return stored_receipt(path) or run_trial(
+        recipe,
+        session.trial_step,
+        device=device,
+        expected_steps=recipe.epochs * len(session.batches),
+        planned_seconds=planned_seconds,
+        path=path,
+    )
+
+
+def _resolved(recipe: Recipe, setup: Setup) -> Recipe:
+    return dataclasses.replace(recipe, **{name: getattr(setup, name) for name in (*MEASURED, "micro_batch_size")})
+
+
+def _engine(
+    session: Session,
+    state: TrainState,
+    setup: Setup,
+    contract: Contract,
+    folder: RunFolder,
+    display: LiveDisplay,
+    clock: Callable[[], float],
+) -> Engine:
+    data, recipe = session.data, session.recipe
+    seconds_before = state.counters.total_seconds
+    resumed_step = state.counters.step or None
+    reporter = Reporters(display, Tracker(folder.path, resumed_step=resumed_step))
+    plan = Plan(
+        epochs=recipe.epochs,
+        steps_per_epoch=len(session.batches),
+        schedule=recipe.schedule,
+        within_seconds=contract.within_seconds,
+        target=contract.target,
+        clock=lambda: seconds_before + clock(),
+    )
+    if contract.within_seconds is not None:
+        seconds = session.pass_seconds(state.averaged_model, without_own_kernels(setup))
+        # the last validation, the metrics of the bundle on validation and test, and saving
+        passes = 2 + data.num_test / max(data.num_val, 1)
+        if session.settler(setup) is not None:
+            # batch-norm statistics are taken anew from so many training images, before the last validation
+            passes += min(NUM_IMAGES_LAST, len(data.train_indices)) / max(data.num_val, 1)
+        plan.reserve_seconds = seconds * passes + SAVE_SECONDS
+    return Engine(
+        recipe=recipe,
+        state=state,
+        stepper=session.stepper(state, setup, reporter.on_message),
+        batches=session.batches,
+        names=data.cache.splits["train"].names,
+        validate=session.validator(setup),
+        settle=session.settler(setup),
+        plan=plan,
+        checkpoints=folder.checkpoints,
+        reporter=reporter,
+        check_files=FileWatch(data.cache),
+        head=frozenset(session.head),
+        parts=session.late_frozen,
+    )

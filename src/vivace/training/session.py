@@ -1,214 +1,317 @@
-"""A training run from a cache to a bundle: tune, build or resume, run the engine, measure, save."""
+"""From a recipe and a cache to everything that the engine runs on."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import math
-from collections.abc import Callable, Iterator
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
-from vivace.config import to_dict
-from vivace.cpus import limit_threads, set_threads
-from vivace.data.cache import Cache
-from vivace.hardware import describe, device_name, keep_freed_memory, select_device
-from vivace.training.arrays import FileWatch, TrainingData, prepare_data
-from vivace.training.build import Session
-from vivace.training.display import LiveDisplay, Reporters
-from vivace.training.distill import Teacher
-from vivace.training.engine import Engine
-from vivace.training.finish import finish, record_of
-from vivace.training.plan import Plan
+from vivace.cpus import set_threads
+from vivace.data.augment import Augment
+from vivace.data.loader import Batch, Batches
+from vivace.data.preprocess import Preprocess
+from vivace.data.stored import Pixels
+from vivace.errors import ConfigError
+from vivace.hardware import autocast, seed_everything
+from vivace.metrics.accuracy import topk_accuracy
+from vivace.models.normalize import Normalize
+from vivace.models.zoo import create_model, head_parameters, layer_groups, load_weights
+from vivace.optim.optimizers import create_optimizer
+from vivace.training.arrays import NUM_STATISTICS_IMAGES, TrainingData, sample
+from vivace.training.calibrate import calibrated
+from vivace.training.distill import Teacher, make_distillation
+from vivace.training.focus import Focus
+from vivace.training.losses import make_loss, recipe_weights
+from vivace.training.own_answers import OwnAnswers
 from vivace.training.recipe import Recipe
-from vivace.training.result import TrainResult
-from vivace.training.resuming import Contract, adapt_counters, newest_state, restore, resumed_contract
-from vivace.training.runfolder import RunFolder, check_same_data
-from vivace.training.state import TrainState
-from vivace.training.statistics import NUM_IMAGES_LAST
-from vivace.training.step import Setup, without_own_kernels
-from vivace.training.tracking import Tracker
-from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt, trial_batch_size
-from vivace.training.tune import tune as run_trial
+from vivace.training.state import Ema, TrainState
+from vivace.training.statistics import NUM_IMAGES, NUM_IMAGES_LAST, estimate_statistics
+from vivace.training.step import Setup, Stepper, has_batch_norm
+from vivace.training.tune import trial_batch_size
+from vivace.training.validation import Validation, eval_batch_size, split_logits
 
-__all__ = ["Contract", "run_training"]
+__all__ = ["Session"]
 
-# writing a bundle and leaving: measured at 0.2 to 0.6 s on a slow disk
-SAVE_SECONDS = 0.7
-# what a recipe may leave to the trial
-MEASURED = ("precision", "channels_last", "compile", "tile_gradients", "winograd", "fuse_norms", "threads")
+# images on which a calibrated network is tried
+NUM_TRIED = 8
 
 
-def run_training(
-    folder: RunFolder,
-    recipe: Recipe,
-    cache: Cache,
-    *,
-    source_name: str,
-    contract: Contract,
-    resume: bool,
-    device_choice: str,
-    tune: bool,
-    measure_test: bool,
-    teacher: Teacher | None,
-    cache_dir: Path,
-    display: LiveDisplay,
-    clock: Callable[[], float],
-) -> TrainResult:
-    """Train as the recipe says, within the contract, and write the bundle into the run folder."""
-    device = select_device(device_choice)
-    keep_freed_memory()
-    data = prepare_data(cache, recipe)
-    if not measure_test:
-        data = data.without_test()
-    facts = _facts(cache, data, source_name)
-    saved, previous = None, None
-    if resume:
-        previous = folder.saved_facts()
-        check_same_data(previous["data"], facts)
-        contract = resumed_contract(contract, previous["contract"])
-        saved = newest_state(folder, device.type, display.on_message)
-    with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        limit_threads()
-        session = Session(recipe, data, device, kernels=cache_dir / "kernels", load=saved is None, teacher=teacher)
-        planned = None if contract.within_seconds is None else max(0.0, contract.within_seconds - clock())
-        receipt = _receipt(
-            session, recipe, device, tune=tune and not resume, cache_dir=cache_dir, planned_seconds=planned
+def _seen(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
+    """How an image becomes what the trained network sees; in training, views of `preprocess` are shrunk to it."""
+    size = recipe.model.size or preprocess.size
+    if size > preprocess.size:
+        raise ConfigError(
+            f"model.size is larger than data.size: got {size} and {preprocess.size} px. Leave model.size out, or set "
+            f"data.size={size}."
         )
-        setup = receipt.setup
-        set_threads(setup.threads)
-        session.recipe = recipe = _resolved(recipe, setup)
-        # the trial has drawn random numbers: start from the seed
-        torch.manual_seed(recipe.seed)
-        state = session.state(setup)
-        if saved is not None:
-            restore(state, saved, folder)
-        if previous is None:
-            folder.start(recipe, record_of(facts, contract), describe(), to_dict(receipt))
-            display.on_message(f"setup: {receipt.summary()}")
+    return preprocess.resized(size)
+
+
+class Session:
+    """The network, its optimizer and the batches of a run, ready for an Engine."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        device: torch.device,
+        *,
+        kernels: Path,
+        load: bool = True,
+        teacher: Teacher | None = None,
+    ) -> None:
+        """kernels: the folder for those of our own. load: start from the recipe's weights; a checkpoint needs none.
+
+        teacher: answers in place of the network that `distill.teacher` names.
+        """
+        seed_everything(recipe.seed, deterministic=recipe.deterministic)
+        self.recipe, self.data, self.device, self.kernels = recipe, data, device, kernels
+        preprocess, train = data.preprocess, data.cache.splits["train"]
+        self.num_classes = len(data.cache.classes)
+        self.seen = _seen(recipe, preprocess)
+        shrink = self.seen.size / preprocess.size
+        self.normalize = Normalize(preprocess.mean, preprocess.std, shrink=shrink).to(device)
+        self.model = self._create_model(load=load)
+        if recipe.micro_batch_size == 1 and has_batch_norm(self.model):
+            raise ConfigError(
+                f"micro_batch_size is too small: got 1, and {recipe.model.name} has batch norm, which needs 2 images "
+                "to train on. Set micro_batch_size=2."
+            )
+        self._check_start_size()
+        self.head = head_parameters(self.model) if recipe.head_epochs else []
+        self.late_frozen = self._late_frozen()
+        self._validated: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
+        labels = recipe.loss, train.labels_N[data.train_indices], self.num_classes, device
+        self.loss, self.weights_K = make_loss(*labels), recipe_weights(*labels)
+        self.distillation = make_distillation(
+            recipe.distill,
+            classes=data.cache.classes,
+            channels=preprocess.channels,
+            device=device,
+            teacher=teacher,
+        )
+        self.batches = Batches(
+            train.images_NHWC,
+            train.labels_N,
+            indices=data.train_indices,
+            batch_size=min(recipe.batch_size, len(data.train_indices)),
+            device=device,
+            seed=recipe.seed,
+            balanced=recipe.data.balanced_sampling,
+            num_classes=self.num_classes,
+        )
+
+    def _create_model(self, *, load: bool) -> nn.Module:
+        recipe, preprocess = self.recipe, self.data.preprocess
+        model = create_model(
+            recipe.model.name,
+            self.num_classes,
+            in_channels=preprocess.channels,
+            size=self.seen.size,
+            pretrained=recipe.model.pretrained and load,
+            **recipe.model.arguments,
+        )
+        if recipe.model.weights and load:
+            load_weights(model, recipe.model.weights)
+        model.to(self.device)
+        init = getattr(model, "init_from_images", None)
+        if init is not None and load and not recipe.model.weights:
+            with torch.no_grad():
+                init(self._sample_images())
+        return model
+
+    def _sample_images(self, num_images: int = NUM_STATISTICS_IMAGES) -> torch.Tensor:
+        """Up to so many training images as the network sees them, normalised images_BCHW on the device."""
+        return self._seen_images(sample(self.data, num_images))
+
+    def _seen_images(self, images_NHWC: np.ndarray) -> torch.Tensor:
+        stored = torch.from_numpy(self.data.preprocess.view(images_NHWC)).permute(0, 3, 1, 2)
+        normalised: torch.Tensor = self.normalize(stored.to(self.device))
+        return normalised
+
+    def _late_frozen(self) -> list[list[str]]:
+        """Names of the parameters of the parts that `freeze_after` names."""
+        parts, count = layer_groups(self.model), len(self.recipe.freeze_after)
+        if count >= len(parts):
+            raise ConfigError(
+                f"freeze_after freezes all of {self.recipe.model.name}: got {count} shares for {len(parts)} parts. "
+                f"Give at most {len(parts) - 1}."
+            )
+        return parts[:count]
+
+    def _check_start_size(self) -> None:
+        start = self.recipe.augment.start_size
+        if start is None:
+            return
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                blank = torch.zeros(2, self.data.preprocess.channels, start, start, device=self.device)
+                self.model(self.normalize(blank))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"augment.start_size is too small for {self.recipe.model.name}: got {start} "
+                f"({str(error).splitlines()[0]}). Set a larger one, or augment.start_size=null."
+            ) from None
+
+    def state(self, setup: Setup) -> TrainState:
+        """A fresh TrainState around the network, in the setup's memory format."""
+        if setup.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        return self._state_of(self.model, setup)
+
+    def _state_of(self, model: nn.Module, setup: Setup) -> TrainState:
+        recipe = self.recipe
+        layers = layer_groups(model) if recipe.optimizer.layer_decay else None
+        generator = torch.Generator(self.device)
+        generator.manual_seed(recipe.seed)
+        return TrainState(
+            model=model,
+            optimizer=create_optimizer(model, recipe.optimizer, layers=layers, head=head_parameters(model)),
+            generator=generator,
+            ema=Ema(model, recipe.ema_decay) if recipe.ema_decay else None,
+            scaler=torch.amp.GradScaler(self.device.type) if setup.precision == "fp16" else None,
+            focus=self._focus(),
+            own_answers=self._own_answers(),
+        )
+
+    def _focus(self) -> Focus | None:
+        if self.recipe.focus.share == 1:
+            return None
+        num_images = len(self.data.cache.splits["train"].labels_N)
+        return Focus(config=self.recipe.focus, losses_N=torch.full((num_images,), float("inf"), device=self.device))
+
+    def _own_answers(self) -> OwnAnswers | None:
+        config = self.recipe.loss
+        if not config.self_distillation:
+            return None
+        return OwnAnswers(
+            config.self_distillation,
+            self.data.cache.splits["train"].labels_N,
+            self.num_classes,
+            label_smoothing=config.label_smoothing,
+            device=self.device,
+        )
+
+    def stepper(self, state: TrainState, setup: Setup, on_message: Callable[[str], None] = lambda _: None) -> Stepper:
+        """A Stepper on `state`."""
+        return Stepper(
+            state,
+            setup,
+            loss=self.loss,
+            normalize=self.normalize,
+            augment=self.augment,
+            device=self.device,
+            kernels=self.kernels,
+            clip_grad_norm=self.recipe.clip_grad_norm,
+            distillation=self.distillation,
+            weights_K=self.weights_K,
+            fake_quant=self.recipe.fake_quant,
+            on_message=on_message,
+        )
+
+    def trial_step(self, setup: Setup) -> Callable[[], object]:
+        """A function that makes one training step on a copy of the network, for the measured trial."""
+        model = copy.deepcopy(self.model).train()
+        if setup.channels_last:
+            model.to(memory_format=torch.channels_last)
+        state = self._state_of(model, setup)
+        # images that grow have their full size at the end: most of the time goes there
+        state.counters.progress = 1.0
+        stepper = self.stepper(state, setup)
+        batch = next(iter(self.batches.epoch(0)))
+        count = min(trial_batch_size(self.recipe), len(batch.labels_B))
+        small = Batch(batch.images_BCHW[:count], batch.labels_B[:count], batch.indices_B[:count])
+
+        def step() -> None:
+            set_threads(setup.threads)
+            stepper.step(small, 0)
+
+        return step
+
+    def settler(self, setup: Setup) -> Callable[[nn.Module, bool], None] | None:
+        """A function (network, whether it is the last time) that takes batch-norm statistics anew, in place.
+
+        None where there are none.
+        """
+        return partial(self._settle, setup) if has_batch_norm(self.model) else None
+
+    def _settle(self, setup: Setup, model: nn.Module, last: bool) -> None:
+        count = NUM_IMAGES_LAST if last else NUM_IMAGES
+        if self.recipe.data.balanced_sampling:
+            # in training every batch has as many of each class: of others the statistics are other ones
+            rows = np.sort(self.batches.order(0)[:count])
+            images_BCHW = self._seen_images(self.data.cache.splits["train"].images_NHWC[rows])
         else:
-            adapt_counters(state.counters, recipe, contract, folder.saved_recipe(), previous["contract"])
-            # an extension that is interrupted goes on to its own end
-            folder.record(recipe, record_of(facts, contract))
-        engine = _engine(session, state, setup, contract, folder, display, clock)
-        with display:
-            engine.run()
-        # the engine looks from time to time
-        engine.check_files()
-        return finish(session, engine, setup, folder, facts, contract)
+            images_BCHW = self._sample_images(count)
+        # classes lie one after the other: each batch is to have some of all
+        order = torch.randperm(len(images_BCHW), generator=torch.Generator().manual_seed(0)).to(self.device)
+        size = max(2, min(NUM_IMAGES // 2, eval_batch_size(self.seen.size)))
+        with autocast(self.device, setup.precision):
+            estimate_statistics(model, images_BCHW[order].tensor_split(-(-len(images_BCHW) // size)))
 
+    def validator(self, setup: Setup) -> Callable[[nn.Module], Validation]:
+        """A function that validates a network."""
+        return partial(self._validate, setup)
 
-@contextlib.contextmanager
-def _global_settings_restored() -> Iterator[None]:
-    """Gives back to the program that called us the number of threads and the choice of kernels."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    cudnn = torch.backends.cudnn
-    kernels = cudnn.deterministic, cudnn.benchmark
-    try:
-        yield
-    finally:
-        set_threads(threads)
-        if deterministic != torch.are_deterministic_algorithms_enabled():
-            torch.use_deterministic_algorithms(deterministic)
-        cudnn.deterministic, cudnn.benchmark = kernels
+    def _validate(self, setup: Setup, model: nn.Module) -> Validation:
+        logits, labels = self._validated = self._split_logits(model, setup, "val")
+        # the plain loss: that of a smoothed or weighted target could not be compared between recipes
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        return Validation(loss=float(loss), top1=topk_accuracy(logits, labels, k=1))
 
+    def pass_seconds(self, model: nn.Module, setup: Setup) -> float:
+        """What a pass over the validation split will take, from one over a part of it."""
+        data = self.data
+        positions = np.arange(len(data.val_labels_N)) if data.val_indices is None else data.val_indices
+        part = positions[: 2 * eval_batch_size(data.preprocess.size)]
+        arrays = (data.val_images_NHWC, data.val_labels_N)
+        # the first pass of a process takes three times as long as others
+        self._logits(model, setup, *arrays, part[: (len(part) + 1) // 2])
+        started = time.monotonic()
+        self._logits(model, setup, *arrays, part)
+        return (time.monotonic() - started) * len(positions) / len(part)
 
-def _facts(cache: Cache, data: TrainingData, name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "place": str(cache.source.root.resolve()) if cache.source.root else None,
-        "fingerprint": cache.fingerprint,
-        "num_images": sum(len(split.labels_N) for split in cache.splits.values()),
-        "num_train": len(data.train_indices),
-        "num_val": data.num_val,
-        "num_test": data.num_test,
-    }
+    def calibrated(self, model: nn.Module, setup: Setup) -> tuple[nn.Module, float | None]:
+        """The network whose logits are divided by a temperature that fits validation, and that; or itself and None."""
+        # the last step was validated: no pass is needed, unless the best weights were taken back since
+        last = None if self.recipe.early_stopping else self._validated
+        logits, labels = last or self._split_logits(model, setup, "val")
+        return calibrated(model, logits, labels, self._sample_images(NUM_TRIED))
 
+    def split_probs(self, model: nn.Module, setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """probs_NK float32 and labels_N int64 of "val" or "test"."""
+        logits, labels = self._split_logits(model, setup, split)
+        return logits.softmax(1).numpy(), labels.numpy()
 
-def _receipt(
-    session: Session,
-    recipe: Recipe,
-    device: torch.device,
-    *,
-    tune: bool,
-    cache_dir: Path,
-    planned_seconds: float | None,
-) -> Receipt:
-    if not tune:
-        # a resumed run's recipe has its setup resolved: plain_setup reads it
-        return Receipt(setup=plain_setup(recipe), source="off")
-    names = {
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "model": to_dict(recipe.model),
-        "size": session.data.preprocess.size,
-        "channels": session.data.preprocess.channels,
-        "batch": trial_batch_size(recipe),
-        "augment": to_dict(recipe.augment),
-        "optimizer": to_dict(recipe.optimizer),
-        "fixed": [getattr(recipe, name) for name in MEASURED],
-        "micro_batch": recipe.micro_batch_size,
-        # whether compiling pays depends on the length of the run, within a factor of ten or so
-        "magnitude": round(math.log10(recipe.epochs * len(session.data.train_indices))),
-    }
-    path = receipt_path(cache_dir, names)
-    return stored_receipt(path) or run_trial(
-        recipe,
-        session.trial_step,
-        device=device,
-        expected_steps=recipe.epochs * len(session.batches),
-        planned_seconds=planned_seconds,
-        path=path,
-    )
+    def _split_logits(self, model: nn.Module, setup: Setup, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        data = self.data
+        if split == "val":
+            arrays: tuple[Any, ...] = (data.val_images_NHWC, data.val_labels_N, data.val_indices)
+        else:
+            test = data.cache.splits["test"]
+            arrays = (test.images_NHWC, test.labels_N, None)
+        return self._logits(model, setup, *arrays)
 
-
-def _resolved(recipe: Recipe, setup: Setup) -> Recipe:
-    return dataclasses.replace(recipe, **{name: getattr(setup, name) for name in (*MEASURED, "micro_batch_size")})
-
-
-def _engine(
-    session: Session,
-    state: TrainState,
-    setup: Setup,
-    contract: Contract,
-    folder: RunFolder,
-    display: LiveDisplay,
-    clock: Callable[[], float],
-) -> Engine:
-    data, recipe = session.data, session.recipe
-    seconds_before = state.counters.total_seconds
-    resumed_step = state.counters.step or None
-    reporter = Reporters(display, Tracker(folder.path, resumed_step=resumed_step))
-    plan = Plan(
-        epochs=recipe.epochs,
-        steps_per_epoch=len(session.batches),
-        schedule=recipe.schedule,
-        within_seconds=contract.within_seconds,
-        target=contract.target,
-        clock=lambda: seconds_before + clock(),
-    )
-    if contract.within_seconds is not None:
-        seconds = session.pass_seconds(state.averaged_model, without_own_kernels(setup))
-        # the last validation, the metrics of the bundle on validation and test, and saving
-        passes = 2 + data.num_test / max(data.num_val, 1)
-        if session.settler(setup) is not None:
-            # batch-norm statistics are taken anew from so many training images, before the last validation
-            passes += min(NUM_IMAGES_LAST, len(data.train_indices)) / max(data.num_val, 1)
-        plan.reserve_seconds = seconds * passes + SAVE_SECONDS
-    return Engine(
-        recipe=recipe,
-        state=state,
-        stepper=session.stepper(state, setup, reporter.on_message),
-        batches=session.batches,
-        names=data.cache.splits["train"].names,
-        validate=session.validator(setup),
-        settle=session.settler(setup),
-        plan=plan,
-        checkpoints=folder.checkpoints,
-        reporter=reporter,
-        check_files=FileWatch(data.cache),
-        head=frozenset(session.head),
-        parts=session.late_frozen,
-    )
+    def _logits(
+        self, model: nn.Module, setup: Setup, images: Pixels, labels: np.ndarray, indices: np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return split_logits(
+            model,
+            images,
+            labels,
+            size=self.data.preprocess.size,
+            normalize=self.normalize,
+            setup=setup,
+            device=self.device,
+            indices=indices,
+            kernels=self.kernels,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,19 @@ from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
 from vivace.training.step import Setup, own_kernels
 
-__all__ = ["central_view", "eval_batch_size", "split_logits"]
+__all__ = ["Validation", "central_view", "eval_batch_size", "split_logits"]
 
 # 500 images of 64 px keep a processor busy; as many of 224 px would take more memory than a training step
 MAX_BATCH = 500
 MAX_BATCH_SIDE = 64
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a pass over the validation split gave."""
+
+    loss: float
+    top1: float
 
 
 def eval_batch_size(size: int) -> int:

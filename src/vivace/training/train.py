@@ -1,0 +1,201 @@
+"""vivace.train: from data and a recipe to a bundle, a run folder and a TrainResult."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vivace.cachedir import default_cache_dir
+from vivace.config import from_dict, override, to_dict
+from vivace.data.audit import write_left_out
+from vivace.data.describe import report
+from vivace.data.place import AnyData
+from vivace.data.splits import DataSource
+from vivace.errors import ConfigError
+from vivace.hardware import has_nvidia_driver, process_seconds
+from vivace.notices import collected_warnings, warn
+from vivace.training.dataset import open_cache_of, open_run_cache, open_run_source, with_sizes
+from vivace.training.display import LiveDisplay
+from vivace.training.facts import measure_facts
+from vivace.training.implied import with_implied
+from vivace.training.recipe import Recipe
+from vivace.training.recipes import DEFAULT_RECIPE, DataFacts, resolve_recipe
+from vivace.training.result import TrainResult
+from vivace.training.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
+
+if TYPE_CHECKING:
+    from vivace.training.distill import Teacher
+
+__all__ = ["TrainResult", "parse_duration", "train"]
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds of "90s", "10m", "1.5h" or a plain number of seconds. Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", str(text))
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"--within is no duration: got {text!r}. Write 90s, 10m or 1.5h.")
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
+
+
+@collected_warnings()
+def train(
+    data: AnyData,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    *,
+    epochs: int | None = None,
+    within: str | float | None = None,
+    target: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    run: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    tune: bool = True,
+    cache_dir: str | Path | None = None,
+    num_workers: int | None = None,
+    measure_test: bool = True,
+    teacher: Teacher | None = None,
+    quiet: bool = False,
+    clock: Callable[[], float] | None = None,
+) -> TrainResult:
+    """Train a classifier on `data` and write its bundle.
+
+    data: a data set's name, a folder of class folders, a folder with train/ and val/ or test/, a manifest
+    (.csv, .jsonl, .parquet) or an archive, or a `vivace.Data` of one, which says how it is opened. recipe: a name, a
+    YAML file or a Recipe. overrides: dotted fields of the recipe, such as {"optimizer.lr": 0.1}. The contract is
+    `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation accuracy,
+    (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown but
+    warnings, which `TrainResult.warnings` has too, and what DATA was understood to be if anything was left out of it.
+    teacher: a faster form of the network that `distill.teacher` names, which answers in its place: pixels, uint8
+    [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K].
+
+    Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
+    """
+    if clock is None:
+        began = process_seconds()
+        clock = lambda: process_seconds() - began  # noqa: E731
+    within_seconds = None if within is None else parse_duration(within)
+    if epochs is not None and within_seconds is not None:
+        raise ConfigError(f"two contracts: got epochs {epochs} and within {within!r}. Give one of them.")
+    if target is not None and not 0 < target <= 1:
+        raise ConfigError(f"--target is out of range: got {target!r}. Give an accuracy in (0, 1].")
+    changes = dict(overrides or {})
+    if epochs is not None:
+        changes["epochs"] = epochs
+    if run == "":
+        raise ConfigError("run is an empty text: got ''. Name a folder, '.' for this one.")
+    if run is not None and not resume:
+        check_run_place(Path(run), data)
+    # decoding is processes and files, importing torch is one thread: they overlap
+    importing = threading.Thread(target=_import_torch, daemon=True)
+    importing.start()
+
+    cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    source = open_run_source(data, run, resume, cache_path)
+    # a GPU has time for the larger network in any contract
+    on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
+    folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
+    report(source, resolved.data.val_fraction, quiet=quiet)
+    display = LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet)
+    try:
+        began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
+        resolved, cache = open_run_cache(
+            resolved, teacher, lambda asked: open_cache_of(source, asked, cache_path, num_workers, quiet, began_with)
+        )
+        if cache.audit.quarantined:
+            write_left_out(cache.audit, folder.claim("left_out.csv"))
+        if "data.val_fraction" in changes and "val" in cache.splits:
+            num_val = len(cache.splits["val"].labels_N)
+            warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
+        # two threads that import modules which import each other may see half of one
+        importing.join()
+        from vivace.training.plan import Contract
+        from vivace.training.run import run_training
+
+        return run_training(
+            folder,
+            resolved,
+            cache,
+            source_name=source.name,
+            contract=Contract(within_seconds=within_seconds, target=target),
+            resume=resume,
+            device_choice=device,
+            tune=tune,
+            measure_test=measure_test,
+            teacher=teacher,
+            cache_dir=cache_path,
+            display=display,
+            clock=clock,
+        )
+    finally:
+        folder.discard_if_unused()
+        folder.release()
+
+
+def _import_torch() -> None:
+    # torch's optimizers import its compiler when the first one is made, which takes as long as torch itself
+    import torch._dynamo  # noqa: F401
+
+
+def _open_run(
+    source: DataSource,
+    recipe: str | Path | Recipe,
+    changes: dict[str, Any],
+    run: str | Path | None,
+    resume: bool,
+    seconds: float | None,
+) -> tuple[RunFolder, Recipe]:
+    """The locked run folder, and the recipe with the changes made and everything about the data resolved."""
+    runs = Path("runs")
+    facts = dataclasses.replace(measure_facts(source), seconds=seconds)
+    if resume:
+        folder = RunFolder(Path(run) if run else newest_run(runs, source.name), resume=True)
+        try:
+            return folder, _resumed_recipe(folder, recipe, changes, facts)
+        except BaseException:
+            folder.release()
+            raise
+    size = override(Recipe(), {"data.size": changes.get("data.size")}).data.size
+    if size is not None:
+        facts = dataclasses.replace(facts, side=size)
+    resolved = resolve_recipe(recipe, facts)
+    resolved = with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
+    folder = RunFolder(Path(run) if run else new_run_path(runs, f"{source.name}-{resolved.name}"), resume=False)
+    return folder, resolved
+
+
+def _resumed_recipe(
+    folder: RunFolder, recipe: str | Path | Recipe, changes: Mapping[str, Any], facts: DataFacts
+) -> Recipe:
+    """The run's own recipe with the changes that a resumed run may have. Raises CheckpointError for others."""
+    saved = folder.saved_recipe()
+    if recipe != DEFAULT_RECIPE:
+        # the network follows from the contract that the run began with
+        began_with = folder.saved_facts()["contract"]["within_seconds"]
+        asked = resolve_recipe(recipe, dataclasses.replace(facts, seconds=began_with))
+        if isinstance(recipe, str) and recipe == asked.name:
+            asked = dataclasses.replace(saved, name=recipe)
+        check_same_recipe(saved, from_dict(Recipe, _merged(to_dict(saved), to_dict(asked))))
+    within = folder.saved_facts()["contract"]["within_seconds"]
+    if within is not None and "epochs" in changes:
+        raise ConfigError(
+            f"two contracts: the run was begun within {within:g} s, and got epochs {changes['epochs']!r}. "
+            "Leave --epochs out, or start a new run with another --run."
+        )
+    asked = override(saved, changes)
+    check_same_recipe(saved, asked)
+    return asked
+
+
+def _merged(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """`saved` with all that `asked` states: what is None or "auto" there was decided when the run began."""
+    merged = dict(saved)
+    for key, value in asked.items():
+        if isinstance(value, Mapping) and isinstance(saved.get(key), Mapping):
+            merged[key] = _merged(saved[key], value)
+        elif value is not None and value != "auto":
+            merged[key] = value
+    return merged
