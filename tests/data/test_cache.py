@@ -23,7 +23,7 @@ from PIL import Image
 
 from vivace.cachedir import default_cache_dir
 from vivace.data import cache as cache_module
-from vivace.data import cachefiles, workers
+from vivace.data import cachebuild, cachefiles, workers
 from vivace.data.cache import Cache, open_cache
 from vivace.data.cachefiles import allocate, keep_rows, settle
 from vivace.data.cachelist import list_caches, remove_caches
@@ -61,7 +61,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("decoded again")
 
-    return lambda: monkeypatch.setattr(cache_module, "_decode_split", refuse)
+    return lambda: monkeypatch.setattr(cachebuild, "_decode_split", refuse)
 
 
 def left_overs() -> list[str]:
@@ -427,7 +427,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
 ) -> None:
     root = make_folder()
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(cachebuild.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match=r"the disk is too full for the cache: 18,432 bytes are needed, 1,000 are free"):
         opened(root)
     assert (list_caches(default_cache_dir()), left_overs()) == ([], [])

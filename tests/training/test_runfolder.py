@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     def decoding(*_: Any, **__: Any) -> Any:
         raise AssertionError("images were decoded for nothing")
 
-    monkeypatch.setattr("vivace.training.train.open_cache", decoding)
+    monkeypatch.setattr("vivace.training.dataset.open_cache", decoding)
     (tmp_path / "file").write_text("")
     name, reason = ("file/run", "Not a directory") if below == "a file" else ("/proc/run", "No such file or directory")
     with pytest.raises(RunFolderError, match=rf"^the run folder can't be written: .* \({reason}\)\. Choose another"):
