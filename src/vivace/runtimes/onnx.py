@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from vivace.errors import BundleError, ConfigError, MissingExtra
 from vivace.hardware import num_cpus
 from vivace.runtimes import INPUT, OUTPUT, Classifier, checked_graph, graph_file, short_reason
 from vivace.runtimes.onnx_bytes import check_onnx
+from vivace.runtimes.patience import patience, within
 
 if TYPE_CHECKING:
     import torch
@@ -42,13 +44,15 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
 
 def classifier_of(path: Path) -> Classifier:
     """A classifier of a file that `vivace export --to onnx` wrote. Raises BundleError if it is none, MissingExtra."""
-    session = open_session(path)
+    session, new_options = open_session(path), _library().RunOptions
     names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
     if names != [INPUT, OUTPUT]:
         raise BundleError(f"the graph has {names} for {[INPUT, OUTPUT]}: {path}. Export it again.")
 
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
-        probs: np.ndarray = session.run([OUTPUT], {INPUT: np.ascontiguousarray(images_NHWC)})[0]
+        options = new_options()
+        with within(patience(len(images_NHWC)), partial(setattr, options, "terminate", True), f"the graph {path}"):
+            probs: np.ndarray = session.run([OUTPUT], {INPUT: np.ascontiguousarray(images_NHWC)}, options)[0]
         return probs
 
     return classify
@@ -61,10 +65,7 @@ def open_session(graph: Path | bytes, *, profile_prefix: str | None = None) -> A
 
     Raises BundleError for a graph that may do more than compute (see `onnx_bytes`) or can't be loaded, MissingExtra.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtra("onnxruntime", "accelerate", "the runtime onnx") from None
+    onnxruntime = _library()
     model = _checked(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_cpus()
@@ -78,7 +79,10 @@ def open_session(graph: Path | bytes, *, profile_prefix: str | None = None) -> A
     # should a graph that reads other files get so far: no folder, so nothing is below it
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        # computing what is constant while a graph is loaded can't be stopped, whereas a call can be
+        return onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+        )
     except MemoryError:
         raise
     except Exception as error:
@@ -86,6 +90,14 @@ def open_session(graph: Path | bytes, *, profile_prefix: str | None = None) -> A
         raise BundleError(
             f"the graph can't be loaded: {_name(graph)} ({short_reason(error)}). Export it again."
         ) from None
+
+
+def _library() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtra("onnxruntime", "accelerate", "the runtime onnx") from None
+    return onnxruntime
 
 
 def _checked(graph: Path | bytes) -> bytes:
