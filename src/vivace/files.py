@@ -55,6 +55,9 @@ def open_regular(path: Path, max_bytes: int | None = None) -> IO[bytes]:
 
     A stranger's folder may hold any of them, and they would be waited for, or never end.
     """
+    if path.is_symlink():
+        # what the system says of one is "too many levels of symbolic links"
+        raise OSError(errno.ELOOP, f"{path.name} is a link")
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         facts = os.fstat(descriptor)

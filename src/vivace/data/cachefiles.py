@@ -235,7 +235,8 @@ def read_cache(
         )
     # whatever damaged bytes lead to
     except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, ConfigError) as error:
-        reason = " ".join(str(error).split())[:200]
+        cause = error.strerror if isinstance(error, OSError) and error.filename is None else error
+        reason = " ".join(str(cause).split())[:200]
         raise DamagedFiles(reason or type(error).__name__) from None
 
 
