@@ -24,6 +24,8 @@ __all__ = [
     "canonical_json",
     "held",
     "new_folder",
+    "open_regular",
+    "read_printable",
     "read_regular",
     "remove_leftovers",
     "sha256_of",
@@ -38,6 +40,8 @@ MAX_NAME_BYTES = 240
 # where a file system has no locks: what nobody changed for so long is nobody's
 ABANDONED_SECONDS = 24 * 3600
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
+# all that `canonical_json` writes
+PRINTABLE = bytes(range(0x20, 0x7F))
 
 
 def sha256_of(path: Path) -> str:
@@ -46,17 +50,44 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_regular(path: Path, max_bytes: int) -> bytes:
-    """A file's bytes. Raises OSError, also for a link, a pipe, a device, or more than `max_bytes`: a stranger's folder
-    may hold any of them, and they would be waited for, or never end."""
+def open_regular(path: Path, max_bytes: int | None = None) -> IO[bytes]:
+    """A file, opened to be read. Raises OSError, also for a link, a pipe, a device, or more than `max_bytes`.
+
+    A stranger's folder may hold any of them, and they would be waited for, or never end.
+    """
+    if path.is_symlink():
+        # what the system says of one is "too many levels of symbolic links"
+        raise OSError(errno.ELOOP, f"{path.name} is a link")
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "no regular file")
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes")
-    return content
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+        if max_bytes is not None and facts.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"{path.name} is larger than {max_bytes:,} bytes")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """A file's bytes. Raises OSError as `open_regular` does."""
+    with open_regular(path, max_bytes) as file:
+        # what it grows by meanwhile is left out
+        return file.read(max_bytes)
+
+
+def read_printable(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a file of `canonical_json`. Raises OSError as `open_regular` does, and ValueError at the first byte
+    that is none of its: a file of zeros takes no room on a disk, and all of the memory."""
+    content = bytearray()
+    with open_regular(path, max_bytes) as file:
+        while part := file.read(min(1 << 20, max_bytes - len(content))):
+            if part.translate(None, PRINTABLE):
+                raise ValueError(f"{path.name} is no JSON of vivace's")
+            content += part
+    return bytes(content)
 
 
 def canonical_json(value: Any) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 
 from vivace.data.place import Data
 from vivace.data.sources import open_source
+from vivace.data.tables import open_table
 from vivace.errors import DataError
 
 GOOD = "file_name,label\n0.jpg,a\n1.jpg,a\n2.jpg,b\n3.jpg,b\n"
@@ -45,6 +46,42 @@ def test_a_file_that_cant_be_read_is_told_with_its_line(root: Path, monkeypatch:
     monkeypatch.setattr(os, "access", lambda path, *_, **__: not path.endswith("2.jpg"))
     with pytest.raises(DataError, match=r"line 4: the file can't be read: '2.jpg'. Check its rights"):
         open_source(write(root, GOOD))
+
+
+def wide(kind: str, num_columns: int, place: Path) -> Path:
+    """A table of so many columns, the first two of which are right."""
+    names = ["file_name", "label", *(f"c{number}" for number in range(num_columns - 2))]
+    rows = [[f"{1 + number % 3}.jpg", "ab"[number % 2], *["0"] * (num_columns - 2)] for number in range(3)]
+    path = place / f"wide.{kind.partition(' ')[0]}"
+    if kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pyarrow.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), path
+        )
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    else:
+        mark = "\t" if kind == "tsv" else ","
+        start = "# " if kind == "csv #" else ""
+        path.write_text(start + "".join(mark.join(row) + "\n" for row in [names, *rows]))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv #", "tsv", "jsonl", "parquet"])
+def test_a_table_of_more_columns_than_any_has_is_refused_before_they_are_looked_at(root: Path, kind: str) -> None:
+    with open_table(wide(kind, 10_000, root), []) as (columns, _, rows):
+        assert len(columns) == 10_000
+        assert len(list(rows(columns[:2]))) == 3
+    message = r"wide\.\w+(, line 1)?: 10,001 columns, the cap is 10,000\. Leave out those that are neither files, "
+    with pytest.raises(DataError, match=message):
+        open_source(wide(kind, 10_001, root))
+
+
+def test_a_wide_row_of_jsonl_is_refused_with_its_line(root: Path) -> None:
+    wider = json.dumps({"file_name": "1.jpg", "label": "a", **{str(number): 0 for number in range(10_000)}})
+    (root / "x.jsonl").write_text(f'{{"file_name": "1.jpg", "label": "a"}}\n{wider}\n')
+    with pytest.raises(DataError, match=r"x\.jsonl, line 2: 10,002 columns, the cap is 10,000\. Leave out"):
+        open_source(root / "x.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,56 @@ def test_what_does_not_fit_is_refused_by_the_first_key_and_changes_nothing(
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: torch.empty(48, device="meta"), "a tensor on the device meta, which holds no numbers here"),
+        (lambda: torch.zeros(48).to_sparse(), "a tensor of layout sparse_coo"),
+        (lambda: torch.eye(48).to_sparse_csr(), "a tensor of layout sparse_csr"),
+        (lambda: torch.eye(48).to_sparse_bsc((2, 2)), "a tensor of layout sparse_bsc"),
+        (lambda: torch.quantize_per_tensor(torch.zeros(48), 0.1, 0, torch.qint8), "a quantized tensor"),
+        (lambda: torch.zeros(48, dtype=torch.complex64), "a tensor of complex64"),
+        (lambda: torch.zeros(48).to(torch.float8_e4m3fn), "a tensor of float8_e4m3fn"),
+        (lambda: torch.zeros(48, dtype=torch.uint16), "a tensor of uint16"),
+        (lambda: torch.zeros(48, dtype=torch.uint8).view(torch.bits8), "a tensor of bits8"),
+        (lambda: 3, "of type int"),
+        (lambda: None, "of type NoneType"),
+        (lambda: [torch.zeros(48)], "of type list"),
+        (lambda: torch.float32, "of type dtype"),
+        (lambda: torch.zeros(48).untyped_storage(), "of type TypedStorage"),
+    ],
+)
+@pytest.mark.parametrize("name", ["whiten.bias", "head.extra", "x" * 1000])
+def test_what_is_no_plain_tensor_is_refused_by_what_it_is(
+    trained: nn.Module, tmp_path: Path, name: str, make: Callable[[], Any], what: str
+) -> None:
+    weights = {key: value.clone() for key, value in trained.state_dict().items()}
+    torch.save({**weights, name: make()}, tmp_path / "w.pth")
+    message = (
+        rf"^no state dict was found in \S*w\.pth: {name[:120]} is {what}, expected a plain tensor\. Save it by [^\n]*$"
+    )
+    with pytest.raises(ModelError, match=message):
+        load_weights(network(), tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused(tmp_path: Path, layout: torch.layout) -> None:
+    tensor = torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)], layout=layout)
+    torch.save({"whiten.bias": tensor}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"^the weights hold more than tensors, [^\n]* asks for torch\."):
+        load_weights(network(), tmp_path / "w.pth")
+
+
+def test_a_safetensors_of_a_strange_dtype_is_refused(trained: nn.Module, tmp_path: Path) -> None:
+    save_file(
+        {**trained.state_dict(), "whiten.bias": torch.zeros(48).to(torch.float8_e5m2)}, tmp_path / "w.safetensors"
+    )
+    with pytest.raises(ModelError, match=r"whiten\.bias is a tensor of float8_e5m2, expected a plain tensor"):
+        load_weights(network(), tmp_path / "w.safetensors")
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, ("evil-was-here",))

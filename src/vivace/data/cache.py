@@ -22,12 +22,11 @@ from vivace.data.badrows import audited
 from vivace.data.cachebuild import build, origin_of
 from vivace.data.cachefiles import (
     CachedSplit,
-    DamagedFiles,
     StoredCache,
-    folders_with,
     read_cache,
     settle,
 )
+from vivace.data.cacheindex import DamagedFiles, folders_with, index_limit
 from vivace.data.decode import shown
 from vivace.data.preprocess import Preprocess
 from vivace.data.signature import signature_of, strangers_of
@@ -189,7 +188,11 @@ def _read(
     say: bool = True,
 ) -> StoredCache | None:
     try:
-        return read_cache(folder, preprocess, signature=signature, check_pixels=check_pixels)
+        limit = index_limit(source)
+        found = read_cache(folder, preprocess, signature=signature, check_pixels=check_pixels, max_index_bytes=limit)
+        if found is not None and (found.splits.keys(), found.classes) != (source.splits.keys(), source.classes):
+            raise DamagedFiles("it has other splits or classes")
+        return found
     except DamagedFiles as error:
         if say:
             warn(f"the cache of {source.name} is damaged, its images are read anew: {folder} ({error})")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from vivace.cachedir import INDEX
 from vivace.data.audit import audit_images
 from vivace.data.cachefiles import allocate, boot_id, keep_rows, write_splits
 from vivace.data.preprocess import Preprocess
@@ -17,6 +20,9 @@ from vivace.errors import DataError
 from vivace.files import atomic_folder
 
 __all__ = ["build", "origin_of"]
+
+# of a split's files in a cache
+ENDINGS = (".npy", ".labels.npy", ".digests.npy")
 
 
 def build(
@@ -39,12 +45,36 @@ def build(
 
     _check_space(folder.parent, total * preprocess.store_size**2 * preprocess.channels)
     boot = boot_id()
-    with atomic_folder(folder, sync=boot is None) as temporary:
+    own = {INDEX} | {f"{name}{ending}" for name in source.splits for ending in ENDINGS}
+    with atomic_folder(folder, sync=boot is None, check=lambda old: _keep_others(old, folder, own)) as temporary:
         decoded = {
             name: _decode_split(split, preprocess, temporary / f"{name}.npy", kernels, num_workers, count)
             for name, split in source.splits.items()
         }
         _finish(temporary, source, preprocess, signature, decoded, boot)
+
+
+def _keep_others(old: Path, new: Path, own: Collection[str]) -> None:
+    """Move what lies in the cache `old`, which is about to be removed, and has none of its `own` names, to `new`.
+
+    Nothing is moved if they are the same: then it is only looked whether all could be. Raises OSError if not.
+    """
+    moved: list[Path] = []
+    try:
+        for path in sorted(old.iterdir()):
+            is_folder = path.is_dir() and not path.is_symlink()
+            if path.name in own:
+                if is_folder and any(path.iterdir()):
+                    raise OSError(errno.ENOTEMPTY, f"{path.name} is a folder that holds files: move it away")
+            elif old.absolute() != new.absolute():
+                if os.path.lexists(new / path.name):
+                    raise FileExistsError(errno.EEXIST, f"{path.name} was put there meanwhile: move it away")
+                path.rename(new / path.name)
+                moved.append(path)
+    except BaseException:
+        for path in moved:
+            (new / path.name).rename(path)
+        raise
 
 
 def origin_of(source: DataSource) -> list[str]:

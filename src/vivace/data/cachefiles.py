@@ -14,10 +14,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,18 @@ import numpy as np
 
 from vivace.cachedir import INDEX, building
 from vivace.data.audit import Audit
+from vivace.data.cacheindex import MAX_INDEX_BYTES, DamagedFiles, parse_index, read_index, sealed
 from vivace.data.preprocess import Preprocess
 from vivace.data.signature import SCHEMA_VERSION
-from vivace.data.stored import Pixels, StoredImages, checksums, first_changed_block
+from vivace.data.stored import Pixels, StoredImages, checksums, first_changed_block, read_column
 from vivace.errors import ConfigError
-from vivace.files import atomic_file, canonical_json, sync_files
+from vivace.files import atomic_file, canonical_json, read_printable, sync_files
 
 __all__ = [
     "CachedSplit",
-    "DamagedFiles",
     "StoredCache",
     "allocate",
     "boot_id",
-    "folders_with",
     "keep_rows",
     "read_cache",
     "settle",
@@ -46,6 +44,9 @@ __all__ = [
 ]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# of a digest, in hexadecimal
+DIGEST = np.dtype("S32")
+HEXADECIMAL = b"0123456789abcdef"
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,6 @@ class StoredCache:
     audit: Audit
     origin: tuple[str, str]
     """The root and the name of the source."""
-
-
-class DamagedFiles(Exception):
-    """The files of a cache are not what was written: the message tells which."""
 
 
 def allocate(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
@@ -145,16 +142,7 @@ def write_splits(
     }
     if boot is not None:
         index["boot"] = boot
-    (folder / INDEX).write_bytes(_sealed(index))
-
-
-def _sealed(index: dict[str, Any]) -> bytes:
-    """The bytes of an index with its own hash."""
-    return canonical_json({**index, "sha256": _hash(index)})
-
-
-def _hash(index: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(index)).hexdigest()
+    (folder / INDEX).write_bytes(sealed(index))
 
 
 def boot_id() -> str | None:
@@ -170,14 +158,21 @@ def settle(folder: Path) -> threading.Thread:
 
     Raises OSError if the index can't be read.
     """
-    thread = threading.Thread(target=_settle, args=(folder, (folder / INDEX).read_bytes()), daemon=True)
+    try:
+        unsettled = read_printable(folder / INDEX, MAX_INDEX_BYTES)
+    except ValueError:
+        raise OSError(errno.EILSEQ, f"{INDEX} has changed") from None
+    thread = threading.Thread(target=_settle, args=(folder, unsettled), daemon=True)
     thread.start()
     return thread
 
 
 def _settle(folder: Path, unsettled: bytes) -> None:
-    index = json.loads(unsettled)
-    index.pop("sha256")
+    try:
+        index = parse_index(unsettled)
+    except DamagedFiles:
+        # the next opening tells
+        return
     if index.pop("boot", None) is None:
         return
     failed = False
@@ -187,18 +182,18 @@ def _settle(folder: Path, unsettled: bytes) -> None:
         # a page that can't be written may be dropped: what is read from it later is anything
         failed = True
     # a folder that was closed to this process meanwhile keeps its index: it is believed until the next start
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         if not folder.exists():
             return
         with building(folder):
             # another process may have put another cache in its place
-            if (folder / INDEX).read_bytes() != unsettled:
+            if read_printable(folder / INDEX, len(unsettled)) != unsettled:
                 return
             if failed:
                 (folder / INDEX).unlink()
                 return
             with atomic_file(folder / INDEX) as file:
-                file.write(_sealed(index))
+                file.write(sealed(index))
 
 
 def read_cache(
@@ -208,6 +203,7 @@ def read_cache(
     signature: str | None = None,
     origin: list[str] | None = None,
     check_pixels: bool = True,
+    max_index_bytes: int = MAX_INDEX_BYTES,
 ) -> StoredCache | None:
     """The cache in `folder`; None if there is none, or one of other files, of another version, or never settled.
 
@@ -215,8 +211,8 @@ def read_cache(
     them and compare their checksums, 1.5 GB/s on one processor. Raises DamagedFiles.
     """
     try:
-        index = _read_index(folder / INDEX)
-        if index is None or index["schema_version"] != SCHEMA_VERSION:
+        index = read_index(folder / INDEX, max_index_bytes)
+        if index is None:
             return None
         if signature not in (None, index["signature"]) or origin not in (None, index["origin"]):
             return None
@@ -227,6 +223,8 @@ def read_cache(
         contents = {name: (split.labels_N, split.digests_N) for name, split in splits.items()}
         if index["fingerprint"] != _fingerprint(index["facts"], contents):
             raise DamagedFiles("the labels or digests have changed")
+        for name, split in splits.items():
+            _check_values(name, split, len(index["facts"][1]))
         return StoredCache(
             folder,
             splits,
@@ -236,21 +234,10 @@ def read_cache(
             (index["origin"][0], index["origin"][1]),
         )
     # whatever damaged bytes lead to
-    except (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, ConfigError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, ConfigError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.filename is None else error
+        reason = " ".join(str(cause).split())[:200]
         raise DamagedFiles(reason or type(error).__name__) from None
-
-
-def _read_index(path: Path) -> dict[str, Any] | None:
-    try:
-        index: dict[str, Any] = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        raise DamagedFiles(f"{path.name} can't be read") from None
-    if not isinstance(index, dict) or index.pop("sha256", None) != _hash(index):
-        raise DamagedFiles(f"{path.name} has changed")
-    return index
 
 
 def _read_split(
@@ -263,17 +250,18 @@ def _read_split(
     changed = first_changed_block(pixels, index["checksums"][name]) if check_pixels else None
     if changed is not None:
         raise DamagedFiles(f"{pixels.name} has changed within its {changed + 1}. block of 4 MiB")
-    labels, digests = np.load(folder / f"{name}.labels.npy"), np.load(folder / f"{name}.digests.npy")
+    labels = read_column(folder / f"{name}.labels.npy", np.int64, len(names))
+    digests = read_column(folder / f"{name}.digests.npy", DIGEST, len(names))
     return CachedSplit(images, labels, tuple(names), digests)
 
 
-def folders_with(fingerprint: str, first: Path) -> Iterator[Path]:
-    """The folders of caches whose index tells this fingerprint: `first`, and those that lie beside it."""
-    for folder in (first, *sorted(first.parent.glob("[!.]*/"))):
-        with contextlib.suppress(OSError):
-            # a search of bytes: the index of a million images takes seconds to parse
-            if f'"fingerprint":"{fingerprint}"'.encode() in (folder / INDEX).read_bytes():
-                yield folder
+def _check_values(name: str, split: CachedSplit, num_classes: int) -> None:
+    """Raise DamagedFiles for values that no cache has, though the fingerprint is theirs: who forges one can seal it."""
+    labels = split.labels_N
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise DamagedFiles(f"{name}.labels.npy holds {labels.min()} to {labels.max()} for {num_classes:,} classes")
+    if split.digests_N.tobytes().translate(None, HEXADECIMAL):
+        raise DamagedFiles(f"{name}.digests.npy holds other than digests")
 
 
 def _fingerprint(facts: list[Any], contents: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vivace.cachedir import DOWNLOADED, INDEX
+from vivace.data.cacheindex import MAX_INDEX_BYTES
 from vivace.data.catalog import CATALOG
 from vivace.data.unpacked import LISTING
 from vivace.errors import DataError, nearest
-from vivace.files import read_regular
+from vivace.files import read_printable, read_regular
 from vivace.notices import warn
 from vivace.trust import INDUCTOR_MARK
 
@@ -42,13 +43,12 @@ NAMES = {
 }
 # kind → names of what is one entry together
 FILES = {"kernels": r"\w+-[0-9a-f]{20}\.so(\.sha256)?", "inductor": r"[^.].*", "tune": r"[0-9a-f]{20}\.json"}
-MAX_INDEX_BYTES = 2**31
 
 
 def _is_of_images(path: Path) -> bool:
     """Whether it holds an index of decoded images, be it a damaged one."""
     try:
-        index = json.loads(read_regular(path / INDEX, MAX_INDEX_BYTES))
+        index = json.loads(read_printable(path / INDEX, MAX_INDEX_BYTES))
     except OSError:
         return False
     except (ValueError, RecursionError):
@@ -186,7 +186,7 @@ def _num_bytes(path: Path) -> int:
 
 def _num_images(folder: Path) -> int:
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return sum(map(len, json.loads((folder / INDEX).read_bytes())["names"].values()))
+        return sum(map(len, json.loads(read_printable(folder / INDEX, MAX_INDEX_BYTES))["names"].values()))
     return 0
 
 

@@ -11,7 +11,10 @@ from vivace.data.assemble import some
 from vivace.data.splitnames import split_of
 from vivace.errors import DataError, nearest
 
-__all__ = ["Columns", "choose_columns", "flag_of"]
+__all__ = ["Columns", "check_width", "choose_columns", "flag_of", "names_images"]
+
+# of a table: a column for each of ten thousand classes
+MAX_COLUMNS = 10_000
 
 # in the order in which they are taken; as `_plain` makes them
 IMAGE_NAMES = (
@@ -102,6 +105,20 @@ def flag_of(value: Any) -> bool | None:
     """A truth value as people write it; None for anything else."""
     text = "" if value is None else str(value).strip().lower()
     return True if text in TRUE else False if text in FALSE else None
+
+
+def check_width(num_columns: int, where: str) -> None:
+    """Raise DataError if a table has more columns than any that lists images: each is looked at in several ways."""
+    if num_columns > MAX_COLUMNS:
+        raise DataError(
+            f"{where}: {num_columns:,} columns, the cap is {MAX_COLUMNS:,}. Leave out those that are neither files, "
+            "classes nor splits."
+        )
+
+
+def names_images(name: str) -> bool:
+    """Whether a column of this name is taken for that of the images."""
+    return _plain(name) in IMAGE_NAMES
 
 
 def find_column(names: Sequence[str], wanted: str) -> str | None:

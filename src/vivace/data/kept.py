@@ -6,7 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from vivace.data.cachefiles import DamagedFiles, StoredCache, folders_with, read_cache
+from vivace.data.cachefiles import StoredCache, read_cache
+from vivace.data.cacheindex import DamagedFiles, folders_with
 from vivace.data.preprocess import Preprocess
 from vivace.data.splits import DataSource, Split
 

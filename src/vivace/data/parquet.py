@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vivace.data.assemble import shorter
+from vivace.data.columns import check_width
 from vivace.errors import ArchiveError, DataError, MissingExtra
 
 __all__ = ["import_parquet", "read_rows", "read_schema"]
@@ -33,12 +34,13 @@ DICTIONARY_PAGE, DELTA_BYTE_ARRAY = 2, 7
 
 
 def read_schema(path: Path) -> Any:
-    """pyarrow's schema of a file. Raises DataError for what is no parquet, or has two columns of one name."""
+    """pyarrow's schema of a file. Raises DataError for no parquet, too many columns, or two of one name."""
     parquet = import_parquet().parquet
     try:
         schema = parquet.read_schema(path)
     except _errors() as error:
         raise _unreadable(path, error) from None
+    check_width(len(schema.names), str(path))
     if twins := sorted(name for name, count in Counter(schema.names).items() if count > 1):
         raise DataError(f"{path}: two columns are called {shorter(twins[0])}. Leave one out, or rename it.")
     return schema

@@ -6,21 +6,25 @@ read that fails can say so, and costs 1 to 2 µs more for an image.
 
 from __future__ import annotations
 
+import math
 import operator
 import os
+import sys
+import warnings
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
 from vivace.errors import CacheDamaged
+from vivace.files import open_regular
 from vivace.hardware import num_cpus
 
-__all__ = ["Pixels", "StoredImages", "checksums", "first_changed_block"]
+__all__ = ["Pixels", "StoredImages", "checksums", "first_changed_block", "read_column"]
 
 # of a file under one checksum. CRC-32 goes through 1.5 GB/s on one core, blake2b through 0.6
 BLOCK_BYTES = 4 * 2**20
@@ -57,14 +61,15 @@ class StoredImages:
     def __init__(self, path: Path) -> None:
         """Raises OSError or ValueError if it is no such file, or not exactly as long as it says."""
         self._path = path.absolute()
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open_regular(path) as file:
+            self.shape, dtype, self._offset = _header(file, path.name)
+            self._descriptor = os.dup(file.fileno())
         # no ResourceWarning, as an open file would give, and no thread that still reads at the exit meets a closed one
         weakref.finalize(self, os.close, self._descriptor).atexit = False
-        self.shape, self._offset = _header(path)
-        self._row_bytes = int(np.prod(self.shape[1:]))
-        size = os.fstat(self._descriptor).st_size
-        if size != self._offset + self.nbytes:
-            raise ValueError(f"{path.name} has {size:,} bytes, expected {self._offset + self.nbytes:,}")
+        if dtype != self.dtype or len(self.shape) != self.ndim:
+            raise ValueError(f"{path.name} holds {dtype} {self.shape}")
+        self._row_bytes = math.prod(self.shape[1:])
+        _check_size(self._descriptor, self._offset + math.prod(self.shape), path.name)
 
     @property
     def nbytes(self) -> int:
@@ -143,16 +148,39 @@ def _damaged(path: Path, reason: str) -> CacheDamaged:
     )
 
 
-def _header(path: Path) -> tuple[tuple[int, ...], int]:
-    """(shape, bytes before the pixels) of a .npy file of uint8 images."""
-    with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):
-            raise ValueError(f"{path.name} is of version {version}")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        if fortran or dtype != np.uint8 or len(shape) != StoredImages.ndim:
-            raise ValueError(f"{path.name} holds {dtype} {shape}")
-        return shape, file.tell()
+def read_column(path: Path, dtype: Any, length: int) -> np.ndarray:
+    """[length] of `dtype` out of a .npy file. Raises OSError or ValueError if it is no such file, of no other size."""
+    with open_regular(path) as file:
+        shape, found, offset = _header(file, path.name)
+        if found != dtype or shape != (length,):
+            raise ValueError(f"{path.name} holds {found} {shape}, expected {np.dtype(dtype)} {(length,)}")
+        # before room is made for it
+        _check_size(file.fileno(), offset + length * found.itemsize, path.name)
+        return np.frombuffer(bytearray(file.read(length * found.itemsize)), dtype=found)
+
+
+def _check_size(descriptor: int, expected: int, name: str) -> None:
+    size = os.fstat(descriptor).st_size
+    if size != expected:
+        raise ValueError(f"{name} has {size:,} bytes, expected {expected:,}")
+
+
+def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """(shape, dtype, bytes before the values) of a .npy file in C order, which was just opened. Raises ValueError."""
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"{name} is of version {version}")
+    try:
+        with warnings.catch_warnings():
+            # about headers as Python 2 wrote them
+            warnings.simplefilter("error")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:
+        # numpy has Python's own parser read it, which fails in any way it likes
+        raise ValueError(f"{name} has a header that can't be read ({type(error).__name__})") from None
+    if fortran or dtype.hasobject or not all(type(count) is int and 0 <= count <= sys.maxsize for count in shape):
+        raise ValueError(f"{name} holds {dtype} {shape}")
+    return shape, dtype, file.tell()
 
 
 def checksums(path: Path) -> list[int]:
@@ -169,7 +197,7 @@ def first_changed_block(path: Path, expected: Sequence[int]) -> int | None:
 
 
 def _checksums(path: Path) -> Iterator[int]:
-    with path.open("rb") as file, ThreadPoolExecutor(min(MAX_THREADS, num_cpus())) as pool:
+    with open_regular(path) as file, ThreadPoolExecutor(min(MAX_THREADS, num_cpus())) as pool:
 
         def checksum(offset: int) -> int:
             # crc32 and pread let go of the interpreter's lock

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vivace.data.assemble import count_of, some
-from vivace.data.columns import IMAGE_NAMES, LABEL_NAMES, find_column
+from vivace.data.columns import IMAGE_NAMES, LABEL_NAMES, MAX_COLUMNS, check_width, names_images
 from vivace.data.formats import EXTENSIONS
 from vivace.data.parquet import import_parquet, read_rows, read_schema
 from vivace.errors import DataError, VivaceError
@@ -89,6 +89,7 @@ def _csv_rows(path: Path, notes: list[str]) -> Generator[tuple[int, Mapping[str,
         delimiter = max(DELIMITERS, key=header.count)
         reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
         names = [name.strip() for name in next(reader, [])]
+        check_width(len(names), f"{path}, line {before + reader.line_num}")
         if names and header.startswith("#"):
             names[0] = names[0].lstrip("# ")
         first = []
@@ -129,7 +130,8 @@ def _names_columns(line: str) -> bool:
     """Whether a line that begins with # is a header all the same, as numpy and some databases write them."""
     delimiter = max(DELIMITERS, key=line.count)
     cells = [cell.strip() for cell in line.lstrip("# ").split(delimiter)]
-    return len(cells) > 1 and any(find_column(cells, name) for name in IMAGE_NAMES)
+    # so many are refused as what they are
+    return len(cells) > MAX_COLUMNS or (len(cells) > 1 and any(map(names_images, cells)))
 
 
 def _is_data(cells: Sequence[str], folder: Path) -> bool:
@@ -159,6 +161,7 @@ def _jsonl_rows(path: Path) -> Generator[tuple[int, Mapping[str, Any]]]:
                 raise DataError(
                     f"{path}, line {number}: not a JSON object: got {text.strip()[:60]!r}. Write one {{…}} a line."
                 )
+            check_width(len(row), f"{path}, line {number}")
             yield number, row
 
 

@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from vivace.cachedir import filled_once, warn_if_shared
 from vivace.data.splitnames import is_system
 from vivace.errors import ArchiveError
-from vivace.files import canonical_json, read_regular
+from vivace.files import canonical_json, read_printable
 from vivace.notices import warn
 
 __all__ = ["LISTING", "identity", "unpacked_once"]
 
 LISTING = ".vivace-unpacked.json"
-MAX_LISTING_BYTES = 8 * 2**30
+MAX_LISTING_BYTES = 2**30
 # of a file's head and tail; a zip's table of names, sizes and checksums is its tail
 END_BYTES = 1 << 16
 # places that are tried, where a folder that is not vivace's lies in the first one
@@ -108,7 +108,7 @@ def _listed(folder: Path) -> dict[str, int] | None:
     if folder.is_symlink():
         return None
     try:
-        listed = json.loads(read_regular(folder / LISTING, MAX_LISTING_BYTES))
+        listed = json.loads(read_printable(folder / LISTING, MAX_LISTING_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     return listed if isinstance(listed, dict) else None

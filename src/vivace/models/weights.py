@@ -21,6 +21,10 @@ __all__ = ["load_weights"]
 # where common checkpoints keep the state dict (averaged weights first, as timm does), and what wrappers put before keys
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.")
+# what a network's tensors are, and what is widened to them
+FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+DTYPES = FLOATS | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+MAX_SHOWN = 120
 
 
 def load_weights(model: nn.Module, path: str | Path, *, head: list[str] | None = None) -> list[str]:
@@ -66,6 +70,24 @@ def _file_of(path: Path) -> Path:
     return next((file for file in within if path.is_dir() and file.is_file()), path)
 
 
+def _strange(value: Any) -> str | None:
+    """What something in a state dict is, if it is no plain tensor in memory; None if it is one."""
+    if not isinstance(value, Tensor):
+        return f"of type {type(value).__name__}"
+    if type(value) not in (Tensor, nn.Parameter):
+        return f"a {type(value).__name__}"
+    # one after the other: of some of them not even the shape can be asked for
+    if value.is_nested:
+        return "a nested tensor"
+    if value.is_quantized:
+        return "a quantized tensor"
+    if value.layout != torch.strided:
+        return f"a tensor of layout {str(value.layout).removeprefix('torch.')}"
+    if value.device.type != "cpu":
+        return f"a tensor on the device {value.device.type}, which holds no numbers here"
+    return None if value.dtype in DTYPES else f"a tensor of {_dtype(value)}"
+
+
 def _check(name: str, found: Tensor | None, expected: Tensor, path: Path) -> None:
     if found is None:
         raise _unfit(f"{path} lacks {name}")
@@ -98,7 +120,7 @@ def _read(path: Path) -> Any:
 
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError) as error:
             raise _unreadable(path, error) from None
     try:
         with warnings.catch_warnings():
@@ -129,8 +151,14 @@ def _unwrapped(loaded: Any, expected: Mapping[str, Tensor], path: Path) -> dict[
     for name in CONTAINERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping) and name not in expected:
             loaded = loaded[name]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
         raise ModelError(f"no state dict was found in {path}. Save it by torch.save(model.state_dict(), ...).")
+    for name, value in loaded.items():
+        if reason := _strange(value):
+            raise ModelError(
+                f"no state dict was found in {path}: {str(name)[:MAX_SHOWN]} is {reason}, expected a plain tensor. "
+                "Save it by torch.save(model.state_dict(), ...)."
+            )
     weights = {str(name): value for name, value in loaded.items()}
     while True:
         # wrappers may be wrapped; a network whose own names begin so keeps them
