@@ -193,3 +193,9 @@ def test_the_package_never_trusts_a_pickle() -> None:
         assert "pickle.load" not in text, path
         for call in (line for line in text.splitlines() if "torch.load(" in line and "`" not in line):
             assert "weights_only=True" in call or '"""' in call or "accept" in call, f"{path}: {call}"
+
+
+def test_the_diagram_shows_the_imports_that_there_are() -> None:
+    script = ROOT.parents[1] / "docs" / "diagram.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
