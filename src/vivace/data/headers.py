@@ -80,9 +80,13 @@ class Jpeg:
         """Memory that libjpeg keeps for coefficients, 2 bytes each."""
         return int(2 * self.width * self.height * self.samples()) if self.buffered else 0
 
+    def dropped(self) -> bool:
+        """Whether there is metadata, so that `slim` makes a copy."""
+        return sum([end - start for start, end in self.useful]) + 2 != self.scan
+
     def slim(self, data: bytes) -> bytes:
         """The file without its metadata, which decoders would parse."""
-        if sum([end - start for start, end in self.useful]) + 2 == self.scan:
+        if not self.dropped():
             return data
         view = memoryview(data)
         return b"".join([b"\xff\xd8", *(view[start:end] for start, end in self.useful), view[self.scan :]])
@@ -231,10 +235,17 @@ class Tiff:
         found = self.values.get(tag, ())
         return found[0] if found else default
 
-    def tile_bytes(self) -> int:
-        """Memory for one tile: it may be larger than the image."""
-        bits = sum(self.values.get(258, (1,))) or 1
-        return int(self.number(322) * self.number(323) * max(bits, self.number(277, 1)) / 8)
+    def block_bytes(self) -> int:
+        """Memory for one tile, which may be larger than the image, or one strip, which may be the whole of it."""
+        bits = self.values.get(258, (1,))
+        samples = 1 if self.number(284) == 2 else max(len(bits), self.number(277, 1))
+        # brightness and colour apart become RGB and alpha here
+        each = max(sum(bits), max(bits) * samples, 1) / 8 + 4 * (self.number(262) == 6)
+        if self.number(322):
+            return int(self.number(322) * self.number(323) * each)
+        # what is not packed is read row by row
+        rows = 0 if self.number(259, 1) == 1 else min(self.number(278, 1 << 32), self.number(257))
+        return int(self.number(256) * rows * each)
 
 
 def read_tiff(data: bytes, start: int = 0, *, inner: bool = False) -> Tiff:

@@ -25,15 +25,20 @@ from vivace.data.headers import (
 )
 from vivace.data.jpeg import decode_plain_jpeg
 from vivace.data.memory import FREE
-from vivace.data.picture import JPEG_FACTOR, Limits, Picture, load_picture, orientation_of, turned
+from vivace.data.needs import ARRAY, NEEDED, bytes_a_pixel, check_avif
+from vivace.data.picture import (
+    JPEG_FACTOR,
+    Limits,
+    Picture,
+    load_picture,
+    raw_mode,
+    turned,
+)
 from vivace.data.ppm import decode_ppm, read_ppm_header
 from vivace.data.tones import Depth
 
 __all__ = ["header_size", "open_picture"]
 
-# bytes a pixel that decoders need, measured for WebP and AVIF: planes, the picture and a copy of it. That of HEIC is an
-# estimate: it is taken to hold what AVIF does
-NEEDED = {"WEBP": 16, "AVIF": 14, "HEIF": 14}
 # bytes of a JPEG header that is kept to compare others with
 MAX_KEPT = 4096
 # of a TIFF file: as many as Pillow knows
@@ -86,9 +91,9 @@ def _ppm(data: bytes, limits: Limits) -> Iterator[Picture]:
     width, height, *_ = read_ppm_header(data)
     limits.check((width, height))
     values = width * height * (3 if data[1:2] in b"36" else 1)
-    # numbers in text are masked, and then parsed
-    needed = 4 * len(data) + 4 * values if data[1:2] in b"123" else 2 * values
-    with limits.grant(needed + 4 * width * height):
+    # numbers in text are checked, and then parsed; an array of 8 bits stays beside the image that is made of it
+    needed = 2 * len(data) + 5 * values if data[1:2] in b"123" else 0
+    with limits.grant(max(needed, ARRAY * width * height), (width, height)):
         yield Picture(decode_ppm(data), "PPM")
 
 
@@ -125,7 +130,10 @@ def _jpeg(data: bytes, limits: Limits) -> contextlib.AbstractContextManager[Pict
     if decoded > limits.max_pixels:
         limits.check((width, height))
     orientation = orientation_in(header.exif, header.xmp) if header.exif or header.xmp else 1
-    held = limits.grant(header.coefficient_bytes() + decoded * (4 if orientation == 1 else 8))
+    # turned, or of four inks, there is a second one
+    twice = orientation != 1 or len(header.sampling) > 3
+    needed = max(header.coefficient_bytes() + 4 * decoded, (8 if twice else ARRAY) * decoded)
+    held = limits.grant(needed, (-(-width // times), -(-height // times)), header.dropped() and len(data))
 
     def decode() -> Picture:
         return Picture(_decode_jpeg(header.slim(data), header, limits, times, orientation), "JPEG")
@@ -146,6 +154,7 @@ def _decode_jpeg(data: bytes, header: Jpeg, limits: Limits, times: int, orientat
         if orientation == 1:
             return plain
         image = Image.fromarray(plain[..., 0] if plain.shape[2] == 1 else plain)
+        plain = None
     else:
         image = Image.open(io.BytesIO(data), formats=["JPEG"])
         if image.size != (header.width, header.height):
@@ -164,10 +173,13 @@ def _webp(data: bytes, limits: Limits) -> Iterator[Picture]:
     size = canvas_of_webp(data)
     if size is not None:
         limits.check(size)
-        with limits.grant(size[0] * size[1] * NEEDED["WEBP"]):
+        with limits.grant(size[0] * size[1] * NEEDED["WEBP"], size):
             image = Image.open(io.BytesIO(data), formats=["WEBP"])
             limits.check(image.size)
-            yield load_picture(image, "WEBP")
+            picture = load_picture(image, "WEBP")
+            # with its decoder, where it was turned
+            del image
+            yield picture
         return
     raise Unfit(
         "the image is damaged: NAME (its header is wrong). Restore it from a copy, or leave it out.", "truncated"
@@ -177,8 +189,8 @@ def _webp(data: bytes, limits: Limits) -> Iterator[Picture]:
 @contextlib.contextmanager
 def _png(data: bytes, limits: Limits) -> Iterator[Picture]:
     slim, animated = slim_png(data), b"acTL" in data[:4096]
-    with _granted("PNG", slim, limits) as image:
-        picture = load_picture(image, "PNG", _reopened(slim, "PNG"))
+    beside = 0 if slim is data else len(slim)
+    with _loaded("PNG", slim, limits, beside=beside) as picture:
         picture.notes += ("several_pictures",) * animated
         yield picture
 
@@ -186,8 +198,7 @@ def _png(data: bytes, limits: Limits) -> Iterator[Picture]:
 @contextlib.contextmanager
 def _gif(data: bytes, limits: Limits) -> Iterator[Picture]:
     limits.check(check_gif(data))
-    with _granted("GIF", data, limits) as image:
-        picture = load_picture(image, "GIF")
+    with _loaded("GIF", data, limits) as picture:
         picture.notes += ("several_pictures",) * (b"NETSCAPE2.0" in data[:8192])
         yield picture
 
@@ -196,32 +207,25 @@ def _gif(data: bytes, limits: Limits) -> Iterator[Picture]:
 def _bmp(data: bytes, limits: Limits) -> Iterator[Picture]:
     if len(data) > MAX_BMP_RUNS and data[30:34] in (b"\x01\0\0\0", b"\x02\0\0\0"):
         raise Unfit(f"NAME has over {MAX_BMP_RUNS:,} bytes of runs. Save it as PNG.")
-    with _granted("BMP", data, limits) as image:
-        yield load_picture(image, "BMP")
-
-
-def _check_avif(data: bytes) -> None:
-    """Pillow copies every tag of its EXIF block, wherever that lies."""
-    for mark in (b"II*\0", b"MM\0*"):
-        place = data.find(mark)
-        while place >= 0:
-            read_tiff(data, place, inner=True)
-            place = data.find(mark, place + 1)
+    with _loaded("BMP", data, limits) as picture:
+        yield picture
 
 
 @contextlib.contextmanager
 def _avif(data: bytes, limits: Limits) -> Iterator[Picture]:
-    _check_avif(data)
-    with _granted("AVIF", data, limits) as image:
-        yield load_picture(image, "AVIF")
+    check_avif(data)
+    with _loaded("AVIF", data, limits) as picture:
+        yield picture
 
 
 @contextlib.contextmanager
 def _heif(data: bytes, limits: Limits) -> Iterator[Picture]:
     image = _heif_plugin()(io.BytesIO(data))
     limits.check(image.size)
-    with limits.grant(image.width * image.height * NEEDED["HEIF"]):
-        yield load_picture(image, "HEIF")
+    with limits.grant(image.width * image.height * NEEDED["HEIF"], image.size):
+        picture = load_picture(image, "HEIF")
+        del image
+        yield picture
 
 
 def _heif_plugin() -> Any:
@@ -241,13 +245,13 @@ def _tiff(data: bytes, limits: Limits) -> Iterator[Picture]:
     header = read_tiff(data)
     if 0xC612 in header.values:
         raise Unfit("the format is not allowed: NAME is a raw photo (DNG). Develop it to JPEG.", "format_not_allowed")
-    extra, samples = header.tile_bytes(), int(header.number(277, 1))
+    block, samples = header.block_bytes(), int(header.number(277, 1))
     try:
         if samples > MAX_CHANNELS:
             # Pillow would say so in a log of its own
             raise UnidentifiedImageError
-        with _granted("TIFF", data, limits, extra) as image:
-            picture = load_picture(image, "TIFF", _reopened(data, "TIFF"), _depth_of(header))
+        # Pillow hands libtiff a copy of the file
+        with _loaded("TIFF", data, limits, _depth_of(header), block=block, beside=len(data)) as picture:
             picture.notes += ("several_pictures",) * header.more + ("channels_dropped",) * (samples > 4)
             yield picture
     except UnidentifiedImageError:
@@ -283,24 +287,32 @@ def _depth_of(header: Tiff) -> Depth:
 
 
 @contextlib.contextmanager
-def _granted(kind: str, data: bytes, limits: Limits, extra: float = 0) -> Iterator[Image.Image]:
-    """A file opened by Pillow, and memory to decode and convert it."""
+def _loaded(
+    kind: str,
+    data: bytes,
+    limits: Limits,
+    depth: Depth = Depth(),  # noqa: B008 (it is frozen)
+    *,
+    block: int = 0,
+    beside: int = 0,
+) -> Iterator[Picture]:
+    """A file opened and decoded by Pillow, while memory is held to decode and convert it.
+
+    block: bytes of what its decoder unpacks at once, where that is more than rows; beside: as for `Limits.grant`.
+    """
     image = Image.open(io.BytesIO(data), formats=[kind])
     limits.check(image.size)
-    mode = image.mode
-    each = 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
-    # converted, or turned, there is a second one
-    twice = mode not in ("1", "L", "RGB") or bool(orientation_of(image) - 1)
-    load = NEEDED.get(kind, each + (4 if kind in ("TIFF", "GIF") else 0))
-    with limits.grant(image.width * image.height * max(load, each + 4 * twice) + extra):
-        yield image
+    limits.check_deep(raw_mode(image), image.size)
+    pixels = image.width * image.height
+    decoding, converting = bytes_a_pixel(image, kind, data)
+    with limits.grant(max(pixels * decoding + block, pixels * converting), image.size, beside):
+        picture = load_picture(image, kind, lambda: Image.open(io.BytesIO(data), formats=[kind]), depth)
+        # where another picture was made of it, that one alone is kept
+        del image
+        yield picture
 
 
-def _reopened(data: bytes, kind: str) -> Callable[[], Image.Image]:
-    return lambda: Image.open(io.BytesIO(data), formats=[kind])
-
-
-CHECKS: dict[str, Callable[[bytes], object]] = {"TIFF": read_tiff, "AVIF": _check_avif}
+CHECKS: dict[str, Callable[[bytes], object]] = {"TIFF": read_tiff, "AVIF": check_avif}
 READERS: dict[str, Reader] = {
     "JPEG": _jpeg,
     "PNG": _png,

@@ -13,16 +13,30 @@ from PIL import Image
 
 from vivace.data.headers import Unfit, orientation_in
 from vivace.data.memory import DECODING
-from vivace.data.tones import Depth, combined, eight_bit
+from vivace.data.tones import STRIP, Depth, combined, eight_bit, grey_alpha, tops_of
 
-__all__ = ["UPRIGHT", "Limits", "Picture", "load_picture", "orientation_of", "turned"]
+__all__ = [
+    "GREY_ALPHA",
+    "OTHER_BYTE",
+    "UPRIGHT",
+    "Limits",
+    "Picture",
+    "load_picture",
+    "orientation_of",
+    "raw_mode",
+    "turned",
+]
 
 MIN_SIDE = 4
 MAX_ASPECT = 50
 # a JPEG that is decoded at a lower resolution may have as many times the pixels
 JPEG_FACTOR = 5
-# while it is decoded; 100 megapixels may take 768 MB
+# while it is decoded and converted; 100 megapixels may take 768 MB
 BYTES_PER_PIXEL = 7.68
+# unpacked, of colours of 16 bits a channel; 100 megapixels may have 440 MB: a PNG of as many takes five seconds
+DEEP_BYTES_PER_PIXEL = 4.4
+# a pixel of a strip that is converted: four channels of 16 bits are copied most often
+STRIP_BYTES = 80
 EXIF_ORIENTATION = 0x0112
 # EXIF 2.32, tag 0x0112: how the stored picture is turned to stand upright; 1 is as it is
 UPRIGHT = {
@@ -81,12 +95,30 @@ class Limits:
                 "extreme_aspect",
             )
 
-    def grant(self, needed: float) -> contextlib.AbstractContextManager[None]:
-        """Hold so many bytes while decoding. Raises Unfit for more than an image may take."""
+    def grant(self, needed: float, size: tuple[int, int], beside: int = 0) -> contextlib.AbstractContextManager[None]:
+        """Hold so many bytes while decoding. Raises Unfit for more than an image may take.
+
+        Held as well, but not counted against the cap, is what does not grow with every pixel: `beside`, a strip that is
+        converted, and the square that becomes of it with the rows that are resized first.
+        """
         cap = self.max_pixels * BYTES_PER_PIXEL
         if needed > cap:
             raise Unfit(f"decoding NAME takes {needed / 1e6:,.0f} MB, the cap is {cap / 1e6:,.0f} MB. {LARGER}")
-        return DECODING.hold(int(needed))
+        side = self.draft_size or 0
+        return DECODING.hold(
+            int(needed) + beside + STRIP_BYTES * min(size[0] * size[1], STRIP) + 4 * side * (max(size) + side)
+        )
+
+    def check_deep(self, raw: str, size: tuple[int, int]) -> None:
+        """Raise Unfit for 16 bits a channel that are unpacked twice, for each byte, in more than five seconds."""
+        if raw not in OTHER_BYTE:
+            return
+        unpacked, cap = size[0] * size[1] * (6 if raw.startswith("RGB;") else 8), self.max_pixels * DEEP_BYTES_PER_PIXEL
+        if unpacked > cap:
+            raise Unfit(
+                f"unpacking NAME, 16 bits a channel, takes twice {unpacked / 1e6:,.0f} MB, "
+                f"the cap is {cap / 1e6:,.0f} MB. {LARGER}"
+            )
 
     def shrink(self, width: int, height: int) -> int:
         """How many times smaller a JPEG is decoded, as Pillow chooses: 1, 2, 4 or 8."""
@@ -105,7 +137,7 @@ def load_picture(
     depth: Depth = Depth(),  # noqa: B008 (it is frozen)
 ) -> Picture:
     """Decode an opened image; `again` opens it once more, for the lower half of 16 bits a channel."""
-    raw = _raw_mode(image)
+    raw = raw_mode(image)
     several = getattr(image, "is_animated", False) if kind in ("WEBP", "AVIF") else False
     white = None
     if raw == GREY_ALPHA:
@@ -113,19 +145,21 @@ def load_picture(
     image.load()
     orientation = orientation_of(image)
     if raw == GREY_ALPHA:
-        image, white = _grey_alpha(image)
+        image, white = grey_alpha(image)
     elif raw in OTHER_BYTE and again is not None and _is_low(image, depth):
         lower = again()
         _read_as(lower, OTHER_BYTE[raw])
         lower.load()
         image, white = combined(image, lower, depth.white)
+        del lower
     elif image.mode.startswith("I") or image.mode == "F" or (depth.signed and image.mode == "L"):
         image, white = eight_bit(image, depth)
     notes = ("several_pictures",) * bool(several)
     return Picture(turned(image, orientation), kind, notes, white if depth.white is None else None)
 
 
-def _raw_mode(image: Image.Image) -> str:
+def raw_mode(image: Image.Image) -> str:
+    """How an image that is not decoded yet has its bytes read, a name of Pillow's; empty where it does not say."""
     tiles = getattr(image, "tile", [])
     arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
@@ -142,14 +176,7 @@ def _read_as(image: Image.Image, raw: str) -> None:
 
 def _is_low(image: Image.Image, depth: Depth) -> bool:
     """Whether the high bytes alone leave few tones: 12 bits or fewer, or a depth that the file declares."""
-    colours = image.getextrema()[:3]
-    return depth.white not in (None, 65535) or max(top for _, top in colours) < 16  # type: ignore[misc]
-
-
-def _grey_alpha(image: Image.Image) -> tuple[Image.Image, int]:
-    """Grey and alpha of 16 bits, given as their four bytes."""
-    upper, lower, alpha, alpha_low = image.split()
-    return combined(Image.merge("LA", (upper, alpha)), Image.merge("LA", (lower, alpha_low)))
+    return depth.white not in (None, 65535) or max(tops_of(image)[:3]) < 16
 
 
 def orientation_of(image: Image.Image) -> int:

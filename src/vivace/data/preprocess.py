@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vivace.config import check_choice, check_range, from_dict, to_dict
-from vivace.data.decode import MAX_PIXELS, Picture, PillowGuard, decoding, image_of, shown
+from vivace.data.decode import MAX_PIXELS, Picture, PillowGuard, decoding, shown
 from vivace.data.picture import UPRIGHT
 from vivace.data.square import FITS, RESAMPLING, kept_box, to_square
 from vivace.data.tones import eight_bit
@@ -100,10 +100,9 @@ class Preprocess:
             stored = self._stored_array(pixels)
             if stored is not None:
                 return stored
-            pixels = image_of(pixels)
         with PillowGuard():
             try:
-                if image is pixels:
+                if isinstance(pixels, Image.Image) and image is pixels:
                     pixels = _upright(pixels)
                 return to_square(pixels, self.store_size, self.channels, self.fit, self.interpolation)
             except OSError as error:
@@ -113,7 +112,8 @@ class Preprocess:
                 ) from None
             except ValueError as error:
                 raise ImageError(
-                    f"the colours can't be converted: {shown(name)} is {pixels.mode} ({error}). Save it as RGB.",
+                    f"the colours can't be converted: {shown(name)} is {getattr(pixels, 'mode', 'an array')} ({error})."
+                    " Save it as RGB.",
                     problem="not_convertible",
                 ) from None
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import Image
+
+from vivace.data.tones import STRIP
 
 __all__ = ["FITS", "PAD", "RESAMPLING", "kept_box", "padded_size", "to_square"]
 
@@ -17,13 +21,17 @@ FITS = ("crop", "squash", "pad")
 # the margins of a padded image: grey, the middle of the scale in each channel
 PAD = 128
 DETOURS = {"LAB": "RGB", "La": "LA"}
-# pixels that are converted at once
-STRIP = 1 << 20
+# modes that Pillow converts to RGB and grey without another copy between them
+PLAIN = ("1", "L", "P", "RGB", "YCbCr")
 
 
-def to_square(image: Image.Image, side: int, channels: int, fit: str, interpolation: str) -> np.ndarray:
-    """uint8 [side, side, channels] of an upright image of 8 bits a channel. Raises ValueError for other colours."""
-    image = _converted(image, "L" if channels == 1 else "RGB")
+def to_square(image: Image.Image | np.ndarray, side: int, channels: int, fit: str, interpolation: str) -> np.ndarray:
+    """uint8 [side, side, channels] of an upright image of 8 bits a channel, Pillow's or uint8 [H, W] or [H, W, 1 | 3].
+
+    Raises ValueError for other colours.
+    """
+    mode = "L" if channels == 1 else "RGB"
+    image = _of_array(image, mode) if isinstance(image, np.ndarray) else _converted(image, mode)
     if fit == "pad":
         size = padded_size(*image.size, side)
         if image.size != size:
@@ -62,21 +70,38 @@ def centred(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     """Grey or RGB from any mode of 8 bits: transparency is laid on white. Colour profiles are not applied."""
-    # two modes that Pillow converts by a detour only
-    if image.mode in DETOURS:
-        image = image.convert(DETOURS[image.mode])
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        return _on_white(image, mode)
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _on_white(image: Image.Image, mode: str) -> Image.Image:
-    """Strip by strip: three copies of a whole image may not fit beside it."""
-    width, height = image.size
+    if image.mode in PLAIN and "transparency" not in image.info:
+        return image if image.mode == mode else image.convert(mode)
+    # strip by strip: three copies of a whole image may not fit beside it
     result = Image.new(mode, image.size)
-    rows = max(1, STRIP // width)
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(height, top + rows))).convert("RGBA")
-        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
-        result.paste(Image.alpha_composite(white, strip).convert(mode), (0, top))
+    for box in _strips(*image.size):
+        result.paste(_strip_converted(image.crop(box), mode), box[:2])
     return result
+
+
+def _strip_converted(strip: Image.Image, mode: str) -> Image.Image:
+    # two modes that Pillow converts by a detour only
+    if strip.mode in DETOURS:
+        strip = strip.convert(DETOURS[strip.mode])
+    if strip.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in strip.info:
+        strip = strip.convert("RGBA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        strip = Image.alpha_composite(white, strip)
+    return strip.convert(mode)
+
+
+def _of_array(pixels: np.ndarray, mode: str) -> Image.Image:
+    """Grey or RGB of uint8 [H, W] or [H, W, 1 | 3]; grey without a picture in RGB, 4 bytes a pixel, between them."""
+    pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+    if mode == "RGB" or pixels.ndim == 2:
+        return _converted(Image.fromarray(pixels), mode)
+    result = Image.new(mode, (pixels.shape[1], pixels.shape[0]))
+    for box in _strips(*result.size):
+        result.paste(Image.fromarray(pixels[box[1] : box[3]]).convert(mode), box[:2])
+    return result
+
+
+def _strips(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows that cover an image."""
+    rows = max(1, STRIP // width)
+    return ((0, top, width, min(height, top + rows)) for top in range(0, height, rows))

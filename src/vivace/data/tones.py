@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-__all__ = ["Depth", "combined", "eight_bit", "range_of"]
+__all__ = ["STRIP", "Depth", "combined", "eight_bit", "grey_alpha", "range_of", "tops_of"]
 
 LADDER = (1, *(16**power - 1 for power in range(1, 9)))
 # resampling overshoots: floats may exceed a step by a tenth, and are clipped
 OVERSHOOT = 0.1
 # what stands for "no data" in maps: not a brightness
 MISSING = 1e30
-# pixels that are converted at once
-STRIP = 1 << 20
+# pixels that are converted at once: few enough for a processor's cache
+STRIP = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,13 @@ def _strips(image: Image.Image, depth: Depth) -> Iterator[tuple[int, np.ndarray]
 def _scale_integers(values: np.ndarray, black: int, white: int) -> np.ndarray:
     if white == 1 and black == 0:
         return np.where(values > 0, 255, 0).astype(np.uint8)
-    wide = np.clip(values.astype(np.int64), black - (black < 0), white)
     # as many values to each tone: 16 bits are divided by 256
     if black < 0:
+        wide = np.clip(values.astype(np.int64), black - 1, white)
         return ((wide + white + 1) * 128 // (white + 1)).astype(np.uint8)
-    return (wide * 256 // (white + 1)).astype(np.uint8)
+    # no value exceeds white, which is a power of 2, less 1
+    bits = white.bit_length()
+    return (values >> (bits - 8)).astype(np.uint8) if bits >= 8 else values.astype(np.uint8) << (8 - bits)
 
 
 def _scale_floats(values: np.ndarray, black: int, white: int) -> np.ndarray:
@@ -102,25 +104,43 @@ def _scale_floats(values: np.ndarray, black: int, white: int) -> np.ndarray:
 
 
 def combined(high: Image.Image, low: Image.Image, white: int | None = None) -> tuple[Image.Image, int]:
-    """(image, white) of 16 bits a channel, given as their high and low bytes; alpha has a white of its own."""
+    """(image, white) of 16 bits a channel, given as their high and low bytes; alpha has a white of its own.
+
+    The result takes the place of the high bytes: a third picture may not fit beside the two.
+    """
     names = high.getbands()
     colours = [index for index, name in enumerate(names) if name not in "Aa"]
-    tops = [extrema[1] for extrema in _extrema(high, low)]
+    tops = [top << 8 | (255 if top else below) for top, below in zip(tops_of(high), tops_of(low), strict=True)]
     _, white = range_of(0, max(tops[index] for index in colours), white)
     whites = [white if index in colours else range_of(0, tops[index])[1] for index in range(len(names))]
-    result = high.copy()
-    for top, values in _pairs(high, low):
-        tones = [_scale_integers(values[..., index], 0, each) for index, each in enumerate(whites)]
-        result.paste(Image.fromarray(np.stack(tones, -1), mode=high.mode), (0, top))
-    return result, white
-
-
-def _pairs(high: Image.Image, low: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
     for (top, upper), (_, lower) in zip(_strips(high, Depth()), _strips(low, Depth()), strict=True):
-        yield top, upper.astype(np.uint16) << 8 | lower
+        high.paste(Image.fromarray(_tones(upper, lower, whites), mode=high.mode), (0, top))
+    return high, white
 
 
-def _extrema(high: Image.Image, low: Image.Image) -> list[tuple[int, int]]:
-    found = [(values.min((0, 1)), values.max((0, 1))) for _, values in _pairs(high, low)]
-    lows, highs = (np.array(part) for part in zip(*found, strict=True))
-    return [(int(a), int(b)) for a, b in zip(lows.min(0), highs.max(0), strict=True)]
+def grey_alpha(image: Image.Image) -> tuple[Image.Image, int]:
+    """(LA image, white) of grey and alpha of 16 bits, given as the high and low byte of each, in this order."""
+    tops = tops_of(image)
+    whites = [range_of(0, tops[at] << 8 | (255 if tops[at] else tops[at + 1]))[1] for at in (0, 2)]
+    result = Image.new("LA", image.size)
+    for top, values in _strips(image, Depth()):
+        tones = _tones(values[..., ::2], values[..., 1::2], whites)
+        result.paste(Image.fromarray(tones, mode="LA"), (0, top))
+    return result, whites[0]
+
+
+def tops_of(image: Image.Image) -> list[int]:
+    """The highest value of each channel of 8 bits."""
+    # Pillow's getextrema makes an image of each channel, which takes six times as long
+    found = [values.max(0).max(0) for _, values in _strips(image, Depth())]
+    return [int(top) for top in np.max(found, 0)]
+
+
+def _tones(upper: np.ndarray, lower: np.ndarray, whites: list[int]) -> np.ndarray:
+    """uint8 [H, W, C] of the high and low bytes of values [H, W, C], by the white of each channel."""
+    if len(set(whites)) == 1:
+        return _scale_integers(upper.astype(np.uint16) << 8 | lower, 0, whites[0])
+    tones = np.empty(upper.shape, np.uint8)
+    for at, white in enumerate(whites):
+        tones[..., at] = _scale_integers(upper[..., at].astype(np.uint16) << 8 | lower[..., at], 0, white)
+    return tones

@@ -59,6 +59,7 @@ DECODER_MODULES = (
     "headers",
     "jpeg",
     "memory",
+    "needs",
     "opening",
     "picture",
     "ppm",

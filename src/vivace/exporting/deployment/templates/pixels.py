@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from image_decoder.decode import PillowGuard, decoding, image_of, shown
+from image_decoder.decode import PillowGuard, decoding, shown
 from image_decoder.errors import ImageError
 from image_decoder.square import to_square
 
@@ -31,12 +31,12 @@ def load_pixels(source: str | os.PathLike[str] | bytes, preprocess: Mapping[str,
     max_pixels = preprocess.get("max_pixels", MAX_PIXELS)
     with PillowGuard(), decoding(given, max_pixels=max_pixels, draft_size=side) as (_, picture):
         decoded = picture.pixels
-        image = image_of(decoded) if isinstance(decoded, np.ndarray) else decoded
         try:
-            pixels = to_square(image, side, channels, preprocess["fit"], preprocess["interpolation"])
+            pixels = to_square(decoded, side, channels, preprocess["fit"], preprocess["interpolation"])
         except ValueError as error:
             raise ImageError(
-                f"the colours can't be converted: {shown(name)} is {image.mode} ({error}). Save it as RGB.",
+                f"the colours can't be converted: {shown(name)} is {getattr(decoded, 'mode', 'an array')} ({error}). "
+                "Save it as RGB.",
                 problem="not_convertible",
             ) from None
     margin = (side - size) // 2
