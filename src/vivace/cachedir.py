@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vivace.files import atomic_folder, remove_leftovers
+from vivace import systems
+from vivace.files import atomic_folder, remove_leftovers, sync_files
 from vivace.locks import lock_in_turn
 from vivace.trust import OTHERS_MAY_WRITE, doubt, make_private, say_once
 
@@ -31,25 +32,29 @@ DOWNLOADED = ".vivace-downloaded"
 
 
 def default_cache_dir() -> Path:
-    """$VIVACE_CACHE, else $XDG_CACHE_HOME/vivace, else ~/.cache/vivace; a temporary one where none can be written."""
+    """$VIVACE_CACHE, else $XDG_CACHE_HOME/vivace, else ~/.cache/vivace; a temporary one where none can be written.
+
+    On Windows %LOCALAPPDATA% takes the place of ~/.cache.
+    """
     if chosen := os.environ.get("VIVACE_CACHE"):
         # taken even if it is read-only: caches may lie there ready, and what can't be written says so itself
         path = Path(chosen).expanduser()
         with contextlib.suppress(OSError):
             make_private(path)
         return path
-    for variable, below in (("XDG_CACHE_HOME", "vivace"), ("HOME", ".cache/vivace")):
+    for variable, below in systems.CACHE_PLACES:
         if base := os.environ.get(variable):
             path = Path(base, below)
             with contextlib.suppress(OSError):
                 make_private(path)
                 with tempfile.TemporaryFile(dir=path):
                     return path
-    path = Path(tempfile.gettempdir(), f"vivace-{os.getuid()}")
+    user = systems.user_id(real=True)
+    path = Path(tempfile.gettempdir(), "vivace" if user is None else f"vivace-{user}")
     with contextlib.suppress(OSError):
         path.mkdir(mode=0o700, exist_ok=True)
         facts = path.lstat()
-        if path.is_dir() and not path.is_symlink() and facts.st_uid == os.getuid():
+        if path.is_dir() and not path.is_symlink() and user in (None, facts.st_uid):
             return path
     # somebody else has made it, in a folder that all may write to: what lies there is not to be believed
     return Path(tempfile.mkdtemp(prefix="vivace-"))
@@ -63,9 +68,11 @@ def warn_if_shared(folder: Path) -> None:
     """
     with contextlib.suppress(OSError):
         real = Path(os.path.realpath(folder))
-        top = next((place for place in (real, *real.parents) if not place.stat().st_mode & OTHERS_MAY_CHANGE), real)
+        top = next(
+            (place for place in (real, *real.parents) if not systems.rights(place.stat()) & OTHERS_MAY_CHANGE), real
+        )
         reason = doubt(top)
-        if reason is None and top == real and top.stat().st_mode & OTHERS_MAY_CHANGE:
+        if reason is None and top == real and systems.rights(top.stat()) & OTHERS_MAY_CHANGE:
             reason = next((f"others may write to {path}" for path in real.iterdir() if _is_shared(path)), None)
         if reason is not None:
             say_once(
@@ -76,7 +83,7 @@ def warn_if_shared(folder: Path) -> None:
 
 def _is_shared(path: Path) -> bool:
     facts = path.lstat()
-    return facts.st_uid not in (0, os.geteuid()) or bool(facts.st_mode & OTHERS_MAY_WRITE)
+    return systems.is_strangers(facts) or bool(systems.rights(facts) & OTHERS_MAY_WRITE)
 
 
 @contextlib.contextmanager
@@ -116,7 +123,8 @@ def filled_once(folder: Path, *, is_filled: Callable[[Path], bool] = _holds_anyt
     with contextlib.suppress(_TooLate), atomic_folder(folder, sync=False, check=refuse) as temporary:
         yield temporary
         # once for all: an fsync for each of 60,000 images takes minutes
-        os.sync()
+        if not systems.sync_all():
+            sync_files(temporary)
 
 
 def clear_leftovers(cache_dir: Path) -> None:

@@ -27,8 +27,14 @@ def num_cpus(*, root: Path = Path("/"), environment: Mapping[str, str] = os.envi
     """
     if forked_with("torch"):
         return 1
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(_processors())
     return max(1, min([count, *_chosen(), *_quotas(root), *_asked_for(environment)]))
+
+
+def _processors() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 @contextlib.contextmanager
@@ -49,7 +55,7 @@ def _chosen() -> Iterator[int]:
 def use_processors(count: int) -> None:
     """Let this process use the first `count` of its processors; libraries take their number of threads from that."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+        os.sched_setaffinity(0, _processors()[:count])
 
 
 def limit_threads() -> None:

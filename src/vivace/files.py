@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -15,8 +14,11 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from vivace import systems
 
 __all__ = [
     "atomic_file",
@@ -58,7 +60,9 @@ def open_regular(path: Path, max_bytes: int | None = None) -> IO[bytes]:
     if path.is_symlink():
         # what the system says of one is "too many levels of symbolic links"
         raise OSError(errno.ELOOP, f"{path.name} is a link")
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = systems.open_plain(path)
+    if descriptor < 0:
+        raise OSError(errno.EINVAL, f"{path.name} is no regular file")
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
@@ -109,15 +113,16 @@ def atomic_file(path: Path, *, check: Callable[[Path], object] | None = None) ->
     Missing parent folders are made. check(path) is called just before the name changes; nothing does if it raises.
     """
     path = path.absolute()
-    with _parents_of(path), held(path, _new_file) as (temporary, descriptor):
-        with open(descriptor, "w+b", closefd=False) as file:
+    with _parents_of(path), held(path, _new_file) as temporary:
+        with open(temporary.descriptor, "w+b", closefd=False) as file:
             yield file
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(temporary.descriptor)
         if check is not None:
             check(path)
-        temporary.replace(path)
-    _sync_folder(path.parent)
+        temporary.let_go()
+        temporary.path.replace(path)
+    systems.sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -131,7 +136,8 @@ def atomic_folder(path: Path, *, sync: bool = True, check: Callable[[Path], obje
     path = path.absolute()
     with _parents_of(path):
         remove_leftovers(path.parent, path.name)
-        with held(path, new_folder) as (temporary, _):
+        with held(path, new_folder) as made:
+            temporary = made.path
             yield temporary
             if sync:
                 sync_files(temporary)
@@ -140,7 +146,7 @@ def atomic_folder(path: Path, *, sync: bool = True, check: Callable[[Path], obje
             else:
                 temporary.rename(path)
     if sync:
-        _sync_folder(path.parent)
+        systems.sync_folder(path.parent)
 
 
 def _replace_folder(temporary: Path, path: Path, check: Callable[[Path], object]) -> None:
@@ -166,7 +172,7 @@ def _replace_folder(temporary: Path, path: Path, check: Callable[[Path], object]
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         if descriptor is not None:
-            os.close(descriptor)
+            systems.close(descriptor)
 
 
 def _rename_or_undo(temporary: Path, path: Path, aside: Path) -> None:
@@ -181,7 +187,7 @@ def _exchange(one: Path, other: Path) -> bool:
     """Swap two names in one step, so that a killed process leaves one or the other; False where that can't be done."""
     try:
         renameat2 = ctypes.CDLL(None).renameat2
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):
         return False
     done: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
     return done == 0
@@ -201,33 +207,48 @@ def _parents_of(path: Path) -> Iterator[None]:
         raise
 
 
+@dataclass
+class Held:
+    """A temporary file or folder that this process holds."""
+
+    path: Path
+    descriptor: int
+    """By which it is locked; -1 for a folder where folders can't be opened."""
+
+    def let_go(self) -> None:
+        """To be called before it is renamed or removed: some systems do not let an open file."""
+        self.descriptor = systems.let_go(self.descriptor)
+
+
 @contextlib.contextmanager
-def held(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
-    """A new temporary name beside `path` and its descriptor, locked while this process lives; gone after the block."""
+def held(path: Path, make: Callable[[Path], int]) -> Iterator[Held]:
+    """A new temporary name beside `path`, locked while this process lives; gone if the block raises."""
     while True:
         stem = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])
         temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}.tmp")
         descriptor = make(temporary)
         # between its making and its lock another process may have taken it for a leftover: then once more
-        if _lock(descriptor) is not False and _is_at(descriptor, temporary):
+        if _lock(descriptor) is not False and systems.is_at(descriptor, temporary):
             break
-        os.close(descriptor)
+        systems.close(descriptor)
+    made = Held(temporary, descriptor)
     try:
-        yield temporary, descriptor
+        yield made
     except BaseException:
+        made.let_go()
         _remove(temporary)
         raise
     finally:
-        os.close(descriptor)
+        systems.close(made.descriptor)
 
 
 def _new_file(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | systems.PRIVATE, 0o666)
 
 
 def new_folder(path: Path, mode: int = 0o777) -> int:
     path.mkdir(mode=mode)
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return systems.open_folder(path)
 
 
 def remove_leftovers(folder: Path, name: str | re.Pattern[str] | None = None) -> tuple[str, ...]:
@@ -237,17 +258,14 @@ def remove_leftovers(folder: Path, name: str | re.Pattern[str] | None = None) ->
     writing holds a lock and stays. A folder that was set aside (.old) and nothing took its place since gets its name
     back. Never raises OSError.
     """
+    wanted = re.compile(re.escape(name)) if isinstance(name, str) else name
     found = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             match = LEFTOVER.fullmatch(entry.name)
-            if match and (name is None or _is_named(match["name"], name)):
+            if match and (wanted is None or wanted.fullmatch(match["name"])):
                 found += [entry.name] * _clear(Path(entry.path), folder / match["name"], match["kind"])
     return tuple(sorted(found))
-
-
-def _is_named(found: str, name: str | re.Pattern[str]) -> bool:
-    return found == name if isinstance(name, str) else name.fullmatch(found) is not None
 
 
 def _clear(leftover: Path, path: Path, kind: str) -> bool:
@@ -256,8 +274,9 @@ def _clear(leftover: Path, path: Path, kind: str) -> bool:
     if descriptor is None:
         return False
     try:
-        if not _is_at(descriptor, leftover):
+        if not systems.is_at(descriptor, leftover):
             return False
+        descriptor = systems.let_go(descriptor)
         if kind == "old" and not os.path.lexists(path):
             leftover.rename(path)
         else:
@@ -265,7 +284,7 @@ def _clear(leftover: Path, path: Path, kind: str) -> bool:
     except OSError:
         return False
     finally:
-        os.close(descriptor)
+        systems.close(descriptor)
     return not leftover.exists()
 
 
@@ -279,48 +298,32 @@ def _remove(path: Path) -> None:
 def _try_lock(path: Path) -> int | None:
     """A descriptor of this user's file or folder that no living process holds; None if one does, or if it is a link."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = systems.open_plain(path)
     except OSError:
         return None
-    facts = os.fstat(descriptor)
+    facts = os.fstat(descriptor) if descriptor >= 0 else path.lstat()
     # another user's is another user's matter: the folder may be one for temporary files of all
-    locked = _lock(descriptor) if facts.st_uid == os.geteuid() else False
+    locked = _lock(descriptor) if systems.user_id() in (None, facts.st_uid) else False
     if locked is None:
         locked = time.time() - max(facts.st_mtime, facts.st_ctime) > ABANDONED_SECONDS
     if locked:
         return descriptor
-    os.close(descriptor)
+    systems.close(descriptor)
     return None
 
 
 def _lock(descriptor: int) -> bool | None:
     """Whether it could be locked; None where the file system has no such locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        systems.lock(descriptor)
     except OSError as error:
         return False if isinstance(error, BlockingIOError) else None
     return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except OSError:
-        return False
 
 
 def sync_files(folder: Path) -> None:
     """Wait until all files below `folder` are on the disk. Raises OSError."""
     for file in folder.rglob("*"):
         if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            systems.sync_file(file)
+    systems.sync_folder(folder)

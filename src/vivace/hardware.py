@@ -9,13 +9,13 @@ import contextlib
 import functools
 import os
 import platform
-import resource
 import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vivace import systems
 from vivace.cpus import forked_with, limit_threads, num_cpus
 from vivace.errors import ConfigError
 
@@ -57,7 +57,7 @@ def has_nvidia_driver() -> bool:
 @functools.cache
 def _cpuinfo() -> dict[str, str]:
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
     except OSError:
         return {}
     first = text.split("\n\n", 1)[0]
@@ -80,16 +80,16 @@ def available_memory_bytes() -> int:
     return _proc_bytes("meminfo", "MemAvailable") or 0
 
 
-def peak_memory_bytes() -> int:
-    """The largest resident memory that this process has had, bytes."""
+def peak_memory_bytes() -> int | None:
+    """The largest resident memory that this process has had, bytes; None if the system does not tell."""
     # what getrusage tells includes the parent's memory at the time when it started this process
-    return _proc_bytes("self/status", "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _proc_bytes("self/status", "VmHWM") or systems.peak_memory_bytes()
 
 
 def _proc_bytes(name: str, field: str) -> int | None:
     """A field of a file below /proc that is told in KiB, as bytes; None if the system does not tell."""
     try:
-        for line in Path("/proc", name).read_text().splitlines():
+        for line in Path("/proc", name).read_text("utf-8", "replace").splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     except OSError:
@@ -101,9 +101,9 @@ def process_seconds() -> float:
     """Seconds since this process started (since this module was imported, where the system does not tell)."""
     try:
         # field 22 of stat, counted after the command's name, which may hold blanks
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
+        ticks = int(Path("/proc/self/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text("utf-8", "replace").split()[0])
+        return max(0.0, uptime - ticks / systems.setting("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
         return time.monotonic() - _IMPORTED_AT
 
@@ -120,7 +120,7 @@ def select_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--device is unknown: got {name!r}. Give auto, cpu, cuda or cuda:N.") from None
+        raise ConfigError(f"--device is unknown: got {name!r}. Give auto, cpu, cuda, cuda:N or mps.") from None
     if device.type == "cuda":
         if torch.cuda._is_in_bad_fork():
             raise ConfigError(
@@ -131,9 +131,9 @@ def select_device(name: str = "auto") -> torch.device:
         if (device.index or 0) >= count:
             raise ConfigError(f"--device is not there: got {name!r}, found {count} CUDA devices. Give cpu or auto.")
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"--device is not there: got {name!r}. Give cpu or auto.")
+        raise ConfigError(f"--device is not there: got {name!r}, which is Apple's GPU. Give cpu or auto.")
     elif device.type not in ("cpu", "mps"):
-        raise ConfigError(f"--device is not supported: got {name!r}. Give auto, cpu, cuda or cuda:N.")
+        raise ConfigError(f"--device is not supported: got {name!r}. Give auto, cpu, cuda, cuda:N or mps.")
     return device
 
 
@@ -143,6 +143,8 @@ def device_name(device: torch.device) -> str:
         import torch
 
         return str(torch.cuda.get_device_name(device))
+    if device.type == "mps":
+        return f"{cpu_name()} (Apple GPU)"
     features = [feature for feature in ("amx_bf16", "avx512_bf16") if feature in cpu_features()]
     return " ".join([cpu_name(), f"({num_cpus()} processors)", *features])
 
@@ -193,7 +195,7 @@ def keep_freed_memory() -> bool:
 def huge_pages() -> str | None:
     """Who gets huge pages from this system: "always" everybody, "madvise" who asks, "never" nobody; None: not told."""
     try:
-        policy = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        policy = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text("utf-8", "replace")
     except OSError:
         return None
     return policy.partition("[")[2].partition("]")[0] or None
@@ -209,14 +211,15 @@ def _ask_for_huge_pages() -> bool:
     import ctypes
 
     madv_hugepage, huge = 14, 2 * 2**20
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    limits = systems.resource
+    if limits is None or limits.getrlimit(limits.RLIMIT_AS)[0] != limits.RLIM_INFINITY:
         # addresses are counted (ulimit -v): leave them to whoever needs them
         return False
     library = ctypes.CDLL("libc.so.6")
     library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     library.free.argtypes, library.free.restype = [ctypes.c_void_p], None
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2, MAX_HUGE_BYTES)
+    size = min(systems.setting("SC_PAGE_SIZE") * systems.setting("SC_PHYS_PAGES") // 2, MAX_HUGE_BYTES)
     address = library.malloc(size)
     if not address:
         # a system that commits no more than it has (vm.overcommit_memory=2)

@@ -6,7 +6,6 @@ A lock is a small file beside what it guards. What it says is for people: the id
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import stat
@@ -14,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vivace import systems
 from vivace.errors import RunFolderError
 from vivace.notices import warn
 
@@ -55,13 +55,13 @@ class FolderLock:
             ) from None
         content = _content(self._descriptor)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            systems.lock(self._descriptor)
         except OSError:
-            os.close(self._descriptor)
+            systems.close(self._descriptor)
             raise _in_use(folder, content) from None
-        if not _is_at(self._descriptor, path):
+        if not systems.is_at(self._descriptor, path):
             # whoever held it before has just removed it: another process may hold a new one
-            os.close(self._descriptor)
+            systems.close(self._descriptor)
             raise _in_use(folder, content)
         match = WRITTEN.fullmatch(content)
         self.of_unbegun_run = match is not None and match["new"] is not None
@@ -74,7 +74,7 @@ class FolderLock:
     def release(self) -> None:
         """Release the lock; nothing happens the second time."""
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            systems.close(self._descriptor)
             self._descriptor = -1
 
     def __enter__(self) -> FolderLock:
@@ -114,7 +114,7 @@ def lock_in_turn(path: Path, what: str) -> Iterator[None]:
             _write(descriptor, str(os.getpid()))
         yield
     finally:
-        os.close(descriptor)
+        systems.close(descriptor)
 
 
 def wait_for(descriptor: int, what: str) -> None:
@@ -122,7 +122,7 @@ def wait_for(descriptor: int, what: str) -> None:
     began, said = time.monotonic(), False
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            systems.lock(descriptor)
             return
         except BlockingIOError:
             pass
@@ -144,14 +144,13 @@ def _open_lock(path: Path) -> int:
 
     Raises _NotALock for whatever vivace did not write there, OSError.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     if path.is_symlink():
         raise _NotALock("is a link")
     if path.is_dir():
         raise _NotALock("is a folder")
-    descriptor = os.open(path, flags, 0o666)
+    descriptor = systems.open_plain(path, os.O_RDWR | os.O_CREAT)
     if problem := _problem(descriptor):
-        os.close(descriptor)
+        systems.close(descriptor)
         raise _NotALock(problem)
     return descriptor
 
@@ -164,22 +163,15 @@ def _problem(descriptor: int) -> str | None:
         # written to, the other names' content would change too
         return "has other names (hard links)"
     # root may go on with what the user of a container's host began
-    if facts.st_uid != os.geteuid() != 0:
+    if systems.user_id() not in (None, 0, facts.st_uid):
         return "belongs to another user"
     return None if WRITTEN.fullmatch(_content(descriptor)) else "holds something else than a process id"
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except OSError:
-        return False
-
-
 def _content(descriptor: int) -> bytes:
-    return os.pread(descriptor, 64, 0) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    return systems.read_at(descriptor, 64, 0) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
 
 
 def _write(descriptor: int, text: str) -> None:
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text.encode(), 0)
+    systems.write_at(descriptor, text.encode(), 0)

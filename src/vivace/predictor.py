@@ -25,10 +25,10 @@ COMPILED = ("aoti", "eager", "inductor")
 class Predictor:
     """A bundle loaded once, to classify many images.
 
-    device: auto, cpu, cuda or cuda:N. batch_size: images per forward pass. precision: fp32, bf16, fp16, or auto: the
-    one that the bundle's metrics were measured with, where the device has it. runtime: a row of `RUNTIMES`, or auto:
-    that of the bundle, on a CPU. threads: processors that it computes on, at most those of the process; torch has one
-    such number for the whole process, and that is set.
+    device: auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested). batch_size: images per forward pass. precision:
+    fp32, bf16, fp16, or auto: the one that the bundle's metrics were measured with, where the device has it. runtime:
+    a row of `RUNTIMES`, or auto: that of the bundle, on a CPU. threads: processors that it computes on, at most those
+    of the process; torch has one such number for the whole process, and that is set.
     It can be pickled: the process that it is sent to opens the bundle's folder anew. A process that was forked from
     this one can't use it, for threads are not forked: it makes its own, which computes on one processor, and whose
     runtime is eager or onnx.

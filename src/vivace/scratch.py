@@ -22,6 +22,6 @@ def scratch_folder(purpose: str, parent: Path | None = None) -> Iterator[Path]:
     """
     path = (parent or Path(tempfile.gettempdir())) / f"vivace-{purpose}"
     remove_leftovers(path.parent, path.name)
-    with held(path.absolute(), functools.partial(new_folder, mode=0o700)) as (folder, _):
-        yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+    with held(path.absolute(), functools.partial(new_folder, mode=0o700)) as made:
+        yield made.path
+        shutil.rmtree(made.path, ignore_errors=True)

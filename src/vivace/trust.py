@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from vivace import systems
 from vivace.cpus import num_cpus
 from vivace.errors import KernelError
 from vivace.notices import warn
@@ -54,19 +55,20 @@ def doubt(path: Path, *, as_parent: bool = False) -> str | None:
     It and all its parents have to belong to this user or root, and be writable by nobody else. A folder where all may
     write and each may remove their own alone (/tmp) does as a parent: what lies in it is looked at too. Below a folder
     that nobody else may enter (a home of mode 0700) rights to write say nothing: with umask 002 all have them. A link
-    is doubted. Raises OSError if it is not there.
+    is doubted. On Windows, which keeps rights elsewhere, links are all that is. Raises OSError if it is not there.
     """
-    owners, shut = {0, os.geteuid()}, False
+    shut = False
     for place in (*reversed(path.parents), path):
         facts = place.lstat()
         if stat.S_ISLNK(facts.st_mode):
             return f"{place} is a symbolic link"
-        if facts.st_uid not in owners:
+        if systems.is_strangers(facts):
             return f"{place} belongs to another user (uid {facts.st_uid})"
-        sticky = facts.st_mode & stat.S_ISVTX and stat.S_ISDIR(facts.st_mode)
-        if facts.st_mode & OTHERS_MAY_WRITE and not shut and not (sticky and (as_parent or place != path)):
-            return f"others may write to {place} (mode {stat.S_IMODE(facts.st_mode):04o})"
-        shut = shut or not facts.st_mode & OTHERS_MAY_ENTER
+        mode = systems.rights(facts)
+        sticky = mode & stat.S_ISVTX and stat.S_ISDIR(mode)
+        if mode & OTHERS_MAY_WRITE and not shut and not (sticky and (as_parent or place != path)):
+            return f"others may write to {place} (mode {stat.S_IMODE(mode):04o})"
+        shut = shut or not mode & OTHERS_MAY_ENTER
     return None
 
 
@@ -140,8 +142,8 @@ def seal(record: Path, files: Iterable[Path]) -> None:
     for path in files:
         path.chmod(0o600)
         lines.append(f"{_hash_of(path)}  {path.name}\n")
-    with os.fdopen(os.open(record, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write("".join(lines))
+    with os.fdopen(os.open(record, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write("".join(lines).encode())
 
 
 def seal_broken(record: Path, files: Iterable[Path]) -> str | None:
@@ -163,10 +165,12 @@ def seal_broken(record: Path, files: Iterable[Path]) -> str | None:
 def _hash_of(path: Path) -> str:
     """SHA-256 of a plain file of this user's. Raises OSError for a link or what is no file, ValueError for others'."""
     # a pipe would be waited for
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = systems.open_plain(path)
+    if descriptor < 0:
+        raise ValueError(f"{path.name} is a folder")
     with os.fdopen(descriptor, "rb") as file:
         facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_uid not in (0, os.geteuid()) or facts.st_mode & OTHERS_MAY_WRITE:
+        if not stat.S_ISREG(facts.st_mode) or systems.is_strangers(facts) or systems.rights(facts) & OTHERS_MAY_WRITE:
             raise ValueError(f"{path.name} is no plain file of this user's alone")
         return hashlib.file_digest(file, "sha256").hexdigest()
 

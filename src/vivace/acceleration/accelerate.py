@@ -25,6 +25,7 @@ from vivace.errors import ConfigError
 from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
 from vivace.outputs import check_file, check_folder, tell_replaced, write_sealed, writing
+from vivace.systems import ENDS_GROUPS
 
 __all__ = ["Acceleration", "accelerate"]
 
@@ -104,6 +105,11 @@ def accelerate(
     on_bad_image: as for `train`.
     Raises ConfigError, BundleError, DataError, and VivaceError if the plain model can't be timed.
     """
+    if not ENDS_GROUPS:
+        raise ConfigError(
+            "accelerate needs Linux or macOS: on this system processes can't be timed and ended as it does. "
+            "Run it there (on Windows in WSL), or take vivace export."
+        )
     bundle = _opened(bundle)
     out, told, replaced = _checked_out(Path(out), bundle)
     check_finite(bundle.build_model())

@@ -183,7 +183,9 @@ def _cells(row: dict[str, Any], winner: str | None) -> list[str]:
     cells = [f"**{row['name']}**" if row["name"] == winner else row["name"]]
     cells += [f"{times[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")] if times else ["–"] * 3
     cells.append(_times(row["ratio"]) if row["ratio"] else "–")
-    cells += [f"{times['cold_start_seconds']:.1f}", f"{times['peak_memory_bytes'] / 1e6:.0f}"] if times else ["–"] * 2
+    memory = times and times["peak_memory_bytes"]
+    cells.append(f"{times['cold_start_seconds']:.1f}" if times else "–")
+    cells.append(f"{memory / 1e6:.0f}" if memory is not None else "–")
     cells.append(f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "–")
     cells.append(f"{selected['drop']:+.2f}" if selected else "–")
     cells += [f"{certified['drop']:+.2f}", f"{certified['bound']:.2f}"] if certified else ["–"] * 2

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ParamSpec, TypeVar
 
+from vivace import systems
 from vivace.errors import OutOfTime, VivaceError, first_line
 
 __all__ = ["Worker", "WorkerDied", "serve"]
@@ -77,9 +78,8 @@ class Worker:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(seconds)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # what it started is of its group, and may outlive it
-            os.killpg(process.pid, signal.SIGKILL)
+        # what it started is of its group, and may outlive it
+        systems.end_group(process)
         process.wait()
         self._requests.close()
         self._answers.close()
@@ -109,6 +109,7 @@ def _started() -> tuple[subprocess.Popen[bytes], Connection, Connection]:
             stdout=answers_write,
             # Ctrl-C in a terminal reaches a whole group: the parent ends its children itself
             process_group=0,
+            creationflags=systems.NEW_GROUP,
         )
     except BaseException:
         requests.close()
@@ -148,9 +149,7 @@ def _read(asked: Connection, requests: queue.SimpleQueue[bytes]) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             requests.put(asked.recv_bytes())
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
+    systems.end_own_group()
 
 
 def _done(request: bytes) -> tuple[bool, Any]:

@@ -35,7 +35,7 @@ class Options:
     out: Path = Path("runs/levers")
     """Folder for the receipts and the runs; a new one."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     quiet: bool = False

@@ -20,7 +20,7 @@ class Options:
     data_root: Path | None = None
     """Where named data sets are downloaded to. Default: inside the cache."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     json: bool = False
     """Print the findings as one JSON object on the last line."""
 

@@ -40,7 +40,7 @@ class Options:
     batch_size: int = 64
     """Images per forward pass."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: that of the bundle's own metrics, where the device has it."""
     quiet: bool = False

@@ -79,7 +79,7 @@ class Run:
     resume: bool = False
     """Go on with the run in --run, or with the newest one on DATA; --epochs may be larger than before."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
     """Arithmetic of forward and backward. Default: what a short trial finds faster."""
     tune: Literal["on", "off"] = "on"

@@ -24,6 +24,7 @@ from vivace.data.tars import NotPlain, guarded_tarinfo, plain_members
 from vivace.data.unpacked import identity, unpacked_once
 from vivace.errors import ArchiveError
 from vivace.notices import warn
+from vivace.systems import possible_name
 
 __all__ = ["is_archive", "unpack", "unpacked"]
 
@@ -166,6 +167,11 @@ def _check_name(name: str, path: Path) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:[\\/]", name):
         raise ArchiveError(f"the archive holds a path that leads outside: {name!r} in {path}. Do not use it.")
+    # "C:x", "x:y" and "con" lead elsewhere too, on Windows
+    if any(possible_name(part) != part for part in parts.parts):
+        raise ArchiveError(
+            f"the archive holds a name that this system can't have: {name!r} in {path}. Pack it anew under another."
+        )
 
 
 def _check_sizes(members: list[_Member], path: Path, target: Path) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from vivace import systems
 from vivace.cachedir import INDEX, building
 from vivace.data.audit import Audit
 from vivace.data.cacheindex import MAX_INDEX_BYTES, DamagedFiles, parse_index, read_index, sealed
@@ -79,12 +79,8 @@ def allocate(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
     """A new .npy file of uint8 zeros, mapped for writing. Raises OSError if the disk has no room for all of it."""
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:
-        try:
-            # a sparse file on a full disk would end this process by SIGBUS, at whichever pixel comes first
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
+        # a sparse file on a full disk would end this process by SIGBUS, at whichever pixel comes first
+        systems.reserve(file, path.stat().st_size)
     return images
 
 
@@ -148,7 +144,7 @@ def write_splits(
 def boot_id() -> str | None:
     """What names this start of the system; None where nothing does."""
     try:
-        return BOOT_ID.read_text().strip() or None
+        return BOOT_ID.read_text("ascii").strip() or None
     except OSError:
         return None
 

@@ -6,6 +6,9 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+
+from vivace import systems
 
 __all__ = ["DECODING", "FREE", "READING", "Budget", "share_memory"]
 
@@ -47,14 +50,12 @@ class Budget:
         if self.turn is None:
             yield
             return
-        import fcntl
-
-        descriptor = os.open(self.turn, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = systems.open_to_lock(Path(self.turn))
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            systems.lock(descriptor, wait=True)
             yield
         finally:
-            os.close(descriptor)
+            systems.close(descriptor)
 
 
 # encoded files, and what they become; one image may take all of it

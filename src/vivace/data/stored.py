@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
+from vivace import systems
 from vivace.errors import CacheDamaged
 from vivace.files import open_regular
 from vivace.hardware import num_cpus
@@ -123,7 +124,7 @@ class StoredImages:
     def _fill(self, target: memoryview, offset: int) -> None:
         while target:
             try:
-                count = os.preadv(self._descriptor, [target], offset)
+                count = systems.read_into(self._descriptor, target, offset)
             except OSError as error:
                 raise _damaged(self._path, str(error.strerror)) from error
             if not count:
@@ -201,6 +202,6 @@ def _checksums(path: Path) -> Iterator[int]:
 
         def checksum(offset: int) -> int:
             # crc32 and pread let go of the interpreter's lock
-            return zlib.crc32(os.pread(file.fileno(), BLOCK_BYTES, offset))
+            return zlib.crc32(systems.read_at(file.fileno(), BLOCK_BYTES, offset))
 
         yield from pool.map(checksum, range(0, os.fstat(file.fileno()).st_size, BLOCK_BYTES))

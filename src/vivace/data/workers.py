@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from vivace import systems
 from vivace.data.decode import Picture, PillowGuard, mismatch, shown
 from vivace.data.memory import share_memory
 from vivace.data.preprocess import Preprocess
@@ -200,6 +201,7 @@ def _start_children(
                     env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                     # Ctrl-C in a terminal reaches a whole group: the parent ends its children itself
                     process_group=0,
+                    creationflags=systems.NEW_GROUP,
                 )
             )
         for child in children:

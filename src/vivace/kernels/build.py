@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from vivace import systems
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features, cpu_name
 from vivace.locks import wait_for
@@ -93,14 +94,14 @@ def find_compiler() -> list[str]:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Held by one process at a time."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = systems.open_to_lock(folder)
     try:
         # a file system without locks: both build, and one of them may have to build once more at its next start
         with contextlib.suppress(OSError):
             wait_for(descriptor, f"kernels in {folder}")
         yield
     finally:
-        os.close(descriptor)
+        systems.close(descriptor)
 
 
 def _build(command: list[str], path: Path, record: Path) -> None:

@@ -6,13 +6,12 @@ the same order, which kernel did it on which types: "brg_conv_fwd:avx10_1_512_am
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity
 
+from vivace import systems
 from vivace.profiling.child import Job
 from vivace.profiling.profile import LayerTime
 from vivace.runtimes import Classifier, load_runtime
@@ -216,8 +216,7 @@ def _kernels(rows: list[_Row], logged: list[tuple[bool, str, str]]) -> dict[int,
 
 def _logged(classify: Classifier, images_NHWC: np.ndarray, path: Path) -> list[tuple[bool, str, str]]:
     """(whether it is a convolution, the kernel, the type that it reads) of each product of one call, by oneDNN."""
-    flush: Callable[[Any], int] = ctypes.CDLL(None).fflush
-    flush(None)
+    systems.flush_c_output()
     # it writes to the standard output of C
     before = os.dup(1)
     with path.open("wb") as file:
@@ -225,7 +224,7 @@ def _logged(classify: Classifier, images_NHWC: np.ndarray, path: Path) -> list[t
         try:
             with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
                 classify(images_NHWC)
-            flush(None)
+            systems.flush_c_output()
         finally:
             os.dup2(before, 1)
             os.close(before)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vivace import systems
 from vivace.bundle import Bundle
 from vivace.cachedir import building, default_cache_dir
 from vivace.config import to_dict
@@ -98,7 +99,7 @@ def library_folder(bundle: Bundle, precision: str) -> Path:
     }
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:20]
     place = trusted_folder(default_cache_dir() / "aoti")
-    return place / f"{bundle.info.architecture.name.replace('/', '-')}-{precision}-{key}"
+    return place / f"{systems.possible_name(bundle.info.architecture.name.replace('/', '-'))}-{precision}-{key}"
 
 
 def compile_package(bundle: Bundle, precision: str, path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from vivace import systems
 from vivace.errors import OutOfTime, VivaceError
 
 __all__ = ["Child", "Job", "Side", "SideFailure"]
@@ -82,6 +83,7 @@ class Child:
             env={**os.environ, **environment},
             # Ctrl-C in a terminal reaches a whole group: the parent ends its children itself
             process_group=0,
+            creationflags=systems.NEW_GROUP,
         )
         assert self._process.stdout is not None
         self._selector = selectors.DefaultSelector()
@@ -125,16 +127,16 @@ class Child:
         """Time one block, which is added to `blocks`: ms of each call."""
         self.blocks.append(tuple(self._times(self._num_calls)))
 
-    def peak_memory_bytes(self) -> int:
-        """The largest resident memory that it has had."""
-        return int(self._ask({"do": "memory"})["peak_memory_bytes"])
+    def peak_memory_bytes(self) -> int | None:
+        """The largest resident memory that it has had; None if the system does not tell."""
+        told: int | None = self._ask({"do": "memory"})["peak_memory_bytes"]
+        return told
 
     def close(self) -> None:
         """End it and what it has started, at once."""
         if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                # a compiler's workers are of its group
-                os.killpg(self._process.pid, signal.SIGKILL)
+            # a compiler's workers are of its group
+            systems.end_group(self._process)
             self._process.wait()
         self._selector.close()
         for pipe in (self._process.stdin, self._process.stdout):

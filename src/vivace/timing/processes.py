@@ -48,8 +48,8 @@ class Timings:
     """Raw samples, in the order in which they were taken; each block is of as many calls."""
     cold_start_seconds: float
     """From the start of the first process to its first answer, with nothing compiled before."""
-    peak_memory_bytes: int
-    """Resident, of the largest process, Python and libraries included."""
+    peak_memory_bytes: int | None
+    """Resident, of the largest process, Python and libraries included; None if the system does not tell."""
     processes: tuple[int, ...] = ()
     """Which process each block is of, counted from 0; empty: all are of one."""
     batch_size: int = 1
@@ -153,7 +153,7 @@ class _Record:
         self.side, self._images, self._job = side, images, job
         self._blocks: list[tuple[float, ...]] = []
         self._processes: list[int] = []
-        self._peak_memory_bytes = 0
+        self._peak_memory_bytes: int | None = None
         self._num_calls: int | None = None
         manifest = side.bundle / "bundle.json"
         content = manifest.read_bytes() if manifest.is_file() else os.fsencode(side.bundle)
@@ -192,7 +192,9 @@ class _Record:
         self._processes += [process] * count
 
     def note_memory(self, child: Child) -> None:
-        self._peak_memory_bytes = max(self._peak_memory_bytes, child.peak_memory_bytes())
+        told = child.peak_memory_bytes()
+        if told is not None:
+            self._peak_memory_bytes = max(self._peak_memory_bytes or 0, told)
 
     def timings(self) -> Timings:
         return Timings(

@@ -16,6 +16,7 @@ from vivace.errors import CheckpointError, RunFolderError
 from vivace.files import atomic_file, read_regular, remove_leftovers, write_json
 from vivace.locks import FolderLock
 from vivace.outputs import check_folder
+from vivace.systems import OPEN_FILES_MOVE
 from vivace.training.recipe import Recipe
 
 __all__ = ["RunFolder", "check_run_place", "new_run_path", "newest_run", "runs_of"]
@@ -152,6 +153,8 @@ class RunFolder:
         if os.path.lexists(self.path / "recipe.yaml"):
             return
         with contextlib.suppress(OSError):
+            if not OPEN_FILES_MOVE:
+                self._lock.release()
             for name in (*self._made, *([".lock"] if self._made_lock else [])):
                 (self.path / name).unlink(missing_ok=True)
             if self._made_checkpoints:

@@ -18,6 +18,7 @@ from vivace.data.splits import DataSource
 from vivace.errors import ConfigError
 from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.notices import collected_warnings, warn
+from vivace.systems import possible_name
 from vivace.training.dataset import open_cache_of, open_run_cache, open_run_source, with_sizes
 from vivace.training.display import LiveDisplay
 from vivace.training.facts import measure_facts
@@ -163,8 +164,8 @@ def _open_run(
         facts = dataclasses.replace(facts, side=size)
     resolved = resolve_recipe(recipe, facts)
     resolved = with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
-    folder = RunFolder(Path(run) if run else new_run_path(runs, f"{source.name}-{resolved.name}"), resume=False)
-    return folder, resolved
+    path = Path(run) if run else new_run_path(runs, possible_name(f"{source.name}-{resolved.name}"))
+    return RunFolder(path, resume=False), resolved
 
 
 def _resumed_recipe(
