@@ -108,6 +108,8 @@ TORCH_FREE = [
     "vivace.data.cache",
     "vivace.data.sources",
     "vivace.data.workers",
+    "vivace.predictor",
+    "vivace.prediction",
     "vivace.training.facts",
     "vivace.training.recipes",
     "vivace.training.train",
