@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from vivace.exporting.export import export
 from vivace.models.zoo import create_model
 from vivace.prediction import predict
 from vivace.predictor import Predictor
+from vivace.runtimes import openvino
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -369,6 +371,25 @@ def test_eight_threads_are_told_what_one_is(folders: dict[str, Path], runtime: s
             for row, one in zip(rows, wanted, strict=True):
                 # a program for a batch of another size may sum in another order
                 assert dict(row.topk) == pytest.approx(dict(one.topk), abs=1e-6)
+
+
+def test_threads_that_ask_first_together_compile_a_program_once(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[int] = []
+    original = openvino.compile_graph
+
+    def slow(graph: Any, precision: str, *, batch_size: int) -> Any:
+        compiled.append(batch_size)
+        time.sleep(0.2)
+        return original(graph, precision, batch_size=batch_size)
+
+    monkeypatch.setattr(openvino, "compile_graph", slow)
+    predictor = Predictor(folders["openvino"], device="cpu")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(predictor, [RGB] * 8))
+    assert compiled == [1]
+    assert answers == [answers[0]] * 8
 
 
 HEAVY = ("torch", "torchvision", "timm", "matplotlib", "sklearn", "pandas")
