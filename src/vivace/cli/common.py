@@ -11,11 +11,12 @@ import os
 import re
 import sys
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_type_hints
 
 from vivace.cli.streams import guarded_streams
 from vivace.errors import ConfigError, VivaceError, first_line, nearest, one_line
@@ -136,7 +137,11 @@ def verb_options(cls: type[T]) -> type[T]:
     for name in cls.__annotations__:
         default = getattr(cls, name, ...)
         if default is None or default is False or default == ():
-            cls.__annotations__[name] = Annotated[hints[name], tyro.conf.arg(help_behavior_hint="")]
+            hint = hints[name]
+            if isinstance(hint, types.UnionType):
+                # what "X | None" makes: to check that, the parser imports what takes longer than it does itself
+                hint = Union[get_args(hint)]  # noqa: UP007
+            cls.__annotations__[name] = Annotated[hint, tyro.conf.arg(help_behavior_hint="")]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from vivace.prediction import Predictions
 
 
+class Paths(tuple[str, ...]):
+    """A type of its own: to check tuple[str, ...] the parser imports what takes longer than a prediction."""
+
+
+PATHS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="PATHS",
+    instance_from_str=Paths,
+    is_instance=lambda value: isinstance(value, Paths),
+    str_from_instance=list,
+)
+
+
 @verb_options
 class Options:
     """The options of `vivace predict`."""
@@ -28,7 +41,7 @@ class Options:
     bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's."""
     paths: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATHS", help_behavior_hint="(required)")
+        tyro.conf.Positional[Paths], PATHS, tyro.conf.arg(metavar="PATHS", help_behavior_hint="(required)")
     ]
     """Files, folders, globs, or - for a list on stdin."""
     topk: int = 5

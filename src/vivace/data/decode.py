@@ -27,9 +27,11 @@ __all__ = [
     "REFUSED_EXTENSIONS",
     "Picture",
     "PillowGuard",
+    "check_size",
     "decode_bytes",
     "decoding",
     "image_of",
+    "load_opened",
     "mismatch",
     "read_bytes",
     "read_image",
@@ -45,6 +47,8 @@ MAX_BYTES = 768_000_000
 SMALL_FILE = 1 << 16
 # characters of a name in a message
 MAX_SHOWN = 300
+# a Pillow image that was only opened is decoded in place, which two threads can't do at once
+_opening = threading.Lock()
 
 
 class PillowGuard:
@@ -198,6 +202,19 @@ def _reason(error: Exception) -> str:
         # its words name an object in memory
         said = "its header is wrong"
     return "".join(c if c.isprintable() else "?" for c in said[:150])
+
+
+def load_opened(image: Image.Image, *, max_pixels: int) -> None:
+    """Decode a Pillow image that was only opened, in place. Raises ImageError as `read_image` does of its file."""
+    with _opening, PillowGuard(), _told("the image"):
+        Limits(max_pixels).check(image.size)
+        image.load()
+
+
+def check_size(width: int, height: int, *, max_pixels: int) -> None:
+    """Raises ImageError for an image of a size that no file may have: bomb, too_small, extreme_aspect."""
+    with _told("the image"):
+        Limits(max_pixels).check((width, height))
 
 
 def image_of(pixels: np.ndarray) -> Image.Image:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.errors import BundleError, ConfigError, MissingExtra
-from vivace.hardware import num_cpus
+from vivace.hardware import Processor, num_cpus
 from vivace.runtimes import INPUT, OUTPUT, Classifier, checked_graph, graph_file, short_reason
 from vivace.runtimes.onnx_bytes import check_onnx
 from vivace.runtimes.patience import patience, within
@@ -30,7 +30,7 @@ PRECISIONS = ("fp32", "int8")
 MAX_MEMORY_BYTES = 4 * 2**30
 
 
-def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
+def load(bundle: Bundle, *, device: torch.device | Processor, precision: str = "fp32") -> Classifier:
     """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32; preprocessing is in the graph.
 
     precision: that of the graph, fp32 or int8. Raises ConfigError for a GPU, another precision or a bundle without an
