@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ __all__ = ["Items", "assemble", "count_of", "shorter", "some"]
 
 Items = list[tuple[str, str]]
 NUM_SHOWN = 5
+# a whole number: sign, digits without the zeros before them
+NUMBER = re.compile(r"(-?)0*([0-9]+)(?:\.0*)?", re.ASCII)
 
 
 def assemble(
@@ -124,7 +127,16 @@ def _without_strangers(items: dict[str, Items], said: list[str]) -> dict[str, It
 
 
 def _twins(classes: Sequence[str]) -> list[str]:
-    """A note on classes whose names differ by case alone: meant so in sets of characters, a slip elsewhere."""
-    first: dict[str, str] = {}
-    pairs = [f"{twin} and {name}" for name in classes if (twin := first.setdefault(name.lower(), name)) != name]
-    return [f"classes that differ by case alone: {some(pairs, 3)}"] if pairs else []
+    """Notes on classes whose names differ by case alone, or are one number: meant so at times, and often a slip."""
+    said = []
+    for what, key in (("differ by case alone", str.lower), ("are the same number", _number)):
+        first: dict[str, str] = {}
+        pairs = [f"{twin} and {name}" for name in classes if (twin := first.setdefault(key(name), name)) != name]
+        said += [f"classes that {what}: {some(pairs, 3)}"] if pairs else []
+    return said
+
+
+def _number(name: str) -> str:
+    """7 for 007 and 7.0 as well; other names as they are."""
+    found = NUMBER.fullmatch(name)
+    return f"{found[1]}{found[2]}" if found else name
