@@ -48,7 +48,8 @@ def test_a_word_for_an_empty_cell_is_no_class(root: Path, word: str) -> None:
         ("missing_label", (6,), f"list.csv, line 6: label is {word}: no class")
     ]
     assert source.notes == (
-        f"1 row read as without a class, which say {word}: a class of that name needs a table in JSONL, or class folders",
+        f"1 row read as without a class, which say {word}: a class of that name needs a table in JSONL, or class "
+        "folders",
     )
 
 

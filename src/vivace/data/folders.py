@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vivace.data.assemble import Items, assemble, count_of, some
 from vivace.data.listing import Listing, scan
+from vivace.data.repeats import check_repeats
 from vivace.data.splitnames import SPLIT_ORDER, split_of
 from vivace.data.splits import DataSource
 from vivace.data.tables import names_any
@@ -49,6 +50,8 @@ def open_folder(
             "Put the training images into train/."
         )
     items: dict[str, Items] = {}
+    first = next((found.splits[split] for split in SPLIT_ORDER if split in found.splits), top)
+    check_repeats(listing, first, known, found.notes)
     if found.splits:
         for split in SPLIT_ORDER:
             if split in found.splits:
