@@ -23,7 +23,7 @@ MIN_COMMON = 2
 
 
 def check_repeats(listing: Listing, folder: str, known: Collection[str], notes: list[str]) -> None:
-    """Raise DataError where the would-be class folders of `folder` are rather pieces of a data set, each with all classes.
+    """Raise DataError where the would-be class folders of `folder` are rather pieces of a data set.
 
     The tree alone can't tell fold0/cat, fold1/cat from cat/2021, dog/2021. It is refused where the names can: all of
     the outer ones are pieces' (fold0, split_1, or a split's), or the inner ones are splits with the same subfolders.
