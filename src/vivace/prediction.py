@@ -33,6 +33,7 @@ __all__ = [
     "predict",
     "predict_files",
     "predictor_for",
+    "without_repeats",
 ]
 
 # below this number of images building a kernel to resize them may cost more than it saves
@@ -201,6 +202,14 @@ def expand_paths(
     if not files:
         raise DataError("no images are named: got an empty list. Give files, folders, globs, or - for a list on stdin.")
     return files
+
+
+def without_repeats(files: Iterable[str]) -> list[str]:
+    """Each file once, where it stands first: a file may be named by itself, and in a folder or glob as well."""
+    first: dict[str, str] = {}
+    for file in files:
+        first.setdefault(os.path.abspath(file), file)  # noqa: PTH100 (a million names)
+    return list(first.values())
 
 
 def _listed(stdin: BinaryIO) -> list[str]:

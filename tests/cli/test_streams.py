@@ -145,6 +145,17 @@ def test_names_and_labels_are_shown_escaped(
     assert "grün" in shown.out
 
 
+def test_a_file_that_is_named_again_is_classified_once(
+    bundle: Bundle, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image.parent / "images").mkdir()
+    image = image.rename(image.parent / "images" / "a.png")
+    assert main(["predict", str(bundle.folder), str(image), str(image.parent), str(image), "--quiet", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["num_images"] == 1
+    assert "warning: 2 names left out, of files that are named already: each is classified once" in shown.err
+
+
 def test_tables_keep_names_as_they_are(bundle: Bundle, image: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert main(["predict", str(bundle.folder), str(image), "--quiet", "--out", str(out)]) == 0
