@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
-from vivace.data.decode import shown
+from vivace.data.decode import advice, shown
 from vivace.data.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSED_EXTENSIONS, sniff
 from vivace.data.splitnames import SYSTEM_FILES, is_system
 from vivace.errors import DataError
@@ -164,7 +164,7 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise DataError(f"the folder can't be read: {folder} ({error.strerror}). Check its rights.") from None
+        raise DataError(f"the folder can't be read: {folder} ({error.strerror}). {advice(error)}") from None
 
 
 def _is_broken(entry: os.DirEntry[str]) -> bool:
