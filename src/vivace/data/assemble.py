@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from vivace.data.splitnames import SPLIT_ORDER
 from vivace.data.splits import MIN_IMAGES_PER_CLASS, DataSource, Split
 from vivace.errors import DataError
 
-__all__ = ["Items", "assemble", "count_of", "shorter", "some"]
+__all__ = ["Items", "assemble", "by_case", "count_of", "shorter", "some"]
 
 Items = list[tuple[str, str]]
 NUM_SHOWN = 5
@@ -114,16 +114,23 @@ def _without_strangers(items: dict[str, Items], said: list[str]) -> dict[str, It
         if not own & trained:
             raise DataError(
                 f"train and {split} have no class in common: train has {some(sorted(trained))}; {split} has "
-                f"{some(sorted(own))}. Give them the same class names."
+                f"{some(sorted(own))}{by_case(own, trained)}. Give them the same class names."
             )
         kept[split] = [row for row in rows if row[1] in trained]
         if own - trained:
             count = len(rows) - len(kept[split])
             said.append(f"{count_of(count, 'image')} of {split} left out, of classes that are not in train: "
-                        f"{some(sorted(own - trained))}")  # fmt: skip
+                        f"{some(sorted(own - trained))}{by_case(own - trained, trained)}")  # fmt: skip
         if trained - own:
             said.append(f"{split} has no images of {some(sorted(trained - own))}: no metrics for these classes there")
     return kept
+
+
+def by_case(names: Iterable[str], known: Iterable[str]) -> str:
+    """A hint for names that are not among the known ones, where some differ by case alone; else ""."""
+    own = {name.lower() for name in names}
+    same = sorted(name for name in known if name.lower() in own)
+    return f" (by case alone other than {some(same, 3)}: rename one of them)" if same else ""
 
 
 def _twins(classes: Sequence[str]) -> list[str]:

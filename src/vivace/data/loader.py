@@ -92,7 +92,7 @@ class Batches:
         return full + (rest > 1 or (rest == 1 and not self._shuffle))
 
     def epochs_of(self, steps: int) -> float:
-        """How often the images have been seen after so many batches: the last one of an epoch may be of another size."""
+        """How often the images were seen after so many batches: the last of an epoch may be of another size."""
         whole, rest = divmod(steps, len(self))
         return whole + rest * self._batch_size / self.num_images
 
