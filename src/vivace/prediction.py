@@ -17,8 +17,7 @@ import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.cachedir import default_cache_dir
-from vivace.data.decode import advice
-from vivace.data.listing import is_candidate
+from vivace.data.listing import is_candidate, unreadable_folder
 from vivace.data.splitnames import is_system
 from vivace.errors import DataError, ImageError
 from vivace.hardware import num_cpus
@@ -225,7 +224,7 @@ def _named(paths: Iterable[str], left: list[str]) -> list[str]:
 
 def _images_below(folder: str, left: list[str]) -> list[str]:
     def refuse(error: OSError) -> None:
-        raise DataError(f"the folder can't be read: {error.filename} ({error.strerror}). {advice(error)}")
+        raise unreadable_folder(error.filename, error)
 
     found = []
     for parent, folders, names in os.walk(folder, onerror=refuse):

@@ -14,7 +14,7 @@ from vivace.data.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSED_EXTENSI
 from vivace.data.splitnames import SYSTEM_FILES, is_system
 from vivace.errors import DataError
 
-__all__ = ["Listing", "check_inside", "is_candidate", "passed_over", "scan"]
+__all__ = ["Listing", "check_inside", "is_candidate", "passed_over", "scan", "unreadable_folder"]
 
 # kinds of files that a summary names
 NUM_KINDS = 6
@@ -164,7 +164,12 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise DataError(f"the folder can't be read: {folder} ({error.strerror}). {advice(error)}") from None
+        raise unreadable_folder(folder, error) from None
+
+
+def unreadable_folder(folder: str, error: OSError) -> DataError:
+    """What to raise where a folder can't be listed."""
+    return DataError(f"the folder can't be read: {folder} ({error.strerror}). {advice(error)}")
 
 
 def _is_broken(entry: os.DirEntry[str]) -> bool:
