@@ -15,7 +15,7 @@ import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.cachedir import default_cache_dir
-from vivace.data.listing import is_candidate
+from vivace.data.listing import is_candidate, unreadable_folder
 from vivace.data.splitnames import is_system
 from vivace.errors import DataError, ImageError
 from vivace.inputs import loaded
@@ -31,6 +31,7 @@ __all__ = [
     "predict",
     "predict_files",
     "predictor_for",
+    "without_repeats",
 ]
 
 # below this number of images building a kernel to resize them may cost more than it saves
@@ -175,6 +176,14 @@ def expand_paths(
     return files
 
 
+def without_repeats(files: Iterable[str]) -> list[str]:
+    """Each file once, where it stands first: a file may be named by itself, and in a folder or glob as well."""
+    first: dict[str, str] = {}
+    for file in files:
+        first.setdefault(os.path.abspath(file), file)  # noqa: PTH100 (a million names)
+    return list(first.values())
+
+
 def _listed(stdin: BinaryIO) -> list[str]:
     listing = stdin.read()
     lines = listing.split(b"\0") if b"\0" in listing else [line.removesuffix(b"\r") for line in listing.split(b"\n")]
@@ -187,7 +196,7 @@ def _named(paths: Iterable[str], left: list[str]) -> list[str]:
 
 def _images_below(folder: str, left: list[str]) -> list[str]:
     def refuse(error: OSError) -> None:
-        raise DataError(f"the folder can't be read: {error.filename} ({error.strerror}). Check its rights.")
+        raise unreadable_folder(error.filename, error)
 
     found = []
     for parent, folders, names in os.walk(folder, onerror=refuse):

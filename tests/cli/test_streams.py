@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import re
 import subprocess
@@ -71,10 +72,54 @@ def test_a_full_stdout_is_one_line_and_status_1(command: str) -> None:
     assert "No space left on device" in done.stderr
 
 
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_answers_that_a_closed_stdout_loses_are_a_failure(bundle: Bundle, image: Path, options: str) -> None:
+    done = shell(f"vivace predict '{bundle.folder}' '{image}' --quiet {options} >&-")
+    assert done.returncode == 1
+    assert "OutputError: the result can't be written to stdout: it is closed." in done.stderr
+    assert shell("vivace --help >&-").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["predict", "no-bundle", "x.jpg", "--json"], "BundleError"),
+        (["predict", "b", "--json"], "ConfigError"),
+        (["evaluate", "b", "", "--json"], "ConfigError"),
+        (["train", "no-data", "--json"], "DataError"),
+        (["no-verb", "--json"], "ConfigError"),
+    ],
+)
+def test_a_refusal_is_an_object_too(arguments: list[str], kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    told = json.loads(shown.out)["error"]
+    assert (told["type"], told["exit_status"], len(shown.out.splitlines())) == (kind, 2, 1)
+    assert told["message"] in shown.err
+    assert main([argument for argument in arguments if argument != "--json"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(OSError(errno.ENOSPC, "full"), 1), (KeyboardInterrupt(), 130), (VivaceError("no."), 1)]
+)
+def test_a_failure_is_an_object_too(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(options: Any) -> None:
+        raise error
+
+    monkeypatch.delenv("VIVACE_TRACEBACK")
+    monkeypatch.setattr(cache, "run", broken)
+    assert main(["cache", "--json"]) == status
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert (told["type"], told["exit_status"]) == (type(error).__name__, status)
+
+
 def test_a_file_gets_no_number_of_a_closed_stream(tmp_path: Path) -> None:
     code = (
         "import os; from vivace.cli.streams import open_missing_streams; open_missing_streams();"
-        f"file = open({str(tmp_path / 'data')!r}, 'w'); assert file.fileno() > 2; os.write(1, b'x'); print('y')"
+        f"file = open({str(tmp_path / 'data')!r}, 'w'); assert file.fileno() > 2; os.write(1, b'x')"
     )
     done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "{code}" >&- <&-'], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -98,6 +143,17 @@ def test_names_and_labels_are_shown_escaped(
         assert not any(char in text for char in "\x1b\x07\r\x9b\u202e")
     assert "\\x1b[31m" in shown.out
     assert "grün" in shown.out
+
+
+def test_a_file_that_is_named_again_is_classified_once(
+    bundle: Bundle, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image.parent / "images").mkdir()
+    image = image.rename(image.parent / "images" / "a.png")
+    assert main(["predict", str(bundle.folder), str(image), str(image.parent), str(image), "--quiet", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["num_images"] == 1
+    assert "warning: 2 names left out, of files that are named already: each is classified once" in shown.err
 
 
 def test_tables_keep_names_as_they_are(bundle: Bundle, image: Path, tmp_path: Path) -> None:

@@ -179,6 +179,36 @@ def test_backslashes_lead_nowhere_outside(tmp_path: Path) -> None:
         unpack(zip_with(tmp_path / "evil.zip", "a\\..\\..\\x.png"), tmp_path / "out")
 
 
+@pytest.mark.parametrize("folder", ["", "wrapper/"])
+def test_a_message_names_the_archive_and_not_where_it_was_unpacked(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / "flat.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{folder}0.png", b"x")
+    with pytest.raises(DataError) as error:
+        open_source(path)
+    place = f"{path}/wrapper" if folder else str(path)
+    assert str(error.value) == f"there are no class folders in {place}. Put the images into one folder per class."
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_archives_within_are_named(tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / "outer.zip" if packed else tmp_path / "outer"
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("train.zip", b"PK")
+            archive.writestr("test.tar.gz", b"x")
+    else:
+        path.mkdir()
+        (path / "train.zip").write_bytes(b"PK")
+        (path / "test.tar.gz").write_bytes(b"x")
+    with pytest.raises(DataError) as error:
+        open_source(path)
+    assert str(error.value) == (
+        f"there are no class folders in {path}, but archives: test.tar.gz, train.zip. Unpack each into a folder of its "
+        "name, and give the folder that holds them."
+    )
+
+
 def test_files_beside_the_only_folder_do_not_matter(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder()
     path = pack(root, tmp_path / "pets.zip")

@@ -162,6 +162,12 @@ def full_disk_for(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> No
             2,
             r"^the checkpoint could not be written: .*\(No space left on device\)\. The previous one is whole",
         ),
+        (
+            "step-",
+            1,
+            r"^the checkpoint could not be written: .*\. It is the first one: nothing is saved yet: free some space "
+            r"and go on with --resume, which begins anew\.$",
+        ),
         ("best", 2, r"^the checkpoint could not be written: .*best.*\(No space left on device\)\. The previous"),
         (
             "metrics.csv",

@@ -64,9 +64,10 @@ class Options:
 
 def run(options: Options) -> int:
     """Predict, write, print. 1 if no image could be classified."""
+    from vivace.data.assemble import count_of
     from vivace.data.listing import passed_over
     from vivace.notices import warn
-    from vivace.prediction import expand_paths, predict_files, predictor_for
+    from vivace.prediction import expand_paths, predict_files, predictor_for, without_repeats
     from vivace.predictor import check_whole
     from vivace.report.tables import check_table, write_rows
     from vivace.training.display import counting_bar
@@ -80,7 +81,10 @@ def run(options: Options) -> int:
         raise ConfigError("--overwrite goes with --out: got no --out. Leave it out.")
     check_whole("topk", options.topk)
     left: list[str] = []
-    files = expand_paths(options.paths, passed_over=left)
+    named = expand_paths(options.paths, passed_over=left)
+    files, left = without_repeats(named), without_repeats(left)
+    if repeated := len(named) - len(files):
+        warn(f"{count_of(repeated, 'name')} left out, of files that are named already: each is classified once")
     if replaced is not None:
         assert options.out is not None
         check_unread(options.out, files, listed="-" in options.paths)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import re
 import sys
@@ -21,6 +23,7 @@ def open_missing_streams() -> None:
     """Put the null device in place of standard streams that were closed before this process began.
 
     Otherwise the next file that is opened gets the number of one, and what a library prints is written into it.
+    What is written to sys.stdout meanwhile is an answer that nobody gets: a flush raises OSError then.
     """
     for number in range(3):
         try:
@@ -28,7 +31,9 @@ def open_missing_streams() -> None:
         except OSError:
             # the lowest free number is given, and those below are taken
             os.open(os.devnull, os.O_RDWR)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    for name, mode in (("stdin", "r"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
@@ -41,6 +46,20 @@ def guarded_streams() -> Iterator[None]:
     """
     with contextlib.redirect_stdout(_Escaping(sys.stdout)), contextlib.redirect_stderr(_Forgiving(sys.stderr)):
         yield
+
+
+class _Closed(io.TextIOBase):
+    """A stdout that was closed: as a full disk, it takes text until it is flushed."""
+
+    _is_written = False
+
+    def write(self, text: str) -> int:
+        self._is_written |= bool(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._is_written:
+            raise OSError(errno.EBADF, "it is closed")
 
 
 class _Stream:

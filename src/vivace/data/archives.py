@@ -25,7 +25,7 @@ from vivace.data.unpacked import identity, unpacked_once
 from vivace.errors import ArchiveError
 from vivace.notices import warn
 
-__all__ = ["is_archive", "unpack", "unpacked"]
+__all__ = ["FOLDER", "is_archive", "unpack", "unpacked"]
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 # images hardly compress: 100 times is a bomb, whatever its size
@@ -35,6 +35,8 @@ RATIO_FLOOR_BYTES = 50 * 2**20
 MAX_BYTES = 2 * 2**40
 MAX_MEMBERS = 50_000_000
 CHUNK = 1 << 20
+# in the cache
+FOLDER = "archives"
 # an empty file is not free either: a header in a tar, an entry in memory, a block on the disk
 MEMBER_BYTES = 4096
 # what the libraries raise, somewhere, for a damaged archive
@@ -62,7 +64,7 @@ def unpacked(path: Path, cache_dir: Path | None) -> Path:
     """The folder of what an archive holds, below all wrappers; unpacked into the cache once. Raises ArchiveError."""
     path = path.resolve()
     key = hashlib.sha256(identity(path).encode("utf-8", "surrogateescape")).hexdigest()
-    archives = (cache_dir or default_cache_dir()) / "archives"
+    archives = (cache_dir or default_cache_dir()) / FOLDER
     try:
         folder = unpacked_once(archives, path.name.split(".")[0], key, lambda temporary: unpack(path, temporary))
     except OSError as error:

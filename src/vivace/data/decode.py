@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -27,6 +28,7 @@ __all__ = [
     "REFUSED_EXTENSIONS",
     "Picture",
     "PillowGuard",
+    "advice",
     "check_size",
     "decode_bytes",
     "decoding",
@@ -49,6 +51,15 @@ SMALL_FILE = 1 << 16
 MAX_SHOWN = 300
 # a Pillow image that was only opened is decoded in place, which two threads can't do at once
 _opening = threading.Lock()
+# why the system does not give a file → what to do
+ADVICE = (
+    ((errno.EACCES, errno.EPERM), "Check its rights."),
+    ((errno.ENOENT, errno.ENOTDIR), "Check the path: was it moved or renamed?"),
+    ((errno.ELOOP,), "Mend the link, or leave it out."),
+    ((errno.ENAMETOOLONG,), "Give it a shorter name."),
+    ((errno.EMFILE, errno.ENFILE), "Close other files, or raise the limit (ulimit -n)."),
+    ((errno.EIO,), "Its disk fails: restore it from a copy."),
+)
 
 
 class PillowGuard:
@@ -268,10 +279,15 @@ def _read(path: Path | str) -> Iterator[bytes]:
 def _unreadable(path: Path | str, error: OSError | ValueError) -> ImageError:
     if isinstance(error, OSError):
         return ImageError(
-            f"the file can't be read: {shown(path)} ({error.strerror}). Check its rights.", problem="unreadable"
+            f"the file can't be read: {shown(path)} ({error.strerror}). {advice(error)}", problem="unreadable"
         )
     # a zero byte, or a character that has no bytes
     return ImageError(f"the name is no file's: {shown(path)} ({error}). Correct it.", problem="unreadable")
+
+
+def advice(error: OSError) -> str:
+    """What to do about a file or folder that the system does not give."""
+    return next((text for numbers, text in ADVICE if error.errno in numbers), "Check its disk, or leave it out.")
 
 
 def shown(name: Path | str) -> str:
