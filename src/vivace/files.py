@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from vivace.holes import check_solid
+
 __all__ = [
     "atomic_file",
     "atomic_folder",
@@ -41,18 +43,20 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises OSError, also where `check_solid` does."""
     with path.open("rb") as file:
+        check_solid(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
-    """A file's bytes. Raises OSError, also for a link, a pipe, a device, or more than `max_bytes`: a stranger's folder
-    may hold any of them, and they would be waited for, or never end."""
+    """A file's bytes. Raises OSError, also for a link, a pipe, a device, more than `max_bytes`, or where `check_solid`
+    does: a stranger's folder may hold any of them, and they would be waited for, or never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "no regular file")
+        check_solid(descriptor)
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes")

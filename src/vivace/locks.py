@@ -152,8 +152,8 @@ def _wait_for(descriptor: int, path: Path, what: str) -> bool:
         if now - beaten_at >= PATIENCE_SECONDS:
             raise TimeoutError(
                 errno.ETIMEDOUT,
-                f"{_holder(descriptor)} holds its lock {path.name} and has done nothing for {_minutes(now - beaten_at)}: "
-                "end it if it hangs",
+                f"{_holder(descriptor)} holds its lock {path.name} and has done nothing for "
+                f"{_minutes(PATIENCE_SECONDS)}: end it if it hangs",
             )
         if not said and now - began >= SILENT_SECONDS:
             warn(f"waiting for {_holder(descriptor)}, which is building {what}")

@@ -186,7 +186,7 @@ def _num_bytes(path: Path) -> int:
 
 def _num_images(folder: Path) -> int:
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return sum(map(len, json.loads((folder / INDEX).read_bytes())["names"].values()))
+        return sum(map(len, json.loads(read_regular(folder / INDEX, MAX_INDEX_BYTES))["names"].values()))
     return 0
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vivace.errors import CheckpointError, TrainingError
 from vivace.files import atomic_file, remove_leftovers
+from vivace.holes import check_solid
 
 __all__ = ["CHECKPOINT_VERSION", "load_checkpoint", "load_newest", "prune", "save_checkpoint"]
 
@@ -54,9 +55,11 @@ def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The tree that was saved, tensors on the CPU. Raises CheckpointError if it is damaged or no checkpoint."""
     try:
-        # a pipe would be waited for
+        # a pipe would be waited for, and holes read to their end
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ValueError("no regular file")
+        with path.open("rb") as opened:
+            check_solid(opened.fileno())
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
