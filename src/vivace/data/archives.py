@@ -79,7 +79,8 @@ def unpack(path: Path, target: Path) -> None:
     """Unpack an archive into an empty folder.
 
     Raises ArchiveError before anything is written for a member that is absolute, has "..", is a link or a device,
-    or has the name of a file of vivace's own, for an archive that unpacks to more than 100 times its size or more than the disk has free, and for a tar cut short.
+    or has the name of a file of vivace's own, for an archive that unpacks to more than 100 times its size or more than
+    the disk has free, and for a tar cut short.
     """
     try:
         if path.name.lower().endswith(".zip"):
