@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from vivace.holes import check_solid
+
 __all__ = [
     "atomic_file",
     "atomic_folder",
@@ -45,8 +47,9 @@ PRINTABLE = bytes(range(0x20, 0x7F))
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises OSError, also where `check_solid` does."""
     with path.open("rb") as file:
+        check_solid(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -72,8 +75,9 @@ def open_regular(path: Path, max_bytes: int | None = None) -> IO[bytes]:
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
-    """A file's bytes. Raises OSError as `open_regular` does."""
+    """A file's bytes. Raises OSError as `open_regular` does, and where `check_solid` does."""
     with open_regular(path, max_bytes) as file:
+        check_solid(file.fileno())
         # what it grows by meanwhile is left out
         return file.read(max_bytes)
 

@@ -293,3 +293,46 @@ def test_a_stderr_that_fails_does_not_end_the_work(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.stderr", Full())
     assert main(["cache"]) == 0
     assert (tmp_path / "done").exists()
+
+
+def test_whatever_a_verb_says_on_stderr_is_shown_escaped(bundle: Bundle, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    out = tmp_path / "x" / f"{EVIL.strip()}.csv"
+    for arguments in (["--overwrite"], ["--overwrite"], []):
+        command = ["predict", str(bundle.folder), str(image), "--out", str(out), *arguments]
+        done = subprocess.run([sys.executable, "-m", "vivace", *command], capture_output=True, check=False)
+        assert rb"red\x1b[31m\x07" in done.stderr
+        assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80\xae", done.stderr + done.stdout)
+
+
+def test_what_is_drawn_on_a_terminal_on_purpose_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else: neither what is printed beside it, nor names in a live display's messages."""
+    from vivace.cli.streams import guarded_streams
+    from vivace.training.display import LiveDisplay
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with guarded_streams():
+        print(f"\rlibrary's bar {EVIL!s}", file=sys.stderr)
+        with LiveDisplay(epochs="1") as display:
+            display.on_message(f"message {EVIL}")
+    text = terminal.getvalue()
+    assert "\x1b[?25l" in text
+    assert text.startswith("\rlibrary's bar red\\x1b[31m\\x07\\r\n")
+    assert r"message red\x1b[31m\x07" in text
+    assert "\x1b[31m" not in text
+    assert "\x07" not in text
+    assert "\u202e" not in text
+
+
+def test_lines_of_a_program_that_calls_us_are_escaped_too(capsys: pytest.CaptureFixture[str]) -> None:
+    from vivace.training.display import LiveDisplay
+
+    with LiveDisplay(epochs="1") as display:
+        display.on_message(f"message {EVIL}")
+    assert "\x1b" not in capsys.readouterr().err

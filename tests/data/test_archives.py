@@ -111,6 +111,19 @@ def test_a_path_that_leads_outside_is_refused(tmp_path: Path, name: str, kind: s
     assert list(tmp_path.rglob("*.png")) == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    [".vivace-unpacked.json", ".vivace-unpacked.json/x.png", "./.VIVACE-unpacked.json/x.png", ".vivace-downloaded/x"],
+)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_of_vivaces_own_files_are_refused_as_such(own_cache: Path, tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / f"images.{kind}"
+    path = zip_with(path, name) if kind == "zip" else tar_with(path, name=name)
+    with pytest.raises(ArchiveError, match=r"^the archive holds a name that vivace keeps for itself: .*Pack it again"):
+        open_source(path)
+    assert not list(own_cache.rglob("*vivace-*"))
+
+
 def test_links_and_devices_are_refused(tmp_path: Path) -> None:
     evil = [
         zip_with(tmp_path / "link.zip", "a/x.png", stat.S_IFLNK | 0o777),

@@ -378,6 +378,13 @@ def test_the_result_on_disk_is_the_one_returned(run_tiny: RunTiny) -> None:
         ("device", None),
         ("history", [1]),
         ("step", -1),
+        ("step", True),
+        ("epoch", 10**30),
+        ("progress", float("nan")),
+        ("lr_scale", 2.0),
+        ("micro_batch_size", 0),
+        ("best_val_top1", 5.0),
+        ("head_only", 1),
     ],
 )
 def test_a_sealed_checkpoint_of_wrong_types_is_refused_in_one_line(

@@ -40,8 +40,9 @@ def open_missing_streams() -> None:
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
-    """Within, stdout shows what a terminal would obey escaped, and a stderr that can't be written is no failure.
+    """Within, both show what a terminal would obey escaped, and a stderr that can't be written is no failure.
 
+    Whoever draws on a terminal on purpose, and escapes names itself, writes to `sys.stderr.unescaped`.
     A stdout that can't be written raises OutputError; BrokenPipeError stays what it is: its reader has had enough.
     """
     with contextlib.redirect_stdout(_Escaping(sys.stdout)), contextlib.redirect_stderr(_Forgiving(sys.stderr)):
@@ -75,7 +76,7 @@ class _Stream:
 class _Escaping(_Stream):
     def write(self, text: str) -> int:
         with _told():
-            self._stream.write(OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text))
+            self._stream.write(_escaped(text))
         return len(text)
 
     def flush(self) -> None:
@@ -83,7 +84,7 @@ class _Escaping(_Stream):
             self._stream.flush()
 
 
-class _Forgiving(_Stream):
+class _Unescaped(_Stream):
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
@@ -92,6 +93,21 @@ class _Forgiving(_Stream):
     def flush(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
+
+
+class _Forgiving(_Unescaped):
+    @property
+    def unescaped(self) -> _Unescaped:
+        return _Unescaped(self._stream)
+
+    def write(self, text: str) -> int:
+        # bars of libraries begin with a return to the start of their line
+        super().write("\r" + _escaped(text[1:]) if text.startswith("\r") else _escaped(text))
+        return len(text)
+
+
+def _escaped(text: str) -> str:
+    return OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @contextlib.contextmanager

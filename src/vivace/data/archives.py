@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from vivace.cachedir import default_cache_dir
+from vivace.cachedir import DOWNLOADED, default_cache_dir
 from vivace.data.listing import is_candidate
 from vivace.data.manifests import is_manifest
 from vivace.data.splitnames import is_system
 from vivace.data.tars import NotPlain, guarded_tarinfo, plain_members
-from vivace.data.unpacked import identity, unpacked_once
+from vivace.data.unpacked import LISTING, identity, unpacked_once
 from vivace.errors import ArchiveError
 from vivace.notices import warn
 
 __all__ = ["FOLDER", "is_archive", "unpack", "unpacked"]
 
+# beside what was unpacked vivace writes files of these names
+OWN_NAMES = frozenset({LISTING, DOWNLOADED})
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 # images hardly compress: 100 times is a bomb, whatever its size
 MAX_RATIO = 100
@@ -78,8 +80,9 @@ def unpacked(path: Path, cache_dir: Path | None) -> Path:
 def unpack(path: Path, target: Path) -> None:
     """Unpack an archive into an empty folder.
 
-    Raises ArchiveError before anything is written for a member that is absolute, has "..", is a link or a device, for
-    an archive that unpacks to more than 100 times its size or more than the disk has free, and for a tar cut short.
+    Raises ArchiveError before anything is written for a member that is absolute, has "..", is a link or a device,
+    or has the name of a file of vivace's own, for an archive that unpacks to more than 100 times its size or more than
+    the disk has free, and for a tar cut short.
     """
     try:
         if path.name.lower().endswith(".zip"):
@@ -168,6 +171,11 @@ def _check_name(name: str, path: Path) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:[\\/]", name):
         raise ArchiveError(f"the archive holds a path that leads outside: {name!r} in {path}. Do not use it.")
+    # some file systems do not tell capitals from small letters
+    if parts.parts and parts.parts[0].casefold() in OWN_NAMES:
+        raise ArchiveError(
+            f"the archive holds a name that vivace keeps for itself: {name!r} in {path}. Pack it again without that."
+        )
 
 
 def _check_sizes(members: list[_Member], path: Path, target: Path) -> None:
