@@ -17,7 +17,7 @@ BEGIN, END = "<!-- the imports, by docs/diagram.py -->\n", "<!-- end of the impo
 # what nothing lies below of, but for each other
 BASE = {
     *("errors", "plain", "config", "files", "locks", "outputs", "cpus", "hardware", "measure", "notices", "scratch"),
-    *("statistics", "systems", "trained_on", "trust", "cachedir", "kernels", "manifest"),
+    *("holes", "statistics", "systems", "trained_on", "trust", "cachedir", "kernels", "manifest"),
 }
 LEFT_OUT = {"", "__main__"}
 

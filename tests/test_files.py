@@ -111,7 +111,7 @@ import os, signal, sys
 from pathlib import Path
 from vivace import files
 if sys.argv[2] == "two steps":
-    files._exchange = lambda one, other: False
+    files.systems.exchange = lambda one, other: False
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 files._rename_or_undo = kill
 with files.atomic_folder(Path(sys.argv[1])) as made:
@@ -138,7 +138,7 @@ def test_what_may_not_be_replaced_is_left_even_if_it_appears_at_the_last_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool
 ) -> None:
     if not in_one_step:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(files.systems, "exchange", lambda one, other: False)
     path, seen = tmp_path / "bundle", []
     path.mkdir()
 

@@ -11,7 +11,7 @@ import pytest
 
 from vivace import outputs
 from vivace.errors import OutputPathError, VivaceError
-from vivace.files import sha256_of
+from vivace.files import read_regular, sha256_of
 from vivace.outputs import check_export, check_file, check_folder, marked, own_file, seal, write_sidecar, writing
 from vivace.report.tables import check_table
 
@@ -45,6 +45,29 @@ def test_an_empty_or_absent_folder_and_one_that_vivace_wrote_may_be_replaced(tmp
     (deployed / "__pycache__").mkdir()
     (deployed / "__pycache__" / "classifier.cpython-312.pyc").write_bytes(b"")
     assert check_folder(deployed) == "a deployment"
+
+
+def test_a_picture_of_holes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three gigabytes that take no room on a disk."""
+    read: list[int] = []
+    monkeypatch.setattr(outputs, "read_regular", lambda path, limit: read.append(limit) or read_regular(path, limit))
+    picture = tmp_path / "curves.png"
+    picture.touch()
+    os.truncate(picture, 3 * 2**30)
+    assert not own_file(picture)
+    # without the bound all of it is: this test would need the memory
+    assert max(read) <= 2**26
+    assert not own_file(picture.with_suffix(".jpg"))
+
+
+def test_a_listed_file_of_holes_is_not_hashed(tmp_path: Path) -> None:
+    bundle = bundle_in(tmp_path / "bundle")
+    os.truncate(bundle / "weights", 2**37)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["files"]["weights"]["bytes"] = 2**37
+    (bundle / "bundle.json").write_text(json.dumps(seal(manifest)))
+    with pytest.raises(OutputPathError, match=r"137,438,953,472 bytes that are next to nothing but holes"):
+        check_folder(bundle)
 
 
 def add_file(folder: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,8 @@ from vivace.data.archives import unpack
 from vivace.data.stored import StoredImages
 from vivace.errors import ArchiveError, ConfigError, RunFolderError
 from vivace.hardware import device_name, select_device, supported_precisions
-from vivace.locks import FolderLock
+from vivace.holes import HOLLOW_BYTES, check_solid
+from vivace.locks import FolderLock, lock_in_turn
 from vivace.systems import files as system_files
 from vivace.systems import locking, processes
 from vivace.trust import doubt
@@ -84,9 +86,10 @@ def no_folders(path, *arguments, **options):
 os.open = no_folders
 
 for name in (
-    *("O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "fork", "geteuid", "getuid", "getpgid", "getpgrp"),
-    *("killpg", "posix_fallocate", "pread", "preadv", "pwrite", "register_at_fork", "sched_getaffinity"),
-    *("sched_setaffinity", "sync", "sysconf"),
+    *("O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "SEEK_DATA", "SEEK_HOLE"),
+    *("fchmod", "fork", "geteuid", "getuid", "getpgid", "getpgrp", "killpg", "major", "minor"),
+    *("posix_fallocate", "pread", "preadv", "pwrite", "register_at_fork"),
+    *("sched_getaffinity", "sched_setaffinity", "sync", "sysconf"),
 ):
     if hasattr(os, name):
         delattr(os, name)
@@ -252,6 +255,37 @@ def test_a_run_folder_is_one_process_s_without_flock(without_flock: Path, tmp_pa
     FolderLock(tmp_path / "run").release()
 
 
+def test_threads_take_turns_and_beat_without_flock(
+    without_flock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("fchmod", "major", "minor", "pread", "pwrite"):
+        monkeypatch.delattr(os, name)
+    monkeypatch.setattr("vivace.locks.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("vivace.locks.WORKED_SECONDS", -1.0)
+    inside, most = [], []
+
+    def work(_: int) -> None:
+        with lock_in_turn(tmp_path / ".x.lock", "x"):
+            inside.append(1)
+            time.sleep(0.05)
+            most.append(len(inside))
+            inside.pop()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert most == [1] * 4
+    assert (tmp_path / ".x.lock").read_text() == str(os.getpid())
+
+
+def test_a_large_file_is_taken_where_holes_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "x").open("w+b") as file:
+        file.truncate(HOLLOW_BYTES * 2)
+        with pytest.raises(OSError, match="holes"):
+            check_solid(file.fileno())
+        monkeypatch.delattr(os, "SEEK_DATA")
+        check_solid(file.fileno())
+
+
 def test_the_lock_of_a_dead_process_is_taken_over_that_of_a_living_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,7 +416,7 @@ def test_accelerate_says_that_it_needs_another_system(tmp_path: Path, monkeypatc
 def test_the_package_asks_for_systems_in_one_place_alone() -> None:
     lacking = re.compile(
         r"\bimport (fcntl|resource|msvcrt)\b|signal\.SIG(KILL|STOP|HUP)|\bos\.(O_(CLOEXEC|NOFOLLOW|DIRECTORY)|gete?uid"
-        r"|p(read|write)v?|killpg|posix_fallocate|fork|sync|sysconf)\b"
+        r"|SEEK_(DATA|HOLE)|fchmod|major|minor|p(read|write)v?|killpg|posix_fallocate|fork|sync|sysconf)\b"
     )
     root = Path(systems.__file__).parent.parent
     found = [

@@ -25,7 +25,7 @@ from vivace.evaluation.evaluate import evaluate
 from vivace.kernels import resize
 from vivace.kernels.build import COMPILERS
 from vivace.models.zoo import create_model
-from vivace.prediction import Predictor, expand_paths, predict
+from vivace.prediction import Predictor, expand_paths, predict, without_repeats
 
 COMPILER = any(map(shutil.which, COMPILERS))
 CLASSES = ("blue", "green", "red", "violet", "white", "yellow")
@@ -281,6 +281,11 @@ def test_a_list_comes_from_stdin_by_lines_or_zero_bytes(tree: Path) -> None:
     found = expand_paths(["-"], stdin=lines)
     assert found == ["x.png", "y z.png", "in/a.JPG", "in/b.png", "in/deep/c.webp", os.fsdecode(b"caf\xe9.png"), "*.png"]
     assert expand_paths(["-"], stdin=io.BytesIO(b"two\nlines.png\0b.png\0")) == ["two\nlines.png", "b.png"]
+
+
+def test_of_files_that_are_named_again_the_first_name_is_kept(tree: Path) -> None:
+    files = expand_paths(["in/b.png", "in", "./in/a.JPG", str(tree / "in" / "b.png"), "gone.png", "gone.png"])
+    assert without_repeats(files) == ["in/b.png", "in/a.JPG", "in/deep/c.webp", "gone.png"]
 
 
 @pytest.mark.parametrize("given", ["empty", "none/*.png", "-"])

@@ -5,6 +5,8 @@
     result = vivace.train("digits", epochs=5)
     evaluation = vivace.evaluate(result.bundle, "digits")
     predictions = vivace.predict(result.bundle, ["one.png", "folder/"])
+    predictor = vivace.Predictor(result.bundle)
+    label = predictor("one.png").label
 
 The names below are loaded when they are first used: importing vivace does not import torch.
 """
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from vivace.data.place import Data
     from vivace.evaluation.evaluate import Evaluation, evaluate
     from vivace.exporting.state_dict import export_state_dict
-    from vivace.prediction import Predictions, Predictor, predict
+    from vivace.prediction import Predictions, predict
+    from vivace.predictor import Prediction, Predictor
     from vivace.training.recipe import Recipe
     from vivace.training.result import TrainResult
     from vivace.training.train import train
@@ -35,6 +38,7 @@ __all__ = [
     "Bundle",
     "Data",
     "Evaluation",
+    "Prediction",
     "Predictions",
     "Predictor",
     "Recipe",
@@ -53,8 +57,9 @@ _HOMES = {
     "Bundle": ("vivace.bundle", "Bundle"),
     "Data": ("vivace.data.place", "Data"),
     "Evaluation": ("vivace.evaluation.evaluate", "Evaluation"),
+    "Prediction": ("vivace.predictor", "Prediction"),
     "Predictions": ("vivace.prediction", "Predictions"),
-    "Predictor": ("vivace.prediction", "Predictor"),
+    "Predictor": ("vivace.predictor", "Predictor"),
     "Recipe": ("vivace.training.recipe", "Recipe"),
     "TrainResult": ("vivace.training.result", "TrainResult"),
     "accelerate": ("vivace.acceleration.accelerate", "accelerate"),

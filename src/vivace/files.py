@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import json
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vivace import systems
+from vivace.holes import check_solid
 
 __all__ = [
     "atomic_file",
@@ -41,14 +41,14 @@ LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTA
 MAX_NAME_BYTES = 240
 # where a file system has no locks: what nobody changed for so long is nobody's
 ABANDONED_SECONDS = 24 * 3600
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
 # all that `canonical_json` writes
 PRINTABLE = bytes(range(0x20, 0x7F))
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises OSError, also where `check_solid` does."""
     with path.open("rb") as file:
+        check_solid(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -76,8 +76,9 @@ def open_regular(path: Path, max_bytes: int | None = None) -> IO[bytes]:
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
-    """A file's bytes. Raises OSError as `open_regular` does."""
+    """A file's bytes. Raises OSError as `open_regular` does, and where `check_solid` does."""
     with open_regular(path, max_bytes) as file:
+        check_solid(file.fileno())
         # what it grows by meanwhile is left out
         return file.read(max_bytes)
 
@@ -157,7 +158,7 @@ def _replace_folder(temporary: Path, path: Path, check: Callable[[Path], object]
     # while it is held nobody takes what is set aside for a dead process's
     descriptor = _try_lock(path)
     try:
-        if _exchange(temporary, path):
+        if systems.exchange(temporary, path):
             temporary.rename(aside)
         else:
             path.rename(aside)
@@ -181,16 +182,6 @@ def _rename_or_undo(temporary: Path, path: Path, aside: Path) -> None:
     except BaseException:
         aside.rename(path)
         raise
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step, so that a killed process leaves one or the other; False where that can't be done."""
-    try:
-        renameat2 = ctypes.CDLL(None).renameat2
-    except (AttributeError, OSError, TypeError):
-        return False
-    done: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
-    return done == 0
 
 
 @contextlib.contextmanager

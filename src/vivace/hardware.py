@@ -9,9 +9,9 @@ import contextlib
 import functools
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "Processor",
     "autocast",
     "available_memory_bytes",
     "cpu_features",
@@ -31,6 +32,7 @@ __all__ = [
     "device_name",
     "has_nvidia_driver",
     "huge_pages",
+    "is_processor",
     "keep_freed_memory",
     "library_versions",
     "limit_threads",
@@ -46,6 +48,11 @@ __all__ = [
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
 # addresses that the heap may fill with huge pages: more than a run on a CPU takes
 MAX_HUGE_BYTES = 32 * 2**30
+# what a system has of which torch may call a device "cuda": NVIDIA's driver, its devices, those of Tegra and WSL, AMD's
+GPU_SIGNS = (
+    *("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/nvmap"),
+    *("/dev/dxg", "/dev/kfd"),
+)
 _IMPORTED_AT = time.monotonic()
 
 
@@ -108,6 +115,23 @@ def process_seconds() -> float:
         return time.monotonic() - _IMPORTED_AT
 
 
+@dataclass(frozen=True)
+class Processor:
+    """What torch.device("cpu") is, for whoever needs no torch."""
+
+    type: str = "cpu"
+
+    def __str__(self) -> str:
+        return self.type
+
+
+def is_processor(name: str) -> bool:
+    """Whether `select_device(name)` is the processor, as far as can be told without importing torch."""
+    if name != "auto" or "torch" in sys.modules or sys.platform not in ("linux", "darwin"):
+        return name == "cpu"
+    return not any(map(os.path.exists, GPU_SIGNS))
+
+
 def select_device(name: str = "auto") -> torch.device:
     """The torch device for "auto", "cpu", "cuda", "cuda:1" or "mps". Raises ConfigError if it is not there."""
     import torch
@@ -149,7 +173,7 @@ def device_name(device: torch.device) -> str:
     return " ".join([cpu_name(), f"({num_cpus()} processors)", *features])
 
 
-def supported_precisions(device: torch.device) -> tuple[str, ...]:
+def supported_precisions(device: torch.device | Processor) -> tuple[str, ...]:
     """Those of fp32, bf16, fp16 that the device computes in hardware; whether they pay has to be measured."""
     if device.type == "cuda":
         import torch
@@ -271,6 +295,8 @@ LIBRARIES = (
 
 def library_versions() -> dict[str, str | None]:
     """Versions of the libraries that vivace uses; None for one that is not installed."""
+    from importlib import metadata
+
     versions: dict[str, str | None] = {}
     for library in LIBRARIES:
         try:
@@ -282,6 +308,8 @@ def library_versions() -> dict[str, str | None]:
 
 def describe() -> dict[str, Any]:
     """A record of the machine and the software, for receipts: plain values only."""
+    from importlib import metadata
+
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -1,14 +1,17 @@
 """Locks between processes: on a run folder, and on what is being built in the cache. Never through a link or a pipe.
 
-A lock is a small file beside what it guards. What it says is for people: the id of the process that holds it.
+A lock is a small file beside what it guards, which its owner alone may open: to lock a file needs no right to write it.
+What it says is for people: the id of the process that holds it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +20,18 @@ from vivace import systems
 from vivace.errors import RunFolderError
 from vivace.notices import warn
 
-__all__ = ["FolderLock", "lock_in_turn", "wait_for"]
+__all__ = ["FolderLock", "lock_in_turn"]
 
 # what vivace writes into a lock: a process id, and in a run folder whether its run has begun
 WRITTEN = re.compile(rb"(?:\d{1,20}(?P<new> new)?)?")
 SILENT_SECONDS = 2.0
 POLL_SECONDS = 0.05
+# who works writes into its lock so often; who has not for so long is hung, stopped, or no process of vivace's
+BEAT_SECONDS = 20.0
+PATIENCE_SECONDS = 600.0
+# of the processor: what the beats themselves take is less
+WORKED_SECONDS = 0.02
+BEATING = "vivace-lock"
 
 
 class _NotALock(OSError):
@@ -57,12 +66,13 @@ class FolderLock:
         try:
             systems.lock(self._descriptor)
         except OSError:
+            holder = systems.holder(self._descriptor) or content.decode().removesuffix(" new")
             systems.close(self._descriptor)
-            raise _in_use(folder, content) from None
+            raise _in_use(folder, holder) from None
         if not systems.is_at(self._descriptor, path):
             # whoever held it before has just removed it: another process may hold a new one
             systems.close(self._descriptor)
-            raise _in_use(folder, content)
+            raise _in_use(folder, content.decode().removesuffix(" new"))
         match = WRITTEN.fullmatch(content)
         self.of_unbegun_run = match is not None and match["new"] is not None
         """Whether the process that held it before was killed before its run began."""
@@ -84,16 +94,15 @@ class FolderLock:
         self.release()
 
 
-def _in_use(folder: Path, content: bytes) -> RunFolderError:
-    holder = content.decode().removesuffix(" new") or "unknown"
+def _in_use(folder: Path, holder: str) -> RunFolderError:
     if holder == str(os.getpid()):
         return RunFolderError(
             f"another run of this process (a thread, or another cell of a notebook) is using the folder: "
             f"{folder}. Wait until it has ended or restart the kernel, or choose another with run=..."
         )
     return RunFolderError(
-        f"another run is using the folder: {folder} (process {holder}). "
-        "Wait for it, or choose another with --run (in Python run=...)."
+        f"another run is using the folder: {folder} (process {holder or 'unknown'}). "
+        "Wait for it or end it, or choose another with --run (in Python run=...)."
     )
 
 
@@ -101,41 +110,76 @@ def _in_use(folder: Path, content: bytes) -> RunFolderError:
 def lock_in_turn(path: Path, what: str) -> Iterator[None]:
     """Held by one process at a time; the others wait, and say so. what: what is built meanwhile, for the message.
 
-    Raises OSError if the file can't be made, or is a link, a pipe, or anything that vivace did not write.
+    Raises OSError if the file can't be made, is a link, a pipe, or anything that vivace did not write, and TimeoutError
+    where the process that holds it has done nothing for PATIENCE_SECONDS.
     """
     try:
         descriptor = _open_lock(path)
     except _NotALock as error:
         raise _NotALock(f"its lock {path.name} {error.strerror}") from None
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(descriptor, ended), daemon=True, name=BEATING)
     try:
-        # a file system without locks: both go on
-        with contextlib.suppress(OSError):
-            wait_for(descriptor, what)
-            _write(descriptor, str(os.getpid()))
+        if _wait_for(descriptor, path, what):
+            beating.start()
         yield
     finally:
+        ended.set()
+        if beating.ident is not None:
+            beating.join()
         systems.close(descriptor)
 
 
-def wait_for(descriptor: int, what: str) -> None:
-    """Lock an open file or folder; who has to wait for longer than a moment says so, once. Raises OSError."""
+def _wait_for(descriptor: int, path: Path, what: str) -> bool:
+    """Whether it could be locked; False on a file system without locks, where both go on. Raises TimeoutError.
+
+    Who has to wait for longer than a moment says so, once.
+    """
     began, said = time.monotonic(), False
+    beaten, beaten_at = os.fstat(descriptor).st_mtime_ns, began
     while True:
         try:
             systems.lock(descriptor)
-            return
+            _write(descriptor, str(os.getpid()))
+            return True
         except BlockingIOError:
             pass
-        if not said and time.monotonic() - began >= SILENT_SECONDS:
+        except OSError:
+            return False
+        now, beat = time.monotonic(), os.fstat(descriptor).st_mtime_ns
+        if beat != beaten:
+            beaten, beaten_at = beat, now
+        if now - beaten_at >= PATIENCE_SECONDS:
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"{_holder(descriptor)} holds its lock {path.name} and has done nothing for "
+                f"{_minutes(PATIENCE_SECONDS)}: end it if it hangs",
+            )
+        if not said and now - began >= SILENT_SECONDS:
             warn(f"waiting for {_holder(descriptor)}, which is building {what}")
             said = True
         time.sleep(POLL_SECONDS)
 
 
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def _beat(descriptor: int, ended: threading.Event) -> None:
+    """Write into the lock now and then, while this process works."""
+    worked = time.process_time()
+    while not ended.wait(BEAT_SECONDS):
+        now = time.process_time()
+        if now - worked > WORKED_SECONDS:
+            worked = now
+            with contextlib.suppress(OSError):
+                systems.write_at(descriptor, str(os.getpid()).encode(), 0)
+
+
 def _holder(descriptor: int) -> str:
     with contextlib.suppress(OSError):
-        if content := _content(descriptor):
-            return f"process {content.decode(errors='replace')}"
+        if holder := systems.holder(descriptor) or _content(descriptor).decode(errors="replace"):
+            return f"process {holder}"
     return "another process"
 
 
@@ -148,10 +192,12 @@ def _open_lock(path: Path) -> int:
         raise _NotALock("is a link")
     if path.is_dir():
         raise _NotALock("is a folder")
-    descriptor = systems.open_plain(path, os.O_RDWR | os.O_CREAT)
+    descriptor = systems.open_plain(path, os.O_RDWR | os.O_CREAT, 0o600)
     if problem := _problem(descriptor):
         systems.close(descriptor)
         raise _NotALock(problem)
+    # of an earlier version others may have opened it
+    systems.make_owners_alone(descriptor)
     return descriptor
 
 

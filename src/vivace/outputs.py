@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vivace.errors import OutputPathError, VivaceError
-from vivace.files import atomic_file, canonical_json, remove_leftovers, sha256_of, write_json
+from vivace.files import atomic_file, canonical_json, read_regular, remove_leftovers, sha256_of, write_json
 from vivace.notices import warn
 
 __all__ = [
@@ -51,6 +51,8 @@ MANIFESTS = {"bundle.json": ("vivace-bundle", "bundle"), "model.json": ("vivace-
 SIDECAR, RECEIPT, SIDECAR_SEAL = "vivace-export", "vivace-receipt", "json_sha256"
 # no manifest is as large
 MAX_MANIFEST_BYTES = 64 * 2**20
+# nor is any figure
+MAX_PICTURE_BYTES = 64 * 2**20
 # of a PNG: the comment of `marked`, and the chunk that ends it
 MARK_BYTES, PNG_END = 83, 12
 
@@ -182,7 +184,10 @@ def own_file(path: Path) -> bool:
         manifest = _sealed(graph.with_name(graph.name + ".json"), SIDECAR, SIDECAR_SEAL)
         if manifest is not None and _is_listed(path, _listed(manifest, "files").get(path.name)):
             return True
-    data = path.read_bytes() if path.suffix.lower() == ".png" else b""
+    try:
+        data = read_regular(path, MAX_PICTURE_BYTES) if path.suffix.lower() == ".png" else b""
+    except OSError:
+        return False
     return len(data) > MARK_BYTES + PNG_END and data == marked(data[: -MARK_BYTES - PNG_END] + data[-PNG_END:])
 
 
@@ -253,9 +258,7 @@ def _told(path: Path, option: str) -> Iterator[None]:
 def _sealed(path: Path, form: str, key: str = "sha256") -> dict[str, Any] | None:
     """The manifest at `path`, if it is one of that format whose seal is right."""
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES:
-            return None
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_regular(path, MAX_MANIFEST_BYTES))
         if not isinstance(manifest, dict) or manifest.get("format") != form:
             return None
         return manifest if seal(manifest, key)[key] == manifest.get(key) else None

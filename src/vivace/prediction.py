@@ -7,9 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,12 +15,12 @@ import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.cachedir import default_cache_dir
-from vivace.data.listing import is_candidate
+from vivace.data.listing import is_candidate, unreadable_folder
 from vivace.data.splitnames import is_system
 from vivace.errors import DataError, ImageError
-from vivace.hardware import num_cpus
+from vivace.inputs import loaded
 from vivace.kernels.resize import use_fast_resize
-from vivace.predictor import Predictor, check_whole, predictor_for
+from vivace.predictor import Prediction, Predictor, check_whole, prediction_of, predictor_for
 
 __all__ = [
     "Failure",
@@ -33,21 +31,11 @@ __all__ = [
     "predict",
     "predict_files",
     "predictor_for",
+    "without_repeats",
 ]
 
 # below this number of images building a kernel to resize them may cost more than it saves
 MANY_IMAGES = 2000
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image's result."""
-
-    path: str
-    label: str
-    probability: float
-    topk: tuple[tuple[str, float], ...]
-    """(class, probability), the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +97,6 @@ def predict_files(
     """`predict` for files that `expand_paths` found, whatever their names. passed_over: what it added there."""
     check_whole("topk", topk)
     classes = predictor.classes
-    topk = min(topk, len(classes))
     if len(files) >= MANY_IMAGES:
         use_fast_resize(default_cache_dir() / "kernels")
     rows: list[Prediction] = []
@@ -124,7 +111,7 @@ def predict_files(
         ]
         if good:
             probs = predictor.probs(np.stack([pixels for _, pixels in good]))
-            rows += [_row(path, row, classes, topk) for (path, _), row in zip(good, probs, strict=True)]
+            rows += [prediction_of(path, row, classes, topk) for (path, _), row in zip(good, probs, strict=True)]
         progress(len(rows) + len(failures), len(files))
     seconds = time.perf_counter() - started
     return Predictions(
@@ -135,13 +122,6 @@ def predict_files(
         seconds=seconds,
         images_per_second=len(rows) / max(seconds, 1e-9),
     )
-
-
-def _row(path: str, probs_K: np.ndarray, classes: Sequence[str], topk: int) -> Prediction:
-    # a stable sort: equal probabilities in the order of the classes
-    best = np.argsort(-probs_K, kind="stable")[:topk]
-    ranked = tuple((classes[index], float(probs_K[index])) for index in best)
-    return Prediction(path, ranked[0][0], ranked[0][1], ranked)
 
 
 def _decoded(files: Sequence[str], predictor: Predictor) -> Iterator[tuple[list[str], list[np.ndarray | ImageError]]]:
@@ -157,17 +137,10 @@ def _decoded(files: Sequence[str], predictor: Predictor) -> Iterator[tuple[list[
             # no file can have such a name: a zero byte, or a character that has no bytes
             return ImageError(f"the name is no file's: {path!r} ({error}). Correct it.", problem="unreadable")
 
-    chunks = iter([list(files[i : i + predictor.batch_size]) for i in range(0, len(files), predictor.batch_size)])
-    with ThreadPoolExecutor(max(2, num_cpus())) as pool:
-        # two chunks ahead: enough to keep the network busy, and memory bounded however many files there are
-        pending = [(chunk, [pool.submit(pixels, path) for path in chunk]) for chunk in islice(chunks, 2)]
-        while pending:
-            chunk, futures = pending.pop(0)
-            results = [future.result() for future in futures]
-            following = next(chunks, None)
-            if following is not None:
-                pending.append((following, [pool.submit(pixels, path) for path in following]))
-            yield chunk, results
+    if len(files) == 1:
+        yield [files[0]], [pixels(files[0])]
+        return
+    yield from loaded(files, pixels, batch_size=predictor.batch_size, workers=predictor.workers)
 
 
 def expand_paths(
@@ -203,6 +176,14 @@ def expand_paths(
     return files
 
 
+def without_repeats(files: Iterable[str]) -> list[str]:
+    """Each file once, where it stands first: a file may be named by itself, and in a folder or glob as well."""
+    first: dict[str, str] = {}
+    for file in files:
+        first.setdefault(os.path.abspath(file), file)  # noqa: PTH100 (a million names)
+    return list(first.values())
+
+
 def _listed(stdin: BinaryIO) -> list[str]:
     listing = stdin.read()
     lines = listing.split(b"\0") if b"\0" in listing else [line.removesuffix(b"\r") for line in listing.split(b"\n")]
@@ -215,7 +196,7 @@ def _named(paths: Iterable[str], left: list[str]) -> list[str]:
 
 def _images_below(folder: str, left: list[str]) -> list[str]:
     def refuse(error: OSError) -> None:
-        raise DataError(f"the folder can't be read: {error.filename} ({error.strerror}). Check its rights.")
+        raise unreadable_folder(error.filename, error)
 
     found = []
     for parent, folders, names in os.walk(folder, onerror=refuse):

@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from vivace.bundle import Bundle, load_bundle
 from vivace.config import check_choice
 from vivace.cpus import at_most_cpus, set_threads
-from vivace.errors import BundleError, ConfigError, DataError, VivaceError, first_line
-from vivace.hardware import keep_freed_memory, num_cpus, select_device, supported_precisions
+from vivace.errors import BundleError, ConfigError, DataError, ImageError, VivaceError, first_line
+from vivace.hardware import Processor, is_processor, keep_freed_memory, num_cpus, select_device, supported_precisions
+from vivace.inputs import Given, Ready, check_image, is_encoded, loaded, name_of
 from vivace.runtimes import check_probs, is_quantized, load_runtime
 
-__all__ = ["Predictor", "check_whole", "predictor_for"]
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+__all__ = ["Prediction", "Predictor", "check_whole", "prediction_of", "predictor_for"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # runtimes that take the network itself, in a precision that this machine has
 COMPILED = ("aoti", "eager", "inductor")
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """One image's result."""
+
+    path: str
+    """What the image was called: its path, or "image 3" for one that has none and was at [3]."""
+    label: str
+    probability: float
+    topk: tuple[tuple[str, float], ...]
+    """(class, probability), the likeliest first."""
+
+
 class Predictor:
     """A bundle loaded once, to classify many images.
+
+        predictor = vivace.Predictor(bundle)
+        predictor("one.jpg").label
+        predictor([Image.open("one.jpg"), array, tensor, data])
 
     device: auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested). batch_size: images per forward pass. precision:
     fp32, bf16, fp16, or auto: the one that the bundle's metrics were measured with, where the device has it. runtime:
     a row of `RUNTIMES`, or auto: that of the bundle, on a CPU. threads: processors that it computes on, at most those
     of the process; torch has one such number for the whole process, and that is set.
-    It can be pickled: the process that it is sent to opens the bundle's folder anew. A process that was forked from
-    this one can't use it, for threads are not forked: it makes its own, which computes on one processor, and whose
-    runtime is eager or onnx.
+    Threads may call it at the same time. It can be pickled: the process that it is sent to opens the bundle's folder
+    anew. A process that was forked from this one can't use it, for threads are not forked: it makes its own, which
+    computes on one processor, and whose runtime is eager or onnx.
     Raises BundleError for a bundle that can't be used, ConfigError for another argument that can't be had.
     """
 
@@ -51,26 +74,29 @@ class Predictor:
         check_choice("precision", precision, PRECISIONS)
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.batch_size = batch_size
-        self.device = select_device(device)
+        place: torch.device | Processor = Processor() if is_processor(device) else select_device(device)
         if runtime == "auto":
             # the graphs of other runtimes are for CPUs
-            runtime = self.bundle.info.runtime if self.device.type == "cpu" else "eager"
+            runtime = self.bundle.info.runtime if place.type == "cpu" else "eager"
         if precision == "auto":
             measured = self.bundle.info.precision
             # a graph has its arithmetic in it, and int8 was chosen by whoever quantized
             own = runtime == self.bundle.info.runtime and (runtime not in COMPILED or is_quantized(measured))
-            precision = measured if own or measured in supported_precisions(self.device) else "fp32"
+            precision = measured if own or measured in supported_precisions(place) else "fp32"
         self.precision, self.runtime, self.threads = precision, runtime, threads
         self._process = os.getpid()
         keep_freed_memory()
-        if threads is not None:
-            set_threads(min(threads, num_cpus()))
+        if runtime in COMPILED:
+            place = select_device(str(place))
+            if threads is not None:
+                set_threads(min(threads, num_cpus()))
+        self._place = place
         with at_most_cpus(threads):
-            self._classify = load_runtime(runtime, self.bundle, device=self.device, precision=precision)
+            self._classify = load_runtime(runtime, self.bundle, device=place, precision=precision)
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = {
-            "device": str(self.device),
+            "device": str(self._place),
             "batch_size": self.batch_size,
             # another machine may have another precision's instructions: what was chosen is kept, and refused there
             "precision": self.precision if self.precision in PRECISIONS else "auto",
@@ -80,8 +106,69 @@ class Predictor:
         return _opened, (str(self.bundle.folder.absolute()), options)
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes. Imports torch, which a graph's runtime does without."""
+        return select_device(str(self._place))
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return self.bundle.classes
+
+    @property
+    def workers(self) -> int:
+        """How many threads decode."""
+        return max(2, num_cpus()) if self.threads is None else min(self.threads, num_cpus())
+
+    @overload
+    def __call__(self, images: str | os.PathLike[str] | bytes | Image.Image, *, topk: int = 5) -> Prediction: ...
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...] | Iterator[Any], *, topk: int = 5) -> list[Prediction]: ...
+    @overload
+    def __call__(self, images: Any, *, topk: int = 5) -> Any: ...
+    def __call__(self, images: Any, *, topk: int = 5) -> Any:
+        """A `Prediction` of one image, or a list of them, in order, with the pixels that `vivace.predict` sees.
+
+        images: a path; an encoded file's bytes; a Pillow image of any mode; a numpy array [H, W] or [H, W, C] of uint8
+        (also bool, uint16, or floats from 0 to 1), C 1 grey, 2 with alpha, 3 RGB, 4 with alpha; a torch tensor
+        [C, H, W] of uint8 or of floats from 0 to 1, on any device. Many: an array [N, H, W, C], a tensor [N, C, H, W],
+        or any iterable of single images. Transparency is laid on white, EXIF's orientation applied.
+        Of an iterator no more than three batches are held at a time; paths and bytes that it gives are decoded by
+        threads, and what else it gives at once, as its memory may be used again for the next.
+        topk: classes per image, at most all.
+        Raises ImageError for an image that can't be used and DataError for what is none, with its position, such as
+        image 3 for the one at [3]; and what `probs` raises. `vivace.predict` goes on after bad files.
+        """
+        check_whole("topk", topk)
+        given = Given.of(images)
+        if given.single:
+            (image,) = given.images
+            probs_1K = self.probs(self.bundle.preprocess.load(image)[None])
+            return prediction_of(name_of(image, 0), probs_1K[0], self.classes, topk)
+        rows: list[Prediction] = []
+        for batch, pixels in loaded(
+            self._places(given), self._pixels_of, batch_size=self.batch_size, workers=self.workers
+        ):
+            probs_NK = self.probs(np.stack(pixels))
+            names = [name_of(image, index) for index, image in batch]
+            rows += [
+                prediction_of(name, probs_K, self.classes, topk) for name, probs_K in zip(names, probs_NK, strict=True)
+            ]
+        return rows
+
+    def _places(self, given: Given) -> Iterator[tuple[int, Any]]:
+        """Each image with its index; of one whose memory may be used again, a copy of its pixels in its place."""
+        for index, image in enumerate(given.images):
+            ready = not given.lent or is_encoded(image)
+            yield index, image if ready else Ready(np.array(self._pixels_of((index, image))))
+
+    def _pixels_of(self, place: tuple[int, Any]) -> np.ndarray:
+        index, image = place
+        try:
+            return image.pixels if isinstance(image, Ready) else self.bundle.preprocess.load(check_image(image))
+        except ImageError as error:
+            raise ImageError(f"image {index}: {error}", problem=error.problem) from None
+        except DataError as error:
+            raise DataError(f"image {index}: {error}") from None
 
     def probs(self, images_NHWC: np.ndarray) -> np.ndarray:
         """Probabilities float32 [N, K] of uint8 images [N, size, size, C], as `Preprocess.load` gives them.
@@ -128,6 +215,14 @@ class Predictor:
                 f"{self.runtime} can't run what is in {self.bundle.folder}: {type(error).__name__}: "
                 f"{first_line(error)}. Make the bundle again, or give it less: --batch-size 1."
             ) from error
+
+
+def prediction_of(path: str, probs_K: np.ndarray, classes: Sequence[str], topk: int) -> Prediction:
+    """The `topk` likeliest classes, or all where there are fewer."""
+    # a stable sort: equal probabilities in the order of the classes
+    best = np.argsort(-probs_K, kind="stable")[:topk]
+    ranked = tuple((classes[index], float(probs_K[index])) for index in best)
+    return Prediction(path, ranked[0][0], ranked[0][1], ranked)
 
 
 def _opened(folder: str, options: dict[str, Any]) -> Predictor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import re
 import subprocess
@@ -71,10 +72,54 @@ def test_a_full_stdout_is_one_line_and_status_1(command: str) -> None:
     assert "No space left on device" in done.stderr
 
 
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_answers_that_a_closed_stdout_loses_are_a_failure(bundle: Bundle, image: Path, options: str) -> None:
+    done = shell(f"vivace predict '{bundle.folder}' '{image}' --quiet {options} >&-")
+    assert done.returncode == 1
+    assert "OutputError: the result can't be written to stdout: it is closed." in done.stderr
+    assert shell("vivace --help >&-").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["predict", "no-bundle", "x.jpg", "--json"], "BundleError"),
+        (["predict", "b", "--json"], "ConfigError"),
+        (["evaluate", "b", "", "--json"], "ConfigError"),
+        (["train", "no-data", "--json"], "DataError"),
+        (["no-verb", "--json"], "ConfigError"),
+    ],
+)
+def test_a_refusal_is_an_object_too(arguments: list[str], kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    told = json.loads(shown.out)["error"]
+    assert (told["type"], told["exit_status"], len(shown.out.splitlines())) == (kind, 2, 1)
+    assert told["message"] in shown.err
+    assert main([argument for argument in arguments if argument != "--json"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(OSError(errno.ENOSPC, "full"), 1), (KeyboardInterrupt(), 130), (VivaceError("no."), 1)]
+)
+def test_a_failure_is_an_object_too(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(options: Any) -> None:
+        raise error
+
+    monkeypatch.delenv("VIVACE_TRACEBACK")
+    monkeypatch.setattr(cache, "run", broken)
+    assert main(["cache", "--json"]) == status
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert (told["type"], told["exit_status"]) == (type(error).__name__, status)
+
+
 def test_a_file_gets_no_number_of_a_closed_stream(tmp_path: Path) -> None:
     code = (
         "import os; from vivace.cli.streams import open_missing_streams; open_missing_streams();"
-        f"file = open({str(tmp_path / 'data')!r}, 'w'); assert file.fileno() > 2; os.write(1, b'x'); print('y')"
+        f"file = open({str(tmp_path / 'data')!r}, 'w'); assert file.fileno() > 2; os.write(1, b'x')"
     )
     done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "{code}" >&- <&-'], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -98,6 +143,17 @@ def test_names_and_labels_are_shown_escaped(
         assert not any(char in text for char in "\x1b\x07\r\x9b\u202e")
     assert "\\x1b[31m" in shown.out
     assert "grün" in shown.out
+
+
+def test_a_file_that_is_named_again_is_classified_once(
+    bundle: Bundle, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image.parent / "images").mkdir()
+    image = image.rename(image.parent / "images" / "a.png")
+    assert main(["predict", str(bundle.folder), str(image), str(image.parent), str(image), "--quiet", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["num_images"] == 1
+    assert "warning: 2 names left out, of files that are named already: each is classified once" in shown.err
 
 
 def test_tables_keep_names_as_they_are(bundle: Bundle, image: Path, tmp_path: Path) -> None:
@@ -237,3 +293,46 @@ def test_a_stderr_that_fails_does_not_end_the_work(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.stderr", Full())
     assert main(["cache"]) == 0
     assert (tmp_path / "done").exists()
+
+
+def test_whatever_a_verb_says_on_stderr_is_shown_escaped(bundle: Bundle, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    out = tmp_path / "x" / f"{EVIL.strip()}.csv"
+    for arguments in (["--overwrite"], ["--overwrite"], []):
+        command = ["predict", str(bundle.folder), str(image), "--out", str(out), *arguments]
+        done = subprocess.run([sys.executable, "-m", "vivace", *command], capture_output=True, check=False)
+        assert rb"red\x1b[31m\x07" in done.stderr
+        assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80\xae", done.stderr + done.stdout)
+
+
+def test_what_is_drawn_on_a_terminal_on_purpose_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else: neither what is printed beside it, nor names in a live display's messages."""
+    from vivace.cli.streams import guarded_streams
+    from vivace.training.display import LiveDisplay
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with guarded_streams():
+        print(f"\rlibrary's bar {EVIL!s}", file=sys.stderr)
+        with LiveDisplay(epochs="1") as display:
+            display.on_message(f"message {EVIL}")
+    text = terminal.getvalue()
+    assert "\x1b[?25l" in text
+    assert text.startswith("\rlibrary's bar red\\x1b[31m\\x07\\r\n")
+    assert r"message red\x1b[31m\x07" in text
+    assert "\x1b[31m" not in text
+    assert "\x07" not in text
+    assert "\u202e" not in text
+
+
+def test_lines_of_a_program_that_calls_us_are_escaped_too(capsys: pytest.CaptureFixture[str]) -> None:
+    from vivace.training.display import LiveDisplay
+
+    with LiveDisplay(epochs="1") as display:
+        display.on_message(f"message {EVIL}")
+    assert "\x1b" not in capsys.readouterr().err

@@ -111,6 +111,19 @@ def test_a_path_that_leads_outside_is_refused(tmp_path: Path, name: str, kind: s
     assert list(tmp_path.rglob("*.png")) == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    [".vivace-unpacked.json", ".vivace-unpacked.json/x.png", "./.VIVACE-unpacked.json/x.png", ".vivace-downloaded/x"],
+)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_of_vivaces_own_files_are_refused_as_such(own_cache: Path, tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / f"images.{kind}"
+    path = zip_with(path, name) if kind == "zip" else tar_with(path, name=name)
+    with pytest.raises(ArchiveError, match=r"^the archive holds a name that vivace keeps for itself: .*Pack it again"):
+        open_source(path)
+    assert not list(own_cache.rglob("*vivace-*"))
+
+
 def test_links_and_devices_are_refused(tmp_path: Path) -> None:
     evil = [
         zip_with(tmp_path / "link.zip", "a/x.png", stat.S_IFLNK | 0o777),
@@ -177,6 +190,36 @@ def test_backslashes_in_a_zip_are_separators(make_folder: MakeFolder, tmp_path: 
 def test_backslashes_lead_nowhere_outside(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="a path that leads outside"):
         unpack(zip_with(tmp_path / "evil.zip", "a\\..\\..\\x.png"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("folder", ["", "wrapper/"])
+def test_a_message_names_the_archive_and_not_where_it_was_unpacked(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / "flat.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{folder}0.png", b"x")
+    with pytest.raises(DataError) as error:
+        open_source(path)
+    place = f"{path}/wrapper" if folder else str(path)
+    assert str(error.value) == f"there are no class folders in {place}. Put the images into one folder per class."
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_archives_within_are_named(tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / "outer.zip" if packed else tmp_path / "outer"
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("train.zip", b"PK")
+            archive.writestr("test.tar.gz", b"x")
+    else:
+        path.mkdir()
+        (path / "train.zip").write_bytes(b"PK")
+        (path / "test.tar.gz").write_bytes(b"x")
+    with pytest.raises(DataError) as error:
+        open_source(path)
+    assert str(error.value) == (
+        f"there are no class folders in {path}, but archives: test.tar.gz, train.zip. Unpack each into a folder of its "
+        "name, and give the folder that holds them."
+    )
 
 
 def test_files_beside_the_only_folder_do_not_matter(make_folder: MakeFolder, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import struct
@@ -205,6 +206,25 @@ def test_a_file_without_rights_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "open", refuse)
     path = tmp_path / "x.png"
     assert problem_of(path) == ("unreadable", f"the file can't be read: {path} (Permission denied). Check its rights.")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOENT, "Check the path: was it moved or renamed?"),
+        (errno.ELOOP, "Mend the link, or leave it out."),
+        (errno.EMFILE, "Close other files, or raise the limit (ulimit -n)."),
+        (errno.EIO, "Its disk fails: restore it from a copy."),
+        (errno.ESTALE, "Check its disk, or leave it out."),
+    ],
+)
+def test_the_advice_fits_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, "why")
+
+    monkeypatch.setattr(os, "open", refuse)
+    path = tmp_path / "x.png"
+    assert problem_of(path) == ("unreadable", f"the file can't be read: {path} (why). {text}")
 
 
 def test_reading_leaves_no_file_open(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vivace.data.formats import FORMATS, HEAD_BYTES, sniff
+from vivace.data.decode import decode_bytes
+from vivace.data.formats import FORMATS, HEAD_BYTES, sniff, unread_format
+from vivace.errors import ImageError
 
 
 def encoded(kind: str, **options: object) -> bytes:
@@ -65,3 +67,48 @@ def test_every_beginning_of_a_file_is_judged() -> None:
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF"):
         data = encoded(kind)
         assert {sniff(data[:length]) for length in range(HEAD_BYTES)} <= {None, kind}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("JPEG2000", "JPEG 2000"), ("TGA", "TGA"), ("PCX", "PCX"), ("ICO", "ICO"), ("ICNS", "ICNS"), ("DDS", "DDS"),
+     ("SGI", "SGI")],
+)  # fmt: skip
+def test_a_whole_image_of_a_format_that_is_not_read_is_called_so(kind: str, name: str) -> None:
+    data = encoded(kind)
+    assert sniff(data[:HEAD_BYTES]) is None
+    with pytest.raises(ImageError) as error:
+        decode_bytes(data, "a.jpg")
+    assert str(error.value) == f"the image is of a format that is not read ({name}): a.jpg. Save it as PNG."
+    assert error.value.problem == "format_not_allowed"
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("compression", [None, "tga_rle"])
+def test_every_kind_of_tga_is_known(mode: str, compression: str | None) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (9, 8, 7)).convert(mode).save(buffer, "TGA", compression=compression)
+    assert unread_format(buffer.getvalue()[:HEAD_BYTES]) == "TGA"
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"P7\nWIDTH 3\n", "PAM"),
+        (ftyp(b"crx ", b"isom"), "a raw photo"),
+        (ftyp(b"isom", b"mp41"), None),
+        (b"PK\x03\x04" + bytes(60), None),
+        (b"file_name,label\n0.jpg,a\n" * 3, None),
+        (bytes(64), None),
+        (b"\0\0\1\0" + bytes(60), None),
+        (b"", None),
+    ],
+)
+def test_what_is_no_image_is_not_called_one(head: bytes, name: str | None) -> None:
+    assert unread_format(head) == name
+
+
+def test_noise_and_text_are_no_tga() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20_000, HEAD_BYTES), dtype=np.uint8)
+    assert sum(unread_format(row.tobytes()) is not None for row in noise) < 5

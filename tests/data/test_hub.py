@@ -37,6 +37,19 @@ def rows_of(count: int, seed: int = 0) -> list[dict[str, object]]:
     return rows
 
 
+def test_one_hot_tables_of_roboflow_are_read(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        (tmp_path / split).mkdir()
+        lines = [f"{index}.jpg, {index % 2}, {1 - index % 2}\n" for index in range(6)]
+        (tmp_path / split / "_classes.csv").write_text("filename, circle, square\n" + "".join(lines))
+        for index in range(6):
+            (tmp_path / split / f"{index}.jpg").write_bytes(b"x")
+    source = open_source(tmp_path)
+    assert source.classes == ("circle", "square")
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 6, "val": 6, "test": 6}
+    assert source.splits["train"].labels.tolist() == [1, 0, 1, 0, 1, 0]
+
+
 def named(table: object) -> object:
     features = {"info": {"features": {"label": {"names": NAMES, "_type": "ClassLabel"}, "image": {"_type": "Image"}}}}
     return table.replace_schema_metadata({"huggingface": json.dumps(features)})  # type: ignore[attr-defined]

@@ -106,6 +106,13 @@ def test_only_tables_of_the_training_images_are_named(tmp_path: Path, name: str)
         open_source(root)
 
 
+def test_tables_inside_of_the_splits_are_named(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "train", "test")
+    (root / "train" / "labels.csv").write_text("file_name,label\n0.jpg,a\n")
+    with pytest.raises(DataError, match=r"or give the table of labels as DATA: train/labels\.csv\."):
+        open_source(root)
+
+
 def test_splits_within_a_split_are_no_classes(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "train/train", "train/val", "test/train", "test/val")
     with pytest.raises(DataError, match="the folders look like splits and hold no class folders: train, val"):

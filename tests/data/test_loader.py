@@ -67,6 +67,14 @@ def test_an_epoch_holds_every_image_once_with_its_label(num_images: int, residen
         assert torch.equal(batch.images_BCHW.permute(0, 2, 3, 1), torch.from_numpy(images_NHWC[batch.indices_B]))
 
 
+@pytest.mark.parametrize("num_images", [180, 256, 257, 128])
+def test_epochs_are_counted_by_images(num_images: int) -> None:
+    batches = Batches(*arrays(num_images), batch_size=128)
+    sizes = [len(batch.labels_B) for batch in (*batches.epoch(0), *batches.epoch(1))]
+    for steps in range(len(sizes) + 1):
+        assert batches.epochs_of(steps) == pytest.approx(sum(sizes[:steps]) / num_images)
+
+
 def test_batches_are_uint8_with_channels_last_strides(mapped: tuple[np.ndarray, np.ndarray], resident: bool) -> None:
     for batch in [*Batches(*mapped, batch_size=100, resident=resident).epoch(0), *iterate_eval(*mapped, batch_size=70)]:
         assert batch.images_BCHW.dtype == torch.uint8

@@ -234,7 +234,10 @@ def test_columns_of_splits(root: Path, head: str, values: tuple[str, str], split
 def test_test_images_without_a_class_are_passed_over(root: Path) -> None:
     text = "file_name,label,split\n0.jpg,a,\n1.jpg,a,\n2.jpg,b,\n3.jpg,b,\n4.jpg,,test\n5.jpg,,test\n"
     source = open_source(write(root, text))
-    assert (list(source.splits), source.notes) == (["train"], ("2 test images without a class passed over",))
+    assert (list(source.splits), source.notes) == (
+        ["train"],
+        ("4 rows without a split were taken for train", "2 test images without a class passed over"),
+    )
     # where others have one it is missed
     bad = open_source(write(root, text.replace("5.jpg,", "5.jpg,a"))).bad_rows
     assert [(row.split, row.reason, row.lines) for row in bad] == [("test", "missing_label", (6,))]
@@ -276,6 +279,7 @@ def test_splits_with_other_classes_are_said(root: Path) -> None:
     source = open_source(write(root, text))
     assert (source.classes, len(source.splits["val"])) == (("a", "b"), 1)
     assert [note.split(":")[0] for note in source.notes] == [
+        "2 rows without a split were taken for train",
         "1 image of val left out, of classes that are not in train",
         "val has no images of b",
     ]

@@ -192,8 +192,14 @@ def test_colours_that_cant_be_converted_are_told(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("array", "problem"),
     [
-        (np.zeros((9, 9, 3), np.float32), "not_an_image"),
-        (np.zeros((9, 9, 4), np.uint8), "not_an_image"),
+        (np.full((9, 9, 3), 255, np.float32), "not_an_image"),
+        (np.full((9, 9, 3), np.nan, np.float32), "not_an_image"),
+        (np.full((9, 9, 3), -0.01, np.float64), "not_an_image"),
+        (np.zeros((9, 9, 3), np.int64), "not_an_image"),
+        (np.zeros((9, 9, 3), object), "not_an_image"),
+        (np.zeros((9, 9, 5), np.uint8), "not_an_image"),
+        (np.zeros((3, 9, 9), np.uint8), "not_an_image"),
+        (np.zeros((2, 9, 9, 3), np.uint8), "not_an_image"),
         (np.zeros(9, np.uint8), "not_an_image"),
         (np.zeros((0, 9, 3), np.uint8), "empty"),
     ],

@@ -246,6 +246,27 @@ def test_the_classes_of_a_bundle_number_the_labels(make_folder: MakeFolder) -> N
         open_source(root, require_train=False, classes=("oak", "beech"))
 
 
+def test_classes_that_differ_from_a_bundles_by_case_are_called_so(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    source = open_source(root, require_train=False, classes=("Red", "green", "blue"))
+    assert source.notes == (
+        "8 images of classes that the bundle does not know left out: red (by case alone other than Red: rename one of "
+        "them)",
+    )
+    with pytest.raises(DataError) as error:
+        open_source(root, require_train=False, classes=("RED", "Green", "oak"))
+    assert str(error.value) == (
+        "the bundle does not know any class of the data: got blue, green, red (by case alone other than Green, RED: "
+        "rename one of them). It knows RED, Green, oak."
+    )
+
+
+def test_classes_of_a_split_that_differ_by_case_are_called_so(make_folder: MakeFolder) -> None:
+    root = make_folder(splits=("train", "val"))
+    (root / "val" / "red").rename(root / "val" / "Red")
+    assert any("not in train: Red (by case alone other than red: rename" in note for note in open_source(root).notes)
+
+
 def test_digits_need_no_download() -> None:
     source = open_source("digits")
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 1438, "test": 359}

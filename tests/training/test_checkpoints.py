@@ -171,6 +171,20 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+def test_a_checkpoint_of_holes_is_passed_over_unread(tmp_path: Path) -> None:
+    """100 GiB that take no room on a disk: hashing them takes a minute or more, and reading them that much memory."""
+    size = 100 * 2**30
+    tensors = {"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    header = json.dumps({"__metadata__": {"format": "vivace-checkpoint", "tree": "{}", "version": "1"}, **tensors})
+    path = tmp_path / "step-000000009.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    os.truncate(path, 8 + len(header) + size)
+    save_checkpoint(tmp_path / "step-000000003.safetensors", {"step": 3})
+    tree, _, (told,) = load_newest(tmp_path)
+    assert tree == {"step": 3}
+    assert "bytes that are next to nothing but holes" in told
+
+
 def test_the_newest_sound_checkpoint_is_found_and_the_damaged_are_told(tmp_path: Path) -> None:
     for step in (3, 6, 9):
         save_checkpoint(tmp_path / f"step-{step:09d}.safetensors", {"step": step})

@@ -162,6 +162,12 @@ def full_disk_for(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> No
             2,
             r"^the checkpoint could not be written: .*\(No space left on device\)\. The previous one is whole",
         ),
+        (
+            "step-",
+            1,
+            r"^the checkpoint could not be written: .*\. It is the first one: nothing is saved yet: free some space "
+            r"and go on with --resume, which begins anew\.$",
+        ),
         ("best", 2, r"^the checkpoint could not be written: .*best.*\(No space left on device\)\. The previous"),
         (
             "metrics.csv",
@@ -372,6 +378,13 @@ def test_the_result_on_disk_is_the_one_returned(run_tiny: RunTiny) -> None:
         ("device", None),
         ("history", [1]),
         ("step", -1),
+        ("step", True),
+        ("epoch", 10**30),
+        ("progress", float("nan")),
+        ("lr_scale", 2.0),
+        ("micro_batch_size", 0),
+        ("best_val_top1", 5.0),
+        ("head_only", 1),
     ],
 )
 def test_a_sealed_checkpoint_of_wrong_types_is_refused_in_one_line(

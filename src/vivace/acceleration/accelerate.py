@@ -21,7 +21,7 @@ from vivace.acceleration.search import Search
 from vivace.bundle import Bundle, BundleInfo, check_finite, derive_bundle, load_bundle
 from vivace.cpus import limit_threads
 from vivace.data.place import AnyData, Data
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, printable
 from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
 from vivace.outputs import check_file, check_folder, tell_replaced, write_sealed, writing
@@ -89,7 +89,7 @@ def accelerate(
     on_bad_image: str = "auto",
     started: float | None = None,
     draw: Draw | None = None,
-    on_message: Callable[[str], None] = lambda message: print(message, file=sys.stderr),
+    on_message: Callable[[str], None] = lambda message: print(printable(message), file=sys.stderr),
 ) -> Acceleration:
     """Find the fastest form of a bundle that is proven to lose at most `max_drop` percentage points of accuracy.
 

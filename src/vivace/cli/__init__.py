@@ -85,11 +85,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     verb = arguments[0]
     if verb not in VERBS:
-        from vivace.cli.common import tell
-        from vivace.errors import nearest
+        from vivace.cli.common import failed, tell, wants_json
+        from vivace.errors import ConfigError, nearest
 
-        tell(f"unknown verb: got {verb!r}.{nearest(verb, VERBS)} Known: {', '.join(VERBS)}.")
-        return 2
+        message = f"unknown verb: got {verb!r}.{nearest(verb, VERBS)} Known: {', '.join(VERBS)}."
+        tell(message)
+        return failed(ConfigError(message), message, 2, as_json=wants_json(arguments))
     from vivace.cli.common import run_verb
 
     return run_verb(verb, arguments[1:])

@@ -86,5 +86,5 @@ def _verdict(source: DataSource, preprocess: Preprocess, cache_dir: Path, audit:
     return (
         f"leaves out {left_out:,} of {audit.num_images:,} images: {audit.reasons()}"
         if left_out
-        else "takes all of them"
+        else f"takes all {audit.num_images:,} of these images"
     )

@@ -11,17 +11,19 @@ import os
 import re
 import sys
 import traceback
+import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_type_hints
 
 from vivace.cli.streams import guarded_streams
 from vivace.errors import ConfigError, VivaceError, first_line, nearest, one_line
 
 __all__ = [
     "TRACEBACK",
+    "failed",
     "option_names",
     "parse_assignments",
     "print_json",
@@ -29,6 +31,7 @@ __all__ = [
     "tell",
     "unexpected",
     "verb_options",
+    "wants_json",
 ]
 
 T = TypeVar("T")
@@ -48,22 +51,39 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         # file names may hold bytes that are no UTF-8, class names what an ASCII terminal lacks: no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    as_json = wants_json(arguments)
     try:
         _check_not_empty(arguments)
         return _run(verb, arguments)
     except VivaceError as error:
         tell(f"{type(error).__name__}: {error}")
-        return error.exit_status
-    except KeyboardInterrupt:
+        return failed(error, str(error), error.exit_status, as_json=as_json)
+    except KeyboardInterrupt as error:
         tell("stopped")
-        return 130
+        return failed(error, "stopped", 130, as_json=as_json)
     except BrokenPipeError:
         return _read_enough()
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
         tell(unexpected(error))
-        return 1
+        return failed(error, unexpected(error), 1, as_json=as_json)
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether --json stands among the options."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options
+
+
+def failed(error: BaseException, message: str, status: int, *, as_json: bool) -> int:
+    """The exit status of a failure, which is printed as an object where one is waited for."""
+    if as_json:
+        # a stdout that can't be written may be what failed
+        with contextlib.suppress(OSError, ValueError):
+            told = {"type": type(error).__name__, "message": one_line(message), "exit_status": status}
+            print_json({"error": told})
+    return status
 
 
 def _check_not_empty(arguments: list[str]) -> None:
@@ -136,7 +156,11 @@ def verb_options(cls: type[T]) -> type[T]:
     for name in cls.__annotations__:
         default = getattr(cls, name, ...)
         if default is None or default is False or default == ():
-            cls.__annotations__[name] = Annotated[hints[name], tyro.conf.arg(help_behavior_hint="")]
+            hint = hints[name]
+            if isinstance(hint, types.UnionType):
+                # what "X | None" makes: to check that, the parser imports what takes longer than it does itself
+                hint = Union[get_args(hint)]  # noqa: UP007
+            cls.__annotations__[name] = Annotated[hint, tyro.conf.arg(help_behavior_hint="")]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from vivace.prediction import Predictions
 
 
+class Paths(tuple[str, ...]):
+    """A type of its own: to check tuple[str, ...] the parser imports what takes longer than a prediction."""
+
+
+PATHS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="PATHS",
+    instance_from_str=Paths,
+    is_instance=lambda value: isinstance(value, Paths),
+    str_from_instance=list,
+)
+
+
 @verb_options
 class Options:
     """The options of `vivace predict`."""
@@ -28,7 +41,7 @@ class Options:
     bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's."""
     paths: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATHS", help_behavior_hint="(required)")
+        tyro.conf.Positional[Paths], PATHS, tyro.conf.arg(metavar="PATHS", help_behavior_hint="(required)")
     ]
     """Files, folders, globs, or - for a list on stdin."""
     topk: int = 5
@@ -51,9 +64,10 @@ class Options:
 
 def run(options: Options) -> int:
     """Predict, write, print. 1 if no image could be classified."""
+    from vivace.data.assemble import count_of
     from vivace.data.listing import passed_over
     from vivace.notices import warn
-    from vivace.prediction import expand_paths, predict_files, predictor_for
+    from vivace.prediction import expand_paths, predict_files, predictor_for, without_repeats
     from vivace.predictor import check_whole
     from vivace.report.tables import check_table, write_rows
     from vivace.training.display import counting_bar
@@ -67,7 +81,10 @@ def run(options: Options) -> int:
         raise ConfigError("--overwrite goes with --out: got no --out. Leave it out.")
     check_whole("topk", options.topk)
     left: list[str] = []
-    files = expand_paths(options.paths, passed_over=left)
+    named = expand_paths(options.paths, passed_over=left)
+    files, left = without_repeats(named), without_repeats(left)
+    if repeated := len(named) - len(files):
+        warn(f"{count_of(repeated, 'name')} left out, of files that are named already: each is classified once")
     if replaced is not None:
         assert options.out is not None
         check_unread(options.out, files, listed="-" in options.paths)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import re
 import sys
@@ -21,6 +23,7 @@ def open_missing_streams() -> None:
     """Put the null device in place of standard streams that were closed before this process began.
 
     Otherwise the next file that is opened gets the number of one, and what a library prints is written into it.
+    What is written to sys.stdout meanwhile is an answer that nobody gets: a flush raises OSError then.
     """
     for number in range(3):
         try:
@@ -28,19 +31,36 @@ def open_missing_streams() -> None:
         except OSError:
             # the lowest free number is given, and those below are taken
             os.open(os.devnull, os.O_RDWR)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    for name, mode in (("stdin", "r"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
-    """Within, stdout shows what a terminal would obey escaped, and a stderr that can't be written is no failure.
+    """Within, both show what a terminal would obey escaped, and a stderr that can't be written is no failure.
 
+    Whoever draws on a terminal on purpose, and escapes names itself, writes to `sys.stderr.unescaped`.
     A stdout that can't be written raises OutputError; BrokenPipeError stays what it is: its reader has had enough.
     """
     with contextlib.redirect_stdout(_Escaping(sys.stdout)), contextlib.redirect_stderr(_Forgiving(sys.stderr)):
         yield
+
+
+class _Closed(io.TextIOBase):
+    """A stdout that was closed: as a full disk, it takes text until it is flushed."""
+
+    _is_written = False
+
+    def write(self, text: str) -> int:
+        self._is_written |= bool(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._is_written:
+            raise OSError(errno.EBADF, "it is closed")
 
 
 class _Stream:
@@ -56,7 +76,7 @@ class _Stream:
 class _Escaping(_Stream):
     def write(self, text: str) -> int:
         with _told():
-            self._stream.write(OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text))
+            self._stream.write(_escaped(text))
         return len(text)
 
     def flush(self) -> None:
@@ -64,7 +84,7 @@ class _Escaping(_Stream):
             self._stream.flush()
 
 
-class _Forgiving(_Stream):
+class _Unescaped(_Stream):
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
@@ -73,6 +93,21 @@ class _Forgiving(_Stream):
     def flush(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
+
+
+class _Forgiving(_Unescaped):
+    @property
+    def unescaped(self) -> _Unescaped:
+        return _Unescaped(self._stream)
+
+    def write(self, text: str) -> int:
+        # bars of libraries begin with a return to the start of their line
+        super().write("\r" + _escaped(text[1:]) if text.startswith("\r") else _escaped(text))
+        return len(text)
+
+
+def _escaped(text: str) -> str:
+    return OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @contextlib.contextmanager

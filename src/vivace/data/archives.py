@@ -16,18 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from vivace.cachedir import default_cache_dir
+from vivace.cachedir import DOWNLOADED, default_cache_dir
 from vivace.data.listing import is_candidate
 from vivace.data.manifests import is_manifest
 from vivace.data.splitnames import is_system
 from vivace.data.tars import NotPlain, guarded_tarinfo, plain_members
-from vivace.data.unpacked import identity, unpacked_once
+from vivace.data.unpacked import LISTING, identity, unpacked_once
 from vivace.errors import ArchiveError
 from vivace.notices import warn
 from vivace.systems import possible_name
 
-__all__ = ["is_archive", "unpack", "unpacked"]
+__all__ = ["FOLDER", "is_archive", "unpack", "unpacked"]
 
+# beside what was unpacked vivace writes files of these names
+OWN_NAMES = frozenset({LISTING, DOWNLOADED})
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 # images hardly compress: 100 times is a bomb, whatever its size
 MAX_RATIO = 100
@@ -36,6 +38,8 @@ RATIO_FLOOR_BYTES = 50 * 2**20
 MAX_BYTES = 2 * 2**40
 MAX_MEMBERS = 50_000_000
 CHUNK = 1 << 20
+# in the cache
+FOLDER = "archives"
 # an empty file is not free either: a header in a tar, an entry in memory, a block on the disk
 MEMBER_BYTES = 4096
 # what the libraries raise, somewhere, for a damaged archive
@@ -63,7 +67,7 @@ def unpacked(path: Path, cache_dir: Path | None) -> Path:
     """The folder of what an archive holds, below all wrappers; unpacked into the cache once. Raises ArchiveError."""
     path = path.resolve()
     key = hashlib.sha256(identity(path).encode("utf-8", "surrogateescape")).hexdigest()
-    archives = (cache_dir or default_cache_dir()) / "archives"
+    archives = (cache_dir or default_cache_dir()) / FOLDER
     try:
         folder = unpacked_once(archives, path.name.split(".")[0], key, lambda temporary: unpack(path, temporary))
     except OSError as error:
@@ -77,8 +81,9 @@ def unpacked(path: Path, cache_dir: Path | None) -> Path:
 def unpack(path: Path, target: Path) -> None:
     """Unpack an archive into an empty folder.
 
-    Raises ArchiveError before anything is written for a member that is absolute, has "..", is a link or a device, for
-    an archive that unpacks to more than 100 times its size or more than the disk has free, and for a tar cut short.
+    Raises ArchiveError before anything is written for a member that is absolute, has "..", is a link or a device,
+    or has the name of a file of vivace's own, for an archive that unpacks to more than 100 times its size or more than
+    the disk has free, and for a tar cut short.
     """
     try:
         if path.name.lower().endswith(".zip"):
@@ -171,6 +176,11 @@ def _check_name(name: str, path: Path) -> None:
     if any(possible_name(part) != part for part in parts.parts):
         raise ArchiveError(
             f"the archive holds a name that this system can't have: {name!r} in {path}. Pack it anew under another."
+        )
+    # some file systems do not tell capitals from small letters
+    if parts.parts and parts.parts[0].casefold() in OWN_NAMES:
+        raise ArchiveError(
+            f"the archive holds a name that vivace keeps for itself: {name!r} in {path}. Pack it again without that."
         )
 
 

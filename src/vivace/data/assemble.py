@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from vivace.data.splitnames import SPLIT_ORDER
 from vivace.data.splits import MIN_IMAGES_PER_CLASS, DataSource, Split
 from vivace.errors import DataError
 
-__all__ = ["Items", "assemble", "count_of", "shorter", "some"]
+__all__ = ["Items", "assemble", "by_case", "count_of", "shorter", "some"]
 
 Items = list[tuple[str, str]]
 NUM_SHOWN = 5
+# a whole number: sign, digits without the zeros before them
+NUMBER = re.compile(r"(-?)0*([0-9]+)(?:\.0*)?", re.ASCII)
 
 
 def assemble(
@@ -111,20 +114,36 @@ def _without_strangers(items: dict[str, Items], said: list[str]) -> dict[str, It
         if not own & trained:
             raise DataError(
                 f"train and {split} have no class in common: train has {some(sorted(trained))}; {split} has "
-                f"{some(sorted(own))}. Give them the same class names."
+                f"{some(sorted(own))}{by_case(own, trained)}. Give them the same class names."
             )
         kept[split] = [row for row in rows if row[1] in trained]
         if own - trained:
             count = len(rows) - len(kept[split])
             said.append(f"{count_of(count, 'image')} of {split} left out, of classes that are not in train: "
-                        f"{some(sorted(own - trained))}")  # fmt: skip
+                        f"{some(sorted(own - trained))}{by_case(own - trained, trained)}")  # fmt: skip
         if trained - own:
             said.append(f"{split} has no images of {some(sorted(trained - own))}: no metrics for these classes there")
     return kept
 
 
+def by_case(names: Iterable[str], known: Iterable[str]) -> str:
+    """A hint for names that are not among the known ones, where some differ by case alone; else ""."""
+    own = {name.lower() for name in names}
+    same = sorted(name for name in known if name.lower() in own)
+    return f" (by case alone other than {some(same, 3)}: rename one of them)" if same else ""
+
+
 def _twins(classes: Sequence[str]) -> list[str]:
-    """A note on classes whose names differ by case alone: meant so in sets of characters, a slip elsewhere."""
-    first: dict[str, str] = {}
-    pairs = [f"{twin} and {name}" for name in classes if (twin := first.setdefault(name.lower(), name)) != name]
-    return [f"classes that differ by case alone: {some(pairs, 3)}"] if pairs else []
+    """Notes on classes whose names differ by case alone, or are one number: meant so at times, and often a slip."""
+    said = []
+    for what, key in (("differ by case alone", str.lower), ("are the same number", _number)):
+        first: dict[str, str] = {}
+        pairs = [f"{twin} and {name}" for name in classes if (twin := first.setdefault(key(name), name)) != name]
+        said += [f"classes that {what}: {some(pairs, 3)}"] if pairs else []
+    return said
+
+
+def _number(name: str) -> str:
+    """7 for 007 and 7.0 as well; other names as they are."""
+    found = NUMBER.fullmatch(name)
+    return f"{found[1]}{found[2]}" if found else name

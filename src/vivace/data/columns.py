@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from vivace.data.assemble import some
 from vivace.data.splitnames import split_of
 from vivace.errors import DataError, nearest
 
-__all__ = ["Columns", "check_width", "choose_columns", "flag_of", "names_images"]
+__all__ = ["Columns", "check_width", "choose_columns", "flag_of", "names_images", "numbered"]
 
 # of a table: a column for each of ten thousand classes
 MAX_COLUMNS = 10_000
@@ -30,6 +31,8 @@ LABEL_NAMES = (
 SPLIT_COLUMNS = ("split", "subset", "set", "partition", "data_set", "dataset", "phase", "usage")
 # column → the split of the images that it marks
 FLAGS = {"is_valid": "val", "is_val": "val", "is_validation": "val", "valid": "val", "is_test": "test", "test": "test"}
+# what is written behind the names of columns that have one name, to tell them apart
+NUMBERED = re.compile(r" \(column \d+\)$")
 TRUE, FALSE = ("1", "1.0", "true", "t", "yes", "y"), ("", "0", "0.0", "false", "f", "no", "n")
 
 
@@ -64,7 +67,7 @@ def choose_columns(
 ) -> Columns:
     """The columns of a table. first: its first row; where: the table, for messages; the others: as the user named them.
 
-    Raises DataError if the image's or the class's is not found.
+    Raises DataError if the image's or the class's is not found, or two columns have the name of one that is used.
     """
     image = _named(names, image_column, where) or _by_name(names, IMAGE_NAMES)
     if image is None:
@@ -98,7 +101,15 @@ def choose_columns(
             )
     if label is not None and (_plain(image), _plain(label)) != ("file_name", "label"):
         notes.append(f"images are named by the column {image.strip()}, classes by {label.strip()}")
-    return Columns(image=image, label=label, one_hot=one_hot, split=split, flags=flags, notes=tuple(notes))
+    found = Columns(image=image, label=label, one_hot=one_hot, split=split, flags=flags, notes=tuple(notes))
+    _check_single(names, [name for name in found.all if name not in (image_column, label_column)], where)
+    return found
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names of the columns of a CSV, with their places where several have one name."""
+    counts = Counter(names)
+    return [f"{name} (column {place})" if name and counts[name] > 1 else name for place, name in enumerate(names, 1)]
 
 
 def flag_of(value: Any) -> bool | None:
@@ -129,6 +140,19 @@ def find_column(names: Sequence[str], wanted: str) -> str | None:
     return None
 
 
+def _check_single(names: Sequence[str], used: Sequence[str], where: str) -> None:
+    """Raise DataError if several columns have the name of one that is used: which of them is meant is a guess."""
+    same: dict[str, list[str]] = {}
+    for name in names:
+        same.setdefault(_plain(name), []).append(name)
+    for name in used:
+        if len(twins := same[_plain(name)]) > 1:
+            raise DataError(
+                f"{where}: {len(twins)} columns have one name: {some(twins, 3)}. Rename all but one, or tell which is "
+                f"meant by --image-column or --label-column, such as --label-column {twins[0]!r}."
+            )
+
+
 def _named(names: Sequence[str], wanted: str | None, where: str) -> str | None:
     if wanted is None:
         return None
@@ -144,4 +168,4 @@ def _by_name(names: Sequence[str], known: Sequence[str]) -> str | None:
 
 def _plain(name: str) -> str:
     """A column's name without regard to case, blanks and the like."""
-    return re.sub(r"[\s\-.]+", "_", name.strip().strip("\ufeff\"'").lower())
+    return re.sub(r"[\s\-.]+", "_", NUMBERED.sub("", name).strip().strip("\ufeff\"'").lower())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -27,9 +28,12 @@ __all__ = [
     "REFUSED_EXTENSIONS",
     "Picture",
     "PillowGuard",
+    "advice",
+    "check_size",
     "decode_bytes",
     "decoding",
     "image_of",
+    "load_opened",
     "mismatch",
     "read_bytes",
     "read_image",
@@ -45,6 +49,17 @@ MAX_BYTES = 768_000_000
 SMALL_FILE = 1 << 16
 # characters of a name in a message
 MAX_SHOWN = 300
+# a Pillow image that was only opened is decoded in place, which two threads can't do at once
+_opening = threading.Lock()
+# why the system does not give a file → what to do
+ADVICE = (
+    ((errno.EACCES, errno.EPERM), "Check its rights."),
+    ((errno.ENOENT, errno.ENOTDIR), "Check the path: was it moved or renamed?"),
+    ((errno.ELOOP,), "Mend the link, or leave it out."),
+    ((errno.ENAMETOOLONG,), "Give it a shorter name."),
+    ((errno.EMFILE, errno.ENFILE), "Close other files, or raise the limit (ulimit -n)."),
+    ((errno.EIO,), "Its disk fails: restore it from a copy."),
+)
 
 
 class PillowGuard:
@@ -200,6 +215,19 @@ def _reason(error: Exception) -> str:
     return "".join(c if c.isprintable() else "?" for c in said[:150])
 
 
+def load_opened(image: Image.Image, *, max_pixels: int) -> None:
+    """Decode a Pillow image that was only opened, in place. Raises ImageError as `read_image` does of its file."""
+    with _opening, PillowGuard(), _told("the image"):
+        Limits(max_pixels).check(image.size)
+        image.load()
+
+
+def check_size(width: int, height: int, *, max_pixels: int) -> None:
+    """Raises ImageError for an image of a size that no file may have: bomb, too_small, extreme_aspect."""
+    with _told("the image"):
+        Limits(max_pixels).check((width, height))
+
+
 def image_of(pixels: np.ndarray) -> Image.Image:
     """uint8 [H, W], [H, W, 1] or [H, W, 3] as a Pillow image, mode L or RGB."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
@@ -251,10 +279,15 @@ def _read(path: Path | str) -> Iterator[bytes]:
 def _unreadable(path: Path | str, error: OSError | ValueError) -> ImageError:
     if isinstance(error, OSError):
         return ImageError(
-            f"the file can't be read: {shown(path)} ({error.strerror}). Check its rights.", problem="unreadable"
+            f"the file can't be read: {shown(path)} ({error.strerror}). {advice(error)}", problem="unreadable"
         )
     # a zero byte, or a character that has no bytes
     return ImageError(f"the name is no file's: {shown(path)} ({error}). Correct it.", problem="unreadable")
+
+
+def advice(error: OSError) -> str:
+    """What to do about a file or folder that the system does not give."""
+    return next((text for numbers, text in ADVICE if error.errno in numbers), "Check its disk, or leave it out.")
 
 
 def shown(name: Path | str) -> str:

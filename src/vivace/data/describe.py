@@ -10,6 +10,7 @@ import numpy as np
 from vivace.data.assemble import shorter
 from vivace.data.listing import passed_over
 from vivace.data.splits import DataSource
+from vivace.errors import printable
 from vivace.notices import warn
 
 __all__ = ["notes_of", "report", "summary"]
@@ -56,6 +57,6 @@ def report(source: DataSource, val_fraction: float = 0.0, *, quiet: bool = False
     # a closed stderr must not end a run
     if sys.stderr is not None and (notes or not quiet):
         with contextlib.suppress(OSError, ValueError):
-            print(f"data: {summary(source, val_fraction)}", file=sys.stderr, flush=True)
+            print(printable(f"data: {summary(source, val_fraction)}"), file=sys.stderr, flush=True)
     for line in notes:
         warn(line)

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vivace.data.archives import is_archive
 from vivace.data.assemble import Items, assemble, count_of, some
 from vivace.data.listing import Listing, scan
+from vivace.data.repeats import check_repeats
 from vivace.data.splitnames import SPLIT_ORDER, split_of
 from vivace.data.splits import DataSource
 from vivace.data.tables import names_any
@@ -49,6 +51,8 @@ def open_folder(
             "Put the training images into train/."
         )
     items: dict[str, Items] = {}
+    first = next((found.splits[split] for split in SPLIT_ORDER if split in found.splits), top)
+    check_repeats(listing, first, known, found.notes)
     if found.splits:
         for split in SPLIT_ORDER:
             if split in found.splits:
@@ -173,6 +177,8 @@ def _check_not_a_class(found: ClassFolders, name: str, known: frozenset[str], ot
 
 def _unlabelled(top: str, names: Sequence[str]) -> DataError:
     tables = _manifests_in(top, [name for name in names if split_of(name) == "train"] or names)
+    if not tables:
+        tables = [f"{name}/{table}" for name in names for table in _manifests_in(os.path.join(top, name))]  # noqa: PTH118
     hint = f", or give the table of labels as DATA: {some(tables, 3)}" if tables else ", or give a CSV of their labels"
     return DataError(
         f"the folders look like splits and hold no class folders: {some(names)} in {top}. "
@@ -229,6 +235,11 @@ def read_classes(folder: str, listing: Listing, notes: list[str]) -> Items:
         by_class[label] = path
     listing.pass_over_files(folder)
     if not by_class:
+        if packed := sorted(entry.name for entry in scan(folder) if is_archive(Path(entry.name))):
+            raise DataError(
+                f"there are no class folders in {folder}, but archives: {some(packed, 3)}. Unpack each "
+                "into a folder of its name, and give the folder that holds them."
+            )
         raise DataError(f"there are no class folders in {folder}. Put the images into one folder per class.")
     if _are_splits(by_class):
         raise _unlabelled(folder, sorted(by_class))

@@ -5,7 +5,7 @@ An allow-list: Pillow would hand EPS to Ghostscript, and FITS or PDF are no phot
 
 from __future__ import annotations
 
-__all__ = ["EXTENSIONS", "FORMATS", "HEAD_BYTES", "REFUSED_EXTENSIONS", "SPOKEN", "sniff"]
+__all__ = ["EXTENSIONS", "FORMATS", "HEAD_BYTES", "REFUSED_EXTENSIONS", "SPOKEN", "sniff", "unread_format"]
 
 # format, as Pillow names it → extensions
 FORMATS = {
@@ -41,6 +41,34 @@ STARTS = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
+# images of formats that are not read, for messages
+UNREAD = (
+    (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"II\xbc\x01", "JPEG XR"),
+    (b"\0\0\1\0", "ICO"),
+    (b"\0\0\2\0", "CUR"),
+    (b"icns", "ICNS"),
+    (b"DDS ", "DDS"),
+    (b"qoif", "QOI"),
+    (b"\x01\xda", "SGI"),
+    (b"\x59\xa6\x6a\x95", "Sun raster"),
+    (b"v/1\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"#?RGBE", "Radiance HDR"),
+    (b"gimp xcf", "XCF"),
+    (b"AT&TFORM", "DjVu"),
+    (b"P7\n", "PAM"),
+    (b"PF\n", "PFM"),
+    (b"Pf\n", "PFM"),
+    (b"/* XPM */", "XPM"),
+    (b"<svg", "SVG"),
+    (b"IIRO", "a raw photo"),
+    (b"IIU\0", "a raw photo"),
+    (b"FUJIFILMCCD-RAW", "a raw photo"),
+)
 # sizes of the header that follows BMP's first 14 bytes: "BM" alone begins many a text
 BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 # ISO/IEC 23008-12 and the AVIF specification: brands of still pictures and sequences
@@ -61,6 +89,31 @@ def sniff(head: bytes) -> str | None:
     if head[:1] == b"P" and head[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6") and head[2:3] in b" \t\r\n\v\f#":
         return "PPM" if len(head) > 2 else None
     return _by_brand(head) if head[4:8] == b"ftyp" else None
+
+
+def unread_format(head: bytes) -> str | None:
+    """How the format of an image that `sniff` does not know is called; None if the first bytes are no image's."""
+    for start, name in UNREAD:
+        # of icons, the number of pictures follows
+        if head.startswith(start) and (name not in ("ICO", "CUR") or 0 < int.from_bytes(head[4:6], "little") < 256):
+            return name
+    if head[4:8] == b"ftyp" and head[8:12] == b"crx ":
+        return "a raw photo"
+    # ZSoft's PCX: version, encoding, bits of a sample
+    if len(head) > 3 and head[0] == 10 and head[1] in (0, 2, 3, 4, 5) and head[2] == 1 and head[3] in (1, 2, 4, 8):
+        return "PCX"
+    return "TGA" if _is_tga(head) else None
+
+
+def _is_tga(head: bytes) -> bool:
+    """Whether all fields of a TGA header make sense together: it has no mark of its own."""
+    if len(head) < 18:
+        return False
+    has_map, kind, bits = head[1], head[2], head[16]
+    mapped, sides = head[3:8], (head[12:14], head[14:16])
+    fits_map = mapped[2:4] != b"\0\0" and mapped[4] in (15, 16, 24, 32) if has_map == 1 else not any(mapped)
+    wanted = {1: (8, 16), 2: (15, 16, 24, 32), 3: (8, 16)}.get(kind & ~8, ())
+    return has_map == (kind & ~8 == 1) and fits_map and bits in wanted and all(map(any, sides)) and head[17] < 64
 
 
 def _by_brand(head: bytes) -> str | None:

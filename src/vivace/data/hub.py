@@ -1,4 +1,4 @@
-"""Folders as Hugging Face's datasets lay them out: metadata tables beside the images, or shards of parquet."""
+"""Folders as Hugging Face and Roboflow lay them out: metadata tables beside the images, or shards of parquet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from vivace.data.splits import DataSource
 
 __all__ = ["open_hub"]
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+# the last one is Roboflow's: the same layout, with one-hot columns
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "_classes.csv")
 
 
 def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: bool = True) -> DataSource | None:

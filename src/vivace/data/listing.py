@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
-from vivace.data.decode import shown
+from vivace.data.decode import advice, shown
 from vivace.data.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSED_EXTENSIONS, sniff
 from vivace.data.splitnames import SYSTEM_FILES, is_system
 from vivace.errors import DataError
 
-__all__ = ["Listing", "check_inside", "is_candidate", "passed_over", "scan"]
+__all__ = ["Listing", "check_inside", "is_candidate", "passed_over", "scan", "unreadable_folder"]
 
 # kinds of files that a summary names
 NUM_KINDS = 6
@@ -164,7 +164,12 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise DataError(f"the folder can't be read: {folder} ({error.strerror}). Check its rights.") from None
+        raise unreadable_folder(folder, error) from None
+
+
+def unreadable_folder(folder: str, error: OSError) -> DataError:
+    """What to raise where a folder can't be listed."""
+    return DataError(f"the folder can't be read: {folder} ({error.strerror}). {advice(error)}")
 
 
 def _is_broken(entry: os.DirEntry[str]) -> bool:

@@ -91,6 +91,11 @@ class Batches:
         full, rest = divmod(self.num_images, self._batch_size)
         return full + (rest > 1 or (rest == 1 and not self._shuffle))
 
+    def epochs_of(self, steps: int) -> float:
+        """How often the images were seen after so many batches: the last of an epoch may be of another size."""
+        whole, rest = divmod(steps, len(self))
+        return whole + rest * self._batch_size / self.num_images
+
     def order(self, epoch: int) -> np.ndarray:
         """The positions of an epoch in their order, int64 [num_images]."""
         if not self._shuffle:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vivace.data.assemble import Items, assemble, count_of, shorter
+from vivace.data.assemble import Items, assemble, count_of, shorter, some
 from vivace.data.badrows import BadRowError, Unusable, check_rows, with_bad_rows
 from vivace.data.columns import Columns, choose_columns, flag_of
 from vivace.data.finding import Finder, quoted
@@ -22,6 +22,12 @@ __all__ = ["is_manifest", "open_manifest", "read_manifest"]
 
 # a class number that was stored as a fraction
 WHOLE = re.compile(r"-?\d+\.0+")
+# how programs write an empty cell as text, as they spell it: "none" may well be a class
+EMPTY = frozenset((
+    "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaT",
+))  # fmt: skip
+# tables that have no other way to leave a cell empty than to write nothing, or such a word
+TEXT = (".csv", ".tsv")
 
 is_manifest = is_table
 
@@ -106,11 +112,16 @@ class _Reader:
         self._unlabelled: list[Unusable] = []
         self._bad: list[Unusable] = []
         self._whole = False
+        self._is_text = path.suffix.lower() in TEXT
+        self._without_split = 0
+        self._words: set[str] = set()
+        self._num_words = 0
+        self._one_hot: dict[str, bool] = {}
 
     def add(self, columns: Columns, row: Mapping[str, Any], line: int) -> None:
         """Take in a row. Raises DataError."""
         where = f"{self._path}, line {line}"
-        split = _split_of(columns, row, self._default, where)
+        split = self._split(columns, row, where)
         label = ""
         try:
             label = unicodedata.normalize("NFC", self._label(columns, row, where))
@@ -143,8 +154,16 @@ class _Reader:
 
     def _label(self, columns: Columns, row: Mapping[str, Any], where: str) -> str:
         if columns.label is None:
-            return _hot(columns.one_hot, row, where)
+            label = _hot(columns.one_hot, row, where)
+            self._one_hot = self._one_hot or dict.fromkeys((name.strip() for name in columns.one_hot), False)
+            self._one_hot[label] = True
+            return label
         label = _cell(row, columns.label, where)
+        if label in EMPTY:
+            self._words.add(label)
+            self._num_words += 1
+            if self._is_text:
+                raise BadRowError(f"{shorter(columns.label, 30)} is {label}: no class", "missing_label")
         try:
             label.encode()
         except UnicodeEncodeError:
@@ -153,6 +172,12 @@ class _Reader:
                 f"{self._path} is not UTF-8, line {line}: got {ascii(label)[:80]}. Save it as UTF-8."
             ) from None
         return label
+
+    def _split(self, columns: Columns, row: Mapping[str, Any], where: str) -> str:
+        split = _split_of(columns, row, where)
+        if split is None and columns.split is not None:
+            self._without_split += 1
+        return split or self._default
 
     def items(self) -> dict[str, Items]:
         """What was taken in and can be used."""
@@ -188,6 +213,21 @@ class _Reader:
     def notes(self) -> list[str]:
         """What was left out or guessed."""
         said = self._finder.notes()
+        if self._without_split:
+            were = "was" if self._without_split == 1 else "were"
+            said.append(f"{count_of(self._without_split, 'row')} without a split {were} taken for {self._default}")
+        if self._num_words and self._is_text:
+            said.append(
+                f"{count_of(self._num_words, 'row')} read as without a class, which say "
+                f"{' or '.join(sorted(self._words))}: a class of that name needs a table in JSONL, or class folders"
+            )
+        elif self._num_words:
+            said.append(
+                f"{' and '.join(sorted(self._words))} in {self._path.name} is text, and was taken for a class "
+                f"({count_of(self._num_words, 'row')}): write null where there is none"
+            )
+        if empty := [name for name, is_there in self._one_hot.items() if not is_there]:
+            said.append(f"{count_of(len(empty), 'one-hot column')} without an image passed over: {some(empty)}")
         if self._repeated:
             said.append(f"{count_of(self._repeated, 'line')} of {self._path.name} left out, which repeat others")
         if self._unlabelled:
@@ -234,13 +274,14 @@ def _cell(row: Mapping[str, Any], column: str, where: str, reason: str = "missin
     return text
 
 
-def _split_of(columns: Columns, row: Mapping[str, Any], default: str, where: str) -> str:
+def _split_of(columns: Columns, row: Mapping[str, Any], where: str) -> str | None:
+    """The split that a row names; None if it names none."""
     for column, split in columns.flags:
         if flag_of(row.get(column)):
             return split
     text = "" if columns.split is None else _text(row.get(columns.split))
-    if not text:
-        return default
+    if not text or text in EMPTY:
+        return None
     split_name = SPLIT_NAMES.get(text.lower()) or split_of(text)
     if split_name is None:
         raise DataError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vivace.data.formats import HEAD_BYTES, SPOKEN, sniff
+from vivace.data.formats import HEAD_BYTES, SPOKEN, sniff, unread_format
 from vivace.data.gif import check_gif
 from vivace.data.headers import (
     Jpeg,
@@ -83,6 +83,8 @@ def header_size(data: bytes) -> tuple[int, int]:
 def _unidentified(data: bytes) -> Unfit:
     if data.startswith((b"%!PS", b"%PDF", b"SIMPLE  =", b"\xc5\xd0\xd3\xc6", b"8BPS")) or data[8:10] == b"CR":
         return Unfit(f"the format is not allowed: NAME. Convert it to {SPOKEN}.", "format_not_allowed")
+    if kind := unread_format(data[:HEAD_BYTES]):
+        return Unfit(f"the image is of a format that is not read ({kind}): NAME. Save it as PNG.", "format_not_allowed")
     return Unfit("the file is no image: NAME. Restore it from a copy, or leave it out.", "not_an_image")
 
 

@@ -13,19 +13,23 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from vivace.config import check_choice, check_range, from_dict, to_dict
-from vivace.data.decode import MAX_PIXELS, Picture, PillowGuard, decoding, shown
+from vivace.data.arrays import array_of, is_tensor, picture_of
+from vivace.data.decode import MAX_PIXELS, Picture, PillowGuard, check_size, decoding, load_opened, shown
 from vivace.data.picture import UPRIGHT
 from vivace.data.square import FITS, RESAMPLING, kept_box, to_square
 from vivace.data.tones import eight_bit
 from vivace.errors import ConfigError, ImageError
 from vivace.files import canonical_json
 from vivace.kernels.resize import resize_square
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Preprocess"]
 
@@ -69,20 +73,26 @@ class Preprocess:
         if any(value <= 0 for value in self.std):
             raise ConfigError(f"preprocess.std must be positive: got {self.std}. Measure it on the training images.")
 
-    def load(self, source: Path | str | bytes | Image.Image | np.ndarray) -> np.ndarray:
+    def load(self, source: Path | str | bytes | Image.Image | np.ndarray | Tensor) -> np.ndarray:
         """The pixels that the network sees, uint8 [size, size, channels].
 
-        source: a path, an encoded file's bytes, a Pillow image, or uint8 [H, W] or [H, W, 1 | 3]. Paths and bytes of a
-        large JPEG are decoded at a lower resolution, so that its pixels differ by a little from those of a Pillow
-        image that somebody else decoded in full: give the bytes where they are at hand.
+        source: a path, an encoded file's bytes, a Pillow image, or an array [H, W] or [H, W, C] or a tensor [C, H, W]
+        as `vivace.data.arrays` takes them. Whichever it is, the pixels are those of the file, with two exceptions,
+        for which give its bytes where they are at hand: a JPEG at least four times as large as `store_size` is decoded
+        at a lower resolution, and its pixels differ by a little from those of what somebody else decoded in full; and
+        Pillow does not keep all that a file with more than 8 bits a channel says.
         Raises ImageError if it can't be decoded, or is another kind of array.
         """
-        if isinstance(source, np.ndarray):
-            return self.view(self.store(_checked(source)))
+        array: Any = array_of(source) if is_tensor(source) else source
+        if isinstance(array, np.ndarray):
+            pixels = picture_of(array)
+            check_size(*array.shape[1::-1], max_pixels=self.max_pixels)
+            return self.view(self.store(pixels))
         if isinstance(source, Image.Image):
+            load_opened(source, max_pixels=self.max_pixels)
             return self.view(self.store(source))
-        name = "the image" if isinstance(source, bytes) else str(source)
-        with self.decoding(source) as (_, picture):
+        name = "the image" if isinstance(array, bytes) else str(array)
+        with self.decoding(array) as (_, picture):
             return self.view(self.store(picture, name=name))
 
     def decoding(self, source: Path | str | bytes) -> contextlib.AbstractContextManager[tuple[bytes, Picture]]:
@@ -149,17 +159,6 @@ class Preprocess:
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
         """The inverse of `to_dict`. Raises ConfigError for unknown keys or wrong types."""
         return from_dict(cls, values, where="preprocess")
-
-
-def _checked(array: np.ndarray) -> np.ndarray:
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3))):
-        raise ImageError(
-            f"the array is no image: {array.dtype} {list(array.shape)}. Give uint8 [H, W] or [H, W, 1 | 3].",
-            problem="not_an_image",
-        )
-    if 0 in array.shape:
-        raise ImageError(f"the array is empty: {list(array.shape)}. Leave it out.", problem="empty")
-    return array
 
 
 def _upright(image: Image.Image) -> Image.Image:

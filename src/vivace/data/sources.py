@@ -11,7 +11,7 @@ import numpy as np
 
 from vivace.cachedir import clear_leftovers, default_cache_dir
 from vivace.data import archives, catalog, folders, hub, manifests, shards
-from vivace.data.assemble import count_of, some
+from vivace.data.assemble import by_case, count_of, some
 from vivace.data.place import AnyData, Data
 from vivace.data.splits import DataSource, check_source, renumbered
 from vivace.errors import DataError, nearest
@@ -84,6 +84,17 @@ def _manifest(path: Path, data: Data, require_train: bool, *, inside_only: bool 
 
 def _archive(path: Path, data: Data, cache_dir: Path | None, require_train: bool) -> DataSource:
     root = archives.unpacked(path, cache_dir)
+    try:
+        source = _unpacked(root, data, cache_dir, require_train)
+    except DataError as error:
+        # where it was unpacked is not what the user gave
+        parent = (cache_dir or default_cache_dir()) / archives.FOLDER
+        held = parent / root.relative_to(parent).parts[0]
+        raise DataError(str(error).replace(str(held.resolve()), str(path)).replace(str(held), str(path))) from None
+    return dataclasses.replace(source, name=path.resolve().name.split(".")[0])
+
+
+def _unpacked(root: Path, data: Data, cache_dir: Path | None, require_train: bool) -> DataSource:
     # there are no links in archives
     data = dataclasses.replace(data, follow_links=False)
     source = hub.open_hub(root, data, cache_dir, require_train=require_train)
@@ -93,7 +104,7 @@ def _archive(path: Path, data: Data, cache_dir: Path | None, require_train: bool
             source = _manifest(tables[0], data, require_train, inside_only=True)
         else:
             source = _folder(root, data, require_train, ())
-    return dataclasses.replace(source, name=path.resolve().name.split(".")[0])
+    return source
 
 
 def _path_of(text: str) -> Path:
@@ -116,12 +127,16 @@ def _with_classes(source: DataSource, classes: tuple[str, ...]) -> DataSource:
     splits = {key: renumbered(split, mapping[split.labels]) for key, split in source.splits.items()}
     splits = {key: split for key, split in splits.items() if len(split)}
     if strange and not splits:
+        hint = by_case(strange, classes)
         raise DataError(
-            f"the bundle does not know any class of the data: got {some(strange, 3)}.{nearest(strange[0], classes)} "
-            f"It knows {some(classes, 20)}."
+            f"the bundle does not know any class of the data: got {some(strange, 3)}{hint}."
+            f"{'' if hint else nearest(strange[0], classes)} It knows {some(classes, 20)}."
         )
     notes = list(source.notes)
     if strange:
         count = sum(map(len, source.splits.values())) - sum(map(len, splits.values()))
-        notes.append(f"{count_of(count, 'image')} of classes that the bundle does not know left out: {some(strange)}")
+        notes.append(
+            f"{count_of(count, 'image')} of classes that the bundle does not know left out: "
+            f"{some(strange)}{by_case(strange, classes)}"
+        )
     return dataclasses.replace(source, classes=classes, splits=splits, notes=tuple(notes))

@@ -7,13 +7,14 @@ import csv
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from vivace.data.assemble import count_of, some
-from vivace.data.columns import IMAGE_NAMES, LABEL_NAMES, MAX_COLUMNS, check_width, names_images
+from vivace.data.assemble import count_of, shorter, some
+from vivace.data.columns import IMAGE_NAMES, LABEL_NAMES, MAX_COLUMNS, check_width, names_images, numbered
 from vivace.data.formats import EXTENSIONS
 from vivace.data.parquet import import_parquet, read_rows, read_schema
 from vivace.errors import DataError, VivaceError
@@ -22,6 +23,8 @@ __all__ = ["class_names_of", "is_table", "names_any", "open_table"]
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 DELIMITERS = ",;\t|"
+# what Excel reads the delimiter from, in the first line of a file
+SEP = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 # characters of a cell: as Python's csv has it
 MAX_CELL = 131_072
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -87,9 +90,18 @@ def _csv_rows(path: Path, notes: list[str]) -> Generator[tuple[int, Mapping[str,
             notes.append(f"{count_of(comments, 'line')} of comment above the columns of {path.name} skipped")
         # of the marks that part columns somewhere, the one that the header has most of
         delimiter = max(DELIMITERS, key=header.count)
+        if told := SEP.fullmatch(header):
+            file.readline()
+            delimiter, before = told[1], before + 1
         reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
         names = [name.strip() for name in next(reader, [])]
         check_width(len(names), f"{path}, line {before + reader.line_num}")
+        names = numbered(names)
+        if len(names) == 1 and header.startswith('"') and any(mark in names[0] for mark in DELIMITERS):
+            raise DataError(
+                f"{path}: every row is quoted as a whole, so that it is one value: got {header.strip()[:60]}. "
+                "Save the table anew, or take away the quotes around its rows."
+            )
         if names and header.startswith("#"):
             names[0] = names[0].lstrip("# ")
         first = []
@@ -154,7 +166,9 @@ def _jsonl_rows(path: Path) -> Generator[tuple[int, Mapping[str, Any]]]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
+                row = json.loads(text, object_pairs_hook=_once)
+            except _TwiceError as error:
+                raise DataError(f"{path}, line {number}: {shorter(str(error))} stands there twice. Keep one.") from None
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
@@ -163,6 +177,18 @@ def _jsonl_rows(path: Path) -> Generator[tuple[int, Mapping[str, Any]]]:
                 )
             check_width(len(row), f"{path}, line {number}")
             yield number, row
+
+
+class _TwiceError(Exception):
+    """A name that one JSON object has twice."""
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
 
 
 def _parquet(path: Path) -> tuple[list[str], Mapping[str, Any], Callable[[Sequence[str]], Rows]]:

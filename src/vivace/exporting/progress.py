@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from vivace.errors import printable
+
 __all__ = ["doing", "reporting"]
 
 # between two lines, and before the first
@@ -33,7 +35,7 @@ def reporting(what: str) -> Iterator[None]:
         while not ended.wait(SECONDS):
             # a closed stderr must not end an export
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                print(f"{what}: {current[0]}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+                print(printable(f"{what}: {current[0]}, {time.monotonic() - began:.0f} s"), file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=report, daemon=True, name="vivace-progress")
     token = _stage.set(current)

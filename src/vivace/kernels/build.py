@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -11,13 +10,11 @@ import platform
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-from vivace import systems
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features, cpu_name
-from vivace.locks import wait_for
+from vivace.locks import lock_in_turn
 from vivace.scratch import scratch_folder
 from vivace.trust import say_once, seal, seal_broken, trusted_folder
 
@@ -58,7 +55,7 @@ def load_library(name: str, folder: Path) -> ctypes.CDLL:
         path = trusted_folder(folder) / file
         record = path.with_name(f"{file}.sha256")
         if seal_broken(record, [path]):
-            with _alone(path.parent):
+            with lock_in_turn(path.with_name(".lock"), f"kernels in {path.parent}"):
                 # another process may have built it meanwhile
                 reason = seal_broken(record, [path])
                 if reason and os.path.lexists(path):
@@ -68,7 +65,7 @@ def load_library(name: str, folder: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelError(
-            f"the kernels can't be kept or loaded: {path} ({error}). Check the folder's rights."
+            f"the kernels can't be kept or loaded: {path} ({error.strerror or error}). Check the folder's rights."
         ) from None
 
 
@@ -89,19 +86,6 @@ def find_compiler() -> list[str]:
     if not found:
         raise KernelError(f"no C compiler is there: looked for {', '.join(COMPILERS)}. Install one, or set CC.")
     return found
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Held by one process at a time."""
-    descriptor = systems.open_to_lock(folder)
-    try:
-        # a file system without locks: both build, and one of them may have to build once more at its next start
-        with contextlib.suppress(OSError):
-            wait_for(descriptor, f"kernels in {folder}")
-        yield
-    finally:
-        systems.close(descriptor)
 
 
 def _build(command: list[str], path: Path, record: Path) -> None:

@@ -11,8 +11,6 @@ import numpy as np
 from PIL import Image
 
 from vivace.errors import KernelError
-from vivace.kernels.build import load_library, say_unused
-from vivace.trust import say_once
 
 __all__ = ["can_resize", "resize_square", "use_fast_resize"]
 
@@ -65,6 +63,10 @@ def _kernel(folder: Path, interpolation: str) -> Callable[[np.ndarray, Box, int]
     """What resizes, with the order of its two passes as the Pillow that is installed has it; None without."""
     if interpolation not in KINDS:
         return None
+    # most processes that decode ask for no kernel
+    from vivace.kernels.build import load_library, say_unused
+    from vivace.trust import say_once
+
     try:
         library = load_library("resize", folder)
     except KernelError as error:

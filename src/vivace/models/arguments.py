@@ -23,6 +23,9 @@ MAX_SIZE = 4096
 # the widest layer of timm has 16,384 channels, the deepest stage 96 blocks
 MAX_COUNT = 65_536
 MAX_DEPTH = 256
+# px: what surrounds an image costs as much as the image. The largest kernels have 31, those that span a map its side
+MAX_PADDING = 64
+MAX_KERNEL = 256
 MAX_NUMBER = 1e6
 MAX_ITEMS = 64
 MAX_NARROWED = 5_000
@@ -55,6 +58,8 @@ def _words(*known: str) -> Kind:
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind(f"a whole number, 0 to {MAX_COUNT}", lambda value: _whole(value, MAX_COUNT))
 DEPTH = Kind(f"a whole number, 0 to {MAX_DEPTH}", lambda value: _whole(value, MAX_DEPTH))
+PADDING = Kind(f"a whole number, 0 to {MAX_PADDING}", lambda value: _whole(value, MAX_PADDING))
+KERNEL = Kind(f"a whole number, 1 to {MAX_KERNEL}", lambda value: _whole(value, MAX_KERNEL, 1))
 SIDE = Kind(f"a whole number, 1 to {MAX_SIZE}", lambda value: _whole(value, MAX_SIZE, 1))
 FRACTION = Kind("a number, 0 to 1", lambda value: _number(value, 1, 0))
 NUMBER = Kind(f"a number, -{MAX_NUMBER:g} to {MAX_NUMBER:g}", lambda value: _number(value, MAX_NUMBER, -MAX_NUMBER))
@@ -83,18 +88,23 @@ ARGUMENTS: dict[str, Kind] = {
     ),
     **_rows(DEPTH, "num_blocks num_blocks_list block_config k_sec num_levels cls_attn_layers num_rnn_layers num_vit"),
     **_rows(DEPTH, "global_block_counts"),
-    **_rows(SIDE, "img_size patch_size patch_sizes window_size window_sizes kernel_size kernel_sizes stride strides"),
-    **_rows(SIDE, "output_stride down_kernel_size stem_kernel_size repmixer_kernel_size local_conv_size down_stride"),
-    **_rows(SIDE, "down_patch_size patch_kernel patch_stride stem_stride first_stride kernels pool_size"),
-    **_rows(COUNT, "widths padding num_directions"),
+    **_rows(SIDE, "img_size patch_size patch_sizes window_size window_sizes stride strides"),
+    **_rows(
+        KERNEL,
+        "kernel_size kernel_sizes down_kernel_size stem_kernel_size repmixer_kernel_size local_conv_size kernels",
+    ),
+    **_rows(SIDE, "output_stride down_stride"),
+    **_rows(SIDE, "down_patch_size patch_kernel patch_stride stem_stride first_stride pool_size"),
+    **_rows(COUNT, "widths num_directions"),
     **_rows(COUNT, "embed_dim embed_dims dim dims channels stem_chs stem_width stem_size stem_hidden_dim num_features"),
     **_rows(COUNT, "num_heads heads head_dim num_kv_heads num_heads_inner num_heads_outer key_dim inner_dim base_dim"),
     **_rows(COUNT, "base_dims hidden_sizes head_hidden_size head_widths feature_dim partial_dim qk_dim state_dim"),
     **_rows(COUNT, "growth_rate growth_rates bn_size num_init_features init_channels initial_chs final_chs inplanes"),
     **_rows(COUNT, "cardinality base_width groups group width_factor block_reduce_first reduction reg_tokens"),
-    **_rows(COUNT, "num_reg_tokens attn_pool_num_heads focal_levels focal_windows patch_padding q_pool q_stride"),
+    **_rows(COUNT, "num_reg_tokens attn_pool_num_heads focal_levels focal_windows q_pool q_stride"),
     **_rows(COUNT, "neck_chans sr_ratios d2_scales n_div ch_div rel_pos_dim swiglu_align_to local_up_to_layer"),
-    **_rows(COUNT, "extra_norm_period intermediate_size downsample_padding down_pad"),
+    **_rows(COUNT, "extra_norm_period intermediate_size"),
+    **_rows(PADDING, "padding patch_padding downsample_padding down_pad"),
     **_rows(FRACTION, "drop_rate drop_path_rate proj_drop_rate attn_drop_rate pos_drop_rate patch_drop_rate"),
     **_rows(FRACTION, "drop_block_rate se_ratio"),
     **_rows(NUMBER, "head_scale mlp_ratio mlp_ratios mlp_ratio_token_only attn_pool_mlp_ratio attn_ratio conv_ratio"),

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from vivace.errors import ModelError
 from vivace.hardware import available_memory_bytes
+from vivace.trust import say_once
 
 __all__ = ["blank_network", "check_forward"]
 
@@ -22,6 +23,8 @@ __all__ = ["blank_network", "check_forward"]
 MAX_PARAMETERS = 10**10
 MAX_TENSORS = 5_000
 MAX_OPERATIONS = 2 * 10**13
+# of one tensor: ViT-L at 518 px and ResNet-152 at 1024 px have less than 0.2 GiB
+TOLD_BYTES = 2**29
 MEND = "Give smaller arguments, or a smaller --size."
 
 
@@ -75,16 +78,25 @@ def _counted(name: str) -> Iterator[None]:
 def check_forward(name: str, blank: nn.Module, in_channels: int, size: int) -> None:
     """Raises ModelError if an image of `size` px would take more than MAX_OPERATIONS, or a tensor that has no room.
 
+    A network that fits and has a tensor of more than TOLD_BYTES for one image says so, once: who has been given it may
+    not expect that of a file of a few megabytes, and who has chosen its size may.
     blank: of `blank_network`; it is put into eval mode.
     """
-    with _Costs(name, size):
+    with _Costs(name, size) as costs:
         blank.eval()(torch.empty(1, in_channels, size, size, device="meta"))
+    if costs.largest > TOLD_BYTES:
+        say_once(
+            f"{name} takes much memory: its largest tensor has {costs.largest / 2**30:,.1f} GiB for each image of "
+            f"{size} px, and there are others beside it. A network for smaller images (--size) takes less."
+        )
 
 
 class _Costs(TorchDispatchMode):
     def __init__(self, name: str, size: int) -> None:
         super().__init__()
         self._name, self._size, self._operations = name, size, 0
+        self.largest = 0
+        """Bytes of the largest tensor so far."""
         self._memory = available_memory_bytes()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,6 +105,7 @@ class _Costs(TorchDispatchMode):
         if func._overloadpacket in flop_registry:
             self._operations += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         num_bytes = out.numel() * out.element_size() if isinstance(out, torch.Tensor) else 0
+        self.largest = max(self.largest, num_bytes)
         if self._operations > MAX_OPERATIONS:
             raise ModelError(
                 f"{self._name} would take more than {MAX_OPERATIONS:.0e} operations for an image of {self._size} px. "

@@ -6,7 +6,6 @@ people can tell apart.
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import unicodedata
@@ -19,6 +18,7 @@ import numpy as np
 
 from vivace.errors import MissingExtra
 from vivace.outputs import write_picture
+from vivace.report.tables import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,11 +57,9 @@ def curves(metrics_csv: Path, path: Path, *, saved_epoch: float | None = None) -
 
     metrics_csv: a row per validation, as a run writes it; values that are not there leave a gap. saved_epoch: the
     validation, by its epoch, of the weights that the bundle has, which is marked; None: the last one.
-    Raises MissingExtra without matplotlib.
+    Raises VivaceError if that can't be read or is larger than any such table, MissingExtra without matplotlib.
     """
-    with metrics_csv.open(encoding="utf-8", newline="") as file:
-        # a last row may be cut short while it is written
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    rows = read_rows(metrics_csv)
     figure = _figure(10.0, 3.4)
     loss_axes, top1_axes, lr_axes = figure.subplots(1, 3)
     epochs = _column(rows, "epoch")

@@ -1,20 +1,22 @@
-"""Predictions as CSV, JSON lines or parquet."""
+"""Predictions as CSV, JSON lines or parquet; and the table of a run, read back."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vivace.errors import ConfigError, MissingExtra, OutputPathError
-from vivace.files import atomic_file
+from vivace.errors import ConfigError, MissingExtra, OutputPathError, VivaceError
+from vivace.files import atomic_file, read_regular
 from vivace.outputs import check_file, csv_text, writing
 
-__all__ = ["check_table", "write_rows"]
+__all__ = ["check_table", "read_rows", "write_rows"]
 
-
+# of half a million validations
+MAX_TABLE_BYTES = 2**26
 # files that together tell what a folder is
 WHOLES = {("bundle.json",): "a bundle", ("model.json",): "a deployment", ("run.json", "recipe.yaml"): "a run"}
 
@@ -60,6 +62,18 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path, *, overwrite: bool = 
     content = WRITERS[path.suffix.lower()](rows)
     with writing(path), atomic_file(path) as file:
         file.write(content)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file that are whole: the last one may be cut short while it is written.
+
+    Raises VivaceError if it can't be read, or is larger than the table of any run.
+    """
+    try:
+        table = io.StringIO(read_regular(path, MAX_TABLE_BYTES).decode(), newline="")
+        return [row for row in csv.DictReader(table) if None not in row.values()]
+    except (OSError, ValueError, csv.Error) as error:
+        raise VivaceError(f"the table can't be read: {path} ({error}). Put the one of the run in its place.") from None
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from vivace.bundle import Bundle
+    from vivace.hardware import Processor
 
 __all__ = [
     "INPUT",
@@ -57,8 +58,8 @@ class Classifier(Protocol):
     def __call__(self, images_NHWC: np.ndarray) -> np.ndarray: ...
 
 
-def load_runtime(name: str, bundle: Bundle, *, device: torch.device, precision: str) -> Classifier:
-    """The classifier of a bundle on a runtime.
+def load_runtime(name: str, bundle: Bundle, *, device: torch.device | Processor, precision: str) -> Classifier:
+    """The classifier of a bundle on a runtime; those of graphs take a `Processor` as well as a torch.device.
 
     Raises ConfigError for an unknown name or one that can't run in a forked process, BundleError for a
     graph that the runtime can't read, and what its `load` raises.

@@ -6,7 +6,6 @@ as JSON; the graph is built anew from the weights and those, the same each time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -18,13 +17,16 @@ from torch import Tensor, nn
 
 from vivace.bundle import Bundle
 from vivace.errors import BundleError, ConfigError, MissingExtra
-from vivace.files import write_json
+from vivace.files import read_regular, write_json
+from vivace.plain import parse_json
 from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
 from vivace.runtimes.quiet import quiet
 
 __all__ = ["RANGES", "int8_graph", "observed_graph", "ranges_file", "save_ranges"]
 
 RANGES = "int8.json"
+# two numbers for each layer
+MAX_RANGES_BYTES = 16 * 2**20
 # a step of torchao's that looks for what its own training leaves, of which there is nothing here: half a minute where
 # a batch norm does not follow a convolution at once
 QAT_STEP = "_fold_conv_bn_qat"
@@ -49,10 +51,10 @@ def int8_graph(bundle: Bundle) -> tuple[nn.Module, Tensor]:
     graph, example = observed_graph(bundle)
     observers = dict(_activations(graph))
     try:
-        said = json.loads(path.read_bytes())
+        said = parse_json(read_regular(path, MAX_RANGES_BYTES), str(path))
         made_with = f"torch {said['torch']} and torchao {said['torchao']}"
         ranges = {name: (float(scale), int(zero)) for name, (scale, zero) in said["activations"].items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ConfigError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} holds no ranges: {error}. Quantize the bundle again.") from None
     if observers.keys() != ranges.keys():
         raise BundleError(

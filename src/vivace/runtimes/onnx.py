@@ -13,7 +13,8 @@ import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.errors import BundleError, ConfigError, MissingExtra
-from vivace.hardware import num_cpus
+from vivace.files import read_regular
+from vivace.hardware import Processor, num_cpus
 from vivace.runtimes import INPUT, OUTPUT, Classifier, checked_graph, graph_file, short_reason
 from vivace.runtimes.onnx_bytes import check_onnx
 from vivace.runtimes.patience import patience, within
@@ -28,9 +29,11 @@ GRAPH = "model.onnx"
 PRECISIONS = ("fp32", "int8")
 # for weights and what is computed. Whoever needs more has set batches that are no faster on a CPU than smaller ones
 MAX_MEMORY_BYTES = 4 * 2**30
+# a protocol buffer has no more
+MAX_GRAPH_BYTES = 2 * 2**30
 
 
-def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
+def load(bundle: Bundle, *, device: torch.device | Processor, precision: str = "fp32") -> Classifier:
     """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32; preprocessing is in the graph.
 
     precision: that of the graph, fp32 or int8. Raises ConfigError for a GPU, another precision or a bundle without an
@@ -103,7 +106,7 @@ def _library() -> Any:
 def _checked(graph: Path | bytes) -> bytes:
     try:
         # read once: what is checked is what is run
-        model = graph if isinstance(graph, bytes) else graph.read_bytes()
+        model = graph if isinstance(graph, bytes) else read_regular(graph.resolve(), MAX_GRAPH_BYTES)
         check_onnx(model)
     except OSError as error:
         raise BundleError(f"the graph can't be read: {_name(graph)} ({error.strerror}). Export it again.") from None

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Collection, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.errors import BundleError, ConfigError, MissingExtra
-from vivace.hardware import num_cpus
+from vivace.hardware import Processor, num_cpus
 from vivace.runtimes import Classifier, checked_graph, graph_file, short_reason
 from vivace.runtimes.openvino_graph import check_ir, check_sizes
 from vivace.runtimes.patience import patience, within
@@ -51,9 +52,10 @@ QUANTIZED = (
 )
 PURPOSE = "the runtime openvino"
 REPORTER = "openvino_telemetry"
+CONVERTER = "openvino.tools.ovc"
 
 
-def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
+def load(bundle: Bundle, *, device: torch.device | Processor, precision: str = "fp32") -> Classifier:
     """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32; preprocessing is in the graph.
 
     precision: fp32 or bf16; for a graph that was quantized int8, or int8+bf16, which computes the rest in bf16. Raises
@@ -75,6 +77,7 @@ def classifier_of(graph: Path, weights: Path, precision: str) -> Classifier:
     Raises BundleError if they are none, MissingExtra.
     """
     programs: dict[int, _Program] = {}
+    compiling = threading.Lock()
     model = read_graph(graph, weights)
     if (len(model.inputs), len(model.outputs)) != (1, 1):
         raise BundleError(
@@ -83,10 +86,13 @@ def classifier_of(graph: Path, weights: Path, precision: str) -> Classifier:
         )
 
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
-        size = size_for(len(images_NHWC), programs)
-        if size not in programs:
-            programs[size] = _Program(compile_graph(model, precision, batch_size=size))
-        return programs[size](images_NHWC)
+        # which programs there are is looked at and changed by one thread at a time
+        with compiling:
+            size = size_for(len(images_NHWC), programs)
+            if size not in programs:
+                programs[size] = _Program(compile_graph(model, precision, batch_size=size))
+            program = programs[size]
+        return program(images_NHWC)
 
     return classify
 
@@ -185,13 +191,28 @@ def _core(openvino: Any) -> Any:
 
 
 def library(purpose: str = PURPOSE) -> Any:
-    """The module openvino, imported so that it reports nothing. Raises MissingExtra, which names the purpose."""
+    """The module openvino, imported so that it reports nothing. Raises MissingExtra, which names the purpose.
+
+    Its converter of models takes as long to import as all the rest: it follows when it is called.
+    """
+    first = "openvino" not in sys.modules
     try:
-        with without_reports():
+        with without_reports(), _absent(CONVERTER) if first else contextlib.nullcontext():
             import openvino
     except ImportError:
         raise MissingExtra("openvino", "accelerate", purpose) from None
+    if first:
+        openvino.convert_model = _convert_model
     return openvino
+
+
+def _convert_model(*arguments: Any, **options: Any) -> Any:
+    """openvino.convert_model, for whoever calls it in a process where `library` imported the rest."""
+    with without_reports():
+        converter = import_module(CONVERTER)
+    # from now on it is the real one
+    vars(sys.modules["openvino"])["convert_model"] = converter.convert_model
+    return converter.convert_model(*arguments, **options)
 
 
 @contextlib.contextmanager
@@ -201,12 +222,19 @@ def without_reports() -> Iterator[None]:
     OpenVINO and NNCF do both by default, as they are imported and at every conversion. Where the library that sends
     for them is not installed they go on without it, for as long as the process lives: they are told that it is not.
     """
+    with _absent(REPORTER):
+        yield
+
+
+@contextlib.contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Within, whoever imports the module of this name is told that it is not installed."""
     absent: Any = None
-    before = sys.modules.get(REPORTER)
-    sys.modules[REPORTER] = absent
+    before = sys.modules.get(name)
+    sys.modules[name] = absent
     try:
         yield
     finally:
-        del sys.modules[REPORTER]
+        del sys.modules[name]
         if before is not None:
-            sys.modules[REPORTER] = before
+            sys.modules[name] = before

@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from vivace.errors import BundleError
+from vivace.files import read_regular
 
 __all__ = ["check_ir", "check_sizes"]
 
@@ -18,12 +19,14 @@ __all__ = ["check_ir", "check_sizes"]
 LAYERS_REFUSED = ("tensoriterator", "loop", "if")
 # of one tensor: 512 images of 224 px in 64 channels, halved once, take 1.5 GiB
 MAX_TENSOR_BYTES = 2 * 2**30
+# the weights lie in another file
+MAX_GRAPH_BYTES = 256 * 2**20
 
 
 def check_ir(graph: Path) -> None:
     """Raise BundleError unless the file is an OpenVINO graph without loops and conditions."""
     try:
-        content = graph.read_bytes()
+        content = read_regular(graph.resolve(), MAX_GRAPH_BYTES)
         found = next(_faults(content), None)
     except OSError as error:
         raise BundleError(f"the graph can't be read: {graph} ({error.strerror}). Export it again.") from None

@@ -10,8 +10,11 @@ from vivace.systems.files import (
     CACHE_PLACES,
     OPEN_FILES_MOVE,
     PRIVATE,
+    data_sizes,
+    exchange,
     is_at,
     is_strangers,
+    make_owners_alone,
     open_folder,
     open_plain,
     possible_name,
@@ -25,7 +28,7 @@ from vivace.systems.files import (
     user_id,
     write_at,
 )
-from vivace.systems.locking import close, let_go, lock, open_to_lock
+from vivace.systems.locking import close, holder, let_go, lock, open_to_lock
 from vivace.systems.processes import (
     ENDS_GROUPS,
     NEW_GROUP,
@@ -44,13 +47,17 @@ __all__ = [
     "OPEN_FILES_MOVE",
     "PRIVATE",
     "close",
+    "data_sizes",
     "end_group",
     "end_own_group",
+    "exchange",
     "flush_c_output",
+    "holder",
     "is_at",
     "is_strangers",
     "let_go",
     "lock",
+    "make_owners_alone",
     "open_folder",
     "open_plain",
     "open_to_lock",

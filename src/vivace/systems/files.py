@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -14,8 +16,11 @@ __all__ = [
     "CACHE_PLACES",
     "OPEN_FILES_MOVE",
     "PRIVATE",
+    "data_sizes",
+    "exchange",
     "is_at",
     "is_strangers",
+    "make_owners_alone",
     "open_folder",
     "open_plain",
     "possible_name",
@@ -45,11 +50,12 @@ CACHE_PLACES = (
 
 # names that are devices in every folder of Windows, with whatever suffix
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE | re.DOTALL)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 # all threads share the position of a descriptor
 seeking = threading.Lock()
 
 
-def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
+def open_plain(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
     """A descriptor of what is at `path`, through no link; a pipe is not waited for. -1: a folder that can't be opened.
 
     Raises OSError.
@@ -58,7 +64,7 @@ def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
         raise OSError(errno.ELOOP, "a link", str(path))
     if not OPEN_FILES_MOVE and path.is_dir():
         return -1
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | PRIVATE, 0o666)
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | PRIVATE, mode)
 
 
 def open_folder(path: Path) -> int:
@@ -128,6 +134,36 @@ def reserve(file: IO[bytes], size: int) -> None:
     file.flush()
 
 
+def data_sizes(descriptor: int) -> Iterator[int]:
+    """Bytes of each part of an open file that is no hole. Its position moves. Raises OSError where that is not told."""
+    data, hole = getattr(os, "SEEK_DATA", None), getattr(os, "SEEK_HOLE", None)
+    if data is None or hole is None:
+        raise OSError(errno.EINVAL, "holes are not told here")
+    position, size = 0, os.fstat(descriptor).st_size
+    while position < size:
+        try:
+            start = os.lseek(descriptor, position, data)
+            position = os.lseek(descriptor, start, hole)
+        except OSError as error:
+            # behind the last data; any other says that the file system knows of no holes
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        yield position - start
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, so that a killed process leaves one or the other; False where that can't be done."""
+    import ctypes
+
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    done: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    return done == 0
+
+
 def sync_file(path: Path) -> None:
     """Wait until a file is on the disk. Raises OSError."""
     # where open files can't be moved, one that is open for reading can't be synced either
@@ -168,6 +204,13 @@ def is_strangers(facts: os.stat_result) -> bool:
 def rights(facts: os.stat_result) -> int:
     """A file's mode; where users have no numbers it is made up, and tells nothing of others."""
     return stat.S_IFMT(facts.st_mode) | facts.st_mode & (0o7777 if user_id() is not None else 0o700)
+
+
+def make_owners_alone(descriptor: int) -> None:
+    """Let nobody but its owner open what is open; nothing happens where there are no rights to take."""
+    if hasattr(os, "fchmod"):
+        with contextlib.suppress(OSError):
+            os.fchmod(descriptor, 0o600)
 
 
 def possible_name(text: str) -> str:

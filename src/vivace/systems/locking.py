@@ -15,7 +15,7 @@ from pathlib import Path
 from vivace.systems.files import OPEN_FILES_MOVE, PRIVATE, seeking
 from vivace.systems.modules import optional_module
 
-__all__ = ["close", "let_go", "lock", "open_to_lock"]
+__all__ = ["close", "holder", "let_go", "lock", "open_to_lock"]
 
 fcntl, msvcrt = optional_module("fcntl"), optional_module("msvcrt")
 
@@ -72,6 +72,22 @@ def lock(descriptor: int, *, wait: bool = False) -> None:
             if not wait:
                 raise
         time.sleep(POLL_SECONDS)
+
+
+def holder(descriptor: int) -> str:
+    """The id of the process that the system says holds the lock on an open file; "" where it does not tell."""
+    major, minor = getattr(os, "major", None), getattr(os, "minor", None)
+    if major is None or minor is None:
+        return ""
+    facts = os.fstat(descriptor)
+    place = f"{major(facts.st_dev):02x}:{minor(facts.st_dev):02x}:{facts.st_ino}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text("ascii", "replace").splitlines():
+            parts = line.split()
+            # of a process outside of this container the id is 0
+            if len(parts) > 5 and parts[1] == "FLOCK" and parts[5] == place and parts[4].isdigit() and parts[4] != "0":
+                return parts[4]
+    return ""
 
 
 def _lock_byte(descriptor: int) -> None:

@@ -21,10 +21,13 @@ from torch import Tensor
 
 from vivace.errors import CheckpointError, TrainingError
 from vivace.files import atomic_file, remove_leftovers
+from vivace.holes import check_solid
 
 __all__ = ["CHECKPOINT_VERSION", "load_checkpoint", "load_newest", "prune", "save_checkpoint"]
 
 CHECKPOINT_VERSION = 1
+# without its tensors: a row for each of 100,000 validations
+MAX_TREE_CHARACTERS = 2**25
 
 
 def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
@@ -45,22 +48,26 @@ def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
         with atomic_file(path) as file:
             file.write(to_safetensors(tensors, metadata))
     except OSError as error:
+        is_first = not any(path.parent.glob("step-*.safetensors"))
+        before = "It is the first one: nothing is saved yet" if is_first else "The previous one is whole"
         raise TrainingError(
-            f"the checkpoint could not be written: {path} ({error.strerror}). The previous one is whole: "
-            "free some space and go on with --resume."
+            f"the checkpoint could not be written: {path} ({error.strerror}). {before}: "
+            f"free some space and go on with --resume{', which begins anew' if is_first else ''}."
         ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The tree that was saved, tensors on the CPU. Raises CheckpointError if it is damaged or no checkpoint."""
     try:
-        # a pipe would be waited for
+        # a pipe would be waited for, and holes read to their end
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ValueError("no regular file")
+        with path.open("rb") as opened:
+            check_solid(opened.fileno())
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint can't be read: {path} ({error}). Resume from an older one.") from None
     if metadata.get("format") != "vivace-checkpoint" or "tree" not in metadata:
         raise CheckpointError(f"not a checkpoint: {path}. Give one that 'vivace train' wrote.")
@@ -68,15 +75,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     # first the hash: a flipped bit must not pass for another version
     if _digest(version, metadata["tree"], tensors) != metadata.get("sha256"):
         raise CheckpointError(f"the checkpoint is damaged: {path}, its SHA-256 is wrong. Resume from an older one.")
-    if not version.isdigit() or int(version) > CHECKPOINT_VERSION:
+    if re.fullmatch(r"[1-9][0-9]{0,8}", version) is None:
+        raise CheckpointError(f"the checkpoint has no version: {path} says {version!r:.40}. Resume from an older one.")
+    if int(version) > CHECKPOINT_VERSION:
         raise CheckpointError(
             f"the checkpoint is newer: version {version}, this vivace reads up to {CHECKPOINT_VERSION}. "
             "Upgrade: pip install -U vivace."
         )
     try:
+        if len(metadata["tree"]) > MAX_TREE_CHARACTERS:
+            raise ValueError
         tree: dict[str, Any] = _join(json.loads(metadata["tree"]), tensors)
         tree.keys()
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError):
         raise CheckpointError(f"the checkpoint makes no sense: {path}. Resume from an older one.") from None
     return tree
 
@@ -134,11 +145,12 @@ def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a checkpoint can't hold {type(value).__name__}: {value!r}")
 
 
-def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        tensor = tensors[value["tensor"]]
+        # each once, as it was written: a thousand mentions could ask for a thousand copies
+        tensor = tensors.pop(value["tensor"])
         # strides decide the order of summation in some kernels: bitwise resuming needs the same ones
         return tensor.contiguous(memory_format=torch.channels_last) if value["channels_last"] else tensor
     if "dict" in value:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vivace.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -45,7 +47,7 @@ class LiveDisplay:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._console = console or Console(stderr=True, quiet=quiet)
+        self._console = console or Console(file=_terminal(), stderr=True, quiet=quiet)
         self._progress = Progress(
             TextColumn("{task.percentage:>3.0f} %"),
             BarColumn(bar_width=12),
@@ -106,7 +108,7 @@ class LiveDisplay:
 
     def on_message(self, message: str) -> None:
         if self._live:
-            self._console.print(message, style="yellow", markup=False, highlight=False)
+            self._console.print(printable(message), style="yellow", markup=False, highlight=False)
         else:
             self._write_line(message)
 
@@ -116,7 +118,7 @@ class LiveDisplay:
             return
         # a reader that has gone away must not end the run
         with contextlib.suppress(OSError, ValueError):
-            print(text, file=self._console.file, flush=True)
+            print(printable(text), file=self._console.file, flush=True)
 
 
 def counting_bar(description: str, *, quiet: bool = False) -> tuple[Callable[[int, int], None], Callable[[], None]]:
@@ -131,7 +133,7 @@ def counting_bar(description: str, *, quiet: bool = False) -> tuple[Callable[[in
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(file=_terminal(), stderr=True),
         transient=True,
     )
     task = bar.add_task(description, total=None)
@@ -141,6 +143,11 @@ def counting_bar(description: str, *, quiet: bool = False) -> tuple[Callable[[in
         bar.update(task, completed=done, total=total)
 
     return progress, bar.stop
+
+
+def _terminal() -> Any:
+    """stderr as it is: where the command line escapes what a terminal would obey, what is drawn here is meant."""
+    return getattr(sys.stderr, "unescaped", sys.stderr)
 
 
 def _clock(seconds: float) -> str:

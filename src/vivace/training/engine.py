@@ -18,6 +18,7 @@ from vivace.errors import CheckpointError, Interrupted
 from vivace.training.checkpoints import load_checkpoint, prune, save_checkpoint
 from vivace.training.plan import Plan, forecast_top1
 from vivace.training.recipe import Recipe
+from vivace.training.restored import MALFORMED, check_weights
 from vivace.training.rollback import NonFinite, Rollback
 from vivace.training.signals import StopSignals
 from vivace.training.state import Counters, TrainState
@@ -290,11 +291,12 @@ class Engine:
     def _restore_best(self) -> None:
         try:
             best = load_checkpoint(self._best_path)
-        except CheckpointError as error:
+            check_weights(best["model"], self.state.averaged_model.state_dict())
+        except (CheckpointError, *MALFORMED) as error:
             self.reporter.on_message(f"the last weights are kept in place of the best: {error}")
             return
         self.state.averaged_model.load_state_dict(best["model"])
-        rows = [row for row in self.counters.history if row["val_top1"] == best["top1"]]
+        rows = [row for row in self.counters.history if row["val_top1"] == best.get("top1")]
         self.saved_epoch = rows[0]["epoch"] if rows else float(self.counters.best_epoch)
 
     def _roll_back(self, batch: Batch | None) -> None:

@@ -121,7 +121,7 @@ def _outcome(session: Session, engine: Engine, contract: Contract, val_top1: flo
     data, counters = session.data, engine.counters
     counts_K = np.bincount(data.val_labels_N if data.val_indices is None else data.val_labels_N[data.val_indices])
     return Outcome(
-        epochs=counters.step / len(session.batches),
+        epochs=session.batches.epochs_of(counters.step),
         num_train=len(data.train_indices),
         num_images_seen=counters.num_images_seen,
         num_right=round(val_top1 * data.num_val),

@@ -127,6 +127,8 @@ def forecast_top1(history: Sequence[dict[str, Any]], progress: float) -> float |
     if len(history) < 3 or progress <= 0:
         return None
     steps, top1 = np.array([(row["step"], row["val_top1"]) for row in history], dtype=float).T
+    if steps.min() <= 0:
+        return None
     share = steps / steps[-1] * progress
     # later points tell more about the end
     weight = np.sqrt(share)

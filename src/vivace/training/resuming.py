@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +10,7 @@ from vivace.errors import CheckpointError
 from vivace.training.checkpoints import load_newest
 from vivace.training.plan import Contract
 from vivace.training.recipe import Recipe
+from vivace.training.restored import MALFORMED, check_tree, try_step
 from vivace.training.runfolder import RunFolder
 from vivace.training.state import Counters, TrainState
 
@@ -50,32 +51,16 @@ def newest_state(
 def restore(state: TrainState, tree: dict[str, Any], folder: RunFolder) -> None:
     """Take over a checkpoint's tree, in place. Raises CheckpointError if it is none of this network and optimizer."""
     try:
-        _check_counters(tree["counters"])
+        check_tree(tree, state.state_dict())
+        state.load_state_dict(tree | {"optimizer": copy.deepcopy(tree["optimizer"])})
+        try_step(state.optimizer)
         state.load_state_dict(tree)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except MALFORMED as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"the checkpoint does not fit the run: {folder.checkpoints} ({type(error).__name__}: {reason}). Start a "
             "new run with another --run."
         ) from None
-
-
-def _check_counters(saved: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError for counters that no run has written."""
-    for name, default in dataclasses.asdict(Counters()).items():
-        value = saved[name]
-        if isinstance(default, bool | list):
-            right = type(value) is type(default)
-        else:
-            # what is None at first is a number later
-            right = (value is None and default is None) or type(value) in (int, float)
-            right = right and (type(default) is not int or type(value) is int)
-        if not right:
-            raise TypeError(f"{name} is {value!r:.40}")
-    if not all(isinstance(row, dict) and isinstance(row["val_top1"], float | int) for row in saved["history"]):
-        raise ValueError("history has no val_top1")
-    if min(saved["step"], saved["epoch"], saved["batch"]) < 0:
-        raise ValueError("a counter is negative")
 
 
 def adapt_counters(
