@@ -8,8 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from vivace.cli.common import print_json, verb_options
+from vivace.cli.common import print_json, tell, verb_options
 from vivace.cli.opening import Opening
+from vivace.errors import ParityError
 
 
 @verb_options
@@ -27,8 +28,8 @@ class Options:
     opening: Opening = field(default_factory=Opening)
 
 
-def run(options: Options) -> None:
-    """Check, and say what was found; a bundle that does not agree is an error."""
+def run(options: Options) -> int:
+    """Check, and say what was found; a bundle that does not agree is an error. Returns the exit status."""
     from vivace.exporting.parity import check_parity, verify
 
     parity = verify(options.bundle, data=options.opening.of_optional(options.data), cache_dir=options.cache_dir)
@@ -41,4 +42,12 @@ def run(options: Options) -> None:
     else:
         print(f"{options.bundle}: every file is whole")
         print(parity.summary())
-    check_parity(parity)
+    try:
+        check_parity(parity)
+    except ParityError as error:
+        if not options.json:
+            raise
+        # its object has told it: --json prints one
+        tell(f"{type(error).__name__}: {error}")
+        return error.exit_status
+    return 0
