@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,27 @@ def test_parents_are_made_and_removed_again_if_nothing_came_of_it(tmp_path: Path
     with atomic_file(tmp_path / "a" / "b" / ("n" * 250)) as file:
         file.write(b"a name as long as a file system takes")
     assert [len(path.name) for path in (tmp_path / "a" / "b").iterdir()] == [250]
+
+
+def test_what_is_made_by_many_at_once_under_one_name_is_there_for_each(tmp_path: Path) -> None:
+    failures = []
+    for attempt in range(40):
+        # nothing is there yet: each may make the folders above and clear what looks like a leftover
+        path = tmp_path / str(attempt) / "above" / "made"
+        together = threading.Barrier(4)
+
+        def make(path: Path = path, together: threading.Barrier = together) -> None:
+            together.wait(60)
+            try:
+                with atomic_folder(path, sync=False) as temporary:
+                    (temporary / "x").write_text("x")
+            except OSError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=make) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [found.name for found in path.parent.iterdir()] == ["made"]
+    assert failures == []

@@ -41,6 +41,8 @@ LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTA
 MAX_NAME_BYTES = 240
 # where a file system has no locks: what nobody changed for so long is nobody's
 ABANDONED_SECONDS = 24 * 3600
+# of a temporary name that others take for a leftover as soon as it is there
+MAX_TRIES = 20
 # all that `canonical_json` writes
 PRINTABLE = bytes(range(0x20, 0x7F))
 
@@ -142,12 +144,21 @@ def atomic_folder(path: Path, *, sync: bool = True, check: Callable[[Path], obje
             yield temporary
             if sync:
                 sync_files(temporary)
-            if os.path.lexists(path):
+            if os.path.lexists(path) or not _took_free_place(temporary, path):
                 _replace_folder(temporary, path, check or (lambda _: None))
-            else:
-                temporary.rename(path)
     if sync:
         systems.sync_folder(path.parent)
+
+
+def _took_free_place(temporary: Path, path: Path) -> bool:
+    """Rename to a name that nothing had a moment ago; False if another process has just taken it."""
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _replace_folder(temporary: Path, path: Path, check: Callable[[Path], object]) -> None:
@@ -214,10 +225,19 @@ class Held:
 @contextlib.contextmanager
 def held(path: Path, make: Callable[[Path], int]) -> Iterator[Held]:
     """A new temporary name beside `path`, locked while this process lives; gone if the block raises."""
+    tries = 0
     while True:
         stem = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])
         temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}.tmp")
-        descriptor = make(temporary)
+        try:
+            descriptor = make(temporary)
+        except FileNotFoundError:
+            # taken for a leftover before it was opened, or the folder with it
+            tries += 1
+            if tries == MAX_TRIES:
+                raise
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         # between its making and its lock another process may have taken it for a leftover: then once more
         if _lock(descriptor) is not False and systems.is_at(descriptor, temporary):
             break

@@ -22,6 +22,7 @@ from vivace.data.decode import decoding, read_image, size_of
 from vivace.data.headers import read_jpeg
 from vivace.data.memory import Budget
 from vivace.errors import ImageError
+from vivace.systems import Turn
 
 
 def encoded(kind: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object) -> bytes:
@@ -277,10 +278,11 @@ def test_processes_take_large_images_in_turn(tmp_path: Path, monkeypatch: pytest
     budgets = Budget(100 << 20), Budget(400 << 20)
     monkeypatch.setattr(memory, "READING", budgets[0])
     monkeypatch.setattr(memory, "DECODING", budgets[1])
-    memory.share_memory(4, str(tmp_path / "pixels.npy"))
+    pixels = str(tmp_path / "pixels.npy")
+    memory.share_memory(4, [Turn(str(tmp_path)), Turn(pixels)])
     assert [budget.capacity for budget in budgets] == [25 << 20, 100 << 20]
     other = Budget(1)
-    other.turn = str(tmp_path / "pixels.npy")
+    other.turn = Turn(pixels)
     order = []
 
     def wait() -> None:

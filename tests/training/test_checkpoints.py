@@ -133,12 +133,15 @@ def test_a_newer_version_is_refused_and_both_are_told(tmp_path: Path, monkeypatc
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_save_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "c.safetensors"
+    path = tmp_path / "step-000000001.safetensors"
     save_checkpoint(path, make_tree())
     before = path.read_bytes()
     with (
         largest_file(len(before) // 2),
-        pytest.raises(TrainingError, match=r"could not be written: .*c\.safetensors \(File too large\)\. The previous"),
+        pytest.raises(
+            TrainingError,
+            match=r"could not be written: .*1\.safetensors \(File too large\)\. The previous",
+        ),
     ):
         save_checkpoint(path, make_tree())
     assert path.read_bytes() == before

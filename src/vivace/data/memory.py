@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-
-from vivace import systems
+from collections.abc import Iterable, Iterator
 
 __all__ = ["DECODING", "FREE", "READING", "Budget", "share_memory"]
 
@@ -22,8 +18,8 @@ class Budget:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.turn: str | None = None
-        """A file whose lock processes take in turn while one holds more than its share."""
+        self.turn: contextlib.AbstractContextManager[None] = FREE
+        """Is entered while more than the capacity is held: processes that share memory take turns in it."""
         self._held = 0
         self._changed = threading.Condition()
 
@@ -38,24 +34,12 @@ class Budget:
             self._changed.wait_for(lambda: not self._held or self._held + num_bytes <= self.capacity)
             self._held += num_bytes
         try:
-            with self._alone() if num_bytes > self.capacity else contextlib.nullcontext():
+            with self.turn if num_bytes > self.capacity else FREE:
                 yield
         finally:
             with self._changed:
                 self._held -= num_bytes
                 self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        if self.turn is None:
-            yield
-            return
-        descriptor = systems.open_to_lock(Path(self.turn))
-        try:
-            systems.lock(descriptor, wait=True)
-            yield
-        finally:
-            systems.close(descriptor)
 
 
 # encoded files, and what they become; one image may take all of it
@@ -63,8 +47,9 @@ READING = Budget(256_000_000)
 DECODING = Budget(768_000_000)
 
 
-def share_memory(processes: int, file: str) -> None:
-    """Give this process its share of what `processes` of them may hold; `file` and its folder are known to all."""
-    for budget, turn in ((READING, os.path.dirname(file)), (DECODING, file)):  # noqa: PTH120
+def share_memory(processes: int, turns: Iterable[contextlib.AbstractContextManager[None]]) -> None:
+    """Give this process its share of what `processes` of them may hold; turns: of READING and DECODING, to be entered
+    again and again by any thread."""
+    for budget, turn in zip((READING, DECODING), turns, strict=True):
         budget.capacity //= processes
         budget.turn = turn

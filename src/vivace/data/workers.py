@@ -299,7 +299,7 @@ def serve() -> None:
     job = json.loads(sys.stdin.readline())
     preprocess = Preprocess.from_dict(job["preprocess"])
     images = np.load(job["pixels"], mmap_mode="r+")
-    share_memory(job["processes"], job["pixels"])
+    share_memory(job["processes"], [systems.Turn(os.path.dirname(job["pixels"])), systems.Turn(job["pixels"])])  # noqa: PTH120
     if job["kernels"]:
         use_fast_resize(Path(job["kernels"]))
     blocks: Queue[str] = Queue()

@@ -28,7 +28,7 @@ from vivace.systems.files import (
     user_id,
     write_at,
 )
-from vivace.systems.locking import close, holder, let_go, lock, open_to_lock
+from vivace.systems.locking import Turn, close, holder, let_go, lock, open_to_lock
 from vivace.systems.processes import (
     ENDS_GROUPS,
     NEW_GROUP,
@@ -46,6 +46,7 @@ __all__ = [
     "NEW_GROUP",
     "OPEN_FILES_MOVE",
     "PRIVATE",
+    "Turn",
     "close",
     "data_sizes",
     "end_group",

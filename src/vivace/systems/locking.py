@@ -9,13 +9,14 @@ import hashlib
 import os
 import secrets
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 from vivace.systems.files import OPEN_FILES_MOVE, PRIVATE, seeking
 from vivace.systems.modules import optional_module
 
-__all__ = ["close", "holder", "let_go", "lock", "open_to_lock"]
+__all__ = ["Turn", "close", "holder", "let_go", "lock", "open_to_lock"]
 
 fcntl, msvcrt = optional_module("fcntl"), optional_module("msvcrt")
 
@@ -88,6 +89,25 @@ def holder(descriptor: int) -> str:
             if len(parts) > 5 and parts[1] == "FLOCK" and parts[5] == place and parts[4].isdigit() and parts[4] != "0":
                 return parts[4]
     return ""
+
+
+class Turn:
+    """Entered by one thread of one process at a time: they take turns by the lock of a file or folder that all know."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._held = Path(path), threading.local()
+
+    def __enter__(self) -> None:
+        descriptor = open_to_lock(self._path)
+        try:
+            lock(descriptor, wait=True)
+        except BaseException:
+            close(descriptor)
+            raise
+        self._held.descriptor = descriptor
+
+    def __exit__(self, *_: object) -> None:
+        close(self._held.descriptor)
 
 
 def _lock_byte(descriptor: int) -> None:

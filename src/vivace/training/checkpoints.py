@@ -48,7 +48,7 @@ def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
         with atomic_file(path) as file:
             file.write(to_safetensors(tensors, metadata))
     except OSError as error:
-        is_first = not any(path.parent.glob("*.safetensors"))
+        is_first = not any(path.parent.glob("step-*.safetensors"))
         before = "It is the first one: nothing is saved yet" if is_first else "The previous one is whole"
         raise TrainingError(
             f"the checkpoint could not be written: {path} ({error.strerror}). {before}: "
