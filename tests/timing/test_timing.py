@@ -20,8 +20,8 @@ from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError, ImageError, OutOfTime
 from vivace.exporting.export import export
-from vivace.measure import STUDENT
 from vivace.models.zoo import create_model
+from vivace.statistics.intervals import STUDENT
 from vivace.timing import children
 from vivace.timing.preprocessing import time_preprocessing
 from vivace.timing.processes import Side, SideFailure, Timings, ratio_of, time_sides
