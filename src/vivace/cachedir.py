@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vivace import systems
-from vivace.files import atomic_folder, remove_leftovers, sync_files
+from vivace.files import atomic_folder, remove_leftovers
 from vivace.locks import lock_in_turn
 from vivace.trust import OTHERS_MAY_WRITE, doubt, make_private, say_once
 
@@ -124,7 +124,7 @@ def filled_once(folder: Path, *, is_filled: Callable[[Path], bool] = _holds_anyt
         yield temporary
         # once for all: an fsync for each of 60,000 images takes minutes
         if not systems.sync_all():
-            sync_files(temporary)
+            systems.sync_files(temporary)
 
 
 def clear_leftovers(cache_dir: Path) -> None:

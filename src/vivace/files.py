@@ -31,7 +31,6 @@ __all__ = [
     "read_regular",
     "remove_leftovers",
     "sha256_of",
-    "sync_files",
     "write_json",
 ]
 
@@ -143,7 +142,7 @@ def atomic_folder(path: Path, *, sync: bool = True, check: Callable[[Path], obje
             temporary = made.path
             yield temporary
             if sync:
-                sync_files(temporary)
+                systems.sync_files(temporary)
             if os.path.lexists(path) or not _took_free_place(temporary, path):
                 _replace_folder(temporary, path, check or (lambda _: None))
     if sync:
@@ -233,8 +232,7 @@ def held(path: Path, make: Callable[[Path], int]) -> Iterator[Held]:
             descriptor = make(temporary)
         except FileNotFoundError:
             # taken for a leftover before it was opened, or the folder with it
-            tries += 1
-            if tries == MAX_TRIES:
+            if (tries := tries + 1) == MAX_TRIES:
                 raise
             path.parent.mkdir(parents=True, exist_ok=True)
             continue
@@ -330,11 +328,3 @@ def _lock(descriptor: int) -> bool | None:
     except OSError as error:
         return False if isinstance(error, BlockingIOError) else None
     return True
-
-
-def sync_files(folder: Path) -> None:
-    """Wait until all files below `folder` are on the disk. Raises OSError."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            systems.sync_file(file)
-    systems.sync_folder(folder)

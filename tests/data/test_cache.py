@@ -373,7 +373,7 @@ def test_a_disk_that_does_not_take_the_pixels_leaves_no_cache_to_believe(
     def fails(folder: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(cachefiles, "sync_files", fails)
+    monkeypatch.setattr(cachefiles.systems, "sync_files", fails)
     cache = opened(make_folder())
     # this run has the pixels in memory, the next one reads the files again
     assert np.array(cache.splits["train"].images_NHWC).any()
@@ -386,7 +386,7 @@ def test_a_cache_that_took_the_place_of_another_is_left_alone_by_the_thread_of_t
     monkeypatch.setattr(cache_module, "settle", lambda folder: None)
     index = opened(make_folder()).folder / "cache.json"
     waiting, another = threading.Event(), b"another cache"
-    monkeypatch.setattr(cachefiles, "sync_files", lambda folder: waiting.wait(10))
+    monkeypatch.setattr(cachefiles.systems, "sync_files", lambda folder: waiting.wait(10))
     thread = settle(index.parent)
     index.write_bytes(another)
     waiting.set()
@@ -402,7 +402,7 @@ def test_a_cache_that_is_closed_while_it_goes_to_the_disk_is_left_as_it_is(
     index.parent.mkdir(parents=True)
     unsettled = json.dumps({"boot": "this one", "sha256": ""})
     index.write_text(unsettled)
-    monkeypatch.setattr(cachefiles, "sync_files", lambda folder: closed.chmod(0))
+    monkeypatch.setattr(cachefiles.systems, "sync_files", lambda folder: closed.chmod(0))
     # an error in the thread fails this test
     settle(index.parent).join()
     closed.chmod(0o755)
@@ -414,7 +414,7 @@ def test_where_nothing_names_the_start_of_the_system_the_disk_is_waited_for(
 ) -> None:
     monkeypatch.setattr(cachefiles, "BOOT_ID", tmp_path / "none")
     synced: list[Path] = []
-    monkeypatch.setattr("vivace.files.sync_files", synced.append)
+    monkeypatch.setattr("vivace.systems.sync_files", synced.append)
     index = opened(make_folder()).folder / "cache.json"
     assert len(synced) == 1
     assert "boot" not in json.loads(index.read_text())

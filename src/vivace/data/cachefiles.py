@@ -30,7 +30,7 @@ from vivace.data.preprocess import Preprocess
 from vivace.data.signature import SCHEMA_VERSION
 from vivace.data.stored import Pixels, StoredImages, checksums, first_changed_block, read_column
 from vivace.errors import ConfigError
-from vivace.files import atomic_file, canonical_json, read_printable, sync_files
+from vivace.files import atomic_file, canonical_json, read_printable
 
 __all__ = [
     "CachedSplit",
@@ -173,7 +173,7 @@ def _settle(folder: Path, unsettled: bytes) -> None:
         return
     failed = False
     try:
-        sync_files(folder)
+        systems.sync_files(folder)
     except OSError:
         # a page that can't be written may be dropped: what is read from it later is anything
         failed = True

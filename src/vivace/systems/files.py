@@ -31,6 +31,7 @@ __all__ = [
     "seeking",
     "sync_all",
     "sync_file",
+    "sync_files",
     "sync_folder",
     "user_id",
     "write_at",
@@ -179,6 +180,14 @@ def sync_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until all files below `folder` are on the disk. Raises OSError."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            sync_file(file)
+    sync_folder(folder)
 
 
 def sync_all() -> bool:
