@@ -448,15 +448,24 @@ def test_ctrl_c_before_training_is_130_without_a_traceback(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["train", ""], ["train", "DATA", "--run", ""], ["predict", "RUN", ""], ["evaluate", "RUN", "--split=", "DATA"]],
+    ("arguments", "place"),
+    [
+        (["train", ""], ": the first one"),
+        (["train", "DATA", "--run", ""], " after --run"),
+        (["predict", "RUN", ""], " after RUN"),
+        (["evaluate", "RUN", "--split=", "DATA"], ": --split="),
+    ],
 )
 def test_an_empty_argument_is_no_name_of_the_current_folder(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
-    assert "an argument is empty" in capsys.readouterr().err
+    assert f"an argument is empty{place}. Is a variable" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="run is an empty text"):
         vivace.train("digits", run="")

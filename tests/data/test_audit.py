@@ -367,7 +367,7 @@ def test_a_class_that_can_not_be_used_is_left_out_where_bad_images_are_skipped(
         assert names == [name.split("/")[-2] for name in split.names]
     # all that is left out is still listed
     assert len(cache.audit.quarantined) == 8 - left
-    assert "warning: green left out: too few of its images can be used" in capsys.readouterr().err
+    assert "warning: class left out, with too few usable images: green" in capsys.readouterr().err
     # the images of two classes, and no more
     (root / "train" / "red" / "000.png").write_bytes(b"")
     for path in sorted((root / "train" / "red").iterdir()):

@@ -90,7 +90,7 @@ def _check_not_empty(arguments: list[str]) -> None:
     """Raise ConfigError for an empty argument: as a path it would be the current folder."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if argument == "" or (argument.startswith("--") and argument.endswith("=")):
-            place = f" after {before}" if before and not argument else f": {argument}"
+            place = f": {argument}" if argument else f" after {before}" if before else ": the first one"
             raise ConfigError(f"an argument is empty{place}. Is a variable of the shell not set? Give it a value.")
 
 

@@ -97,7 +97,7 @@ def open_cache(
         if on_bad_image == "skip":
             smaller, lost = without_lost_classes(source, {name: split.labels_N for name, split in cache.splits.items()})
             if lost:
-                warn(f"{some(lost)} left out: too few of its images can be used")
+                warn(f"{'class' if len(lost) == 1 else 'classes'} left out, with too few usable images: {some(lost)}")
                 # what is left out is still to be listed
                 rest = _open_or_build(smaller, preprocess, cache_dir or default_cache_dir(), num_workers, progress)
                 cache, source = dataclasses.replace(rest, audit=cache.audit), smaller
