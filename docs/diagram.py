@@ -7,6 +7,7 @@ import, is one box.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -14,12 +15,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "vivace"
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- the imports, by docs/diagram.py -->\n", "<!-- end of the imports -->\n"
-# what nothing lies below of, but for each other
-BASE = {
-    *("errors", "plain", "config", "files", "locks", "outputs", "cpus", "hardware", "measure", "notices", "scratch"),
-    *("holes", "statistics", "systems", "trained_on", "trust", "cachedir", "kernels", "manifest"),
-}
 LEFT_OUT = {"", "__main__"}
+
+
+def layer_0() -> set[str]:
+    """The rooms of the page's first layer, which all import: its table says which."""
+    row = next(line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| 0 | "))
+    return {name.rstrip("/") for name in re.findall("`([a-z_0-9]+/?)`", row)}
 
 
 def room_of(path: Path) -> str:
@@ -46,13 +48,13 @@ def imported_by(path: Path) -> set[str]:
 
 def imports() -> dict[str, set[str]]:
     """Room → rooms that it imports; those of layer 0 are one, "base"."""
-    found: dict[str, set[str]] = {}
+    base, found = layer_0(), dict[str, set[str]]()
     for path in sorted(PACKAGE.rglob("*.py")):
         room = room_of(path)
         if "templates" in path.parts or room in LEFT_OUT:
             continue
-        known = {"base" if name in BASE else name for name in imported_by(path)}
-        found.setdefault("base" if room in BASE else room, set()).update(known)
+        known = {"base" if name in base else name for name in imported_by(path)}
+        found.setdefault("base" if room in base else room, set()).update(known)
     rooms = set(found)
     return {room: (below & rooms) - {room} for room, below in found.items()}
 
@@ -73,7 +75,7 @@ def diagram() -> str:
     """The imports as a Mermaid flowchart, each room with only those that it does not reach through others."""
     graph = imports()
     lines = ["```mermaid", "flowchart TD"]
-    lines.append(f'    base["{", ".join(sorted(BASE & {room_of(path) for path in PACKAGE.rglob("*.py")}))}"]')
+    lines.append(f'    base["{", ".join(sorted(layer_0()))}"]')
     for room in sorted(graph):
         direct = {
             name for name in graph[room] if not any(name in reached(graph, other) for other in graph[room] - {name})

@@ -159,6 +159,5 @@ def test_where_a_rare_class_weighs_much_what_is_saved_knows_the_common_one(
         quiet=True,
         cache_dir=tmp_path,
     )
-    # with running averages alone: 1 of 31; with statistics of all images where classes are drawn alike 29, 21 and 13;
-    # how a processor rounds moves one or two
-    assert result.val_top1 > 27 / 31
+    # with running averages alone: 1 of 31; with statistics of all images where classes are drawn alike: 13 to 29
+    assert result.val_top1 >= 0.95

@@ -123,46 +123,27 @@ def evaluate(
     Raises DataError if no class is the bundle's, the split is not there or empty, or on_bad_image does not allow for
     the bad images; ConfigError for another tta or a share out of range; and what `Predictor` raises.
     """
-    with collected_warnings() as warnings:
-        evaluation = _evaluate(
-            bundle, data, split, batch_size, device, precision, cache_dir, on_bad_image, tta, tta_share, progress
-        )
-    return dataclasses.replace(evaluation, warnings=tuple(warnings))
-
-
-def _evaluate(
-    bundle: Bundle | Predictor | str | Path,
-    data: AnyData,
-    split: str | None,
-    batch_size: int,
-    device: str,
-    precision: str,
-    cache_dir: str | Path | None,
-    on_bad_image: str,
-    tta: str,
-    tta_share: float,
-    progress: Callable[[int, int], None],
-) -> Evaluation:
     check_choice("tta", tta, tuple(VIEWS))
     check_range("tta_share", tta_share, 0.0, 1.0, open_low=True)
-    predictor = predictor_for(bundle, device, batch_size, precision)
-    classes = predictor.classes
-    source, chosen, cached = open_split(
-        predictor.bundle,
-        data,
-        split=split,
-        cache_dir=cache_dir,
-        on_bad_image=on_bad_image,
-        progress=progress,
-    )
-    if len(cached.labels_N) == 0:
-        if len(source.splits) == 1:
-            raise DataError(f"no image of {source.name} can be used. 'vivace audit' lists why; mend them.")
-        raise DataError(f"the split {chosen} of {source.name} has no images. Choose another by --split.")
-    trained_on = predictor.bundle.trained_on()
-    measured = choose_images(
-        chosen, split, cached.digests_N, trained_on, only_split=len(source.splits) == 1, name=source.name
-    )
+    with collected_warnings() as warnings:
+        predictor = predictor_for(bundle, device, batch_size, precision)
+        classes = predictor.classes
+        source, chosen, cached = open_split(
+            predictor.bundle,
+            data,
+            split=split,
+            cache_dir=cache_dir,
+            on_bad_image=on_bad_image,
+            progress=progress,
+        )
+        if len(cached.labels_N) == 0:
+            if len(source.splits) == 1:
+                raise DataError(f"no image of {source.name} can be used. 'vivace audit' lists why; mend them.")
+            raise DataError(f"the split {chosen} of {source.name} has no images. Choose another by --split.")
+        trained_on = predictor.bundle.trained_on()
+        measured = choose_images(
+            chosen, split, cached.digests_N, trained_on, only_split=len(source.splits) == 1, name=source.name
+        )
     started = time.perf_counter()
     view = predictor.bundle.preprocess.view
     probs = _probs(predictor, cached, measured.rows, tta, tta_share)
@@ -182,6 +163,7 @@ def _evaluate(
         images_NHWC=view(np.asarray(cached.images_NHWC[[mistake.index for mistake in mistakes]])),
         num_images_trained_on=measured.num_trained_on,
         num_images_left_out=measured.num_left_out,
+        warnings=tuple(warnings),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +28,7 @@ from vivace.training.runfolder import RunFolder, runs_of
 if TYPE_CHECKING:
     from vivace.training.distill import Teacher
 
-__all__ = ["all_grey", "open_cache_of", "open_run_cache", "open_run_source", "stored_as", "with_sizes"]
+__all__ = ["all_grey", "open_run_cache", "open_run_source", "stored_as", "with_sizes"]
 
 # images looked at in one read
 BLOCK = 256
@@ -104,19 +104,34 @@ def stored_as(source: DataSource, recipe: str | Path | Recipe = DEFAULT_RECIPE, 
     return _preprocess(with_sizes(resolved, facts.side, source))
 
 
-def open_run_cache(recipe: Recipe, teacher: Teacher | None, open_as: Callable[[Recipe], Cache]) -> tuple[Recipe, Cache]:
+def open_run_cache(
+    source: DataSource,
+    recipe: Recipe,
+    *,
+    teacher: Teacher | None,
+    cache_dir: Path,
+    num_workers: int | None,
+    quiet: bool,
+    fingerprint: str | None,
+) -> tuple[Recipe, Cache]:
     """The recipe with its channels, and the cache as it stores images: grey where all that is trained on is grey.
 
     A network that has seen grey images alone answers anything to a tint that no eye sees. What was trained before has
-    its channels already.
+    its channels already. fingerprint: of the data that a resumed run began with.
     """
+    open_as = partial(
+        _open_cache, source, cache_dir=cache_dir, num_workers=num_workers, quiet=quiet, fingerprint=fingerprint
+    )
     cache = open_as(recipe)
     if recipe.data.channels is not None:
         return recipe, cache
     channels: Literal[1, 3] = 3
     if all_grey(cache.splits["train"].images_NHWC):
         if recipe.model.pretrained or recipe.model.weights or recipe.distill.teacher or teacher:
-            warn("all training images are grey: answers to images in colour say nothing. Give it grey ones")
+            warn(
+                "all training images are grey: what the network answers to images in colour means nothing. Give it "
+                "grey ones"
+            )
         else:
             channels = 1
             warn("all training images are grey: colours will not be looked at. --set data.channels=3 keeps them")
@@ -124,9 +139,10 @@ def open_run_cache(recipe: Recipe, teacher: Teacher | None, open_as: Callable[[R
     return recipe, cache if channels == 3 else open_as(recipe)
 
 
-def open_cache_of(
+def _open_cache(
     source: DataSource,
     recipe: Recipe,
+    *,
     cache_dir: Path,
     num_workers: int | None,
     quiet: bool,

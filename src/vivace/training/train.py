@@ -19,7 +19,7 @@ from vivace.errors import ConfigError
 from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
-from vivace.training.dataset import open_cache_of, open_run_cache, open_run_source, with_sizes
+from vivace.training.dataset import open_run_cache, open_run_source, with_sizes
 from vivace.training.display import LiveDisplay
 from vivace.training.facts import measure_facts
 from vivace.training.implied import with_implied
@@ -104,7 +104,13 @@ def train(
     try:
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
         resolved, cache = open_run_cache(
-            resolved, teacher, lambda asked: open_cache_of(source, asked, cache_path, num_workers, quiet, began_with)
+            source,
+            resolved,
+            teacher=teacher,
+            cache_dir=cache_path,
+            num_workers=num_workers,
+            quiet=quiet,
+            fingerprint=began_with,
         )
         if cache.audit.quarantined:
             write_left_out(cache.audit, folder.claim("left_out.csv"))
