@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import math
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +69,18 @@ def test_out_of_time_nothing_that_was_started_runs_any_more(worker: Worker, tmp_
         worker.run(time.monotonic() - 1, os.getpid)
 
 
-def test_ctrl_c_ends_what_runs(worker: Worker, tmp_path: Path) -> None:
-    worker.run(FOR_EVER, os.getpid)
+def press_in_main_thread() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    main_thread = threading.get_ident()
+
+@pytest.mark.parametrize("how", [press_in_main_thread, _thread.interrupt_main])
+def test_ctrl_c_ends_what_runs(worker: Worker, tmp_path: Path, how: Callable[[], None]) -> None:
+    """Also where it came just before the waiting began, as `interrupt_main` does it: it ends no waiting."""
+    worker.run(FOR_EVER, os.getpid)
 
     def press() -> None:
         wait_for(tmp_path / "pids")
-        signal.pthread_kill(main_thread, signal.SIGINT)
+        how()
 
     presser = threading.Thread(target=press)
     presser.start()

@@ -86,8 +86,7 @@ class Worker:
 
     def _answer(self, until: float) -> tuple[bool, Any]:
         assert self._process is not None
-        # no system waits for ever: an hour at a time
-        while not self._answers.poll(max(0.0, min(until - time.monotonic(), 3600.0))):
+        while not self._answers.poll(max(0.0, min(until - time.monotonic(), systems.WAIT_SECONDS))):
             if time.monotonic() >= until:
                 raise OutOfTime("out of time")
         try:

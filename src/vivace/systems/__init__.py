@@ -33,6 +33,7 @@ from vivace.systems.locking import Turn, close, holder, let_go, lock, open_to_lo
 from vivace.systems.processes import (
     ENDS_GROUPS,
     NEW_GROUP,
+    WAIT_SECONDS,
     end_group,
     end_own_group,
     flush_c_output,
@@ -47,6 +48,7 @@ __all__ = [
     "NEW_GROUP",
     "OPEN_FILES_MOVE",
     "PRIVATE",
+    "WAIT_SECONDS",
     "Turn",
     "close",
     "data_sizes",

@@ -14,6 +14,7 @@ from vivace.systems.modules import optional_module
 __all__ = [
     "ENDS_GROUPS",
     "NEW_GROUP",
+    "WAIT_SECONDS",
     "end_group",
     "end_own_group",
     "flush_c_output",
@@ -30,6 +31,13 @@ NEW_GROUP: int = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 KILL = 9
 ENDS_GROUPS = hasattr(os, "killpg")
 """Whether a process can be ended with all that it started, and be talked to through pipes that libraries wait for."""
+
+WAIT_SECONDS = 1.0
+"""The longest that this process waits for another one at a time.
+
+Python sees a signal that arrives just before it begins to wait only once it has waited: Ctrl-C would be lost until the
+other process answers.
+"""
 
 
 def peak_memory_bytes() -> int | None:

@@ -174,7 +174,8 @@ class Child:
         while b"\n" not in self._unread:
             if time.monotonic() >= self.deadline:
                 raise OutOfTime("out of time")
-            if not self._selector.select(max(0.0, min(until, self.deadline) - time.monotonic())):
+            left = min(until, self.deadline) - time.monotonic()
+            if not self._selector.select(max(0.0, min(left, systems.WAIT_SECONDS))):
                 if time.monotonic() < until:
                     continue
                 raise SideFailure(
