@@ -1,6 +1,6 @@
 """A figure of accuracy over time from results of train.py: a line per contender, its runs as thin lines.
 
-    python benchmarks/curves.py docs/curves-cifar10.png benchmarks/results/2026-11-24-train-cifar10-*.json
+    python benchmarks/curves.py docs/curves-cifar10.png benchmarks/results/train/2026-11-24-cifar10-*.json
 
 Several files are drawn into one figure; a contender that is in more than one has the runs of all of them. Time is that
 of the loop, on a logarithmic axis. The end of each line is its final accuracy: vivace looks at validation images on the

@@ -7,7 +7,7 @@ folder's classifier.py, loads the graph and classifies one file of DATA; files a
 start, and the folders take turns. The time counts from before the process exists, Python's own start included; memory
 is what is resident after the first answer. --python: an interpreter with what requirements.txt names, and best without
 torch. Agreement is on up to 1,000 files of DATA's test split, else val, read by the folder and by vivace. Writes
-benchmarks/results/DATE-deployed-NAME-HARDWARE.json and a table beside it in Markdown.
+benchmarks/results/deployed/DATE-NAME-HARDWARE.json and a table beside it in Markdown.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def main() -> None:
         "interpreter": dict(zip(names, versions, strict=True)),
         "summary": summary,
     }
-    save(record, f"deployed-{args.data.name}", markdown, args.out)
+    save(record, "deployed", args.data.name, markdown, args.out)
 
 
 if __name__ == "__main__":

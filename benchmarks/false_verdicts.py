@@ -7,7 +7,7 @@ A pair is two sides of the same form, judged by the interval of their ratio: "2 
 1 / 1.02, "faster" if 1 is not in it, which a 95 % interval does in 5 % of cases. The pairs of a --group are timed side
 by side, so that there are as many processes at a time as in a search; no process is of two pairs. An interval is over
 the processes of a side, two or more.
-Writes benchmarks/results/DATE-false-verdicts-RUNTIME-HARDWARE.json and a table in Markdown.
+Writes benchmarks/results/false-verdicts/DATE-RUNTIME-HARDWARE.json and a table in Markdown.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def main() -> None:
         "medians_ms": [[one.medians_ms for one in pair] for pair in pairs],
         "environment": describe(),
     }
-    save(record, f"false-verdicts-{bundle.info.runtime}", markdown, args.out)
+    save(record, "false-verdicts", bundle.info.runtime, markdown, args.out)
 
 
 if __name__ == "__main__":

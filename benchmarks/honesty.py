@@ -9,7 +9,7 @@ seed, of several strengths. Their speeds are not timed but said, and said agains
 is faster. A result is accepted where a form was proven; its true loss is that on the untouched images, which the search
 never saw. Since those are few, a loss on them is itself uncertain: "surely" counts where a one-sided 95 % test on them
 says that the budget was exceeded.
-Writes benchmarks/results/DATE-honesty-DATA-HARDWARE.json and a table in Markdown.
+Writes benchmarks/results/honesty/DATE-DATA-HARDWARE.json and a table in Markdown.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def main() -> None:
         "budgets": [{"max_drop": budget, **summary(decisions)} for budget, decisions in found.items()],
         "decisions": {f"{budget:g}": decisions for budget, decisions in found.items()},
     }
-    save(record, f"honesty-{args.data.name}", markdown, args.out)
+    save(record, "honesty", args.data.name, markdown, args.out)
 
 
 if __name__ == "__main__":

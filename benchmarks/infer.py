@@ -8,7 +8,7 @@ way runs `vivace accelerate` for each bundle and batch, in a process of its own,
 (--accelerated), and judges every side on the images to certify on. The second takes random weights: it compares the
 times of all forms that `vivace accelerate` tries (--network implies that nothing is judged). By hand (hand.py) and at
 the peers (peers/, in environments of their own) images are normalised float32 in memory; vivace gets raw pixels.
-Writes DATE-infer-LABEL-HARDWARE.json to benchmarks/results and tables beside it in Markdown.
+Writes DATE-LABEL-HARDWARE.json to benchmarks/results/infer and tables beside it in Markdown.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def main() -> None:
         "comparisons": comparisons,
     }
     label = f"-{args.label}" if args.label else ""
-    save(record, f"infer-{subject.replace(' ', '-')}{label}", markdown, args.out)
+    save(record, "infer", f"{subject}{label}", markdown, args.out)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Both sides give augmented, normalised float32 batches of 64 at the same size fro
 and mirrors from 64 px on, shifts and mirrors below. vivace's first epoch decodes into an empty cache, a later one reads
 it; its kernel that resizes is there, as it is on a machine from the second data set on. The sides alternate; every
 measurement is a fresh process, whose imports do not count. Writes
-benchmarks/results/DATE-loader-DATA-HARDWARE.json and a table beside it in Markdown.
+benchmarks/results/loader/DATE-DATA-HARDWARE.json and a table beside it in Markdown.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def main() -> None:
         "summary": summary,
         "rates": rates,
     }
-    save(record, f"loader-{args.data.name}", markdown, args.out)
+    save(record, "loader", args.data.name, markdown, args.out)
 
 
 if __name__ == "__main__":

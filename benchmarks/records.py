@@ -1,18 +1,23 @@
-"""Where results are kept, and under which name: the date, what was measured, the hardware."""
+"""Where results are kept, and under which name: a folder for each kind; the date, what was measured, the hardware."""
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vivace.files import write_json
+from vivace.hardware import describe
 
-__all__ = ["RESULTS", "hardware", "page", "save", "today", "with_interval"]
+__all__ = ["RESULTS", "SCHEMA", "commit", "hardware", "keep", "page", "save", "today", "with_interval"]
 
 RESULTS = Path(__file__).parent / "results"
+# of a record's common fields: date, command, commit, environment
+SCHEMA = 1
 
 
 def today() -> str:
@@ -45,16 +50,40 @@ def page(record: Mapping[str, Any], title: str, conditions: str, table: Sequence
     return "\n".join([f"# {title}, {record['date']}", "", about, "", *table, "", f"`{record['command']}`"]) + "\n"
 
 
-def save(record: Mapping[str, Any], what: str, markdown: Callable[[dict[str, Any]], str], folder: Path) -> Path:
-    """Write DATE-WHAT-HARDWARE.json and the table beside it, which is printed too. Returns the JSON file.
+def commit() -> str | None:
+    """The commit of this checkout, with "+" behind it where tracked files differ from it; None outside a checkout."""
+    try:
+        head, changed = (
+            subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
-    record: with "date", "environment" and, where a GPU was used, "device": "cuda".
+
+def keep(record: Mapping[str, Any], kind: str, label: str, folder: Path) -> Path:
+    """Write KIND/DATE-LABEL-HARDWARE.json below `folder`, and return its path.
+
+    record: where a GPU was used, with "device": "cuda". "schema" and "commit" are added; so are today's date and this
+    machine's environment where it has none. A result is never replaced: the second of its name ends in -2.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    count, device = hardware(record)
-    name = f"{what} {count}x {device}".lower()
-    path = folder / f"{record['date']}-{re.sub(r'[^a-z0-9_]+', '-', name).strip('-')}.json"
-    write_json(path, dict(record))
+    stamped = {"schema": SCHEMA, "commit": commit(), "date": today(), "environment": describe(), **record}
+    count, device = hardware(stamped)
+    name = f"{label} {count}x {device}".lower()
+    stem = f"{stamped['date']}-{re.sub(r'[^a-z0-9_]+', '-', name).strip('-')}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    path = next(path for name in names if not (path := folder / kind / f"{name}.json").exists())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, stamped)
+    return path
+
+
+def save(
+    record: Mapping[str, Any], kind: str, label: str, markdown: Callable[[dict[str, Any]], str], folder: Path
+) -> Path:
+    """Keep a record, write the table beside it, and print that. Returns the JSON file."""
+    path = keep(record, kind, label, folder)
     table = markdown(dict(record))
     path.with_suffix(".md").write_text(table)
     print(table)

@@ -6,7 +6,7 @@ Takes the recipe that `vivace train` would use for such data on this machine, wi
 rate of the hardware for the network's own shapes is measured by running each convolution of the network by itself, in
 the step's precision: forward, gradient of the input where there is one, gradient of the weights; once with torch's
 kernels alone and once with those of the step. Whole steps and the sums of these alternate. Writes
-benchmarks/results/DATE-step-NETWORK-HARDWARE.json and a table in Markdown.
+benchmarks/results/step/DATE-NETWORK-HARDWARE.json and a table in Markdown.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def main() -> None:
         "samples_ms": {"step": step_ms, "convolutions": conv_ms, "torch's convolutions": torch_ms},
         "environment": describe(),
     }
-    save(record, f"step-{recipe.model.name}{'-short' if args.seconds else ''}", markdown, args.out)
+    save(record, "step", f"{recipe.model.name}{'-short' if args.seconds else ''}", markdown, args.out)
 
 
 if __name__ == "__main__":

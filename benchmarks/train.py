@@ -8,7 +8,7 @@ the order turns round in every round (A B, B A, …), and each round has a seed 
 the others are compared with: ratios of times and gains in accuracy, paired by round, with Student's 95 % interval over
 the rounds (a bootstrap of three holds the truth in 77 % of cases only); and for each of the others, when the first
 contender had its final accuracy. Writes a file
-DATE-train-DATA-LABEL-HARDWARE.json to benchmarks/results and a table beside it in Markdown.
+DATE-DATA-LABEL-HARDWARE.json to benchmarks/results/train and a table beside it in Markdown.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def main() -> None:
         "runs": {name: [dataclasses.asdict(run) for run in runs] for name, runs in results.items()},
     }
     label = f"-{args.label}" if args.label else ""
-    save(record, f"train-{args.data.name}{label}", markdown, args.out)
+    save(record, "train", f"{args.data.name}{label}", markdown, args.out)
     if stopped is not None:
         sys.exit(f"stopped before the end, what was measured is saved: {record['stopped_by']}")
 

@@ -6,7 +6,7 @@ In a round all contenders are started, and one of them runs at a time: the other
 turn comes; they train on processors, never on a GPU. What slows the machine for a minute so slows all of them alike,
 which runs one after the other, as of train.py, do not. Counted are the seconds in which a contender was running, from
 the start of its process to its end; what it says of its own time is of no use, for its clock goes on while it is
-stopped. The cache of decoded images is cold in every round. Writes benchmarks/results/DATE-turns-DATA-HARDWARE.json and
+stopped. The cache of decoded images is cold in every round. Writes benchmarks/results/turns/DATE-DATA-HARDWARE.json and
 a table beside it in Markdown.
 """
 
@@ -176,7 +176,7 @@ def main() -> None:
         "ratios": {name: paired_ratio(first, [run["seconds"] for run in its]) for name, its in runs.items()},
         "runs": runs,
     }
-    save(record, f"turns-{args.data.name}", markdown, args.out)
+    save(record, "turns", args.data.name, markdown, args.out)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def test_the_times_of_a_random_network_are_compared_and_recorded(
     arguments += ["--starts", "1", "--rounds", "2", "--block-seconds", "0.01", "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["infer.py", *arguments, "--out", str(tmp_path)])
     infer.main()
-    (path,) = tmp_path.glob("*-infer-random-weights-*.json")
+    (path,) = tmp_path.glob("infer/*-random-weights-*.json")
     (part,) = json.loads(path.read_text())["comparisons"]
     wanted = {"vivace eager fp32", "vivace eager fp32, again", "hand eager fp32", "hand eager fp32 channels_last"}
     assert {row["name"] for row in part["rows"]} == wanted
@@ -167,7 +167,7 @@ def test_a_bundle_is_judged_on_the_images_to_certify_on(
     arguments += ["--starts", "1", "--rounds", "2", "--block-seconds", "0.01", "--threads", "1", "--label", "try"]
     monkeypatch.setattr(sys, "argv", ["infer.py", *arguments, "--out", str(tmp_path)])
     infer.main()
-    (path,) = tmp_path.glob(f"*-infer-{data.name}-try-*.json")
+    (path,) = tmp_path.glob(f"infer/*-{data.name}-try-*.json")
     (part,) = json.loads(path.read_text())["comparisons"]
     by_name = {row["name"]: row for row in part["rows"]}
     by_hand = {"hand eager fp32 channels_last", "hand eager bf16 channels_last"}

@@ -40,7 +40,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, out: Path, fails_at: int, error: Ba
 
 
 def saved(out: Path) -> dict[str, Any]:
-    (path,) = out.glob("*.json")
+    (path,) = out.glob("train/*.json")
     record: dict[str, Any] = json.loads(path.read_text())
     return record
 
