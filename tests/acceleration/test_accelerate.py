@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from telling import COSTS, keep_told_forms, run, told_times
 
+from answers import last_answer
 from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration import workbench as workbench_module
 from vivace.acceleration.accelerate import accelerate
@@ -322,7 +323,7 @@ def test_the_command_really_times_and_says_no_by_its_exit_status(
     bundle, data = trained
     command = ["accelerate", str(bundle.folder), "--data", str(data), "--out", str(tmp_path / "fast"), "--quiet"]
     assert main([*command, "--max-drop", "0.01", "--json"]) == 3
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = last_answer(capsys.readouterr().out)
     assert (said["accelerated"], said["bundle"], said["num_certify_images"]) == (False, str(bundle.folder), 120)
     status = main([*command, "--max-drop", "25", "--threads", "1"])
     out = capsys.readouterr().out

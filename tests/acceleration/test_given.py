@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from telling import COSTS, told_times
 
+from answers import last_answer
 from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration.given import bundle_from
 from vivace.bundle import load_bundle
@@ -74,7 +74,7 @@ def test_the_command_takes_a_name_and_a_state_dict(
     out = tmp_path / "fast"
     command = ["accelerate", NAME, "--data", str(data), "--out", str(out), "--max-drop", "20", "--size", "32", "--json"]
     assert main([*command, "--weights", str(weights)]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = last_answer(capsys.readouterr().out)
     assert (said["runtime"], said["drop"]) == ("onnx", 0.0)
     assert load_bundle(tmp_path / "fast-original").info.architecture.name == NAME
     assert main(["accelerate", str(out), "--data", str(data), "--size", "32"]) == 2

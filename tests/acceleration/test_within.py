@@ -17,6 +17,7 @@ from slow import told_clock
 from telling import COSTS, keep_told_forms, run, told_times
 from waiting import until_gone, wait_for
 
+from answers import last_answer
 from vivace.acceleration import accelerate as accelerate_module
 from vivace.acceleration.accelerate import accelerate
 from vivace.acceleration.receipt import markdown
@@ -107,7 +108,7 @@ def test_where_the_time_is_over_before_the_baseline_is_timed_nothing_is_decided(
     command = ["accelerate", str(trained[0].folder), "--data", str(trained[1]), "--out", str(tmp_path / "fast")]
     assert main([*command, "--within", "30s", "--json"]) == 3
     said = capsys.readouterr()
-    answer = json.loads(said.out.splitlines()[-1])
+    answer = last_answer(said.out)
     assert answer["status"] == "nothing decided in the time given"
     assert (answer["latency_ms_before"], answer["top1_before"], answer["accelerated"]) == (None, None, False)
     assert (answer["speedup"], answer["drop"], answer["bundle"]) == (None, None, str(trained[0].folder))
@@ -136,7 +137,7 @@ def test_more_time_than_was_given_is_a_warning(
     command = ["accelerate", str(trained[0].folder), "--data", str(trained[1]), "--out", str(tmp_path / "fast")]
     assert main([*command, "--within", "60s", "--max-drop", "20", "--json"]) == 0
     said = capsys.readouterr()
-    (warning,) = json.loads(said.out.splitlines()[-1])["warnings"]
+    (warning,) = last_answer(said.out)["warnings"]
     assert warning.startswith("it took ")
     assert warning.endswith(" s, and 60 s were given")
     assert f"warning: {warning}" in said.err

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from answers import last_answer
 from vivace.bench import levers as module
 from vivace.bench.levers import LEVERS, levers_of, measure_levers
 from vivace.cli import main
@@ -144,10 +145,11 @@ def test_the_command_measures_on_real_runs(
     options += ["--lever", "flips", "--json", "--cache-dir", str(tmp_path / "cache")]
     assert main(options) == 0
     told = capsys.readouterr()
-    result = json.loads(told.out.splitlines()[-1])
+    result = last_answer(told.out)
     assert [row["name"] for row in result["rows"]] == ["flips"]
     assert result["rows"][0]["n"] == 2
-    assert result == json.loads((out / "levers.json").read_text())
+    written = json.loads((out / "levers.json").read_text())
+    assert {key: result[key] for key in written} == written
     assert len([line for line in told.err.splitlines() if " seed " in line]) == 4
     assert (out / "levers.png").read_bytes().startswith(b"\x89PNG")
     with_it, without = (from_yaml(Recipe, out / name / "recipe.yaml") for name in ("all-on-1", "flips-1"))

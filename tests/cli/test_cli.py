@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import vivace
+from answers import last_answer
 from colours import COLOURS, noisy_image
 from vivace.cli import EXIT_STATUSES, VERBS, main
 from vivace.cli.common import option_names
@@ -49,14 +50,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     options = ["--cache-dir", str(root / "cache"), "--run", str(root / "run"), *TRAIN]
     assert main(["train", str(root / "data"), *options]) == 0
     return {"data": root / "data", "run": root / "run", "cache": root / "cache"}
-
-
-def last_line(text: str) -> dict[str, Any]:
-    def refuse(constant: str) -> Any:
-        raise AssertionError(f"not strict JSON: {constant}")
-
-    result: dict[str, Any] = json.loads(text.splitlines()[-1], parse_constant=refuse)
-    return result
 
 
 def test_help_names_every_verb_and_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,12 +187,12 @@ def test_a_file_name_can_neither_break_the_line_nor_reach_the_terminal(
     assert "\x1b" not in error
 
 
-def test_train_prints_where_everything_lies_and_json_as_the_last_line(
+def test_train_prints_where_everything_lies_and_json_as_the_last_answer(
     trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["train", str(trained["data"]), "--cache-dir", str(trained["cache"]), *TRAIN]
     assert main([*common, "--run", str(tmp_path / "a"), "--json"]) == 0
-    result = last_line(capsys.readouterr().out)
+    result = last_answer(capsys.readouterr().out)
     assert {
         "bundle",
         "run",
@@ -230,7 +223,7 @@ def test_the_summary_gives_wilsons_interval_beside_an_accuracy() -> None:
 
 def test_evaluate_gives_the_keys_of_the_field(trained: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(trained["run"]), str(trained["data"]), "--json", "--quiet"]) == 0
-    result = last_line(capsys.readouterr().out)
+    result = last_answer(capsys.readouterr().out)
     assert {"top1", "top1_low", "top1_high", "top5", "nll", "ece", "num_images"} <= set(result)
     assert result["num_images"] == 9
     assert result["top1_low"] <= result["top1"] <= result["top1_high"]
@@ -247,7 +240,7 @@ def test_predict_reads_a_list_from_stdin_and_reports_what_fails(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{good}\n{bad}\n".encode())))
     assert main(["predict", str(trained["run"]), "-", "--json", "--quiet", "--topk", "2"]) == 0
     captured = capsys.readouterr()
-    result = last_line(captured.out)
+    result = last_answer(captured.out)
     assert (result["num_images"], result["num_failures"]) == (1, 1)
     assert [row["path"] for row in result["predictions"]] == [str(good)]
     assert len(result["predictions"][0]["topk"]) == 2
@@ -282,7 +275,7 @@ def test_the_other_verbs_print_text_and_strict_json(
     assert main([verb, *arguments]) == 0
     assert capsys.readouterr().out.strip()
     assert main([verb, *arguments, "--json"]) == 0
-    assert last_line(capsys.readouterr().out)
+    assert last_answer(capsys.readouterr().out)
 
 
 def test_doctor_tells_machine_precisions_libraries_and_data(
@@ -293,7 +286,7 @@ def test_doctor_tells_machine_precisions_libraries_and_data(
     (tmp_path / "holidays").mkdir()
     arguments = ["--cache-dir", str(trained["cache"]), "--data-root", str(tmp_path), "--json"]
     assert main(["doctor", *arguments]) == 0
-    findings = last_line(capsys.readouterr().out)
+    findings = last_answer(capsys.readouterr().out)
     assert findings["data"] == {"path": str(tmp_path), "sets": [{"name": "cifar10", "bytes": 1000}]}
     assert findings["precision"][0]["precision"] == "fp32"
     assert all(row["gflops"] > 0 for row in findings["precision"])

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from answers import last_answer
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.cli import VERBS, cache, main
 from vivace.cli.common import unexpected
@@ -93,7 +94,7 @@ def test_answers_that_a_closed_stdout_loses_are_a_failure(bundle: Bundle, image:
 def test_a_refusal_is_an_object_too(arguments: list[str], kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     shown = capsys.readouterr()
-    told = json.loads(shown.out)["error"]
+    told = last_answer(shown.out)["error"]
     assert (told["type"], told["exit_status"], len(shown.out.splitlines())) == (kind, 2, 1)
     assert told["message"] in shown.err
     assert main([argument for argument in arguments if argument != "--json"]) == 2
@@ -112,7 +113,7 @@ def test_a_failure_is_an_object_too(
     monkeypatch.delenv("VIVACE_TRACEBACK")
     monkeypatch.setattr(cache, "run", broken)
     assert main(["cache", "--json"]) == status
-    told = json.loads(capsys.readouterr().out)["error"]
+    told = last_answer(capsys.readouterr().out)["error"]
     assert (told["type"], told["exit_status"]) == (type(error).__name__, status)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from answers import last_answer
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.cli import main
 from vivace.data.place import Data
@@ -239,7 +240,7 @@ def test_the_command_prints_a_table_and_draws_figures(
     assert "top-3   100.00 %" in out
     assert sorted(path.name for path in figures.iterdir()) == ["confusion.png", "mistakes.png"]
     assert main([*arguments, "--json"]) == 0
-    printed = json.loads(capfd.readouterr().out.splitlines()[-1])
+    printed = last_answer(capfd.readouterr().out)
     assert printed["num_images"] == 9
 
 

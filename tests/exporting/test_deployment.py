@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from answers import last_answer
 from colours import COLOURS, noisy_image
 from making import make_bundle
 from vivace.bundle import Bundle, derive_bundle, load_bundle
@@ -389,7 +390,7 @@ def test_the_verb_writes_a_folder(made: dict[str, Path], tmp_path: Path, capsys:
     assert main(arguments) == 0
     assert f"wrote {out}, a deployment of fast_cnn with 3 classes" in capsys.readouterr().out
     assert main([*arguments, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = last_answer(capsys.readouterr().out)
     assert (said["target"], said["parity"]["num_images"]) == ("deploy", 24)
     text = (out / "README.md").read_text()
     assert "$" not in text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from answers import last_answer
 from making import make_bundle, pixels
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
@@ -258,12 +258,12 @@ def test_the_verbs_export_and_verify(
     assert (
         main(["export", str(bundle.folder), "--to", "openvino", "--out", str(out), "--data", str(data), "--json"]) == 0
     )
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = last_answer(capsys.readouterr().out)
     assert (said["path"], said["target"], said["parity"]["num_images"]) == (str(out), "openvino", 12)
     assert main(["evaluate", str(out), str(data), "--json", "--quiet"]) == 0
-    probed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    probed = last_answer(capsys.readouterr().out)
     assert main(["evaluate", str(bundle.folder), str(data), "--precision", "fp32", "--json", "--quiet"]) == 0
-    assert probed["top1"] == json.loads(capsys.readouterr().out.splitlines()[-1])["top1"]
+    assert probed["top1"] == last_answer(capsys.readouterr().out)["top1"]
     assert main(["verify", str(out), "--data", str(data)]) == 0
     shown = capsys.readouterr().out
     assert "every file is whole" in shown
@@ -295,5 +295,5 @@ def test_verify_of_a_bundle_that_disagrees_is_an_error(
     monkeypatch.setattr(parity, "verify", lambda *arguments, **options: dataclasses.replace(holds, max_difference=0.5))
     assert main(["verify", str(out), "--json"]) == 1
     printed = capsys.readouterr()
-    assert json.loads(printed.out.splitlines()[-1])["holds"] is False
+    assert last_answer(printed.out)["holds"] is False
     assert "does not agree with PyTorch" in printed.err

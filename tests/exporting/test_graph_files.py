@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from answers import last_answer
 from making import make_bundle, pixels
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
@@ -254,13 +255,13 @@ def test_verify_of_a_plain_bundle_says_that_nothing_was_compared(
 
     folder = resealed(made["plain"], tmp_path / "plain", plain)
     assert main(["verify", str(folder), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    told = last_answer(capsys.readouterr().out)
     assert (told["compared"], told["max_difference"], told["top1_agreement"]) == (False, None, None)
     assert main(["verify", str(folder)]) == 0
     assert "so there was nothing to compare" in capsys.readouterr().out
     # in bf16 there is
     assert main(["verify", str(made["plain"].folder), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["compared"] is True
+    assert last_answer(capsys.readouterr().out)["compared"] is True
 
 
 def test_attention_is_found_by_what_a_network_is_made_of() -> None:

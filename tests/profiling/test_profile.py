@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from answers import last_answer
 from making import make_bundle, pixels
 from vivace.acceleration.candidates import Builder, Candidate
 from vivace.bundle import Bundle, derive_bundle
@@ -239,7 +240,7 @@ def test_the_verb_prints_a_table_or_json(bundle: Bundle, tmp_path: Path, capsys:
     assert "others" in lines[4]
     assert "int8 kernels: 100% of the time of convolutions and matrix products" in lines[-1]
     assert main([*command, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = last_answer(capsys.readouterr().out)
     assert (said["batch_size"], said["shares"]["int8"]) == (70, 1.0)
     assert np.isclose(sum(layer["ms"] for layer in said["layers"]), said["layers_ms"])
     assert main(["profile", str(int8.folder), "--batch", "0"]) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from answers import last_answer
 from vivace.bundle import load_bundle
 from vivace.cli import main
 from vivace.data.cache import open_cache
@@ -115,7 +115,7 @@ def test_the_command_tells_what_was_measured(
     assert main([*arguments, "--split", "all"]) == 0
     assert "noise, split all: 24 images, of which 18 were trained on, fp32" in capsys.readouterr().out
     assert main([*arguments, "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = last_answer(capsys.readouterr().out)
     assert (printed["num_images_trained_on"], printed["num_images_left_out"], printed["split"]) == (0, 18, "held out")
 
 

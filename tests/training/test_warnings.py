@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from answers import last_answer
 from vivace.cli import main
 from vivace.training.engine import Engine
 from vivace.training.result import TrainResult
@@ -43,7 +44,7 @@ def test_the_command_line_ends_with_the_warnings(
     assert main(["train", str(data), *options]) == 0
     captured = capsys.readouterr()
     if as_json:
-        assert NOT_USED in json.loads(captured.out.splitlines()[-1])["warnings"]
+        assert NOT_USED in last_answer(captured.out)["warnings"]
     else:
         assert f"warning           {NOT_USED}\n" in captured.out
     assert captured.err.count(NOT_USED) == 1

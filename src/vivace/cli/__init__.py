@@ -85,12 +85,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     verb = arguments[0]
     if verb not in VERBS:
-        from vivace.cli.common import failed, tell, wants_json
+        from vivace.cli.answers import failed, wants_json
+        from vivace.cli.common import tell
         from vivace.errors import ConfigError, nearest
 
         message = f"unknown verb: got {verb!r}.{nearest(verb, VERBS)} Known: {', '.join(VERBS)}."
         tell(message)
-        return failed(ConfigError(message), message, 2, as_json=wants_json(arguments))
+        return failed(None, ConfigError(message), message, 2, as_json=wants_json(arguments))
     from vivace.cli.common import run_verb
 
     return run_verb(verb, arguments[1:])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
-from vivace.cli.common import print_json, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import verb_options
 from vivace.cli.opening import Opening
 from vivace.errors import ConfigError, Interrupted
 
@@ -114,7 +115,8 @@ def _run(options: Options) -> int:
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.json:
-        print_json(result.to_dict())
+        data = result.receipt["images"].get("data", result.receipt["asked"]["data"])
+        print_json("accelerate", {"data": data, **result.to_dict()})
     else:
         print(markdown(result.receipt))
         print(f"the bundle: {result.bundle}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vivace.cli.common import print_json, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import verb_options
 from vivace.cli.opening import Opening
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(options: Options) -> None:
         close()
     verdict = _verdict(source, preprocess, cache_dir, audit)
     if options.json:
-        print_json({**audit.to_dict(), "train": verdict})
+        print_json("audit", {"data": source.name, **audit.to_dict(), "train": verdict})
         return
     order = {"refuse": 0, "quarantine": 1, "warning": 2}
     for finding in sorted(audit.findings, key=lambda finding: order[finding.severity]):

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vivace.cli.common import parse_assignments, print_json, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import parse_assignments, verb_options
 from vivace.cli.opening import Opening
 
 
@@ -83,6 +84,6 @@ def run(options: Options) -> None:
     except MissingExtra as error:
         print(f"no figure: {error}", file=sys.stderr)
     if options.json:
-        print_json(report.to_dict())
+        print_json("bench", report.to_dict())
     else:
         print(report.markdown())

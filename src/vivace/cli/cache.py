@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vivace.cli.common import print_json, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import verb_options
 
 
 @verb_options
@@ -33,7 +34,9 @@ def run(options: Options) -> None:
             {"kind": entry.kind, "name": entry.name, "bytes": entry.num_bytes, "num_images": entry.num_images}
             for entry in entries
         ]
-        print_json({"cache_dir": str(cache_dir), "caches": listed, "removed": [entry.title for entry in removed]})
+        print_json(
+            "cache", {"cache_dir": str(cache_dir), "caches": listed, "removed": [entry.title for entry in removed]}
+        )
         return
     for entry in entries:
         images = "" if entry.num_images is None else f"{entry.num_images:,} images"

@@ -1,37 +1,35 @@
-"""What every verb shares: parsing, errors to exit statuses, and JSON as the last line on stdout."""
+"""What every verb shares: parsing, and errors to exit statuses."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import io
-import json
-import math
 import os
 import re
 import sys
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_type_hints
 
+from vivace.cli.answers import failed, wants_json
 from vivace.cli.streams import guarded_streams
 from vivace.errors import ConfigError, VivaceError, first_line, nearest, one_line
+from vivace.notices import collected_warnings
 
 __all__ = [
     "TRACEBACK",
-    "failed",
+    "bundle_place",
     "option_names",
     "parse_assignments",
-    "print_json",
     "run_verb",
     "tell",
     "unexpected",
     "verb_options",
-    "wants_json",
 ]
 
 T = TypeVar("T")
@@ -51,39 +49,28 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         # file names may hold bytes that are no UTF-8, class names what an ASCII terminal lacks: no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    as_json = wants_json(arguments)
+    with collected_warnings():
+        return _run_told(verb, arguments, as_json=wants_json(arguments))
+
+
+def _run_told(verb: str, arguments: list[str], *, as_json: bool) -> int:
+    """`run_verb`, with every error told on stderr, and as an object where JSON was asked for."""
     try:
         _check_not_empty(arguments)
         return _run(verb, arguments)
     except VivaceError as error:
         tell(f"{type(error).__name__}: {error}")
-        return failed(error, str(error), error.exit_status, as_json=as_json)
+        return failed(verb, error, str(error), error.exit_status, as_json=as_json)
     except KeyboardInterrupt as error:
         tell("stopped")
-        return failed(error, "stopped", 130, as_json=as_json)
+        return failed(verb, error, "stopped", 130, as_json=as_json)
     except BrokenPipeError:
         return _read_enough()
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
         tell(unexpected(error))
-        return failed(error, unexpected(error), 1, as_json=as_json)
-
-
-def wants_json(arguments: Sequence[str]) -> bool:
-    """Whether --json stands among the options."""
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return "--json" in options
-
-
-def failed(error: BaseException, message: str, status: int, *, as_json: bool) -> int:
-    """The exit status of a failure, which is printed as an object where one is waited for."""
-    if as_json:
-        # a stdout that can't be written may be what failed
-        with contextlib.suppress(OSError, ValueError):
-            told = {"type": type(error).__name__, "message": one_line(message), "exit_status": status}
-            print_json({"error": told})
-    return status
+        return failed(verb, error, unexpected(error), 1, as_json=as_json)
 
 
 def _check_not_empty(arguments: list[str]) -> None:
@@ -245,11 +232,6 @@ MESSAGES: dict[str, Callable[..., str]] = {
 }
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object as one line on stdout; NaN and infinities, which JSON has not, become null."""
-    print(json.dumps(_strict(value), ensure_ascii=True, allow_nan=False, default=str), flush=True)
-
-
 def bundle_place(given: Path) -> Path:
     """The folder of a bundle that was named by itself or by its run: where no output may go."""
     return given / "bundle" if (given / "bundle" / "bundle.json").is_file() else given
@@ -264,13 +246,3 @@ def parse_assignments(pairs: tuple[str, ...]) -> dict[str, str]:
             raise ConfigError(f"--set needs field=value: got {pair!r}. Write, say, --set optimizer.lr=0.1.")
         assignments[key.strip()] = value.strip()
     return assignments
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return value

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vivace.cli.common import print_json, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import verb_options
 
 VERDICTS = {"faster": "pays", "slower": "does not pay", "undecided": "undecided (too noisy)"}
 
@@ -29,7 +30,7 @@ def run(options: Options) -> None:
     """Examine and print."""
     findings = examine(options)
     if options.json:
-        print_json(findings)
+        print_json("doctor", findings)
         return
     machine = findings["machine"]
     print("machine")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vivace.cli.common import bundle_place, print_json, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import bundle_place, verb_options
 from vivace.cli.opening import Opening
 from vivace.errors import printable
 
@@ -91,7 +92,7 @@ def run(options: Options) -> None:
         for path, what in replaced:
             tell_replaced(path, what)
     if options.json:
-        print_json(evaluation.to_dict())
+        print_json("evaluate", {"bundle": str(bundle_place(options.bundle)), **evaluation.to_dict()})
         return
     _print(evaluation)
     if options.figures is not None:

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vivace.cli.common import print_json, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import verb_options
 from vivace.cli.opening import Opening
 from vivace.errors import ConfigError
 
@@ -62,14 +63,16 @@ def run(options: Options) -> None:
     architecture, parity = bundle.info.architecture, exported.parity
     if options.json:
         print_json(
+            "export",
             {
+                "bundle": str(bundle.folder),
                 "path": str(exported.path),
                 "target": exported.target,
                 "bytes": exported.num_bytes,
                 "model": architecture.name,
                 "parity": parity.to_dict() if parity else None,
                 **({"state_dict": str(exported.path)} if target == "state-dict" else {}),
-            }
+            },
         )
         return
     what = {"state-dict": "the state dict", "deploy": "a deployment"}.get(exported.target, exported.target)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vivace.cli.common import bundle_place, print_json, tell, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import bundle_place, tell, verb_options
 from vivace.errors import ConfigError, OutputPathError, printable
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def run(options: Options) -> int:
         if replaced is not None:
             warn(f"replaced: {options.out}")
     if options.json:
-        print_json(to_json(result))
+        print_json("predict", {"bundle": str(predictor.bundle.folder), **to_json(result)})
         return 0 if result.rows else 1
     if options.out is None:
         for row in result.rows:

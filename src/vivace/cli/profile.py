@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vivace.cli.common import print_json, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import verb_options
 
 if TYPE_CHECKING:
     from vivace.profiling.profile import Profile
@@ -53,7 +54,7 @@ def run(options: Options) -> None:
     batch = np.resize(images, (options.batch, *images.shape[1:]))
     profile = profile_layers(bundle, batch, calls=options.calls, threads=options.threads, timeout=options.timeout)
     if options.json:
-        print_json({"bundle": str(bundle.folder), "summary": profile.summary(), **profile.to_dict()})
+        print_json("profile", {"bundle": str(bundle.folder), "summary": profile.summary(), **profile.to_dict()})
         return
     print("\n".join([*table(profile, options.top), "", profile.summary()]))
 

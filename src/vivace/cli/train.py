@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vivace.cli.common import parse_assignments, print_json, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import parse_assignments, verb_options
 from vivace.cli.opening import Opening
 
 
@@ -162,7 +164,8 @@ def run(options: Options) -> None:
     )
     curves = _draw_curves(result.run, result.saved_epoch)
     if execution.json:
-        print_json(result.to_dict())
+        name = json.loads((result.run / "run.json").read_text(encoding="utf-8"))["data"]["name"]
+        print_json("train", {"data": name, **result.to_dict()})
         return
     rows = [
         ("validation top-1", top1_line(result.metrics["val"])),

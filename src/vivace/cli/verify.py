@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from vivace.cli.common import print_json, tell, verb_options
+from vivace.cli.answers import print_json
+from vivace.cli.common import bundle_place, tell, verb_options
 from vivace.cli.opening import Opening
 from vivace.errors import ParityError
 
@@ -38,7 +39,7 @@ def run(options: Options) -> int:
         if not parity.compared:
             # of a network with itself: no agreement was measured
             told |= {"top1_agreement": None, "max_difference": None}
-        print_json({"bundle": str(options.bundle), **told, "holds": parity.holds})
+        print_json("verify", {"bundle": str(bundle_place(options.bundle)), **told, "holds": parity.holds})
     else:
         print(f"{options.bundle}: every file is whole")
         print(parity.summary())
