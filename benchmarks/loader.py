@@ -59,8 +59,8 @@ def vivace_epochs(data: Path, size: int) -> tuple[int, float, float]:
     import torch
 
     from vivace.cachedir import default_cache_dir
-    from vivace.data.augment import Augment
-    from vivace.data.cache import open_cache
+    from vivace.data.augmentation.augment import Augment
+    from vivace.data.caching.cache import open_cache
     from vivace.data.config import AugmentConfig
     from vivace.data.loader import Batches
     from vivace.data.preprocess import Preprocess

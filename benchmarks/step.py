@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from records import RESULTS, page, save, today, with_interval
 from vivace.cachedir import default_cache_dir
-from vivace.data.augment import Augment
+from vivace.data.augmentation.augment import Augment
 from vivace.data.loader import Batch
 from vivace.hardware import autocast, describe, keep_freed_memory, num_cpus
 from vivace.kernels.winograd import has_winograd

@@ -68,7 +68,7 @@ ALLOWED = {
     "runtimes": BASE | {"models", "data.preprocess"},
     "inputs": {"errors", "data.arrays"},
     "predictor": BASE | {"inputs", "runtimes"},
-    "prediction": BASE | {"inputs", "predictor", "data.preprocess", "data.listing", "data.splitnames"},
+    "prediction": BASE | {"inputs", "predictor", "data.preprocess", "data.layouts.listing", "data.layouts.splitnames"},
     "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "prediction"},
     "timing": BASE | {"runtimes", "data.preprocess"},
     "profiling": BASE | {"runtimes"},
@@ -79,6 +79,15 @@ ALLOWED = {
     | {"timing", "profiling", "compression", "exporting"},
     "bench": LAYER_0 | {"training"},
     "report": {"errors", "files", "outputs"},
+}
+# of the packages in data/: what each may not import, beside what a whole room may not
+NOT_WITHIN_DATA = {
+    # it is copied into deployments
+    "data.decoding": ("",),
+    "data.augmentation": ("data.caching", "data.layouts", "data.decoding"),
+    # opening a data set reads no image: what is unpacked is found again by the cache, never the reverse
+    "data.layouts": ("data.caching", "data.augmentation", "data.loader", "data.workers"),
+    "data.caching": ("data.augmentation", "data.loader"),
 }
 # decoding starts and help appears before torch is there
 TORCH_FREE = [
@@ -109,7 +118,7 @@ TORCH_FREE = [
     "vivace.hardware",
     "vivace.measure",
     "vivace.statistics.intervals",
-    "vivace.data.cache",
+    "vivace.data.caching.cache",
     "vivace.data.sources",
     "vivace.data.workers",
     "vivace.predictor",
@@ -152,6 +161,16 @@ def test_a_room_imports_only_what_lies_below_it(module: str) -> None:
         # a module without a dot is a room's whole package, and its parts
         ok = room_of(imported) == room or any(inside == name or inside.startswith(name + ".") for name in ALLOWED[room])
         assert ok, f"{module} imports {imported}, which its room may not"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("vivace.data.")])
+def test_within_data_a_package_imports_only_what_it_may(module: str) -> None:
+    package = ".".join(module.split(".")[1:3])
+    for imported in imports_of(module):
+        inside = imported.removeprefix("vivace.")
+        for barred in NOT_WITHIN_DATA.get(package, ()):
+            kept = inside.startswith(f"{package}.") or inside == "errors"
+            assert kept or not inside.startswith(barred), f"{module} imports {imported}, which {package} may not"
 
 
 def test_every_room_has_a_rule() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from vivace import locks
 from vivace.cachedir import building, clear_leftovers, default_cache_dir, warn_if_shared
-from vivace.data.cache import open_cache
+from vivace.data.caching.cache import open_cache
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 
@@ -113,7 +113,7 @@ def test_a_file_system_without_locks_is_built_on_all_the_same(tmp_path: Path, mo
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vivace.data import archives
+from vivace.data.layouts import archives
 from vivace.data.sources import open_source
 copy, count = archives._copy, 0
 def dying(*arguments):

@@ -23,8 +23,8 @@ from PIL import Image
 
 from vivace import systems
 from vivace.acceleration.accelerate import accelerate
-from vivace.data.archives import unpack
-from vivace.data.stored import StoredImages
+from vivace.data.caching.stored import StoredImages
+from vivace.data.layouts.archives import unpack
 from vivace.errors import ArchiveError, ConfigError, RunFolderError
 from vivace.hardware import device_name, select_device, supported_precisions
 from vivace.holes import HOLLOW_BYTES, check_solid
@@ -115,7 +115,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from vivace.data import workers
-from vivace.data.cachefiles import allocate
+from vivace.data.caching.files import allocate
 from vivace.data.preprocess import Preprocess
 from vivace.hardware import available_memory_bytes, num_cpus, peak_memory_bytes
 

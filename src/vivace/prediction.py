@@ -15,8 +15,8 @@ import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.cachedir import default_cache_dir
-from vivace.data.listing import is_candidate, unreadable_folder
-from vivace.data.splitnames import is_system
+from vivace.data.layouts.listing import is_candidate, unreadable_folder
+from vivace.data.layouts.splitnames import is_system
 from vivace.errors import DataError, ImageError
 from vivace.inputs import loaded
 from vivace.kernels.resize import use_fast_resize

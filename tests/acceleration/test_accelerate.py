@@ -23,7 +23,7 @@ from vivace.acceleration.splits import open_splits
 from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
-from vivace.data.cache import open_cache
+from vivace.data.caching.cache import open_cache
 from vivace.data.sources import open_source
 from vivace.errors import ConfigError, DataError, OutputPathError
 from vivace.evaluation.evaluate import evaluate

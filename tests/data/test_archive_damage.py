@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from vivace.data import archives
-from vivace.data.archives import unpack
+from vivace.data.layouts import archives
+from vivace.data.layouts.archives import unpack
 from vivace.data.sources import open_source
 from vivace.errors import ArchiveError, DataError
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vivace.data import archives
-from vivace.data.archives import unpack
+from vivace.data.layouts import archives
+from vivace.data.layouts.archives import unpack
 from vivace.data.place import Data
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from vivace.cli import main
 from vivace.data.audit import Audit, Finding, audit_images, write_left_out
-from vivace.data.cache import Cache, audit_source, open_cache
+from vivace.data.caching.cache import Cache, audit_source, open_cache
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vivace.data.augment import CUTOUT_VALUE, Augment, alternating_flips, cutout, random_crop
+from vivace.data.augmentation.augment import CUTOUT_VALUE, Augment, alternating_flips, cutout, random_crop
 from vivace.data.config import AugmentConfig
 from vivace.errors import ConfigError
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vivace.data.audit import write_left_out
-from vivace.data.cache import audit_source, open_cache
+from vivace.data.caching.cache import audit_source, open_cache
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError

@@ -22,15 +22,17 @@ import pytest
 from PIL import Image
 
 from vivace.cachedir import default_cache_dir
-from vivace.data import cache as cache_module
-from vivace.data import cachebuild, cachefiles, workers
-from vivace.data.cache import Cache, open_cache
-from vivace.data.cachefiles import allocate, keep_rows, settle
-from vivace.data.cachelist import list_caches, remove_caches
+from vivace.data import workers
+from vivace.data.caching import build as cachebuild
+from vivace.data.caching import cache as cache_module
+from vivace.data.caching import files as cachefiles
+from vivace.data.caching.cache import Cache, open_cache
+from vivace.data.caching.contents import list_caches, remove_caches
+from vivace.data.caching.files import allocate, keep_rows, settle
+from vivace.data.caching.stored import StoredImages
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
-from vivace.data.stored import StoredImages
 from vivace.errors import DataError
 
 MakeFolder = Callable[..., Path]
@@ -477,7 +479,7 @@ def test_a_ready_cache_is_read_where_nothing_can_be_written(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vivace.data.cache import open_cache
+from vivace.data.caching.cache import open_cache
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 stop = lambda done, total: os.kill(os.getpid(), signal.SIGKILL)

@@ -13,8 +13,8 @@ import pytest
 
 from vivace.cachedir import default_cache_dir
 from vivace.cli import main
-from vivace.data.cache import Cache, open_cache
-from vivace.data.cachelist import list_caches, remove_caches
+from vivace.data.caching.cache import Cache, open_cache
+from vivace.data.caching.contents import list_caches, remove_caches
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError

@@ -17,7 +17,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from vivace.data.catalog import _TORCHVISION, open_named
+from vivace.data.layouts.catalog import _TORCHVISION, open_named
 from vivace.errors import DownloadError
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from vivace.data.color import adjust, color_jitter, grey
+from vivace.data.augmentation.color import adjust, color_jitter, grey
 
 MakeImages = Callable[..., Tensor]
 

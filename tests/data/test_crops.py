@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
-from vivace.data import crops
-from vivace.data.crops import crop, crop_boxes, resized_crop
+from vivace.data.augmentation import crops
+from vivace.data.augmentation.crops import crop, crop_boxes, resized_crop
 
 BOXES = [(0, 0, 40, 36), (3, 5, 20, 20), (10, 0, 30, 24), (39, 35, 1, 1), (0, 0, 8, 12), (7, 9, 33, 5)]
 

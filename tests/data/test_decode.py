@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from vivace.data import decode
-from vivace.data.decode import MAX_PIXELS, image_of, read_image
-from vivace.data.picture import Limits
+from vivace.data.decoding import decode
+from vivace.data.decoding.decode import MAX_PIXELS, image_of, read_image
+from vivace.data.decoding.picture import Limits
 from vivace.errors import ImageError
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vivace.data.decode import read_image
+from vivace.data.decoding.decode import read_image
 
 SIDE = 2000
 EXIF_6 = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
@@ -26,8 +26,8 @@ LIBRARIES = 8_000_000
 MEASURE = """
 import ctypes, json, sys
 from pathlib import Path
-from vivace.data import picture
-from vivace.data.memory import Budget
+from vivace.data.decoding import picture
+from vivace.data.decoding.memory import Budget
 from vivace.data.preprocess import Preprocess
 
 class Noted(Budget):

@@ -20,8 +20,8 @@ import pytest
 import torchvision
 from PIL import Image
 
-from vivace.data.cachelist import remove_caches
-from vivace.data.catalog import open_named
+from vivace.data.caching.contents import remove_caches
+from vivace.data.layouts.catalog import open_named
 from vivace.errors import DownloadError
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vivace.data import headers, memory, picture
-from vivace.data.decode import decoding, read_image, size_of
-from vivace.data.headers import read_jpeg
-from vivace.data.memory import Budget
+from vivace.data.decoding import headers, memory, picture
+from vivace.data.decoding.decode import decoding, read_image, size_of
+from vivace.data.decoding.headers import read_jpeg
+from vivace.data.decoding.memory import Budget
 from vivace.errors import ImageError
 from vivace.systems import Turn
 
@@ -300,7 +300,7 @@ def test_processes_take_large_images_in_turn(tmp_path: Path, monkeypatch: pytest
 
 PEAK = """
 import resource, sys
-from vivace.data.decode import MAX_PIXELS
+from vivace.data.decoding.decode import MAX_PIXELS
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ImageError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vivace.data import finding
-from vivace.data.finding import Finder
+from vivace.data.layouts import finding
+from vivace.data.layouts.finding import Finder
 from vivace.data.place import Data
 from vivace.data.sources import open_source
 from vivace.errors import DataError

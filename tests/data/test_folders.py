@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vivace.data.describe import notes_of
-from vivace.data.folders import open_folder
+from vivace.data.layouts.folders import open_folder
 from vivace.data.sources import open_source
 from vivace.errors import DataError
 
@@ -134,7 +134,7 @@ def test_what_is_no_photo_is_passed_over_by_its_extension_and_never_opened(
     (root / "a" / f"figure{extension}").write_bytes((root / "a" / "0.jpg").read_bytes())
     (root / "a" / "notes.txt").write_text("x")
     opened: list[str] = []
-    monkeypatch.setattr("vivace.data.listing.sniff", lambda head: opened.append("sniffed"))
+    monkeypatch.setattr("vivace.data.layouts.listing.sniff", lambda head: opened.append("sniffed"))
     source = open_source(root)
     assert sorted(source.ignored) == sorted([f"a/figure{extension}", "a/notes.txt"])
     assert len(source.splits["train"]) == 6

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vivace.data.decode import decode_bytes
-from vivace.data.formats import FORMATS, HEAD_BYTES, sniff, unread_format
+from vivace.data.decoding.decode import decode_bytes
+from vivace.data.decoding.formats import FORMATS, HEAD_BYTES, sniff, unread_format
 from vivace.errors import ImageError
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vivace.data import opening
-from vivace.data.headers import Jpeg, Unfit
-from vivace.data.opening import _header_of
+from vivace.data.decoding import opening
+from vivace.data.decoding.headers import Jpeg, Unfit
+from vivace.data.decoding.opening import _header_of
 
 
 def jpeg(side: int, seed: int = 0, **options: object) -> bytes:

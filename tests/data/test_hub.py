@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from colours import COLOURS, noisy_image
-from vivace.data import shards
-from vivace.data.cache import open_cache
+from vivace.data.caching.cache import open_cache
+from vivace.data.layouts import shards
 from vivace.data.place import Data
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vivace.data.decode import image_of, read_image
-from vivace.data.jpeg import decode_plain_jpeg
+from vivace.data.decoding.decode import image_of, read_image
+from vivace.data.decoding.jpeg import decode_plain_jpeg
 from vivace.errors import ImageError
 
 

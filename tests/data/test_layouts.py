@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from vivace.data.describe import notes_of, report, summary
+from vivace.data.layouts.splitnames import split_of
 from vivace.data.place import Data
 from vivace.data.sources import open_source
-from vivace.data.splitnames import split_of
 from vivace.errors import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -197,13 +197,13 @@ def test_images_are_found_by_content_and_the_rest_is_said_by_kind(tmp_path: Path
 def test_heic_without_its_library_is_passed_over_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fill(tmp_path / "data", "a", "b")
     (root / "a" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic\0\0\0\x08meta")
-    monkeypatch.setattr("vivace.data.listing.heif_is_read", lambda: False)
+    monkeypatch.setattr("vivace.data.layouts.listing.heif_is_read", lambda: False)
     source = open_source(root)
     assert len(source.splits["train"]) == 6
     assert notes_of(source) == [
         "1 of 7 files were passed over: 1 .heic; HEIC is read after: pip install 'vivace[heic]'"
     ]
-    monkeypatch.setattr("vivace.data.listing.heif_is_read", lambda: True)
+    monkeypatch.setattr("vivace.data.layouts.listing.heif_is_read", lambda: True)
     assert len(open_source(root).splits["train"]) == 7
     (root / "a" / "IMG_2.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(range(128, 227)))
     source = open_source(root)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from vivace.data.layouts.tables import open_table
 from vivace.data.place import Data
 from vivace.data.sources import open_source
-from vivace.data.tables import open_table
 from vivace.errors import DataError
 
 GOOD = "file_name,label\n0.jpg,a\n1.jpg,a\n2.jpg,b\n3.jpg,b\n"

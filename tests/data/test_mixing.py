@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vivace.data.mixing import _beta, cutmix, mix, mixup
+from vivace.data.augmentation.mixing import _beta, cutmix, mix, mixup
 
 MakeImages = Callable[..., Tensor]
 

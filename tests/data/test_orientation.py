@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from vivace.data.decode import image_of, read_image
-from vivace.data.headers import orientation_in
+from vivace.data.decoding.decode import image_of, read_image
+from vivace.data.decoding.headers import orientation_in
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ImageError
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vivace.data import parquet
-from vivace.data.parquet import read_rows, read_schema
+from vivace.data.layouts import parquet
+from vivace.data.layouts.parquet import read_rows, read_schema
 from vivace.data.sources import open_source
 from vivace.errors import ArchiveError, DataError
 

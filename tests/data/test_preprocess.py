@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from vivace.config import from_dict
-from vivace.data.cache import open_cache
-from vivace.data.decode import PillowGuard
+from vivace.data.caching.cache import open_cache
+from vivace.data.decoding.decode import PillowGuard
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import ConfigError, ImageError

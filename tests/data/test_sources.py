@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vivace.data import listing
-from vivace.data.cache import open_cache
+from vivace.data.caching.cache import open_cache
 from vivace.data.holdout import hold_out
+from vivace.data.layouts import listing
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vivace.data import stored
-from vivace.data.stored import StoredImages, checksums, first_changed_block
+from vivace.data.caching import stored
+from vivace.data.caching.stored import StoredImages, checksums, first_changed_block
 from vivace.errors import CacheDamaged
 
 

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vivace.data import cache as cache_module
-from vivace.data.cache import Cache, audit_source, open_cache
-from vivace.data.cachefiles import read_cache, settle
-from vivace.data.cacheindex import FREE_BYTES, DamagedFiles, folders_with, index_limit
-from vivace.data.cachelist import list_caches
-from vivace.data.kept import source_in_cache
+from vivace.data.caching import cache as cache_module
+from vivace.data.caching.cache import Cache, audit_source, open_cache
+from vivace.data.caching.contents import list_caches
+from vivace.data.caching.files import read_cache, settle
+from vivace.data.caching.index import FREE_BYTES, DamagedFiles, folders_with, index_limit
+from vivace.data.caching.kept import source_in_cache
+from vivace.data.layouts.unpacked import LISTING, unpacked_once
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
-from vivace.data.unpacked import LISTING, unpacked_once
 from vivace.errors import DataError
 
 MakeFolder = Callable[..., Path]
@@ -296,7 +296,7 @@ def test_a_fingerprint_is_found_across_the_parts_that_are_read(
 ) -> None:
     cache = opened(make_folder())
     for size in (81, 82, 100):
-        monkeypatch.setattr("vivace.data.cacheindex.CHUNK_BYTES", size)
+        monkeypatch.setattr("vivace.data.caching.index.CHUNK_BYTES", size)
         assert list(folders_with(cache.fingerprint, cache.folder)) == [cache.folder, cache.folder]
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from vivace.data.decode import decoding, read_image
+from vivace.data.decoding.decode import decoding, read_image
+from vivace.data.decoding.tones import range_of
 from vivace.data.preprocess import Preprocess
-from vivace.data.tones import range_of
 from vivace.errors import ImageError
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import TrivialAugmentWide
 from torchvision.transforms.v2 import functional as reference
 
-from vivace.data.trivial_augment import NUM_BINS, OPERATIONS, apply_operation, trivial_augment
+from vivace.data.augmentation.trivial_augment import NUM_BINS, OPERATIONS, apply_operation, trivial_augment
 
 MakeImages = Callable[..., Tensor]
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vivace.data import decode, workers
-from vivace.data.cachefiles import allocate
+from vivace.data import workers
+from vivace.data.caching.files import allocate
+from vivace.data.decoding import decode
 from vivace.data.preprocess import Preprocess
 from vivace.data.workers import Decoded, decode_files
 from vivace.errors import DataError

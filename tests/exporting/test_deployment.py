@@ -30,7 +30,7 @@ from vivace.bundle import Bundle, derive_bundle, load_bundle
 from vivace.cli import main
 from vivace.compression.quantize import quantize_onnx
 from vivace.config import to_dict
-from vivace.data import decode
+from vivace.data.decoding import decode
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ImageError, OutputPathError, ParityError
 from vivace.exporting.deployment import folder as folder_module

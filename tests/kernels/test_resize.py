@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vivace.data import workers
-from vivace.data.cachefiles import allocate
+from vivace.data.caching.files import allocate
 from vivace.data.preprocess import Preprocess
 from vivace.data.workers import decode_files
 from vivace.kernels import resize

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import vivace
 from vivace.bundle import load_bundle
 from vivace.cachedir import default_cache_dir
-from vivace.data.cache import open_cache
+from vivace.data.caching.cache import open_cache
 from vivace.data.sources import open_source
 from vivace.metrics.calibration import negative_log_likelihood
 from vivace.metrics.summary import evaluate_probs

@@ -15,7 +15,7 @@ from same_weights import assert_same_weights
 
 from colours import noisy_image
 from vivace.config import override
-from vivace.data import augment
+from vivace.data.augmentation import augment
 from vivace.data.loader import Batches
 from vivace.errors import ConfigError
 from vivace.training.focus import Focus

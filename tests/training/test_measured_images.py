@@ -12,7 +12,7 @@ from PIL import Image
 from answers import last_answer
 from vivace.bundle import load_bundle
 from vivace.cli import main
-from vivace.data.cache import open_cache
+from vivace.data.caching.cache import open_cache
 from vivace.data.sources import open_source
 from vivace.errors import DataError
 from vivace.evaluation.evaluate import evaluate

@@ -12,7 +12,7 @@ from killing import Killed, die_after
 from same_weights import assert_same_weights, bundle_weights
 from torch import Tensor, nn
 
-from vivace.data.augment import Augment
+from vivace.data.augmentation.augment import Augment
 from vivace.data.config import AugmentConfig
 from vivace.data.loader import Batch
 from vivace.errors import ConfigError, OutOfMemoryError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
-from vivace.data.cache import open_cache
+from vivace.data.caching.cache import open_cache
 from vivace.data.describe import notes_of
 from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess

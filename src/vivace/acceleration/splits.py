@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.data.cache import Cache, open_cache
+from vivace.data.caching.cache import Cache, open_cache
+from vivace.data.caching.stored import Pixels
 from vivace.data.describe import notes_of
 from vivace.data.holdout import hold_out
 from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
-from vivace.data.stored import Pixels
 from vivace.errors import DataError
 from vivace.notices import warn
 from vivace.runtimes import Classifier

@@ -38,7 +38,7 @@ class Options:
 def run(options: Options) -> None:
     """Audit and print the findings, the gravest first."""
     from vivace.cachedir import default_cache_dir
-    from vivace.data.cache import audit_source
+    from vivace.data.caching.cache import audit_source
     from vivace.data.config import DataConfig
     from vivace.data.describe import report
     from vivace.data.sources import open_source
@@ -74,7 +74,7 @@ def run(options: Options) -> None:
 
 def _verdict(source: DataSource, preprocess: Preprocess, cache_dir: Path, audit: Audit) -> str:
     """What `vivace train` does with the source, by the very check that it makes."""
-    from vivace.data.cache import open_cache
+    from vivace.data.caching.cache import open_cache
     from vivace.errors import DataError
     from vivace.notices import collected_warnings
 

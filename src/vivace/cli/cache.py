@@ -23,7 +23,7 @@ class Options:
 def run(options: Options) -> None:
     """Remove what was asked for, then list what is there."""
     from vivace.cachedir import clear_leftovers, default_cache_dir
-    from vivace.data.cachelist import list_caches, remove_caches
+    from vivace.data.caching.contents import list_caches, remove_caches
 
     cache_dir = options.cache_dir or default_cache_dir()
     clear_leftovers(cache_dir)

@@ -109,7 +109,7 @@ def examine(options: Options) -> dict[str, Any]:
 
 def downloaded(data_root: Path) -> list[dict[str, Any]]:
     """A row per named data set that has a folder of its own below `data_root`."""
-    from vivace.data.catalog import CATALOG
+    from vivace.data.layouts.catalog import CATALOG
 
     folders = [data_root / name for name in CATALOG if (data_root / name).is_dir()]
     return [

@@ -65,8 +65,8 @@ class Options:
 
 def run(options: Options) -> int:
     """Predict, write, print. 1 if no image could be classified."""
-    from vivace.data.assemble import count_of
-    from vivace.data.listing import passed_over
+    from vivace.data.layouts.assemble import count_of
+    from vivace.data.layouts.listing import passed_over
     from vivace.notices import warn
     from vivace.prediction import expand_paths, predict_files, predictor_for, without_repeats
     from vivace.predictor import check_whole

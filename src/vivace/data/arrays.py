@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vivace.data.tones import combined, eight_bit
+from vivace.data.decoding.tones import combined, eight_bit
 from vivace.errors import ImageError
 
 __all__ = ["array_of", "is_tensor", "picture_of"]

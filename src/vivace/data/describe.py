@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 
-from vivace.data.assemble import shorter
-from vivace.data.listing import passed_over
+from vivace.data.layouts.assemble import shorter
+from vivace.data.layouts.listing import passed_over
 from vivace.data.splits import DataSource
 from vivace.errors import printable
 from vivace.notices import warn

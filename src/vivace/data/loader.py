@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vivace.config import check_range
-from vivace.data.stored import Pixels
+from vivace.data.caching.stored import Pixels
 from vivace.errors import ConfigError, DataError
 from vivace.hardware import available_memory_bytes
 

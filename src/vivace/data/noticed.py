@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from vivace.data.decode import shown
+from vivace.data.decoding.decode import shown
 
 __all__ = ["NOTICED_KINDS", "noticed", "some"]
 

@@ -20,10 +20,10 @@ from PIL import Image
 
 from vivace.config import check_choice, check_range, from_dict, to_dict
 from vivace.data.arrays import array_of, is_tensor, picture_of
-from vivace.data.decode import MAX_PIXELS, Picture, PillowGuard, check_size, decoding, load_opened, shown
-from vivace.data.picture import UPRIGHT
-from vivace.data.square import FITS, RESAMPLING, kept_box, to_square
-from vivace.data.tones import eight_bit
+from vivace.data.decoding.decode import MAX_PIXELS, Picture, PillowGuard, check_size, decoding, load_opened, shown
+from vivace.data.decoding.picture import UPRIGHT
+from vivace.data.decoding.square import FITS, RESAMPLING, kept_box, to_square
+from vivace.data.decoding.tones import eight_bit
 from vivace.errors import ConfigError, ImageError
 from vivace.files import canonical_json
 from vivace.kernels.resize import resize_square

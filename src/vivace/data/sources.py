@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vivace.cachedir import clear_leftovers, default_cache_dir
-from vivace.data import archives, catalog, folders, hub, manifests, shards
-from vivace.data.assemble import by_case, count_of, some
+from vivace.data.layouts import archives, catalog, folders, hub, manifests, shards
+from vivace.data.layouts.assemble import by_case, count_of, some
 from vivace.data.place import AnyData, Data
 from vivace.data.splits import DataSource, check_source, renumbered
 from vivace.errors import DataError, nearest

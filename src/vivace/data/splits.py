@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vivace.data.listing import passed_over
+from vivace.data.layouts.listing import passed_over
 from vivace.errors import DataError
 
 __all__ = ["BadRow", "DataSource", "Split", "check_source", "renumbered", "without_lost_classes"]

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from vivace import systems
-from vivace.data.decode import Picture, PillowGuard, mismatch, shown
-from vivace.data.memory import share_memory
+from vivace.data.decoding.decode import Picture, PillowGuard, mismatch, shown
+from vivace.data.decoding.memory import share_memory
+from vivace.data.decoding.square import PAD
 from vivace.data.preprocess import Preprocess
-from vivace.data.square import PAD
 from vivace.errors import DataError, ImageError, KernelError
 from vivace.hardware import num_cpus
 from vivace.kernels.resize import use_fast_resize

@@ -13,7 +13,7 @@ import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.config import check_choice, check_range, to_dict
-from vivace.data.cache import CachedSplit, open_cache
+from vivace.data.caching.cache import CachedSplit, open_cache
 from vivace.data.describe import notes_of
 from vivace.data.place import AnyData
 from vivace.data.sources import open_source

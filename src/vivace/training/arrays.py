@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vivace.data.cache import Cache
+from vivace.data.caching.cache import Cache
+from vivace.data.caching.stored import Pixels
 from vivace.data.holdout import hold_out
 from vivace.data.preprocess import Preprocess
-from vivace.data.stored import Pixels
 from vivace.errors import ConfigError
 from vivace.models.zoo import pretrained_stats
 from vivace.notices import warn

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vivace.config import override
-from vivace.data.cache import Cache, open_cache
-from vivace.data.kept import source_in_cache
+from vivace.data.caching.cache import Cache, open_cache
+from vivace.data.caching.kept import source_in_cache
+from vivace.data.caching.stored import Pixels
 from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
-from vivace.data.stored import Pixels
 from vivace.errors import DataError, first_line
 from vivace.notices import warn
 from vivace.training.display import counting_bar

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from vivace.data.decode import size_of
+from vivace.data.decoding.decode import size_of
 from vivace.data.splits import DataSource, Split
 from vivace.errors import ImageError
 from vivace.training.recipes import DataFacts

@@ -13,7 +13,7 @@ import torch
 
 from vivace.config import to_dict
 from vivace.cpus import limit_threads, set_threads
-from vivace.data.cache import Cache
+from vivace.data.caching.cache import Cache
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
 from vivace.training.arrays import FileWatch, TrainingData, prepare_data
 from vivace.training.display import LiveDisplay, Reporters

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from vivace.cpus import set_threads
-from vivace.data.augment import Augment
+from vivace.data.augmentation.augment import Augment
+from vivace.data.caching.stored import Pixels
 from vivace.data.loader import Batch, Batches
 from vivace.data.preprocess import Preprocess
-from vivace.data.stored import Pixels
 from vivace.errors import ConfigError
 from vivace.hardware import autocast, seed_everything
 from vivace.metrics.accuracy import topk_accuracy

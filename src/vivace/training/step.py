@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vivace.data.augment import Augment
+from vivace.data.augmentation.augment import Augment
 from vivace.data.loader import Batch
 from vivace.errors import OutOfMemoryError, first_line
 from vivace.hardware import autocast

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vivace.data.caching.stored import Pixels
 from vivace.data.loader import iterate_eval
-from vivace.data.stored import Pixels
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
 from vivace.training.step import Setup, own_kernels

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vivace import data as data_package
 from vivace.bundle import Bundle
 from vivace.config import to_dict
+from vivace.data import decoding
 from vivace.data.place import AnyData
 from vivace.errors import ParityError
 from vivace.exporting.deployment.goldens import Golden, choose_goldens, write_goldens
@@ -45,27 +45,13 @@ from vivace.runtimes.openvino import HINTS
 __all__ = ["GRAPHS", "write_deployment"]
 
 TEMPLATES = Path(__file__).parent / "templates"
-DATA_MODULES = Path(data_package.__file__).parent
+DECODING = Path(decoding.__file__).parent
 MANIFEST, FORMAT = "model.json", "vivace-deployment"
 # runtime → the files of its graph
 GRAPHS = {"onnx": (ONNX_GRAPH,), "openvino": (OPENVINO_GRAPH, Path(OPENVINO_GRAPH).with_suffix(".bin").name)}
 PROGRAMS = ("classifier.py", "manifest.py", "pixels.py", "selftest.py")
 # what turns bytes into pixels in training: it imports numpy and Pillow only, and is copied as it is
 DECODER = "image_decoder"
-DECODER_MODULES = (
-    "decode",
-    "formats",
-    "gif",
-    "headers",
-    "jpeg",
-    "memory",
-    "needs",
-    "opening",
-    "picture",
-    "ppm",
-    "square",
-    "tones",
-)
 EXAMPLES = ("cpp/main.cpp", "cpp/CMakeLists.txt", "js/classify.mjs", "js/package.json")
 # what the folder was run with: older ones read neither the graph nor, of Pillow, every image as training did
 REQUIREMENTS = {"onnx": "onnxruntime>=1.20", "openvino": "openvino>=2025.2"}
@@ -126,13 +112,15 @@ def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir:
 
 
 def copy_decoder(folder: Path) -> None:
-    """Write the package `image_decoder` into the folder: the modules that decode images in training."""
+    """Write the package `image_decoder` into the folder: a copy of `vivace.data.decoding`, and the error it raises."""
     target = folder / DECODER
     shutil.copytree(TEMPLATES / DECODER, target, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in DECODER_MODULES:
-        text = (DATA_MODULES / f"{name}.py").read_text("utf-8")
-        text = text.replace("from vivace.data.", f"from {DECODER}.").replace("from vivace.", f"from {DECODER}.")
-        (target / f"{name}.py").write_text(text, "utf-8")
+    for module in sorted(DECODING.glob("[!_]*.py")):
+        text = module.read_text("utf-8")
+        text = text.replace("from vivace.data.decoding.", f"from {DECODER}.").replace(
+            "from vivace.", f"from {DECODER}."
+        )
+        (target / module.name).write_text(text, "utf-8")
 
 
 def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], tensors: tuple[str, str]) -> None:

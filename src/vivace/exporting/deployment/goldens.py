@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.data.decode import image_of, read_bytes
+from vivace.data.decoding.decode import image_of, read_bytes
 from vivace.data.place import AnyData
 from vivace.data.splits import Split
 from vivace.evaluation.evaluate import open_split

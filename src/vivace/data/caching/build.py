@@ -1,0 +1,157 @@
+"""Building a cache: every image decoded once, audited, and what can't be used left out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vivace.cachedir import INDEX
+from vivace.data.audit import audit_images
+from vivace.data.caching.files import allocate, boot_id, keep_rows, write_splits
+from vivace.data.preprocess import Preprocess
+from vivace.data.splits import DataSource, Split
+from vivace.data.workers import Decoded, decode_files, digest_of, is_one_colour
+from vivace.errors import DataError
+from vivace.files import atomic_folder
+
+__all__ = ["build", "origin_of"]
+
+# of a split's files in a cache
+ENDINGS = (".npy", ".labels.npy", ".digests.npy")
+
+
+def build(
+    folder: Path,
+    source: DataSource,
+    preprocess: Preprocess,
+    signature: str,
+    kernels: Path,
+    num_workers: int | None,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Decode every image of a source into the cache `folder`, with audit and fingerprint. progress: (done, total)."""
+    total = sum(len(split) for split in source.splits.values())
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    _check_space(folder.parent, total * preprocess.store_size**2 * preprocess.channels)
+    boot = boot_id()
+    own = {INDEX} | {f"{name}{ending}" for name in source.splits for ending in ENDINGS}
+    with atomic_folder(folder, sync=boot is None, check=lambda old: _keep_others(old, folder, own)) as temporary:
+        decoded = {
+            name: _decode_split(split, preprocess, temporary / f"{name}.npy", kernels, num_workers, count)
+            for name, split in source.splits.items()
+        }
+        _finish(temporary, source, preprocess, signature, decoded, boot)
+
+
+def _keep_others(old: Path, new: Path, own: Collection[str]) -> None:
+    """Move what lies in the cache `old`, which is about to be removed, and has none of its `own` names, to `new`.
+
+    Nothing is moved if they are the same: then it is only looked whether all could be. Raises OSError if not.
+    """
+    moved: list[Path] = []
+    try:
+        for path in sorted(old.iterdir()):
+            is_folder = path.is_dir() and not path.is_symlink()
+            if path.name in own:
+                if is_folder and any(path.iterdir()):
+                    raise OSError(errno.ENOTEMPTY, f"{path.name} is a folder that holds files: move it away")
+            elif old.absolute() != new.absolute():
+                if os.path.lexists(new / path.name):
+                    raise FileExistsError(errno.EEXIST, f"{path.name} was put there meanwhile: move it away")
+                path.rename(new / path.name)
+                moved.append(path)
+    except BaseException:
+        for path in moved:
+            (new / path.name).rename(path)
+        raise
+
+
+def origin_of(source: DataSource) -> list[str]:
+    return [str(source.root or ""), source.name]
+
+
+def _check_space(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise DataError(
+            f"the disk is too full for the cache: {num_bytes:,} bytes are needed, {free:,} are free in {folder}. "
+            "Make room, or name another place by --cache-dir."
+        )
+
+
+def _decode_split(
+    split: Split,
+    preprocess: Preprocess,
+    pixels: Path,
+    kernels: Path,
+    num_workers: int | None,
+    count: Callable[[int], None],
+) -> Decoded:
+    side = preprocess.store_size
+    images = allocate(pixels, (len(split), side, side, preprocess.channels))
+    if split.paths is not None:
+        del images
+        return decode_files(split.paths, preprocess, pixels, num_workers=num_workers, kernels=kernels, progress=count)
+    assert split.arrays is not None
+    digests, pixel_digests = [], []
+    notes: dict[int, list[str]] = {}
+    untouched = split.arrays.shape == images.shape
+    for start in range(0, len(split), 1000):
+        block = split.arrays[start : start + 1000]
+        digests += [digest_of(array) for array in block]
+        if untouched:
+            images[start : start + 1000] = block
+        else:
+            for index, array in enumerate(block, start=start):
+                images[index] = preprocess.store(array)
+        for index, stored in enumerate(images[start : start + 1000], start=start):
+            blank = is_one_colour(stored, preprocess.fit)
+            pixel_digests.append(digests[index] if blank else digest_of(stored))
+            if blank:
+                notes[index] = ["one_colour"]
+        count(len(block))
+    return Decoded(digests, pixel_digests=pixel_digests, notes=notes)
+
+
+def _finish(
+    folder: Path,
+    source: DataSource,
+    preprocess: Preprocess,
+    signature: str,
+    decoded: Mapping[str, Decoded],
+    boot: str | None,
+) -> None:
+    """Audit what was decoded, leave out what can't be used, and write the rest beside the pixels."""
+    splits = source.splits
+    digests = {name: np.asarray(result.digests, dtype="S32") for name, result in decoded.items()}
+    audit = audit_images(
+        {name: split.names for name, split in splits.items()},
+        {name: split.labels for name, split in splits.items()},
+        {name: np.asarray(result.pixel_digests, dtype="S32") for name, result in decoded.items()},
+        {name: result.problems for name, result in decoded.items()},
+        source.classes,
+        source.ignored,
+        {name: result.notes for name, result in decoded.items()},
+        allow_leaks=source.allow_leaks,
+    )
+    out = audit.quarantined | audit.unreadable
+    kept_splits = {}
+    for name, split in splits.items():
+        kept = np.asarray([f"{name}:{item}" not in out for item in split.names], dtype=bool)
+        if not kept.all():
+            keep_rows(folder / f"{name}.npy", np.flatnonzero(kept))
+        names = [item for item, keep in zip(split.names, kept, strict=True) if keep]
+        kept_splits[name] = (names, split.labels[kept], digests[name][kept])
+    facts = [preprocess.fingerprint(), list(source.classes)]
+    write_splits(folder, kept_splits, audit, signature=signature, origin=origin_of(source), facts=facts, boot=boot)

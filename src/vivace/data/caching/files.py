@@ -1,0 +1,269 @@
+"""The files of one cache, written so that they are whole, and read so that nothing damaged is believed.
+
+cache.json          names, audit, signature, fingerprint, checksums of the pixels, and its own hash
+train.npy           uint8 [N, store_size, store_size, C]; its checksums are checked whenever it is opened
+train.labels.npy    int64 [N]      the fingerprint covers
+train.digests.npy   bytes [N]      both of these
+
+A new cache is used before its pixels are on the disk, which may take longer than decoding them: until they are, its
+index names the start of the system, and after another start it is not believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace import systems
+from vivace.cachedir import INDEX, building
+from vivace.data.audit import Audit
+from vivace.data.caching.index import MAX_INDEX_BYTES, DamagedFiles, parse_index, read_index, sealed
+from vivace.data.caching.signature import SCHEMA_VERSION
+from vivace.data.caching.stored import Pixels, StoredImages, checksums, first_changed_block, read_column
+from vivace.data.preprocess import Preprocess
+from vivace.errors import ConfigError
+from vivace.files import atomic_file, canonical_json, read_printable
+
+__all__ = [
+    "CachedSplit",
+    "StoredCache",
+    "allocate",
+    "boot_id",
+    "keep_rows",
+    "read_cache",
+    "settle",
+    "write_splits",
+]
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# of a digest, in hexadecimal
+DIGEST = np.dtype("S32")
+HEXADECIMAL = b"0123456789abcdef"
+
+
+@dataclass(frozen=True)
+class CachedSplit:
+    """The decoded images of a split, those that the audit quarantined left out."""
+
+    images_NHWC: Pixels
+    """uint8 [N, store_size, store_size, C], in its file: what is taken out of it is read then."""
+    labels_N: np.ndarray
+    """int64."""
+    names: tuple[str, ...]
+    digests_N: np.ndarray
+    """bytes [N], blake2b-128 of each file in hexadecimal."""
+
+
+@dataclass(frozen=True)
+class StoredCache:
+    """What the files of a cache hold."""
+
+    folder: Path
+    splits: dict[str, CachedSplit]
+    classes: tuple[str, ...]
+    fingerprint: str
+    audit: Audit
+    origin: tuple[str, str]
+    """The root and the name of the source."""
+
+
+def allocate(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
+    """A new .npy file of uint8 zeros, mapped for writing. Raises OSError if the disk has no room for all of it."""
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("r+b") as file:
+        # a sparse file on a full disk would end this process by SIGBUS, at whichever pixel comes first
+        systems.reserve(file, path.stat().st_size)
+    return images
+
+
+def keep_rows(path: Path, kept: np.ndarray) -> None:
+    """Shorten a .npy file of uint8 to the rows `kept` (ascending), in place, block by block: it may exceed memory.
+
+    Nothing waits for the disk here: that is `settle`'s matter, or that of whoever renames the folder.
+    """
+    images = np.load(path, mmap_mode="r+")
+    # rows only move to the front, so none is overwritten before it was read; those before the first gap stay
+    moved = np.count_nonzero(kept == np.arange(len(kept)))
+    for start in range(moved, len(kept), 1000):
+        rows = kept[start : start + 1000]
+        images[start : start + len(rows)] = images[rows]
+    shape, row = (len(kept), *images.shape[1:]), int(np.prod(images.shape[1:]))
+    offset = images.offset
+    del images
+    with path.open("r+b") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        # numpy leaves room for the first axis to grow, so a header never changes its length
+        assert file.tell() == offset
+        file.truncate(offset + len(kept) * row)
+
+
+def write_splits(
+    folder: Path,
+    splits: Mapping[str, tuple[list[str], np.ndarray, np.ndarray]],
+    audit: Audit,
+    *,
+    signature: str,
+    origin: list[str],
+    facts: list[Any],
+    boot: str | None = None,
+) -> None:
+    """Write all but the pixels. splits: name → names, labels, digests; facts: what else the fingerprint covers.
+
+    origin: root and name of the source, which the fingerprint does not cover. boot: the start of the system after which
+    the cache is not believed; None: it always is.
+    """
+    names = {}
+    for name, (items, labels, digests) in splits.items():
+        np.save(folder / f"{name}.labels.npy", labels)
+        np.save(folder / f"{name}.digests.npy", digests)
+        names[name] = items
+    contents = {name: (labels, digests) for name, (_, labels, digests) in splits.items()}
+    index = {
+        "schema_version": SCHEMA_VERSION,
+        "signature": signature,
+        "origin": origin,
+        "fingerprint": _fingerprint(facts, contents),
+        "facts": facts,
+        "names": names,
+        "checksums": {name: checksums(folder / f"{name}.npy") for name in splits},
+        "audit": audit.to_dict(),
+    }
+    if boot is not None:
+        index["boot"] = boot
+    (folder / INDEX).write_bytes(sealed(index))
+
+
+def boot_id() -> str | None:
+    """What names this start of the system; None where nothing does."""
+    try:
+        return BOOT_ID.read_text("ascii").strip() or None
+    except OSError:
+        return None
+
+
+def settle(folder: Path) -> threading.Thread:
+    """Put the files of a new cache on the disk, in a thread, and then let its index be believed for ever.
+
+    Raises OSError if the index can't be read.
+    """
+    try:
+        unsettled = read_printable(folder / INDEX, MAX_INDEX_BYTES)
+    except ValueError:
+        raise OSError(errno.EILSEQ, f"{INDEX} has changed") from None
+    thread = threading.Thread(target=_settle, args=(folder, unsettled), daemon=True)
+    thread.start()
+    return thread
+
+
+def _settle(folder: Path, unsettled: bytes) -> None:
+    try:
+        index = parse_index(unsettled)
+    except DamagedFiles:
+        # the next opening tells
+        return
+    if index.pop("boot", None) is None:
+        return
+    failed = False
+    try:
+        systems.sync_files(folder)
+    except OSError:
+        # a page that can't be written may be dropped: what is read from it later is anything
+        failed = True
+    # a folder that was closed to this process meanwhile keeps its index: it is believed until the next start
+    with contextlib.suppress(OSError, ValueError):
+        if not folder.exists():
+            return
+        with building(folder):
+            # another process may have put another cache in its place
+            if read_printable(folder / INDEX, len(unsettled)) != unsettled:
+                return
+            if failed:
+                (folder / INDEX).unlink()
+                return
+            with atomic_file(folder / INDEX) as file:
+                file.write(sealed(index))
+
+
+def read_cache(
+    folder: Path,
+    preprocess: Preprocess,
+    *,
+    signature: str | None = None,
+    origin: list[str] | None = None,
+    check_pixels: bool = True,
+    max_index_bytes: int = MAX_INDEX_BYTES,
+) -> StoredCache | None:
+    """The cache in `folder`; None if there is none, or one of other files, of another version, or never settled.
+
+    signature: of the files that it must be of, origin: of their source; None: of whichever. check_pixels: read all of
+    them and compare their checksums, 1.5 GB/s on one processor. Raises DamagedFiles.
+    """
+    try:
+        index = read_index(folder / INDEX, max_index_bytes)
+        if index is None:
+            return None
+        if signature not in (None, index["signature"]) or origin not in (None, index["origin"]):
+            return None
+        if "boot" in index and index["boot"] != boot_id():
+            # perhaps its pixels never came to the disk
+            return None
+        splits = {name: _read_split(folder, name, index, preprocess, check_pixels) for name in index["names"]}
+        contents = {name: (split.labels_N, split.digests_N) for name, split in splits.items()}
+        if index["fingerprint"] != _fingerprint(index["facts"], contents):
+            raise DamagedFiles("the labels or digests have changed")
+        for name, split in splits.items():
+            _check_values(name, split, len(index["facts"][1]))
+        return StoredCache(
+            folder,
+            splits,
+            tuple(index["facts"][1]),
+            index["fingerprint"],
+            Audit.from_dict(index["audit"]),
+            (index["origin"][0], index["origin"][1]),
+        )
+    # whatever damaged bytes lead to
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, ConfigError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.filename is None else error
+        reason = " ".join(str(cause).split())[:200]
+        raise DamagedFiles(reason or type(error).__name__) from None
+
+
+def _read_split(
+    folder: Path, name: str, index: Mapping[str, Any], preprocess: Preprocess, check_pixels: bool
+) -> CachedSplit:
+    pixels, names, side = folder / f"{name}.npy", index["names"][name], preprocess.store_size
+    images = StoredImages(pixels)
+    if images.shape != (len(names), side, side, preprocess.channels):
+        raise DamagedFiles(f"{pixels.name} holds {images.shape}")
+    changed = first_changed_block(pixels, index["checksums"][name]) if check_pixels else None
+    if changed is not None:
+        raise DamagedFiles(f"{pixels.name} has changed within its {changed + 1}. block of 4 MiB")
+    labels = read_column(folder / f"{name}.labels.npy", np.int64, len(names))
+    digests = read_column(folder / f"{name}.digests.npy", DIGEST, len(names))
+    return CachedSplit(images, labels, tuple(names), digests)
+
+
+def _check_values(name: str, split: CachedSplit, num_classes: int) -> None:
+    """Raise DamagedFiles for values that no cache has, though the fingerprint is theirs: who forges one can seal it."""
+    labels = split.labels_N
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise DamagedFiles(f"{name}.labels.npy holds {labels.min()} to {labels.max()} for {num_classes:,} classes")
+    if split.digests_N.tobytes().translate(None, HEXADECIMAL):
+        raise DamagedFiles(f"{name}.digests.npy holds other than digests")
+
+
+def _fingerprint(facts: list[Any], contents: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """64 hexadecimal digits over what was decoded and how: equal wherever and whenever it was."""
+    hasher = hashlib.sha256(canonical_json(facts))
+    for name, (labels, digests) in sorted(contents.items()):
+        hasher.update(f"{name}\0{labels.dtype}{labels.shape}{digests.dtype}{digests.shape}".encode())
+        hasher.update(labels.tobytes() + digests.tobytes())
+    return hasher.hexdigest()

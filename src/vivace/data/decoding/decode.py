@@ -1,0 +1,297 @@
+"""Decoding: the one function that opens an image file, with every guard against what may be in it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from vivace.data.decoding.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSED_EXTENSIONS, sniff
+from vivace.data.decoding.headers import Unfit
+from vivace.data.decoding.memory import READING
+from vivace.data.decoding.opening import header_size, open_picture
+from vivace.data.decoding.picture import Limits, Picture
+from vivace.errors import ImageError
+
+__all__ = [
+    "EXTENSIONS",
+    "MAX_PIXELS",
+    "REFUSED_EXTENSIONS",
+    "Picture",
+    "PillowGuard",
+    "advice",
+    "check_size",
+    "decode_bytes",
+    "decoding",
+    "image_of",
+    "load_opened",
+    "mismatch",
+    "read_bytes",
+    "read_image",
+    "shown",
+    "size_of",
+    "sniff",
+]
+
+MAX_PIXELS = 100_000_000
+# a larger file is not even read: what MAX_PIXELS may take decoded
+MAX_BYTES = 768_000_000
+# bytes of a file that is read at once
+SMALL_FILE = 1 << 16
+# characters of a name in a message
+MAX_SHOWN = 300
+# a Pillow image that was only opened is decoded in place, which two threads can't do at once
+_opening = threading.Lock()
+# why the system does not give a file → what to do
+ADVICE = (
+    ((errno.EACCES, errno.EPERM), "Check its rights."),
+    ((errno.ENOENT, errno.ENOTDIR), "Check the path: was it moved or renamed?"),
+    ((errno.ELOOP,), "Mend the link, or leave it out."),
+    ((errno.ENAMETOOLONG,), "Give it a shorter name."),
+    ((errno.EMFILE, errno.ENFILE), "Close other files, or raise the limit (ulimit -n)."),
+    ((errno.EIO,), "Its disk fails: restore it from a copy."),
+)
+
+
+class PillowGuard:
+    """Holds Pillow to one behaviour while any thread decodes, whatever the program around us has set.
+
+    Pillow keeps its settings in globals: LOAD_TRUNCATED_IMAGES, which many programs set, would let half an image pass,
+    and a filter that makes errors of warnings would turn odd metadata into another image. `warnings.catch_warnings`
+    alone is not safe in threads: when two overlap, the last one to leave restores what the other had changed.
+    MAX_IMAGE_PIXELS would turn away what `max_pixels` allows: `Limits` looks at every size before pixels are decoded.
+    """
+
+    _lock = threading.Lock()
+    _depth = 0
+    _saved_truncated = False
+    _saved_pixels: int | None = None
+    _saved_filters: warnings.catch_warnings | None = None
+
+    def __enter__(self) -> None:
+        cls = PillowGuard
+        with cls._lock:
+            cls._depth += 1
+            if cls._depth == 1:
+                cls._saved_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+                cls._saved_pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                cls._saved_filters = warnings.catch_warnings()
+                cls._saved_filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __exit__(self, *_: object) -> None:
+        cls = PillowGuard
+        with cls._lock:
+            cls._depth -= 1
+            if cls._depth == 0 and cls._saved_filters is not None:
+                cls._saved_filters.__exit__(None, None, None)
+                ImageFile.LOAD_TRUNCATED_IMAGES = cls._saved_truncated
+                Image.MAX_IMAGE_PIXELS = cls._saved_pixels
+
+
+def read_image(
+    source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None
+) -> Image.Image | np.ndarray:
+    """The decoded first picture of an image file, upright, 8 bits a channel, in its own mode or as uint8 [H, W, 3 | 1].
+
+    source: a path, or an encoded file's bytes. draft_size: a JPEG at least four times as large may be decoded at a
+    lower resolution, still at least twice this side. max_pixels: of what is decoded, and with it a bound on memory.
+    Raises ImageError whose `problem` is one of unreadable, empty, not_an_image, format_not_allowed, missing_extra,
+    bomb, too_small, extreme_aspect, truncated, not_convertible.
+    """
+    name = "the image" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else read_bytes(source)
+    return decode_bytes(data, name, max_pixels=max_pixels, draft_size=draft_size)
+
+
+@contextlib.contextmanager
+def decoding(
+    source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None
+) -> Iterator[tuple[bytes, Picture]]:
+    """(bytes of the file, what `read_image` makes of it), while the memory for both is held in the process's budget."""
+    name = "the image" if isinstance(source, bytes) else str(source)
+    limits = Limits(max_pixels, draft_size)
+    if isinstance(source, bytes):
+        with _opened(source, name, limits) as picture:
+            yield source, picture
+    else:
+        with _read(source) as data, _opened(data, name, limits) as picture:
+            yield data, picture
+
+
+def decode_bytes(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None
+) -> Image.Image | np.ndarray:
+    """`read_image` of bytes already read; `name` is used in messages."""
+    with _opened(data, name, Limits(max_pixels, draft_size)) as picture:
+        return picture.pixels
+
+
+def mismatch(name: str, kind: str) -> bool:
+    """Whether the extension of a file is that of another format than `kind`, which its content is."""
+    if name.endswith(FORMATS[kind]):
+        return False
+    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
+    return extension in EXTENSIONS and extension not in FORMATS[kind] and not (kind == "JPEG" and extension == ".mpo")
+
+
+def size_of(path: Path | str) -> tuple[int, int]:
+    """Width and height of an image file, by its header alone: nothing is decoded. Raises ImageError."""
+    with _read(path) as data, PillowGuard(), _told(str(path)):
+        return header_size(data)
+
+
+class _opened:  # noqa: N801 (a context as those of contextlib are, in a fifth of their time)
+    """The picture in a file's bytes, while the memory for it is held and Pillow behaves."""
+
+    def __init__(self, data: bytes, name: str, limits: Limits) -> None:
+        self._data, self._name, self._limits = data, name, limits
+
+    def __enter__(self) -> Picture:
+        if not self._data:
+            raise ImageError(
+                f"the file is empty: {shown(self._name)}. Restore it from a copy, or leave it out.", problem="empty"
+            )
+        self._guard = PillowGuard()
+        self._guard.__enter__()
+        try:
+            with _told(self._name):
+                self._open = open_picture(self._data, self._limits)
+                return self._open.__enter__()
+        except BaseException:
+            self._guard.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            # what becomes of the picture is no error of its file
+            self._open.__exit__(None, None, None)
+        finally:
+            self._guard.__exit__()
+
+
+class _told:  # noqa: N801 (a context as those of contextlib are, in a fifth of their time)
+    """Whatever a decoder raises becomes an ImageError of one line; MemoryError stays what it is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, MemoryError):
+            raise _image_error(error, self._name) from None
+
+
+def _image_error(error: Exception, name: str) -> ImageError:
+    if isinstance(error, Unfit):
+        text = str(error)
+        # what is counted before decoding knows no name
+        text = text.replace("NAME", shown(name)) if "NAME" in text else f"not decoded: {shown(name)}: {text}"
+        return ImageError(text, problem=error.problem)
+    # broken files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
+    return ImageError(
+        f"the image is damaged: {shown(name)} ({_reason(error)}). Restore it from a copy, or leave it out.",
+        problem="truncated",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, in one line of printable characters."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        # its words name an object in memory
+        said = "its header is wrong"
+    return "".join(c if c.isprintable() else "?" for c in said[:150])
+
+
+def load_opened(image: Image.Image, *, max_pixels: int) -> None:
+    """Decode a Pillow image that was only opened, in place. Raises ImageError as `read_image` does of its file."""
+    with _opening, PillowGuard(), _told("the image"):
+        Limits(max_pixels).check(image.size)
+        image.load()
+
+
+def check_size(width: int, height: int, *, max_pixels: int) -> None:
+    """Raises ImageError for an image of a size that no file may have: bomb, too_small, extreme_aspect."""
+    with _told("the image"):
+        Limits(max_pixels).check((width, height))
+
+
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """uint8 [H, W], [H, W, 1] or [H, W, 3] as a Pillow image, mode L or RGB."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The bytes of a regular file. Raises ImageError: unreadable, or bomb if it is larger than any image may be."""
+    with _read(path) as data:
+        return data
+
+
+@contextlib.contextmanager
+def _read(path: Path | str) -> Iterator[bytes]:
+    """The bytes of a file, while the memory for them is held; of what is no image, the beginning only."""
+    try:
+        # without O_NONBLOCK a named pipe called .jpg would be waited for until somebody writes to it
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    try:
+        facts = os.fstat(descriptor)
+        if stat.S_ISDIR(facts.st_mode):
+            raise ImageError(f"this is a folder: {shown(path)}. Give image files.", problem="unreadable")
+        if not stat.S_ISREG(facts.st_mode):
+            raise ImageError(
+                f"no regular file: {shown(path)}, a pipe, socket or device. Give image files.", problem="unreadable"
+            )
+        if facts.st_size > MAX_BYTES:
+            raise ImageError(
+                f"the file is too large for an image: {shown(path)} has {facts.st_size:,} bytes, "
+                f"the cap is {MAX_BYTES:,}. Make it smaller, or leave it out.",
+                problem="bomb",
+            )
+        with READING.hold(facts.st_size):
+            try:
+                # the end of a small file is seen in the same call; of a large one that is no image the rest is not read
+                small = facts.st_size < SMALL_FILE
+                data = os.read(descriptor, facts.st_size + 1 if small else HEAD_BYTES)
+                if len(data) != facts.st_size and sniff(data[:HEAD_BYTES]):
+                    data += io.FileIO(descriptor, closefd=False).readall()
+            except OSError as error:
+                raise _unreadable(path, error) from None
+            yield data
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: Path | str, error: OSError | ValueError) -> ImageError:
+    if isinstance(error, OSError):
+        return ImageError(
+            f"the file can't be read: {shown(path)} ({error.strerror}). {advice(error)}", problem="unreadable"
+        )
+    # a zero byte, or a character that has no bytes
+    return ImageError(f"the name is no file's: {shown(path)} ({error}). Correct it.", problem="unreadable")
+
+
+def advice(error: OSError) -> str:
+    """What to do about a file or folder that the system does not give."""
+    return next((text for numbers, text in ADVICE if error.errno in numbers), "Check its disk, or leave it out.")
+
+
+def shown(name: Path | str) -> str:
+    """A name fit for one line of text: newlines and bytes that are no UTF-8 are escaped, a long one is shortened."""
+    text = str(name)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:80]}…{text[80 - MAX_SHOWN :]}"

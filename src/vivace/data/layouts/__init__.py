@@ -1,0 +1,1 @@
+"""How people lay out labelled images: folders, manifests, archives, shards of parquet, data sets with a name."""

@@ -1,0 +1,264 @@
+"""Which files below a folder are taken for images, what is passed over, which links are followed (no torch here)."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from vivace.data.decoding.decode import advice, shown
+from vivace.data.decoding.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSED_EXTENSIONS, sniff
+from vivace.data.layouts.splitnames import SYSTEM_FILES, is_system
+from vivace.errors import DataError
+
+__all__ = ["Listing", "check_inside", "is_candidate", "passed_over", "scan", "unreadable_folder"]
+
+# kinds of files that a summary names
+NUM_KINDS = 6
+# longer "extensions" are parts of a sentence
+MAX_EXTENSION = 8
+
+
+@dataclass
+class Listing:
+    """The images below one data set's folder. Paths are as os.fsdecode gives them."""
+
+    root: str
+    """Links out of it are followed only if `follow_links`."""
+    follow_links: bool = False
+    ignored: list[str] = field(default_factory=list)
+    """Files that are passed over, and folders of the system, with a slash at the end; relative to the root."""
+    broken: list[str] = field(default_factory=list)
+    """Links in class folders that lead to nothing, relative to the root: passed over too."""
+    _subfolders: dict[str, dict[str, str]] = field(default_factory=dict)
+    _with_images: dict[str, bool] = field(default_factory=dict)
+
+    def subfolders(self, folder: str) -> dict[str, str]:
+        """Visible subfolders, name → path, sorted. Raises DataError for a link that is not followed, or a broken one
+        that may stand for a folder."""
+        if folder not in self._subfolders:
+            found, real = {}, os.path.realpath(folder)
+            for entry in scan(folder):
+                if is_system(entry.name):
+                    continue
+                if _is_broken(entry):
+                    # a whole class may be on a disk that is not mounted: no line among others may be all that tells
+                    if not _extension(entry.name):
+                        raise DataError(
+                            f"a broken or circular link, perhaps of a class: {entry.path}. Mount or restore what "
+                            "it leads to, or move the link away."
+                        )
+                elif self._is_folder(entry, real):
+                    found[entry.name] = entry.path
+            self._subfolders[folder] = dict(sorted(found.items()))
+        return self._subfolders[folder]
+
+    def has_files(self, folder: str) -> bool:
+        """Whether images lie in the folder itself."""
+        return any(
+            not is_system(entry.name) and is_candidate(entry) and not _is_broken(entry) for entry in scan(folder)
+        )
+
+    def holds_images(self, folder: str) -> bool:
+        """Whether images lie in the folder or below; it looks no further than the first."""
+        if folder not in self._with_images:
+            self._with_images[folder] = next(self._candidates(folder, note=False), None) is not None
+        return self._with_images[folder]
+
+    def labelled(self, folder: str) -> dict[str, str]:
+        """The subfolders that hold images, name → path."""
+        return {name: path for name, path in self.subfolders(folder).items() if self.holds_images(path)}
+
+    def images(self, folder: str) -> list[str]:
+        """All images in the folder and below, sorted; what is passed over is noted in `ignored`."""
+        return sorted(self._candidates(folder, note=True))
+
+    def pass_over_files(self, folder: str) -> None:
+        """Note the files that lie beside the folders which are read."""
+        for entry in scan(folder):
+            if is_system(entry.name):
+                self._note_system(entry)
+            elif not entry.is_dir():
+                self._note(entry.path)
+
+    def _candidates(self, folder: str, *, note: bool) -> Iterator[str]:
+        """Images below `folder`, without recursion: people nest folders deeper than Python nests calls."""
+        start = os.path.realpath(folder)
+        seen = {start}
+        waiting: list[tuple[str, str, tuple[str, ...]]] = [(folder, start, ())]
+        while waiting:
+            current, real, came_by = waiting.pop()
+            for entry in scan(current):
+                if is_system(entry.name):
+                    if note:
+                        self._note_system(entry)
+                elif _is_broken(entry):
+                    if note:
+                        self.broken.append(entry.path[len(self.root) + 1 :])
+                elif self._is_folder(entry, real, came_by):
+                    linked = entry.is_symlink()
+                    inner = os.path.realpath(entry.path) if linked else f"{real}/{entry.name}"
+                    # links to links to links: each folder is read once, lest a few of them stand for millions
+                    if inner not in seen:
+                        seen.add(inner)
+                        waiting.append((entry.path, inner, (*came_by, real) if linked else came_by))
+                    elif note:
+                        self._note(entry.path + os.sep)
+                elif self._is_image(entry, note=note):
+                    yield entry.path
+
+    def _is_image(self, entry: os.DirEntry[str], *, note: bool) -> bool:
+        extension = _extension(entry.name)
+        if extension in EXTENSIONS and note:
+            _check_plain(entry)
+        taken = is_candidate(entry)
+        if note and not taken:
+            self._note(entry.path)
+        return taken
+
+    def _is_folder(self, entry: os.DirEntry[str], real: str, came_by: tuple[str, ...] = ()) -> bool:
+        if entry.is_symlink():
+            self._check_link(entry.path, (*came_by, real))
+        return entry.is_dir()
+
+    def _check_link(self, path: str, above: tuple[str, ...]) -> None:
+        """Raise DataError for a link that leads above itself, or out of the root though it may not.
+
+        above: the real folder that holds it, and those that hold the links by which it was reached.
+        """
+        target = os.path.realpath(path)
+        if any((folder + os.sep).startswith(target + os.sep) for folder in above):
+            raise DataError(f"a link leads in a circle: {path} → {target}. Move the link away.")
+        if not self.follow_links:
+            check_inside(path, os.path.realpath(self.root))
+
+    def _note(self, path: str) -> None:
+        self.ignored.append(path[len(self.root) + 1 :])
+
+    def _note_system(self, entry: os.DirEntry[str]) -> None:
+        if entry.is_dir():
+            self._note(entry.path + os.sep)
+        elif entry.name.casefold() not in SYSTEM_FILES and _extension(entry.name) in EXTENSIONS:
+            self._note(entry.path)
+
+
+def check_inside(path: str, root: str, where: str | None = None) -> None:
+    """Raise DataError if links lead `path` out of the data set's folder; root: its real path.
+
+    where: what the message begins with, a table and its line.
+    """
+    target = os.path.realpath(path)
+    if not (target + os.sep).startswith(root.rstrip(os.sep) + os.sep):
+        raise DataError(
+            f"{where + ': ' if where else ''}a link leads out of the data set: {path} → {target}. Follow it by "
+            "--follow-links, or move the link away."
+        )
+
+
+def scan(folder: str) -> list[os.DirEntry[str]]:
+    """The entries of a folder. Raises DataError if it can't be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise unreadable_folder(folder, error) from None
+
+
+def unreadable_folder(folder: str, error: OSError) -> DataError:
+    """What to raise where a folder can't be listed."""
+    return DataError(f"the folder can't be read: {folder} ({error.strerror}). {advice(error)}")
+
+
+def _is_broken(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link that leads to nothing, or to itself."""
+    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
+
+
+def is_candidate(entry: os.DirEntry[str] | str) -> bool:
+    """Whether a file is taken for an image: by its extension, and where that tells nothing by its first bytes."""
+    path, name = (entry, entry) if isinstance(entry, str) else (entry.path, entry.name)
+    extension = _extension(name)
+    if extension in REFUSED_EXTENSIONS:
+        return False
+    if extension in EXTENSIONS:
+        return extension not in FORMATS["HEIF"] or (heif_is_read() and _begins_as_heif(path))
+    # reading a pipe would wait for ever
+    if not (os.path.isfile(entry) if isinstance(entry, str) else entry.is_file()):  # noqa: PTH113
+        return False
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            kind = sniff(file.read(HEAD_BYTES))
+    except OSError:
+        return False
+    return kind is not None and (kind != "HEIF" or heif_is_read())
+
+
+def _begins_as_heif(path: str) -> bool:
+    """Whether a box follows the first one, as in every HEIC file: phones leave placeholders of what lies in a cloud."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            head = file.read(HEAD_BYTES)
+            file.seek(int.from_bytes(head[:4], "big"))
+            return sniff(head) is not None and (head[4:8] != b"ftyp" or file.read(8)[4:].isalnum())
+    except OSError:
+        # the audit says why it can't be read
+        return True
+
+
+@functools.cache
+def heif_is_read() -> bool:
+    """Whether the extra that reads HEIC is installed."""
+    return find_spec("pillow_heif") is not None
+
+
+def passed_over(ignored: Sequence[str], num_taken: int) -> str | None:
+    """One line that says how many files were passed over, and of which kinds; None if there are none.
+
+    ignored: as `Listing` notes them.
+    """
+    files = [name for name in ignored if not name.endswith(os.sep)]
+    folders = Counter(os.path.basename(name[:-1]) for name in ignored if name.endswith(os.sep))  # noqa: PTH119
+    parts = []
+    if files:
+        kinds = Counter(_kind(name) for name in files).most_common()
+        listed = [f"{count:,} {kind}" for kind, count in kinds[:NUM_KINDS]]
+        if rest := sum(count for _, count in kinds[NUM_KINDS:]):
+            listed.append(f"{rest:,} others")
+        heic = not heif_is_read() and any(_extension(name) in FORMATS["HEIF"] for name in files)
+        hint = "; HEIC is read after: pip install 'vivace[heic]'" if heic else ""
+        parts.append(f"{len(files):,} of {num_taken + len(files):,} files were passed over: {', '.join(listed)}{hint}")
+    if folders:
+        listed = [f"{name} ({count:,})" if count > 1 else name for name, count in folders.most_common(NUM_KINDS)]
+        parts.append(f"folders of the system, or linked twice, passed over: {', '.join(map(shown, listed))}")
+    return "; ".join(parts) or None
+
+
+def _kind(name: str) -> str:
+    """How a summary calls a file that was passed over."""
+    base = os.path.basename(name)  # noqa: PTH119
+    extension = _extension(base)
+    if base.startswith("."):
+        return "hidden"
+    if not extension:
+        return "without extension"
+    if len(extension) > MAX_EXTENSION or not extension[1:].isalnum() or not extension.isascii():
+        return "of other names"
+    if extension in EXTENSIONS and extension not in FORMATS["HEIF"]:
+        return f"{extension} in no class folder"
+    return extension
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
+
+
+def _check_plain(entry: os.DirEntry[str]) -> None:
+    # reading a pipe would wait for ever
+    if not entry.is_file():
+        raise DataError(f"not a plain file: {entry.path}, a pipe, socket or device. Move it away.")
+    # 1 µs a file; effective rights are those that reading will have
+    if not os.access(entry.path, os.R_OK, effective_ids=True):
+        raise DataError(f"the file can't be read: {entry.path}. Check its rights.")

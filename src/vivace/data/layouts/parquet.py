@@ -1,0 +1,209 @@
+"""Rows of parquet files, read in bounded memory whatever a file claims to hold (no torch here).
+
+A few hundred bytes may stand for gigabytes: compressed pages, one long text that a dictionary gives to every row,
+counts of rows that are nowhere stored. So the headers of all pages are read first: what stands in them is what room
+would be made for, while the sizes in the file's own list may be anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from vivace.data.layouts.assemble import shorter
+from vivace.data.layouts.columns import check_width
+from vivace.errors import ArchiveError, DataError, MissingExtra
+
+__all__ = ["import_parquet", "read_rows", "read_schema"]
+
+# as for archives: how many times its size a file may unpack to, and what any file may
+MAX_RATIO, FREE_BYTES = 100, 50 * 2**20
+# a page of compressed images is hardly smaller than they are
+MAX_PAGE_RATIO = 10
+# rows: of names that differ, each takes bits at least
+ROWS_PER_BYTE, FREE_ROWS = 20, 100_000
+# of a column, at once: a row may hold all that is in its dictionary
+BATCH_BYTES = 32 * 2**20
+MAX_HEADER = 1 << 20
+# of thrift's compact protocol: those of a page's header; nothing else belongs there
+TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 12
+# of parquet.thrift: PageHeader's fields, kinds of pages, and the encoding whose values repeat the ones before
+DICTIONARY_PAGE, DELTA_BYTE_ARRAY = 2, 7
+
+
+def read_schema(path: Path) -> Any:
+    """pyarrow's schema of a file. Raises DataError for no parquet, too many columns, or two of one name."""
+    parquet = import_parquet().parquet
+    try:
+        schema = parquet.read_schema(path)
+    except _errors() as error:
+        raise _unreadable(path, error) from None
+    check_width(len(schema.names), str(path))
+    if twins := sorted(name for name, count in Counter(schema.names).items() if count > 1):
+        raise DataError(f"{path}: two columns are called {shorter(twins[0])}. Leave one out, or rename it.")
+    return schema
+
+
+def read_rows(path: Path, columns: Sequence[str], *, batch_rows: int, pixels: str | None = None) -> Iterator[Any]:
+    """Rows of the columns, as dictionaries. pixels: the only one that holds bytes, alone or in a struct with "bytes".
+
+    Raises ArchiveError for a file that would take far more memory or rows than it has bytes, DataError for one that
+    can't be read and for columns of anything but texts and numbers.
+    """
+    pyarrow, schema = import_parquet(), read_schema(path)
+    leaves = []
+    for name in dict.fromkeys(columns):
+        kind = schema.field(name).type
+        if name == pixels:
+            leaves.append(f"{name}.bytes" if pyarrow.types.is_struct(kind) else name)
+        elif _is_flat(kind, pyarrow.types):
+            leaves.append(name)
+        else:
+            raise DataError(f"{path}: {shorter(name)} is no text: it holds {shorter(str(kind))}. Name another column.")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            room = _look_over(path, file.metadata, leaves)
+            size = max(1, min(batch_rows, BATCH_BYTES // max(1, room)))
+            num_rows = 0
+            for batch in file.iter_batches(batch_size=size, columns=leaves):
+                num_rows += batch.num_rows
+                if num_rows > file.metadata.num_rows:
+                    raise ArchiveError(f"{path} holds more than the {file.metadata.num_rows:,} rows that it lists.")
+                yield from batch.to_pylist()
+    except _errors() as error:
+        raise _unreadable(path, error) from None
+
+
+def _is_flat(kind: Any, types: Any) -> bool:
+    """Whether values are texts, numbers or bytes: of lists and the like one row may hold a billion."""
+    if types.is_dictionary(kind):
+        return _is_flat(kind.value_type, types)
+    tests = ("primitive", "string", "large_string", "string_view", "binary", "large_binary", "binary_view", "decimal")
+    return types.is_null(kind) or any(getattr(types, f"is_{name}", lambda _: False)(kind) for name in tests)
+
+
+def _look_over(path: Path, metadata: Any, leaves: Sequence[str]) -> int:
+    """Bytes of the largest dictionary, which any value may have. Raises ArchiveError."""
+    num_bytes = path.stat().st_size
+    if metadata.num_rows > max(FREE_ROWS, ROWS_PER_BYTE * num_bytes):
+        raise _bomb(path, f"{metadata.num_rows:,} rows")
+    largest = total = 0
+    with path.open("rb") as file:
+        for group in range(metadata.num_row_groups):
+            for number in range(metadata.num_columns):
+                chunk = metadata.row_group(group).column(number)
+                if chunk.path_in_schema not in leaves:
+                    continue
+                for kind, made, stored in _pages(path, file, chunk):
+                    total += made
+                    if made > max(FREE_BYTES, MAX_PAGE_RATIO * stored):
+                        raise _bomb(path, f"a page of {made:,} bytes")
+                    if total > max(FREE_BYTES, MAX_RATIO * num_bytes):
+                        raise _bomb(path, f"over {total:,} bytes")
+                    largest = max(largest, made if kind == DICTIONARY_PAGE else 0)
+    return largest
+
+
+def _pages(path: Path, file: IO[bytes], chunk: Any) -> Iterator[tuple[int, int, int]]:
+    """(kind, bytes, bytes as they are stored) of each page of a column's chunk."""
+    place = chunk.data_page_offset
+    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < place:
+        place = chunk.dictionary_page_offset
+    end, num_values = place + chunk.total_compressed_size, 0
+    while place < end and num_values < chunk.num_values:
+        header, length = _header(file, place)
+        kind, made, stored = (header.get(field) for field in (1, 2, 3))
+        data = header.get(5) or header.get(8) or {}
+        if not isinstance(data, dict):
+            raise ValueError("the header of a page is wrong")
+        encoding = data.get(2 if 5 in header else 4)
+        sizes = [number for number in (kind, made, stored, data.get(1, 0)) if isinstance(number, int)]
+        if len(sizes) < 4 or not all(0 <= number < 2**31 for number in sizes):
+            raise ValueError("the header of a page is wrong")
+        if encoding == DELTA_BYTE_ARRAY:
+            raise DataError(
+                f"{path}: the encoding DELTA_BYTE_ARRAY is not read: few bytes of it may stand for gigabytes. "
+                "Write the file anew with the defaults of pyarrow or polars."
+            )
+        num_values += sizes[3]
+        place += length + sizes[2]
+        yield sizes[0], sizes[1], sizes[2]
+
+
+def _header(file: IO[bytes], place: int) -> tuple[dict[int, Any], int]:
+    """Fields of the header of the page at `place`, and its length."""
+    for size in (1 << 10, MAX_HEADER):
+        file.seek(place)
+        data = file.read(size)
+        try:
+            return _struct(data, 0)
+        except IndexError:
+            continue
+    raise ValueError("the header of a page does not end")
+
+
+def _struct(data: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+    """Field → number, or fields of a struct; and where it ends. Texts are passed over. Raises IndexError at the end."""
+    fields: dict[int, Any] = {}
+    field = 0
+    while mark := data[place]:
+        kind, place = mark & 15, place + 1
+        if mark >> 4:
+            field += mark >> 4
+        else:
+            field, place = _number(data, place)
+        if kind in (I16, I32, I64):
+            fields[field], place = _number(data, place)
+        elif kind == STRUCT and depth < 4:
+            fields[field], place = _struct(data, place, depth + 1)
+        elif kind == BINARY:
+            length, place = _varint(data, place)
+            place += length
+        elif kind in (TRUE, FALSE, BYTE, DOUBLE):
+            place += {BYTE: 1, DOUBLE: 8}.get(kind, 0)
+        else:
+            raise ValueError("the header of a page is wrong")
+    return fields, place + 1
+
+
+def _number(data: bytes, place: int) -> tuple[int, int]:
+    value, place = _varint(data, place)
+    return (value >> 1) ^ -(value & 1), place
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[place]
+        place += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+    raise ValueError("the header of a page is wrong")
+
+
+def _bomb(path: Path, what: str) -> ArchiveError:
+    return ArchiveError(
+        f"the parquet file is a bomb: {path} of {path.stat().st_size:,} bytes unpacks to {what}. Do not use it."
+    )
+
+
+def _unreadable(path: Path, error: BaseException) -> DataError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return DataError(f"the manifest can't be read: {path} ({reason}). Give UTF-8 text, or parquet.")
+
+
+def _errors() -> tuple[type[BaseException], ...]:
+    # MemoryError, KeyError and TypeError have kinds of pyarrow's own too
+    return (OSError, ValueError, NotImplementedError, MemoryError, KeyError, TypeError, import_parquet().ArrowException)
+
+
+def import_parquet() -> Any:
+    """pyarrow, with its parquet module. Raises MissingExtra."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra("pyarrow", "data", "a parquet manifest") from None
+    return pyarrow
