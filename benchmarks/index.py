@@ -8,12 +8,11 @@ What a file does not say stands there as "not recorded": nothing is added later 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS
+from records import RESULTS, shown
 
 __all__ = ["index"]
 
@@ -66,7 +65,7 @@ def _row(path: Path, record: Mapping[str, Any]) -> str:
         _versions(record.get("environment") or {}),
         f"`{record['commit']}`" if record.get("commit") else NOT_RECORDED,
         str(record.get("schema", NOT_RECORDED)),
-        f"`{_without_homes(record['command'])}`" if record.get("command") else NOT_RECORDED,
+        f"`{shown(record['command'])}`" if record.get("command") else NOT_RECORDED,
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -84,11 +83,6 @@ def _versions(environment: Mapping[str, Any]) -> str:
     shown = {"vivace": environment.get("vivace"), "Python": environment.get("python")}
     shown |= {name: environment.get("versions", {}).get(name) for name in ("torch", "onnxruntime", "openvino")}
     return ", ".join(f"{name} {version}" for name, version in shown.items() if version)
-
-
-def _without_homes(command: str) -> str:
-    """`command` with absolute folders cut down to their last two parts, and without what would end a cell."""
-    return re.sub(r"(?<!\S)/(?:[^\s/]+/)+(?=[^\s/]+/[^\s/]+)", "…/", command).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from vivace.files import write_json
 from vivace.hardware import describe
 
-__all__ = ["RESULTS", "SCHEMA", "commit", "hardware", "keep", "page", "save", "today", "with_interval"]
+__all__ = ["RESULTS", "SCHEMA", "commit", "hardware", "keep", "page", "save", "shown", "today", "with_interval"]
 
 RESULTS = Path(__file__).parent / "results"
 # of a record's common fields: date, command, commit, environment
@@ -38,6 +38,11 @@ def with_interval(value: float | None, low: float | None, high: float | None, *,
     if value is None:
         return "–"
     return f"{value:{form}}" + ("" if low is None or high is None else f" [{low:{form}}, {high:{form}}]")
+
+
+def shown(command: str) -> str:
+    """`command` with absolute folders cut down to their last two parts, and without what would end a cell."""
+    return re.sub(r"(?<!\S)/(?:[^\s/]+/)+(?=[^\s/]+/[^\s/]+)", "…/", command).replace("|", "\\|")
 
 
 def page(record: Mapping[str, Any], title: str, conditions: str, table: Sequence[str]) -> str:

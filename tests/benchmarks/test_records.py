@@ -49,7 +49,7 @@ def test_what_a_file_does_not_say_is_not_recorded(tmp_path: Path) -> None:
 
 
 def test_folders_of_one_machine_are_cut_from_commands() -> None:
-    assert index._without_homes("python x.py /home/me/runs/net --data data/x") == "python x.py …/runs/net --data data/x"
+    assert records.shown("python x.py /home/me/runs/net --data data/x") == "python x.py …/runs/net --data data/x"
 
 
 def test_a_report_of_vivace_is_kept_with_its_page_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
