@@ -20,6 +20,7 @@ from vivace import errors
 
 if TYPE_CHECKING:
     from vivace.acceleration.accelerate import Acceleration, accelerate
+    from vivace.acceleration.options import SearchOptions
     from vivace.bundle import Bundle
     from vivace.bundle import load_bundle as load
     from vivace.data.place import Data
@@ -42,6 +43,7 @@ __all__ = [
     "Predictions",
     "Predictor",
     "Recipe",
+    "SearchOptions",
     "TrainResult",
     "accelerate",
     "errors",
@@ -61,6 +63,7 @@ _HOMES = {
     "Predictions": ("vivace.prediction", "Predictions"),
     "Predictor": ("vivace.predictor", "Predictor"),
     "Recipe": ("vivace.training.recipe", "Recipe"),
+    "SearchOptions": ("vivace.acceleration.options", "SearchOptions"),
     "TrainResult": ("vivace.training.result", "TrainResult"),
     "accelerate": ("vivace.acceleration.accelerate", "accelerate"),
     "evaluate": ("vivace.evaluation.evaluate", "evaluate"),

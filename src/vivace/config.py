@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 import sys
 import types
 import typing
@@ -20,7 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from vivace.errors import ConfigError, nearest
 from vivace.plain import MAX_NUMBER, MAX_YAML_BYTES, dump_yaml, parse_yaml
 
-__all__ = ["check_choice", "check_range", "from_dict", "from_yaml", "override", "to_dict", "to_yaml"]
+__all__ = ["check_choice", "check_range", "from_dict", "from_yaml", "override", "parse_duration", "to_dict", "to_yaml"]
 
 C = TypeVar("C")
 
@@ -49,6 +50,14 @@ def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
     if value not in choices:
         raise ConfigError(f"{field} is unknown: got {value!r}.{nearest(value, choices)} Known: {', '.join(choices)}.")
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds of "90s", "10m", "1.5h" or a plain number of seconds. Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", str(text))
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"--within is no duration: got {text!r}. Write 90s, 10m or 1.5h.")
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

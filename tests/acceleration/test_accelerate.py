@@ -290,7 +290,7 @@ def test_a_search_that_was_stopped_goes_on_from_what_it_had_built(
     [
         ({"max_drop": 0.0}, "--max-drop is out of range"),
         ({"objective": "speed"}, "objective is unknown"),
-        ({"batch_size": 0}, "batch is out of range"),
+        ({"batch_size": 0}, "batch_size is out of range"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -190,10 +190,10 @@ def test_the_search_is_asked_for_what_the_table_says(bundle: Bundle, monkeypatch
     monkeypatch.setattr(sys, "argv", ["infer.py", *arguments, "--accelerate-options", "--within 9m"])
     command = infer.accelerate_command(bundle, Path("fast"), infer.options(), 32)
     assert command[1:4] == ["-m", "vivace", "accelerate"]
-    asked = tyro.cli(Options, args=command[4:])
+    asked = tyro.cli(Options, args=command[4:], config=(tyro.conf.OmitArgPrefixes,))
     assert (asked.bundle, asked.data, asked.out) == (str(bundle.folder), "photos", Path("fast"))
-    assert (asked.max_drop, asked.batch, asked.threads) == (1.5, 32, 1)
-    assert (asked.on_bad_image, asked.within, asked.json) == ("skip", "9m", True)
+    assert (asked.search.max_drop, asked.search.batch_size, asked.search.threads) == (1.5, 32, 1)
+    assert (asked.search.on_bad_image, asked.search.within, asked.json) == ("skip", "9m", True)
 
 
 @pytest.mark.parametrize(

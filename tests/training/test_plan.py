@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vivace.config import parse_duration
 from vivace.errors import ConfigError
 from vivace.optim.config import ScheduleConfig
 from vivace.training.plan import Plan, forecast_top1
 from vivace.training.result import TrainResult
 from vivace.training.session import Session
 from vivace.training.state import Counters
-from vivace.training.train import parse_duration, train
+from vivace.training.train import train
 from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]

@@ -8,13 +8,14 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
+from vivace.acceleration.options import SearchKeywords, SearchOptions
 from vivace.acceleration.receipt import markdown, receipt, samples
 from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.search import Search
@@ -78,33 +79,23 @@ def accelerate(
     data: AnyData,
     *,
     out: str | Path,
-    max_drop: float = 0.5,
-    objective: str = "latency",
-    batch_size: int | None = None,
-    threads: int | None = None,
-    within_seconds: float | None = None,
-    target_speedup: float | None = None,
-    train: str = "auto",
-    cache_dir: str | Path | None = None,
-    on_bad_image: str = "auto",
+    options: SearchOptions | None = None,
     started: float | None = None,
     draw: Draw | None = None,
     on_message: Callable[[str], None] = lambda message: print(printable(message), file=sys.stderr),
+    **keywords: Unpack[SearchKeywords],
 ) -> Acceleration:
     """Find the fastest form of a bundle that is proven to lose at most `max_drop` percentage points of accuracy.
 
     data: as for `train`, of the bundle's classes. out: folder of the new bundle, with receipt.json, receipt.md and
     samples.npz, the raw timings, beside the model, and pareto.png if `draw` makes one; what is built on the way lies
     in a folder beside it: from there a search that was stopped goes on, and there trained networks stay.
-    objective: "latency" (batches of 1), "throughput" (of 32) or "size"; batch_size: another batch. threads: processors
-    that each form may use.
-    within_seconds: the whole search ends by then, counted from `started`, of time.monotonic, or from the call; what
-    does not fit is not started, and what runs then is abandoned. The verdict is what was measured by then.
-    target_speedup: reported as reached or not. train: whether smaller networks, pruned ones and those of the zoo, are
-    trained to take the model's place, "on", "off", or "auto": where `target_speedup` is not reached without.
-    on_bad_image: as for `train`.
+    options: what is asked for; or its fields as keywords, as in accelerate(..., max_drop=1.0, within="20m").
+    started: of time.monotonic, from when on the time of `within` counts; None: from this call. The search ends by then:
+    what does not fit is not started, what runs then is abandoned, and the verdict is what was measured until then.
     Raises ConfigError, BundleError, DataError, and VivaceError if the plain model can't be timed.
     """
+    options = _asked(options, keywords)
     if not ENDS_GROUPS:
         raise ConfigError(
             "accelerate needs Linux or macOS: on this system processes can't be timed and ended as it does. "
@@ -114,43 +105,16 @@ def accelerate(
     out, told, replaced = _checked_out(Path(out), bundle)
     check_finite(bundle.build_model())
     limit_threads()
-    if batch_size is None:
-        batch_size = 32 if objective == "throughput" else 1
     facts = [bundle.info.metrics, [sha256_of(bundle.folder / name) for name in bundle.files]]
     key = hashlib.sha256(
         canonical_json([facts, [str(value) for value in dataclasses.astuple(Data.of(data))]])
     ).hexdigest()[:10]
     work = out.with_name(f".{out.name}.{key}.search")
-    search = Search(
-        bundle,
-        data,
-        work,
-        max_drop=max_drop / 100,
-        objective=objective,
-        batch_size=batch_size,
-        threads=threads,
-        within_seconds=within_seconds,
-        target_speedup=target_speedup,
-        train=train,
-        cache_dir=Path(cache_dir) if cache_dir is not None else None,
-        on_bad_image=on_bad_image,
-        started=started,
-        on_message=on_message,
-    )
+    search = Search(bundle, data, work, options, started=started, on_message=on_message)
     result = search.run()
     late = search.budget.overrun()
     result.warnings += [] if late is None else [late]
-    asked = {
-        "data": str(data),
-        "max_drop": max_drop,
-        "objective": objective,
-        "batch_size": batch_size,
-        "threads": threads,
-        "within_seconds": within_seconds,
-        "target_speedup": target_speedup,
-        "train": train,
-    }
-    written = receipt(result, bundle, asked)
+    written = receipt(result, bundle, {"data": str(data), **options.to_dict()})
     if result.winner is None:
         with writing(told):
             write_sealed(told, written)
@@ -165,7 +129,21 @@ def accelerate(
         # what was written after the search counts too
         late = search.budget.overrun()
         result.warnings += [] if late is None else [late]
-    return _acceleration(result, final, batch_size, target_speedup, written)
+    return _acceleration(result, final, options, written)
+
+
+def _asked(options: SearchOptions | None, keywords: Mapping[str, Any]) -> SearchOptions:
+    """The options of a search. Raises ConfigError where both are given."""
+    if options is None:
+        return SearchOptions.from_dict(keywords)
+    if keywords:
+        raise ConfigError(
+            f"options and keywords are both given: got {', '.join(keywords)} beside options. "
+            "Put all of them into one SearchOptions."
+        )
+    if not isinstance(options, SearchOptions):
+        raise ConfigError(f"options has the wrong type: got {type(options).__name__}. Give a SearchOptions.")
+    return options
 
 
 def _opened(bundle: Any) -> Bundle:
@@ -232,9 +210,7 @@ def _write(
     return derive_bundle(built, out, add)
 
 
-def _acceleration(
-    result: SearchResult, final: Bundle, batch_size: int, target: float | None, written: dict[str, Any]
-) -> Acceleration:
+def _acceleration(result: SearchResult, final: Bundle, options: SearchOptions, written: dict[str, Any]) -> Acceleration:
     row = result.winner or result.baseline
     unknown = (math.nan, None, None)
     # nothing beside the model itself was found to be faster; without a baseline that is not known either
@@ -248,7 +224,7 @@ def _acceleration(
         warnings=list(result.warnings),
         runtime=final.info.runtime if row is None else row.candidate.runtime,
         precision=final.info.precision if row is None else row.candidate.precision,
-        batch_size=batch_size,
+        batch_size=options.images_per_call,
         latency_ms_before=_p50_ms(result.baseline),
         latency_ms_after=_p50_ms(row),
         speedup=ratio[0],
@@ -258,7 +234,7 @@ def _acceleration(
         drop=unchanged if loss is None else 100 * loss.drop,
         drop_bound=unchanged if loss is None else 100 * loss.bound,
         num_certify_images=result.num_certify,
-        target_reached=None if target is None or row is None else ratio[0] >= target,
+        target_reached=None if options.target_speedup is None or row is None else ratio[0] >= options.target_speedup,
         receipt=written,
     )
 

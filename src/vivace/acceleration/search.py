@@ -10,7 +10,6 @@ of their risk, until one fails.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from vivace.acceleration import decide
 from vivace.acceleration.budget import Budget
 from vivace.acceleration.candidates import candidates_for
+from vivace.acceleration.options import SearchOptions
 from vivace.acceleration.rows import Row, SearchResult
 from vivace.acceleration.smaller import Smaller
 from vivace.acceleration.splits import Images
@@ -29,18 +29,15 @@ from vivace.acceleration.variants import Variant, open_variant, rank_layers_of
 from vivace.acceleration.workbench import Workbench
 from vivace.bundle import Bundle
 from vivace.compression.layers import LAYERS
-from vivace.config import check_choice, check_range
 from vivace.data.place import AnyData
-from vivace.errors import ConfigError, OutOfTime, VivaceError, first_line
+from vivace.errors import OutOfTime, VivaceError, first_line
 from vivace.runtimes import is_quantized
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss
 from vivace.timing.processes import ratio_of
 
-__all__ = ["OBJECTIVES", "TRAIN", "Search"]
+__all__ = ["Search"]
 
-OBJECTIVES = ("latency", "throughput", "size")
-TRAIN = ("auto", "on", "off")
 # so much of a given time is for building; training, timing and the certificates take the rest
 BUILD_SHARE = 0.35
 # and of what is left after that so much for the first timing; of the rest so much for answering on images to certify on
@@ -62,39 +59,21 @@ class Search:
         bundle: Bundle,
         data: AnyData,
         work: Path,
+        options: SearchOptions,
         *,
-        max_drop: float,
-        objective: str = "latency",
-        batch_size: int = 1,
-        threads: int | None = None,
-        within_seconds: float | None = None,
-        target_speedup: float | None = None,
-        train: str = "auto",
-        cache_dir: Path | None = None,
-        on_bad_image: str = "auto",
         started: float | None = None,
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
-        """max_drop: share of accuracy that may be lost, (0, 1). work: folder for what is built; kept for a next try.
-
-        train: whether smaller networks are trained; "auto": where a speed-up is asked for that is not reached without.
-        within_seconds: the whole search, from `started` of time.monotonic on, ends by then; None: no limit.
-        """
-        check_choice("objective", objective, OBJECTIVES)
-        check_choice("train", train, TRAIN)
-        check_range("batch", batch_size, 1)
-        if target_speedup is not None and not 0 < target_speedup < math.inf:
-            raise ConfigError(f"--target-speedup is out of range: got {target_speedup:g}. Give a number above 0.")
-        if not 0 < max_drop < 1:
-            raise ConfigError(
-                f"--max-drop is out of range: got {100 * max_drop:g} points. Give more than 0, under 100."
-            )
-        self._max_drop, self._objective, self._batch_size = max_drop, objective, batch_size
-        self._target, self._train = target_speedup, train
-        self.budget = Budget(within_seconds, started=started)
+        """work: folder for what is built; kept for a next try. started: of time.monotonic, when its time began."""
+        self._options = options
+        self._max_drop = options.max_drop / 100
+        self.budget = Budget(options.within_seconds, started=started)
         self._steps = Steps(self.budget, on_message)
-        self._opening: dict[str, Any] = {"cache_dir": cache_dir, "on_bad_image": on_bad_image}
-        self._bundle, self._data, self._work, self._threads = bundle, data, work, threads
+        self._opening: dict[str, Any] = {
+            "cache_dir": None if options.cache_dir is None else Path(options.cache_dir),
+            "on_bad_image": options.on_bad_image,
+        }
+        self._bundle, self._data, self._work = bundle, data, work
         self._rows: list[Row] = []
 
     def run(self) -> SearchResult:
@@ -112,7 +91,11 @@ class Search:
 
     def _searched(self, own: Variant) -> SearchResult:
         self._bench = bench = Workbench(
-            own, self._work / "compiled", self._steps, batch_size=self._batch_size, threads=self._threads
+            own,
+            self._work / "compiled",
+            self._steps,
+            batch_size=self._options.images_per_call,
+            threads=self._options.threads,
         )
         self._rows = bench.rows
         self._smaller = Smaller(bench, self._data, self._work / "networks", self._opening)
@@ -127,7 +110,7 @@ class Search:
             return self._result(
                 status=decide.UNDECIDED, missing=missing, splits=own.splits, num_certify=len(self._certify)
             )
-        selected = self._select(decide.undominated(_timed(bench.rows), baseline, objective=self._objective))
+        selected = self._select(decide.undominated(_timed(bench.rows), baseline, objective=self._options.objective))
         for runtime in LAYERS:
             selected += self._give_back(runtime, baseline)
         if self._wants_training(selected):
@@ -138,7 +121,7 @@ class Search:
             finalists, lambda row, confidence: self._judge(row, confidence, baseline), max_drop=self._max_drop
         )
         control, num_processes = self._time(baseline, certified)
-        winner = decide.pick_winner(certified, control, objective=self._objective)
+        winner = decide.pick_winner(certified, control, objective=self._options.objective)
         status = decide.status_of(winner, control, num_processes=num_processes, out_of_time=bool(self._steps.left_out))
         # work that begins here changes no verdict
         profile = bench.profile(winner) if winner is not None else None
@@ -283,28 +266,28 @@ class Search:
         return []
 
     def _wants_training(self, selected: Sequence[Row]) -> bool:
-        if self._train == "auto":
+        if self._options.train == "auto":
             fastest = max((row.times_faster for row in selected), default=1.0)
-            return self._target is not None and fastest < self._target
-        return self._train == "on"
+            return self._options.target_speedup is not None and fastest < self._options.target_speedup
+        return self._options.train == "on"
 
     def _train_smaller(self, baseline: Row, selected: Sequence[Row]) -> list[Row]:
         """Forms of smaller networks, trained, that may win."""
         own = [row for row in _timed(self._bench.rows) if not row.candidate.kept and not row.candidate.asymmetric]
         forms = sorted(own, key=lambda row: -row.times_faster)[:FORMS_OF_SMALLER]
         fastest = max((row.times_faster for row in selected), default=1.0)
-        least = max(fastest * decide.SLACK, self._target or 0.0)
+        least = max(fastest * decide.SLACK, self._options.target_speedup or 0.0)
         joined = []
-        asked = self._target is not None and least == self._target
+        asked = self._options.target_speedup is not None and least == self._options.target_speedup
         for rows in self._smaller.train(forms, baseline, least_speed=least, asked=asked):
             # forms of one network among themselves: another network is another risk
-            joined += self._select(decide.undominated(rows, baseline, objective=self._objective))
+            joined += self._select(decide.undominated(rows, baseline, objective=self._options.objective))
         return joined
 
     def _plan_certify(self, finalists: Sequence[Row], baseline: Row) -> None:
         """Choose how many images are judged, where all of them would take long; before any is looked at."""
         images = self.splits.certify
-        seconds = 1e-3 * sum(row.p50_ms for row in [*finalists, baseline]) / self._batch_size * len(images)
+        seconds = 1e-3 * sum(row.p50_ms for row in [*finalists, baseline]) / self._options.images_per_call * len(images)
         if seconds > min(CERTIFY_SECONDS, CERTIFY_SHARE * self.budget.seconds_left()):
             self._certify = images.some(decide.images_to_certify(finalists, self._max_drop, len(images))).rows
 

@@ -6,10 +6,11 @@ import contextlib
 import signal
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import tyro
 
+from vivace.acceleration.options import SearchOptions
 from vivace.cli.answers import print_json
 from vivace.cli.common import verb_options
 from vivace.cli.opening import Opening
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from vivace.bundle import Bundle
 
 NOTHING_FASTER = 3
+
+
+@verb_options
+class Search(SearchOptions):
+    """What the search is asked for."""
+
+    within: str | None = None
+    cache_dir: Path | None = None
 
 
 @verb_options
@@ -35,28 +44,11 @@ class Options:
     """With a network's name: a local safetensors or .pth state dict in place of the published weights."""
     size: int | None = None
     """With a network's name: side of its square input, px. Default: that of the published weights."""
-    max_drop: float = 0.5
-    """Percentage points of accuracy that may be lost, proven with 95 % confidence."""
-    objective: Literal["latency", "throughput", "size"] = "latency"
-    """What to win: time of a single image, images per second, or bytes."""
-    batch: int | None = None
-    """Images in a call. Default: 1; for throughput 32."""
-    threads: int | None = None
-    """Processors to use. Default: all."""
-    within: str | None = None
-    """Wall-clock for all of it, from the start of the process, such as 20m: what does not fit is left out and said."""
-    target_speedup: float | None = None
-    """Say whether it was made so many times as fast; smaller networks are trained where it is not without."""
-    train: Literal["auto", "on", "off"] = "auto"
-    """Train smaller networks, pruned ones and those of the zoo, by distillation; auto: for --target-speedup."""
-    cache_dir: Path | None = None
-    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
-    on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
-    """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
     quiet: bool = False
     """No progress."""
     json: bool = False
     """Print the result as one JSON object on the last line."""
+    search: Search = field(default_factory=Search)
     opening: Opening = field(default_factory=Opening)
 
 
@@ -85,7 +77,6 @@ def _run(options: Options) -> int:
     from vivace.acceleration.receipt import markdown
     from vivace.bundle import load_bundle
     from vivace.hardware import process_seconds
-    from vivace.training.train import parse_duration
 
     def tell(message: str) -> None:
         if not options.quiet:
@@ -99,15 +90,7 @@ def _run(options: Options) -> int:
         _given(options, out) if _is_name(options) else load_bundle(folder),
         options.opening.of(options.data),
         out=out,
-        max_drop=options.max_drop,
-        objective=options.objective,
-        batch_size=options.batch,
-        threads=options.threads,
-        within_seconds=None if options.within is None else parse_duration(options.within),
-        target_speedup=options.target_speedup,
-        train=options.train,
-        cache_dir=options.cache_dir,
-        on_bad_image=options.on_bad_image,
+        options=options.search,
         started=started,
         draw=_draw,
         on_message=tell,
@@ -156,8 +139,8 @@ def _given(options: Options, out: Path) -> Bundle:
         out.with_name(out.name + "-original"),
         weights=options.weights,
         size=options.size,
-        cache_dir=options.cache_dir,
-        on_bad_image=options.on_bad_image,
+        cache_dir=options.search.cache_dir,
+        on_bad_image=options.search.on_bad_image,
     )
 
 

@@ -140,7 +140,7 @@ def verb_options(cls: type[T]) -> type[T]:
     import tyro
 
     hints = get_type_hints(cls, include_extras=True)
-    for name in cls.__annotations__:
+    for name in hints:
         default = getattr(cls, name, ...)
         if default is None or default is False or default == ():
             hint = hints[name]

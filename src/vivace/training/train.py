@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vivace.cachedir import default_cache_dir
-from vivace.config import from_dict, override, to_dict
+from vivace.config import from_dict, override, parse_duration, to_dict
 from vivace.data.audit import write_left_out
 from vivace.data.describe import report
 from vivace.data.place import AnyData
@@ -31,15 +30,7 @@ from vivace.training.runfolder import RunFolder, check_run_place, check_same_rec
 if TYPE_CHECKING:
     from vivace.training.distill import Teacher
 
-__all__ = ["TrainResult", "parse_duration", "train"]
-
-
-def parse_duration(text: str | float) -> float:
-    """Seconds of "90s", "10m", "1.5h" or a plain number of seconds. Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", str(text))
-    if match is None or float(match[1]) == 0:
-        raise ConfigError(f"--within is no duration: got {text!r}. Write 90s, 10m or 1.5h.")
-    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
+__all__ = ["TrainResult", "train"]
 
 
 @collected_warnings()

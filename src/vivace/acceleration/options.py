@@ -1,0 +1,126 @@
+"""What a search is asked for: one object for the command line, Python, the search and its receipt (no torch here)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
+
+from vivace.config import check_choice, check_range, parse_duration
+from vivace.errors import ConfigError, nearest
+
+__all__ = ["SearchKeywords", "SearchOptions"]
+
+Objective = Literal["latency", "throughput", "size"]
+Training = Literal["auto", "on", "off"]
+OnBadImage = Literal["auto", "refuse", "skip"]
+# images in a call where nothing is said
+DEFAULT_BATCH = {"latency": 1, "throughput": 32, "size": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What a search for a faster variant is asked for. Raises ConfigError for values that make no sense."""
+
+    max_drop: float = 0.5
+    """Percentage points of accuracy that may be lost, proven with 95 % confidence."""
+    objective: Objective = "latency"
+    """What to win: time of a single image, images per second, or bytes."""
+    batch_size: int | None = None
+    """Images in a call. Default: 1; for throughput 32."""
+    threads: int | None = None
+    """Processors to use. Default: all."""
+    within: float | str | None = None
+    """Wall-clock for all of it, from the start of the process, such as 20m: what does not fit is left out and said."""
+    target_speedup: float | None = None
+    """Say whether it was made so many times as fast; smaller networks are trained where it is not without."""
+    train: Training = "auto"
+    """Train smaller networks, pruned ones and those of the zoo, by distillation; auto: for --target-speedup."""
+    cache_dir: str | Path | None = None
+    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    on_bad_image: OnBadImage = "auto"
+    """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
+
+    def __post_init__(self) -> None:
+        check_choice("objective", self.objective, get_args(Objective))
+        check_choice("train", self.train, get_args(Training))
+        check_choice("on_bad_image", self.on_bad_image, get_args(OnBadImage))
+        _check_count("batch_size", self.batch_size)
+        _check_count("threads", self.threads)
+        _check_number("--target-speedup", self.target_speedup)
+        if self.target_speedup is not None and not 0 < self.target_speedup < math.inf:
+            raise ConfigError(f"--target-speedup is out of range: got {self.target_speedup:g}. Give a number above 0.")
+        _check_number("--max-drop", self.max_drop)
+        if not 0 < self.max_drop < 100:
+            raise ConfigError(f"--max-drop is out of range: got {self.max_drop:g} points. Give more than 0, under 100.")
+        if self.within is not None:
+            parse_duration(self.within)
+        if not isinstance(self.cache_dir, str | Path | None):
+            raise ConfigError(f"cache_dir has the wrong type: got {self.cache_dir!r}. Give a path.")
+
+    @property
+    def within_seconds(self) -> float | None:
+        """`within` in seconds; None: no limit."""
+        return None if self.within is None else parse_duration(self.within)
+
+    @property
+    def images_per_call(self) -> int:
+        """The batch size that is timed."""
+        return self.batch_size or DEFAULT_BATCH[self.objective]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a receipt: the batch size and the seconds that they come to.
+
+        Without `cache_dir`, which decides nothing and names a folder of one machine.
+        """
+        values = dataclasses.asdict(self)
+        del values["cache_dir"], values["within"]
+        return {**values, "batch_size": self.images_per_call, "within_seconds": self.within_seconds}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SearchOptions:
+        """From keywords, or from what `to_dict` gave. Raises ConfigError for a name that is not known."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        keywords = dict(values)
+        if "within_seconds" in keywords:
+            seconds = keywords.pop("within_seconds")
+            if seconds is not None and keywords.get("within") is not None:
+                raise ConfigError(
+                    f"within and within_seconds are the same: got {keywords['within']!r} and {seconds!r}. "
+                    "Leave within_seconds out."
+                )
+            keywords.setdefault("within", seconds)
+        for name in keywords:
+            if name not in known:
+                raise ConfigError(f"unknown option {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+        return cls(**keywords)
+
+
+class SearchKeywords(TypedDict, total=False):
+    """The fields of SearchOptions as keywords, for type checkers."""
+
+    max_drop: float
+    objective: Objective
+    batch_size: int | None
+    threads: int | None
+    within: float | str | None
+    within_seconds: float | None
+    target_speedup: float | None
+    train: Training
+    cache_dir: str | Path | None
+    on_bad_image: OnBadImage
+
+
+def _check_number(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ConfigError(f"{name} has the wrong type: got {value!r}. Give a number.")
+
+
+def _check_count(name: str, value: Any) -> None:
+    """None, or a whole number from 1 on."""
+    check_range(name, value, 1)
+    if value is not None and not isinstance(value, int):
+        raise ConfigError(f"{name} has the wrong type: got {value!r}. Give a whole number.")
