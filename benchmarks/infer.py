@@ -53,7 +53,7 @@ def tell(message: str) -> None:
 
 
 def accelerate_command(bundle: Bundle, out: Path, args: argparse.Namespace, batch: int) -> list[str]:
-    command = [sys.executable, "-m", "vivace", "accelerate", str(bundle.folder), "--data", str(args.data)]
+    command = [sys.executable, "-m", "vivace", "accelerate", str(bundle.folder), str(args.data)]
     command += ["--out", str(out), "--max-drop", str(args.max_drop), "--batch-size", str(batch)]
     command += ["--threads", str(args.threads), "--on-bad-image", args.on_bad_image, "--json"]
     return command + args.accelerate_options.split()

@@ -1,7 +1,7 @@
 """Put a report that vivace itself wrote among the results, with its date, command and commit.
 
     python benchmarks/keep.py accelerate runs/cifar10-fast-accelerated/receipt.json cifar10-fast \\
-        --command "vivace accelerate runs/cifar10-fast --data data/cifar10 --max-drop 0.5"
+        --command "vivace accelerate runs/cifar10-fast data/cifar10 --max-drop 0.5"
 
 Copies the page beside the report, and its figure, too.
 """

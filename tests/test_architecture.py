@@ -78,6 +78,7 @@ ALLOWED = {
     | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"}
     | {"timing", "profiling", "compression", "exporting"},
     "bench": LAYER_0 | {"training"},
+    "verbs": BASE | {"data", "training", "profiling", "exporting"},
     "report": {"errors", "files", "outputs"},
 }
 # of the packages in data/: what each may not import, beside what a whole room may not

@@ -185,7 +185,7 @@ def test_daily_work_goes_on_where_the_system_lacks_all_that_is_not_everywhere(tm
     assert _vivace(bare, "evaluate", bundle, "digits", "--device", "cpu")["top1"] == plain["test_top1"]
     (predicted,) = _vivace(bare, "predict", bundle, image, "--device", "cpu")["predictions"]
     assert predicted["label"] in "0123456789"
-    graph = ("export", bundle, "--to", "onnx", "--out", str(folder / "graph"), "--data", "digits")
+    graph = ("export", bundle, "--to", "onnx", "--out", str(folder / "graph"), "digits")
     assert _vivace(bare, *graph)["parity"]["top1_agreement"] == 1.0
     resumed = _train(bare, folder, "--epochs", "2", "--resume")
     assert resumed["epochs"] == 2.0

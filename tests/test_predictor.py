@@ -249,7 +249,7 @@ def test_what_is_no_argument_is_refused_with_what_is(call: str, value: Any, bund
 def test_a_module_is_told_how_it_becomes_a_bundle(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match=r"got an object of type Linear\. .*their name and --weights"):
         vivace.accelerate(nn.Linear(1, 1), "digits", out=bundle.folder.parent / "out")
-    with pytest.raises(BundleError, match=r"got Linear\. .*vivace accelerate timm/NAME --weights FILE --data DATA"):
+    with pytest.raises(BundleError, match=r"got Linear\. .*vivace accelerate timm/NAME DATA --weights FILE"):
         vivace.load(nn.Linear(1, 1))
 
 

@@ -2,11 +2,14 @@
 
     import vivace
 
-    result = vivace.train("digits", epochs=5)
-    evaluation = vivace.evaluate(result.bundle, "digits")
-    predictions = vivace.predict(result.bundle, ["one.png", "folder/"])
-    predictor = vivace.Predictor(result.bundle)
-    label = predictor("one.png").label
+    result = vivace.train("path/to/images", within="10m")
+    evaluation = vivace.evaluate(result.bundle, "path/to/images")
+    found = vivace.accelerate(result.bundle, "path/to/images", out="fast", max_drop=0.5)
+    bundle = vivace.load(found.bundle)
+    label = bundle("one.png").label
+
+Every verb of the command line is a function here: `vivace.export` is `vivace export`. Arguments have the names of the
+options, with an underscore for a hyphen.
 
 The names below are loaded when they are first used: importing vivace does not import torch.
 """
@@ -22,15 +25,19 @@ if TYPE_CHECKING:
     from vivace.acceleration.accelerate import Acceleration, accelerate
     from vivace.acceleration.options import SearchOptions
     from vivace.bundle import Bundle
-    from vivace.bundle import load_bundle as load
     from vivace.data.place import Data
     from vivace.evaluation.evaluate import Evaluation, evaluate
+    from vivace.exporting.export import Exported, export
+    from vivace.exporting.parity import Parity, verify
     from vivace.exporting.state_dict import export_state_dict
     from vivace.prediction import Predictions, predict
-    from vivace.predictor import Prediction, Predictor
+    from vivace.predictor import Prediction, Predictor, load
+    from vivace.profiling.profile import Profile
     from vivace.training.recipe import Recipe
     from vivace.training.result import TrainResult
     from vivace.training.train import train
+    from vivace.verbs.audit import DataAudit, audit
+    from vivace.verbs.profile import profile
 
 __version__ = "0.1.0"
 
@@ -38,47 +45,63 @@ __all__ = [
     "Acceleration",
     "Bundle",
     "Data",
+    "DataAudit",
     "Evaluation",
+    "Exported",
+    "Parity",
     "Prediction",
     "Predictions",
     "Predictor",
+    "Profile",
     "Recipe",
     "SearchOptions",
     "TrainResult",
     "accelerate",
+    "audit",
     "errors",
     "evaluate",
+    "export",
     "export_state_dict",
     "load",
     "predict",
+    "profile",
     "train",
+    "verify",
 ]
 
+# name → the module that it is loaded from
 _HOMES = {
-    "Acceleration": ("vivace.acceleration.accelerate", "Acceleration"),
-    "Bundle": ("vivace.bundle", "Bundle"),
-    "Data": ("vivace.data.place", "Data"),
-    "Evaluation": ("vivace.evaluation.evaluate", "Evaluation"),
-    "Prediction": ("vivace.predictor", "Prediction"),
-    "Predictions": ("vivace.prediction", "Predictions"),
-    "Predictor": ("vivace.predictor", "Predictor"),
-    "Recipe": ("vivace.training.recipe", "Recipe"),
-    "SearchOptions": ("vivace.acceleration.options", "SearchOptions"),
-    "TrainResult": ("vivace.training.result", "TrainResult"),
-    "accelerate": ("vivace.acceleration.accelerate", "accelerate"),
-    "evaluate": ("vivace.evaluation.evaluate", "evaluate"),
-    "export_state_dict": ("vivace.exporting.state_dict", "export_state_dict"),
-    "load": ("vivace.bundle", "load_bundle"),
-    "predict": ("vivace.prediction", "predict"),
-    "train": ("vivace.training.train", "train"),
+    "Acceleration": "vivace.acceleration.accelerate",
+    "Bundle": "vivace.bundle",
+    "Data": "vivace.data.place",
+    "DataAudit": "vivace.verbs.audit",
+    "Evaluation": "vivace.evaluation.evaluate",
+    "Exported": "vivace.exporting.export",
+    "Parity": "vivace.exporting.parity",
+    "Prediction": "vivace.predictor",
+    "Predictions": "vivace.prediction",
+    "Predictor": "vivace.predictor",
+    "Profile": "vivace.profiling.profile",
+    "Recipe": "vivace.training.recipe",
+    "SearchOptions": "vivace.acceleration.options",
+    "TrainResult": "vivace.training.result",
+    "accelerate": "vivace.acceleration.accelerate",
+    "audit": "vivace.verbs.audit",
+    "evaluate": "vivace.evaluation.evaluate",
+    "export": "vivace.exporting.export",
+    "export_state_dict": "vivace.exporting.state_dict",
+    "load": "vivace.predictor",
+    "predict": "vivace.prediction",
+    "profile": "vivace.verbs.profile",
+    "train": "vivace.training.train",
+    "verify": "vivace.exporting.parity",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'vivace' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    value = getattr(import_module(module), attribute)
+    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

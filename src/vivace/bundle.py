@@ -297,8 +297,8 @@ def _folder_of(given: str | Path) -> Path:
     if not isinstance(given, str | Path):
         raise BundleError(
             f"not a bundle: got {type(given).__name__}. Give the folder that 'vivace train' wrote; of a network of "
-            "your own save the state dict and name the architecture: vivace accelerate timm/NAME --weights FILE "
-            "--data DATA."
+            "your own save the state dict and name the architecture: vivace accelerate timm/NAME DATA "
+            "--weights FILE."
         )
     folder = Path(given)
     try:

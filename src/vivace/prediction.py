@@ -67,20 +67,22 @@ def predict(
     *,
     topk: int = 5,
     batch_size: int = 64,
+    threads: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Predictions:
     """Classify images: files, folders (all images below them), globs, or "-" for a list of paths on stdin.
 
-    topk: classes per image, at most all. batch_size: images per forward pass (a predictor keeps its own).
+    topk: classes per image, at most all. batch_size: images per forward pass. threads: processors to use; None:
+    all. A predictor keeps its own.
     Bad images are reported in `failures` and do not stop the others. Raises DataError when nothing is found, and what
     `Predictor` raises.
     """
     check_whole("topk", topk)
     if isinstance(paths, bytes) or not isinstance(paths, str | Path | Iterable):
         raise DataError(f"paths are no names of files: got {type(paths).__name__}. Give a path, or a list of them.")
-    predictor = predictor_for(bundle, device, batch_size, precision)
+    predictor = predictor_for(bundle, device, batch_size, precision, threads)
     passed_over: list[str] = []
     files = expand_paths([paths] if isinstance(paths, str | Path) else paths, passed_over=passed_over)
     return predict_files(predictor, files, topk=topk, passed_over=passed_over, progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["Prediction", "Predictor", "check_whole", "prediction_of", "predictor_for"]
+__all__ = ["LoadedBundle", "Prediction", "Predictor", "check_whole", "load", "prediction_of", "predictor_for"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # runtimes that take the network itself, in a precision that this machine has
@@ -236,14 +237,46 @@ def check_whole(name: str, value: Any) -> None:
         raise ConfigError(f"{name} is out of range: got {value!r}. Give a whole number of 1 or more.")
 
 
-def predictor_for(bundle: Bundle | Predictor | str | Path, device: str, batch_size: int, precision: str) -> Predictor:
+def predictor_for(
+    bundle: Bundle | Predictor | str | Path, device: str, batch_size: int, precision: str, threads: int | None = None
+) -> Predictor:
     """A predictor of the bundle; one that was made before is taken as it is.
 
-    Raises ConfigError if a device or precision is asked of a predictor that was made with its own.
+    Raises ConfigError if a device, precision or threads are asked of a predictor that was made with its own.
     """
     if not isinstance(bundle, Predictor):
-        return Predictor(bundle, device=device, batch_size=batch_size, precision=precision)
-    for name, value in (("device", device), ("precision", precision)):
-        if value != "auto":
+        return Predictor(bundle, device=device, batch_size=batch_size, precision=precision, threads=threads)
+    for name, value in (("device", device), ("precision", precision), ("threads", threads)):
+        if value not in ("auto", None):
             raise ConfigError(f"{name} would be ignored: got {value!r} and a predictor. Give it to Predictor instead.")
     return bundle
+
+
+@dataclass(frozen=True)
+class LoadedBundle(Bundle):
+    """A bundle that can be asked: with an image, or for a predictor of it."""
+
+    def predictor(self, **options: Any) -> Predictor:
+        """A new predictor of the bundle. options: those of `Predictor`, such as threads=2."""
+        return Predictor(self, **options)
+
+    @functools.cached_property
+    def _own_predictor(self) -> Predictor:
+        return Predictor(self)
+
+    def __call__(self, images: Any, *, topk: int = 5) -> Any:
+        """What a predictor with default options, made at the first call, answers."""
+        return self._own_predictor(images, topk=topk)
+
+
+def load(bundle: str | Path) -> LoadedBundle:
+    """The bundle in a folder, or in a run's folder, after every file's hash was checked.
+
+        bundle = vivace.load("runs/cifar10-fast")
+        bundle("photo.jpg").label
+        predictor = bundle.predictor(threads=2)
+
+    Raises BundleError if it is no bundle, damaged, newer than this version, or names a file outside its folder.
+    """
+    found = load_bundle(bundle)
+    return LoadedBundle(found.folder, found.info, found.files)

@@ -321,7 +321,7 @@ def test_the_command_really_times_and_says_no_by_its_exit_status(
     monkeypatch.setattr(workbench_module, "FINAL_ROUNDS", 4)
     monkeypatch.setattr(workbench_module, "FINAL_PROCESSES", 2)
     bundle, data = trained
-    command = ["accelerate", str(bundle.folder), "--data", str(data), "--out", str(tmp_path / "fast"), "--quiet"]
+    command = ["accelerate", str(bundle.folder), str(data), "--out", str(tmp_path / "fast"), "--quiet"]
     assert main([*command, "--max-drop", "0.01", "--json"]) == 3
     said = last_answer(capsys.readouterr().out)
     assert (said["accelerated"], said["bundle"], said["num_certify_images"]) == (False, str(bundle.folder), 120)

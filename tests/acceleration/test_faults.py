@@ -94,7 +94,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def accelerate(bundle: Bundle, data: Path, out: Path, *options: str) -> int:
-    return main(["accelerate", str(bundle.folder), "--data", str(data), "--out", str(out), *options])
+    return main(["accelerate", str(bundle.folder), str(data), "--out", str(out), *options])
 
 
 def receipt(out: Path) -> dict[str, Any]:

@@ -72,10 +72,10 @@ def test_the_command_takes_a_name_and_a_state_dict(
     monkeypatch.setattr(candidates_module, "FORMS", tuple(form for form in forms if form.precision == "fp32"))
     told_times(monkeypatch, COSTS)
     out = tmp_path / "fast"
-    command = ["accelerate", NAME, "--data", str(data), "--out", str(out), "--max-drop", "20", "--size", "32", "--json"]
+    command = ["accelerate", NAME, str(data), "--out", str(out), "--max-drop", "20", "--size", "32", "--json"]
     assert main([*command, "--weights", str(weights)]) == 0
     said = last_answer(capsys.readouterr().out)
     assert (said["runtime"], said["drop"]) == ("onnx", 0.0)
     assert load_bundle(tmp_path / "fast-original").info.architecture.name == NAME
-    assert main(["accelerate", str(out), "--data", str(data), "--size", "32"]) == 2
+    assert main(["accelerate", str(out), str(data), "--size", "32"]) == 2
     assert "--weights and --size go with a network's name" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_in_enough_time_the_verdict_is_that_of_a_search_without_a_limit(
 ) -> None:
     told_times(monkeypatch, COSTS)
     clock = told_clock(monkeypatch, {})
-    result = run(trained, tmp_path, max_drop=20.0, within_seconds=600)
+    result = run(trained, tmp_path, max_drop=20.0, within=600)
     assert (result.status, result.warnings, result.receipt["left_out"]) == ("accelerated", [], [])
     assert (result.runtime, result.precision) == ("openvino", "int8")
     assert clock.abandoned == []
@@ -51,7 +51,7 @@ def test_a_slow_variant_is_abandoned_at_its_share_of_the_time_and_the_others_dec
 ) -> None:
     told_times(monkeypatch, COSTS)
     clock = told_clock(monkeypatch, {"build openvino int8": 1000.0})
-    result = run(trained, tmp_path, max_drop=20.0, within_seconds=60)
+    result = run(trained, tmp_path, max_drop=20.0, within=60)
     assert result.accelerated
     assert (result.runtime, result.precision) == ("openvino", "fp32")
     assert clock.abandoned == ["build openvino int8"]
@@ -70,7 +70,7 @@ def test_a_kind_of_work_that_took_long_is_not_started_again_where_it_would_not_e
     asked = told_times(monkeypatch, COSTS)
     # answering for the images to select on leaves no time for the timing that decides
     clock = told_clock(monkeypatch, {"probs": 30.0})
-    result = run(trained, tmp_path, max_drop=20.0, within_seconds=40)
+    result = run(trained, tmp_path, max_drop=20.0, within=40)
     assert (result.accelerated, result.status) == (False, "nothing decided in the time given")
     assert len(asked) == 1
     # not only that nothing was decided: what was left, what for, and how much time to give instead
@@ -105,7 +105,7 @@ def test_where_the_time_is_over_before_the_baseline_is_timed_nothing_is_decided(
     # of the process, which has been there for longer than that
     monkeypatch.setattr("vivace.hardware.process_seconds", lambda: 0.0)
     monkeypatch.setattr("time.monotonic", lambda: clock.now)
-    command = ["accelerate", str(trained[0].folder), "--data", str(trained[1]), "--out", str(tmp_path / "fast")]
+    command = ["accelerate", str(trained[0].folder), str(trained[1]), "--out", str(tmp_path / "fast")]
     assert main([*command, "--within", "30s", "--json"]) == 3
     said = capsys.readouterr()
     answer = last_answer(said.out)
@@ -134,7 +134,7 @@ def test_more_time_than_was_given_is_a_warning(
     monkeypatch.setattr(accelerate_module, "_write", late)
     monkeypatch.setattr("vivace.hardware.process_seconds", lambda: 0.0)
     monkeypatch.setattr("time.monotonic", lambda: clock.now)
-    command = ["accelerate", str(trained[0].folder), "--data", str(trained[1]), "--out", str(tmp_path / "fast")]
+    command = ["accelerate", str(trained[0].folder), str(trained[1]), "--out", str(tmp_path / "fast")]
     assert main([*command, "--within", "60s", "--max-drop", "20", "--json"]) == 0
     said = capsys.readouterr()
     (warning,) = last_answer(said.out)["warnings"]
@@ -148,7 +148,7 @@ def test_smaller_networks_are_not_trained_where_no_time_is_left(
 ) -> None:
     told_times(monkeypatch, COSTS)
     clock = told_clock(monkeypatch, {"proposed": 1000.0})
-    result = run(trained, tmp_path, max_drop=20.0, within_seconds=60, train="on")
+    result = run(trained, tmp_path, max_drop=20.0, within=60, train="on")
     assert "smaller networks: not built" in result.receipt["left_out"]
     assert not any("train_student" in what for what in clock.ran)
     assert clock.now - 1000 <= 60
@@ -164,7 +164,7 @@ def test_stopped_in_the_middle_no_process_is_left_and_nothing_is_written(
         "from vivace.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     out = tmp_path / "made" / "fast"
-    command = ["accelerate", str(trained[0].folder), "--data", str(trained[1]), "--out", str(out), "--within", "1h"]
+    command = ["accelerate", str(trained[0].folder), str(trained[1]), "--out", str(out), "--within", "1h"]
     environment = {**os.environ, "VIVACE_TEST_PIDS": str(tmp_path / "pids")}
     with subprocess.Popen(
         [sys.executable, "-c", code, *command], env=environment, stderr=subprocess.PIPE, text=True

@@ -30,7 +30,7 @@ def test_relative_paths_everywhere(
         ["train", data, "--run", "run", *quick, *small, *cache],
         ["evaluate", "run", data, "--figures", "run/figures", "--quiet", *cache],
         ["predict", "run/bundle", data, "--out", "tables/out.csv", "--quiet"],
-        ["export", "run", "--to", "onnx", "--out", "graphs/onnx", "--data", data, *cache],
+        ["export", "run", "--to", "onnx", "--out", "graphs/onnx", data, *cache],
         ["export", "run", "--to", "openvino", "--out", "graphs/x.xml"],
         ["export", "run", "--state-dict", "weights/x.pth"],
         ["export", "graphs/onnx", "--to", "deploy", "--out", "shipped"],

@@ -386,7 +386,7 @@ def test_only_a_deployment_is_replaced(made: dict[str, Path], tmp_path: Path) ->
 
 def test_the_verb_writes_a_folder(made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    arguments = ["export", str(made["graph"]), "--to", "deploy", "--out", str(out), "--data", str(made["data"])]
+    arguments = ["export", str(made["graph"]), "--to", "deploy", "--out", str(out), str(made["data"])]
     assert main(arguments) == 0
     assert f"wrote {out}, a deployment of fast_cnn with 3 classes" in capsys.readouterr().out
     assert main([*arguments, "--json"]) == 0

@@ -255,16 +255,14 @@ def test_the_verbs_export_and_verify(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], make_folder: Callable[..., Path]
 ) -> None:
     data, out = make_folder(per_class=4), tmp_path / "out"
-    assert (
-        main(["export", str(bundle.folder), "--to", "openvino", "--out", str(out), "--data", str(data), "--json"]) == 0
-    )
+    assert main(["export", str(bundle.folder), "--to", "openvino", "--out", str(out), str(data), "--json"]) == 0
     said = last_answer(capsys.readouterr().out)
     assert (said["path"], said["target"], said["parity"]["num_images"]) == (str(out), "openvino", 12)
     assert main(["evaluate", str(out), str(data), "--json", "--quiet"]) == 0
     probed = last_answer(capsys.readouterr().out)
     assert main(["evaluate", str(bundle.folder), str(data), "--precision", "fp32", "--json", "--quiet"]) == 0
     assert probed["top1"] == last_answer(capsys.readouterr().out)["top1"]
-    assert main(["verify", str(out), "--data", str(data)]) == 0
+    assert main(["verify", str(out), str(data)]) == 0
     shown = capsys.readouterr().out
     assert "every file is whole" in shown
     assert "openvino in fp32 against PyTorch on 12 images of colours" in shown

@@ -233,7 +233,7 @@ def test_a_process_that_dies_or_fails_says_why(bundle: Bundle, monkeypatch: pyte
 
 def test_the_verb_prints_a_table_or_json(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     int8 = built(bundle, tmp_path, "openvino", "int8")
-    command = ["profile", str(int8.folder), "--calls", "2", "--threads", "1", "--batch", "70"]
+    command = ["profile", str(int8.folder), "--calls", "2", "--threads", "1", "--batch-size", "70"]
     assert main([*command, "--top", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["layer", "kind", "kernel", "arithmetic", "ms", "share"]
@@ -243,5 +243,5 @@ def test_the_verb_prints_a_table_or_json(bundle: Bundle, tmp_path: Path, capsys:
     said = last_answer(capsys.readouterr().out)
     assert (said["batch_size"], said["shares"]["int8"]) == (70, 1.0)
     assert np.isclose(sum(layer["ms"] for layer in said["layers"]), said["layers_ms"])
-    assert main(["profile", str(int8.folder), "--batch", "0"]) == 2
-    assert "batch is out of range" in capsys.readouterr().err
+    assert main(["profile", str(int8.folder), "--batch-size", "0"]) == 2
+    assert "batch_size is out of range" in capsys.readouterr().err

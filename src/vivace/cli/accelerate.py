@@ -36,7 +36,7 @@ class Options:
 
     bundle: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's; or a network's name, such as timm/resnet18.a1_in1k, with its published weights."""
-    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """Images to calibrate, select and certify on, as for vivace train."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """The new bundle, with its receipt. Default: the bundle's folder with -accelerated behind its name."""

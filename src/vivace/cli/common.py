@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_type_hints
 
 from vivace.cli.answers import failed, wants_json
+from vivace.cli.deprecated import modern
 from vivace.cli.streams import guarded_streams
 from vivace.errors import ConfigError, VivaceError, first_line, nearest, one_line
 from vivace.notices import collected_warnings
@@ -152,12 +153,15 @@ def verb_options(cls: type[T]) -> type[T]:
 
 
 def option_names(cls: Any) -> list[str]:
-    """All options of a verb, such as "--batch-size", those of its groups included."""
-    hints, names = get_type_hints(cls), []
+    """All options of a verb, such as "--batch-size", those of its groups included, without what has no name."""
+    import tyro
+
+    (positional,) = tyro.conf.Positional[int].__metadata__  # type: ignore[attr-defined]
+    hints, names = get_type_hints(cls, include_extras=True), []
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
             names += option_names(hints[field.name])
-        else:
+        elif positional not in getattr(hints[field.name], "__metadata__", ()):
             names.append("--" + field.name.replace("_", "-"))
     return names
 
@@ -166,6 +170,7 @@ def _parse(verb: str, module: Any, arguments: list[str]) -> Any:
     """The options of a verb. Raises ConfigError on one line for what does not fit, SystemExit after the help."""
     import tyro
 
+    arguments = modern(verb, arguments, tell)
     known = [*option_names(module.Options), "--help"]
     for argument in arguments:
         if argument == "--":

@@ -37,6 +37,8 @@ class Options:
     """Draw the confusion matrix and the worst mistakes into this folder."""
     batch_size: int = 250
     """Images per forward pass."""
+    threads: int | None = None
+    """Processors to use. Default: all."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -77,6 +79,7 @@ def run(options: Options) -> None:
             options.opening.of(options.data),
             split=options.split,
             batch_size=options.batch_size,
+            threads=options.threads,
             device=options.device,
             precision=options.precision,
             cache_dir=options.cache_dir,

@@ -24,6 +24,8 @@ class Options:
 
     bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's."""
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
+    """Images to compare on, as for vivace train: test, else val, else all, 1,000 at most. Default: generated ones."""
     to: (
         Literal["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "tensorrt", "state-dict", "deploy"] | None
     ) = None
@@ -35,8 +37,6 @@ class Options:
     wrote, and nobody has changed since, is replaced."""
     state_dict: Annotated[Path | None, tyro.conf.arg(metavar="FILE.pth")] = None
     """The same as --to state-dict --out FILE.pth."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """Images to compare on, as for vivace train: test, else val, else all, 1,000 at most. Default: generated ones."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False

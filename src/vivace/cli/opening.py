@@ -33,10 +33,12 @@ class Opening:
         return Data(data, **dataclasses.asdict(self))
 
     def of_optional(self, data: str | None) -> Data | None:
-        """The same where --data may be left out. Raises ConfigError for options that go with none."""
+        """The same where DATA may be left out. Raises ConfigError for options that go with none."""
         if data is not None:
             return self.of(data)
         for option, value in zip(option_names(Opening), dataclasses.astuple(self), strict=True):
             if value is not None and value is not False:
-                raise ConfigError(f"{option} goes with --data: got {option} alone. Give --data too, or leave it out.")
+                raise ConfigError(
+                    f"{option} goes with DATA: got {option} alone. Give DATA behind BUNDLE, or leave it out."
+                )
         return None

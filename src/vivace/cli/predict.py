@@ -53,6 +53,8 @@ class Options:
     """Replace the file that --out names if it is there; no image that is read, and no file of a bundle or run."""
     batch_size: int = 64
     """Images per forward pass."""
+    threads: int | None = None
+    """Processors to use. Default: all."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -89,7 +91,7 @@ def run(options: Options) -> int:
     if replaced is not None:
         assert options.out is not None
         check_unread(options.out, files, listed="-" in options.paths)
-    predictor = predictor_for(options.bundle, options.device, options.batch_size, options.precision)
+    predictor = predictor_for(options.bundle, options.device, options.batch_size, options.precision, options.threads)
     progress, close = counting_bar("predicting", quiet=options.quiet)
     try:
         result = predict_files(predictor, files, topk=options.topk, passed_over=left, progress=progress)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from vivace.cli.answers import print_json
-from vivace.cli.common import verb_options
+from vivace.cli.common import bundle_place, verb_options
+from vivace.cli.opening import Opening
 
 if TYPE_CHECKING:
     from vivace.profiling.profile import Profile
@@ -22,9 +24,11 @@ class Options:
 
     bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's."""
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
+    """Images to run it on, as for vivace train: test, else val, else all. Default: generated ones."""
     top: int = 20
     """Layers to list, those that take longest; 0: all."""
-    batch: int = 1
+    batch_size: int = 1
     """Images in a call."""
     calls: int = 20
     """Calls to take the median of."""
@@ -32,29 +36,32 @@ class Options:
     """Processors to use. Default: all."""
     timeout: float = 600.0
     """Seconds after which profiling is given up."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False
     """Print the result as one JSON object on the last line."""
+    opening: Opening = field(default_factory=Opening)
 
 
 def run(options: Options) -> None:
     """Profile and print."""
-    import numpy as np
-
-    from vivace.bundle import load_bundle
     from vivace.config import check_range
-    from vivace.exporting.parity import parity_images
-    from vivace.profiling.profile import profile_layers
+    from vivace.verbs.profile import profile as profile_bundle
 
-    check_range("batch", options.batch, 1)
     check_range("top", options.top, 0)
-    check_range("threads", options.threads, 1)
-    check_range("timeout", options.timeout, 1)
-    bundle = load_bundle(options.bundle)
-    images, _ = parity_images(bundle, None)
-    batch = np.resize(images, (options.batch, *images.shape[1:]))
-    profile = profile_layers(bundle, batch, calls=options.calls, threads=options.threads, timeout=options.timeout)
+    profile = profile_bundle(
+        options.bundle,
+        options.opening.of_optional(options.data),
+        batch_size=options.batch_size,
+        calls=options.calls,
+        threads=options.threads,
+        timeout=options.timeout,
+        cache_dir=options.cache_dir,
+    )
     if options.json:
-        print_json("profile", {"bundle": str(bundle.folder), "summary": profile.summary(), **profile.to_dict()})
+        print_json(
+            "profile", {"bundle": str(bundle_place(options.bundle)), "summary": profile.summary(), **profile.to_dict()}
+        )
         return
     print("\n".join([*table(profile, options.top), "", profile.summary()]))
 

@@ -20,7 +20,7 @@ class Options:
 
     bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Images to compare on, as for vivace train: test, else val, else all, 1,000 at most. Default: generated ones."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""

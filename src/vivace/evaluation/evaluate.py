@@ -102,6 +102,7 @@ def evaluate(
     *,
     split: str | None = None,
     batch_size: int = 250,
+    threads: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     cache_dir: str | Path | None = None,
@@ -114,8 +115,8 @@ def evaluate(
 
     data: as for `train`; its classes are matched to the bundle's by name, and may be some of them. split: train, val,
     test, or "all" where the data has one split only; without a split for validation, "val" is what training held out,
-    and of data without splits "train" is what was trained on. batch_size: images per forward pass (a predictor keeps
-    its own).
+    and of data without splits "train" is what was trained on. batch_size: images per forward pass. threads: processors
+    to compute on; None: all. A predictor keeps its own.
     tta: views that each answer is averaged over, "none", "mirror" (2 views) or "shift" (6 views: mirrors and shifts of
     a pixel). tta_share: share of the images that get more views than one, those of the least sure answers, (0, 1].
     progress is told (images decoded, images in all).
@@ -126,7 +127,7 @@ def evaluate(
     check_choice("tta", tta, tuple(VIEWS))
     check_range("tta_share", tta_share, 0.0, 1.0, open_low=True)
     with collected_warnings() as warnings:
-        predictor = predictor_for(bundle, device, batch_size, precision)
+        predictor = predictor_for(bundle, device, batch_size, precision, threads)
         classes = predictor.classes
         source, chosen, cached = open_split(
             predictor.bundle,

@@ -44,7 +44,7 @@ class Exported:
 
 def export(
     bundle: Bundle | str | Path,
-    target: str,
+    to: str,
     out: str | Path,
     *,
     data: AnyData | None = None,
@@ -63,14 +63,14 @@ def export(
     the network, ParityError if the form does not agree, BundleError if a weight is NaN or infinite, OutputPathError if
     `out` holds what vivace did not write or can't be written, VivaceError if the disk is full.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"--to is unknown: got {target!r}.{nearest(target, TARGETS)} Known: {', '.join(TARGETS)}.")
+    if to not in TARGETS:
+        raise ConfigError(f"--to is unknown: got {to!r}.{nearest(to, TARGETS)} Known: {', '.join(TARGETS)}.")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     cache_path = Path(cache_dir) if cache_dir is not None else None
     out = Path(out)
-    replaced = _check_out(bundle, target, out, data)
-    with reporting(f"export to {target}"), writing(out):
-        exported = TARGETS[target](bundle, out, data, cache_path)
+    replaced = _check_out(bundle, to, out, data)
+    with reporting(f"export to {to}"), writing(out):
+        exported = TARGETS[to](bundle, out, data, cache_path)
     tell_replaced(out, replaced)
     return exported
 

@@ -1,0 +1,37 @@
+"""Spellings of earlier versions: they still work, and a line on stderr names the one that took their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+__all__ = ["modern"]
+
+RENAMED = {"accelerate": {"--batch": "--batch-size"}, "profile": {"--batch": "--batch-size"}}
+# DATA has the same place in every verb; these took it as an option
+DATA_WAS_AN_OPTION = ("accelerate", "export", "verify")
+
+
+def modern(verb: str, arguments: Sequence[str], tell: Callable[[str], None]) -> list[str]:
+    """The arguments in today's spelling. An option without its value is left as it is, for the parser to refuse."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    options, rest = list(arguments[:end]), list(arguments[end:])
+    for old, new in RENAMED.get(verb, {}).items():
+        for index, argument in enumerate(options):
+            if argument.partition("=")[0] == old:
+                options[index] = new + argument.removeprefix(old)
+                tell(f"note: {old} is now {new}.")
+    if verb in DATA_WAS_AN_OPTION:
+        options = _data_behind_bundle(verb, options, tell)
+    return options + rest
+
+
+def _data_behind_bundle(verb: str, options: list[str], tell: Callable[[str], None]) -> list[str]:
+    for index, argument in enumerate(options):
+        name, separator, value = argument.partition("=")
+        if name != "--data" or (not separator and index + 1 == len(options)):
+            continue
+        value = value if separator else options[index + 1]
+        tell(f"note: --data is no longer needed: vivace {verb} BUNDLE DATA.")
+        # BUNDLE may stand behind it: last of all it is the second of the two
+        return [*options[:index], *options[index + (1 if separator else 2) :], value]
+    return options

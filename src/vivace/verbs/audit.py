@@ -1,0 +1,91 @@
+"""vivace.audit: what is wrong with the images of a data set, and what training does with them (no torch here)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vivace.cachedir import default_cache_dir
+from vivace.data.audit import Audit, Finding
+from vivace.data.caching.cache import audit_source, open_cache
+from vivace.data.config import DataConfig
+from vivace.data.describe import report
+from vivace.data.place import AnyData
+from vivace.data.preprocess import Preprocess
+from vivace.data.sources import open_source
+from vivace.data.splits import DataSource
+from vivace.errors import DataError
+from vivace.notices import collected_warnings
+from vivace.training.dataset import stored_as
+
+__all__ = ["DataAudit", "audit"]
+
+# the gravest first
+SEVERITIES = ("refuse", "quarantine", "warning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataAudit:
+    """What was found in a data set."""
+
+    data: str
+    """Its name."""
+    audit: Audit
+    refusal: str | None
+    """Why `train` refuses these data; None: it takes them."""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found, the gravest first."""
+        return tuple(sorted(self.audit.findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+    @property
+    def num_images(self) -> int:
+        return self.audit.num_images
+
+    def summary(self) -> str:
+        """What `train` does with the data, to follow its name."""
+        if self.refusal is not None:
+            return f"refuses this data: {self.refusal}"
+        if left_out := len(self.audit.quarantined):
+            return f"leaves out {left_out:,} of {self.num_images:,} images: {self.audit.reasons()}"
+        return f"takes all {self.num_images:,} of these images"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"data": self.data, **self.audit.to_dict(), "train": self.summary()}
+
+
+def audit(
+    data: AnyData,
+    *,
+    size: int | None = None,
+    cache_dir: str | Path | None = None,
+    quiet: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DataAudit:
+    """Look for corrupt, duplicate, leaked and suspect images. No file of the data is changed.
+
+    data: as for `train`. size: side of the network's input, px; None: as `train` chooses it, which then finds the
+    images decoded. cache_dir: where decoded images are kept. quiet: what the data hold is told on stderr only where
+    something is left out. progress is told (images read, images in all).
+    Raises DataError if the data can't be opened or the cache can't be written.
+    """
+    place = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    source = open_source(data, cache_dir=place)
+    report(source, DataConfig().val_fraction, quiet=quiet)
+    preprocess = stored_as(source, size=size)
+    found = audit_source(source, preprocess, cache_dir=place, progress=progress)
+    return DataAudit(data=source.name, audit=found, refusal=_refusal(source, preprocess, place))
+
+
+def _refusal(source: DataSource, preprocess: Preprocess, cache_dir: Path) -> str | None:
+    """Why `train` refuses the source, by the very check that it makes."""
+    try:
+        with collected_warnings():
+            open_cache(source, preprocess, cache_dir=cache_dir)
+    except DataError as error:
+        return str(error)
+    return None
