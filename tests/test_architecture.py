@@ -111,7 +111,7 @@ TORCH_FREE = [
             "cache",
         )
     ),
-    "vivace.bench.levers",
+    "vivace.bench.ablation",
     "vivace.config",
     "vivace.plain",
     "vivace.files",

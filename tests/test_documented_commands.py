@@ -68,7 +68,7 @@ def shortened(command: str) -> str:
         command = command.replace(long, short)
     verb = command.split()[1]
     if verb == "bench":
-        return re.sub(r" --seeds \d+", "", command) + " --seeds 1 --lever flips"
+        return re.sub(r" --seeds \d+", "", command) + " --seeds 1 --technique flips"
     if verb in ADDED and not re.search(r"--(epochs|within|resume)", command):
         command += f" {ADDED[verb]}"
     return command
@@ -138,7 +138,7 @@ def test_every_command_of_the_pages_runs_on_small_photos(ground: Ground, page: s
     assert done.returncode in accepted, f"{page}: {command}\n{done.stdout}\n{done.stderr}"
     assert word in done.stderr
     assert "Traceback" not in done.stderr
-    levers = ground.root / "runs/levers"
-    if levers.exists():
+    folder = ground.root / "runs/ablation"
+    if folder.exists():
         # the next one is shown to somebody who has not run this one
-        levers.rename(ground.root / f"runs/levers-{len(list(ground.root.glob('runs/*')))}")
+        folder.rename(ground.root / f"runs/ablation-{len(list(ground.root.glob('runs/*')))}")

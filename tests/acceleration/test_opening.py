@@ -24,7 +24,7 @@ COMMANDS = {
     "accelerate": (["BUNDLE"], ["--out", "OUT", "--max-drop", "20", "--quiet"]),
     "export": (["BUNDLE", "--to", "onnx", "--out", "OUT"], []),
     "verify": (["BUNDLE"], []),
-    "bench": (["levers"], ["--out", "OUT", "--seeds", "1", "--lever", "Muon", "--quiet", *QUICK]),
+    "bench": (["ablation"], ["--out", "OUT", "--seeds", "1", "--technique", "Muon", "--quiet", *QUICK]),
 }
 OPTIONS = {"links": ["--follow-links"], "table": ["--image-column", "a", "--label-column", "b"]}
 

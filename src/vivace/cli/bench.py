@@ -17,8 +17,8 @@ from vivace.cli.opening import Opening
 class Options:
     """The options of `vivace bench`."""
 
-    what: Annotated[tyro.conf.Positional[Literal["levers"]], tyro.conf.arg(metavar="levers")]
-    """levers: the techniques that are switched on in the recipe."""
+    what: Annotated[tyro.conf.Positional[Literal["ablation"]], tyro.conf.arg(metavar="ablation")]
+    """ablation: the techniques that are switched on in the recipe."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """A data set's name, a folder, a manifest or an archive, as for `vivace train`."""
     recipe: Literal["fast", "accurate", "finetune", "article"] = "fast"
@@ -31,9 +31,9 @@ class Options:
     """Passes over the training images in each run. Default: the recipe's."""
     seeds: int = 3
     """Runs with, and as many without each technique."""
-    lever: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
+    technique: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
     """A technique, such as "tiled gradients"; may be repeated. Default: all that the recipe uses."""
-    out: Path = Path("runs/levers")
+    out: Path = Path("runs/ablation")
     """Folder for the receipts and the runs; a new one."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
@@ -47,14 +47,14 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Run the comparison; the receipts are levers.json, levers.md and levers.png in the folder."""
+    """Run the comparison; the receipts are ablation.json, ablation.md and ablation.png in the folder."""
     import sys
 
-    from vivace.bench.levers import measure_levers
+    from vivace.bench.ablation import measure_ablation
     from vivace.errors import ConfigError, MissingExtra
     from vivace.files import write_json
     from vivace.outputs import check_folder
-    from vivace.report.figures import levers as draw
+    from vivace.report.figures import ablation as draw
     from vivace.training.result import TrainResult
 
     if check_folder(options.out) is not None:
@@ -65,22 +65,22 @@ def run(options: Options) -> None:
             line = f"{name:<18} seed {seed}  {100 * result.val_top1:6.2f} %  {result.train_seconds:7.1f} s"
             print(line, file=sys.stderr, flush=True)
 
-    report = measure_levers(
+    report = measure_ablation(
         options.opening.of(options.data),
         options.config or options.recipe,
         out=options.out,
         epochs=options.epochs,
         seeds=options.seeds,
-        levers=options.lever,
+        techniques=options.technique,
         overrides=parse_assignments(options.set),
         device=options.device,
         cache_dir=options.cache_dir,
         on_run=tell,
     )
-    write_json(options.out / "levers.json", report.to_dict())
-    (options.out / "levers.md").write_text(report.markdown(), encoding="utf-8")
+    write_json(options.out / "ablation.json", report.to_dict())
+    (options.out / "ablation.md").write_text(report.markdown(), encoding="utf-8")
     try:
-        draw(report.to_dict()["rows"], options.out / "levers.png")
+        draw(report.to_dict()["rows"], options.out / "ablation.png")
     except MissingExtra as error:
         print(f"no figure: {error}", file=sys.stderr)
     if options.json:

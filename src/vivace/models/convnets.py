@@ -61,7 +61,7 @@ class FastCNN(nn.Module):
     every other pixel: four times cheaper) or "none". The last map is reduced by its maximum, so any input of `size` or
     more is taken. residual: the convolutions of a group behind its first one change what that one gave, as in
     airbench96; then each group has 2 or more. whitening False: the first layer is a convolution like others, learnt
-    from random filters; identity False: so are all filters of the groups. Both are for `vivace bench levers`.
+    from random filters; identity False: so are all filters of the groups. Both are for `vivace bench ablation`.
     """
 
     def __init__(

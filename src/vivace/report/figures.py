@@ -23,7 +23,7 @@ from vivace.report.tables import read_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["confusion", "curves", "levers", "mistakes", "pareto"]
+__all__ = ["ablation", "confusion", "curves", "mistakes", "pareto"]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 DPI = 150
@@ -178,10 +178,11 @@ def mistakes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def levers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def ablation(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """What each technique is worth, in time and in accuracy, with intervals, as a PNG file.
 
-    rows: as LeverRow has them: "name", "speedup", "gain" as a fraction, and "_low" and "_high" of both (None: no bar).
+    rows: as AblationRow has them, "name", "speedup", "gain" as a fraction, and "_low" and "_high" of both (None:
+    no bar).
     Raises MissingExtra without matplotlib.
     """
     figure = _figure(9.0, 1.4 + 0.36 * len(rows))

@@ -18,11 +18,11 @@ from vivace.training.train import train
 if TYPE_CHECKING:
     from vivace.data.place import AnyData
 
-__all__ = ["LEVERS", "Lever", "LeverRow", "LeversReport", "levers_of", "measure_levers"]
+__all__ = ["TECHNIQUES", "AblationReport", "AblationRow", "Technique", "measure_ablation", "techniques_of"]
 
 
 @dataclass(frozen=True)
-class Lever:
+class Technique:
     """A technique, and what to set in a recipe to do without it."""
 
     name: str
@@ -45,113 +45,119 @@ def _uses_fewer_steps(recipe: Recipe) -> bool:
 MUON_STEPS, USUAL_STEPS = 3, 5
 
 
-LEVERS = (
-    Lever("low precision", "bf16 or fp16 for fp32", lambda r: r.precision in ("bf16", "fp16"), {"precision": "fp32"}),
-    Lever(
+TECHNIQUES = (
+    Technique(
+        "low precision", "bf16 or fp16 for fp32", lambda r: r.precision in ("bf16", "fp16"), {"precision": "fp32"}
+    ),
+    Technique(
         "tiled gradients",
         "weight gradients of 3×3 convolutions from tiles that hold many images",
         lambda r: r.tile_gradients is True,
         {"tile_gradients": False},
     ),
-    Lever(
+    Technique(
         "Winograd convolutions",
         "3×3 convolutions by minimal filtering: fewer products",
         lambda r: r.winograd is True,
         {"winograd": False},
     ),
-    Lever(
+    Technique(
         "fused norms",
         "pooling, batch norm and activation as one kernel",
         lambda r: r.fuse_norms is True,
         {"fuse_norms": False},
     ),
-    Lever("channels_last", "memory format", lambda r: r.channels_last is True, {"channels_last": False}),
-    Lever("compile", "torch.compile for eager", lambda r: r.compile is True, {"compile": False}),
-    Lever(
+    Technique("channels_last", "memory format", lambda r: r.channels_last is True, {"channels_last": False}),
+    Technique("compile", "torch.compile for eager", lambda r: r.compile is True, {"compile": False}),
+    Technique(
         "growing images",
         "small images at the start of training",
         lambda r: r.augment.start_size is not None,
         {"augment.start_size": None},
     ),
-    Lever(
+    Technique(
         "hard images",
         "epochs in the middle of the run made of the images with the highest loss",
         lambda r: r.focus.share < 1,
         {"focus.share": 1.0},
     ),
-    Lever(
+    Technique(
         "late freezing",
         "the first layers learn no more from some time on",
         lambda r: bool(r.freeze_after),
         {"freeze_after": []},
     ),
-    Lever(
+    Technique(
         "whitening",
         "a frozen first layer made from the images for a learnt one",
         _argument(("fast_cnn",), "whitening", True, True),
         {"model.arguments.whitening": False},
     ),
-    Lever(
+    Technique(
         "identity start",
         "convolutions that pass their input on at first, for random filters",
         _argument(("fast_cnn",), "identity", True, True),
         {"model.arguments.identity": False},
     ),
-    Lever(
+    Technique(
         "ReLU",
         "for SiLU",
         _argument(("fast_cnn", "fast_photo"), "activation", "relu", "silu"),
         {"model.arguments.activation": "silu"},
     ),
-    Lever("Muon", "Muon for SGD at its usual rate", lambda r: r.optimizer.name == "muon", {"optimizer.name": "sgd"}),
-    Lever("few Muon steps", "3 of Newton–Schulz for 5", _uses_fewer_steps, {"optimizer.options.ns_steps": 5}),
-    Lever(
+    Technique(
+        "Muon", "Muon for SGD at its usual rate", lambda r: r.optimizer.name == "muon", {"optimizer.name": "sgd"}
+    ),
+    Technique("few Muon steps", "3 of Newton–Schulz for 5", _uses_fewer_steps, {"optimizer.options.ns_steps": 5}),
+    Technique(
         "normalised filters",
         "each convolution's weights brought to a fixed norm",
         lambda r: bool(r.optimizer.options.get("normalize_filters")),
         {"optimizer.options.normalize_filters": False},
     ),
-    Lever(
+    Technique(
         "norm bias rate",
         "a higher one than that of the others",
         lambda r: r.optimizer.bias_lr_factor > 1,
         {"optimizer.bias_lr_factor": 1.0},
     ),
-    Lever(
+    Technique(
         "schedule",
         "a rate that rises and falls for a constant one",
         lambda r: r.schedule.name != "constant",
         {"schedule.name": "constant", "schedule.warmup": 0.0},
     ),
-    Lever("flips", "mirrored images", lambda r: r.augment.flip != "none", {"augment.flip": "none"}),
-    Lever(
+    Technique("flips", "mirrored images", lambda r: r.augment.flip != "none", {"augment.flip": "none"}),
+    Technique(
         "alternating flips",
         "each image the other way round every epoch, for a coin",
         lambda r: r.augment.flip == "alternating",
         {"augment.flip": "random"},
     ),
-    Lever("shifts", "shifted images", lambda r: r.augment.translate > 0, {"augment.translate": 0}),
-    Lever(
+    Technique("shifts", "shifted images", lambda r: r.augment.translate > 0, {"augment.translate": 0}),
+    Technique(
         "crops",
         "random-resized crops for whole images",
         lambda r: r.augment.random_resized_crop is not None,
         {"augment.random_resized_crop": None},
     ),
-    Lever("cutout", "blanked squares", lambda r: r.augment.cutout > 0, {"augment.cutout": 0}),
-    Lever("label smoothing", "softened targets", lambda r: r.loss.label_smoothing > 0, {"loss.label_smoothing": 0.0}),
-    Lever(
+    Technique("cutout", "blanked squares", lambda r: r.augment.cutout > 0, {"augment.cutout": 0}),
+    Technique(
+        "label smoothing", "softened targets", lambda r: r.loss.label_smoothing > 0, {"loss.label_smoothing": 0.0}
+    ),
+    Technique(
         "self-distillation",
         "targets that hold what the network last said of an image",
         lambda r: r.loss.self_distillation > 0,
         {"loss.self_distillation": 0.0},
     ),
-    Lever("weight decay", "", lambda r: r.optimizer.weight_decay > 0, {"optimizer.weight_decay": 0.0}),
-    Lever("moving average", "of the weights", lambda r: r.ema_decay is not None, {"ema_decay": None}),
+    Technique("weight decay", "", lambda r: r.optimizer.weight_decay > 0, {"optimizer.weight_decay": 0.0}),
+    Technique("moving average", "of the weights", lambda r: r.ema_decay is not None, {"ema_decay": None}),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeverRow:
+class AblationRow:
     """A technique's receipt. Accuracies are fractions; a gain above 0 says that the technique helps."""
 
     name: str
@@ -171,13 +177,13 @@ class LeverRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeversReport:
+class AblationReport:
     """All receipts, the recipe that they are about, and the runs behind them."""
 
     data: str
     recipe: Mapping[str, Any]
     """The resolved recipe with every technique on."""
-    rows: tuple[LeverRow, ...]
+    rows: tuple[AblationRow, ...]
     runs: Mapping[str, Sequence[Mapping[str, float]]]
     """By technique, "all on" among them: train_seconds and val_top1 of each seed."""
 
@@ -209,48 +215,50 @@ class LeversReport:
         return "\n".join(lines) + "\n"
 
 
-def levers_of(recipe: Recipe, names: Sequence[str] = ()) -> list[Lever]:
+def techniques_of(recipe: Recipe, names: Sequence[str] = ()) -> list[Technique]:
     """The techniques that are on in a resolved recipe; with names, these alone. Raises ConfigError for others."""
     known = _known(names)
     for name in names:
         if not known[name].is_on(recipe):
-            on = ", ".join(lever.name for lever in LEVERS if lever.is_on(recipe))
+            on = ", ".join(technique.name for technique in TECHNIQUES if technique.is_on(recipe))
             raise ConfigError(f"the recipe does not use {name!r}: there is nothing to switch off. It uses: {on}.")
-    return [lever for lever in LEVERS if lever.is_on(recipe) and (not names or lever.name in names)]
+    return [technique for technique in TECHNIQUES if technique.is_on(recipe) and (not names or technique.name in names)]
 
 
-def _known(names: Sequence[str]) -> dict[str, Lever]:
+def _known(names: Sequence[str]) -> dict[str, Technique]:
     """All techniques by name. Raises ConfigError if one of `names` is not among them."""
-    known = {lever.name: lever for lever in LEVERS}
+    known = {technique.name: technique for technique in TECHNIQUES}
     for name in names:
         if name not in known:
-            raise ConfigError(f"the lever is unknown: got {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+            raise ConfigError(
+                f"the technique is unknown: got {name!r}.{nearest(name, known)} Known: {', '.join(known)}."
+            )
     return known
 
 
-def measure_levers(
+def measure_ablation(
     data: AnyData,
     recipe: str | Path | Recipe = "fast",
     *,
     out: Path,
     epochs: int | None = None,
     seeds: int = 3,
-    levers: Sequence[str] = (),
+    techniques: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
     cache_dir: Path | None = None,
     on_run: Callable[[str, int, TrainResult], None] = lambda name, seed, result: None,
-) -> LeversReport:
+) -> AblationReport:
     """Train with everything on and with each technique off, once per seed, and compare time and validation accuracy.
 
     The order of the runs turns round from seed to seed. What the machine decides (precision, memory format) is measured
     once, in the first run, and the same for all. out: folder for the runs, a subfolder each. on_run: told each result.
-    The test split is looked at by none of the comparisons. Raises ConfigError for an unknown lever or no seed.
+    The test split is looked at by none of the comparisons. Raises ConfigError for an unknown technique or no seed.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds is out of range: got {seeds}. Give 1 or more.")
     # before the first run, which may take an hour
-    _known(levers)
+    _known(techniques)
 
     def run(name: str, base: str | Path | Recipe, changes: Mapping[str, Any], seed: int, tune: bool) -> TrainResult:
         result = train(
@@ -269,18 +277,18 @@ def measure_levers(
 
     first = run("all on", recipe, {}, 0, True)
     resolved = from_yaml(Recipe, first.run / "recipe.yaml")
-    chosen = levers_of(resolved, levers)
-    results: dict[str, list[TrainResult]] = {"all on": [first], **{lever.name: [] for lever in chosen}}
+    chosen = techniques_of(resolved, techniques)
+    results: dict[str, list[TrainResult]] = {"all on": [first], **{technique.name: [] for technique in chosen}}
     for seed in range(seeds):
-        order = [("all on", {}), *((lever.name, lever.off) for lever in chosen)]
+        order = [("all on", {}), *((technique.name, technique.off) for technique in chosen)]
         for name, off in order if seed % 2 == 0 else order[::-1]:
             if (name, seed) != ("all on", 0):
                 results[name].append(run(name, resolved, off, seed, False))
     base = results.pop("all on")
-    return LeversReport(
+    return AblationReport(
         data=str(data),
         recipe=to_dict(resolved),
-        rows=tuple(_row(lever, base, results[lever.name]) for lever in chosen),
+        rows=tuple(_row(technique, base, results[technique.name]) for technique in chosen),
         runs={
             name: [{"train_seconds": r.train_seconds, "val_top1": r.val_top1} for r in runs]
             for name, runs in {"all on": base, **results}.items()
@@ -288,14 +296,14 @@ def measure_levers(
     )
 
 
-def _row(lever: Lever, with_it: Sequence[TrainResult], without: Sequence[TrainResult]) -> LeverRow:
+def _row(technique: Technique, with_it: Sequence[TrainResult], without: Sequence[TrainResult]) -> AblationRow:
     speedup, speedup_low, speedup_high = paired_ratio(
         [run.train_seconds for run in without], [run.train_seconds for run in with_it]
     )
     gain, gain_low, gain_high = paired_gain([run.val_top1 for run in without], [run.val_top1 for run in with_it])
-    return LeverRow(
-        name=lever.name,
-        about=lever.about,
+    return AblationRow(
+        name=technique.name,
+        about=technique.about,
         n=len(with_it),
         speedup=speedup,
         speedup_low=speedup_low,

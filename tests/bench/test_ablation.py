@@ -1,4 +1,4 @@
-"""`vivace bench levers`: each technique switched off alone, with a receipt."""
+"""`vivace bench ablation`: each technique switched off alone, with a receipt."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from answers import last_answer
-from vivace.bench import levers as module
-from vivace.bench.levers import LEVERS, levers_of, measure_levers
+from vivace.bench import ablation as module
+from vivace.bench.ablation import TECHNIQUES, measure_ablation, techniques_of
 from vivace.cli import main
 from vivace.config import from_yaml, override, to_yaml
 from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
-from vivace.report.figures import levers as draw
+from vivace.report.figures import ablation as draw
 from vivace.statistics.intervals import student_ratio
 from vivace.training.recipe import LossConfig, Recipe
 from vivace.training.result import TrainResult
@@ -64,29 +64,29 @@ def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
             "focus.share": 0.5,
         },
     )
-    assert levers_of(everything) == list(LEVERS)
-    for lever in LEVERS:
-        changed = override(everything, lever.off)
+    assert techniques_of(everything) == list(TECHNIQUES)
+    for technique in TECHNIQUES:
+        changed = override(everything, technique.off)
         assert changed != everything
-        # an alternating flip becomes a coin: that is another lever's matter
-        assert not lever.is_on(changed)
+        # an alternating flip becomes a coin: that is another technique's matter
+        assert not technique.is_on(changed)
     bare = override(Recipe(), {"precision": "fp32"})
-    assert levers_of(bare) == []
+    assert techniques_of(bare) == []
 
 
 def test_an_unknown_technique_and_one_that_is_off_are_refused() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'Muon'"):
-        levers_of(TINY, ["muon"])
+        techniques_of(TINY, ["muon"])
     # before any data are opened
     with pytest.raises(ConfigError, match="Did you mean 'Muon'"):
-        measure_levers("no such data", TINY, out=Path("out"), levers=["muon"])
+        measure_ablation("no such data", TINY, out=Path("out"), techniques=["muon"])
     with pytest.raises(
         ConfigError,
         match=r"does not use 'cutout'.*It uses: whitening, identity start, Muon, .*flips, alternating flips",
     ):
-        levers_of(TINY, ["cutout"])
+        techniques_of(TINY, ["cutout"])
     with pytest.raises(ConfigError, match="--seeds is out of range: got 0"):
-        measure_levers("nowhere", TINY, out=Path("x"), seeds=0)
+        measure_ablation("nowhere", TINY, out=Path("x"), seeds=0)
 
 
 def test_receipts_pair_the_runs_by_seed_in_alternating_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_receipts_pair_the_runs_by_seed_in_alternating_order(monkeypatch: pytest
         )
 
     monkeypatch.setattr(module, "train", train)
-    report = measure_levers("data", "fast", out=tmp_path, seeds=3, levers=["Muon", "flips"])
+    report = measure_ablation("data", "fast", out=tmp_path, seeds=3, techniques=["Muon", "flips"])
     assert runs == [
         *[("all-on", 0), ("muon", 0), ("flips", 0)],
         *[("flips", 1), ("muon", 1), ("all-on", 1)],
@@ -141,17 +141,17 @@ def test_the_command_measures_on_real_runs(
     pytest.importorskip("matplotlib")
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(to_yaml(TINY))
-    options = ["bench", "levers", str(make_folder()), "--config", str(config), "--seeds", "2", "--out", str(out)]
-    options += ["--lever", "flips", "--json", "--cache-dir", str(tmp_path / "cache")]
+    options = ["bench", "ablation", str(make_folder()), "--config", str(config), "--seeds", "2", "--out", str(out)]
+    options += ["--technique", "flips", "--json", "--cache-dir", str(tmp_path / "cache")]
     assert main(options) == 0
     told = capsys.readouterr()
     result = last_answer(told.out)
     assert [row["name"] for row in result["rows"]] == ["flips"]
     assert result["rows"][0]["n"] == 2
-    written = json.loads((out / "levers.json").read_text())
+    written = json.loads((out / "ablation.json").read_text())
     assert {key: result[key] for key in written} == written
     assert len([line for line in told.err.splitlines() if " seed " in line]) == 4
-    assert (out / "levers.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     with_it, without = (from_yaml(Recipe, out / name / "recipe.yaml") for name in ("all-on-1", "flips-1"))
     # the recipe with one field changed, and nothing else
     assert without == dataclasses.replace(with_it, augment=dataclasses.replace(with_it.augment, flip="none"))
@@ -163,6 +163,6 @@ def test_the_command_measures_on_real_runs(
 def test_the_figure_shows_rows_without_intervals_too(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     row = {"name": "a $technique", "n": 1, "speedup": 1.2, "speedup_low": None, "speedup_high": None}
-    draw([{**row, "gain": 0.01, "gain_low": None, "gain_high": None}], tmp_path / "levers.png")
+    draw([{**row, "gain": 0.01, "gain_low": None, "gain_high": None}], tmp_path / "ablation.png")
     draw([], tmp_path / "empty.png")
-    assert (tmp_path / "levers.png").stat().st_size > 5000
+    assert (tmp_path / "ablation.png").stat().st_size > 5000
