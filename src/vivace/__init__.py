@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vivace.prediction import Predictions, predict
     from vivace.predictor import Prediction, Predictor, load
     from vivace.profiling.profile import Profile
+    from vivace.training.callbacks import Callback, StopTraining
     from vivace.training.recipe import Recipe
     from vivace.training.result import TrainResult
     from vivace.training.train import train
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Acceleration",
     "Bundle",
+    "Callback",
     "Data",
     "DataAudit",
     "Evaluation",
@@ -55,6 +57,7 @@ __all__ = [
     "Profile",
     "Recipe",
     "SearchOptions",
+    "StopTraining",
     "TrainResult",
     "accelerate",
     "audit",
@@ -73,6 +76,7 @@ __all__ = [
 _HOMES = {
     "Acceleration": "vivace.acceleration.accelerate",
     "Bundle": "vivace.bundle",
+    "Callback": "vivace.training.callbacks",
     "Data": "vivace.data.place",
     "DataAudit": "vivace.verbs.audit",
     "Evaluation": "vivace.evaluation.evaluate",
@@ -84,6 +88,7 @@ _HOMES = {
     "Profile": "vivace.profiling.profile",
     "Recipe": "vivace.training.recipe",
     "SearchOptions": "vivace.acceleration.options",
+    "StopTraining": "vivace.training.callbacks",
     "TrainResult": "vivace.training.result",
     "accelerate": "vivace.acceleration.accelerate",
     "audit": "vivace.verbs.audit",

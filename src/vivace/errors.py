@@ -180,6 +180,10 @@ class OutOfMemoryError(TrainingError):
     """Even the smallest micro-batch does not fit in memory."""
 
 
+class CallbackError(TrainingError):
+    """A callback raised an exception, which is the cause of this one; the state was saved first."""
+
+
 class Interrupted(VivaceError):
     """A signal asked the run to stop; the state was saved first."""
 

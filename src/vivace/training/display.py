@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vivace.errors import printable
+from vivace.training.callbacks import Reporter, StepInfo, ValidationInfo
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vivace.training.state import Counters
-
-__all__ = ["LiveDisplay", "Reporters", "counting_bar"]
+__all__ = ["LiveDisplay", "counting_bar"]
 
 
-class Reporters:
-    """Hands each report to several reporters."""
-
-    def __init__(self, *reporters: Any) -> None:
-        self._reporters = reporters
-
-    def on_step(self, counters: Counters, images_per_second: float, seconds_left: float | None) -> None:
-        for reporter in self._reporters:
-            reporter.on_step(counters, images_per_second, seconds_left)
-
-    def on_validation(self, row: dict[str, Any], history: Sequence[dict[str, Any]], forecast: float | None) -> None:
-        for reporter in self._reporters:
-            reporter.on_validation(row, history, forecast)
-
-    def on_message(self, message: str) -> None:
-        for reporter in self._reporters:
-            reporter.on_message(message)
-
-
-class LiveDisplay:
+class LiveDisplay(Reporter):
     """A progress bar with loss, accuracy, images/s, time left and the forecast; a row for each validation.
 
     Where stderr is no terminal (a log, a notebook) it gets the rows and the messages as plain lines. console: where it
@@ -60,10 +41,11 @@ class LiveDisplay:
         self._epochs = epochs
         self._task = self._progress.add_task("training", total=1.0, figures="")
         self._rate: float | None = None
-        self._last: dict[str, Any] | None = None
-        self._forecast: float | None = None
+        self._last: ValidationInfo | None = None
         self._quiet = quiet
         self._live = self._console.is_terminal and not quiet
+        if not self._live:
+            self.every_steps = sys.maxsize
 
     def __enter__(self) -> LiveDisplay:
         if self._live:
@@ -74,32 +56,32 @@ class LiveDisplay:
         if self._live:
             self._progress.stop()
 
-    def on_step(self, counters: Counters, images_per_second: float, seconds_left: float | None) -> None:
+    def on_step(self, step: StepInfo) -> None:
         if not self._live:
             return
-        self._rate = images_per_second if self._rate is None else 0.9 * self._rate + 0.1 * images_per_second
-        # after its last step an epoch is still the one that is shown
-        plan = [f"epoch {counters.epoch + (counters.batch > 0)}/{self._epochs}", f"{self._rate:,.0f} img/s"]
-        if seconds_left is not None:
-            plan.append(f"{_clock(seconds_left)} left")
+        rate = step.images_per_second
+        self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
+        plan = [f"epoch {math.ceil(step.epoch)}/{self._epochs}", f"{self._rate:,.0f} img/s"]
+        if step.seconds_left is not None:
+            plan.append(f"{_clock(step.seconds_left)} left")
         result = []
-        if counters.count:
-            result.append(f"loss {counters.loss_sum / counters.count:.3f}")
-            result.append(f"train {100 * counters.correct_sum / counters.count:.1f} %")
-        if self._last:
-            result.append(f"val {100 * self._last['val_top1']:.1f} %")
-        if self._forecast is not None:
-            result.append(f"forecast {100 * self._forecast:.1f} %")
+        if step.train_loss is not None and step.train_top1 is not None:
+            result.append(f"loss {step.train_loss:.3f}")
+            result.append(f"train {100 * step.train_top1:.1f} %")
+        if self._last is not None:
+            result.append(f"val {100 * self._last.val_top1:.1f} %")
+            if self._last.forecast_top1 is not None:
+                result.append(f"forecast {100 * self._last.forecast_top1:.1f} %")
         figures = "\n".join(" · ".join(parts) for parts in (plan, result) if parts)
-        self._progress.update(self._task, completed=counters.progress, figures=figures)
+        self._progress.update(self._task, completed=step.progress, figures=figures)
 
-    def on_validation(self, row: dict[str, Any], history: Sequence[dict[str, Any]], forecast: float | None) -> None:
-        self._last, self._forecast = row, forecast
+    def on_validation(self, validation: ValidationInfo) -> None:
+        self._last = validation
         parts = (
-            f"epoch {row['epoch']:>5g}  train {row['train_loss']:.4f} {100 * row['train_top1']:5.1f} %"
-            f"  val {row['val_loss']:.4f} ",
-            f"{100 * row['val_top1']:5.1f} %",
-            f"  {row['images_per_second']:>7,.0f} img/s  {_clock(row['seconds'])}",
+            f"epoch {validation.epoch:>5g}  train {validation.train_loss:.4f} {100 * validation.train_top1:5.1f} %"
+            f"  val {validation.val_loss:.4f} ",
+            f"{100 * validation.val_top1:5.1f} %",
+            f"  {validation.images_per_second:>7,.0f} img/s  {_clock(validation.seconds)}",
         )
         if self._live:
             self._console.print(f"{parts[0]}[bold]{parts[1]}[/]{parts[2]}", highlight=False)

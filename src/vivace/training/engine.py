@@ -8,15 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from vivace.data.loader import Batch, Batches
-from vivace.errors import CheckpointError, Interrupted
+from vivace.errors import CallbackError, CheckpointError, Interrupted
+from vivace.training.callbacks import CheckpointInfo, StopTraining
 from vivace.training.checkpoints import load_checkpoint, prune, save_checkpoint
-from vivace.training.plan import Plan, forecast_top1
+from vivace.training.dispatch import Dispatcher
+from vivace.training.plan import Plan
+from vivace.training.progress import step_info, validation_info, validation_row
 from vivace.training.recipe import Recipe
 from vivace.training.restored import MALFORMED, check_weights
 from vivace.training.rollback import NonFinite, Rollback
@@ -26,22 +29,12 @@ from vivace.training.statistics import NUM_STEPS
 from vivace.training.step import Stepper, StepResult
 from vivace.training.validation import Validation
 
-__all__ = ["Engine", "Reporter"]
+__all__ = ["Engine"]
 
 # fp16 begins with gradients × 65536 and halves that after every infinite one: 20 in a row are no matter of scale
 MAX_SKIPPED = 20
 # reading a number from a GPU waits for it: there, sums and the check for NaN are read once in so many steps
 CUDA_READ_EVERY = 20
-
-
-class Reporter(Protocol):
-    """Is told how the run goes."""
-
-    def on_step(self, counters: Counters, images_per_second: float, seconds_left: float | None) -> None: ...
-
-    def on_validation(self, row: dict[str, Any], history: Sequence[dict[str, Any]], forecast: float | None) -> None: ...
-
-    def on_message(self, message: str) -> None: ...
 
 
 @dataclass(kw_only=True)
@@ -59,7 +52,7 @@ class Engine:
     """(network, whether the run ends): takes batch-norm statistics anew, in place; None where they follow anyway."""
     plan: Plan
     checkpoints: Path
-    reporter: Reporter
+    callbacks: Dispatcher
     check_files: Callable[[], None]
     """Warns when an image file has changed since the cache was made, which the run goes on with."""
     head: frozenset[str] = frozenset()
@@ -73,6 +66,7 @@ class Engine:
         self._files_due_at = self._marked_at
         self._sums: list[tuple[StepResult, Batch]] = []
         self._num_skipped = 0
+        self._failure: CallbackError | None = None
         self.saved_epoch: float | None = None
         """The epoch of the validation whose weights the averaged network has after `run`."""
         if self.recipe.early_stopping is not None and not self._best_path.exists():
@@ -89,19 +83,27 @@ class Engine:
         """Train until the plan is done; with early stopping the averaged network then has the best weights.
 
         Raises Interrupted after a checkpoint when a signal asks to stop, NonFiniteError when NaN stays after bounded
-        retries, OutOfMemoryError, TrainingError when a checkpoint can't be written.
+        retries, OutOfMemoryError, TrainingError when a checkpoint can't be written, CallbackError after a checkpoint
+        when a callback fails.
         """
         # a run that is extended was finished once
         self.counters.finished = self.counters.finished and self._finished
         with StopSignals() as signals:
             self._marked_at = time.monotonic()
-            while not self._finished:
+            while not self._finished or self._is_unvalidated:
                 try:
-                    self._run_epoch(signals)
+                    if self._finished:
+                        self._settle()
+                        self._rollback.check()
+                        self._validate()
+                    else:
+                        self._run_epoch(signals)
                 except NonFinite as error:
                     self._roll_back(error.batch)
         if not self.counters.finished:
             self.save()
+        if self._failure is not None:
+            raise self._failure
         self.saved_epoch = self.counters.history[-1]["epoch"] if self.counters.history else None
         if self.recipe.early_stopping is not None:
             # after the checkpoint: a run that is extended goes on from its last weights, not from its best
@@ -110,6 +112,12 @@ class Engine:
     @property
     def _finished(self) -> bool:
         return self.counters.stopped_early or self.plan.finished(self.counters)
+
+    @property
+    def _is_unvalidated(self) -> bool:
+        """Whether a callback ended the run between validations: what is saved must have been validated."""
+        history = self.counters.history
+        return self.counters.step > 0 and (not history or history[-1]["step"] != self.counters.step)
 
     def save(self) -> None:
         """Write a checkpoint of the state as it stands. Raises TrainingError if that fails; older ones stay whole."""
@@ -120,6 +128,8 @@ class Engine:
         save_checkpoint(path, {**self.state.state_dict(), "recipe": self.recipe.name})
         prune(self.checkpoints, path)
         self._checkpoint_at = time.monotonic()
+        epoch = self.batches.epochs_of(self.counters.step)
+        self._notify(self.callbacks.on_checkpoint, CheckpointInfo(path=path, step=self.counters.step, epoch=epoch))
 
     def _run_epoch(self, signals: StopSignals) -> None:
         epoch, start = self.counters.epoch, self.counters.batch
@@ -153,7 +163,7 @@ class Engine:
     def _enter_epoch(self, epoch: int) -> None:
         head_only = epoch < self.recipe.head_epochs
         if head_only != self.counters.head_only:
-            self.reporter.on_message("training the head alone" if head_only else "training the whole network")
+            self.callbacks.on_message("training the head alone" if head_only else "training the whole network")
         self.counters.head_only = head_only
         self._set_trainable()
         self._train_mode()
@@ -201,8 +211,12 @@ class Engine:
     def _after_step(self, signals: StopSignals, began: float, num_images: int) -> None:
         counters, plan = self.counters, self.plan
         plan.advance(counters, time.monotonic() - began)
+        if self.callbacks.wants_step(counters.step):
+            rate = num_images / max(time.monotonic() - began, 1e-9)
+            epoch = self.batches.epochs_of(counters.step)
+            self._notify(self.callbacks.on_step, step_info(self.state, plan, epoch=epoch, images_per_second=rate))
         at_epoch_end = counters.batch == 0
-        validates = counters.step % self._validate_steps == 0 or plan.finished(counters)
+        validates = counters.step % self._validate_steps == 0 or self._finished
         saves = at_epoch_end or time.monotonic() - self._checkpoint_at > 60 * self.recipe.checkpoint_minutes
         if validates:
             self._settle()
@@ -214,8 +228,6 @@ class Engine:
             self._validate()
             plan.overhead_seconds = (time.monotonic() - started) / self._validate_steps
         self._clock()
-        rate = num_images / max(time.monotonic() - began, 1e-9)
-        self.reporter.on_step(counters, rate, plan.seconds_left(counters))
         if signals.received is not None:
             self._rollback.check()
             self.save()
@@ -229,6 +241,21 @@ class Engine:
             self.save()
             if at_epoch_end:
                 self._rollback.mark()
+        if self._failure is not None:
+            if not saves:
+                self._rollback.check()
+                self.save()
+            raise self._failure
+
+    def _notify(self, method: Callable[[Any], None], event: object) -> None:
+        """Call the callbacks; what they raise takes effect once the step is complete."""
+        try:
+            method(event)
+        except StopTraining as stop:
+            self.callbacks.on_message(str(stop))
+            self.counters.stopped_early = True
+        except CallbackError as error:
+            self._failure = self._failure or error
 
     def _check_files(self) -> None:
         started = time.monotonic()
@@ -240,7 +267,7 @@ class Engine:
     def _settle(self) -> None:
         # a body that is frozen keeps its statistics too
         if self.settle is not None and self.counters.step <= NUM_STEPS and not self.counters.head_only:
-            self.settle(self.state.averaged_model, self.plan.finished(self.counters))
+            self.settle(self.state.averaged_model, self._finished)
 
     def _validate(self) -> None:
         self._read_sums()
@@ -251,25 +278,12 @@ class Engine:
         if not math.isfinite(validation.loss):
             # finite weights may still be so large that what they give is not
             raise NonFinite(None)
-        train_seconds = counters.seconds - (counters.history[-1]["seconds"] if counters.history else 0.0)
-        row = {
-            "epoch": round(counters.step / len(self.batches), 4),
-            "step": counters.step,
-            "progress": counters.progress,
-            "seconds": counters.seconds,
-            "lr": self.state.optimizer.param_groups[0]["lr"],
-            "train_loss": counters.loss_sum / max(counters.count, 1),
-            "train_top1": counters.correct_sum / max(counters.count, 1),
-            "val_loss": validation.loss,
-            "val_top1": validation.top1,
-            "images_per_second": counters.count / max(train_seconds, 1e-9),
-        }
+        counters.history.append(validation_row(self.state, validation, len(self.batches)))
         counters.loss_sum = counters.correct_sum = 0.0
         counters.count = 0
-        counters.history.append(row)
         self._clock()
         self._judge(validation.top1)
-        self.reporter.on_validation(row, counters.history, forecast_top1(counters.history, counters.progress))
+        self._notify(self.callbacks.on_validation, validation_info(counters))
 
     def _judge(self, top1: float) -> None:
         counters, recipe = self.counters, self.recipe
@@ -279,7 +293,7 @@ class Engine:
             if recipe.early_stopping is not None:
                 save_checkpoint(self._best_path, {"top1": top1, "model": dict(self.state.averaged_model.state_dict())})
         elif recipe.early_stopping is not None and epoch - counters.best_epoch >= recipe.early_stopping:
-            self.reporter.on_message(f"no better validation for {recipe.early_stopping} epochs: stopping")
+            self.callbacks.on_message(f"no better validation for {recipe.early_stopping} epochs: stopping")
             counters.stopped_early = True
         if self.plan.target is not None and top1 >= self.plan.target and counters.target_seconds is None:
             counters.target_seconds = self.plan.clock()
@@ -293,7 +307,7 @@ class Engine:
             best = load_checkpoint(self._best_path)
             check_weights(best["model"], self.state.averaged_model.state_dict())
         except (CheckpointError, *MALFORMED) as error:
-            self.reporter.on_message(f"the last weights are kept in place of the best: {error}")
+            self.callbacks.on_message(f"the last weights are kept in place of the best: {error}")
             return
         self.state.averaged_model.load_state_dict(best["model"])
         rows = [row for row in self.counters.history if row["val_top1"] == best.get("top1")]
@@ -301,7 +315,7 @@ class Engine:
 
     def _roll_back(self, batch: Batch | None) -> None:
         self._sums, self._num_skipped = [], 0
-        self.reporter.on_message(self._rollback.restore(batch))
+        self.callbacks.on_message(self._rollback.restore(batch))
         # at once: a run that is killed now must not come back to steps that were given up, nor forget its tries
         self.save()
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vivace.training.curves import COLUMNS
 from vivace.training.state import Counters
-from vivace.training.tracking import COLUMNS
 
 __all__ = ["MALFORMED", "check_tree", "check_weights", "try_step"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from vivace.cpus import limit_threads, set_threads
 from vivace.data.caching.cache import Cache
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
 from vivace.training.arrays import FileWatch, TrainingData, prepare_data
-from vivace.training.display import LiveDisplay, Reporters
+from vivace.training.callbacks import Callback, RunInfo
+from vivace.training.curves import Curves
+from vivace.training.dispatch import Dispatcher
+from vivace.training.display import LiveDisplay
 from vivace.training.distill import Teacher
 from vivace.training.engine import Engine
 from vivace.training.finish import finish, record_of
@@ -29,7 +32,6 @@ from vivace.training.session import Session
 from vivace.training.state import TrainState
 from vivace.training.statistics import NUM_IMAGES_LAST
 from vivace.training.step import Setup, without_own_kernels
-from vivace.training.tracking import Tracker
 from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt, trial_batch_size
 from vivace.training.tune import tune as run_trial
 
@@ -55,6 +57,7 @@ def run_training(
     teacher: Teacher | None,
     cache_dir: Path,
     display: LiveDisplay,
+    callbacks: Sequence[Callback],
     clock: Callable[[], float],
 ) -> TrainResult:
     """Train as the recipe says, within the contract, and write the bundle into the run folder."""
@@ -92,12 +95,21 @@ def run_training(
             adapt_counters(state.counters, recipe, contract, folder.saved_recipe(), previous["contract"])
             # an extension that is interrupted goes on to its own end
             folder.record(recipe, record_of(facts, contract))
-        engine = _engine(session, state, setup, contract, folder, display, clock)
-        with display:
-            engine.run()
-        # the engine looks from time to time
-        engine.check_files()
-        return finish(session, engine, setup, folder, facts, contract)
+        curves = Curves(folder.path, resumed_step=state.counters.step or None)
+        dispatcher = Dispatcher([display, curves], callbacks, device=device)
+        engine = _engine(session, state, setup, contract, folder, dispatcher, clock)
+        try:
+            dispatcher.on_start(_run_info(session, engine, folder, facts, contract))
+            with display:
+                engine.run()
+            # the engine looks from time to time
+            engine.check_files()
+            result = finish(session, engine, setup, folder, facts, contract)
+        except BaseException as error:
+            dispatcher.on_error(error)
+            raise
+        dispatcher.on_end(result)
+        return result
 
 
 @contextlib.contextmanager
@@ -168,19 +180,35 @@ def _resolved(recipe: Recipe, setup: Setup) -> Recipe:
     return dataclasses.replace(recipe, **{name: getattr(setup, name) for name in (*MEASURED, "micro_batch_size")})
 
 
+def _run_info(
+    session: Session, engine: Engine, folder: RunFolder, facts: Mapping[str, Any], contract: Contract
+) -> RunInfo:
+    counters = engine.counters
+    return RunInfo(
+        run=folder.path,
+        recipe=session.recipe,
+        data=dict(facts),
+        classes=tuple(session.data.cache.classes),
+        device=str(session.device),
+        num_steps=None if contract.within_seconds is not None else engine.plan.total_steps,
+        within_seconds=contract.within_seconds,
+        target=contract.target,
+        resumed_step=counters.step or None,
+        history=tuple(map(dict, counters.history)),
+    )
+
+
 def _engine(
     session: Session,
     state: TrainState,
     setup: Setup,
     contract: Contract,
     folder: RunFolder,
-    display: LiveDisplay,
+    callbacks: Dispatcher,
     clock: Callable[[], float],
 ) -> Engine:
     data, recipe = session.data, session.recipe
     seconds_before = state.counters.total_seconds
-    resumed_step = state.counters.step or None
-    reporter = Reporters(display, Tracker(folder.path, resumed_step=resumed_step))
     plan = Plan(
         epochs=recipe.epochs,
         steps_per_epoch=len(session.batches),
@@ -200,14 +228,14 @@ def _engine(
     return Engine(
         recipe=recipe,
         state=state,
-        stepper=session.stepper(state, setup, reporter.on_message),
+        stepper=session.stepper(state, setup, callbacks.on_message),
         batches=session.batches,
         names=data.cache.splits["train"].names,
         validate=session.validator(setup),
         settle=session.settler(setup),
         plan=plan,
         checkpoints=folder.checkpoints,
-        reporter=reporter,
+        callbacks=callbacks,
         check_files=FileWatch(data.cache),
         head=frozenset(session.head),
         parts=session.late_frozen,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from vivace.errors import ConfigError
 from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
+from vivace.training.callbacks import Callback, check_callbacks
 from vivace.training.dataset import open_run_cache, open_run_source, with_sizes
 from vivace.training.display import LiveDisplay
 from vivace.training.facts import measure_facts
@@ -50,6 +51,7 @@ def train(
     num_workers: int | None = None,
     measure_test: bool = True,
     teacher: Teacher | None = None,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     clock: Callable[[], float] | None = None,
 ) -> TrainResult:
@@ -62,7 +64,8 @@ def train(
     (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown but
     warnings, which `TrainResult.warnings` has too, and what DATA was understood to be if anything was left out of it.
     teacher: a faster form of the network that `distill.teacher` names, which answers in its place: pixels, uint8
-    [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K].
+    [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K]. callbacks: `vivace.Callback` objects,
+    which are told of steps, validations and checkpoints, and may end the run.
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """
@@ -77,6 +80,7 @@ def train(
     changes = dict(overrides or {})
     if epochs is not None:
         changes["epochs"] = epochs
+    callbacks = check_callbacks(callbacks)
     if run == "":
         raise ConfigError("run is an empty text: got ''. Name a folder, '.' for this one.")
     if run is not None and not resume:
@@ -126,6 +130,7 @@ def train(
             teacher=teacher,
             cache_dir=cache_path,
             display=display,
+            callbacks=callbacks,
             clock=clock,
         )
     finally:

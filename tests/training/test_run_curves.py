@@ -14,8 +14,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vivace.errors import TrainingError
+from vivace.training.callbacks import ValidationInfo
+from vivace.training.curves import COLUMNS, Curves
 from vivace.training.result import TrainResult
-from vivace.training.tracking import COLUMNS, Tracker
 
 # a test takes the folder away, which TensorBoard's own thread meets whenever it next writes
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -24,6 +25,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 def make_row(step: int, **changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = {name: float(step) for name in COLUMNS}
     return row | {"step": step, "progress": step / 10, "val_top1": step / 7} | changes
+
+
+def told(history: list[dict[str, Any]], forecast: float | None = None) -> ValidationInfo:
+    row = history[-1]
+    best = {"best_val_top1": row["val_top1"], "best_step": row["step"]}
+    return ValidationInfo(**row, **best, forecast_top1=forecast, history=tuple(history))
 
 
 def read_table(run: Path) -> list[dict[str, str]]:
@@ -58,52 +65,51 @@ def test_the_curves_of_a_run_are_a_table_and_events(run_tiny: Callable[..., Trai
 
 
 def test_a_row_is_on_the_disk_when_it_is_reported(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path)
+    curves = Curves(tmp_path)
     history = [make_row(1), make_row(2)]
-    tracker.on_validation(history[-1], history, 0.75)
+    curves.on_validation(told(history, 0.75))
     assert [(row["step"], row["val_top1"]) for row in read_table(tmp_path)] == [("1", "0.142857"), ("2", "0.285714")]
     assert read_events(tmp_path, "run/forecast_top1") == [(2, 0.75)]
-    tracker.close()
+    curves.close()
 
 
 def test_messages_are_kept_beside_the_curves(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path)
+    curves = Curves(tmp_path)
     for index in range(300):
-        tracker.on_message(f"message {index}")
-    tracker.close()
+        curves.on_message(f"message {index}")
+    curves.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
     messages = [event.tensor_proto.string_val[0] for event in events.Tensors("messages/text_summary")]
     assert messages == [b"message %d" % index for index in range(300)]
 
 
 def test_a_resumed_run_leaves_no_step_twice(tmp_path: Path) -> None:
-    first = Tracker(tmp_path)
+    first = Curves(tmp_path)
     history = [make_row(step) for step in (2, 4, 6)]
-    for index, row in enumerate(history):
-        first.on_validation(row, history[: index + 1], None)
+    for index in range(len(history)):
+        first.on_validation(told(history[: index + 1]))
     first.close()
     # killed after step 6; the newest checkpoint is of step 4
     again = make_row(6, val_loss=60.0)
-    second = Tracker(tmp_path, resumed_step=4)
-    second.on_validation(again, [*history[:2], again], None)
+    second = Curves(tmp_path, resumed_step=4)
+    second.on_validation(told([*history[:2], again]))
     second.close()
     assert [row["val_loss"] for row in read_table(tmp_path)] == ["2", "4", "60"]
     assert read_events(tmp_path, "val/loss") == [(2, 2.0), (4, 4.0), (6, 60.0)]
 
 
 def test_curves_that_can_not_be_written_are_told_on_one_line(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path / "run")
+    curves = Curves(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
-    row = make_row(1)
     with pytest.raises(TrainingError, match=r"^the curves could not be written: .*Free some space.*--resume\.$"):
-        tracker.on_validation(row, [row], None)
+        curves.on_validation(told([make_row(1)]))
 
 
-def test_a_tracker_that_is_forgotten_leaves_no_thread_behind(tmp_path: Path) -> None:
+def test_curves_that_are_forgotten_leave_no_thread_behind(tmp_path: Path) -> None:
     # by name, not by number: one of another test may just be ending
     before = set(threading.enumerate())
-    tracker = Tracker(tmp_path)
+    curves = Curves(tmp_path)
     assert set(threading.enumerate()) - before
-    del tracker
+    del curves
     gc.collect()
     assert not set(threading.enumerate()) - before
