@@ -78,7 +78,7 @@ ALLOWED = {
     | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"}
     | {"timing", "profiling", "compression", "exporting"},
     "bench": LAYER_0 | {"training"},
-    "verbs": BASE | {"data", "training", "profiling", "exporting"},
+    "verbs": BASE | {"data", "training", "predictor", "evaluation", "profiling", "exporting"},
     "report": {"errors", "files", "outputs"},
 }
 # of the packages in data/: what each may not import, beside what a whole room may not
@@ -109,6 +109,8 @@ TORCH_FREE = [
             "audit",
             "doctor",
             "cache",
+            "runs",
+            "compare",
         )
     ),
     "vivace.bench.ablation",
@@ -127,6 +129,7 @@ TORCH_FREE = [
     "vivace.training.facts",
     "vivace.training.recipes",
     "vivace.training.train",
+    "vivace.verbs.runs",
     "vivace.report.figures",
 ]
 

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from vivace.training.result import TrainResult
     from vivace.training.train import train
     from vivace.verbs.audit import DataAudit, audit
+    from vivace.verbs.compare import RunComparison, compare
     from vivace.verbs.profile import profile
+    from vivace.verbs.runs import Run, Runs, runs
 
 __version__ = "0.1.0"
 
@@ -56,11 +58,15 @@ __all__ = [
     "Predictor",
     "Profile",
     "Recipe",
+    "Run",
+    "RunComparison",
+    "Runs",
     "SearchOptions",
     "StopTraining",
     "TrainResult",
     "accelerate",
     "audit",
+    "compare",
     "errors",
     "evaluate",
     "export",
@@ -68,6 +74,7 @@ __all__ = [
     "load",
     "predict",
     "profile",
+    "runs",
     "train",
     "verify",
 ]
@@ -87,17 +94,22 @@ _HOMES = {
     "Predictor": "vivace.predictor",
     "Profile": "vivace.profiling.profile",
     "Recipe": "vivace.training.recipe",
+    "Run": "vivace.verbs.runs",
+    "RunComparison": "vivace.verbs.compare",
+    "Runs": "vivace.verbs.runs",
     "SearchOptions": "vivace.acceleration.options",
     "StopTraining": "vivace.training.callbacks",
     "TrainResult": "vivace.training.result",
     "accelerate": "vivace.acceleration.accelerate",
     "audit": "vivace.verbs.audit",
+    "compare": "vivace.verbs.compare",
     "evaluate": "vivace.evaluation.evaluate",
     "export": "vivace.exporting.export",
     "export_state_dict": "vivace.exporting.state_dict",
     "load": "vivace.predictor",
     "predict": "vivace.prediction",
     "profile": "vivace.verbs.profile",
+    "runs": "vivace.verbs.runs",
     "train": "vivace.training.train",
     "verify": "vivace.exporting.parity",
 }

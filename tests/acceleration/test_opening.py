@@ -25,6 +25,8 @@ COMMANDS = {
     "export": (["BUNDLE", "--to", "onnx", "--out", "OUT"], []),
     "verify": (["BUNDLE"], []),
     "bench": (["ablation"], ["--out", "OUT", "--seeds", "1", "--technique", "Muon", "--quiet", *QUICK]),
+    "profile": (["BUNDLE"], ["--calls", "2"]),
+    "compare": (["BUNDLE", "BUNDLE"], []),
 }
 OPTIONS = {"links": ["--follow-links"], "table": ["--image-column", "a", "--label-column", "b"]}
 

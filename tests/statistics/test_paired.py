@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vivace.statistics.paired import images_to_prove, loss_bound, paired_loss
+from vivace.statistics.paired import exact_p_value, images_to_prove, loss_bound, paired_loss
 
 
 def test_counts_are_of_the_images_whose_answer_changed() -> None:
@@ -73,3 +73,11 @@ def test_counts_that_make_no_sense_are_refused(counts: tuple[int, int, int]) -> 
         loss_bound(*counts)
     with pytest.raises(ValueError, match="same images"):
         paired_loss(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (5, 5), (0, 6), (3, 12), (40, 61), (900, 1100)])
+def test_the_exact_p_value_is_that_of_the_binomial_test(lost: int, gained: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(lost, lost + gained, 0.5).pvalue if lost + gained else 1.0
+    assert exact_p_value(lost, gained) == pytest.approx(expected, rel=1e-9)
+    assert exact_p_value(gained, lost) == exact_p_value(lost, gained)

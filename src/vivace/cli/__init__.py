@@ -21,6 +21,8 @@ VERBS = {
     "export": "write a bundle for ONNX Runtime, OpenVINO or plain PyTorch, checked against it",
     "verify": "check a bundle's files, and that its runtime answers as PyTorch does",
     "bench": "measure what each technique is worth on your data and machine",
+    "runs": "list training runs: data, recipe, accuracy, time, size",
+    "compare": "tell which of two runs is more accurate, by a paired test on the same images",
     "audit": "look for corrupt, duplicate, leaked and suspect images",
     "doctor": "tell what this machine is, what pays on it, and what is missing",
     "cache": "list or remove what is kept in the cache: images, archives, downloads, kernels",

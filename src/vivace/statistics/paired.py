@@ -12,7 +12,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-__all__ = ["PairedLoss", "images_to_prove", "loss_bound", "paired_loss"]
+from vivace.statistics.shares import chance_of_as_many
+
+__all__ = ["PairedLoss", "exact_p_value", "images_to_prove", "loss_bound", "paired_loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,3 +110,11 @@ def images_to_prove(loss: PairedLoss, budget: float) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if proves(middle) else (middle, high)
     return high
+
+
+def exact_p_value(lost: int, gained: int) -> float:
+    """The chance of counts at least as far apart where neither side is better, in [0, 1]: McNemar's exact test.
+
+    Two-sided, from the binomial distribution of the images that one side alone has right; 1 where there are none.
+    """
+    return min(1.0, 2 * chance_of_as_many(max(lost, gained), lost + gained, 0.5)) if lost + gained else 1.0

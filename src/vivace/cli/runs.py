@@ -1,0 +1,94 @@
+"""List the training runs in FOLDER: data, recipe, accuracy, time and size. Nothing is changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from vivace.cli.answers import print_json
+from vivace.cli.common import verb_options
+from vivace.errors import printable
+
+if TYPE_CHECKING:
+    from vivace.verbs.runs import Run
+
+HEADER = ("run", "data", "recipe", "model", "val", "test", "epochs", "time", "size", "finished (UTC)")
+# these are numbers
+RIGHT = range(4, 9)
+MAX_PASSED_OVER = 5
+
+
+@verb_options
+class Options:
+    """The options of `vivace runs`."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="[FOLDER]")] = Path("runs")
+    """The folder that holds runs, or a run's own."""
+    json: bool = False
+    """Print the list as one JSON object on the last line."""
+
+
+def run(options: Options) -> None:
+    """List, the run that finished last first."""
+    import sys
+
+    from vivace.verbs.runs import runs
+
+    found = runs(options.folder)
+    if options.json:
+        print_json("runs", found.to_dict())
+        return
+    if found.runs:
+        print("\n".join(table(found.runs)))
+    print(f"{len(found)} {'run' if len(found) == 1 else 'runs'} in {options.folder}")
+    for one in found:
+        if one.problem:
+            print(f"{one.status}: {one.path} ({one.problem})", file=sys.stderr)
+    if others := found.passed_over:
+        named = ", ".join(others[:MAX_PASSED_OVER]) + (" …" if len(others) > MAX_PASSED_OVER else "")
+        print(f"passed over, no runs: {len(others)} ({named})", file=sys.stderr)
+
+
+def table(runs: tuple[Run, ...]) -> list[str]:
+    """Lines: a header, and one for each run."""
+    rows = [HEADER, *(tuple(map(printable, cells(one))) for one in runs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in RIGHT else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def cells(one: Run) -> tuple[str, ...]:
+    """What a line says; a dash where nothing is known."""
+    return (
+        str(one.path),
+        one.data or "–",
+        one.recipe or "–",
+        one.model or "–",
+        _percent(one.val_top1),
+        _percent(one.test_top1),
+        "–" if one.epochs is None else f"{one.epochs:g}",
+        "–" if one.seconds is None else duration(one.seconds),
+        "–" if one.bytes is None else f"{one.bytes / 1e6:,.1f} MB",
+        one.status if one.finished is None else one.finished[:16].replace("T", " "),
+    )
+
+
+def duration(seconds: float) -> str:
+    """Such as "12 s", "3 min 20 s" or "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.2f} %"

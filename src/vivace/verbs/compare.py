@@ -1,0 +1,286 @@
+"""vivace.compare: which of two runs classifies better, by a paired test on the same images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.bundle import Bundle, load_bundle
+from vivace.data.caching.cache import CachedSplit
+from vivace.data.place import AnyData
+from vivace.data.sources import open_source
+from vivace.errors import ConfigError, DataError, RunFolderError
+from vivace.evaluation.chosen import ALL, HELD_OUT
+from vivace.evaluation.evaluate import open_split
+from vivace.notices import collected_warnings, warn
+from vivace.predictor import Predictor
+from vivace.statistics.paired import exact_p_value, loss_bound
+from vivace.statistics.shares import wilson_interval
+from vivace.verbs.runs import Run, read_run
+
+__all__ = ["Compared", "RunComparison", "compare"]
+
+# a difference that chance brings about in one of 20 comparisons of equals is not called one
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One of the two. Accuracies are fractions."""
+
+    path: str
+    """As it was named."""
+    bundle: str
+    model: str
+    top1: float
+    top1_low: float
+    """95 % interval (Wilson's)."""
+    top1_high: float
+    num_only_right: int
+    """Images that it alone classified rightly."""
+    seconds: float | None
+    """That its training took; None: it is no run."""
+    bytes: int
+    """Size of the bundle's files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """What a comparison gave; the difference is that of the second less the first, a fraction."""
+
+    runs: tuple[Compared, Compared]
+    data: str
+    split: str
+    """train, val, test, all; or "held out": images that neither was trained on."""
+    num_images: int
+    num_images_left_out: int
+    """Images of the split that were not compared, for one of the two was trained on them."""
+    difference: float
+    difference_low: float
+    """95 % interval (Tango's score interval for paired fractions)."""
+    difference_high: float
+    p_value: float
+    """Of McNemar's exact test, two-sided."""
+    better: str | None
+    """The path of the better one; None: the difference is not significant (p of 0.05 or more)."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def significant(self) -> bool:
+        """Whether one of the two is better."""
+        return self.better is not None
+
+    def verdict(self) -> str:
+        """One line for people."""
+        p = f"McNemar's exact test: p = {self.p_value:.2g}"
+        if self.better is None:
+            return f"the difference is not significant ({p})"
+        return f"{self.better} is better ({p})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = dataclasses.asdict(self)
+        return {**values, "runs": list(values["runs"]), "significant": self.significant}
+
+
+def compare(
+    run: str | Path,
+    other: str | Path,
+    data: AnyData | None = None,
+    *,
+    split: str | None = None,
+    batch_size: int = 250,
+    threads: int | None = None,
+    device: str = "auto",
+    cache_dir: str | Path | None = None,
+    on_bad_image: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> RunComparison:
+    """Classify the same images with two runs or bundles, and test whether one of them is better.
+
+    run, other: folders of runs or of bundles, with the same classes in any order. data: as for `train`; None: the data
+    that both were trained on, where they lay then. split: train, val, test or all; None: test if there is one, else
+    val, else all. Images that one of the two was trained on are left out, but for split "train" and "all". batch_size,
+    threads, device, cache_dir, on_bad_image: as for `evaluate`.
+    Raises DataError if the classes differ, the runs had different data and none are given, or no image is left;
+    RunFolderError for a run that has not finished; BundleError for what is neither a run nor a bundle.
+    """
+    with collected_warnings() as warnings:
+        facts = [_run_of(Path(path)) for path in (run, other)]
+        bundles = [load_bundle(path) for path in (run, other)]
+        _check_classes(bundles, (str(run), str(other)))
+        if data is None:
+            data = _common_data(facts, (str(run), str(other)), cache_dir)
+        opened = [
+            open_split(bundle, data, split=split, cache_dir=cache_dir, on_bad_image=on_bad_image, progress=progress)
+            for bundle in bundles
+        ]
+        source, chosen, _ = opened[0]
+        splits = [cached for _, _, cached in opened]
+        rows, num_left_out = _same_images(bundles, splits, keep_trained_on=split in ("train", ALL))
+        if not len(rows[0]):
+            raise DataError(
+                f"no image of {source.name}, {chosen} is left to compare on: of {num_left_out:,} at least one of the "
+                "two was trained on. Give DATA that neither has seen."
+            )
+        right = [
+            _right(Predictor(bundle, device=device, batch_size=batch_size, threads=threads), cached, own)
+            for bundle, cached, own in zip(bundles, splits, rows, strict=True)
+        ]
+    undivided = list(source.splits) == ["train"]
+    held_out = chosen == "train" and (num_left_out or split == "val")
+    name = HELD_OUT if held_out else ALL if undivided and split != "train" else chosen
+    return _comparison(
+        tuple(_Side(str(path), bundle, told) for path, bundle, told in zip((run, other), bundles, facts, strict=True)),
+        right,
+        data=source.name,
+        split=name,
+        num_left_out=num_left_out,
+        warnings=tuple(warnings),
+    )
+
+
+@dataclass(frozen=True)
+class _Side:
+    path: str
+    bundle: Bundle
+    run: Run | None
+
+
+def _run_of(path: Path) -> Run | None:
+    """The run in a folder; None: it is a bundle's, or nothing. Raises RunFolderError for a run without a bundle."""
+    if (path / "bundle.json").is_file() or not (path / "recipe.yaml").exists():
+        return None
+    told = read_run(path)
+    if not (path / "bundle" / "bundle.json").is_file():
+        raise RunFolderError(
+            f"the run has no bundle yet: {path} ({told.problem or told.status}). Let it finish, or continue it: "
+            "vivace train --resume."
+        )
+    return told
+
+
+def _check_classes(bundles: list[Bundle], paths: tuple[str, str]) -> None:
+    first, second = (set(bundle.classes) for bundle in bundles)
+    if first == second:
+        return
+    parts = [
+        f"{path} alone knows {', '.join(sorted(own)[:3])}{' …' if len(own) > 3 else ''}"
+        for path, own in zip(paths, (first - second, second - first), strict=True)
+        if own
+    ]
+    raise DataError(f"the two have different classes: {'; '.join(parts)}. Compare runs of the same classes.")
+
+
+def _common_data(facts: list[Run | None], paths: tuple[str, str], cache_dir: str | Path | None) -> AnyData:
+    """The data that both were trained on. Raises ConfigError where they do not tell, DataError where they differ."""
+    for path, run in zip(paths, facts, strict=True):
+        if run is None or run.data is None:
+            raise ConfigError(f"DATA is missing: {path} does not tell where its data are. Give DATA behind the two.")
+    first, second = (run for run in facts if run is not None)
+    if (first.data, first.place) != (second.data, second.place):
+        told = " and ".join(f"{run.path} on {run.place or run.data}" for run in (first, second))
+        raise DataError(
+            f"the two were trained on different data: {told}. Give DATA behind them: the images to compare on."
+        )
+    assert first.data is not None
+    if first.place is None:
+        return first.data
+    try:
+        open_source(first.place, cache_dir=Path(cache_dir) if cache_dir else None, require_train=False)
+    except DataError as error:
+        from vivace.data.layouts.catalog import CATALOG
+
+        if first.data in CATALOG:
+            return first.data
+        raise DataError(f"{error} It is where the runs had their data: give DATA behind the two.") from None
+    return first.place
+
+
+def _same_images(
+    bundles: list[Bundle], splits: list[CachedSplit], *, keep_trained_on: bool
+) -> tuple[list[np.ndarray], int]:
+    """(rows of the same images in each split, in the same order; how many were left out as trained on)."""
+    first, second = (
+        {key: row for row, key in enumerate(zip(split.names, split.digests_N.tolist(), strict=True))}
+        for split in splits
+    )
+    common = [key for key in first if key in second]
+    if missing := len(first.keys() | second.keys()) - len(common):
+        warn(f"{missing:,} images left out, which only one of the two could be given")
+    rows = [np.array([of[key] for key in common], dtype=np.int64) for of in (first, second)]
+    known = np.zeros(len(common), dtype=bool)
+    for bundle, split, own in zip(bundles, splits, rows, strict=True):
+        trained_on = bundle.trained_on()
+        if trained_on is None:
+            warn(f"{bundle.folder} does not tell which images it was trained on: some of these may be among them")
+        elif len(own):
+            known |= trained_on.among(split.digests_N[own])
+    num_known = int(known.sum())
+    if keep_trained_on:
+        if num_known:
+            warn(f"{num_known:,} of the {len(common):,} images were trained on, by one of the two at least")
+        return rows, 0
+    return [own[~known] for own in rows], num_known
+
+
+def _right(predictor: Predictor, cached: CachedSplit, rows: np.ndarray) -> np.ndarray:
+    """bool: whether each image was classified rightly."""
+    view, size = predictor.bundle.preprocess.view, predictor.batch_size
+    answers = [
+        predictor.probs(view(np.asarray(cached.images_NHWC[rows[start : start + size]]))).argmax(1)
+        for start in range(0, len(rows), size)
+    ]
+    right: np.ndarray = np.concatenate(answers) == cached.labels_N[rows]
+    return right
+
+
+def _comparison(
+    sides: tuple[_Side, ...],
+    right: list[np.ndarray],
+    *,
+    data: str,
+    split: str,
+    num_left_out: int,
+    warnings: tuple[str, ...],
+) -> RunComparison:
+    count = len(right[0])
+    only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
+    p_value = exact_p_value(only[0], only[1])
+    rows = []
+    for side, answers, num_only in zip(sides, right, only, strict=True):
+        low, high = wilson_interval(int(answers.sum()), count)
+        rows.append(
+            Compared(
+                path=side.path,
+                bundle=str(side.bundle.folder),
+                model=side.bundle.info.architecture.name,
+                top1=float(answers.mean()),
+                top1_low=low,
+                top1_high=high,
+                num_only_right=num_only,
+                seconds=side.run.seconds if side.run is not None else None,
+                bytes=sum((side.bundle.folder / name).stat().st_size for name in side.bundle.files),
+            )
+        )
+    first, second = rows
+    better = None if p_value >= SIGNIFICANCE else (first if only[0] > only[1] else second).path
+    return RunComparison(
+        runs=(first, second),
+        data=data,
+        split=split,
+        num_images=count,
+        num_images_left_out=num_left_out,
+        difference=(only[1] - only[0]) / count,
+        # two one-sided bounds: on what is lost with the second, and on what is lost with the first
+        difference_low=-loss_bound(only[0], only[1], count, confidence=0.975),
+        difference_high=loss_bound(only[1], only[0], count, confidence=0.975),
+        p_value=p_value,
+        better=better,
+        warnings=warnings,
+    )

@@ -1,0 +1,133 @@
+"""vivace compare: which of two runs is better, on which images, or that none is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import vivace
+from answers import last_answer
+from colours import colour_folder
+from vivace.bundle import Bundle, save_bundle
+from vivace.cli import main
+from vivace.errors import ConfigError, DataError, RunFolderError
+
+
+@pytest.fixture
+def run(trained: tuple[Bundle, Path], tmp_path: Path) -> Path:
+    """A run that has nearly all images right."""
+    shutil.copytree(trained[0].folder.parent, tmp_path / "runs" / "good")
+    return tmp_path / "runs" / "good"
+
+
+def changed(run: Path, name: str, order: list[int], classes: tuple[str, ...] | None = None) -> Path:
+    """A copy of a run whose network gives its answers in another order, under these names."""
+    copy = run.with_name(name)
+    shutil.copytree(run, copy)
+    bundle = vivace.load(copy)
+    model = bundle.build_model()
+    head = [module for module in model.modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)][-1]
+    with torch.no_grad():
+        for values in (head.weight, head.bias):
+            if values is not None:
+                values.copy_(values[order].clone())
+    # without the digests of the images that it was trained on
+    save_bundle(copy / "bundle", model, dataclasses.replace(bundle.info, classes=classes or bundle.classes))
+    return copy
+
+
+def test_the_better_run_is_named_with_the_images_and_the_test(
+    run: Path, trained: tuple[Bundle, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = changed(run, "weak", [1, 0, 2])
+    compared = vivace.compare(weak, run)
+    assert (compared.data, compared.split, compared.num_images) == ("colours", "test", 120)
+    first, second = compared.runs
+    evaluation = vivace.evaluate(run, trained[1])
+    assert second.top1 == evaluation.top1
+    assert first.top1 < 0.5 < second.top1
+    assert compared.better == str(run)
+    assert compared.significant
+    assert compared.difference == pytest.approx(second.top1 - first.top1)
+    assert compared.difference_low < compared.difference < compared.difference_high
+    assert second.num_only_right - first.num_only_right == round(120 * compared.difference)
+    assert second.seconds == json.loads((run / "result.json").read_text())["total_seconds"]
+    # the other way round it is the same difference
+    turned = vivace.compare(run, weak)
+    assert (turned.difference, turned.better) == (-compared.difference, str(run))
+    assert turned.difference_low == pytest.approx(-compared.difference_high)
+    assert main(["compare", str(weak), str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "colours, test: the same 120 images for both"
+    assert lines[-1].startswith(f"{run} is better (McNemar's exact test: p = ")
+
+
+def test_the_same_answers_under_classes_in_another_order_are_no_difference(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = vivace.load(run).classes
+    order = [2, 0, 1]
+    other = changed(run, "other", order, tuple(classes[index] for index in order))
+    assert main(["compare", str(run), str(other), "--json"]) == 0
+    answer = last_answer(capsys.readouterr().out)
+    assert (answer["difference"], answer["p_value"], answer["better"], answer["significant"]) == (0, 1, None, False)
+    assert answer["difference_low"] < 0 < answer["difference_high"]
+    assert any("does not tell which images it was trained on" in line for line in answer["warnings"])
+    assert main(["compare", str(run), str(other)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "the difference is not significant (McNemar's exact test: p = 1)"
+    )
+
+
+def test_images_that_one_of_them_was_trained_on_are_left_out_and_counted(
+    run: Path, trained: tuple[Bundle, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared = vivace.compare(run, run / "bundle", trained[1] / "train")
+    facts = json.loads((run / "run.json").read_text())["data"]
+    assert compared.split == "held out"
+    assert (compared.num_images, compared.num_images_left_out) == (facts["num_val"], facts["num_train"])
+    assert compared.runs[1].seconds is None
+    whole = vivace.compare(run, run / "bundle", trained[1] / "train", split="all")
+    assert (whole.split, whole.num_images) == ("all", facts["num_val"] + facts["num_train"])
+    assert "were trained on, by one of the two at least" in capsys.readouterr().err
+
+
+def test_other_classes_and_other_data_are_refused_with_what_to_do(
+    run: Path, make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = changed(run, "named", [0, 1, 2], ("blue", "green", "violet"))
+    with pytest.raises(
+        DataError, match=r"different classes: .*good alone knows red; .*named alone knows violet\. Comp"
+    ):
+        vivace.compare(run, named)
+    elsewhere = changed(run, "elsewhere", [0, 1, 2])
+    facts = json.loads((elsewhere / "run.json").read_text())
+    facts["data"]["place"] = str(tmp_path / "gone")
+    (elsewhere / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=r"trained on different data: .* Give DATA"):
+        vivace.compare(run, elsewhere)
+    with pytest.raises(DataError, match=r"gone.* It is where the runs had their data: give DATA"):
+        vivace.compare(elsewhere, elsewhere)
+    with pytest.raises(ConfigError, match=r"^DATA is missing: .*bundle does not tell where its data are"):
+        vivace.compare(run, run / "bundle")
+    assert main(["compare", str(run), str(run / "bundle"), "--label-column", "x"]) == 2
+    assert "--label-column goes with DATA" in capsys.readouterr().err
+    other = colour_folder(tmp_path / "new", per_class=5, splits=("test",))
+    compared = vivace.compare(run, elsewhere, other)
+    # some of its files are those of the images that were trained on
+    assert compared.num_images + compared.num_images_left_out == 15
+
+
+def test_a_run_without_a_bundle_is_told_from_what_is_no_run(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "bundle")
+    (tmp_path / "stopped" / "result.json").unlink()
+    with pytest.raises(RunFolderError, match=r"no bundle yet: .*stopped \(it is running, or was stopped\)\. Let it"):
+        vivace.compare(run, tmp_path / "stopped")
+    assert main(["compare", str(run), str(tmp_path / "nowhere")]) == 2
