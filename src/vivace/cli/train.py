@@ -86,6 +86,9 @@ class Run:
     """Arithmetic of forward and backward. Default: what a short trial finds faster."""
     tune: Literal["on", "off"] = "on"
     """Choose precision, memory format and so on by a short measured trial."""
+    track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TRACKER")] = ()
+    """Experiment tracker to report to: mlflow, wandb or trackio (tensorboard is always written); may be repeated, or a
+    list such as mlflow,wandb."""
     quiet: bool = False
     """No progress, and no line of what DATA holds unless something is left out; warnings are shown all the same."""
     json: bool = False
@@ -159,6 +162,7 @@ def run(options: Options) -> None:
         device=execution.device,
         tune=execution.tune == "on",
         cache_dir=images.cache_dir,
+        track=execution.track,
         quiet=execution.quiet,
         clock=process_seconds,
     )

@@ -19,14 +19,15 @@ from vivace.outputs import check_folder
 from vivace.systems import OPEN_FILES_MOVE
 from vivace.training.recipe import Recipe
 
-__all__ = ["RunFolder", "check_run_place", "new_run_path", "newest_run", "runs_of"]
+__all__ = ["RunFolder", "check_run_place", "flat", "new_run_path", "newest_run", "runs_of"]
 
 # what may differ between a run and its resumption: how long it goes on
 FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping", "calibrate"})
 
 # what a run writes before its first step, and all that it writes beside its recipe
 AT_START = ("env.json", "tune.json", "run.json", "left_out.csv")
-FILES = ("metrics.csv", "result.json", "curves.png", *AT_START)
+TRACKING = tuple(f"tracking.{name}.json" for name in ("mlflow", "wandb", "trackio"))
+FILES = ("metrics.csv", "result.json", "curves.png", *TRACKING, *AT_START)
 FOLDERS = ("tensorboard", "checkpoints", "bundle")
 WRITTEN = (*FILES, *FOLDERS)
 # what lies in its folders: of another name than these nothing is read, and nothing removed
@@ -235,7 +236,7 @@ def _unresumable(cause: str) -> CheckpointError:
 
 def check_same_recipe(saved: Recipe, asked: Recipe) -> None:
     """Raise CheckpointError with the differences if `asked` would change more than the length of the run."""
-    before, after = _flat(to_dict(saved)), _flat(to_dict(asked))
+    before, after = flat(to_dict(saved)), flat(to_dict(asked))
     changed = [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
@@ -274,14 +275,15 @@ def _told(facts: Mapping[str, Any]) -> str:
     return f"{facts['name']}{place} with {facts['num_images']:,} images"
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted names."""
+    values: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            values.update(flat(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
-    return flat
+            values[prefix + key] = value
+    return values
 
 
 def new_run_path(runs: Path, name: str) -> Path:

@@ -27,6 +27,7 @@ from vivace.training.recipe import Recipe
 from vivace.training.recipes import DEFAULT_RECIPE, DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
 from vivace.training.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
+from vivace.training.trackers.choose import make_trackers, parse_trackers
 
 if TYPE_CHECKING:
     from vivace.training.distill import Teacher
@@ -52,6 +53,7 @@ def train(
     measure_test: bool = True,
     teacher: Teacher | None = None,
     callbacks: Sequence[Callback] = (),
+    track: str | Sequence[str] = (),
     quiet: bool = False,
     clock: Callable[[], float] | None = None,
 ) -> TrainResult:
@@ -65,7 +67,8 @@ def train(
     warnings, which `TrainResult.warnings` has too, and what DATA was understood to be if anything was left out of it.
     teacher: a faster form of the network that `distill.teacher` names, which answers in its place: pixels, uint8
     [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K]. callbacks: `vivace.Callback` objects,
-    which are told of steps, validations and checkpoints, and may end the run.
+    which are told of steps, validations and checkpoints, and may end the run. track: experiment trackers to report to,
+    by name: "mlflow", "wandb", "trackio" ("tensorboard" is always written).
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """
@@ -80,7 +83,7 @@ def train(
     changes = dict(overrides or {})
     if epochs is not None:
         changes["epochs"] = epochs
-    callbacks = check_callbacks(callbacks)
+    callbacks, trackers = check_callbacks(callbacks), parse_trackers(track)
     if run == "":
         raise ConfigError("run is an empty text: got ''. Name a folder, '.' for this one.")
     if run is not None and not resume:
@@ -130,7 +133,7 @@ def train(
             teacher=teacher,
             cache_dir=cache_path,
             display=display,
-            callbacks=callbacks,
+            callbacks=(*make_trackers(trackers, on_message=display.on_message), *callbacks),
             clock=clock,
         )
     finally:
