@@ -1,4 +1,5 @@
-# make demo: train, evaluate and predict on digits.   make test: the tests.   Both build .venv when it is missing.
+# make demo: train, evaluate and predict on digits.   make test: the tests.   make docs: the site, in build/site.
+# Each builds .venv when it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 INPUTS ?= 100000
 KILLS ?= 200
 
-.PHONY: demo fuzz soak test lint types types-elsewhere check clean
+.PHONY: demo fuzz soak test lint types types-elsewhere docs check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -45,7 +46,11 @@ types-elsewhere: $(STAMP)
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
-check: lint types test
+# a link or an anchor that leads nowhere ends it (but not with --quiet); nothing is fetched
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+check: lint types docs test
 
 clean:
 	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from pages import shell_commands, site_pages
 from vivace.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -55,10 +56,12 @@ def test_both_readmes_show_the_same_programs() -> None:
 
 
 def commands() -> Iterator[str]:
-    for name in (*READMES, "docs/guide.md", "docs/recipes.md"):
+    for name in (*READMES, "docs/recipes.md"):
         for line in (ROOT / name).read_text().splitlines():
             if match := re.match(r"\s*(vivace (?!was )[a-z].*)", line):
                 yield match[1].partition("#")[0].strip()
+    for page in site_pages():
+        yield from shell_commands(page)
 
 
 @pytest.mark.parametrize("command", sorted(set(commands())))
