@@ -70,6 +70,7 @@ MAX_MESSAGE = 500
 KEPT_AT_END = 150
 # a name that somebody meant to type
 MAX_NAME = 100
+MAX_SCORE_GAP = 0.2
 
 
 class VivaceError(Exception):
@@ -202,6 +203,9 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=limit, cutoff=0.5)
     if not matches:
         return ""
+    scores = [difflib.SequenceMatcher(None, match, name.lower()).ratio() for match in matches]
+    # beside a very near one, those that share half of their letters are no help
+    matches = [match for match, score in zip(matches, scores, strict=True) if score > max(scores) - MAX_SCORE_GAP]
     return " Did you mean " + " or ".join(repr(lowered[match]) for match in matches) + "?"
 
 

@@ -85,18 +85,46 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"vivace {__version__}")
         return 0
+    if arguments[0].partition("=")[0] == "--print-completion":
+        return _print_completion(arguments)
     verb = arguments[0]
     if verb not in VERBS:
-        from vivace.cli.answers import failed, wants_json
-        from vivace.cli.common import tell
-        from vivace.errors import ConfigError, nearest
+        from vivace.errors import nearest
 
-        message = f"unknown verb: got {verb!r}.{nearest(verb, VERBS)} Known: {', '.join(VERBS)}."
-        tell(message)
-        return failed(None, ConfigError(message), message, 2, as_json=wants_json(arguments))
+        known = [*VERBS, "--help", "--version", "--print-completion"]
+        return _refused(f"unknown verb: got {verb!r}.{nearest(verb, known)} Known: {', '.join(VERBS)}.", arguments)
     from vivace.cli.common import run_verb
 
     return run_verb(verb, arguments[1:])
+
+
+def _print_completion(arguments: list[str]) -> int:
+    """Print the script for a shell, which is named behind "=" or as the next argument."""
+    from vivace.cli.completion import SHELLS, completion
+    from vivace.errors import ConfigError
+
+    _, separator, shell = arguments[0].partition("=")
+    rest = [argument for argument in arguments[1:] if argument != "--json"]
+    if not separator and rest:
+        shell, *rest = rest
+    if not shell or rest:
+        what = f"more than one shell is named: got {' '.join(rest)!r}" if rest else "the shell is missing"
+        return _refused(f"{what}. Give one of {', '.join(SHELLS)}.", arguments)
+    try:
+        print(completion(shell, VERBS), end="")
+    except ConfigError as error:
+        return _refused(str(error), arguments)
+    return 0
+
+
+def _refused(message: str, arguments: list[str]) -> int:
+    """The exit status of arguments that name no verb; the message is one line on stderr."""
+    from vivace.cli.answers import failed, wants_json
+    from vivace.cli.common import tell
+    from vivace.errors import ConfigError
+
+    tell(message)
+    return failed(None, ConfigError(message), message, 2, as_json=wants_json(arguments))
 
 
 def _help() -> str:
@@ -106,6 +134,7 @@ def _help() -> str:
         "usage: vivace VERB [options]\n\n"
         "From a folder of images to the fastest image classifier that is still accurate.\n\n"
         f"verbs:\n{verbs}\n\n"
-        "vivace VERB --help tells the options of a verb. Every verb takes --json.\n\n"
+        "vivace VERB --help tells the options of a verb. Every verb takes --json.\n"
+        "vivace --print-completion bash, zsh or fish prints what completes verbs and options there.\n\n"
         f"{EXIT_STATUSES}"
     )

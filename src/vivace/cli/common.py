@@ -25,6 +25,7 @@ from vivace.notices import collected_warnings
 __all__ = [
     "TRACEBACK",
     "bundle_place",
+    "is_positional",
     "option_names",
     "parse_assignments",
     "run_verb",
@@ -152,16 +153,21 @@ def verb_options(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-def option_names(cls: Any) -> list[str]:
-    """All options of a verb, such as "--batch-size", those of its groups included, without what has no name."""
+def is_positional(hint: Any) -> bool:
+    """Whether what has this type is known by its place and has no name."""
     import tyro
 
     (positional,) = tyro.conf.Positional[int].__metadata__  # type: ignore[attr-defined]
+    return positional in getattr(hint, "__metadata__", ())
+
+
+def option_names(cls: Any) -> list[str]:
+    """All options of a verb, such as "--batch-size", those of its groups included, without what has no name."""
     hints, names = get_type_hints(cls, include_extras=True), []
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
             names += option_names(hints[field.name])
-        elif positional not in getattr(hints[field.name], "__metadata__", ()):
+        elif not is_positional(hints[field.name]):
             names.append("--" + field.name.replace("_", "-"))
     return names
 
@@ -191,10 +197,10 @@ def _parse(verb: str, module: Any, arguments: list[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(f"{_first_message(errors.getvalue())}. See vivace {verb} --help.") from None
+        raise ConfigError(f"{_first_message(verb, errors.getvalue())}. See vivace {verb} --help.") from None
 
 
-def _first_message(box: str) -> str:
+def _first_message(verb: str, box: str) -> str:
     """What the parser says in its box, shortened: without the frame, Python's types and the help that follows."""
     lines = [line.strip("│| ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     parts: list[list[str]] = [[]]
@@ -208,32 +214,36 @@ def _first_message(box: str) -> str:
     text = " ".join(" ".join(message).split())
     for pattern, say in MESSAGES.items():
         if (match := re.search(pattern, text)) is not None:
-            return say(*match.groups())
+            return say(verb, *match.groups())
     return text[:1].lower() + text[1:].rstrip(".") if not text[:2].isupper() else text
 
 
-def _unknown(value: str, name: str | None, choices: str) -> str:
-    known = sorted(set(re.findall(r"'([^']*)'", choices)) - {"None"})
+def _unknown(verb: str, name: str | None, value: str, choices: str) -> str:
+    from vivace.cli.completion import words_of
+
+    found = set(re.findall(r"'([^']*)'", choices)) - {"None"}
+    # the parser's are a set, of another order in every process
+    known = next((word.choices for word in words_of(verb) if set(word.choices) == found), tuple(sorted(found)))
     what = f"{name} is" if name is not None and name.startswith("-") else "the argument is"
     return f"{what} unknown: got '{value}'.{nearest(value, known)} Known: {', '.join(known)}"
 
 
-# what the parser says → what is said of it
+# what the parser says → what is said of it, of a verb
 MESSAGES: dict[str, Callable[..., str]] = {
-    r"parsing (\S+): no type matching .*\['(.*?)'\] does not match choices (\(.*?\))": lambda name, value, choices: (
-        _unknown(value, name, choices)
+    r"parsing (\S+): no type matching .*\['(.*?)'\] does not match choices (\(.*?\))": _unknown,
+    r"nvalid choice '(.*?)' for argument '(.*?)'\. Expected one of (\(.*?\))": (
+        lambda verb, value, name, choices: _unknown(verb, name, value, choices)
     ),
-    r"nvalid choice '(.*?)' for argument '(.*?)'\. Expected one of (\(.*?\))": _unknown,
-    r"parsing (\S+): .*invalid literal for int\(\) with base 10: (.*)": lambda name, value: (
-        f"{name} is no whole number: got {value}. Give one such as 8"
+    r"parsing (\S+): .*invalid literal for int\(\) with base 10: (.*)": (
+        lambda verb, name, value: f"{name} is no whole number: got {value}. Give one such as 8"
     ),
-    r"parsing (\S+): .*could not convert string to float: (.*)": lambda name, value: (
-        f"{name} is no number: got {value}. Give one such as 0.1"
+    r"parsing (\S+): .*could not convert string to float: (.*)": (
+        lambda verb, name, value: f"{name} is no number: got {value}. Give one such as 0.1"
     ),
-    r"issing value for argument '(.*?)'": lambda name: f"{name} has no value. Give one behind it",
-    r"^Missing from [^:]*: (\S+).*": lambda name: f"{name} is missing",
-    r"nrecognized options: (-\S*)": lambda name: f"the option is unknown: got '{name}'",
-    r"nrecognized options: (.*)": lambda names: f"more arguments than there are places: got {names}",
+    r"issing value for argument '(.*?)'": lambda verb, name: f"{name} has no value. Give one behind it",
+    r"^Missing from [^:]*: (\S+).*": lambda verb, name: f"{name} is missing",
+    r"nrecognized options: (-\S*)": lambda verb, name: f"the option is unknown: got '{name}'",
+    r"nrecognized options: (.*)": lambda verb, names: f"more arguments than there are places: got {names}",
 }
 
 
