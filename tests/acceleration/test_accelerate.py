@@ -97,8 +97,8 @@ def test_a_noisy_timing_is_made_once_more_and_where_it_is_no_better_nothing_is_d
     assert len(controls) == 2
     assert result.accelerated is (noisy == 1)
     if noisy == 2:
-        assert result.status == "too noisy to decide"
-        assert result.to_dict()["status"] == "too noisy to decide"
+        assert (result.status, result.reason) == ("noisy", "too noisy to decide")
+        assert (result.to_dict()["status"], result.receipt["status"]) == ("noisy", "noisy")
         assert result.bundle == trained[0].folder
         assert not (tmp_path / "fast").exists()
         assert markdown(result.receipt).splitlines()[0].endswith(": too noisy to decide")
@@ -131,9 +131,10 @@ def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
     assert 0 < receipt["preprocessing_ms"] < 100
     assert " ms to read, decode and resize an image file." in (derived.folder / "receipt.md").read_text()
     # dominated: slower than a form of less risk
-    assert rows["onnx int8"]["status"] == "slower than onnx fp32"
-    assert rows["openvino fp32"]["status"] == "slower than onnx fp32"
+    assert rows["onnx int8"]["reason"] == "slower than onnx fp32"
+    assert rows["openvino fp32"]["reason"] == "slower than onnx fp32"
     won = rows["openvino int8"]["certified"]
+    assert [rows[name]["status"] for name in COSTS] == ["baseline", "certified", "slower", "slower", "certified"]
     assert won["bound"] == pytest.approx(100 * loss_bound(won["lost"], won["gained"], 120))
     assert result.drop_bound == pytest.approx(won["bound"])
     assert len(rows["openvino int8"]["timed"]["medians_ms"]) == workbench_module.FINAL_ROUNDS
@@ -177,9 +178,13 @@ def test_a_budget_that_so_few_images_cannot_prove_is_said_and_the_bundle_stays(
     assert not (tmp_path / "fast").exists()
     # 120 images without a changed answer prove 2.2 points
     assert "images like these would prove it" in result.receipt["notes"][0]
-    statuses = {row["name"]: row["status"] for row in result.receipt["rows"]}
+    statuses = {row["name"]: row["reason"] for row in result.receipt["rows"]}
     assert statuses["onnx fp32"] == "not proven"
     assert (tmp_path / "fast-receipt.json").is_file()
+    # receipts had the words alone, as their status
+    rows = [{**row, "status": row["reason"], "reason": None} for row in result.receipt["rows"]]
+    before = {**result.receipt, "rows": rows, "status": result.reason, "reason": None}
+    assert markdown(before) == markdown(result.receipt)
 
 
 def test_where_everything_is_slower_the_bundle_stays(
@@ -213,7 +218,7 @@ def test_the_images_to_certify_on_are_seen_in_order_of_risk_until_one_form_fails
     result = run(trained, tmp_path, max_drop=20.0)
     assert looked == ["onnx fp32", "openvino fp32"]
     assert (result.runtime, result.precision) == ("onnx", "fp32")
-    statuses = {row["name"]: row["status"] for row in result.receipt["rows"]}
+    statuses = {row["name"]: row["reason"] for row in result.receipt["rows"]}
     assert statuses["openvino int8"] == "not judged: openvino fp32 before it was not proven"
 
 
@@ -228,7 +233,7 @@ def test_a_form_that_cannot_be_built_costs_only_itself(
     monkeypatch.setattr(candidates_module, "quantize_openvino", fails)
     result = run(trained, tmp_path, max_drop=20.0)
     assert (result.runtime, result.precision) == ("onnx", "fp32")
-    statuses = {row["name"]: row["status"] for row in result.receipt["rows"]}
+    statuses = {row["name"]: row["reason"] for row in result.receipt["rows"]}
     assert statuses["openvino int8"] == "could not be built: RuntimeError: unsupported operator"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from vivace.acceleration import decide
 from vivace.acceleration.candidates import Candidate
-from vivace.acceleration.rows import Row
+from vivace.acceleration.rows import Outcome, Row, Status, Verdict
 from vivace.statistics.paired import PairedLoss, images_to_prove, loss_bound
 
 SURE = (1.0, 0.99, 1.01)
@@ -37,6 +37,7 @@ def row(name: str, ratio: float, *, lost: int = 0, num_bytes: int = 100) -> Row:
     return made
 
 
+NOT_PROVEN = Outcome(Status.NOT_PROVEN, "not proven")
 BASELINE = row("eager fp32", 1.0)
 
 
@@ -44,7 +45,7 @@ def test_a_form_is_dropped_where_one_of_less_risk_is_faster() -> None:
     rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.5), row("openvino int8", 4.0), row("eager bf16", 0.8)]
     front = decide.undominated(rows, BASELINE, objective="latency")
     assert [r.name for r in front] == ["onnx fp32", "openvino int8"]
-    assert [r.status for r in rows] == [
+    assert [r.outcome.reason for r in rows] == [
         "the baseline",
         "built",
         "slower than onnx fp32",
@@ -77,7 +78,7 @@ def test_the_fastest_four_are_judged_and_the_surest_first() -> None:
     rows += [row("openvino int8", 4.0, lost=5), row("openvino int8+bf16", 5.0, lost=7)]
     finalists = decide.finalists_of(rows)
     assert [r.selected.lost for r in finalists if r.selected] == [2, 5, 7, 9]
-    assert rows[0].status == "slower than openvino int8+bf16"
+    assert rows[0].outcome.reason == "slower than openvino int8+bf16"
     assert decide.finalists_of([]) == []
 
 
@@ -94,7 +95,7 @@ def test_the_sequence_stops_at_the_first_form_that_is_not_proven() -> None:
     certified = decide.certify_in_order(rows, judge, max_drop=0.01)
     assert [r.name for r in certified] == ["onnx fp32"]
     assert looked == ["onnx fp32", "openvino fp32"]
-    assert rows[2].status == "not judged: openvino fp32 before it was not proven"
+    assert rows[2].outcome.reason == "not judged: openvino fp32 before it was not proven"
 
 
 def test_each_network_has_its_share_of_the_chance_to_be_wrong_and_hands_on_what_it_proved() -> None:
@@ -139,7 +140,7 @@ def test_the_own_network_is_judged_whatever_the_others_promise_and_of_each_the_f
         "a, openvino fp32",
         "a, openvino int8",
     ]
-    assert others[0].status == "slower than a, openvino int8"
+    assert others[0].outcome.reason == "slower than a, openvino int8"
 
 
 def test_few_images_say_less_of_a_network_that_answers_otherwise() -> None:
@@ -182,7 +183,7 @@ def test_what_wins_is_faster_by_more_than_the_baseline_differs_from_itself() -> 
 
 def test_what_was_not_proven_and_the_best_that_was_not_accepted_are_told() -> None:
     failed, slow = row("openvino int8", 4.0, lost=4), row("onnx fp32", 2.0)
-    failed.status, failed.certified = "not proven", loss(4)
+    failed.outcome, failed.certified = NOT_PROVEN, loss(4)
     notes = decide.explain([BASELINE, slow, failed], None, (1.05, 1.02, 1.08), 0.005)
     assert "openvino int8: 0.40 points lost on 1,000 images" in notes[0]
     assert "images like these would prove it" in notes[0]
@@ -199,7 +200,7 @@ def test_what_was_not_proven_and_the_best_that_was_not_accepted_are_told() -> No
 @pytest.mark.parametrize(("lost", "expected"), [(40, "no number of images"), (4, "about")])
 def test_a_loss_over_the_budget_is_proven_by_no_number_of_images(lost: int, expected: str) -> None:
     failed = row("openvino int8", 4.0, lost=lost)
-    failed.status, failed.certified = "not proven", loss(lost)
+    failed.outcome, failed.certified = NOT_PROVEN, loss(lost)
     assert expected in decide.explain([failed], failed, SURE, 0.005)[0]
 
 
@@ -227,8 +228,8 @@ def test_without_a_narrow_control_no_form_wins_however_fast_it_is(
     assert decide.is_noisy(control) is noisy
     winner = decide.pick_winner([fast], control, objective="latency")
     assert winner is (None if noisy else fast)
-    status = decide.status_of(winner, control, num_processes=5, out_of_time=False)
-    assert status == (decide.NOISY if noisy else decide.WON)
+    verdict = decide.verdict_of(winner, control, num_processes=5, out_of_time=False)
+    assert verdict is (Verdict.NOISY if noisy else Verdict.ACCELERATED)
     assert any("too noisy to decide" in note for note in decide.explain([fast], winner, control, 0.5)) is (
         noisy and control[1] is not None
     )
@@ -237,16 +238,16 @@ def test_without_a_narrow_control_no_form_wins_however_fast_it_is(
 @pytest.mark.parametrize(
     ("control", "num_processes", "out_of_time", "expected"),
     [
-        (None, 0, True, decide.UNDECIDED),
-        (SURE, 5, True, decide.UNDECIDED),
-        (SURE, 5, False, decide.NOTHING),
+        (None, 0, True, Verdict.UNDECIDED),
+        (SURE, 5, True, Verdict.UNDECIDED),
+        (SURE, 5, False, Verdict.NOTHING_FASTER),
         # of two processes no interval is narrow: it is the time that was missing
-        ((1.0, 0.5, 2.0), 2, True, decide.UNDECIDED),
-        ((1.0, 0.5, 2.0), 5, True, decide.NOISY),
+        ((1.0, 0.5, 2.0), 2, True, Verdict.UNDECIDED),
+        ((1.0, 0.5, 2.0), 5, True, Verdict.NOISY),
     ],
 )
-def test_why_nothing_won_is_told_apart(control: Any, num_processes: int, out_of_time: bool, expected: str) -> None:
-    assert decide.status_of(None, control, num_processes=num_processes, out_of_time=out_of_time) == expected
+def test_why_nothing_won_is_told_apart(control: Any, num_processes: int, out_of_time: bool, expected: Verdict) -> None:
+    assert decide.verdict_of(None, control, num_processes=num_processes, out_of_time=out_of_time) == expected
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_what_there_was_no_time_to_judge_is_not_proven_and_hands_nothing_on() ->
 
     certified = decide.certify_in_order(rows, judge, max_drop=0.01)
     assert [r.name for r in certified] == ["small, openvino int8"]
-    assert [r.status for r in rows] == ["not judged: out of time"] * 2 + ["certified"]
+    assert [r.outcome.reason for r in rows] == ["not judged: out of time"] * 2 + ["certified"]
     assert confidences == pytest.approx([0.975, 0.975])
 
 

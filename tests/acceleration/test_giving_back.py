@@ -39,7 +39,7 @@ def test_where_int8_loses_too_much_it_gets_layers_back_and_may_win(
     result = run(trained, tmp_path, max_drop=20.0)
     assert (result.runtime, result.precision, result.accelerated) == (runtime, "int8", True)
     assert result.speedup == pytest.approx(2.0, rel=0.05)
-    statuses = {row["name"]: row["status"] for row in result.receipt["rows"]}
+    statuses = {row["name"]: row["reason"] for row in result.receipt["rows"]}
     assert statuses[f"{runtime} int8, 1 layer in float"].startswith("loses")
     # the fewest layers that will do are enough
     assert f"{runtime} int8, 4 layers in float" not in {

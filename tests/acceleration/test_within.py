@@ -32,7 +32,7 @@ def quick_forms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def statuses(receipt: dict[str, Any]) -> dict[str, str]:
-    return {row["name"]: row["status"] for row in receipt["rows"]}
+    return {row["name"]: row["reason"] for row in receipt["rows"]}
 
 
 def test_in_enough_time_the_verdict_is_that_of_a_search_without_a_limit(
@@ -71,7 +71,11 @@ def test_a_kind_of_work_that_took_long_is_not_started_again_where_it_would_not_e
     # answering for the images to select on leaves no time for the timing that decides
     clock = told_clock(monkeypatch, {"probs": 30.0})
     result = run(trained, tmp_path, max_drop=20.0, within=40)
-    assert (result.accelerated, result.status) == (False, "nothing decided in the time given")
+    assert (result.accelerated, result.status, result.reason) == (
+        False,
+        "undecided",
+        "nothing decided in the time given",
+    )
     assert len(asked) == 1
     # not only that nothing was decided: what was left, what for, and how much time to give instead
     (warning,) = result.warnings
@@ -109,7 +113,7 @@ def test_where_the_time_is_over_before_the_baseline_is_timed_nothing_is_decided(
     assert main([*command, "--within", "30s", "--json"]) == 3
     said = capsys.readouterr()
     answer = last_answer(said.out)
-    assert answer["status"] == "nothing decided in the time given"
+    assert (answer["status"], answer["reason"]) == ("undecided", "nothing decided in the time given")
     assert (answer["latency_ms_before"], answer["top1_before"], answer["accelerated"]) == (None, None, False)
     assert (answer["speedup"], answer["drop"], answer["bundle"]) == (None, None, str(trained[0].folder))
     assert said.err.splitlines()[-1] == "nothing decided in the time given: the bundle is unchanged"

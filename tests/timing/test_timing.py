@@ -223,8 +223,9 @@ def test_a_side_that_is_not_loaded_in_time_is_left_out_and_after_the_deadline_no
     monkeypatch.setattr(children.Child, "end_load", end_load)
     told: list[tuple[str, str]] = []
 
-    def failed(side: Side, why: str) -> None:
-        told.append((side.name, why))
+    def failed(side: Side, error: Exception) -> None:
+        assert isinstance(error, OutOfTime)
+        told.append((side.name, str(error)))
 
     (timed,) = time_sides(forms, IMAGES, rounds=2, block_seconds=0.01, on_failure=failed)
     assert (timed.name, timed.processes) == ("b", (0, 0))
@@ -248,7 +249,7 @@ def test_a_side_that_fails_is_left_out_and_told_or_raised(tmp_path: Path) -> Non
         IMAGES,
         rounds=1,
         block_seconds=0.01,
-        on_failure=lambda failed, why: told.append(f"{failed.name}: {why}"),
+        on_failure=lambda failed, error: told.append(f"{failed.name}: {error}"),
     )
     assert [one.name for one in timings] == ["whole"]
     assert len(told) == 1
@@ -334,7 +335,7 @@ def test_a_side_that_gives_no_answer_is_ended_and_told_of_and_the_others_go_on(
         rounds=12,
         processes=2,
         block_seconds=0.02,
-        on_failure=lambda failed, why: told.append(why),
+        on_failure=lambda failed, error: told.append(str(error)),
     )
     assert [(one.name, len(one.blocks_ms)) for one in timings] == [("well", 12)]
     assert len(told) == 1

@@ -43,8 +43,10 @@ class Acceleration:
     """The new bundle, or the one that was given where nothing faster was proven."""
     accelerated: bool
     status: str
-    """ "accelerated", or why not: nothing was both faster and accurate enough, the timing was too noisy to decide, or
-    the time given was over before anything was decided."""
+    """ "accelerated"; "nothing_faster": nothing was both faster and accurate enough; "noisy": the timing was too noisy
+    to decide; "undecided": the time given was over before anything was decided."""
+    reason: str
+    """The status for people."""
     warnings: list[str]
     """What makes the result worth less than it seems: a model at chance level, more time taken than was given."""
     runtime: str
@@ -220,7 +222,8 @@ def _acceleration(result: SearchResult, final: Bundle, options: SearchOptions, w
     return Acceleration(
         bundle=final.folder,
         accelerated=result.winner is not None,
-        status=result.status,
+        status=result.verdict.value,
+        reason=result.verdict.reason,
         warnings=list(result.warnings),
         runtime=final.info.runtime if row is None else row.candidate.runtime,
         precision=final.info.precision if row is None else row.candidate.precision,

@@ -15,16 +15,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vivace.acceleration.rows import Row
+from vivace.acceleration.rows import Outcome, Row, Status, Verdict
 from vivace.runtimes import is_quantized
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss, images_to_prove
 
 __all__ = [
-    "NOISY",
-    "NOTHING",
-    "UNDECIDED",
-    "WON",
     "at_chance",
     "certify_in_order",
     "drop",
@@ -37,8 +33,9 @@ __all__ = [
     "lost_too_much",
     "nearest",
     "pick_winner",
-    "status_of",
+    "slower_than",
     "undominated",
+    "verdict_of",
 ]
 
 # a form that is slower than one of less risk by this much is dropped: closer ones go on to the longer timing
@@ -55,13 +52,6 @@ LEAST_CERTIFIED = 1000
 MAX_CONTROL = 1.25
 # an interval over fewer processes says next to nothing: Student's quantile of two is 12.7
 LEAST_PROCESSES = 3
-# what a search ends with
-WON = "accelerated"
-NOTHING = "no candidate was both faster and within the accuracy budget"
-NOISY = "too noisy to decide"
-UNDECIDED = "nothing decided in the time given"
-# how the status of a row begins that lost too much when selecting
-LOSES = "loses"
 
 
 def undominated(rows: Sequence[Row], baseline: Row, *, objective: str) -> list[Row]:
@@ -70,10 +60,15 @@ def undominated(rows: Sequence[Row], baseline: Row, *, objective: str) -> list[R
     for row in sorted(rows, key=lambda row: (row.candidate.risk, -row.times_faster)):
         better = [other for other in [baseline, *front] if _beats(other, row, baseline, objective)]
         if row is baseline or better:
-            row.status = "the baseline" if row is baseline else f"slower than {better[0].name}"
+            row.outcome = Outcome(Status.BASELINE, "the baseline") if row is baseline else slower_than(better[0])
             continue
         front.append(row)
     return front
+
+
+def slower_than(other: Row) -> Outcome:
+    """What becomes of a candidate because of a better one."""
+    return Outcome(Status.SLOWER, f"slower than {other.name}")
 
 
 def _beats(other: Row, row: Row, baseline: Row, objective: str) -> bool:
@@ -100,7 +95,7 @@ def drop(row: Row) -> float:
 
 def lost_too_much(row: Row) -> bool:
     """Whether a form in int8 lost more than the budget when selecting: with some layers in float it may do."""
-    return is_quantized(row.candidate.precision) and row.status.startswith(LOSES)
+    return is_quantized(row.candidate.precision) and row.status is Status.INACCURATE
 
 
 def finalists_of(rows: Sequence[Row]) -> list[Row]:
@@ -115,7 +110,7 @@ def finalists_of(rows: Sequence[Row]) -> list[Row]:
         chosen = [fastest[0], min(fastest, key=_bound)] if network else fastest[:MAX_FINALISTS]
         for row in fastest:
             if row not in chosen:
-                row.status = f"slower than {fastest[0].name}"
+                row.outcome = slower_than(fastest[0])
         kept = [row for row in fastest if row in chosen]
         groups.append(sorted(kept, key=lambda row: (_bound(row), row.candidate.risk)))
     groups.sort(key=lambda group: (bool(group[0].candidate.network), _bound(group[0]), group[0].candidate.network))
@@ -174,21 +169,22 @@ def certify_in_order(
     handed_on = 0.0
     for rows in networks.values():
         chance = (1 - CONFIDENCE) / len(networks) + handed_on
-        # once one is not proven, the status of those that come after it
-        stopped = None
+        # once one is not proven, what becomes of those that come after it
+        stopped: Outcome | None = None
         for row in rows:
             if stopped is not None:
-                row.status = stopped
+                row.outcome = stopped
                 continue
             row.certified = judge(row, 1 - chance)
             if row.certified is None:
-                row.status = stopped = "not judged: out of time"
+                row.outcome = stopped = Outcome(Status.OUT_OF_TIME, "not judged: out of time")
             elif row.certified.bound <= max_drop:
-                row.status = "certified"
+                row.outcome = Outcome(Status.CERTIFIED, "certified")
             else:
-                row.status, stopped = "not proven", f"not judged: {row.name} before it was not proven"
+                row.outcome = Outcome(Status.NOT_PROVEN, "not proven")
+                stopped = Outcome(Status.NOT_JUDGED, f"not judged: {row.name} before it was not proven")
         handed_on = chance if stopped is None else 0.0
-    return [row for row in finalists if row.status == "certified"]
+    return [row for row in finalists if row.status is Status.CERTIFIED]
 
 
 def is_noisy(control: Ratio) -> bool:
@@ -227,22 +223,22 @@ def _lowest(row: Row) -> float:
     return 0.0 if low is None else low
 
 
-def status_of(winner: Row | None, control: Ratio | None, *, num_processes: int, out_of_time: bool) -> str:
+def verdict_of(winner: Row | None, control: Ratio | None, *, num_processes: int, out_of_time: bool) -> Verdict:
     """What a search ends with. control: None where it was not timed. out_of_time: something was left out for that."""
     if winner is not None:
-        return WON
+        return Verdict.ACCELERATED
     if out_of_time and (control is None or num_processes < LEAST_PROCESSES):
-        return UNDECIDED
+        return Verdict.UNDECIDED
     if control is not None and is_noisy(control):
-        return NOISY
-    return UNDECIDED if out_of_time else NOTHING
+        return Verdict.NOISY
+    return Verdict.UNDECIDED if out_of_time else Verdict.NOTHING_FASTER
 
 
 def explain(rows: Sequence[Row], winner: Row | None, control: Ratio | None, max_drop: float) -> list[str]:
     """What a person should know of a search beside its table."""
     notes = []
     for row in rows:
-        if row.status == "not proven" and row.certified is not None:
+        if row.status is Status.NOT_PROVEN and row.certified is not None:
             notes.append(_unproven(row.name, row.certified, max_drop))
     best = nearest(rows) if winner is None else None
     if best is not None:
@@ -256,8 +252,8 @@ def _about(control: Ratio) -> list[str]:
         return ["the baseline was timed against itself in a single process: no interval follows from that"]
     if is_noisy(control):
         return [
-            f"{NOISY}: the baseline is {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as itself, and no speed is "
-            f"believed outside {1 / MAX_CONTROL:g} to {MAX_CONTROL:g}; search again when nothing else runs"
+            f"{Verdict.NOISY.reason}: the baseline is {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as itself, and "
+            f"no speed is believed outside {1 / MAX_CONTROL:g} to {MAX_CONTROL:g}; search again when nothing else runs"
         ]
     if is_level(control):
         return []

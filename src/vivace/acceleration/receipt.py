@@ -36,7 +36,8 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
         "asked": asked,
         "model": bundle.info.architecture.name,
         "size": bundle.preprocess.size,
-        "status": result.status,
+        "status": result.verdict.value,
+        "reason": result.verdict.reason,
         "warnings": result.warnings,
         "winner": result.winner.name if result.winner else None,
         "best": best.name if best else None,
@@ -74,7 +75,8 @@ def _row(row: Row) -> dict[str, Any]:
         "network": row.candidate.network,
         "asymmetric": row.candidate.asymmetric,
         "kept": list(row.candidate.kept),
-        "status": row.status,
+        "status": row.status.value,
+        "reason": row.outcome.reason,
         "bytes": row.num_bytes,
         "ratio": _ratio(row.ratio) if row.ratio else None,
         "screened": _timings(row.screened),
@@ -142,7 +144,7 @@ def markdown(written: dict[str, Any]) -> str:
 
 def _title(written: dict[str, Any]) -> str:
     data = written["images"].get("data", written["asked"]["data"])
-    return f"{written['model']}, {written['size']} px, on {data}: {written['winner'] or written['status']}"
+    return f"{written['model']}, {written['size']} px, on {data}: {written['winner'] or _reason(written)}"
 
 
 def _conditions(written: dict[str, Any]) -> str:
@@ -189,5 +191,11 @@ def _cells(row: dict[str, Any], winner: str | None) -> list[str]:
     cells.append(f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "–")
     cells.append(f"{selected['drop']:+.2f}" if selected else "–")
     cells += [f"{certified['drop']:+.2f}", f"{certified['bound']:.2f}"] if certified else ["–"] * 2
-    cells.append("**the winner**" if row["name"] == winner else row["status"])
+    cells.append("**the winner**" if row["name"] == winner else _reason(row))
     return cells
+
+
+def _reason(written: dict[str, Any]) -> str:
+    """The status of a search or a row in words; receipts before 2026-11-29 have the words in `status`."""
+    reason: str = written.get("reason") or written["status"]
+    return reason

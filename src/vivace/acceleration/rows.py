@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.splits import Splits
@@ -14,7 +15,58 @@ from vivace.statistics.paired import PairedLoss
 from vivace.timing.preprocessing import PreprocessTimings
 from vivace.timing.processes import Timings
 
-__all__ = ["Row", "SearchResult"]
+__all__ = ["BUILT", "Outcome", "Row", "SearchResult", "Status", "Verdict"]
+
+
+class Status(StrEnum):
+    """What became of a candidate."""
+
+    BUILT = "built"
+    """Nothing speaks against it so far."""
+    BASELINE = "baseline"
+    FAILED = "failed"
+    """It could not be built, timed or compared."""
+    OUT_OF_TIME = "out_of_time"
+    """It was not started, or it was abandoned, for want of time."""
+    SLOWER = "slower"
+    INACCURATE = "inaccurate"
+    """It loses too much on the images to select on."""
+    NOT_JUDGED = "not_judged"
+    """Its turn to be certified did not come."""
+    NOT_PROVEN = "not_proven"
+    CERTIFIED = "certified"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate, and why, as people read it."""
+
+    status: Status
+    reason: str
+
+
+BUILT = Outcome(Status.BUILT, "built")
+
+
+class Verdict(StrEnum):
+    """What a search ends with; `reason` says it for people."""
+
+    ACCELERATED = "accelerated"
+    NOTHING_FASTER = "nothing_faster"
+    NOISY = "noisy"
+    UNDECIDED = "undecided"
+
+    @property
+    def reason(self) -> str:
+        return _REASONS[self]
+
+
+_REASONS = {
+    Verdict.ACCELERATED: "accelerated",
+    Verdict.NOTHING_FASTER: "no candidate was both faster and within the accuracy budget",
+    Verdict.NOISY: "too noisy to decide",
+    Verdict.UNDECIDED: "nothing decided in the time given",
+}
 
 
 @dataclass(kw_only=True)
@@ -22,8 +74,7 @@ class Row:
     """What is known of one candidate."""
 
     candidate: Candidate
-    status: str = "built"
-    """Why it went no further, or "certified", "not proven"."""
+    outcome: Outcome = BUILT
     num_bytes: int = 0
     screened: Timings | None = None
     timed: Timings | None = None
@@ -34,6 +85,10 @@ class Row:
     """On the images to select on."""
     certified: PairedLoss | None = None
     parity: Parity | None = None
+
+    @property
+    def status(self) -> Status:
+        return self.outcome.status
 
     @property
     def name(self) -> str:
@@ -57,8 +112,7 @@ class SearchResult:
     rows: list[Row]
     missing: dict[str, str]
     """Forms that could not be tried, with the reason."""
-    status: str
-    """One of `decide.WON`, NOTHING, NOISY, UNDECIDED."""
+    verdict: Verdict
     baseline: Row | None = None
     """The faster of PyTorch eager and compiled in float32; None where the time was over before it was timed."""
     winner: Row | None = None

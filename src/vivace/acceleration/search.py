@@ -21,7 +21,7 @@ from vivace.acceleration import decide
 from vivace.acceleration.budget import Budget
 from vivace.acceleration.candidates import candidates_for
 from vivace.acceleration.options import SearchOptions
-from vivace.acceleration.rows import Row, SearchResult
+from vivace.acceleration.rows import Outcome, Row, SearchResult, Status, Verdict
 from vivace.acceleration.smaller import Smaller
 from vivace.acceleration.splits import Images
 from vivace.acceleration.steps import Steps
@@ -85,7 +85,7 @@ class Search:
             return self._searched(own)
         except OutOfTime:
             self._steps.leave_out(f"{doing}: abandoned")
-            return self._result(status=decide.UNDECIDED)
+            return self._result(Verdict.UNDECIDED)
         finally:
             self._steps.close()
 
@@ -107,9 +107,7 @@ class Search:
         bench.screen_first(share=SCREEN_SHARE)
         baseline = self._baseline()
         if baseline is None:
-            return self._result(
-                status=decide.UNDECIDED, missing=missing, splits=own.splits, num_certify=len(self._certify)
-            )
+            return self._result(Verdict.UNDECIDED, missing=missing, splits=own.splits, num_certify=len(self._certify))
         selected = self._select(decide.undominated(_timed(bench.rows), baseline, objective=self._options.objective))
         for runtime in LAYERS:
             selected += self._give_back(runtime, baseline)
@@ -122,12 +120,14 @@ class Search:
         )
         control, num_processes = self._time(baseline, certified)
         winner = decide.pick_winner(certified, control, objective=self._options.objective)
-        status = decide.status_of(winner, control, num_processes=num_processes, out_of_time=bool(self._steps.left_out))
+        verdict = decide.verdict_of(
+            winner, control, num_processes=num_processes, out_of_time=bool(self._steps.left_out)
+        )
         # work that begins here changes no verdict
         profile = bench.profile(winner) if winner is not None else None
         preprocessing = bench.time_preprocessing(winner or baseline)
         return self._result(
-            status=status,
+            verdict,
             missing=missing,
             baseline=baseline,
             winner=winner,
@@ -150,14 +150,14 @@ class Search:
         again = bench.time(baseline, certified)
         return again if again[0] is not None else (control, num_processes)
 
-    def _result(self, *, status: str, **found: Any) -> SearchResult:
-        result = SearchResult(rows=self._rows, missing=found.pop("missing", {}), status=status, **found)
+    def _result(self, verdict: Verdict, **found: Any) -> SearchResult:
+        result = SearchResult(rows=self._rows, missing=found.pop("missing", {}), verdict=verdict, **found)
         result.notes = decide.explain(self._rows, result.winner, result.control, self._max_drop) + self._steps.notes
         result.left_out = self._steps.left_out
         if result.splits is not None:
             chance = decide.at_chance(self._rows, result.splits.certify.labels)
             result.warnings = [] if chance is None else [chance]
-        short = self.budget.shortfall() if status == decide.UNDECIDED else None
+        short = self.budget.shortfall() if verdict is Verdict.UNDECIDED else None
         result.warnings += [] if short is None else [short]
         result.seconds = self.budget.elapsed()
         return result
@@ -186,7 +186,9 @@ class Search:
         if baseline is None or baseline.screened is None:
             if self._steps.left_out:
                 return None
-            raise VivaceError(f"the plain model could not be timed: {self._bench.rows[0].status}. Is the bundle whole?")
+            raise VivaceError(
+                f"the plain model could not be timed: {self._bench.rows[0].outcome.reason}. Is the bundle whole?"
+            )
         for row in rows:
             assert row.screened is not None
             row.ratio = ratio_of(baseline.screened, row.screened)
@@ -202,32 +204,35 @@ class Search:
             assert row.selected is not None
             # it must not cost a look at the images to certify on
             if decide.loses_too_much(row, self._max_drop) and row.candidate.risk > (False, 0, 0):
-                row.status = f"{decide.LOSES} {100 * row.selected.drop:.2f} points on the images to select on"
+                row.outcome = Outcome(
+                    Status.INACCURATE, f"loses {100 * row.selected.drop:.2f} points on the images to select on"
+                )
                 continue
             selected.append(row)
         return selected
 
     def _compare(self, row: Row, images: Images) -> bool:
-        """Whether a form could be compared with the plain model on images to select on; its status says why not."""
+        """Whether a form could be compared with the plain model on images to select on; its outcome says why not."""
         bench = self._bench
         if not bench.budget.fits("", seconds=bench.answer_seconds(row, images)):
-            row.status = "not compared: out of time"
+            row.outcome = Outcome(Status.OUT_OF_TIME, "not compared: out of time")
             self._steps.leave_out(f"{row.name}: not compared")
             return False
         self._steps.tell(f"comparing {row.name} on {len(images):,} images")
         try:
             if not np.isfinite(bench.probs(row, images, "select")).all():
-                row.status = "its answers are not finite"
+                row.outcome = Outcome(Status.FAILED, "its answers are not finite")
                 return False
             row.selected = bench.loss(row, images, self.splits.select, "select")
             row.parity = bench.parity(row)
         except OutOfTime:
-            row.status = "abandoned: out of time while it was compared"
-            self._steps.leave_out(f"{row.name}: {row.status}")
+            row.outcome = Outcome(Status.OUT_OF_TIME, "abandoned: out of time while it was compared")
+            self._steps.leave_out(f"{row.name}: {row.outcome.reason}")
             return False
         except Exception as error:
             # a runtime that fails costs this candidate, never the search
-            row.status = f"could not be compared: {type(error).__name__}: {first_line(error)}"
+            why = f"could not be compared: {type(error).__name__}: {first_line(error)}"
+            row.outcome = Outcome(Status.FAILED, why)
             return False
         return True
 
@@ -259,7 +264,7 @@ class Search:
         for candidate in bench.screen(built, baseline):
             better = [other for other in rivals if other.times_faster > candidate.times_faster]
             if better:
-                candidate.status = f"slower than {better[0].name}"
+                candidate.outcome = decide.slower_than(better[0])
             elif selected := self._select([candidate]):
                 # those with more layers in float are slower
                 return selected

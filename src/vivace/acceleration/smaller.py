@@ -189,7 +189,7 @@ class Smaller:
         timed = bench.screen(rows, baseline, share=SPEEDS_TIME) if rows else []
         for row in rows:
             if row not in timed:
-                self._steps.note(f"{row.name}: {row.status}")
+                self._steps.note(f"{row.name}: {row.outcome.reason}")
         return {row.candidate.network.removesuffix(UNTRAINED): row.times_faster for row in timed}
 
     def _fast_teacher(self, own: Sequence[Row]) -> FastTeacher | None:

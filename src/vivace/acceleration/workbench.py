@@ -10,7 +10,7 @@ import numpy as np
 
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.decide import LEAST_PROCESSES
-from vivace.acceleration.rows import Row
+from vivace.acceleration.rows import Outcome, Row, Status
 from vivace.acceleration.splits import Images
 from vivace.acceleration.steps import Steps
 from vivace.acceleration.variants import Variant
@@ -36,8 +36,8 @@ __all__ = ["Workbench"]
 SCREEN_ROUNDS = 5
 FINAL_ROUNDS, FINAL_PROCESSES = 15, 5
 NUM_TIMED_IMAGES = 64
-# the status of a row that was not started
-LEFT_OUT = "not tried: out of time"
+# of what was not started
+NOT_TRIED = Outcome(Status.OUT_OF_TIME, "not tried: out of time")
 
 
 class Workbench:
@@ -81,7 +81,7 @@ class Workbench:
     def _build(self, row: Row, until: float) -> None:
         kind = f"build {row.candidate.runtime} {row.candidate.precision}"
         if not self.budget.fits(kind, until=until):
-            row.status = LEFT_OUT
+            row.outcome = NOT_TRIED
             self.steps.leave_out(f"{row.name}: not built")
             return
         self.steps.tell(f"building {row.name}")
@@ -91,11 +91,13 @@ class Workbench:
                 built = self._built(row, until)
             row.num_bytes = sum((built.folder / name).stat().st_size for name in _deployed(built))
         except OutOfTime:
-            row.status = f"abandoned: out of time after building for {self.budget.elapsed() - began:.0f} s"
-            self.steps.leave_out(f"{row.name}: {row.status}")
+            seconds = self.budget.elapsed() - began
+            row.outcome = Outcome(Status.OUT_OF_TIME, f"abandoned: out of time after building for {seconds:.0f} s")
+            self.steps.leave_out(f"{row.name}: {row.outcome.reason}")
         except Exception as error:
             # an exporter that fails costs this candidate, never the search
-            row.status = f"could not be built: {type(error).__name__}: {first_line(error)}"
+            why = f"could not be built: {type(error).__name__}: {first_line(error)}"
+            row.outcome = Outcome(Status.FAILED, why)
 
     def _built(self, row: Row, until: float) -> Bundle:
         if row.candidate.is_exported:
@@ -117,20 +119,21 @@ class Workbench:
         timings = self._screen([Row(candidate=baseline.candidate), *rows], share)
         first = timings.get(baseline.name)
         for row in rows:
-            if first is None and row.status == "built":
-                row.status = f"not timed: {baseline.name} could not be timed beside it"
+            if first is None and row.status is Status.BUILT:
+                why = f"not timed: {baseline.name} could not be timed beside it"
+                row.outcome = Outcome(Status.FAILED, why)
             elif first is not None and row.name in timings:
                 row.screened, row.ratio = timings[row.name], ratio_of(first, timings[row.name])
         return [row for row in rows if row.screened is not None]
 
     def _screen(self, rows: Sequence[Row], share: float) -> dict[str, Timings]:
         """Time rows that were built beside each other, briefly; those that can't be timed are told why."""
-        sides = {row.name: row for row in rows if row.status == "built"}
+        sides = {row.name: row for row in rows if row.status is Status.BUILT}
 
-        def failed(side: Side, why: str) -> None:
-            sides[side.name].status = first_line(why)
-            if "out of time" in why:
-                self.steps.leave_out(f"{side.name}: {first_line(why)}")
+        def failed(side: Side, error: VivaceError) -> None:
+            sides[side.name].outcome = _not_timed(error)
+            if isinstance(error, OutOfTime):
+                self.steps.leave_out(f"{side.name}: {first_line(error)}")
 
         self.steps.tell(f"timing {len(sides)} forms")
         timed = time_sides(
@@ -144,8 +147,8 @@ class Workbench:
             deadline=None if self.budget.seconds is None else self.budget.after(share),
         )
         for name, row in sides.items():
-            if row.status == "built" and name not in {timings.name for timings in timed}:
-                row.status = LEFT_OUT
+            if row.status is Status.BUILT and name not in {timings.name for timings in timed}:
+                row.outcome = NOT_TRIED
                 self.steps.leave_out(f"{name}: not timed")
         return {timings.name: timings for timings in timed}
 
@@ -171,10 +174,10 @@ class Workbench:
         images = self._timed_images([baseline, *certified])
         by_name = {row.name: row for row in certified}
 
-        def failed(side: Side, why: str) -> None:
+        def failed(side: Side, error: VivaceError) -> None:
             if side.name not in by_name:
-                raise SideFailure(why)
-            by_name[side.name].status = first_line(why)
+                raise SideFailure(str(error))
+            by_name[side.name].outcome = _not_timed(error)
 
         timed = time_sides(
             [self._side(baseline), dataclasses.replace(self._side(baseline), name="control")]
@@ -282,6 +285,11 @@ class Workbench:
                 # few images to select on, and a large batch
                 arrays[network] = np.concatenate([images] * -(-self._batch_size // len(images)))
         return {row.name: arrays[row.candidate.network] for row in rows}
+
+
+def _not_timed(error: VivaceError) -> Outcome:
+    status = Status.OUT_OF_TIME if isinstance(error, OutOfTime) else Status.FAILED
+    return Outcome(status, first_line(error))
 
 
 def _deployed(bundle: Bundle) -> list[str]:

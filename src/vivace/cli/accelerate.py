@@ -107,7 +107,7 @@ def _run(options: Options) -> int:
         # said whatever --quiet asks for: it is the answer
         best = result.receipt["best"]
         nearest = f"; {best} came nearest" if best else ""
-        print(f"{result.status}: the bundle is unchanged{nearest}", file=sys.stderr)
+        print(f"{result.reason}: the bundle is unchanged{nearest}", file=sys.stderr)
         return NOTHING_FASTER
     return 0
 

@@ -97,7 +97,7 @@ def time_sides(
     processes: int = 1,
     block_seconds: float = BLOCK_SECONDS,
     compiled: Path | None = None,
-    on_failure: Callable[[Side, str], None] | None = None,
+    on_failure: Callable[[Side, SideFailure | OutOfTime], None] | None = None,
     deadline: float | None = None,
 ) -> list[Timings]:
     """Time all sides in alternation, `rounds` blocks each; the order turns round from round to round.
@@ -105,9 +105,10 @@ def time_sides(
     images_NHWC: uint8 at the bundles' size, gone through in batches; where sizes differ, those of each side by its
     name. threads: processors that each side may use; None: all. processes: so many of each side share its rounds, one
     after another; from 3 on an interval is of use, 5 are advised. compiled: folder for what a compiler makes, to be
-    kept for a next call; without it that is only shared among the processes of this one. on_failure: told of a side
-    that fails, which is then left out; without it SideFailure is raised. deadline: of time.monotonic, when all ends:
-    whole rounds count, a side that was not loaded by then fails, and the result is empty where there is no whole round.
+    kept for a next call; without it that is only shared among the processes of this one. on_failure: called with a side
+    that fails, which is then left out, and its error; without it SideFailure is raised. deadline: of time.monotonic,
+    when all ends: whole rounds count, a side that was not loaded by then fails with OutOfTime, and the result is empty
+    where there is no whole round.
     """
     check_range("processes", processes, 1, rounds)
     arrays = images_NHWC if isinstance(images_NHWC, Mapping) else {side.name: images_NHWC for side in sides}
@@ -211,7 +212,10 @@ class _Generation:
     """One process of each side, all alive together."""
 
     def __init__(
-        self, records: Sequence[_Record], on_failure: Callable[[Side, str], None] | None, deadline: float
+        self,
+        records: Sequence[_Record],
+        on_failure: Callable[[Side, SideFailure | OutOfTime], None] | None,
+        deadline: float,
     ) -> None:
         self.records = list(records)
         self._first = self.records[0] if self.records else None
@@ -287,17 +291,16 @@ class _Generation:
         except OutOfTime as error:
             if not self._may_abandon:
                 raise
-            self._leave_out(
-                record, "abandoned: out of time while it was loaded" if record in self._children else str(error)
-            )
+            begun = record in self._children
+            self._leave_out(record, OutOfTime("abandoned: out of time while it was loaded") if begun else error)
         except SideFailure as error:
             if self._on_failure is None:
                 raise
-            self._leave_out(record, str(error))
+            self._leave_out(record, error)
 
-    def _leave_out(self, record: _Record, why: str) -> None:
+    def _leave_out(self, record: _Record, error: SideFailure | OutOfTime) -> None:
         self.records.remove(record)
         if record in self._children:
             self._children.pop(record).close()
         if self._on_failure is not None:
-            self._on_failure(record.side, why)
+            self._on_failure(record.side, error)
