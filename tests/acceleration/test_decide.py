@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 
 from vivace.acceleration import decide
 from vivace.acceleration.candidates import Candidate
-from vivace.acceleration.rows import Outcome, Row, Status, Verdict
+from vivace.acceleration.explain import at_chance, explain, nearest
+from vivace.acceleration.rows import Outcome, Row, Status, Verdict, going_on
 from vivace.statistics.paired import PairedLoss, images_to_prove, loss_bound
 
 SURE = (1.0, 0.99, 1.01)
@@ -32,9 +35,16 @@ def loss(lost: int, gained: int = 0, num_images: int = 1000) -> PairedLoss:
 def row(name: str, ratio: float, *, lost: int = 0, num_bytes: int = 100) -> Row:
     runtime, precision, *network = name.split(" ", 2)
     candidate = Candidate(runtime=runtime, precision=precision, network=network[0] if network else "")
-    made = Row(candidate=candidate, ratio=(ratio, 0.98 * ratio, 1.02 * ratio), num_bytes=num_bytes)
-    made.selected = loss(lost)
-    return made
+    return Row(
+        candidate=candidate,
+        ratio=(ratio, 0.98 * ratio, 1.02 * ratio),
+        num_bytes=num_bytes,
+        selected=loss(lost),
+    )
+
+
+def reasons(rows: Sequence[Row]) -> dict[str, str]:
+    return {row.name: row.outcome.reason for row in rows}
 
 
 NOT_PROVEN = Outcome(Status.NOT_PROVEN, "not proven")
@@ -43,9 +53,9 @@ BASELINE = row("eager fp32", 1.0)
 
 def test_a_form_is_dropped_where_one_of_less_risk_is_faster() -> None:
     rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.5), row("openvino int8", 4.0), row("eager bf16", 0.8)]
-    front = decide.undominated(rows, BASELINE, objective="latency")
-    assert [r.name for r in front] == ["onnx fp32", "openvino int8"]
-    assert [r.outcome.reason for r in rows] == [
+    decided = decide.drop_dominated(rows, BASELINE, objective="latency")
+    assert [r.name for r in going_on(decided)] == ["onnx fp32", "openvino int8"]
+    assert [reasons(decided)[r.name] for r in rows] == [
         "the baseline",
         "built",
         "slower than onnx fp32",
@@ -56,13 +66,13 @@ def test_a_form_is_dropped_where_one_of_less_risk_is_faster() -> None:
 
 def test_a_form_that_is_nearly_as_fast_goes_on_to_the_longer_timing() -> None:
     rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.96)]
-    assert len(decide.undominated(rows, BASELINE, objective="latency")) == 2
+    assert len(going_on(decide.drop_dominated(rows, BASELINE, objective="latency"))) == 2
 
 
 def test_a_smaller_network_is_the_greatest_risk() -> None:
     small, own = row("openvino fp32 pruned", 5.0), row("openvino int8+bf16", 4.0)
     assert small.candidate.risk > own.candidate.risk > row("openvino int8", 4.0).candidate.risk
-    assert [r.name for r in decide.undominated([small, own], BASELINE, objective="latency")] == [
+    assert [r.name for r in decide.drop_dominated([small, own], BASELINE, objective="latency")] == [
         "openvino int8+bf16",
         "pruned, openvino fp32",
     ]
@@ -70,15 +80,19 @@ def test_a_smaller_network_is_the_greatest_risk() -> None:
 
 def test_for_size_a_smaller_file_goes_on_though_it_is_slower() -> None:
     rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.5, num_bytes=25)]
-    assert [r.name for r in decide.undominated(rows, BASELINE, objective="size")] == ["onnx fp32", "onnx int8"]
+    assert [r.name for r in going_on(decide.drop_dominated(rows, BASELINE, objective="size"))] == [
+        "onnx fp32",
+        "onnx int8",
+    ]
 
 
 def test_the_fastest_four_are_judged_and_the_surest_first() -> None:
     rows = [row("onnx fp32", 2.0), row("openvino fp32", 2.1, lost=9), row("openvino bf16", 3.0, lost=2)]
     rows += [row("openvino int8", 4.0, lost=5), row("openvino int8+bf16", 5.0, lost=7)]
-    finalists = decide.finalists_of(rows)
+    decided = decide.finalists_of(rows)
+    finalists = going_on(decided)
     assert [r.selected.lost for r in finalists if r.selected] == [2, 5, 7, 9]
-    assert rows[0].outcome.reason == "slower than openvino int8+bf16"
+    assert reasons(decided)[rows[0].name] == "slower than openvino int8+bf16"
     assert decide.finalists_of([]) == []
 
 
@@ -92,10 +106,10 @@ def test_the_sequence_stops_at_the_first_form_that_is_not_proven() -> None:
         looked.append(judged.name)
         return loss(lost[judged.name])
 
-    certified = decide.certify_in_order(rows, judge, max_drop=0.01)
-    assert [r.name for r in certified] == ["onnx fp32"]
+    decided = decide.certify_in_order(rows, judge, max_drop=0.01)
+    assert [r.name for r in decided if r.status is Status.CERTIFIED] == ["onnx fp32"]
     assert looked == ["onnx fp32", "openvino fp32"]
-    assert rows[2].outcome.reason == "not judged: openvino fp32 before it was not proven"
+    assert reasons(decided)[rows[2].name] == "not judged: openvino fp32 before it was not proven"
 
 
 def test_each_network_has_its_share_of_the_chance_to_be_wrong_and_hands_on_what_it_proved() -> None:
@@ -108,7 +122,8 @@ def test_each_network_has_its_share_of_the_chance_to_be_wrong_and_hands_on_what_
         confidences[judged.name] = confidence
         return loss(lost.get(judged.name, 0))
 
-    certified = decide.certify_in_order(rows, judge, max_drop=0.01)
+    decided = decide.certify_in_order(rows, judge, max_drop=0.01)
+    certified = [r for r in decided if r.status is Status.CERTIFIED]
     # what is not proven of one network does not keep another one from being judged
     assert [r.name for r in certified] == ["openvino fp32", "openvino int8", "b, openvino bf16", "b, openvino int8"]
     third = 0.05 / 3
@@ -129,9 +144,11 @@ def test_the_own_network_is_judged_whatever_the_others_promise_and_of_each_the_f
         row(f"openvino {form} {name}", 6.0 + speed) for name in "ab" for speed, form in enumerate(("bf16", "int8"))
     ]
     slow, sure = row("openvino fp32 a", 5.0, lost=1), row("openvino fp32 b", 5.0)
-    for other in others:
-        other.selected = loss(4 if other.candidate.precision == "int8" else 3)
-    finalists = decide.finalists_of([slow, sure, *others, *own])
+    others = [
+        dataclasses.replace(other, selected=loss(4 if other.candidate.precision == "int8" else 3)) for other in others
+    ]
+    decided = decide.finalists_of([slow, sure, *others, *own])
+    finalists = going_on(decided)
     # of each of the others the surest and the fastest
     assert [r.name for r in finalists] == [
         "openvino int8",
@@ -140,17 +157,18 @@ def test_the_own_network_is_judged_whatever_the_others_promise_and_of_each_the_f
         "a, openvino fp32",
         "a, openvino int8",
     ]
-    assert others[0].outcome.reason == "slower than a, openvino int8"
+    assert reasons(decided)[others[0].name] == "slower than a, openvino int8"
 
 
 def test_few_images_say_less_of_a_network_that_answers_otherwise() -> None:
-    own, other = row("openvino int8", 4.0), row("openvino int8 a", 4.0)
-    for judged in (own, other):
-        judged.selected = loss(10, 6, num_images=184)
+    own, other = (
+        dataclasses.replace(judged, selected=loss(10, 6, num_images=184))
+        for judged in (row("openvino int8", 4.0), row("openvino int8 a", 4.0))
+    )
     # 2.2 points, give or take as many
     assert decide.loses_too_much(own, 0.02)
     assert not decide.loses_too_much(other, 0.02)
-    other.selected = loss(14, 4, num_images=184)
+    other = dataclasses.replace(other, selected=loss(14, 4, num_images=184))
     assert decide.loses_too_much(other, 0.02)
 
 
@@ -165,8 +183,7 @@ def test_as_many_images_are_judged_as_should_be_needed_and_all_where_they_are_fe
     assert decide.images_to_certify([row("openvino int8", 4.0, lost=30)], 0.02, 5000) == 5000
     assert decide.images_to_certify([], 0.02, 5000) == 5000
     # what was gained by luck may be lost next
-    lucky = row("openvino int8", 4.0)
-    lucky.selected = loss(20, 24, num_images=2500)
+    lucky = dataclasses.replace(row("openvino int8", 4.0), selected=loss(20, 24, num_images=2500))
     assert decide.images_to_certify([lucky], 0.005, 10_000) > 6_000
 
 
@@ -183,25 +200,25 @@ def test_what_wins_is_faster_by_more_than_the_baseline_differs_from_itself() -> 
 
 def test_what_was_not_proven_and_the_best_that_was_not_accepted_are_told() -> None:
     failed, slow = row("openvino int8", 4.0, lost=4), row("onnx fp32", 2.0)
-    failed.outcome, failed.certified = NOT_PROVEN, loss(4)
-    notes = decide.explain([BASELINE, slow, failed], None, (1.05, 1.02, 1.08), 0.005)
+    failed = dataclasses.replace(failed, outcome=NOT_PROVEN, certified=loss(4))
+    notes = explain([BASELINE, slow, failed], None, (1.05, 1.02, 1.08), 0.005)
     assert "openvino int8: 0.40 points lost on 1,000 images" in notes[0]
     assert "images like these would prove it" in notes[0]
     # of those that are faster the one that may have lost least
     assert notes[1].startswith("the best that was not accepted: onnx fp32, 2.00 times as fast, 0.00 points lost")
-    assert decide.nearest([BASELINE, failed, row("onnx int8", 0.9)]) is failed
-    assert decide.nearest([BASELINE]) is None
+    assert nearest([BASELINE, failed, row("onnx int8", 0.9)]) is failed
+    assert nearest([BASELINE]) is None
     assert "[1.020, 1.080] times as fast as in the first" in notes[2]
-    assert decide.explain([BASELINE, slow], slow, SURE, 0.005) == []
-    (disturbed,) = decide.explain([BASELINE, slow], slow, (0.63, 0.52, 2.49), 0.005)
+    assert explain([BASELINE, slow], slow, SURE, 0.005) == []
+    (disturbed,) = explain([BASELINE, slow], slow, (0.63, 0.52, 2.49), 0.005)
     assert "0.63 [0.52, 2.49] times as fast as itself" in disturbed
 
 
 @pytest.mark.parametrize(("lost", "expected"), [(40, "no number of images"), (4, "about")])
 def test_a_loss_over_the_budget_is_proven_by_no_number_of_images(lost: int, expected: str) -> None:
     failed = row("openvino int8", 4.0, lost=lost)
-    failed.outcome, failed.certified = NOT_PROVEN, loss(lost)
-    assert expected in decide.explain([failed], failed, SURE, 0.005)[0]
+    failed = dataclasses.replace(failed, outcome=NOT_PROVEN, certified=loss(lost))
+    assert expected in explain([failed], failed, SURE, 0.005)[0]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +247,7 @@ def test_without_a_narrow_control_no_form_wins_however_fast_it_is(
     assert winner is (None if noisy else fast)
     verdict = decide.verdict_of(winner, control, num_processes=5, out_of_time=False)
     assert verdict is (Verdict.NOISY if noisy else Verdict.ACCELERATED)
-    assert any("too noisy to decide" in note for note in decide.explain([fast], winner, control, 0.5)) is (
+    assert any("too noisy to decide" in note for note in explain([fast], winner, control, 0.5)) is (
         noisy and control[1] is not None
     )
 
@@ -255,10 +272,12 @@ def test_why_nothing_won_is_told_apart(control: Any, num_processes: int, out_of_
 )
 def test_a_form_without_a_finite_interval_does_not_win(ratio: Any) -> None:
     broken, sound = row("openvino int8", 4.0), row("onnx fp32", 2.0)
-    broken.ratio = ratio
+    broken = dataclasses.replace(broken, ratio=ratio)
     assert decide.pick_winner([broken, sound], SURE, objective="latency") is sound
     assert decide.pick_winner([broken], SURE, objective="size") is None
-    assert [r.name for r in decide.undominated([BASELINE, sound], BASELINE, objective="latency")] == ["onnx fp32"]
+    assert [r.name for r in going_on(decide.drop_dominated([BASELINE, sound], BASELINE, objective="latency"))] == [
+        "onnx fp32"
+    ]
 
 
 def test_what_there_was_no_time_to_judge_is_not_proven_and_hands_nothing_on() -> None:
@@ -269,19 +288,62 @@ def test_what_there_was_no_time_to_judge_is_not_proven_and_hands_nothing_on() ->
         confidences.append(confidence)
         return None if judged.name == "onnx fp32" else loss(0)
 
-    certified = decide.certify_in_order(rows, judge, max_drop=0.01)
-    assert [r.name for r in certified] == ["small, openvino int8"]
-    assert [r.outcome.reason for r in rows] == ["not judged: out of time"] * 2 + ["certified"]
+    decided = decide.certify_in_order(rows, judge, max_drop=0.01)
+    assert [r.name for r in decided if r.status is Status.CERTIFIED] == ["small, openvino int8"]
+    assert [r.outcome.reason for r in decided] == ["not judged: out of time"] * 2 + ["certified"]
     assert confidences == pytest.approx([0.975, 0.975])
 
 
 @pytest.mark.parametrize(("top1", "told"), [(0.1, True), (0.34, True), (0.38, True), (0.45, False)])
 def test_a_model_at_chance_is_told(top1: float, told: bool) -> None:
     labels = np.repeat([0, 1, 2], 100)
-    seen = row("onnx fp32", 2.0)
     # a third, and two standard errors of 300 images: 0.388
-    seen.selected = dataclasses.replace(loss(0, num_images=300), top1_before=top1)
-    said = decide.at_chance([seen], labels)
+    seen = dataclasses.replace(
+        row("onnx fp32", 2.0), selected=dataclasses.replace(loss(0, num_images=300), top1_before=top1)
+    )
+    said = at_chance([seen], labels)
     assert (said is not None) is told
     assert said is None or "at chance level" in said
-    assert decide.at_chance([], labels) is None
+    assert at_chance([], labels) is None
+
+
+FORMS = [f"{runtime} {precision}" for runtime in ("onnx", "openvino") for precision in ("fp32", "bf16", "int8")]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_decides_changes_nothing_that_it_is_given_and_loses_no_row(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = [f"{form}{network}" for form in FORMS for network in ("", " a", " b") if rng.random() < 0.7]
+    rows = [
+        row(name, float(rng.uniform(0.5, 6)), lost=int(rng.integers(0, 40)), num_bytes=int(rng.integers(1, 9)))
+        for name in names
+    ]
+    before = copy.deepcopy([BASELINE, *rows])
+    objective = str(rng.choice(["latency", "size"]))
+
+    def judge(judged: Row, confidence: float) -> PairedLoss | None:
+        return None if rng.random() < 0.1 else judged.selected
+
+    dropped = decide.drop_dominated([BASELINE, *rows], BASELINE, objective=objective)
+    compared = [decide.selected_or_not(one, 0.02) for one in going_on(dropped)]
+    finalists = decide.finalists_of(going_on(compared))
+    kept = copy.deepcopy((dropped, compared, finalists))
+    certified = decide.certify_in_order(going_on(finalists), judge, max_drop=0.02)
+    decide.pick_winner(certified, SURE, objective=objective)
+    decide.images_to_certify(finalists, 0.02, 5000)
+    explain(certified, None, SURE, 0.02)
+    assert [BASELINE, *rows] == before
+    assert (dropped, compared, finalists) == kept
+    # each stage returns the candidates that it was given, and says of each what became of it
+    for given, returned in (
+        ([BASELINE, *rows], dropped),
+        (going_on(compared), finalists),
+        (going_on(finalists), certified),
+    ):
+        assert sorted(one.name for one in given) == sorted(one.name for one in returned)
+    assert not going_on(certified)
+
+
+def test_a_row_can_not_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BASELINE.num_bytes = 3  # type: ignore[misc]

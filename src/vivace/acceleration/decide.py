@@ -1,4 +1,7 @@
-"""What a search decides, from what was measured: pure functions of rows, which nothing here builds or times.
+"""What a search decides, from what was measured: pure functions of rows, which nothing here builds, times or changes.
+
+A function that decides over rows returns them anew, each with what became of it; those that go on are BUILT still, in
+the order in which they go on.
 
 A row's `ratio` says how many times as fast as the baseline it is; accuracies are those of `selected` and `certified`.
 
@@ -10,10 +13,9 @@ hold 1, as one in twenty does by chance, a winner has to be faster by more than 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-
-import numpy as np
 
 from vivace.acceleration.rows import Outcome, Row, Status, Verdict
 from vivace.runtimes import is_quantized
@@ -21,23 +23,25 @@ from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss, images_to_prove
 
 __all__ = [
-    "at_chance",
+    "MAX_CONTROL",
+    "UNKNOWN",
     "certify_in_order",
     "drop",
-    "explain",
+    "drop_dominated",
     "finalists_of",
     "images_to_certify",
     "is_level",
     "is_noisy",
     "loses_too_much",
     "lost_too_much",
-    "nearest",
     "pick_winner",
+    "selected_or_not",
     "slower_than",
-    "undominated",
     "verdict_of",
 ]
 
+# of what was not compared
+UNKNOWN = PairedLoss(num_images=1, top1_before=0, top1_after=0, lost=0, gained=0, bound=1.0, confidence=0.95)
 # a form that is slower than one of less risk by this much is dropped: closer ones go on to the longer timing
 SLACK = 1.05
 # forms of the model's own network that are judged on the images to certify on
@@ -54,26 +58,30 @@ MAX_CONTROL = 1.25
 LEAST_PROCESSES = 3
 
 
-def undominated(rows: Sequence[Row], baseline: Row, *, objective: str) -> list[Row]:
-    """Rows that may win, in the order of their risk; the others are told why not."""
+def drop_dominated(rows: Sequence[Row], baseline: Row, *, objective: str) -> list[Row]:
+    """The rows in the order of their risk; what is slower than one of less risk can't win."""
     front: list[Row] = []
+    decided: list[Row] = []
     for row in sorted(rows, key=lambda row: (row.candidate.risk, -row.times_faster)):
         better = [other for other in [baseline, *front] if _beats(other, row, baseline, objective)]
-        if row is baseline or better:
-            row.outcome = Outcome(Status.BASELINE, "the baseline") if row is baseline else slower_than(better[0])
-            continue
-        front.append(row)
-    return front
+        if row.name == baseline.name:
+            decided.append(row.became(Status.BASELINE, "the baseline"))
+        elif better:
+            decided.append(slower_than(better[0], row))
+        else:
+            front.append(row)
+            decided.append(row)
+    return decided
 
 
-def slower_than(other: Row) -> Outcome:
-    """What becomes of a candidate because of a better one."""
-    return Outcome(Status.SLOWER, f"slower than {other.name}")
+def slower_than(other: Row, row: Row) -> Row:
+    """What becomes of a row because of a better one."""
+    return row.became(Status.SLOWER, f"slower than {other.name}")
 
 
 def _beats(other: Row, row: Row, baseline: Row, objective: str) -> bool:
     """Whether a form of less risk leaves `row` nothing to win."""
-    smaller = objective == "size" and other is not baseline and row.num_bytes < other.num_bytes
+    smaller = objective == "size" and other.name != baseline.name and row.num_bytes < other.num_bytes
     return other.times_faster > row.times_faster * SLACK and not smaller
 
 
@@ -83,9 +91,18 @@ def loses_too_much(row: Row, max_drop: float) -> bool:
     A smaller network answers otherwise on many images: what it loses on few of them is uncertain by points, and it is
     out only where it loses more than the budget by a standard error.
     """
-    loss = row.selected or _NONE
+    loss = row.selected or UNKNOWN
     spare = math.sqrt(loss.lost + loss.gained) / loss.num_images if row.candidate.network else 0.0
     return loss.drop - spare > max_drop
+
+
+def selected_or_not(row: Row, max_drop: float) -> Row:
+    """What becomes of a row that was compared: one that loses too much must not cost a look at the images to certify
+    on. What risks nothing is never out for that."""
+    assert row.selected is not None
+    if loses_too_much(row, max_drop) and row.candidate.risk > (False, 0, 0):
+        return row.became(Status.INACCURATE, f"loses {100 * row.selected.drop:.2f} points on the images to select on")
+    return row
 
 
 def drop(row: Row) -> float:
@@ -99,22 +116,21 @@ def lost_too_much(row: Row) -> bool:
 
 
 def finalists_of(rows: Sequence[Row]) -> list[Row]:
-    """The fastest of each network that were selected, in the order in which they are to be judged.
+    """The fastest of each network that were selected, in the order in which they are to be judged; then the others.
 
     Of a smaller network the fastest and the surest: in int8 it may lose points for a hundredth of its time. The model's
     own network first, then the others, and of each the surest first.
     """
-    groups = []
+    groups, dropped = [], []
     for network, rivals in _by_network(rows).items():
         fastest = sorted(rivals, key=lambda row: -row.times_faster)
         chosen = [fastest[0], min(fastest, key=_bound)] if network else fastest[:MAX_FINALISTS]
-        for row in fastest:
-            if row not in chosen:
-                row.outcome = slower_than(fastest[0])
-        kept = [row for row in fastest if row in chosen]
+        names = {row.name for row in chosen}
+        dropped += [slower_than(fastest[0], row) for row in fastest if row.name not in names]
+        kept = [row for row in fastest if row.name in names]
         groups.append(sorted(kept, key=lambda row: (_bound(row), row.candidate.risk)))
     groups.sort(key=lambda group: (bool(group[0].candidate.network), _bound(group[0]), group[0].candidate.network))
-    return [row for group in groups for row in group]
+    return [row for group in groups for row in group] + dropped
 
 
 def _bound(row: Row) -> float:
@@ -158,7 +174,7 @@ def _worse(loss: PairedLoss, confidence: float) -> PairedLoss:
 def certify_in_order(
     finalists: Sequence[Row], judge: Callable[[Row, float], PairedLoss | None], *, max_drop: float
 ) -> list[Row]:
-    """Judge the forms of each network on the images to certify on, in their order, until one fails; the proven ones.
+    """Judge the forms of each network on the images to certify on, in their order, until one fails.
 
     judge: a row and a confidence → its loss, bounded at that; None where there is no time left. The chance that
     anything is wrongly accepted stays at that of a single test, however many are judged: within a network the sequence
@@ -167,24 +183,26 @@ def certify_in_order(
     """
     networks = _by_network(finalists)
     handed_on = 0.0
+    decided = []
     for rows in networks.values():
         chance = (1 - CONFIDENCE) / len(networks) + handed_on
         # once one is not proven, what becomes of those that come after it
         stopped: Outcome | None = None
         for row in rows:
             if stopped is not None:
-                row.outcome = stopped
+                decided.append(dataclasses.replace(row, outcome=stopped))
                 continue
-            row.certified = judge(row, 1 - chance)
-            if row.certified is None:
-                row.outcome = stopped = Outcome(Status.OUT_OF_TIME, "not judged: out of time")
-            elif row.certified.bound <= max_drop:
-                row.outcome = Outcome(Status.CERTIFIED, "certified")
+            loss = judge(row, 1 - chance)
+            if loss is None:
+                stopped = Outcome(Status.OUT_OF_TIME, "not judged: out of time")
+                decided.append(dataclasses.replace(row, outcome=stopped))
+            elif loss.bound <= max_drop:
+                decided.append(dataclasses.replace(row, certified=loss).became(Status.CERTIFIED, "certified"))
             else:
-                row.outcome = Outcome(Status.NOT_PROVEN, "not proven")
+                decided.append(dataclasses.replace(row, certified=loss).became(Status.NOT_PROVEN, "not proven"))
                 stopped = Outcome(Status.NOT_JUDGED, f"not judged: {row.name} before it was not proven")
         handed_on = chance if stopped is None else 0.0
-    return [row for row in finalists if row.status is Status.CERTIFIED]
+    return decided
 
 
 def is_noisy(control: Ratio) -> bool:
@@ -232,77 +250,3 @@ def verdict_of(winner: Row | None, control: Ratio | None, *, num_processes: int,
     if control is not None and is_noisy(control):
         return Verdict.NOISY
     return Verdict.UNDECIDED if out_of_time else Verdict.NOTHING_FASTER
-
-
-def explain(rows: Sequence[Row], winner: Row | None, control: Ratio | None, max_drop: float) -> list[str]:
-    """What a person should know of a search beside its table."""
-    notes = []
-    for row in rows:
-        if row.status is Status.NOT_PROVEN and row.certified is not None:
-            notes.append(_unproven(row.name, row.certified, max_drop))
-    best = nearest(rows) if winner is None else None
-    if best is not None:
-        notes.append(f"the best that was not accepted: {best.name}, {_speed_and_loss(best)}")
-    return notes if control is None else notes + _about(control)
-
-
-def _about(control: Ratio) -> list[str]:
-    ratio, low, high = control
-    if low is None or high is None:
-        return ["the baseline was timed against itself in a single process: no interval follows from that"]
-    if is_noisy(control):
-        return [
-            f"{Verdict.NOISY.reason}: the baseline is {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as itself, and "
-            f"no speed is believed outside {1 / MAX_CONTROL:g} to {MAX_CONTROL:g}; search again when nothing else runs"
-        ]
-    if is_level(control):
-        return []
-    return [
-        f"the baseline in a second process is [{low:.3f}, {high:.3f}] times as fast as in the first: no form is called "
-        "faster by less than that"
-    ]
-
-
-def at_chance(rows: Sequence[Row], labels_N: np.ndarray) -> str | None:
-    """A warning where the model is right no more often than an answer that is always the same would be."""
-    seen = next((loss for row in rows for loss in (row.certified, row.selected) if loss is not None), None)
-    if seen is None or not len(labels_N):
-        return None
-    constant = float(np.bincount(labels_N).max() / len(labels_N))
-    # two standard errors of a share
-    if seen.top1_before > constant + 2 * math.sqrt(constant * (1 - constant) / seen.num_images):
-        return None
-    return (
-        f"the model is at chance level: {seen.top1_before:.1%} on {seen.num_images:,} images, and always the most "
-        f"frequent class gives {constant:.1%}; a bound on what such a model loses says nothing"
-    )
-
-
-def nearest(rows: Sequence[Row]) -> Row | None:
-    """Where nothing was accepted, the form that came nearest: of those that are faster, the one of the least bound."""
-    faster = [row for row in rows if row.times_faster > 1 and row.selected is not None]
-    return min(faster, key=lambda row: (row.certified or row.selected or _NONE).bound, default=None)
-
-
-_NONE = PairedLoss(num_images=1, top1_before=0, top1_after=0, lost=0, gained=0, bound=1.0, confidence=0.95)
-
-
-def _speed_and_loss(row: Row) -> str:
-    loss = row.certified or row.selected or _NONE
-    return (
-        f"{row.times_faster:.2f} times as fast, {100 * loss.drop:.2f} points lost on {loss.num_images:,} images, "
-        f"at most {100 * loss.bound:.2f}"
-    )
-
-
-def _unproven(name: str, loss: PairedLoss, max_drop: float) -> str:
-    needed = images_to_prove(loss, max_drop)
-    would = (
-        f"about {needed:,} images like these would prove it"
-        if needed is not None
-        else "no number of images would prove it, for what was lost is not under the budget"
-    )
-    return (
-        f"{name}: {100 * loss.drop:.2f} points lost on {loss.num_images:,} images, at most "
-        f"{100 * loss.bound:.2f} with {100 * loss.confidence:.3g} % confidence: not within {100 * max_drop:g}; {would}"
-    )

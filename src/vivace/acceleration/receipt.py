@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vivace.acceleration.decide import nearest
+from vivace.acceleration.explain import nearest
 from vivace.acceleration.rows import Row, SearchResult
 from vivace.bundle import Bundle
 from vivace.hardware import describe

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,7 +17,7 @@ from vivace.statistics.paired import PairedLoss
 from vivace.timing.preprocessing import PreprocessTimings
 from vivace.timing.processes import Timings
 
-__all__ = ["BUILT", "Outcome", "Row", "SearchResult", "Status", "Verdict"]
+__all__ = ["BUILT", "Outcome", "Row", "Rows", "SearchResult", "Status", "Verdict", "going_on"]
 
 
 class Status(StrEnum):
@@ -69,9 +71,9 @@ _REASONS = {
 }
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is known of one candidate."""
+    """What was measured of one candidate, and what became of it."""
 
     candidate: Candidate
     outcome: Outcome = BUILT
@@ -103,6 +105,40 @@ class Row:
     def p50_ms(self) -> float:
         timings = self.timed or self.screened
         return float("inf") if timings is None else timings.p50_ms
+
+    def became(self, status: Status, reason: str) -> Row:
+        """The same candidate with another outcome."""
+        return dataclasses.replace(self, outcome=Outcome(status, reason))
+
+
+class Rows:
+    """What is known of each candidate so far, in the order in which they were first tried."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Row] = {}
+
+    def put(self, rows: Iterable[Row]) -> list[Row]:
+        """Take rows in place of what was known of their candidates, and return them."""
+        taken = list(rows)
+        self._by_name |= {row.name: row for row in taken}
+        return taken
+
+    def forget(self, rows: Iterable[Row]) -> None:
+        """Leave candidates out from now on."""
+        for row in rows:
+            self._by_name.pop(row.name, None)
+
+    def now(self, rows: Iterable[Row]) -> list[Row]:
+        """What is known by now of the candidates of rows."""
+        return [self._by_name[row.name] for row in rows]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(list(self._by_name.values()))
+
+
+def going_on(rows: Iterable[Row]) -> list[Row]:
+    """Those that nothing speaks against so far."""
+    return [row for row in rows if row.status is Status.BUILT]
 
 
 @dataclass(kw_only=True)

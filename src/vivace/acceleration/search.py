@@ -10,7 +10,7 @@ of their risk, until one fails.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import torch
 from vivace.acceleration import decide
 from vivace.acceleration.budget import Budget
 from vivace.acceleration.candidates import candidates_for
+from vivace.acceleration.explain import at_chance, explain
 from vivace.acceleration.options import SearchOptions
-from vivace.acceleration.rows import Outcome, Row, SearchResult, Status, Verdict
+from vivace.acceleration.rows import Row, Rows, SearchResult, Status, Verdict, going_on
 from vivace.acceleration.smaller import Smaller
 from vivace.acceleration.splits import Images
 from vivace.acceleration.steps import Steps
@@ -74,7 +75,7 @@ class Search:
             "on_bad_image": options.on_bad_image,
         }
         self._bundle, self._data, self._work = bundle, data, work
-        self._rows: list[Row] = []
+        self._rows = Rows()
 
     def run(self) -> SearchResult:
         """Search. Raises VivaceError if not even the plain model can be timed, for another reason than the time."""
@@ -108,28 +109,30 @@ class Search:
         baseline = self._baseline()
         if baseline is None:
             return self._result(Verdict.UNDECIDED, missing=missing, splits=own.splits, num_certify=len(self._certify))
-        selected = self._select(decide.undominated(_timed(bench.rows), baseline, objective=self._options.objective))
+        selected = self._select(self._undominated(_timed(bench.rows), baseline))
         for runtime in LAYERS:
             selected += self._give_back(runtime, baseline)
         if self._wants_training(selected):
             selected += self._train_smaller(baseline, selected)
-        finalists = decide.finalists_of(selected)
+        finalists = going_on(self._rows.put(decide.finalists_of(selected)))
         self._plan_certify(finalists, baseline)
-        certified = decide.certify_in_order(
+        judged = decide.certify_in_order(
             finalists, lambda row, confidence: self._judge(row, confidence, baseline), max_drop=self._max_drop
         )
+        certified = [row for row in self._rows.put(judged) if row.status is Status.CERTIFIED]
         control, num_processes = self._time(baseline, certified)
+        timed_baseline, *certified = self._rows.now([baseline, *certified])
         winner = decide.pick_winner(certified, control, objective=self._options.objective)
         verdict = decide.verdict_of(
             winner, control, num_processes=num_processes, out_of_time=bool(self._steps.left_out)
         )
         # work that begins here changes no verdict
         profile = bench.profile(winner) if winner is not None else None
-        preprocessing = bench.time_preprocessing(winner or baseline)
+        preprocessing = bench.time_preprocessing(winner or timed_baseline)
         return self._result(
             verdict,
             missing=missing,
-            baseline=baseline,
+            baseline=timed_baseline,
             winner=winner,
             control=control,
             splits=own.splits,
@@ -137,6 +140,10 @@ class Search:
             profile=profile,
             preprocessing=preprocessing,
         )
+
+    def _undominated(self, rows: Sequence[Row], baseline: Row) -> list[Row]:
+        """Those that may win, in the order of their risk."""
+        return going_on(self._rows.put(decide.drop_dominated(rows, baseline, objective=self._options.objective)))
 
     def _time(self, baseline: Row, certified: Sequence[Row]) -> tuple[Ratio | None, int]:
         """The control and its number of processes: timed once more where it is not level, and there is time."""
@@ -151,11 +158,11 @@ class Search:
         return again if again[0] is not None else (control, num_processes)
 
     def _result(self, verdict: Verdict, **found: Any) -> SearchResult:
-        result = SearchResult(rows=self._rows, missing=found.pop("missing", {}), verdict=verdict, **found)
-        result.notes = decide.explain(self._rows, result.winner, result.control, self._max_drop) + self._steps.notes
+        result = SearchResult(rows=list(self._rows), missing=found.pop("missing", {}), verdict=verdict, **found)
+        result.notes = explain(result.rows, result.winner, result.control, self._max_drop) + self._steps.notes
         result.left_out = self._steps.left_out
         if result.splits is not None:
-            chance = decide.at_chance(self._rows, result.splits.certify.labels)
+            chance = at_chance(result.rows, result.splits.certify.labels)
             result.warnings = [] if chance is None else [chance]
         short = self.budget.shortfall() if verdict is Verdict.UNDECIDED else None
         result.warnings += [] if short is None else [short]
@@ -187,54 +194,45 @@ class Search:
             if self._steps.left_out:
                 return None
             raise VivaceError(
-                f"the plain model could not be timed: {self._bench.rows[0].outcome.reason}. Is the bundle whole?"
+                f"the plain model could not be timed: {next(iter(self._rows)).outcome.reason}. Is the bundle whole?"
             )
-        for row in rows:
-            assert row.screened is not None
-            row.ratio = ratio_of(baseline.screened, row.screened)
-        return baseline
+        self._rows.put(
+            dataclasses.replace(row, ratio=ratio_of(baseline.screened, row.screened))
+            for row in rows
+            if row.screened is not None
+        )
+        return self._rows.now([baseline])[0]
 
     def _select(self, rows: Sequence[Row]) -> list[Row]:
         """Those that do not plainly lose too much on the images to select on."""
-        bench, selected = self._bench, []
+        selected = []
         for row in rows:
-            images = bench.variant(row).splits.select
-            if not self._compare(row, images):
-                continue
-            assert row.selected is not None
-            # it must not cost a look at the images to certify on
-            if decide.loses_too_much(row, self._max_drop) and row.candidate.risk > (False, 0, 0):
-                row.outcome = Outcome(
-                    Status.INACCURATE, f"loses {100 * row.selected.drop:.2f} points on the images to select on"
-                )
-                continue
-            selected.append(row)
-        return selected
+            compared = self._compare(row)
+            if compared.status is Status.BUILT:
+                compared = decide.selected_or_not(compared, self._max_drop)
+            selected += self._rows.put([compared])
+        return going_on(selected)
 
-    def _compare(self, row: Row, images: Images) -> bool:
-        """Whether a form could be compared with the plain model on images to select on; its outcome says why not."""
+    def _compare(self, row: Row) -> Row:
+        """The row with what it loses on the images to select on, or with the reason why it could not be compared."""
         bench = self._bench
+        images = bench.variant(row).splits.select
         if not bench.budget.fits("", seconds=bench.answer_seconds(row, images)):
-            row.outcome = Outcome(Status.OUT_OF_TIME, "not compared: out of time")
             self._steps.leave_out(f"{row.name}: not compared")
-            return False
+            return row.became(Status.OUT_OF_TIME, "not compared: out of time")
         self._steps.tell(f"comparing {row.name} on {len(images):,} images")
         try:
             if not np.isfinite(bench.probs(row, images, "select")).all():
-                row.outcome = Outcome(Status.FAILED, "its answers are not finite")
-                return False
-            row.selected = bench.loss(row, images, self.splits.select, "select")
-            row.parity = bench.parity(row)
+                return row.became(Status.FAILED, "its answers are not finite")
+            row = dataclasses.replace(row, selected=bench.loss(row, images, self.splits.select, "select"))
+            return dataclasses.replace(row, parity=bench.parity(row))
         except OutOfTime:
-            row.outcome = Outcome(Status.OUT_OF_TIME, "abandoned: out of time while it was compared")
+            row = row.became(Status.OUT_OF_TIME, "abandoned: out of time while it was compared")
             self._steps.leave_out(f"{row.name}: {row.outcome.reason}")
-            return False
         except Exception as error:
             # a runtime that fails costs this candidate, never the search
-            why = f"could not be compared: {type(error).__name__}: {first_line(error)}"
-            row.outcome = Outcome(Status.FAILED, why)
-            return False
-        return True
+            return row.became(Status.FAILED, f"could not be compared: {type(error).__name__}: {first_line(error)}")
+        return row
 
     def _give_back(self, runtime: str, baseline: Row) -> list[Row]:
         """Where all of a runtime in int8 lost too much, that which lost least with the fewest layers in float that will
@@ -264,7 +262,7 @@ class Search:
         for candidate in bench.screen(built, baseline):
             better = [other for other in rivals if other.times_faster > candidate.times_faster]
             if better:
-                candidate.outcome = decide.slower_than(better[0])
+                self._rows.put([decide.slower_than(better[0], candidate)])
             elif selected := self._select([candidate]):
                 # those with more layers in float are slower
                 return selected
@@ -286,7 +284,7 @@ class Search:
         asked = self._options.target_speedup is not None and least == self._options.target_speedup
         for rows in self._smaller.train(forms, baseline, least_speed=least, asked=asked):
             # forms of one network among themselves: another network is another risk
-            joined += self._select(decide.undominated(rows, baseline, objective=self._options.objective))
+            joined += self._select(self._undominated(rows, baseline))
         return joined
 
     def _plan_certify(self, finalists: Sequence[Row], baseline: Row) -> None:
@@ -310,7 +308,7 @@ class Search:
         return None
 
 
-def _timed(rows: Sequence[Row]) -> list[Row]:
+def _timed(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.screened is not None]
 
 

@@ -184,11 +184,12 @@ class Smaller:
                 bench.variants[name] = variant
         there = [name for name in names if name in bench.variants]
         rows = bench.build([dataclasses.replace(form, network=name) for name in there], share=SPEEDS_TIME)
-        # of no use but for their time: no rows of the result
-        bench.rows[:] = [row for row in bench.rows if row not in rows]
         timed = bench.screen(rows, baseline, share=SPEEDS_TIME) if rows else []
+        rows = bench.rows.now(rows)
+        # of no use but for their time: no rows of the result
+        bench.rows.forget(rows)
         for row in rows:
-            if row not in timed:
+            if row.screened is None:
                 self._steps.note(f"{row.name}: {row.outcome.reason}")
         return {row.candidate.network.removesuffix(UNTRAINED): row.times_faster for row in timed}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.decide import LEAST_PROCESSES
-from vivace.acceleration.rows import Outcome, Row, Status
+from vivace.acceleration.rows import Outcome, Row, Rows, Status, going_on
 from vivace.acceleration.splits import Images
 from vivace.acceleration.steps import Steps
 from vivace.acceleration.variants import Variant
@@ -55,7 +55,7 @@ class Workbench:
         """compiled: folder for what compilers make."""
         self.own = own
         self.variants = {own.name: own}
-        self.rows: list[Row] = []
+        self.rows = Rows()
         self.steps, self.budget = steps, steps.budget
         self._compiled = compiled
         self._batch_size, self._threads = batch_size, threads
@@ -71,33 +71,31 @@ class Workbench:
 
     def build(self, candidates: Sequence[Candidate], *, share: float = 1.0) -> list[Row]:
         """Rows of candidates, built; share: of the time that is left, after which no more are."""
-        rows = [Row(candidate=candidate) for candidate in candidates]
-        self.rows += rows
+        rows = self.rows.put(Row(candidate=candidate) for candidate in candidates)
         until = self.budget.after(share)
-        for row in rows:
-            self._build(row, until)
-        return rows
+        return [self.rows.put([self._build(row, until)])[0] for row in rows]
 
-    def _build(self, row: Row, until: float) -> None:
+    def _build(self, row: Row, until: float) -> Row:
         kind = f"build {row.candidate.runtime} {row.candidate.precision}"
         if not self.budget.fits(kind, until=until):
-            row.outcome = NOT_TRIED
             self.steps.leave_out(f"{row.name}: not built")
-            return
+            return dataclasses.replace(row, outcome=NOT_TRIED)
         self.steps.tell(f"building {row.name}")
         began = self.budget.elapsed()
         try:
             with self.budget.measured(kind):
                 built = self._built(row, until)
-            row.num_bytes = sum((built.folder / name).stat().st_size for name in _deployed(built))
+            return dataclasses.replace(
+                row, num_bytes=sum((built.folder / name).stat().st_size for name in _deployed(built))
+            )
         except OutOfTime:
             seconds = self.budget.elapsed() - began
-            row.outcome = Outcome(Status.OUT_OF_TIME, f"abandoned: out of time after building for {seconds:.0f} s")
+            row = row.became(Status.OUT_OF_TIME, f"abandoned: out of time after building for {seconds:.0f} s")
             self.steps.leave_out(f"{row.name}: {row.outcome.reason}")
+            return row
         except Exception as error:
             # an exporter that fails costs this candidate, never the search
-            why = f"could not be built: {type(error).__name__}: {first_line(error)}"
-            row.outcome = Outcome(Status.FAILED, why)
+            return row.became(Status.FAILED, f"could not be built: {type(error).__name__}: {first_line(error)}")
 
     def _built(self, row: Row, until: float) -> Bundle:
         if row.candidate.is_exported:
@@ -110,28 +108,38 @@ class Workbench:
 
         share: of the time that is left.
         """
-        timings = self._screen(self.rows, share)
-        for row in self.rows:
-            row.screened = timings.get(row.name)
+        timings, outcomes = self._screen(list(self.rows), share)
+        self.rows.put(
+            dataclasses.replace(row, screened=timings.get(row.name), outcome=outcomes.get(row.name, row.outcome))
+            for row in self.rows
+        )
 
     def screen(self, rows: Sequence[Row], baseline: Row, *, share: float = 1.0) -> list[Row]:
         """Time further rows beside the baseline; those that could be. share: of the time that is left."""
-        timings = self._screen([Row(candidate=baseline.candidate), *rows], share)
+        timings, outcomes = self._screen([Row(candidate=baseline.candidate), *rows], share)
         first = timings.get(baseline.name)
-        for row in rows:
-            if first is None and row.status is Status.BUILT:
-                why = f"not timed: {baseline.name} could not be timed beside it"
-                row.outcome = Outcome(Status.FAILED, why)
-            elif first is not None and row.name in timings:
-                row.screened, row.ratio = timings[row.name], ratio_of(first, timings[row.name])
-        return [row for row in rows if row.screened is not None]
+        if first is None:
+            why = f"not timed: {baseline.name} could not be timed beside it"
+            outcomes = {name: Outcome(Status.FAILED, why) for name in timings} | outcomes
+            timings = {}
+        measured = [
+            dataclasses.replace(
+                row,
+                screened=timings.get(row.name),
+                ratio=ratio_of(first, timings[row.name]) if first is not None and row.name in timings else None,
+                outcome=outcomes.get(row.name, row.outcome),
+            )
+            for row in rows
+        ]
+        return [row for row in self.rows.put(measured) if row.screened is not None]
 
-    def _screen(self, rows: Sequence[Row], share: float) -> dict[str, Timings]:
-        """Time rows that were built beside each other, briefly; those that can't be timed are told why."""
-        sides = {row.name: row for row in rows if row.status is Status.BUILT}
+    def _screen(self, rows: Sequence[Row], share: float) -> tuple[dict[str, Timings], dict[str, Outcome]]:
+        """Time rows that were built beside each other, briefly; and what became of those that could not be timed."""
+        sides = {row.name: row for row in going_on(rows)}
+        outcomes: dict[str, Outcome] = {}
 
         def failed(side: Side, error: VivaceError) -> None:
-            sides[side.name].outcome = _not_timed(error)
+            outcomes[side.name] = _not_timed(error)
             if isinstance(error, OutOfTime):
                 self.steps.leave_out(f"{side.name}: {first_line(error)}")
 
@@ -146,11 +154,12 @@ class Workbench:
             on_failure=failed,
             deadline=None if self.budget.seconds is None else self.budget.after(share),
         )
-        for name, row in sides.items():
-            if row.status is Status.BUILT and name not in {timings.name for timings in timed}:
-                row.outcome = NOT_TRIED
+        timings = {one.name: one for one in timed}
+        for name in sides:
+            if name not in timings and name not in outcomes:
+                outcomes[name] = NOT_TRIED
                 self.steps.leave_out(f"{name}: not timed")
-        return {timings.name: timings for timings in timed}
+        return timings, outcomes
 
     def final_seconds(self, baseline: Row, num_certified: int) -> float:
         """How long the longer timing takes at least, by how long the baseline took to start."""
@@ -164,20 +173,21 @@ class Workbench:
 
         The control, None where it could not be timed any more, and in how many processes each side was.
         """
-        for row in certified:
-            # what was measured before was too short to win by
-            row.timed = row.ratio = None
+        # what was measured before was too short to win by
+        rows = [dataclasses.replace(row, timed=None, ratio=None) for row in self.rows.now(certified)]
+        self.rows.put(rows)
         if not self.budget.fits("", seconds=self.final_seconds(baseline, len(certified))):
             self.steps.leave_out("the timing that decides: not started")
             return None, 0
         self.steps.tell(f"timing {len(certified)} certified forms against {baseline.name}")
         images = self._timed_images([baseline, *certified])
-        by_name = {row.name: row for row in certified}
+        names = {row.name for row in certified}
+        outcomes: dict[str, Outcome] = {}
 
         def failed(side: Side, error: VivaceError) -> None:
-            if side.name not in by_name:
+            if side.name not in names:
                 raise SideFailure(str(error))
-            by_name[side.name].outcome = _not_timed(error)
+            outcomes[side.name] = _not_timed(error)
 
         timed = time_sides(
             [self._side(baseline), dataclasses.replace(self._side(baseline), name="control")]
@@ -191,18 +201,22 @@ class Workbench:
             on_failure=failed,
             deadline=None if self.budget.seconds is None else self.budget.deadline,
         )
+        rows = self.rows.put(dataclasses.replace(row, outcome=outcomes.get(row.name, row.outcome)) for row in rows)
         found = {timings.name: timings for timings in timed}
         if baseline.name not in found or "control" not in found:
             self.steps.leave_out("the timing that decides: abandoned")
             return None, 0
-        first = baseline.timed = found[baseline.name]
+        first = found[baseline.name]
         num_processes = len(set(first.processes))
         if num_processes < FINAL_PROCESSES:
             self.steps.leave_out(f"the timing that decides: {num_processes} of {FINAL_PROCESSES} processes were timed")
-        baseline.ratio = (1.0, 1.0, 1.0)
-        for name, row in by_name.items():
-            if name in found:
-                row.timed, row.ratio = found[name], ratio_of(first, found[name])
+        (known,) = self.rows.now([baseline])
+        self.rows.put([dataclasses.replace(known, timed=first, ratio=(1.0, 1.0, 1.0))])
+        self.rows.put(
+            dataclasses.replace(row, timed=found[row.name], ratio=ratio_of(first, found[row.name]))
+            for row in rows
+            if row.name in found
+        )
         return ratio_of(first, found["control"]), num_processes
 
     def profile(self, row: Row) -> Profile | None:
