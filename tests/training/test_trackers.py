@@ -282,7 +282,8 @@ def test_wandb_keeps_the_run_offline_where_nobody_is_logged_in(
 
     result = run_tiny(track="wandb", quiet=False)
     shown = capsys.readouterr()
-    assert "wandb: offline in" in shown.err
+    assert "wandb: offline, upload it with: wandb sync " in shown.err
+    assert "WARNING" not in shown.err
     assert shown.out == ""
     (stored,) = result.run.glob("wandb/offline-run-*/run-*.wandb")
     assert json.loads((result.run / record_name("wandb")).read_text())["run_id"] in stored.name

@@ -43,8 +43,9 @@ class WandbBackend:
         )
         # a resumed run may be longer than it was
         self._run.config.update(dict(run.params), allow_val_change=True)
-        offline = f"offline in {Path(self._run.dir).parent}; 'wandb sync' with that folder uploads it"
-        return Tracked(run_id=run_id, place=self._run.url or offline, is_continued=run.known_as is not None)
+        folder = Path(self._run.dir).parent
+        place = f"offline, upload it with: wandb sync {folder}" if self._run.offline else str(self._run.url)
+        return Tracked(run_id=run_id, place=place, is_continued=run.known_as is not None)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
