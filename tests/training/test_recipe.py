@@ -13,7 +13,7 @@ from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
-from vivace.training.recipe import DistillConfig, FocusConfig, LossConfig, Recipe
+from vivace.training.recipe import DistillConfig, HardExamplesConfig, LossConfig, Recipe
 from vivace.training.recipes import RECIPES, DataFacts, resolve_recipe
 from vivace.training.result import TrainResult
 
@@ -66,7 +66,7 @@ OTHER = Recipe(
         name="step", warmup=0.1, cooldown=0.4, start=0.2, end=0.01, milestones=(0.3, 0.6, 0.9), gamma=0.2
     ),
     loss=LossConfig(label_smoothing=0.1),
-    focus=FocusConfig(start=0.1, end=0.9),
+    focus=HardExamplesConfig(start=0.1, end=0.9),
     distill=DistillConfig(teacher="other", weight=0.5, temperature=4.0, mirrored=True),
     epochs=7,
     batch_size=32,

@@ -16,11 +16,11 @@ from vivace.errors import CheckpointError
 from vivace.optim.config import OptimizerConfig
 from vivace.optim.optimizers import create_optimizer
 from vivace.training.checkpoints import _digest, load_checkpoint, save_checkpoint
-from vivace.training.focus import Focus
-from vivace.training.own_answers import OwnAnswers
+from vivace.training.hard_examples import HardExamples
 from vivace.training.plan import forecast_top1
-from vivace.training.recipe import FocusConfig
+from vivace.training.recipe import HardExamplesConfig
 from vivace.training.restored import COUNTERS, MALFORMED, check_tree, check_weights, try_step
+from vivace.training.self_distillation import SelfDistillation
 from vivace.training.state import Counters, Ema, TrainState
 
 WRONG = (None, True, -1, 10**30, 0.5, float("nan"), "x", [], {}, [1], {"a": 1}, torch.zeros(7, 7))
@@ -35,8 +35,10 @@ def make_state(name: str = "adamw", *, trained: bool = False) -> TrainState:
         generator=torch.Generator(),
         ema=Ema(model, 0.9),
         scaler=torch.amp.GradScaler("cpu"),
-        focus=Focus(config=FocusConfig(), losses_N=torch.full((6,), float("inf"))),
-        own_answers=OwnAnswers(0.5, torch.zeros(6).numpy(), 2, label_smoothing=0.1, device=torch.device("cpu")),
+        hard_examples=HardExamples(config=HardExamplesConfig(), losses_N=torch.full((6,), float("inf"))),
+        self_distillation=SelfDistillation(
+            0.5, torch.zeros(6).numpy(), 2, label_smoothing=0.1, device=torch.device("cpu")
+        ),
     )
     if trained:
         state.model(torch.randn(2, 1, 4, 4)).square().sum().backward()
@@ -46,8 +48,8 @@ def make_state(name: str = "adamw", *, trained: bool = False) -> TrainState:
         row = dict.fromkeys(("train_loss", "train_top1", "val_loss", "val_top1", "lr", "images_per_second"), 0.5)
         row |= {"epoch": 1.0, "step": 3, "seconds": 2.0, "progress": 0.5}
         state.counters = Counters(step=4, epoch=1, batch=1, history=[row], target_seconds=2.0, micro_batch_size=4)
-        assert state.focus is not None
-        state.focus.order_n = torch.arange(6).numpy()
+        assert state.hard_examples is not None
+        state.hard_examples.order_n = torch.arange(6).numpy()
     return state
 
 

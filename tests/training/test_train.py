@@ -262,7 +262,7 @@ def test_a_resumed_run_takes_its_own_recipe_and_no_other(run_tiny: RunTiny, tmp_
 
 def test_a_timed_run_is_not_resumed_by_epochs(run_tiny: RunTiny) -> None:
     run_tiny("run", within=0.5)
-    with pytest.raises(ConfigError, match=r"^two contracts: the run was begun within 0\.5 s, and got epochs 9"):
+    with pytest.raises(ConfigError, match=r"^two budgets: the run was begun within 0\.5 s, and got epochs 9"):
         run_tiny("run", resume=True, epochs=9)
 
 

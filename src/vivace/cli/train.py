@@ -46,7 +46,7 @@ class Network:
 
 
 @verb_options
-class Contract:
+class Budget:
     """How long it trains."""
 
     epochs: int | None = None
@@ -103,7 +103,7 @@ class Options:
     """A data set's name (digits, cifar10, …), a folder of class folders, a folder with train/ and val/ or test/,
     a manifest (.csv, .jsonl, .parquet) or an archive of a folder (.zip, .tar.*)."""
     network: Network = field(default_factory=Network)
-    contract: Contract = field(default_factory=Contract)
+    budget: Budget = field(default_factory=Budget)
     opening: Opening = field(default_factory=Opening)
     images: Images = field(default_factory=Images)
     execution: Run = field(default_factory=Run)
@@ -149,13 +149,13 @@ def run(options: Options) -> None:
     from vivace.hardware import process_seconds
     from vivace.training.train import train
 
-    execution, contract, images = options.execution, options.contract, options.images
+    execution, budget, images = options.execution, options.budget, options.images
     result = train(
         options.opening.of(options.data),
         options.network.config or options.network.recipe,
-        epochs=contract.epochs,
-        within=contract.within,
-        target=contract.target,
+        epochs=budget.epochs,
+        within=budget.within,
+        target=budget.target,
         overrides=overrides(options),
         run=execution.run,
         resume=execution.resume,
@@ -179,7 +179,7 @@ def run(options: Options) -> None:
     ]
     if result.target_reached is not None:
         when = f"after {result.target_seconds:.1f} s" if result.target_seconds else "not reached"
-        rows.append(("target", f"{contract.target or ''} {when}".strip()))
+        rows.append(("target", f"{budget.target or ''} {when}".strip()))
     if result.within_seconds is not None:
         rows.append(
             (

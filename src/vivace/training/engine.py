@@ -152,13 +152,13 @@ class Engine:
 
     def _order(self, epoch: int, start: int) -> np.ndarray | None:
         """The order of an epoch's images, where it is not the loader's own."""
-        focus = self.state.focus
-        if focus is None:
+        hard = self.state.hard_examples
+        if hard is None:
             return None
         if start == 0:
             seed = (self.recipe.seed, epoch)
-            focus.begin_epoch(self.batches.order(epoch), progress=self.counters.progress, seed=seed)
-        return focus.order_n
+            hard.begin_epoch(self.batches.order(epoch), progress=self.counters.progress, seed=seed)
+        return hard.order_n
 
     def _enter_epoch(self, epoch: int) -> None:
         head_only = epoch < self.recipe.head_epochs
@@ -189,10 +189,10 @@ class Engine:
 
     def _step(self, batch: Batch, epoch: int) -> None:
         result = self.stepper.step(batch, epoch)
-        if self.state.focus:
-            self.state.focus.record(batch.indices_B, result.losses_B)
-        if self.state.own_answers:
-            self.state.own_answers.record(batch.indices_B, result.logits_BK.softmax(1))
+        if self.state.hard_examples:
+            self.state.hard_examples.record(batch.indices_B, result.losses_B)
+        if self.state.self_distillation:
+            self.state.self_distillation.record(batch.indices_B, result.logits_BK.softmax(1))
         self._sums.append((result, batch))
         on_cuda = result.loss_sum.device.type == "cuda"
         if not on_cuda or len(self._sums) >= CUDA_READ_EVERY:

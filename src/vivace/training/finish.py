@@ -22,7 +22,7 @@ from vivace.models.zoo import complete_arguments
 from vivace.notices import recorded_warnings, warn
 from vivace.training.engine import Engine
 from vivace.training.outcome import Outcome, outcome_warnings
-from vivace.training.plan import Contract
+from vivace.training.plan import Budget
 from vivace.training.result import TrainResult
 from vivace.training.runfolder import RunFolder
 from vivace.training.session import Session
@@ -31,9 +31,9 @@ from vivace.training.step import Setup, without_own_kernels
 __all__ = ["finish", "record_of"]
 
 
-def record_of(facts: dict[str, Any], contract: Contract) -> dict[str, Any]:
+def record_of(facts: dict[str, Any], budget: Budget) -> dict[str, Any]:
     """What run.json says from the start: the data and what was asked for."""
-    return {"data": facts, "contract": dataclasses.asdict(contract)}
+    return {"data": facts, "contract": dataclasses.asdict(budget)}
 
 
 def finish(
@@ -42,7 +42,7 @@ def finish(
     setup: Setup,
     folder: RunFolder,
     facts: dict[str, Any],
-    contract: Contract,
+    budget: Budget,
 ) -> TrainResult:
     """Calibrate and measure the trained network, write its bundle, warn of what its run missed.
 
@@ -75,7 +75,7 @@ def finish(
         trained_on = data.cache.splits["train"].digests_N[data.train_indices]
         save_bundle(folder.bundle, model, info, trained_on=trained_on)
     total_seconds = engine.plan.clock()
-    outcome = _outcome(session, engine, contract, metrics["val"]["top1"], total_seconds)
+    outcome = _outcome(session, engine, budget, metrics["val"]["top1"], total_seconds)
     for message in outcome_warnings(outcome):
         warn(message)
     result = TrainResult(
@@ -88,15 +88,15 @@ def finish(
         total_seconds=total_seconds,
         num_images_seen=counters.num_images_seen,
         saved_epoch=engine.saved_epoch,
-        target_reached=None if contract.target is None else counters.target_seconds is not None,
+        target_reached=None if budget.target is None else counters.target_seconds is not None,
         target_seconds=counters.target_seconds,
-        within_seconds=contract.within_seconds,
+        within_seconds=budget.within_seconds,
         temperature=temperature,
         metrics=metrics,
         warnings=recorded_warnings(),
     )
     for name, value in (
-        ("run.json", {**record_of(facts, contract), "warnings": list(result.warnings)}),
+        ("run.json", {**record_of(facts, budget), "warnings": list(result.warnings)}),
         ("result.json", result.to_dict()),
     ):
         with _disk_for(folder.path / name):
@@ -117,7 +117,7 @@ def _metrics(session: Session, model: nn.Module, setup: Setup) -> dict[str, Any]
     return metrics
 
 
-def _outcome(session: Session, engine: Engine, contract: Contract, val_top1: float, total_seconds: float) -> Outcome:
+def _outcome(session: Session, engine: Engine, budget: Budget, val_top1: float, total_seconds: float) -> Outcome:
     data, counters = session.data, engine.counters
     counts_K = np.bincount(data.val_labels_N if data.val_indices is None else data.val_labels_N[data.val_indices])
     return Outcome(
@@ -128,9 +128,9 @@ def _outcome(session: Session, engine: Engine, contract: Contract, val_top1: flo
         num_val=data.num_val,
         num_val_commonest=int(counts_K.max()),
         commonest=data.cache.classes[int(counts_K.argmax())],
-        within_seconds=contract.within_seconds,
+        within_seconds=budget.within_seconds,
         total_seconds=total_seconds,
-        target=contract.target,
+        target=budget.target,
         target_reached=counters.target_seconds is not None,
         num_rollbacks=counters.num_rollbacks,
         lr_scale=counters.lr_scale,

@@ -1,4 +1,4 @@
-"""The contract: so many epochs, so much time, or until a target; and a forecast of where the run will end."""
+"""The budget: so many epochs, so much time, or until a target; and a forecast of where the run will end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vivace.optim.config import ScheduleConfig
 from vivace.optim.schedules import multiplier
 from vivace.training.state import Counters
 
-__all__ = ["Contract", "Plan", "forecast_top1"]
+__all__ = ["Budget", "Plan", "forecast_top1"]
 
 # a timed run has no fixed number of steps: its schedule is read at this resolution
 RESOLUTION = 1_000_000
@@ -24,7 +24,7 @@ MAX_OVERRUN = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contract:
+class Budget:
     """What the user asked for beside a number of epochs."""
 
     within_seconds: float | None = None
@@ -45,7 +45,7 @@ class Plan:
     reserve_seconds: float = 0.0
     """Time that what follows the last step will take: last batch-norm statistics and validation, test, saving."""
     clock: Callable[[], float] = process_seconds
-    """Seconds since the start of the contract, those before a resume included."""
+    """Seconds since the start of the budget, those before a resume included."""
     overhead_seconds: float = 0.0
     """Time per step that validations add, where it is known; what is measured counts if it is more."""
     _step_seconds: float | None = field(default=None, repr=False)

@@ -11,7 +11,7 @@ from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 
-__all__ = ["DistillConfig", "FocusConfig", "LossConfig", "Recipe"]
+__all__ = ["DistillConfig", "HardExamplesConfig", "LossConfig", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FocusConfig:
+class HardExamplesConfig:
     """Which images the epochs in the middle of a run are made of."""
 
     share: float = 1.0
@@ -79,7 +79,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    focus: FocusConfig = field(default_factory=FocusConfig)
+    focus: HardExamplesConfig = field(default_factory=HardExamplesConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     epochs: int = 10
     """Passes over the training split, >= 1."""

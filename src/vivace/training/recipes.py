@@ -13,7 +13,7 @@ from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError, nearest
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
-from vivace.training.recipe import FocusConfig, LossConfig, Recipe
+from vivace.training.recipe import HardExamplesConfig, LossConfig, Recipe
 
 __all__ = ["DEFAULT_RECIPE", "RECIPES", "DataFacts", "resolve_recipe"]
 
@@ -102,7 +102,7 @@ def _fast_small(facts: DataFacts) -> Recipe:
         start_size, epochs = 5 * size // 8, 8
         # the shift of the whitening layer is learnt soon, and its gradient is a tenth of a step
         freeze_after: tuple[float, ...] = (0.4,)
-        focus = FocusConfig(share=0.5)
+        focus = HardExamplesConfig(share=0.5)
         own = _own_share(facts)
     else:
         # whitening at stride 2: a quarter of the operations, and the most accurate network in little time
@@ -113,7 +113,7 @@ def _fast_small(facts: DataFacts) -> Recipe:
         muon = {"lr": 0.2, "momentum": 0.8, "weight_decay": 0.01}
         start_size, epochs = None, 10
         freeze_after = ()
-        focus = FocusConfig()
+        focus = HardExamplesConfig()
         own = 0.0
     # few images: smaller batches, so that an epoch still has some dozens of steps, and 150 steps at the least
     batch_size = 1000 if widths else 250 if many else 128

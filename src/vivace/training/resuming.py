@@ -8,18 +8,18 @@ from typing import Any
 
 from vivace.errors import CheckpointError
 from vivace.training.checkpoints import load_newest
-from vivace.training.plan import Contract
+from vivace.training.plan import Budget
 from vivace.training.recipe import Recipe
 from vivace.training.restored import MALFORMED, check_tree, try_step
 from vivace.training.runfolder import RunFolder
 from vivace.training.state import Counters, TrainState
 
-__all__ = ["adapt_counters", "newest_state", "restore", "resumed_contract"]
+__all__ = ["adapt_counters", "newest_state", "restore", "resumed_budget"]
 
 
-def resumed_contract(asked: Contract, saved: Mapping[str, Any]) -> Contract:
-    """The contract that the run was begun with, or what is asked for now in its place."""
-    return Contract(
+def resumed_budget(asked: Budget, saved: Mapping[str, Any]) -> Budget:
+    """The budget that the run was begun with, or what is asked for now in its place."""
+    return Budget(
         within_seconds=asked.within_seconds or saved["within_seconds"], target=asked.target or saved["target"]
     )
 
@@ -64,23 +64,23 @@ def restore(state: TrainState, tree: dict[str, Any], folder: RunFolder) -> None:
 
 
 def adapt_counters(
-    counters: Counters, recipe: Recipe, contract: Contract, saved_recipe: Recipe, saved_contract: Mapping[str, Any]
+    counters: Counters, recipe: Recipe, budget: Budget, saved_recipe: Recipe, saved_budget: Mapping[str, Any]
 ) -> None:
     """Fit the counters of a checkpoint to how far the run is to go now, in place.
 
     Raises CheckpointError if it has gone further already.
     """
     epochs_done = counters.epoch + (counters.batch > 0)
-    if contract.within_seconds is None and recipe.epochs < min(epochs_done, saved_recipe.epochs):
+    if budget.within_seconds is None and recipe.epochs < min(epochs_done, saved_recipe.epochs):
         raise CheckpointError(
             f"the run can't be made shorter than it is: it is in epoch {epochs_done}, got epochs {recipe.epochs}. "
             "Give more epochs, or leave --epochs out."
         )
     if (recipe.epochs, recipe.early_stopping) != (saved_recipe.epochs, saved_recipe.early_stopping):
         counters.stopped_early = False
-    if contract.within_seconds is not None and contract.within_seconds != saved_contract["within_seconds"]:
+    if budget.within_seconds is not None and budget.within_seconds != saved_budget["within_seconds"]:
         # the schedule goes on where that much of the new time would have brought it
-        counters.progress = min(1.0, counters.total_seconds / contract.within_seconds)
-    if contract.target is not None and contract.target != saved_contract["target"]:
-        reached = bool(counters.history) and counters.history[-1]["val_top1"] >= contract.target
+        counters.progress = min(1.0, counters.total_seconds / budget.within_seconds)
+    if budget.target is not None and budget.target != saved_budget["target"]:
+        reached = bool(counters.history) and counters.history[-1]["val_top1"] >= budget.target
         counters.target_seconds = counters.total_seconds if reached else None

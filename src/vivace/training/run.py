@@ -23,10 +23,10 @@ from vivace.training.display import LiveDisplay
 from vivace.training.distill import Teacher
 from vivace.training.engine import Engine
 from vivace.training.finish import finish, record_of
-from vivace.training.plan import Contract, Plan
+from vivace.training.plan import Budget, Plan
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
-from vivace.training.resuming import adapt_counters, newest_state, restore, resumed_contract
+from vivace.training.resuming import adapt_counters, newest_state, restore, resumed_budget
 from vivace.training.runfolder import RunFolder, check_same_data
 from vivace.training.session import Session
 from vivace.training.state import TrainState
@@ -49,7 +49,7 @@ def run_training(
     cache: Cache,
     *,
     source_name: str,
-    contract: Contract,
+    budget: Budget,
     resume: bool,
     device_choice: str,
     tune: bool,
@@ -60,7 +60,7 @@ def run_training(
     callbacks: Sequence[Callback],
     clock: Callable[[], float],
 ) -> TrainResult:
-    """Train as the recipe says, within the contract, and write the bundle into the run folder."""
+    """Train as the recipe says, within the budget, and write the bundle into the run folder."""
     device = select_device(device_choice)
     keep_freed_memory()
     data = prepare_data(cache, recipe)
@@ -71,12 +71,12 @@ def run_training(
     if resume:
         previous = folder.saved_facts()
         check_same_data(previous["data"], facts)
-        contract = resumed_contract(contract, previous["contract"])
+        budget = resumed_budget(budget, previous["contract"])
         saved = newest_state(folder, device.type, display.on_message)
     with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         limit_threads()
         session = Session(recipe, data, device, kernels=cache_dir / "kernels", load=saved is None, teacher=teacher)
-        planned = None if contract.within_seconds is None else max(0.0, contract.within_seconds - clock())
+        planned = None if budget.within_seconds is None else max(0.0, budget.within_seconds - clock())
         receipt = _receipt(
             session, recipe, device, tune=tune and not resume, cache_dir=cache_dir, planned_seconds=planned
         )
@@ -89,22 +89,22 @@ def run_training(
         if saved is not None:
             restore(state, saved, folder)
         if previous is None:
-            folder.start(recipe, record_of(facts, contract), describe(), to_dict(receipt))
+            folder.start(recipe, record_of(facts, budget), describe(), to_dict(receipt))
             display.on_message(f"setup: {receipt.summary()}")
         else:
-            adapt_counters(state.counters, recipe, contract, folder.saved_recipe(), previous["contract"])
+            adapt_counters(state.counters, recipe, budget, folder.saved_recipe(), previous["contract"])
             # an extension that is interrupted goes on to its own end
-            folder.record(recipe, record_of(facts, contract))
+            folder.record(recipe, record_of(facts, budget))
         curves = Curves(folder.path, resumed_step=state.counters.step or None)
         dispatcher = Dispatcher([display, curves], callbacks, device=device)
-        engine = _engine(session, state, setup, contract, folder, dispatcher, clock)
+        engine = _engine(session, state, setup, budget, folder, dispatcher, clock)
         try:
-            dispatcher.on_start(_run_info(session, engine, folder, facts, contract))
+            dispatcher.on_start(_run_info(session, engine, folder, facts, budget))
             with display:
                 engine.run()
             # the engine looks from time to time
             engine.check_files()
-            result = finish(session, engine, setup, folder, facts, contract)
+            result = finish(session, engine, setup, folder, facts, budget)
         except BaseException as error:
             dispatcher.on_error(error)
             raise
@@ -180,9 +180,7 @@ def _resolved(recipe: Recipe, setup: Setup) -> Recipe:
     return dataclasses.replace(recipe, **{name: getattr(setup, name) for name in (*MEASURED, "micro_batch_size")})
 
 
-def _run_info(
-    session: Session, engine: Engine, folder: RunFolder, facts: Mapping[str, Any], contract: Contract
-) -> RunInfo:
+def _run_info(session: Session, engine: Engine, folder: RunFolder, facts: Mapping[str, Any], budget: Budget) -> RunInfo:
     counters = engine.counters
     return RunInfo(
         run=folder.path,
@@ -190,9 +188,9 @@ def _run_info(
         data=dict(facts),
         classes=tuple(session.data.cache.classes),
         device=str(session.device),
-        num_steps=None if contract.within_seconds is not None else engine.plan.total_steps,
-        within_seconds=contract.within_seconds,
-        target=contract.target,
+        num_steps=None if budget.within_seconds is not None else engine.plan.total_steps,
+        within_seconds=budget.within_seconds,
+        target=budget.target,
         resumed_step=counters.step or None,
         history=tuple(map(dict, counters.history)),
     )
@@ -202,7 +200,7 @@ def _engine(
     session: Session,
     state: TrainState,
     setup: Setup,
-    contract: Contract,
+    budget: Budget,
     folder: RunFolder,
     callbacks: Dispatcher,
     clock: Callable[[], float],
@@ -213,11 +211,11 @@ def _engine(
         epochs=recipe.epochs,
         steps_per_epoch=len(session.batches),
         schedule=recipe.schedule,
-        within_seconds=contract.within_seconds,
-        target=contract.target,
+        within_seconds=budget.within_seconds,
+        target=budget.target,
         clock=lambda: seconds_before + clock(),
     )
-    if contract.within_seconds is not None:
+    if budget.within_seconds is not None:
         seconds = session.pass_seconds(state.averaged_model, without_own_kernels(setup))
         # the last validation, the metrics of the bundle on validation and test, and saving
         passes = 2 + data.num_test / max(data.num_val, 1)

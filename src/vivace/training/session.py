@@ -27,10 +27,10 @@ from vivace.optim.optimizers import create_optimizer
 from vivace.training.arrays import NUM_STATISTICS_IMAGES, TrainingData, sample
 from vivace.training.calibrate import calibrated
 from vivace.training.distill import Teacher, make_distillation
-from vivace.training.focus import Focus
+from vivace.training.hard_examples import HardExamples
 from vivace.training.losses import make_loss, recipe_weights
-from vivace.training.own_answers import OwnAnswers
 from vivace.training.recipe import Recipe
+from vivace.training.self_distillation import SelfDistillation
 from vivace.training.state import Ema, TrainState
 from vivace.training.statistics import NUM_IMAGES, NUM_IMAGES_LAST, estimate_statistics
 from vivace.training.step import Setup, Stepper, has_batch_norm
@@ -179,21 +179,23 @@ class Session:
             generator=generator,
             ema=Ema(model, recipe.ema_decay) if recipe.ema_decay else None,
             scaler=torch.amp.GradScaler(self.device.type) if setup.precision == "fp16" else None,
-            focus=self._focus(),
-            own_answers=self._own_answers(),
+            hard_examples=self._hard_examples(),
+            self_distillation=self._self_distillation(),
         )
 
-    def _focus(self) -> Focus | None:
+    def _hard_examples(self) -> HardExamples | None:
         if self.recipe.focus.share == 1:
             return None
         num_images = len(self.data.cache.splits["train"].labels_N)
-        return Focus(config=self.recipe.focus, losses_N=torch.full((num_images,), float("inf"), device=self.device))
+        return HardExamples(
+            config=self.recipe.focus, losses_N=torch.full((num_images,), float("inf"), device=self.device)
+        )
 
-    def _own_answers(self) -> OwnAnswers | None:
+    def _self_distillation(self) -> SelfDistillation | None:
         config = self.recipe.loss
         if not config.self_distillation:
             return None
-        return OwnAnswers(
+        return SelfDistillation(
             config.self_distillation,
             self.data.cache.splits["train"].labels_N,
             self.num_classes,

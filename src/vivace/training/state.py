@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivace.training.focus import Focus
-from vivace.training.own_answers import OwnAnswers
+from vivace.training.hard_examples import HardExamples
+from vivace.training.self_distillation import SelfDistillation
 
 __all__ = ["Counters", "Ema", "TrainState"]
 
@@ -88,8 +88,8 @@ class TrainState:
     """Of the augmentation, on the training device."""
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None
-    focus: Focus | None = None
-    own_answers: OwnAnswers | None = None
+    hard_examples: HardExamples | None = None
+    self_distillation: SelfDistillation | None = None
     counters: Counters = field(default_factory=Counters)
 
     @property
@@ -108,8 +108,8 @@ class TrainState:
             if self.ema
             else None,
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "focus": self.focus.state_dict() if self.focus else None,
-            "own_answers": self.own_answers.state_dict() if self.own_answers else None,
+            "focus": self.hard_examples.state_dict() if self.hard_examples else None,
+            "own_answers": self.self_distillation.state_dict() if self.self_distillation else None,
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": cuda,
@@ -125,10 +125,10 @@ class TrainState:
             self.ema.num_updates = tree["ema"]["num_updates"]
         if self.scaler:
             self.scaler.load_state_dict(tree["scaler"])
-        if self.focus:
-            self.focus.load_state_dict(tree["focus"])
-        if self.own_answers:
-            self.own_answers.load_state_dict(tree["own_answers"])
+        if self.hard_examples:
+            self.hard_examples.load_state_dict(tree["focus"])
+        if self.self_distillation:
+            self.self_distillation.load_state_dict(tree["own_answers"])
         self.generator.set_state(tree["generator"].cpu())
         torch.set_rng_state(tree["torch_rng"].cpu())
         for state in tree["cuda_rng"]:

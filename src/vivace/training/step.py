@@ -137,7 +137,7 @@ class Stepper:
 
         Raises OutOfMemoryError if even the smallest micro-batch does not fit.
         """
-        focus = self.state.focus
+        hard = self.state.hard_examples
         # drawn once, so that a second try after an out-of-memory sees the same images
         with _memory_for("augmenting the images", "Give a smaller --batch-size"):
             images_BCHW, targets = self._augment(
@@ -145,7 +145,7 @@ class Stepper:
                 batch.labels_B,
                 batch.indices_B,
                 # an epoch made of hard images has each of them more than once
-                times_seen=epoch if focus is None else focus.times_seen_N[batch.indices_B],
+                times_seen=epoch if hard is None else hard.times_seen_N[batch.indices_B],
                 generator=self.state.generator,
                 progress=self.state.counters.progress,
             )
@@ -180,7 +180,7 @@ class Stepper:
             self._halve(len(images_BCHW), reason)
 
     def _accumulate(self, images_BCHW: Tensor, targets: Tensor, indices_B: Tensor) -> tuple[Tensor, Tensor]:
-        num_images, scaler, own = len(images_BCHW), self.state.scaler, self.state.own_answers
+        num_images, scaler, own = len(images_BCHW), self.state.scaler, self.state.self_distillation
         self.state.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self._device)
         answers: list[Tensor] = []

@@ -61,7 +61,7 @@ def train(
 
     data: a data set's name, a folder of class folders, a folder with train/ and val/ or test/, a manifest
     (.csv, .jsonl, .parquet) or an archive, or a `vivace.Data` of one, which says how it is opened. recipe: a name, a
-    YAML file or a Recipe. overrides: dotted fields of the recipe, such as {"optimizer.lr": 0.1}. The contract is
+    YAML file or a Recipe. overrides: dotted fields of the recipe, such as {"optimizer.lr": 0.1}. The budget is
     `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation accuracy,
     (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown but
     warnings, which `TrainResult.warnings` has too, and what DATA was understood to be if anything was left out of it.
@@ -94,7 +94,7 @@ def train(
 
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     source = open_run_source(data, run, resume, cache_path)
-    # a GPU has time for the larger network in any contract
+    # a GPU has time for the larger network in any budget
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
     folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
     report(source, resolved.data.val_fraction, quiet=quiet)
@@ -117,7 +117,7 @@ def train(
             warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
         # two threads that import modules which import each other may see half of one
         importing.join()
-        from vivace.training.plan import Contract
+        from vivace.training.plan import Budget
         from vivace.training.run import run_training
 
         return run_training(
@@ -125,7 +125,7 @@ def train(
             resolved,
             cache,
             source_name=source.name,
-            contract=Contract(within_seconds=within_seconds, target=target),
+            budget=Budget(within_seconds=within_seconds, target=target),
             resume=resume,
             device_choice=device,
             tune=tune,
@@ -179,7 +179,7 @@ def _resumed_recipe(
     """The run's own recipe with the changes that a resumed run may have. Raises CheckpointError for others."""
     saved = folder.saved_recipe()
     if recipe != DEFAULT_RECIPE:
-        # the network follows from the contract that the run began with
+        # the network follows from the budget that the run began with
         began_with = folder.saved_facts()["contract"]["within_seconds"]
         asked = resolve_recipe(recipe, dataclasses.replace(facts, seconds=began_with))
         if isinstance(recipe, str) and recipe == asked.name:

@@ -6,8 +6,8 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from importlib import metadata
 
-from vivace import __version__
 from vivace.training.trackers.backend import PROJECT, Status, Tracked, TrackedRun
 
 __all__ = ["MlflowBackend"]
@@ -36,7 +36,8 @@ class MlflowBackend:
         if run.known_as is not None and self._continued(run.known_as):
             self._run_id = run.known_as
             return Tracked(run_id=self._run_id, place=place, is_continued=True)
-        tags = {"vivace.version": __version__, "vivace.run": str(run.folder), "mlflow.source.name": "vivace"}
+        version = metadata.version("vivace")
+        tags = {"mlflow.source.name": "vivace", "vivace.version": version, "vivace.run": str(run.folder)}
         created = self._client.create_run(self._experiment_id(name), run_name=run.name, tags=tags)
         self._run_id = created.info.run_id
         self._log_params(run)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["OwnAnswers"]
+__all__ = ["SelfDistillation"]
 
 
-class OwnAnswers:
+class SelfDistillation:
     """What the network answered to each image when it last trained on it; before that, the image's smoothed label.
 
     The answers cost nothing, for they are those of the training steps. With alternating flips an image was last seen in

@@ -14,9 +14,9 @@ from torch import Tensor
 from vivace.config import override
 from vivace.errors import ConfigError
 from vivace.training.losses import make_loss
-from vivace.training.own_answers import OwnAnswers
 from vivace.training.recipe import LossConfig, Recipe
 from vivace.training.result import TrainResult
+from vivace.training.self_distillation import SelfDistillation
 from vivace.training.state import TrainState
 
 RunTiny = Callable[..., TrainResult]
@@ -26,8 +26,8 @@ LABELS = np.array([0, 2, 1, 1])
 CHANGES = {"loss.self_distillation": 0.6, "loss.label_smoothing": 0.2, "augment.mixup": 0.0}
 
 
-def own_answers(weight: float = 0.6, label_smoothing: float = 0.2) -> OwnAnswers:
-    return OwnAnswers(weight, LABELS, 3, label_smoothing=label_smoothing, device=CPU)
+def made(weight: float = 0.6, label_smoothing: float = 0.2) -> SelfDistillation:
+    return SelfDistillation(weight, LABELS, 3, label_smoothing=label_smoothing, device=CPU)
 
 
 def logits(count: int) -> Tensor:
@@ -37,11 +37,11 @@ def logits(count: int) -> Tensor:
 def test_what_was_never_seen_is_learnt_from_its_smoothed_label() -> None:
     logits_BK, indices = logits(4), torch.tensor([3, 1, 0, 2])
     plain = make_loss(LossConfig(label_smoothing=0.2), LABELS, 3, CPU)(logits_BK, torch.from_numpy(LABELS)[indices])
-    torch.testing.assert_close(own_answers().blend(plain, logits_BK, indices, progress=0.7), plain)
+    torch.testing.assert_close(made().blend(plain, logits_BK, indices, progress=0.7), plain)
 
 
 def test_the_share_of_what_was_answered_grows_with_the_run() -> None:
-    own, logits_BK, indices = own_answers(), logits(2), torch.tensor([1, 3])
+    own, logits_BK, indices = made(), logits(2), torch.tensor([1, 3])
     said = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]])
     own.record(indices, said)
     entropy = -(said * logits_BK.log_softmax(1)).sum(1).mean()
@@ -51,7 +51,7 @@ def test_the_share_of_what_was_answered_grows_with_the_run() -> None:
 
 
 def test_an_image_weighs_in_its_answers_as_it_does_in_the_loss() -> None:
-    own, logits_BK, weights = own_answers(), logits(2), torch.tensor([5.0, 0.5])
+    own, logits_BK, weights = made(), logits(2), torch.tensor([5.0, 0.5])
     said = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]])
     own.record(torch.tensor([1, 3]), said)
     blended = own.blend(torch.tensor(2.0), logits_BK, torch.tensor([1, 3]), progress=1.0, weights_B=weights)
@@ -60,7 +60,7 @@ def test_an_image_weighs_in_its_answers_as_it_does_in_the_loss() -> None:
 
 
 def test_the_target_has_no_gradient_and_the_answers_have() -> None:
-    own, logits_BK, indices = own_answers(), logits(2), torch.tensor([0, 1])
+    own, logits_BK, indices = made(), logits(2), torch.tensor([0, 1])
     own.record(indices, logits_BK.detach().softmax(1))
     own.blend(torch.tensor(0.0), logits_BK, indices, progress=1.0).backward()
     # an answer that is the target's own is where cross-entropy has its minimum
@@ -70,14 +70,14 @@ def test_the_target_has_no_gradient_and_the_answers_have() -> None:
 
 def test_each_image_has_its_own_answer_in_micro_batches_too(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
-    record = OwnAnswers.record
+    record = SelfDistillation.record
 
-    def recording(self: OwnAnswers, indices_B: Tensor, probs_BK: Tensor) -> None:
+    def recording(self: SelfDistillation, indices_B: Tensor, probs_BK: Tensor) -> None:
         record(self, indices_B, probs_BK)
         assert torch.equal(self.probs_NK[indices_B], probs_BK)
         seen.append((indices_B, probs_BK))
 
-    monkeypatch.setattr(OwnAnswers, "record", recording)
+    monkeypatch.setattr(SelfDistillation, "record", recording)
     run_tiny(changes={**CHANGES, "micro_batch_size": 4})
     assert len(seen) == 9
     for indices, probs in seen:
@@ -103,10 +103,10 @@ def test_a_killed_run_is_resumed_bitwise_with_the_same_answers(
 
 def test_a_roll_back_brings_the_answers_back(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
     def answers(state: TrainState) -> Tensor:
-        assert state.own_answers is not None
-        return state.own_answers.probs_NK
+        assert state.self_distillation is not None
+        return state.self_distillation.probs_NK
 
-    restored = restored_after_nan(lambda: run_tiny(changes=CHANGES), monkeypatch, OwnAnswers, answers)
+    restored = restored_after_nan(lambda: run_tiny(changes=CHANGES), monkeypatch, SelfDistillation, answers)
     assert len(restored) == 1
     assert not restored[0].isnan().any()
 

@@ -18,40 +18,40 @@ from vivace.config import override
 from vivace.data.augmentation import augment
 from vivace.data.loader import Batches
 from vivace.errors import ConfigError
-from vivace.training.focus import Focus
-from vivace.training.recipe import FocusConfig, Recipe
+from vivace.training.hard_examples import HardExamples
+from vivace.training.recipe import HardExamplesConfig, Recipe
 from vivace.training.result import TrainResult
 from vivace.training.state import TrainState
 
 RunTiny = Callable[..., TrainResult]
-CONFIG = FocusConfig(share=0.4, start=0.25, end=0.75)
+CONFIG = HardExamplesConfig(share=0.4, start=0.25, end=0.75)
 # the middle one of three epochs; images are not mixed
 CHANGES = {"focus.share": 0.5, "focus.start": 0.3, "focus.end": 0.7, "augment.mixup": 0.0}
 
 
-def make(losses: list[float], begun_at: float = 0.0) -> Focus:
+def make(losses: list[float], begun_at: float = 0.0) -> HardExamples:
     """Before an epoch; the one before it began at `begun_at`."""
-    return Focus(config=CONFIG, losses_N=torch.tensor(losses), begun_at=begun_at)
+    return HardExamples(config=CONFIG, losses_N=torch.tensor(losses), begun_at=begun_at)
 
 
 def test_the_hardest_images_fill_the_epoch_equally_often() -> None:
-    focus = make([0.1, 5.0, 0.2, 4.0, 0.3, 9.0, 0.4, 0.5, 0.6, 8.0], begun_at=0.25)
-    focus.begin_epoch(np.arange(10), progress=0.5, seed=(0, 3))
-    assert focus.order_n is not None
-    counts = np.bincount(focus.order_n, minlength=10)
+    hard = make([0.1, 5.0, 0.2, 4.0, 0.3, 9.0, 0.4, 0.5, 0.6, 8.0], begun_at=0.25)
+    hard.begin_epoch(np.arange(10), progress=0.5, seed=(0, 3))
+    assert hard.order_n is not None
+    counts = np.bincount(hard.order_n, minlength=10)
     assert set(np.flatnonzero(counts)) == {1, 3, 5, 9}
     # 4 images fill 10 places: twice or three times
     assert sorted(counts[counts > 0]) == [2, 2, 3, 3]
     # each round is another order
-    assert not np.array_equal(focus.order_n[:4], focus.order_n[4:8])
+    assert not np.array_equal(hard.order_n[:4], hard.order_n[4:8])
 
 
 def test_only_images_of_the_split_are_chosen_and_those_not_seen_come_first() -> None:
-    focus = make([9.0, 0.1, float("inf"), 0.3, 0.2])
+    hard = make([9.0, 0.1, float("inf"), 0.3, 0.2])
     # position 0 is held out
-    focus.begin_epoch(np.array([4, 1, 3, 2]), progress=0.25, seed=(0, 0))
-    assert focus.order_n is not None
-    assert set(focus.order_n) == {2, 3}
+    hard.begin_epoch(np.array([4, 1, 3, 2]), progress=0.25, seed=(0, 0))
+    assert hard.order_n is not None
+    assert set(hard.order_n) == {2, 3}
 
 
 @pytest.mark.parametrize(
@@ -67,24 +67,24 @@ def test_only_images_of_the_split_are_chosen_and_those_not_seen_come_first() -> 
     ],
 )
 def test_the_first_and_the_last_epochs_see_all_images(epochs: int, focused: list[int]) -> None:
-    focus = make([0.1, 0.2, 0.3])
+    hard = make([0.1, 0.2, 0.3])
     found = []
     for epoch in range(epochs):
-        focus.begin_epoch(np.arange(3), progress=epoch / epochs, seed=(0, epoch))
-        found += [epoch] if focus.order_n is not None else []
+        hard.begin_epoch(np.arange(3), progress=epoch / epochs, seed=(0, epoch))
+        found += [epoch] if hard.order_n is not None else []
     assert found == focused
 
 
 def test_the_losses_are_plain_and_each_image_has_its_own(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    record = Focus.record
+    record = HardExamples.record
 
-    def recording(self: Focus, indices_B: torch.Tensor, losses_B: torch.Tensor) -> None:
+    def recording(self: HardExamples, indices_B: torch.Tensor, losses_B: torch.Tensor) -> None:
         record(self, indices_B, losses_B)
         seen.append((indices_B, losses_B))
         assert torch.equal(self.losses_N[indices_B], losses_B)
 
-    monkeypatch.setattr(Focus, "record", recording)
+    monkeypatch.setattr(HardExamples, "record", recording)
     run_tiny(changes={**CHANGES, "loss.label_smoothing": 0.5})
     assert all(len(indices) == len(losses) == 6 for indices, losses in seen)
     # with a smoothing of 0.5 over three classes no smoothed loss is below 0.86
@@ -95,13 +95,13 @@ def test_with_class_weights_an_image_is_as_hard_as_its_weighted_loss(
     run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[int, float]] = []
-    record = Focus.record
+    record = HardExamples.record
 
-    def recording(self: Focus, indices_B: torch.Tensor, losses_B: torch.Tensor) -> None:
+    def recording(self: HardExamples, indices_B: torch.Tensor, losses_B: torch.Tensor) -> None:
         record(self, indices_B, losses_B)
         seen.append(dict(zip(indices_B.tolist(), losses_B.tolist(), strict=True)))
 
-    monkeypatch.setattr(Focus, "record", recording)
+    monkeypatch.setattr(HardExamples, "record", recording)
     data = tmp_path / "uneven"
     for label, colour, count in (("few", (210, 50, 40), 4), ("many", (40, 60, 200), 16)):
         (data / label).mkdir(parents=True)
@@ -167,10 +167,10 @@ def test_a_killed_run_is_resumed_bitwise_with_the_same_hard_images(
 
 def test_a_roll_back_brings_the_losses_back(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
     def losses(state: TrainState) -> torch.Tensor:
-        assert state.focus is not None
-        return state.focus.losses_N
+        assert state.hard_examples is not None
+        return state.hard_examples.losses_N
 
-    restored = restored_after_nan(lambda: run_tiny(changes=CHANGES), monkeypatch, Focus, losses)
+    restored = restored_after_nan(lambda: run_tiny(changes=CHANGES), monkeypatch, HardExamples, losses)
     assert len(restored) == 1
     assert not restored[0].isnan().any()
 
@@ -191,4 +191,4 @@ def test_focus_is_refused_where_the_hardest_images_can_not_be_told(other: str) -
 )
 def test_shares_out_of_range_are_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        FocusConfig(**changes)
+        HardExamplesConfig(**changes)

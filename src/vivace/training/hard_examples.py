@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivace.training.recipe import FocusConfig
+from vivace.training.recipe import HardExamplesConfig
 
-__all__ = ["Focus"]
+__all__ = ["HardExamples"]
 
 
 @dataclass(kw_only=True)
-class Focus:
+class HardExamples:
     """What each image's loss was when it was last seen, and the order of the epoch that is under way.
 
     What an image that is long understood teaches costs as much as what a hard one does. A network of its own that
@@ -27,7 +27,7 @@ class Focus:
     step, and the last epochs see all images, so that the easy ones are not forgotten.
     """
 
-    config: FocusConfig
+    config: HardExamplesConfig
     losses_N: Tensor
     """float32, plain cross-entropy; infinite for what has not been seen."""
     times_seen_N: Tensor = field(init=False)
