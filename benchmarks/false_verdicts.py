@@ -27,7 +27,7 @@ from vivace.bundle import load_bundle
 from vivace.hardware import describe
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.shares import wilson_interval
-from vivace.timing.processes import BLOCK_SECONDS, Side, Timings, ratio_of, time_sides
+from vivace.timing.interleaved import BLOCK_SECONDS, Side, Timings, ratio_of, time_sides
 
 MARGIN = 1.02
 

@@ -28,7 +28,7 @@ import torch
 from records import RESULTS, page, save, today
 from vivace.acceleration import decide
 from vivace.acceleration.candidates import Builder, Candidate, candidates_for
-from vivace.acceleration.rows import Row, Status, going_on
+from vivace.acceleration.results import Result, Status, remaining
 from vivace.acceleration.splits import SELECT_SHARE, Images, Splits, open_splits
 from vivace.bundle import Bundle, load_bundle
 from vivace.errors import first_line
@@ -111,28 +111,28 @@ def decision(answers: Answers, max_drop: float, rng: np.random.Generator) -> dic
     mixed = rng.permutation(len(plain))
     untouched, seen = np.split(mixed, [len(mixed) // 2])
     select, certify = np.split(seen, [round(SELECT_SHARE * len(seen))])
-    rows: dict[str, Row] = {}
+    rows: dict[str, Result] = {}
     # the more it loses, the faster it is said to be
     for rank, name in enumerate(sorted(answers.forms, key=lambda name: -float(answers.forms[name].mean()))):
         # a form of the model's own network, told from the others by its layers
-        row = Row(
-            candidate=Candidate(runtime="eager", precision="fp32", kept=(name,)),
+        row = Result(
+            candidate=Candidate(runtime="eager", precision="fp32", float_layers=(name,)),
             ratio=(2.0 + rank,) * 3,
             selected=paired_loss(plain[select], answers.forms[name][select]),
         )
         if not decide.loses_too_much(row, max_drop):
             rows[name] = row
 
-    def judge(row: Row, confidence: float) -> Any:
-        return paired_loss(plain[certify], answers.forms[row.candidate.kept[0]][certify], confidence=confidence)
+    def judge(row: Result, confidence: float) -> Any:
+        return paired_loss(plain[certify], answers.forms[row.candidate.float_layers[0]][certify], confidence=confidence)
 
-    finalists = going_on(decide.finalists_of(list(rows.values())))
+    finalists = remaining(decide.finalists_of(list(rows.values())))
     judged = decide.certify_in_order(finalists, judge, max_drop=max_drop)
     certified = [row for row in judged if row.status is Status.CERTIFIED]
     winner = decide.pick_winner(certified, (1.0, 0.99, 1.01), objective="latency")
     if winner is None:
         return {"accepted": None}
-    name = winner.candidate.kept[0]
+    name = winner.candidate.float_layers[0]
     true = paired_loss(plain[untouched], answers.forms[name][untouched])
     # the smallest loss that the untouched images allow, at 95 %: the other way round it is a bound of a gain
     least = -loss_bound(true.gained, true.lost, true.num_images)

@@ -15,11 +15,11 @@ from waiting import waits_with_a_child
 from vivace.acceleration import budget as budget_module
 from vivace.acceleration import worker as worker_module
 from vivace.acceleration.candidates import Builder, Candidate
-from vivace.acceleration.variants import Variant, open_variant
+from vivace.acceleration.networks import Network, open_network
 from vivace.bundle import Bundle
 from vivace.errors import OutOfTime
 
-__all__ = ["Clock", "SlowBuilder", "open_with_slow_builder", "told_clock"]
+__all__ = ["Clock", "SlowBuilder", "fake_clock", "open_with_slow_builder"]
 
 
 class Clock:
@@ -44,7 +44,7 @@ class Clock:
         return function(*args, **kwargs)
 
 
-def told_clock(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> Clock:
+def fake_clock(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> Clock:
     """A search's time is told, too."""
     clock = Clock(costs)
     monkeypatch.setattr(budget_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
@@ -52,11 +52,11 @@ def told_clock(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> Cloc
     return clock
 
 
-def open_with_slow_builder(*args: Any, **kwargs: Any) -> Variant:
-    """As `open_variant`, in whatever process, and nothing can be exported of it in time."""
-    variant = open_variant(*args, **kwargs)
-    images = variant.splits.calibrate
-    return dataclasses.replace(variant, builder=SlowBuilder(variant.bundle, args[3], images.pixels))
+def open_with_slow_builder(*args: Any, **kwargs: Any) -> Network:
+    """As `open_network`, in whatever process, and nothing can be exported of it in time."""
+    network = open_network(*args, **kwargs)
+    images = network.splits.calibrate
+    return dataclasses.replace(network, builder=SlowBuilder(network.bundle, args[3], images.pixels))
 
 
 class SlowBuilder(Builder):

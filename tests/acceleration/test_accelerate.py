@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import COSTS, fake_times, keep_fake_variants, run
 from PIL import Image
-from telling import COSTS, keep_told_forms, run, told_times
 
 from answers import last_answer
 from vivace.acceleration import candidates as candidates_module
-from vivace.acceleration import workbench as workbench_module
+from vivace.acceleration import measurements as measurements_module
 from vivace.acceleration.accelerate import accelerate
+from vivace.acceleration.networks import Network
 from vivace.acceleration.receipt import markdown
 from vivace.acceleration.splits import open_splits
-from vivace.acceleration.variants import Variant
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
 from vivace.data.caching.cache import open_cache
@@ -36,8 +36,8 @@ MakeFolder = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def quick_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_told_forms(monkeypatch)
+def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_fake_variants(monkeypatch)
 
 
 def test_no_image_is_in_two_splits_and_calibration_sees_training_images_only(
@@ -57,7 +57,7 @@ def test_no_image_is_in_two_splits_and_calibration_sees_training_images_only(
     assert (splits.select.name, splits.certify.name) == ("val", "val")
     assert not set(splits.select.rows) & set(splits.certify.rows)
     assert (len(splits.select), len(splits.certify)) == (45, 135)
-    with pytest.raises(DataError, match="too few images to prove anything: 9 of few to certify on"):
+    with pytest.raises(DataError, match="too few images to prove anything: few has 9 for certification"):
         open_splits(bundle, make_folder("few", per_class=4, splits=("train", "val")))
 
 
@@ -84,17 +84,17 @@ def test_nothing_is_proven_on_images_that_were_trained_on_although_the_data_have
 def test_a_noisy_timing_is_made_once_more_and_where_it_is_no_better_nothing_is_decided(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noisy: int
 ) -> None:
-    told_times(monkeypatch, COSTS)
-    plain, controls = workbench_module.Workbench.time, []
+    fake_times(monkeypatch, COSTS)
+    plain, aa_tests = measurements_module.Measurements.time, []
 
     def time(*arguments: Any) -> Any:
         level, num_processes = plain(*arguments)
-        controls.append((0.63, 0.52, 2.49) if len(controls) < noisy else level)
-        return controls[-1], num_processes
+        aa_tests.append((0.63, 0.52, 2.49) if len(aa_tests) < noisy else level)
+        return aa_tests[-1], num_processes
 
-    monkeypatch.setattr(workbench_module.Workbench, "time", time)
+    monkeypatch.setattr(measurements_module.Measurements, "time", time)
     result = run(trained, tmp_path, max_drop=20.0)
-    assert len(controls) == 2
+    assert len(aa_tests) == 2
     assert result.accelerated is (noisy == 1)
     if noisy == 2:
         assert (result.status, result.reason) == ("noisy", "too noisy to decide")
@@ -108,15 +108,15 @@ def test_a_noisy_timing_is_made_once_more_and_where_it_is_no_better_nothing_is_d
 def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = told_times(monkeypatch, COSTS)
+    asked = fake_times(monkeypatch, COSTS)
     result = run(trained, tmp_path, max_drop=20.0, target_speedup=3.0)
     assert result.accelerated
     assert (result.runtime, result.precision) == ("openvino", "int8")
     assert result.speedup == pytest.approx(4.0, rel=0.05)
     assert result.target_reached
     assert result.num_certify_images == 120
-    # the longer timing has the baseline twice: the second is the control
-    assert asked[1][:2] == ["eager fp32", "control"]
+    # the final timing has the baseline twice: the second is for the A/A test
+    assert asked[1][:2] == ["eager fp32", "A/A test"]
     derived = load_bundle(result.bundle)
     assert {"receipt.json", "receipt.md", "samples.npz", "model.xml"} <= set(derived.files)
     predictor = Predictor(derived)
@@ -137,9 +137,9 @@ def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
     assert [rows[name]["status"] for name in COSTS] == ["baseline", "certified", "slower", "slower", "certified"]
     assert won["bound"] == pytest.approx(100 * loss_bound(won["lost"], won["gained"], 120))
     assert result.drop_bound == pytest.approx(won["bound"])
-    assert len(rows["openvino int8"]["timed"]["medians_ms"]) == workbench_module.FINAL_ROUNDS
+    assert len(rows["openvino int8"]["timed"]["medians_ms"]) == measurements_module.FINAL_ROUNDS
     with np.load(derived.folder / "samples.npz") as raw:
-        assert raw["openvino int8, timed"].shape == (workbench_module.FINAL_ROUNDS, 5)
+        assert raw["openvino int8, timed"].shape == (measurements_module.FINAL_ROUNDS, 5)
     assert "**openvino int8**" in (derived.folder / "receipt.md").read_text()
     # nothing of the search is left
     assert not list(tmp_path.glob(".fast*"))
@@ -151,16 +151,16 @@ def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
 def test_for_size_the_smallest_form_wins_that_is_faster_than_the_baseline(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, {**COSTS, "openvino int8": 5.0})
-    plain = workbench_module.Workbench.build
+    fake_times(monkeypatch, {**COSTS, "openvino int8": 5.0})
+    plain = measurements_module.Measurements.build
     # of so small a network an int8 file is no smaller; the smallest of all is slower than the baseline
     sizes = {"openvino int8": 10, "onnx int8": 20}
 
-    def built(bench: Any, candidates: Any, **options: Any) -> Any:
-        rows = plain(bench, candidates, **options)
-        return bench.rows.put(dataclasses.replace(row, num_bytes=sizes.get(row.name, 100)) for row in rows)
+    def built(measurements: Any, candidates: Any, **options: Any) -> Any:
+        rows = plain(measurements, candidates, **options)
+        return measurements.results.put(dataclasses.replace(row, num_bytes=sizes.get(row.name, 100)) for row in rows)
 
-    monkeypatch.setattr(workbench_module.Workbench, "build", built)
+    monkeypatch.setattr(measurements_module.Measurements, "build", built)
     result = run(trained, tmp_path, max_drop=20.0, objective="size")
     # slower than onnx in float32, and smaller
     assert (result.runtime, result.precision) == ("onnx", "int8")
@@ -169,7 +169,7 @@ def test_for_size_the_smallest_form_wins_that_is_faster_than_the_baseline(
 def test_a_budget_that_so_few_images_cannot_prove_is_said_and_the_bundle_stays(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, COSTS)
+    fake_times(monkeypatch, COSTS)
     result = run(trained, tmp_path, max_drop=0.1)
     assert not result.accelerated
     assert result.bundle == trained[0].folder
@@ -188,7 +188,7 @@ def test_a_budget_that_so_few_images_cannot_prove_is_said_and_the_bundle_stays(
 def test_where_everything_is_slower_the_bundle_stays(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, {name: 4.0 if name == "eager fp32" else 5.0 for name in COSTS})
+    fake_times(monkeypatch, {name: 4.0 if name == "eager fp32" else 5.0 for name in COSTS})
     result = run(trained, tmp_path, max_drop=20.0, target_speedup=2.0)
     assert not result.accelerated
     assert (result.speedup, result.target_reached) == (1.0, False)
@@ -198,12 +198,12 @@ def test_the_images_to_certify_on_are_seen_in_order_of_risk_until_one_form_fails
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # so near to each other that both go on
-    told_times(monkeypatch, {**COSTS, "openvino fp32": 2.02})
+    fake_times(monkeypatch, {**COSTS, "openvino fp32": 2.02})
     looked: list[str] = []
-    plain = workbench_module.Workbench.loss
+    plain = measurements_module.Measurements.loss
 
-    def loss(bench: Any, row: Any, images: Any, own_images: Any, part: str, **options: Any) -> Any:
-        found = plain(bench, row, images, own_images, part, **options)
+    def loss(measurements: Any, row: Any, images: Any, own_images: Any, part: str, **options: Any) -> Any:
+        found = plain(measurements, row, images, own_images, part, **options)
         if part == "certify":
             looked.append(row.name)
             if row.name == "openvino fp32":
@@ -212,7 +212,7 @@ def test_the_images_to_certify_on_are_seen_in_order_of_risk_until_one_form_fails
         # in this order they are at risk, by what was seen when selecting
         return dataclasses.replace(found, bound={"onnx fp32": 0.01, "openvino fp32": 0.02}.get(row.name, 0.03))
 
-    monkeypatch.setattr(workbench_module.Workbench, "loss", loss)
+    monkeypatch.setattr(measurements_module.Measurements, "loss", loss)
     result = run(trained, tmp_path, max_drop=20.0)
     assert looked == ["onnx fp32", "openvino fp32"]
     assert (result.runtime, result.precision) == ("onnx", "fp32")
@@ -223,7 +223,7 @@ def test_the_images_to_certify_on_are_seen_in_order_of_risk_until_one_form_fails
 def test_a_form_that_cannot_be_built_costs_only_itself(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, COSTS)
+    fake_times(monkeypatch, COSTS)
 
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("unsupported operator\nand a long trace")
@@ -238,16 +238,16 @@ def test_a_form_that_cannot_be_built_costs_only_itself(
 def test_finer_activations_win_where_the_others_lose_too_much(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finer = candidates_module.Form("openvino", "int8", ("openvino", "nncf"), asymmetric=True)
-    monkeypatch.setattr(candidates_module, "FORMS", (*candidates_module.FORMS, finer))
-    told_times(monkeypatch, COSTS | {"openvino int8, asymmetric": 1.2})
-    own_probs = Variant.probs
+    finer = candidates_module.Variant("openvino", "int8", ("openvino", "nncf"), asymmetric=True)
+    monkeypatch.setattr(candidates_module, "VARIANTS", (*candidates_module.VARIANTS, finer))
+    fake_times(monkeypatch, COSTS | {"openvino int8, asymmetric": 1.2})
+    own_probs = Network.probs
 
-    def spoilt(self: Variant, candidate: Any, images: Any) -> Any:
+    def spoilt(self: Network, candidate: Any, images: Any) -> Any:
         probs = own_probs(self, candidate, images)
         return 1 - probs if candidate is not None and candidate.name == "openvino int8" else probs
 
-    monkeypatch.setattr(Variant, "probs", spoilt)
+    monkeypatch.setattr(Network, "probs", spoilt)
     result = run(trained, tmp_path, max_drop=20.0)
     assert result.receipt["winner"] == "openvino int8, asymmetric"
     (row,) = (row for row in result.receipt["rows"] if row["name"] == result.receipt["winner"])
@@ -263,7 +263,7 @@ def test_finer_activations_win_where_the_others_lose_too_much(
 def test_a_library_that_is_missing_is_told_with_its_mend(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, COSTS)
+    fake_times(monkeypatch, COSTS)
     monkeypatch.setattr(candidates_module, "find_spec", lambda name: None if name == "openvino" else object())
     result = run(trained, tmp_path, max_drop=20.0)
     assert result.runtime == "onnx"
@@ -273,13 +273,13 @@ def test_a_library_that_is_missing_is_told_with_its_mend(
 def test_a_search_that_was_stopped_goes_on_from_what_it_had_built(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, COSTS)
+    fake_times(monkeypatch, COSTS)
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(workbench_module, "time_sides", stop)
+        patch.setattr(measurements_module, "time_sides", stop)
         with pytest.raises(KeyboardInterrupt):
             run(trained, tmp_path, max_drop=20.0)
     assert list(tmp_path.glob(".fast*"))
@@ -319,10 +319,10 @@ def test_the_command_really_times_and_says_no_by_its_exit_status(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # enough to be timed in several processes; of the forms those that are soon there
-    forms = tuple(form for form in candidates_module.FORMS if form.runtime in ("eager", "openvino"))
-    monkeypatch.setattr(candidates_module, "FORMS", forms)
-    monkeypatch.setattr(workbench_module, "FINAL_ROUNDS", 4)
-    monkeypatch.setattr(workbench_module, "FINAL_PROCESSES", 2)
+    variants = tuple(form for form in candidates_module.VARIANTS if form.runtime in ("eager", "openvino"))
+    monkeypatch.setattr(candidates_module, "VARIANTS", variants)
+    monkeypatch.setattr(measurements_module, "FINAL_ROUNDS", 4)
+    monkeypatch.setattr(measurements_module, "FINAL_PROCESSES", 2)
     bundle, data = trained
     command = ["accelerate", str(bundle.folder), str(data), "--out", str(tmp_path / "fast"), "--quiet"]
     assert main([*command, "--max-drop", "0.01", "--json"]) == 3

@@ -14,7 +14,7 @@ import pytest
 from vivace.acceleration import decide
 from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.explain import at_chance, explain, nearest
-from vivace.acceleration.rows import Outcome, Row, Status, Verdict, going_on
+from vivace.acceleration.results import Outcome, Result, Status, Verdict, remaining
 from vivace.statistics.paired import PairedLoss, images_to_prove, loss_bound
 
 SURE = (1.0, 0.99, 1.01)
@@ -32,10 +32,10 @@ def loss(lost: int, gained: int = 0, num_images: int = 1000) -> PairedLoss:
     )
 
 
-def row(name: str, ratio: float, *, lost: int = 0, num_bytes: int = 100) -> Row:
+def row(name: str, ratio: float, *, lost: int = 0, num_bytes: int = 100) -> Result:
     runtime, precision, *network = name.split(" ", 2)
     candidate = Candidate(runtime=runtime, precision=precision, network=network[0] if network else "")
-    return Row(
+    return Result(
         candidate=candidate,
         ratio=(ratio, 0.98 * ratio, 1.02 * ratio),
         num_bytes=num_bytes,
@@ -43,7 +43,7 @@ def row(name: str, ratio: float, *, lost: int = 0, num_bytes: int = 100) -> Row:
     )
 
 
-def reasons(rows: Sequence[Row]) -> dict[str, str]:
+def reasons(rows: Sequence[Result]) -> dict[str, str]:
     return {row.name: row.outcome.reason for row in rows}
 
 
@@ -54,7 +54,7 @@ BASELINE = row("eager fp32", 1.0)
 def test_a_form_is_dropped_where_one_of_less_risk_is_faster() -> None:
     rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.5), row("openvino int8", 4.0), row("eager bf16", 0.8)]
     decided = decide.drop_dominated(rows, BASELINE, objective="latency")
-    assert [r.name for r in going_on(decided)] == ["onnx fp32", "openvino int8"]
+    assert [r.name for r in remaining(decided)] == ["onnx fp32", "openvino int8"]
     assert [reasons(decided)[r.name] for r in rows] == [
         "the baseline",
         "built",
@@ -66,7 +66,7 @@ def test_a_form_is_dropped_where_one_of_less_risk_is_faster() -> None:
 
 def test_a_form_that_is_nearly_as_fast_goes_on_to_the_longer_timing() -> None:
     rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.96)]
-    assert len(going_on(decide.drop_dominated(rows, BASELINE, objective="latency"))) == 2
+    assert len(remaining(decide.drop_dominated(rows, BASELINE, objective="latency"))) == 2
 
 
 def test_a_smaller_network_is_the_greatest_risk() -> None:
@@ -80,7 +80,7 @@ def test_a_smaller_network_is_the_greatest_risk() -> None:
 
 def test_for_size_a_smaller_file_goes_on_though_it_is_slower() -> None:
     rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.5, num_bytes=25)]
-    assert [r.name for r in going_on(decide.drop_dominated(rows, BASELINE, objective="size"))] == [
+    assert [r.name for r in remaining(decide.drop_dominated(rows, BASELINE, objective="size"))] == [
         "onnx fp32",
         "onnx int8",
     ]
@@ -90,7 +90,7 @@ def test_the_fastest_four_are_judged_and_the_surest_first() -> None:
     rows = [row("onnx fp32", 2.0), row("openvino fp32", 2.1, lost=9), row("openvino bf16", 3.0, lost=2)]
     rows += [row("openvino int8", 4.0, lost=5), row("openvino int8+bf16", 5.0, lost=7)]
     decided = decide.finalists_of(rows)
-    finalists = going_on(decided)
+    finalists = remaining(decided)
     assert [r.selected.lost for r in finalists if r.selected] == [2, 5, 7, 9]
     assert reasons(decided)[rows[0].name] == "slower than openvino int8+bf16"
     assert decide.finalists_of([]) == []
@@ -101,7 +101,7 @@ def test_the_sequence_stops_at_the_first_form_that_is_not_proven() -> None:
     lost = {"onnx fp32": 0, "openvino fp32": 40, "openvino int8": 0}
     looked: list[str] = []
 
-    def judge(judged: Row, confidence: float) -> PairedLoss:
+    def judge(judged: Result, confidence: float) -> PairedLoss:
         assert confidence == 0.95
         looked.append(judged.name)
         return loss(lost[judged.name])
@@ -118,7 +118,7 @@ def test_each_network_has_its_share_of_the_chance_to_be_wrong_and_hands_on_what_
     lost = {"openvino fp32": 0, "openvino int8": 0, "a, openvino int8": 40, "b, openvino bf16": 0}
     confidences: dict[str, float] = {}
 
-    def judge(judged: Row, confidence: float) -> PairedLoss:
+    def judge(judged: Result, confidence: float) -> PairedLoss:
         confidences[judged.name] = confidence
         return loss(lost.get(judged.name, 0))
 
@@ -148,7 +148,7 @@ def test_the_own_network_is_judged_whatever_the_others_promise_and_of_each_the_f
         dataclasses.replace(other, selected=loss(4 if other.candidate.precision == "int8" else 3)) for other in others
     ]
     decided = decide.finalists_of([slow, sure, *others, *own])
-    finalists = going_on(decided)
+    finalists = remaining(decided)
     # of each of the others the surest and the fastest
     assert [r.name for r in finalists] == [
         "openvino int8",
@@ -202,16 +202,20 @@ def test_what_was_not_proven_and_the_best_that_was_not_accepted_are_told() -> No
     failed, slow = row("openvino int8", 4.0, lost=4), row("onnx fp32", 2.0)
     failed = dataclasses.replace(failed, outcome=NOT_PROVEN, certified=loss(4))
     notes = explain([BASELINE, slow, failed], None, (1.05, 1.02, 1.08), 0.005)
-    assert "openvino int8: 0.40 points lost on 1,000 images" in notes[0]
+    assert "openvino int8: accuracy drop 0.40 points on 1,000 images, upper bound " in notes[0]
     assert "images like these would prove it" in notes[0]
     # of those that are faster the one that may have lost least
-    assert notes[1].startswith("the best that was not accepted: onnx fp32, 2.00 times as fast, 0.00 points lost")
+    assert notes[1].startswith(
+        "the best variant that was not accepted: onnx fp32, 2.00 times as fast, accuracy drop 0.00 points on 1,000"
+    )
     assert nearest([BASELINE, failed, row("onnx int8", 0.9)]) is failed
     assert nearest([BASELINE]) is None
-    assert "[1.020, 1.080] times as fast as in the first" in notes[2]
+    assert "[1.020, 1.080] times as fast as itself: a variant has to be faster by more than that" in notes[2]
     assert explain([BASELINE, slow], slow, SURE, 0.005) == []
-    (disturbed,) = explain([BASELINE, slow], slow, (0.63, 0.52, 2.49), 0.005)
-    assert "0.63 [0.52, 2.49] times as fast as itself" in disturbed
+    (noisy,) = explain([BASELINE, slow], slow, (0.63, 0.52, 2.49), 0.005)
+    assert "0.63 [0.52, 2.49] times as fast as itself" in noisy
+    gained = dataclasses.replace(failed, certified=loss(2, 6))
+    assert "openvino int8: accuracy gain 0.40 points on 1,000 images" in explain([gained], gained, SURE, 0.0)[0]
 
 
 @pytest.mark.parametrize(("lost", "expected"), [(40, "no number of images"), (4, "about")])
@@ -222,7 +226,7 @@ def test_a_loss_over_the_budget_is_proven_by_no_number_of_images(lost: int, expe
 
 
 @pytest.mark.parametrize(
-    ("control", "noisy"),
+    ("aa_test", "noisy"),
     [
         (SURE, False),
         # of one process and another, for sure, but not of anything beside them
@@ -239,21 +243,21 @@ def test_a_loss_over_the_budget_is_proven_by_no_number_of_images(lost: int, expe
     ],
 )
 def test_without_a_narrow_control_no_form_wins_however_fast_it_is(
-    control: tuple[float, float | None, float | None], noisy: bool
+    aa_test: tuple[float, float | None, float | None], noisy: bool
 ) -> None:
     fast = row("openvino int8", 4.0)
-    assert decide.is_noisy(control) is noisy
-    winner = decide.pick_winner([fast], control, objective="latency")
+    assert decide.is_noisy(aa_test) is noisy
+    winner = decide.pick_winner([fast], aa_test, objective="latency")
     assert winner is (None if noisy else fast)
-    verdict = decide.verdict_of(winner, control, num_processes=5, out_of_time=False)
+    verdict = decide.verdict_of(winner, aa_test, num_processes=5, out_of_time=False)
     assert verdict is (Verdict.NOISY if noisy else Verdict.ACCELERATED)
-    assert any("too noisy to decide" in note for note in explain([fast], winner, control, 0.5)) is (
-        noisy and control[1] is not None
+    assert any("too noisy to decide" in note for note in explain([fast], winner, aa_test, 0.5)) is (
+        noisy and aa_test[1] is not None
     )
 
 
 @pytest.mark.parametrize(
-    ("control", "num_processes", "out_of_time", "expected"),
+    ("aa_test", "num_processes", "out_of_time", "expected"),
     [
         (None, 0, True, Verdict.UNDECIDED),
         (SURE, 5, True, Verdict.UNDECIDED),
@@ -263,8 +267,8 @@ def test_without_a_narrow_control_no_form_wins_however_fast_it_is(
         ((1.0, 0.5, 2.0), 5, True, Verdict.NOISY),
     ],
 )
-def test_why_nothing_won_is_told_apart(control: Any, num_processes: int, out_of_time: bool, expected: Verdict) -> None:
-    assert decide.verdict_of(None, control, num_processes=num_processes, out_of_time=out_of_time) == expected
+def test_why_nothing_won_is_told_apart(aa_test: Any, num_processes: int, out_of_time: bool, expected: Verdict) -> None:
+    assert decide.verdict_of(None, aa_test, num_processes=num_processes, out_of_time=out_of_time) == expected
 
 
 @pytest.mark.parametrize(
@@ -275,7 +279,7 @@ def test_a_form_without_a_finite_interval_does_not_win(ratio: Any) -> None:
     broken = dataclasses.replace(broken, ratio=ratio)
     assert decide.pick_winner([broken, sound], SURE, objective="latency") is sound
     assert decide.pick_winner([broken], SURE, objective="size") is None
-    assert [r.name for r in going_on(decide.drop_dominated([BASELINE, sound], BASELINE, objective="latency"))] == [
+    assert [r.name for r in remaining(decide.drop_dominated([BASELINE, sound], BASELINE, objective="latency"))] == [
         "onnx fp32"
     ]
 
@@ -284,7 +288,7 @@ def test_what_there_was_no_time_to_judge_is_not_proven_and_hands_nothing_on() ->
     rows = [row("onnx fp32", 2.0), row("openvino int8", 4.0), row("openvino int8 small", 6.0)]
     confidences: list[float] = []
 
-    def judge(judged: Row, confidence: float) -> PairedLoss | None:
+    def judge(judged: Result, confidence: float) -> PairedLoss | None:
         confidences.append(confidence)
         return None if judged.name == "onnx fp32" else loss(0)
 
@@ -307,13 +311,13 @@ def test_a_model_at_chance_is_told(top1: float, told: bool) -> None:
     assert at_chance([], labels) is None
 
 
-FORMS = [f"{runtime} {precision}" for runtime in ("onnx", "openvino") for precision in ("fp32", "bf16", "int8")]
+VARIANTS = [f"{runtime} {precision}" for runtime in ("onnx", "openvino") for precision in ("fp32", "bf16", "int8")]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_decides_changes_nothing_that_it_is_given_and_loses_no_row(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    names = [f"{form}{network}" for form in FORMS for network in ("", " a", " b") if rng.random() < 0.7]
+    names = [f"{form}{network}" for form in VARIANTS for network in ("", " a", " b") if rng.random() < 0.7]
     rows = [
         row(name, float(rng.uniform(0.5, 6)), lost=int(rng.integers(0, 40)), num_bytes=int(rng.integers(1, 9)))
         for name in names
@@ -321,14 +325,14 @@ def test_what_decides_changes_nothing_that_it_is_given_and_loses_no_row(seed: in
     before = copy.deepcopy([BASELINE, *rows])
     objective = str(rng.choice(["latency", "size"]))
 
-    def judge(judged: Row, confidence: float) -> PairedLoss | None:
+    def judge(judged: Result, confidence: float) -> PairedLoss | None:
         return None if rng.random() < 0.1 else judged.selected
 
     dropped = decide.drop_dominated([BASELINE, *rows], BASELINE, objective=objective)
-    compared = [decide.selected_or_not(one, 0.02) for one in going_on(dropped)]
-    finalists = decide.finalists_of(going_on(compared))
+    compared = [decide.selected_or_not(one, 0.02) for one in remaining(dropped)]
+    finalists = decide.finalists_of(remaining(compared))
     kept = copy.deepcopy((dropped, compared, finalists))
-    certified = decide.certify_in_order(going_on(finalists), judge, max_drop=0.02)
+    certified = decide.certify_in_order(remaining(finalists), judge, max_drop=0.02)
     decide.pick_winner(certified, SURE, objective=objective)
     decide.images_to_certify(finalists, 0.02, 5000)
     explain(certified, None, SURE, 0.02)
@@ -337,11 +341,11 @@ def test_what_decides_changes_nothing_that_it_is_given_and_loses_no_row(seed: in
     # each stage returns the candidates that it was given, and says of each what became of it
     for given, returned in (
         ([BASELINE, *rows], dropped),
-        (going_on(compared), finalists),
-        (going_on(finalists), certified),
+        (remaining(compared), finalists),
+        (remaining(finalists), certified),
     ):
         assert sorted(one.name for one in given) == sorted(one.name for one in returned)
-    assert not going_on(certified)
+    assert not remaining(certified)
 
 
 def test_a_row_can_not_be_changed() -> None:

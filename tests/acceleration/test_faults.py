@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import COSTS, fake_times
 from safetensors.torch import load_file, save_file
-from telling import COSTS, told_times
 from torch import Tensor, nn
 
 from making import make_bundle
@@ -88,9 +88,9 @@ def data(make_folder: MakeFolder) -> Path:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timings that are the same everywhere, of forms that need no compiler."""
-    told_times(monkeypatch, COSTS)
-    forms = tuple(form for form in candidates_module.FORMS if form.runtime not in ("inductor", "aoti"))
-    monkeypatch.setattr(candidates_module, "FORMS", forms)
+    fake_times(monkeypatch, COSTS)
+    variants = tuple(form for form in candidates_module.VARIANTS if form.runtime not in ("inductor", "aoti"))
+    monkeypatch.setattr(candidates_module, "VARIANTS", variants)
 
 
 def accelerate(bundle: Bundle, data: Path, out: Path, *options: str) -> int:
@@ -180,10 +180,10 @@ def test_arithmetic_that_the_processor_lacks_is_told_and_another_form_wins(
     assert accelerate(plain, data, out, "--max-drop", "20") == 0
     written = receipt(out)
     lost = ("eager bf16", "openvino bf16", "openvino int8+bf16", "openvino int8+bf16, asymmetric")
-    assert written["missing"] == dict.fromkeys(lost, "this processor has no arithmetic for bf16")
+    assert written["missing"] == dict.fromkeys(lost, "this processor has no bf16 instructions")
     assert not set(lost) & set(statuses(written))
     assert written["winner"] is not None
-    assert "- openvino bf16: this processor has no arithmetic for bf16" in capsys.readouterr().out
+    assert "- openvino bf16: this processor has no bf16 instructions" in capsys.readouterr().out
 
 
 def test_where_no_form_is_within_the_budget_the_exit_status_is_3_and_every_form_is_told(

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from telling import COSTS, told_times
+from fakes import COSTS, fake_times
 
 from vivace.acceleration import candidates as candidates_module
 from vivace.bundle import Bundle
@@ -68,13 +68,13 @@ def test_every_verb_opens_what_needs_options_and_names_them_without(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    forms = tuple(
+    variants = tuple(
         form
-        for form in candidates_module.FORMS
+        for form in candidates_module.VARIANTS
         if (form.runtime, form.precision) in {("eager", "fp32"), ("onnx", "fp32")}
     )
-    monkeypatch.setattr(candidates_module, "FORMS", forms)
-    told_times(monkeypatch, COSTS)
+    monkeypatch.setattr(candidates_module, "VARIANTS", variants)
+    fake_times(monkeypatch, COSTS)
     names = {"BUNDLE": str(trained[0].folder), "OUT": str(tmp_path / "out" / verb)}
     before, behind = ([names.get(word, word) for word in words] for words in COMMANDS[verb])
     command = [verb, *before, str(odd[layout]), *behind]

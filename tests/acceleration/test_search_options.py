@@ -1,4 +1,4 @@
-"""What a search is asked for: one object that refuses what makes no sense, and is written into receipts."""
+"""The options of a search: one object that refuses what makes no sense, and is written into reports."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slow import told_clock
-from telling import COSTS, keep_told_forms, run, told_times
+from fakes import COSTS, fake_times, keep_fake_variants, run
+from slow import fake_clock
 from waiting import until_gone, wait_for
 
 from answers import last_answer
@@ -27,8 +27,8 @@ from vivace.errors import ConfigError, OutputPathError
 
 
 @pytest.fixture(autouse=True)
-def quick_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_told_forms(monkeypatch)
+def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_fake_variants(monkeypatch)
 
 
 def statuses(receipt: dict[str, Any]) -> dict[str, str]:
@@ -38,8 +38,8 @@ def statuses(receipt: dict[str, Any]) -> dict[str, str]:
 def test_in_enough_time_the_verdict_is_that_of_a_search_without_a_limit(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, COSTS)
-    clock = told_clock(monkeypatch, {})
+    fake_times(monkeypatch, COSTS)
+    clock = fake_clock(monkeypatch, {})
     result = run(trained, tmp_path, max_drop=20.0, within=600)
     assert (result.status, result.warnings, result.receipt["left_out"]) == ("accelerated", [], [])
     assert (result.runtime, result.precision) == ("openvino", "int8")
@@ -49,8 +49,8 @@ def test_in_enough_time_the_verdict_is_that_of_a_search_without_a_limit(
 def test_a_slow_variant_is_abandoned_at_its_share_of_the_time_and_the_others_decide(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, COSTS)
-    clock = told_clock(monkeypatch, {"build openvino int8": 1000.0})
+    fake_times(monkeypatch, COSTS)
+    clock = fake_clock(monkeypatch, {"build openvino int8": 1000.0})
     result = run(trained, tmp_path, max_drop=20.0, within=60)
     assert result.accelerated
     assert (result.runtime, result.precision) == ("openvino", "fp32")
@@ -67,9 +67,9 @@ def test_a_slow_variant_is_abandoned_at_its_share_of_the_time_and_the_others_dec
 def test_a_kind_of_work_that_took_long_is_not_started_again_where_it_would_not_end(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = told_times(monkeypatch, COSTS)
-    # answering for the images to select on leaves no time for the timing that decides
-    clock = told_clock(monkeypatch, {"probs": 30.0})
+    asked = fake_times(monkeypatch, COSTS)
+    # answering for the images to select on leaves no time for the final timing
+    clock = fake_clock(monkeypatch, {"probs": 30.0})
     result = run(trained, tmp_path, max_drop=20.0, within=40)
     assert (result.accelerated, result.status, result.reason) == (
         False,
@@ -89,12 +89,12 @@ def test_a_kind_of_work_that_took_long_is_not_started_again_where_it_would_not_e
     assert int(told[2]) >= int(told[3])
     assert f"**Warning: {warning}.**" in markdown(result.receipt)
     assert result.bundle == trained[0].folder
-    assert "the timing that decides: not started" in result.receipt["left_out"]
+    assert "the final timing: not started" in result.receipt["left_out"]
     assert markdown(result.receipt).splitlines()[0].endswith(": nothing decided in the time given")
     assert clock.now - 1000 <= 40
 
 
-@pytest.mark.parametrize("what", ["open_variant", "nothing is timed"])
+@pytest.mark.parametrize("what", ["open_network", "nothing is timed"])
 def test_where_the_time_is_over_before_the_baseline_is_timed_nothing_is_decided(
     trained: tuple[Bundle, Path],
     tmp_path: Path,
@@ -102,10 +102,10 @@ def test_where_the_time_is_over_before_the_baseline_is_timed_nothing_is_decided(
     capsys: pytest.CaptureFixture[str],
     what: str,
 ) -> None:
-    from vivace.acceleration import workbench as workbench_module
+    from vivace.acceleration import measurements as measurements_module
 
-    clock = told_clock(monkeypatch, {what: 1000.0})
-    monkeypatch.setattr(workbench_module, "time_sides", lambda *_, **__: [])
+    clock = fake_clock(monkeypatch, {what: 1000.0})
+    monkeypatch.setattr(measurements_module, "time_sides", lambda *_, **__: [])
     # of the process, which has been there for longer than that
     monkeypatch.setattr("vivace.hardware.process_seconds", lambda: 0.0)
     monkeypatch.setattr("time.monotonic", lambda: clock.now)
@@ -127,8 +127,8 @@ def test_where_the_time_is_over_before_the_baseline_is_timed_nothing_is_decided(
 def test_more_time_than_was_given_is_a_warning(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told_times(monkeypatch, COSTS)
-    clock = told_clock(monkeypatch, {})
+    fake_times(monkeypatch, COSTS)
+    clock = fake_clock(monkeypatch, {})
     plain = accelerate_module._write
 
     def late(*arguments: Any) -> Bundle:
@@ -143,15 +143,15 @@ def test_more_time_than_was_given_is_a_warning(
     said = capsys.readouterr()
     (warning,) = last_answer(said.out)["warnings"]
     assert warning.startswith("it took ")
-    assert warning.endswith(" s, and 60 s were given")
+    assert warning.endswith(" s, and the time budget was 60 s")
     assert f"warning: {warning}" in said.err
 
 
 def test_smaller_networks_are_not_trained_where_no_time_is_left(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, COSTS)
-    clock = told_clock(monkeypatch, {"proposed": 1000.0})
+    fake_times(monkeypatch, COSTS)
+    clock = fake_clock(monkeypatch, {"proposed": 1000.0})
     result = run(trained, tmp_path, max_drop=20.0, within=60, train="on")
     assert "smaller networks: not built" in result.receipt["left_out"]
     assert not any("train_student" in what for what in clock.ran)
@@ -164,7 +164,7 @@ def test_stopped_in_the_middle_no_process_is_left_and_nothing_is_written(
 ) -> None:
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}; from slow import open_with_slow_builder; "
-        "from vivace.acceleration import search; search.open_variant = open_with_slow_builder; "
+        "from vivace.acceleration import search; search.open_network = open_with_slow_builder; "
         "from vivace.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     out = tmp_path / "made" / "fast"

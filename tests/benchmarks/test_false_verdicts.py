@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from false_verdicts import process_spread, verdicts
-from vivace.timing.processes import Timings, ratio_of
+from vivace.timing.interleaved import Timings, ratio_of
 
 
 def test_a_verdict_is_false_in_either_direction_and_needs_the_whole_interval() -> None:

@@ -17,7 +17,7 @@ from exchange import random_bundle, view_for, write_exchange, write_random_excha
 from hand import HAND_FORMS, load, prepare
 from peers.inference import Exchange, Job
 from sides import PEERS, SideNotPrepared, peer_side
-from vivace.acceleration.candidates import FORMS
+from vivace.acceleration.candidates import VARIANTS
 from vivace.acceleration.splits import open_splits
 from vivace.bundle import Bundle, derive_bundle, load_bundle
 
@@ -85,7 +85,7 @@ def test_every_form_that_accelerate_tries_has_a_counterpart_by_hand() -> None:
     by_hand = {(form.runtime, form.precision) for form in HAND_FORMS.values()}
     # what no library's own documentation leads to stands for itself
     own = {("inductor", "int8"), ("aoti", "fp32"), ("aoti", "bf16"), ("openvino", "int8+bf16")}
-    assert {(form.runtime, form.precision) for form in FORMS} - own <= by_hand
+    assert {(form.runtime, form.precision) for form in VARIANTS} - own <= by_hand
 
 
 def test_batches_are_full_and_normalised_once(exchange: Exchange) -> None:

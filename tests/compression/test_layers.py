@@ -29,7 +29,7 @@ def graph(request: pytest.FixtureRequest, tmp_path: Path) -> Int8Graph:
 
 
 def answers(graph: Int8Graph, layers: Sequence[str]) -> np.ndarray:
-    return graph.program(graph.given_back(layers), "int8", batch_size=4)(pixels(4))
+    return graph.program(graph.with_float_layers(layers), "int8", batch_size=4)(pixels(4))
 
 
 def test_a_layer_in_float_changes_the_answers_and_nothing_in_place(
@@ -45,7 +45,7 @@ def test_a_layer_in_float_changes_the_answers_and_nothing_in_place(
 
 def test_a_name_that_is_no_layer_is_refused(graph: Int8Graph) -> None:
     with pytest.raises(ValueError, match="have no layer 'other' in common"):
-        graph.given_back(["other"])
+        graph.with_float_layers(["other"])
 
 
 @pytest.mark.parametrize("runtime", sorted(LAYERS))
@@ -66,10 +66,10 @@ def test_with_every_layer_in_float_the_answers_are_those_of_float32(
     graph = made.int8_graph(Candidate(runtime=runtime, precision="int8"))
     plain = LAYERS[runtime](made.graph(runtime), made.graph(runtime))
     assert plain.layers() == []
-    float32 = plain.program(plain.given_back(()), "fp32", batch_size=8)(images)
+    float32 = plain.program(plain.with_float_layers(()), "fp32", batch_size=8)(images)
 
     def distance(layers: Sequence[str]) -> float:
-        answers_NK = graph.program(graph.given_back(layers), "int8", batch_size=8)(images)
+        answers_NK = graph.program(graph.with_float_layers(layers), "int8", batch_size=8)(images)
         return float(np.abs(answers_NK - float32).max())
 
     int8, every = distance(()), distance(graph.layers())
@@ -88,7 +88,7 @@ def test_a_candidate_with_layers_in_float_is_built_and_answers_as_its_graph(runt
     candidate = Candidate(runtime=runtime, precision="int8")
     graph = made.int8_graph(candidate)
     kept = tuple(graph.layers()[1:3])
-    built = made.build(Candidate(runtime=runtime, precision="int8", kept=kept))
+    built = made.build(Candidate(runtime=runtime, precision="int8", float_layers=kept))
     classify = load_runtime(runtime, built, device=torch.device("cpu"), precision="int8")
     np.testing.assert_allclose(classify(pixels(4)), answers(graph, kept), atol=1e-6)
 
@@ -98,7 +98,7 @@ def test_of_onnx_nothing_is_left_that_nobody_reads(tmp_path: Path) -> None:
     made = builder(tmp_path)
     graph = made.int8_graph(Candidate(runtime="onnx", precision="int8"))
     layers = graph.layers()
-    graph.save(graph.given_back(layers), tmp_path)
+    graph.save(graph.with_float_layers(layers), tmp_path)
     saved = onnx.load(tmp_path / ONNX_GRAPH)
     onnx.checker.check_model(saved)
     read = {value for node in saved.graph.node for value in node.input}
@@ -118,7 +118,7 @@ class Told:
     def layers(self) -> list[str]:
         return list(self.costs)
 
-    def given_back(self, layers: Sequence[str]) -> Any:
+    def with_float_layers(self, layers: Sequence[str]) -> Any:
         return tuple(layers)
 
     def program(self, model: Any, precision: str, *, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:

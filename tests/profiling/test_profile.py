@@ -138,7 +138,7 @@ def test_a_layer_that_is_kept_runs_in_float_and_the_others_in_int8(
     def add(folder: Path) -> Any:
         quantize_openvino(plain.folder, int8, pixels(8))
         graph = LAYERS["openvino"](int8, plain.folder)
-        graph.save(graph.given_back((kept,)), folder)
+        graph.save(graph.with_float_layers((kept,)), folder)
         return dataclasses.replace(plain.info, precision="int8")
 
     profile = profiled(derive_bundle(plain, tmp_path / "kept", add))
@@ -226,7 +226,7 @@ def test_a_process_that_dies_or_fails_says_why(bundle: Bundle, monkeypatch: pyte
         profiled(plain)
     with pytest.raises(ConfigError, match="calls is out of range"):
         profile_layers(bundle, pixels(1), calls=0)
-    monkeypatch.setattr(profile_module, "CHILD", "import sys; sys.exit('no such library')")
+    monkeypatch.setattr(profile_module, "PROGRAM", "import sys; sys.exit('no such library')")
     with pytest.raises(VivaceError, match=r"its process died with 1 \(no such library\)"):
         profiled(bundle)
 

@@ -22,9 +22,9 @@ from vivace.errors import ConfigError, ImageError, OutOfTime
 from vivace.exporting.export import export
 from vivace.models.zoo import create_model
 from vivace.statistics.intervals import STUDENT
-from vivace.timing import children
+from vivace.timing import process as process_module
+from vivace.timing.interleaved import Side, SideFailure, Timings, ratio_of, time_sides
 from vivace.timing.preprocessing import time_preprocessing
-from vivace.timing.processes import Side, SideFailure, Timings, ratio_of, time_sides
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
 
@@ -135,13 +135,13 @@ def test_each_side_has_several_processes_and_only_the_first_starts_cold(
     small = make(tmp_path / "small", [8])
     runs = export(small, "onnx", tmp_path / "onnx").path
     alive: list[tuple[str, int]] = []
-    plain = children.Child.run_block
+    plain = process_module.TimedProcess.run_block
 
-    def run_block(child: children.Child) -> None:
-        plain(child)
-        alive.append((child.side.name, child._process.pid))
+    def run_block(process: process_module.TimedProcess) -> None:
+        plain(process)
+        alive.append((process.side.name, process._process.pid))
 
-    monkeypatch.setattr(children.Child, "run_block", run_block)
+    monkeypatch.setattr(process_module.TimedProcess, "run_block", run_block)
     forms = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("a", "b")]
     kept = tmp_path / "compiled"
     first, second = time_sides(forms, IMAGES, rounds=5, processes=2, block_seconds=0.01, compiled=kept)
@@ -169,7 +169,7 @@ def test_a_graph_is_timed_without_torch(tmp_path: Path) -> None:
         assert graph.peak_memory_bytes < eager.peak_memory_bytes
     np.save(tmp_path / "images.npy", IMAGES)
     code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from vivace.timing.child import _Session; "
+        f"import sys; sys.path[:] = {sys.path!r}; from vivace.timing.worker import _Session; "
         f"job = dict(bundle={str(tmp_path / 'onnx')!r}, runtime='onnx', precision='fp32', threads=None, batch_size=1, "
         f"images={str(tmp_path / 'images.npy')!r}); "
         "print(_Session(job).answer({'do': 'load'})); sys.exit('torch' in sys.modules)"
@@ -187,21 +187,21 @@ def test_at_the_deadline_timing_ends_and_whole_rounds_count(
     """blocks: so many are run in all, of two sides, before the time is over."""
     runs = export(make(tmp_path / "small", [8]), "onnx", tmp_path / "onnx").path
     forms = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("a", "b")]
-    plain, ran, started = children.Child.run_block, [], []
-    begin = children.Child.begin_load
+    plain, ran, started = process_module.TimedProcess.run_block, [], []
+    begin = process_module.TimedProcess.begin_load
 
-    def run_block(child: children.Child) -> None:
+    def run_block(process: process_module.TimedProcess) -> None:
         if len(ran) == blocks:
             raise OutOfTime("out of time")
-        ran.append(child.side.name)
-        plain(child)
+        ran.append(process.side.name)
+        plain(process)
 
-    def begin_load(child: children.Child) -> None:
-        started.append(child._process)
-        begin(child)
+    def begin_load(process: process_module.TimedProcess) -> None:
+        started.append(process._process)
+        begin(process)
 
-    monkeypatch.setattr(children.Child, "run_block", run_block)
-    monkeypatch.setattr(children.Child, "begin_load", begin_load)
+    monkeypatch.setattr(process_module.TimedProcess, "run_block", run_block)
+    monkeypatch.setattr(process_module.TimedProcess, "begin_load", begin_load)
     timings = time_sides(forms, IMAGES, rounds=2 * processes, processes=processes, block_seconds=0.01)
     assert [one.processes for one in timings] == ([] if expected is None else [expected] * 2)
     assert all(len(one.blocks_ms) == len(one.processes) for one in timings)
@@ -213,14 +213,14 @@ def test_a_side_that_is_not_loaded_in_time_is_left_out_and_after_the_deadline_no
 ) -> None:
     runs = export(make(tmp_path / "small", [8]), "onnx", tmp_path / "onnx").path
     forms = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("slow", "b")]
-    plain = children.Child.end_load
+    plain = process_module.TimedProcess.end_load
 
-    def end_load(child: children.Child) -> float:
-        if child.side.name == "slow":
-            child.deadline = time.monotonic()
-        return plain(child)
+    def end_load(process: process_module.TimedProcess) -> float:
+        if process.side.name == "slow":
+            process.deadline = time.monotonic()
+        return plain(process)
 
-    monkeypatch.setattr(children.Child, "end_load", end_load)
+    monkeypatch.setattr(process_module.TimedProcess, "end_load", end_load)
     told: list[tuple[str, str]] = []
 
     def failed(side: Side, error: Exception) -> None:
@@ -234,7 +234,7 @@ def test_a_side_that_is_not_loaded_in_time_is_left_out_and_after_the_deadline_no
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a process was started after the deadline")
 
-    monkeypatch.setattr(children.subprocess, "Popen", never)
+    monkeypatch.setattr(process_module.subprocess, "Popen", never)
     assert time_sides(forms, IMAGES, rounds=2, deadline=time.monotonic() - 1, on_failure=failed) == []
     assert told[1:] == [("slow", "not timed: out of time"), ("b", "not timed: out of time")]
 
@@ -264,11 +264,11 @@ def fake_runtime(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> No
     (folder / "fake_runtime.py").write_text(code)
     monkeypatch.syspath_prepend(folder)
     served = "from vivace.runtimes import RUNTIMES; RUNTIMES['fake'] = 'fake_runtime'; "
-    monkeypatch.setattr(children, "CHILD", children.CHILD.replace("serve()", served + "serve()"))
+    monkeypatch.setattr(process_module, "PROGRAM", process_module.PROGRAM.replace("serve()", served + "serve()"))
 
 
 def test_a_side_that_dies_says_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "CHILD", "import sys; sys.exit('no such library')")
+    monkeypatch.setattr(process_module, "PROGRAM", "import sys; sys.exit('no such library')")
     with pytest.raises(SideFailure, match=r"its process died \(no such library\)"):
         time_sides([side("a", make(tmp_path / "a", [8]))], IMAGES, rounds=1)
 
@@ -319,8 +319,8 @@ def load(bundle, *, device, precision):
 def test_a_side_that_gives_no_answer_is_ended_and_told_of_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: str, call: str
 ) -> None:
-    monkeypatch.setattr(children, "LOAD_SECONDS", 60.0 if call else 20.0)
-    monkeypatch.setattr(children, "BLOCK_SECONDS", 1.0)
+    monkeypatch.setattr(process_module, "LOAD_SECONDS", 60.0 if call else 20.0)
+    monkeypatch.setattr(process_module, "BLOCK_SECONDS", 1.0)
     pid = str(tmp_path / "fake" / "pid")
     fake_runtime(
         monkeypatch, tmp_path / "fake", FAKE.format(load=load or "pass", call=call or "pass").replace("PID", pid)
@@ -361,21 +361,21 @@ def test_too_few_images_for_a_batch_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SideFailure])
 def test_no_process_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]) -> None:
-    started: list[children.Child] = []
-    plain: Callable[..., None] = children.Child.__init__
+    started: list[process_module.TimedProcess] = []
+    plain: Callable[..., None] = process_module.TimedProcess.__init__
 
-    def remembered(child: children.Child, *arguments: object) -> None:
-        plain(child, *arguments)
-        started.append(child)
+    def remembered(process: process_module.TimedProcess, *arguments: object) -> None:
+        plain(process, *arguments)
+        started.append(process)
 
-    def stopped(child: children.Child) -> None:
+    def stopped(process: process_module.TimedProcess) -> None:
         raise stop
 
-    monkeypatch.setattr(children.Child, "__init__", remembered)
-    monkeypatch.setattr(children.Child, "run_block", stopped)
+    monkeypatch.setattr(process_module.TimedProcess, "__init__", remembered)
+    monkeypatch.setattr(process_module.TimedProcess, "run_block", stopped)
     with pytest.raises(stop):
         time_sides([side("a", make(tmp_path / "a", [8]))], IMAGES, rounds=1, block_seconds=0.01)
-    assert [child._process.poll() is not None for child in started] == [True]
+    assert [process._process.poll() is not None for process in started] == [True]
 
 
 def test_preprocessing_is_timed_by_itself(tmp_path: Path) -> None:

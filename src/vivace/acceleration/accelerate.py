@@ -1,4 +1,4 @@
-"""vivace.accelerate: from a bundle and images to a faster bundle with its receipt."""
+"""vivace.accelerate: from a bundle and images to a faster bundle, with a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from vivace.acceleration.options import SearchKeywords, SearchOptions
 from vivace.acceleration.receipt import markdown, receipt, samples
-from vivace.acceleration.rows import Row, SearchResult
+from vivace.acceleration.results import Result, SearchResult
 from vivace.acceleration.search import Search
 from vivace.bundle import Bundle, BundleInfo, check_finite, derive_bundle, load_bundle
 from vivace.cpus import limit_threads
@@ -31,29 +31,29 @@ from vivace.systems import ENDS_GROUPS
 __all__ = ["Acceleration", "accelerate"]
 
 RECEIPT = "receipt.json"
-# a receipt → a picture at a path
+# draws a report to an image file
 Draw = Callable[[dict[str, Any], Path], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Acceleration:
-    """What a search gave. Accuracies are shares, drops percentage points, times ms of one call."""
+    """The result of a search. Accuracies are in [0, 1], drops in percentage points, times in ms per call."""
 
     bundle: Path
-    """The new bundle, or the one that was given where nothing faster was proven."""
+    """The new bundle, or the one that was given if no faster one was found."""
     accelerated: bool
     status: str
-    """ "accelerated"; "nothing_faster": nothing was both faster and accurate enough; "noisy": the timing was too noisy
-    to decide; "undecided": the time given was over before anything was decided."""
+    """ "accelerated"; "nothing_faster": no candidate was both faster and within the accuracy budget; "noisy": the
+    timing was too noisy to decide; "undecided": the time budget ended before anything was decided."""
     reason: str
-    """The status for people."""
+    """The status in words, for people."""
     warnings: list[str]
-    """What makes the result worth less than it seems: a model at chance level, more time taken than was given."""
+    """Why the result may be worth less than it seems, such as a model at chance level or an exceeded time budget."""
     runtime: str
     precision: str
     batch_size: int
     latency_ms_before: float
-    """p50 of the baseline: the faster of PyTorch eager and compiled, float32; NaN where it was not timed."""
+    """Median of the baseline, the faster of PyTorch eager and compiled in float32; NaN if it was not timed."""
     latency_ms_after: float
     speedup: float
     speedup_low: float
@@ -62,14 +62,14 @@ class Acceleration:
     top1_after: float
     drop: float
     drop_bound: float
-    """One-sided, 95 %; more where several networks were judged."""
+    """One-sided upper bound on `drop` with 95 % confidence, or more if several networks were judged."""
     num_certify_images: int
     target_reached: bool | None
-    """None where no speed-up was asked for."""
+    """None if no speed-up was requested."""
     receipt: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """The single figures, for JSON; the receipt lies in the bundle."""
+        """All but the report, which is in the bundle, as plain values for JSON."""
         values = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "receipt"
         }
@@ -87,24 +87,24 @@ def accelerate(
     on_message: Callable[[str], None] = lambda message: print(printable(message), file=sys.stderr),
     **keywords: Unpack[SearchKeywords],
 ) -> Acceleration:
-    """Find the fastest form of a bundle that is proven to lose at most `max_drop` percentage points of accuracy.
+    """Find the fastest variant of a bundle whose accuracy drop is proven to be at most `max_drop` percentage points.
 
-    data: as for `train`, of the bundle's classes. out: folder of the new bundle, with receipt.json, receipt.md and
-    samples.npz, the raw timings, beside the model, and pareto.png if `draw` makes one; what is built on the way lies
-    in a folder beside it: from there a search that was stopped goes on, and there trained networks stay.
-    options: what is asked for; or its fields as keywords, as in accelerate(..., max_drop=1.0, within="20m").
-    started: of time.monotonic, from when on the time of `within` counts; None: from this call. The search ends by then:
-    what does not fit is not started, what runs then is abandoned, and the verdict is what was measured until then.
+    data: as for `train`, with the bundle's classes. out: folder of the new bundle, which also holds the report
+    (receipt.json, receipt.md), the raw timings (samples.npz), and pareto.png if `draw` makes one. Intermediate files
+    are in a folder beside it, from which an interrupted search continues; trained networks stay there.
+    options: a `SearchOptions`, or its fields as keywords: accelerate(..., max_drop=1.0, within="20m").
+    started: time.monotonic() from which `within` counts; None: from this call. When that time is over, the search ends
+    with what was measured by then: work that would not fit is not started, work that is running is abandoned.
     Raises ConfigError, BundleError, DataError, and VivaceError if the plain model can't be timed.
     """
     options = _asked(options, keywords)
     if not ENDS_GROUPS:
         raise ConfigError(
-            "accelerate needs Linux or macOS: on this system processes can't be timed and ended as it does. "
-            "Run it there (on Windows in WSL), or take vivace export."
+            "accelerate needs Linux or macOS: on this system it can't end the processes that it times. "
+            "Run it there (on Windows in WSL), or use vivace export."
         )
     bundle = _opened(bundle)
-    out, told, replaced = _checked_out(Path(out), bundle)
+    out, report, replaced = _checked_out(Path(out), bundle)
     check_finite(bundle.build_model())
     limit_threads()
     facts = [bundle.info.metrics, [sha256_of(bundle.folder / name) for name in bundle.files]]
@@ -116,22 +116,22 @@ def accelerate(
     result = search.run()
     late = search.budget.overrun()
     result.warnings += [] if late is None else [late]
-    written = receipt(result, bundle, {"data": str(data), **options.to_dict()})
+    receipt_json = receipt(result, bundle, {"data": str(data), **options.to_dict()})
     if result.winner is None:
-        with writing(told):
-            write_sealed(told, written)
-        on_message(f"the receipt: {told}")
+        with writing(report):
+            write_sealed(report, receipt_json)
+        on_message(f"the report: {report}")
         final = bundle
     else:
         with writing(out):
-            final = _write(search, result, result.winner, written, out, draw)
+            final = _write(search, result, result.winner, receipt_json, out, draw)
         tell_replaced(out, replaced)
     _clear(work, on_message)
     if late is None:
-        # what was written after the search counts too
+        # writing the bundle counts too
         late = search.budget.overrun()
         result.warnings += [] if late is None else [late]
-    return _acceleration(result, final, options, written)
+    return _acceleration(result, final, options, receipt_json)
 
 
 def _asked(options: SearchOptions | None, keywords: Mapping[str, Any]) -> SearchOptions:
@@ -149,33 +149,33 @@ def _asked(options: SearchOptions | None, keywords: Mapping[str, Any]) -> Search
 
 
 def _opened(bundle: Any) -> Bundle:
-    """What is to be accelerated. Raises ConfigError for what is neither a bundle nor the name of its folder."""
+    """The bundle. Raises ConfigError for what is neither a bundle nor the path of its folder."""
     if isinstance(bundle, Bundle):
         return bundle
     if isinstance(bundle, str | os.PathLike):
         return load_bundle(Path(bundle))
     raise ConfigError(
         f"accelerate takes a bundle: got an object of type {type(bundle).__name__}. Give the folder that vivace train "
-        "wrote, or for other networks of timm or of vivace their name and --weights on the command line."
+        "wrote; for networks of timm or vivace with other weights, use the command line with --weights."
     )
 
 
 def _checked_out(out: Path, bundle: Bundle) -> tuple[Path, Path, str | None]:
-    """The folder to write, the file of the report where nothing is found, and what the folder would replace.
+    """(folder of the new bundle, file for the report if there is none, what the folder would replace).
 
-    Raises OutputPathError where that would be anything that vivace did not write.
+    Raises OutputPathError if anything would be replaced that vivace did not write.
     """
     if out.name in ("", ".."):
-        # names are made from its own
+        # other names are derived from its name
         out = out.resolve()
     replaced = check_folder(out, inputs=[bundle.folder])
-    told = out.with_name(f"{out.name}-{RECEIPT}")
-    check_file(told, inputs=[bundle.folder], option="the report's file")
-    return out, told, replaced
+    report = out.with_name(f"{out.name}-{RECEIPT}")
+    check_file(report, inputs=[bundle.folder], option="the report's file")
+    return out, report, replaced
 
 
 def _clear(work: Path, on_message: Callable[[str], None]) -> None:
-    """Remove what was built on the way, but for trained networks: another search in as much time takes them."""
+    """Remove intermediate files, except for trained networks: another search with the same time budget reuses them."""
     trained = work / "networks" / "runs"
     for path in (*work.glob("*"), *work.glob("networks/*")):
         if path not in (trained, trained.parent):
@@ -183,11 +183,11 @@ def _clear(work: Path, on_message: Callable[[str], None]) -> None:
     if not trained.is_dir():
         shutil.rmtree(work, ignore_errors=True)
     else:
-        on_message(f"kept for another search of this bundle, as for another budget: {trained}")
+        on_message(f"trained networks are kept for further searches of this bundle: {trained}")
 
 
 def _write(
-    search: Search, result: SearchResult, winner: Row, written: dict[str, Any], out: Path, draw: Draw | None
+    search: Search, result: SearchResult, winner: Result, receipt_json: dict[str, Any], out: Path, draw: Draw | None
 ) -> Bundle:
     built = search.bundle_of(winner)
     assert winner.parity is not None
@@ -201,35 +201,37 @@ def _write(
         for name in built.files:
             if not (folder / name).exists():
                 shutil.copyfile(built.folder / name, folder / name)
-        write_json(folder / RECEIPT, written)
+        write_json(folder / RECEIPT, receipt_json)
         raw: dict[str, Any] = samples(result)
         np.savez_compressed(folder / "samples.npz", **raw)
-        (folder / "receipt.md").write_text(markdown(written), encoding="utf-8")
+        (folder / "receipt.md").write_text(markdown(receipt_json), encoding="utf-8")
         if draw is not None:
-            draw(written, folder / "pareto.png")
+            draw(receipt_json, folder / "pareto.png")
         return info
 
     return derive_bundle(built, out, add)
 
 
-def _acceleration(result: SearchResult, final: Bundle, options: SearchOptions, written: dict[str, Any]) -> Acceleration:
-    row = result.winner or result.baseline
+def _acceleration(
+    result: SearchResult, final: Bundle, options: SearchOptions, receipt_json: dict[str, Any]
+) -> Acceleration:
+    chosen = result.winner or result.baseline
     unknown = (math.nan, None, None)
-    # nothing beside the model itself was found to be faster; without a baseline that is not known either
-    ratio = unknown if row is None else (1.0, 1.0, 1.0) if row.ratio is None else row.ratio
-    loss, unchanged = (None, math.nan) if row is None else (row.certified, 0.0)
-    top1 = math.nan if written["top1_before"] is None else written["top1_before"]
+    # if nothing is faster the answer is the baseline itself; without a baseline the ratio is unknown
+    ratio = unknown if chosen is None else (1.0, 1.0, 1.0) if chosen.ratio is None else chosen.ratio
+    loss, unchanged = (None, math.nan) if chosen is None else (chosen.certified, 0.0)
+    top1 = math.nan if receipt_json["top1_before"] is None else receipt_json["top1_before"]
     return Acceleration(
         bundle=final.folder,
         accelerated=result.winner is not None,
         status=result.verdict.value,
         reason=result.verdict.reason,
         warnings=list(result.warnings),
-        runtime=final.info.runtime if row is None else row.candidate.runtime,
-        precision=final.info.precision if row is None else row.candidate.precision,
+        runtime=final.info.runtime if chosen is None else chosen.candidate.runtime,
+        precision=final.info.precision if chosen is None else chosen.candidate.precision,
         batch_size=options.images_per_call,
         latency_ms_before=_p50_ms(result.baseline),
-        latency_ms_after=_p50_ms(row),
+        latency_ms_after=_p50_ms(chosen),
         speedup=ratio[0],
         speedup_low=math.nan if ratio[1] is None else ratio[1],
         top1_before=top1,
@@ -237,11 +239,11 @@ def _acceleration(result: SearchResult, final: Bundle, options: SearchOptions, w
         drop=unchanged if loss is None else 100 * loss.drop,
         drop_bound=unchanged if loss is None else 100 * loss.bound,
         num_certify_images=result.num_certify,
-        target_reached=None if options.target_speedup is None or row is None else ratio[0] >= options.target_speedup,
-        receipt=written,
+        target_reached=None if options.target_speedup is None or chosen is None else ratio[0] >= options.target_speedup,
+        receipt=receipt_json,
     )
 
 
-def _p50_ms(row: Row | None) -> float:
-    """NaN where a row was not timed."""
-    return row.p50_ms if row is not None and math.isfinite(row.p50_ms) else math.nan
+def _p50_ms(chosen: Result | None) -> float:
+    """NaN if it was not timed."""
+    return chosen.p50_ms if chosen is not None and math.isfinite(chosen.p50_ms) else math.nan

@@ -1,4 +1,4 @@
-"""The time that a search was given: how much is left, and whether a piece of work still fits."""
+"""The time budget of a search: how much is left, and whether a piece of work still fits."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterator
 
 __all__ = ["Budget"]
 
-# writing the bundle, its report and its figure comes after the search: so much is kept for it, and no more than a share
+# reserved for writing the bundle, its report and figure after the search: seconds, but at most this fraction
 FINISH_SECONDS, FINISH_SHARE = 3.0, 0.1
-# a search that took longer than it was given by more than this says so
+# a search that exceeds its budget by more than this factor warns
 MAX_OVERRUN = 1.05
-# a search that decided nothing is told to try so many times its time, or what the step that did not fit takes
+# what a search that decided nothing suggests: this factor times the budget, or time for the step that did not fit
 ENOUGH, SAFETY = 2.0, 1.5
 
 
 class Budget:
-    """Seconds for a search, from `started` on; without any there is no limit, and everything fits."""
+    """Seconds for a search, counted from `started`; None: no limit."""
 
     def __init__(self, seconds: float | None = None, *, started: float | None = None) -> None:
-        """started: of time.monotonic, when the process began or the function was called; None: now."""
+        """started: time.monotonic() when the process began or the function was called; None: now."""
         self.seconds = seconds
         self.started = time.monotonic() if started is None else started
         self._slowest: dict[str, float] = {}
@@ -29,7 +29,7 @@ class Budget:
 
     @property
     def deadline(self) -> float:
-        """Of time.monotonic, when the search must end; infinite without a limit."""
+        """time.monotonic() when the search must end; infinite without a limit."""
         if self.seconds is None:
             return float("inf")
         return self.started + self.seconds - min(FINISH_SECONDS, FINISH_SHARE * self.seconds)
@@ -43,11 +43,11 @@ class Budget:
         return self.deadline - time.monotonic()
 
     def after(self, share: float) -> float:
-        """The moment, of time.monotonic, at which this share of what is left now will be gone."""
+        """time.monotonic() when this fraction of what is left now will have passed."""
         return time.monotonic() + share * self.seconds_left()
 
     def fits(self, kind: str, *, seconds: float = 0.0, until: float | None = None) -> bool:
-        """Whether work of a kind can end in time, by the longest of its kind so far, or by `seconds`."""
+        """Whether work can end in time, estimated by the longest of its kind so far and by `seconds`."""
         left = (self.deadline if until is None else min(until, self.deadline)) - time.monotonic()
         needed = max(seconds, self._slowest.get(kind, 0.0))
         if left <= needed:
@@ -56,17 +56,17 @@ class Budget:
 
     @contextlib.contextmanager
     def measured(self, kind: str) -> Iterator[None]:
-        """Remember how long the block took, as work of this kind; one that fails says nothing of the others."""
+        """Record how long the block took, as work of this kind; not if it raises."""
         began = time.monotonic()
         yield
         self._slowest[kind] = max(self._slowest.get(kind, 0.0), time.monotonic() - began)
 
     def shortfall(self) -> str | None:
-        """What was left of the time, why nothing more was begun in it, and how much might do; None without a limit."""
+        """How much time was left, why nothing more was started, and how much to give; None without a limit."""
         if self.seconds is None:
             return None
         left = max(0.0, self.seconds - self.elapsed())
-        why, enough = "what was begun did not end in its share of the time", ENOUGH * self.seconds
+        why, enough = "what was started did not end in its share of the time", ENOUGH * self.seconds
         if self._refused is not None and self._refused[0] > 0:
             needed, had = self._refused
             why = f"the next step was estimated at {needed:.0f} s, {had:.0f} s were left for it"
@@ -75,7 +75,7 @@ class Budget:
         return f"{left:.0f} s of {self.seconds:g} s were left when the search ended: {why}. Try --within {asked}"
 
     def overrun(self) -> str | None:
-        """A warning where more than 5 % more time went by than was given."""
+        """A warning if the budget was exceeded by more than 5 %; else None."""
         if self.seconds is None or self.elapsed() <= MAX_OVERRUN * self.seconds:
             return None
-        return f"it took {self.elapsed():.0f} s, and {self.seconds:g} s were given"
+        return f"it took {self.elapsed():.0f} s, and the time budget was {self.seconds:g} s"

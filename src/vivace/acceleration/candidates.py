@@ -1,4 +1,4 @@
-"""The forms that a model may take, and how each is built: one row of FORMS for each runtime in each precision."""
+"""The variants of a model, one row of VARIANTS for each runtime in each precision, and how they are built."""
 
 from __future__ import annotations
 
@@ -22,115 +22,119 @@ from vivace.hardware import supported_precisions
 from vivace.runtimes import is_quantized
 from vivace.runtimes.int8 import RANGES
 
-__all__ = ["FORMS", "Builder", "Candidate", "Form", "candidates_for"]
+__all__ = ["VARIANTS", "Builder", "Candidate", "Variant", "candidates_for"]
 
 
 @dataclass(frozen=True)
-class Form:
-    """A runtime in a precision."""
+class Variant:
+    """A runtime and a precision."""
 
     runtime: str
     precision: str
     needs: tuple[str, ...] = ()
-    """Modules of an extra that must be installed."""
+    """Modules of an optional dependency that must be installed."""
     asymmetric: bool = False
-    """In int8 of OpenVINO: activations have a zero point where they have negative values."""
+    """For int8 on OpenVINO: activations with negative values get a zero point."""
 
 
-# the plain one first: everything is measured against it
-FORMS = (
-    Form("eager", "fp32"),
-    Form("eager", "bf16"),
-    Form("inductor", "fp32"),
-    # its operators for int8 are none of those that a package compiled ahead can call
-    Form("inductor", "int8", ("torchao",)),
-    # the same programs as the compiler makes in a process, and there at once in the next one
-    Form("aoti", "fp32"),
-    Form("aoti", "bf16"),
-    Form("onnx", "fp32", ("onnxruntime", "onnxscript")),
-    Form("onnx", "int8", ("onnxruntime", "onnxscript", "onnx")),
-    Form("openvino", "fp32", ("openvino",)),
-    Form("openvino", "bf16", ("openvino",)),
-    Form("openvino", "int8", ("openvino", "nncf")),
-    # what does not multiply integers, such as sums and activations between them, in bf16
-    Form("openvino", "int8+bf16", ("openvino", "nncf")),
-    # slower by some percent, and finer after SiLU and GELU, and for the pixels
-    Form("openvino", "int8", ("openvino", "nncf"), asymmetric=True),
-    Form("openvino", "int8+bf16", ("openvino", "nncf"), asymmetric=True),
+# the plain model first: it is needed as the baseline
+VARIANTS = (
+    Variant("eager", "fp32"),
+    Variant("eager", "bf16"),
+    Variant("inductor", "fp32"),
+    # int8 is for inductor only: its int8 operators can't be called from a package that was compiled ahead of time
+    Variant("inductor", "int8", ("torchao",)),
+    # the same code as inductor's, compiled ahead of time: later processes load it without compiling
+    Variant("aoti", "fp32"),
+    Variant("aoti", "bf16"),
+    Variant("onnx", "fp32", ("onnxruntime", "onnxscript")),
+    Variant("onnx", "int8", ("onnxruntime", "onnxscript", "onnx")),
+    Variant("openvino", "fp32", ("openvino",)),
+    Variant("openvino", "bf16", ("openvino",)),
+    Variant("openvino", "int8", ("openvino", "nncf")),
+    # with bf16 for what is not an int8 product, such as sums and activations
+    Variant("openvino", "int8+bf16", ("openvino", "nncf")),
+    # a few percent slower, with finer steps after SiLU and GELU and for pixels
+    Variant("openvino", "int8", ("openvino", "nncf"), asymmetric=True),
+    Variant("openvino", "int8+bf16", ("openvino", "nncf"), asymmetric=True),
 )
-# compilers take longest, and graphs in int8 have most to win
-QUICK_TO_HAVE = ("openvino", "onnx", "eager", "aoti", "inductor")
-# how far rounding may move an answer: fewer bits, more
+# for a short time budget: compilers take longest, and int8 graphs can gain most
+BUILD_ORDER = ("openvino", "onnx", "eager", "aoti", "inductor")
+# risk to accuracy, by how much is lost to rounding
 RISK = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2, "int8+bf16": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A form of the model that may win."""
+    """A variant that may win: a runtime and a precision, of a network, with its quantization settings."""
 
     runtime: str
     precision: str
     network: str = ""
-    """A smaller network that takes the place of the model's own; empty: its own."""
-    kept: tuple[str, ...] = ()
-    """Layers that compute in float in an int8 form."""
+    """Name of a smaller network that replaces the model's own; empty: the model's own."""
+    float_layers: tuple[str, ...] = ()
+    """Layers of an int8 variant that compute in float."""
     asymmetric: bool = False
-    """As in Form."""
+    """As in `Variant`."""
 
     @property
     def name(self) -> str:
         network = f"{self.network}, " if self.network else ""
-        layers = f", {len(self.kept)} layer{'s' * (len(self.kept) > 1)} in float" if self.kept else ""
+        layers = (
+            f", {len(self.float_layers)} layer{'s' * (len(self.float_layers) > 1)} in float"
+            if self.float_layers
+            else ""
+        )
         return f"{network}{self.runtime} {self.precision}{', asymmetric' * self.asymmetric}{layers}"
 
     @property
     def is_exported(self) -> bool:
-        """Whether more than the weights is written: a graph, or ranges of activations."""
+        """Whether building it writes more than the weights: a graph, or ranges of activations."""
         return self.runtime in GRAPH_WRITERS or is_quantized(self.precision)
 
     @property
     def risk(self) -> tuple[bool, int, int]:
-        """In this order accuracy is put at risk."""
-        return bool(self.network), RISK[self.precision], -len(self.kept) - self.asymmetric
+        """Sort key, from the smallest to the largest risk to accuracy."""
+        return bool(self.network), RISK[self.precision], -len(self.float_layers) - self.asymmetric
 
 
 def candidates_for(device: torch.device, *, hurried: bool = False) -> tuple[list[Candidate], dict[str, str]]:
-    """The candidates that can be built here, and for each of the others why it can't.
+    """The candidates that can be built here, and for each of the others the reason why it can't.
 
-    hurried: those first that are quick to have, for there may be no time for all of them.
+    hurried: those that are quick to build first, since there may be no time for all.
     """
     found, missing = [], {}
-    for form in FORMS:
-        candidate = Candidate(runtime=form.runtime, precision=form.precision, asymmetric=form.asymmetric)
-        absent = [name for name in form.needs if find_spec(name) is None]
+    for variant in VARIANTS:
+        candidate = Candidate(runtime=variant.runtime, precision=variant.precision, asymmetric=variant.asymmetric)
+        absent = [name for name in variant.needs if find_spec(name) is None]
         if absent:
             missing[candidate.name] = f"{absent[0]} is not installed: pip install 'vivace[accelerate]'"
-        elif form.precision.endswith("bf16") and "bf16" not in supported_precisions(device):
-            missing[candidate.name] = "this processor has no arithmetic for bf16"
+        elif variant.precision.endswith("bf16") and "bf16" not in supported_precisions(device):
+            missing[candidate.name] = "this processor has no bf16 instructions"
         else:
             found.append(candidate)
     if hurried:
         plain = found[0]
-        found.sort(key=lambda candidate: (candidate is not plain, QUICK_TO_HAVE.index(candidate.runtime)))
+        found.sort(key=lambda candidate: (candidate is not plain, BUILD_ORDER.index(candidate.runtime)))
     return found, missing
 
 
 class Builder:
-    """Builds candidates of one bundle into folders below `work`; what was built before is taken as it is."""
+    """Builds candidates of one bundle in folders below `work`; what was built before is reused."""
 
     def __init__(self, bundle: Bundle, work: Path, calibrate_NHWC: Callable[[], np.ndarray]) -> None:
-        """calibrate_NHWC: gives the images to calibrate on, uint8, when they are needed, again and again."""
+        """calibrate_NHWC: returns the calibration images, uint8; called whenever they are needed."""
         self._bundle, self._work, self._calibrate = bundle, work, calibrate_NHWC
 
     def folder(self, candidate: Candidate) -> Path:
-        """Where a candidate is, or will be."""
+        """The folder of a candidate, whether it is built or not."""
         plain = f"{candidate.runtime}-{candidate.precision}{'-asymmetric' * candidate.asymmetric}"
-        if candidate.kept:
-            plain += "-" + hashlib.sha256("\n".join(candidate.kept).encode()).hexdigest()[:8]
+        if candidate.float_layers:
+            plain += "-" + hashlib.sha256("\n".join(candidate.float_layers).encode()).hexdigest()[:8]
         return self._work / "candidates" / plain
 
     def build(self, candidate: Candidate) -> Bundle:
-        """The candidate as a bundle. Raises whatever its exporter or quantizer raises."""
+        """The candidate as a bundle. Raises what its exporter or quantizer raises."""
         folder = self.folder(candidate)
         if folder.exists():
             try:
@@ -150,11 +154,11 @@ class Builder:
         return derive_bundle(self._bundle, folder, add)
 
     def graph(self, runtime: str) -> Path:
-        """The folder that holds the float32 graph for a runtime."""
+        """The folder of the float32 graph for a runtime."""
         return self._made(runtime, lambda folder: GRAPH_WRITERS[runtime](self._bundle, folder))
 
     def quantized_graph(self, candidate: Candidate) -> Path:
-        """The folder that holds the int8 graph of a candidate, no layer in float."""
+        """The folder of a candidate's int8 graph, without float layers."""
         runtime, asymmetric = candidate.runtime, candidate.asymmetric
 
         def quantize(folder: Path) -> None:
@@ -168,11 +172,11 @@ class Builder:
         return self._made(f"{runtime}-int8{'-asymmetric' * asymmetric}", quantize)
 
     def int8_graph(self, candidate: Candidate) -> Int8Graph:
-        """The int8 graph of a candidate and its plain one, between which layers can be exchanged."""
+        """The int8 graph of a candidate with its float32 graph, to which layers can be reverted."""
         return LAYERS[candidate.runtime](self.quantized_graph(candidate), self.graph(candidate.runtime))
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
-        """A folder of graphs that `make` fills, once; whole or not there."""
+        """A folder that `make` fills, once: it is complete or does not exist."""
         folder = self._work / "graphs" / name
         if not folder.exists():
             temporary = folder.with_name(f".{name}.tmp")
@@ -184,15 +188,15 @@ class Builder:
 
     def _add_graph(self, candidate: Candidate, into: Path) -> None:
         runtime = candidate.runtime
-        if candidate.kept:
+        if candidate.float_layers:
             graph = self.int8_graph(candidate)
-            graph.save(graph.given_back(candidate.kept), into)
+            graph.save(graph.with_float_layers(candidate.float_layers), into)
             return
         source = self.quantized_graph(candidate) if is_quantized(candidate.precision) else self.graph(runtime)
         for path in source.iterdir():
             shutil.copyfile(path, into / path.name)
 
     def _add_ranges(self, into: Path) -> None:
-        # of Inductor and AOTInductor the same ones
+        # Inductor and AOTInductor share them
         source = self._made("inductor-int8", lambda folder: quantize_inductor(self._bundle, folder, self._calibrate()))
         shutil.copyfile(source / RANGES, into / RANGES)

@@ -1,14 +1,15 @@
-"""What a search decides, from what was measured: pure functions of rows, which nothing here builds, times or changes.
+"""The decisions of a search: pure functions of what was measured.
 
-A function that decides over rows returns them anew, each with what became of it; those that go on are BUILT still, in
-the order in which they go on.
+Nothing here builds, times or changes anything. A function that decides over several results returns new ones, each with
+its outcome. Those that stay in the search still have the status BUILT, and are in the order in which to continue.
 
-A row's `ratio` says how many times as fast as the baseline it is; accuracies are those of `selected` and `certified`.
+A result's `ratio` is its speed relative to the baseline. Its accuracy drops are `selected`, on the selection images,
+and `certified`, on the certification images.
 
-The A/A test, or control, is the baseline timed against itself like any other side. No speed is believed where its 95 %
-interval leaves [1 / MAX_CONTROL, MAX_CONTROL], or where too few processes were timed to have one: a machine that makes
-two processes of the same program differ by that much makes any two differ. Where the interval is narrower and does not
-hold 1, as one in twenty does by chance, a winner has to be faster by more than the control's far bound.
+In the A/A test the baseline is timed against a second copy of itself, like any other side. If the 95 % interval of that
+ratio leaves [1 / MAX_AA_RATIO, MAX_AA_RATIO], or too few processes were timed for an interval, no ratio of this machine
+is trusted. If the interval is narrower but excludes 1, as one in twenty does by chance, a winner has to be faster by
+more than its far bound.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from vivace.acceleration.rows import Outcome, Row, Status, Verdict
+from vivace.acceleration.results import Outcome, Result, Status, Verdict
 from vivace.runtimes import is_quantized
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss, images_to_prove
 
 __all__ = [
-    "MAX_CONTROL",
+    "MAX_AA_RATIO",
     "UNKNOWN",
     "certify_in_order",
     "drop",
@@ -40,125 +41,129 @@ __all__ = [
     "verdict_of",
 ]
 
-# of what was not compared
+# the loss of a variant that was not compared
 UNKNOWN = PairedLoss(num_images=1, top1_before=0, top1_after=0, lost=0, gained=0, bound=1.0, confidence=0.95)
-# a form that is slower than one of less risk by this much is dropped: closer ones go on to the longer timing
+# a variant is dropped if one with less risk is faster by more than this; closer ones continue to the longer timing
 SLACK = 1.05
-# forms of the model's own network that are judged on the images to certify on
+# variants of the model's own network that are judged on the certification images
 MAX_FINALISTS = 4
-# of everything that is called proven, together
+# that everything called proven is right, together
 CONFIDENCE = 0.95
-# of the images that should suffice so many more: what was seen on few images to select on is not exact
+# times the images that should be enough: the drop on the few selection images is an estimate
 SPARE = 2.0
-LEAST_CERTIFIED = 1000
-# how far the interval of the baseline against itself may reach: 1.01 to 1.12 where nothing else ran, 2 to 1,000 beside
-# other work
-MAX_CONTROL = 1.25
-# an interval over fewer processes says next to nothing: Student's quantile of two is 12.7
-LEAST_PROCESSES = 3
+MIN_CERTIFIED = 1000
+# limit for the interval of the A/A test: it reached 1.01 to 1.12 on idle machines, 2 to 1,000 beside other work
+MAX_AA_RATIO = 1.25
+# with fewer processes the interval is too wide to be useful: Student's quantile for two is 12.7
+MIN_PROCESSES = 3
 
 
-def drop_dominated(rows: Sequence[Row], baseline: Row, *, objective: str) -> list[Row]:
-    """The rows in the order of their risk; what is slower than one of less risk can't win."""
-    front: list[Row] = []
-    decided: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row.candidate.risk, -row.times_faster)):
-        better = [other for other in [baseline, *front] if _beats(other, row, baseline, objective)]
-        if row.name == baseline.name:
-            decided.append(row.became(Status.BASELINE, "the baseline"))
+def drop_dominated(results: Sequence[Result], baseline: Result, *, objective: str) -> list[Result]:
+    """Results in the order of their risk; one that is slower than another with less risk is SLOWER."""
+    front: list[Result] = []
+    decided: list[Result] = []
+    for result in sorted(results, key=lambda result: (result.candidate.risk, -result.times_faster)):
+        better = [other for other in [baseline, *front] if _beats(other, result, baseline, objective)]
+        if result.name == baseline.name:
+            decided.append(result.with_outcome(Status.BASELINE, "the baseline"))
         elif better:
-            decided.append(slower_than(better[0], row))
+            decided.append(slower_than(better[0], result))
         else:
-            front.append(row)
-            decided.append(row)
+            front.append(result)
+            decided.append(result)
     return decided
 
 
-def slower_than(other: Row, row: Row) -> Row:
-    """What becomes of a row because of a better one."""
-    return row.became(Status.SLOWER, f"slower than {other.name}")
+def slower_than(other: Result, result: Result) -> Result:
+    """`result`, ruled out by a better one."""
+    return result.with_outcome(Status.SLOWER, f"slower than {other.name}")
 
 
-def _beats(other: Row, row: Row, baseline: Row, objective: str) -> bool:
-    """Whether a form of less risk leaves `row` nothing to win."""
-    smaller = objective == "size" and other.name != baseline.name and row.num_bytes < other.num_bytes
-    return other.times_faster > row.times_faster * SLACK and not smaller
+def _beats(other: Result, result: Result, baseline: Result, objective: str) -> bool:
+    """Whether `other`, which has less risk, leaves `result` no way to win."""
+    smaller = objective == "size" and other.name != baseline.name and result.num_bytes < other.num_bytes
+    return other.times_faster > result.times_faster * SLACK and not smaller
 
 
-def loses_too_much(row: Row, max_drop: float) -> bool:
-    """Whether a form is out by what it lost on the images to select on.
+def loses_too_much(result: Result, max_drop: float) -> bool:
+    """Whether the accuracy drop on the selection images rules a variant out.
 
-    A smaller network answers otherwise on many images: what it loses on few of them is uncertain by points, and it is
-    out only where it loses more than the budget by a standard error.
+    A smaller network disagrees with the model on many images, so its drop on a few of them has a standard error of
+    points: it is ruled out only if the drop exceeds the budget by more than that.
     """
-    loss = row.selected or UNKNOWN
-    spare = math.sqrt(loss.lost + loss.gained) / loss.num_images if row.candidate.network else 0.0
+    loss = result.selected or UNKNOWN
+    spare = math.sqrt(loss.lost + loss.gained) / loss.num_images if result.candidate.network else 0.0
     return loss.drop - spare > max_drop
 
 
-def selected_or_not(row: Row, max_drop: float) -> Row:
-    """What becomes of a row that was compared: one that loses too much must not cost a look at the images to certify
-    on. What risks nothing is never out for that."""
-    assert row.selected is not None
-    if loses_too_much(row, max_drop) and row.candidate.risk > (False, 0, 0):
-        return row.became(Status.INACCURATE, f"loses {100 * row.selected.drop:.2f} points on the images to select on")
-    return row
+def selected_or_not(result: Result, max_drop: float) -> Result:
+    """A compared result: INACCURATE if it loses too much, so that no certification images are spent on it.
+
+    Variants without risk, in float32, are never ruled out here.
+    """
+    assert result.selected is not None
+    if loses_too_much(result, max_drop) and result.candidate.risk > (False, 0, 0):
+        return result.with_outcome(
+            Status.INACCURATE, f"loses {100 * result.selected.drop:.2f} points on the images to select on"
+        )
+    return result
 
 
-def drop(row: Row) -> float:
-    """What a form lost on the images to select on, a share; 1 where that is not known."""
-    return row.selected.drop if row.selected else 1.0
+def drop(result: Result) -> float:
+    """Accuracy drop on the selection images, a fraction; 1 if it is unknown."""
+    return result.selected.drop if result.selected else 1.0
 
 
-def lost_too_much(row: Row) -> bool:
-    """Whether a form in int8 lost more than the budget when selecting: with some layers in float it may do."""
-    return is_quantized(row.candidate.precision) and row.status is Status.INACCURATE
+def lost_too_much(result: Result) -> bool:
+    """Whether an int8 variant was ruled out as INACCURATE: with some layers in float it may be accurate enough."""
+    return is_quantized(result.candidate.precision) and result.status is Status.INACCURATE
 
 
-def finalists_of(rows: Sequence[Row]) -> list[Row]:
-    """The fastest of each network that were selected, in the order in which they are to be judged; then the others.
+def finalists_of(results: Sequence[Result]) -> list[Result]:
+    """The finalists, in the order in which they are to be judged; then the other results, as SLOWER.
 
-    Of a smaller network the fastest and the surest: in int8 it may lose points for a hundredth of its time. The model's
-    own network first, then the others, and of each the surest first.
+    Of the model's own network its MAX_FINALISTS fastest variants. Of a smaller network the fastest, and the one with
+    the smallest bound: int8 may cost it points of accuracy for 1 % of its time. The model's own network comes first,
+    and within a network the variant with the smallest bound.
     """
     groups, dropped = [], []
-    for network, rivals in _by_network(rows).items():
-        fastest = sorted(rivals, key=lambda row: -row.times_faster)
+    for network, rivals in _by_network(results).items():
+        fastest = sorted(rivals, key=lambda result: -result.times_faster)
         chosen = [fastest[0], min(fastest, key=_bound)] if network else fastest[:MAX_FINALISTS]
-        names = {row.name for row in chosen}
-        dropped += [slower_than(fastest[0], row) for row in fastest if row.name not in names]
-        kept = [row for row in fastest if row.name in names]
-        groups.append(sorted(kept, key=lambda row: (_bound(row), row.candidate.risk)))
+        names = {result.name for result in chosen}
+        dropped += [slower_than(fastest[0], result) for result in fastest if result.name not in names]
+        kept = [result for result in fastest if result.name in names]
+        groups.append(sorted(kept, key=lambda result: (_bound(result), result.candidate.risk)))
     groups.sort(key=lambda group: (bool(group[0].candidate.network), _bound(group[0]), group[0].candidate.network))
-    return [row for group in groups for row in group] + dropped
+    return [result for group in groups for result in group] + dropped
 
 
-def _bound(row: Row) -> float:
-    return row.selected.bound if row.selected else 1.0
+def _bound(result: Result) -> float:
+    return result.selected.bound if result.selected else 1.0
 
 
-def _by_network(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of each network, in their order."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.candidate.network, []).append(row)
+def _by_network(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results by network, in their order."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.candidate.network, []).append(result)
     return found
 
 
-def images_to_certify(finalists: Sequence[Row], max_drop: float, available: int) -> int:
-    """How many images will prove all finalists, by what was seen when selecting, with some to spare.
+def images_to_certify(finalists: Sequence[Result], max_drop: float, available: int) -> int:
+    """How many certification images should prove all finalists, estimated from the selection images, with a margin.
 
-    Decided before one of them is looked at; all there are where so few would not do.
+    Chosen before any of them is looked at. All that are available if that many would not be enough.
     """
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(_by_network(finalists)))
-    needed = [images_to_prove(_worse(row.selected, confidence), max_drop) for row in finalists if row.selected]
+    needed = [images_to_prove(_worse(result.selected, confidence), max_drop) for result in finalists if result.selected]
     if not needed or any(count is None for count in needed):
         return available
-    return min(available, max(LEAST_CERTIFIED, round(SPARE * max(count or 0 for count in needed))))
+    return min(available, max(MIN_CERTIFIED, round(SPARE * max(count or 0 for count in needed))))
 
 
 def _worse(loss: PairedLoss, confidence: float) -> PairedLoss:
-    """As if a standard error more had been lost, and one image at least: what was seen on few images may be luck."""
+    """The loss plus one standard error, and at least one image: a small loss on few images may be luck."""
     more = max(1, math.ceil(math.sqrt(loss.lost + loss.gained)))
     return PairedLoss(
         num_images=loss.num_images,
@@ -172,81 +177,86 @@ def _worse(loss: PairedLoss, confidence: float) -> PairedLoss:
 
 
 def certify_in_order(
-    finalists: Sequence[Row], judge: Callable[[Row, float], PairedLoss | None], *, max_drop: float
-) -> list[Row]:
-    """Judge the forms of each network on the images to certify on, in their order, until one fails.
+    finalists: Sequence[Result], judge: Callable[[Result, float], PairedLoss | None], *, max_drop: float
+) -> list[Result]:
+    """Judge the variants of each network on the certification images, in order, until one is not proven.
 
-    judge: a row and a confidence → its loss, bounded at that; None where there is no time left. The chance that
-    anything is wrongly accepted stays at that of a single test, however many are judged: within a network the sequence
-    is fixed (Maurer, Hothorn and Lehmacher 1995), each network has its share of that chance, and one whose forms were
-    all proven hands its own on to the next (fallback, Wiens 2003).
+    judge: a result and a confidence → its loss, with a bound at that confidence; None if no time is left.
+    However many variants are judged, the probability that any of them is wrongly accepted is at most 1 - CONFIDENCE:
+    within a network the sequence is fixed (Maurer, Hothorn and Lehmacher 1995), and that probability is divided among
+    the networks; a network whose variants were all proven passes its part to the next (fallback, Wiens 2003).
     """
     networks = _by_network(finalists)
     handed_on = 0.0
     decided = []
-    for rows in networks.values():
+    for results in networks.values():
         chance = (1 - CONFIDENCE) / len(networks) + handed_on
-        # once one is not proven, what becomes of those that come after it
+        # the outcome of all that follow the first one that is not proven
         stopped: Outcome | None = None
-        for row in rows:
+        for result in results:
             if stopped is not None:
-                decided.append(dataclasses.replace(row, outcome=stopped))
+                decided.append(dataclasses.replace(result, outcome=stopped))
                 continue
-            loss = judge(row, 1 - chance)
+            loss = judge(result, 1 - chance)
             if loss is None:
                 stopped = Outcome(Status.OUT_OF_TIME, "not judged: out of time")
-                decided.append(dataclasses.replace(row, outcome=stopped))
+                decided.append(dataclasses.replace(result, outcome=stopped))
             elif loss.bound <= max_drop:
-                decided.append(dataclasses.replace(row, certified=loss).became(Status.CERTIFIED, "certified"))
+                decided.append(dataclasses.replace(result, certified=loss).with_outcome(Status.CERTIFIED, "certified"))
             else:
-                decided.append(dataclasses.replace(row, certified=loss).became(Status.NOT_PROVEN, "not proven"))
-                stopped = Outcome(Status.NOT_JUDGED, f"not judged: {row.name} before it was not proven")
+                decided.append(
+                    dataclasses.replace(result, certified=loss).with_outcome(Status.NOT_PROVEN, "not proven")
+                )
+                stopped = Outcome(Status.NOT_JUDGED, f"not judged: {result.name} before it was not proven")
         handed_on = chance if stopped is None else 0.0
     return decided
 
 
-def is_noisy(control: Ratio) -> bool:
-    """Whether the baseline can't be compared even with itself: something else ran, or the machine changed its speed."""
-    _, low, high = control
-    # not "low < …": a bound that is NaN is no bound
-    return low is None or high is None or not (low >= 1 / MAX_CONTROL and high <= MAX_CONTROL)
+def is_noisy(aa_test: Ratio) -> bool:
+    """Whether the baseline differs too much from itself: other work ran, or the machine changed its speed."""
+    _, low, high = aa_test
+    # not "low < …": NaN must count as noisy
+    return low is None or high is None or not (low >= 1 / MAX_AA_RATIO and high <= MAX_AA_RATIO)
 
 
-def is_level(control: Ratio) -> bool:
-    """Whether the interval of the baseline against itself holds 1, as 95 in 100 do."""
-    _, low, high = control
+def is_level(aa_test: Ratio) -> bool:
+    """Whether the interval of the A/A test includes 1, as 95 of 100 do."""
+    _, low, high = aa_test
     return low is not None and high is not None and low <= 1 <= high
 
 
-def pick_winner(certified: Sequence[Row], control: Ratio | None, *, objective: str) -> Row | None:
-    """The best of what was proven and is faster than the baseline, for sure; None without a level control.
+def pick_winner(certified: Sequence[Result], aa_test: Ratio | None, *, objective: str) -> Result | None:
+    """The best certified result whose lower bound is faster than the baseline; None if the A/A test was noisy.
 
-    Where the control, the baseline against itself, is not level, a form must be faster by more than that.
+    If the A/A test's interval excludes 1, a result has to be faster by more than its far bound.
     """
-    if control is None or is_noisy(control):
+    if aa_test is None or is_noisy(aa_test):
         return None
-    _, low, high = control
+    _, low, high = aa_test
     assert low is not None
     assert high is not None
-    least = 1.0 if is_level(control) else max(high, 1 / low)
-    faster = [row for row in certified if row.times_faster and _lowest(row) > least]
+    least = 1.0 if is_level(aa_test) else max(high, 1 / low)
+    faster = [result for result in certified if result.times_faster and _lowest(result) > least]
     if objective == "size":
-        return min(faster, key=lambda row: (row.num_bytes, -row.times_faster), default=None)
-    return max(faster, key=lambda row: row.times_faster, default=None)
+        return min(faster, key=lambda result: (result.num_bytes, -result.times_faster), default=None)
+    return max(faster, key=lambda result: result.times_faster, default=None)
 
 
-def _lowest(row: Row) -> float:
-    """The lower bound of how many times as fast a form is; 0 where it has none."""
-    low = None if row.ratio is None else row.ratio[1]
+def _lowest(result: Result) -> float:
+    """Lower bound of the ratio to the baseline; 0 without one."""
+    low = None if result.ratio is None else result.ratio[1]
     return 0.0 if low is None else low
 
 
-def verdict_of(winner: Row | None, control: Ratio | None, *, num_processes: int, out_of_time: bool) -> Verdict:
-    """What a search ends with. control: None where it was not timed. out_of_time: something was left out for that."""
+def verdict_of(winner: Result | None, aa_test: Ratio | None, *, num_processes: int, out_of_time: bool) -> Verdict:
+    """How a search ends.
+
+    aa_test: None if it was not timed. out_of_time: whether anything was left out because the time budget ended.
+    """
     if winner is not None:
         return Verdict.ACCELERATED
-    if out_of_time and (control is None or num_processes < LEAST_PROCESSES):
+    if out_of_time and (aa_test is None or num_processes < MIN_PROCESSES):
         return Verdict.UNDECIDED
-    if control is not None and is_noisy(control):
+    if aa_test is not None and is_noisy(aa_test):
         return Verdict.NOISY
     return Verdict.UNDECIDED if out_of_time else Verdict.NOTHING_FASTER

@@ -1,4 +1,4 @@
-"""What a search is asked for: one object for the command line, Python, the search and its receipt (no torch here)."""
+"""The options of a search: one object for the command line, Python, the search and its report (no torch here)."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["SearchKeywords", "SearchOptions"]
 Objective = Literal["latency", "throughput", "size"]
 Training = Literal["auto", "on", "off"]
 OnBadImage = Literal["auto", "refuse", "skip"]
-# images in a call where nothing is said
+# batch size by objective, if none is given
 DEFAULT_BATCH = {"latency": 1, "throughput": 32, "size": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """What a search for a faster variant is asked for. Raises ConfigError for values that make no sense."""
+    """The options of a search for a faster variant. Raises ConfigError for values that make no sense."""
 
     max_drop: float = 0.5
-    """Percentage points of accuracy that may be lost, proven with 95 % confidence."""
+    """Accuracy budget: the largest accuracy drop, in percentage points, proven with 95 % confidence."""
     objective: Objective = "latency"
-    """What to win: time of a single image, images per second, or bytes."""
+    """What to optimise: time of a call, images per second, or bytes."""
     batch_size: int | None = None
-    """Images in a call. Default: 1; for throughput 32."""
+    """Images per call. Default: 1; for throughput 32."""
     threads: int | None = None
     """Processors to use. Default: all."""
     within: float | str | None = None
-    """Wall-clock for all of it, from the start of the process, such as 20m: what does not fit is left out and said."""
+    """Time budget for the search, such as 20m, from the start of the process. What does not fit is reported."""
     target_speedup: float | None = None
-    """Say whether it was made so many times as fast; smaller networks are trained where it is not without."""
+    """Report whether this speed-up is reached; if not, smaller networks are trained."""
     train: Training = "auto"
-    """Train smaller networks, pruned ones and those of the zoo, by distillation; auto: for --target-speedup."""
+    """Train smaller networks (pruned, or of the zoo) by distillation. auto: only for a target speed-up."""
     cache_dir: str | Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     on_bad_image: OnBadImage = "auto"
@@ -68,13 +68,13 @@ class SearchOptions:
 
     @property
     def images_per_call(self) -> int:
-        """The batch size that is timed."""
+        """The batch size that is timed: `batch_size`, or the default of the objective."""
         return self.batch_size or DEFAULT_BATCH[self.objective]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a receipt: the batch size and the seconds that they come to.
+        """Plain values for a report, with the resolved batch size and the time budget in seconds.
 
-        Without `cache_dir`, which decides nothing and names a folder of one machine.
+        Without `cache_dir`, which changes no result and names a folder of this machine.
         """
         values = dataclasses.asdict(self)
         del values["cache_dir"], values["within"]
@@ -82,7 +82,7 @@ class SearchOptions:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchOptions:
-        """From keywords, or from what `to_dict` gave. Raises ConfigError for a name that is not known."""
+        """From keywords or from `to_dict`. Raises ConfigError for an unknown name."""
         known = [field.name for field in dataclasses.fields(cls)]
         keywords = dict(values)
         if "within_seconds" in keywords:
@@ -120,7 +120,7 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def _check_count(name: str, value: Any) -> None:
-    """None, or a whole number from 1 on."""
+    """Raise ConfigError unless the value is None or a whole number of at least 1."""
     check_range(name, value, 1)
     if value is not None and not isinstance(value, int):
         raise ConfigError(f"{name} has the wrong type: got {value!r}. Give a whole number.")

@@ -1,4 +1,4 @@
-"""The receipt of a search: every form that was tried, with its figures, as JSON and as Markdown."""
+"""The report of a search, as JSON (receipt.json) and as Markdown: every candidate with its measurements and outcome."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 
 from vivace.acceleration.explain import nearest
-from vivace.acceleration.rows import Row, SearchResult
+from vivace.acceleration.results import Result, SearchResult
 from vivace.bundle import Bundle
 from vivace.hardware import describe
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss
-from vivace.timing.processes import Timings
+from vivace.timing.interleaved import Timings
 
 __all__ = ["markdown", "receipt", "samples"]
 
 
 def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict[str, Any]:
-    """Plain values: what was asked, the environment, a row for each form with its blocks' medians, and the control."""
-    certified = next((row.certified for row in result.rows if row.certified is not None), None)
+    """The report as plain values: what was requested, the environment, the A/A test, and a row for each candidate."""
+    certified = next((row.certified for row in result.results if row.certified is not None), None)
     splits = result.splits
     images = (
         {}
@@ -31,7 +31,7 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
             "certify": [splits.certify.name, result.num_certify],
         }
     )
-    best = result.winner or nearest(result.rows)
+    best = result.winner or nearest(result.results)
     return {
         "asked": asked,
         "model": bundle.info.architecture.name,
@@ -43,9 +43,9 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
         "best": best.name if best else None,
         "baseline": result.baseline.name if result.baseline else None,
         "top1_before": certified.top1_before if certified else None,
-        "control": _ratio(result.control) if result.control else None,
+        "control": _ratio(result.aa_test) if result.aa_test else None,
         "images": images,
-        "rows": [_row(row) for row in result.rows],
+        "rows": [_row(row) for row in result.results],
         "missing": result.missing,
         "profile": result.profile.to_dict() if result.profile else None,
         "evidence": result.profile.summary() if result.profile else None,
@@ -58,23 +58,23 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
 
 
 def samples(result: SearchResult) -> dict[str, np.ndarray]:
-    """The raw samples behind a receipt: "form, screened" or "form, timed" → ms float32 [rounds, calls of a block]."""
+    """The raw times behind a report: "candidate, screened" or "candidate, timed" → ms float32 [rounds, calls]."""
     return {
         f"{row.name}, {what}": np.asarray(timings.blocks_ms, dtype=np.float32)
-        for row in result.rows
+        for row in result.results
         for what, timings in (("screened", row.screened), ("timed", row.timed))
         if timings is not None
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: Result) -> dict[str, Any]:
     return {
         "name": row.name,
         "runtime": row.candidate.runtime,
         "precision": row.candidate.precision,
         "network": row.candidate.network,
         "asymmetric": row.candidate.asymmetric,
-        "kept": list(row.candidate.kept),
+        "kept": list(row.candidate.float_layers),
         "status": row.status.value,
         "reason": row.outcome.reason,
         "bytes": row.num_bytes,
@@ -120,22 +120,22 @@ def _loss(loss: PairedLoss | None) -> dict[str, Any] | None:
 
 
 def markdown(written: dict[str, Any]) -> str:
-    """A receipt for people: what was found, first of all; then its conditions, the table, and what was left out."""
+    """A report for people: what was found, under which conditions, the table, and what was left out."""
     lines = [f"# {_title(written)}", ""]
     lines += [f"**Warning: {warning}.**\n" for warning in written["warnings"]]
     lines += [_conditions(written), ""]
     if written["baseline"] is not None:
         lines += [_about_times(written), ""]
     lines += [
-        "| form | p50 ms | p90 | p99 | × faster | first answer s | memory MB | file MB | points lost, select | "
-        "points lost, certify | at most | what became of it |",
+        "| variant | p50 ms | p90 | p99 | × faster | cold start s | memory MB | file MB | accuracy drop, selection | "
+        "accuracy drop, certification | upper bound | outcome |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += ["| " + " | ".join(_cells(row, written["winner"])) + " |" for row in written["rows"]]
     if written["evidence"]:
         lines += ["", f"What ran, by the runtime's own profiler: {written['evidence']}."]
     if written["preprocessing_ms"] is not None:
-        lines += ["", f"Beside it: {written['preprocessing_ms']:.2f} ms to read, decode and resize an image file."]
+        lines += ["", f"In addition: {written['preprocessing_ms']:.2f} ms to read, decode and resize an image file."]
     lines += [""] + [f"- {name}: {why}" for name, why in written["missing"].items()]
     lines += [f"- out of time: {what}" for what in written["left_out"]]
     lines += [f"- {note}" for note in written["notes"]]
@@ -150,7 +150,7 @@ def _title(written: dict[str, Any]) -> str:
 def _conditions(written: dict[str, Any]) -> str:
     asked, images, machine = written["asked"], written["images"], written["environment"]
     text = (
-        f"At most {asked['max_drop']:g} points of accuracy may be lost, proven with 95 % confidence. Batches of "
+        f"Accuracy budget: a drop of at most {asked['max_drop']:g} percentage points, with 95 % confidence. Batch size "
         f"{asked['batch_size']}; {machine['cpu']}, {asked['threads'] or machine['num_cpus']} processors. "
     )
     if images:
@@ -159,19 +159,17 @@ def _conditions(written: dict[str, Any]) -> str:
             f"{images['select'][1]:,} of {images['select'][0]}, "
             f"certified on {images['certify'][1]:,} of {images['certify'][0]}. "
         )
-    given = "" if asked["within_seconds"] is None else f" of the {asked['within_seconds']:g} s that it was given"
+    given = "" if asked["within_seconds"] is None else f", with a time budget of {asked['within_seconds']:g} s"
     return f"{text}The search took {written['seconds']:.0f} s{given}."
 
 
 def _about_times(written: dict[str, Any]) -> str:
     control = written["control"]
-    against_itself = (
-        "against itself it was not timed" if control is None else f"against itself it is {_times(control, 3)}"
-    )
+    aa_test = "there was no A/A test" if control is None else f"in the A/A test it is {_times(control, 3)} times itself"
     return (
-        f"Times faster are against {written['baseline']}, the faster of PyTorch eager and compiled; {against_itself}. "
-        "Every form ran in processes of its own, in alternating blocks. Where certified, in several one after another, "
-        "and the intervals are Student's over these; times without an interval are of a first, short timing."
+        f"“× faster” is relative to {written['baseline']}, the faster of PyTorch eager and compiled; {aa_test}. "
+        "Each variant ran in a process of its own, in interleaved blocks. Certified variants ran in several processes, "
+        "with Student's 95 % interval over these; ratios without an interval are from the first, short timing."
     )
 
 

@@ -1,16 +1,19 @@
-"""The search: which forms are tried, in which order, within which time.
+"""The search for a faster variant: the order of its steps, and how the time budget is divided among them.
 
-Latency does not depend on the answers, so it is measured first: every form is timed against the others, and what is
-slower than a form that risks less is dropped. The rest are compared on images to select on; where all int8 forms lose
-too much one gets layers back in float. Where more speed is asked for, smaller networks are timed, those that can win
-are trained, and their forms join. Those that may win are judged on the images to certify on, each once, in the order
-of their risk, until one fails.
+1. Build and time every variant (a runtime in a precision). Latency does not depend on the weights, so it comes first.
+   A variant that is slower than one with less risk to accuracy is dropped.
+2. Compare the others with the plain model on the selection images. If every int8 variant of a runtime loses too much
+   accuracy, revert its most sensitive layers to float.
+3. If a higher speed-up is requested, time smaller networks, and train those that can win. Their variants join.
+4. Certify the finalists on the certification images, in a fixed order. Each network's sequence ends at its first
+   variant that is not proven to be within the accuracy budget.
+5. Time the certified variants against the baseline, in several processes each, and pick the winner.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +24,36 @@ from vivace.acceleration import decide
 from vivace.acceleration.budget import Budget
 from vivace.acceleration.candidates import candidates_for
 from vivace.acceleration.explain import at_chance, explain
+from vivace.acceleration.halving import SuccessiveHalving
+from vivace.acceleration.measurements import Measurements
+from vivace.acceleration.networks import Network, open_network
 from vivace.acceleration.options import SearchOptions
-from vivace.acceleration.rows import Row, Rows, SearchResult, Status, Verdict, going_on
-from vivace.acceleration.smaller import Smaller
+from vivace.acceleration.results import Result, Results, SearchResult, Status, Verdict, remaining, was_screened
+from vivace.acceleration.selection import Selection
 from vivace.acceleration.splits import Images
 from vivace.acceleration.steps import Steps
-from vivace.acceleration.variants import Variant, open_variant, rank_layers_of
-from vivace.acceleration.workbench import Workbench
 from vivace.bundle import Bundle
 from vivace.compression.layers import LAYERS
 from vivace.data.place import AnyData
-from vivace.errors import OutOfTime, VivaceError, first_line
-from vivace.runtimes import is_quantized
+from vivace.errors import OutOfTime, VivaceError
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss
-from vivace.timing.processes import ratio_of
+from vivace.timing.interleaved import ratio_of
 
 __all__ = ["Search"]
 
-# so much of a given time is for building; training, timing and the certificates take the rest
+# fraction of the time budget for building; training, timing and certification share the rest
 BUILD_SHARE = 0.35
-# and of what is left after that so much for the first timing; of the rest so much for answering on images to certify on
+# fractions of the time that is left then: for the first timing, and for predictions on the certification images
 SCREEN_SHARE, CERTIFY_SHARE = 0.5, 0.4
-# layers are ranked on so many images to select on, and so many sets of them tried
-NUM_RANK_IMAGES = 256
-MAX_GIVEN_BACK = 3
-# forms of each smaller network: the fastest of the model's own
-FORMS_OF_SMALLER = 3
-# where judging would take longer than this, no more images are judged than should be needed
+# variants of each smaller network: those that are fastest for the model's own
+VARIANTS_PER_NETWORK = 3
+# if certification would take longer than this, it uses no more images than should be needed
 CERTIFY_SECONDS = 60.0
 
 
 class Search:
-    """One search: build, time, select, perhaps train, certify."""
+    """One search: build, time, select, train if requested, certify."""
 
     def __init__(
         self,
@@ -65,7 +65,10 @@ class Search:
         started: float | None = None,
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
-        """work: folder for what is built; kept for a next try. started: of time.monotonic, when its time began."""
+        """work: folder for what is built, from which an interrupted search continues.
+
+        started: time.monotonic() from which the time budget counts; None: now.
+        """
         self._options = options
         self._max_drop = options.max_drop / 100
         self.budget = Budget(options.within_seconds, started=started)
@@ -75,13 +78,13 @@ class Search:
             "on_bad_image": options.on_bad_image,
         }
         self._bundle, self._data, self._work = bundle, data, work
-        self._rows = Rows()
+        self._results = Results()
 
     def run(self) -> SearchResult:
-        """Search. Raises VivaceError if not even the plain model can be timed, for another reason than the time."""
+        """Run the search. Raises VivaceError if the plain model can't be timed, unless the time budget ended."""
         doing = "opening the images"
         try:
-            own = self._steps.run(open_variant, "", self._bundle, self._data, self._work, **self._opening)
+            own = self._steps.run(open_network, "", self._bundle, self._data, self._work, **self._opening)
             doing = "the search"
             return self._searched(own)
         except OutOfTime:
@@ -90,227 +93,176 @@ class Search:
         finally:
             self._steps.close()
 
-    def _searched(self, own: Variant) -> SearchResult:
-        self._bench = bench = Workbench(
+    def _searched(self, own: Network) -> SearchResult:
+        self._measurements = measurements = Measurements(
             own,
             self._work / "compiled",
             self._steps,
             batch_size=self._options.images_per_call,
             threads=self._options.threads,
         )
-        self._rows = bench.rows
-        self._smaller = Smaller(bench, self._data, self._work / "networks", self._opening)
+        self._results = measurements.results
+        self._halving = SuccessiveHalving(measurements, self._data, self._work / "networks", self._opening)
+        self._selection = Selection(measurements, max_drop=self._max_drop)
         self.splits = own.splits
         self._certify = own.splits.certify.rows
-        hurried = bench.budget.seconds is not None
+        hurried = measurements.budget.seconds is not None
         candidates, missing = candidates_for(torch.device("cpu"), hurried=hurried)
-        bench.build(candidates, share=BUILD_SHARE)
-        bench.screen_first(share=SCREEN_SHARE)
+        measurements.build(candidates, share=BUILD_SHARE)
+        measurements.screen_first(share=SCREEN_SHARE)
         baseline = self._baseline()
         if baseline is None:
             return self._result(Verdict.UNDECIDED, missing=missing, splits=own.splits, num_certify=len(self._certify))
-        selected = self._select(self._undominated(_timed(bench.rows), baseline))
+        selected = self._selection.select(self._undominated(was_screened(measurements.results), baseline))
         for runtime in LAYERS:
-            selected += self._give_back(runtime, baseline)
+            selected += self._selection.revert_layers(runtime, baseline)
         if self._wants_training(selected):
             selected += self._train_smaller(baseline, selected)
-        finalists = going_on(self._rows.put(decide.finalists_of(selected)))
+        finalists = remaining(self._results.put(decide.finalists_of(selected)))
         self._plan_certify(finalists, baseline)
         judged = decide.certify_in_order(
-            finalists, lambda row, confidence: self._judge(row, confidence, baseline), max_drop=self._max_drop
+            finalists, lambda result, confidence: self._judge(result, confidence, baseline), max_drop=self._max_drop
         )
-        certified = [row for row in self._rows.put(judged) if row.status is Status.CERTIFIED]
-        control, num_processes = self._time(baseline, certified)
-        timed_baseline, *certified = self._rows.now([baseline, *certified])
-        winner = decide.pick_winner(certified, control, objective=self._options.objective)
+        certified = [result for result in self._results.put(judged) if result.status is Status.CERTIFIED]
+        aa_test, num_processes = self._time(baseline, certified)
+        timed_baseline, *certified = self._results.current([baseline, *certified])
+        winner = decide.pick_winner(certified, aa_test, objective=self._options.objective)
         verdict = decide.verdict_of(
-            winner, control, num_processes=num_processes, out_of_time=bool(self._steps.left_out)
+            winner, aa_test, num_processes=num_processes, out_of_time=bool(self._steps.left_out)
         )
-        # work that begins here changes no verdict
-        profile = bench.profile(winner) if winner is not None else None
-        preprocessing = bench.time_preprocessing(winner or timed_baseline)
+        # from here on nothing changes the verdict
+        profile = measurements.profile(winner) if winner is not None else None
+        preprocessing = measurements.time_preprocessing(winner or timed_baseline)
         return self._result(
             verdict,
             missing=missing,
             baseline=timed_baseline,
             winner=winner,
-            control=control,
+            aa_test=aa_test,
             splits=own.splits,
             num_certify=len(self._certify),
             profile=profile,
             preprocessing=preprocessing,
         )
 
-    def _undominated(self, rows: Sequence[Row], baseline: Row) -> list[Row]:
-        """Those that may win, in the order of their risk."""
-        return going_on(self._rows.put(decide.drop_dominated(rows, baseline, objective=self._options.objective)))
+    def _undominated(self, results: Sequence[Result], baseline: Result) -> list[Result]:
+        """Results that may win, in the order of their risk."""
+        return remaining(self._results.put(decide.drop_dominated(results, baseline, objective=self._options.objective)))
 
-    def _time(self, baseline: Row, certified: Sequence[Row]) -> tuple[Ratio | None, int]:
-        """The control and its number of processes: timed once more where it is not level, and there is time."""
-        bench = self._bench
-        control, num_processes = bench.time(baseline, certified)
-        if control is None or (decide.is_level(control) and not decide.is_noisy(control)):
-            return control, num_processes
-        if not bench.budget.fits("", seconds=bench.final_seconds(baseline, len(certified))):
-            return control, num_processes
+    def _time(self, baseline: Result, certified: Sequence[Result]) -> tuple[Ratio | None, int]:
+        """The A/A test and its number of processes. It is repeated once if it is not level and there is time."""
+        measurements = self._measurements
+        aa_test, num_processes = measurements.time(baseline, certified)
+        if aa_test is None or (decide.is_level(aa_test) and not decide.is_noisy(aa_test)):
+            return aa_test, num_processes
+        if not measurements.budget.fits("", seconds=measurements.final_seconds(baseline, len(certified))):
+            return aa_test, num_processes
         self._steps.tell("the timing was noisy: once more")
-        again = bench.time(baseline, certified)
-        return again if again[0] is not None else (control, num_processes)
+        again = measurements.time(baseline, certified)
+        return again if again[0] is not None else (aa_test, num_processes)
 
     def _result(self, verdict: Verdict, **found: Any) -> SearchResult:
-        result = SearchResult(rows=list(self._rows), missing=found.pop("missing", {}), verdict=verdict, **found)
-        result.notes = explain(result.rows, result.winner, result.control, self._max_drop) + self._steps.notes
-        result.left_out = self._steps.left_out
-        if result.splits is not None:
-            chance = at_chance(result.rows, result.splits.certify.labels)
-            result.warnings = [] if chance is None else [chance]
+        search_result = SearchResult(
+            results=list(self._results), missing=found.pop("missing", {}), verdict=verdict, **found
+        )
+        search_result.notes = (
+            explain(search_result.results, search_result.winner, search_result.aa_test, self._max_drop)
+            + self._steps.notes
+        )
+        search_result.left_out = self._steps.left_out
+        if search_result.splits is not None:
+            chance = at_chance(search_result.results, search_result.splits.certify.labels)
+            search_result.warnings = [] if chance is None else [chance]
         short = self.budget.shortfall() if verdict is Verdict.UNDECIDED else None
-        result.warnings += [] if short is None else [short]
-        result.seconds = self.budget.elapsed()
-        return result
+        search_result.warnings += [] if short is None else [short]
+        search_result.seconds = self.budget.elapsed()
+        return search_result
 
-    def bundle_of(self, row: Row) -> Bundle:
-        """The candidate of a row as it was built."""
-        return self._bench.bundle_of(row)
+    def bundle_of(self, result: Result) -> Bundle:
+        """The bundle that was built for a result."""
+        return self._measurements.bundle_of(result)
 
-    def certify_probs(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """probs_NK of a form on the images to certify on, and their labels_N."""
-        images = self._certify_images(row)
-        return self._bench.probs(row, images, "certify"), images.labels
+    def certify_probs(self, result: Result) -> tuple[np.ndarray, np.ndarray]:
+        """probs_NK of a variant on the certification images, and their labels_N."""
+        images = self._certify_images(result)
+        return self._measurements.probs(result, images, "certify"), images.labels
 
-    def _certify_images(self, row: Row | None) -> Images:
-        """As the network of a row sees them; None: the model's own."""
-        variant = self._bench.own if row is None else self._bench.variant(row)
-        return dataclasses.replace(variant.splits.certify, rows=self._certify)
+    def _certify_images(self, result: Result | None) -> Images:
+        """Certification images at the input size of a result's network; None: of the model's own network."""
+        network = self._measurements.own if result is None else self._measurements.network_of(result)
+        return dataclasses.replace(network.splits.certify, rows=self._certify)
 
-    def _baseline(self) -> Row | None:
-        """The faster of PyTorch eager and compiled in float32; the ratios of all rows are to it.
+    def _baseline(self) -> Result | None:
+        """The faster of PyTorch eager and compiled in float32, to which all ratios are relative.
 
-        None where the time was over before it was timed.
+        None if the time budget ended before it was timed.
         """
-        rows = _timed(self._bench.rows)
-        baseline = min((row for row in rows if _is_baseline(row)), key=lambda row: row.p50_ms, default=None)
+        results = was_screened(self._measurements.results)
+        baseline = min(
+            (result for result in results if _is_baseline(result)), key=lambda result: result.p50_ms, default=None
+        )
         if baseline is None or baseline.screened is None:
             if self._steps.left_out:
                 return None
             raise VivaceError(
-                f"the plain model could not be timed: {next(iter(self._rows)).outcome.reason}. Is the bundle whole?"
+                f"the plain model could not be timed: {next(iter(self._results)).outcome.reason}. "
+                "Is the bundle complete?"
             )
-        self._rows.put(
-            dataclasses.replace(row, ratio=ratio_of(baseline.screened, row.screened))
-            for row in rows
-            if row.screened is not None
+        self._results.put(
+            dataclasses.replace(result, ratio=ratio_of(baseline.screened, result.screened))
+            for result in results
+            if result.screened is not None
         )
-        return self._rows.now([baseline])[0]
+        return self._results.current([baseline])[0]
 
-    def _select(self, rows: Sequence[Row]) -> list[Row]:
-        """Those that do not plainly lose too much on the images to select on."""
-        selected = []
-        for row in rows:
-            compared = self._compare(row)
-            if compared.status is Status.BUILT:
-                compared = decide.selected_or_not(compared, self._max_drop)
-            selected += self._rows.put([compared])
-        return going_on(selected)
-
-    def _compare(self, row: Row) -> Row:
-        """The row with what it loses on the images to select on, or with the reason why it could not be compared."""
-        bench = self._bench
-        images = bench.variant(row).splits.select
-        if not bench.budget.fits("", seconds=bench.answer_seconds(row, images)):
-            self._steps.leave_out(f"{row.name}: not compared")
-            return row.became(Status.OUT_OF_TIME, "not compared: out of time")
-        self._steps.tell(f"comparing {row.name} on {len(images):,} images")
-        try:
-            if not np.isfinite(bench.probs(row, images, "select")).all():
-                return row.became(Status.FAILED, "its answers are not finite")
-            row = dataclasses.replace(row, selected=bench.loss(row, images, self.splits.select, "select"))
-            return dataclasses.replace(row, parity=bench.parity(row))
-        except OutOfTime:
-            row = row.became(Status.OUT_OF_TIME, "abandoned: out of time while it was compared")
-            self._steps.leave_out(f"{row.name}: {row.outcome.reason}")
-        except Exception as error:
-            # a runtime that fails costs this candidate, never the search
-            return row.became(Status.FAILED, f"could not be compared: {type(error).__name__}: {first_line(error)}")
-        return row
-
-    def _give_back(self, runtime: str, baseline: Row) -> list[Row]:
-        """Where all of a runtime in int8 lost too much, that which lost least with the fewest layers in float that will
-        do, if it may be the fastest even so."""
-        bench = self._bench
-        rows = [row for row in _timed(bench.rows) if row.selected is not None]
-        int8 = [row for row in rows if row.candidate.runtime == runtime and is_quantized(row.candidate.precision)]
-        if not int8 or not all(decide.lost_too_much(row) for row in int8):
-            return []
-        row = min(int8, key=lambda row: (decide.drop(row), -row.times_faster))
-        rivals = [baseline, *(other for other in rows if not decide.lost_too_much(other))]
-        if any(other.times_faster > row.times_faster for other in rivals):
-            return []
-        images = self.splits.select.some(NUM_RANK_IMAGES)
-        self._steps.tell(f"ranking the layers of {row.name}")
-        try:
-            groups = self._steps.run(rank_layers_of, bench.own, row.candidate, images)
-        except OutOfTime:
-            self._steps.leave_out(f"{row.name} with some layers in float")
-            return []
-        except (RuntimeError, ValueError, VivaceError) as error:
-            self._steps.note(f"no layers of {row.name} could be ranked: {first_line(error)}")
-            return []
-        counts = sorted({min(len(groups), 2**step) for step in range(MAX_GIVEN_BACK)} - {0})
-        kept = [tuple(name for group in groups[:count] for name in group.layers) for count in counts]
-        built = bench.build([dataclasses.replace(row.candidate, kept=layers) for layers in kept])
-        for candidate in bench.screen(built, baseline):
-            better = [other for other in rivals if other.times_faster > candidate.times_faster]
-            if better:
-                self._rows.put([decide.slower_than(better[0], candidate)])
-            elif selected := self._select([candidate]):
-                # those with more layers in float are slower
-                return selected
-        return []
-
-    def _wants_training(self, selected: Sequence[Row]) -> bool:
+    def _wants_training(self, selected: Sequence[Result]) -> bool:
         if self._options.train == "auto":
-            fastest = max((row.times_faster for row in selected), default=1.0)
+            fastest = max((result.times_faster for result in selected), default=1.0)
             return self._options.target_speedup is not None and fastest < self._options.target_speedup
         return self._options.train == "on"
 
-    def _train_smaller(self, baseline: Row, selected: Sequence[Row]) -> list[Row]:
-        """Forms of smaller networks, trained, that may win."""
-        own = [row for row in _timed(self._bench.rows) if not row.candidate.kept and not row.candidate.asymmetric]
-        forms = sorted(own, key=lambda row: -row.times_faster)[:FORMS_OF_SMALLER]
-        fastest = max((row.times_faster for row in selected), default=1.0)
+    def _train_smaller(self, baseline: Result, selected: Sequence[Result]) -> list[Result]:
+        """Variants of trained smaller networks that may win."""
+        own = [
+            result
+            for result in was_screened(self._measurements.results)
+            if not result.candidate.float_layers and not result.candidate.asymmetric
+        ]
+        fastest_own = sorted(own, key=lambda result: -result.times_faster)[:VARIANTS_PER_NETWORK]
+        fastest = max((result.times_faster for result in selected), default=1.0)
         least = max(fastest * decide.SLACK, self._options.target_speedup or 0.0)
         joined = []
-        asked = self._options.target_speedup is not None and least == self._options.target_speedup
-        for rows in self._smaller.train(forms, baseline, least_speed=least, asked=asked):
-            # forms of one network among themselves: another network is another risk
-            joined += self._select(self._undominated(rows, baseline))
+        requested = self._options.target_speedup is not None and least == self._options.target_speedup
+        for results in self._halving.train(fastest_own, baseline, least_speed=least, requested=requested):
+            # within one network only: accuracy of different networks is not comparable by their precision
+            joined += self._selection.select(self._undominated(results, baseline))
         return joined
 
-    def _plan_certify(self, finalists: Sequence[Row], baseline: Row) -> None:
-        """Choose how many images are judged, where all of them would take long; before any is looked at."""
+    def _plan_certify(self, finalists: Sequence[Result], baseline: Result) -> None:
+        """If certifying on all images would take long, choose how many to use, before any of them is looked at."""
         images = self.splits.certify
-        seconds = 1e-3 * sum(row.p50_ms for row in [*finalists, baseline]) / self._options.images_per_call * len(images)
+        seconds = (
+            1e-3 * sum(result.p50_ms for result in [*finalists, baseline]) / self._options.images_per_call * len(images)
+        )
         if seconds > min(CERTIFY_SECONDS, CERTIFY_SHARE * self.budget.seconds_left()):
             self._certify = images.some(decide.images_to_certify(finalists, self._max_drop, len(images))).rows
 
-    def _judge(self, row: Row, confidence: float, baseline: Row) -> PairedLoss | None:
-        """What a form loses on the images to certify on; None where time is left for this or the last timing only."""
-        bench, images = self._bench, self._certify_images(row)
-        seconds = bench.answer_seconds(row, images) + bench.final_seconds(baseline, 1)
+    def _judge(self, result: Result, confidence: float, baseline: Result) -> PairedLoss | None:
+        """The accuracy drop of a variant on the certification images.
+
+        None if there is no time for this and the final timing.
+        """
+        measurements, images = self._measurements, self._certify_images(result)
+        seconds = measurements.answer_seconds(result, images) + measurements.final_seconds(baseline, 1)
         try:
-            if bench.budget.fits("", seconds=seconds):
-                self._steps.tell(f"certifying {row.name} on {len(images):,} images")
-                return bench.loss(row, images, self._certify_images(None), "certify", confidence=confidence)
+            if measurements.budget.fits("", seconds=seconds):
+                self._steps.tell(f"certifying {result.name} on {len(images):,} images")
+                return measurements.loss(result, images, self._certify_images(None), "certify", confidence=confidence)
         except OutOfTime:
             pass
-        self._steps.leave_out(f"{row.name}: not judged")
+        self._steps.leave_out(f"{result.name}: not certified")
         return None
 
 
-def _timed(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row.screened is not None]
-
-
-def _is_baseline(row: Row) -> bool:
-    return (row.candidate.runtime, row.candidate.precision) in (("eager", "fp32"), ("inductor", "fp32"))
+def _is_baseline(result: Result) -> bool:
+    return (result.candidate.runtime, result.candidate.precision) in (("eager", "fp32"), ("inductor", "fp32"))

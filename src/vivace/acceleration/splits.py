@@ -1,4 +1,4 @@
-"""The three splits of a search: images to calibrate on, to select on, and to certify on, which are looked at once."""
+"""The images of a search: for calibration, for selection, and for certification, which are looked at only once."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ __all__ = ["Images", "Splits", "open_splits"]
 
 NUM_CALIBRATE = 300
 NUM_FILES = 32
-# where selecting and certifying must share images: a proof needs more of them than a choice
+# fraction for selection if selection and certification have to share a split: a proof needs more images than a choice
 SELECT_SHARE = 0.25
 MIN_CERTIFY = 30
 BATCH = 64
-# what training holds out by default, where a bundle does not say
+# the default of training, for a bundle that does not say
 VAL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
 class Images:
-    """Some images of a cached split, read when they are asked for."""
+    """Some images of a cached split, which are read when they are needed."""
 
     name: str
-    """The split that they are of, for people."""
+    """Name of their split."""
     stored_NHWC: Pixels
     labels_N: np.ndarray
     rows: np.ndarray
-    """int64, positions in the two."""
+    """int64, their positions in these two arrays."""
     preprocess: Preprocess
 
     def __len__(self) -> int:
@@ -54,13 +54,13 @@ class Images:
         return np.asarray(self.labels_N[self.rows], dtype=np.int64)
 
     def batches(self, size: int = BATCH) -> Iterator[np.ndarray]:
-        """uint8 [b, size, size, C], as the network sees them."""
+        """uint8 [b, size, size, C], at the network's input size."""
         for start in range(0, len(self.rows), size):
             stored = np.asarray(self.stored_NHWC[self.rows[start : start + size]])
             yield np.ascontiguousarray(self.preprocess.view(stored))
 
     def some(self, count: int) -> Images:
-        """Up to `count` of them, evenly spread: of a split that is sorted by class, from every class."""
+        """Up to `count` of them, evenly spaced, so that a split sorted by class gives images of every class."""
         rows = self.rows[np.unique(np.linspace(0, len(self.rows) - 1, min(count, len(self.rows))).round().astype(int))]
         return dataclasses.replace(self, rows=rows)
 
@@ -75,30 +75,30 @@ class Images:
 
 @dataclass(frozen=True)
 class Splits:
-    """No image is in two of them."""
+    """Three disjoint sets of images."""
 
     data: str
-    """The name of the data set."""
+    """Name of the data set."""
     calibrate: Images
-    """Training images: ranges of activations are taken from them, and what a channel is worth to the loss."""
+    """Training images: for the ranges of activations, and for the importance of channels."""
     select: Images
-    """Candidates are compared on them."""
+    """Selection images: candidates are compared on them."""
     certify: Images
-    """Those that won are judged on them, once."""
+    """Certification images: the finalists are judged on them, once."""
     num_train: int
-    """Images that were trained on."""
+    """Number of training images."""
     files: tuple[str, ...] = ()
-    """Some of the split to select on, to time what reading them takes; none where there are arrays alone."""
+    """Some files of the selection split, to time the preprocessing; none if the data is not in files."""
 
 
 def open_splits(
     bundle: Bundle, data: AnyData, *, cache_dir: Path | None = None, on_bad_image: str = "auto", seed: int = 0
 ) -> Splits:
-    """Divide a data set. With a test split: select on validation images, certify on all test images.
+    """Divide a data set. With a test split, validation images are for selection and all test images certify.
 
-    Without one, a quarter of the validation images selects and the rest certifies. Where there is no validation split,
-    the images that training held out take its place: the same ones, if the bundle was trained on this data.
-    Raises DataError if there are too few images to certify on, and what opening the data raises.
+    Without one, a quarter of the validation images is for selection and the rest certifies. Without a validation split,
+    the images that training held out are used: the same ones, if the bundle was trained on this data.
+    Raises DataError if there are too few images to certify with, and what opening the data raises.
     """
     source = open_source(data, cache_dir=cache_dir, classes=bundle.classes)
     for line in notes_of(source):
@@ -118,8 +118,9 @@ def open_splits(
         certify = _of(cache, bundle, val_name, np.sort(mixed[first:]))
     if len(certify) < MIN_CERTIFY or not len(select):
         raise DataError(
-            f"too few images to prove anything: {len(certify)} of {source.name} to certify on, {len(select)} to select "
-            f"on; at least {MIN_CERTIFY} are needed. Give data with a test or a larger validation split."
+            f"too few images to prove anything: {source.name} has {len(certify)} for certification and {len(select)} "
+            f"for selection; at least {MIN_CERTIFY} are needed for certification. Give data with a test split or a "
+            "larger validation split."
         )
     paths = source.splits[val_name].paths or ()
     files = tuple(paths[:: max(1, len(paths) // NUM_FILES)][:NUM_FILES])
@@ -132,13 +133,13 @@ def _of(cache: Cache, bundle: Bundle, split: str, rows: np.ndarray) -> Images:
 
 
 def _train_and_val(bundle: Bundle, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of train to calibrate on, and rows of val (of train where there is none) that nobody trained on."""
+    """Rows of train for calibration, and rows of val (of train, without a val split) that were not trained on."""
     train = cache.splits["train"]
     if "val" in cache.splits:
         return np.arange(len(train.labels_N)), np.arange(len(cache.splits["val"].labels_N))
     trained_on = bundle.trained_on()
     if trained_on is not None:
-        # images may have been added since: held out once more, some of those that were trained on would be taken
+        # if images were added since, holding out anew would pick some that were trained on
         known = trained_on.among(train.digests_N)
         if known.any() and not known.all():
             return np.flatnonzero(known), np.flatnonzero(~known)
@@ -148,7 +149,7 @@ def _train_and_val(bundle: Bundle, cache: Cache) -> tuple[np.ndarray, np.ndarray
 
 
 def _spread(labels_N: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `count` of the rows, of every class as many as of the others while they last."""
+    """Up to `count` of the rows, balanced over the classes as far as there are enough of each."""
     mixed = rng.permutation(rows)
     # the first of each class, then the second of each, and so on
     rank = np.zeros(len(mixed), dtype=np.int64)

@@ -1,7 +1,7 @@
-"""Smaller networks that may take a model's place, and how each is trained: by distillation from it.
+"""Smaller networks that may replace a model, and their training by distillation from it.
 
-Three kinds: the model itself with channels gone, the model itself for smaller images, which both start from what it
-knows, and networks of the zoo, which start from nothing but are drawn for speed, also for smaller images.
+There are three kinds: the pruned model, and the model for smaller images, which both start from its weights; and
+networks of the zoo, which are trained from scratch and designed for speed, also for smaller images.
 """
 
 from __future__ import annotations
@@ -29,44 +29,43 @@ from vivace.models.zoo import complete_arguments, create_model, forward_flops
 from vivace.runtimes import Classifier
 from vivace.training.train import train
 
-__all__ = ["Student", "patience", "propose", "train_student"]
+__all__ = ["Student", "epoch_multiplier", "propose", "train_student"]
 
-# of the time of the whole network's layers
+# of the time that the layers of the whole network take
 PRUNED_SHARES = (0.6, 0.4, 0.25)
-# the pruned one that keeps most joins the model itself for so many sizes of smaller images, the others for the next
-# alone
+# sizes of smaller images that the least pruned network is tried with; the others are tried with one
 PRUNED_SIDES = 2
-# a network of the zoo is tried if it computes this much less
+# a network of the zoo is tried if it needs at most this fraction of the model's operations
 LESS_FLOPS = 0.7
-# sides of smaller images, as shares of the model's own, in steps that suit strides
-SMALLER_SIDES, SIDE_STEP, LEAST_SIDE = (1.0, 0.75, 0.57, 0.43), 32, 64
+# sides of smaller images as fractions of the model's own, rounded to multiples that suit strides, px
+SMALLER_SIDES, SIDE_STEP, MIN_SIDE = (1.0, 0.75, 0.57, 0.43), 32, 64
 MAX_ZOO = 3
-# a network that starts from weights needs fewer epochs and smaller steps
+# a network that starts from weights needs fewer epochs and a lower learning rate
 FINE_TUNE_LR, FINE_TUNE_EPOCHS = 0.01, 12
 SCRATCH_EPOCHS = 24
-# it may come to know more than its teacher, if labels count for as much
+# weight of distillation from scratch: with labels weighted equally a student can become better than its teacher
 SCRATCH_WEIGHT = 0.5
-# the model itself, for another try in int8
+# name of the model itself, trained with fake quantization
 FOR_INT8 = "trained for int8"
-# a first look, to tell which are worth the rest
+# fraction of its epochs that a student is trained for in the race
 RACE_SHARE = 0.25
-# of few images a student sees more epochs, for a teacher is best listened to for long (arXiv:2106.05237): up to so many
-# times as many, while it saw fewer images than these
-PATIENCE, MANY_IMAGES = 2.5, 1_000_000
+# with few training images a student gets more epochs, since distillation profits from long training (arXiv:2106.05237):
+# at most this factor, and until it has seen this many images
+MAX_EPOCH_MULTIPLIER, MANY_IMAGES = 2.5, 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """A smaller network before it has learnt to take the model's place."""
+    """A smaller network and how it is to be trained."""
 
     name: str
     bundle: Bundle
-    """Untrained, for timing; a pruned one with the weights that are left."""
+    """Untrained, for timing; a pruned one has the weights that are left."""
     flops: float
-    """Multiplications and additions of one image, as a share of the model's own."""
+    """Operations for one image, as a fraction of the model's."""
     epochs: int
     changes: Mapping[str, Any]
-    """To the recipe `fast`, which trains it."""
+    """Changes to the recipe `fast`, with which it is trained."""
 
 
 def propose(
@@ -77,10 +76,10 @@ def propose(
     fake_quant: bool = False,
     on_message: Callable[[str], None] = lambda message: None,
 ) -> list[Student]:
-    """Students of a bundle, with their untrained bundles below `folder`; kinds that do not suit it are told and left.
+    """Students of a bundle, with their untrained bundles below `folder`. A kind that it does not suit gives a message.
 
-    splits: training images are taken from `calibrate`, which say what a channel is worth. fake_quant: the model loses
-    too much in int8. It is one of its students itself then, and all of them train for int8.
+    splits: its calibration images decide which channels are pruned. fake_quant: for a model that loses too much
+    accuracy in int8: it becomes one of the students itself, and all of them are trained with fake quantization.
     """
     students: list[Student] = []
     flops = _flops(bundle)
@@ -102,7 +101,7 @@ def propose(
 
 
 def _as_trained(bundle: Bundle) -> nn.Module:
-    """The network before its logits were calibrated: so a teacher teaches, and so a student starts."""
+    """The network as it was before its logits were calibrated: for distillation, and to start students from."""
     model = bundle.build_model()
     if bundle.info.temperature is not None:
         scale_head(model, bundle.info.temperature)
@@ -134,12 +133,12 @@ def _pruned(bundle: Bundle, splits: Splits, folder: Path, flops: float) -> list[
 
 
 def _fine_tuned(name: str, saved: Bundle, teacher_flops: float) -> Student:
-    """A student that starts from the weights it was saved with."""
+    """A student that starts from the weights in `saved`."""
     changes = {
         "model.weights": str(saved.folder / "model.safetensors"),
         "model.arguments": dict(saved.info.architecture.arguments),
         "optimizer.lr": FINE_TUNE_LR,
-        # the recipe's own network gets these, which are for a start from nothing
+        # these settings of the recipe are for training from scratch
         "focus.share": 1.0,
         "freeze_after": (),
         "augment.start_size": None,
@@ -150,8 +149,10 @@ def _fine_tuned(name: str, saved: Bundle, teacher_flops: float) -> Student:
 
 
 def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path, flops: float) -> list[Student]:
-    """The model itself, and pruned ones of it, the widest first, with the weights they have. Raises RuntimeError where
-    these are for one size alone, as embeddings of positions are."""
+    """The model and its pruned versions, the widest first, for smaller images, with their weights.
+
+    Raises RuntimeError if the weights fit one size only, as position embeddings do.
+    """
     smaller = [side for side in _sides(bundle.info.architecture.size) if side < bundle.info.architecture.size]
     students = []
     for title, source, sides in [
@@ -174,7 +175,7 @@ def _for_smaller_images(bundle: Bundle, pruned: Sequence[Student], folder: Path,
 
 
 def _resized(info: BundleInfo, side: int) -> BundleInfo:
-    """For images of another side, stored larger by as much as before."""
+    """The bundle's description for images of another side, stored larger by the same factor."""
     architecture = dataclasses.replace(info.architecture, size=side)
     return dataclasses.replace(_untrained(info), architecture=architecture, preprocess=info.preprocess.resized(side))
 
@@ -216,14 +217,14 @@ def _of_the_zoo(bundle: Bundle, folder: Path, flops: float) -> list[Student]:
                 changes={"model.arguments": arguments, "distill.weight": SCRATCH_WEIGHT},
             )
         )
-    # the model's own size is the one that can be spared
+    # if there are too many, the one at the model's own size is dropped
     return students[-MAX_ZOO:]
 
 
 def _drawn(own: Architecture) -> list[tuple[str, int, dict[str, Any]]]:
-    """Networks of the zoo for images of a model's size and below: name, size, arguments; the larger first."""
-    if own.size > LEAST_SIDE:
-        # of its activations this one alone is nothing beside an int8 convolution
+    """Networks of the zoo for a model's image size and smaller ones: (name, size, arguments), the larger first."""
+    if own.size > MIN_SIDE:
+        # ReLU: of its activations the only one whose time is negligible beside an int8 convolution
         return [("fast_photo", side, {"activation": "relu"}) for side in _sides(own.size)]
     return [
         ("fast_cnn", own.size, {"widths": list(widths), "depth": [depth] * 3, "activation": "relu", "stride": 2})
@@ -232,14 +233,14 @@ def _drawn(own: Architecture) -> list[tuple[str, int, dict[str, Any]]]:
 
 
 def _sides(size: int) -> list[int]:
-    """Sides of images, the model's own and smaller ones; the larger first."""
+    """The model's image side and smaller ones, px, the larger first."""
     rounded = {SIDE_STEP * round(share * size / SIDE_STEP) for share in SMALLER_SIDES}
-    return sorted({side for side in rounded if LEAST_SIDE <= side <= size} | {size}, reverse=True)
+    return sorted({side for side in rounded if MIN_SIDE <= side <= size} | {size}, reverse=True)
 
 
-def patience(student: Student, num_train: int) -> float:
-    """How many times its epochs a student is trained where no time is given."""
-    return min(PATIENCE, max(1.0, MANY_IMAGES / (student.epochs * num_train)))
+def epoch_multiplier(student: Student, num_train: int) -> float:
+    """Factor for a student's epochs without a time budget."""
+    return min(MAX_EPOCH_MULTIPLIER, max(1.0, MANY_IMAGES / (student.epochs * num_train)))
 
 
 def train_student(
@@ -254,15 +255,15 @@ def train_student(
     cache_dir: Path | None = None,
     on_bad_image: str = "auto",
 ) -> Bundle:
-    """The student, trained on the images that its teacher was trained on; the test split is not looked at.
+    """The student, trained on the training images of its teacher. The test split is not used.
 
-    run: the folder of its training; one that was stopped goes on, one that is done is taken as it is. share: of its
-    epochs, where no time is given. answers: a faster form of the teacher. Raises what `train` raises.
+    run: folder of the training run; an interrupted one continues, a finished one is reused. share: fraction or multiple
+    of its epochs, without a time budget. answers: a fast variant of the teacher. Raises what `train` raises.
     """
     done = _saved(run / "bundle")
     if done is not None:
         return done
-    # views are made as the teacher sees them: of smaller ones it knows less
+    # augmented images have the teacher's input size, for it is less accurate on smaller ones
     info, preprocess = teacher.info, teacher.preprocess
     size = student.bundle.preprocess.size
     given = info.recipe.get("data", {})
@@ -278,12 +279,12 @@ def train_student(
         "data.std": preprocess.std,
         "data.on_bad_image": on_bad_image,
         "data.allow_leaks": given.get("allow_leaks", False),
-        # the same images are held out
+        # the same images are held out as for the teacher
         **({"data.val_fraction": given["val_fraction"]} if "val_fraction" in given else {}),
         "seed": info.recipe.get("seed", 0),
         "distill.teacher": str(teacher.folder),
         "loss.label_smoothing": 0.0,
-        # the teacher knows better
+        # the teacher's predictions are better targets
         "loss.self_distillation": 0.0,
         **student.changes,
     }
@@ -302,10 +303,10 @@ def train_student(
             quiet=True,
         )
     except Interrupted as error:
-        # whoever asked for a search never saw the command of this training
+        # the user started a search, not this training
         raise Interrupted(
-            f"stopped by {Signals(error.signal_number).name} while {student.name} was trained; the same command goes "
-            "on from there",
+            f"stopped by {Signals(error.signal_number).name} while {student.name} was trained; the same command "
+            "continues from there",
             signal_number=error.signal_number,
         ) from None
     finally:
@@ -319,6 +320,6 @@ def _saved(folder: Path) -> Bundle | None:
     try:
         return load_bundle(folder)
     except BundleError:
-        # of this search's own folder, made anew: a bundle that was changed is not replaced
+        # it is in the search's own folder, so it can be rebuilt; a bundle that was changed is not reused
         shutil.rmtree(folder, ignore_errors=True)
         return None

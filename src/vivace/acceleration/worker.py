@@ -1,7 +1,7 @@
-"""Functions run in a process of their own, which is ended with all that it started when their time is up.
+"""Runs functions in a separate process, which is ended with everything that it started when their time is up.
 
-An exporter, a compiler or a training can't be stopped from within. Requests and answers go through pipes between this
-process and its own child, as the standard library's `multiprocessing` sends objects; nothing comes from a file.
+An exporter, a compiler or a training can't be interrupted from within. Requests and answers go through pipes between
+this process and its child, pickled as the standard library's `multiprocessing` does; nothing is read from a file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Worker", "WorkerDied", "serve"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# a training that is asked to stop saves a checkpoint first
+# grace period: a training that is stopped saves a checkpoint first
 STOP_SECONDS = 5.0
 PROGRAM = (
     "import json, sys; sys.path.extend(p for p in json.loads(sys.argv[1]) if p not in sys.path); "
@@ -42,16 +42,16 @@ class WorkerDied(VivaceError):
 
 
 class Worker:
-    """A process that is started when it is first needed, and again after it was ended."""
+    """A process that is started when it is first needed, and restarted after it was ended."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, until: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What function(*args, **kwargs) returns; it, its arguments and its answer must be picklable.
+        """What function(*args, **kwargs) returns; the function, its arguments and its result must be picklable.
 
-        until: of time.monotonic. Raises what the function raises, OutOfTime once it is later than `until`, and
-        WorkerDied if its process dies; whatever is raised beside the function's own, nothing of it runs any more.
+        until: deadline, of time.monotonic(). Raises what the function raises, OutOfTime at the deadline, and
+        WorkerDied if the process dies. After any but the function's own error the process has been ended.
         """
         try:
             if self._process is None:
@@ -70,7 +70,7 @@ class Worker:
         raise answer
 
     def close(self, seconds: float = 0.0) -> None:
-        """End the process and all that it started; it may take `seconds` to save what it has."""
+        """End the process and everything that it started, after `seconds` in which it may save its state."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -78,7 +78,7 @@ class Worker:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(seconds)
-        # what it started is of its group, and may outlive it
+        # processes that it started are in its group, and may outlive it
         systems.end_group(process)
         process.wait()
         self._requests.close()
@@ -97,7 +97,7 @@ class Worker:
 
 
 def _started() -> tuple[subprocess.Popen[bytes], Connection, Connection]:
-    """The process, where requests to it are sent, and where its answers come from."""
+    """The process, the connection for requests to it, and the connection for its answers."""
     requests_read, requests_write = os.pipe()
     answers_read, answers_write = os.pipe()
     requests, answers = Connection(requests_write, readable=False), Connection(answers_read, writable=False)
@@ -106,7 +106,7 @@ def _started() -> tuple[subprocess.Popen[bytes], Connection, Connection]:
             [sys.executable, "-P", "-c", PROGRAM, json.dumps([str(folder) for folder in sys.path])],
             stdin=requests_read,
             stdout=answers_write,
-            # Ctrl-C in a terminal reaches a whole group: the parent ends its children itself
+            # Ctrl-C in a terminal reaches a whole group: in one of its own, the child is ended by its parent alone
             process_group=0,
             creationflags=systems.NEW_GROUP,
         )
@@ -130,9 +130,9 @@ def _last_words(process: subprocess.Popen[bytes]) -> str:
 
 
 def serve() -> None:
-    """The life of the process: run what is asked on stdin, answer on stdout, and end when stdin does."""
+    """Main loop of the process: run requests from stdin, answer on stdout, end when stdin ends."""
     asked, answers = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
-    # what a library prints must not come between the answers, and what it reads is nothing
+    # libraries must not print between the answers, nor read requests
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -144,7 +144,7 @@ def serve() -> None:
 
 
 def _read(asked: Connection, requests: queue.SimpleQueue[bytes]) -> None:
-    """Requests into a queue, until the parent is gone: then this process ends too, whatever it is at."""
+    """Put requests into a queue until the parent is gone; then end this process, whatever it is doing."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             requests.put(asked.recv_bytes())
@@ -156,7 +156,7 @@ def _done(request: bytes) -> tuple[bool, Any]:
     try:
         function, args, kwargs = ForkingPickler.loads(request)
         answer = True, function(*args, **kwargs)
-        # what can't be sent must fail here, where it can be told
+        # an answer that can't be pickled must fail here, where the error can still be sent
         ForkingPickler.dumps(answer)
         return answer
     except Exception as error:
@@ -164,9 +164,9 @@ def _done(request: bytes) -> tuple[bool, Any]:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or the nearest of its bases that can be sent, with its message."""
+    """The error, or the nearest of its base classes that can be pickled, with its message."""
     with contextlib.suppress(Exception):
-        # as it will be sent: the process that receives it makes it from its arguments
+        # unpickling calls the class with the arguments of the exception, which may not fit
         ForkingPickler.loads(ForkingPickler.dumps(error))
         return error
     for base in type(error).__mro__[1:]:

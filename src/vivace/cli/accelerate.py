@@ -1,4 +1,4 @@
-"""Find the fastest form of BUNDLE whose loss of accuracy is proven, on images, to be within a budget."""
+"""Find the fastest variant of BUNDLE whose accuracy drop is proven, on images, to be within a budget."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTHING_FASTER = 3
 
 @verb_options
 class Search(SearchOptions):
-    """What the search is asked for."""
+    """What to search for."""
 
     within: str | None = None
     cache_dir: Path | None = None
@@ -37,11 +37,11 @@ class Options:
     bundle: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's; or a network's name, such as timm/resnet18.a1_in1k, with its published weights."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """Images to calibrate, select and certify on, as for vivace train."""
+    """Images for calibration, selection and certification, as for vivace train."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """The new bundle, with its receipt. Default: the bundle's folder with -accelerated behind its name."""
+    """The new bundle, with its report. Default: the bundle's folder with -accelerated appended to its name."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """With a network's name: a local safetensors or .pth state dict in place of the published weights."""
+    """With a network's name: a local safetensors or .pth state dict instead of the published weights."""
     size: int | None = None
     """With a network's name: side of its square input, px. Default: that of the published weights."""
     quiet: bool = False
@@ -53,16 +53,16 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Search, and say what was found; exit status 3 where nothing faster was proven, or nothing could be decided."""
+    """Run a search and print its report; exit status 3 if no faster variant was found, or nothing could be decided."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         with contextlib.suppress(ValueError):
-            # only the main thread may
+            # raises ValueError outside the main thread
             signal.signal(signal.SIGTERM, _stop)
         return _run(options)
     except _Terminated:
         raise Interrupted(
-            "stopped by SIGTERM; the same command goes on from what was built", signal_number=signal.SIGTERM
+            "stopped by SIGTERM; the same command continues from what was built", signal_number=signal.SIGTERM
         ) from None
     finally:
         with contextlib.suppress(ValueError, TypeError):
@@ -83,7 +83,7 @@ def _run(options: Options) -> int:
             print(message, file=sys.stderr, flush=True)
 
     started = time.monotonic() - process_seconds()
-    # of "." and ".." no other folder's name can be made
+    # "." and ".." have no name to derive another one from
     folder = Path(options.bundle) if Path(options.bundle).name not in ("", "..") else Path(options.bundle).resolve()
     out = options.out or folder.with_name(folder.name + "-accelerated")
     result = accelerate(
@@ -104,7 +104,7 @@ def _run(options: Options) -> int:
         print(markdown(result.receipt))
         print(f"the bundle: {result.bundle}")
     if not result.accelerated:
-        # said whatever --quiet asks for: it is the answer
+        # also with --quiet: this is the result
         best = result.receipt["best"]
         nearest = f"; {best} came nearest" if best else ""
         print(f"{result.reason}: the bundle is unchanged{nearest}", file=sys.stderr)
@@ -113,7 +113,7 @@ def _run(options: Options) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which must be no error of a candidate's: processes that were started end first, as after Ctrl-C."""
+    """SIGTERM. Not an error that could be taken for a candidate's failure: processes are ended first, as by Ctrl-C."""
 
 
 def _stop(number: int, frame: Any) -> NoReturn:
@@ -121,7 +121,7 @@ def _stop(number: int, frame: Any) -> NoReturn:
 
 
 def _is_name(options: Options) -> bool:
-    """Whether a network was named in place of a bundle. Raises ConfigError for weights or a size that go with none."""
+    """Whether a network was named instead of a bundle. Raises ConfigError for --weights or --size with a bundle."""
     named = not Path(options.bundle).exists() and (options.bundle.startswith("timm/") or options.weights is not None)
     if not named and (options.weights is not None or options.size is not None):
         raise ConfigError(
@@ -131,7 +131,7 @@ def _is_name(options: Options) -> bool:
 
 
 def _given(options: Options, out: Path) -> Bundle:
-    from vivace.acceleration.given import bundle_from
+    from vivace.acceleration.pretrained import bundle_from
 
     return bundle_from(
         options.bundle,

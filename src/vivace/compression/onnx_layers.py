@@ -1,5 +1,7 @@
-"""Layers of ONNX graphs: in int8 each input of a product comes from a DequantizeLinear, behind a QuantizeLinear or
-behind integers in the file."""
+"""Layers of ONNX graphs that are reverted to float.
+
+In int8 each input of a product comes from a DequantizeLinear, which reads a QuantizeLinear or integer constants.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from vivace.scratch import scratch_folder
 __all__ = ["OnnxLayers"]
 
 DEQUANTIZE, QUANTIZE = "DequantizeLinear", "QuantizeLinear"
-# what comes out of them was among what went in
+# their outputs are values of their inputs, so quantization passes through them
 MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "ReduceMax")
 
 
@@ -29,10 +31,10 @@ class OnnxLayers:
         try:
             import onnx
         except ImportError:
-            raise MissingExtra("onnx", "accelerate", "layers given back to float") from None
+            raise MissingExtra("onnx", "accelerate", "reverting layers to float") from None
         self._quantized = onnx.load(quantized / GRAPH)
         with scratch_folder("layers") as folder:
-            # the very graph that was quantized: its nodes have the same names
+            # prepared like the graph that was quantized, so that its nodes have the same names
             prepared = Path(folder) / GRAPH
             prepare_onnx(plain / GRAPH, prepared)
             floats = onnx.load(prepared).graph
@@ -40,7 +42,7 @@ class OnnxLayers:
         self._constants = {constant.name: constant for constant in floats.initializer}
 
     def layers(self) -> list[str]:
-        """Names of the convolutions and matrix products that compute in int8, from the input on."""
+        """Names of the convolutions and matrix products that compute in int8, in order from the input."""
         made = _makers(self._quantized.graph)
         return [
             node.name
@@ -48,8 +50,8 @@ class OnnxLayers:
             if node.op_type in PRODUCTS and _made_by(DEQUANTIZE, made, node.input[0]) is not None
         ]
 
-    def given_back(self, layers: Sequence[str]) -> Any:
-        """The graph with `layers` in float, their weights those of the plain graph. Raises ValueError."""
+    def with_float_layers(self, layers: Sequence[str]) -> Any:
+        """The graph with `layers` in float, with the plain graph's weights. Raises ValueError for an unknown name."""
         model = type(self._quantized)()
         model.CopyFrom(self._quantized)
         graph = model.graph
@@ -68,19 +70,19 @@ class OnnxLayers:
                 if quantized is not None:
                     node.input[index] = quantized.input[0]
                 elif constant is not None:
-                    # a name of its own: another layer may read the same weights in int8, under the name they had
+                    # under a new name: another layer may read the same weights in int8
                     node.input[index] = f"{constant.name} in float"
                     if node.input[index] not in present:
                         added = graph.initializer.add()
                         added.CopyFrom(constant)
                         added.name = node.input[index]
                         present.add(added.name)
-            _free_answers(graph, node.output[0])
+            _free_outputs(graph, node.output[0])
         _drop_unread(graph)
         return model
 
     def program(self, model: Any, precision: str, *, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
-        """A model ready to run; it takes any number of images, and `precision` stands in the graph."""
+        """A model ready to run. It takes any number of images; the precision is part of the graph."""
         session = open_session(model.SerializeToString())
 
         def run(images_NHWC: np.ndarray) -> np.ndarray:
@@ -105,8 +107,8 @@ def _made_by(kind: str, made: dict[str, Any], value: str) -> Any | None:
     return node if node is not None and node.op_type == kind else None
 
 
-def _free_answers(graph: Any, value: str) -> None:
-    """Let those behind a product read its float answers, but for the next product in int8, in place."""
+def _free_outputs(graph: Any, value: str) -> None:
+    """Let the nodes after a product read its float output, except for int8 products. Changes the graph in place."""
     for quantized in _readers(graph, value):
         if quantized.op_type != QUANTIZE:
             continue
@@ -117,7 +119,7 @@ def _free_answers(graph: Any, value: str) -> None:
             for node in readers:
                 node.input[:] = [value if read == dequantized.output[0] else read for read in node.input]
                 if node.op_type in MOVES:
-                    _free_answers(graph, node.output[0])
+                    _free_outputs(graph, node.output[0])
 
 
 def _readers(graph: Any, value: str) -> list[Any]:

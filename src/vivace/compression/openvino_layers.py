@@ -1,7 +1,8 @@
-"""Layers of OpenVINO graphs: in int8 a convolution or matrix product reads its input through a FakeQuantize.
+"""Layers of OpenVINO graphs that are reverted to float.
 
-Between the two there may be a reshape, or the mean over a map. What reads a layer's answers may round all it reads: a
-sum with what goes round some layers, a product with a gate. That may cost more than the layers do.
+In int8 a convolution or matrix product reads its input through a FakeQuantize; a reshape or a pooling may be between
+them. The operations that read a layer's output, such as a residual sum or a gate, may round all their inputs, which can
+cost more accuracy than the layers themselves: they are reverted too.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from vivace.runtimes.openvino import GRAPH, QUANTIZED, compile_graph, core, libr
 
 __all__ = ["OpenVinoLayers"]
 
-PURPOSE = "layers given back to float"
+PURPOSE = "reverting layers to float"
 FAKE_QUANTIZE, CONSTANT = "FakeQuantize", "Constant"
-# what may lie between a FakeQuantize and the product for whose sake it is there
+# operations that may be between a FakeQuantize and its product
 BETWEEN = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Gather", "MaxPool", "ReduceMax", "ReduceMean", "AvgPool")
-# what lies between a product and the FakeQuantize behind it
-BEHIND = (
+# operations that may be between a product and the FakeQuantize after it
+AFTER = (
     *("Add", "Subtract", "Multiply", "Clamp", "Relu", "PRelu", "Elu", "Gelu", "Swish", "HSwish", "Sigmoid", "HSigmoid"),
     *BETWEEN,
 )
@@ -33,7 +34,7 @@ class OpenVinoLayers:
     def __init__(self, quantized: Path, plain: Path) -> None:
         """quantized, plain: folders of graphs with the same names. Raises MissingExtra."""
         self._quantized = core(PURPOSE).read_model(quantized / GRAPH)
-        # kept: its constants live as long as it does
+        # a reference is kept: its constants live as long as the model
         self._plain = core(PURPOSE).read_model(plain / GRAPH)
         self._weights = {node.get_friendly_name(): _source(node, 1) for node in _products(self._plain)}
         self._biases = {
@@ -41,11 +42,14 @@ class OpenVinoLayers:
         }
 
     def layers(self) -> list[str]:
-        """Names of the convolutions and matrix products that compute in int8, from the input on."""
+        """Names of the convolutions and matrix products that compute in int8, in order from the input."""
         return [node.get_friendly_name() for node in _products(self._quantized) if _quantizer(node) is not None]
 
-    def given_back(self, layers: Sequence[str]) -> Any:
-        """The graph with `layers` in float, weights and biases those of the plain graph. Raises ValueError."""
+    def with_float_layers(self, layers: Sequence[str]) -> Any:
+        """The graph with `layers` in float, with the plain graph's weights and biases.
+
+        Raises ValueError for an unknown name.
+        """
         model = self._quantized.clone()
         nodes = {node.get_friendly_name(): node for node in _products(model)}
         for name in layers:
@@ -54,10 +58,10 @@ class OpenVinoLayers:
             node, weights = nodes[name], self._weights[name]
             if (read := _quantizer(node)) is not None:
                 read.replace_source_output(read.get_source_output().get_node().input_value(0))
-            _free_answers(node)
+            _free_outputs(node)
             if weights.get_type_name() == CONSTANT:
                 _replace(node.input(1), weights)
-            # moved when it was quantized, to make up for what rounding the weights did to the mean
+            # biases were corrected during quantization, for the shift that rounded weights cause
             for add, index, _ in _biases(node):
                 if add.get_friendly_name() in self._biases:
                     _replace(add.input(index), self._biases[add.get_friendly_name()])
@@ -79,9 +83,9 @@ def _products(model: Any) -> list[Any]:
 
 
 def _quantizer(node: Any) -> Any | None:
-    """The input, of a product or of what lies before it, that comes from its FakeQuantize.
+    """The input that comes from a product's FakeQuantize: its own, or that of an operation between the two.
 
-    None if there is none, or if others read what lies between.
+    None if there is no FakeQuantize, or if others read what is between.
     """
     read = node.input(0)
     while (source := read.get_source_output().get_node()).get_type_name() in BETWEEN:
@@ -91,31 +95,31 @@ def _quantizer(node: Any) -> Any | None:
     return read if source.get_type_name() == FAKE_QUANTIZE else None
 
 
-def _free_answers(node: Any) -> None:
-    """Let what lies behind a node compute in float, all that it reads unrounded, but for other products, in place."""
+def _free_outputs(node: Any) -> None:
+    """Let the operations after a node, except for products, read all their inputs unrounded, in place."""
     for read in node.output(0).get_target_inputs():
         if read.get_node().get_type_name() == FAKE_QUANTIZE:
-            for behind in read.get_node().output(0).get_target_inputs():
-                if not _leads_to_product(behind.get_node()):
-                    behind.replace_source_output(node.output(0))
-    # those that were behind a FakeQuantize among them
+            for after in read.get_node().output(0).get_target_inputs():
+                if not _leads_to_product(after.get_node()):
+                    after.replace_source_output(node.output(0))
+    # this includes those that were after a FakeQuantize
     for reader in [read.get_node() for read in node.output(0).get_target_inputs()]:
-        if reader.get_type_name() in BEHIND:
+        if reader.get_type_name() in AFTER:
             for other in reader.inputs():
                 if (source := other.get_source_output().get_node()).get_type_name() == FAKE_QUANTIZE:
                     other.replace_source_output(source.input_value(0))
-            _free_answers(reader)
+            _free_outputs(reader)
 
 
 def _leads_to_product(node: Any) -> bool:
-    """Whether a node is a product, or lies between a FakeQuantize and one."""
+    """Whether a node is a product, or between a FakeQuantize and a product."""
     if node.get_type_name() not in BETWEEN:
         return node.get_type_name() in QUANTIZED
     return any(_leads_to_product(read.get_node()) for read in node.output(0).get_target_inputs())
 
 
 def _biases(node: Any) -> list[tuple[Any, int, Any]]:
-    """(sum, index of its constant, constant) of the sums of a product's answers and constants."""
+    """(sum, index of its constant input, constant) for each sum of a product's output and a constant."""
     adds = [read.get_node() for read in node.output(0).get_target_inputs() if read.get_node().get_type_name() == "Add"]
     return [
         (add, index, _source(add, index))
@@ -126,7 +130,7 @@ def _biases(node: Any) -> list[tuple[Any, int, Any]]:
 
 
 def _replace(read: Any, constant: Any) -> None:
-    """Let an input read a copy of a constant of another graph."""
+    """Connect an input to a copy of another graph's constant."""
     read.replace_source_output(library(PURPOSE).op.Constant(np.array(constant.data)).output(0))
 
 

@@ -1,9 +1,9 @@
-"""Structured pruning: whole channels go, so that every runtime is faster without knowing of it.
+"""Structured pruning: whole channels are removed, which makes a network faster on every runtime.
 
-Channels that belong together, by residual sums and the like, go together: torch-pruning's dependency graph says which
-(arXiv:2301.12900). What a channel is worth is how much the loss would change without it, to first order
-(arXiv:1906.10771); what it costs is milliseconds, as measured for each layer. Blocks of channels are taken where they
-are worth least for a millisecond.
+Channels that depend on each other, for example through residual sums, are removed together; torch-pruning's dependency
+graph finds them (arXiv:2301.12900). The importance of a channel is the first-order estimate of the change in loss
+without it (arXiv:1906.10771), its cost the measured milliseconds of its layers. Blocks of channels with the least
+importance per millisecond are removed first.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from vivace.runtimes.quiet import quiet
 
 __all__ = ["Pruned", "layer_milliseconds", "prune"]
 
-# what the registers of a processor hold: fewer channels than a multiple of it cost as much
+# channels are removed in blocks of a vector register: a number between two multiples takes as long as the larger one
 BLOCK = 16
-# of a layer's channels so many stay: one that is nearly closed can't be trained open again
+# fraction of a layer's channels that always stays: training can't recover a layer that is almost closed
 MIN_SHARE = 0.15
 TIMED_CALLS, TIMED_IMAGES = 12, 8
 BATCH = 32
@@ -36,48 +36,49 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Pruned:
-    """A network with channels gone."""
+    """A pruned network."""
 
     model: nn.Module
     share: float
-    """Of the milliseconds of its convolutions and linear layers, as predicted from those of the whole network."""
+    """Predicted time of its convolutions and linear layers, as a fraction of the whole network's."""
 
 
 @dataclass
 class _Group:
-    """Channels that go together, a block at a time."""
+    """Channels that depend on each other and are removed together, a block at a time."""
 
     root: nn.Module
     """A layer whose outputs they are."""
     order: list[int]
     """The channels, the least important first."""
     importance: np.ndarray
-    """Of each channel."""
+    """Importance of each channel."""
     outputs: list[nn.Module]
+    """Layers with these channels as outputs."""
     inputs: list[tuple[nn.Module, int]]
-    """Layers that take the channels, and how many of their inputs one of the channels is."""
-    gone: int = 0
+    """Layers with these channels as inputs, and the number of inputs per channel."""
+    removed: int = 0
 
     @property
     def size(self) -> int:
         return len(self.order)
 
     @property
-    def may_lose(self) -> bool:
-        return self.size - self.gone - self.block >= max(self.block, MIN_SHARE * self.size)
+    def can_shrink(self) -> bool:
+        return self.size - self.removed - self.block >= max(self.block, MIN_SHARE * self.size)
 
     @property
     def block(self) -> int:
         return BLOCK if self.size >= 4 * BLOCK else max(1, self.size // 8)
 
     def next_importance(self) -> float:
-        return float(self.importance[self.order[self.gone : self.gone + self.block]].sum())
+        return float(self.importance[self.order[self.removed : self.removed + self.block]].sum())
 
 
 def layer_milliseconds(model: nn.Module, images_BCHW: Tensor) -> dict[str, float]:
-    """Median ms for an image that each convolution and linear layer takes in a forward pass, by name.
+    """Median ms per image of each convolution and linear layer in a forward pass, by name.
 
-    images_BCHW: normalised float32, on the CPU. Weights and images are in bf16 where the processor computes in it.
+    images_BCHW: normalised float32, on the CPU. Weights and images are converted to bf16 if the processor supports it.
     """
     dtype = torch.bfloat16 if "bf16" in supported_precisions(torch.device("cpu")) else torch.float32
     model = copy.deepcopy(model).to(dtype).eval()
@@ -97,7 +98,7 @@ def layer_milliseconds(model: nn.Module, images_BCHW: Tensor) -> dict[str, float
     with torch.inference_mode():
         for _ in range(TIMED_CALLS):
             model(images_BCHW.to(dtype).contiguous(memory_format=torch.channels_last))
-    # the first calls lay out weights; a layer that the forward pass does not use takes no time
+    # the first calls reorder weights; layers that the forward pass does not use have no time
     return {
         name: float(np.median(values[TIMED_CALLS // 4 :])) / len(images_BCHW)
         for name, values in times.items()
@@ -112,14 +113,14 @@ def prune(
     labels_N: np.ndarray,
     shares: list[float],
 ) -> dict[float, Pruned]:
-    """The network with so many channels less that its layers take each of `shares` of their milliseconds, (0, 1).
+    """The network pruned to each of `shares` of the time of its layers, in (0, 1). A share out of reach is left out.
 
-    images_NHWC uint8 and labels_N of training images, which say what a channel is worth. A share that can't be reached
-    is left out. Raises ModelError where nothing of a network can be pruned, MissingExtra without torch-pruning.
+    images_NHWC: uint8, and labels_N: training images, for the importance of channels.
+    Raises ModelError if nothing of the network can be pruned, MissingExtra without torch-pruning.
     """
     model = copy.deepcopy(model).eval().requires_grad_(True).to(memory_format=torch.channels_last)
     example_BCHW = normalize(torch.from_numpy(images_NHWC[:1].copy()).permute(0, 3, 1, 2))
-    # eight at a time: of one alone the turning round of large weights would count, which a runtime does once
+    # several images: with a single one, reordering large weights would count, which a runtime does only once
     milliseconds = layer_milliseconds(model, example_BCHW.repeat(TIMED_IMAGES, 1, 1, 1))
     _accumulate_gradients(model, normalize, images_NHWC, labels_N)
     groups = _groups(model, example_BCHW)
@@ -130,18 +131,18 @@ def prune(
     whole, found = cost.total(groups), {}
     for share in sorted(shares, reverse=True):
         while cost.total(groups) > share * whole:
-            free = [group for group in groups if group.may_lose]
+            free = [group for group in groups if group.can_shrink]
             if not free:
                 break
             best = min(free, key=lambda group: group.next_importance() / max(cost.saved(group, groups), 1e-9))
-            best.gone += best.block
+            best.removed += best.block
         else:
             found[share] = Pruned(_without(model, example_BCHW, groups), cost.total(groups) / whole)
     return found
 
 
 class _Cost:
-    """Predicted ms of layers: those measured, times the shares of inputs and outputs that are left."""
+    """Predicted ms of layers: the measured ones, times the fractions of inputs and outputs that are left."""
 
     def __init__(self, milliseconds: dict[nn.Module, float]) -> None:
         self._milliseconds = {m: ms for m, ms in milliseconds.items() if isinstance(m, nn.Conv2d | nn.Linear)}
@@ -152,20 +153,20 @@ class _Cost:
 
     def saved(self, group: _Group, groups: list[_Group]) -> float:
         before = self.total(groups)
-        group.gone += group.block
+        group.removed += group.block
         after = self.total(groups)
-        group.gone -= group.block
+        group.removed -= group.block
         return before - after
 
     def _left(self, groups: list[_Group]) -> dict[tuple[nn.Module, str], float]:
         left: dict[tuple[nn.Module, str], float] = {}
         for group in groups:
             for layer in group.outputs:
-                left[layer, "out"] = left.get((layer, "out"), 1.0) - group.gone / _width(layer, "out")
+                left[layer, "out"] = left.get((layer, "out"), 1.0) - group.removed / _width(layer, "out")
             for layer, each in group.inputs:
-                # a grouped convolution has as many groups less: that was counted with its outputs
+                # the inputs of a grouped convolution are counted with its outputs: it loses whole groups
                 if not (isinstance(layer, nn.Conv2d) and layer.groups > 1):
-                    left[layer, "in"] = left.get((layer, "in"), 1.0) - group.gone * each / _width(layer, "in")
+                    left[layer, "in"] = left.get((layer, "in"), 1.0) - group.removed * each / _width(layer, "in")
         return left
 
 
@@ -214,11 +215,11 @@ def _groups(model: nn.Module, example_BCHW: Tensor) -> list[_Group]:
                 inputs=[(m, max(1, _inputs_of(members, m) // len(values))) for m in _layers(members, outputs=False)],
             )
         )
-    return [group for group in groups if group.may_lose]
+    return [group for group in groups if group.can_shrink]
 
 
 def _prunable(members: Any, model: nn.Module) -> bool:
-    """Whether the channels of a group may go: not those that attention divides into heads, nor a residual stream's."""
+    """Whether channels may be removed: not those that attention divides into heads, nor those of a residual stream."""
     modules = [member.dep.target.module for member in members]
     if any(isinstance(module, nn.LayerNorm | nn.MultiheadAttention) for module in modules):
         return False
@@ -242,7 +243,7 @@ def _inputs_of(members: Any, module: nn.Module) -> int:
 
 
 def _without(model: nn.Module, example_BCHW: Tensor, groups: list[_Group]) -> nn.Module:
-    """A copy of the network without the channels that are gone."""
+    """A copy of the network without the removed channels."""
     import torch_pruning
 
     names = {module: name for name, module in model.named_modules()}
@@ -250,10 +251,10 @@ def _without(model: nn.Module, example_BCHW: Tensor, groups: list[_Group]) -> nn
     with quiet():
         graph = torch_pruning.DependencyGraph().build_dependency(pruned, example_BCHW)
     for group in groups:
-        if group.gone:
+        if group.removed:
             root = pruned.get_submodule(names[group.root])
             function = graph.get_pruner_of_module(root).prune_out_channels
-            graph.get_pruning_group(root, function, idxs=group.order[: group.gone]).prune()
+            graph.get_pruning_group(root, function, idxs=group.order[: group.removed]).prune()
     for parameter in pruned.parameters():
         parameter.grad = None
     return pruned.eval()

@@ -26,14 +26,14 @@ from vivace.runtimes.signal_stack import own_signal_stack
 
 __all__ = ["PRODUCTS", "has_attention", "prepare_onnx", "quantize_inductor", "quantize_onnx", "quantize_openvino"]
 
-# images that pass the network together while their ranges are measured
+# batch size for measuring ranges
 CALIBRATION_BATCH = 16
-# operators of ONNX for whose sake a graph is quantized
+# ONNX operators that are quantized for their own sake
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 
 
 def has_attention(model: nn.Module) -> bool:
-    """Whether a module of the network is attention: it has heads, which gates of channels have not."""
+    """Whether a module of the network is attention with heads; gates of channels, also called attention, have none."""
     return any(
         isinstance(module, nn.MultiheadAttention) or isinstance(getattr(module, "num_heads", None), int)
         for module in model.modules()
@@ -43,16 +43,17 @@ def has_attention(model: nn.Module) -> bool:
 def quantize_openvino(
     source: Path, folder: Path, images_NHWC: np.ndarray, *, transformer: bool = False, asymmetric: bool = False
 ) -> None:
-    """Write an int8 form of the OpenVINO graph in `source` into `folder`, by NNCF.
+    """Write an int8 version of the OpenVINO graph in `source` into `folder`, with NNCF.
 
-    transformer: quantize as suits attention. asymmetric: activations with a zero point where they have negative
-    values: up to twice as fine after SiLU or GELU, and up to 17 % slower. Raises MissingExtra without nncf.
+    transformer: use NNCF's scheme for attention. asymmetric: activations with negative values get a zero point, which
+    halves the step size after SiLU or GELU and makes some layers slower (docs/guide.md has measurements).
+    Raises MissingExtra without nncf.
     """
     openvino, nncf = library("int8 for OpenVINO"), _nncf()
     model = core("int8 for OpenVINO").read_model(source / OPENVINO_GRAPH)
     presets = nncf.QuantizationPreset
     dataset = nncf.Dataset([images_NHWC[i : i + 1] for i in range(len(images_NHWC))])
-    # it computes with OpenVINO, in ways of its own
+    # NNCF runs OpenVINO itself
     with quiet(), contextlib.redirect_stdout(None), own_signal_stack():
         quantized = nncf.quantize(
             model,
@@ -67,7 +68,7 @@ def quantize_openvino(
 
 
 def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:
-    """Write an int8 form of the ONNX graph in `source` into `folder`, by ONNX Runtime: QDQ nodes, static ranges.
+    """Write an int8 version of the ONNX graph in `source` into `folder`, with ONNX Runtime: QDQ nodes, static ranges.
 
     Raises MissingExtra without onnxruntime or onnx.
     """
@@ -95,10 +96,10 @@ def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:
                 str(folder / ONNX_GRAPH),
                 Reader(),
                 op_types_to_quantize=[*PRODUCTS, "Add", "MaxPool", "GlobalAveragePool"],
-                # pixels are normalised in float: rounded at each step they would be rounded three times
+                # the normalization of pixels stays in float: its steps would round them three times
                 nodes_to_exclude=[node.name for node in nodes[: products[0]]] if products else None,
                 per_channel=True,
-                # unsigned activations and signed weights: what the VNNI instructions multiply
+                # VNNI instructions multiply unsigned activations by signed weights
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
@@ -109,7 +110,7 @@ def quantize_onnx(source: Path, folder: Path, images_NHWC: np.ndarray) -> None:
 
 
 def prepare_onnx(source: Path, prepared: Path) -> None:
-    """Write the ONNX graph `source` into the file `prepared` as it is before it is quantized: shapes told, folded.
+    """Write the ONNX graph `source`, prepared for quantization, into the file `prepared`: shapes inferred, folded.
 
     Raises MissingExtra without onnxruntime or onnx.
     """
@@ -122,7 +123,7 @@ def prepare_onnx(source: Path, prepared: Path) -> None:
 
 
 def quantize_inductor(bundle: Bundle, folder: Path, images_NHWC: np.ndarray) -> None:
-    """Write the ranges of an int8 form for Inductor and AOTInductor into `folder`, by torchao: static, per tensor.
+    """Write the ranges of an int8 variant for Inductor and AOTInductor into `folder`, with torchao: static, per tensor.
 
     Raises MissingExtra without torchao.
     """

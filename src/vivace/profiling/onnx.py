@@ -1,4 +1,4 @@
-"""The layers of an ONNX graph, by ONNX Runtime's profiler, which names operators and types, but no instructions."""
+"""Layers of an ONNX graph by ONNX Runtime's profiler, which reports operators and types, but not instructions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from vivace.errors import BundleError
-from vivace.profiling.child import Job
 from vivace.profiling.profile import LayerTime
+from vivace.profiling.worker import Job
 from vivace.runtimes import INPUT, OUTPUT, graph_file, short_reason
 from vivace.runtimes.onnx import GRAPH, open_session
 
@@ -20,17 +20,14 @@ __all__ = ["profile"]
 
 ARITHMETIC = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8"}
 MULTIPLIES = re.compile(r"Conv|MatMul|Gemm|Attention")
-# they take float and turn it into int8 themselves
+# operators with float input that they quantize themselves
 QUANTIZES_ITSELF = re.compile(r"DynamicQuantize|QAttention")
-# what its optimizer and its profiler append to the name of a node
+# suffixes that its optimizer and its profiler append to a node's name
 APPENDED = re.compile(r"(_nchwc)?(_token_\d+)?_kernel_time$")
 
 
 def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
-    """(its layers in the order in which they ran, ms of each call).
-
-    Raises BundleError for a graph that can't be run.
-    """
+    """(layers in the order in which they ran, ms of each call). Raises BundleError for a graph that can't be run."""
     path = graph_file(job.bundle, GRAPH, "onnx")
     session = open_session(path, profile_prefix=str(job.folder / "profile"))
     images = np.ascontiguousarray(job.images_NHWC)
@@ -40,10 +37,10 @@ def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
         try:
             session.run([OUTPUT], {INPUT: images})
         except Exception as error:
-            # onnxruntime has a class of its own for each cause, and none for all
+            # onnxruntime has one exception class per cause, and no common base class
             raise BundleError(f"the graph can't be run: {path} ({short_reason(error)}). Export it again.") from None
         calls_ms.append((time.perf_counter() - start) * 1e3)
-    with open(session.end_profiling(), encoding="utf-8") as file:  # noqa: PTH123 (a path of its own making)
+    with open(session.end_profiling(), encoding="utf-8") as file:  # noqa: PTH123 (a path that onnxruntime made)
         events = json.load(file)
     nodes: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for event in events:

@@ -1,7 +1,6 @@
-"""The layers of an OpenVINO graph, by its performance counters, under the names of the graph that was compiled.
+"""Layers of an OpenVINO graph by its performance counters, under their names in the graph that was compiled.
 
-OpenVINO fuses operations and renames what it fused; `quantized_layers` and a profile's `name` are the names that
-`quantize_openvino(skip=…)` takes.
+OpenVINO fuses operations and renames the result; here layers are traced back to the operations of the original graph.
 """
 
 from __future__ import annotations
@@ -13,30 +12,30 @@ from typing import Any
 
 import numpy as np
 
-from vivace.profiling.child import Job
 from vivace.profiling.profile import LayerTime
+from vivace.profiling.worker import Job
 from vivace.runtimes import graph_file
 from vivace.runtimes.openvino import GRAPH, QUANTIZED, compile_graph, read_graph
 
 __all__ = ["profile", "quantized_layers"]
 
 MULTIPLYING = (*QUANTIZED, "ScaledDotProductAttention")
-# of layers as they are executed
+# types of executed layers
 MULTIPLIES = re.compile(r"Convolution|Deconvolution|FullyConnected|MatMul|ScaledDotProduct|MHA")
-# a kernel's name ends with the type of what it reads
+# a kernel's name ends with the type of its input
 ARITHMETIC = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "fp32"}
-# its counters are means in whole µs since it was compiled: a median needs several compilations
+# its counters are means in whole µs since compilation, so a median needs several compilations
 NUM_MEANS = 3
 
 
 def quantized_layers(model_xml: Path) -> list[str]:
-    """Names of convolutions and matrix products of a float32 OpenVINO graph, in their order: what NNCF quantizes."""
+    """Names of the convolutions and matrix products of a float32 OpenVINO graph, in order: what NNCF quantizes."""
     model = read_graph(model_xml)
     return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in QUANTIZED]
 
 
 def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
-    """(its layers in the order in which they ran, mean ms of the calls of each compilation)."""
+    """(layers in the order in which they ran, mean ms of a call for each compilation)."""
     path = graph_file(job.bundle, GRAPH, "openvino")
     images = np.ascontiguousarray(job.images_NHWC)
     warmup = max(job.warmup, 1)
@@ -47,9 +46,9 @@ def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
         request = compiled.create_infer_request()
         _run(request, images, warmup)
         before = _means_ms(request)
-        # a mean too: a call that was interrupted is in those of its layers
+        # a mean, like those of the layers: an interrupted call counts in both
         calls_ms.append(float(np.mean(_run(request, images, job.calls))))
-        # by position: names that it makes up differ from one compilation to the next
+        # by position: generated names differ between compilations
         pairs = zip(before, _means_ms(request), strict=True)
         means.append([_mean_since(then, now, warmup, job.calls) for then, now in pairs])
     names = _names(compiled.get_runtime_model(), read_graph(path))
@@ -64,7 +63,7 @@ def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
                 name=traced or info.node_name,
                 kind=info.node_type,
                 kernel=info.exec_type,
-                # of several operations in one kernel it tells the type of the first one's input alone
+                # for several operations in one kernel only the input type of the first is known
                 arithmetic="other" if mixed else _arithmetic(info.exec_type),
                 ms=float(np.median(found)),
                 multiplies=traced is not None or bool(MULTIPLIES.search(info.node_type)),
@@ -83,12 +82,12 @@ def _run(request: Any, images_NHWC: np.ndarray, count: int) -> list[float]:
 
 
 def _means_ms(request: Any) -> list[float]:
-    """Of each layer, over all calls so far; 0 for those that were fused into others."""
+    """Mean ms of each layer over all calls so far; 0 for those that were fused into others."""
     return [info.real_time.total_seconds() * 1e3 for info in request.get_profiling_info()]
 
 
 def _mean_since(before: float, now: float, warmup: int, calls: int) -> float:
-    """The mean of the last `calls`, from that of the first `warmup` and that of all."""
+    """Mean of the last `calls`, from the mean of the first `warmup` calls and the mean of all."""
     return max(0.0, now * (warmup + calls) - before * warmup) / calls
 
 
@@ -97,33 +96,33 @@ def _arithmetic(kernel: str) -> str:
 
 
 def _names(executed: Any, source: Any) -> dict[str, str]:
-    """Name of a layer that multiplies, as it is executed → name of the operation in the graph that it is."""
+    """Names of executed layers that multiply → names of their operations in the original graph."""
     graph = {op.get_friendly_name(): op for op in source.get_ordered_ops()}
     targets = {name for name, op in graph.items() if op.get_type_name() in MULTIPLYING}
     found: dict[str, str] = {}
     layers = [op for op in executed.get_ordered_ops() if _fact(op, "layerType") != "Const"]
-    # first those that say it, so that the others can't take what is theirs
-    for ways in (_said, _behind, _beside):
+    # exact matches first, so that guesses can't take their operations
+    for ways in (_by_name, _by_fused_operation, _by_neighbour):
         for layer in layers:
             name = layer.get_friendly_name()
-            if name in found or (ways is not _said and not MULTIPLIES.search(_fact(layer, "layerType"))):
+            if name in found or (ways is not _by_name and not MULTIPLIES.search(_fact(layer, "layerType"))):
                 continue
             free = [target for target in ways(layer, graph, targets) if target not in found.values()]
-            if len(free) == 1 or (free and ways is not _beside):
+            if len(free) == 1 or (free and ways is not _by_neighbour):
                 found[name] = free[0]
     return found
 
 
-def _said(layer: Any, graph: dict[str, Any], targets: set[str]) -> list[str]:
-    """It is among the names of what was fused; parts of a layer of int8 have its name in front of their own."""
+def _by_name(layer: Any, graph: dict[str, Any], targets: set[str]) -> list[str]:
+    """Operations among the names of what was fused; parts of an int8 layer have its name as a prefix."""
     names = _originals(layer)
     if MULTIPLIES.search(_fact(layer, "layerType")):
         names += [name.rpartition("/")[0] for name in names]
     return [name for name in names if name in targets]
 
 
-def _behind(layer: Any, graph: dict[str, Any], targets: set[str]) -> list[str]:
-    """What was fused into it, as an addition, is named alone: the operation gives it its input."""
+def _by_fused_operation(layer: Any, graph: dict[str, Any], targets: set[str]) -> list[str]:
+    """Only what was fused into it, such as an addition, is named: the operation whose output that reads."""
     for name in _originals(layer):
         op = graph.get(name)
         while op is not None and op.get_friendly_name() not in targets:
@@ -135,8 +134,8 @@ def _behind(layer: Any, graph: dict[str, Any], targets: set[str]) -> list[str]:
     return []
 
 
-def _beside(layer: Any, graph: dict[str, Any], targets: set[str]) -> list[str]:
-    """It was renamed: the operations that take what the layer in front of it gives."""
+def _by_neighbour(layer: Any, graph: dict[str, Any], targets: set[str]) -> list[str]:
+    """It was renamed: the operations that read the output of the layer before it."""
     before, seen = [value.get_node() for value in layer.input_values()], set()
     while before:
         node = before.pop()
@@ -151,7 +150,7 @@ def _beside(layer: Any, graph: dict[str, Any], targets: set[str]) -> list[str]:
 
 
 def _after(op: Any, targets: set[str]) -> list[str]:
-    """The nearest operations that multiply behind one of the graph."""
+    """The nearest operations that multiply after an operation of the graph."""
     found, seen, ahead = [], set(), [op]
     while ahead:
         node = ahead.pop()

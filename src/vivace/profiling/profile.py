@@ -1,6 +1,6 @@
-"""Where a bundle's time goes, layer by layer, by its runtime's own profiler: which kernels ran, in which arithmetic.
+"""Where a bundle's time goes, layer by layer, by its runtime's own profiler: which kernels ran, in which precision.
 
-That a file says int8 proves nothing: a runtime may turn a layer back into float. What its profiler says it ran does.
+That a file says int8 proves nothing, since a runtime may compute a layer in float. Its profiler tells what really ran.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from vivace.scratch import scratch_folder
 __all__ = ["ARITHMETICS", "LayerTime", "Profile", "profile_layers"]
 
 ARITHMETICS = ("int8", "bf16", "fp16", "fp32", "other")
-CHILD = (
+PROGRAM = (
     "import json, sys; sys.path.extend(p for p in json.loads(sys.stdin.readline()) if p not in sys.path); "
-    "from vivace.profiling.child import serve; serve()"
+    "from vivace.profiling.worker import serve; serve()"
 )
 
 
@@ -36,18 +36,18 @@ class LayerTime:
     """A layer as the runtime executes it: with what it fused into it."""
 
     name: str
-    """The runtime's. Of OpenVINO, for layers that multiply, that of the operation in the graph that was compiled; of
-    eager PyTorch the module's."""
+    """The runtime's name. OpenVINO: for layers that multiply, the name of the operation in the graph that was compiled.
+    Eager PyTorch: the name of the module."""
     kind: str
-    """As the runtime calls it: Convolution, QLinearConv, aten::mkldnn_convolution …"""
+    """The runtime's name for the operation: Convolution, QLinearConv, aten::mkldnn_convolution …"""
     kernel: str
-    """What the runtime says it ran, such as "brgconv_avx512_amx_I8"."""
+    """The kernel that ran, as the runtime reports it, such as "brgconv_avx512_amx_I8"."""
     arithmetic: str
-    """Of what it reads: one of ARITHMETICS; "other" where the runtime tells none, or several."""
+    """Precision of its input: one of ARITHMETICS; "other" if the runtime reports none, or several."""
     ms: float
-    """Of one call."""
+    """Time in one call."""
     multiplies: bool
-    """Whether it is made of convolutions or matrix products."""
+    """Whether it consists of convolutions or matrix products."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,35 +59,35 @@ class Profile:
     batch_size: int
     layers: tuple[LayerTime, ...]
     call_ms: float
-    """Of a whole call while it was profiled, as for layers: with what lies between them, and the profiler itself."""
+    """Time of a whole call while it was profiled, including what is between the layers and the profiler itself."""
 
     def share(self, arithmetic: str) -> float:
-        """Of the time of the layers that multiply, the share that ran in an arithmetic, [0, 1]."""
+        """Fraction of the time of the layers that multiply that was computed in a precision of ARITHMETICS, [0, 1]."""
         return _share([layer for layer in self.layers if layer.multiplies], arithmetic)
 
     def share_of_all(self, arithmetic: str) -> float:
-        """Of the time of all layers, the share that ran in an arithmetic, [0, 1]."""
+        """Fraction of the time of all layers that was computed in a precision of ARITHMETICS, [0, 1]."""
         return _share(self.layers, arithmetic)
 
     @property
     def layers_ms(self) -> float:
-        """All layers of one call together."""
+        """Time of all layers in one call."""
         return sum(layer.ms for layer in self.layers)
 
     @property
     def multiplying_share(self) -> float:
-        """Of the time of all layers, that of the layers that multiply, [0, 1]."""
+        """Fraction of the time of all layers that the layers that multiply take, [0, 1]."""
         return sum(layer.ms for layer in self.layers if layer.multiplies) / max(self.layers_ms, 1e-9)
 
     def evidence(self) -> str:
-        """Whether the precision that the bundle names is the one that was computed in, on one line."""
-        # of int8+bf16 the products are the int8
+        """One line that tells how much of the products was computed in the bundle's precision."""
+        # in int8+bf16 the products are in int8
         named = "int8" if is_quantized(self.precision) else self.precision
         others = [f"{name} {self.share(name):.0%}" for name in ARITHMETICS if name != named]
         rest = ", ".join(text for text in others if not text.endswith(" 0%"))
         share = self.share(named)
-        told = f"{named} kernels: {share:.0%} of the time of convolutions and matrix products"
-        return f"{told} ({rest})" if rest else told
+        measured = f"{named} kernels: {share:.0%} of the time of convolutions and matrix products"
+        return f"{measured} ({rest})" if rest else measured
 
     def summary(self) -> str:
         """One line for people."""
@@ -118,13 +118,12 @@ def profile_layers(
     threads: int | None = None,
     timeout: float = 600.0,
 ) -> Profile:
-    """The profile of a bundle on its runtime in its precision, on the CPU, in a process of its own.
+    """Profile a bundle on its runtime in its precision, on the CPU, in a separate process.
 
-    images_NHWC: one batch, uint8 at the bundle's size. calls: that are counted, after `warmup` others; a layer's time
-    is their median (of OpenVINO, which tells means alone and in whole µs, the median of three means). threads:
-    processors that it may use; None: all. Times are with the profiler on: compare them with each other, and never with
-    a latency.
-    timeout: seconds after which the process is ended, a compiler's time among them.
+    images_NHWC: one batch, uint8 at the bundle's size. calls: number of measured calls, after `warmup` others; a
+    layer's time is their median (OpenVINO reports only means in whole µs: the median of three means). threads:
+    processors that it may use; None: all. Times include the profiler: compare them with each other, not with a latency.
+    timeout: seconds after which the process is ended; compiling counts.
     Raises ConfigError for a runtime that can't be profiled, and VivaceError if profiling fails or takes too long.
     """
     check_range("calls", calls, 1)
@@ -146,8 +145,8 @@ def profile_layers(
             "threads": threads,
         }
         try:
-            child = subprocess.run(
-                [sys.executable, "-P", "-c", CHILD],
+            process = subprocess.run(
+                [sys.executable, "-P", "-c", PROGRAM],
                 input="".join(json.dumps(message) + "\n" for message in (sys.path, job)),
                 capture_output=True,
                 text=True,
@@ -158,10 +157,10 @@ def profile_layers(
             raise VivaceError(
                 f"{what}: it took more than {timeout:g} s. Take fewer or smaller calls, or a longer timeout."
             ) from None
-    if not child.stdout:
-        words = [line for line in child.stderr.splitlines() if line.strip()]
-        raise VivaceError(f"{what}: its process died with {child.returncode} ({words[-1] if words else 'silent'}).")
-    answer = json.loads(child.stdout)
+    if not process.stdout:
+        words = [line for line in process.stderr.splitlines() if line.strip()]
+        raise VivaceError(f"{what}: its process died with {process.returncode} ({words[-1] if words else 'silent'}).")
+    answer = json.loads(process.stdout)
     if "error" in answer:
         raise (ConfigError if answer["refused"] else VivaceError)(f"{what}: {answer['error']}")
     return Profile(

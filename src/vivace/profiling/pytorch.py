@@ -1,7 +1,7 @@
-"""The layers of PyTorch, eager and compiled, by its profiler; what oneDNN ran for them, by oneDNN's own log.
+"""Layers of PyTorch, eager and compiled, by its profiler, with the kernels that oneDNN ran by its log.
 
-The profiler tells each operator's time and types, in a tree. The log tells for each convolution and matrix product, in
-the same order, which kernel did it on which types: "brg_conv_fwd:avx10_1_512_amx" on bf16.
+The profiler reports a tree of operators with times and types. oneDNN's log reports, for each convolution and matrix
+product in the same order, the kernel and its types, such as "brg_conv_fwd:avx10_1_512_amx" on bf16.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity
 
 from vivace import systems
-from vivace.profiling.child import Job
 from vivace.profiling.profile import LayerTime
+from vivace.profiling.worker import Job
 from vivace.runtimes import Classifier, load_runtime
 
 __all__ = ["profile"]
@@ -44,7 +44,7 @@ ARITHMETIC = {
     "s8": "int8",
     "u8": "int8",
 }
-# operators, by what follows their namespace; linear interpolation is none
+# operator names after the namespace; not linear interpolation
 MULTIPLIES = re.compile(r"::\w*?(conv\d|convolution|(?<![a-z])q?linear(?!\dd)|matmul|mm|scaled_dot_product|attention)")
 CONVOLUTION = re.compile(r"conv")
 # oneDNN's names for the two kinds
@@ -52,13 +52,13 @@ LOGGED = {"convolution": True, "deconvolution": True, "matmul": False, "inner_pr
 
 
 def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
-    """(its layers in the order in which they ran, ms of each call)."""
+    """(layers in the order in which they ran, ms of each call)."""
     if job.runtime == "eager":
         _name_modules()
     else:
         import torch._inductor.config as settings
 
-        # what Inductor wrote itself shows in the profile as one event for each kernel
+        # one event in the profile for each kernel that Inductor generated
         settings.cpp.enable_kernel_profile = True
     classify = load_runtime(job.runtime, job.bundle, device=torch.device("cpu"), precision=job.precision)
     for _ in range(max(job.warmup, 1)):
@@ -77,7 +77,7 @@ def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
 
 
 def _name_modules() -> None:
-    """Every module of the network is an event in the profile, under its name."""
+    """Record every module of the network as an event of the profile, with its name."""
     names: dict[nn.Module, str] = {}
     open_events: list[Any] = []
 
@@ -119,7 +119,7 @@ class _Event:
 
 
 def _calls(events: list[dict[str, Any]]) -> list[_Event]:
-    """The calls, each with the tree of what happened in it, in the thread that called."""
+    """The calls, each as the tree of its events in the calling thread."""
     taken = sorted(
         (event for event in events if event.get("cat") in ("cpu_op", "user_annotation")),
         key=lambda event: (event["ts"], -event["dur"]),
@@ -165,17 +165,17 @@ def _rows(call: _Event) -> dict[tuple[str, str, int], _Row]:
         inner = [part for part in event.walk() if part is not event and part.multiplies]
         if row is None or (event.multiplies and not row.multiplies):
             if event.multiplies:
-                # conv2d calls convolution, which calls mkldnn_convolution: the last one does the work
+                # conv2d calls convolution, which calls mkldnn_convolution: the last one is the kernel
                 row = row_of(layer, inner[-1] if inner else event)
             elif event.is_operator and not inner:
                 row = row_of(layer, event)
         if row is not None:
             row.us += event.own_us
         else:
-            # between the operators: Python, hooks and dispatch
+            # time between the operators: Python, hooks and dispatch
             row_of("", _Event("Python", 0, 0, [], False)).us += event.own_us
         for part in event.parts:
-            # what autocast casts on the way is no part of the product
+            # casts by autocast are not part of the product
             visit(part, layer, None if row is not None and row.multiplies and part.name == "aten::to" else row)
 
     visit(call, "", None)
@@ -183,7 +183,7 @@ def _rows(call: _Event) -> dict[tuple[str, str, int], _Row]:
 
 
 def _layers(calls: list[dict[tuple[str, str, int], _Row]], logged: list[tuple[bool, str, str]]) -> list[LayerTime]:
-    """Medians over the calls; a layer that some call lacks took no time in it."""
+    """Medians over the calls; a layer that is missing in a call counts as 0 there."""
     kernels = _kernels([row for row in calls[-1].values() if row.multiplies], logged)
     layers = []
     for key, row in calls[-1].items():
@@ -202,12 +202,12 @@ def _layers(calls: list[dict[tuple[str, str, int], _Row]], logged: list[tuple[bo
 
 
 def _kernels(rows: list[_Row], logged: list[tuple[bool, str, str]]) -> dict[int, tuple[str, str]]:
-    """id of a row → (kernel, arithmetic) by oneDNN's log, for each kind of product of which it logged every one."""
+    """id of a row → (kernel, precision) by oneDNN's log, for each kind of product if all of that kind were logged."""
     kernels: dict[int, tuple[str, str]] = {}
     for is_convolution in (True, False):
         mine = [row for row in rows if bool(CONVOLUTION.search(row.kind)) == is_convolution]
         lines = [line for line in logged if line[0] == is_convolution]
-        # others are computed by MKL, or by kernels of torch's own
+        # otherwise some were computed by MKL or by torch's own kernels
         if len(mine) == len(lines):
             for row, (_, kernel, type_read) in zip(mine, lines, strict=True):
                 kernels[id(row)] = f"{kernel} {type_read}", ARITHMETIC.get(type_read, "other")
@@ -215,9 +215,9 @@ def _kernels(rows: list[_Row], logged: list[tuple[bool, str, str]]) -> dict[int,
 
 
 def _logged(classify: Classifier, images_NHWC: np.ndarray, path: Path) -> list[tuple[bool, str, str]]:
-    """(whether it is a convolution, the kernel, the type that it reads) of each product of one call, by oneDNN."""
+    """(whether it is a convolution, kernel, input type) of each product of one call, by oneDNN's log."""
     systems.flush_c_output()
-    # it writes to the standard output of C
+    # oneDNN logs to C's standard output
     before = os.dup(1)
     with path.open("wb") as file:
         os.dup2(file.fileno(), 1)

@@ -1,4 +1,4 @@
-"""What it takes to make the network's input of an image file, apart from the network."""
+"""Time for preprocessing: from an image file to the network's input."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ __all__ = ["PreprocessTimings", "time_preprocessing"]
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessTimings:
-    """What it takes to make the network's input of an encoded image, one after another on one processor."""
+    """Times for preprocessing encoded images, one after another on one processor."""
 
     samples_ms: tuple[tuple[float, ...], ...]
-    """A row for each pass over the images, a column for each image."""
+    """One row for each pass over the images, one column for each image."""
 
     @property
     def p50_ms(self) -> float:
-        """ms of an image: the median over the images of each one's median over the passes."""
+        """ms per image: the median over the images of each one's median over the passes."""
         return float(np.median(np.median(self.samples_ms, axis=0)))
 
 
 def time_preprocessing(preprocess: Preprocess, images: Sequence[Path | bytes], *, passes: int = 5) -> PreprocessTimings:
-    """Time `Preprocess.load`: a file is read, decoded, cut and resized to uint8 [size, size, channels].
+    """Time `Preprocess.load`: a file is read, decoded, cropped and resized to uint8 [size, size, channels].
 
-    images: paths or encoded files. They are gone through once before the first pass that counts: files come out of the
-    system's memory, not from the disk. Raises ImageError for one that can't be decoded.
+    images: paths or encoded files. One pass over them is not counted, so that files come from the page cache and not
+    from the disk. Raises ImageError for one that can't be decoded.
     """
     check_range("passes", passes, 1)
     if not images:
-        raise ConfigError("no images to time the preprocessing with: got an empty list. Give some paths.")
+        raise ConfigError("there are no images to time the preprocessing: got an empty list. Give some paths.")
     samples: list[tuple[float, ...]] = []
     for _ in range(passes + 1):
         times = []

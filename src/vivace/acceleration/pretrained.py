@@ -1,4 +1,4 @@
-"""A bundle from a network's name and weights that others trained: where everything that accelerates starts from."""
+"""A bundle from a network's name and pretrained weights, to be accelerated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vivace.notices import warn
 
 __all__ = ["bundle_from"]
 
-# of timm's networks whose descriptions do not say
+# for networks of timm whose configuration does not say
 CROP_SHARE = 0.875
 PLAIN_SIZE = 224
 
@@ -35,10 +35,10 @@ def bundle_from(
     """Write a bundle of the network `name` into `folder`, for the classes of `data`, in their order.
 
     name: of the zoo, or timm/NAME. weights: a local state dict; None: those that timm publishes for the name. Pixels
-    are normalised as the published weights want it; for a network without any, by mean and deviation 0.5. size: side
+    are normalised as the published weights require; for a network without any, with mean and deviation 0.5. size: side
     of the input, px; None: that of the published weights.
-    Raises ModelError for weights that don't fit or can't be had, ConfigError where the network's classes are not as
-    many as the data's, DataError for data without a val or test split, and what opening the data raises.
+    Raises ModelError for weights that don't fit or can't be loaded, ConfigError if the number of the network's classes
+    differs from the data's, DataError for data without a val or test split, and what opening the data raises.
     """
     source = open_source(data, cache_dir=cache_dir)
     for line in notes_of(source):
@@ -53,12 +53,12 @@ def bundle_from(
         mean=tuple(mean),
         std=tuple(std),
     )
-    # the classes are those of the images that can be read
+    # only classes with readable images count
     cache = open_cache(source, preprocess, cache_dir=cache_dir, on_bad_image=on_bad_image, allow_leaks=False)
     if not {"val", "test"} & set(cache.splits):
         raise DataError(
-            f"all images of {source.name} may have been trained on: it has no val and no test split, and weights do "
-            "not say what they learnt from. Give data with one of them."
+            f"all images of {source.name} may have been trained on: it has no val and no test split, and a file of "
+            "weights does not say what it was trained on. Give data with one of these splits."
         )
     num_classes = len(cache.classes)
     if weights is None:
@@ -92,13 +92,13 @@ def bundle_from(
 def _check_published(name: str, num_classes: int) -> None:
     """Raises ConfigError unless timm publishes weights for as many classes as the data has."""
     if not name.startswith("timm/"):
-        raise ConfigError(f"nobody publishes weights for {name}. Give --weights FILE.")
+        raise ConfigError(f"there are no published weights for {name}. Give --weights FILE.")
     import timm
 
     config = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True)
     published = getattr(config, "num_classes", None)
     if published is not None and published != num_classes:
         raise ConfigError(
-            f"the published weights of {name} tell {published:,} classes apart, and the data has {num_classes}. "
-            f"Train it on them first: vivace train DATA --model {name} --pretrained"
+            f"the published weights of {name} are for {published:,} classes, and the data has {num_classes}. "
+            f"Train it on the data first: vivace train DATA --model {name} --pretrained"
         )

@@ -1,8 +1,8 @@
-"""Latency of bundles, in fresh processes of their own and in alternating blocks, so that a ratio can be believed.
+"""Latency of bundles, timed in separate processes and interleaved blocks, so that their ratios can be trusted.
 
-A side is timed in several processes, one after another: two processes of the very same form may differ by hundredths
-for as long as they live, for their memory lies elsewhere. Between its blocks a process waits on a pipe and takes no
-processor time. All sides see the same images with the same processors.
+Each side is timed in several fresh processes, one after another: two processes of the same program may differ by
+percents for as long as they live, because their memory is placed differently. Between its blocks a process waits on a
+pipe and uses no processor time. All sides get the same images and the same processors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vivace.errors import ConfigError, OutOfTime
 from vivace.files import canonical_json, write_json
 from vivace.scratch import scratch_folder
 from vivace.statistics.intervals import Ratio, process_ratio
-from vivace.timing.children import Child, Job, Side, SideFailure
+from vivace.timing.process import Job, Side, SideFailure, TimedProcess
 
 __all__ = [
     "Side",
@@ -33,27 +33,27 @@ __all__ = [
     "time_sides",
 ]
 
-# a block is long against the noise of a switch between processes, short against the drift of a machine
+# long compared with the cost of switching processes, short compared with the drift of a machine's speed
 BLOCK_SECONDS = 0.25
-# of the time until a deadline so much is for loading the first processes; the rest is for the blocks
+# fraction of the time until a deadline for loading the first processes; the rest is for the blocks
 LOAD_SHARE = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """What timing one side gave. Times are of one call, a batch, in ms."""
+    """The timings of one side. Times are in ms per call, of one batch."""
 
     name: str
     blocks_ms: tuple[tuple[float, ...], ...]
-    """Raw samples, in the order in which they were taken; each block is of as many calls."""
+    """Raw samples, in the order in which they were taken; all blocks have the same number of calls."""
     cold_start_seconds: float
-    """From the start of the first process to its first answer, with nothing compiled before."""
+    """From the start of the first process to its first prediction, with empty compiler caches."""
     peak_memory_bytes: int | None
-    """Resident, of the largest process, Python and libraries included; None if the system does not tell."""
+    """Peak resident memory of the largest process, including Python and libraries; None if the system does not say."""
     processes: tuple[int, ...] = ()
-    """Which process each block is of, counted from 0; empty: all are of one."""
+    """The process of each block, counted from 0; empty: all blocks are from one."""
     batch_size: int = 1
-    """Images in a call."""
+    """Images per call."""
     medians_ms: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Timings:
         object.__setattr__(self, "medians_ms", tuple(float(np.median(block)) for block in self.blocks_ms))
 
     def percentile(self, share: float) -> float:
-        """p50, p90, p99: `share` in [0, 100]."""
+        """Percentile of all calls; `share` in [0, 100]."""
         return float(np.percentile([value for block in self.blocks_ms for value in block], share))
 
     @property
@@ -70,14 +70,14 @@ class Timings:
 
     @property
     def images_per_second(self) -> float:
-        """Throughput with one call after another: images by the time that they took, the median of all blocks."""
+        """Throughput of consecutive calls: the median over the blocks."""
         return float(np.median([1e3 * self.batch_size * len(block) / sum(block) for block in self.blocks_ms]))
 
 
 def ratio_of(baseline: Timings, candidate: Timings) -> Ratio:
-    """(ratio, low, high): how many times as fast the candidate is, with its 95 % interval as `process_ratio` has it.
+    """(ratio, low, high): how many times as fast the candidate is, with the 95 % interval of `process_ratio`.
 
-    Of the medians of blocks, paired by round. Of one process each there is no interval: low and high are None.
+    Computed from the medians of blocks, paired by round. With one process each, low and high are None.
     """
     if baseline.processes != candidate.processes:
         raise ValueError("sides that were not timed together have no ratio")
@@ -100,15 +100,15 @@ def time_sides(
     on_failure: Callable[[Side, SideFailure | OutOfTime], None] | None = None,
     deadline: float | None = None,
 ) -> list[Timings]:
-    """Time all sides in alternation, `rounds` blocks each; the order turns round from round to round.
+    """Time all sides interleaved, `rounds` blocks each; the order is reversed from round to round.
 
-    images_NHWC: uint8 at the bundles' size, gone through in batches; where sizes differ, those of each side by its
-    name. threads: processors that each side may use; None: all. processes: so many of each side share its rounds, one
-    after another; from 3 on an interval is of use, 5 are advised. compiled: folder for what a compiler makes, to be
-    kept for a next call; without it that is only shared among the processes of this one. on_failure: called with a side
-    that fails, which is then left out, and its error; without it SideFailure is raised. deadline: of time.monotonic,
-    when all ends: whole rounds count, a side that was not loaded by then fails with OutOfTime, and the result is empty
-    where there is no whole round.
+    images_NHWC: uint8 at the bundles' size, used in batches; a mapping from the sides' names if their sizes differ.
+    threads: processors that each side may use; None: all. processes: number of processes per side that share its
+    rounds, one after another; an interval needs at least 3 to be useful, 5 are recommended. compiled: folder for
+    compiled code, to reuse in later calls; without it code is shared only among the processes of this call.
+    on_failure: called with a side that fails, which is then left out, and its error; without it SideFailure is raised.
+    deadline: of time.monotonic(), when everything ends: complete rounds count, a side that was not loaded by then fails
+    with OutOfTime, and the result is empty without a complete round.
     """
     check_range("processes", processes, 1, rounds)
     arrays = images_NHWC if isinstance(images_NHWC, Mapping) else {side.name: images_NHWC for side in sides}
@@ -123,7 +123,7 @@ def time_sides(
         for process in range(processes):
             generation = _Generation(records, on_failure, float("inf") if deadline is None else deadline)
             try:
-                # later processes are only worth it where all sides have one
+                # later processes are only useful if all sides have one
                 generation.load(backwards=process % 2 == 1, may_abandon=process == 0)
                 for number in range(rounds // processes + (process < rounds % processes)):
                     generation.run_round(backwards=(process + number) % 2 == 1)
@@ -138,7 +138,7 @@ def time_sides(
 
 
 def _saved(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, Path]:
-    """A file for each array, by the same names; an array that two names have is written once."""
+    """A file for each array, by the same names; an array with two names is written once."""
     files: dict[int, Path] = {}
     for array in arrays.values():
         if id(array) not in files:
@@ -148,7 +148,7 @@ def _saved(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, Path]:
 
 
 class _Record:
-    """What is known of a side so far."""
+    """What was measured of a side so far, over all its processes."""
 
     def __init__(self, side: Side, images: Path, job: Job, compiled: Path) -> None:
         self.side, self._images, self._job = side, images, job
@@ -161,7 +161,7 @@ class _Record:
         form = canonical_json([side.runtime, side.precision, job.batch_size, job.threads])
         self._folder = compiled / hashlib.sha256(content + form).hexdigest()[:16]
         if not self.knows_cold_start:
-            # half filled by a process that was stopped: the next start would be neither cold nor warm
+            # left incomplete by a process that was stopped: the next start would be neither cold nor warm
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -172,28 +172,28 @@ class _Record:
     def _cold(self) -> Path:
         return self._folder / "cold.json"
 
-    def child(self) -> Child:
-        # a compiler's usual folder holds what other runs have left there: no start would be cold
-        return Child(self.side, self._images, self._job, {"TORCHINDUCTOR_CACHE_DIR": os.fspath(self._folder)})
+    def start(self) -> TimedProcess:
+        # not the compiler's default folder: with what other runs left there, no start would be cold
+        return TimedProcess(self.side, self._images, self._job, {"TORCHINDUCTOR_CACHE_DIR": os.fspath(self._folder)})
 
     def started(self, seconds: float) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_json(self._cold, {"seconds": seconds})
 
-    def warm_up(self, child: Child) -> None:
-        # blocks of all processes are of as many calls
-        self._num_calls = child.warm_up(self._num_calls)
+    def warm_up(self, process: TimedProcess) -> None:
+        # blocks have the same number of calls in all processes
+        self._num_calls = process.warm_up(self._num_calls)
 
     @property
     def was_timed(self) -> bool:
         return bool(self._blocks)
 
-    def take(self, child: Child, process: int, count: int) -> None:
-        self._blocks += child.blocks[:count]
-        self._processes += [process] * count
+    def take(self, process: TimedProcess, number: int, count: int) -> None:
+        self._blocks += process.blocks[:count]
+        self._processes += [number] * count
 
-    def note_memory(self, child: Child) -> None:
-        told = child.peak_memory_bytes()
+    def note_memory(self, process: TimedProcess) -> None:
+        told = process.peak_memory_bytes()
         if told is not None:
             self._peak_memory_bytes = max(self._peak_memory_bytes or 0, told)
 
@@ -209,7 +209,7 @@ class _Record:
 
 
 class _Generation:
-    """One process of each side, all alive together."""
+    """One process of each side, all alive at the same time."""
 
     def __init__(
         self,
@@ -223,75 +223,78 @@ class _Generation:
         self._deadline = deadline
         self._waits_until = deadline
         self._may_abandon = False
-        self._children: dict[_Record, Child] = {}
+        self._processes: dict[_Record, TimedProcess] = {}
 
     def load(self, *, backwards: bool, may_abandon: bool) -> None:
-        """Start all. may_abandon: one that is not there when its share of the time is over is left out, and the others
-        go on; otherwise, and for all that follows, OutOfTime is raised at the deadline."""
+        """Start and warm up all of them.
+
+        may_abandon: a side that is not loaded within LOAD_SHARE of the time is left out, and the others continue.
+        Otherwise, and in all later methods, OutOfTime is raised at the deadline.
+        """
         if may_abandon:
             self._may_abandon = True
             self._waits_until = time.monotonic() + LOAD_SHARE * (self._deadline - time.monotonic())
         self._load(backwards=backwards)
         self._may_abandon, self._waits_until = False, self._deadline
-        self._each(lambda record, child: record.warm_up(child), backwards=backwards)
-        # once more at the end; this one is there after a deadline too
+        self._each(lambda record, process: record.warm_up(process), backwards=backwards)
+        # again at the end; this measurement exists even if the deadline comes first
         self.note_memory()
 
     def _load(self, *, backwards: bool) -> None:
-        # one that starts cold has the machine to itself, for its seconds are told; the others start together
+        # a cold start is reported, so it has the machine to itself; the others start together
         for record in [record for record in self.records if not record.knows_cold_start]:
-            # known by now, where another side is of the same form
+            # may be known by now, if another side has the same bundle and runtime
             if not record.knows_cold_start:
                 self._attempt(record, self._begin)
-                self._attempt(record, lambda record, child: record.started(child.end_load()))
-        warm = [record for record in self.records if record not in self._children][:: -1 if backwards else 1]
+                self._attempt(record, lambda record, process: record.started(process.end_load()))
+        warm = [record for record in self.records if record not in self._processes][:: -1 if backwards else 1]
         for record in warm:
             self._attempt(record, self._begin)
         for record in warm:
-            self._attempt(record, lambda record, child: child.end_load())
+            self._attempt(record, lambda record, process: process.end_load())
 
     def run_round(self, *, backwards: bool) -> None:
-        self._each(lambda record, child: child.run_block(), backwards=backwards)
+        self._each(lambda record, process: process.run_block(), backwards=backwards)
 
     def note_memory(self) -> None:
-        self._each(lambda record, child: record.note_memory(child))
+        self._each(lambda record, process: record.note_memory(process))
 
-    def take_whole_rounds(self, process: int) -> None:
-        """The rounds in which every side has a block: all of them, or those before the deadline."""
-        if all(record in self._children for record in self.records):
-            counts = [len(self._children[record].blocks) for record in self.records]
+    def take_whole_rounds(self, number: int) -> None:
+        """Keep the rounds in which every side has a block: all of them, or those before the deadline."""
+        if all(record in self._processes for record in self.records):
+            counts = [len(self._processes[record].blocks) for record in self.records]
             for record in self.records:
-                record.take(self._children[record], process, min(counts))
+                record.take(self._processes[record], number, min(counts))
 
     def close(self) -> None:
-        for child in self._children.values():
-            child.close()
+        for process in self._processes.values():
+            process.close()
 
-    def _begin(self, record: _Record, child: Child) -> None:
-        child.begin_load()
+    def _begin(self, record: _Record, process: TimedProcess) -> None:
+        process.begin_load()
 
-    def _each(self, do: Callable[[_Record, Child], object], *, backwards: bool = False) -> None:
+    def _each(self, do: Callable[[_Record, TimedProcess], object], *, backwards: bool = False) -> None:
         for record in self.records[:: -1 if backwards else 1]:
             self._attempt(record, do)
 
-    def _attempt(self, record: _Record, do: Callable[[_Record, Child], object]) -> None:
-        """Do something with a side's process; a side that fails is told of and left out from now on."""
+    def _attempt(self, record: _Record, do: Callable[[_Record, TimedProcess], object]) -> None:
+        """Do something with a side's process; a side that fails is reported, and left out from now on."""
         if record not in self.records:
             return
         try:
-            # without the first one, which the others are compared with, they are worth nothing
+            # the first side is what the others are compared with: nothing is worth measuring without it
             until = self._deadline if record is self._first else self._waits_until
             if time.monotonic() >= until:
                 raise OutOfTime("not timed: out of time")
-            if record not in self._children:
-                # counted before it is asked, so that it ends whatever happens
-                self._children[record] = record.child()
-            self._children[record].deadline = until
-            do(record, self._children[record])
+            if record not in self._processes:
+                # stored before it is used, so that it is always closed
+                self._processes[record] = record.start()
+            self._processes[record].deadline = until
+            do(record, self._processes[record])
         except OutOfTime as error:
             if not self._may_abandon:
                 raise
-            begun = record in self._children
+            begun = record in self._processes
             self._leave_out(record, OutOfTime("abandoned: out of time while it was loaded") if begun else error)
         except SideFailure as error:
             if self._on_failure is None:
@@ -300,7 +303,7 @@ class _Generation:
 
     def _leave_out(self, record: _Record, error: SideFailure | OutOfTime) -> None:
         self.records.remove(record)
-        if record in self._children:
-            self._children.pop(record).close()
+        if record in self._processes:
+            self._processes.pop(record).close()
         if self._on_failure is not None:
             self._on_failure(record.side, error)

@@ -1,4 +1,4 @@
-"""Smaller networks in a search: timed before they are trained, raced, taught by the model, and judged like the rest."""
+"""Smaller networks in a search: timed, raced, trained by distillation, and judged like the other candidates."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from telling import run, told_times
+from fakes import fake_times, run
 
 from vivace.acceleration import candidates as candidates_module
-from vivace.acceleration import smaller as smaller_module
+from vivace.acceleration import halving as halving_module
 from vivace.acceleration import students as students_module
-from vivace.acceleration.smaller import entrants, survivors
+from vivace.acceleration.halving import promoted, race_candidates
+from vivace.acceleration.networks import Network, open_network
 from vivace.acceleration.splits import open_splits
-from vivace.acceleration.students import FOR_INT8, patience, propose
-from vivace.acceleration.variants import Variant, open_variant
+from vivace.acceleration.students import FOR_INT8, epoch_multiplier, propose
 from vivace.bundle import Architecture, Bundle, load_bundle, save_bundle
 from vivace.compression import prune as prune_module
 from vivace.errors import ConfigError, Interrupted, TrainingError
@@ -41,20 +41,20 @@ def trained(trained_once: Callable[..., Any]) -> tuple[Bundle, Path]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One float form, one student of each kind, a few epochs."""
-    forms = tuple(f for f in candidates_module.FORMS if f.precision == "fp32" and f.runtime in ("eager", "onnx"))
-    monkeypatch.setattr(candidates_module, "FORMS", forms)
+    variants = tuple(v for v in candidates_module.VARIANTS if v.precision == "fp32" and v.runtime in ("eager", "onnx"))
+    monkeypatch.setattr(candidates_module, "VARIANTS", variants)
     monkeypatch.setattr(students_module, "PRUNED_SHARES", (0.6,))
     drawn = [("fast_cnn", 32, {"widths": [8, 8], "depth": [1, 1], "stride": 2})]
     monkeypatch.setattr(students_module, "_drawn", lambda own: drawn)
     monkeypatch.setattr(students_module, "FINE_TUNE_EPOCHS", 4)
     monkeypatch.setattr(students_module, "SCRATCH_EPOCHS", 4)
-    monkeypatch.setattr(students_module, "PATIENCE", 1.0)
+    monkeypatch.setattr(students_module, "MAX_EPOCH_MULTIPLIER", 1.0)
 
 
 @pytest.fixture
 def small_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of 24 and 16 px count as smaller ones of 32 px."""
-    monkeypatch.setattr(students_module, "LEAST_SIDE", 16)
+    monkeypatch.setattr(students_module, "MIN_SIDE", 16)
     monkeypatch.setattr(students_module, "SIDE_STEP", 8)
 
 
@@ -65,21 +65,21 @@ def names(timed: list[list[str]]) -> list[str]:
 def test_half_of_those_that_no_other_beats_stay_in_the_race() -> None:
     speeds = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.5}
     # b is slower than a and no more accurate
-    assert survivors(speeds, {"a": 0.7, "b": 0.7, "c": 0.8, "d": 0.9}) == ["d", "c"]
-    assert survivors(speeds, {"a": 0.9, "b": 0.7, "c": 0.8, "d": 0.6}) == ["a"]
-    assert survivors(speeds, {"a": 0.9}) == ["a"]
+    assert promoted(speeds, {"a": 0.7, "b": 0.7, "c": 0.8, "d": 0.9}) == ["d", "c"]
+    assert promoted(speeds, {"a": 0.9, "b": 0.7, "c": 0.8, "d": 0.6}) == ["a"]
+    assert promoted(speeds, {"a": 0.9}) == ["a"]
     # c and d started from nothing: after a first look they can't be held to what a and b know
-    assert survivors(speeds, {"a": 0.9, "b": 0.95, "c": 0.5, "d": 0.6}, {"c", "d"}) == ["b", "d"]
-    assert survivors(speeds, {"a": 0.7, "d": 0.3}, {"d"}) == ["a"]
+    assert promoted(speeds, {"a": 0.9, "b": 0.95, "c": 0.5, "d": 0.6}, {"c", "d"}) == ["b", "d"]
+    assert promoted(speeds, {"a": 0.7, "d": 0.3}, {"d"}) == ["a"]
 
 
 def test_where_a_speed_was_asked_for_the_slowest_that_have_it_are_looked_at() -> None:
     speeds = {"a": 9.0, "b": 3.0, "c": 2.0, "d": 1.5, "e": 5.0, "f": 2.5, "g": 4.0}
-    assert entrants(speeds, least_speed=1.9, asked=True) == ["c", "f", "b", "g"]
+    assert race_candidates(speeds, least_speed=1.9, requested=True) == ["c", "f", "b", "g"]
     # from the slowest to the fastest
-    assert entrants(speeds, least_speed=1.9, asked=False) == ["c", "b", "g", "a"]
-    assert entrants(speeds, least_speed=4.5, asked=False) == ["e", "a"]
-    assert entrants({}, least_speed=1.0, asked=True) == []
+    assert race_candidates(speeds, least_speed=1.9, requested=False) == ["c", "b", "g", "a"]
+    assert race_candidates(speeds, least_speed=4.5, requested=False) == ["e", "a"]
+    assert race_candidates({}, least_speed=1.0, requested=True) == []
 
 
 def test_of_few_images_a_student_sees_more_epochs(
@@ -89,12 +89,12 @@ def test_of_few_images_a_student_sees_more_epochs(
     splits = open_splits(bundle, data)
     # 40 of each of three classes, a tenth of them held out
     assert splits.num_train == 108
-    monkeypatch.setattr(students_module, "PATIENCE", 2.5)
+    monkeypatch.setattr(students_module, "MAX_EPOCH_MULTIPLIER", 2.5)
     student = propose(bundle, splits, tmp_path / "work")[0]
     assert student.epochs == 4
-    assert patience(student, splits.num_train) == 2.5
-    assert patience(student, 125_000) == 2.0
-    assert patience(student, 1_000_000) == 1.0
+    assert epoch_multiplier(student, splits.num_train) == 2.5
+    assert epoch_multiplier(student, 125_000) == 2.0
+    assert epoch_multiplier(student, 1_000_000) == 1.0
 
 
 def test_students_have_fewer_operations_and_a_recipe_of_their_own(trained: tuple[Bundle, Path], tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_smaller_network_that_is_faster_is_trained_and_wins(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs = {f"{PRUNED} untrained, onnx fp32": 1.0, f"{PRUNED}, onnx fp32": 1.0}
-    asked = told_times(monkeypatch, COSTS | costs | {f"{ZOO} untrained, onnx fp32": 1.95})
+    asked = fake_times(monkeypatch, COSTS | costs | {f"{ZOO} untrained, onnx fp32": 1.95})
     result = run(trained, tmp_path, max_drop=45.0, train="on")
     assert result.accelerated
     # the other one would hardly be faster than the model's own network: it was not trained
@@ -202,28 +202,28 @@ def test_a_smaller_network_that_is_faster_is_trained_and_wins(
 def test_where_int8_loses_too_much_the_model_trains_for_it(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forms = (*candidates_module.FORMS, candidates_module.Form("openvino", "int8", ("openvino", "nncf")))
-    monkeypatch.setattr(candidates_module, "FORMS", forms)
+    variants = (*candidates_module.VARIANTS, candidates_module.Variant("openvino", "int8", ("openvino", "nncf")))
+    monkeypatch.setattr(candidates_module, "VARIANTS", variants)
     monkeypatch.setattr(students_module, "_pruned", lambda *_: [])
     monkeypatch.setattr(students_module, "_drawn", lambda _: [])
     costs = {"openvino int8": 1.0, f"{FOR_INT8} untrained, openvino int8": 1.0, f"{FOR_INT8}, openvino int8": 1.0}
-    told_times(monkeypatch, COSTS | costs)
-    own_probs = Variant.probs
+    fake_times(monkeypatch, COSTS | costs)
+    own_probs = Network.probs
 
-    def spoilt(self: Variant, candidate: Any, images: Any) -> Any:
+    def spoilt(self: Network, candidate: Any, images: Any) -> Any:
         """Whatever post-training quantization of the model's own network answers is wrong."""
         probs = own_probs(self, candidate, images)
         return 1 - probs if candidate is not None and candidate.name.startswith("openvino int8") else probs
 
-    monkeypatch.setattr(Variant, "probs", spoilt)
+    monkeypatch.setattr(Network, "probs", spoilt)
     seen: list[Any] = []
-    plain = smaller_module.train_student
+    plain = halving_module.train_student
 
     def watched(student: Any, *arguments: Any, **options: Any) -> Bundle:
         seen.append((student.name, options["answers"]))
         return plain(student, *arguments, **options)
 
-    monkeypatch.setattr(smaller_module, "train_student", watched)
+    monkeypatch.setattr(halving_module, "train_student", watched)
     result = run(trained, tmp_path, max_drop=45.0, train="on")
     assert result.receipt["winner"] == f"{FOR_INT8}, openvino int8"
     recipe = load_bundle(result.bundle).info.recipe
@@ -235,14 +235,14 @@ def test_where_int8_loses_too_much_the_model_trains_for_it(
     assert answers == pytest.approx(own_probs(open_own(trained, tmp_path), None, images), abs=1e-3)
 
 
-def open_own(trained: tuple[Bundle, Path], tmp_path: Path) -> Variant:
-    return open_variant("", *trained, tmp_path / "own", cache_dir=None, on_bad_image="refuse")
+def open_own(trained: tuple[Bundle, Path], tmp_path: Path) -> Network:
+    return open_network("", *trained, tmp_path / "own", cache_dir=None, on_bad_image="refuse")
 
 
 def test_a_speed_up_that_is_asked_for_decides_whether_anything_is_trained(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = told_times(monkeypatch, COSTS)
+    asked = fake_times(monkeypatch, COSTS)
     assert run(trained, tmp_path, max_drop=45.0, target_speedup=1.5).target_reached
     assert run(trained, tmp_path, max_drop=45.0, target_speedup=9.0, train="off").target_reached is False
     assert not any("untrained" in name for name in names(asked))
@@ -254,9 +254,9 @@ def test_training_that_fails_or_was_done_before(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = {f"{name} untrained, onnx fp32": cost for name, cost in ((PRUNED, 1.0), (ZOO, 0.5))}
-    told_times(monkeypatch, COSTS | fast | {f"{PRUNED}, onnx fp32": 1.0, f"{ZOO}, onnx fp32": 0.5})
+    fake_times(monkeypatch, COSTS | fast | {f"{PRUNED}, onnx fp32": 1.0, f"{ZOO}, onnx fp32": 0.5})
     runs: list[str] = []
-    plain = smaller_module.train_student
+    plain = halving_module.train_student
 
     def stops(student: Any, teacher: Any, data: Any, path: Path, **options: Any) -> Bundle:
         runs.append(path.name)
@@ -268,7 +268,7 @@ def test_training_that_fails_or_was_done_before(
         return bundle
 
     with monkeypatch.context() as patch:
-        patch.setattr(smaller_module, "train_student", stops)
+        patch.setattr(halving_module, "train_student", stops)
         with pytest.raises(KeyboardInterrupt):
             run(trained, tmp_path, max_drop=45.0, train="on")
     assert runs == [f"{PRUNED} race", f"{ZOO} race", f"{PRUNED} whole"]
@@ -284,13 +284,13 @@ def test_training_that_fails_or_was_done_before(
 def test_a_signal_while_a_student_trains_names_the_command_that_goes_on(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, COSTS | {f"{PRUNED} untrained, onnx fp32": 1.0})
+    fake_times(monkeypatch, COSTS | {f"{PRUNED} untrained, onnx fp32": 1.0})
 
     def stopped(*_: Any, **__: Any) -> Any:
         raise Interrupted("stopped by SIGTERM after step 3; go on with --resume", signal_number=signal.SIGTERM)
 
     monkeypatch.setattr(students_module, "train", stopped)
-    with pytest.raises(Interrupted, match=f"SIGTERM while {PRUNED} was trained; the same command goes on") as raised:
+    with pytest.raises(Interrupted, match=f"SIGTERM while {PRUNED} was trained; the same command continues") as raised:
         run(trained, tmp_path, max_drop=45.0, train="on")
     assert raised.value.exit_status == 143
 

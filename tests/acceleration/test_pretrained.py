@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from telling import COSTS, told_times
+from fakes import COSTS, fake_times
 
 from answers import last_answer
 from vivace.acceleration import candidates as candidates_module
-from vivace.acceleration.given import bundle_from
+from vivace.acceleration.pretrained import bundle_from
 from vivace.bundle import load_bundle
 from vivace.cli import main
 from vivace.errors import ConfigError, DataError, ModelError
@@ -49,9 +49,9 @@ def test_weights_of_other_classes_are_refused(data: Path, tmp_path: Path) -> Non
     torch.save(create_model(NAME, 5, size=32).state_dict(), tmp_path / "five.pth")
     with pytest.raises(ConfigError, match=r"for other classes: .*five.pth has no fc.* for the 3 of colours"):
         bundle_from(NAME, data, tmp_path / "given", weights=tmp_path / "five.pth", size=32)
-    with pytest.raises(ConfigError, match="tell 1,000 classes apart, and the data has 3"):
+    with pytest.raises(ConfigError, match="are for 1,000 classes, and the data has 3"):
         bundle_from("timm/resnet18", data, tmp_path / "given", size=32)
-    with pytest.raises(ConfigError, match="nobody publishes weights for fast_cnn"):
+    with pytest.raises(ConfigError, match="there are no published weights for fast_cnn"):
         bundle_from("fast_cnn", data, tmp_path / "given", size=32)
     with pytest.raises(ModelError, match="the weights file was not found"):
         bundle_from(NAME, data, tmp_path / "given", weights=tmp_path / "none.pth", size=32)
@@ -68,9 +68,11 @@ def test_data_of_which_all_may_have_been_trained_on_proves_nothing(
 def test_the_command_takes_a_name_and_a_state_dict(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forms = tuple(form for form in candidates_module.FORMS if form.runtime in ("eager", "onnx"))
-    monkeypatch.setattr(candidates_module, "FORMS", tuple(form for form in forms if form.precision == "fp32"))
-    told_times(monkeypatch, COSTS)
+    variants = tuple(variant for variant in candidates_module.VARIANTS if variant.runtime in ("eager", "onnx"))
+    monkeypatch.setattr(
+        candidates_module, "VARIANTS", tuple(variant for variant in variants if variant.precision == "fp32")
+    )
+    fake_times(monkeypatch, COSTS)
     out = tmp_path / "fast"
     command = ["accelerate", NAME, str(data), "--out", str(out), "--max-drop", "20", "--size", "32", "--json"]
     assert main([*command, "--weights", str(weights)]) == 0

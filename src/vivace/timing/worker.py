@@ -1,4 +1,4 @@
-"""The life of a process that is timed: load a bundle, then classify batches when told to."""
+"""The timed process: it loads a bundle, then classifies batches on request."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["serve"]
 
 
 def serve() -> None:
-    """Read requests from stdin, a JSON object a line, and answer each on stdout, until stdin ends."""
-    # what a library prints must not come between the answers
+    """Read requests from stdin, one JSON object per line, and answer each on stdout, until stdin ends."""
+    # libraries must not print between the answers
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
@@ -34,7 +34,7 @@ def serve() -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-    # the parent is gone: at once, without taking libraries apart
+    # the parent is gone: exit immediately, without the libraries' own shutdown
     os._exit(0)
 
 
@@ -45,7 +45,7 @@ class _Session:
             use_processors(job["threads"])
         images: np.ndarray = np.load(job["images"], mmap_mode="r")
         size = job["batch_size"]
-        # in memory, and as many as there are: a single image again and again would lie in a cache
+        # in memory, and all of them: a single image, repeated, would stay in a cache
         self._batches = [
             np.ascontiguousarray(images[start : start + size]) for start in range(0, len(images) - size + 1, size)
         ]
@@ -70,7 +70,7 @@ class _Session:
         if job["runtime"] in RUNTIMES:
             import_module(RUNTIMES[job["runtime"]])
         device: Any = SimpleNamespace(type="cpu")
-        # a graph's runtime needs no torch, and importing it would count as its cold start and its memory
+        # graph runtimes need no torch, and importing it would count towards their cold start and memory
         if "torch" in sys.modules:
             import torch
 

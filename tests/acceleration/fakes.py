@@ -10,24 +10,26 @@ import numpy as np
 import pytest
 
 from vivace.acceleration import candidates as candidates_module
-from vivace.acceleration import workbench as workbench_module
+from vivace.acceleration import measurements as measurements_module
 from vivace.acceleration.accelerate import Acceleration, accelerate
 from vivace.bundle import Bundle
-from vivace.timing.processes import Side, Timings
+from vivace.timing.interleaved import Side, Timings
 
-__all__ = ["COSTS", "keep_told_forms", "run", "told_times"]
+__all__ = ["COSTS", "fake_times", "keep_fake_variants", "run"]
 
 # ms of a call, as a machine might have them
 COSTS = {"eager fp32": 4.0, "onnx fp32": 2.0, "onnx int8": 3.0, "openvino fp32": 2.5, "openvino int8": 1.0}
 
 
-def keep_told_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_fake_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all forms those of COSTS: none that a compiler or this machine's arithmetic decides."""
-    forms = tuple(f for f in candidates_module.FORMS if f"{f.runtime} {f.precision}" in COSTS and not f.asymmetric)
-    monkeypatch.setattr(candidates_module, "FORMS", forms)
+    variants = tuple(
+        f for f in candidates_module.VARIANTS if f"{f.runtime} {f.precision}" in COSTS and not f.asymmetric
+    )
+    monkeypatch.setattr(candidates_module, "VARIANTS", variants)
 
 
-def told_times(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> list[list[str]]:
+def fake_times(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> list[list[str]]:
     """Times are those of `costs`; returns what was timed together."""
     asked: list[list[str]] = []
 
@@ -49,7 +51,7 @@ def told_times(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> list
             for side in sides
         ]
 
-    monkeypatch.setattr(workbench_module, "time_sides", time_sides)
+    monkeypatch.setattr(measurements_module, "time_sides", time_sides)
     return asked
 
 

@@ -1,4 +1,4 @@
-"""The life of a process that profiles: load a bundle, run it under its runtime's profiler, tell, end."""
+"""The process that profiles a bundle: it loads the bundle, runs it under its runtime's profiler, and answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vivace.profiling.profile import LayerTime
 
 __all__ = ["PROFILERS", "Job", "serve"]
 
-# runtime → module with `profile(job) -> (layers, ms of each call)`
+# runtime → module with profile(job) → (layers, ms of each call)
 PROFILERS = {
     "eager": "vivace.profiling.pytorch",
     "inductor": "vivace.profiling.pytorch",
@@ -31,21 +31,21 @@ PROFILERS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be profiled."""
+    """What to profile, and how."""
 
     bundle: Bundle
     runtime: str
     precision: str
     images_NHWC: np.ndarray
     folder: Path
-    """For what a profiler writes; removed afterwards."""
+    """Temporary folder for the profiler's files."""
     calls: int
     warmup: int
 
 
 def serve() -> None:
-    """Read a job from stdin, a JSON object on a line, and answer with another on stdout."""
-    # what a library prints must not come beside the answer
+    """Read a job from stdin, one line of JSON, and write the answer to stdout as JSON."""
+    # libraries must not print into the answer
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
@@ -55,7 +55,7 @@ def serve() -> None:
         answer = {"error": text, "refused": isinstance(error, InputError)}
     answers.write(json.dumps(answer))
     answers.flush()
-    # at once, without taking libraries apart
+    # without the libraries' own shutdown, which may hang
     os._exit(0)
 
 

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from telling import COSTS, keep_told_forms, run, told_times
+from fakes import COSTS, fake_times, keep_fake_variants, run
 
 from vivace.acceleration import decide
-from vivace.acceleration import variants as variants_module
-from vivace.acceleration.rows import Row
+from vivace.acceleration import networks as networks_module
+from vivace.acceleration.results import Result
 from vivace.bundle import Bundle, load_bundle
-from vivace.compression.layers import GivenBack, Int8Graph
+from vivace.compression.layers import Int8Graph, LayerGroup
 
 
 @pytest.fixture(autouse=True)
-def quick_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_told_forms(monkeypatch)
+def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_fake_variants(monkeypatch)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
@@ -26,16 +26,16 @@ def test_where_int8_loses_too_much_it_gets_layers_back_and_may_win(
 ) -> None:
     costs = dict.fromkeys(COSTS, 4.0) | {f"{runtime} int8": 1.0}
     costs |= {f"{runtime} int8, {count} in float": 2.0 for count in ("1 layer", "2 layers", "4 layers")}
-    told_times(monkeypatch, costs)
+    fake_times(monkeypatch, costs)
 
-    def loses_too_much(row: Row, max_drop: float) -> bool:
-        return row.candidate.precision == "int8" and len(row.candidate.kept) < 2
+    def loses_too_much(row: Result, max_drop: float) -> bool:
+        return row.candidate.precision == "int8" and len(row.candidate.float_layers) < 2
 
-    def ranked(graph: Int8Graph, *_: Any, **__: Any) -> list[GivenBack]:
-        return [GivenBack((name,), divergence_saved=1.0, cost_ms=1.0) for name in graph.layers()]
+    def ranked(graph: Int8Graph, *_: Any, **__: Any) -> list[LayerGroup]:
+        return [LayerGroup((name,), divergence_saved=1.0, cost_ms=1.0) for name in graph.layers()]
 
     monkeypatch.setattr(decide, "loses_too_much", loses_too_much)
-    monkeypatch.setattr(variants_module, "rank_layers", ranked)
+    monkeypatch.setattr(networks_module, "rank_layers", ranked)
     result = run(trained, tmp_path, max_drop=20.0)
     assert (result.runtime, result.precision, result.accelerated) == (runtime, "int8", True)
     assert result.speedup == pytest.approx(2.0, rel=0.05)
@@ -51,14 +51,16 @@ def test_where_int8_loses_too_much_it_gets_layers_back_and_may_win(
 def test_layers_are_not_given_back_where_another_form_is_faster_even_so(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_times(monkeypatch, {**COSTS, "openvino int8": 1.5, "openvino fp32": 1.45})
+    fake_times(monkeypatch, {**COSTS, "openvino int8": 1.5, "openvino fp32": 1.45})
 
-    def ranked(*_: Any, **__: Any) -> list[GivenBack]:
+    def ranked(*_: Any, **__: Any) -> list[LayerGroup]:
         raise AssertionError("its layers are ranked in vain")
 
     monkeypatch.setattr(
-        decide, "loses_too_much", lambda row, max_drop: row.candidate.precision == "int8" and not row.candidate.kept
+        decide,
+        "loses_too_much",
+        lambda row, max_drop: row.candidate.precision == "int8" and not row.candidate.float_layers,
     )
-    monkeypatch.setattr(variants_module, "rank_layers", ranked)
+    monkeypatch.setattr(networks_module, "rank_layers", ranked)
     result = run(trained, tmp_path, max_drop=20.0)
     assert (result.runtime, result.precision) == ("openvino", "fp32")

@@ -1,4 +1,4 @@
-"""The parent's end of a process that is timed: it starts one, asks, waits no longer than is reasonable, and ends it."""
+"""The parent's side of a timed process: starts it, sends requests, limits the time for answers, and ends it."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ import numpy as np
 from vivace import systems
 from vivace.errors import OutOfTime, VivaceError
 
-__all__ = ["Child", "Job", "Side", "SideFailure"]
+__all__ = ["Job", "Side", "SideFailure", "TimedProcess"]
 
 MIN_CALLS = 3
-# warm once two blocks in a row differ by less than this
+# a process is warm once two consecutive blocks differ by less than this fraction
 STABLE_WITHIN = 0.05
 MAX_WARMUP_BLOCKS = 12
-# a compiler may work for minutes on a large network; a library that waits for itself would wait for ever
+# a compiler may take minutes for a large network; a library in a deadlock would never answer
 LOAD_SECONDS = 600.0
-# a block that takes so many times what it should, and so much longer, does not end
+# a block is given up after this factor times its expected time plus these seconds
 BLOCK_FACTOR = 100.0
 BLOCK_SECONDS = 60.0
-CHILD = (
+PROGRAM = (
     "import json, sys; sys.path.extend(p for p in json.loads(sys.stdin.readline()) if p not in sys.path); "
-    "from vivace.timing.child import serve; serve()"
+    "from vivace.timing.worker import serve; serve()"
 )
 
 
 class SideFailure(VivaceError):
-    """A side could not be loaded, died, or gave no answer."""
+    """A side could not be loaded, its process died, or it gave no answer in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What is timed: a bundle's folder on a runtime in a precision."""
+    """What to time: a bundle's folder, on a runtime in a precision."""
 
     name: str
     bundle: Path
@@ -54,34 +54,34 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is the same for all sides that are timed together."""
+    """Settings that are the same for all sides that are timed together."""
 
     batch_size: int
     threads: int | None
     block_seconds: float
 
 
-class Child:
-    """A process that times one side. A method raises SideFailure where it dies, fails or gives no answer."""
+class TimedProcess:
+    """A process that times one side. Methods raise SideFailure if it dies, fails or gives no answer in time."""
 
     def __init__(self, side: Side, images: Path, job: Job, environment: Mapping[str, str]) -> None:
-        """Start the process. images: a .npy file, uint8 [N, H, W, C]. environment: added to this process's own."""
+        """Start the process. images: a .npy file, uint8 [N, H, W, C]. environment: variables to add."""
         self.side = side
         self.blocks: list[tuple[float, ...]] = []
         self._block_seconds = job.block_seconds
         self._num_calls = MIN_CALLS
-        self._patience = LOAD_SECONDS
+        self._timeout = LOAD_SECONDS
         self.deadline = float("inf")
-        """Of time.monotonic, after which no answer is waited for: OutOfTime is raised."""
+        """time.monotonic() after which waiting for an answer raises OutOfTime."""
         self._unread = b""
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", CHILD],
+            [sys.executable, "-P", "-c", PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             env={**os.environ, **environment},
-            # Ctrl-C in a terminal reaches a whole group: the parent ends its children itself
+            # Ctrl-C in a terminal reaches a whole group: in one of its own, the child is ended by its parent alone
             process_group=0,
             creationflags=systems.NEW_GROUP,
         )
@@ -101,22 +101,22 @@ class Child:
         ]
 
     def begin_load(self) -> None:
-        """Have it load its bundle, and do not wait: several may load at once."""
+        """Ask it to load its bundle, without waiting: several processes may load at the same time."""
         for message in [*self._greeting, {"do": "load"}]:
             self._say(message)
 
     def end_load(self) -> float:
-        """Wait until it has classified its first batch; seconds from its start to there."""
+        """Wait until it has classified its first batch; returns the seconds from its start until then."""
         return float(self._answer()["cold_start_seconds"])
 
     def warm_up(self, num_calls: int | None = None) -> int:
-        """Until two blocks in a row take the same time; how many calls a block has: `num_calls`, if it is given."""
+        """Run blocks until two in a row take the same time; returns the calls per block: `num_calls`, if given."""
         once = float(np.median(self._times(MIN_CALLS)))
         self._num_calls = num_calls or max(MIN_CALLS, round(1e3 * self._block_seconds / max(once, 1e-3)))
         before = once
         for _ in range(MAX_WARMUP_BLOCKS):
-            # the first call of all may have been slow: patience follows what was last seen
-            self._patience = BLOCK_SECONDS + BLOCK_FACTOR * self._num_calls * before / 1e3
+            # the first call may have been slow, so the time limit follows the last block
+            self._timeout = BLOCK_SECONDS + BLOCK_FACTOR * self._num_calls * before / 1e3
             now = float(np.median(self._times(self._num_calls)))
             if abs(now - before) <= STABLE_WITHIN * before:
                 break
@@ -124,18 +124,18 @@ class Child:
         return self._num_calls
 
     def run_block(self) -> None:
-        """Time one block, which is added to `blocks`: ms of each call."""
+        """Time one block, and append the ms of its calls to `blocks`."""
         self.blocks.append(tuple(self._times(self._num_calls)))
 
     def peak_memory_bytes(self) -> int | None:
-        """The largest resident memory that it has had; None if the system does not tell."""
-        told: int | None = self._ask({"do": "memory"})["peak_memory_bytes"]
-        return told
+        """Its peak resident memory; None if the system does not say."""
+        answer: int | None = self._ask({"do": "memory"})["peak_memory_bytes"]
+        return answer
 
     def close(self) -> None:
-        """End it and what it has started, at once."""
+        """End it, and everything that it started, immediately."""
         if self._process.poll() is None:
-            # a compiler's workers are of its group
+            # a compiler's workers are in its group
             systems.end_group(self._process)
             self._process.wait()
         self._selector.close()
@@ -159,7 +159,7 @@ class Child:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise SideFailure(self._last_words()) from None
+            raise SideFailure(self._failure()) from None
 
     def _answer(self) -> dict[str, Any]:
         line = self._line()
@@ -170,7 +170,7 @@ class Child:
 
     def _line(self) -> bytes:
         assert self._process.stdout is not None
-        until = time.monotonic() + self._patience
+        until = time.monotonic() + self._timeout
         while b"\n" not in self._unread:
             if time.monotonic() >= self.deadline:
                 raise OutOfTime("out of time")
@@ -179,26 +179,26 @@ class Child:
                 if time.monotonic() < until:
                     continue
                 raise SideFailure(
-                    f"{self.side.name} could not be timed: no answer within {self._patience:.0f} s; its process was "
-                    f"ended. Try its runtime by itself: a library may be waiting for itself."
+                    f"{self.side.name} could not be timed: no answer within {self._timeout:.0f} s; its process was "
+                    f"ended. Try its runtime separately: a library may be in a deadlock."
                 )
             part = os.read(self._process.stdout.fileno(), 2**20)
             if not part:
-                raise SideFailure(self._last_words())
+                raise SideFailure(self._failure())
             self._unread += part
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
-    def _last_words(self) -> str:
+    def _failure(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # its pipe is closed, and it may hang all the same; then it is killed by close
+            # it may hang although its pipe is closed; then close() kills it
             self._process.wait(10)
         status = self._process.returncode
         if status == -signal.SIGILL:
             return f"{self.side.name} could not be timed: it needs an instruction that this processor lacks (SIGILL)."
         self._log.seek(0)
         lines = [line for line in self._log.read().splitlines() if line.strip()]
-        words = lines[-1] if lines else "without a word"
+        words = lines[-1] if lines else "no output"
         if status is not None and status < 0:
             words = f"{signal.Signals(-status).name}, {words}"
         return f"{self.side.name} could not be timed: its process died ({words})."
