@@ -105,7 +105,7 @@ def test_a_noisy_timing_is_made_once_more_and_where_it_is_no_better_nothing_is_d
         assert any("0.63 [0.52, 2.49] times as fast as itself" in note for note in result.receipt["notes"])
 
 
-def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
+def test_the_fastest_variant_within_the_budget_wins_and_is_taken_like_any_bundle(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = fake_times(monkeypatch, COSTS)
@@ -130,7 +130,7 @@ def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
     # timed apart, and of files
     assert 0 < receipt["preprocessing_ms"] < 100
     assert " ms to read, decode and resize an image file." in (derived.folder / "receipt.md").read_text()
-    # dominated: slower than a form of less risk
+    # dominated: slower than a variant of less risk
     assert rows["onnx int8"]["reason"] == "slower than onnx fp32"
     assert rows["openvino fp32"]["reason"] == "slower than onnx fp32"
     won = rows["openvino int8"]["certified"]
@@ -148,7 +148,7 @@ def test_the_fastest_form_within_the_budget_wins_and_is_taken_like_any_bundle(
     assert verify(derived, data=trained[1]).holds
 
 
-def test_for_size_the_smallest_form_wins_that_is_faster_than_the_baseline(
+def test_for_size_the_smallest_variant_wins_that_is_faster_than_the_baseline(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_times(monkeypatch, {**COSTS, "openvino int8": 5.0})
@@ -194,7 +194,7 @@ def test_where_everything_is_slower_the_bundle_stays(
     assert (result.speedup, result.target_reached) == (1.0, False)
 
 
-def test_the_images_to_certify_on_are_seen_in_order_of_risk_until_one_form_fails(
+def test_the_certification_images_are_seen_in_order_of_risk_until_one_variant_fails(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # so near to each other that both go on
@@ -220,7 +220,7 @@ def test_the_images_to_certify_on_are_seen_in_order_of_risk_until_one_form_fails
     assert statuses["openvino int8"] == "not judged: openvino fp32 before it was not proven"
 
 
-def test_a_form_that_cannot_be_built_costs_only_itself(
+def test_a_variant_that_cannot_be_built_costs_only_itself(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_times(monkeypatch, COSTS)
@@ -252,7 +252,7 @@ def test_finer_activations_win_where_the_others_lose_too_much(
     assert result.receipt["winner"] == "openvino int8, asymmetric"
     (row,) = (row for row in result.receipt["rows"] if row["name"] == result.receipt["winner"])
     assert (row["asymmetric"], row["kept"]) == (True, [])
-    # its normalised pixels have a zero point, those of the plain form have none
+    # its normalised pixels have a zero point, those of the plain variant have none
     graph = core().read_model(Path(result.bundle, "model.xml"))
     (first, *_) = (node for node in graph.get_ordered_ops() if node.get_type_name() == "FakeQuantize")
     low, high = (float(first.input_value(i).get_node().data.item()) for i in (1, 2))
@@ -318,8 +318,8 @@ def test_the_command_really_times_and_says_no_by_its_exit_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # enough to be timed in several processes; of the forms those that are soon there
-    variants = tuple(form for form in candidates_module.VARIANTS if form.runtime in ("eager", "openvino"))
+    # enough to be timed in several processes; of the variants those that are soon there
+    variants = tuple(variant for variant in candidates_module.VARIANTS if variant.runtime in ("eager", "openvino"))
     monkeypatch.setattr(candidates_module, "VARIANTS", variants)
     monkeypatch.setattr(measurements_module, "FINAL_ROUNDS", 4)
     monkeypatch.setattr(measurements_module, "FINAL_PROCESSES", 2)

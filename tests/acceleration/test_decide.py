@@ -51,7 +51,7 @@ NOT_PROVEN = Outcome(Status.NOT_PROVEN, "not proven")
 BASELINE = row("eager fp32", 1.0)
 
 
-def test_a_form_is_dropped_where_one_of_less_risk_is_faster() -> None:
+def test_a_variant_is_dropped_where_one_of_less_risk_is_faster() -> None:
     rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.5), row("openvino int8", 4.0), row("eager bf16", 0.8)]
     decided = decide.drop_dominated(rows, BASELINE, objective="latency")
     assert [r.name for r in remaining(decided)] == ["onnx fp32", "openvino int8"]
@@ -64,7 +64,7 @@ def test_a_form_is_dropped_where_one_of_less_risk_is_faster() -> None:
     ]
 
 
-def test_a_form_that_is_nearly_as_fast_goes_on_to_the_longer_timing() -> None:
+def test_a_variant_that_is_nearly_as_fast_goes_on_to_the_longer_timing() -> None:
     rows = [BASELINE, row("onnx fp32", 2.0), row("onnx int8", 1.96)]
     assert len(remaining(decide.drop_dominated(rows, BASELINE, objective="latency"))) == 2
 
@@ -96,7 +96,7 @@ def test_the_fastest_four_are_judged_and_the_surest_first() -> None:
     assert decide.finalists_of([]) == []
 
 
-def test_the_sequence_stops_at_the_first_form_that_is_not_proven() -> None:
+def test_the_sequence_stops_at_the_first_variant_that_is_not_proven() -> None:
     rows = [row("onnx fp32", 2.0), row("openvino fp32", 2.1), row("openvino int8", 4.0)]
     lost = {"onnx fp32": 0, "openvino fp32": 40, "openvino int8": 0}
     looked: list[str] = []
@@ -141,7 +141,9 @@ def test_each_network_has_its_share_of_the_chance_to_be_wrong_and_hands_on_what_
 def test_the_own_network_is_judged_whatever_the_others_promise_and_of_each_the_fastest() -> None:
     own = [row("openvino int8", 4.0, lost=9)]
     others = [
-        row(f"openvino {form} {name}", 6.0 + speed) for name in "ab" for speed, form in enumerate(("bf16", "int8"))
+        row(f"openvino {variant} {name}", 6.0 + speed)
+        for name in "ab"
+        for speed, variant in enumerate(("bf16", "int8"))
     ]
     slow, sure = row("openvino fp32 a", 5.0, lost=1), row("openvino fp32 b", 5.0)
     others = [
@@ -242,7 +244,7 @@ def test_a_loss_over_the_budget_is_proven_by_no_number_of_images(lost: int, expe
         ((math.nan, math.nan, math.nan), True),
     ],
 )
-def test_without_a_narrow_control_no_form_wins_however_fast_it_is(
+def test_without_a_narrow_control_no_variant_wins_however_fast_it_is(
     aa_test: tuple[float, float | None, float | None], noisy: bool
 ) -> None:
     fast = row("openvino int8", 4.0)
@@ -274,7 +276,7 @@ def test_why_nothing_won_is_told_apart(aa_test: Any, num_processes: int, out_of_
 @pytest.mark.parametrize(
     "ratio", [None, (math.nan, math.nan, math.nan), (math.inf, math.inf, math.inf), (4.0, None, None)]
 )
-def test_a_form_without_a_finite_interval_does_not_win(ratio: Any) -> None:
+def test_a_variant_without_a_finite_interval_does_not_win(ratio: Any) -> None:
     broken, sound = row("openvino int8", 4.0), row("onnx fp32", 2.0)
     broken = dataclasses.replace(broken, ratio=ratio)
     assert decide.pick_winner([broken, sound], SURE, objective="latency") is sound
@@ -317,7 +319,7 @@ VARIANTS = [f"{runtime} {precision}" for runtime in ("onnx", "openvino") for pre
 @pytest.mark.parametrize("seed", range(20))
 def test_what_decides_changes_nothing_that_it_is_given_and_loses_no_row(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    names = [f"{form}{network}" for form in VARIANTS for network in ("", " a", " b") if rng.random() < 0.7]
+    names = [f"{variant}{network}" for variant in VARIANTS for network in ("", " a", " b") if rng.random() < 0.7]
     rows = [
         row(name, float(rng.uniform(0.5, 6)), lost=int(rng.integers(0, 40)), num_bytes=int(rng.integers(1, 9)))
         for name in names
@@ -329,7 +331,7 @@ def test_what_decides_changes_nothing_that_it_is_given_and_loses_no_row(seed: in
         return None if rng.random() < 0.1 else judged.selected
 
     dropped = decide.drop_dominated([BASELINE, *rows], BASELINE, objective=objective)
-    compared = [decide.selected_or_not(one, 0.02) for one in remaining(dropped)]
+    compared = [decide.rule_out_inaccurate(one, 0.02) for one in remaining(dropped)]
     finalists = decide.finalists_of(remaining(compared))
     kept = copy.deepcopy((dropped, compared, finalists))
     certified = decide.certify_in_order(remaining(finalists), judge, max_drop=0.02)

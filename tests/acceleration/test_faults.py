@@ -87,9 +87,9 @@ def data(make_folder: MakeFolder) -> Path:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timings that are the same everywhere, of forms that need no compiler."""
+    """Timings that are the same everywhere, of variants that need no compiler."""
     fake_times(monkeypatch, COSTS)
-    variants = tuple(form for form in candidates_module.VARIANTS if form.runtime not in ("inductor", "aoti"))
+    variants = tuple(variant for variant in candidates_module.VARIANTS if variant.runtime not in ("inductor", "aoti"))
     monkeypatch.setattr(candidates_module, "VARIANTS", variants)
 
 
@@ -166,7 +166,7 @@ def test_where_no_other_runtime_takes_the_network_the_search_still_ends_with_its
             assert f"| {status} |" in said
 
 
-def test_arithmetic_that_the_processor_lacks_is_told_and_another_form_wins(
+def test_arithmetic_that_the_processor_lacks_is_told_and_another_variant_wins(
     plain: Bundle,
     data: Path,
     tmp_path: Path,
@@ -186,7 +186,7 @@ def test_arithmetic_that_the_processor_lacks_is_told_and_another_form_wins(
     assert "- openvino bf16: this processor has no bf16 instructions" in capsys.readouterr().out
 
 
-def test_where_no_form_is_within_the_budget_the_exit_status_is_3_and_every_form_is_told(
+def test_where_no_variant_is_within_the_budget_the_exit_status_is_3_and_every_variant_is_told(
     plain: Bundle, data: Path, tmp_path: Path, told: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fast"
@@ -208,7 +208,7 @@ def test_where_no_form_is_within_the_budget_the_exit_status_is_3_and_every_form_
     assert f"- {note}" in said.out
 
 
-def test_where_no_form_is_within_the_budget_the_best_one_is_named(
+def test_where_no_variant_is_within_the_budget_the_best_one_is_named(
     plain: Bundle, data: Path, tmp_path: Path, told: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fast"

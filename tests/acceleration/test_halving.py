@@ -40,7 +40,7 @@ def trained(trained_once: Callable[..., Any]) -> tuple[Bundle, Path]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One float form, one student of each kind, a few epochs."""
+    """One float variant, one student of each kind, a few epochs."""
     variants = tuple(v for v in candidates_module.VARIANTS if v.precision == "fp32" and v.runtime in ("eager", "onnx"))
     monkeypatch.setattr(candidates_module, "VARIANTS", variants)
     monkeypatch.setattr(students_module, "PRUNED_SHARES", (0.6,))
@@ -190,7 +190,7 @@ def test_a_smaller_network_that_is_faster_is_trained_and_wins(
     rows = {row["name"]: row for row in receipt["rows"]}
     assert receipt["winner"] == f"{PRUNED}, onnx fp32"
     assert rows[receipt["winner"]]["network"] == PRUNED
-    # untrained networks were there to be timed: they are no forms of the result
+    # untrained networks were there to be timed: they are no variants of the result
     assert not any("untrained" in name for name in rows)
     # of what was built on the way, what took time to learn is kept for the next search
     (work,) = tmp_path.glob(".fast*")
@@ -228,7 +228,7 @@ def test_where_int8_loses_too_much_the_model_trains_for_it(
     assert result.receipt["winner"] == f"{FOR_INT8}, openvino int8"
     recipe = load_bundle(result.bundle).info.recipe
     assert recipe["fake_quant"] is True
-    # the fastest form that agrees with the model taught it, not the one that was spoilt
+    # the fastest variant that agrees with the model taught it, not the one that was spoilt
     assert [name for name, _ in seen] == [FOR_INT8]
     images = open_splits(*trained).select
     answers = seen[0][1](images.pixels())

@@ -69,9 +69,9 @@ def test_every_verb_opens_what_needs_options_and_names_them_without(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     variants = tuple(
-        form
-        for form in candidates_module.VARIANTS
-        if (form.runtime, form.precision) in {("eager", "fp32"), ("onnx", "fp32")}
+        variant
+        for variant in candidates_module.VARIANTS
+        if (variant.runtime, variant.precision) in {("eager", "fp32"), ("onnx", "fp32")}
     )
     monkeypatch.setattr(candidates_module, "VARIANTS", variants)
     fake_times(monkeypatch, COSTS)

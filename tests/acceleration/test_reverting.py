@@ -1,4 +1,4 @@
-"""The search gives layers of an int8 form back to float where it loses too much, and only where that may win."""
+"""The search gives layers of an int8 variant back to float where it loses too much, and only where that may win."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_where_int8_loses_too_much_it_gets_layers_back_and_may_win(
     assert load_bundle(result.bundle).info.runtime == runtime
 
 
-def test_layers_are_not_given_back_where_another_form_is_faster_even_so(
+def test_layers_are_not_given_back_where_another_variant_is_faster_even_so(
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_times(monkeypatch, {**COSTS, "openvino int8": 1.5, "openvino fp32": 1.45})

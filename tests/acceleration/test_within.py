@@ -68,7 +68,7 @@ def test_a_kind_of_work_that_took_long_is_not_started_again_where_it_would_not_e
     trained: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = fake_times(monkeypatch, COSTS)
-    # answering for the images to select on leaves no time for the final timing
+    # answering for the selection images leaves no time for the final timing
     clock = fake_clock(monkeypatch, {"probs": 30.0})
     result = run(trained, tmp_path, max_drop=20.0, within=40)
     assert (result.accelerated, result.status, result.reason) == (

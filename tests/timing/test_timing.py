@@ -142,19 +142,19 @@ def test_each_side_has_several_processes_and_only_the_first_starts_cold(
         alive.append((process.side.name, process._process.pid))
 
     monkeypatch.setattr(process_module.TimedProcess, "run_block", run_block)
-    forms = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("a", "b")]
+    variants = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("a", "b")]
     kept = tmp_path / "compiled"
-    first, second = time_sides(forms, IMAGES, rounds=5, processes=2, block_seconds=0.01, compiled=kept)
+    first, second = time_sides(variants, IMAGES, rounds=5, processes=2, block_seconds=0.01, compiled=kept)
     assert first.processes == second.processes == (0, 0, 0, 1, 1)
     # in alternation, and the order turns round
     assert [name for name, _ in alive] == list("abbaab" + "baab")
     pids = [pid for _, pid in alive]
     assert [len(set(pids)), len(set(pids[:6])), len(set(pids[6:]))] == [4, 2, 2]
     assert len({len(block) for block in first.blocks_ms}) == 1
-    # of the same form one process alone started cold
+    # of the same variant one process alone started cold
     (told,) = kept.glob("*/cold.json")
     assert first.cold_start_seconds == second.cold_start_seconds == json.loads(told.read_text())["seconds"]
-    again = time_sides(forms[:1], IMAGES, rounds=1, block_seconds=0.01, compiled=kept)
+    again = time_sides(variants[:1], IMAGES, rounds=1, block_seconds=0.01, compiled=kept)
     assert again[0].cold_start_seconds == first.cold_start_seconds
 
 
@@ -186,7 +186,7 @@ def test_at_the_deadline_timing_ends_and_whole_rounds_count(
 ) -> None:
     """blocks: so many are run in all, of two sides, before the time is over."""
     runs = export(make(tmp_path / "small", [8]), "onnx", tmp_path / "onnx").path
-    forms = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("a", "b")]
+    variants = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("a", "b")]
     plain, ran, started = process_module.TimedProcess.run_block, [], []
     begin = process_module.TimedProcess.begin_load
 
@@ -202,7 +202,7 @@ def test_at_the_deadline_timing_ends_and_whole_rounds_count(
 
     monkeypatch.setattr(process_module.TimedProcess, "run_block", run_block)
     monkeypatch.setattr(process_module.TimedProcess, "begin_load", begin_load)
-    timings = time_sides(forms, IMAGES, rounds=2 * processes, processes=processes, block_seconds=0.01)
+    timings = time_sides(variants, IMAGES, rounds=2 * processes, processes=processes, block_seconds=0.01)
     assert [one.processes for one in timings] == ([] if expected is None else [expected] * 2)
     assert all(len(one.blocks_ms) == len(one.processes) for one in timings)
     assert all(process.poll() is not None for process in started)
@@ -212,7 +212,7 @@ def test_a_side_that_is_not_loaded_in_time_is_left_out_and_after_the_deadline_no
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = export(make(tmp_path / "small", [8]), "onnx", tmp_path / "onnx").path
-    forms = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("slow", "b")]
+    variants = [Side(name=name, bundle=runs, runtime="onnx", precision="fp32") for name in ("slow", "b")]
     plain = process_module.TimedProcess.end_load
 
     def end_load(process: process_module.TimedProcess) -> float:
@@ -227,7 +227,7 @@ def test_a_side_that_is_not_loaded_in_time_is_left_out_and_after_the_deadline_no
         assert isinstance(error, OutOfTime)
         told.append((side.name, str(error)))
 
-    (timed,) = time_sides(forms, IMAGES, rounds=2, block_seconds=0.01, on_failure=failed)
+    (timed,) = time_sides(variants, IMAGES, rounds=2, block_seconds=0.01, on_failure=failed)
     assert (timed.name, timed.processes) == ("b", (0, 0))
     assert told == [("slow", "abandoned: out of time while it was loaded")]
 
@@ -235,7 +235,7 @@ def test_a_side_that_is_not_loaded_in_time_is_left_out_and_after_the_deadline_no
         raise AssertionError("a process was started after the deadline")
 
     monkeypatch.setattr(process_module.subprocess, "Popen", never)
-    assert time_sides(forms, IMAGES, rounds=2, deadline=time.monotonic() - 1, on_failure=failed) == []
+    assert time_sides(variants, IMAGES, rounds=2, deadline=time.monotonic() - 1, on_failure=failed) == []
     assert told[1:] == [("slow", "not timed: out of time"), ("b", "not timed: out of time")]
 
 

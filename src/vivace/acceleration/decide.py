@@ -27,7 +27,6 @@ __all__ = [
     "MAX_AA_RATIO",
     "UNKNOWN",
     "certify_in_order",
-    "drop",
     "drop_dominated",
     "finalists_of",
     "images_to_certify",
@@ -36,7 +35,8 @@ __all__ = [
     "loses_too_much",
     "lost_too_much",
     "pick_winner",
-    "selected_or_not",
+    "rule_out_inaccurate",
+    "selection_drop",
     "slower_than",
     "verdict_of",
 ]
@@ -52,7 +52,7 @@ CONFIDENCE = 0.95
 # times the images that should be enough: the drop on the few selection images is an estimate
 SPARE = 2.0
 MIN_CERTIFIED = 1000
-# limit for the interval of the A/A test: it reached 1.01 to 1.12 on idle machines, 2 to 1,000 beside other work
+# limit for the interval of the A/A test; docs/how-it-works/timing.md has what it reached on idle and on busy machines
 MAX_AA_RATIO = 1.25
 # with fewer processes the interval is too wide to be useful: Student's quantile for two is 12.7
 MIN_PROCESSES = 3
@@ -96,7 +96,7 @@ def loses_too_much(result: Result, max_drop: float) -> bool:
     return loss.drop - spare > max_drop
 
 
-def selected_or_not(result: Result, max_drop: float) -> Result:
+def rule_out_inaccurate(result: Result, max_drop: float) -> Result:
     """A compared result: INACCURATE if it loses too much, so that no certification images are spent on it.
 
     Variants without risk, in float32, are never ruled out here.
@@ -109,7 +109,7 @@ def selected_or_not(result: Result, max_drop: float) -> Result:
     return result
 
 
-def drop(result: Result) -> float:
+def selection_drop(result: Result) -> float:
     """Accuracy drop on the selection images, a fraction; 1 if it is unknown."""
     return result.selected.drop if result.selected else 1.0
 

@@ -167,7 +167,7 @@ def _about_times(written: dict[str, Any]) -> str:
     control = written["control"]
     aa_test = "there was no A/A test" if control is None else f"in the A/A test it is {_times(control, 3)} times itself"
     return (
-        f"“× faster” is relative to {written['baseline']}, the faster of PyTorch eager and compiled; {aa_test}. "
+        f"× faster is relative to {written['baseline']}, the faster of PyTorch eager and compiled; {aa_test}. "
         "Each variant ran in a process of its own, in interleaved blocks. Certified variants ran in several processes, "
         "with Student's 95 % interval over these; ratios without an interval are from the first, short timing."
     )

@@ -157,7 +157,7 @@ class Search:
             return aa_test, num_processes
         if not measurements.budget.fits("", seconds=measurements.final_seconds(baseline, len(certified))):
             return aa_test, num_processes
-        self._steps.tell("the timing was noisy: once more")
+        self._steps.tell("the timing was noisy: it is repeated once")
         again = measurements.time(baseline, certified)
         return again if again[0] is not None else (aa_test, num_processes)
 

@@ -35,7 +35,7 @@ class Selection:
         for result in results:
             compared = self._compare(result)
             if compared.status is Status.BUILT:
-                compared = decide.selected_or_not(compared, self._max_drop)
+                compared = decide.rule_out_inaccurate(compared, self._max_drop)
             selected += self._measurements.results.put([compared])
         return remaining(selected)
 
@@ -78,7 +78,7 @@ class Selection:
         ]
         if not int8 or not all(decide.lost_too_much(result) for result in int8):
             return []
-        result = min(int8, key=lambda result: (decide.drop(result), -result.times_faster))
+        result = min(int8, key=lambda result: (decide.selection_drop(result), -result.times_faster))
         rivals = [baseline, *(other for other in results if not decide.lost_too_much(other))]
         if any(other.times_faster > result.times_faster for other in rivals):
             return []
