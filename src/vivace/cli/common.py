@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_type_hints
 
 from vivace.cli.answers import failed, wants_json
+from vivace.cli.completion import is_positional, words_of
 from vivace.cli.deprecated import modern
 from vivace.cli.streams import guarded_streams
 from vivace.errors import ConfigError, VivaceError, first_line, nearest, one_line
@@ -153,14 +154,6 @@ def verb_options(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-def is_positional(hint: Any) -> bool:
-    """Whether what has this type is known by its place and has no name."""
-    import tyro
-
-    (positional,) = tyro.conf.Positional[int].__metadata__  # type: ignore[attr-defined]
-    return positional in getattr(hint, "__metadata__", ())
-
-
 def option_names(cls: Any) -> list[str]:
     """All options of a verb, such as "--batch-size", those of its groups included, without what has no name."""
     hints, names = get_type_hints(cls, include_extras=True), []
@@ -219,8 +212,6 @@ def _first_message(verb: str, box: str) -> str:
 
 
 def _unknown(verb: str, name: str | None, value: str, choices: str) -> str:
-    from vivace.cli.completion import words_of
-
     found = set(re.findall(r"'([^']*)'", choices)) - {"None"}
     # the parser's are a set, of another order in every process
     known = next((word.choices for word in words_of(verb) if set(word.choices) == found), tuple(sorted(found)))

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vivace.errors import ConfigError, nearest
 
-__all__ = ["SHELLS", "Word", "completion", "words_of"]
+__all__ = ["SHELLS", "Word", "completion", "is_positional", "words_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,15 @@ def words_of(verb: str) -> list[Word]:
     return [*_words(import_module(f"vivace.cli.{verb}").Options), Word("--help", False, ())]
 
 
-def _words(options: Any) -> list[Word]:
-    from vivace.cli.common import is_positional
+def is_positional(hint: Any) -> bool:
+    """Whether what has this type is known by its place and has no name."""
+    import tyro
 
+    (positional,) = tyro.conf.Positional[int].__metadata__  # type: ignore[attr-defined]
+    return positional in getattr(hint, "__metadata__", ())
+
+
+def _words(options: Any) -> list[Word]:
     hints, words = get_type_hints(options, include_extras=True), []
     for field in dataclasses.fields(options):
         hint = hints[field.name]
