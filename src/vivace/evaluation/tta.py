@@ -1,4 +1,4 @@
-"""Test-time augmentation: several views of an image, one answer.
+"""Test-time augmentation: the predictions for several views of an image are averaged.
 
 Shapes: N images, K classes; pixels uint8 [N, H, W, C], probabilities float32 [N, K].
 """
@@ -14,7 +14,7 @@ from vivace.config import check_choice
 
 __all__ = ["VIEWS", "averaged_probs", "least_sure"]
 
-# (share of the answer, rows and columns shifted, mirrored): those of airbench94 (arXiv:2404.00498)
+# (weight, shift of rows and columns in px, mirrored): the views of airbench94 (arXiv:2404.00498)
 VIEWS: dict[str, tuple[tuple[float, int, bool], ...]] = {
     "none": ((1.0, 0, False),),
     "mirror": ((0.5, 0, False), (0.5, 0, True)),
@@ -27,7 +27,7 @@ VIEWS: dict[str, tuple[tuple[float, int, bool], ...]] = {
         (0.125, 1, True),
     ),
 }
-# below every probability that a softmax of float32 can tell from zero
+# smaller than any probability that matters; avoids log(0)
 TINY = 1e-30
 
 
@@ -38,28 +38,28 @@ def averaged_probs(
     *,
     plain_NK: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The answer of all views of `tta`: "none", "mirror", or "shift" (mirrors, and diagonal shifts of a pixel).
+    """The prediction averaged over the views of `tta`: "none", "mirror", or "shift" (mirrors, diagonal shifts by 1 px).
 
-    Logarithms of probabilities are averaged, which is averaging logits. plain_NK: the answers to the images as they
-    are, where they are known already. Raises ConfigError for another name.
+    Log-probabilities are averaged, which equals averaging logits. plain_NK: the predictions for the images as they are,
+    if they are known. Raises ConfigError for another name.
     """
     check_choice("tta", tta, tuple(VIEWS))
     plain_NK = probs(images_NHWC) if plain_NK is None else plain_NK
     if tta == "none":
         return plain_NK
-    (plain_share, *_), *others = VIEWS[tta]
-    total = plain_share * np.log(np.maximum(plain_NK, TINY))
-    for share, shift, mirrored in others:
-        total += share * np.log(np.maximum(probs(_view(images_NHWC, shift, mirrored)), TINY))
+    (plain_weight, *_), *others = VIEWS[tta]
+    total = plain_weight * np.log(np.maximum(plain_NK, TINY))
+    for weight, shift, mirrored in others:
+        total += weight * np.log(np.maximum(probs(_view(images_NHWC, shift, mirrored)), TINY))
     powers = np.exp(total - total.max(1, keepdims=True))
     averaged: np.ndarray = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
     return averaged
 
 
 def least_sure(probs_NK: np.ndarray, share: float) -> np.ndarray:
-    """Indices of the share of the images, (0, 1], whose two best answers are closest to each other, in their order.
+    """Indices of the fraction `share`, (0, 1], of the images with the smallest margin between their top two classes.
 
-    Other views change hardly any answer of the rest, and need not be looked at.
+    The indices are sorted. More views hardly ever change the prediction for the other images.
     """
     count = math.ceil(share * len(probs_NK))
     if count == len(probs_NK) or probs_NK.shape[1] < 2:
@@ -72,7 +72,7 @@ def least_sure(probs_NK: np.ndarray, share: float) -> np.ndarray:
 def _view(images_NHWC: np.ndarray, shift: int, mirrored: bool) -> np.ndarray:
     if shift:
         height, width = images_NHWC.shape[1:3]
-        # what comes in from outside is the image's reflection
+        # pixels from outside the image are reflected
         padded = np.pad(images_NHWC, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
         start = 1 + shift
         images_NHWC = padded[:, start : start + height, start : start + width]

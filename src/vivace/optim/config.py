@@ -1,4 +1,4 @@
-"""Optimizer and schedule: the fields of a recipe that the optim room reads (no torch here)."""
+"""Optimizer and schedule: the parts of a recipe that `optim` reads (no torch here)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vivace.errors import ConfigError
 
 __all__ = ["OptimizerConfig", "ScheduleConfig"]
 
-# a product of several of them is still a float32: torch's optimizers end in a traceback of their own beyond that
+# products of several rates must stay finite in float32: beyond that torch's optimizers fail
 MAX_RATE = 1e12
 SCHEDULES = ("constant", "cosine", "linear", "one_cycle", "step", "trapezoid")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """An optimizer by name and its rates."""
+    """An optimizer by name, and its hyperparameters."""
 
     name: str = "sgd"
     """sgd, adam, adamw, muon, lamb, or any optimizer that timm lists."""
@@ -27,17 +27,17 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of sgd and muon, [0, 1)."""
     nesterov: bool = False
-    """Nesterov's momentum, for sgd and muon; needs a momentum."""
+    """Nesterov momentum, for sgd and muon; requires momentum > 0."""
     weight_decay: float = 0.0
-    """Weight decay, [0, 1e12]; coupled for sgd and adam, decoupled for adamw, lamb and muon."""
+    """Weight decay, [0, 1e12]; coupled (L2) for sgd and adam, decoupled for adamw, lamb and muon."""
     decay_norm_and_bias: bool = False
-    """Decay norms and biases too."""
+    """Apply weight decay to norms and biases too."""
     bias_lr_factor: float = 1.0
-    """Rate of norm biases as a multiple of `lr` (64 in arXiv:2404.00498)."""
+    """Learning rate of norm biases as a multiple of `lr` (64 in arXiv:2404.00498)."""
     aux_lr: float | None = None
-    """With muon: rate of what muon does not treat (head, biases, norms). None: `lr` / 10."""
+    """With muon: learning rate of the parameters it does not treat (head, biases, norms). None: `lr` / 10."""
     layer_decay: float | None = None
-    """Rate of a layer as a multiple of the next one's, (0, 1]; for fine-tuning (ELECTRA, arXiv:2003.10555)."""
+    """Learning rate of a layer as a multiple of the next layer's, (0, 1]; for fine-tuning (arXiv:2003.10555)."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the optimizer, such as {"betas": [0.9, 0.95]}."""
 
@@ -60,17 +60,17 @@ class ScheduleConfig:
     """The learning rate over a run, as a multiple of its peak."""
 
     name: Literal["constant", "cosine", "linear", "one_cycle", "step", "trapezoid"] = "constant"
-    """constant, cosine, linear, one_cycle, step or trapezoid (up, flat, down)."""
+    """constant, cosine, linear, one_cycle, step or trapezoid (warm-up, constant, decay)."""
     warmup: float = 0.0
-    """Share of the steps spent rising from `start` to 1, [0, 1)."""
+    """Fraction of the run for the warm-up from `start` to 1, [0, 1)."""
     cooldown: float = 0.3
-    """trapezoid: share of the steps spent falling from 1 to `end`, [0, 1]."""
+    """trapezoid: fraction of the run for the decay from 1 to `end`, [0, 1]."""
     start: float = 0.0
-    """Multiplier where the warm-up begins, [0, 1]."""
+    """Multiplier at the start of the warm-up, [0, 1]."""
     end: float = 0.0
-    """cosine, linear, one_cycle, trapezoid: multiplier where the run ends, [0, 1]."""
+    """cosine, linear, one_cycle, trapezoid: multiplier at the end of the run, [0, 1]."""
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """step: shares of what the warm-up leaves of the run, at which the rate is multiplied by `gamma`."""
+    """step: fractions of the run after the warm-up, at which the rate is multiplied by `gamma`."""
     gamma: float = 0.1
     """step: the factor, (0, 1]."""
 
@@ -86,5 +86,5 @@ class ScheduleConfig:
         if self.name == "trapezoid" and self.warmup + self.cooldown > 1.0 + 1e-9:
             raise ConfigError(
                 f"schedule.warmup and schedule.cooldown overlap: got {self.warmup:g} + {self.cooldown:g}. "
-                "Give shares whose sum is at most 1."
+                "Give fractions whose sum is at most 1."
             )

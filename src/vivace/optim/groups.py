@@ -1,4 +1,4 @@
-"""Parameter groups: who is decayed, and at which multiple of the rate each parameter learns."""
+"""Parameter groups: weight decay and learning rate of each parameter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vivace.optim.config import OptimizerConfig
 __all__ = ["parameter_groups"]
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
-# the first group's rate is the one that people are shown
+# in this order: the learning rate of the first group is the one that is shown
 ROLES = ("matrix", "head", "other")
 
 
@@ -28,10 +28,10 @@ def parameter_groups(
     """Groups with "params", "names", "role", "lr", "initial_lr" and "weight_decay"; frozen parameters are left out.
 
     role: "matrix" (weights of linear layers and convolutions in the body), "head", or "other" (norms, biases, tokens,
-    embeddings); groups come in this order. Parameters of less than two dimensions, and those that the network itself
-    names by `no_weight_decay`, are not decayed unless the config says so. Biases of norms learn at `bias_lr_factor`
-    times the rate; their decay per step stays what it is for the others. layers: parameter names from the input to the
-    head; with `layer_decay` each layer learns at that multiple of the next one's rate.
+    embeddings); groups come in this order. Parameters with fewer than two dimensions, and those that the network's
+    `no_weight_decay` names, have no weight decay unless the config says so. Norm biases have `bias_lr_factor` times the
+    learning rate and the same decay per step as other parameters. layers: parameter names from the input to the head;
+    with `layer_decay` the learning rate of each layer is that multiple of the next layer's.
     Raises ValueError if there is a `layer_decay` and no `layers`.
     """
     exempt = set(getattr(model, "no_weight_decay", set)())
@@ -58,7 +58,7 @@ def parameter_groups(
         )
         group["params"].append(parameter)
         group["names"].append(name)
-    # layers stay in their order within a role
+    # sorted() is stable: layers keep their order within a role
     return sorted(groups.values(), key=lambda group: ROLES.index(group["role"]))
 
 

@@ -1,7 +1,8 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied.
+"""Muon: momentum, orthogonalised per weight matrix.
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, and arXiv:2502.16982. The quintic iteration's
-coefficients are theirs; they trade exactness (singular values end in about [0.7, 1.2]) for a steep slope at zero.
+coefficients are theirs: fast convergence from small singular values, at the cost of exactness (they end in about
+[0.7, 1.2]).
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ def orthogonalize(
 ) -> Tensor:
     """Each matrix with its singular values brought near 1, same shape and dtype.
 
-    About U Vᵀ of the singular value decomposition, by Newton–Schulz iterations: matrix products only. A step maps each
-    singular value s of a matrix of norm 1 to 3.4445 s - 4.775 s³ + 2.0315 s⁵. dtype: of the products; None: its own.
+    Approximately U Vᵀ of the singular value decomposition, by Newton–Schulz iterations, which are matrix products only.
+    A step maps each singular value s of a matrix of norm 1 to 3.4445 s - 4.775 s³ + 2.0315 s⁵. dtype: of the products;
+    None: that of the matrices.
     """
     a, b, c = COEFFICIENTS
     tall = matrices_BMN.shape[-2] > matrices_BMN.shape[-1]
-    # the products are formed on the shorter side
+    # products on the shorter side are cheaper
     x = matrices_BMN.mT if tall else matrices_BMN
-    # the norm before the conversion: tiny gradients keep their direction
+    # normalise before the conversion, so that tiny gradients keep their direction
     x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + epsilon)).to(dtype or x.dtype)
     for _ in range(num_steps):
         gram = x @ x.mT
@@ -47,15 +49,16 @@ def orthogonalize(
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum for groups marked "muon", SGD or AdamW for the others; weights keep their precision.
+    """Orthogonalised momentum for groups marked "muon", SGD or AdamW for the others; weights stay in their dtype.
 
-    A group is a dict with "params", "lr" and, perhaps, "weight_decay" (decoupled) and "muon" (default True: then its
-    parameters have two or more dimensions and count as matrices [out, rest]).
-    momentum in [0, 1), nesterov: of the matrices, and of the others under sgd. ns_steps: Newton–Schulz steps, 1 to 10.
-    ns_dtype: arithmetic of these, "fp32", "bf16", or "auto" (bf16 where the hardware multiplies it faster).
-    normalize_filters: before the update scale each weight to the norm that airbench94 gives it, the root of its number
-    of output filters. aux: "sgd" or "adamw" for the groups that are not marked, with `betas` and `eps`.
-    Weights of one shape share one batched product. State: a momentum buffer per parameter; AdamW's moments and steps.
+    A group is a dict with "params", "lr" and optionally "weight_decay" (decoupled) and "muon" (default True: its
+    parameters have two or more dimensions and are treated as matrices [out, rest]).
+    momentum in [0, 1), nesterov: for the matrices, and for the others with aux "sgd". ns_steps: Newton–Schulz steps,
+    1 to 10. ns_dtype: their compute dtype, "fp32", "bf16", or "auto" (bf16 where the hardware multiplies it faster).
+    normalize_filters: before the update scale each weight to a norm of sqrt(number of output filters), as airbench94
+    does (arXiv:2404.00498). aux: "sgd" or "adamw" for the groups that are not marked, with `betas` and `eps`.
+    Weights of the same shape are multiplied as a batch.
+    State: a momentum buffer per parameter; AdamW's moments and steps.
     Raises ValueError for an option out of range.
     """
 
@@ -107,7 +110,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update all parameters that have a gradient; returns what `closure` does."""
+        """Update all parameters that have a gradient; returns the value of `closure`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -131,7 +134,7 @@ class Muon(torch.optim.Optimizer):
         for (rows, columns), members in by_shape.items():
             stacked = torch.stack([updates[index].reshape(rows, columns) for index in members])
             orthogonal = orthogonalize(stacked, num_steps=group["ns_steps"], dtype=_dtype(group["ns_dtype"], stacked))
-            # a tall matrix would otherwise move its outputs more than a wide one
+            # scales the update of tall matrices as in the reference implementation
             scale = max(1.0, rows / columns) ** 0.5
             for position, index in enumerate(members):
                 weight = parameters[index]
@@ -166,7 +169,7 @@ class Muon(torch.optim.Optimizer):
         )
 
     def _momentum(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
-        """The directions of the update: new tensors, or the momentum buffers themselves."""
+        """The update directions: new tensors, or the momentum buffers themselves."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:

@@ -1,6 +1,6 @@
 """Schedules: pure functions from a step to a multiple of the peak learning rate, in [0, 1].
 
-A shape is a function of (config, share): how much of the run is over, in [0, 1].
+A shape is a function of (config, progress), with progress the fraction of the run that is done, in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,67 +19,67 @@ Shape = Callable[[ScheduleConfig, float], float]
 def multiplier(config: ScheduleConfig, step: int, total_steps: int) -> float:
     """The learning rate's multiple of its peak at `step`, counted from 0, of `total_steps` >= 1; in [0, 1].
 
-    A step's rate is the one at its middle: no step is spent at a rate of 0, and a run of one step learns. Before the
-    first step and after the last it is that of the ends.
+    The schedule is evaluated at the middle of a step, so that no step has a rate of 0 and a run of one step learns.
+    Before the first step and after the last one the values at the ends are used.
     """
-    share = (step + 0.5) / max(total_steps, 1)
-    return SCHEDULES[config.name](config, min(max(share, 0.0), 1.0))
+    progress = (step + 0.5) / max(total_steps, 1)
+    return SCHEDULES[config.name](config, min(max(progress, 0.0), 1.0))
 
 
 def _after_warmup(shape: Shape) -> Shape:
-    """`shape` over what a straight warm-up from `start` to 1 leaves of the run."""
+    """A linear warm-up from `start` to 1, followed by `shape` over the rest of the run."""
 
     @functools.wraps(shape)
-    def warmed(config: ScheduleConfig, share: float) -> float:
-        if share < config.warmup:
-            return config.start + (1 - config.start) * share / config.warmup
-        return shape(config, (share - config.warmup) / (1 - config.warmup))
+    def warmed(config: ScheduleConfig, progress: float) -> float:
+        if progress < config.warmup:
+            return config.start + (1 - config.start) * progress / config.warmup
+        return shape(config, (progress - config.warmup) / (1 - config.warmup))
 
     return warmed
 
 
-def _constant(config: ScheduleConfig, share: float) -> float:
+def _constant(config: ScheduleConfig, progress: float) -> float:
     return 1.0
 
 
-def _linear(config: ScheduleConfig, share: float) -> float:
-    return _between(1.0, config.end, share)
+def _linear(config: ScheduleConfig, progress: float) -> float:
+    return _between(1.0, config.end, progress)
 
 
-def _cosine(config: ScheduleConfig, share: float) -> float:
+def _cosine(config: ScheduleConfig, progress: float) -> float:
     """Half a cosine from 1 to `end` (arXiv:1608.03983, without restarts)."""
-    return _between(1.0, config.end, _half_cosine(share))
+    return _between(1.0, config.end, _half_cosine(progress))
 
 
-def _step(config: ScheduleConfig, share: float) -> float:
-    """`gamma` to the power of the milestones that are passed; they count from the end of the warm-up."""
-    return config.gamma ** sum(share >= milestone for milestone in config.milestones)
+def _step(config: ScheduleConfig, progress: float) -> float:
+    """`gamma` to the power of the number of milestones passed; they are fractions of the run after the warm-up."""
+    return config.gamma ** sum(progress >= milestone for milestone in config.milestones)
 
 
-def _trapezoid(config: ScheduleConfig, share: float) -> float:
-    """Up, flat, then straight down to `end` over the last `cooldown` of the whole run (arXiv:2405.18392)."""
-    if share < config.warmup:
-        return _between(config.start, 1.0, share / config.warmup)
-    if share <= 1 - config.cooldown:
+def _trapezoid(config: ScheduleConfig, progress: float) -> float:
+    """Linear warm-up, constant, then linear decay to `end` over the last `cooldown` of the run (arXiv:2405.18392)."""
+    if progress < config.warmup:
+        return _between(config.start, 1.0, progress / config.warmup)
+    if progress <= 1 - config.cooldown:
         return 1.0
-    return _between(1.0, config.end, (share - (1 - config.cooldown)) / config.cooldown)
+    return _between(1.0, config.end, (progress - (1 - config.cooldown)) / config.cooldown)
 
 
-def _one_cycle(config: ScheduleConfig, share: float) -> float:
-    """Half a cosine up over `warmup` (0.3 where it is 0), half a cosine down to `end` (arXiv:1708.07120)."""
+def _one_cycle(config: ScheduleConfig, progress: float) -> float:
+    """Half a cosine up over `warmup` (0.3 if it is 0), half a cosine down to `end` (arXiv:1708.07120)."""
     top = config.warmup or 0.3
-    if share < top:
-        return _between(config.start, 1.0, _half_cosine(share / top))
-    return _between(1.0, config.end, _half_cosine((share - top) / (1 - top)))
+    if progress < top:
+        return _between(config.start, 1.0, _half_cosine(progress / top))
+    return _between(1.0, config.end, _half_cosine((progress - top) / (1 - top)))
 
 
-def _half_cosine(share: float) -> float:
+def _half_cosine(progress: float) -> float:
     """0 to 1, flat at both ends."""
-    return (1 - math.cos(math.pi * share)) / 2
+    return (1 - math.cos(math.pi * progress)) / 2
 
 
-def _between(first: float, last: float, share: float) -> float:
-    return min(1.0, max(0.0, first + (last - first) * share))
+def _between(first: float, last: float, progress: float) -> float:
+    return min(1.0, max(0.0, first + (last - first) * progress))
 
 
 SCHEDULES: dict[str, Shape] = {

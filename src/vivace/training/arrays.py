@@ -1,4 +1,4 @@
-"""The arrays that a run trains and validates on, out of a cache."""
+"""The arrays that a run trains and validates on, taken from a cache."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vivace.training.recipe import Recipe
 
 __all__ = ["NUM_STATISTICS_IMAGES", "FileWatch", "TrainingData", "prepare_data", "sample"]
 
-# enough images for a mean and a covariance to three digits
+# enough images for a mean and a covariance with three digits
 NUM_STATISTICS_IMAGES = 5000
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The arrays of a run: stored images, labels, and which of them train and validate."""
+    """The arrays of a run: stored images, labels, and which of them are for training and validation."""
 
     cache: Cache
     preprocess: Preprocess
@@ -40,7 +40,7 @@ class TrainingData:
         return len(self.val_labels_N) if self.val_indices is None else len(self.val_indices)
 
     def without_test(self) -> TrainingData:
-        """The same data for a run that must not look at the test split."""
+        """The same data without the test split."""
         splits = {name: split for name, split in self.cache.splits.items() if name != "test"}
         return dataclasses.replace(self, cache=dataclasses.replace(self.cache, splits=splits))
 
@@ -64,9 +64,9 @@ class FileWatch:
 
 
 def prepare_data(cache: Cache, recipe: Recipe) -> TrainingData:
-    """Hold out a validation split where there is none, and measure the channels' mean and deviation.
+    """Hold out a validation split if there is none, and measure the mean and standard deviation of each channel.
 
-    The test split is not looked at.
+    The test split is not used.
     """
     train = cache.splits["train"]
     if "val" in cache.splits:
@@ -91,7 +91,7 @@ def _with_statistics(data: TrainingData, recipe: Recipe) -> Preprocess:
     if stats is not None and channels == 3:
         return dataclasses.replace(data.preprocess, mean=tuple(stats[0]), std=tuple(stats[1]))
     mean, std = _channel_statistics(sample(data))
-    # a channel that never changes carries nothing: do not divide by zero
+    # a constant channel carries no information: do not divide by zero
     return dataclasses.replace(
         data.preprocess,
         mean=tuple(round(float(value), 4) for value in mean),
@@ -100,20 +100,20 @@ def _with_statistics(data: TrainingData, recipe: Recipe) -> Preprocess:
 
 
 def _channel_statistics(images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel on the 0..1 scale, float64 [C], exact: from counts of the values."""
+    """Mean and standard deviation of each channel on the 0..1 scale, float64 [C]; exact, from the histogram."""
     channels = images_NHWC.shape[-1]
     counts = np.stack([np.bincount(images_NHWC[..., c].reshape(-1), minlength=256) for c in range(channels)])
-    shares = counts / counts.sum(1, keepdims=True)
+    fractions = counts / counts.sum(1, keepdims=True)
     values = np.arange(256) / 255
-    mean = shares @ values
-    return mean, np.sqrt(shares @ values**2 - mean**2)
+    mean = fractions @ values
+    return mean, np.sqrt(fractions @ values**2 - mean**2)
 
 
 def sample(data: TrainingData, num_images: int = NUM_STATISTICS_IMAGES) -> np.ndarray:
     """Up to `num_images` training images, evenly spread, uint8 [n, store, store, C]."""
     indices = data.train_indices
     count = min(num_images, len(indices))
-    # to the very end: images lie class by class, and a step of whole numbers would leave out the last classes
+    # up to the last image: images are ordered by class, and an integer stride would leave out the last classes
     spread = indices[np.arange(count) * len(indices) // count]
     images: np.ndarray = data.cache.splits["train"].images_NHWC[spread]
     return images

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: a trained network with its logits divided by a temperature."""
+"""Temperature scaling: calibrated probabilities of a trained network, at no cost when it is used."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vivace.models.parts import scale_head
 
 __all__ = ["MIN_IMAGES", "calibrated"]
 
-# on fewer the temperature is off by more than what it mends
+# with fewer images the error of the temperature exceeds what it improves
 MIN_IMAGES = 100
-# of the largest logit: the 10 bits of a GPU's TF32 are within it, a network that is not linear in its last layer is not
+# relative to the largest logit: rounding to TF32 (10 bits) passes, a head that is not linear does not
 TOLERANCE = 1e-2
 
 
@@ -24,10 +24,10 @@ def calibrated(
 ) -> tuple[nn.Module, float | None]:
     """A copy of the network whose probabilities fit the labels best, and the temperature (arXiv:1706.04599).
 
-    logits_NK float32 and labels_N int64: what the network said of validation images, on the CPU. images_BCHW: a few
-    normalised ones on the network's device, on which the copy is tried. The division is in the weights of the last
-    layer, so that every form of the network has it at no cost. The network itself and None where there are fewer than
-    100 images, a logit is not finite, or the logits are not linear in that layer.
+    logits_NK float32 and labels_N int64: of validation images, on the CPU. images_BCHW: a few normalised images on the
+    network's device, on which the copy is checked. The logits are divided by the temperature in the weights of the last
+    layer, so that every variant of the network is calibrated. Returns the network itself and None if there are fewer
+    than 100 images, a logit is not finite, or the logits are not linear in that layer.
     """
     if len(labels_N) < MIN_IMAGES or not torch.isfinite(logits_NK).all():
         return model, None
@@ -36,7 +36,7 @@ def calibrated(
     scale_head(scaled, 1 / temperature)
     model.eval()
     wanted_BK, got_BK = model(images_BCHW) / temperature, scaled(images_BCHW)
-    # written so that NaN fails too
+    # "not <=" rather than ">": NaN must fail too
     if not float((wanted_BK - got_BK).abs().max()) <= TOLERANCE * float(wanted_BK.abs().max()):
         return model, None
     return scaled, temperature

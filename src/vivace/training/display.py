@@ -1,4 +1,4 @@
-"""Progress for people, on stderr: a live display in a terminal, a line for each validation elsewhere."""
+"""Progress on stderr: a live display in a terminal, otherwise a line for each validation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["LiveDisplay", "counting_bar"]
 class LiveDisplay(Reporter):
     """A progress bar with loss, accuracy, images/s, time left and the forecast; a row for each validation.
 
-    Where stderr is no terminal (a log, a notebook) it gets the rows and the messages as plain lines. console: where it
-    is shown, by default stderr.
+    If stderr is not a terminal (a log, a notebook), rows and messages are plain lines. console: where it is shown;
+    default: stderr.
     """
 
     def __init__(self, *, epochs: str, quiet: bool = False, console: Console | None = None) -> None:
@@ -32,7 +32,7 @@ class LiveDisplay(Reporter):
         self._progress = Progress(
             TextColumn("{task.percentage:>3.0f} %"),
             BarColumn(bar_width=12),
-            # two lines: all of it is seen on 80 columns
+            # two lines fit into 80 columns
             TextColumn("{task.fields[figures]}"),
             console=self._console,
             refresh_per_second=4,
@@ -95,16 +95,16 @@ class LiveDisplay(Reporter):
             self._write_line(message)
 
     def _write_line(self, text: str) -> None:
-        """A plain line: a notebook would show what rich prints as a block of its own, a log breaks no lines."""
+        """A plain line: rich would wrap it in a log, and a notebook would show it as a separate block."""
         if self._quiet:
             return
-        # a reader that has gone away must not end the run
+        # a closed stderr must not end the run
         with contextlib.suppress(OSError, ValueError):
             print(printable(text), file=self._console.file, flush=True)
 
 
 def counting_bar(description: str, *, quiet: bool = False) -> tuple[Callable[[int, int], None], Callable[[], None]]:
-    """(progress(done, total), close): a bar on a terminal's stderr, nothing elsewhere."""
+    """(progress(done, total), close): a progress bar if stderr is a terminal, otherwise nothing."""
     if quiet or not sys.stderr.isatty():
         return (lambda done, total: None), (lambda: None)
     from rich.console import Console
@@ -128,7 +128,7 @@ def counting_bar(description: str, *, quiet: bool = False) -> tuple[Callable[[in
 
 
 def _terminal() -> Any:
-    """stderr as it is: where the command line escapes what a terminal would obey, what is drawn here is meant."""
+    """stderr without the command line's filter for control characters, which the display needs."""
     return getattr(sys.stderr, "unescaped", sys.stderr)
 
 

@@ -1,6 +1,6 @@
-"""Distillation: a network learns from the answers of a larger one beside the labels (arXiv:1503.02531).
+"""Distillation: a network is trained on a teacher's predictions in addition to the labels (arXiv:1503.02531).
 
-The teacher sees the very view of an image that the student sees, augmented alike: with another one it teaches less
+The teacher sees the same augmented view of an image as the student, which works better than another view
 (arXiv:2106.05237).
 """
 
@@ -23,12 +23,12 @@ __all__ = ["Distillation", "Teacher", "make_distillation"]
 
 # pixels, uint8 [B, size, size, C] → probabilities, float32 [B, K]
 Teacher = Callable[[np.ndarray], np.ndarray]
-# a form in int8 may answer 0, whose logarithm is none
+# a teacher in int8 may predict exactly 0, which has no logarithm
 LEAST_PROB = 1e-12
 
 
 class Distillation:
-    """A loss of labels, and what a teacher adds to it."""
+    """Adds a teacher's loss to that of the labels."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Distillation:
         device: torch.device,
         teacher: Teacher | None = None,
     ) -> None:
-        """Raises BundleError if the teacher can't be loaded, ConfigError if it knows other classes or colours."""
+        """Raises BundleError if the teacher can't be loaded, ConfigError if it has other classes or channels."""
         assert config.teacher is not None
         bundle = load_bundle(config.teacher)
         if tuple(bundle.classes) != tuple(classes):
@@ -57,15 +57,15 @@ class Distillation:
         self._logits = _network(bundle, device) if teacher is None else _deployed(teacher)
 
     def __call__(self, loss: Tensor, logits_BK: Tensor, images_BCHW: Tensor, weights_B: Tensor | None = None) -> Tensor:
-        """`loss` of the labels → with the teacher's: (1 - weight) · loss + weight · T² · KL(teacher ‖ student).
+        """(1 - weight) · loss + weight · T² · KL(teacher ‖ student), with T the temperature.
 
-        images_BCHW: augmented, uint8 or float on the 0..255 scale, as the student sees them but for normalisation.
-        weights_B: the weight that each image has in `loss`; None: 1.
+        loss: that of the labels. images_BCHW: the student's input before normalisation, uint8 or float on the 0..255
+        scale. weights_B: the weight of each image in `loss`; None: 1.
         """
         weight, temperature = self._config.weight, self._config.temperature
         taught_BK = self._log_probs(images_BCHW, temperature)
         answers_BK = functional.log_softmax(logits_BK.float() / temperature, 1)
-        # gradients of softened answers are smaller by T²
+        # gradients of softened predictions are smaller by a factor of T²
         teaching_B = functional.kl_div(answers_BK, taught_BK, log_target=True, reduction="none").sum(1)
         if weights_B is not None:
             teaching_B = teaching_B * weights_B
@@ -73,7 +73,7 @@ class Distillation:
 
     @torch.no_grad()
     def _log_probs(self, images_BCHW: Tensor, temperature: float) -> Tensor:
-        # as it learnt to answer, before it was calibrated: weight and temperature were chosen with such teachers
+        # the logits before calibration: weight and temperature were chosen with such teachers
         temperature /= self._calibrated_by
         if images_BCHW.shape[-1] != self._size:
             images_BCHW = functional.interpolate(
@@ -87,7 +87,7 @@ class Distillation:
 
 
 def _network(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """images_BCHW → logits_BK float32 of the network in PyTorch, in half precision where the device has it."""
+    """images_BCHW → logits_BK float32 of the network in PyTorch, in half precision if the device supports it."""
     model = bundle.build_model().to(device).to(memory_format=torch.channels_last).requires_grad_(False)
     normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
     precision = next((p for p in ("bf16", "fp16") if p in supported_precisions(device)), "fp32")
@@ -101,7 +101,7 @@ def _network(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Tensor]
 
 
 def _deployed(teacher: Teacher) -> Callable[[Tensor], Tensor]:
-    """images_BCHW → logarithms of a teacher's probabilities: softmax takes them for logits of the same answers."""
+    """images_BCHW → log-probabilities of a teacher, whose softmax gives the same probabilities."""
 
     def logits(images_BCHW: Tensor) -> Tensor:
         images_BHWC = images_BCHW.float().round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -119,7 +119,7 @@ def make_distillation(
     device: torch.device,
     teacher: Teacher | None = None,
 ) -> Distillation | None:
-    """What a teacher adds to the loss; None without one. teacher: answers in place of the network of its bundle."""
+    """The distillation of a recipe; None without a teacher. teacher: used instead of the network in its bundle."""
     if config.teacher is None:
         return None
     return Distillation(config, classes=classes, channels=channels, device=device, teacher=teacher)

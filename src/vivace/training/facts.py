@@ -1,4 +1,4 @@
-"""A few facts about a data set, cheap to get: what the named recipes depend on (no torch here)."""
+"""What the named recipes depend on: a few facts about a data set that cost little to get (no torch here)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vivace.training.recipes import DataFacts
 
 __all__ = ["measure_facts"]
 
-# headers of this many files, evenly spread, tell the typical size
+# the typical size is taken from the headers of this many files, evenly spread
 NUM_SAMPLED = 64
 
 
 def measure_facts(source: DataSource) -> DataFacts:
-    """The facts of a data source; of files only headers are read, and those that can't be read are passed over."""
+    """The facts of a data source; only headers of files are read, and unreadable files are skipped."""
     train = source.splits["train"]
     return DataFacts(
         num_images=len(train.labels),
@@ -27,7 +27,7 @@ def measure_facts(source: DataSource) -> DataFacts:
 
 
 def _typical_side(split: Split) -> int:
-    """Median shorter side, px; 128 when no sampled image can be read (the audit will say why)."""
+    """Median shorter side, px; 128 if no sampled image can be read (the audit reports why)."""
     if split.arrays is not None:
         return int(min(split.arrays.shape[1:3]))
     assert split.paths is not None
@@ -35,9 +35,9 @@ def _typical_side(split: Split) -> int:
     sides = []
     for index in range(num_sampled):
         try:
-            # the header alone: nothing is decoded, so that no bomb can go off
+            # the header only: nothing is decoded, so a decompression bomb does no harm
             sides.append(min(size_of(split.paths[index * num_paths // num_sampled])))
         except ImageError:
-            # the audit names them
+            # the audit reports them
             continue
     return round(statistics.median(sides)) if sides else 128

@@ -1,9 +1,9 @@
-"""Fake quantization: a network learns while its weights and activations are rounded as int8 will round them.
+"""Fake quantization: training with weights and activations rounded as in int8 (arXiv:1712.05877).
 
-What was trained so loses less when it is quantized after training (arXiv:1712.05877). Rounded are the weights of
-convolutions and linear layers, per output channel and symmetric, and what these layers are given, per tensor, in the
-range that it has in this batch, symmetric where it has negative values: there is no state to keep. Folding a batch
-norm into a weight scales each of its output channels, and their rounding with them: it need not be simulated.
+A network that is trained this way loses less accuracy when it is quantized. The weights of convolutions and linear
+layers are rounded per output channel, symmetric about 0. Their inputs are rounded per tensor, in the range of the
+current batch (symmetric if there are negative values), so there is no state. Folding a batch norm into a weight scales
+each output channel together with its rounding, so it need not be simulated.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["FakeQuantization", "fake_quantize_activation", "fake_quantize_weight
 QUANTIZED = {torch.nn.functional.conv2d, torch.nn.functional.linear, convolve_and_pool}
 LARGEST = 127
 LARGEST_UNSIGNED = 255
-# a tensor of zeros has no range
+# a tensor of zeros has no range: do not divide by zero
 LEAST_SCALE = 1e-12
 
 
 class FakeQuantization(TorchFunctionMode):
-    """While it is entered, convolutions and linear layers compute with rounded weights and inputs; gradients pass."""
+    """While it is active, convolutions and linear layers use rounded weights and inputs; gradients pass unchanged."""
 
     def __torch_function__(
         self,
@@ -37,7 +37,7 @@ class FakeQuantization(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls `func`, with rounded tensors where it is one of QUANTIZED."""
+        """Calls `func`, with rounded tensors if it is one of QUANTIZED."""
         if func in QUANTIZED and len(args) >= 2:
             x, weight, *others = args
             args = (fake_quantize_activation(x), fake_quantize_weight(weight), *others)
@@ -52,7 +52,7 @@ def fake_quantize_activation(x: Tensor) -> Tensor:
     values = x.float()
     with torch.no_grad():
         low, high = torch.aminmax(values)
-        # by arithmetic: a branch would wait for the values
+        # torch.where, not a branch: that would wait for the device
         levels = torch.where(low < 0, LARGEST, LARGEST_UNSIGNED)
         scale = (torch.maximum(-low, high) / levels).clamp_min(LEAST_SCALE)
         error = (values / scale).round() * scale - values

@@ -1,6 +1,6 @@
-"""Epochs made of the images that are still hard: those with the highest loss when they were last seen.
+"""Hard-example sampling: epochs of the images whose loss was highest when they were last seen.
 
-N images of the training arrays, n of them train; B images of a batch.
+Shapes: N images in the training arrays, n of which are trained on; B images in a batch.
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ __all__ = ["HardExamples"]
 
 @dataclass(kw_only=True)
 class HardExamples:
-    """What each image's loss was when it was last seen, and the order of the epoch that is under way.
+    """The last loss of each image, and the order of the current epoch.
 
-    What an image that is long understood teaches costs as much as what a hard one does. A network of its own that
-    chooses half of the images beforehand saves a third of airbench96's operations (arXiv:2404.00498); dropping those of
-    small loss as one goes is InfoBatch (arXiv:2303.04947). Here the loss costs nothing, for it is that of the training
-    step, and the last epochs see all images, so that the easy ones are not forgotten.
+    An easy image costs as much as a hard one and teaches less. airbench96 selects half of the images with a small
+    network beforehand (arXiv:2404.00498); InfoBatch prunes images of low loss during training (arXiv:2303.04947). Here
+    selection costs nothing, as the losses are those of the training steps. The last epochs use all images, so that the
+    easy ones are not forgotten.
     """
 
     config: HardExamplesConfig
     losses_N: Tensor
-    """float32, plain cross-entropy; infinite for what has not been seen."""
+    """float32, cross-entropy without label smoothing; infinite for images that were not seen yet."""
     times_seen_N: Tensor = field(init=False)
-    """int32: how often the run has seen each image."""
+    """int32: how often the run has trained on each image."""
     order_n: np.ndarray | None = None
-    """int64, positions in the order of the epoch that is under way; None: the loader's own order."""
+    """int64, the positions of the current epoch in order; None: the loader's order."""
     begun_at: float = 0.0
-    """Share of the run that was done when the epoch began."""
+    """Fraction of the run that was done when the current epoch began."""
 
     def __post_init__(self) -> None:
         self.times_seen_N = torch.zeros_like(self.losses_N, dtype=torch.int32)
 
     def record(self, indices_B: Tensor, losses_B: Tensor) -> None:
-        """Remember the losses of a batch, and that its images were seen, in place."""
+        """Store the losses of a batch and count its images as seen, in place."""
         self.losses_N[indices_B] = losses_B.float()
         self.times_seen_N[indices_B] += 1
 
     def begin_epoch(self, plain_n: np.ndarray, *, progress: float, seed: tuple[int, int]) -> None:
-        """Decide the order of an epoch that begins when the share `progress` of the run is done.
+        """Choose the order of an epoch that begins when the fraction `progress` of the run is done.
 
-        plain_n: the order without focus. In the middle of the run it becomes as many positions, all of the hardest
-        share of them: each comes 1 / share times, in another order every time. A function of the losses and the seed.
-        An epoch that would reach beyond the middle, were it as long as the one before it, sees all images.
+        plain_n: the order without sampling. Between `start` and `end` of the run it is replaced by as many positions of
+        the hardest images only: each is repeated 1 / share times, shuffled anew for each repetition. The result depends
+        on the losses and the seed alone. An epoch that would end after `end`, if it were as long as the last one, uses
+        all images.
         """
         ends_at = 2 * progress - self.begun_at
         self.order_n, self.begun_at = None, progress
@@ -64,7 +65,7 @@ class HardExamples:
         self.order_n = np.concatenate(rounds)[: len(plain_n)]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes; the tensors are shared."""
+        """All state; the tensors are shared, not copied."""
         return {
             "losses": self.losses_N,
             "times_seen": self.times_seen_N,
@@ -73,7 +74,7 @@ class HardExamples:
         }
 
     def load_state_dict(self, tree: dict[str, Any]) -> None:
-        """Take over a tree that `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.losses_N.copy_(tree["losses"])
         self.times_seen_N.copy_(tree["times_seen"])
         self.begun_at = tree["begun_at"]

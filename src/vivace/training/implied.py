@@ -1,6 +1,6 @@
-"""What a change of network, optimizer or sampling brings with it, where nothing else is said (no torch here).
+"""Changes to a recipe that follow from another network, optimizer or sampling, unless they are set (no torch here).
 
-A rate of 0.2 is right for Muon on the convnet that it was measured with, and ruins AdamW on a transformer.
+For example, a learning rate of 0.2 suits Muon on the convnet of `fast`; AdamW diverges with it on a transformer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from vivace.training.recipe import Recipe
 
 __all__ = ["with_implied"]
 
-# Muon for a network that no recipe was measured with: the others by AdamW, which suits embeddings and norms alike
+# Muon for any network: what it does not treat is trained by AdamW, which suits embeddings and norms
 ANY_NETWORK: dict[str, Any] = {
     "name": "muon",
     "lr": 0.02,
@@ -22,7 +22,7 @@ ANY_NETWORK: dict[str, Any] = {
     "aux_lr": 1e-3,
     "options": {"aux": "adamw"},
 }
-# usual starting points of the field, for batches of 64 to 500
+# usual values for batches of 64 to 500
 USUAL: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
     "adam": {"lr": 1e-3, "nesterov": False, "weight_decay": 0.0},
@@ -30,18 +30,19 @@ USUAL: dict[str, dict[str, Any]] = {
     "lamb": {"lr": 5e-3, "nesterov": False, "weight_decay": 0.02},
     "muon": ANY_NETWORK,
 }
-# with weights a few rare images may be most of a batch's gradient: 300 images to 3 end anywhere without it
+# with class weights a few rare images may dominate the gradient of a batch
 CLIP_OF_WEIGHTED = 2.0
 OTHERS: dict[str, Any] = {"lr": 1e-3, "nesterov": False, "weight_decay": 0.0}
 
 
 def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` to a recipe, and before them those that follow from another network or optimizer.
+    """`changes` to a recipe, preceded by those that follow from them.
 
-    Another network starts without the arguments of the recipe's, and `fast` and `accurate`, whose rates were measured
-    with their own network, take those that suit any. Another optimizer starts from its usual rate, decay and options.
-    What needs to know an image by its loss or its answer is left out where images are mixed or drawn by class.
-    Gradients of weighted classes are clipped.
+    With another network, the recipe's network arguments are dropped, and `fast` and `accurate`, whose learning rates
+    suit their own network, take an optimizer that suits any. With another optimizer, learning rate, weight decay and
+    options take its usual values. Hard-example sampling and self-distillation, which need a loss or a prediction of
+    each image, are off if images are mixed; the former also with balanced sampling. With class weights, gradients are
+    clipped.
     """
     implied: dict[str, Any] = {}
     mixed = changes.get("augment.mixup") or changes.get("augment.cutmix")

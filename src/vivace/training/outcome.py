@@ -1,4 +1,4 @@
-"""What is to be warned of at the end of a run: pure functions of its counts, no torch here."""
+"""Warnings at the end of a run: pure functions of its counts (no torch here)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from vivace.statistics.shares import chance_of_as_many
 
 __all__ = ["Outcome", "outcome_warnings"]
 
-# of a budget of time, beyond which it counts as missed
+# a time budget counts as missed beyond this fraction of it
 MAX_EXCESS = 0.05
-# a validation accuracy that guessing reaches more often than this is no evidence of learning
+# significance level: a validation accuracy that chance reaches more often than this is no evidence of learning
 MAX_CHANCE = 0.05
 
 
@@ -23,7 +23,7 @@ class Outcome:
     num_train: int
     num_images_seen: int
     num_right: int
-    """Validation images that the saved network answers rightly, of `num_val`."""
+    """Validation images that the saved network classifies correctly, of `num_val`."""
     num_val: int
     num_val_commonest: int
     """Validation images of their most common class."""
@@ -38,17 +38,17 @@ class Outcome:
 
 
 def outcome_warnings(outcome: Outcome) -> tuple[str, ...]:
-    """A line for each thing that a reader of the accuracies must know; none for a run that went as it should."""
+    """A line for each problem that a reader of the accuracies must know; empty if there is none."""
     return (*_chance(outcome), *_length(outcome), *_budget(outcome), *_rollbacks(outcome))
 
 
 def _chance(outcome: Outcome) -> Iterator[str]:
-    """Whether always answering the most common class gets as many right: a one-sided binomial test at 5 %."""
+    """A one-sided binomial test at 5 % against always predicting the most common class."""
     right, images = outcome.num_right, outcome.num_val
     rate = outcome.num_val_commonest / images
     chance = chance_of_as_many(right, images, rate)
     if chance > MAX_CHANCE and right == images:
-        # it may be perfect: it is the images that are too few, or nearly all of one class
+        # the network may be perfect: there are too few images, or nearly all of them are of one class
         yield (
             f"validation can't tell whether the network has learnt anything: all {images:,} images are right, and "
             f"always answering {outcome.commonest[:60]!r} gives {100 * rate:.1f} % (p = {chance:.2g}). Hold out more "

@@ -1,6 +1,6 @@
-"""Whether what a checkpoint holds is what a run of this network and optimizer would have written.
+"""Checks that a checkpoint's contents could have been written by a run of this network and optimizer.
 
-A checkpoint's SHA-256 lies in itself: it finds damage, and whoever writes one anew can give it any values.
+The SHA-256 in a checkpoint finds damage, but not forgery: whoever writes a file can compute its SHA-256.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vivace.training.state import Counters
 
 __all__ = ["MALFORMED", "check_tree", "check_weights", "try_step"]
 
-# what loading values of wrong types, names or shapes raises
+# exceptions raised by loading values of wrong types, names or shapes
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError)
-# steps, epochs, seconds of the longest run
+# upper bound of steps, epochs and seconds
 MAX_NUMBER = 10**12
 
 
 def check_tree(tree: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
-    """Raise one of MALFORMED unless a checkpoint's tree is of the kind of `fresh`, the state of a run at its start."""
+    """Raise one of MALFORMED unless a checkpoint's tree has the structure of `fresh`, the state of a new run."""
     _check_counters(tree["counters"])
     for name, value in fresh.items():
         if name == "optimizer":
@@ -37,14 +37,14 @@ def check_tree(tree: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
 
 
 def check_weights(weights: Any, fresh: Mapping[str, Any]) -> None:
-    """Raise one of MALFORMED unless weights have the names, shapes and dtypes of `fresh`."""
+    """Raise one of MALFORMED unless the weights have the names, shapes and dtypes of `fresh`."""
     _check_like(weights, dict(fresh), "model")
 
 
 def try_step(optimizer: torch.optim.Optimizer) -> None:
-    """Take a step of nothing, which changes weights and state: they are to be loaded once more.
+    """Make a step with zero gradients; it changes weights and state, so load them again afterwards.
 
-    Raises one of MALFORMED where the optimizer can't go on with its state: every optimizer has another.
+    Raises one of MALFORMED if the optimizer can't continue from its state, whose structure depends on the optimizer.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -69,7 +69,7 @@ def _check_like(value: Any, like: Any, where: str) -> None:
     elif isinstance(like, float):
         right = type(value) in (int, float)
     else:
-        # what is nothing at first may be a number later
+        # None at first, possibly a number later
         right = value is None or type(value) in (int, float)
     if not right:
         raise TypeError(f"{where} is {_shown(value)}")
@@ -88,7 +88,7 @@ def _check_optimizer(saved: Any, fresh: dict[str, Any]) -> None:
     for number, (group, like) in enumerate(zip(groups, expected, strict=True)):
         if group["params"] != like["params"]:
             raise ValueError(f"group {number} of the optimizer has other weights")
-        # another version of torch may know other settings
+        # other versions of torch have other settings
         for key in like.keys() & group.keys():
             _check_like(group[key], like[key], f"group {number}.{key}")
     known = {index for like in expected for index in like["params"]}
@@ -138,7 +138,7 @@ COUNTERS: dict[str, Callable[[Any], bool]] = {
     "loss_sum": _number(-MAX_NUMBER),
     **dict.fromkeys(("stopped_early", "finished", "head_only"), _flag),
     "progress": _number(0, 1),
-    # half of it after each roll-back
+    # halved by each roll-back
     "lr_scale": _number(1e-3, 1),
     "micro_batch_size": _or_none(_whole(1)),
     "best_val_top1": _number(-1, 1),
@@ -175,5 +175,5 @@ def _check_fields(saved: Any, fields: Mapping[str, Callable[[Any], bool]], where
 
 
 def _shown(value: Any) -> str:
-    """A value of a file for a message; a number may be endless."""
+    """A value from a file, shortened for a message."""
     return f"{value!r:.40}" if isinstance(value, str | int | float | None) else f"of type {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""TrainResult: what a run gave (no torch here)."""
+"""TrainResult: the outcome of a run (no torch here)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["TrainResult"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run gave. Accuracies are fractions from 0 to 1."""
+    """The outcome of a run. Accuracies are fractions from 0 to 1."""
 
     bundle: Path
     run: Path
@@ -23,23 +23,22 @@ class TrainResult:
     """None without a test split."""
     epochs: float
     train_seconds: float
-    """The loop: steps, validations and checkpoints."""
+    """Of the training loop: steps, validations and checkpoints."""
     total_seconds: float
-    """Process start to saved bundle."""
+    """From process start to saved bundle."""
     num_images_seen: int
     saved_epoch: float | None = None
-    """The validation, by its epoch, at which the network had the weights of the bundle: the last one, or with early
-    stopping the best."""
+    """The epoch whose validated weights are in the bundle: the last one, or with early stopping the best one."""
     target_reached: bool | None = None
     """None without a target."""
     target_seconds: float | None = None
-    """Process start to the validation that reached the target."""
+    """From process start to the validation that reached the target."""
     within_seconds: float | None = None
     temperature: float | None = None
-    """By which the logits that training ended with were divided in the bundle; None: they are as they were."""
+    """By which the bundle divides the logits, for calibrated probabilities; None: not calibrated."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    """What was left out, guessed or missed: each was shown on stderr when it was found."""
+    """What was left out, guessed or missed; each was shown on stderr when it occurred."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -1,6 +1,6 @@
-"""Targets that hold what the network itself last said of an image: progressive self-distillation (arXiv:2006.12000).
+"""Progressive self-distillation: targets mixed with the network's own earlier predictions (arXiv:2006.12000).
 
-N images of the training arrays, B of a batch, K classes.
+Shapes: N images in the training arrays, B in a batch, K classes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["SelfDistillation"]
 
 
 class SelfDistillation:
-    """What the network answered to each image when it last trained on it; before that, the image's smoothed label.
+    """The network's last prediction for each image; before the first one, its smoothed label.
 
-    The answers cost nothing, for they are those of the training steps. With alternating flips an image was last seen in
-    the mirror: what is learnt is to answer both alike.
+    The predictions cost nothing, as they are those of the training steps. With alternating flips an image was last seen
+    mirrored, so the network also learns to predict the same for both.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class SelfDistillation:
         label_smoothing: float,
         device: torch.device,
     ) -> None:
-        """weight: share of the loss that is the own answers' at the end of the run; it grows with the run from none."""
+        """weight: fraction of the loss for earlier predictions at the end of the run; it grows linearly from 0."""
         self.weight = weight
         hard_NK = functional.one_hot(torch.as_tensor(labels_N, dtype=torch.int64), num_classes).float()
         self.probs_NK = (hard_NK * (1 - label_smoothing) + label_smoothing / num_classes).to(device)
@@ -45,23 +45,23 @@ class SelfDistillation:
         progress: float,
         weights_B: Tensor | None = None,
     ) -> Tensor:
-        """`loss` of the labels → with the own answers': (1 - share) · loss + share · cross-entropy, a float32 scalar.
+        """(1 - f) · loss + f · cross-entropy to the earlier predictions, a float32 scalar, with f = weight · progress.
 
-        progress: share of the run that is done, [0, 1]; share = weight · progress. weights_B: the weight of each image
-        in `loss`; None: 1.
+        loss: that of the labels. progress: fraction of the run that is done, [0, 1]. weights_B: the weight of each
+        image in `loss`; None: 1.
         """
-        share = self.weight * progress
-        own_B = functional.cross_entropy(logits_BK.float(), self.probs_NK[indices_B], reduction="none")
-        return (1 - share) * loss + share * (own_B if weights_B is None else own_B * weights_B).mean()
+        fraction = self.weight * progress
+        losses_B = functional.cross_entropy(logits_BK.float(), self.probs_NK[indices_B], reduction="none")
+        return (1 - fraction) * loss + fraction * (losses_B if weights_B is None else losses_B * weights_B).mean()
 
     def record(self, indices_B: Tensor, probs_BK: Tensor) -> None:
-        """Remember the answers to a batch, in place."""
+        """Store the predictions for a batch, in place."""
         self.probs_NK[indices_B] = probs_BK.float()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes; the tensor is shared."""
+        """All state; the tensor is shared, not copied."""
         return {"probs": self.probs_NK}
 
     def load_state_dict(self, tree: dict[str, Any]) -> None:
-        """Take over a tree that `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.probs_NK.copy_(tree["probs"])

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks the loop to save and stop, the second stops at once."""
+"""SIGINT and SIGTERM: the first one lets the loop save and stop, the second one stops the process at once."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["StopSignals"]
 
 
 class StopSignals:
-    """While in its `with` block, `received` tells the first signal that asked to stop, or None."""
+    """Within its `with` block, `received` is the first signal that arrived, or None."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # only the main thread may set handlers: elsewhere (a notebook's thread, a server) the host decides
+        # only the main thread may set handlers; in other threads signals are left to the program
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
@@ -32,6 +32,6 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            # asked twice: not even the clean-up of Python may stand in the way
+            # the second signal: exit without clean-up, which might hang
             os._exit(128 + number)
         self.received = number

@@ -1,4 +1,4 @@
-"""TrainState: all that changes while training. What it holds is what a checkpoint holds."""
+"""TrainState: all that changes during training, which is exactly what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ __all__ = ["Counters", "Ema", "TrainState"]
 
 @dataclass(kw_only=True)
 class Counters:
-    """Where the run stands."""
+    """The position and the running sums of a run."""
 
     step: int = 0
     """Optimizer steps done."""
     epoch: int = 0
-    """The epoch that is under way, from 0."""
+    """The current epoch, from 0."""
     batch: int = 0
-    """Batches of this epoch that are done: with `epoch`, the loader's whole position."""
+    """Batches of this epoch that are done; with `epoch`, the position of the loader."""
     num_images_seen: int = 0
     progress: float = 0.0
-    """Share of the plan that is done, [0, 1]: where the schedule stands."""
+    """Fraction of the plan that is done, [0, 1]; the schedule depends on it."""
     seconds: float = 0.0
     """Wall-clock seconds of the training loop, those before a resume included."""
     total_seconds: float = 0.0
     """Wall-clock seconds from process start, those before a resume included."""
     lr_scale: float = 1.0
-    """Halved by every roll-back after a NaN."""
+    """Halved by each roll-back after NaN or Inf."""
     num_rollbacks: int = 0
     micro_batch_size: int | None = None
-    """Images per forward pass since memory ran out; None: it has not."""
+    """Images per forward pass since memory ran out; None: it has not run out."""
     loss_sum: float = 0.0
     correct_sum: float = 0.0
     count: int = 0
-    """Sums over this epoch's images so far, for the running averages."""
+    """Number of images in the sums above, since the last validation."""
     best_val_top1: float = -1.0
     best_epoch: int = -1
     target_seconds: float | None = None
     """Seconds from process start at which the target was reached."""
     stopped_early: bool = False
-    """Whether validation has not got better for so long that the run is over."""
+    """Whether early stopping or a callback has ended the run."""
     finished: bool = False
     head_only: bool = False
-    """Whether the body is frozen at present (fine-tuning)."""
+    """Whether the body is frozen in this epoch (fine-tuning)."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """A row per validation, as metrics.csv has it."""
+    """A row per validation, as in metrics.csv."""
 
 
 class Ema:
     """Exponential moving average of a network's weights; buffers such as batch-norm statistics are copied.
 
-    The decay grows as (1 + t) / (10 + t) up to `decay`, so that the average does not remember the random start.
+    The decay grows as (1 + t) / (10 + t) up to `decay`, so that the average soon forgets the initial weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -85,7 +85,7 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
-    """Of the augmentation, on the training device."""
+    """For augmentation, on the training device."""
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None
     hard_examples: HardExamples | None = None
@@ -94,11 +94,11 @@ class TrainState:
 
     @property
     def averaged_model(self) -> nn.Module:
-        """The network that is validated and bundled: the moving average where there is one."""
+        """The network that is validated and bundled: the moving average if there is one."""
         return self.ema.model if self.ema else self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as a tree of plain values and tensors. The tensors are shared, not copied."""
+        """The state as a tree of plain values and tensors. The tensors are shared, not copied."""
         cuda = [torch.cuda.get_rng_state(self.generator.device)] if self.generator.device.type == "cuda" else []
         return {
             "device": self.generator.device.type,
@@ -117,7 +117,7 @@ class TrainState:
         }
 
     def load_state_dict(self, tree: dict[str, Any]) -> None:
-        """Take over a tree that `state_dict` gave; the next step is then bitwise the one that would have followed."""
+        """Restore what `state_dict` returned; the next step is then bitwise the one that would have followed."""
         self.model.load_state_dict(tree["model"])
         self.optimizer.load_state_dict(tree["optimizer"])
         if self.ema:

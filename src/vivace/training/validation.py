@@ -1,4 +1,4 @@
-"""A pass of a network over a split: class probabilities of every image, in order."""
+"""A forward pass over a split: the logits of every image, in order."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from vivace.training.step import Setup, own_kernels
 
 __all__ = ["Validation", "central_view", "eval_batch_size", "split_logits"]
 
-# 500 images of 64 px keep a processor busy; as many of 224 px would take more memory than a training step
+# 500 images of 64 px use a processor well; 500 images of 224 px would take more memory than a training step
 MAX_BATCH = 500
 MAX_BATCH_SIDE = 64
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What a pass over the validation split gave."""
+    """The metrics of a pass over the validation split."""
 
     loss: float
     top1: float
 
 
 def eval_batch_size(size: int) -> int:
-    """Images per forward pass without gradients, for images of `size` px: fewer where they are large."""
+    """Images per forward pass without gradients, for images of `size` px: fewer if they are large."""
     return max(1, min(MAX_BATCH, MAX_BATCH * MAX_BATCH_SIDE**2 // size**2))
 
 
 def central_view(images_BCHW: Tensor, size: int) -> Tensor:
-    """The central `size` × `size` of stored images: the pixels that `Preprocess.load` gives."""
+    """The central `size` × `size` of stored images: the pixels that `Preprocess.load` returns."""
     margin = (images_BCHW.shape[-1] - size) // 2
     return images_BCHW[..., margin : margin + size, margin : margin + size]
 
