@@ -1,4 +1,4 @@
-"""A run that goes on under another contract, and a trial in a timed run."""
+"""A run that goes on under another budget, and a trial in a timed run."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         parse_duration(text)
 
 
-def test_two_contracts_of_length_and_a_target_out_of_range_are_refused(make_folder: Callable[..., Path]) -> None:
+def test_two_budgets_of_length_and_a_target_out_of_range_are_refused(make_folder: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match=r"^two budgets: got epochs 3 and within '5m'"):
         train(make_folder(), epochs=3, within="5m")
     for target in (0.0, 1.2, -1.0, 90.0):

@@ -77,7 +77,7 @@ def train(
         clock = lambda: process_seconds() - began  # noqa: E731
     within_seconds = None if within is None else parse_duration(within)
     if epochs is not None and within_seconds is not None:
-        raise ConfigError(f"two contracts: got epochs {epochs} and within {within!r}. Give one of them.")
+        raise ConfigError(f"two budgets: got epochs {epochs} and within {within!r}. Give one of them.")
     if target is not None and not 0 < target <= 1:
         raise ConfigError(f"--target is out of range: got {target!r}. Give an accuracy in (0, 1].")
     changes = dict(overrides or {})
@@ -188,7 +188,7 @@ def _resumed_recipe(
     within = folder.saved_facts()["contract"]["within_seconds"]
     if within is not None and "epochs" in changes:
         raise ConfigError(
-            f"two contracts: the run was begun within {within:g} s, and got epochs {changes['epochs']!r}. "
+            f"two budgets: the run was begun within {within:g} s, and got epochs {changes['epochs']!r}. "
             "Leave --epochs out, or start a new run with another --run."
         )
     asked = override(saved, changes)
