@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +66,25 @@ def cell_to_markdown(cell: dict[str, Any]) -> str:
         language, source = "bash", source.removeprefix("%%bash\n")
     else:
         language = "python"
-    outputs = [_output(output) for output in cell["outputs"]]
-    return "\n\n".join([f"```{language}\n{source}\n```", *filter(None, outputs)])
+    return "\n\n".join([f"```{language}\n{source}\n```", *filter(None, _outputs(cell["outputs"]))])
 
 
-def _output(output: dict[str, Any]) -> str:
-    if output["output_type"] == "stream":
-        return _printed(_text(output["text"]))
+def _outputs(outputs: list[dict[str, Any]]) -> Iterator[str]:
+    """What a cell printed in a row, on stdout and stderr, is one block."""
+    for prints, group in itertools.groupby(outputs, key=lambda output: output["output_type"] == "stream"):
+        if prints:
+            yield _printed("".join(_text(output["text"]) for output in group))
+        else:
+            yield from map(_shown, group)
+
+
+def _shown(output: dict[str, Any]) -> str:
     data = output.get("data", {})
     if "image/png" in data:
         return f'<p><img alt="figure" src="data:image/png;base64,{_text(data["image/png"]).strip()}"></p>'
+    if "text/markdown" in data:
+        # the page has a title of its own
+        return re.sub(r"^#+ (.*)$", r"**\1**", _text(data["text/markdown"]), flags=re.MULTILINE)
     return _printed(_text(data.get("text/plain", "")))
 
 

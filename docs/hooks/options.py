@@ -72,7 +72,7 @@ def sections(text: str) -> list[Section]:
 def _read(line: str, section: Section) -> None:
     if re.fullmatch(r"─+", line):
         # a rule ends what the group says of itself
-        section.about, section.rows = " ".join(filter(None, section.rows[0])), []
+        section.about, section.rows = " ".join(part for row in section.rows for part in row if part), []
     elif line.startswith(" "):
         section.rows[-1][1] = f"{section.rows[-1][1]} {line.strip()}".strip()
     elif line:
@@ -94,7 +94,7 @@ def table_of(verb: str) -> str:
 
 
 def _code(option: str) -> str:
-    return f"<code>{html.escape(option).replace('|', '&#124;')}</code>"
+    return f'<code class="option">{html.escape(option).replace("|", "&#124;")}</code>'
 
 
 def _cell(words: str) -> str:

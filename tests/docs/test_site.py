@@ -61,7 +61,7 @@ def test_nothing_on_the_pages_is_loaded_from_elsewhere(site: Path) -> None:
 def test_every_verb_has_a_page_with_all_of_its_options(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in VERBS:
         page = (site / "commands" / verb / "index.html").read_text("utf-8")
-        shown = set(re.findall(r"<code>(--[a-z-]+)", page))
+        shown = set(re.findall(r"<td><code class=\"option\">(--[a-z-]+)", page))
         options = common.option_names(importlib.import_module(f"vivace.cli.{verb}").Options)
         assert main([verb, "--help"]) == 0
         help_text = capsys.readouterr().out
@@ -140,3 +140,11 @@ def test_programs_on_the_pages_call_what_there_is(page: str, program: str) -> No
             keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
             if not (isinstance(called, type) and issubclass(called, Exception)):
                 inspect.signature(called).bind(*arguments, **keywords)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["index.md", "install.md", "quickstart.md"])
+def test_the_chinese_pages_show_the_same_programs(name: str) -> None:
+    def programs(page: Path) -> list[tuple[str, str]]:
+        return [(language, re.sub(r" *#.*", "", text)) for language, text in blocks(page)]
+
+    assert programs(DOCS / "zh" / name) == programs(DOCS / name)

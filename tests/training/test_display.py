@@ -170,3 +170,15 @@ def test_decoding_shows_a_bar_on_a_terminal_only(
     shown = capsys.readouterr().err
     assert "decoding" in shown
     assert "7/10" in shown
+
+
+def test_colours_that_are_forced_make_no_terminal_of_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with LiveDisplay(epochs="3") as display:
+        display.on_step(step())
+        display.on_validation(validation())
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown
+    assert shown.startswith("epoch     3  train 0.6123")

@@ -28,7 +28,9 @@ class LiveDisplay(Reporter):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._console = console or Console(file=_terminal(), stderr=True, quiet=quiet)
+        # Jupyter sets FORCE_COLOR for what runs in a cell, and shows a moving cursor as page after page
+        force_terminal = None if sys.stderr.isatty() else False
+        self._console = console or Console(file=_terminal(), stderr=True, quiet=quiet, force_terminal=force_terminal)
         self._progress = Progress(
             TextColumn("{task.percentage:>3.0f} %"),
             BarColumn(bar_width=12),
