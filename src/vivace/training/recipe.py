@@ -1,4 +1,4 @@
-"""The Recipe: all that decides how a network is trained, as one frozen value (no torch here)."""
+"""The Recipe: everything that defines a training run, as one frozen value (no torch here)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class LossConfig:
     """Cross-entropy and its variations."""
 
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes, [0, 1) (arXiv:1512.00567)."""
+    """Fraction of the target that is spread over all classes, [0, 1) (arXiv:1512.00567)."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: a class counts inversely to its share of the training images."""
+    """balanced: the weight of a class is inversely proportional to its number of training images."""
     self_distillation: float = 0.0
-    """Share of the loss at the end of the run, [0, 1), that is of what the network answered when it last saw the image;
-    it grows with the run from none (arXiv:2006.12000)."""
+    """Weight at the end of the run, [0, 1), of the loss towards the network's last prediction for the image; it grows
+    linearly from 0 (arXiv:2006.12000)."""
 
     def __post_init__(self) -> None:
         check_range("loss.label_smoothing", self.label_smoothing, 0.0, 1.0, open_high=True)
@@ -34,16 +34,16 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Learning from the answers of another network beside the labels (arXiv:1503.02531)."""
+    """Training on the predictions of a teacher in addition to the labels (arXiv:1503.02531)."""
 
     teacher: str | None = None
-    """Folder of the bundle to learn from, trained on the same classes. None: from labels alone."""
+    """Folder of the teacher's bundle, trained on the same classes. None: labels only."""
     weight: float = 0.9
-    """Share of the loss that is the teacher's, (0, 1]."""
+    """Weight of the teacher's loss, (0, 1]."""
     temperature: float = 2.0
-    """By which the logits of both are divided, > 0: above 1 the unlikely classes count for more."""
+    """By which the logits of both are divided, > 0: above 1 unlikely classes have more influence."""
     mirrored: bool = False
-    """The teacher answers with the mean over an image and its mirror image, which the student learns to do without."""
+    """The teacher averages its predictions for an image and its mirror image; the student learns to match the mean."""
 
     def __post_init__(self) -> None:
         check_range("distill.weight", self.weight, 0.0, 1.0, open_low=True)
@@ -52,14 +52,14 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HardExamplesConfig:
-    """Which images the epochs in the middle of a run are made of."""
+    """Hard-example sampling: which images the epochs in the middle of a run use."""
 
     share: float = 1.0
-    """Share of the training images, those of the highest loss when last seen, that fill these epochs, (0, 1]."""
+    """Fraction of the training images, those with the highest loss when last seen, that these epochs use, (0, 1]."""
     start: float = 0.25
-    """Share of the run from which on epochs are made of the hardest images, [0, 1]."""
+    """Fraction of the run after which epochs use the hardest images only, [0, 1]."""
     end: float = 0.875
-    """Share of the run from which on they are made of all images again, [0, 1]; epochs are not divided."""
+    """Fraction of the run after which they use all images again, [0, 1]; whole epochs only."""
 
     def __post_init__(self) -> None:
         check_range("focus.share", self.share, 0.0, 1.0, open_low=True)
@@ -69,10 +69,10 @@ class HardExamplesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A complete description of a training run; to YAML and back without loss."""
+    """A complete description of a training run; it can be written as YAML and read back without loss."""
 
     name: str = "custom"
-    """What reports call it."""
+    """Its name in reports."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -80,28 +80,29 @@ class Recipe:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     focus: HardExamplesConfig = field(default_factory=HardExamplesConfig)
+    """Hard-example sampling."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     epochs: int = 10
-    """Passes over the training split, >= 1."""
+    """Passes over the training images, >= 1."""
     batch_size: int = 64
     """Images per optimizer step, >= 2."""
     micro_batch_size: int | None = None
-    """Images per forward pass; gradients are summed. None: the whole batch, halved when memory runs out."""
+    """Images per forward pass; gradients are accumulated. None: the whole batch, halved when memory runs out."""
     ema_decay: float | None = None
-    """Decay per step of the weights' moving average that is validated and bundled, (0, 1). None: none."""
+    """Decay per step of the moving average of the weights, which is validated and bundled, (0, 1). None: no average."""
     clip_grad_norm: float | None = None
-    """Largest norm of the whole gradient, > 0. None: not clipped."""
+    """Maximum norm of the gradient of all parameters, > 0. None: not clipped."""
     early_stopping: int | None = None
-    """Stop after this many epochs without a better validation accuracy, and keep the best. None: run to the end."""
+    """Stop after this many epochs without a better validation accuracy, and keep the best weights. None: never."""
     calibrate: bool = False
-    """Divide the bundle's logits by the temperature for which its probabilities fit validation best (arXiv:1706.04599);
-    which class is first does not change."""
+    """Divide the bundle's logits by a temperature fitted on the validation images (arXiv:1706.04599); predicted classes
+    do not change."""
     fake_quant: bool = False
-    """Train with weights and activations rounded as int8 rounds them (arXiv:1712.05877); needs compile off."""
+    """Train with weights and activations rounded as in int8 (arXiv:1712.05877); requires compile off."""
     head_epochs: int = 0
-    """With pretrained weights: epochs in which only the head is trained, before all of it is."""
+    """With pretrained weights: number of epochs at the start in which only the head is trained."""
     freeze_after: tuple[float, ...] = ()
-    """Shares of the run after which the first, second … part of the network learns no more, each in (0, 1]."""
+    """Fractions of the run after which the first, second … part of the network is frozen, each in (0, 1]."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of forward and backward; weights stay fp32. auto: what a short trial finds faster here."""
     channels_last: bool | Literal["auto"] = "auto"
@@ -118,13 +119,13 @@ class Recipe:
     threads: int | Literal["auto"] = "auto"
     """CPU threads. auto: all processors of this process."""
     validate_every: float = 1.0
-    """Epochs between validations, in whole epochs or a share of one, > 0; the last step is always validated."""
+    """Epochs between validations, > 0, such as 0.5 or 2; the last step is always validated."""
     checkpoint_minutes: float = 5.0
-    """Longest time between two checkpoints, minutes, > 0; the end of an epoch always writes one."""
+    """Maximum time between two checkpoints, minutes, > 0; one is always written at the end of an epoch."""
     seed: int = 0
-    """Seed of everything random, [0, 2^32)."""
+    """Seed of all random numbers, [0, 2^32)."""
     deterministic: bool = False
-    """Refuse kernels whose result depends on timing (CUDA); a CPU with a fixed number of threads needs none of it."""
+    """Refuse kernels with non-deterministic results (CUDA); a CPU with a fixed number of threads needs no check."""
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, 1, 100_000)

@@ -1,4 +1,4 @@
-"""The named recipes: functions of a few facts about the data that return a complete Recipe (no torch here)."""
+"""The named recipes: functions from a few facts about the data to a complete Recipe (no torch here)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_RECIPE = "fast"
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What a recipe may depend on."""
+    """The facts that a recipe may depend on."""
 
     num_images: int
     """Images in the training split, the validation images included."""
@@ -32,20 +32,20 @@ class DataFacts:
     side: int
     """Typical shorter side of the images, px."""
     seconds: float | None = None
-    """What a contract of time gives a run on a CPU, process start to saved bundle. None: no such contract, or a GPU."""
+    """Time budget of a run on a CPU, process start to saved bundle. None: no time budget, or a GPU."""
 
     @property
     def small(self) -> bool:
-        """Whether these are small images rather than photos."""
+        """Whether these are small images and not photos."""
         return self.side <= 64
 
 
-# seconds for each training image from which on these widths end more accurate than the ones above them; below all of
-# them a smaller network does. Measured on 2 cores with AMX: level at 17 and at 90 s for 45,000 images
+# (time budget per training image, s; widths that are the most accurate from there on); below the first one a smaller
+# network is more accurate. Measured on 2 cores with AMX: break-even at 17 and at 90 s for 45,000 images
 WIDTHS_BY_SECONDS_PER_IMAGE = ((0.4e-3, (64, 128, 256)), (2e-3, (64, 256, 256)))
-# from this on `accurate` has the time for its larger network: half an hour for 50,000 images
+# `accurate` uses its larger network from this time budget per image on: half an hour for 50,000 images
 SECONDS_PER_IMAGE_ACCURATE = 0.036
-# what a network answered is kept for so many images and classes: 80 MB
+# self-distillation stores predictions of up to this many images × classes: 80 MB
 MAX_ANSWERS = 20_000_000
 
 
@@ -70,23 +70,16 @@ def article(facts: DataFacts) -> Recipe:
 
 
 def fast(facts: DataFacts) -> Recipe:
-    """The default: whatever measures best so far, for small images and for photos.
+    """The default: the fastest combination measured so far, for small images and for photos.
 
-    On 2 cores of an AMD EPYC (Zen 4: AVX-512 BF16, no AMX), torch 2.15: vivace train data/cifar10 --val-fraction 0.02
-    (JPEG files, cold cache) ends at 89.59 ± 0.18 % test (n = 3) after 314 s, 339 s in all; with pooling in the kernels
-    of the convolutions at 89.7 % after 278 s, 302 s in all (n = 1). On 2 cores of a Xeon with
-    AMX the same ends at 89.58 ± 0.04 % test (n = 3) after 249 s, 272 s in all, beside other work that held the machine
-    at a third to all of its speed; undisturbed, before a step took 0.83 of the time, after 167 s, 183 s in all (n = 3).
-    vivace train digits ends at 98.9 to 99.7 % test after 8 s (three seeds). vivace train data/flowers ends at 88.2 %
-    validation after 141 s on 2 cores of an AMD EPYC of Zen 5, before ReLU and self-distillation (n = 1); on the Xeon,
-    beside other work, at 88.0 and 87.9 % after 195 and 141 s, for 86.1 and 85.7 % before (n = 2).
+    docs/recipes.md describes it; docs/benchmarks.md has its accuracy and time on CIFAR-10, flowers and digits.
     """
     return _fast_small(facts) if facts.small else _fast_photo(facts)
 
 
 def _fast_small(facts: DataFacts) -> Recipe:
     size = _small_side(facts.side)
-    mirrored = facts.channels == 3  # digits and letters are not themselves in a mirror
+    mirrored = facts.channels == 3  # grey images are often digits or letters, which mirroring changes
     many = facts.num_images >= 20_000
     widths = _widths(facts) if many else None
     if widths:
@@ -95,27 +88,27 @@ def _fast_small(facts: DataFacts) -> Recipe:
             "depth": [2, 2, 2],
             "activation": "relu",
             "num_directions": 12,
-            # maps of 30, 15, 7 and 3 px for 32, 16, 8 and 4: a fifth fewer operations
+            # feature maps of 30, 15, 7 and 3 px instead of 32, 16, 8 and 4: a fifth fewer operations
             "padding": 0,
         }
         muon: dict[str, Any] = {"lr": 0.17, "momentum": 0.6, "options": {"normalize_filters": True}}
         start_size, epochs = 5 * size // 8, 8
-        # the shift of the whitening layer is learnt soon, and its gradient is a tenth of a step
+        # the bias of the whitening layer converges early, and its gradient takes a tenth of a step
         freeze_after: tuple[float, ...] = (0.4,)
         focus = HardExamplesConfig(share=0.5)
-        own = _own_share(facts)
+        self_distillation = _self_distillation(facts)
     else:
-        # whitening at stride 2: a quarter of the operations, and the most accurate network in little time
+        # whitening at stride 2: a quarter of the operations, and the most accurate network in a short time
         model = {"stride": 2}
         if many:
-            # some seconds for many images: four times as many steps in the time count for more than width
+            # a few seconds for many images: four times as many steps in the same time help more than width
             model |= {"widths": [48, 96, 192], "depth": [1, 1, 1], "activation": "relu"}
         muon = {"lr": 0.2, "momentum": 0.8, "weight_decay": 0.01}
         start_size, epochs = None, 10
         freeze_after = ()
         focus = HardExamplesConfig()
-        own = 0.0
-    # few images: smaller batches, so that an epoch still has some dozens of steps, and 150 steps at the least
+        self_distillation = 0.0
+    # few images: smaller batches, so that an epoch has dozens of steps, and at least 150 steps in all
     batch_size = 1000 if widths else 250 if many else 128
     epochs = min(60, max(epochs, -(-150 * batch_size // facts.num_images)))
     return Recipe(
@@ -125,7 +118,7 @@ def _fast_small(facts: DataFacts) -> Recipe:
         augment=AugmentConfig(flip="alternating" if mirrored else "none", translate=2, start_size=start_size),
         optimizer=OptimizerConfig(name="muon", nesterov=True, aux_lr=1.0, bias_lr_factor=16.0, **muon),
         schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.9),
-        loss=LossConfig(label_smoothing=0.2, self_distillation=own),
+        loss=LossConfig(label_smoothing=0.2, self_distillation=self_distillation),
         focus=focus,
         freeze_after=freeze_after,
         calibrate=True,
@@ -134,13 +127,13 @@ def _fast_small(facts: DataFacts) -> Recipe:
     )
 
 
-def _own_share(facts: DataFacts) -> float:
-    """Share of the loss that is the network's own earlier answers, as long as these fit into memory."""
+def _self_distillation(facts: DataFacts) -> float:
+    """Weight of self-distillation; 0 if the predictions would not fit into memory."""
     return 0.5 if facts.num_images * facts.num_classes <= MAX_ANSWERS else 0.0
 
 
 def _widths(facts: DataFacts) -> tuple[int, ...] | None:
-    """Channels of the groups for as much time as there is; None: the smaller network."""
+    """Channels of the groups for the time budget; None: the smaller network."""
     fitting = [
         widths
         for seconds, widths in WIDTHS_BY_SECONDS_PER_IMAGE
@@ -152,13 +145,13 @@ def _widths(facts: DataFacts) -> tuple[int, ...] | None:
 def _fast_photo(facts: DataFacts) -> Recipe:
     return Recipe(
         name="fast",
-        # as accurate as SiLU, faster as one kernel with pooling and norm, and nothing beside an int8 convolution
+        # as accurate as SiLU; faster when fused with pooling and norm, and free after an int8 convolution
         model=ModelConfig(name="fast_photo", arguments={"activation": "relu"}),
         data=DataConfig(size=128),
         augment=AugmentConfig(random_resized_crop=(0.35, 1.0), flip="random" if facts.channels == 3 else "none"),
         optimizer=OptimizerConfig(name="muon", lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.02, aux_lr=0.005),
         schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.7),
-        loss=LossConfig(label_smoothing=0.1, self_distillation=_own_share(facts)),
+        loss=LossConfig(label_smoothing=0.1, self_distillation=_self_distillation(facts)),
         calibrate=True,
         epochs=16,
         batch_size=64,
@@ -166,12 +159,9 @@ def _fast_photo(facts: DataFacts) -> Recipe:
 
 
 def accurate(facts: DataFacts) -> Recipe:
-    """`fast`, longer, with stronger augmentation; where there are many small images, with a larger network.
+    """`fast` for longer, with stronger augmentation and, for many small images, a larger network.
 
-    vivace train data/cifar10 --recipe accurate --val-fraction 0.02 (JPEG files), torch 2.15, one run each: on 2 cores
-    of a Xeon with AMX, before self-distillation, 91.4 % test, 92.6 % with evaluate --tta shift, after 56 minutes beside
-    other work; on 2 cores of an AMD EPYC (Zen 4), with a share of 0.7 and --within 80m (36.4 epochs), 91.7 and 92.5 %
-    after 79 minutes, before pooling was part of the convolutions' kernels.
+    docs/benchmarks.md has its accuracy and time on CIFAR-10.
     """
     base = fast(facts)
     enough = facts.seconds is None or facts.seconds >= SECONDS_PER_IMAGE_ACCURATE * facts.num_images
@@ -195,7 +185,7 @@ def accurate(facts: DataFacts) -> Recipe:
 
 
 def finetune(facts: DataFacts) -> Recipe:
-    """Pretrained weights: the head for one epoch, then all of it with layer-wise rates."""
+    """Pretrained weights: the head for one epoch, then the whole network with layer-wise learning rates."""
     return Recipe(
         name="finetune",
         model=ModelConfig(name="timm/resnet18", pretrained=True),
