@@ -1,8 +1,9 @@
-"""Programs timed in alternation, each in processes of its own: several fresh ones a side, one after the other.
+"""Programs timed interleaved, each in processes of its own: several fresh ones a side, one after the other.
 
-A side is a program that speaks as peers/inference.py says. In every start each side gets a fresh process, for two
-processes of one program may differ for good by some hundredths: memory lies elsewhere. Within a start the sides take
-turns, block by block, and the order turns round from round to round. While one computes, the others wait on a pipe.
+A side is a program that speaks as peers/inference.py says. In every start each side gets a fresh process, since
+two processes of the same program may differ by a few percent for as long as they live: their memory is laid out
+differently. Within a start the sides run one block each, in an order that is reversed from round to round. While one
+computes, the others wait on a pipe.
 """
 
 from __future__ import annotations
@@ -24,42 +25,42 @@ from vivace.statistics.intervals import Ratio, process_ratio
 
 __all__ = ["Contestant", "Measured", "SideFailed", "alternate", "ratio_of"]
 
-# a block is long against the noise of a switch between processes, short against the drift of a machine
+# long compared with the noise of a switch between processes, short compared with the drift of a machine
 BLOCK_SECONDS = 0.25
 MIN_CALLS = 3
-# of calls that are longer than this, one is a block
+# of calls that take longer than this, one makes a block
 LONG_CALL_SECONDS = 0.5
 # warm once two blocks in a row differ by less than this
 STABLE_WITHIN = 0.05
 MAX_WARMUP_BLOCKS = 12
-# a network of batches of 32 photos takes about so much while it is loaded: a machine that swaps times nothing
+# loading a network with batches of 32 photos takes about this much, and timings on a machine that swaps are useless
 MIN_MEMORY_BYTES = 2 * 10**9
 
 
 class SideFailed(RuntimeError):
-    """A side could not be loaded, or died."""
+    """A side could not be loaded, or its process died."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """What is timed: a program, and the job that it is told in its first line."""
+    """What is timed: a program, and the job that it gets as its first line."""
 
     name: str
     command: tuple[str, ...]
     job: Mapping[str, Any]
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables beside those of this process."""
+    """Variables added to those of this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What timing one side gave. Times are of one call, a batch, in ms."""
+    """Timings of one side: ms per call, which is a batch."""
 
     name: str
     starts_ms: tuple[tuple[tuple[float, ...], ...], ...]
     """Start → block → samples, in the order in which they were taken."""
     cold_start_seconds: tuple[float, ...]
-    """Of each start: from the start of the process to the first answer, as seen from outside."""
+    """For each start: seconds from process start to the first answer, measured from outside."""
     peak_memory_bytes: int
     """Resident, the largest of all starts."""
 
@@ -68,15 +69,17 @@ class Measured:
         """[starts, blocks]."""
         return np.array([[np.median(block) for block in blocks] for blocks in self.starts_ms])
 
-    def percentile(self, share: float) -> float:
-        """p50, p90: `share` in [0, 100], of all samples."""
-        return float(np.percentile([value for blocks in self.starts_ms for block in blocks for value in block], share))
+    def percentile(self, percent: float) -> float:
+        """p50, p90: `percent` in [0, 100], over all samples."""
+        return float(
+            np.percentile([value for blocks in self.starts_ms for block in blocks for value in block], percent)
+        )
 
 
 def ratio_of(baseline: Measured, candidate: Measured) -> Ratio:
     """(ratio, low, high): how many times as fast the candidate is, as `process_ratio` has it of medians of blocks.
 
-    A start in which memory lay badly counts once, not as many times as it had rounds.
+    A start with an unlucky memory layout counts once, not once for each of its rounds.
     """
     starts = zip(baseline.medians_ms.tolist(), candidate.medians_ms.tolist(), strict=True)
     return process_ratio([list(zip(before, after, strict=True)) for before, after in starts])
@@ -93,7 +96,7 @@ def alternate(
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """(what was measured, why the others could not be), by name.
 
-    classify: for names, what they are to classify once they were timed: {"split": …, "out": a file for the classes}.
+    classify: by name, what a side classifies after it was timed: {"split": …, "out": a file for the classes}.
     """
     failures: dict[str, str] = {}
     blocks: dict[str, list[tuple[tuple[float, ...], ...]]] = {one.name: [] for one in contestants}
@@ -108,7 +111,7 @@ def alternate(
                 if 0 < available_memory_bytes() < MIN_MEMORY_BYTES:
                     failures[one.name] = (
                         f"not started: less than {MIN_MEMORY_BYTES / 1e9:.0f} GB of memory were left beside "
-                        f"{len(children)} others. Time fewer forms at once: --forms"
+                        f"{len(children)} others. Time fewer variants at once: --variants"
                     )
                     continue
                 children.append(_Child(one))
@@ -146,7 +149,7 @@ def alternate(
 
 @contextlib.contextmanager
 def _noting(children: list[_Child], failures: dict[str, str], child: _Child | None = None) -> Any:
-    """A side that fails is left out from here on, and the others go on."""
+    """A side that fails is dropped, and the others continue."""
     child = child or children[-1]
     try:
         yield
@@ -175,7 +178,7 @@ class _Child:
         )
 
     def warm_up(self, block_seconds: float) -> None:
-        """Until two blocks in a row take the same time; sets how many calls a block has."""
+        """Run until two blocks in a row take the same time; sets the number of calls in a block."""
         self._say(self.contestant.job)
         self.ask({"do": "load"})
         self.cold_start_seconds = time.perf_counter() - self._began
@@ -190,7 +193,7 @@ class _Child:
             before = now
 
     def run_block(self) -> None:
-        # the first call finds the caches full of what the side before it left there
+        # not counted: the first call finds the CPU's caches full of another side's data
         _, *times = self._times(self._num_calls + 1)
         self.blocks.append(tuple(times))
 

@@ -1,8 +1,8 @@
 """Who is compared: for each contender the command that trains, and how its results are read back.
 
-A contender's process is fresh, prints one JSON object as its last line on stdout, and is told the data and a folder.
-Peers that vivace does not depend on run in environments of their own (environments.py), from peers/with_NAME.py. Their
-numbers of epochs are fixed here such that a run takes 4 to 8 minutes on 2 cores; Keras has the ten of the article.
+Each runs in a fresh process, gets the data and a folder, and prints one JSON object as its last line on stdout. Peers
+that vivace does not depend on run in environments of their own (environments.py), from peers/with_NAME.py. Their
+numbers of epochs are chosen so that a run takes 4 to 8 minutes on 2 cores; Keras has the ten of the article.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ PEERS = Path(__file__).parent / "peers"
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one run of a contender gave."""
+    """The result of one run."""
 
     top1: float
     """Final accuracy on the test split, or on the validation split where there is no test split; a fraction."""
     best_top1: float
-    """The best of the curve, or of the end; for peers that look at the test split after every epoch, its best look."""
+    """The best of the curve, or of the end; for peers that use the test split after every epoch, the best epoch."""
     train_seconds: float
-    """The loop alone, as the contender measures it."""
+    """The training loop alone, as the program measures it."""
     total_seconds: float
     """Process start to saved weights, as seen from outside."""
     curve: tuple[tuple[float, float], ...]
@@ -54,7 +54,7 @@ class Contender:
     """The options that set the seed of a run."""
     augmented: Callable[[Path, Path, Path], list[str]] | None = None
     """(python, data, folder) → argv of what prints the accuracy with test-time augmentation of what was trained there,
-    as `top1` of its last line. None: the run tells it itself, or there is none."""
+    as `top1` of its last line. None: the run reports it itself, or there is none."""
 
 
 def vivace(name: str, about: str, *options: str) -> Contender:
@@ -118,7 +118,7 @@ def article(epochs: int) -> Contender:
 
 
 def airbench(name: str, about: str, *options: str, looks: bool = True) -> Contender:
-    """airbench94-Muon, ported in our own words (peers/airbench.py); looks: at the test images after every epoch."""
+    """airbench94-Muon, our implementation (peers/airbench.py); looks: evaluate on the test images after every epoch."""
 
     def command(python: Path, data: Path, folder: Path) -> list[str]:
         script, curve = str(PEERS / "airbench.py"), ["--curve"] if looks else []

@@ -3,8 +3,8 @@
     python benchmarks/curves.py docs/curves-cifar10.png benchmarks/results/train/2026-11-24-cifar10-*.json
 
 Several files are drawn into one figure; a contender that is in more than one has the runs of all of them. Time is that
-of the loop, on a logarithmic axis. The end of each line is its final accuracy: vivace looks at validation images on the
-way and at the test images at the end, peers at the test images throughout.
+of the loop, on a logarithmic axis. The end of each line is its final accuracy: vivace evaluates on validation images
+during training and on the test images at the end, peers on the test images throughout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from records import hardware
 
-# Okabe and Ito: colour-blind people can tell these apart
+# Okabe and Ito's palette, for colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
 

@@ -1,10 +1,10 @@
-"""Deployed folders: from the start of a process to its first answer, resident memory, and agreement with PyTorch.
+"""Deployment folders: cold start, resident memory, and agreement with PyTorch.
 
     python benchmarks/deployed.py BUNDLE DATA FOLDER... --starts 20 --python /path/to/venv/bin/python
 
-FOLDER: what `vivace export --to deploy` wrote, of BUNDLE in any form. Each start is a fresh process that imports the
-folder's classifier.py, loads the graph and classifies one file of DATA; files are in the page cache after an uncounted
-start, and the folders take turns. The time counts from before the process exists, Python's own start included; memory
+FOLDER: what `vivace export --to deploy` wrote, of BUNDLE in any variant. Each start is a fresh process that imports the
+folder's classifier.py, loads the graph and classifies one file of DATA; the folders are interleaved, and a
+first start that is not counted fills the page cache. Time is measured from outside, Python's own start included; memory
 is what is resident after the first answer. --python: an interpreter with what requirements.txt names, and best without
 torch. Agreement is on up to 1,000 files of DATA's test split, else val, read by the folder and by vivace. Writes
 benchmarks/results/deployed/DATE-NAME-HARDWARE.json and a table beside it in Markdown.
@@ -25,7 +25,7 @@ import numpy as np
 
 from records import RESULTS, page, save, today
 
-# run by the other interpreter, beside the folder's own modules
+# run by the other interpreter, next to the folder's own modules
 START = """
 import time
 began = time.perf_counter()
@@ -66,7 +66,7 @@ GOAL_MS, GOAL_MB = 300, 150
 
 
 def one_start(python: str, folder: Path, image: str) -> dict[str, Any]:
-    """What a fresh process took, from before it was there."""
+    """Timings and memory of a fresh process, measured from outside."""
     # the clock of both processes is the system's monotonic one
     began = time.perf_counter()
     done = subprocess.run(

@@ -1,8 +1,8 @@
-"""A virtual environment for each peer, made by the benchmark itself: a peer's pins never meet ours.
+"""A virtual environment for each peer, made by the benchmark: a peer's pinned versions never conflict with ours.
 
     python benchmarks/environments.py timm fastai
 
-What a peer needs stands in peers/requirements/NAME.txt. Its environment lies in ~/.cache/vivace-benchmarks/NAME unless
+What a peer needs is listed in peers/requirements/NAME.txt. Its environment is ~/.cache/vivace-benchmarks/NAME unless
 another folder is named, with a stamp written last: the hash of the requirements. Where the stamp differs or is missing
 (the pins changed, an installation was cut off) the environment is made anew. torch takes 5 GB in each.
 """

@@ -1,4 +1,4 @@
-"""The folder through which a network and its images reach the sides of `infer.py` (peers/inference.py reads it)."""
+"""The folder that hands a network and its images to the sides of `infer.py` (peers/inference.py reads it)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHUNK = 256
 
 
 def random_bundle(folder: Path, name: str, *, size: int, num_classes: int = 1000, seed: int = 0) -> Bundle:
-    """A bundle with random weights: its times are those of a trained one, its answers are none."""
+    """A bundle with random weights: as fast as a trained one, with meaningless answers."""
     torch.manual_seed(seed)
     info = BundleInfo(
         architecture=Architecture(name=name, num_classes=num_classes, size=size),

@@ -1,13 +1,13 @@
-"""How often equals are called faster: a form of a bundle timed against itself, as `vivace accelerate` times forms.
+"""How often equals are called faster: a variant timed against itself (A/A test), as `vivace accelerate` times variants.
 
     vivace export runs/cifar10-fast --to onnx --out runs/cifar10-onnx
     python benchmarks/false_verdicts.py --pairs 200 runs/cifar10-onnx
 
-A pair is two sides of the same form, judged by the interval of their ratio: "2 % faster" if it lies above 1.02 or below
-1 / 1.02, "faster" if 1 is not in it, which a 95 % interval does in 5 % of cases. The pairs of a --group are timed side
-by side, so that there are as many processes at a time as in a search; no process is of two pairs. An interval is over
-the processes of a side, two or more.
-Writes benchmarks/results/false-verdicts/DATE-RUNTIME-HARDWARE.json and a table in Markdown.
+A pair is two sides of the same variant, judged by the interval of their ratio: "2 % faster" if it lies above 1.02 or
+below 1 / 1.02, "faster" if 1 is not in it, which a 95 % interval does in 5 % of cases. The pairs of a --group are timed
+together, so that as many processes run as in a search; no process belongs to two pairs. An interval is over the
+processes of a side, two or more. Writes benchmarks/results/false-verdicts/DATE-RUNTIME-HARDWARE.json and a table in
+Markdown.
 """
 
 from __future__ import annotations

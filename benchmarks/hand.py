@@ -1,15 +1,15 @@
-"""The hand-run side of `infer.py`: what a competent user writes, from each library's own documentation.
+"""The manual baselines of `infer.py`: what a competent user writes from each library's documentation.
 
     python hand.py prepare EXCHANGE OUT --form "openvino int8" --batch 1
     python hand.py serve
 
-Nothing of vivace but the network itself, out of the bundle. Every form gets normalised float32 images in memory, in the
-layout that it likes best, and gives logits: normalisation and layout are not counted against it, though they are
-counted for vivace. Shapes are static, as OpenVINO and ONNX Runtime run them fastest.
+Nothing of vivace is used but the network, out of the bundle. Every baseline gets normalized float32 images in memory,
+in its best layout, and gives logits: normalization and layout are not counted against it, though they are counted for
+vivace. Shapes are static, as OpenVINO and ONNX Runtime run them fastest.
 
 Where the documentation leaves a choice:
-- OpenVINO int8: `nncf.quantize` with its defaults on 300 images, and `model_type=TRANSFORMER` for attention; arithmetic
-  of the rest left to the runtime, which takes bf16 where the processor has it.
+- OpenVINO int8: `nncf.quantize` with its defaults on 300 images, and `model_type=TRANSFORMER` for attention; the
+  precision of the rest is the runtime's choice, which is bf16 where the processor has it.
 - ONNX Runtime int8: QDQ, signed activations and weights (its default), its own preprocessing before, weights per
   channel.
 - torch.compile: with freezing, under no_grad; bf16 by autocast, eager and compiled.
@@ -37,7 +37,7 @@ __all__ = ["HAND_FORMS", "HandForm"]
 
 @dataclass(frozen=True, kw_only=True)
 class HandForm:
-    """A way to run a network by hand."""
+    """A manual way to run a network."""
 
     runtime: str
     """Which of vivace's runtimes is its counterpart."""
@@ -181,7 +181,7 @@ def prepare_openvino_int8(exchange: Exchange, out: Path, batch: int) -> None:
 
 
 def in_openvino(hint: str | None) -> Callable[[Job], Loaded]:
-    """OpenVINO; hint: arithmetic in which it computes what is float32 in the graph, None: what it likes best."""
+    """OpenVINO; hint: compute dtype for what is float32 in the graph; None: the runtime's choice."""
 
     def load(job: Job) -> Loaded:
         import openvino

@@ -1,15 +1,15 @@
-"""How often what `vivace accelerate` accepts loses more than the budget: its own decisions, over many divisions.
+"""How often an accepted variant loses more accuracy than the budget: real decisions, over many divisions of the images.
 
     python benchmarks/honesty.py runs/cifar10/bundle --data data/cifar10 --seeds 30 --max-drop 0.25 0.5 1 2
 
 The images that nobody trained on are shuffled by each seed: half of them is untouched, and the other half divided into
 images to select on and to certify on. The search then decides as it always does (acceleration/decide.py), over the real
-forms of the bundle and over forms that are made to lose: the network with noise in its weights, another one for each
-seed, of several strengths. Their speeds are not timed but said, and said against honesty: what loses more on all images
-is faster. A result is accepted where a form was proven; its true loss is that on the untouched images, which the search
-never saw. Since those are few, a loss on them is itself uncertain: "surely" counts where a one-sided 95 % test on them
-says that the budget was exceeded.
-Writes benchmarks/results/honesty/DATE-DATA-HARDWARE.json and a table in Markdown.
+variants of the bundle and over variants that are made to lose: the network with noise in its weights, another one for
+each seed, of several strengths. Their speeds are not timed but said, and said against honesty: what loses more on all
+images is faster. A result is accepted where a variant was proven; its true loss is that on the untouched images, which
+the search never saw. Since those are few, a loss on them is itself uncertain: "surely" counts where a one-sided 95 %
+test on them says that the budget was exceeded. Writes benchmarks/results/honesty/DATE-DATA-HARDWARE.json and a table in
+Markdown.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vivace.runtimes import load_runtime
 from vivace.statistics.paired import loss_bound, paired_loss
 
 CPU = torch.device("cpu")
-# standard deviation of the noise, as a share of that of a tensor's weights
+# standard deviation of the noise, as a fraction of that of a tensor's weights
 NOISES = (0.02, 0.05, 0.08, 0.12, 0.18)
 # those that compile for long answer as eager does
 LEFT_OUT = ("inductor", "aoti")
@@ -64,7 +64,7 @@ def correct(classify: Any, images: Sequence[Images]) -> np.ndarray:
 def real_forms(
     bundle: Bundle, splits: Splits, work: Path, images: Sequence[Images]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The answers of the forms that a search builds."""
+    """The answers of the variants that a search builds."""
     builder = Builder(bundle, work, splits.calibrate.pixels)
     for candidate in candidates_for(CPU)[0]:
         if candidate.runtime in LEFT_OUT or candidate.name == "eager fp32":
@@ -105,7 +105,7 @@ def noisy_forms(bundle: Bundle, seed: int, images: Sequence[Images]) -> Iterator
 def decision(answers: Answers, max_drop: float, rng: np.random.Generator) -> dict[str, Any]:
     """What a search accepts where images fall as `rng` has them, and what that loses on the untouched ones.
 
-    max_drop: share. "accepted" is None where nothing was proven.
+    max_drop: a fraction. "accepted" is None where nothing was proven.
     """
     plain = answers.plain_N
     mixed = rng.permutation(len(plain))
@@ -114,7 +114,7 @@ def decision(answers: Answers, max_drop: float, rng: np.random.Generator) -> dic
     rows: dict[str, Result] = {}
     # the more it loses, the faster it is said to be
     for rank, name in enumerate(sorted(answers.forms, key=lambda name: -float(answers.forms[name].mean()))):
-        # a form of the model's own network, told from the others by its layers
+        # a variant of the model's own network, distinguished from the others by its layers
         row = Result(
             candidate=Candidate(runtime="eager", precision="fp32", float_layers=(name,)),
             ratio=(2.0 + rank,) * 3,

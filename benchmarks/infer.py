@@ -1,13 +1,13 @@
-"""Latency and accuracy of what `vivace accelerate` returns against forms made by hand and against peers.
+"""Latency and accuracy of what `vivace accelerate` returns, against manual baselines and against peers.
 
     python benchmarks/infer.py runs/cifar10/bundle --data data/cifar10 --batch 1 32 --peers nncf-ac olive torchao litert
     python benchmarks/infer.py --network timm/resnet18 timm/resnet50 --size 224 --batch 1 32
 
-Same weights, threads and images for all, every side in fresh processes, all in alternation (alternate.py). The first
+Same weights, threads and images for all, every side in fresh processes, all interleaved (alternate.py). The first
 way runs `vivace accelerate` for each bundle and batch, in a process of its own, or takes what it returned before
 (--accelerated), and judges every side on the images to certify on. The second takes random weights: it compares the
-times of all forms that `vivace accelerate` tries (--network implies that nothing is judged). By hand (hand.py) and at
-the peers (peers/, in environments of their own) images are normalised float32 in memory; vivace gets raw pixels.
+times of all variants that `vivace accelerate` tries (--network implies that nothing is judged). Manual baselines
+(hand.py) and peers (peers/, in environments of their own) get normalized float32 images in memory, vivace raw pixels.
 Writes DATE-LABEL-HARDWARE.json to benchmarks/results/infer and tables beside it in Markdown.
 """
 
@@ -101,13 +101,13 @@ def own_form(bundle: Bundle) -> tuple[str, str]:
 
 
 def our_forms(bundle: Bundle, exchange: Exchange, work: Path, args: argparse.Namespace, batch: int) -> Iterator[Any]:
-    """Every form that `vivace accelerate` tries, as a side, or (name, why it could not be built)."""
+    """Every variant that `vivace accelerate` tries, as a side, or (name, why it could not be built)."""
     images: np.ndarray = np.load(exchange.folder / "calibrate.npy")
     builder = Builder(bundle, work, lambda: images)
     candidates, missing = candidates_for(CPU)
-    yield from (pair for pair in missing.items() if _asked(pair[0], args.forms))
+    yield from (pair for pair in missing.items() if _asked(pair[0], args.variants))
     for candidate in candidates:
-        if not _asked(candidate.name, args.forms):
+        if not _asked(candidate.name, args.variants):
             continue
         tell(f"building {candidate.name}")
         began = time.perf_counter()
@@ -132,9 +132,9 @@ def _asked(name: str, forms: Sequence[str] | None) -> bool:
 
 
 def other_sides(exchange: Exchange, work: Path, args: argparse.Namespace, batch: int) -> Iterator[Any]:
-    """Forms by hand and peers, each a side, or (name, why it could not be prepared)."""
+    """Manual baselines and peers, each a side, or (name, why it could not be prepared)."""
     for name in HAND_FORMS:
-        if _asked(name, args.forms):
+        if _asked(name, args.variants):
             tell(f"preparing by hand {name}")
             try:
                 yield hand_side(name, exchange, work, batch=batch, threads=args.threads)
@@ -193,7 +193,7 @@ def compare(
         mine = [ours, again(ours)]
     else:
         found = list(our_forms(bundle, exchange, work / "ours", args, batch))
-        # the control: of the last one, whose times are the shortest and most easily disturbed
+        # the A/A test: of the last one, whose times are the shortest and noisiest
         mine = [again(side) for side in found if isinstance(side, Side)][-1:]
     found = [*mine, *found, *other_sides(exchange, work / f"batch-{batch}", args, batch)]
     sides = [side for side in found if isinstance(side, Side)]
@@ -253,7 +253,14 @@ def options() -> argparse.Namespace:
     parser.add_argument("--want-speedup", type=float, default=1.0, help="over the faster of eager and compiled float32")
     parser.add_argument("--certify", type=int, help="judge on so many images only: a table made so is a try")
     parser.add_argument("--peers", nargs="*", default=[], choices=sorted(PEERS), metavar="PEER", help=", ".join(PEERS))
-    parser.add_argument("--forms", nargs="+", metavar="TEXT", help="only forms with one of these in their name")
+    parser.add_argument(
+        "--variants",
+        "--forms",
+        nargs="+",
+        metavar="TEXT",
+        dest="variants",
+        help="only variants with one of these in their name",
+    )
     parser.add_argument("--starts", type=int, default=3, help="fresh processes of each side")
     parser.add_argument("--rounds", type=int, default=5, help="blocks in each process")
     parser.add_argument("--block-seconds", type=float, default=BLOCK_SECONDS)

@@ -1,4 +1,4 @@
-"""What `infer.py` measured comes to: a row for each side, and whether what is claimed holds; as JSON and Markdown."""
+"""The results of `infer.py`: a row for each side, and which claims hold, as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vivace.statistics.paired import PairedLoss
 
 __all__ = ["AGAIN", "Entry", "claims", "fastest", "markdown", "rows"]
 
-# ends the name of a side that is timed a second time, as a control
+# ends the name of a side that is timed a second time, for the A/A test
 AGAIN = ", again"
 
-# what is wanted of a comparison with the best by hand: two processes of one program may differ by some hundredths
+# wanted against the best manual baseline: two processes of the same program may differ by a few percent
 AS_FAST_AS_THE_BEST = 0.97
 
 
@@ -96,11 +96,11 @@ def _loss(loss: PairedLoss | None) -> dict[str, Any] | None:
 def claims(
     entries: Sequence[Entry], ours: Entry, *, max_drop: float, wanted_speedup: float = 1.0
 ) -> list[dict[str, Any]]:
-    """How many times as fast as others `ours` is, and what is wanted of it.
+    """How many times as fast as others `ours` is, and what was wanted.
 
     holds: "yes" where the whole interval is at least what is wanted, "no" where all of it is less, otherwise "open".
     max_drop: points; an accuracy counts as kept where the proven loss is within it. wanted_speedup: over the faster of
-    eager and compiled float32. The last claim is the control: a side against itself.
+    eager and compiled float32. The last claim is the A/A test: a side against itself.
     """
     by_hand = [entry for entry in entries if entry.kind == "hand"]
     plain = [entry for entry in by_hand if entry.runtime in ("eager", "inductor") and entry.precision == "fp32"]

@@ -3,9 +3,9 @@
     python benchmarks/loader.py data/flowers --size 128 --rounds 5
 
 Both sides give augmented, normalised float32 batches of 64 at the same size from the same files: random-resized crops
-and mirrors from 64 px on, shifts and mirrors below. vivace's first epoch decodes into an empty cache, a later one reads
-it; its kernel that resizes is there, as it is on a machine from the second data set on. The sides alternate; every
-measurement is a fresh process, whose imports do not count. Writes
+and flips from 64 px, shifts and flips below. vivace's first epoch decodes into an empty cache, a later one reads
+it; its resizing kernel is built beforehand, as it is on a machine after its first data set. The sides are
+interleaved; every measurement is a fresh process, whose imports do not count. Writes
 benchmarks/results/loader/DATE-DATA-HARDWARE.json and a table beside it in Markdown.
 """
 

@@ -1,7 +1,7 @@
 """Our side of `infer.py`: a bundle on its runtime, as `vivace.runtimes` loads it for prediction.
 
 It gets raw uint8 images and normalises inside, and gives probabilities. Started as hand.py is, with the bundle as the
-model and "RUNTIME PRECISION" as the form.
+model and "RUNTIME PRECISION" as the variant.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who is compared by `infer.py`: what `vivace accelerate` returned, forms made by hand, and peers.
+"""Who is compared by `infer.py`: what `vivace accelerate` returned, manual baselines, and peers.
 
 Each side is a script that prepares a model in one process and serves it in others (peers/inference.py). Peers have
 environments of their own (environments.py). What can't be installed, prepared or run is kept with its reason.
@@ -104,7 +104,7 @@ class Side:
 
 
 def again(side: Side) -> Side:
-    """The same in a second process, as a control."""
+    """The same in a second process, for the A/A test."""
     contestant = dataclasses.replace(side.contestant, name=side.name + AGAIN)
     return dataclasses.replace(side, contestant=contestant)
 
@@ -122,7 +122,7 @@ def our_side(
 
 
 def hand_side(name: str, exchange: Exchange, work: Path, *, batch: int, threads: int) -> Side:
-    """A form of hand.py, prepared. Raises SideNotPrepared."""
+    """A manual baseline of hand.py, prepared. Raises SideNotPrepared."""
     form = HAND_FORMS[name]
     out = work / name.replace(" ", "-")
     command = [sys.executable, str(HERE / "hand.py")]
@@ -163,7 +163,7 @@ def _contestant(
 def _prepare(
     command: list[str], exchange: Exchange, out: Path, batch: int, form: str, *, alone: bool = False
 ) -> dict[str, Any]:
-    """alone: without our own modules on the path of a peer's environment."""
+    """alone: without our modules on the path of a peer's environment."""
     argv = [*command, "prepare", str(exchange.folder), str(out), "--batch", str(batch), "--form", form]
     try:
         done = subprocess.run(

@@ -2,10 +2,10 @@
 
     python benchmarks/step.py --size 32 --num-classes 10 --images 50000 --rounds 15
 
-Takes the recipe that `vivace train` would use for such data on this machine, with the setup that its trial chooses. The
-rate of the hardware for the network's own shapes is measured by running each convolution of the network by itself, in
-the step's precision: forward, gradient of the input where there is one, gradient of the weights; once with torch's
-kernels alone and once with those of the step. Whole steps and the sums of these alternate. Writes
+Takes the recipe that `vivace train` would use for such data on this machine, with the execution options that its trial
+chooses. The rate of the hardware for the network's own shapes is measured by running each convolution of the network by
+itself, in the step's precision: forward, gradient of the input where there is one, gradient of the weights; once with
+torch's kernels alone and once with those of the step. Whole steps and these sums are interleaved. Writes
 benchmarks/results/step/DATE-NETWORK-HARDWARE.json and a table in Markdown.
 """
 
@@ -54,7 +54,7 @@ KINDS = (
 
 
 class Clock(TorchDispatchMode):
-    """Sums the seconds of every operator by name; a GPU is waited for behind each."""
+    """Sums the seconds of every operator by name; synchronizing with a GPU after each."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def make_stepper(
 
 
 def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callable[[], None]:
-    """A function that runs each convolution of the network by itself: all that the step asks of it, on like tensors."""
+    """A function that runs each convolution of the network by itself: its work in a step, on tensors of such shapes."""
     calls: list[tuple[nn.Conv2d, Tensor, Tensor, bool]] = []
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -110,7 +110,7 @@ def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callab
         x = inputs[0].detach()
         if setup.precision != "fp32":
             x = x.to(torch.bfloat16)
-        # the first one is not asked for the gradient of the images
+        # the first one needs no gradient of its input
         calls.append((module, x.requires_grad_(bool(calls)), torch.randn_like(output), bool(calls)))
 
     hooks = [module.register_forward_hook(record) for module in model.modules() if isinstance(module, nn.Conv2d)]

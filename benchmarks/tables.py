@@ -1,4 +1,4 @@
-"""What the runs of `train.py` come to: a row per contender, as JSON and as a table for people."""
+"""The results of `train.py`: a row per program, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["crossing_seconds", "markdown", "summarize"]
 
 
 def crossing_seconds(run: Result, top1: float) -> float | None:
-    """Seconds of the loop until `run` first looked at an accuracy of at least `top1`; None if it never did.
+    """Seconds of the loop until an evaluation of `run` was at least `top1`; None if none was.
 
-    Nothing is interpolated: between two looks, the later one counts.
+    Nothing is interpolated: between two evaluations, the later one counts.
     """
     return next((seconds for seconds, value in run.curve if value >= top1), None)
 
@@ -59,7 +59,7 @@ def summarize(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
 
 
 def _lower_bound(top1: list[float]) -> float | None:
-    """What the expected accuracy is not below, with 95 % confidence (Student's, one-sided); None of a single run."""
+    """Lower bound of the expected accuracy with 95 % confidence (Student's, one-sided); None for a single run."""
     if len(top1) < 2:
         return None
     error = statistics.stdev(top1) / math.sqrt(len(top1))
@@ -67,7 +67,7 @@ def _lower_bound(top1: list[float]) -> float | None:
 
 
 def _mean_tta(runs: list[Result]) -> float | None:
-    """The mean accuracy with test-time augmentation; None unless every run tells it."""
+    """The mean accuracy with test-time augmentation; None unless every run reports it."""
     values = [run.top1_tta for run in runs if run.top1_tta is not None]
     return statistics.mean(values) if len(values) == len(runs) else None
 
@@ -75,8 +75,8 @@ def _mean_tta(runs: list[Result]) -> float | None:
 def _crossing(first: list[Result], runs: list[Result]) -> dict[str, Any]:
     """When the first contender had the final accuracy of each of `runs`, paired by round, and the ratio of loop times.
 
-    The median counts a round in which it never did as endless, and is None if it comes out endless itself; the ratio
-    is told only where it did in every round.
+    The median counts a round in which it never did as infinite, and is None if it is infinite itself; the ratio is
+    given only where it did in every round.
     """
     seconds = [crossing_seconds(one, other.top1) for one, other in zip(first, runs, strict=True)]
     reached = [value for value in seconds if value is not None]

@@ -1,14 +1,14 @@
-"""Time and accuracy of training, contender against contender, in alternation on one machine.
+"""Time and accuracy of training: programs against each other, interleaved on one machine.
 
     python benchmarks/train.py data/cifar10 article vivace-fast --rounds 3 --cold-cache
     python benchmarks/train.py data/flowers vivace-fast-skip timm-resnet18 fastai ultralytics --rounds 3
 
 Peers that need an environment of their own get one before the first run (environments.py). Each run is a fresh process;
-the order turns round in every round (A B, B A, …), and each round has a seed of its own. The first contender is what
-the others are compared with: ratios of times and gains in accuracy, paired by round, with Student's 95 % interval over
-the rounds (a bootstrap of three holds the truth in 77 % of cases only); and for each of the others, when the first
-contender had its final accuracy. Writes a file
-DATE-DATA-LABEL-HARDWARE.json to benchmarks/results/train and a table beside it in Markdown.
+the order is reversed in every round (A B, B A, …), and each round has a seed of its own. The first program is what the
+others are compared with: ratios of times and gains in accuracy, paired by round, with Student's 95 % interval over the
+rounds (a bootstrap of three rounds covers the truth in 77 % of cases only); and for each of the others, when the first
+one had its final accuracy. Writes a file DATE-DATA-LABEL-HARDWARE.json to benchmarks/results/train and a table beside
+it in Markdown.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first round; each one after it has the next")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cold-cache", action="store_true", help="decode again in every run")
-    parser.add_argument("--tta", action="store_true", help="tell accuracies with test-time augmentation too")
+    parser.add_argument("--tta", action="store_true", help="report accuracies with test-time augmentation too")
     parser.add_argument("--label", default="", help="put into the file names: keeps comparisons of one day apart")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument(
@@ -157,7 +157,7 @@ def main() -> None:
                 tta=args.tta,
             )
         except (RuntimeError, KeyboardInterrupt) as error:
-            # an hour of other contenders is not lost with the one that failed
+            # the hours of the other programs are not lost with the one that failed
             stopped = error
     results = paired(results)
     if args.contenders[0] not in results:

@@ -1,13 +1,12 @@
-"""Whole commands that take turns of some seconds: their times on a machine whose speed changes from minute to minute.
+"""Whole commands, interleaved by seconds: their times on a machine whose speed changes from minute to minute.
 
     python benchmarks/turns.py data/cifar10 airbench-plain vivace-fast-98 --rounds 2 --turn 5
 
-In a round all contenders are started, and one of them runs at a time: the others are stopped (SIGSTOP) until their
-turn comes; they train on processors, never on a GPU. What slows the machine for a minute so slows all of them alike,
-which runs one after the other, as of train.py, do not. Counted are the seconds in which a contender was running, from
-the start of its process to its end; what it says of its own time is of no use, for its clock goes on while it is
-stopped. The cache of decoded images is cold in every round. Writes benchmarks/results/turns/DATE-DATA-HARDWARE.json and
-a table beside it in Markdown.
+In a round all programs are started, and one of them runs at a time: the others are stopped (SIGSTOP) until their turn;
+they train on CPUs, never on a GPU. Whatever slows the machine for a minute then slows all of them alike, unlike runs
+one after the other, as in train.py. The seconds in which a program was running count, from the start of its process to
+its end; its own clock is useless, as it goes on while the program is stopped. The cache of decoded images is cold in
+every round. Writes benchmarks/results/turns/DATE-DATA-HARDWARE.json and a table beside it in Markdown.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Player:
     def __init__(self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         self.name = name
         self.seconds = 0.0
-        """How long it has been running."""
+        """Seconds for which it has been running."""
         self._command, self._environment = command, environment
         self._out, self._err = folder / f"{name}.out", folder / f"{name}.err"
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,7 +47,7 @@ class Player:
     def run(self, seconds: float) -> bool:
         """Let it run for so long, or to its end. Returns whether it has ended.
 
-        Raises RuntimeError with the end of what it said where it failed.
+        Raises RuntimeError with the end of its output where it failed.
         """
         began = time.perf_counter()
         if self._process is None:
@@ -70,7 +69,7 @@ class Player:
         return True
 
     def last_line(self) -> dict[str, Any]:
-        """The JSON object that it said at the end."""
+        """The JSON object that it printed at the end."""
         line: dict[str, Any] = json.loads(self._out.read_text().strip().splitlines()[-1])
         return line
 
@@ -83,7 +82,7 @@ class Player:
 
 
 def take_turns(players: Sequence[Player], seconds: float) -> None:
-    """Run all of them to their ends, one at a time, `seconds` each. None is left behind where one fails."""
+    """Run all of them to their ends, one at a time, `seconds` each. If one fails, none is left running."""
     try:
         playing = list(players)
         while playing:
@@ -103,7 +102,7 @@ def one_round(
             command = contender.command(
                 python_of(contender.environment, environments), data, Path(work, contender.name)
             )
-            # a stopped process keeps its GPU busy with what it had queued: turns are for processors
+            # a stopped process keeps its GPU busy with what it had queued: turns are for CPUs
             variables = os.environ | {
                 "VIVACE_CACHE": str(Path(work, f"cache-{contender.name}")),
                 "CUDA_VISIBLE_DEVICES": "",

@@ -1,7 +1,7 @@
-"""The airbench94-Muon recipe for CIFAR-10, in our own words after arXiv:2404.00498 and the record that followed it.
+"""The airbench94-Muon recipe for CIFAR-10: our implementation, after arXiv:2404.00498 and the record that followed it.
 
 Made to run on any device: a whitening layer of 2×2 patches, three groups of two convolutions (64-256-256), batch norms
-without scale, identity initialisation, Muon for the convolutions and Nesterov SGD for the rest, label smoothing 0.2,
+without scale, identity initialization, Muon for the convolutions and Nesterov SGD for the rest, label smoothing 0.2,
 alternating flip, shifts of 2 px, batches of 2,000, eight epochs; test-time augmentation by mirrors and shifts of 1 px.
 
     python benchmarks/peers/airbench.py data/cifar10 --out runs/airbench --json
@@ -40,7 +40,7 @@ WEIGHT_DECAY = 2e-6 * BATCH
 
 
 def load_split(folder: Path, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(images float [N, 3, 32, 32], normalised; labels int64 [N]) of class folders."""
+    """(images float [N, 3, 32, 32], normalized; labels int64 [N]) of class folders."""
     classes = sorted(path.name for path in folder.iterdir())
     files = [(path, index) for index, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
     with ThreadPoolExecutor() as pool:
@@ -110,7 +110,7 @@ class Network(nn.Module):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal by three Newton–Schulz steps; filters brought to a fixed norm before each update."""
+    """Momentum orthogonalized by three Newton–Schulz steps; filters scaled to a fixed norm before each update."""
 
     def __init__(self, params: list[Tensor], lr: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -152,7 +152,7 @@ def shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, context: AbstractContextManager, *, tta: bool) -> float:
-    """Accuracy; tta: mean over mirrors, half of it from the image and half from two shifts of 1 px."""
+    """Accuracy; tta: mean over flips, half of it from the image and half from two shifts of 1 px."""
     model.eval()
 
     def mirrored(x: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def main() -> None:
         order = torch.randperm(len(images), generator=generator, device=device)
         for chunk in order[: steps_per_epoch * BATCH].split(BATCH):
             x = shifted(images[chunk], 2, generator)
-            # every image the other way round from one epoch to the next
+            # every image is mirrored from one epoch to the next
             flip = mirrored_first[chunk] ^ bool(epoch % 2)
             x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
             if args.channels_last:
@@ -250,7 +250,7 @@ def main() -> None:
             step += 1
         if device.type == "cuda":
             torch.cuda.synchronize()
-        # looks between epochs are ours: they do not count as training
+        # the evaluations between epochs are ours: they do not count as training
         train_seconds += time.perf_counter() - epoch_start
         if args.curve or epoch + 1 == args.epochs:
             curve.append((train_seconds, evaluate(model, test_images, test_labels, context(), tta=False)))

@@ -1,4 +1,4 @@
-"""The article's program: a six-block CNN on CIFAR-10 in plain PyTorch, as one writes it from a tutorial.
+"""The article's program: a six-block CNN on CIFAR-10 in plain PyTorch, as written from a tutorial.
 
 ImageFolder over DATA/train and DATA/test, ToTensor and Normalize(0.5), a shuffled DataLoader of 64 images without
 workers, cross-entropy, SGD at 0.01 without momentum, TensorBoard, a test after every epoch, the state dict saved at
@@ -85,7 +85,7 @@ def train_epoch(
 
 @torch.no_grad()
 def test(model: nn.Module, loader: DataLoader, device: torch.device) -> float:
-    """Share of the images that are classified rightly."""
+    """Fraction of the images that are classified correctly."""
     model.eval()
     correct, total = 0, 0
     for images, labels in loader:

@@ -6,7 +6,7 @@
 Standard library and numpy only: it runs in the environment of each peer. What it serves is told on stdin, a JSON object
 a line, and answered on stdout: first the job, then {"do": "load" | "time" | "memory" | "classify", …}.
 
-Shapes: images_NHWC uint8; images_BCHW float32, normalised; scores_BK logits or probabilities.
+Shapes: images_NHWC uint8; images_BCHW float32, normalized; scores_BK logits or probabilities.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Exchange", "Job", "Loaded", "program"]
 
 @dataclass(frozen=True)
 class Exchange:
-    """The folder that carries a network and images to those who know neither vivace nor the data set."""
+    """The folder with a network and images, for programs that know neither vivace nor the data set."""
 
     folder: Path
 
@@ -42,7 +42,7 @@ class Exchange:
         return facts
 
     def graph(self, batch: int) -> Path:
-        """The network as plain ONNX: "images" [batch, C, size, size] float32, normalised → "logits"."""
+        """The network as plain ONNX: "images" [batch, C, size, size] float32, normalized → "logits"."""
         return self.folder / f"model-{batch}.onnx"
 
     def program(self, batch: int) -> Path:
@@ -63,7 +63,7 @@ class Exchange:
         for start in range(0, len(stored), size):
             rows = np.minimum(np.arange(start, start + size), len(stored) - 1)
             images_NHWC = np.ascontiguousarray(stored[rows])
-            yield images_NHWC if raw else self._normalised(images_NHWC)
+            yield images_NHWC if raw else self._normalized(images_NHWC)
 
     def whole_batches(self, split: str, size: int, *, raw: bool = False) -> Iterator[np.ndarray]:
         """As `batches`, without a last one that is not full; at least one."""
@@ -73,11 +73,11 @@ class Exchange:
                 yield batch
 
     def top1(self, predicted_N: np.ndarray, split: str) -> float:
-        """Share of the split's images whose class was predicted rightly."""
+        """Fraction of the split's images whose class was predicted correctly."""
         labels = self.labels(split)
         return float((predicted_N[: len(labels)] == labels).mean())
 
-    def _normalised(self, images_NHWC: np.ndarray) -> np.ndarray:
+    def _normalized(self, images_NHWC: np.ndarray) -> np.ndarray:
         mean, std = (np.asarray(self.facts[name], dtype=np.float32) for name in ("mean", "std"))
         return np.ascontiguousarray(((images_NHWC / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
 
@@ -138,7 +138,7 @@ def program(prepare: Prepare, load: Load, packages: tuple[str, ...], *, raw: boo
 
 def serve(load: Load, *, raw: bool) -> None:
     """Answer until stdin ends, and end the process."""
-    # what a library prints must not come between the answers
+    # what a library prints must not mix with the answers
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     told = json.loads(sys.stdin.readline())
@@ -183,7 +183,7 @@ class _Session:
 
     @functools.cached_property
     def _placed(self) -> Iterator[Any]:
-        # in memory, and as many as there are: a single image again and again would lie in a cache
+        # in memory, and all of them: a single image over and over would stay in the CPU's cache
         batches = self._job.exchange.whole_batches("timed", self._job.batch, raw=self._raw)
         return _endless([self._model.place(images) for images in batches])
 

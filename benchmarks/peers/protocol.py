@@ -37,16 +37,16 @@ def options(about: str, *, size: int, batch_size: int) -> argparse.Namespace:
 
 
 def looks_folder(data: Path) -> Path:
-    """The images that are looked at after every epoch: val/, or test/ where there is no val/."""
+    """The images that are evaluated after every epoch: val/, or test/ where there is no val/."""
     return data / "val" if (data / "val").is_dir() else data / "test"
 
 
 @dataclass
 class Clock:
-    """Seconds of a training loop and of the looks within it, kept apart, and the accuracy at each look.
+    """Seconds of a training loop and of the evaluations within it, kept apart, and the accuracy of each evaluation.
 
-    The loop ends where its last look begins. What a framework tidies up behind that look, as Keras does for some
-    seconds, is part of `total_seconds` only.
+    The loop ends where its last evaluation begins. What a framework cleans up after it, as Keras does for some seconds,
+    is part of `total_seconds` only.
     """
 
     target: float | None = None
@@ -54,7 +54,7 @@ class Clock:
     look_seconds: float = 0.0
     curve: list[tuple[float, float]] = field(default_factory=list)
     looking: bool = False
-    """Whether a look has begun and not ended."""
+    """Whether an evaluation has begun and not ended."""
     _since: float = 0.0
 
     def start(self) -> None:
@@ -63,7 +63,7 @@ class Clock:
 
     def begin_look(self) -> None:
         """The loop pauses."""
-        # a GPU is still at work when Python has gone on
+        # a GPU is still working when Python has moved on
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -72,7 +72,7 @@ class Clock:
         self._since, self.looking = now, True
 
     def end_look(self, top1: float) -> None:
-        """The loop goes on; the accuracy counts from the moment at which the look began."""
+        """The loop goes on; the accuracy counts from the moment at which the evaluation began."""
         assert self.looking, "a look ended that had not begun"
         now = time.perf_counter()
         self.look_seconds += now - self._since
@@ -82,7 +82,7 @@ class Clock:
 
     @property
     def reached(self) -> bool:
-        """Whether the last look reached the target."""
+        """Whether the last evaluation reached the target."""
         return self.target is not None and bool(self.curve) and self.curve[-1][1] >= self.target
 
 

@@ -44,9 +44,9 @@ class AnyMixedPrecision(MixedPrecision):
 
 
 class Looks(Callback):
-    """Tells the clock when a look begins and ends."""
+    """Tells the clock when an evaluation begins and ends."""
 
-    order = 60  # behind fastai's Recorder, which writes the accuracy
+    order = 60  # after fastai's Recorder, which writes the accuracy
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

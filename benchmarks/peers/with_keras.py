@@ -43,7 +43,7 @@ def conv_norm(width: int) -> list[layers.Layer]:
 
 
 class Looks(keras.callbacks.Callback):
-    """Tells the clock when the loop and its looks begin and end."""
+    """Tells the clock when the loop and its evaluations begin and end."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Lightning with torchvision's resnet18, from scratch: what one writes from their two tutorials.
+"""Lightning with torchvision's resnet18, from scratch: as written from their two tutorials.
 
 The network as torchvision has it (a 7×7 stem of stride 2, max-pooling), SGD with momentum 0.9 and weight decay 5e-4 in
-batches of 128, one cycle up to a rate of 0.1 (OneCycleLR, its defaults). Photos: RandomResizedCrop and a flip, looks at
-the centre crop of an image resized to 8/7 of the size, as in torchvision's reference scripts. Images of 32 px or less:
-crops after padding by 4, and a flip.
+batches of 128, one cycle up to a rate of 0.1 (OneCycleLR, its defaults). Photos: RandomResizedCrop and a flip,
+evaluated on the centre crop of an image resized to 8/7 of the size, as in torchvision's reference scripts. Images of 32
+px or less: crops after padding by 4, and a flip.
 
 For a CPU: precision="bf16-mixed" (autocast), channels_last, a DataLoader with 2 persistent workers. Switched off: the
 bar, the logger, the checkpoints and the sanity check, none of which trains; the weights are saved once, at the end.
@@ -56,7 +56,7 @@ class Classifier(lightning.LightningModule):
 
 
 class Looks(lightning.Callback):
-    """Tells the clock when a look begins and ends."""
+    """Tells the clock when an evaluation begins and ends."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -70,7 +70,7 @@ class Looks(lightning.Callback):
 
 
 def steps_of(size: int) -> tuple[transforms.Compose, transforms.Compose]:
-    """The steps from a file to a tensor: in training, and at a look."""
+    """The steps from a file to a tensor: in training, and in evaluation."""
     if size <= 32:
         crop = [transforms.RandomCrop(size, padding=4)]
         centre = []

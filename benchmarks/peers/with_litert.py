@@ -48,7 +48,7 @@ def _global_max_pools(network: Any) -> None:
     pool = torch.ops.aten.adaptive_max_pool2d.default
     for node in list(network.graph.find_nodes(op="call_function", target=pool)):
         images, size = node.args
-        # it gives positions too, which nobody may use
+        # it returns indices too, which nobody may use
         values = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
         positions = [user for user in node.users if user not in values]
         if list(size) != [1, 1] or any(user.users for user in positions):
@@ -91,7 +91,7 @@ def load(job: Job) -> Loaded:
         images_BHWC = channels_last(images_BCHW)
         if taken["dtype"] == np.float32:
             return images_BHWC
-        # a graph that takes int8 says what its numbers mean
+        # a graph with int8 inputs carries their scale and zero point
         scale, zero = taken["quantization"]
         limits = np.iinfo(taken["dtype"])
         return (images_BHWC / scale + zero).round().clip(limits.min, limits.max).astype(taken["dtype"])

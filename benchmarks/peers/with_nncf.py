@@ -1,4 +1,4 @@
-"""NNCF's accuracy control on OpenVINO: int8, with layers put back until the loss on images is within the budget.
+"""NNCF's accuracy control on OpenVINO: int8, with layers reverted to float until the drop is within the budget.
 
 The network is its plain ONNX. Calibrated on the images to calibrate on, compared on those to select on, as
 `vivace accelerate` does; max_drop is the same budget, of which NNCF gives no proof. Otherwise its defaults, and
@@ -26,7 +26,7 @@ def prepare(exchange: Exchange, out: Any, batch: int, form: str) -> Mapping[str,
         return exchange.top1(predicted, "select"), None
 
     class Lazy:
-        """Batches made when they are asked for: thousands of photos as float32 are too much at a time."""
+        """Batches made on demand: thousands of photos as float32 would not fit into memory."""
 
         def __init__(self, split: str) -> None:
             self.split = split

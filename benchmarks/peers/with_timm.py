@@ -3,7 +3,7 @@
 The defaults of that script (train.py of huggingface/pytorch-image-models): SGD with Nesterov momentum 0.9, a rate of
 0.1 for 256 images scaled with the batch, weight decay 2e-5 except for biases and norms, a cosine that steps once an
 epoch after 5 epochs of warm-up from 1e-5, batches of 128, crops of 8 to 100 % at 3/4 to 4/3, flips, colour jitter 0.4,
-random interpolation, label smoothing 0.1; looks at the crop and with the interpolation of the network's data config.
+random interpolation, label smoothing 0.1; evaluated with the crop and the interpolation of the network's data config.
 
 For a CPU: bf16 autocast and channels_last (--amp --amp-dtype bfloat16 --channels-last there), 2 workers rather than 4.
 Its loader drops the last, smaller batch of an epoch, as always. In place of an image that cannot be decoded it takes
@@ -36,7 +36,7 @@ def autocast() -> torch.autocast:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, loader: DataLoader) -> float:
-    """Share of the images that are classified rightly."""
+    """Fraction of the images that are classified correctly."""
     model.eval()
     right, seen = 0, 0
     for images_BCHW, labels_B in loader:

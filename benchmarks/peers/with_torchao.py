@@ -1,8 +1,8 @@
 """torchao's PT2E quantization for x86, compiled by Inductor: int8 within PyTorch.
 
 The network is its torch.export program. Default configuration of X86InductorQuantizer, calibrated on all images to
-calibrate on; compiled with freezing when it is loaded, as its tutorial says. What lies on disk is the
-quantized program.
+calibrate on; compiled with freezing when it is loaded, as its tutorial says. What is saved is the quantized
+program.
 """
 
 from __future__ import annotations

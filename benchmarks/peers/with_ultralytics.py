@@ -1,8 +1,8 @@
 """Ultralytics classify: yolo11n-cls from its YAML, without pretrained weights, with its defaults.
 
 Those are: the optimizer and its rate chosen from the number of steps (optimizer="auto"), linear decay after 3 epochs of
-warm-up, crops of 50 to 100 %, flips, RandAugment, random erasing 0.4, looks with the moving average of the weights. Set
-here: batches of 64 and 2 workers (its defaults of 16 and 8 are made for a GPU), no plots.
+warm-up, crops of 50 to 100 %, flips, RandAugment, random erasing 0.4, evaluated with the moving average of the weights.
+Set here: batches of 64 and 2 workers (its defaults of 16 and 8 are made for a GPU), no plots.
 
 For a CPU: fp32 (amp=False): it refuses bf16 on a CPU, and its check of mixed precision would download weights. It sets
 torch's threads to one fewer than the cores; here they are set back to all of them: on 2 cores an epoch of flowers takes
@@ -11,8 +11,8 @@ caches beside the images, and writes a JPEG without an end marker anew in place:
 clock starts. Images that cannot be opened are left out by its own scan; an image filed under two classes, as flowers
 has one, goes unnoticed.
 
-A look ends when its checkpoint is saved. The loop leaves out the second look at the best weights at the very end, which
-`total_seconds` holds; the accuracy is that of the last epoch, not of the best one.
+An evaluation ends when its checkpoint is saved. The loop excludes the second evaluation, of the best weights at the
+very end, which `total_seconds` includes; the accuracy is that of the last epoch, not of the best one.
 
     python with_ultralytics.py data/flowers --size 128 --epochs 30 --out runs/ultralytics --json
 """
@@ -43,10 +43,10 @@ def link(data: Path, folder: Path) -> Path:
 
 
 def watch(model: YOLO, clock: Clock) -> None:
-    """Let the clock know when the loop and its looks begin and end."""
+    """Tell the clock when the loop and its evaluations begin and end."""
 
     def end_look(trainer: Any) -> None:
-        # called once more after the last epoch, for the look at the best weights
+        # called once more after the last epoch, for the evaluation of the best weights
         if not clock.looking:
             return
         clock.end_look(trainer.metrics["metrics/accuracy_top1"])
