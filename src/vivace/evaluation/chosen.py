@@ -1,4 +1,4 @@
-"""Which images of a split are measured, and how many of them the network was trained on."""
+"""Which images of a split are evaluated, and how many of them the network was trained on."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from vivace.trained_on import TrainedOn
 
 __all__ = ["ALL", "HELD_OUT", "Chosen", "choose_images", "choose_split"]
 
-# what --split takes, and what a result calls its images, beside the names of splits
+# values besides the names of splits: of the `split` parameter, and of the result
 ALL = "all"
 HELD_OUT = "held out"
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The images that are measured."""
+    """The images that are evaluated."""
 
     split: str
-    """Their split, "all" where the data has one only, or "held out": those of it that were not trained on."""
+    """Their split; "all" if the data has only one; or "held out": its images that were not trained on."""
     rows: np.ndarray
     """int64, positions in the split."""
     num_trained_on: int | None
-    """How many of them were trained on; None: the bundle does not tell."""
+    """How many of them were trained on; None: the bundle has no record of that."""
     num_left_out: int = 0
-    """Others of the split that were trained on."""
+    """Number of other images of the split, which were trained on."""
 
 
 def choose_split(splits: Iterable[str], asked: str | None, name: str) -> str:
-    """The split that the images asked for are in, else test, else val, else train. Raises DataError if there is none.
+    """The split with the images that are asked for; by default test, else val, else train. Raises DataError without it.
 
-    Without a split for validation, training held some of its images out: they are what "val" means there.
+    If the data has no validation split, "val" means the training images that were held out, which are in train.
     """
     known = list(splits)
     if asked is None:
@@ -62,11 +62,11 @@ def choose_images(
     only_split: bool,
     name: str = "the data",
 ) -> Chosen:
-    """All images of the split; but where the data has no other and none was asked for, those not trained on, if any.
+    """All images of the split; if the data has only one split and none was asked for, those not trained on, if any.
 
-    A folder that a network was trained on has no test split: what it answers for its training images tells nothing. Of
-    data without splits, "train" are the images trained on; without a split for validation, "val" are the others.
-    Raises DataError where there are none, or the bundle does not tell.
+    Accuracy on training images says nothing about new images. For data without splits, "train" means the images that
+    were trained on; without a validation split, "val" means the others. Raises DataError if there are none, or if the
+    bundle has no record of its training images.
     """
     rows = np.arange(len(digests_N))
     undivided = only_split and split == "train"
@@ -89,7 +89,7 @@ def choose_images(
 
 
 def _part(asked: str | None, rows: np.ndarray, known: np.ndarray, name: str, undivided: bool) -> Chosen:
-    """The images trained on, or held out of training. Raises DataError where there are none."""
+    """The images that were trained on, or those held out. Raises DataError if there are none."""
     num_known, other = int(known.sum()), "--split all" if undivided else "another --split"
     if not num_known:
         raise DataError(f"no image of {name} was trained on, and so none was held out of training. Give {other}.")

@@ -1,4 +1,4 @@
-"""vivace.evaluate: what a bundle is worth on labelled images."""
+"""vivace.evaluate: the metrics of a bundle on labelled images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NUM_MISTAKES = 36
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """An image that was classified wrongly."""
+    """A misclassified image."""
 
     name: str
     index: int
@@ -49,34 +49,34 @@ class Evaluation:
 
     data: str
     split: str
-    """Its name; "all" where the data has one only; or "held out": what training held out, or did not see."""
+    """Its name; "all" if the data has only one; or "held out": images that were not trained on."""
     metrics: Metrics
     classes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
     """The most confident ones first."""
     precision: str
     tta: str
-    """The views that each answer is averaged over: none, mirror or shift."""
+    """The views that predictions are averaged over: none, mirror or shift."""
     tta_share: float
-    """Share of the images that were looked at more than once, the least sure ones, (0, 1]."""
+    """Fraction of the images with more than one view, those with the least certain predictions, (0, 1]."""
     seconds: float
-    """Classifying, without decoding."""
+    """Classification time, without decoding."""
     images_per_second: float
     images_NHWC: np.ndarray
     """The pixels of the mistakes, uint8, in their order."""
     num_images_trained_on: int | None = None
-    """How many of the images that were measured the network was trained on; None: the bundle does not tell."""
+    """How many of the evaluated images were trained on; None: the bundle has no record of that."""
     num_images_left_out: int = 0
-    """Images that it was trained on, which were not measured."""
+    """Number of images that were trained on and therefore not evaluated."""
     warnings: tuple[str, ...] = ()
-    """What else was left out, guessed or missed, such as images of classes that the bundle does not know."""
+    """What else was left out or guessed, such as images of classes that the bundle does not have."""
 
     @property
     def top1(self) -> float:
         return self.metrics.top1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON: the single figures on the first level."""
+        """Plain values, for JSON; the metrics that are single numbers are on the first level."""
         return {
             **self.metrics.summary(),
             "data": self.data,
@@ -111,7 +111,7 @@ def evaluate(
     tta_share: float = 1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Measure a bundle on a split of `data`: test if there is one, else val, else what it was not trained on.
+    """Evaluate a bundle on a split of `data`: test if there is one, else val, else the images not trained on.
 
     data: as for `train`; its classes are matched to the bundle's by name, and may be some of them. split: train, val,
     test, or "all" where the data has one split only; without a split for validation, "val" is what training held out,

@@ -1,4 +1,4 @@
-"""Optimizers by name: one table of our own, and every optimizer that timm lists."""
+"""Optimizers by name: our table, and every optimizer of timm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["OPTIMIZERS", "create_optimizer", "list_optimizers"]
 
 Groups = list[dict[str, Any]]
 
-# options that are fields of the config, where they would otherwise be given twice or lost in the groups
+# arguments of optimizers that are fields of the config, and may not be given as options
 FIELDS = ("lr", "momentum", "weight_decay")
 
 
@@ -32,10 +32,10 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of a config over the parameters of `model` that require a gradient.
 
-    layers, head: parameter names from input to head, and of the head. Every group has "initial_lr": the rate of a step
-    is that times the schedule's multiplier. Raises ConfigError for an unknown name, an option that it does not take or
-    a value out of range, a network without parameters to train, and an optimizer that can't be used here; ValueError
-    if there is a `layer_decay` and no `layers`.
+    layers: parameter names of each layer, from the input to the head. head: parameter names of the head. Every group
+    has "initial_lr", which is multiplied by the schedule for each step. Raises ConfigError for an unknown name, an
+    unknown option, a value out of range, a network without trainable parameters, and an optimizer that can't be used
+    here; ValueError if there is a `layer_decay` and no `layers`.
     """
     groups = parameter_groups(model, config, layers=layers, head=head or ())
     if not groups:
@@ -54,14 +54,14 @@ def create_optimizer(
 
 
 def list_optimizers() -> list[str]:
-    """All names that `create_optimizer` takes here: without those of timm whose library or GPU is missing."""
+    """All names that `create_optimizer` accepts here, without optimizers of timm whose library or GPU is missing."""
     return [*OPTIMIZERS, *(n for n in _timm_names() if n not in OPTIMIZERS and _unusable(n) is None)]
 
 
 def _options(
     config: OptimizerConfig, target: Callable[..., Any], *, fields: tuple[str, ...] = FIELDS
 ) -> dict[str, Any]:
-    """The config's options, checked against what `target` takes; lists become tuples, as for betas."""
+    """The config's options, checked against the parameters of `target`; lists become tuples, as for betas."""
     parameters = inspect.signature(target).parameters
     known = [name for name in parameters if name not in ("self", "params", *fields)]
     for key, value in config.options.items():
@@ -77,12 +77,12 @@ def _options(
 
 
 def _check_option(name: str, value: Any, default: Any) -> None:
-    """Raise ConfigError unless `value` is of the kind of `default`; some optimizers would only fail at a step."""
+    """Raise ConfigError unless `value` has the type of `default`; some optimizers would only fail in a step."""
     if value is None or default is None:
         return
     expected = None
     if isinstance(default, bool):
-        # "off" would count as on
+        # the string "off" would be true
         expected = None if isinstance(value, bool) else "true or false"
     elif isinstance(default, int | float):
         expected = None if _is_number(value) else "a number"
@@ -122,12 +122,12 @@ def _lamb(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
 
 
 def _muon(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Matrices of the body by Muon; the head, norms and biases by SGD or AdamW at `aux_lr`."""
+    """Muon for the matrices of the body; SGD or AdamW with `aux_lr` for head, norms and biases."""
     aux_lr = config.lr / 10 if config.aux_lr is None else config.aux_lr
     for group in groups:
         group["muon"] = group["role"] == "matrix"
         if not group["muon"]:
-            # factors of layers and biases are kept
+            # keep the factors of layers and biases
             group["lr"] = group["initial_lr"] = group["lr"] / config.lr * aux_lr
     options = _options(config, Muon, fields=(*FIELDS, "nesterov"))
     return Muon(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, **options)
@@ -137,7 +137,7 @@ def _timm(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, get_optimizer_class
 
     options = _options(config, get_optimizer_class(config.name, bind_defaults=False))
-    # passed on to those alone that have a momentum
+    # timm passes momentum only to optimizers that have one
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         groups, opt=config.name, lr=config.lr, momentum=config.momentum, **options
     )

@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file each, written atomically, hashed, never a pickle.
+"""Checkpoints: one safetensors file each, written atomically, with a SHA-256, without pickle.
 
-A checkpoint is a tree of dicts, lists, tuples, numbers, strings and tensors. The tensors are stored as such; the tree
-without them is JSON in the file's metadata, beside a SHA-256 of both and of the version.
+A checkpoint is a tree of dicts, lists, tuples, numbers, strings and tensors. The tensors are stored as tensors; the
+rest of the tree is JSON in the metadata of the file, with a SHA-256 of version, tree and tensors.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from vivace.holes import check_solid
 __all__ = ["CHECKPOINT_VERSION", "load_checkpoint", "load_newest", "prune", "save_checkpoint"]
 
 CHECKPOINT_VERSION = 1
-# without its tensors: a row for each of 100,000 validations
+# of the tree without its tensors: enough for the rows of 100,000 validations
 MAX_TREE_CHARACTERS = 2**25
 
 
 def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write `tree` to `path`; what was there stays whole until the new bytes are on the disk.
+    """Write `tree` to `path`; an existing file stays intact until the new one is on the disk.
 
     Raises TrainingError if it can't be written (a full disk, say); the previous checkpoints are intact.
     """
@@ -59,7 +59,7 @@ def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The tree that was saved, tensors on the CPU. Raises CheckpointError if it is damaged or no checkpoint."""
     try:
-        # a pipe would be waited for, and holes read to their end
+        # reading a pipe could block, and a sparse file could be endless
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ValueError("no regular file")
         with path.open("rb") as opened:
@@ -72,7 +72,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if metadata.get("format") != "vivace-checkpoint" or "tree" not in metadata:
         raise CheckpointError(f"not a checkpoint: {path}. Give one that 'vivace train' wrote.")
     version = metadata.get("version", "")
-    # first the hash: a flipped bit must not pass for another version
+    # the hash first: a flipped bit must not look like another version
     if _digest(version, metadata["tree"], tensors) != metadata.get("sha256"):
         raise CheckpointError(f"the checkpoint is damaged: {path}, its SHA-256 is wrong. Resume from an older one.")
     if re.fullmatch(r"[1-9][0-9]{0,8}", version) is None:
@@ -93,7 +93,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, Path | None, list[str]]:
-    """The newest sound checkpoint of a folder, its path, and a message for each newer one that was passed over."""
+    """The newest intact checkpoint of a folder, its path, and a message for each newer one that was skipped."""
     damaged: list[str] = []
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
@@ -104,9 +104,9 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, Path | None, list[
 
 
 def prune(folder: Path, newest: Path, *, keep: int = 2) -> None:
-    """Keep `newest` and the one before it, `keep` in all, and remove what a crash left half written.
+    """Keep `newest` and the one before it, `keep` in all, and remove partial files left by a crash.
 
-    Checkpoints of later steps go too: a run that came back to `newest` has abandoned them, or they are damaged.
+    Checkpoints of later steps are removed too: they are damaged, or a run that went back to `newest` discarded them.
     """
     paths = sorted(folder.glob("step-*.safetensors"), reverse=True)
     kept = [path for path in paths if path <= newest][:keep]
@@ -127,7 +127,7 @@ def _digest(version: str, skeleton: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON with its tensors taken out; dict keys keep their type, which plain JSON would lose."""
+    """`value` as JSON, its tensors moved to `tensors`; dict keys keep their type, which plain JSON would lose."""
     if isinstance(value, Tensor):
         name = f"{len(tensors):06d}"
         plain = value.detach().cpu()
@@ -149,9 +149,9 @@ def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        # each once, as it was written: a thousand mentions could ask for a thousand copies
+        # each tensor once: a forged file could request a thousand copies
         tensor = tensors.pop(value["tensor"])
-        # strides decide the order of summation in some kernels: bitwise resuming needs the same ones
+        # some kernels sum in the order of the strides: bitwise resuming needs the same ones
         return tensor.contiguous(memory_format=torch.channels_last) if value["channels_last"] else tensor
     if "dict" in value:
         return {key: _join(item, tensors) for key, item in value["dict"]}

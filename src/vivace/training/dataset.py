@@ -1,4 +1,4 @@
-"""How a run opens its data: its source, size and colours of what the network sees, its cache (no torch here)."""
+"""How a run opens its data: the source, the size and channels of the input, the cache (no torch here)."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 __all__ = ["all_grey", "open_run_cache", "open_run_source", "stored_as", "with_sizes"]
 
-# images looked at in one read
+# images per read
 BLOCK = 256
 
 
 def open_run_source(data: AnyData, run: str | Path | None, resume: bool, cache_dir: Path) -> DataSource:
-    """The data source, or that of the images which the run to be resumed began with: files may be gone by then."""
+    """The data source; if it can't be opened, the cached images that the run to be resumed began with."""
     try:
         return open_source(data, cache_dir=cache_dir)
     except DataError as error:
         if not resume:
             raise
-        # what a run of these data is called by, whether they were a folder, a manifest or an archive
+        # names that runs on these data may have, for a folder, a manifest or an archive
         path = Path(str(data))
         names = (path.name, path.stem, path.name.split(".")[0])
         place = Path(run) if run is not None else next(iter(runs_of(Path("runs"), names)), None)
@@ -77,7 +77,7 @@ def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
     if size is None:
         size = 32 if side <= 40 else 64 if side <= 80 else 128
     crops = recipe.augment.random_resized_crop is not None
-    # of a whole image nothing may be cut off
+    # squash and pad keep the whole image: no margin for crops
     store_size = data.store_size or (round(1.15 * size) if crops and data.fit == "crop" else size)
     name = recipe.model.name
     if name == "auto":
@@ -92,12 +92,12 @@ def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
 
 
 def _told_channels(source: DataSource) -> Literal[1] | None:
-    # of files only the pixels can tell
+    # for files, only the pixels can tell
     return 1 if source.channels == 1 else None
 
 
 def stored_as(source: DataSource, recipe: str | Path | Recipe = DEFAULT_RECIPE, size: int | None = None) -> Preprocess:
-    """How `train` stores the images of a source by default; size: side of the network's input, px."""
+    """The Preprocess with which `train` stores the images of a source by default; size: side of the input, px."""
     facts = measure_facts(source)
     facts = facts if size is None else dataclasses.replace(facts, side=size)
     resolved = override(resolve_recipe(recipe, facts), {"data.size": size} if size else {})
@@ -114,10 +114,10 @@ def open_run_cache(
     quiet: bool,
     fingerprint: str | None,
 ) -> tuple[Recipe, Cache]:
-    """The recipe with its channels, and the cache as it stores images: grey where all that is trained on is grey.
+    """The recipe with its channels, and the cache: with one channel if all training images are grey.
 
-    A network that has seen grey images alone answers anything to a tint that no eye sees. What was trained before has
-    its channels already. fingerprint: of the data that a resumed run began with.
+    A network trained on grey images in three channels is undefined on colours, even on a slight tint. Pretrained
+    networks and teachers keep their channels. fingerprint: of the data that a resumed run began with.
     """
     open_as = partial(
         _open_cache, source, cache_dir=cache_dir, num_workers=num_workers, quiet=quiet, fingerprint=fingerprint
@@ -181,7 +181,7 @@ def _preprocess(recipe: Recipe) -> Preprocess:
 
 
 def all_grey(images_NHWC: Pixels) -> bool:
-    """Whether no pixel of images [N, H, W, 3] has a colour: the first block that has one ends the search."""
+    """Whether all pixels of images [N, H, W, 3] are grey; stops at the first block with a colour."""
     for start in range(0, len(images_NHWC), BLOCK):
         block = np.asarray(images_NHWC[start : start + BLOCK])
         if (block[..., :1] != block[..., 1:]).any():

@@ -1,4 +1,4 @@
-"""The loop: epochs of steps, validations and checkpoints, with every way in which it can be interrupted."""
+"""The training loop: epochs of steps, validations and checkpoints, and how it is interrupted."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ from vivace.training.validation import Validation
 
 __all__ = ["Engine"]
 
-# fp16 begins with gradients × 65536 and halves that after every infinite one: 20 in a row are no matter of scale
+# fp16 starts with a gradient scale of 65536 and halves it after each overflow: 20 in a row have another cause
 MAX_SKIPPED = 20
-# reading a number from a GPU waits for it: there, sums and the check for NaN are read once in so many steps
+# reading a value from a GPU waits for it: sums and the check for NaN are read once in this many steps
 CUDA_READ_EVERY = 20
 
 
 @dataclass(kw_only=True)
 class Engine:
-    """Runs a plan on a state. All that it changes is the state, and the files in `checkpoints`."""
+    """Runs a plan on a state. It changes nothing but the state and the files in `checkpoints`."""
 
     recipe: Recipe
     state: TrainState
     stepper: Stepper
     batches: Batches
     names: Sequence[str]
-    """Names of the training split's images, for messages."""
+    """File names of the training images, for messages."""
     validate: Callable[[nn.Module], Validation]
     settle: Callable[[nn.Module, bool], None] | None
-    """(network, whether the run ends): takes batch-norm statistics anew, in place; None where they follow anyway."""
+    """(network, whether the run ends): estimates batch-norm statistics anew, in place; None: there are none."""
     plan: Plan
     checkpoints: Path
     callbacks: Dispatcher
     check_files: Callable[[], None]
-    """Warns when an image file has changed since the cache was made, which the run goes on with."""
+    """Warns if an image file has changed since the cache was made; the run continues with the cache."""
     head: frozenset[str] = frozenset()
-    """Names of the head's parameters: the only ones trained in the first `head_epochs`."""
+    """Names of the head's parameters, the only ones that are trained in the first `head_epochs`."""
     parts: Sequence[Sequence[str]] = ()
-    """Names of the parameters of the parts that `freeze_after` names, from the input on."""
+    """Names of the parameters of the parts that `freeze_after` freezes, in order from the input."""
 
     def __post_init__(self) -> None:
         self._rollback = Rollback(self.state, self.names)
@@ -70,7 +70,7 @@ class Engine:
         self.saved_epoch: float | None = None
         """The epoch of the validation whose weights the averaged network has after `run`."""
         if self.recipe.early_stopping is not None and not self._best_path.exists():
-            # earlier validations may have been better, but nobody kept their weights
+            # earlier validations may have been better, but their weights were not kept
             self.counters.best_val_top1 = -1.0
         self._trainable = {name: p for name, p in self.state.model.named_parameters() if p.requires_grad}
         self._validate_steps = max(1, round(self.recipe.validate_every * len(self.batches)))
@@ -86,7 +86,7 @@ class Engine:
         retries, OutOfMemoryError, TrainingError when a checkpoint can't be written, CallbackError after a checkpoint
         when a callback fails.
         """
-        # a run that is extended was finished once
+        # an extended run was finished before
         self.counters.finished = self.counters.finished and self._finished
         with StopSignals() as signals:
             self._marked_at = time.monotonic()
@@ -106,7 +106,7 @@ class Engine:
             raise self._failure
         self.saved_epoch = self.counters.history[-1]["epoch"] if self.counters.history else None
         if self.recipe.early_stopping is not None:
-            # after the checkpoint: a run that is extended goes on from its last weights, not from its best
+            # after the checkpoint: an extended run continues from its last weights, not from the best ones
             self._restore_best()
 
     @property
@@ -120,7 +120,7 @@ class Engine:
         return self.counters.step > 0 and (not history or history[-1]["step"] != self.counters.step)
 
     def save(self) -> None:
-        """Write a checkpoint of the state as it stands. Raises TrainingError if that fails; older ones stay whole."""
+        """Write a checkpoint of the current state. Raises TrainingError if that fails; older ones stay intact."""
         self._read_sums()
         self._clock()
         self.counters.finished = self._finished
@@ -151,7 +151,7 @@ class Engine:
                 return
 
     def _order(self, epoch: int, start: int) -> np.ndarray | None:
-        """The order of an epoch's images, where it is not the loader's own."""
+        """The order of the images in an epoch; None: the loader's own order."""
         hard = self.state.hard_examples
         if hard is None:
             return None
@@ -169,17 +169,17 @@ class Engine:
         self._train_mode()
 
     def _set_trainable(self) -> None:
-        late = [share <= self.counters.progress for share in self.recipe.freeze_after]
+        late = [fraction <= self.counters.progress for fraction in self.recipe.freeze_after]
         frozen = {name for part, is_late in zip(self.parts, late, strict=True) if is_late for name in part}
         for name, parameter in self._trainable.items():
             trained = name not in frozen and (not self.counters.head_only or name in self.head)
             if trained != parameter.requires_grad:
                 parameter.requires_grad_(trained)
-                # an optimizer would go on moving a weight that kept its last gradient
+                # otherwise the optimizer would keep applying the last gradient
                 parameter.grad = None
 
     def _train_mode(self) -> None:
-        # with the body frozen its batch-norm statistics stay too: features must not drift under the head
+        # while the body is frozen, so are its batch-norm statistics: features must not drift under the head
         self.state.model.train(not self.counters.head_only)
 
     def _set_rates(self) -> None:
@@ -261,11 +261,11 @@ class Engine:
         started = time.monotonic()
         if started >= self._files_due_at:
             self.check_files()
-            # listing a million files takes a while: never more than one percent of the time
+            # listing a million files takes a while: spend at most 1 % of the time on it
             self._files_due_at = started + 100 * (time.monotonic() - started)
 
     def _settle(self) -> None:
-        # a body that is frozen keeps its statistics too
+        # a frozen body keeps its statistics
         if self.settle is not None and self.counters.step <= NUM_STEPS and not self.counters.head_only:
             self.settle(self.state.averaged_model, self._finished)
 
@@ -276,7 +276,7 @@ class Engine:
         validation = self.validate(self.state.averaged_model)
         self._train_mode()
         if not math.isfinite(validation.loss):
-            # finite weights may still be so large that what they give is not
+            # weights may be finite and still so large that the loss is not
             raise NonFinite(None)
         counters.history.append(validation_row(self.state, validation, len(self.batches)))
         counters.loss_sum = counters.correct_sum = 0.0
@@ -316,7 +316,7 @@ class Engine:
     def _roll_back(self, batch: Batch | None) -> None:
         self._sums, self._num_skipped = [], 0
         self.callbacks.on_message(self._rollback.restore(batch))
-        # at once: a run that is killed now must not come back to steps that were given up, nor forget its tries
+        # at once: if the run is killed now, it must not resume from the discarded steps or forget the retry
         self.save()
 
     def _clock(self) -> None:

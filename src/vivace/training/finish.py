@@ -1,4 +1,4 @@
-"""From a trained network to what a run leaves behind: metrics, bundle, result and warnings."""
+"""The end of a run: from a trained network to metrics, bundle, result and warnings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["finish", "record_of"]
 
 
 def record_of(facts: dict[str, Any], budget: Budget) -> dict[str, Any]:
-    """What run.json says from the start: the data and what was asked for."""
+    """The contents of run.json from the start: the data, and the budget as "contract"."""
     return {"data": facts, "contract": dataclasses.asdict(budget)}
 
 
@@ -44,9 +44,9 @@ def finish(
     facts: dict[str, Any],
     budget: Budget,
 ) -> TrainResult:
-    """Calibrate and measure the trained network, write its bundle, warn of what its run missed.
+    """Calibrate and evaluate the trained network, write its bundle, and warn about problems of the run.
 
-    Raises NonFiniteError for answers that are NaN or Inf, TrainingError if a file can't be written.
+    Raises NonFiniteError for predictions that are NaN or Inf, TrainingError if a file can't be written.
     """
     data, recipe, counters = session.data, session.recipe, engine.counters
     model, temperature = engine.state.averaged_model, None
@@ -67,7 +67,7 @@ def finish(
         metrics=metrics,
         recipe=to_dict(recipe),
         environment=describe(),
-        # a bundle is handed on: where the data lay is nobody else's business
+        # bundles are shared: the path of the data is private
         data={name: value for name, value in facts.items() if name != "place"},
         temperature=temperature,
     )
@@ -105,13 +105,13 @@ def finish(
 
 
 def _metrics(session: Session, model: nn.Module, setup: Setup) -> dict[str, Any]:
-    """The figures of the validation split, and of the test split where there is one, as the bundle gives them."""
+    """The metrics of the bundle on the validation split and, if there is one, on the test split."""
     metrics = {}
     setup = without_own_kernels(setup)
     for split in ("val", *(["test"] if session.data.num_test else [])):
         probs, labels = session.split_probs(model, setup, split)
         if not np.isfinite(probs).all():
-            # finite on validation images, too large for the setup's precision on others
+            # finite on validation images, but out of range of the precision on these
             raise NonFiniteError(f"the network's answers to {split} images are NaN or Inf. Lower --lr.")
         metrics[split] = evaluate_probs(probs, labels, session.data.cache.classes).summary()
     return metrics

@@ -1,4 +1,4 @@
-"""What a measured trial found: each candidate against the best so far, and the setup that won."""
+"""The result of a measured trial: each candidate against the best so far, and the fastest setup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Receipt", "Trial"]
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One candidate against the best so far, timed in alternation."""
+    """One candidate against the best so far, timed interleaved."""
 
     name: str
     ratio: float
@@ -26,15 +26,15 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What was tried, what it gave, and the setup that won."""
+    """The candidates, their results, and the fastest setup."""
 
     setup: Setup
     trials: tuple[Trial, ...] = ()
     seconds: float = 0.0
-    """What the trial itself cost."""
+    """Duration of the trial."""
     source: Literal["measured", "cached", "off", "skipped"] = "measured"
     cut_off: bool = False
-    """Whether the trial was ended for the time that it took, with what was decided so far."""
+    """Whether the trial ran out of time; what was decided before that counts."""
 
     def summary(self) -> str:
         """One line for people."""

@@ -1,4 +1,4 @@
-"""What a resumed run takes over from its folder, and what of it may change: how far it goes, nothing else."""
+"""What a resumed run takes from its folder; nothing may change but how long it runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["adapt_counters", "newest_state", "restore", "resumed_budget"]
 
 
 def resumed_budget(asked: Budget, saved: Mapping[str, Any]) -> Budget:
-    """The budget that the run was begun with, or what is asked for now in its place."""
+    """The budget that the run began with, replaced by what is given now."""
     return Budget(
         within_seconds=asked.within_seconds or saved["within_seconds"], target=asked.target or saved["target"]
     )
@@ -27,9 +27,9 @@ def resumed_budget(asked: Budget, saved: Mapping[str, Any]) -> Budget:
 def newest_state(
     folder: RunFolder, device_type: str, on_message: Callable[[str], None] = lambda message: None
 ) -> dict[str, Any] | None:
-    """The newest sound checkpoint's tree, or None for a run that was stopped before its first one.
+    """The tree of the newest intact checkpoint, or None for a run that was stopped before its first checkpoint.
 
-    Raises CheckpointError if there are checkpoints and none is sound, or if another kind of device wrote it.
+    Raises CheckpointError if there are checkpoints but none is intact, or if the run began on another kind of device.
     """
     tree, _, damaged = load_newest(folder.checkpoints)
     for message in damaged:
@@ -49,7 +49,7 @@ def newest_state(
 
 
 def restore(state: TrainState, tree: dict[str, Any], folder: RunFolder) -> None:
-    """Take over a checkpoint's tree, in place. Raises CheckpointError if it is none of this network and optimizer."""
+    """Load a checkpoint's tree, in place. Raises CheckpointError if it does not fit this network and optimizer."""
     try:
         check_tree(tree, state.state_dict())
         state.load_state_dict(tree | {"optimizer": copy.deepcopy(tree["optimizer"])})
@@ -66,9 +66,9 @@ def restore(state: TrainState, tree: dict[str, Any], folder: RunFolder) -> None:
 def adapt_counters(
     counters: Counters, recipe: Recipe, budget: Budget, saved_recipe: Recipe, saved_budget: Mapping[str, Any]
 ) -> None:
-    """Fit the counters of a checkpoint to how far the run is to go now, in place.
+    """Adapt the counters of a checkpoint to the new length of the run, in place.
 
-    Raises CheckpointError if it has gone further already.
+    Raises CheckpointError if the run is already longer.
     """
     epochs_done = counters.epoch + (counters.batch > 0)
     if budget.within_seconds is None and recipe.epochs < min(epochs_done, saved_recipe.epochs):
@@ -79,7 +79,7 @@ def adapt_counters(
     if (recipe.epochs, recipe.early_stopping) != (saved_recipe.epochs, saved_recipe.early_stopping):
         counters.stopped_early = False
     if budget.within_seconds is not None and budget.within_seconds != saved_budget["within_seconds"]:
-        # the schedule goes on where that much of the new time would have brought it
+        # the schedule continues at the fraction of the new time budget that is used up
         counters.progress = min(1.0, counters.total_seconds / budget.within_seconds)
     if budget.target is not None and budget.target != saved_budget["target"]:
         reached = bool(counters.history) and counters.history[-1]["val_top1"] >= budget.target

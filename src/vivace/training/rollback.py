@@ -1,4 +1,4 @@
-"""What follows a NaN or Inf: back to the end of the last epoch with half the rate, a few times at most."""
+"""Roll-back after NaN or Inf: to the end of the last epoch, with half the learning rate, a few times at most."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vivace.training.state import TrainState
 __all__ = ["NonFinite", "Rollback"]
 
 MAX_ROLLBACKS = 3
-# files that a message names, and characters of each: the end of a path tells most of it
+# number of files that a message names, and characters of each: the end of a path says the most
 MAX_NAMES, MAX_NAME_LENGTH = 5, 50
 
 
 class NonFinite(Exception):
-    """A step on the batch gave NaN or Inf. None: weights, statistics or validation answers did after the last step."""
+    """NaN or Inf in a step on the batch; batch None: in weights, statistics or validation after the last step."""
 
     def __init__(self, batch: Batch | None) -> None:
         super().__init__()
@@ -28,34 +28,34 @@ class NonFinite(Exception):
 
 
 class Rollback:
-    """A copy of the last state that was good, and whether the present one is.
+    """Keeps a copy of the last good state, and checks the current one.
 
-    names: of the training split's images, for messages.
+    names: file names of the training images, for messages.
     """
 
     def __init__(self, state: TrainState, names: Sequence[str]) -> None:
         self._state, self._names = state, names
         self._snapshot = state.snapshot()
-        # some networks keep a mask of infinities: what is finite now must stay so
+        # some networks have masks with infinities: only what is finite now must stay finite
         self._finite = [tensor for tensor in _tensors(state) if bool(tensor.isfinite().all())]
 
     def mark(self) -> None:
-        """Take the present state for the one to come back to."""
+        """Make the current state the one to roll back to."""
         self._snapshot = self._state.snapshot()
 
     def check(self) -> None:
-        """Raise NonFinite if a weight or a statistic is NaN or Inf: it must get into no checkpoint and no bundle."""
+        """Raise NonFinite if a weight or a statistic is NaN or Inf, so that no checkpoint or bundle contains it."""
         if not bool(torch.stack([tensor.isfinite().all() for tensor in self._finite]).all()):
             raise NonFinite(None)
 
     def restore(self, batch: Batch | None) -> str:
-        """Put the state back, with half the rate; a message that says so. Raises NonFiniteError after three times."""
+        """Restore the state with half the learning rate; returns a message. Raises NonFiniteError after three times."""
         before = self._state.counters
         attempts, scale = before.num_rollbacks + 1, before.lr_scale / 2
         if attempts > MAX_ROLLBACKS:
             raise self._diverged(batch)
         self._state.load_state_dict(self._snapshot)
-        # what is known stays known: the time, the best weights, which lie in a file, and how much memory there is
+        # not rolled back: the time, the best weights (which are in a file), and the micro-batch that fits in memory
         self._state.counters = counters = dataclasses.replace(
             self._state.counters,
             num_rollbacks=attempts,

@@ -37,7 +37,7 @@ from vivace.training.tune import tune as run_trial
 
 __all__ = ["run_training"]
 
-# writing a bundle and leaving: measured at 0.2 to 0.6 s on a slow disk
+# time to write the bundle and exit; 0.2 to 0.6 s on a slow disk
 SAVE_SECONDS = 0.7
 # what a recipe may leave to the trial
 MEASURED = ("precision", "channels_last", "compile", "tile_gradients", "winograd", "fuse_norms", "threads")
@@ -83,7 +83,7 @@ def run_training(
         setup = receipt.setup
         set_threads(setup.threads)
         session.recipe = recipe = _resolved(recipe, setup)
-        # the trial has drawn random numbers: start from the seed
+        # the trial has drawn random numbers: seed again
         torch.manual_seed(recipe.seed)
         state = session.state(setup)
         if saved is not None:
@@ -93,7 +93,7 @@ def run_training(
             display.on_message(f"setup: {receipt.summary()}")
         else:
             adapt_counters(state.counters, recipe, budget, folder.saved_recipe(), previous["contract"])
-            # an extension that is interrupted goes on to its own end
+            # if the extension is interrupted, it is resumed up to its own end
             folder.record(recipe, record_of(facts, budget))
         curves = Curves(folder.path, resumed_step=state.counters.step or None)
         dispatcher = Dispatcher([display, curves], callbacks, device=device)
@@ -102,7 +102,7 @@ def run_training(
             dispatcher.on_start(_run_info(session, engine, folder, facts, budget))
             with display:
                 engine.run()
-            # the engine looks from time to time
+            # the engine checks only from time to time
             engine.check_files()
             result = finish(session, engine, setup, folder, facts, budget)
         except BaseException as error:
@@ -114,7 +114,7 @@ def run_training(
 
 @contextlib.contextmanager
 def _global_settings_restored() -> Iterator[None]:
-    """Gives back to the program that called us the number of threads and the choice of kernels."""
+    """Restores the number of threads and the choice of kernels of the calling program."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     cudnn = torch.backends.cudnn
     kernels = cudnn.deterministic, cudnn.benchmark
@@ -149,7 +149,7 @@ def _receipt(
     planned_seconds: float | None,
 ) -> Receipt:
     if not tune:
-        # a resumed run's recipe has its setup resolved: plain_setup reads it
+        # the recipe of a resumed run is resolved: plain_setup reads it
         return Receipt(setup=plain_setup(recipe), source="off")
     names = {
         "device": device_name(device),
@@ -162,7 +162,7 @@ def _receipt(
         "optimizer": to_dict(recipe.optimizer),
         "fixed": [getattr(recipe, name) for name in MEASURED],
         "micro_batch": recipe.micro_batch_size,
-        # whether compiling pays depends on the length of the run, within a factor of ten or so
+        # whether compiling is worth its cost depends on the length of the run, to an order of magnitude
         "magnitude": round(math.log10(recipe.epochs * len(session.data.train_indices))),
     }
     path = receipt_path(cache_dir, names)
@@ -217,10 +217,10 @@ def _engine(
     )
     if budget.within_seconds is not None:
         seconds = session.pass_seconds(state.averaged_model, without_own_kernels(setup))
-        # the last validation, the metrics of the bundle on validation and test, and saving
+        # the last validation, and the metrics of the bundle on validation and test
         passes = 2 + data.num_test / max(data.num_val, 1)
         if session.settler(setup) is not None:
-            # batch-norm statistics are taken anew from so many training images, before the last validation
+            # before the last validation, batch-norm statistics are estimated from these training images
             passes += min(NUM_IMAGES_LAST, len(data.train_indices)) / max(data.num_val, 1)
         plan.reserve_seconds = seconds * passes + SAVE_SECONDS
     return Engine(

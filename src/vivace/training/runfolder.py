@@ -1,4 +1,4 @@
-"""The run folder: where a run's files lie, who holds it, and whether a resume fits what is in it."""
+"""The run folder: its files, its lock, and whether a run can be resumed from it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from vivace.training.recipe import Recipe
 
 __all__ = ["RunFolder", "check_run_place", "flat", "new_run_path", "newest_run", "runs_of"]
 
-# what may differ between a run and its resumption: how long it goes on
+# fields of the recipe that may change when a run is resumed
 FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping", "calibrate"})
 
-# what a run writes before its first step, and all that it writes beside its recipe
+# what a run writes before its first step, and everything that it writes except its recipe
 AT_START = ("env.json", "tune.json", "run.json", "left_out.csv")
 TRACKING = tuple(f"tracking.{name}.json" for name in ("mlflow", "wandb", "trackio"))
 FILES = ("metrics.csv", "result.json", "curves.png", *TRACKING, *AT_START)
 FOLDERS = ("tensorboard", "checkpoints", "bundle")
 WRITTEN = (*FILES, *FOLDERS)
-# what lies in its folders: of another name than these nothing is read, and nothing removed
+# files in its folders: others are neither read nor removed
 CHECKPOINT = re.compile(r"(step-\d+|best)\.safetensors")
 EVENTS = re.compile(r"events\..*")
 LEFT_BY_A_RUN = re.compile("|".join(map(re.escape, ("recipe.yaml", *WRITTEN))))
-# facts of a run are a kilobyte or so, and as long as its warnings
+# run.json has about a kilobyte, plus the warnings
 MAX_FACTS_BYTES = 16 * 2**20
 
 
@@ -42,7 +42,7 @@ def _is_number(value: Any, high: float) -> bool:
     return value is None or (type(value) in (int, float) and 0 < value <= high)
 
 
-# what run.json says → whether that is of the kind it must be
+# field of run.json → whether a value is valid
 FACTS: dict[str, Callable[[Any], bool]] = {
     "fingerprint": lambda value: isinstance(value, str),
     "name": lambda value: isinstance(value, str),
@@ -55,15 +55,15 @@ FACTS: dict[str, Callable[[Any], bool]] = {
 class RunFolder:
     """A locked folder: recipe.yaml, env.json, tune.json, run.json, metrics.csv, tensorboard/, checkpoints/, bundle/.
 
-    Raises RunFolderError if it can't be written, is in use, holds a link or a device where a run has a file or folder,
-    or holds another run and `resume` is False.
+    Raises RunFolderError if it can't be written, is in use, has a link or a device in place of a file or folder of a
+    run, or holds another run and `resume` is False.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.bundle = path / "bundle"
-        # before the lock, which makes the folder
+        # before the lock, which creates the folder
         if resume and not (path / "recipe.yaml").is_file():
             raise RunFolderError(f"there is no run to resume in {path}. Leave --resume out to start one.")
         if not resume and not os.path.lexists(path / ".lock"):
@@ -71,20 +71,20 @@ class RunFolder:
         _check_plain(path, resume=resume)
         made_folder = not os.path.lexists(path)
         self._lock = FolderLock(path)
-        # of a process that was killed before its first step: as good as made by this one
+        # left by a process that was killed before its first step: treated as created by this one
         killed = self._lock.of_unbegun_run
         self._made_folder, self._made_lock = made_folder or killed, self._lock.made or killed
         self._made_checkpoints = killed or not os.path.lexists(self.checkpoints)
         self._made = set(AT_START) if killed and not resume else set()
         try:
             if not resume:
-                # behind the lock: before it, another process could still start and end a run here
+                # again, with the lock: another process may have run here in the meantime
                 _check_free(path, but=self._made)
             with self._writing():
                 self._lock.write(begun=resume)
                 self.checkpoints.mkdir(exist_ok=True)
             if resume:
-                # at the end of a run it is too late to find that it can't be replaced
+                # at the end of the run it would be too late to find that it can't be replaced
                 check_folder(self.bundle, option="the run's bundle")
             remove_leftovers(path, LEFT_BY_A_RUN)
             remove_leftovers(self.checkpoints, CHECKPOINT)
@@ -93,24 +93,24 @@ class RunFolder:
             raise
 
     def claim(self, name: str) -> Path:
-        """The path of a file that this run writes before its first step, and removes if it never comes to one."""
+        """The path of a file that is written before the first step, and removed if the run does not get that far."""
         self._made.add(name)
         return self.path / name
 
     def start(
         self, recipe: Recipe, facts: Mapping[str, Any], environment: Mapping[str, Any], receipt: Mapping[str, Any]
     ) -> None:
-        """Record what the run is, before its first step. Raises RunFolderError if that can't be written."""
+        """Write the description of the run, before its first step. Raises RunFolderError if that fails."""
         with self._writing():
             write_json(self.claim("env.json"), environment)
             write_json(self.claim("tune.json"), receipt)
         self.record(recipe, facts)
 
     def record(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
-        """Record how far the run is to go. Raises RunFolderError if that can't be written."""
+        """Write the recipe and the budget of the run. Raises RunFolderError if that fails."""
         with self._writing():
             write_json(self.claim("run.json"), facts)
-            # last: a folder with a recipe is a run that can be resumed
+            # last: a folder with a recipe can be resumed
             with atomic_file(self.path / "recipe.yaml") as file:
                 file.write(to_yaml(recipe).encode())
             self._lock.write(begun=True)
@@ -150,7 +150,7 @@ class RunFolder:
         return facts
 
     def discard_if_unused(self) -> None:
-        """Remove what this process made if no run was started: a refused input leaves nothing behind."""
+        """Remove what this process created if no run was started: a refused input leaves nothing behind."""
         if os.path.lexists(self.path / "recipe.yaml"):
             return
         with contextlib.suppress(OSError):
@@ -169,8 +169,7 @@ class RunFolder:
 
 
 def check_run_place(path: Path, data: object) -> None:
-    """Raise RunFolderError if a new run would lie in the folder of its own data, where its pictures would be taken for
-    it."""
+    """Raise RunFolderError if a new run would be inside the folder of its data, where its figures would become data."""
     if isinstance(data, str | os.PathLike) and Path(data).is_dir():
         root, place = Path(data).resolve(), path.resolve()
         if place == root or root in place.parents:
@@ -178,7 +177,7 @@ def check_run_place(path: Path, data: object) -> None:
 
 
 def _check_free(path: Path, *, but: Collection[str] = ()) -> None:
-    """Raise RunFolderError if a run would write over what lies in the folder; but: names that may lie there."""
+    """Raise RunFolderError if a run would overwrite something in the folder; but: names that may exist."""
     if os.path.lexists(path / "recipe.yaml"):
         raise RunFolderError(
             f"the run folder holds an earlier run: {path}. Continue it with --resume (in Python resume=True), "
@@ -204,9 +203,9 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _check_plain(path: Path, *, resume: bool) -> None:
-    """Raise RunFolderError if a link, a pipe or a device lies where a run has a file or folder of its own.
+    """Raise RunFolderError if there is a link, a pipe or a device in place of a file or folder of a run.
 
-    Through a link, a stranger's folder would have other files of the user's read, replaced and removed.
+    With a link, a downloaded run folder could make vivace read, replace or remove other files of the user.
     """
     for name in ("recipe.yaml", *FILES):
         _check_kind(path / name, stat.S_ISREG, "file", resume)
@@ -235,7 +234,7 @@ def _unresumable(cause: str) -> CheckpointError:
 
 
 def check_same_recipe(saved: Recipe, asked: Recipe) -> None:
-    """Raise CheckpointError with the differences if `asked` would change more than the length of the run."""
+    """Raise CheckpointError that lists the differences if `asked` changes more than FREE_KEYS."""
     before, after = flat(to_dict(saved)), flat(to_dict(asked))
     changed = [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
@@ -250,10 +249,10 @@ def check_same_recipe(saved: Recipe, asked: Recipe) -> None:
 
 
 def check_same_data(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if the data set is not the one that the run began with; both as run.json has them."""
+    """Raise CheckpointError if the data are not those that the run began with; both as in run.json."""
     if saved["fingerprint"] == given["fingerprint"]:
         return
-    # runs of earlier versions do not tell where their data lay
+    # runs of earlier versions did not record the place of their data
     is_other = saved["name"] != given["name"] or saved.get("place", given["place"]) != given["place"]
     if is_other:
         raise CheckpointError(
@@ -269,8 +268,8 @@ def check_same_data(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def _told(facts: Mapping[str, Any]) -> str:
-    """Data as run.json has them, for people: by name, place, and number of images."""
-    # the end of a path tells more than its start
+    """Data as in run.json, for a message: name, place, and number of images."""
+    # the end of a path says more than its start
     place = f" ({str(facts['place'])[-120:]})" if facts.get("place") else ""
     return f"{facts['name']}{place} with {facts['num_images']:,} images"
 
@@ -287,7 +286,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def new_run_path(runs: Path, name: str) -> Path:
-    """The first of `name`, `name-2`, `name-3` … that is not there yet."""
+    """The first of `name`, `name-2`, `name-3` … that does not exist."""
     path, number = runs / name, 1
     while path.exists():
         number += 1
@@ -296,7 +295,7 @@ def new_run_path(runs: Path, name: str) -> Path:
 
 
 def newest_run(runs: Path, data_name: str) -> Path:
-    """The run on this data set that was last written. Raises RunFolderError if there is none."""
+    """The newest run on this data set. Raises RunFolderError if there is none."""
     found = runs_of(runs, [data_name])
     if not found:
         raise RunFolderError(f"there is no run of {data_name} to resume in {runs}. Name one with --run.")
@@ -304,7 +303,7 @@ def newest_run(runs: Path, data_name: str) -> Path:
 
 
 def runs_of(runs: Path, data_names: Sequence[str]) -> list[Path]:
-    """The runs on data sets of these names, the one that was last written first."""
+    """The runs on data sets of these names, the newest first."""
     found = [(path.stat().st_mtime, path.parent) for path in runs.glob("*/run.json") if _data_name(path) in data_names]
     return [path for _, path in sorted(found, reverse=True)]
 

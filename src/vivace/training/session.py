@@ -1,4 +1,4 @@
-"""From a recipe and a cache to everything that the engine runs on."""
+"""From a recipe and a cache to network, optimizer and batches."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from vivace.training.validation import Validation, eval_batch_size, split_logits
 
 __all__ = ["Session"]
 
-# images on which a calibrated network is tried
+# images on which a calibrated network is checked
 NUM_TRIED = 8
 
 
 def _seen(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
-    """How an image becomes what the trained network sees; in training, views of `preprocess` are shrunk to it."""
+    """The preprocessing of the trained network; in training, views of `preprocess` are downscaled to it."""
     size = recipe.model.size or preprocess.size
     if size > preprocess.size:
         raise ConfigError(
@@ -129,7 +129,7 @@ class Session:
         return model
 
     def _sample_images(self, num_images: int = NUM_STATISTICS_IMAGES) -> torch.Tensor:
-        """Up to so many training images as the network sees them, normalised images_BCHW on the device."""
+        """Up to `num_images` training images as input of the network, normalised images_BCHW on the device."""
         return self._seen_images(sample(self.data, num_images))
 
     def _seen_images(self, images_NHWC: np.ndarray) -> torch.Tensor:
@@ -138,7 +138,7 @@ class Session:
         return normalised
 
     def _late_frozen(self) -> list[list[str]]:
-        """Names of the parameters of the parts that `freeze_after` names."""
+        """Names of the parameters of the parts that `freeze_after` freezes."""
         parts, count = layer_groups(self.model), len(self.recipe.freeze_after)
         if count >= len(parts):
             raise ConfigError(
@@ -163,7 +163,7 @@ class Session:
             ) from None
 
     def state(self, setup: Setup) -> TrainState:
-        """A fresh TrainState around the network, in the setup's memory format."""
+        """A new TrainState of the network, in the memory format of the setup."""
         if setup.channels_last:
             self.model.to(memory_format=torch.channels_last)
         return self._state_of(self.model, setup)
@@ -226,7 +226,7 @@ class Session:
         if setup.channels_last:
             model.to(memory_format=torch.channels_last)
         state = self._state_of(model, setup)
-        # images that grow have their full size at the end: most of the time goes there
+        # with growing images, at their final size: most of the time is spent there
         state.counters.progress = 1.0
         stepper = self.stepper(state, setup)
         batch = next(iter(self.batches.epoch(0)))
@@ -240,21 +240,21 @@ class Session:
         return step
 
     def settler(self, setup: Setup) -> Callable[[nn.Module, bool], None] | None:
-        """A function (network, whether it is the last time) that takes batch-norm statistics anew, in place.
+        """A function (network, whether it is the last time) that estimates batch-norm statistics anew, in place.
 
-        None where there are none.
+        None without batch norm.
         """
         return partial(self._settle, setup) if has_batch_norm(self.model) else None
 
     def _settle(self, setup: Setup, model: nn.Module, last: bool) -> None:
         count = NUM_IMAGES_LAST if last else NUM_IMAGES
         if self.recipe.data.balanced_sampling:
-            # in training every batch has as many of each class: of others the statistics are other ones
+            # balanced batches as in training: other proportions have other statistics
             rows = np.sort(self.batches.order(0)[:count])
             images_BCHW = self._seen_images(self.data.cache.splits["train"].images_NHWC[rows])
         else:
             images_BCHW = self._sample_images(count)
-        # classes lie one after the other: each batch is to have some of all
+        # the images are ordered by class: shuffle, so that each batch has all classes
         order = torch.randperm(len(images_BCHW), generator=torch.Generator().manual_seed(0)).to(self.device)
         size = max(2, min(NUM_IMAGES // 2, eval_batch_size(self.seen.size)))
         with autocast(self.device, setup.precision):
@@ -266,17 +266,17 @@ class Session:
 
     def _validate(self, setup: Setup, model: nn.Module) -> Validation:
         logits, labels = self._validated = self._split_logits(model, setup, "val")
-        # the plain loss: that of a smoothed or weighted target could not be compared between recipes
+        # without smoothing and weights, so that it can be compared between recipes
         loss = torch.nn.functional.cross_entropy(logits, labels)
         return Validation(loss=float(loss), top1=topk_accuracy(logits, labels, k=1))
 
     def pass_seconds(self, model: nn.Module, setup: Setup) -> float:
-        """What a pass over the validation split will take, from one over a part of it."""
+        """Expected time of a pass over the validation split, from passes over a part of it."""
         data = self.data
         positions = np.arange(len(data.val_labels_N)) if data.val_indices is None else data.val_indices
         part = positions[: 2 * eval_batch_size(data.preprocess.size)]
         arrays = (data.val_images_NHWC, data.val_labels_N)
-        # the first pass of a process takes three times as long as others, and the next one up to twice as long
+        # warm up: the first pass of a process takes up to three times as long as later ones
         self._logits(model, setup, *arrays, part[: (len(part) + 1) // 2])
         taken = []
         for _ in range(2):
@@ -286,8 +286,8 @@ class Session:
         return min(taken) * len(positions) / len(part)
 
     def calibrated(self, model: nn.Module, setup: Setup) -> tuple[nn.Module, float | None]:
-        """The network whose logits are divided by a temperature that fits validation, and that; or itself and None."""
-        # the last step was validated: no pass is needed, unless the best weights were taken back since
+        """(calibrated network, its temperature), fitted on the validation images; or (the network itself, None)."""
+        # the logits of the last validation are those of this network, unless the best weights were restored since
         last = None if self.recipe.early_stopping else self._validated
         logits, labels = last or self._split_logits(model, setup, "val")
         return calibrated(model, logits, labels, self._sample_images(NUM_TRIED))

@@ -28,7 +28,7 @@ from vivace.trust import keep_compiled_programs
 
 __all__ = ["Setup", "StepResult", "Stepper", "has_batch_norm", "own_kernels", "without_own_kernels"]
 
-# what torch, its CPU allocator, cuBLAS and cuDNN say
+# in messages of torch, its CPU allocator, cuBLAS and cuDNN
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
 
@@ -52,18 +52,18 @@ class Setup:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums over a batch, on the device: reading them waits for the device."""
+    """Sums over a batch, on the device; reading them waits for the device."""
 
     loss_sum: Tensor
     correct_sum: Tensor
     losses_B: Tensor
-    """float32 [B]: each image's cross-entropy without smoothing, times the weight of its class."""
+    """float32 [B]: cross-entropy of each image without smoothing, times the weight of its class."""
     logits_BK: Tensor
-    """float32 [B, K]: the answers."""
+    """float32 [B, K]."""
     finite: Tensor
-    """bool: neither the loss nor a gradient was NaN or infinite; in fp16 the loss alone."""
+    """bool: neither the loss nor a gradient was NaN or infinite; in fp16 only the loss is checked."""
     skipped: Tensor
-    """bool: a gradient was infinite and the step left out, as fp16 does until its scale fits."""
+    """bool: the step was skipped because a gradient was infinite, as happens in fp16 until its scale fits."""
     num_images: int
 
 
@@ -90,8 +90,8 @@ def own_kernels(setup: Setup, folder: Path) -> Iterator[None]:
 class Stepper:
     """Makes optimizer steps on a TrainState, which it changes in place.
 
-    kernels: the folder for those of our own. weights_K: the class weights that `loss` has in it; what is learnt beside
-    labels, and which images count as hard, goes by them too.
+    kernels: the folder of our kernels. weights_K: the class weights in `loss`, which also apply to distillation,
+    self-distillation and hard-example sampling.
     """
 
     def __init__(
@@ -133,24 +133,24 @@ class Stepper:
         return self.state.counters.micro_batch_size or self.setup.micro_batch_size
 
     def step(self, batch: Batch, epoch: int) -> StepResult:
-        """Train on one batch. Where memory runs out the micro-batch is halved and the batch done again.
+        """Train on one batch. If memory runs out, the micro-batch is halved and the batch repeated.
 
         Raises OutOfMemoryError if even the smallest micro-batch does not fit.
         """
         hard = self.state.hard_examples
-        # drawn once, so that a second try after an out-of-memory sees the same images
+        # augment once, so that a repetition after an out-of-memory error uses the same images
         with _memory_for("augmenting the images", "Give a smaller --batch-size"):
             images_BCHW, targets = self._augment(
                 batch.images_BCHW,
                 batch.labels_B,
                 batch.indices_B,
-                # an epoch made of hard images has each of them more than once
+                # an epoch of hard examples contains each image more than once
                 times_seen=epoch if hard is None else hard.times_seen_N[batch.indices_B],
                 generator=self.state.generator,
                 progress=self.state.counters.progress,
             )
         loss_sum, logits_BK = self._gradients(images_BCHW, targets, batch.indices_B)
-        # never tried twice: some weights would move twice
+        # never repeated: some weights would be updated twice
         with _memory_for("updating the weights", "Give a smaller --model"):
             finite, skipped = self._update(loss_sum)
         return StepResult(
@@ -176,7 +176,7 @@ class Stepper:
                 if not _is_out_of_memory(error):
                     raise
                 reason = first_line(error)
-            # outside the handler: its traceback keeps the activations alive
+            # outside the handler, whose traceback would keep the activations alive
             self._halve(len(images_BCHW), reason)
 
     def _accumulate(self, images_BCHW: Tensor, targets: Tensor, indices_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +188,7 @@ class Stepper:
             with (
                 autocast(self._device, self.setup.precision),
                 own_kernels(self.setup, self._kernels_folder),
-                # the innermost: the kernels get what is rounded
+                # innermost: the kernels get the rounded values
                 self._fake_quant,
             ):
                 logits_BK = self._forward(self._normalize(images_BCHW[chunk]))
@@ -199,8 +199,8 @@ class Stepper:
                 loss = own.blend(loss, logits_BK, indices_B[chunk], progress=progress, weights_B=weights_B)
             if self._distillation is not None:
                 loss = self._distillation(loss, logits_BK, images_BCHW[chunk], weights_B)
-            share = len(logits_BK) / num_images
-            (scaler.scale(loss * share) if scaler else loss * share).backward()
+            fraction = len(logits_BK) / num_images
+            (scaler.scale(loss * fraction) if scaler else loss * fraction).backward()
             loss_sum += loss.detach() * len(logits_BK)
             answers.append(logits_BK.detach().float())
         return loss_sum, torch.cat(answers)
@@ -214,9 +214,9 @@ class Stepper:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         finite, skipped = loss_sum.isfinite(), ~norm.isfinite()
         if not scaler:
-            # fp16 alone meets infinite gradients as a matter of course
+            # only fp16 has infinite gradients in normal operation
             finite, skipped = finite & ~skipped, torch.zeros_like(skipped)
-            # elsewhere asking would wait for the device: there the roll-back undoes the update too
+            # on a GPU the check would wait for the device; there the roll-back undoes the update
             if self._device.type == "cpu" and not finite:
                 return finite, skipped
         if self._clip_grad_norm is not None:
@@ -237,7 +237,7 @@ class Stepper:
             raise OutOfMemoryError(
                 f"out of memory even with {current} images at a time ({reason}). Give a smaller --size or --model."
             )
-        # part of the state: a resumed run divides its batches alike, and its sums are the same to the last bit
+        # part of the state, so that a resumed run splits its batches alike and stays bitwise the same
         self.state.counters.micro_batch_size = smaller
         self.state.optimizer.zero_grad(set_to_none=True)
         if self._device.type == "cuda":
@@ -246,12 +246,12 @@ class Stepper:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a network has batch norm, which can't train on a single image."""
+    """Whether a network has batch norm, which needs more than one image in training."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def _chunks(num_images: int, size: int | None) -> list[slice]:
-    """Slices of at most `size` images; never a last one of a single image, which batch norm can't use."""
+    """Slices of at most `size` images; a last single image, which batch norm can't use, joins the slice before."""
     if size is None or size >= num_images:
         return [slice(0, num_images)]
     starts = list(range(0, num_images, size))
@@ -268,11 +268,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _memory_for(what: str, mend: str) -> Iterator[None]:
-    """Turns an out-of-memory of the block into an OutOfMemoryError."""
+def _memory_for(what: str, fix: str) -> Iterator[None]:
+    """Turns an out-of-memory error of the block into an OutOfMemoryError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(f"out of memory while {what} ({first_line(error)}). {mend}.") from None
+        raise OutOfMemoryError(f"out of memory while {what} ({first_line(error)}). {fix}.") from None

@@ -59,8 +59,8 @@ def train(
 ) -> TrainResult:
     """Train a classifier on `data` and write its bundle.
 
-    data: a data set's name, a folder of class folders, a folder with train/ and val/ or test/, a manifest
-    (.csv, .jsonl, .parquet) or an archive, or a `vivace.Data` of one, which says how it is opened. recipe: a name, a
+    data: the name of a data set, a folder of class folders, a folder with train/ and val/ or test/, a manifest
+    (.csv, .jsonl, .parquet) or an archive, or a `vivace.Data`, which says how one is opened. recipe: a name, a
     YAML file or a Recipe. overrides: dotted fields of the recipe, such as {"optimizer.lr": 0.1}. The budget is
     `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation accuracy,
     (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown but
@@ -88,13 +88,13 @@ def train(
         raise ConfigError("run is an empty text: got ''. Name a folder, '.' for this one.")
     if run is not None and not resume:
         check_run_place(Path(run), data)
-    # decoding is processes and files, importing torch is one thread: they overlap
+    # importing torch is one thread: decoding, in processes, overlaps with it
     importing = threading.Thread(target=_import_torch, daemon=True)
     importing.start()
 
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     source = open_run_source(data, run, resume, cache_path)
-    # a GPU has time for the larger network in any budget
+    # a GPU is fast enough for the larger network with any time budget
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
     folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
     report(source, resolved.data.val_fraction, quiet=quiet)
@@ -115,7 +115,7 @@ def train(
         if "data.val_fraction" in changes and "val" in cache.splits:
             num_val = len(cache.splits["val"].labels_N)
             warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
-        # two threads that import modules which import each other may see half of one
+        # before other imports of torch: two threads that import it at once could see partial modules
         importing.join()
         from vivace.training.plan import Budget
         from vivace.training.run import run_training
@@ -142,7 +142,7 @@ def train(
 
 
 def _import_torch() -> None:
-    # torch's optimizers import its compiler when the first one is made, which takes as long as torch itself
+    # also the compiler, which torch's first optimizer imports and which takes as long as torch itself
     import torch._dynamo  # noqa: F401
 
 
@@ -154,7 +154,7 @@ def _open_run(
     resume: bool,
     seconds: float | None,
 ) -> tuple[RunFolder, Recipe]:
-    """The locked run folder, and the recipe with the changes made and everything about the data resolved."""
+    """The locked run folder, and the recipe with the changes applied and everything about the data resolved."""
     runs = Path("runs")
     facts = dataclasses.replace(measure_facts(source), seconds=seconds)
     if resume:
@@ -176,10 +176,10 @@ def _open_run(
 def _resumed_recipe(
     folder: RunFolder, recipe: str | Path | Recipe, changes: Mapping[str, Any], facts: DataFacts
 ) -> Recipe:
-    """The run's own recipe with the changes that a resumed run may have. Raises CheckpointError for others."""
+    """The recipe of the run with the changes that a resumed run may have. Raises CheckpointError for others."""
     saved = folder.saved_recipe()
     if recipe != DEFAULT_RECIPE:
-        # the network follows from the budget that the run began with
+        # the network depends on the budget that the run began with
         began_with = folder.saved_facts()["contract"]["within_seconds"]
         asked = resolve_recipe(recipe, dataclasses.replace(facts, seconds=began_with))
         if isinstance(recipe, str) and recipe == asked.name:
@@ -197,7 +197,7 @@ def _resumed_recipe(
 
 
 def _merged(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """`saved` with all that `asked` states: what is None or "auto" there was decided when the run began."""
+    """`saved`, updated with the values of `asked` that are neither None nor "auto"."""
     merged = dict(saved)
     for key, value in asked.items():
         if isinstance(value, Mapping) and isinstance(saved.get(key), Mapping):

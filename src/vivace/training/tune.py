@@ -1,4 +1,4 @@
-"""A short measured trial that resolves what a recipe leaves on "auto"; nothing is switched on that did not pay here."""
+"""A short measured trial for what a recipe leaves on "auto"; only what is faster on this machine is switched on."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from vivace.training.step import Setup
 
 __all__ = ["Receipt", "Trial", "plain_setup", "receipt_path", "stored_receipt", "trial_batch_size", "tune"]
 
-# what a trial may cost, as a share of the run that it speeds up
+# maximum duration of the trial, as a fraction of the run
 MAX_SHARE = 0.1
-# the first candidate saves a third and more where the hardware has the arithmetic for it: so many times that is its due
+# the first candidate may take this many times MAX_SHARE: low precision saves a third of the time or more
 FIRST_SHARES = 2
-# upper over lower bound of a ratio's interval; on an idle machine 1.1 to 1.8, beside another job 3 to 40
+# of the interval of a ratio, upper bound over lower bound: 1.1 to 1.8 on an idle machine, 3 to 40 beside another job
 MAX_SPREAD = 2.0
-# … of an interval that holds 1: what is wider tells neither that a candidate is faster nor that it is not
+# the same for an interval that contains 1: a wider one is undecided
 MAX_UNDECIDED_SPREAD = 1.1
-# four pairs of equals all point the same way once in eight times, by a few thousandths: no reason to switch anything on
+# four pairs of equal candidates all have the same sign once in eight times: ignore gains below this
 MIN_GAIN = 1.02
-# by how much the fastest steps must be faster to be believed where the medians can't be
+# required gain of the fastest steps where the medians are too noisy
 MIN_GAIN_DISTURBED = 1.1
-# what the first step of a process takes beyond others, and somewhat more
+# upper bound of what the first step of a process takes beyond later ones
 FIRST_STEP_SECONDS = 2.0
 NUM_WARMUP = 1
 # a receipt is a few kilobytes
 MAX_RECEIPT_BYTES = 1 << 20
-# pairs beyond the first few, as long as those of a candidate take no more than a share of the run and so many seconds:
-# where the speed of a machine changes from second to second, four have said 0.6 of what is 1.2
+# more pairs than the minimum, as long as they take at most PAIRS_SHARE of the run and PAIRS_SECONDS: on a noisy
+# machine four pairs have measured 0.6 for a true ratio of 1.2
 MAX_PAIRS, PAIRS_SHARE, PAIRS_SECONDS = 10, 0.01, 2.0
 # a compiler takes from half a minute to minutes: below this length of a run it is not even tried
 COMPILE_MIN_SECONDS = {"cpu": 1800.0, "cuda": 600.0}
@@ -67,7 +67,7 @@ def plain_setup(recipe: Recipe) -> Setup:
 
 
 def _threads(recipe: Recipe) -> int:
-    """Threads as the recipe asks for, up to one per processor: each more costs memory, and makes all slower."""
+    """The threads of the recipe, at most one per processor: more cost memory and are slower."""
     most = num_cpus()
     if recipe.threads == "auto":
         return most
@@ -82,18 +82,18 @@ def trial_batch_size(recipe: Recipe) -> int:
 
 
 def receipt_path(cache_dir: Path, facts: dict[str, Any]) -> Path:
-    """Where the receipt for a machine, network and batch is kept; `facts` names them."""
+    """The file of the receipt for the machine, network and batch that `facts` describes."""
     return cache_dir / "tune" / (hashlib.sha256(canonical_json(facts)).hexdigest()[:20] + ".json")
 
 
 def stored_receipt(path: Path) -> Receipt | None:
-    """The receipt of an earlier run on this machine, or None; a damaged one counts as none."""
+    """The receipt of an earlier run on this machine; None if there is none, or it is damaged."""
     try:
         receipt = from_dict(Receipt, parse_json(read_regular(path, MAX_RECEIPT_BYTES), str(path)))
     except (OSError, ValueError, ConfigError):
         return None
     setup = receipt.setup
-    # of another machine, or damaged
+    # from another machine, or damaged
     if not 1 <= setup.threads <= num_cpus() or (setup.micro_batch_size or 1) < 1:
         return None
     return dataclasses.replace(receipt, source="cached", seconds=0.0)
@@ -110,31 +110,30 @@ def tune(
 ) -> Receipt:
     """Time the candidates and return the fastest setup, with its receipt; the receipt is stored at `path`.
 
-    make_step(setup) gives a function that makes one training step of `trial_batch_size` images on a copy of the
-    network. planned_seconds: the length of the run where a time decides it rather than `expected_steps`. A candidate
-    is kept only if it is faster by MIN_GAIN and the whole interval of its ratio lies above 1. Nothing is tried, and
-    nothing stored, where the first candidate would take more than FIRST_SHARES times MAX_SHARE of the run; the least
-    promising ones are left out where all would take more than MAX_SHARE. What says neither faster nor slower is timed
-    once more, three times as long, where that share allows. Steps may turn out slower than the first ones: the trial
-    is cut off at FIRST_SHARES times MAX_SHARE of the run, and what was decided by then is what counts.
+    make_step(setup) returns a function that makes one training step of `trial_batch_size` images on a copy of the
+    network. planned_seconds: the length of the run if a time budget limits it instead of `expected_steps`. A candidate
+    is kept if it is faster by MIN_GAIN and the whole interval of its ratio is above 1. Nothing is tried or stored if
+    the first candidate would take more than FIRST_SHARES × MAX_SHARE of the run; the least promising candidates are
+    left out if all would take more than MAX_SHARE. An undecided candidate is timed again, three times as long, if
+    there is time. The trial ends at FIRST_SHARES × MAX_SHARE of the run; what was decided by then counts.
     """
     started = time.perf_counter()
     setup = plain_setup(recipe)
     if not _candidates(recipe, setup, device, float("inf")):
         return Receipt(setup=setup, source="skipped")
     best = make_step(setup)
-    # the first step of a process takes a second or so, the second one is not yet as fast as those that follow
+    # the first step of a process takes about a second, and the second one is still slower than later ones
     scale = recipe.batch_size / trial_batch_size(recipe)
     step_ms = time_call(best, device)
     run_seconds = expected_steps * scale * step_ms / 1e3 if planned_seconds is None else planned_seconds
-    # a first step that is slow beyond what a process needs to start leaves no time for others
+    # a first step that is slower than start-up explains leaves no time for more
     for _ in range(0 if step_ms / 1e3 > max(FIRST_STEP_SECONDS, FIRST_SHARES * MAX_SHARE * run_seconds) else 2):
         step_ms = min(step_ms, time_call(best, device))
         run_seconds = expected_steps * scale * step_ms / 1e3 if planned_seconds is None else planned_seconds
         if _first_seconds(step_ms, run_seconds) > FIRST_SHARES * MAX_SHARE * run_seconds:
-            # nothing will be tried: another step would tell nothing
+            # nothing will be tried, so another step is of no use
             break
-    # what the first steps of a process cost beyond others, a second or so, the run would have had to pay itself
+    # the start-up cost of the first steps is not counted: without a trial the run itself would pay it
     first_steps_seconds, tried_from = 2 * step_ms / 1e3, time.perf_counter()
     planned = run_seconds
     trials: list[Trial] = []
@@ -143,7 +142,7 @@ def tune(
     def stop() -> bool:
         nonlocal cut_off, asked_at
         now = time.perf_counter()
-        # the next pair takes as long as the last one, which may be much longer than the first steps told
+        # the next pair probably takes as long as the last one, which may be longer than the first steps
         pair_seconds, asked_at = max(2 * step_ms / 1e3, now - asked_at), now
         spent = now - tried_from + first_steps_seconds
         cut_off = cut_off or spent + pair_seconds > FIRST_SHARES * MAX_SHARE * planned
@@ -151,13 +150,13 @@ def tune(
 
     for name, changes in _candidates(recipe, setup, device, run_seconds):
         num_pairs = _num_pairs(step_ms, run_seconds)
-        # the first ones save most: the last are left out where all would cost more than their share
+        # candidates are in order of expected gain: the last ones are left out if there is no time for all
         budget = MAX_SHARE * planned * (1 if trials else FIRST_SHARES) - first_steps_seconds
         if cut_off or time.perf_counter() - tried_from + _first_seconds(step_ms, run_seconds) > budget:
             break
         candidate = dataclasses.replace(setup, **changes)
         if candidate == setup:
-            # it came with an earlier one
+            # already part of an earlier candidate
             continue
         if _changes_nothing(candidate, changes):
             continue
@@ -178,7 +177,7 @@ def tune(
         except TimeUp:
             break
         except Exception as error:
-            # a kernel that is missing or a compiler that fails costs this candidate, never the run
+            # a missing kernel or a compiler error rules out the candidate and must not end the run
             note = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             trials.append(
                 Trial(name=name, ratio=0.0, ratio_low=0.0, ratio_high=0.0, num_pairs=0, kept=False, note=note)
@@ -209,9 +208,9 @@ def tune(
     if not trials:
         return Receipt(setup=setup, seconds=seconds, source="skipped", cut_off=cut_off)
     receipt = Receipt(setup=setup, trials=tuple(trials), seconds=seconds, cut_off=cut_off)
-    # a run with more time may decide more
+    # store complete and undisturbed trials only: a run with more time may decide more
     if path is not None and not cut_off and not any("disturbed" in trial.note for trial in trials):
-        # a receipt that can't be kept is measured again
+        # without a stored receipt the next run measures again
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, to_dict(receipt))
@@ -229,7 +228,7 @@ def _changes_nothing(candidate: Setup, changes: Mapping[str, Any]) -> bool:
 
 
 def _first_seconds(step_ms: float, run_seconds: float) -> float:
-    """What a candidate takes at least: its first step, a warm-up and the pairs."""
+    """Minimum duration of a candidate: its first step, a warm-up and the pairs."""
     return (1 + 2 * NUM_WARMUP + 2 * _num_pairs(step_ms, run_seconds)) * step_ms / 1e3
 
 
@@ -239,21 +238,21 @@ def _num_pairs(step_ms: float, run_seconds: float) -> int:
 
 
 def _is_disturbed(result: Comparison) -> bool:
-    """Whether an interval is so wide that something else was running: believed today, it would be wrong tomorrow.
+    """Whether an interval is so wide that other work must have disturbed the measurement.
 
-    Not where all of it says the same, and the fastest steps say it clearly: then it matters to nothing.
+    False if the whole interval and the fastest steps agree clearly that the candidate is faster.
     """
     clear = result.faster and _by_fastest(result) > MIN_GAIN_DISTURBED
     return result.ratio_high > MAX_SPREAD * result.ratio_low and not clear
 
 
 def _by_fastest(result: Comparison) -> float:
-    """The ratio of the fastest steps: what else runs only ever adds time, so these are the least disturbed."""
+    """The ratio of the fastest steps: other work only adds time, so these are the least disturbed."""
     return min(result.baseline_ms) / min(result.candidate_ms)
 
 
 def _is_undecided(result: Comparison) -> bool:
-    """Whether an interval holds 1 and much else besides."""
+    """Whether an interval contains 1 and is wide."""
     low, high = result.ratio_low, result.ratio_high
     return low < 1 < high and high > MAX_UNDECIDED_SPREAD * low
 
