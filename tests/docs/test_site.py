@@ -148,3 +148,25 @@ def test_the_chinese_pages_show_the_same_programs(name: str) -> None:
         return [(language, re.sub(r" *#.*", "", text)) for language, text in blocks(page)]
 
     assert programs(DOCS / "zh" / name) == programs(DOCS / name)
+
+
+def named_objects() -> list[tuple[str, str]]:
+    """(page, name) of everything like `vivace.timing.interleaved` that a page names."""
+    return sorted(
+        {
+            (str(page.relative_to(ROOT)), name)
+            for page in site_pages()
+            for name in re.findall(r"\bvivace(?:\.[A-Za-z_]\w*)+", page.read_text("utf-8"))
+        }
+    )
+
+
+@pytest.mark.parametrize(("page", "name"), named_objects())
+def test_what_a_page_names_exists(page: str, name: str) -> None:
+    found: object = vivace
+    place = "vivace"
+    for part in name.split(".")[1:]:
+        place = f"{place}.{part}"
+        if not hasattr(found, part):
+            importlib.import_module(place)
+        found = getattr(found, part)
