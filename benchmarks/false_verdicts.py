@@ -26,7 +26,7 @@ from records import RESULTS, page, save, today
 from vivace.bundle import load_bundle
 from vivace.hardware import describe
 from vivace.statistics.intervals import Ratio
-from vivace.statistics.shares import wilson_interval
+from vivace.statistics.proportions import wilson_interval
 from vivace.timing.interleaved import BLOCK_SECONDS, Side, Timings, ratio_of, time_sides
 
 MARGIN = 1.02

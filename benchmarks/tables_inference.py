@@ -7,7 +7,7 @@ from typing import Any
 
 from records import with_interval
 from tables_training import Record, Table, table
-from vivace.statistics.shares import wilson_interval
+from vivace.statistics.proportions import wilson_interval
 
 __all__ = ["baselines", "claims", "deployed", "false_verdicts", "honesty", "searches"]
 

@@ -104,7 +104,7 @@ def test_one_flipped_bit_in_the_weights_is_refused(bundle: Bundle, place: int) -
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BundleError, match="its SHA-256 is not the recorded one"):
+    with pytest.raises(BundleError, match="its SHA-256 differs from the recorded one"):
         load_bundle(bundle.folder)
 
 
@@ -168,7 +168,7 @@ def test_weights_that_are_not_finite_are_not_exported(bundle: Bundle, tmp_path: 
 
 def test_a_newer_schema_is_refused_with_both_versions(bundle: Bundle) -> None:
     rewrite(bundle.folder, schema_version=SCHEMA_VERSION + 1)
-    with pytest.raises(BundleError, match=f"schema {SCHEMA_VERSION + 1}, this vivace reads up to {SCHEMA_VERSION}"):
+    with pytest.raises(BundleError, match=f"schema {SCHEMA_VERSION + 1}, and this vivace reads up to {SCHEMA_VERSION}"):
         load_bundle(bundle.folder)
 
 
@@ -179,7 +179,7 @@ def test_a_file_outside_the_folder_is_refused(bundle: Bundle, name: str) -> None
     (bundle.folder / "link").symlink_to(outside)
     files = json.loads((bundle.folder / "bundle.json").read_text())["files"]
     rewrite(bundle.folder, files={**files, name: {"sha256": "0" * 64, "bytes": 1}})
-    with pytest.raises(BundleError, match="names a file outside its folder"):
+    with pytest.raises(BundleError, match="lists a file outside its folder"):
         load_bundle(bundle.folder)
 
 

@@ -1,4 +1,4 @@
-"""The folder of caches: found or replaced by a temporary one, written by one at a time, cleared of what was killed."""
+"""The cache folder: its location or a temporary substitute, exclusive building, and removal of leftovers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_nowhere")
-def test_the_first_place_that_can_be_written_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_first_writable_folder_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / ".cache" / "vivace"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -42,7 +42,7 @@ def test_the_first_place_that_can_be_written_is_taken(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("_nowhere")
-def test_without_a_home_the_cache_goes_to_a_temporary_folder_of_ones_own(tmp_path: Path) -> None:
+def test_without_a_home_the_cache_is_a_private_temporary_folder(tmp_path: Path) -> None:
     place = default_cache_dir()
     assert place == tmp_path / "tmp" / f"vivace-{os.getuid()}"
     assert place.stat().st_mode & 0o777 == 0o700
@@ -50,15 +50,15 @@ def test_without_a_home_the_cache_goes_to_a_temporary_folder_of_ones_own(tmp_pat
 
 
 @pytest.mark.usefixtures("_nowhere")
-def test_a_home_that_cant_be_written_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # a file in place of the folder: rights do not stop root
+def test_a_home_that_cant_be_written_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # a file in place of the folder, because permissions do not stop root
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     assert default_cache_dir() == tmp_path / "tmp" / f"vivace-{os.getuid()}"
 
 
 @pytest.mark.usefixtures("_nowhere")
-def test_a_home_on_a_read_only_disk_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_home_on_a_read_only_disk_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(**_: object) -> None:
         raise OSError(30, "Read-only file system")
 
@@ -69,7 +69,7 @@ def test_a_home_on_a_read_only_disk_is_passed_over(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("_nowhere")
-def test_a_temporary_folder_that_somebody_else_laid_out_is_not_trusted(tmp_path: Path) -> None:
+def test_a_temporary_folder_made_by_another_user_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "tmp" / f"vivace-{os.getuid()}").symlink_to(tmp_path / "theirs")
     place = default_cache_dir()
@@ -101,7 +101,7 @@ def test_building_waits_for_another_process_and_not_for_one_that_was_killed(tmp_
         process.stdout.close()
 
 
-def test_a_file_system_without_locks_is_built_on_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_is_built_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
@@ -130,7 +130,7 @@ open_source(sys.argv[1])
 """
 
 
-def test_an_extraction_that_was_killed_is_cleared_away_when_other_data_are_opened(
+def test_an_incomplete_extraction_is_removed_when_other_data_is_opened(
     make_folder: Callable[..., Path], own_cache: Path, tmp_path: Path
 ) -> None:
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", make_folder())
@@ -139,7 +139,7 @@ def test_an_extraction_that_was_killed_is_cleared_away_when_other_data_are_opene
     assert killed.returncode == -signal.SIGKILL
     (left,) = (own_cache / "archives").iterdir()
     assert len(list(left.rglob("*.png"))) == 5
-    # never what is not named as ours are
+    # never files with other names
     users = [own_cache / "archives" / name for name in (".mine.tmp", "packed.0123abcd.tmp", ".x.0123ABCD.tmp")]
     for path in users:
         path.mkdir()
@@ -156,7 +156,7 @@ def test_an_extraction_that_was_killed_is_cleared_away_when_other_data_are_opene
 
 
 @pytest.mark.parametrize("place", ["images", "archives", "downloads", "kernels", "aoti", "exported"])
-def test_what_killed_processes_left_anywhere_in_a_cache_is_cleared_away(tmp_path: Path, place: str) -> None:
+def test_leftovers_of_killed_processes_are_removed_from_the_cache(tmp_path: Path, place: str) -> None:
     left = tmp_path / place / ".something.0123abcd.tmp"
     left.mkdir(parents=True)
     (left / "half").touch()
@@ -167,7 +167,7 @@ def test_what_killed_processes_left_anywhere_in_a_cache_is_cleared_away(tmp_path
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "text"])
-def test_a_cache_is_not_locked_by_what_is_not_vivaces(tmp_path: Path, kind: str) -> None:
+def test_a_lock_that_vivace_did_not_write_is_refused(tmp_path: Path, kind: str) -> None:
     folder, precious = tmp_path / "images" / "a-0123456789", tmp_path / "thesis.txt"
     precious.write_text("my thesis")
     folder.parent.mkdir()
@@ -178,14 +178,15 @@ def test_a_cache_is_not_locked_by_what_is_not_vivaces(tmp_path: Path, kind: str)
         os.mkfifo(lock)
     else:
         lock.write_text("mine")
-    with pytest.raises(OSError, match=r"its lock \.a-0123456789\.lock (is a link|is no regular file|holds something)"):  # noqa: SIM117
+    problem = r"its lock \.a-0123456789\.lock (is a link|is not a regular file|holds something)"
+    with pytest.raises(OSError, match=problem):  # noqa: SIM117
         with building(folder):
             pass
     assert precious.read_text() == "my thesis"
     assert kind != "text" or lock.read_text() == "mine"
 
 
-def test_who_waits_for_a_cache_says_for_whom(
+def test_a_process_that_waits_for_a_cache_names_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "images" / "a-0123456789"
@@ -211,14 +212,14 @@ def test_who_waits_for_a_cache_says_for_whom(
 
 @pytest.fixture
 def entered_by_all() -> Iterator[Path]:
-    """A folder that others may enter; those of pytest they may not."""
+    """A folder that others may enter, unlike pytest's own."""
     path = Path(tempfile.mkdtemp(dir="/tmp"))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)
 
 
-def test_a_cache_that_others_may_write_to_is_told_once(
+def test_a_cache_that_others_may_write_to_is_reported_once(
     entered_by_all: Path, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, shared = open_source(make_folder()), entered_by_all / "cache"
@@ -230,9 +231,9 @@ def test_a_cache_that_others_may_write_to_is_told_once(
         open_cache(source, preprocess, cache_dir=shared)
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "another user" in line]
     assert told == (
-        f"warning: the images and labels in {folder} are believed, and another user could have changed them: others "
-        f"may write to {shared} (mode 0775). Take the others' right to write away (chmod -R go-w), or set "
-        "VIVACE_CACHE to a folder of your own."
+        f"warning: another user could have changed the images and labels in {folder}, which are used: others "
+        f"may write to {shared} (mode 0775). Remove write permission for others (chmod -R go-w), or set "
+        "VIVACE_CACHE to a private folder."
     )
 
 

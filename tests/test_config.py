@@ -35,7 +35,7 @@ def test_every_recipe_survives_yaml(name: str, facts: DataFacts) -> None:
         ({"precison": "bf16"}, "unknown key 'precison'. Did you mean 'precision'?"),
         ({"optimizer.lrr": "1"}, "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
         ({"optimiser.lr": "1"}, "unknown key 'optimiser'. Did you mean 'optimizer'"),
-        ({"epochs": "2.5"}, "epochs has the wrong type: got 2.5. Give a whole number."),
+        ({"epochs": "2.5"}, "epochs has the wrong type: got 2.5. Give an integer."),
         ({"optimizer.lr": "fast"}, "optimizer.lr has the wrong type: got 'fast'. Give a number."),
         ({"deterministic": "1"}, "deterministic has the wrong type: got 1. Give true or false."),
         ({"optimizer.lr": "-0.1"}, "optimizer.lr is out of range: got -0.1. Give a value in (0, 1e+12]."),
@@ -47,7 +47,7 @@ def test_every_recipe_survives_yaml(name: str, facts: DataFacts) -> None:
         ({"model.name": "!!python/object/apply:os.system ['true']"}, "Object tags are refused"),
     ],
 )
-def test_a_wrong_field_is_named_with_its_mend(assignments: dict[str, Any], message: str) -> None:
+def test_a_wrong_field_is_named_with_how_to_fix_it(assignments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         override(Recipe(), assignments)
     assert message in str(error.value)
@@ -118,7 +118,7 @@ def test_a_missing_required_field_is_named() -> None:
         x: float
         y: float = 0.0
 
-    with pytest.raises(ConfigError, match=r"^Point lacks x\. Add what is missing\.$"):
+    with pytest.raises(ConfigError, match=r"^Point lacks required fields: x\. Add them\.$"):
         from_dict(Point, {"y": 1.0})
 
 
@@ -168,6 +168,6 @@ def test_a_name_that_yaml_would_change_is_to_be_quoted() -> None:
 
 @pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), -(10**400), "9" * 5000])
 @pytest.mark.parametrize("field", ["epochs", "clip_grad_norm"])
-def test_a_number_that_none_can_hold_is_no_traceback(field: str, value: Any) -> None:
+def test_a_number_that_overflows_is_not_a_traceback(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{field} (has the wrong type|is out of range)"):
         from_dict(Recipe, {field: value})

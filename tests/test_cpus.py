@@ -1,4 +1,4 @@
-"""The processors that a process was given: of affinity, quotas at any depth, Slurm and OMP_NUM_THREADS the smallest."""
+"""The number of CPUs: the minimum of affinity, quotas at any depth, Slurm and OMP_NUM_THREADS."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_every_quota_on_the_way_up_counts(tmp_path: Path, texts: dict[str, str],
         ({"SLURM_CPUS_PER_TASK": "9" * 5000}, 16),
     ],
 )
-def test_what_the_environment_asks_for_counts(tmp_path: Path, environment: dict[str, str], wanted: int) -> None:
+def test_limits_in_the_environment_count(tmp_path: Path, environment: dict[str, str], wanted: int) -> None:
     assert num_cpus(root=tmp_path, environment=environment) == wanted
 
 

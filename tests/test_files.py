@@ -1,4 +1,4 @@
-"""Files are whole or absent."""
+"""Files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def test_a_folder_is_locked_against_another_process_and_free_after_its_death(tmp
 
 
 def test_a_folder_that_cant_be_written_is_refused(tmp_path: Path) -> None:
-    # a file in the way: the tests may run as root, whom rights do not stop
+    # a file in place of the folder, because permissions do not stop root
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"can't be written: .* Choose another with --run"):
+    with pytest.raises(RunFolderError, match=r"can't be written: .* Choose another by --run"):
         FolderLock(tmp_path / "file" / "run")
 
 
@@ -128,7 +128,7 @@ def test_a_process_killed_while_it_replaces_a_folder_loses_neither(tmp_path: Pat
     assert (path / "a").read_text() == "new"
     assert subprocess.run([sys.executable, "-c", KILLED, str(path), "two steps"], check=False).returncode == -9
     assert not path.exists()
-    # the next start gives the folder that was set aside its name back
+    # the next start restores the name of the folder that was set aside
     assert len(remove_leftovers(tmp_path)) == 2
     assert (path / "a").read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
@@ -183,7 +183,7 @@ def test_parents_are_made_and_removed_again_if_nothing_came_of_it(tmp_path: Path
 def test_what_is_made_by_many_at_once_under_one_name_is_there_for_each(tmp_path: Path) -> None:
     failures = []
     for attempt in range(40):
-        # nothing is there yet: each may make the folders above and clear what looks like a leftover
+        # nothing exists yet: each process may create the parents and remove what looks like a leftover
         path = tmp_path / str(attempt) / "above" / "made"
         together = threading.Barrier(4)
 

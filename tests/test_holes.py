@@ -1,4 +1,4 @@
-"""Files of holes are refused, and no others."""
+"""Sparse files are refused, and no others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from vivace import holes
 from vivace.errors import BundleError
 from vivace.files import read_regular, sha256_of
-from vivace.holes import HOLLOW_BYTES, MIN_SOLID, check_solid
+from vivace.holes import MAX_SPARSITY, SPARSE_BYTES, check_solid
 from vivace.manifest import check_files
 from vivace.runtimes.openvino_graph import check_ir
 
@@ -37,7 +37,7 @@ def refused(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("pieces", [(), (0,), (2**30,), (0, 2**29, 2**30)])
-def test_a_large_file_of_holes_is_refused(tmp_path: Path, pieces: tuple[int, ...]) -> None:
+def test_a_large_sparse_file_is_refused(tmp_path: Path, pieces: tuple[int, ...]) -> None:
     path = made(tmp_path / "x", 2**31, *pieces)
     assert refused(path)
     with pytest.raises(OSError, match="holes"):
@@ -46,16 +46,16 @@ def test_a_large_file_of_holes_is_refused(tmp_path: Path, pieces: tuple[int, ...
         read_regular(path, 2**40)
 
 
-def test_small_ones_and_those_with_data_are_taken(tmp_path: Path) -> None:
-    assert not refused(made(tmp_path / "small", HOLLOW_BYTES, 0))
-    path = made(tmp_path / "large", HOLLOW_BYTES + 4096)
+def test_small_and_dense_files_are_accepted(tmp_path: Path) -> None:
+    assert not refused(made(tmp_path / "small", SPARSE_BYTES, 0))
+    path = made(tmp_path / "large", SPARSE_BYTES + 4096)
     assert refused(path)
     with path.open("r+b") as file:
-        file.write(b"x" * (2 * HOLLOW_BYTES // MIN_SOLID))
+        file.write(b"x" * (2 * SPARSE_BYTES // MAX_SPARSITY))
     assert not refused(path)
 
 
-def test_where_nothing_is_known_of_holes_all_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_support_for_holes_all_files_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = made(tmp_path / "x", 2**31)
 
     def refuse(descriptor: int, position: int, whence: int) -> int:
@@ -68,12 +68,12 @@ def test_where_nothing_is_known_of_holes_all_are_taken(tmp_path: Path, monkeypat
     assert not refused(path)
 
 
-def test_a_bundle_with_a_file_of_holes_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
+def test_a_bundle_with_a_sparse_file_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
     made(tmp_path / "model.safetensors", 2**38, 0)
-    with pytest.raises(BundleError, match=r"model\.safetensors can't be read \(.* next to nothing but holes\)"):
+    with pytest.raises(BundleError, match=r"model\.safetensors can't be read \(.* almost only holes\)"):
         check_files(tmp_path, {"model.safetensors": {"bytes": 2**38, "sha256": "0" * 64}})
 
 
-def test_a_graph_of_holes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"the graph can't be read: .* next to nothing but holes"):
+def test_a_sparse_graph_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"the graph can't be read: .* almost only holes"):
         check_ir(made(tmp_path / "model.xml", 2**27))

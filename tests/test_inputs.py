@@ -1,4 +1,4 @@
-"""A predictor called with whatever holds an image: the same pixels for one picture, refusals that name their place."""
+"""A predictor accepts every kind of image with the same pixels, and errors name the image's index."""
 
 from __future__ import annotations
 
@@ -133,12 +133,12 @@ def test_the_same_picture_has_the_same_pixels_whatever_holds_it(mode: str, chann
 
 
 def tensor_of(array_HWC: np.ndarray) -> torch.Tensor:
-    """[C, H, W], as torchvision has it."""
+    """[C, H, W], as in torchvision."""
     return torch.from_numpy(np.array(array_HWC if array_HWC.ndim == 3 else array_HWC[..., None])).movedim(-1, -3)
 
 
 def png_of_sixteen_bits(values_HWC: np.ndarray) -> bytes:
-    """A PNG file: Pillow writes none of 16 bits a channel with colours."""
+    """A PNG file with 16 bits per channel and colours, which Pillow can't write."""
     height, width, channels = values_HWC.shape
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
@@ -219,35 +219,41 @@ def test_topk_is_a_number_of_classes(predictor: Predictor) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "None": (None, "no image: got None. Give a path"),
-    "number": (5, "no image: got an object of type int. Give a path"),
+    "None": (None, "not an image: got None. Give a path"),
+    "number": (5, "not an image: got an object of type int. Give a path"),
     "mapping": ({"image": RGB}, r"got an object of type dict. Give list\(mapping.values\(\)\)"),
     "file": (io.BytesIO(b"x"), r"got an object of type BytesIO. Give its bytes: file.read\(\)"),
     "bytearray": (bytearray(b"x"), r"got an object of type bytearray. Give bytes\(...\) of it"),
-    "module": (torch.nn.Linear(1, 1), "no image: got an object of type Linear. Give a path"),
+    "module": (torch.nn.Linear(1, 1), "not an image: got an object of type Linear. Give a path"),
     "no file": ("nowhere.png", "the file can't be read: nowhere.png"),
-    "zero byte": ("a\0b", "the name is no file's: "),
+    "zero byte": ("a\0b", "the file name is invalid: "),
     "empty text": ("", "the file can't be read: "),
     "empty bytes": (b"", "the file is empty: the image"),
-    "bytes of text": (b"hello", "the file is no image: the image"),
-    "floats to 255": (RGB.astype(np.float32), r"the array is no image: float32 \[40, 60, 3\] from 0 to 255. Give fl"),
-    "normalised": (RGB / 255 - 0.5, r"float64 .* from -0.5 to 0.5. Give floats from 0 to 1, before they are norm"),
+    "bytes of text": (b"hello", "the file is not an image: the image"),
+    "floats to 255": (
+        RGB.astype(np.float32),
+        r"the array is not an image: float32 \[40, 60, 3\] from 0 to 255. Give fl",
+    ),
+    "normalised": (RGB / 255 - 0.5, r"float64 .* from -0.5 to 0.5. Give floats from 0 to 1, before normalization"),
     "not a number": (np.full((9, 9), np.nan), "from nan to nan. Give floats from 0 to 1"),
     "whole numbers": (RGB.astype(np.int64), r"int64 \[40, 60, 3\]. Give uint8 \[H, W\]"),
     "complex": (RGB.astype(np.complex64), "complex64"),
-    "names in an array": (np.array(["a.png"]), r"the array is no image: <U5 \[1\]"),
-    "objects": (np.array([RGB, None], object), r"the array is no image: object \[2\]"),
-    "channels first": (RGB.transpose(2, 0, 1), r"or turn it: numpy.moveaxis\(array, 0, -1\)"),
-    "batch, channels first": (RGB.transpose(2, 0, 1)[None], r"or turn it: numpy.moveaxis\(array, 1, -1\)"),
+    "names in an array": (np.array(["a.png"]), r"the array is not an image: <U5 \[1\]"),
+    "objects": (np.array([RGB, None], object), r"the array is not an image: object \[2\]"),
+    "channels first": (RGB.transpose(2, 0, 1), r"as by numpy.moveaxis\(array, 0, -1\)"),
+    "batch, channels first": (RGB.transpose(2, 0, 1)[None], r"as by numpy.moveaxis\(array, 1, -1\)"),
     "five dimensions": (RGB[None, None], r"uint8 \[1, 1, 40, 60, 3\]"),
     "no pixels": (np.zeros((0, 9, 3), np.uint8), "the array is empty"),
-    "no dimensions": (np.uint8(5), "no image: got an object of type uint8"),
+    "no dimensions": (np.uint8(5), "not an image: got an object of type uint8"),
     "too small": (RGB[:3], "the image is too small: the image is 60 × 3"),
-    "strip": (np.zeros((4, 300, 3), np.uint8), "the image is a strip: the image is 300 × 4"),
+    "strip": (np.zeros((4, 300, 3), np.uint8), "the image is too elongated: the image is 300 × 4"),
     "small picture": (Image.new("RGB", (2, 2)), "the image is too small: the image is 2 × 2"),
-    "tensor, channels last": (torch.from_numpy(RGB), r"tensor is no image: torch.uint8 \[40, 60, 3\]. .*movedim\(-1"),
-    "tensor of a matrix": (torch.zeros(9, 9), r"the tensor is no image: torch.float32 \[9, 9\]. Give \[C, H, W\]"),
-    "whole tensor": (torch.zeros(3, 9, 9, dtype=torch.int64), r"the array is no image: int64 \[9, 9, 3\]"),
+    "tensor, channels last": (
+        torch.from_numpy(RGB),
+        r"tensor is not an image: torch.uint8 \[40, 60, 3\]. .*movedim\(-1",
+    ),
+    "tensor of a matrix": (torch.zeros(9, 9), r"the tensor is not an image: torch.float32 \[9, 9\]. Give \[C, H, W\]"),
+    "whole tensor": (torch.zeros(3, 9, 9, dtype=torch.int64), r"the array is not an image: int64 \[9, 9, 3\]"),
     "tensor to 255": (torch.full((3, 9, 9), 255.0), r"from 255 to 255. Give floats from 0 to 1"),
     "tensor without values": (torch.zeros(3, 9, 9, device="meta"), "the tensor's values can't be read: .* on meta"),
     "sparse tensor": (torch.zeros(3, 9, 9).to_sparse(), "the tensor's values can't be read"),
@@ -255,13 +261,13 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_image_is_refused_and_in_a_list_its_place_is_named(predictor: Predictor, case: str) -> None:
+def test_what_is_not_an_image_is_refused_and_in_a_list_its_place_is_named(predictor: Predictor, case: str) -> None:
     value, said = REFUSED[case]
     with pytest.raises(DataError, match=said) as caught:
         predictor(value)
     for images in ([RGB, RGB, RGB, value], iter([RGB, RGB, RGB, value])):
         if case == "batch, channels first":
-            said = "the array is no image"
+            said = "the array is not an image"
         with pytest.raises(DataError, match=r"^image 3: ") as placed:
             predictor(images)
         assert isinstance(placed.value, ImageError) == isinstance(caught.value, ImageError) or case.startswith("batch")
@@ -271,11 +277,11 @@ def test_what_is_no_image_is_refused_and_in_a_list_its_place_is_named(predictor:
 
 
 def test_lists_in_lists_and_batches_in_lists_are_refused(predictor: Predictor) -> None:
-    with pytest.raises(DataError, match=r"^image 1: no image: got an object of type list"):
+    with pytest.raises(DataError, match=r"^image 1: not an image: got an object of type list"):
         predictor([RGB, [RGB]])
-    with pytest.raises(ImageError, match=r"^image 0: the array is no image: uint8 \[1, 40, 60, 3\]"):
+    with pytest.raises(ImageError, match=r"^image 0: the array is not an image: uint8 \[1, 40, 60, 3\]"):
         predictor([RGB[None]])
-    with pytest.raises(ImageError, match=r"^image 0: the array is no image: uint8 \[1, 40, 60, 3\]"):
+    with pytest.raises(ImageError, match=r"^image 0: the array is not an image: uint8 \[1, 40, 60, 3\]"):
         predictor([torch.from_numpy(RGB[None]).movedim(-1, 1)])
 
 
@@ -289,7 +295,7 @@ def test_a_damaged_file_and_a_closed_one_are_named_by_their_place(predictor: Pre
             with pytest.raises(ImageError, match=r"^image 1: the image is damaged: ") as caught:
                 predictor([path, bad])
             assert caught.value.problem == "truncated"
-    # and predict goes on
+    # and predict continues
     result = predict(predictor, [path, tmp_path / "half.png"])
     assert (len(result.rows), len(result.failures)) == (1, 1)
 
@@ -323,7 +329,7 @@ def test_an_iterator_may_use_its_memory_again_and_close_its_files(predictor: Pre
     paths = [saved(Image.fromarray(frame), tmp_path / f"{index}.png") for index, frame in enumerate(frames)]
 
     def camera() -> Iterator[np.ndarray]:
-        # of the size that is stored: nothing but a copy keeps it
+        # of the stored size, so it would not be copied by resizing
         buffer = np.empty_like(frames[0])
         for frame in frames:
             buffer[:] = frame
@@ -352,12 +358,12 @@ def test_one_opened_image_many_times_in_a_list_is_decoded_once_at_a_time(tmp_pat
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnx", "openvino"])
-def test_eight_threads_are_told_what_one_is(folders: dict[str, Path], runtime: str) -> None:
+def test_eight_threads_get_the_predictions_of_one(folders: dict[str, Path], runtime: str) -> None:
     predictor = Predictor(folders[runtime], device="cpu", batch_size=4)
     batches = [RNG.integers(0, 256, (count, 40, 60, 3), dtype=np.uint8) for count in (1, 3, 2, 4, 1, 7, 5, 3)] * 4
     expected = [predictor(batch) for batch in batches]
     fresh = Predictor(folders[runtime], device="cpu", batch_size=4)
-    # together, so that what is made at a first call is asked for by all
+    # all at once, so that all request what the first call creates
     start = threading.Barrier(8)
 
     def ask(thread: int) -> list[list[Any]]:
@@ -393,7 +399,7 @@ def test_threads_that_ask_first_together_compile_a_program_once(
 
 
 HEAVY = ("torch", "torchvision", "timm", "matplotlib", "sklearn", "pandas")
-# measured: what takes longer than to classify an image, and is not needed for it
+# modules that take longer to import than an image to classify, and are not needed for it
 NEEDLESS = ("typeguard", "asyncio", "openvino.tools", "concurrent.futures", "rich", "importlib.metadata")
 COMMAND = "from vivace.cli import main; assert main(['predict', FOLDER, IMAGE]) == 0"
 PYTHON = "import vivace; print(vivace.Predictor(FOLDER)(IMAGE).label)"
@@ -416,7 +422,7 @@ def test_a_graph_is_run_without_torch(folders: dict[str, Path], runtime: str, co
     assert any(name in done.stdout for name in CLASSES)
 
 
-def test_without_torch_the_device_is_still_told_and_wrong_ones_refused(folders: dict[str, Path]) -> None:
+def test_without_torch_the_device_is_still_reported_and_wrong_ones_refused(folders: dict[str, Path]) -> None:
     assert Predictor(folders["onnx"], device="cpu").device == torch.device("cpu")
     with pytest.raises(ConfigError, match="--device is unknown: got 'gpu'"):
         Predictor(folders["onnx"], device="gpu")

@@ -1,4 +1,4 @@
-"""Intervals that hold the truth as often as they say, and timing in alternation."""
+"""Interleaved timing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vivace import measure
 from vivace.measure import compare
 
 
-def test_both_sides_take_turns_and_the_order_turns_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_sides_are_interleaved_and_the_order_alternates(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(measure, "time_call", lambda call, device: call())
 

@@ -21,7 +21,7 @@ def test_a_warning_is_shown_on_stderr_and_kept_once(capsys: pytest.CaptureFixtur
     assert capsys.readouterr() == ("", "warning: two files were left out\nwarning: the budget was missed\n")
 
 
-def test_outside_of_a_block_a_warning_is_shown_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_outside_of_a_block_a_warning_is_only_shown(capsys: pytest.CaptureFixture[str]) -> None:
     warn("nobody collects")
     assert recorded_warnings() == ()
     assert capsys.readouterr().err == "warning: nobody collects\n"
@@ -55,7 +55,7 @@ def test_two_threads_do_not_mix_their_warnings() -> None:
     assert seen == {"a": ["of a"], "b": ["of b"]}
 
 
-def test_a_warning_is_one_line_that_no_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_is_one_line_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     with collected_warnings() as messages:
         warn("a\nb\x1b[31m" + "c" * 1000)
     assert messages[0].startswith("a b\\x1b[31mccc")

@@ -1,4 +1,4 @@
-"""What another system lacks, taken away from a child process: all of vivace's daily work has to go on without it."""
+"""Modules that other systems lack are blocked in a child process: daily work must continue without them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from vivace.data.caching.stored import StoredImages
 from vivace.data.layouts.archives import unpack
 from vivace.errors import ArchiveError, ConfigError, RunFolderError
 from vivace.hardware import device_name, select_device, supported_precisions
-from vivace.holes import HOLLOW_BYTES, check_solid
-from vivace.locks import FolderLock, lock_in_turn
+from vivace.holes import SPARSE_BYTES, check_solid
+from vivace.locks import FolderLock, waiting_lock
 from vivace.systems import files as system_files
 from vivace.systems import locking, processes
 from vivace.trust import doubt
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="plays another system on Linux")
 
-# as sitecustomize.py it runs at the start of each Python, those that vivace starts too
+# installed as sitecustomize.py, so that it runs at the start of each Python, including those that vivace starts
 WITHOUT = """
 import builtins, errno, io, os, shutil, sys, tempfile
 from pathlib import Path
@@ -62,7 +62,7 @@ def opened():
         found += [line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")]
     return found
 
-# what is open, or holds what is open, is neither renamed nor removed
+# open files, and folders that hold one, can't be renamed or removed
 def guarded(function):
     def guard(*paths, **options):
         for path in paths:
@@ -164,7 +164,7 @@ def _vivace(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
 
 
 def _train(environment: dict[str, str], folder: Path, *arguments: str) -> dict[str, Any]:
-    # what the processor can is not told without /proc: by themselves one would take bf16 and the other fp32
+    # without /proc the CPU's features are unknown, so the two would choose different precisions
     fp32 = ("--precision", "fp32", "--set", "optimizer.options.ns_dtype=fp32")
     plain = ("--run", str(folder / "run"), "--device", "cpu", "--seed", "1", "--quiet")
     return _vivace(environment, "train", "digits", *plain, *fp32, *arguments)
@@ -172,7 +172,7 @@ def _train(environment: dict[str, str], folder: Path, *arguments: str) -> dict[s
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_daily_work_goes_on_where_the_system_lacks_all_that_is_not_everywhere(tmp_path: Path) -> None:
+def test_daily_work_continues_without_system_specific_modules(tmp_path: Path) -> None:
     plain = _train(_environment(tmp_path / "plain", False), tmp_path / "plain", "--epochs", "1", "--tune", "off")
     folder = tmp_path / "bare"
     bare = _environment(folder, True)
@@ -191,13 +191,13 @@ def test_daily_work_goes_on_where_the_system_lacks_all_that_is_not_everywhere(tm
     assert resumed["epochs"] == 2.0
     assert resumed["test_top1"] > 0.5
     _run(bare, "-c", DECODE, image, str(tmp_path / "pixels.npy"))
-    # neither locks nor what was being written
+    # no locks and no temporary files are left
     assert [path.name for path in (folder / "temporary").glob("vivace-*/*")] == []
     assert [str(path) for path in folder.rglob("*.tmp")] == []
 
 
 class Windows:
-    """Its msvcrt.locking: a byte of a file is one descriptor's, until that gives it back or is closed."""
+    """msvcrt.locking of Windows: one descriptor holds a byte of a file until it releases it or is closed."""
 
     LK_UNLCK, LK_NBLCK = 0, 2
 
@@ -243,7 +243,7 @@ def test_a_lock_without_flock_excludes_others_until_it_is_closed(without_flock: 
     waiting.join(60)
     assert not waiting.is_alive()
     systems.close(other)
-    systems.close(systems.let_go(-1))
+    systems.close(systems.close_if_immovable(-1))
     assert not without_flock.exists() or not list(without_flock.iterdir())
 
 
@@ -265,7 +265,7 @@ def test_threads_take_turns_and_beat_without_flock(
     inside, most = [], []
 
     def work(_: int) -> None:
-        with lock_in_turn(tmp_path / ".x.lock", "x"):
+        with waiting_lock(tmp_path / ".x.lock", "x"):
             inside.append(1)
             time.sleep(0.05)
             most.append(len(inside))
@@ -277,9 +277,9 @@ def test_threads_take_turns_and_beat_without_flock(
     assert (tmp_path / ".x.lock").read_text() == str(os.getpid())
 
 
-def test_a_large_file_is_taken_where_holes_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_accepted_where_holes_are_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "x").open("w+b") as file:
-        file.truncate(HOLLOW_BYTES * 2)
+        file.truncate(SPARSE_BYTES * 2)
         with pytest.raises(OSError, match="holes"):
             check_solid(file.fileno())
         monkeypatch.delattr(os, "SEEK_DATA")
@@ -340,26 +340,26 @@ def test_an_archive_s_names_that_lead_elsewhere_on_windows_are_refused_there(
     unpack(tmp_path / "a.zip", tmp_path / "here")
     assert (tmp_path / "here" / name).is_file()
     monkeypatch.setattr(system_files, "OPEN_FILES_MOVE", False)
-    with pytest.raises(ArchiveError, match="a name that this system can't have"):
+    with pytest.raises(ArchiveError, match="a file name that is invalid on this system"):
         unpack(tmp_path / "a.zip", tmp_path / "there")
     assert not list((tmp_path / "there").iterdir())
 
 
-def test_rights_that_windows_makes_up_raise_no_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_made_up_permissions_of_windows_raise_no_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts: Any = SimpleNamespace(st_uid=4711, st_mode=0o40777)
-    assert systems.is_strangers(facts)
-    assert systems.rights(facts) == 0o40777
+    assert systems.is_foreign(facts)
+    assert systems.mode_of(facts) == 0o40777
     for name in ("getuid", "geteuid"):
         monkeypatch.delattr(os, name)
-    assert not systems.is_strangers(facts)
-    assert systems.rights(facts) == 0o40700
+    assert not systems.is_foreign(facts)
+    assert systems.mode_of(facts) == 0o40700
     assert doubt(tmp_path) is None
     (tmp_path / "link").symlink_to(tmp_path)
     assert "symbolic link" in str(doubt(tmp_path / "link"))
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
-def test_peak_memory_is_told_in_the_system_s_own_unit(
+def test_peak_memory_is_converted_from_the_unit_of_the_system(
     platform: str, unit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_maxrss=3000))
@@ -368,7 +368,7 @@ def test_peak_memory_is_told_in_the_system_s_own_unit(
     assert systems.peak_memory_bytes() == 3000 * unit
 
 
-def test_room_is_taken_and_nothing_changed_where_the_system_can_not_reserve(
+def test_space_is_allocated_without_changes_where_the_system_cant_reserve_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "posix_fallocate")
@@ -413,7 +413,7 @@ def test_accelerate_says_that_it_needs_another_system(tmp_path: Path, monkeypatc
         accelerate(tmp_path / "bundle", "digits", out=tmp_path / "out")
 
 
-def test_the_package_asks_for_systems_in_one_place_alone() -> None:
+def test_system_differences_are_in_one_package_only() -> None:
     lacking = re.compile(
         r"\bimport (fcntl|resource|msvcrt)\b|signal\.SIG(KILL|STOP|HUP)|\bos\.(O_(CLOEXEC|NOFOLLOW|DIRECTORY)|gete?uid"
         r"|SEEK_(DATA|HOLE)|fchmod|major|minor|p(read|write)v?|killpg|posix_fallocate|fork|sync|sysconf)\b"

@@ -310,7 +310,9 @@ def test_a_folder_that_can_not_be_read_is_an_error(tree: Path, monkeypatch: pyte
         return original(path)
 
     monkeypatch.setattr(os, "scandir", deny)
-    with pytest.raises(DataError, match=r"the folder can't be read: in/deep \(Permission denied\)\. Check its rights"):
+    with pytest.raises(
+        DataError, match=r"the folder can't be read: in/deep \(Permission denied\)\. Check its permissions"
+    ):
         expand_paths(["in"])
 
 
@@ -369,7 +371,7 @@ def test_what_is_passed_over_in_a_folder_is_said(
     assert main(["predict", str(bundle.folder), str(folder), "--device", "cpu", "--quiet"]) == 0
     out, err = capfd.readouterr()
     assert [line.split("\t")[0] for line in out.splitlines()] == [str(folder / "IMG_0001"), str(folder / "a.png")]
-    assert "warning: 1 of 3 files were passed over: 1 .txt; folders of the system" in err
+    assert "warning: skipped 1 of 3 files: 1 .txt; skipped folders of the system" in err
     assert "@eaDir" in err
 
 

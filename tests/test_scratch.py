@@ -1,4 +1,4 @@
-"""Folders for a moment: private, gone after it, and a killed process's gone at the next start."""
+"""Temporary folders are private and removed after use; those of killed processes at the next start."""
 
 from __future__ import annotations
 

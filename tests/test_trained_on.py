@@ -1,4 +1,4 @@
-"""Digests of the images that a network was trained on: small, and no stranger is taken for one of them."""
+"""Digests of the images that a network was trained on: small, and without false matches."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from vivace.trained_on import TRAINED_ON, TrainedOn, write_trained_on
 
 
 def digests(contents: Sequence[object]) -> np.ndarray:
-    """As the cache keeps them."""
+    """Digests as in the cache."""
     return np.asarray([hashlib.blake2b(str(c).encode(), digest_size=16).hexdigest() for c in contents], dtype="S32")
 
 
-def test_what_was_trained_on_is_told_from_what_was_not(tmp_path: Path) -> None:
+def test_images_trained_on_are_distinguished_from_others(tmp_path: Path) -> None:
     write_trained_on(tmp_path / "x", digests(range(0, 20_000, 2)))
     found = TrainedOn.read(tmp_path / "x")
     assert len(found) == 10_000
@@ -52,7 +52,7 @@ def test_more_images_than_a_bundle_has_room_for_are_not_recorded(
     assert not (tmp_path / "x").exists()
     write_trained_on(tmp_path / "x", digests(range(3)))
     monkeypatch.setattr("vivace.trained_on.MAX_IMAGES", 2)
-    with pytest.raises(BundleError, match="holds 15 bytes, which are no 5 for each image"):
+    with pytest.raises(BundleError, match="has 15 bytes, which is not a multiple of 5 or too many"):
         TrainedOn.read(tmp_path / "x")
 
 
@@ -60,7 +60,7 @@ def test_more_images_than_a_bundle_has_room_for_are_not_recorded(
 def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, contents: bytes) -> None:
     (tmp_path / "x").write_bytes(contents)
     with pytest.raises(
-        BundleError, match=r"^the bundle is wrong: .*x holds [\d,]+ bytes, which are no 5 for each image"
+        BundleError, match=r"^the bundle is damaged: .*x has [\d,]+ bytes, which is not a multiple of 5"
     ):
         TrainedOn.read(tmp_path / "x")
 
@@ -84,7 +84,7 @@ INFO = BundleInfo(
 )
 
 
-def test_a_bundle_and_what_is_derived_from_it_tell_what_they_were_trained_on(
+def test_a_bundle_and_those_derived_from_it_record_what_they_were_trained_on(
     tmp_path: Path, network: nn.Module
 ) -> None:
     saved = save_bundle(tmp_path / "one", network, INFO, trained_on=digests(range(10)))
@@ -99,8 +99,8 @@ def test_a_bundle_and_what_is_derived_from_it_tell_what_they_were_trained_on(
         load_bundle(tmp_path / "two")
 
 
-def test_a_bundle_that_does_not_tell_is_not_asked(tmp_path: Path, network: nn.Module) -> None:
+def test_a_bundle_without_digests_is_not_used(tmp_path: Path, network: nn.Module) -> None:
     assert save_bundle(tmp_path / "one", network, INFO).trained_on() is None
-    # a file that the manifest does not name is not to be believed
+    # a file that the manifest does not list is not trusted
     write_trained_on(tmp_path / "one" / TRAINED_ON, digests(range(10)))
     assert load_bundle(tmp_path / "one").trained_on() is None

@@ -1,4 +1,4 @@
-"""The folder of caches: where it lies, what is in it, who may write there, and how to be rid of it."""
+"""The cache folder: its location, exclusive building, cleaning up, and a warning if others may write to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vivace import systems
 from vivace.files import atomic_folder, remove_leftovers
-from vivace.locks import lock_in_turn
+from vivace.locks import waiting_lock
 from vivace.trust import OTHERS_MAY_WRITE, doubt, make_private, say_once
 
 __all__ = [
@@ -25,19 +25,19 @@ __all__ = [
 ]
 
 INDEX = "cache.json"
-# of a folder: to write in it, or to enter it and write in those below
+# permission to write in a folder, or to enter it and perhaps write in its subfolders
 OTHERS_MAY_CHANGE = OTHERS_MAY_WRITE | stat.S_IXGRP | stat.S_IXOTH
-# in a data set that vivace has downloaded
+# marks a data set that vivace downloaded
 DOWNLOADED = ".vivace-downloaded"
 
 
 def default_cache_dir() -> Path:
-    """$VIVACE_CACHE, else $XDG_CACHE_HOME/vivace, else ~/.cache/vivace; a temporary one where none can be written.
+    """$VIVACE_CACHE, else $XDG_CACHE_HOME/vivace, else ~/.cache/vivace; a temporary folder if none is writable.
 
-    On Windows %LOCALAPPDATA% takes the place of ~/.cache.
+    On Windows it is %LOCALAPPDATA%/vivace/cache instead of ~/.cache/vivace.
     """
     if chosen := os.environ.get("VIVACE_CACHE"):
-        # taken even if it is read-only: caches may lie there ready, and what can't be written says so itself
+        # used even if it is read-only: it may hold finished caches, and failing writes report themselves
         path = Path(chosen).expanduser()
         with contextlib.suppress(OSError):
             make_private(path)
@@ -56,52 +56,52 @@ def default_cache_dir() -> Path:
         facts = path.lstat()
         if path.is_dir() and not path.is_symlink() and user in (None, facts.st_uid):
             return path
-    # somebody else has made it, in a folder that all may write to: what lies there is not to be believed
+    # somebody else made it in a world-writable folder, so its contents can't be trusted
     return Path(tempfile.mkdtemp(prefix="vivace-"))
 
 
 def warn_if_shared(folder: Path) -> None:
-    """Warn, once, where others may write to a folder of the cache that is about to be believed.
+    """Warn, once, if others may write to a folder of the cache that is about to be used.
 
-    Its checksums find damage, and no forgery: they lie beside what they are of. The rule is that of
-    `kernels.trust.doubt`, but for what lies in a folder that nobody else may enter. Never raises OSError.
+    Its checksums detect damage but not forgery, since they are stored beside the data. The rule is that of
+    `trust.doubt`, except in a folder that nobody else may enter. Never raises OSError.
     """
     with contextlib.suppress(OSError):
         real = Path(os.path.realpath(folder))
         top = next(
-            (place for place in (real, *real.parents) if not systems.rights(place.stat()) & OTHERS_MAY_CHANGE), real
+            (place for place in (real, *real.parents) if not systems.mode_of(place.stat()) & OTHERS_MAY_CHANGE), real
         )
         reason = doubt(top)
-        if reason is None and top == real and systems.rights(top.stat()) & OTHERS_MAY_CHANGE:
+        if reason is None and top == real and systems.mode_of(top.stat()) & OTHERS_MAY_CHANGE:
             reason = next((f"others may write to {path}" for path in real.iterdir() if _is_shared(path)), None)
         if reason is not None:
             say_once(
-                f"the images and labels in {folder} are believed, and another user could have changed them: {reason}. "
-                "Take the others' right to write away (chmod -R go-w), or set VIVACE_CACHE to a folder of your own."
+                f"another user could have changed the images and labels in {folder}, which are used: {reason}. "
+                "Remove write permission for others (chmod -R go-w), or set VIVACE_CACHE to a private folder."
             )
 
 
 def _is_shared(path: Path) -> bool:
     facts = path.lstat()
-    return systems.is_strangers(facts) or bool(systems.rights(facts) & OTHERS_MAY_WRITE)
+    return systems.is_foreign(facts) or bool(systems.mode_of(facts) & OTHERS_MAY_WRITE)
 
 
 @contextlib.contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Held by one process at a time, while it builds the cache `folder`; the others wait, and then need not build.
+    """A lock for building the cache `folder`: other processes wait, and then find it built.
 
-    Raises OSError if nothing can be written.
+    Raises OSError if the folder can't be written.
     """
-    # the cache for this user alone, unless it is there already; what is in it as this user makes files
+    # a new cache folder is private; its subfolders have the user's default permissions
     make_private(folder.parent.parent)
     folder.parent.mkdir(exist_ok=True)
-    # a file system without locks: both build, and the later one takes the place of the earlier
-    with lock_in_turn(folder.with_name(f".{folder.name}.lock"), str(folder)):
+    # on a file system without locks both processes build, and the later one replaces the cache of the earlier
+    with waiting_lock(folder.with_name(f".{folder.name}.lock"), str(folder)):
         yield
 
 
 class _TooLate(Exception):
-    """Another process has filled the folder meanwhile."""
+    """Another process filled the folder meanwhile."""
 
 
 def _holds_anything(folder: Path) -> bool:
@@ -110,10 +110,10 @@ def _holds_anything(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def filled_once(folder: Path, *, is_filled: Callable[[Path], bool] = _holds_anything) -> Iterator[Path]:
-    """A folder that becomes `folder` when the block ends well, and vanishes when it does not.
+    """A temporary folder that is renamed to `folder` when the block succeeds, and removed if it raises.
 
-    Where another process was faster its folder stays: it holds the same, and may be in use. is_filled: whether a folder
-    that lies there is such a one. Raises OSError.
+    If another process was faster, its folder stays: it has the same contents, and may be in use. is_filled: whether an
+    existing folder is such a one. Raises OSError.
     """
 
     def refuse(found: Path) -> None:
@@ -122,15 +122,15 @@ def filled_once(folder: Path, *, is_filled: Callable[[Path], bool] = _holds_anyt
 
     with contextlib.suppress(_TooLate), atomic_folder(folder, sync=False, check=refuse) as temporary:
         yield temporary
-        # once for all: an fsync for each of 60,000 images takes minutes
+        # one sync for all files: fsync for each of 60,000 images would take minutes
         if not systems.sync_all():
             systems.sync_files(temporary)
 
 
 def clear_leftovers(cache_dir: Path) -> None:
-    """Remove what killed processes left half built in a cache: images, archives, downloads, kernels, compiled networks.
+    """Remove the incomplete folders of killed processes from a cache.
 
-    What a living process is building stays. Called when data are opened; never raises OSError.
+    Folders that a living process is building stay. Called whenever data is opened; never raises OSError.
     """
     with contextlib.suppress(OSError):
         for folder in cache_dir.iterdir():

@@ -1,8 +1,8 @@
-"""Frozen dataclass <-> strict YAML.
+"""Converts frozen dataclasses to YAML and strictly back.
 
-A configuration is a frozen, keyword-only dataclass beside the component that reads it. It validates
-itself when it is made. Reading is strict: an unknown key is an error that names the nearest known one,
-a value of the wrong type is an error that names the field, and YAML tags that build objects are refused.
+A configuration is a frozen, keyword-only dataclass beside the component that reads it, and validates itself when it is
+made. Reading is strict: an unknown key is an error that names the nearest known one, a value of the wrong type is an
+error that names the field, and YAML tags that build objects are refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check_range(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Raise ConfigError unless low <= value <= high (strict where `open_*`) and finite; None passes."""
+    """Raise ConfigError unless the value is None, or finite and low <= value <= high (strict with `open_*`)."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -61,7 +61,7 @@ def parse_duration(text: str | float) -> float:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain dicts, lists, strings, numbers and None, ready for YAML or JSON."""
+    """The config as plain dicts, lists, strings, numbers and None, for YAML or JSON."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
@@ -78,23 +78,22 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
-    """A `cls` built from plain values; fields that are absent keep their defaults.
+    """A `cls` built from plain values; missing fields get their defaults.
 
-    Raises ConfigError for an unknown key or a value of the wrong type; `where` prefixes the field's name.
+    where: prefix of field names in messages. Raises ConfigError for an unknown key, a value of the wrong type, or a
+    missing field without a default.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{where or cls.__name__} must be a mapping of fields: got {values!r}. Write 'field: value' lines."
+            f"{where or cls.__name__} must be a mapping of fields: got {values!r}. Write lines of 'field: value'."
         )
     hints = typing.get_type_hints(cls)
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = sorted(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
     built: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{where}.{key}" if where else str(key)
         if key not in known:
-            raise ConfigError(
-                f"unknown key {name!r}.{nearest(str(key), known)} Known here: {', '.join(sorted(known))}."
-            )
+            raise ConfigError(f"unknown key {name!r}.{nearest(str(key), known)} Known here: {', '.join(known)}.")
         built[key] = _coerce(value, hints[key], name)
     required = {
         field.name
@@ -102,14 +101,14 @@ def from_dict(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
     if missing := sorted(required - built.keys()):
-        raise ConfigError(f"{where or cls.__name__} lacks {', '.join(missing)}. Add what is missing.")
+        raise ConfigError(f"{where or cls.__name__} lacks required fields: {', '.join(missing)}. Add them.")
     return cls(**built)
 
 
 def override(config: C, assignments: Mapping[str, Any]) -> C:
-    """A copy of `config` with dotted fields replaced: {"optimizer.lr": "0.1"}.
+    """A copy of `config` with fields replaced, given by dotted names such as {"optimizer.lr": "0.1"}.
 
-    Values that are strings are read as YAML, but for fields that hold text. Raises ConfigError as `from_dict` does.
+    Strings are parsed as YAML, except numbers for fields that hold text. Raises ConfigError as `from_dict` does.
     """
     nested = to_dict(config)
     for dotted, value in assignments.items():
@@ -121,7 +120,7 @@ def override(config: C, assignments: Mapping[str, Any]) -> C:
                 child = node[part] = {}
             if not isinstance(child, dict):
                 raise ConfigError(
-                    f"unknown key {'.'.join(parents[: depth + 1])!r}.{nearest(part, node)} "
+                    f"unknown key {'.'.join(parents[: depth + 1])!r}.{nearest(part, sorted(node))} "
                     f"Known here: {', '.join(sorted(node))}."
                 )
             node = child
@@ -130,7 +129,7 @@ def override(config: C, assignments: Mapping[str, Any]) -> C:
 
 
 def to_yaml(config: Any) -> str:
-    """The config as YAML, in the order in which its fields are declared."""
+    """The config as YAML, fields in the order of their declaration."""
     return dump_yaml(to_dict(config))
 
 
@@ -140,7 +139,7 @@ def from_yaml(cls: type[C], source: Path | str) -> C:
         return from_dict(cls, parse_yaml(source, "config") or {})
     try:
         with source.open("rb") as file:
-            # one byte more than there may be: a device, or a file that grows, never ends
+            # bounded, because a device, or a file that grows, may never end
             text = file.read(MAX_YAML_BYTES + 1).decode()
     except (OSError, ValueError) as error:
         raise ConfigError(f"the config file can't be read: {source} ({error}). Give a readable YAML file.") from None
@@ -149,13 +148,13 @@ def from_yaml(cls: type[C], source: Path | str) -> C:
 
 @dataclasses.dataclass(frozen=True)
 class _Unread:
-    """What stands behind a "field=" on the command line: its field decides whether that is text or YAML."""
+    """An unparsed value of "field=value" on the command line: the type of its field decides how it is parsed."""
 
     text: str
     field: str
 
     def read(self, hint: Any) -> Any:
-        """12.10 is a number for a field that holds one, and text for a field that holds text."""
+        """The parsed value; 12.10 is a number for a field of numbers, and text for a field of text."""
         value = parse_yaml(self.text, self.field)
         is_text = hint is str or (get_origin(hint) in (Union, types.UnionType) and str in get_args(hint))
         return self.text if is_text and isinstance(value, int | float) else value
@@ -168,7 +167,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         return _coerce_union(value, args, name)
     if origin is Literal:
-        # True is 1 and 1.0 is 1, but no number of channels
+        # True == 1 and 1.0 == 1 in Python, but only 1 is a number of channels
         if not any(type(value) is type(arg) and value == arg for arg in args):
             choices = tuple(str(arg) for arg in args)
             raise ConfigError(
@@ -198,7 +197,7 @@ def _coerce_union(value: Any, options: tuple[Any, ...], name: str) -> Any:
     if value is None and type(None) in options:
         return None
     reasons: list[ConfigError] = []
-    # an exact match wins, so that `bool | str` keeps True and `int | float` keeps 3
+    # an exact type match comes first, so that `bool | str` keeps True and `int | float` keeps 3
     for option in options:
         if isinstance(option, type) and type(value) is option:
             return value
@@ -218,18 +217,18 @@ def _coerce_scalar(value: Any, hint: Any, name: str) -> Any:
     if hint is float:
         return float(_number(value, name, "a number"))
     if hint is int:
-        number = _number(value, name, "a whole number")
+        number = _number(value, name, "an integer")
         if int(number) != number:
-            raise _wrong_type(name, value, "a whole number")
+            raise _wrong_type(name, value, "an integer")
         return int(number)
     if hint is bool:
         if not isinstance(value, bool):
             raise _wrong_type(name, value, "true or false")
         return value
     if hint is str:
-        # a whole number is written as it is read; 12.10 and 1e3 are not
+        # str() of an integer gives back its text, unlike that of 12.10 and 1e3
         if not isinstance(value, str | int) or isinstance(value, bool):
-            raise _wrong_type(name, value, "text, in quotes where it looks like a number")
+            raise _wrong_type(name, value, "text, in quotes if it looks like a number")
         return str(value)
     if hint is Path:
         if not isinstance(value, str | Path):
@@ -239,12 +238,12 @@ def _coerce_scalar(value: Any, hint: Any, name: str) -> Any:
 
 
 def _number(value: Any, name: str, expected: str) -> int | float:
-    """A finite number, from one or from text that is one: "0.1" in quotes, or in a table of text."""
+    """A finite number, given as a number or as text such as "0.1"."""
     number = value
     if isinstance(value, str) and len(value) <= MAX_NUMBER:
         with contextlib.suppress(ValueError):
             number = float(value)
-    # what overflows in float() is no number for a setting either
+    # integers that overflow a float are refused too
     if isinstance(number, bool) or not isinstance(number, int | float) or abs(number) > sys.float_info.max:
         raise _wrong_type(name, value, expected)
     if math.isnan(number):
@@ -253,7 +252,7 @@ def _number(value: Any, name: str, expected: str) -> int | float:
 
 
 def _free_mapping(value: Mapping[Any, Any], name: str) -> dict[str, Any]:
-    """The values as they are, text included: "2024" is not 2024, and "1e18" may be a fingerprint."""
+    """The values unchanged, even text: "2024" is not 2024, and "1e18" may be a fingerprint."""
     if not all(isinstance(key, str) for key in value):
         raise _wrong_type(name, value, "a mapping whose keys are text")
     return {key: item.read(Any) if isinstance(item, _Unread) else item for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""How many processors this process was given: by its affinity, its control groups, Slurm and OMP_NUM_THREADS."""
+"""How many CPUs this process may use, by its affinity, control groups (cgroups), Slurm and OMP_NUM_THREADS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["at_most_cpus", "forked_with", "limit_threads", "num_cpus", "set_threads", "use_processors"]
 
-# libraries that keep threads: a fork copies what waits for them and not the threads, so that the child waits for ever
+# libraries with thread pools: a fork does not copy the threads, so that a child that uses the pool waits forever
 THREADED = ("torch", "openvino")
 _left_behind: set[str] = set()
 
@@ -20,10 +20,10 @@ _most: ContextVar[int | None] = ContextVar("most", default=None)
 
 
 def num_cpus(*, root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
-    """Processors that this process may use, at least 1: the smallest of all the limits that it was given.
+    """The number of CPUs that this process may use, at least 1: the smallest of all limits.
 
-    root: where proc/ and sys/ are. A quota of one and a half processors counts as one. In a process that was forked
-    from one with torch it is 1.
+    A quota of one and a half CPUs counts as one. In a process that was forked from one with torch it is 1.
+    root: the folder of proc/ and sys/. environment: the environment variables.
     """
     if forked_with("torch"):
         return 1
@@ -39,7 +39,7 @@ def _processors() -> list[int]:
 
 @contextlib.contextmanager
 def at_most_cpus(count: int | None) -> Iterator[None]:
-    """Within, in this thread, `num_cpus` is `count` at most; None: as it was."""
+    """In the block, in this thread, `num_cpus` is at most `count`; None: no change."""
     token = _most.set(count if count is not None else _most.get())
     try:
         yield
@@ -53,15 +53,15 @@ def _chosen() -> Iterator[int]:
 
 
 def use_processors(count: int) -> None:
-    """Let this process use the first `count` of its processors; libraries take their number of threads from that."""
+    """Restrict this process to the first `count` of its CPUs; libraries derive their number of threads from that."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, _processors()[:count])
 
 
 def limit_threads() -> None:
-    """Let torch use no more threads than `num_cpus`; fewer, if the program chose so, are left as they are.
+    """Limit torch's threads to `num_cpus`; a smaller number set by the program stays.
 
-    Torch counts the machine's cores, and knows nothing of a quota.
+    Torch counts the cores of the machine and ignores quotas.
     """
     import torch
 
@@ -70,16 +70,17 @@ def limit_threads() -> None:
 
 
 def set_threads(count: int) -> None:
-    """Let torch use `count` threads, or one in a process that was forked from one with torch."""
+    """Set torch's number of threads to `count`, or to 1 in a process that was forked from one with torch."""
     import torch
 
     torch.set_num_threads(1 if forked_with("torch") else count)
 
 
 def forked_with(library: str) -> bool:
-    """Whether this process was forked from one that had loaded "torch" or "openvino", whose threads it lacks.
+    """Whether this process was forked from one that had loaded `library` ("torch", "openvino"), whose threads it lacks.
 
-    OpenMP's pool is such: with one thread, which is what PyTorch's own DataLoader sets in its workers, it is not asked.
+    Using torch's OpenMP pool would then hang, except with a single thread, which uses no pool; PyTorch's DataLoader
+    sets that in its workers too.
     """
     return library in _left_behind
 
@@ -89,7 +90,7 @@ def _note_fork() -> None:
 
 
 def _note_earlier_fork() -> None:
-    # imported for the first time in a worker of multiprocessing: the parent may have had torch, and no vivace
+    # vivace may be imported first in a worker of multiprocessing, whose parent may have loaded torch
     process = sys.modules.get("multiprocessing.process")
     if process is not None and type(process.current_process()).__name__ == "ForkProcess":
         _note_fork()
@@ -101,31 +102,31 @@ if hasattr(os, "register_at_fork"):
 
 
 def _asked_for(environment: Mapping[str, str]) -> Iterator[int]:
-    # a list gives the threads of each level of nested regions
+    # a list holds the threads for each level of nested parallel regions
     if count := _first_number(environment.get("OMP_NUM_THREADS", "")):
         yield count
     if count := _first_number(environment.get("SLURM_CPUS_PER_TASK", "")):
         yield count
     elif cpus := _first_number(environment.get("SLURM_CPUS_ON_NODE", "")):
-        # set in a step: so many processes were started beside this one, and share the node's
+        # set in a job step: this many processes share the CPUs of the node
         tasks = _first_number(environment.get("SLURM_STEP_TASKS_PER_NODE", "")) or 1
         yield max(1, cpus // tasks)
 
 
 def _first_number(text: str) -> int:
-    """4 of "4", "4,2" or "4(x2),3"; 0 where there is none."""
+    """The first number of a list: 4 for "4", "4,2" or "4(x2),3"; 0 if there is none."""
     found = re.match(r"\s*(\d{1,9})\s*(?:[,(]|$)", text)
     return int(found[1]) if found else 0
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """Whole processors of each quota on the way from this process's control groups up to the root."""
+    """The whole CPUs of each quota, from this process's control groups up to the root."""
     for group in _groups(root):
         with contextlib.suppress(OSError, ValueError):
             quota, period = (group / "cpu.max").read_text().split()
             if quota != "max":
                 yield int(quota) // max(1, int(period))
-        # version 1: -1 for none
+        # cgroup v1; -1 means no quota
         with contextlib.suppress(OSError, ValueError):
             allowed = int((group / "cpu.cfs_quota_us").read_text())
             if allowed > 0:
@@ -133,7 +134,7 @@ def _quotas(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The folders of the control groups that may limit this process's time on processors, inner ones first."""
+    """The folders of the control groups that may limit this process's CPU time, inner ones first."""
     mounts = root / "sys/fs/cgroup"
     try:
         lines = (root / "proc/self/cgroup").read_text(errors="replace").splitlines()
@@ -144,9 +145,9 @@ def _groups(root: Path) -> Iterator[Path]:
         controllers, _, path = rest.partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # version 2 has no controllers in its line, and its folder may be beside those of version 1
+        # cgroup v2 lists no controllers, and its folder may be beside those of v1
         for mount in (mounts, mounts / "unified") if not controllers else (mounts / "cpu", mounts / controllers):
-            # ".." is outside of this container's view: what can be seen are the group's parents at most
+            # ".." is outside this container, where at most parents of the group are visible
             parts = [part for part in path.split("/") if part not in ("", "..")]
             for depth in range(len(parts), -1, -1):
                 yield mount.joinpath(*parts[:depth])

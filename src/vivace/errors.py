@@ -1,31 +1,31 @@
-"""Every error that vivace raises on purpose.
+"""All errors that vivace raises on purpose.
 
     VivaceError                    exit status 1
-    ├── InputError                 exit status 2: refused before work begins
+    ├── InputError                 exit status 2: input refused before work begins
     │   ├── ConfigError            a recipe, an option or a YAML file
     │   ├── DataError              a folder, manifest, archive or data set name
-    │   │   ├── ImageError         one image file; `problem` names the fault
-    │   │   ├── ArchiveError       a zip or tar that is unsafe or broken
+    │   │   ├── ImageError         one image file; `problem` is a short name of the fault
+    │   │   ├── ArchiveError       a zip or tar that is unsafe or damaged
     │   │   ├── DownloadError      no network, or a wrong checksum
     │   │   └── CacheMismatch      the cache and the files disagree
-    │   ├── ModelError             an unknown network or weights that do not fit it
-    │   ├── CheckpointError        a checkpoint that is damaged, missing or foreign
+    │   ├── ModelError             an unknown network, or weights that do not fit it
+    │   ├── CheckpointError        a checkpoint that is damaged, missing or of another run
     │   ├── BundleError            a bundle that is damaged, newer or unsafe
     │   ├── RunFolderError         a run folder that is locked or can't be written
     │   ├── OutputPathError        an output that can't be written, or would replace what vivace did not write
-    │   ├── KernelError            kernels of our own that can't be built here
+    │   ├── KernelError            our C kernels can't be built here
     │   └── MissingExtra           an optional library that is not installed
     ├── CacheDamaged               the cache of images was damaged while it was read
-    ├── ExportError                a network that another runtime can't take
-    ├── ParityError                another form of a model does not answer as the model does
-    ├── OutOfTime                  work that was abandoned when its time was over
+    ├── ExportError                a network that can't be exported to another runtime
+    ├── ParityError                another variant of a model predicts differently from the model
+    ├── OutOfTime                  work that was abandoned because its time budget was exhausted
     ├── OutputError                stdout that can't be written
-    ├── TrainingError              training could not go on
-    │   ├── NonFiniteError         NaN or Inf that did not go away
+    ├── TrainingError              training could not continue
+    │   ├── NonFiniteError         NaN or Inf that persisted
     │   └── OutOfMemoryError       even a micro-batch of one image does not fit
     └── Interrupted                SIGINT or SIGTERM; exit status 130 or 143
 
-A message is one line: the cause, the value received, the mend.
+A message is one line: the cause, the value received, and how to fix it.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ __all__ = [
 
 
 MAX_MESSAGE = 500
-# of a message that is cut: its end says how to fix it
+# characters kept at the end of a shortened message, which says how to fix the error
 KEPT_AT_END = 150
-# a name that somebody meant to type
+# longer names are no typos, and comparing them takes long
 MAX_NAME = 100
 MAX_SCORE_GAP = 0.2
 
 
 class VivaceError(Exception):
-    """Base of every error raised on purpose. Its text is one line that any terminal may be shown."""
+    """Base of all errors raised on purpose. Its text is one line, safe for any terminal."""
 
     exit_status = 1
 
@@ -83,7 +83,7 @@ class VivaceError(Exception):
 
 
 class InputError(VivaceError):
-    """Something the user gave was refused before work began."""
+    """Input from the user was refused before work began."""
 
     exit_status = 2
 
@@ -105,7 +105,7 @@ class ImageError(DataError):
 
 
 class ArchiveError(DataError):
-    """A zip or tar is unsafe to unpack, or broken."""
+    """A zip or tar is unsafe to unpack, or damaged."""
 
 
 class DownloadError(DataError):
@@ -121,7 +121,7 @@ class ModelError(InputError):
 
 
 class CheckpointError(InputError):
-    """A checkpoint is damaged, missing or belongs to another run."""
+    """A checkpoint is damaged or missing, or belongs to another run."""
 
 
 class BundleError(InputError):
@@ -137,7 +137,7 @@ class OutputPathError(InputError):
 
 
 class KernelError(InputError):
-    """Kernels of our own can't be built on this machine."""
+    """Our C kernels can't be built on this machine."""
 
 
 class MissingExtra(InputError):
@@ -150,19 +150,19 @@ class MissingExtra(InputError):
 
 
 class CacheDamaged(VivaceError):
-    """The cache of decoded images was cut short, or could no longer be read, while it was in use."""
+    """The cache of decoded images was truncated or became unreadable while it was in use."""
 
 
 class ExportError(VivaceError):
-    """An exporter can't write a network for another runtime: an operator that it lacks, say."""
+    """A network can't be exported to another runtime, for example because that lacks an operator."""
 
 
 class ParityError(VivaceError):
-    """Another form of a model does not answer as the PyTorch model does."""
+    """Another variant of a model predicts differently from the PyTorch model."""
 
 
 class OutOfTime(VivaceError):
-    """Work was abandoned, for the time that it was given is over."""
+    """Work was abandoned because its time budget was exhausted."""
 
 
 class OutputError(VivaceError):
@@ -170,7 +170,7 @@ class OutputError(VivaceError):
 
 
 class TrainingError(VivaceError):
-    """Training could not go on."""
+    """Training could not continue."""
 
 
 class NonFiniteError(TrainingError):
@@ -195,7 +195,7 @@ class Interrupted(VivaceError):
 
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
-    """A hint such as " Did you mean 'cosine'?", or "" when nothing known is near `name`."""
+    """A hint such as " Did you mean 'cosine'?", with up to `limit` similar names; "" if nothing known is similar."""
     known, name = list(known), str(name)
     if len(name) > MAX_NAME:
         return ""
@@ -210,16 +210,16 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of a message: of a library's page-long one what fits a table; an error without one by its type."""
+    """The first line of an error's message, since libraries raise page-long ones; the type if there is no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def one_line(text: str, *, limit: int = MAX_MESSAGE) -> str:
-    """`text` on one line of at most `limit` characters, without any that a terminal would obey; its middle is left out.
+    """`text` on one line of at most `limit` characters, shortened in the middle, with control characters escaped.
 
-    Names of files and classes in it may hold newlines and control characters, and be as long as they like.
+    Names of files and classes in it may hold newlines and control characters, and be of any length.
     """
-    # what is cut needs not be escaped
+    # cut first, so that only what is shown is escaped
     ends = text if len(text) <= 4 * limit else f"{text[: 2 * limit]} … {text[-2 * limit :]}"
     shown = printable(" ".join(ends.split()))
     if len(shown) <= limit:
@@ -228,7 +228,7 @@ def one_line(text: str, *, limit: int = MAX_MESSAGE) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with everything escaped that is no visible character or blank: newlines, ESC, what turns the direction."""
+    """`text` with all non-printable characters escaped: newlines, ESC, marks that change the text direction."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, what dead processes left of them, hashes, and regular files only."""
+"""Atomic writes of files and folders, cleaning up after killed processes, hashes, and safe reading."""
 
 from __future__ import annotations
 
@@ -34,40 +34,40 @@ __all__ = [
     "write_json",
 ]
 
-# beside the path that it is to replace: .NAME.TOKEN.tmp is being written, .NAME.TOKEN.old was set aside
+# beside the path that is replaced: .NAME.TOKEN.tmp is being written, .NAME.TOKEN.old is the replaced one
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
-# of a name, in bytes, so that its temporary one fits a file system's 255
+# of a name, so that the temporary one has at most 255 bytes, the limit of file systems
 MAX_NAME_BYTES = 240
-# where a file system has no locks: what nobody changed for so long is nobody's
+# on a file system without locks, a leftover that is unchanged for this long is considered abandoned
 ABANDONED_SECONDS = 24 * 3600
-# of a temporary name that others take for a leftover as soon as it is there
+# attempts to make a temporary file or folder before others remove it as a leftover
 MAX_TRIES = 20
-# all that `canonical_json` writes
+# the bytes that `canonical_json` writes
 PRINTABLE = bytes(range(0x20, 0x7F))
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises OSError, also where `check_solid` does."""
+    """The SHA-256 of a file, as 64 hexadecimal digits. Raises OSError, also for a file of holes (`check_solid`)."""
     with path.open("rb") as file:
         check_solid(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_regular(path: Path, max_bytes: int | None = None) -> IO[bytes]:
-    """A file, opened to be read. Raises OSError, also for a link, a pipe, a device, or more than `max_bytes`.
+    """A file opened for reading. Raises OSError, also for a link, a pipe, a device, or more than `max_bytes`.
 
-    A stranger's folder may hold any of them, and they would be waited for, or never end.
+    An untrusted folder may hold pipes and devices, which would block or never end.
     """
     if path.is_symlink():
-        # what the system says of one is "too many levels of symbolic links"
+        # the system's own message would be "too many levels of symbolic links"
         raise OSError(errno.ELOOP, f"{path.name} is a link")
     descriptor = systems.open_plain(path)
     if descriptor < 0:
-        raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+        raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+            raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
         if max_bytes is not None and facts.st_size > max_bytes:
             raise OSError(errno.EFBIG, f"{path.name} is larger than {max_bytes:,} bytes")
         return os.fdopen(descriptor, "rb")
@@ -77,27 +77,27 @@ def open_regular(path: Path, max_bytes: int | None = None) -> IO[bytes]:
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
-    """A file's bytes. Raises OSError as `open_regular` does, and where `check_solid` does."""
+    """The bytes of a file. Raises OSError as `open_regular` and `check_solid` do."""
     with open_regular(path, max_bytes) as file:
         check_solid(file.fileno())
-        # what it grows by meanwhile is left out
+        # bounded, because the file may be growing
         return file.read(max_bytes)
 
 
 def read_printable(path: Path, max_bytes: int) -> bytes:
     """The bytes of a file of `canonical_json`. Raises OSError as `open_regular` does, and ValueError at the first byte
-    that is none of its: a file of zeros takes no room on a disk, and all of the memory."""
+    that `canonical_json` never writes: a sparse file of zeros would fill the memory."""
     content = bytearray()
     with open_regular(path, max_bytes) as file:
         while part := file.read(min(1 << 20, max_bytes - len(content))):
             if part.translate(None, PRINTABLE):
-                raise ValueError(f"{path.name} is no JSON of vivace's")
+                raise ValueError(f"{path.name} is not JSON written by vivace")
             content += part
     return bytes(content)
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spare blanks: equal values give equal bytes, fit for hashing."""
+    """JSON with sorted keys and without blanks: equal values give equal bytes, for hashing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
@@ -109,10 +109,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, check: Callable[[Path], object] | None = None) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
+    """A binary file, opened for writing and reading, that replaces `path` if the block succeeds, else is removed.
 
-    It can be read, too. Its bytes are on the disk before the name changes: a crash or a full disk leaves the old file.
-    Missing parent folders are made. check(path) is called just before the name changes; nothing does if it raises.
+    Its bytes are synced to disk before it is renamed, so that a crash or a full disk leaves the old file. Missing
+    parent folders are created. check(path) is called just before renaming, which does not happen if it raises.
     """
     path = path.absolute()
     with _parents_of(path), held(path, _new_file) as temporary:
@@ -122,18 +122,18 @@ def atomic_file(path: Path, *, check: Callable[[Path], object] | None = None) ->
             os.fsync(temporary.descriptor)
         if check is not None:
             check(path)
-        temporary.let_go()
+        temporary.close_if_immovable()
         temporary.path.replace(path)
     systems.sync_folder(path.parent)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, sync: bool = True, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """A folder that takes the place of the folder `path` when the block ends well, and vanishes when it does not.
+    """A folder that replaces the folder `path` if the block succeeds, and is removed otherwise.
 
-    sync False: it takes it before all bytes are on the disk, and a machine that loses its power may lose some.
-    check(folder) is called on what would be replaced: nothing is changed if it raises. What dead processes left of
-    earlier tries is removed. Raises OSError if `path` is no folder.
+    sync: sync all files to disk first; without it a power failure may lose some. check(folder) is called on the folder
+    that would be replaced, which stays if it raises. Leftovers of killed processes are removed. Raises OSError, also if
+    `path` is not a folder.
     """
     path = path.absolute()
     with _parents_of(path):
@@ -143,14 +143,14 @@ def atomic_folder(path: Path, *, sync: bool = True, check: Callable[[Path], obje
             yield temporary
             if sync:
                 systems.sync_files(temporary)
-            if os.path.lexists(path) or not _took_free_place(temporary, path):
+            if os.path.lexists(path) or not _took_free_name(temporary, path):
                 _replace_folder(temporary, path, check or (lambda _: None))
     if sync:
         systems.sync_folder(path.parent)
 
 
-def _took_free_place(temporary: Path, path: Path) -> bool:
-    """Rename to a name that nothing had a moment ago; False if another process has just taken it."""
+def _took_free_name(temporary: Path, path: Path) -> bool:
+    """Rename to a name that was free a moment ago; False if another process has just taken it."""
     try:
         temporary.rename(path)
     except OSError as error:
@@ -162,10 +162,10 @@ def _took_free_place(temporary: Path, path: Path) -> bool:
 
 def _replace_folder(temporary: Path, path: Path, check: Callable[[Path], object]) -> None:
     if path.is_symlink() or not path.is_dir():
-        raise NotADirectoryError(f"not a folder, so no folder takes its place: {path}")
+        raise NotADirectoryError(f"not a folder, so it is not replaced by one: {path}")
     check(path)
     aside = path.with_name(temporary.name.removesuffix(".tmp") + ".old")
-    # while it is held nobody takes what is set aside for a dead process's
+    # while it is locked, no other process mistakes the folder that is set aside for a leftover
     descriptor = _try_lock(path)
     try:
         if systems.exchange(temporary, path):
@@ -174,7 +174,7 @@ def _replace_folder(temporary: Path, path: Path, check: Callable[[Path], object]
             path.rename(aside)
             _rename_or_undo(temporary, path, aside)
         try:
-            # again, of what is removed now: a file may have been put there since
+            # check again what is about to be removed: a file may have been added since
             check(aside)
         except BaseException:
             path.rename(temporary)
@@ -196,7 +196,7 @@ def _rename_or_undo(temporary: Path, path: Path, aside: Path) -> None:
 
 @contextlib.contextmanager
 def _parents_of(path: Path) -> Iterator[None]:
-    """The folders above `path` exist meanwhile; those that were made for it are removed if the block raises."""
+    """Create the missing parents of `path`, and remove them if the block raises."""
     missing = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -210,20 +210,20 @@ def _parents_of(path: Path) -> Iterator[None]:
 
 @dataclass
 class Held:
-    """A temporary file or folder that this process holds."""
+    """A temporary file or folder that this process has locked."""
 
     path: Path
     descriptor: int
-    """By which it is locked; -1 for a folder where folders can't be opened."""
+    """The locked descriptor; -1 for a folder on systems that can't open folders."""
 
-    def let_go(self) -> None:
-        """To be called before it is renamed or removed: some systems do not let an open file."""
-        self.descriptor = systems.let_go(self.descriptor)
+    def close_if_immovable(self) -> None:
+        """Call before it is renamed or removed, which some systems (Windows) refuse for an open file."""
+        self.descriptor = systems.close_if_immovable(self.descriptor)
 
 
 @contextlib.contextmanager
 def held(path: Path, make: Callable[[Path], int]) -> Iterator[Held]:
-    """A new temporary name beside `path`, locked while this process lives; gone if the block raises."""
+    """A temporary file or folder beside `path`, which `make` creates and this process locks; removed on an error."""
     tries = 0
     while True:
         stem = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])
@@ -231,12 +231,12 @@ def held(path: Path, make: Callable[[Path], int]) -> Iterator[Held]:
         try:
             descriptor = make(temporary)
         except FileNotFoundError:
-            # taken for a leftover before it was opened, or the folder with it
+            # another process removed it, or its folder, as a leftover before it was opened
             if (tries := tries + 1) == MAX_TRIES:
                 raise
             path.parent.mkdir(parents=True, exist_ok=True)
             continue
-        # between its making and its lock another process may have taken it for a leftover: then once more
+        # another process may have removed it as a leftover before it was locked: then try again
         if _lock(descriptor) is not False and systems.is_at(descriptor, temporary):
             break
         systems.close(descriptor)
@@ -244,7 +244,7 @@ def held(path: Path, make: Callable[[Path], int]) -> Iterator[Held]:
     try:
         yield made
     except BaseException:
-        made.let_go()
+        made.close_if_immovable()
         _remove(temporary)
         raise
     finally:
@@ -256,16 +256,16 @@ def _new_file(path: Path) -> int:
 
 
 def new_folder(path: Path, mode: int = 0o777) -> int:
+    """Create a folder and return a descriptor of it; -1 on systems that can't open folders. For `held`."""
     path.mkdir(mode=mode)
     return systems.open_folder(path)
 
 
 def remove_leftovers(folder: Path, name: str | re.Pattern[str] | None = None) -> tuple[str, ...]:
-    """Names of what killed processes left of atomic writes in `folder` itself, now removed; call it at a start.
+    """Remove the temporary files of killed processes directly in `folder`; returns their names.
 
-    name: only what was to become that file or folder, or one whose name a pattern matches. What a living process is
-    writing holds a lock and stays. A folder that was set aside (.old) and nothing took its place since gets its name
-    back. Never raises OSError.
+    name: only those for the file or folder of this name, or whose name matches this pattern. Those of living processes
+    are locked and stay. A folder that was set aside (.old) but never replaced gets its name back. Never raises OSError.
     """
     wanted = re.compile(re.escape(name)) if isinstance(name, str) else name
     found = []
@@ -278,14 +278,14 @@ def remove_leftovers(folder: Path, name: str | re.Pattern[str] | None = None) ->
 
 
 def _clear(leftover: Path, path: Path, kind: str) -> bool:
-    """Remove a leftover, or give it back its name `path`; False if it is somebody's still."""
+    """Remove a leftover, or restore its name `path`; False if another process still uses it."""
     descriptor = _try_lock(leftover)
     if descriptor is None:
         return False
     try:
         if not systems.is_at(descriptor, leftover):
             return False
-        descriptor = systems.let_go(descriptor)
+        descriptor = systems.close_if_immovable(descriptor)
         if kind == "old" and not os.path.lexists(path):
             leftover.rename(path)
         else:
@@ -305,13 +305,13 @@ def _remove(path: Path) -> None:
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor of this user's file or folder that no living process holds; None if one does, or if it is a link."""
+    """A locked descriptor of this user's file or folder; None if a living process holds it, or if it is a link."""
     try:
         descriptor = systems.open_plain(path)
     except OSError:
         return None
     facts = os.fstat(descriptor) if descriptor >= 0 else path.lstat()
-    # another user's is another user's matter: the folder may be one for temporary files of all
+    # leave other users' files alone: the folder may be a shared one for temporary files
     locked = _lock(descriptor) if systems.user_id() in (None, facts.st_uid) else False
     if locked is None:
         locked = time.time() - max(facts.st_mtime, facts.st_ctime) > ABANDONED_SECONDS
@@ -322,7 +322,7 @@ def _try_lock(path: Path) -> int | None:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Whether it could be locked; None where the file system has no such locks."""
+    """Whether it could be locked; None if the file system has no locks."""
     try:
         systems.lock(descriptor)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files of holes: a few bytes on a disk or in an archive, and gigabytes for whoever reads them."""
+"""Detects sparse files: a few bytes on disk or in an archive, and gigabytes for whoever reads them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from vivace import systems
 
 __all__ = ["check_solid"]
 
-# of a larger file at least one part in so many is no hole: what is all zero may be one, on some file systems
-HOLLOW_BYTES, MIN_SOLID = 2**26, 64
+# of a file larger than SPARSE_BYTES at least 1/MAX_SPARSITY must be data; some file systems turn zeros into holes
+SPARSE_BYTES, MAX_SPARSITY = 2**26, 64
 
 
 def check_solid(descriptor: int) -> None:
-    """Raise OSError for a large open file that is next to nothing but holes. It is at its start afterwards."""
+    """Raise OSError for a large open file that consists almost entirely of holes. Rewinds the file."""
     size, solid = os.fstat(descriptor).st_size, 0
-    if size <= HOLLOW_BYTES:
+    if size <= SPARSE_BYTES:
         return
     try:
         for part in systems.data_sizes(descriptor):
             solid += part
-            if solid * MIN_SOLID >= size:
+            if solid * MAX_SPARSITY >= size:
                 return
     except OSError:
-        # neither this system nor this file system knows of holes
+        # this system or file system can't report holes
         return
     finally:
         os.lseek(descriptor, 0, os.SEEK_SET)
-    raise OSError(errno.EFBIG, f"{size:,} bytes that are next to nothing but holes")
+    raise OSError(errno.EFBIG, f"{size:,} bytes that are almost only holes")

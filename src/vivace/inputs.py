@@ -1,4 +1,4 @@
-"""What a predictor may be called with: one image or many, what each is called, and its pixels made ahead by threads."""
+"""The inputs of a predictor: one image or many, their names, and loading them ahead in threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WANTED = "Give a path, a file's bytes, a Pillow image, an array or a tensor, or 
 
 @dataclass(frozen=True)
 class Ready:
-    """Pixels that were made when their image came."""
+    """Preprocessed pixels of an image, uint8 [size, size, C]."""
 
     pixels: np.ndarray
 
@@ -34,13 +34,16 @@ class Given:
 
     images: Iterable[Any]
     single: bool = False
-    """One image that was not in a list."""
+    """A single image was given, not a list."""
     lent: bool = False
-    """They come one after the other, and what comes next may be in the memory of the one before."""
+    """They come from an iterator, which may reuse the memory of an image for the next one."""
 
     @classmethod
     def of(cls, images: Any) -> Given:
-        """One image, a batch or an iterable. Raises DataError for anything else, ImageError for another batch."""
+        """The images in one image, a batch or an iterable.
+
+        Raises DataError for anything else, ImageError for a tensor of another shape.
+        """
         if is_tensor(images):
             array = array_of(images)
             return cls([array], single=True) if array.ndim == 3 else cls(list(array))
@@ -50,15 +53,15 @@ class Given:
             return cls([images], single=True)
         no_list = isinstance(images, Mapping | bytearray | memoryview) or hasattr(images, "read")
         if no_list or not isinstance(images, Iterable):
-            raise DataError(f"no image: got {_shown_type(images)}. {_mend(images)}.")
+            raise DataError(f"not an image: got {_shown_type(images)}. {_how_to_fix(images)}.")
         return cls(images, lent=not isinstance(images, Sequence))
 
 
 def _checked_batch(images: np.ndarray) -> np.ndarray:
     if images.shape[3] not in CHANNELS:
-        hint = ", or turn it: numpy.moveaxis(array, 1, -1)" if images.shape[1] in CHANNELS else ""
+        hint = ", as by numpy.moveaxis(array, 1, -1)" if images.shape[1] in CHANNELS else ""
         raise DataError(
-            f"the array is no batch of images: {images.dtype} {list(images.shape)}. Give [N, H, W, C] with 1 to 4 "
+            f"the array is not a batch of images: {images.dtype} {list(images.shape)}. Give [N, H, W, C] with 1 to 4 "
             f"channels{hint}."
         )
     return images
@@ -69,14 +72,14 @@ def _is_image(value: Any) -> bool:
 
 
 def is_encoded(value: Any) -> bool:
-    """Whether it is a file's path or its bytes, which nobody changes."""
+    """Whether it is the path or the bytes of a file, which are immutable."""
     return isinstance(value, str | os.PathLike | bytes)
 
 
 def check_image(value: Any) -> Any:
-    """A part of an iterable. Raises DataError unless it is one image."""
+    """The value itself, an element of an iterable. Raises DataError unless it is one image."""
     if not _is_image(value):
-        raise DataError(f"no image: got {_shown_type(value)}. {_mend(value)}.")
+        raise DataError(f"not an image: got {_shown_type(value)}. {_how_to_fix(value)}.")
     return value
 
 
@@ -84,7 +87,7 @@ def _shown_type(value: Any) -> str:
     return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
-def _mend(value: Any) -> str:
+def _how_to_fix(value: Any) -> str:
     if hasattr(value, "read"):
         return "Give its bytes: file.read()"
     if isinstance(value, bytearray | memoryview):
@@ -95,24 +98,21 @@ def _mend(value: Any) -> str:
 
 
 def name_of(image: Any, index: int) -> str:
-    """What a prediction's `path` says: the path, or "image 3" for what was at [3]."""
+    """The name of an image in its prediction: its path, or "image 3" for the image at index 3."""
     return os.fsdecode(image) if isinstance(image, str | os.PathLike) else f"image {index}"
 
 
 def loaded(
     images: Iterable[T], load: Callable[[T], R], *, batch_size: int, workers: int
 ) -> Iterator[tuple[list[T], list[R]]]:
-    """Batches of images, with what `load` makes of each; threads make the next while this one is used.
-
-    What `load` raises is raised here.
-    """
-    # imported here: for a single image there are no threads, and the import takes as long as decoding it
+    """Yields (images, loaded images) in batches; threads load the next batches meanwhile. Raises what `load` raises."""
+    # imported here, because the import takes as long as decoding an image, and a single image needs no threads
     from concurrent.futures import ThreadPoolExecutor
 
     rest = iter(images)
     batches = iter(lambda: list(islice(rest, batch_size)), [])
     with ThreadPoolExecutor(workers) as pool:
-        # two batches ahead: enough to keep the network busy, and memory bounded however many images there are
+        # two batches ahead keep the network busy, and bound the memory
         pending = [(batch, [pool.submit(load, image) for image in batch]) for batch in islice(batches, 2)]
         while pending:
             batch, futures = pending.pop(0)

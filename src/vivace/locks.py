@@ -1,7 +1,7 @@
-"""Locks between processes: on a run folder, and on what is being built in the cache. Never through a link or a pipe.
+"""Locks between processes, on run folders and on caches being built; never through a link or a pipe.
 
-A lock is a small file beside what it guards, which its owner alone may open: to lock a file needs no right to write it.
-What it says is for people: the id of the process that holds it.
+A lock is a small file that only its owner may open, since anybody who can open a file can lock it. It holds the id of
+the process that has the lock, for messages.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ from vivace import systems
 from vivace.errors import RunFolderError
 from vivace.notices import warn
 
-__all__ = ["FolderLock", "lock_in_turn"]
+__all__ = ["FolderLock", "waiting_lock"]
 
-# what vivace writes into a lock: a process id, and in a run folder whether its run has begun
+# what vivace writes into a lock: a process id, and in a run folder " new" until its run has begun
 WRITTEN = re.compile(rb"(?:\d{1,20}(?P<new> new)?)?")
 SILENT_SECONDS = 2.0
 POLL_SECONDS = 0.05
-# who works writes into its lock so often; who has not for so long is hung, stopped, or no process of vivace's
+# a working process writes into its lock this often (a heartbeat); without one for MAX_SILENCE it is considered hung
 BEAT_SECONDS = 20.0
-PATIENCE_SECONDS = 600.0
-# of the processor: what the beats themselves take is less
+MAX_SILENCE_SECONDS = 600.0
+# CPU time that counts as work; the heartbeats themselves take less
 WORKED_SECONDS = 0.02
 BEATING = "vivace-lock"
 
 
 class _NotALock(OSError):
-    """What lies in the place of a lock is not one that vivace wrote; `strerror` says what it is."""
+    """The file in place of a lock was not written by vivace; `strerror` says what it is."""
 
     def __init__(self, what: str) -> None:
         super().__init__(0, what)
 
 
 class FolderLock:
-    """An exclusive lock on a folder, held until `release` or the end of the process, SIGKILL included.
+    """An exclusive lock on a folder, held until `release` or the end of the process, even by SIGKILL.
 
-    Raises RunFolderError if the folder can't be written, another process holds it, or .lock is not a lock of vivace's.
+    Raises RunFolderError if the folder can't be written, another run holds the lock, or .lock was not written by
+    vivace.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,15 +53,16 @@ class FolderLock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.made = not os.path.lexists(path)
-            """Whether the file was not there before."""
+            """Whether the lock file did not exist before."""
             self._descriptor = _open_lock(path)
         except _NotALock as error:
             raise RunFolderError(
-                f"the run folder's lock is not vivace's: {path} {error.strerror}. Choose another --run, or move it."
+                f"the run folder's lock was not written by vivace: {path} {error.strerror}. Choose another --run, or "
+                "move it away."
             ) from None
         except OSError as error:
             raise RunFolderError(
-                f"the run folder can't be written: {folder} ({error.strerror}). Choose another with --run."
+                f"the run folder can't be written: {folder} ({error.strerror}). Choose another by --run."
             ) from None
         content = _content(self._descriptor)
         try:
@@ -70,19 +72,19 @@ class FolderLock:
             systems.close(self._descriptor)
             raise _in_use(folder, holder) from None
         if not systems.is_at(self._descriptor, path):
-            # whoever held it before has just removed it: another process may hold a new one
+            # its previous holder has just removed it, and another process may hold a new one
             systems.close(self._descriptor)
             raise _in_use(folder, content.decode().removesuffix(" new"))
         match = WRITTEN.fullmatch(content)
         self.of_unbegun_run = match is not None and match["new"] is not None
-        """Whether the process that held it before was killed before its run began."""
+        """Whether the previous holder was killed before its run began."""
 
     def write(self, *, begun: bool) -> None:
-        """Say in it which process holds the folder, and whether its run has begun. Raises OSError."""
+        """Write this process's id, and whether its run has begun, into the lock. Raises OSError."""
         _write(self._descriptor, f"{os.getpid()}{'' if begun else ' new'}")
 
     def release(self) -> None:
-        """Release the lock; nothing happens the second time."""
+        """Release the lock; further calls do nothing."""
         if self._descriptor >= 0:
             systems.close(self._descriptor)
             self._descriptor = -1
@@ -98,20 +100,20 @@ def _in_use(folder: Path, holder: str) -> RunFolderError:
     if holder == str(os.getpid()):
         return RunFolderError(
             f"another run of this process (a thread, or another cell of a notebook) is using the folder: "
-            f"{folder}. Wait until it has ended or restart the kernel, or choose another with run=..."
+            f"{folder}. Wait for it, restart the kernel, or choose another by run=..."
         )
     return RunFolderError(
         f"another run is using the folder: {folder} (process {holder or 'unknown'}). "
-        "Wait for it or end it, or choose another with --run (in Python run=...)."
+        "Wait for it or end it, or choose another by --run (in Python run=...)."
     )
 
 
 @contextlib.contextmanager
-def lock_in_turn(path: Path, what: str) -> Iterator[None]:
-    """Held by one process at a time; the others wait, and say so. what: what is built meanwhile, for the message.
+def waiting_lock(path: Path, what: str) -> Iterator[None]:
+    """A lock that one process at a time can hold; others wait, with a message. what: what is built, for the message.
 
-    Raises OSError if the file can't be made, is a link, a pipe, or anything that vivace did not write, and TimeoutError
-    where the process that holds it has done nothing for PATIENCE_SECONDS.
+    Raises OSError if the file can't be created or was not written by vivace, and TimeoutError if the process that holds
+    it has done nothing for MAX_SILENCE_SECONDS.
     """
     try:
         descriptor = _open_lock(path)
@@ -131,9 +133,9 @@ def lock_in_turn(path: Path, what: str) -> Iterator[None]:
 
 
 def _wait_for(descriptor: int, path: Path, what: str) -> bool:
-    """Whether it could be locked; False on a file system without locks, where both go on. Raises TimeoutError.
+    """Wait for the lock, with one message if it takes longer; False on a file system without locks.
 
-    Who has to wait for longer than a moment says so, once.
+    Raises TimeoutError.
     """
     began, said = time.monotonic(), False
     beaten, beaten_at = os.fstat(descriptor).st_mtime_ns, began
@@ -149,11 +151,11 @@ def _wait_for(descriptor: int, path: Path, what: str) -> bool:
         now, beat = time.monotonic(), os.fstat(descriptor).st_mtime_ns
         if beat != beaten:
             beaten, beaten_at = beat, now
-        if now - beaten_at >= PATIENCE_SECONDS:
+        if now - beaten_at >= MAX_SILENCE_SECONDS:
             raise TimeoutError(
                 errno.ETIMEDOUT,
                 f"{_holder(descriptor)} holds its lock {path.name} and has done nothing for "
-                f"{_minutes(PATIENCE_SECONDS)}: end it if it hangs",
+                f"{_minutes(MAX_SILENCE_SECONDS)}: end it if it hangs",
             )
         if not said and now - began >= SILENT_SECONDS:
             warn(f"waiting for {_holder(descriptor)}, which is building {what}")
@@ -166,7 +168,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _beat(descriptor: int, ended: threading.Event) -> None:
-    """Write into the lock now and then, while this process works."""
+    """Write a heartbeat into the lock regularly, as long as this process works."""
     worked = time.process_time()
     while not ended.wait(BEAT_SECONDS):
         now = time.process_time()
@@ -184,9 +186,9 @@ def _holder(descriptor: int) -> str:
 
 
 def _open_lock(path: Path) -> int:
-    """A descriptor of a lock file, made if there is none; nothing is written to it yet.
+    """A descriptor of a lock file, which is created if it does not exist; nothing is written to it yet.
 
-    Raises _NotALock for whatever vivace did not write there, OSError.
+    Raises _NotALock for a file that vivace did not write, and OSError.
     """
     if path.is_symlink():
         raise _NotALock("is a link")
@@ -196,22 +198,22 @@ def _open_lock(path: Path) -> int:
     if problem := _problem(descriptor):
         systems.close(descriptor)
         raise _NotALock(problem)
-    # of an earlier version others may have opened it
-    systems.make_owners_alone(descriptor)
+    # locks of earlier versions could be opened by others
+    systems.make_private(descriptor)
     return descriptor
 
 
 def _problem(descriptor: int) -> str | None:
     facts = os.fstat(descriptor)
     if not stat.S_ISREG(facts.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     if facts.st_nlink > 1:
-        # written to, the other names' content would change too
+        # writing to it would change the file under its other names
         return "has other names (hard links)"
-    # root may go on with what the user of a container's host began
+    # root may continue what another user began, as in a container
     if systems.user_id() not in (None, 0, facts.st_uid):
         return "belongs to another user"
-    return None if WRITTEN.fullmatch(_content(descriptor)) else "holds something else than a process id"
+    return None if WRITTEN.fullmatch(_content(descriptor)) else "holds something other than a process id"
 
 
 def _content(descriptor: int) -> bytes:

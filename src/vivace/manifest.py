@@ -1,7 +1,7 @@
-"""bundle.json: how it is read, and how the files that it names are checked. Its hash has no key: nothing is believed.
+"""Reads bundle.json as untrusted input, and checks the files that it lists.
 
-Whoever wrote a bundle could seal it. The hashes find damage; that every field has its type, that a file is in the
-folder and no link, and that nothing costs more than its bytes is checked here.
+Its hash has no key, so it detects damage but not forgery. Hence everything is checked: the type of every field, that
+each file is a regular file in the folder, and that nothing takes far more memory than its bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["MANIFEST", "SCHEMA_VERSION", "WEIGHTS", "check_files", "manifest_has
 SCHEMA_VERSION = 1
 WEIGHTS = "model.safetensors"
 MANIFEST = "bundle.json"
-# a manifest is a few hundred kB with 10,000 classes; its values take up to twenty times its bytes
+# with 10,000 classes a manifest has a few hundred kB; its values take up to twenty times its bytes
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_FILES = 1_000
-# a name in the folder itself: no separator, no hidden file, nothing that a terminal would obey
+# a name directly in the folder: no separator, no hidden file, no control characters
 FILE_NAME = re.compile(r"[^\W_][\w.+ @=,()-]{0,199}")
-# what a runtime opens beside the file that it is given, so that it must be listed too
+# files that a runtime may open beside the one it is given, so that they must be listed
 READ_BY_RUNTIMES = (".bin", ".data", ".onnx", ".pt2", ".safetensors", ".so", ".xml")
 
 
@@ -37,20 +37,20 @@ def manifest_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the fields of a bundle's manifest, its files by name): plain values, of whatever types were written.
+    """(fields of a bundle's manifest, its files by name); the types of the values are not checked yet.
 
-    Raises BundleError if there is none, it was changed, is newer than this version, or names no weights.
+    Raises BundleError if there is no manifest, or if it was changed, is newer than this version, or lists no weights.
     """
     path = folder / MANIFEST
     manifest = _parsed(path)
     if not isinstance(manifest, dict) or manifest.pop("format", None) != "vivace-bundle":
-        raise BundleError(f"not a bundle: {path} does not say so. Give the folder that 'vivace train' wrote.")
+        raise BundleError(f"not a bundle: {path} is not its manifest. Give the folder that 'vivace train' wrote.")
     version = manifest.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(f"{path} has no schema version: got {version!r}. Make the bundle again.")
     if version > SCHEMA_VERSION:
         raise BundleError(
-            f"the bundle is newer: schema {version}, this vivace reads up to {SCHEMA_VERSION}. "
+            f"the bundle is newer: it has schema {version}, and this vivace reads up to {SCHEMA_VERSION}. "
             "Upgrade: pip install -U vivace."
         )
     expected = manifest.pop("sha256", None)
@@ -58,14 +58,14 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise BundleError(f"{path} was changed after it was written: its SHA-256 is wrong. Restore it from a copy.")
     files = manifest.pop("files", None)
     if not isinstance(files, dict) or WEIGHTS not in files or len(files) > MAX_FILES:
-        raise BundleError(f"{path} names no {WEIGHTS}, or over {MAX_FILES} files. Make the bundle again.")
+        raise BundleError(f"{path} lists no {WEIGHTS}, or over {MAX_FILES} files. Make the bundle again.")
     return manifest, files
 
 
 def _parsed(path: Path) -> Any:
     try:
         if not path.is_file() and (path.is_symlink() or path.exists()):
-            raise BundleError(f"{path} is no file. Restore it from a copy.")
+            raise BundleError(f"{path} is not a file. Restore it from a copy.")
         with path.open("rb") as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def _parsed(path: Path) -> Any:
             f"{path} can't be read ({error}). Make the bundle again, or restore it from a copy."
         ) from None
     if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} is over {MAX_MANIFEST_BYTES:,} bytes: no manifest is that large.")
+        raise BundleError(f"{path} has over {MAX_MANIFEST_BYTES:,} bytes, too many for a manifest. Restore it.")
     try:
         return parse_json(data, str(path))
     except ConfigError as error:
@@ -85,18 +85,18 @@ def _parsed(path: Path) -> Any:
 
 
 def check_files(folder: Path, files: Mapping[str, Any]) -> None:
-    """Raises BundleError unless each file is in the folder itself, no link, and has its recorded size and SHA-256.
+    """Raise BundleError unless each file is a regular file directly in the folder, with its recorded size and SHA-256.
 
-    Files that runtimes open without being told (weights beside a graph) must be among them.
+    Files that runtimes open by themselves, such as weights beside a graph, must be listed.
     """
     for name, facts in files.items():
         if FILE_NAME.fullmatch(name) is None:
-            raise BundleError(f"the bundle names a file outside its folder: {name!r}. Do not use it: {folder}.")
+            raise BundleError(f"the bundle lists a file outside its folder: {name!r}. Do not use it: {folder}.")
         _check_file(folder / name, facts)
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in READ_BY_RUNTIMES and path.name not in files:
             raise BundleError(
-                f"{path} is no part of the bundle: its manifest does not list it, and a runtime may read it. "
+                f"{path} is not part of the bundle: its manifest does not list it, but a runtime may read it. "
                 "Move it away."
             )
 
@@ -110,16 +110,16 @@ def _check_file(path: Path, facts: Any) -> None:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
             raise BundleError(
-                f"the bundle names a file outside its folder: {path} is a link. Put the file itself in its place."
+                f"the bundle lists a file outside its folder: {path} is a link. Replace it by the file itself."
             )
         if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path} is no file. Restore it from a copy.")
+            raise BundleError(f"{path} is not a regular file. Restore it from a copy.")
         if status.st_size != expected:
             raise BundleError(
                 f"{path} is damaged: {status.st_size:,} bytes, expected {expected:,}. Restore it from a copy."
             )
         if sha256_of(path) != digest:
-            raise BundleError(f"{path} is damaged: its SHA-256 is not the recorded one. Restore it from a copy.")
+            raise BundleError(f"{path} is damaged: its SHA-256 differs from the recorded one. Restore it from a copy.")
     except FileNotFoundError:
         raise BundleError(f"the bundle lacks a file: {path}. Restore it from a copy.") from None
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Two pieces of work in one process, timed in alternation and synchronised, with an interval on their ratio."""
+"""Times two functions in one process, interleaved and synchronized, with a confidence interval of their ratio."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ __all__ = [
 
 
 class TimeUp(Exception):
-    """A comparison was stopped before it could say anything."""
+    """A comparison was stopped before it had enough measurements."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides timed in alternation. A ratio above 1 says that `candidate` is the faster one."""
+    """Interleaved timings of two functions. A ratio above 1 means that the candidate is faster."""
 
     baseline_ms: tuple[float, ...]
     candidate_ms: tuple[float, ...]
     ratio: float
-    """Geometric mean over the pairs, of baseline over candidate."""
+    """Geometric mean of baseline / candidate over the pairs."""
     ratio_low: float
     ratio_high: float
-    """Bounds of Student's 95 % interval of `ratio`, over the pairs: of these two in this process."""
+    """Bounds of Student's 95 % interval of `ratio` over the pairs; valid for this process only."""
 
     @property
     def faster(self) -> bool:
-        """Whether the whole interval lies above 1."""
+        """Whether the whole interval is above 1."""
         return self.ratio_low > 1.0
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it; a CPU always has."""
+    """Wait until the device has finished its work; on a CPU return at once."""
     if device.type == "cuda":
         import torch
 
@@ -56,7 +56,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def time_call(function: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call, from an idle device to an idle device."""
+    """The duration of one call, ms, from an idle device to an idle device."""
     synchronize(device)
     start = time.perf_counter()
     function()
@@ -73,10 +73,10 @@ def compare(
     num_warmup: int = 1,
     stop: Callable[[], bool] = lambda: False,
 ) -> Comparison:
-    """Time both sides `num_pairs` times, two or more, in alternation (A B, B A, …) after a warm-up of each.
+    """Time both functions `num_pairs` times (two or more), interleaved (A B, B A, …), after `num_warmup` calls of each.
 
-    The order turns round from pair to pair, so that a drift of the machine's speed favours neither side. stop is asked
-    before each pair: once it says so, those so far are all. Raises TimeUp if they are fewer than two.
+    The order alternates, so that a drift of the machine's speed favours neither. stop: called before each pair; the
+    measurement ends as soon as it returns True. Raises TimeUp if there are fewer than two pairs by then.
     """
     for _ in range(num_warmup):
         if stop():

@@ -1,4 +1,4 @@
-"""Warnings: shown on stderr at once, and kept for the summary and the JSON of whoever collects them."""
+"""Warnings: written to stderr at once, and collected for summaries and JSON output."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["collected_warnings", "recorded_warnings", "warn"]
 
 MAX_LENGTH = 500
 
-# a context variable: two runs in two threads of one program do not mix their warnings
+# a context variable, so that runs in different threads don't mix their warnings
 _recorded: ContextVar[list[str] | None] = ContextVar("recorded", default=None)
 
 
 def warn(message: str) -> None:
-    """Show `message` on stderr as one line that starts with "warning:", and record it where warnings are collected.
+    """Write `message` to stderr as one line that begins with "warning:", and record it in `collected_warnings`.
 
-    Within `collected_warnings` the same message is shown and recorded once; threads started in the block do not record.
-    What a terminal would obey is escaped and a message of more than 500 characters cut: it may hold names of files.
+    In a block of `collected_warnings` a repeated message is shown and recorded once; threads started in the block don't
+    record. Control characters are escaped and messages cut to 500 characters, since they may hold names of files.
     """
     text = _one_line(message)
     recorded = _recorded.get()
@@ -27,7 +27,7 @@ def warn(message: str) -> None:
         if text in recorded:
             return
         recorded.append(text)
-    # a closed stderr must not end a run; without one, print would write to stdout
+    # a closed stderr must not end a run; with stderr None, print would write to stdout
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             print(f"warning: {text}", file=sys.stderr, flush=True)
@@ -35,7 +35,7 @@ def warn(message: str) -> None:
 
 @contextlib.contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """The list that the warnings of the block are added to, in order; those of a block inside go to its own list."""
+    """The list to which the warnings of the block are added, in order; an inner block has its own list."""
     messages: list[str] = []
     token = _recorded.set(messages)
     try:
@@ -45,7 +45,7 @@ def collected_warnings() -> Iterator[list[str]]:
 
 
 def recorded_warnings() -> tuple[str, ...]:
-    """The warnings of the innermost `collected_warnings` block so far; none outside of one."""
+    """The warnings so far in the innermost `collected_warnings` block; empty outside of one."""
     return tuple(_recorded.get() or ())
 
 

@@ -1,9 +1,9 @@
-"""Where results may be written: nothing that vivace did not write is ever replaced.
+"""Decides where results may be written: nothing that vivace did not write is ever replaced.
 
-Every function and verb that writes asks here before its work begins, and again when the name changes hands. A folder is
-replaced only if its manifest (bundle.json, model.json) is sealed and lists, with its SHA-256, every file that lies in
-it; an exported file only if the .json beside it does, a figure only if its own comment does. An empty folder holds
-nothing to lose.
+Everything that writes checks here before its work begins, and again just before it replaces something. A folder is
+replaced only if its sealed manifest (bundle.json, model.json) lists every file in it with its SHA-256; an exported file
+only if the sealed .json beside it lists it; a figure only if it holds the comment of `marked`. An empty folder may
+always be replaced.
 """
 
 from __future__ import annotations
@@ -37,54 +37,53 @@ __all__ = [
     "own_file",
     "own_folder",
     "seal",
-    "tell_replaced",
+    "warn_of_replaced",
     "write_picture",
     "write_sealed",
     "write_sidecar",
     "writing",
 ]
 
-# with what a cell begins that spreadsheets run (https://owasp.org/www-community/attacks/CSV_Injection)
+# the first characters of cells that spreadsheets run (https://owasp.org/www-community/attacks/CSV_Injection)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-# manifest → what it says it is, and what that is called
+# manifest → (its "format", name for messages)
 MANIFESTS = {"bundle.json": ("vivace-bundle", "bundle"), "model.json": ("vivace-deployment", "deployment")}
 SIDECAR, RECEIPT, SIDECAR_SEAL = "vivace-export", "vivace-receipt", "json_sha256"
-# no manifest is as large
+# real manifests and figures are far smaller
 MAX_MANIFEST_BYTES = 64 * 2**20
-# nor is any figure
 MAX_PICTURE_BYTES = 64 * 2**20
-# of a PNG: the comment of `marked`, and the chunk that ends it
+# sizes in a PNG: the comment of `marked`, and the end chunk
 MARK_BYTES, PNG_END = 83, 12
 
 
 def seal(manifest: Mapping[str, Any], key: str = "sha256") -> dict[str, Any]:
-    """The manifest with the SHA-256 of all that it says, under `key`."""
+    """The manifest with the SHA-256 of its contents added under `key`."""
     bare = {name: value for name, value in manifest.items() if name != key}
     return {**bare, key: hashlib.sha256(canonical_json(bare)).hexdigest()}
 
 
 def export_names(path: Path, *companions: Path) -> list[Path]:
-    """All that an export of one file writes: the file, those that belong to it, and the .json beside it."""
+    """All files that an export of one file writes: the file, its companions, and the .json beside it."""
     return [path, *companions, path.with_name(path.name + ".json")]
 
 
-def write_sidecar(path: Path, told: Mapping[str, Any], *companions: Path) -> None:
-    """Write the sealed .json beside an exported file: what `told` says, and the files with size and SHA-256.
+def write_sidecar(path: Path, facts: Mapping[str, Any], *companions: Path) -> None:
+    """Write the sealed .json beside an exported file: `facts`, and the files with their sizes and SHA-256.
 
-    By it vivace knows its own files when they are exported again.
+    With it vivace recognizes its own files when they are exported again.
     """
     files = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in (path, *companions)}
-    manifest = {"format": SIDECAR, "file": path.name, **files[path.name], "files": files, **told}
+    manifest = {"format": SIDECAR, "file": path.name, **files[path.name], "files": files, **facts}
     write_json(export_names(path)[-1], seal(manifest, SIDECAR_SEAL))
 
 
-def write_sealed(path: Path, told: Mapping[str, Any]) -> None:
-    """Write a JSON file that stands alone, sealed: vivace knows it again, unless somebody has changed it."""
-    write_json(path, seal({"format": RECEIPT, **told}, SIDECAR_SEAL))
+def write_sealed(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a single JSON file with a seal, by which vivace recognizes it unless it was changed."""
+    write_json(path, seal({"format": RECEIPT, **facts}, SIDECAR_SEAL))
 
 
-def tell_replaced(path: Path, replaced: str | None) -> None:
-    """Warn in one line of what was replaced, as `check_folder` and `check_file` named it before."""
+def warn_of_replaced(path: Path, replaced: str | None) -> None:
+    """Warn of what was replaced, if anything; `replaced` is the result of `check_folder` or `check_file`."""
     if replaced is not None:
         warn(f"replaced {replaced} that vivace wrote earlier: {path}")
 
@@ -92,17 +91,17 @@ def tell_replaced(path: Path, replaced: str | None) -> None:
 def check_folder(
     path: Path, *, inputs: Iterable[Path] = (), outside: Iterable[Path] = (), option: str = "--out"
 ) -> str | None:
-    """What writing the folder `path` would replace, such as "a bundle", or None where nothing is there.
+    """What writing the folder `path` would replace, such as "a bundle"; None if nothing is there.
 
-    inputs: what the work reads: `path` may be neither one of them, nor in one, nor around one. outside: folders that
-    it may not be in.
-    Raises OutputPathError if it is a file, a link, holds anything that vivace did not write, or can't be written.
+    inputs: what the work reads; `path` may not be one of them, in one, or contain one. outside: folders that must not
+    contain `path`. option: how messages name the parameter.
+    Raises OutputPathError if it is a file or a link, holds anything that vivace did not write, or can't be written.
     """
-    with _told(path, option):
+    with _os_errors(path, option):
         _check_place(path, inputs, outside, option)
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             kind = "a link" if path.is_symlink() else "a file"
-            raise OutputPathError(f"{option} is {kind} and a folder is to be written: {path}. Give another name.")
+            raise OutputPathError(f"{option} is {kind}, but a folder is to be written: {path}. Give another name.")
         found = own_folder(path, option=option)
         _check_writable(path)
     return found
@@ -117,40 +116,39 @@ def check_file(
     overwrite: bool = False,
     advice: str = "remove it first",
 ) -> str | None:
-    """What writing the file `path` would replace: "a file", or None where nothing is there.
+    """What writing the file `path` would replace: "a file", or None if nothing is there.
 
-    inputs, outside: as for `check_folder`. overwrite: any file may be replaced that is no input. advice: what to do
-    about a file that may not be.
-    Raises OutputPathError if it is a folder, a link or no regular file, if vivace did not write it, or it can't be
-    written.
+    inputs, outside, option: as for `check_folder`. overwrite: any file may be replaced, except inputs. advice: what to
+    do about a file that may not be replaced.
+    Raises OutputPathError if it is not a regular file, was not written by vivace, or can't be written.
     """
-    with _told(path, option):
+    with _os_errors(path, option):
         _check_place(path, inputs, outside, option)
         _check_writable(path)
         if not os.path.lexists(path):
             return None
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode):
-            kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise OutputPathError(f"{option} is {kind} and a file is to be written: {path}. Give another name.")
+            kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise OutputPathError(f"{option} is {kind}, but a file is to be written: {path}. Give another name.")
         if not overwrite and not own_file(path):
             raise OutputPathError(
-                f"{option} is there already and vivace can't tell that it wrote it: {path}. Give another name, or "
-                f"{advice}."
+                f"{option} exists already, and was not written by vivace as far as can be told: {path}. Give another "
+                f"name, or {advice}."
             )
     return "a file"
 
 
 def check_export(path: Path, *companions: Path, inputs: Iterable[Path] = ()) -> str | None:
-    """As `check_file`, for all that an export of one file writes."""
+    """`check_file` for all files that an export of one file writes."""
     found = [check_file(name, inputs=inputs) for name in export_names(path, *companions)]
     return found[0]
 
 
 def own_folder(path: Path, *, shown: Path | None = None, option: str = "--out") -> str | None:
-    """What vivace wrote into the folder: "a bundle" or "a deployment"; None if it is empty or not there.
+    """What vivace wrote into the folder: "a bundle" or "a deployment"; None if it is empty or does not exist.
 
-    shown: the name for messages. Raises OutputPathError if anything else lies in it.
+    shown: the name for messages. Raises OutputPathError if it holds anything else.
     """
     shown = shown or path
     if not path.exists() or not any(path.iterdir()):
@@ -163,19 +161,19 @@ def own_folder(path: Path, *, shown: Path | None = None, option: str = "--out") 
                 return f"a {called}"
             raise OutputPathError(
                 f"{option} holds more than the {called} that vivace wrote: {shown} has {foreign!r}. Nothing was "
-                "changed: give another folder, or move that file away."
+                "changed. Give another folder, or move that file away."
             )
     first = min(entry.name for entry in path.iterdir())
     raise OutputPathError(
-        f"{option} holds something else than a bundle or a deployment: {shown} has {first!r}. Nothing was changed: "
-        "give another folder."
+        f"{option} holds something other than a bundle or a deployment: {shown} has {first!r}. Nothing was changed. "
+        "Give another folder."
     )
 
 
 def own_file(path: Path) -> bool:
-    """Whether vivace wrote this very file: a figure that says so, or an export whose .json lies beside it, or that.
+    """Whether vivace wrote this file, and it is unchanged: a marked figure, a sealed .json, or an export listed in one.
 
-    What was changed since is not: the .json holds the SHA-256 of the export and of itself, a figure that of its pixels.
+    The .json holds the SHA-256 of the export and of itself; a figure holds that of its pixels.
     """
     if any(_sealed(path, form, SIDECAR_SEAL) is not None for form in (SIDECAR, RECEIPT)):
         return True
@@ -192,14 +190,14 @@ def own_file(path: Path) -> bool:
 
 
 def marked(png: bytes) -> bytes:
-    """The picture with a comment that holds its SHA-256: that vivace drew it, and that nobody has changed it since."""
+    """The PNG with a comment that holds its SHA-256, by which vivace recognizes it unless it was changed."""
     comment = b"tEXtvivace\0" + hashlib.sha256(png).hexdigest().encode()
     chunk = struct.pack(">I", len(comment) - 4) + comment + struct.pack(">I", zlib.crc32(comment))
     return png[:-PNG_END] + chunk + png[-PNG_END:]
 
 
 def write_picture(path: Path, png: bytes) -> None:
-    """Write a figure, marked as vivace's own. Raises OutputPathError for another file in its place, VivaceError."""
+    """Write a figure, marked as vivace's. Raises OutputPathError if it would replace another file, and VivaceError."""
     check_file(path, option="the figure")
     with writing(path), atomic_file(path) as file:
         file.write(marked(png))
@@ -207,13 +205,13 @@ def write_picture(path: Path, png: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises VivaceError, which names `path` and the cause, for an OSError of the block: a full disk, say."""
+    """Turn an OSError of the block, such as a full disk, into a VivaceError with `path` and the cause."""
     try:
         yield
     except OSError as error:
         cause = error.strerror or error
         advice = (
-            "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Give another place."
+            "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Give another path."
         )
         raise VivaceError(f"it can't be written: {path} ({cause}). {advice}") from error
 
@@ -223,20 +221,20 @@ def _check_place(path: Path, inputs: Iterable[Path], outside: Iterable[Path], op
     for given in map(Path, inputs):
         source = given.resolve()
         if place == source or place in source.parents or (source in place.parents and source.is_dir()):
-            where = "is" if place == source else "lies around" if place in source.parents else "lies in"
-            raise OutputPathError(f"{option} {where} what is read: {path} and {given}. Give a place outside of it.")
+            where = "is" if place == source else "contains" if place in source.parents else "is inside"
+            raise OutputPathError(f"{option} {where} an input: {path} and {given}. Give a path outside of it.")
     for given in map(Path, outside):
         source = given.resolve()
         if place == source or source in place.parents:
             raise OutputPathError(
-                f"{option} lies in the data: {path} in {given}, where pictures would be taken for it. Give a place "
+                f"{option} is inside the data: {path} in {given}, where figures would be read as images. Give a path "
                 "outside of it."
             )
 
 
 def _check_writable(path: Path) -> None:
-    """Raises OSError where nothing can be written; what killed processes left of this very output is removed."""
-    # of a name that is too long this says so
+    """Raise OSError if `path` can't be written; removes what killed processes left of this output."""
+    # raises OSError for a name that is too long
     with contextlib.suppress(FileNotFoundError):
         path.lstat()
     parent = next(parent for parent in path.absolute().parents if parent.exists())
@@ -247,16 +245,17 @@ def _check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path, option: str) -> Iterator[None]:
+def _os_errors(path: Path, option: str) -> Iterator[None]:
+    """Turn an OSError of the block into an OutputPathError."""
     try:
         yield
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
-        raise OutputPathError(f"{option} can't be written: {path} ({cause}). Give another place.") from None
+        raise OutputPathError(f"{option} can't be written: {path} ({cause}). Give another path.") from None
 
 
 def _sealed(path: Path, form: str, key: str = "sha256") -> dict[str, Any] | None:
-    """The manifest at `path`, if it is one of that format whose seal is right."""
+    """The manifest at `path`; None if it is not of this format, or its seal is wrong."""
     try:
         manifest = json.loads(read_regular(path, MAX_MANIFEST_BYTES))
         if not isinstance(manifest, dict) or manifest.get("format") != form:
@@ -272,7 +271,7 @@ def _listed(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _foreign(folder: Path, listed: Mapping[str, Any], manifest: str) -> str | None:
-    """The first name in a folder that is no listed file as it was written; None if there is none."""
+    """The first name in a folder that is not a listed, unchanged file; None if there is none."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink():
@@ -285,7 +284,7 @@ def _foreign(folder: Path, listed: Mapping[str, Any], manifest: str) -> str | No
 
 
 def _is_compiled(folder: Path, cache: Path, listed: Mapping[str, Any]) -> bool:
-    """Whether it is what Python keeps of the programs of a deployment that were run."""
+    """Whether it is Python's __pycache__ of listed programs, as after running a deployment."""
     if cache.name != "__pycache__" or cache.is_symlink():
         return False
     place = cache.parent.relative_to(folder)
@@ -302,15 +301,15 @@ def _is_listed(path: Path, facts: Any) -> bool:
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> bytes:
-    """A CSV of rows of cells. Text that spreadsheets would run as a formula has a ' before it; numbers have not.
+    """A CSV of rows of cells. Text that a spreadsheet would run as a formula gets a ' in front; numbers don't.
 
-    Class and file names may be anybody's. Bytes of file names that are no UTF-8 come out as they were.
+    Class and file names may be untrusted. Bytes of file names that are not UTF-8 stay as they are.
     """
     text = io.StringIO()
     plain, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
     for row in rows:
         cells = [_no_formula(cell) for cell in row]
-        # for the writer a carriage return ends no row; for spreadsheets it does
+        # csv.writer does not quote a carriage return, but spreadsheets read it as the end of a row
         (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)
     return text.getvalue().encode("utf-8", "surrogateescape")
 

@@ -1,7 +1,8 @@
-"""Plain values out of YAML and JSON that a stranger may have written: bounded in size, depth and numbers.
+"""Parses untrusted YAML and JSON into plain values, with bounds on size, depth and the length of numbers.
 
-What comes out is None, booleans, finite numbers, text, lists, and mappings with text as keys. Whatever would cost more
-than its text (aliases, thousands of levels, numbers of thousands of digits) is refused before it is built.
+The results are None, booleans, finite numbers, text, lists, and mappings with text as keys. Whatever could take far
+more time or memory than its text (aliases, thousands of levels, numbers with thousands of digits) is refused before it
+is built.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from vivace.errors import ConfigError, first_line
 
 __all__ = ["dump_yaml", "parse_json", "parse_yaml"]
 
-# a complete recipe is 3 kB, and the parser takes a second for 200 kB
+# a complete recipe has 3 kB; the parser takes a second for 200 kB
 MAX_YAML_BYTES = 64 * 1024
 MAX_YAML_DEPTH = 20
 MAX_JSON_DEPTH = 40
@@ -25,7 +26,7 @@ MAX_JSON_DEPTH = 40
 MAX_DIGITS = 20
 MAX_NUMBER = 40
 PLAIN_TAGS = ("!", "tag:yaml.org,2002:str")
-# YAML 1.1 takes 1e-3 for text, 1:30 for 90 and 2024-11-28 for a date: people mean a number, and text
+# YAML 1.1 reads 1e-3 as text, 1:30 as 90 and 2024-11-28 as a date. Here these are a number and two texts
 NUMBERS = {
     "int": re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0[0-7_]+|0b[01_]+)\Z"),
     "float": re.compile(
@@ -36,12 +37,12 @@ NUMBERS = {
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The plain value that a YAML text stands for. Raises ConfigError, naming `where`, for anything else."""
+    """The plain value of a YAML text. Raises ConfigError, whose message begins with `where`, for anything else."""
     import yaml
 
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_YAML_BYTES:
-        raise _refused(where, f"it is {size:,} bytes, over {MAX_YAML_BYTES:,}", "Give a shorter one")
+        raise _refused(where, f"it has {size:,} bytes, the limit is {MAX_YAML_BYTES:,}", "Shorten it")
     loader_class, _ = _yaml_classes()
     try:
         _check_events(yaml.parse(text, Loader=loader_class), where)
@@ -56,7 +57,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """YAML text that `parse_yaml` reads back as `value`, keys in their order."""
+    """The YAML text that `parse_yaml` reads back as `value`; keys keep their order."""
     import yaml
 
     _, dumper = _yaml_classes()
@@ -65,9 +66,9 @@ def dump_yaml(value: Any) -> str:
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """The plain value that a JSON text stands for. Raises ConfigError, naming `where`, for anything else.
+    """The plain value of a JSON text. Raises ConfigError, whose message begins with `where`, for anything else.
 
-    Refused: NaN and infinities, a key that comes twice, integers of over MAX_DIGITS digits, over MAX_JSON_DEPTH levels.
+    NaN, infinities, duplicate keys, integers with over MAX_DIGITS digits and over MAX_JSON_DEPTH levels are refused.
     """
     try:
         value = json.loads(
@@ -83,13 +84,13 @@ def parse_json(data: bytes | str, where: str) -> Any:
     return value
 
 
-def _refused(where: str, cause: str, mend: str, *, kind: str = "YAML") -> ConfigError:
-    return ConfigError(f"{where} is not plain {kind}: {cause}. {mend}.")
+def _refused(where: str, cause: str, fix: str, *, kind: str = "YAML") -> ConfigError:
+    return ConfigError(f"{where} is not plain {kind}: {cause}. {fix}.")
 
 
 def _whole(text: str) -> int:
     if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits: {text[:12]}…")
+        raise ValueError(f"a number with {len(text):,} digits: {text[:12]}…")
     return int(text)
 
 
@@ -105,12 +106,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} comes twice")
+        raise ValueError(f"duplicate key {twice!r}")
     return values
 
 
 def _check_depth(value: Any, levels: int) -> None:
-    """Raises ValueError if lists and mappings are nested deeper than `levels`."""
+    """Raise ValueError if lists and mappings are nested deeper than `levels`."""
     level: list[Any] = [value]
     for _ in range(levels + 1):
         level = [item for node in level if isinstance(node, dict | list) for item in _items(node)]
@@ -124,13 +125,13 @@ def _items(node: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def _check_events(events: Iterable[Any], where: str) -> None:
-    """Raises ConfigError for what must not be built; a parser gives events one by one, without recursion."""
+    """Raise ConfigError for events that must not be built; the parser yields them one by one, without recursion."""
     import yaml
 
     depth = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):
-            raise _refused(where, f"it has an alias, *{str(event.anchor)[:MAX_NUMBER]}", "Write the value out")
+            raise _refused(where, f"it has an alias, *{str(event.anchor)[:MAX_NUMBER]}", "Write the value itself")
         tag = getattr(event, "tag", None)
         if tag is not None and tag not in PLAIN_TAGS:
             raise _refused(where, f"it has the tag {tag!r}", "Object tags are refused; write plain values")
@@ -142,7 +143,9 @@ def _check_events(events: Iterable[Any], where: str) -> None:
             depth -= 1
         elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_NUMBER and _is_number(event):
             raise _refused(
-                where, f"it has a number of {len(event.value):,} characters, {event.value[:12]}…", "Write a shorter one"
+                where,
+                f"it has a number with {len(event.value):,} characters, {event.value[:12]}…",
+                "Write a shorter one",
             )
 
 
@@ -161,7 +164,7 @@ def _check_numbers(value: Any, where: str) -> None:
 
 @functools.cache
 def _yaml_classes() -> tuple[Any, Any]:
-    """A loader and a dumper of PyYAML's safe kind that agree on what is a number."""
+    """PyYAML's safe loader and dumper, changed to agree on what is a number."""
     import yaml
 
     def unique_mapping(loader: Any, node: Any, deep: bool = False) -> dict[str, Any]:
@@ -169,13 +172,13 @@ def _yaml_classes() -> tuple[Any, Any]:
         for key_node, value_node in node.value:
             key = loader.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                # such as the number of a class, or on and off, which YAML takes for booleans
+                # such as the index of a class, or on and off, which YAML reads as booleans
                 key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is None or key in values:
                 raise yaml.constructor.ConstructorError(
                     None,
                     None,
-                    "a key that is no text" if key is None else f"the key {key!r} comes twice",
+                    "a key that is not text" if key is None else f"duplicate key {key!r}",
                     key_node.start_mark,
                 )
             values[key] = loader.construct_object(value_node, deep=True)

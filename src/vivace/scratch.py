@@ -1,4 +1,4 @@
-"""Folders for what is needed for a moment, which even a killed process leaves for no longer than to the next start."""
+"""Temporary folders; those of a killed process are removed at the next start."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["scratch_folder"]
 
 @contextlib.contextmanager
 def scratch_folder(purpose: str, parent: Path | None = None) -> Iterator[Path]:
-    """An empty folder that this user alone may enter, gone after the block; those that killed processes left go first.
+    """An empty private folder that is removed after the block; those of killed processes are removed first.
 
-    parent: where it is made; None: among the system's temporary folders ($TMPDIR). Raises OSError.
+    parent: where it is created; None: in the system's temporary folder ($TMPDIR). Raises OSError.
     """
     path = (parent or Path(tempfile.gettempdir())) / f"vivace-{purpose}"
     remove_leftovers(path.parent, path.name)

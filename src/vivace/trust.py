@@ -1,7 +1,7 @@
-"""Folders in which nobody but their user can put code, and files in them that are still what was written.
+"""Makes sure that compiled code is loaded only from folders that nobody else can write to, and only unchanged.
 
-A library or a compiled program runs with the rights of whoever loads it, and its name in a cache can be guessed. A
-cache may be shared between users, and a name below /tmp belongs to whoever takes it first.
+A library runs with the permissions of whoever loads it, and its name in a cache can be guessed. A cache may be shared
+between users, and a name in /tmp belongs to whoever creates it first.
 """
 
 from __future__ import annotations
@@ -34,37 +34,38 @@ __all__ = [
     "trusted_folder",
 ]
 
-# in the folder of torch.compile's programs, if vivace has made it: whatever else has that name is not removed
+# marks a folder of torch.compile's programs as made by vivace; folders without it are not removed
 INDUCTOR_MARK = ".vivace"
 
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 OTHERS_MAY_ENTER = stat.S_IXGRP | stat.S_IXOTH
-# where a folder of one's own is looked for beside $TMPDIR
+# where a private folder is created if $TMPDIR does not suit
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @functools.cache
 def say_once(text: str) -> None:
-    """Warn of it the first time only: many a process asks for the same library again and again."""
+    """Warn only once per text: the same library may be requested many times in a process."""
     warn(text)
 
 
 def doubt(path: Path, *, as_parent: bool = False) -> str | None:
-    """Why another user could change what is at `path`, which is absolute, or in its way; None: only root could.
+    """Why another user (except root) could change the absolute `path` or one of its parents; None if nobody could.
 
-    It and all its parents have to belong to this user or root, and be writable by nobody else. A folder where all may
-    write and each may remove their own alone (/tmp) does as a parent: what lies in it is looked at too. Below a folder
-    that nobody else may enter (a home of mode 0700) rights to write say nothing: with umask 002 all have them. A link
-    is doubted. On Windows, which keeps rights elsewhere, links are all that is. Raises OSError if it is not there.
+    The path and all its parents must belong to this user or root, and must not be links or writable by others, with two
+    exceptions. A sticky folder such as /tmp is allowed as a parent, since the entry below it is checked too. Below a
+    folder that nobody else may enter (a home of mode 0700) write permissions don't matter; with umask 002 all files
+    have them. as_parent: `path` itself may be sticky. On Windows, which stores permissions elsewhere, only links are
+    checked. Raises OSError if the path does not exist.
     """
     shut = False
     for place in (*reversed(path.parents), path):
         facts = place.lstat()
         if stat.S_ISLNK(facts.st_mode):
             return f"{place} is a symbolic link"
-        if systems.is_strangers(facts):
+        if systems.is_foreign(facts):
             return f"{place} belongs to another user (uid {facts.st_uid})"
-        mode = systems.rights(facts)
+        mode = systems.mode_of(facts)
         sticky = mode & stat.S_ISVTX and stat.S_ISDIR(mode)
         if mode & OTHERS_MAY_WRITE and not shut and not (sticky and (as_parent or place != path)):
             return f"others may write to {place} (mode {stat.S_IMODE(mode):04o})"
@@ -73,10 +74,10 @@ def doubt(path: Path, *, as_parent: bool = False) -> str | None:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, and parents that are missing, for this user alone (mode 0700). Raises OSError."""
+    """Create a folder, and missing parents, for this user only (mode 0700). Raises OSError."""
     for place in (*reversed(folder.parents), folder):
         if not place.is_dir():
-            # made by another process meanwhile
+            # another process may create it meanwhile
             with contextlib.suppress(FileExistsError):
                 place.mkdir(mode=0o700)
     if not folder.is_dir():
@@ -85,12 +86,12 @@ def make_private(folder: Path) -> None:
 
 @functools.cache
 def trusted_folder(folder: Path) -> Path:
-    """`folder` without links, made if it is missing; a private one, and a line on stderr, if others could write there.
+    """`folder` with links resolved, created if missing; if others could write there, a private folder and a warning.
 
-    Raises OSError if it can't be made, KernelError if there is no private folder either.
+    Raises OSError if it can't be created, KernelError if there is no private folder either.
     """
     real = Path(os.path.realpath(folder))
-    # before anything is made: nothing is left in a place that will not be used
+    # checked before creating anything, to leave nothing behind in a folder that is not used
     there = next(place for place in (real, *real.parents) if os.path.lexists(place))
     reason = doubt(there, as_parent=there != real)
     if reason is None:
@@ -101,15 +102,15 @@ def trusted_folder(folder: Path) -> Path:
     private = private_folder() / f"{folder.name}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:8]}"
     make_private(private)
     say_once(
-        f"compiled code in {folder} is not trusted: {reason}. It is built anew in {private}. "
-        "Take the others' right to write away (chmod go-w), or set VIVACE_CACHE to a folder of your own."
+        f"compiled code in {folder} is not trusted: {reason}. It is built again in {private}. "
+        "Remove write permission for others (chmod go-w), or set VIVACE_CACHE to a private folder."
     )
     return private
 
 
 @functools.cache
 def private_folder() -> Path:
-    """A folder that this user alone may write to: in $XDG_RUNTIME_DIR, else a temporary one, removed at the exit.
+    """A folder that only this user may write to: in $XDG_RUNTIME_DIR, else a temporary one that is removed at exit.
 
     Raises KernelError if there is none.
     """
@@ -126,18 +127,19 @@ def private_folder() -> Path:
                 atexit.register(_remove, made, os.getpid())
                 return made
     raise KernelError(
-        f"no folder is private: others may write to the temporary folder too, {tempfile.gettempdir()}. Set TMPDIR."
+        f"there is no private folder: others may write to the temporary folder too: got {tempfile.gettempdir()}. Set "
+        "TMPDIR to a private folder."
     )
 
 
 def _remove(folder: Path, process: int) -> None:
-    # not at the end of a process that was forked
+    # not when a forked child exits
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def seal(record: Path, files: Iterable[Path]) -> None:
-    """Write the hashes of `files`, which were just made, to `record`, and leave all to their user. Raises OSError."""
+    """Write the hashes of the new `files` to the file `record`, and make all of them private. Raises OSError."""
     lines = []
     for path in files:
         path.chmod(0o600)
@@ -147,9 +149,9 @@ def seal(record: Path, files: Iterable[Path]) -> None:
 
 
 def seal_broken(record: Path, files: Iterable[Path]) -> str | None:
-    """Why `files` are not those whose hashes `seal` recorded; None: they are, and others can't change them.
+    """Why `files` are not those whose hashes `seal` recorded; None if they are, and others can't change them.
 
-    They lie in a folder that is trusted: between this look and their loading nobody else can put another in its place.
+    They are in a trusted folder, so nobody else can replace them between this check and loading them.
     """
     try:
         if reason := doubt(record.parent):
@@ -163,23 +165,23 @@ def seal_broken(record: Path, files: Iterable[Path]) -> str | None:
 
 
 def _hash_of(path: Path) -> str:
-    """SHA-256 of a plain file of this user's. Raises OSError for a link or what is no file, ValueError for others'."""
-    # a pipe would be waited for
+    """The SHA-256 of a private regular file. Raises OSError for a link, ValueError for anything else."""
+    # opened without following links and without blocking on a pipe
     descriptor = systems.open_plain(path)
     if descriptor < 0:
         raise ValueError(f"{path.name} is a folder")
     with os.fdopen(descriptor, "rb") as file:
         facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or systems.is_strangers(facts) or systems.rights(facts) & OTHERS_MAY_WRITE:
-            raise ValueError(f"{path.name} is no plain file of this user's alone")
+        if not stat.S_ISREG(facts.st_mode) or systems.is_foreign(facts) or systems.mode_of(facts) & OTHERS_MAY_WRITE:
+            raise ValueError(f"{path.name} is not a private regular file of this user")
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def keep_compiled_programs(cache_dir: Path) -> None:
-    """Let torch.compile keep what it compiles in `cache_dir`, and use as many processes as there are processors.
+    """Make torch.compile cache its programs in `cache_dir`, and compile with as many processes as there are CPUs.
 
-    By default it is /tmp/torchinductor_USER, which another user may have made: what lies there is run, and unpickled.
-    A folder that the environment names is taken. To be called before torch's compiler is imported.
+    Its default is /tmp/torchinductor_USER, which another user may have created, and whose contents are executed and
+    unpickled. A folder set in the environment is kept. Call this before torch's compiler is imported.
     """
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(num_cpus()))
     if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):

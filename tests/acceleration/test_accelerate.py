@@ -306,9 +306,9 @@ def test_what_makes_no_sense_is_refused(
 def test_a_folder_that_holds_something_else_is_left_alone(trained: tuple[Bundle, Path], tmp_path: Path) -> None:
     (tmp_path / "fast").mkdir()
     (tmp_path / "fast" / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputPathError, match="holds something else than a bundle"):
+    with pytest.raises(OutputPathError, match="holds something other than a bundle"):
         run(trained, tmp_path)
-    with pytest.raises(OutputPathError, match="--out is what is read"):
+    with pytest.raises(OutputPathError, match="--out is an input"):
         accelerate(trained[0], trained[1], out=trained[0].folder)
 
 

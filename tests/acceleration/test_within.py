@@ -204,11 +204,11 @@ def test_a_file_or_another_report_at_the_place_of_the_result_is_refused_and_stay
 ) -> None:
     thesis = tmp_path / "thesis.md"
     thesis.write_text("all of it")
-    with pytest.raises(OutputPathError, match="--out is a file and a folder is to be written"):
+    with pytest.raises(OutputPathError, match="--out is a file, but a folder is to be written"):
         accelerate(*trained, out=thesis)
     own = tmp_path / "fast-receipt.json"
     own.write_text('["of the shop"]')
-    with pytest.raises(OutputPathError, match="the report's file is there already"):
+    with pytest.raises(OutputPathError, match="the report's file exists already"):
         accelerate(*trained, out=tmp_path / "fast")
     assert (thesis.read_text(), own.read_text()) == ("all of it", '["of the shop"]')
 

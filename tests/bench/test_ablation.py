@@ -157,7 +157,7 @@ def test_the_command_measures_on_real_runs(
     assert without == dataclasses.replace(with_it, augment=dataclasses.replace(with_it.augment, flip="none"))
     # a second time into the same folder would mix the two
     assert main(options) == 2
-    assert "--out holds something else than a bundle or a deployment" in capsys.readouterr().err
+    assert "--out holds something other than a bundle or a deployment" in capsys.readouterr().err
 
 
 def test_the_figure_shows_rows_without_intervals_too(tmp_path: Path) -> None:

@@ -18,5 +18,5 @@ def test_the_images_that_train_takes_are_counted(
         (root / "red" / f"{index}.txt").write_text("no image")
     assert main(["audit", str(root), "--quiet"]) == 0
     shown = capsys.readouterr()
-    assert "3 of 27 files were passed over" in shown.err
+    assert "skipped 3 of 27 files" in shown.err
     assert shown.out.splitlines()[-1] == "vivace train takes all 24 of these images"

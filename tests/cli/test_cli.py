@@ -144,7 +144,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "FOLDER", "--config", "none.yaml"], r"^ConfigError: .*none\.yaml"),
         (["train", "FOLDER", "--device", "tpu"], r"^ConfigError: --device is unknown: got 'tpu'"),
         (["evaluate", "nowhere", "FOLDER"], r"^BundleError: not a bundle: nowhere"),
-        (["cache", "--remove", "nothing"], r"^DataError: there is no such cache: got 'nothing'"),
+        (["cache", "--remove", "nothing"], r"^DataError: there is no such cache entry: got 'nothing'"),
     ],
 )
 def test_a_wrong_input_is_one_line_on_stderr_and_status_2(
@@ -462,5 +462,5 @@ def test_an_empty_argument_is_no_name_of_the_current_folder(
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="run is an empty text"):
         vivace.train("digits", run="")
-    with pytest.raises(DataError, match="data are an empty text"):
+    with pytest.raises(DataError, match="data is an empty string"):
         vivace.train("")

@@ -1,4 +1,4 @@
-"""Images and devices for the tests of batches and augmentation, and a user without rights."""
+"""Fixtures: images and devices for tests of batches and augmentation, and a user without permissions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_images() -> Callable[..., Tensor]:
 
 @pytest.fixture
 def as_nobody() -> Iterator[Path]:
-    """A folder that everybody may enter, and no root's rights where the tests run as root."""
+    """A folder that everybody may enter; if the tests run as root, they give up root's permissions."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)

@@ -1,4 +1,4 @@
-"""Archives are unpacked safely, or not at all."""
+"""Archives are unpacked safely or not at all."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def test_columns_of_a_manifest_in_an_archive_may_be_named(make_folder: MakeFolde
     with pytest.raises(DataError, match="name it by --image-column"):
         open_source(archive)
     # never ignored: class folders have no columns
-    with pytest.raises(DataError, match=r"columns are those of a manifest: got --label-column 'b' for .*folders\.zip"):
+    with pytest.raises(
+        DataError, match=r"only a manifest has image and label columns: got --label-column 'b' for .*folders\.zip"
+    ):
         open_source(Data(without, label_column="b"))
 
 
@@ -119,7 +121,7 @@ def test_a_path_that_leads_outside_is_refused(tmp_path: Path, name: str, kind: s
 def test_names_of_vivaces_own_files_are_refused_as_such(own_cache: Path, tmp_path: Path, name: str, kind: str) -> None:
     path = tmp_path / f"images.{kind}"
     path = zip_with(path, name) if kind == "zip" else tar_with(path, name=name)
-    with pytest.raises(ArchiveError, match=r"^the archive holds a name that vivace keeps for itself: .*Pack it again"):
+    with pytest.raises(ArchiveError, match=r"^the archive holds a name reserved for vivace: .*Pack it again"):
         open_source(path)
     assert not list(own_cache.rglob("*vivace-*"))
 
@@ -140,7 +142,7 @@ def test_links_and_devices_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # a small one will do: the floor below which ratios are not looked at is lowered
+    # a small archive suffices, because the size below which ratios are ignored is lowered
     monkeypatch.setattr(archives, "RATIO_FLOOR_BYTES", 1 << 20)
     zeros = tmp_path / "zeros"
     zeros.write_bytes(bytes(8 << 20))
@@ -151,7 +153,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, suffix: str, mo
     else:
         with tarfile.open(path, "w:gz") as tar:
             tar.add(zeros, "a/x.png")
-    with pytest.raises(ArchiveError, match="the archive is a bomb"):
+    with pytest.raises(ArchiveError, match="the archive is a decompression bomb"):
         unpack(path, tmp_path)
     assert not (tmp_path / "a").exists()
 
@@ -187,7 +189,7 @@ def test_backslashes_in_a_zip_are_separators(make_folder: MakeFolder, tmp_path: 
     assert open_source(path).classes == ("blue", "green", "red")
 
 
-def test_backslashes_lead_nowhere_outside(tmp_path: Path) -> None:
+def test_backslashes_never_lead_outside(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="a path that leads outside"):
         unpack(zip_with(tmp_path / "evil.zip", "a\\..\\..\\x.png"), tmp_path / "out")
 
@@ -243,7 +245,7 @@ def num_images(source: DataSource) -> int:
 
 
 @pytest.mark.parametrize("how", ["removed", "cut short", "folder removed"])
-def test_what_a_cleaner_took_from_the_cache_is_unpacked_again_and_said(
+def test_files_deleted_from_the_cache_are_unpacked_again_and_reported(
     make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     path = pack(make_folder(), tmp_path / "packed.zip")
@@ -314,7 +316,7 @@ def test_another_archive_of_the_same_name_size_and_time_is_another(tmp_path: Pat
     assert first != second
 
 
-def test_names_that_come_twice_are_said(
+def test_duplicate_names_are_reported(
     make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_folder()
@@ -324,5 +326,5 @@ def test_names_that_come_twice_are_said(
         archive.writestr(name, b"the later one")
     (tmp_path / "out").mkdir()
     unpack(path, tmp_path / "out")
-    assert f"warning: 1 names come more than once in {path}, and the last counts: '{name}'" in capsys.readouterr().err
+    assert f"warning: 1 names occur more than once in {path}; the last is used: '{name}'" in capsys.readouterr().err
     assert (tmp_path / "out" / name).read_bytes() == b"the later one"

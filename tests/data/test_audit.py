@@ -1,4 +1,4 @@
-"""The audit: what is wrong with a data set, how grave it is, and what is done about it."""
+"""The audit: which problems it finds in a data set, how serious they are, and what training does about them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_bad_image_is_left_out_and_refused_only_when_asked(make_folder: MakeFo
         assert cache.classes[label] == name.split("/")[0]
 
 
-def test_files_under_the_extension_of_another_format_are_read_and_told(
+def test_files_with_the_extension_of_another_format_are_read_and_reported(
     make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_folder()
@@ -80,11 +80,11 @@ def test_files_under_the_extension_of_another_format_are_read_and_told(
         path.rename(path.with_suffix(".jpg"))
     capsys.readouterr()
     cache = opened(root)
-    assert "4 files are PNG under the extension of another format" in capsys.readouterr().err
+    assert "4 files have another format's extension; they are PNG" in capsys.readouterr().err
     np.testing.assert_array_equal(np.sort(cache.splits["train"].images_NHWC[:], axis=0), np.sort(before, axis=0))
     (finding,) = cache.audit.findings
     assert (finding.kind, finding.severity, len(finding.names)) == ("extension_mismatch", "warning", 4)
-    assert finding.message.startswith("4 files are PNG under the extension of another format, and were read as PNG: ")
+    assert finding.message.startswith("4 files have another format's extension; they are PNG and were read as PNG: ")
 
 
 def grey_tiffs(folder: Path, count: int, scale: float, dtype: type = np.float32, first: int = 0) -> None:
@@ -94,14 +94,14 @@ def grey_tiffs(folder: Path, count: int, scale: float, dtype: type = np.float32,
         Image.fromarray((noise * scale).astype(dtype)).save(folder / f"{index:03d}.tif")
 
 
-def test_a_class_that_is_blank_after_decoding_is_refused_and_a_few_blank_images_are_told(
+def test_a_class_that_is_blank_after_decoding_is_refused_and_a_few_blank_images_are_reported(
     make_folder: MakeFolder,
 ) -> None:
     root = make_folder()
-    # floats so small that 8 bits show nothing
+    # floats so small that they vanish in 8 bits
     grey_tiffs(root / "dark", 6, 1e-6)
     grey_tiffs(root / "dark", 4, 1 / 255, first=6)
-    message = r"^colours has images without content: 6 of 10 images of class dark hold one value only after decoding: "
+    message = r"^colours has images without content: 6 of 10 images of class dark are a single colour after decoding: "
     with pytest.raises(DataError, match=message):
         opened(root)
     grey_tiffs(root / "dark", 4, 1 / 255, first=10)
@@ -109,11 +109,11 @@ def test_a_class_that_is_blank_after_decoding_is_refused_and_a_few_blank_images_
     cache = opened(root)
     (finding,) = cache.audit.findings
     assert (finding.kind, finding.severity) == ("one_colour", "warning")
-    assert finding.message.startswith("4 of 14 images of class dark hold one value only after decoding: ")
+    assert finding.message.startswith("4 of 14 images of class dark are a single colour after decoding: ")
     assert len(cache.splits["train"].names) == 24 + 14
 
 
-def test_black_images_in_every_class_are_refused_and_are_no_contradiction(tmp_path: Path) -> None:
+def test_black_images_in_every_class_are_refused_and_are_not_a_contradiction(tmp_path: Path) -> None:
     for label in "abc":
         (tmp_path / label).mkdir()
         for index in range(4):
@@ -122,11 +122,11 @@ def test_black_images_in_every_class_are_refused_and_are_no_contradiction(tmp_pa
             Image.new("L", (24, 24)).save(tmp_path / label / f"{index}.png", pnginfo=info)
     audit = audit_source(open_source(tmp_path), PREPROCESS)
     assert kinds(audit) == [("one_colour", "refuse")] * 3
-    with pytest.raises(DataError, match="4 of 4 images of class a hold one value only after decoding"):
+    with pytest.raises(DataError, match="4 of 4 images of class a are a single colour after decoding"):
         opened(tmp_path)
 
 
-def test_images_that_were_scaled_by_different_depths_are_told(make_folder: MakeFolder) -> None:
+def test_images_that_were_scaled_by_different_depths_are_reported(make_folder: MakeFolder) -> None:
     root = make_folder()
     grey_tiffs(root / "grey", 3, 16, np.uint16)
     grey_tiffs(root / "grey", 2, 257, np.uint16, first=3)
@@ -147,7 +147,7 @@ def test_copies_are_found_by_their_pixels(make_folder: MakeFolder) -> None:
 
 
 def unreadable(root: Path) -> Path:
-    """A folder in place of a file: the tests may run as root, whom rights do not stop."""
+    """Replace a file by a folder: the tests may run as root, whom permissions do not stop."""
     path = root / "red" / "000.png"
     path.unlink()
     path.mkdir()
@@ -165,7 +165,7 @@ def test_a_file_that_cant_be_read_is_refused_even_where_bad_images_are_skipped(m
     assert (audit.quarantined, audit.unreadable) == (frozenset(), {"train:red/000.png"})
 
 
-def test_a_file_whose_rights_were_mended_is_read_though_neither_size_nor_time_changed(
+def test_a_file_whose_permissions_were_fixed_is_read_although_size_and_time_are_the_same(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_folder()
@@ -178,17 +178,17 @@ def test_a_file_whose_rights_were_mended_is_read_though_neither_size_nor_time_ch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
-        with pytest.raises(DataError, match=r"can't be read: .*000\.png \(Permission denied\)\. Check its rights"):
+        with pytest.raises(DataError, match=r"can't be read: .*000\.png \(Permission denied\)\. Check its permissions"):
             opened(root)
     assert len(opened(root).splits["train"].names) == 24
 
 
-def test_exact_copies_with_one_label_are_told(make_folder: MakeFolder) -> None:
+def test_exact_copies_with_one_label_are_reported(make_folder: MakeFolder) -> None:
     root = make_folder()
     copy(root / "red" / "000.png", root / "red" / "copy.png")
     cache = opened(root)
     assert kinds(cache.audit) == [("duplicate", "warning")]
-    assert cache.audit.findings[0].message == "equal images: train:red/000.png, train:red/copy.png"
+    assert cache.audit.findings[0].message == "duplicate images: train:red/000.png, train:red/copy.png"
     assert len(cache.splits["train"].names) == 25
 
 
@@ -213,7 +213,7 @@ def test_an_image_in_train_and_another_split_is_left_out_of_train(
     with pytest.raises(DataError, match=rf"the same image is in train and {other}: "):
         opened(root, on_bad_image="refuse")
     cache = opened(root)
-    assert "warning: 1 of 49 images of colours left out: 1 leak" in capsys.readouterr().err
+    assert "warning: left out 1 of 49 images of colours: 1 leak" in capsys.readouterr().err
     assert kinds(cache.audit) == [("leak", "quarantine")]
     assert cache.audit.quarantined == {"train:train/red/000.png"}
     assert (len(cache.splits["train"].names), len(cache.splits[other].names)) == (23, 25)
@@ -246,7 +246,7 @@ def test_what_is_left_out_is_listed_in_a_file(make_folder: MakeFolder, tmp_path:
     ]
 
 
-def test_a_file_whose_name_is_a_formula_is_none_in_the_list(tmp_path: Path) -> None:
+def test_a_file_name_that_is_a_formula_is_escaped_in_the_list(tmp_path: Path) -> None:
     finding = Finding(kind="empty", severity="quarantine", names=("train:=1+1.png",), message="the file is empty")
     audit = Audit(num_images=1, findings=(finding,))
     write_left_out(audit, tmp_path / "left_out.csv")
@@ -261,13 +261,13 @@ def test_an_image_in_two_splits_with_two_labels_is_a_contradiction(make_folder: 
     assert (len(cache.splits["train"].names), len(cache.splits["test"].names)) == (23, 24)
 
 
-def test_an_image_in_val_and_test_alone_is_told(make_folder: MakeFolder) -> None:
+def test_an_image_in_val_and_test_alone_is_reported(make_folder: MakeFolder) -> None:
     root = make_folder(splits=("train", "val", "test"))
     copy(root / "val" / "red" / "000.png", root / "test" / "red" / "copy.png")
     assert kinds(opened(root).audit) == [("duplicate", "warning")]
 
 
-def test_bad_files_that_are_equal_are_no_copies(make_folder: MakeFolder) -> None:
+def test_equal_bad_files_are_not_copies(make_folder: MakeFolder) -> None:
     root = make_folder()
     for label in ("red", "blue"):
         (root / label / "003.png").write_bytes(b"")
@@ -277,7 +277,7 @@ def test_bad_files_that_are_equal_are_no_copies(make_folder: MakeFolder) -> None
 def test_a_class_left_with_too_few_images_is_refused(make_folder: MakeFolder) -> None:
     root = make_folder(per_class=2)
     (root / "red" / "000.png").write_bytes(b"")
-    # of two classes none can be left out
+    # with only two classes none can be left out
     shutil.rmtree(root / "blue")
     with pytest.raises(DataError, match="'red' has 1, at least 2 are needed"):
         opened(root, on_bad_image="skip")
@@ -287,13 +287,13 @@ def test_a_split_of_which_nothing_is_left_is_refused(make_folder: MakeFolder) ->
     root = make_folder(splits=("train", "test"), per_class=2)
     for path in (root / "test").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no image of the split test of colours can be used"):
+    with pytest.raises(DataError, match="no image in the split test of colours can be used"):
         opened(root, on_bad_image="skip")
     # for evaluation, another split may be chosen
     assert len(opened(root, on_bad_image="skip", require_train=False).splits["test"].names) == 0
 
 
-def test_an_audit_refuses_nothing_and_goes_to_json_and_back(make_folder: MakeFolder) -> None:
+def test_an_audit_refuses_nothing_and_survives_json(make_folder: MakeFolder) -> None:
     root = make_folder(splits=("train", "val"))
     (root / "train" / "red" / "notes.txt").write_text("ignored")
     (root / "train" / "red" / "000.png").write_bytes(b"")
@@ -302,7 +302,7 @@ def test_an_audit_refuses_nothing_and_goes_to_json_and_back(make_folder: MakeFol
     assert kinds(audit) == [("empty", "quarantine"), ("ignored", "warning"), ("leak", "quarantine")]
     assert audit.num_images == 49
     assert Audit.from_dict(json.loads(json.dumps(audit.to_dict()))) == audit
-    # the pass over the files was the one that training needs
+    # training reuses the cache that the audit built
     assert opened(root, on_bad_image="skip").audit == audit
 
 
@@ -311,7 +311,7 @@ def test_many_copies_are_named_in_part_and_on_one_line() -> None:
     labels, digests = np.zeros(9, np.int64), np.full(9, b"0", dtype="S32")
     audit = audit_images({"train": names}, {"train": labels}, {"train": digests}, {"train": {}}, ["a"])
     (finding,) = audit.findings
-    assert finding.message == r"equal images: 'train:a/0\n.png', 'train:a/1\n.png', 'train:a/2\n.png' and 6 more"
+    assert finding.message == r"duplicate images: 'train:a/0\n.png', 'train:a/1\n.png', 'train:a/2\n.png' and 6 more"
     assert len(finding.names) == 9
 
 
@@ -347,7 +347,7 @@ def test_audit_says_what_train_does_and_leaves_the_images_for_it(
         train(root, quiet=True, run=tmp_path / "run", cache_dir=tmp_path / "cache")
     assert verdict.endswith(str(error.value))
     assert not (tmp_path / "run").exists()
-    # what the audit read is what training reads
+    # training uses the images that the audit decoded
     assert len(list((tmp_path / "cache" / "images").glob("colours-*"))) == 1
 
 
@@ -365,10 +365,10 @@ def test_a_class_that_can_not_be_used_is_left_out_where_bad_images_are_skipped(
     for split in cache.splits.values():
         names = [cache.classes[label] for label in split.labels_N]
         assert names == [name.split("/")[-2] for name in split.names]
-    # all that is left out is still listed
+    # everything left out is still listed
     assert len(cache.audit.quarantined) == 8 - left
-    assert "warning: class left out, with too few usable images: green" in capsys.readouterr().err
-    # the images of two classes, and no more
+    assert "warning: left out 1 class with too few usable images: green" in capsys.readouterr().err
+    # the images of the other two classes only
     (root / "train" / "red" / "000.png").write_bytes(b"")
     for path in sorted((root / "train" / "red").iterdir()):
         path.write_bytes(b"")

@@ -54,7 +54,7 @@ def name_of(config: AugmentConfig) -> str:
 @pytest.mark.parametrize("config", ONE_AT_A_TIME, ids=name_of)
 @pytest.mark.parametrize("store_size", [20, 26])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_augmentation_keeps_its_promises(
+def test_every_augmentation_keeps_dtype_range_and_strides(
     make_images: MakeImages, config: AugmentConfig, store_size: int, channels: int, device: str
 ) -> None:
     images = make_images(40, height=store_size, width=store_size, channels=channels).to(device)
@@ -87,7 +87,7 @@ def test_without_augmentation_the_images_come_out_untouched(make_images: MakeIma
     assert augmented.data_ptr() == images.data_ptr()
 
 
-def test_alternating_flips_show_every_image_both_ways_of_two_times(make_images: MakeImages) -> None:
+def test_alternating_flips_show_every_image_both_ways_in_two_epochs(make_images: MakeImages) -> None:
     images = make_images(60)
     for times in (0, 1, 6, 7):
         first, second = (
@@ -107,7 +107,7 @@ def test_alternating_flips_ignore_the_order_and_the_generator() -> None:
     assert torch.equal(alternating_flips(indices, 5, seed=3), ~flips)
 
 
-def test_the_flipped_half_looks_like_coins() -> None:
+def test_the_flipped_half_is_random() -> None:
     """Half of them; neighbours, every stride of a class folder and other seeds are unrelated."""
     count = 50_000
     indices = torch.arange(count)
@@ -124,7 +124,7 @@ def test_the_flipped_half_looks_like_coins() -> None:
                     assert related < 1.2 * bound, f"seeds {seed} and {other}"
 
 
-def test_random_flips_are_a_coin_per_image(make_images: MakeImages) -> None:
+def test_random_flips_have_probability_one_half_per_image(make_images: MakeImages) -> None:
     images = make_images(2).repeat(1000, 1, 1, 1)
     flipped, _ = run(AugmentConfig(flip="random"), images)
     mirrored = (flipped == images.flip(3)).flatten(1).all(1)
@@ -134,7 +134,7 @@ def test_random_flips_are_a_coin_per_image(make_images: MakeImages) -> None:
 
 @pytest.mark.parametrize(("side", "translate"), [(8, 2), (11, 0), (11, 1)])
 def test_shifts_are_uniform_in_both_directions(side: int, translate: int) -> None:
-    # each pixel tells its place: the window's second pixel, which is never reflected, tells its corner
+    # each pixel encodes its position; the second pixel of a crop is never reflected, so it gives the crop's corner
     size, count = 8, 20_000
     images = torch.arange(side * side).view(1, 1, side, side).expand(count, 1, side, side).to(torch.uint8)
     windows = random_crop(images, size, torch.Generator().manual_seed(0), translate=translate)
@@ -189,14 +189,14 @@ def test_cutout_blanks_exactly_the_square_cut_off_at_the_border(side: int, dtype
         assert torch.equal(image.cpu(), expected)
 
 
-def test_operations_come_in_the_order_of_the_config(make_images: MakeImages) -> None:
+def test_operations_are_applied_in_the_order_of_the_config(make_images: MakeImages) -> None:
     # cutout after the colours: the blank square keeps its value
     images = make_images(30)
     augmented, _ = run(AugmentConfig(color_jitter=0.9, trivial_augment=True, cutout=8), images)
     assert ((augmented == CUTOUT_VALUE).all(1).sum((1, 2)) >= 16).all()
 
 
-def test_a_shift_of_the_whole_image_is_refused() -> None:
+def test_a_shift_by_the_whole_image_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         Augment(AugmentConfig(translate=20), size=20, num_classes=2)
     assert str(caught.value) == "augment.translate is out of range: got 20. Give a value in [0, 19]."
@@ -209,7 +209,7 @@ def test_images_grow_from_the_start_size_to_the_full_one() -> None:
     assert sizes == sorted(sizes)
     assert set(sizes) == {20, 24, 28, 32}
     assert all(size == 32 for size in sizes[50:])
-    # never above the full size, where the steps do not divide the way to it
+    # never above the full size, even if the difference is not a multiple of the step
     odd = Augment(AugmentConfig(start_size=21), size=30, num_classes=7)
     assert {odd.size_at(step / 100) for step in range(101)} <= {21, 25, 29, 30}
     assert Augment(AugmentConfig(), size=32, num_classes=7).size_at(0.0) == 32
@@ -241,11 +241,11 @@ def test_small_images_are_the_large_ones_scaled_down(
     assert small.is_contiguous(memory_format=torch.channels_last)
     reference = torch.nn.functional.interpolate(large.float(), (16, 16), mode="bilinear", antialias=True)
     assert float((small.float() - reference).abs().mean()) < close
-    # other windows would be as far away as other images
+    # other crops would differ as much as other images
     assert float((small.float() - reference.flip(0)).abs().mean()) > 20
 
 
-def test_a_blanked_square_keeps_its_share_of_a_small_image(make_images: MakeImages) -> None:
+def test_a_blanked_square_covers_the_same_fraction_of_a_small_image(make_images: MakeImages) -> None:
     images = make_images(50, height=32, width=32, channels=3) // 4
     augment = Augment(AugmentConfig(cutout=16, start_size=16), size=32, num_classes=7)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Rows of a manifest that can't be used are left out, counted and told, or refused, by the policy of images."""
+"""Unusable rows of a manifest are left out and reported, or refused, by the same policy as unusable images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write(root: Path, *more: str, rows: list[str] = ROWS, head: str = "file_name
     ],
 )
 @pytest.mark.parametrize("policy", ["auto", "skip", "refuse"])
-def test_a_row_that_cant_be_used_is_judged_as_an_image_is(
+def test_an_unusable_row_is_treated_like_an_unusable_image(
     root: Path, policy: str, row: str, reason: str, message: str, num_kept: int
 ) -> None:
     (root / "page.pdf").write_bytes(b"%PDF")
@@ -66,7 +66,7 @@ def test_a_row_that_cant_be_used_is_judged_as_an_image_is(
         cache = open_cache(source, PREPROCESS, cache_dir=root / "cache", on_bad_image=policy)
     assert len(cache.splits["train"].names) == num_kept
     lines = "lines 2, 62" if reason == "contradiction" else "line 62"
-    assert f"1 of {num_kept + 1} images of list left out: 1 {reason} ({lines})" in said
+    assert f"left out 1 of {num_kept + 1} images of list: 1 {reason} ({lines})" in said
     write_left_out(cache.audit, root / "left_out.csv")
     with (root / "left_out.csv").open() as file:
         (listed,) = csv.DictReader(file)
@@ -76,7 +76,7 @@ def test_a_row_that_cant_be_used_is_judged_as_an_image_is(
     ]
 
 
-def test_a_label_that_a_json_line_lacks_is_missed(root: Path) -> None:
+def test_a_missing_label_in_a_json_line_is_reported(root: Path) -> None:
     path = root / "list.jsonl"
     rows = [{"file_name": f"images/{number:02d}.png", "label": "ab"[number % 2]} for number in range(60)]
     del rows[7]["label"]
@@ -102,12 +102,12 @@ def test_a_class_of_which_no_row_is_left_is_refused(root: Path) -> None:
         open_cache(source, PREPROCESS, cache_dir=root / "cache")
     with collected_warnings() as said:
         open_cache(source, PREPROCESS, cache_dir=root / "cache", on_bad_image="skip")
-    assert "no row of class third can be used, and the class is left out" in said
+    assert "no row of class third can be used, so the class is left out" in said
 
 
 @pytest.mark.parametrize("rows", [["x.jpg,a", "y.jpg,b"], [*ROWS[::2], "x.jpg,b"]])
-def test_where_too_few_rows_are_left_the_lines_are_told(root: Path, rows: list[str]) -> None:
-    with pytest.raises(DataError, match=r"can't be used, and too few are left: list.csv, line \d+: .*'x.jpg'"):
+def test_if_too_few_rows_remain_the_lines_are_reported(root: Path, rows: list[str]) -> None:
+    with pytest.raises(DataError, match=r"can't be used, and too few remain: list.csv, line \d+: .*'x.jpg'"):
         open_source(write(root, rows=rows))
 
 
@@ -139,7 +139,7 @@ def test_metadata_of_split_folders_and_one_hot_columns_are_judged_alike(root: Pa
     assert [(row.reason, row.lines) for row in source.bad_rows] == [("missing_label", (61,))]
 
 
-def test_rows_corrected_in_the_table_are_taken_without_decoding_anew(root: Path) -> None:
+def test_rows_corrected_in_the_table_are_used_without_decoding_again(root: Path) -> None:
     bad = open_source(write(root, "gone.jpg,a"))
     with collected_warnings():
         first = open_cache(bad, PREPROCESS, cache_dir=root / "cache")
@@ -151,11 +151,11 @@ def test_backslashes_of_windows_are_separators(root: Path) -> None:
     rows = [row.replace("/", "\\") for row in ROWS]
     source = open_source(write(root, "images\\gone.png,a", rows=rows))
     assert source.splits["train"].names[0] == "images/00.png"
-    assert source.notes == (r"backslashes in names of list.csv were read as slashes, such as in 'images\00.png'",)
+    assert source.notes == (r"backslashes in file names of list.csv were read as slashes, as in 'images\00.png'",)
     assert source.bad_rows[0].message == (
         r"list.csv, line 62: there is no such file: 'images\gone.png' (nor with / in place of \)"
     )
-    # a name on other systems may hold one
+    # on other systems a name may hold a backslash
     (root / "images" / "00.png").rename(root / r"images\00.png")
     assert r"images\00.png" in open_source(write(root, rows=rows)).splits["train"].names
     (root / "images" / r"odd\name.png").write_bytes(b"x")
@@ -177,7 +177,7 @@ def test_the_lines_of_a_table_without_header_are_counted_from_its_first(root: Pa
     (root / "list.csv").write_text("\n".join(["# by hand", "", *ROWS, "gone.png,a"]))
     source = open_source(root / "list.csv")
     assert source.bad_rows[0].lines == (63,)
-    assert "1 line of comment above the columns of list.csv skipped" in source.notes
+    assert "skipped 1 comment line above the header of list.csv" in source.notes
 
 
 @pytest.mark.parametrize("text", ["0.png,a,train\n", "a,0.png\n", "0.png\n1.png\n", "0,a,x\n"])
@@ -193,4 +193,4 @@ def test_a_table_without_header_that_is_unclear_is_refused(tmp_path: Path, text:
 def test_comments_above_the_header_are_skipped_and_a_header_that_looks_like_one_is_read(root: Path, head: str) -> None:
     source = open_source(write(root, head=head))
     assert len(source.splits["train"]) == 60
-    assert source.notes == (("2 lines of comment above the columns of list.csv skipped",) if "made" in head else ())
+    assert source.notes == (("skipped 2 comment lines above the header of list.csv",) if "made" in head else ())

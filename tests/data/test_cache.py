@@ -1,4 +1,4 @@
-"""The cache: each image decoded once, nothing damaged believed, nothing changed unnoticed, nothing left behind."""
+"""The cache decodes each image once, detects damage and changes, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def array_source(side: int, channels: int, *, name: str = "arrays") -> DataSourc
 
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache is on the disk when it is opened: what tests change in it is not changed again by a thread."""
+    """Sync caches at once, so that no thread changes files that a test has modified."""
     monkeypatch.setattr(cache_module, "settle", lambda folder: settle(folder).join())
 
 
@@ -70,7 +70,7 @@ def left_overs() -> list[str]:
     return [path.name for path in (default_cache_dir() / "images").iterdir() if path.suffix in (".tmp", ".old")]
 
 
-def test_it_holds_the_pixels_labels_and_digests_of_the_files(make_folder: MakeFolder) -> None:
+def test_a_cache_holds_the_pixels_labels_and_digests_of_the_files(make_folder: MakeFolder) -> None:
     root = make_folder(splits=("train", "test"))
     cache = opened(root)
     for name, split in cache.splits.items():
@@ -104,7 +104,7 @@ def test_arrays_of_the_stored_size_are_kept_and_others_resized_by_the_same_code(
                 np.testing.assert_array_equal(stored, arrays)
 
 
-def test_a_changed_array_is_noticed(no_decoding: Callable[[], None]) -> None:
+def test_a_changed_array_is_detected(no_decoding: Callable[[], None]) -> None:
     source = array_source(16, 3)
     first = open_cache(source, PREPROCESS)
     changed = array_source(16, 3)
@@ -146,7 +146,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changed_since_the_cache_was_opened_is_told(make_folder: MakeFolder, change: str) -> None:
+def test_a_file_that_changed_since_the_cache_was_opened_is_reported(make_folder: MakeFolder, change: str) -> None:
     root = make_folder()
     cache = opened(root)
     assert cache.change() is None
@@ -157,12 +157,12 @@ def test_a_file_that_changed_since_the_cache_was_opened_is_told(make_folder: Mak
     assert ("such as the new" in told) == (change in ("renamed", "added"))
     again = opened(root)
     assert again.change() is None
-    # another name may be another place in the order of the images
+    # another name may change the order of the images
     assert (again.fingerprint == cache.fingerprint) == (change == "time")
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_run_goes_on_with_the_cache_that_it_began_with(
+def test_a_run_continues_with_the_cache_that_it_began_with(
     make_folder: MakeFolder, no_decoding: Callable[[], None], capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     root = make_folder()
@@ -171,14 +171,14 @@ def test_a_run_goes_on_with_the_cache_that_it_began_with(
     CHANGES[change](root)
     no_decoding()
     earlier = opened(root, fingerprint=cache.fingerprint)
-    assert "it goes on with the images that it began with, out of the cache" in capsys.readouterr().err
+    assert "it continues with the original images from the cache" in capsys.readouterr().err
     assert (earlier.fingerprint, earlier.splits["train"].names) == (cache.fingerprint, cache.splits["train"].names)
     np.testing.assert_array_equal(earlier.splits["train"].images_NHWC, images)
     # compared with the files as they are now
     assert earlier.change() is None
 
 
-def test_a_run_goes_on_with_its_cache_although_a_class_was_added(
+def test_a_run_continues_with_its_cache_although_a_class_was_added(
     make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_folder()
@@ -190,21 +190,21 @@ def test_a_run_goes_on_with_its_cache_although_a_class_was_added(
     assert len(opened(root).classes) == 4
     earlier = opened(root, fingerprint=cache.fingerprint)
     assert (earlier.classes, earlier.folder) == (cache.classes, cache.folder)
-    assert "it goes on with the images" in capsys.readouterr().err
-    # a class that is gone is no reason to do without the cache either
+    assert "it continues with the original images" in capsys.readouterr().err
+    # nor does a removed class make the cache unusable
     shutil.rmtree(root / "white")
     shutil.rmtree(root / "red")
     assert opened(root, fingerprint=cache.fingerprint).classes == cache.classes
 
 
-def test_the_cache_of_other_data_is_not_taken_for_that_of_a_run(make_folder: MakeFolder) -> None:
+def test_the_cache_of_other_data_is_not_mistaken_for_that_of_a_run(make_folder: MakeFolder) -> None:
     first = opened(make_folder("first"))
     root = make_folder("second")
     change_contents(root)
     assert opened(root, fingerprint=first.fingerprint).fingerprint != first.fingerprint
 
 
-def test_where_the_cache_of_a_run_is_gone_or_damaged_the_files_are_read(make_folder: MakeFolder) -> None:
+def test_if_the_cache_of_a_run_is_gone_or_damaged_the_files_are_read(make_folder: MakeFolder) -> None:
     root = make_folder()
     cache = opened(root)
     flip(cache.folder / "train.npy", 1000)
@@ -212,7 +212,7 @@ def test_where_the_cache_of_a_run_is_gone_or_damaged_the_files_are_read(make_fol
     assert opened(root, fingerprint=cache.fingerprint).fingerprint != cache.fingerprint
 
 
-def test_a_file_that_changed_before_the_second_opening_is_read_anew(make_folder: MakeFolder) -> None:
+def test_a_file_that_changed_before_the_second_opening_is_read_again(make_folder: MakeFolder) -> None:
     root = make_folder()
     opened(root)
     change_contents(root)
@@ -220,7 +220,7 @@ def test_a_file_that_changed_before_the_second_opening_is_read_anew(make_folder:
     assert (split.images_NHWC[split.names.index("red/000.png")] == [1, 2, 3]).all()
 
 
-def test_files_that_are_no_images_and_folders_that_hold_none_do_not_stop_a_training(make_folder: MakeFolder) -> None:
+def test_files_that_are_not_images_and_folders_without_images_do_not_stop_a_training(make_folder: MakeFolder) -> None:
     root = make_folder()
     cache = opened(root)
     (root / "red" / "notes.txt").touch()
@@ -228,16 +228,16 @@ def test_files_that_are_no_images_and_folders_that_hold_none_do_not_stop_a_train
     assert cache.change() is None
 
 
-def test_images_beside_a_manifest_that_it_does_not_name_count_only_when_they_are_new(make_folder: MakeFolder) -> None:
+def test_images_beside_a_manifest_that_does_not_list_them_count_only_if_they_are_new(make_folder: MakeFolder) -> None:
     root = make_folder()
     rows = [f"{label}/{index:03d}.png,{label}" for label in ("red", "blue") for index in range(4)]
     (root / "list.csv").write_text("file_name,label\n" + "\n".join(rows) + "\n")
     cache = opened(root / "list.csv")
-    assert len(cache.strangers) == 8
+    assert len(cache.unlisted) == 8
     assert cache.change() is None
 
 
-def test_a_new_version_of_pillow_reads_the_images_anew(
+def test_a_new_version_of_pillow_reads_the_images_again(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_folder()
@@ -248,7 +248,7 @@ def test_a_new_version_of_pillow_reads_the_images_anew(
     assert after.fingerprint == before.fingerprint
 
 
-def test_other_labels_or_ways_to_store_give_another_fingerprint(make_folder: MakeFolder) -> None:
+def test_other_labels_or_preprocessing_give_another_fingerprint(make_folder: MakeFolder) -> None:
     source = open_source(make_folder())
     first = open_cache(source, PREPROCESS).fingerprint
     train = source.splits["train"]
@@ -296,7 +296,7 @@ def test_a_damaged_cache_is_made_again(
     np.testing.assert_array_equal(again.splits["train"].images_NHWC, expected)
     assert (again.fingerprint, again.audit) == (cache.fingerprint, cache.audit)
     told = capsys.readouterr().err
-    assert told.count("warning: the cache of colours is damaged, its images are read anew: ") == (
+    assert told.count("warning: the cache of colours is damaged, so its images are read again: ") == (
         (damage, file) != ("removed", "cache.json")
     )
     assert len(told.splitlines()) <= 1
@@ -313,7 +313,7 @@ def flip(path: Path, position: int) -> None:
 
 @pytest.mark.parametrize("position", [128, 9000, -8])
 @pytest.mark.parametrize("file", FILES[:3])
-def test_a_flipped_bit_in_pixels_labels_or_digests_is_noticed(
+def test_a_flipped_bit_in_pixels_labels_or_digests_is_detected(
     make_folder: MakeFolder, capsys: pytest.CaptureFixture[str], file: str, position: int
 ) -> None:
     root = make_folder()
@@ -326,7 +326,7 @@ def test_a_flipped_bit_in_pixels_labels_or_digests_is_noticed(
 
 
 @pytest.mark.parametrize(("old", "new"), [("red/000", "red/999"), ('"schema_version":5', '"schema_version":1')])
-def test_an_index_that_was_edited_or_is_of_another_version_is_not_believed(
+def test_an_index_that_was_edited_or_has_another_version_is_not_trusted(
     make_folder: MakeFolder, old: str, new: str
 ) -> None:
     root = make_folder()
@@ -338,7 +338,7 @@ def test_an_index_that_was_edited_or_is_of_another_version_is_not_believed(
     assert path.read_text() == text
 
 
-def test_an_index_of_another_version_is_not_believed_even_if_it_is_whole(make_folder: MakeFolder) -> None:
+def test_an_index_of_another_version_is_not_trusted_even_if_it_is_whole(make_folder: MakeFolder) -> None:
     root = make_folder()
     path = opened(root).folder / "cache.json"
     index = json.loads(path.read_text())
@@ -351,7 +351,7 @@ def test_an_index_of_another_version_is_not_believed_even_if_it_is_whole(make_fo
 
 
 @pytest.mark.parametrize("reached", [True, False], ids=["reached the disk", "did not"])
-def test_after_another_start_of_the_system_pixels_that_may_not_have_reached_the_disk_are_read_anew(
+def test_after_a_reboot_pixels_that_may_not_have_reached_the_disk_are_read_again(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reached: bool
 ) -> None:
     root, boot = make_folder(), tmp_path / "boot_id"
@@ -369,7 +369,7 @@ def test_after_another_start_of_the_system_pixels_that_may_not_have_reached_the_
     assert (index.stat().st_ino == first) is reached
 
 
-def test_a_disk_that_does_not_take_the_pixels_leaves_no_cache_to_believe(
+def test_a_disk_that_fails_to_store_the_pixels_leaves_no_trusted_cache(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(folder: Path) -> None:
@@ -382,7 +382,7 @@ def test_a_disk_that_does_not_take_the_pixels_leaves_no_cache_to_believe(
     assert not (cache.folder / "cache.json").exists()
 
 
-def test_a_cache_that_took_the_place_of_another_is_left_alone_by_the_thread_of_that_one(
+def test_a_cache_that_replaced_another_is_left_alone_by_the_sync_thread_of_that_one(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "settle", lambda folder: None)
@@ -396,7 +396,7 @@ def test_a_cache_that_took_the_place_of_another_is_left_alone_by_the_thread_of_t
     assert index.read_bytes() == another
 
 
-def test_a_cache_that_is_closed_while_it_goes_to_the_disk_is_left_as_it_is(
+def test_a_cache_made_read_only_while_it_is_synced_is_left_unchanged(
     as_nobody: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = as_nobody / "closed"
@@ -411,7 +411,7 @@ def test_a_cache_that_is_closed_while_it_goes_to_the_disk_is_left_as_it_is(
     assert index.read_text() == unsettled
 
 
-def test_where_nothing_names_the_start_of_the_system_the_disk_is_waited_for(
+def test_without_a_boot_id_the_files_are_synced_at_once(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cachefiles, "BOOT_ID", tmp_path / "none")
@@ -422,7 +422,7 @@ def test_where_nothing_names_the_start_of_the_system_the_disk_is_waited_for(
     assert "boot" not in json.loads(index.read_text())
 
 
-def test_a_full_disk_is_told_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_folder()
@@ -445,25 +445,27 @@ def test_a_disk_that_fills_while_writing_leaves_nothing_and_the_old_cache_whole(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(DataError, match=r"^the cache can't be written: .* \(No space left on device\)\. Name another"):
+    with pytest.raises(
+        DataError, match=r"^the cache can't be written: .* \(No space left on device\)\. Choose another"
+    ):
         opened(root)
     assert left_overs() == []
     assert (before.folder / "cache.json").read_bytes() == old
 
 
-def test_pixels_have_their_room_on_the_disk_before_the_first_is_written(tmp_path: Path) -> None:
-    # a sparse file that meets a full disk kills the process that writes into its map
+def test_disk_space_for_all_pixels_is_reserved_before_the_first_is_written(tmp_path: Path) -> None:
+    # writing to the map of a sparse file on a full disk would kill the process
     allocate(tmp_path / "x.npy", (100, 32, 32, 3))
     assert (tmp_path / "x.npy").stat().st_blocks * 512 >= 100 * 32 * 32 * 3
 
 
-def test_a_cache_folder_that_cant_be_written_is_told(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_a_cache_folder_that_cant_be_written_is_reported(make_folder: MakeFolder, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"the cache can't be written: .*file/images.* --cache-dir"):
         opened(make_folder(), cache_dir=tmp_path / "file")
 
 
-def test_a_ready_cache_is_read_where_nothing_can_be_written(
+def test_a_finished_cache_is_read_from_a_read_only_folder(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_folder()
@@ -487,7 +489,7 @@ open_cache(open_source(sys.argv[1]), Preprocess(size=16, store_size=16), progres
 """
 
 
-def test_a_build_that_was_killed_is_not_believed_and_cleared_away(make_folder: MakeFolder) -> None:
+def test_an_incomplete_build_is_not_used_and_is_removed(make_folder: MakeFolder) -> None:
     root = make_folder()
     killed = subprocess.run([sys.executable, "-c", KILLED, str(root)], check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -531,7 +533,7 @@ def test_rows_are_left_out_in_place(tmp_path: Path, kept: list[int]) -> None:
     assert path.stat().st_size == 128 + expected.nbytes
 
 
-def test_making_a_cache_does_not_wait_for_the_disk(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_a_cache_does_not_wait_for_the_disk(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder(per_class=20)
     (root / "red" / "bad.png").write_bytes(b"x")
 
@@ -553,7 +555,7 @@ def test_worker_processes_give_what_threads_give(make_folder: MakeFolder, monkey
     np.testing.assert_array_equal(in_processes.splits["train"].images_NHWC, in_threads.splits["train"].images_NHWC)
 
 
-def test_names_that_are_no_utf8_go_through(make_folder: MakeFolder, no_decoding: Callable[[], None]) -> None:
+def test_names_that_are_not_utf8_go_through(make_folder: MakeFolder, no_decoding: Callable[[], None]) -> None:
     root = make_folder()
     name = os.fsdecode(b"caf\xe9\n.png")
     (root / "red" / "000.png").rename(root / "red" / name)

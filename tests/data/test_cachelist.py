@@ -1,4 +1,4 @@
-"""All that vivace keeps in a cache is listed and can be removed, and nothing else is."""
+"""Everything that vivace keeps in a cache is listed and can be removed, and nothing else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MARKS = {
     "inductor/.vivace": "",
     f"tune/{KEY}.json": '{"setup": {}}',
 }
-# of the names that vivace gives, and not vivace's
+# names as vivace gives them, but not made by vivace
 THEIRS = (
     "images/berlin-2024061512/1.jpg",
     "images/other-2024061513/cache.json",
@@ -70,7 +70,7 @@ def cache(make_folder: Callable[..., Path]) -> Cache:
 
 @pytest.fixture
 def filled(cache: Cache) -> Path:
-    """A cache with something of each kind, in a folder where other things lie too."""
+    """A cache with an entry of each kind, and other files beside them."""
     root = default_cache_dir()
     shutil.rmtree(root / "kernels", ignore_errors=True)
     for name, size in OURS.items():
@@ -103,7 +103,10 @@ def test_everything_is_listed_with_its_size(filled: Path, cache: Cache) -> None:
 
 def test_all_of_it_is_removed_and_nothing_else(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(remove_caches(filled, "all")) == 7
-    assert f"warning: left in {filled}, as nothing says that vivace made it: images/" in capsys.readouterr().err
+    assert (
+        f"warning: not removed from {filled}, because nothing marks it as made by vivace: images/"
+        in capsys.readouterr().err
+    )
     assert list_caches(filled) == []
     assert all((filled / name).read_text() == MINE for name in THEIRS)
     left = {path.relative_to(filled).as_posix() for path in filled.rglob("*") if path.is_file()}
@@ -147,7 +150,7 @@ def test_a_folder_of_torchs_compiler_that_vivace_did_not_make_stays(filled: Path
     "name", ["..", "../images", ".", "", "/", "colour", "holidays", "downloads/holidays", "Documents"]
 )
 def test_only_a_cache_can_be_removed(filled: Path, name: str) -> None:
-    with pytest.raises(DataError, match=r"there is no such cache: got .* 'vivace cache' lists them\."):
+    with pytest.raises(DataError, match=r"there is no such cache entry: got .* 'vivace cache' lists them\."):
         remove_caches(filled, name)
     assert len(list_caches(filled)) == 7
 
@@ -163,7 +166,7 @@ def test_a_link_is_neither_followed_nor_removed(filled: Path, tmp_path: Path) ->
     assert (tmp_path / "thesis" / "thesis.pdf").read_text() == "mine"
 
 
-def test_what_cant_be_removed_is_told(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cant_be_removed_is_reported(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 

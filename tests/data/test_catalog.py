@@ -1,4 +1,4 @@
-"""Named data sets: torchvision's real download code, against a server on this machine."""
+"""Named data sets: torchvision's real download code against a local server."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def test_a_wrong_checksum_is_refused_and_the_file_removed(mnist: Path, tmp_path:
     assert [path for path in (tmp_path / "root").rglob("*") if path.is_file()] == []
 
 
-def test_a_missing_file_on_the_server_is_told(mnist: Path, tmp_path: Path) -> None:
+def test_a_missing_file_on_the_server_is_reported(mnist: Path, tmp_path: Path) -> None:
     (mnist / "train-images-idx3-ubyte.gz").unlink()
     with pytest.raises(DownloadError, match="the data set mnist could not be downloaded"):
         open_named("mnist", tmp_path / "root")
 
 
-def test_no_network_is_told_and_the_users_own_files_stay(
+def test_no_network_is_reported_and_the_users_own_files_stay(
     mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # nothing listens there

@@ -14,7 +14,7 @@ MakeImages = Callable[..., Tensor]
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("contiguous", [torch.channels_last, torch.contiguous_format])
-def test_adjusting_is_torchvisions_for_each_image(
+def test_adjusting_agrees_with_torchvision_for_each_image(
     make_images: MakeImages, channels: int, contiguous: torch.memory_format
 ) -> None:
     images = make_images(30, channels=channels).contiguous(memory_format=contiguous)
@@ -55,7 +55,7 @@ def test_grey_is_a_weighted_sum_of_the_channels() -> None:
 
 
 def test_factors_are_uniform_around_one() -> None:
-    # a flat grey has no contrast and no saturation: its brightness is the factor's
+    # uniform grey has no contrast and no saturation, so only the brightness factor acts on it
     images = torch.full((20_000, 3, 1, 1), 100.0)
     values = color_jitter(images, 0.4, torch.Generator().manual_seed(0))[:, 0].flatten() / 100
     assert values.min() >= 0.6 - 1e-3
@@ -69,6 +69,6 @@ def test_the_seed_reproduces_the_jitter(make_images: MakeImages, device: str) ->
     first, again, other = (color_jitter(images, 0.4, torch.Generator(device).manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    # images of a batch draw for themselves
+    # each image of a batch has its own factors
     same = color_jitter(images[:1].expand(8, -1, -1, -1), 0.4, torch.Generator(device).manual_seed(1))
     assert len(same.flatten(1).unique(dim=0)) == 8

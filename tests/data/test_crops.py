@@ -19,7 +19,7 @@ MakeImages = Callable[..., Tensor]
 
 
 def reflected_window(image_CHW: Tensor, top: int, left: int, size: int) -> np.ndarray:
-    """By NumPy: the image with its reflection all around, and the window cut out of it."""
+    """Reference in NumPy: pad the image by reflection, then crop."""
     pad = max(image_CHW.shape) - 1
     padded = np.pad(image_CHW.numpy(), ((0, 0), (pad, pad), (pad, pad)), mode="reflect")
     return padded[:, top + pad : top + pad + size, left + pad : left + pad + size]
@@ -63,8 +63,8 @@ def test_resized_boxes_are_those_of_torchvision_bit_for_bit(make_images: MakeIma
 
 
 @pytest.mark.parametrize("size", [9, 16, 32, 50])
-def test_resizing_all_together_is_resizing_each(make_images: MakeImages, size: int) -> None:
-    # two implementations, as a CPU and a GPU want it: within one level of 255, and of float pixels within 0.001
+def test_resizing_together_agrees_with_resizing_each(make_images: MakeImages, size: int) -> None:
+    # the implementations for CPU and GPU agree within one level of 255, for float pixels within 0.001
     images, boxes = make_images(len(BOXES), height=40, width=36), torch.tensor(BOXES)
     flips = torch.arange(len(BOXES)) % 2 == 0
     each = crops._resize_each(images, boxes, size, flips)
@@ -146,7 +146,7 @@ def test_boxes_are_distributed_as_torchvision_draws_them(image_size: tuple[int, 
 
 
 def test_where_no_box_fits_the_central_one_is_taken() -> None:
-    # the whole area of a wide image is never of an aspect up to 4/3
+    # a box with the whole area of a wide image never has an aspect ratio up to 4/3
     boxes = crop_boxes(50, (30, 100), (1.0, 1.0), torch.Generator().manual_seed(0))
     assert boxes.unique(dim=0).tolist() == [[0, 30, 30, 40]]
     boxes = crop_boxes(50, (100, 30), (1.0, 1.0), torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The only decoder: what it opens, what it turns away and under which name, whatever the program around it has set."""
+"""The decoder: what it opens, and what it refuses with which problem, whatever the calling program has set."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def test_formats_that_run_code_or_are_no_photos_are_named(magic: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 @pytest.mark.parametrize("share", [0.3, 0.7])
-def test_a_truncated_file_is_no_image(kind: str, share: float) -> None:
+def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
     data = encoded(kind)
     assert problem_of(data[: int(len(data) * share)])[0] in ("truncated", "not_an_image")
 
 
-def test_a_truncated_file_is_no_image_in_a_program_that_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_file_is_refused_in_a_program_that_accepts_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = encoded("JPEG")
     assert problem_of(data[: len(data) * 2 // 3])[0] == "truncated"
@@ -136,7 +136,7 @@ def test_mutated_files_raise_nothing_but_an_image_error_of_one_line(kind: str) -
         assert len(message) < 500
 
 
-def test_empty_files_and_text_are_no_images() -> None:
+def test_empty_files_and_text_are_refused() -> None:
     assert problem_of(b"") == ("empty", "the file is empty: the image. Restore it from a copy, or leave it out.")
     assert problem_of(b"this is text\n")[0] == "not_an_image"
 
@@ -149,7 +149,7 @@ def test_a_bomb_is_refused_by_its_header_before_anything_is_decoded(monkeypatch:
     # Pillow itself would only warn of this one
     problem, message = problem_of(png_header(12_000, 12_000))
     assert problem == "bomb"
-    assert message.endswith(f"12000 × 12000, the cap is {MAX_PIXELS:,}. Make it smaller, or raise data.max_pixels.")
+    assert message.endswith(f"12000 × 12000, the limit is {MAX_PIXELS:,}. Make it smaller, or raise data.max_pixels.")
     # and refuses this one
     assert problem_of(png_header(40_000, 40_000))[0] == "bomb"
     assert problem_of(encoded(), max_pixels=1199)[0] == "bomb"
@@ -165,7 +165,7 @@ def test_a_file_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "problem"), [((1, 1), "too_small"), ((90, 3), "too_small"), ((4, 200), "extreme_aspect")]
 )
-def test_dots_and_strips_are_no_images(size: tuple[int, int], problem: str) -> None:
+def test_dots_and_strips_are_refused(size: tuple[int, int], problem: str) -> None:
     assert problem_of(encoded(size=size))[0] == problem
 
 
@@ -194,27 +194,30 @@ UNREADABLE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_what_is_no_readable_file_is_told_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+def test_an_unreadable_file_is_reported_and_does_not_block(tmp_path: Path, kind: str) -> None:
     UNREADABLE[kind](tmp_path / "x.png")
     assert problem_of(tmp_path / "x.png")[0] == "unreadable"
 
 
-def test_a_file_without_rights_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
     path = tmp_path / "x.png"
-    assert problem_of(path) == ("unreadable", f"the file can't be read: {path} (Permission denied). Check its rights.")
+    assert problem_of(path) == (
+        "unreadable",
+        f"the file can't be read: {path} (Permission denied). Check its permissions.",
+    )
 
 
 @pytest.mark.parametrize(
     ("number", "text"),
     [
         (errno.ENOENT, "Check the path: was it moved or renamed?"),
-        (errno.ELOOP, "Mend the link, or leave it out."),
+        (errno.ELOOP, "Fix the link, or leave it out."),
         (errno.EMFILE, "Close other files, or raise the limit (ulimit -n)."),
-        (errno.EIO, "Its disk fails: restore it from a copy."),
+        (errno.EIO, "The disk fails: restore it from a copy."),
         (errno.ESTALE, "Check its disk, or leave it out."),
     ],
 )
@@ -245,7 +248,7 @@ def test_names_with_newlines_and_bytes_that_are_no_text_give_one_line(tmp_path: 
     assert problem_of(tmp_path / "a\0b.png")[0] == "unreadable"
 
 
-def test_memory_that_runs_out_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_does_not_blame_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise MemoryError
 

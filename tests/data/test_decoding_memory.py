@@ -1,4 +1,4 @@
-"""What decoding takes at its peak, measured in a process of its own, is never more than what it was granted."""
+"""The peak memory of decoding, measured in a separate process, never exceeds what was granted."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vivace.data.decoding.decode import read_image
 
 SIDE = 2000
 EXIF_6 = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
-# what libraries keep of their own once they were used, measured at two sizes
+# memory that libraries keep after their first use, measured at two sizes
 LIBRARIES = 8_000_000
 
-# for every file and shape: memory granted and taken at the peak, bytes
+# for every file and shape: granted memory and peak memory, bytes
 MEASURE = """
 import ctypes, json, sys
 from pathlib import Path
@@ -50,7 +50,7 @@ for name in sys.argv[2:]:
         picture.DECODING = Noted(1 << 40)
         values = (0.5,) * channels
         preprocess = Preprocess(size=side, store_size=side, channels=channels, fit=fit, mean=values, std=values)
-        # what was freed and is kept would not be counted when it is used again
+        # freed memory that the allocator keeps would not be counted when it is reused
         libc.malloc_trim(0)
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
@@ -241,7 +241,7 @@ def group_of(name: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", sorted({group_of(name) for name in MADE}))
-def test_decoding_takes_no_more_than_it_was_granted(group: str, tmp_path: Path) -> None:
+def test_decoding_takes_no_more_memory_than_was_granted_for_any_format(group: str, tmp_path: Path) -> None:
     names = [name for name in MADE if group_of(name) == group]
     paths = [tmp_path / str(number) for number in range(len(names))]
     for name, path in zip(names, paths, strict=True):
@@ -252,7 +252,7 @@ def test_decoding_takes_no_more_than_it_was_granted(group: str, tmp_path: Path) 
     assert len(found) == 2 * len(names)
     for number, (granted, taken) in enumerate(found):
         told = names[number // 2], granted / SIDE**2, taken / SIDE**2
-        # a picture of one channel at least: the measurement itself works
+        # at least the picture itself is counted, so the measurement works
         assert granted > SIDE * SIDE, told
         assert taken < granted + LIBRARIES, told
 
@@ -265,7 +265,7 @@ def test_plain_colours_of_8_bits_are_read() -> None:
 
 
 @pytest.mark.parametrize("whites", [(1, 1), (15, 255), (255, 4095), (4095, 65535), (65535, 1)])
-def test_each_of_grey_and_alpha_has_its_own_white(whites: tuple[int, int]) -> None:
+def test_grey_and_alpha_have_separate_whites(whites: tuple[int, int]) -> None:
     values = np.stack([np.linspace(0, white, 1024).round().reshape(32, 32) for white in whites], -1).astype(np.int64)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", 32, 32, 16, 4, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Downloads that are damaged, cut short, killed or not needed; every kind of torchvision data set, made small."""
+"""Downloads that are damaged, truncated, killed or unnecessary; every kind of torchvision data set, in small."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vivace.errors import DownloadError
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files; those called *.cut end after half of the promised bytes, those called *.noise are no HTTP."""
+    """Serves files; *.cut ends after half of the announced bytes, and *.noise is not HTTP."""
 
     def log_message(self, *_: object) -> None:
         pass
@@ -148,7 +148,7 @@ def test_an_archive_put_there_by_hand_needs_no_network(cifar: Path, tmp_path: Pa
     assert len(open_named("cifar10", tmp_path / "root").splits["train"]) == 20
 
 
-def test_a_download_cut_short_is_refused_and_removed(
+def test_a_download_truncated_is_refused_and_removed(
     cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cifar.rename(cifar.with_suffix(".cut"))
@@ -162,7 +162,7 @@ def test_a_wrong_checksum_beside_files_of_the_user_removes_the_new_file_alone(ci
     place = tmp_path / "root" / "cifar10"
     place.mkdir(parents=True)
     (place / "notes.txt").write_text("mine")
-    # a partial archive of an earlier attempt is overwritten, and is not the user's any more
+    # a partial archive of an earlier attempt is overwritten and then counts as vivace's
     (place / cifar.name).write_bytes(b"partial")
     cifar.write_bytes(b"something else")
     with pytest.raises(DownloadError, match="wrong checksum"):
@@ -178,7 +178,7 @@ def test_a_wrong_checksum_beside_files_of_the_user_removes_the_new_file_alone(ci
         ("x.noise", "could not be downloaded"),
     ],
 )
-def test_what_goes_wrong_on_the_network_is_told_on_one_line(
+def test_what_goes_wrong_on_the_network_is_reported_on_one_line(
     cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, message: str
 ) -> None:
     address = torchvision.datasets.CIFAR10.url.rsplit("/", 1)[0]

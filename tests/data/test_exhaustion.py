@@ -1,4 +1,4 @@
-"""Files that would cost minutes or gigabytes are turned away by counting, before a decoder sees them."""
+"""Files that would take minutes or gigabytes are refused before a decoder sees them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vivace.data.decoding.decode import decoding, read_image, size_of
 from vivace.data.decoding.headers import read_jpeg
 from vivace.data.decoding.memory import Budget
 from vivace.errors import ImageError
-from vivace.systems import Turn
+from vivace.systems import FileLock
 
 
 def encoded(kind: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object) -> bytes:
@@ -33,7 +33,7 @@ def encoded(kind: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", **op
 
 
 def many_scans(count: int, size: tuple[int, int] = (512, 512)) -> bytes:
-    """A progressive JPEG whose last scan comes again and again."""
+    """A progressive JPEG whose last scan is repeated many times."""
     data = encoded("JPEG", size, progressive=True, quality=30)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * count + b"\xff\xd9"
@@ -83,7 +83,7 @@ def huge_tile() -> bytes:
 
 
 def webp_canvas(width: int, height: int) -> bytes:
-    """34 bytes that make its decoder ask for the canvas twice."""
+    """34 bytes that make the decoder allocate the canvas twice."""
     body = struct.pack("<I", 0x10) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return b"RIFF" + struct.pack("<I", 26) + b"WEBPVP8X" + struct.pack("<I", 10) + body + b"\0\0\0\0"
 
@@ -104,16 +104,19 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "jpeg of 300 scans": ("scans of", lambda: many_scans(300)),
     "jpeg of many segments": ("too many segments", lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * 200_001 + b"\xff\xda"),
     "png of many chunks": ("too many chunks", lambda: png_with(chunk(b"tEXt", b"") * 200_001)),
-    "png of colours and alpha": ("takes 787 MB, the cap is 768 MB", lambda: png(8000, 12300, 8, 6)[:5000]),
-    "png of 16-bit colours and alpha": ("takes twice 448 MB, the cap is 440 MB", lambda: png(8000, 7000, 16, 6)[:5000]),
-    "png of 16-bit colours": ("takes twice 450 MB, the cap is 440 MB", lambda: png(10000, 7500, 16, 2)[:5000]),
-    "png of 16-bit grey and alpha": ("takes 784 MB, the cap is 768 MB", lambda: png(9800, 10000, 16, 4)[:5000]),
-    "webp of 34 bytes": ("takes 1,600 MB, the cap is 768 MB", lambda: webp_canvas(10_000, 10_000)),
+    "png of colours and alpha": ("takes 787 MB, the limit is 768 MB", lambda: png(8000, 12300, 8, 6)[:5000]),
+    "png of 16-bit colours and alpha": (
+        "takes twice 448 MB, the limit is 440 MB",
+        lambda: png(8000, 7000, 16, 6)[:5000],
+    ),
+    "png of 16-bit colours": ("takes twice 450 MB, the limit is 440 MB", lambda: png(10000, 7500, 16, 2)[:5000]),
+    "png of 16-bit grey and alpha": ("takes 784 MB, the limit is 768 MB", lambda: png(9800, 10000, 16, 4)[:5000]),
+    "webp of 34 bytes": ("takes 1,600 MB, the limit is 768 MB", lambda: webp_canvas(10_000, 10_000)),
     "ppm with a comment of 50 MB": ("no size in the first", lambda: b"P6\n#" + b"x" * 50_000_000 + b"\n4 4\n255\n"),
     "tiff of tags that overlap": ("claim more bytes than it has", overlapping_tags),
     "tiff with a huge tile": ("takes 3,600 MB", huge_tile),
     "gif behind comments": ("bytes of comments", lambda: gif_with_comments(3 << 20)),
-    "bmp of runs": ("bytes of runs", lambda: runs(5 << 20)),
+    "bmp of runs": ("bytes of run-length encoded data", lambda: runs(5 << 20)),
     "avif with such an exif": ("claim more bytes", avif_with_overlapping_tags),
 }
 
@@ -126,7 +129,7 @@ def test_what_would_exhaust_the_machine_is_refused(name: str, monkeypatch: pytes
     def load(_: object) -> None:
         raise AssertionError("decoded")
 
-    # modules of Pillow that are imported at first use load pictures of their own
+    # modules that Pillow imports at first use load pictures themselves
     Image.init()
     if not name.startswith("avif"):
         monkeypatch.setattr(Image.Image, "load", load)
@@ -140,7 +143,7 @@ def test_the_scans_that_encoders_write_pass() -> None:
     for options in ({"progressive": True}, {"progressive": True, "subsampling": 0}, {}):
         assert np.asarray(read_image(encoded("JPEG", (200, 150), **options))).shape == (150, 200, 3)
     assert np.asarray(read_image(many_scans(40, (64, 64)))).shape == (64, 64, 3)
-    # what looks like a scan in a thumbnail or a second picture is none
+    # markers of scans in a thumbnail or a second picture do not count
     data = encoded("JPEG") + b"\xff\xda" * 1000
     assert np.asarray(read_image(data)).shape == (48, 64, 3)
 
@@ -154,7 +157,7 @@ def test_scans_are_counted_by_the_pixels_that_they_visit(monkeypatch: pytest.Mon
     assert header.samples() == 1.5
     assert header.coefficient_bytes() == 256 * 256 * 3
     monkeypatch.setattr(headers, "MAX_VISITS", 256 * 256 * 8)
-    with pytest.raises(ImageError, match=r"scans of 65,536 pixels\. Save it anew"):
+    with pytest.raises(ImageError, match=r"scans of 65,536 pixels\. Save it again"):
         read_image(data)
 
 
@@ -207,7 +210,7 @@ def gif_of(extensions: bytes, frame: tuple[int, int]) -> bytes:
         b"!\xff\x0bNETSCAPE2.0\0\x09,\0\0\0\0\x40\0\x40\0\0",
     ],
 )
-def test_a_gifs_first_picture_is_measured_before_pillow_makes_room_for_it(
+def test_a_gifs_first_picture_is_measured_before_pillow_allocates_it(
     extensions: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = gif_of(extensions, (80, 60))
@@ -222,9 +225,7 @@ def test_a_gifs_first_picture_is_measured_before_pillow_makes_room_for_it(
     ("kind", "size", "options"),
     [("JPEG", (15_000, 12_000), {"draft_size": 32}), ("PNG", (13_600, 13_200), {"max_pixels": 180_000_000})],
 )
-def test_our_caps_of_pixels_take_the_place_of_pillows(
-    kind: str, size: tuple[int, int], options: dict[str, int]
-) -> None:
+def test_our_pixel_limits_replace_pillows(kind: str, size: tuple[int, int], options: dict[str, int]) -> None:
     before = Image.MAX_IMAGE_PIXELS
     data = io.BytesIO()
     Image.new("L" if kind == "JPEG" else "1", size).save(data, kind)
@@ -255,7 +256,7 @@ def test_threads_share_one_budget() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, [3 << 20] * 40))
     assert 3 << 20 <= most[0] <= 10 << 20
-    # who needs more than there is goes alone, and is not locked out
+    # a request for more than the budget runs alone and is not starved
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, [20 << 20, 3 << 20] * 10))
     assert most[0] == 20 << 20
@@ -279,10 +280,10 @@ def test_processes_take_large_images_in_turn(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(memory, "READING", budgets[0])
     monkeypatch.setattr(memory, "DECODING", budgets[1])
     pixels = str(tmp_path / "pixels.npy")
-    memory.share_memory(4, [Turn(str(tmp_path)), Turn(pixels)])
+    memory.share_memory(4, [FileLock(str(tmp_path)), FileLock(pixels)])
     assert [budget.capacity for budget in budgets] == [25 << 20, 100 << 20]
     other = Budget(1)
-    other.turn = Turn(pixels)
+    other.turn = FileLock(pixels)
     order = []
 
     def wait() -> None:
@@ -313,7 +314,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def peak_mb(path: Path) -> tuple[str, int]:
-    """(what came of it, how many MB its decoding took) in a process of its own."""
+    """(result, MB that decoding took), measured in a separate process."""
     done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
     said, _, peak = done.stdout.strip().rpartition(" ")
     return said, int(peak)
@@ -359,7 +360,7 @@ def test_decoding_takes_no_more_memory_than_was_granted(kind: str, tmp_path: Pat
     patch.undo()
     said, peak = peak_mb(tmp_path / "x")
     assert said == "(32, 32, 3)"
-    # beside the file itself, and what libraries keep
+    # in addition to the file itself, and memory kept by libraries
     assert peak < 1.1 * max(granted) / 1e6 + 2 * len(data) / 1e6 + 40, (kind, max(granted) / 1e6)
 
 
@@ -372,9 +373,9 @@ def test_a_photo_of_108_megapixels_is_decoded_smaller_in_little_memory(tmp_path:
     assert peak < 100
 
 
-def test_the_cap_of_pixels_is_an_option_and_names_itself() -> None:
+def test_the_pixel_limit_is_an_option_that_the_message_names() -> None:
     data = encoded("PNG", (200, 100))
-    with pytest.raises(ImageError, match=r"the cap is 19,999\. Make it smaller, or raise data\.max_pixels\.$"):
+    with pytest.raises(ImageError, match=r"the limit is 19,999\. Make it smaller, or raise data\.max_pixels\.$"):
         read_image(data, max_pixels=19_999)
     assert np.asarray(read_image(data, max_pixels=20_000)).shape == (100, 200, 3)
     # a JPEG that is decoded at an eighth may have five times as many

@@ -1,4 +1,4 @@
-"""Where the files of a table are looked for, and where they are not."""
+"""Where the files of a table are searched for."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def found(table: Path, *names: str) -> list[str]:
     return [os.path.relpath(finder.find(name, "x"), table.parent) for name in names]
 
 
-def test_files_are_found_with_endings_and_in_folders_the_first_of_them(tmp_path: Path) -> None:
+def test_files_are_found_with_extensions_added_and_in_the_first_matching_folder(tmp_path: Path) -> None:
     images(tmp_path / "b" / "in", "x.PNG", "y.jpg")
     images(tmp_path / "a", "x.tif", "z.jpg", "z.png")
     images(tmp_path / "c", "z.jpg", "only.webp")
@@ -45,7 +45,7 @@ def test_files_are_found_with_endings_and_in_folders_the_first_of_them(tmp_path:
     assert found(table, "in/x") == ["b/in/x.PNG"]
     assert found(table, "./in//y/") == ["b/in/y.jpg"]
     assert found(table, "x", "z", "only") == ["a/x.tif", "a/z.jpg", "c/only.webp"]
-    # beside the last one before the first folder
+    # the folder of the last file is tried before the first one
     assert found(table, "only", "z") == ["c/only.webp", "a/z.jpg"]
     assert found(table, "only.webp", "z.jpg") == ["c/only.webp", "c/z.jpg"]
     assert found(table, os.fspath(tmp_path / "c" / "only")) == ["c/only.webp"]
@@ -71,15 +71,15 @@ def test_each_folder_is_listed_once_however_many_lines_a_table_has(
     assert len(looked) <= 2 * len(names)
 
 
-def test_a_search_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_through_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images(tmp_path / "d", "0.png", "1.jpg", *map(str, range(2, 20)))
     (tmp_path / "d" / "on").symlink_to(".")
     monkeypatch.setattr(finding, "MAX_LISTED", 100)
-    with pytest.raises(DataError, match="over 100 files were looked through for those that are not where list"):
+    with pytest.raises(DataError, match="searched over 100 files for those that are not where list"):
         found(tmp_path / "list.csv", *(f"{'on/' * index}{index % 2}" for index in range(20)))
 
 
-def test_folders_that_cant_be_read_and_links_to_themselves_are_passed_over(
+def test_folders_that_cant_be_read_and_links_to_themselves_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images(tmp_path / "d", "x.png")

@@ -1,4 +1,4 @@
-"""What a folder may look like, and what in it would go wrong later."""
+"""Which folders are accepted, and which problems in them are found early."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def test_a_file_that_cant_be_read_is_refused(as_nobody: Path) -> None:
     root = fill(as_nobody / "data", "a", "b")
     assert open_source(root).classes == ("a", "b")
     (root / "a" / "1.jpg").chmod(0)
-    with pytest.raises(DataError, match=r"the file can't be read: .*a/1\.jpg\. Check its rights\."):
+    with pytest.raises(DataError, match=r"the file can't be read: .*a/1\.jpg\. Check its permissions\."):
         open_source(root)
 
 
-def test_a_folder_without_rights_is_refused(as_nobody: Path) -> None:
+def test_a_folder_without_permission_is_refused(as_nobody: Path) -> None:
     root = fill(as_nobody / "data", "a", "b")
     (root / "b").chmod(0)
     try:
         with pytest.raises(
-            DataError, match=r"the folder can't be read: .*b \(Permission denied\)\. Check its rights\."
+            DataError, match=r"the folder can't be read: .*b \(Permission denied\)\. Check its permissions\."
         ):
             open_source(root)
     finally:
         (root / "b").chmod(0o755)
 
 
-def test_a_path_below_a_folder_without_rights_is_refused(as_nobody: Path) -> None:
+def test_a_path_below_a_folder_without_permission_is_refused(as_nobody: Path) -> None:
     closed = as_nobody / "closed"
     fill(closed / "data", "a", "b")
     closed.chmod(0)
@@ -58,18 +58,18 @@ def test_a_path_below_a_folder_without_rights_is_refused(as_nobody: Path) -> Non
 
 @pytest.mark.parametrize("data", ["x" * 5000, "~no-such-user/data"])
 def test_a_path_that_is_none_is_refused_on_one_line(data: str) -> None:
-    with pytest.raises(DataError, match=r"^DATA can't be read: got .*Check the path and its rights\.$"):
+    with pytest.raises(DataError, match=r"^DATA can't be read: got .*Check the path and its permissions\.$"):
         open_source(data)
 
 
-def test_a_pipe_that_would_wait_for_ever_is_refused(tmp_path: Path) -> None:
+def test_a_pipe_that_would_block_is_refused(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "a", "b")
     os.mkfifo(root / "a" / "pipe.jpg")
-    with pytest.raises(DataError, match=r"not a plain file: .*pipe\.jpg"):
+    with pytest.raises(DataError, match=r"not a regular file: .*pipe\.jpg"):
         open_source(root)
 
 
-def test_splits_without_train_are_not_taken_for_classes(tmp_path: Path) -> None:
+def test_splits_without_train_are_not_mistaken_for_classes(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "val/a", "val/b", "test/a", "test/b")
     with pytest.raises(DataError, match=r"there is no train folder in .*, only test, val. Put the training images"):
         open_source(root)
@@ -92,7 +92,7 @@ def test_other_folders_beside_the_splits_are_left_alone(tmp_path: Path) -> None:
     assert (source.classes, list(source.splits)) == (("a", "b"), ["train"])
 
 
-def test_files_beside_the_class_folders_are_told(tmp_path: Path) -> None:
+def test_files_beside_the_class_folders_are_reported(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "train/a", "train/b")
     (root / "train" / "loose.jpg").write_bytes(b"x")
     (root / "train" / ".hidden.jpg").write_bytes(b"x")
@@ -110,7 +110,7 @@ def test_a_class_may_be_a_link_to_elsewhere_in_the_data_set(tmp_path: Path) -> N
 def test_a_link_to_a_folder_above_is_refused(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "train/a", "train/b")
     (root / "train" / "a" / "up").symlink_to(root)
-    with pytest.raises(DataError, match="a link leads in a circle"):
+    with pytest.raises(DataError, match="circular link"):
         open_source(root)
 
 
@@ -120,14 +120,14 @@ def test_folders_below_a_class_belong_to_it(tmp_path: Path) -> None:
     assert source.splits["train"].labels.tolist() == [0] * 6 + [1] * 3
 
 
-def test_a_class_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_class_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "a", os.fsdecode(b"K\xe4fer"))
     with pytest.raises(DataError, match=r"the name of a class is not UTF-8: 'K\\udce4fer'\. Rename it: give UTF-8\."):
         open_source(root)
 
 
 @pytest.mark.parametrize("extension", [".pdf", ".eps", ".PS", ".fits", ".svg", ".psd"])
-def test_what_is_no_photo_is_passed_over_by_its_extension_and_never_opened(
+def test_files_of_other_formats_are_skipped_by_extension_and_never_opened(
     tmp_path: Path, extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = fill(tmp_path / "data", "a", "b")
@@ -138,12 +138,12 @@ def test_what_is_no_photo_is_passed_over_by_its_extension_and_never_opened(
     source = open_source(root)
     assert sorted(source.ignored) == sorted([f"a/figure{extension}", "a/notes.txt"])
     assert len(source.splits["train"]) == 6
-    # the text alone was looked into
+    # only the text was opened
     assert opened == ["sniffed"]
-    assert any("were passed over" in note and extension.lower() in note for note in notes_of(source))
+    assert any("skipped" in note and extension.lower() in note for note in notes_of(source))
 
 
-def test_broken_links_are_passed_over_and_counted(tmp_path: Path) -> None:
+def test_broken_links_are_skipped_and_counted(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "train/a", "train/b")
     for name in ("x.jpg", "y.png", "folder"):
         (root / "train" / "a" / name).symlink_to(tmp_path / "gone" / name)
@@ -152,9 +152,9 @@ def test_broken_links_are_passed_over_and_counted(tmp_path: Path) -> None:
     (root / "train" / "labels.csv").symlink_to(tmp_path / "gone.csv")
     source = open_source(root)
     assert len(source.splits["train"]) == 6
-    assert "4 broken links passed over: train/a/folder, train/a/self.jpg, train/a/x.jpg, train/a/y.png" in source.notes
+    assert "skipped 4 broken links: train/a/folder, train/a/self.jpg, train/a/x.jpg, train/a/y.png" in source.notes
     assert source.ignored == ("train/labels.csv",)
-    # a class that is gone is worth more than a line
+    # a missing class is an error, not just a note
     (root / "train" / "c").symlink_to(tmp_path / "gone")
     with pytest.raises(
         DataError, match=r"a broken or circular link, perhaps of a class: .*train/c\. Mount or restore what it leads to"
@@ -162,13 +162,13 @@ def test_broken_links_are_passed_over_and_counted(tmp_path: Path) -> None:
         open_source(root)
 
 
-def test_a_folder_of_what_is_passed_over_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_images_reports_what_was_skipped(tmp_path: Path) -> None:
     root = tmp_path / "scans"
     for name in ("a", "b"):
         (root / name).mkdir(parents=True)
         (root / name / "0.dcm").write_bytes(b"x")
         (root / name / "1.jpg").symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match=r"there are no images in .*scans: .*2 broken links .*2 of 2 files .*2 \.dcm"):
+    with pytest.raises(DataError, match=r"there are no images in .*scans: .*2 broken links: .*2 of 2 files: 2 \.dcm"):
         open_source(root)
 
 
@@ -180,11 +180,11 @@ def test_listing_10_000_files_takes_a_fraction_of_a_second(tmp_path: Path) -> No
             (root / name / f"{index:05d}.jpg").touch()
 
     def seconds(function: Callable[[], int]) -> float:
-        """Processor time: what else runs does not count."""
+        """CPU time, which other processes do not affect."""
         began = time.process_time()
         assert function() == 10_000
         return time.process_time() - began
 
-    # the least that a Path object per file would cost
+    # less than creating one Path object per file takes
     by_paths = min(seconds(lambda: sum(path.is_file() for path in root.rglob("*"))) for _ in range(3))
     assert min(seconds(lambda: len(open_folder(root).splits["train"])) for _ in range(3)) < by_paths

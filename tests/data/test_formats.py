@@ -1,4 +1,4 @@
-"""A file is known by its first bytes, whatever it is called."""
+"""A file's format is detected by its first bytes, whatever its name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vivace.data.decoding.decode import decode_bytes
-from vivace.data.decoding.formats import FORMATS, HEAD_BYTES, sniff, unread_format
+from vivace.data.decoding.formats import FORMATS, HEAD_BYTES, sniff, unsupported_format
 from vivace.errors import ImageError
 
 
@@ -59,7 +59,7 @@ def ftyp(major: bytes, *compatible: bytes) -> bytes:
         (b"\0" * 64, None),
     ],
 )
-def test_what_is_an_image_is_told_by_the_first_bytes(head: bytes, kind: str | None) -> None:
+def test_an_image_is_recognized_by_its_first_bytes(head: bytes, kind: str | None) -> None:
     assert sniff(head) == kind
 
 
@@ -79,7 +79,7 @@ def test_a_whole_image_of_a_format_that_is_not_read_is_called_so(kind: str, name
     assert sniff(data[:HEAD_BYTES]) is None
     with pytest.raises(ImageError) as error:
         decode_bytes(data, "a.jpg")
-    assert str(error.value) == f"the image is of a format that is not read ({name}): a.jpg. Save it as PNG."
+    assert str(error.value) == f"the image format is not supported ({name}): a.jpg. Save it as PNG."
     assert error.value.problem == "format_not_allowed"
 
 
@@ -88,7 +88,7 @@ def test_a_whole_image_of_a_format_that_is_not_read_is_called_so(kind: str, name
 def test_every_kind_of_tga_is_known(mode: str, compression: str | None) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), (9, 8, 7)).convert(mode).save(buffer, "TGA", compression=compression)
-    assert unread_format(buffer.getvalue()[:HEAD_BYTES]) == "TGA"
+    assert unsupported_format(buffer.getvalue()[:HEAD_BYTES]) == "TGA"
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_every_kind_of_tga_is_known(mode: str, compression: str | None) -> None:
         (b"", None),
     ],
 )
-def test_what_is_no_image_is_not_called_one(head: bytes, name: str | None) -> None:
-    assert unread_format(head) == name
+def test_what_is_not_an_image_has_no_format(head: bytes, name: str | None) -> None:
+    assert unsupported_format(head) == name
 
 
-def test_noise_and_text_are_no_tga() -> None:
+def test_noise_and_text_are_not_tga() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (20_000, HEAD_BYTES), dtype=np.uint8)
-    assert sum(unread_format(row.tobytes()) is not None for row in noise) < 5
+    assert sum(unsupported_format(row.tobytes()) is not None for row in noise) < 5

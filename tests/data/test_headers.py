@@ -1,4 +1,4 @@
-"""Headers of JPEG files: one that is the same as the last is not read again, and no other is taken for it."""
+"""Headers of JPEG files: one identical to the last is not parsed again, and no other is mistaken for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def nothing_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening._Last, "header", None)
 
 
-def test_the_same_header_is_read_once_and_another_one_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_header_is_read_once_and_another_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
     read, taken = opening.read_jpeg, []
     monkeypatch.setattr(opening, "read_jpeg", lambda data: taken.append(data) or read(data))
     same, other = [jpeg(16, seed) for seed in range(3)], jpeg(24)

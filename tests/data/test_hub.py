@@ -1,4 +1,4 @@
-"""Folders and parquet files as Hugging Face's datasets write them."""
+"""Folders and parquet files in the layouts of Hugging Face's datasets."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_metadata_in_split_folders_and_in_the_root(make_folder: MakeFolder, tmp_
     assert open_source(root / "train").classes == tuple(NAMES)
 
 
-def test_class_folders_tell_more_than_a_table_of_captions(make_folder: MakeFolder) -> None:
+def test_class_folders_take_precedence_over_a_table_of_captions(make_folder: MakeFolder) -> None:
     root = make_folder()
     (root / "metadata.csv").write_text("file_name,text\nred/000.png,a caption\n")
     assert len(open_source(root).splits["train"]) == 24
@@ -112,14 +112,14 @@ def test_one_file_holds_the_images_themselves(tmp_path: Path, own_cache: Path) -
     assert source.classes == tuple(NAMES)
     paths = source.splits["train"].paths
     assert paths is not None
-    # by a number: the path in the file is a stranger's
+    # files are named by numbers, because the paths in the file are untrusted
     assert all(Path(path).is_relative_to(own_cache) and path.endswith(".png") for path in paths)
     encoded = rows[0]["image"]
     assert isinstance(encoded, dict)
     np.testing.assert_array_equal(Image.open(paths[0]), Image.open(io.BytesIO(encoded["bytes"])))
 
 
-def test_shards_that_unpack_to_far_more_than_they_are_are_refused(
+def test_shards_that_unpack_to_far_more_than_their_size_are_refused(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "RATIO_FLOOR_BYTES", 1 << 16)
@@ -160,7 +160,11 @@ def test_the_column_of_images_may_be_named(tmp_path: Path, folder: bool) -> None
         assert source.splits["train"].paths is not None
         pixels.append(Path(source.splits["train"].paths[0]).read_bytes())
     assert pixels == [rows[0][name]["bytes"] for name in ("mask", "X-Ray")]  # type: ignore[index]
-    wrong = "there is no column 'y'" if not folder else r"no column 'y' holds images, only mask, X-Ray\. Name that one"
+    wrong = (
+        "there is no column 'y'"
+        if not folder
+        else r"there is no column 'y' of images; images are in mask, X-Ray\. Name a column"
+    )
     with pytest.raises(DataError, match=wrong):
         open_source(Data(data, image_column="y", label_column="b"))
 
@@ -170,7 +174,7 @@ def test_columns_of_metadata_tables_may_be_named(make_folder: MakeFolder, tmp_pa
     flat_split(root / "train", make_folder(), "csv")
     table = root / "train" / "metadata.csv"
     table.write_text(table.read_text().replace("file_name,label", "a,b"))
-    with pytest.raises(DataError, match="no column names the image files"):
+    with pytest.raises(DataError, match="no column holds the image files"):
         open_source(root)
     assert open_source(Data(root, image_column="a", label_column="b")).classes == tuple(NAMES)
 

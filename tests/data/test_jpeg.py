@@ -1,4 +1,4 @@
-"""The short way for plain JPEGs gives Pillow's pixels to the last bit, and leaves all else to Pillow."""
+"""The fast path for ordinary JPEGs gives exactly Pillow's pixels, and leaves everything else to Pillow."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_every_truncated_or_changed_byte_is_judged_as_pillow_judges_it() -> None
 
 def test_the_size_is_judged_before_a_pixel_is_decoded() -> None:
     data = encoded(size=(40, 30))
-    with pytest.raises(ImageError, match="too many pixels: the image is 40 × 30, the cap is 1,000"):
+    with pytest.raises(ImageError, match="too many pixels: the image is 40 × 30, the limit is 1,000"):
         opened(data, max_pixels=1000)
 
 

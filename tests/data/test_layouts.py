@@ -1,4 +1,4 @@
-"""The ways in which people lay out splits, and that a split is never taken for a class."""
+"""Layouts of splits; a split is never mistaken for a class."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sizes(root: Path) -> dict[str, int]:
         *((word, None) for word in ("trainer", "strain", "contest", "evaluate_me", "valley", "train_test", "device")),
     ],
 )  # fmt: skip
-def test_a_split_is_told_by_a_word_in_the_name(name: str, split: str | None) -> None:
+def test_a_split_is_recognized_by_a_word_in_its_name(name: str, split: str | None) -> None:
     assert split_of(name) == split
 
 
@@ -100,7 +100,7 @@ def test_only_tables_of_the_training_images_are_named(tmp_path: Path, name: str)
     (root / "test.csv").write_text("id\nt_0.png\n")
     with pytest.raises(DataError, match=r"give the table of labels as DATA: labels\.csv\.$"):
         open_source(root)
-    # none of the tables names an image of train/: what is handed in holds no labels all the same
+    # no table names an image of train/, but a sample submission holds no labels in any case
     (root / "labels.csv").write_text("id,label\n")
     with pytest.raises(DataError, match=r"give the table of labels as DATA: labels\.csv, test\.csv\.$"):
         open_source(root)
@@ -113,24 +113,24 @@ def test_tables_inside_of_the_splits_are_named(tmp_path: Path) -> None:
         open_source(root)
 
 
-def test_splits_within_a_split_are_no_classes(tmp_path: Path) -> None:
+def test_splits_within_a_split_are_not_classes(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "train/train", "train/val", "test/train", "test/val")
     with pytest.raises(DataError, match="the folders look like splits and hold no class folders: train, val"):
         open_source(root)
 
 
-def test_no_images_are_said_to_a_bundle_too(tmp_path: Path) -> None:
+def test_missing_images_are_reported_with_a_bundle_too(tmp_path: Path) -> None:
     (tmp_path / "data" / "cat").mkdir(parents=True)
     with pytest.raises(DataError, match="there are no images in"):
         open_source(tmp_path / "data", require_train=False, classes=("cat", "dog"))
 
 
-def test_an_unknown_folder_with_the_same_classes_is_said(tmp_path: Path) -> None:
+def test_an_unknown_folder_with_the_same_classes_is_noted(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "train/a", "train/b", "test/a", "test/b", "extra/a", "extra/b", "scripts")
     assert sizes(root) == {"train": 6, "test": 6}
     notes = " ".join(open_source(root).notes)
-    assert "extra/ was passed over: it holds the same class folders" in notes
-    assert "scripts/ was passed over" in notes
+    assert "skipped extra/, which has the same class folders" in notes
+    assert "skipped scripts/" in notes
 
 
 @pytest.mark.parametrize("others", [("extra/a", "extra/b"), ("bus", "tram")])
@@ -140,10 +140,10 @@ def test_a_folder_that_may_be_a_class_or_a_split_is_refused(tmp_path: Path, othe
         open_source(root)
 
 
-def test_unlabelled_test_images_are_passed_over_and_said(tmp_path: Path) -> None:
+def test_unlabelled_test_images_are_skipped_and_noted(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "train/a", "train/b", "test")
     assert sizes(root) == {"train": 6}
-    assert open_source(root).notes == ("test/ has no labels (no class folders of train) and was passed over",)
+    assert open_source(root).notes == ("skipped test/, which has no labels (no class folders of train)",)
 
 
 def test_a_wrapper_with_files_beside_it_is_looked_through(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_wrapper_with_files_beside_it_is_looked_through(tmp_path: Path) -> Non
     assert open_source(root).classes == ("Cat", "Dog")
 
 
-def test_a_class_of_a_bundle_is_no_wrapper(tmp_path: Path) -> None:
+def test_a_class_of_a_bundle_is_not_a_wrapper(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "cat/2019", "cat/2020")
     assert open_source(root, require_train=False, classes=("cat", "dog")).splits["train"].labels.tolist() == [0] * 6
     root = fill(tmp_path / "more", "test/cat/2019", "test/cat/2020")
@@ -181,7 +181,7 @@ def test_folders_of_the_system_hold_no_samples(tmp_path: Path, name: str) -> Non
     assert name in notes_of(source)[-1]
 
 
-def test_images_are_found_by_content_and_the_rest_is_said_by_kind(tmp_path: Path) -> None:
+def test_images_are_found_by_content_and_skipped_files_are_counted_by_kind(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "a", "b")
     for index in range(4):
         (root / "a" / f"IMG{index}").write_bytes(PNG)
@@ -191,23 +191,21 @@ def test_images_are_found_by_content_and_the_rest_is_said_by_kind(tmp_path: Path
     (root / "a" / "Thumbs.db").write_bytes(b"x")
     source = open_source(root)
     assert len(source.splits["train"]) == 10
-    assert notes_of(source) == ["12 of 22 files were passed over: 4 .heic2, 4 without extension, 4 .txt"]
+    assert notes_of(source) == ["skipped 12 of 22 files: 4 .heic2, 4 without extension, 4 .txt"]
 
 
-def test_heic_without_its_library_is_passed_over_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_its_library_is_skipped_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fill(tmp_path / "data", "a", "b")
     (root / "a" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic\0\0\0\x08meta")
     monkeypatch.setattr("vivace.data.layouts.listing.heif_is_read", lambda: False)
     source = open_source(root)
     assert len(source.splits["train"]) == 6
-    assert notes_of(source) == [
-        "1 of 7 files were passed over: 1 .heic; HEIC is read after: pip install 'vivace[heic]'"
-    ]
+    assert notes_of(source) == ["skipped 1 of 7 files: 1 .heic; to read HEIC: pip install 'vivace[heic]'"]
     monkeypatch.setattr("vivace.data.layouts.listing.heif_is_read", lambda: True)
     assert len(open_source(root).splits["train"]) == 7
     (root / "a" / "IMG_2.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(range(128, 227)))
     source = open_source(root)
-    assert (len(source.splits["train"]), notes_of(source)) == (7, ["1 of 8 files were passed over: 1 .heic"])
+    assert (len(source.splits["train"]), notes_of(source)) == (7, ["skipped 1 of 8 files: 1 .heic"])
 
 
 def test_the_summary_names_classes_splits_and_extremes(tmp_path: Path) -> None:
@@ -219,7 +217,7 @@ def test_the_summary_names_classes_splits_and_extremes(tmp_path: Path) -> None:
     )
 
 
-def test_a_quiet_report_says_what_was_left_out_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_report_has_notes_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = fill(tmp_path / "data", "A", "B", count=20)
     report(open_source(root), quiet=True)
     assert capsys.readouterr().err == ""
@@ -262,7 +260,7 @@ def test_links_to_links_are_read_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(20)
-def test_folders_deeper_than_python_nests_calls(tmp_path: Path) -> None:
+def test_folders_deeper_than_the_recursion_limit(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "a", "b")
     folder = os.fspath(root / "a")
     for _ in range(1500):
@@ -271,5 +269,5 @@ def test_folders_deeper_than_python_nests_calls(tmp_path: Path) -> None:
     try:
         assert sizes(root) == {"train": 6}
     finally:
-        # Python's own removal nests calls
+        # shutil.rmtree recurses
         subprocess.run(["rm", "-rf", root], check=True)

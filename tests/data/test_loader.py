@@ -15,7 +15,7 @@ from vivace.errors import ConfigError, DataError
 
 
 def arrays(count: int, *, num_classes: int = 3, side: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Images of which each tells its own position, and labels in turn."""
+    """Images whose pixels encode their position, and cyclic labels."""
     images_NHWC = np.zeros((count, side, side, 3), dtype=np.uint8)
     images_NHWC[..., 0] = (np.arange(count) % 256)[:, None, None]
     images_NHWC[..., 1] = (np.arange(count) // 256)[:, None, None]
@@ -86,13 +86,13 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone(resident: bool) -> No
     data = arrays(40)
     first = Batches(*data, batch_size=8, seed=3, resident=resident)
     assert seen(first, 1) != seen(first, 0)
-    # asked again, in another process's place and in another turn
+    # the order is the same when it is requested again, by a new object and out of sequence
     assert seen(Batches(*data, batch_size=8, seed=3), 1) == seen(first, 1)
     assert seen(Batches(*data, batch_size=8, seed=4), 1) != seen(first, 1)
 
 
 def test_the_order_of_a_seed_never_changes_between_versions() -> None:
-    # a run that is resumed by a newer version must go on with the same images
+    # a run that is resumed by a newer version must continue with the same images
     batches = Batches(*arrays(12), batch_size=4, seed=1)
     assert batches.order(0).tolist() == [8, 11, 4, 7, 5, 0, 1, 9, 2, 10, 6, 3]
 
@@ -150,7 +150,7 @@ def test_balanced_epochs_hold_every_class_equally_often(resident: bool) -> None:
     counts = torch.bincount(torch.cat([batch.labels_B for batch in epoch]))
     assert counts.sum() == batches.num_images == 100
     assert counts.max() - counts.min() <= 1
-    # classes mixed, not in turn: no batch is of one class
+    # classes are mixed: no batch has a single class
     assert min(len(batch.labels_B.unique()) for batch in epoch) > 1
     assert seen(batches, 0) == seen(batches, 0) != seen(batches, 1)
 
@@ -216,7 +216,7 @@ def test_what_was_to_be_read_ahead_is_dropped_with_the_epoch(monkeypatch: pytest
     def slow(chunk: np.ndarray) -> Batch:
         read.append(1)
         if len(read) > 1:
-            # in the middle of the second read when the epoch is given up
+            # the epoch is abandoned in the middle of the second read
             closing.wait(5)
         return gather(chunk)
 
@@ -272,17 +272,17 @@ def test_evaluation_of_chosen_indices_keeps_their_order(mapped: tuple[np.ndarray
         (
             {"batch_size": 4, "balanced": True, "shuffle": False},
             ConfigError,
-            "balanced sampling draws at random: got shuffle=False. Give shuffle=True.",
+            "balanced sampling is random: got shuffle=False. Give shuffle=True.",
         ),
         (
             {"batch_size": 4, "indices": np.array([], dtype=np.int64)},
             DataError,
-            "too few images to make a batch: got 0. Give at least 2.",
+            "too few images for a batch: got 0. Give at least 2.",
         ),
         (
             {"batch_size": 4, "indices": np.array([3])},
             DataError,
-            "too few images to make a batch: got 1. Give at least 2.",
+            "too few images for a batch: got 1. Give at least 2.",
         ),
         (
             {"batch_size": 4, "num_classes": 2},

@@ -1,4 +1,4 @@
-"""Manifests: every fault is told with its line."""
+"""Manifests: every problem is reported with its line."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def write(root: Path, text: str, name: str = "list.csv") -> Path:
         (".,b", "line 6: the file lies outside the manifest's folder: '.'. Move it in."),
     ],
 )
-def test_a_fault_is_told_with_its_line(root: Path, line: str, message: str) -> None:
+def test_a_fault_is_reported_with_its_line(root: Path, line: str, message: str) -> None:
     path = write(root, GOOD + line + "\n")
     with pytest.raises(DataError) as error:
         open_source(path)
     assert str(error.value) == f"{path}, {message}"
 
 
-def test_a_file_that_cant_be_read_is_told_with_its_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cant_be_read_is_reported_with_its_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, *_, **__: not path.endswith("2.jpg"))
-    with pytest.raises(DataError, match=r"line 4: the file can't be read: '2.jpg'. Check its rights"):
+    with pytest.raises(DataError, match=r"line 4: the file can't be read: '2.jpg'. Check its permissions"):
         open_source(write(root, GOOD))
 
 
 def wide(kind: str, num_columns: int, place: Path) -> Path:
-    """A table of so many columns, the first two of which are right."""
+    """A table with this many columns, of which the first two are valid."""
     names = ["file_name", "label", *(f"c{number}" for number in range(num_columns - 2))]
     rows = [[f"{1 + number % 3}.jpg", "ab"[number % 2], *["0"] * (num_columns - 2)] for number in range(3)]
     path = place / f"wide.{kind.partition(' ')[0]}"
@@ -68,11 +68,11 @@ def wide(kind: str, num_columns: int, place: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["csv", "csv #", "tsv", "jsonl", "parquet"])
-def test_a_table_of_more_columns_than_any_has_is_refused_before_they_are_looked_at(root: Path, kind: str) -> None:
+def test_a_table_with_too_many_columns_is_refused_early(root: Path, kind: str) -> None:
     with open_table(wide(kind, 10_000, root), []) as (columns, _, rows):
         assert len(columns) == 10_000
         assert len(list(rows(columns[:2]))) == 3
-    message = r"wide\.\w+(, line 1)?: 10,001 columns, the cap is 10,000\. Leave out those that are neither files, "
+    message = r"wide\.\w+(, line 1)?: 10,001 columns, the limit is 10,000\. Keep only those for files, "
     with pytest.raises(DataError, match=message):
         open_source(wide(kind, 10_001, root))
 
@@ -80,21 +80,21 @@ def test_a_table_of_more_columns_than_any_has_is_refused_before_they_are_looked_
 def test_a_wide_row_of_jsonl_is_refused_with_its_line(root: Path) -> None:
     wider = json.dumps({"file_name": "1.jpg", "label": "a", **{str(number): 0 for number in range(10_000)}})
     (root / "x.jsonl").write_text(f'{{"file_name": "1.jpg", "label": "a"}}\n{wider}\n')
-    with pytest.raises(DataError, match=r"x\.jsonl, line 2: 10,002 columns, the cap is 10,000\. Leave out"):
+    with pytest.raises(DataError, match=r"x\.jsonl, line 2: 10,002 columns, the limit is 10,000\. Keep only"):
         open_source(root / "x.jsonl")
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{bad", "line 2: not a JSON object: got '{bad'. Write one {…} a line."),
-        ("[1]", "line 2: not a JSON object: got '[1]'. Write one {…} a line."),
+        ("{bad", "line 2: not a JSON object: got '{bad'. Write one {…} per line."),
+        ("[1]", "line 2: not a JSON object: got '[1]'. Write one {…} per line."),
         ("[" * 100_000, "line 2: not a JSON object"),
-        ('{"file_name": "1.jpg", "label": ["a", "b"]}', "line 2: label is no text: got ['a', 'b']."),
-        ('{"file_name": "1.jpg", "label": 0.5}', "line 2: label is no text: got 0.5."),
+        ('{"file_name": "1.jpg", "label": ["a", "b"]}', "line 2: label is not text: got ['a', 'b']."),
+        ('{"file_name": "1.jpg", "label": 0.5}', "line 2: label is not text: got 0.5."),
     ],
 )
-def test_a_wrong_line_of_jsonl_is_told(root: Path, line: str, message: str) -> None:
+def test_a_wrong_line_of_jsonl_is_reported(root: Path, line: str, message: str) -> None:
     with pytest.raises(DataError) as error:
         open_source(write(root, '{"file_name": "0.jpg", "label": "a"}\n' + line + "\n", "list.jsonl"))
     assert message in str(error.value)
@@ -162,7 +162,7 @@ def lines(*head: str, sep: str = ",", name: str = "{i}.jpg", label: str = "{c}")
         ("repeated.csv", lines("file_name", "label") + "0.jpg,a\n"),
     ],
 )
-def test_tables_as_people_have_them(root: Path, name: str, text: str) -> None:
+def test_common_tables_are_understood(root: Path, name: str, text: str) -> None:
     (root / "photos").mkdir()
     for index in range(4):
         (root / "photos" / f"deep{index}.JPG").write_bytes(b"x")
@@ -175,37 +175,37 @@ def test_utf16_of_spreadsheets_is_read(root: Path) -> None:
     assert open_source(root / "list.csv").classes == ("aä", "bä")
 
 
-def test_what_was_guessed_is_said(root: Path) -> None:
+def test_guesses_are_noted(root: Path) -> None:
     notes = open_source(write(root, lines("id", "breed", name="{i}"))).notes
     assert notes == (
-        "images are named by the column id, classes by breed",
-        "files that are not where the table says were looked for, such as 0.jpg",
+        "image files are in the column id, classes in breed",
+        "files that are not where the table says were found elsewhere, such as 0.jpg",
     )
     assert "one-hot columns found: a, b" in open_source(write(root, "id,a,b\n0,1,0\n1,1,0\n2,0,1\n3,0,1\n")).notes
-    assert open_source(write(root, GOOD + "0.jpg,a\n")).notes == ("1 line of list.csv left out, which repeat others",)
+    assert open_source(write(root, GOOD + "0.jpg,a\n")).notes == ("left out 1 duplicate line of list.csv",)
 
 
 def test_columns_may_be_named(root: Path) -> None:
     path = write(root, "a,b,c\n0.jpg,x,1\n1.jpg,x,2\n2.jpg,y,1\n3.jpg,y,2\n")
     assert open_source(Data(path, image_column="a", label_column="b")).classes == ("x", "y")
     assert open_source(Data(path, image_column="A", label_column="c")).classes == ("1", "2")
-    with pytest.raises(DataError, match=r"there is no column 'd', only a, b, c"):
+    with pytest.raises(DataError, match=r"there is no column 'd'\. Name one of its columns: a, b, c"):
         open_source(Data(path, image_column="d"))
-    with pytest.raises(DataError, match="image and label columns are those of a manifest"):
+    with pytest.raises(DataError, match="only a manifest has image and label columns"):
         open_source(Data(root, label_column="b"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b,c\n0.jpg,x,y\n", r"no column names the image files, only a, b, c were found\. .*--image-column"),
-        ("id,b,c\n0.jpg,x,y\n", r"no column holds the classes, only id, b, c were found\. .*--label-column"),
-        ("id,a,b\n0.jpg,1,0\n1.jpg,1,1\n", r"line 3: one-hot columns found, and 2 of them are 1 in place of one: a, b"),
+        ("a,b,c\n0.jpg,x,y\n", r"no column holds the image files: got a, b, c\. .*--image-column"),
+        ("id,b,c\n0.jpg,x,y\n", r"no column holds the classes: got id, b, c\. .*--label-column"),
+        ("id,a,b\n0.jpg,1,0\n1.jpg,1,1\n", r"line 3: 2 one-hot columns are 1, but an image has one class: got a, b"),
         (
             "id,label\n0.jpg,a\n1.jpg,Smith, John\n",
             r"line 3: 3 values for 2 columns: got .*John.*\. Put quotes",
         ),
-        ("id,a,b\n0.jpg,1,0\n1.jpg,0.5,0\n", r"line 3: one-hot columns found, and a is neither 0 nor 1: got '0.5'"),
+        ("id,a,b\n0.jpg,1,0\n1.jpg,0.5,0\n", r"line 3: the one-hot column a is neither 0 nor 1: got '0.5'"),
     ],
 )
 def test_tables_that_are_not_understood_are_refused(root: Path, text: str, message: str) -> None:
@@ -231,14 +231,14 @@ def test_columns_of_splits(root: Path, head: str, values: tuple[str, str], split
     assert (source.notes == ()) == (head != "set")
 
 
-def test_test_images_without_a_class_are_passed_over(root: Path) -> None:
+def test_test_images_without_a_class_are_skipped(root: Path) -> None:
     text = "file_name,label,split\n0.jpg,a,\n1.jpg,a,\n2.jpg,b,\n3.jpg,b,\n4.jpg,,test\n5.jpg,,test\n"
     source = open_source(write(root, text))
     assert (list(source.splits), source.notes) == (
         ["train"],
-        ("4 rows without a split were taken for train", "2 test images without a class passed over"),
+        ("4 rows without a split were put into train", "skipped 2 test images without a class"),
     )
-    # where others have one it is missed
+    # if other test images have a class, it is reported as missing
     bad = open_source(write(root, text.replace("5.jpg,", "5.jpg,a"))).bad_rows
     assert [(row.split, row.reason, row.lines) for row in bad] == [("test", "missing_label", (6,))]
 
@@ -249,7 +249,9 @@ def test_a_csv_that_is_not_utf8_is_refused_with_its_line(root: Path) -> None:
     with pytest.raises(DataError, match=r"l1\.csv is not UTF-8, line 3: got 'hund\\udce4'\. Save it as UTF-8\."):
         open_source(path)
     path.write_bytes("file_name,label\n0.jpg,a\nä.jpg,a\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"line 3: there is no such file: .*not UTF-8 there: save the table as UTF-8"):
+    with pytest.raises(
+        DataError, match=r"line 3: there is no such file: .*the name is not UTF-8: save the table as UTF-8"
+    ):
         open_source(path)
 
 
@@ -274,14 +276,14 @@ def test_class_numbers_of_parquet_are_whole_and_take_their_names(root: Path, num
     assert open_source(root / "named.parquet").classes == ("cat", "dog")
 
 
-def test_splits_with_other_classes_are_said(root: Path) -> None:
+def test_splits_with_other_classes_are_noted(root: Path) -> None:
     text = "file_name,label,split\n0.jpg,a,train\n1.jpg,a,\n2.jpg,b,\n3.jpg,b,train\n4.jpg,a,val\n5.jpg,c,val\n"
     source = open_source(write(root, text))
     assert (source.classes, len(source.splits["val"])) == (("a", "b"), 1)
     assert [note.split(":")[0] for note in source.notes] == [
-        "2 rows without a split were taken for train",
-        "1 image of val left out, of classes that are not in train",
-        "val has no images of b",
+        "2 rows without a split were put into train",
+        "left out 1 image of val whose classes are not in train",
+        "val has no images of b, so it gives no metrics for them",
     ]
 
 
@@ -294,7 +296,7 @@ def test_a_manifest_without_train_is_for_evaluation_only(root: Path) -> None:
     assert source.splits["val"].labels.tolist() == [1]
 
 
-def test_names_that_are_no_utf8_survive(root: Path) -> None:
+def test_names_that_are_not_utf8_survive(root: Path) -> None:
     name = b"\xff\xfe.jpg"
     (root / os.fsdecode(name)).write_bytes(b"x")
     path = root / "list.csv"

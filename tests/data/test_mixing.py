@@ -48,7 +48,7 @@ def test_cutmix_pastes_one_box_and_reports_its_area(
             assert torch.equal(mixed[:, :, row, column], source[:, :, row, column])
     assert kept == pytest.approx(1 - num_pasted / (24 * 20))
     if centre == (0.5, 0.5):
-        # nothing cut off: up to the rounding of its sides, the area is the share drawn
+        # not clipped: up to rounding of its sides, the area is the drawn fraction
         assert kept == pytest.approx(share, abs=0.08)
 
 
@@ -75,7 +75,7 @@ def test_labels_are_mixed_as_the_pixels_are(
         assert torch.allclose(mixed.mean((1, 2, 3)), expected, atol=1e-4)
 
 
-def test_with_both_on_a_coin_decides_for_the_batch(make_images: MakeImages) -> None:
+def test_with_both_on_one_is_chosen_at_random_per_batch(make_images: MakeImages) -> None:
     images, labels = make_images(4), torch.arange(4)
     kinds = [
         mix(
@@ -94,7 +94,7 @@ def test_with_both_on_a_coin_decides_for_the_batch(make_images: MakeImages) -> N
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0, 2.0, 8.0])
-def test_the_share_is_drawn_from_beta(alpha: float) -> None:
+def test_the_mixing_weight_is_drawn_from_beta(alpha: float) -> None:
     stats = pytest.importorskip("scipy.stats")
     generator = torch.Generator().manual_seed(0)
     shares = [_beta(alpha, generator) for _ in range(3000)]

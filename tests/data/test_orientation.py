@@ -1,4 +1,4 @@
-"""Which way up a photo stands depends on what it says, not on its size, its format or who decodes it."""
+"""The orientation of a photo depends on its metadata only, not on its size, format or decoder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HEIC = base64.b64decode(
 
 
 def gradient(size: tuple[int, int] = (60, 40)) -> Image.Image:
-    """No flip or turn leaves it as it is."""
+    """An image that every flip and rotation changes."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]]
     pixels = np.stack([x * 255 / size[0], y * 255 / size[1], (x + y) * 255 / sum(size)], -1)
     return Image.fromarray(pixels.astype(np.uint8))
@@ -113,7 +113,7 @@ def test_exif_goes_before_xmp_and_a_corrupt_block_counts_as_none() -> None:
         assert orientation_in(tags(value), b"") == 1
 
 
-def test_an_exif_block_that_goes_on_in_another_segment_is_read() -> None:
+def test_an_exif_block_that_continues_in_another_segment_is_read() -> None:
     buffer = io.BytesIO()
     gradient().save(buffer, "JPEG")
     data, block = buffer.getvalue(), tags(6).removeprefix(b"Exif\0\0")
@@ -134,7 +134,7 @@ def test_heic_is_read_and_turned() -> None:
     assert stored.shape == (16, 16, 3)
 
 
-def test_without_its_library_heic_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_its_library_heic_is_reported_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("pillow_heif", "pillow_heif.as_plugin"):
         monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "a.heic").write_bytes(HEIC)

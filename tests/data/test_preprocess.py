@@ -1,4 +1,4 @@
-"""The same image gives the same pixels, whatever it is stored as and whoever asks."""
+"""The same image gives the same pixels, however it is stored and whoever asks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLAIN = Preprocess(size=24, store_size=28)
 
 
 def gradient(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """An image that no flip or turn leaves as it is."""
+    """An image that every flip and rotation changes."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
     pixels = np.stack([x * 255 / width, y * 255 / height, (x + y) * 255 / (width + height)], -1).astype(np.uint8)
@@ -64,7 +64,7 @@ def exif(orientation: int) -> bytes:
 
 
 def half_corrupt_exif() -> bytes:
-    """The orientation can be read, the maker's name that stands before it ends beyond the end of the block."""
+    """The orientation is readable, but the maker's name before it extends beyond the end of the block."""
     tags = exif_tags(6)
     tags[0x010F] = "x" * 100
     return tags.tobytes()[:60]
@@ -105,7 +105,7 @@ KINDS: dict[str, tuple[str, Callable[[], bytes]]] = {
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
 def test_cached_pixels_equal_predicted_pixels_for_every_kind_of_image(tmp_path: Path, fit: str, channels: int) -> None:
     for name, (extension, make) in KINDS.items():
-        # the same picture in two classes would be a contradiction: those that are alike are in one
+        # equal pictures are put into one class, because two would be a contradiction
         folder = tmp_path / "data" / ("b" if name.startswith("other") else "a")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.{extension}").write_bytes(make())
@@ -177,7 +177,7 @@ def test_every_mode_of_pillow_can_be_converted(channels: Literal[1, 3]) -> None:
         assert preprocess.load(Image.new(mode, (10, 9))).shape == (8, 8, channels), mode
 
 
-def test_colours_that_cant_be_converted_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_that_cant_be_converted_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ValueError("conversion from LAB to RGB not supported")
 
@@ -204,7 +204,7 @@ def test_colours_that_cant_be_converted_are_told(tmp_path: Path, monkeypatch: py
         (np.zeros((0, 9, 3), np.uint8), "empty"),
     ],
 )
-def test_arrays_that_are_no_images_are_told(array: np.ndarray, problem: str) -> None:
+def test_arrays_that_are_no_images_are_reported(array: np.ndarray, problem: str) -> None:
     with pytest.raises(ImageError, match="the array is") as error:
         PLAIN.load(array)
     assert error.value.problem == problem
@@ -229,7 +229,7 @@ def test_a_corrupt_exif_block_counts_as_none(kind: str, block: bytes) -> None:
     np.testing.assert_array_equal(PLAIN.load(bad), PLAIN.load(encoded(gradient(), kind)))
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_is_composited_on_white() -> None:
     clear = Image.new("RGBA", (40, 30), (200, 0, 0, 0))
     assert (PLAIN.load(encoded(clear, "PNG")) == 255).all()
     red = Image.new("RGB", (40, 30), (200, 0, 0))
@@ -243,17 +243,17 @@ def test_sixteen_bits_are_divided_by_256() -> None:
     assert (PLAIN.load(encoded(flat, "PNG")) == 0x80).all()
 
 
-def test_an_image_of_the_stored_size_is_not_touched() -> None:
+def test_an_image_of_the_stored_size_is_not_resampled() -> None:
     image = gradient(size=(28, 28))
     np.testing.assert_array_equal(PLAIN.store(image), np.asarray(image))
 
 
-def test_a_square_of_the_stored_size_is_cut_out_and_not_resampled() -> None:
+def test_a_square_of_the_stored_size_is_cropped_and_not_resampled() -> None:
     image = gradient(size=(41, 28))
     np.testing.assert_array_equal(PLAIN.store(image), np.asarray(image)[:, 6:34])
 
 
-def test_the_view_is_the_middle_of_what_is_stored() -> None:
+def test_the_view_is_the_centre_of_the_stored_pixels() -> None:
     stored = PLAIN.store(gradient())
     batch = np.stack([stored, 255 - stored])
     np.testing.assert_array_equal(PLAIN.view(batch), batch[:, 2:26, 2:26])
@@ -265,7 +265,7 @@ def test_a_crop_shows_the_middle_and_a_squash_shows_all() -> None:
     pixels[:, 30:60] = 255
     cropped = Preprocess(size=28, store_size=28).load(pixels)
     squashed = Preprocess(size=28, store_size=28, fit="squash").load(pixels)
-    # the filter reaches a little over the edge of the box
+    # the filter extends a little beyond the edge of the box
     assert cropped.min() > 245
     assert squashed[:, 0].max() == 0
 
@@ -291,7 +291,7 @@ def test_the_fingerprint_follows_what_changes_stored_pixels_and_nothing_else() -
         assert dataclasses.replace(PLAIN, **change).fingerprint() != PLAIN.fingerprint()  # type: ignore[arg-type]
 
 
-def test_it_goes_to_json_and_back_strictly() -> None:
+def test_preprocess_survives_json_and_is_read_strictly() -> None:
     assert Preprocess.from_dict(PLAIN.to_dict()) == PLAIN
     with pytest.raises(ConfigError, match=r"unknown key 'preprocess\.sise'"):
         Preprocess.from_dict({**PLAIN.to_dict(), "sise": 3})

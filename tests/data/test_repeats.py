@@ -1,4 +1,4 @@
-"""Subfolders whose names repeat: pieces of a data set are no classes, and parts of classes stay what they are."""
+"""Subfolders with repeated names: pieces of a data set are not classes, and parts of classes are not either."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def grid(*outer: str, inner: tuple[str, ...] = ("cat", "dog")) -> list[str]:
         grid("a/train", "b/train", "a/test", "b/test"),
     ],
 )
-def test_pieces_of_a_data_set_are_not_taken_for_classes(tmp_path: Path, folders: list[str]) -> None:
+def test_pieces_of_a_data_set_are_not_mistaken_for_classes(tmp_path: Path, folders: list[str]) -> None:
     root = fill(tmp_path / "data", *folders)
     with pytest.raises(
-        DataError, match=r"it is unclear what the classes are: .* each hold cat, dog\. If these"
+        DataError, match=r"it is unclear which folders are the classes: .* each hold cat, dog\. If the inner"
     ) as error:
         open_source(root)
-    assert "give one of the folders as DATA" in str(error.value)
+    assert "give one outer folder as DATA" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -54,19 +54,19 @@ def test_pieces_of_a_data_set_are_not_taken_for_classes(tmp_path: Path, folders:
         (("0", "1"), ("camA", "camB")),
     ],
 )
-def test_parts_of_classes_are_no_classes_and_it_is_said(
+def test_parts_of_classes_are_not_classes_and_it_is_noted(
     tmp_path: Path, outer: tuple[str, ...], inner: tuple[str, ...]
 ) -> None:
     source = open_source(fill(tmp_path / "data", *grid(*outer, inner=inner)))
     assert (source.classes, len(source.splits["train"])) == (tuple(sorted(outer)), 12)
     assert source.notes == (
-        f"the classes are the outer folders ({', '.join(sorted(outer))}), not the subfolders that each of them has "
-        f"({', '.join(sorted(inner))})",
+        f"the outer folders were taken as the classes ({', '.join(sorted(outer))}), not their subfolders, which "
+        f"are the same in each ({', '.join(sorted(inner))})",
     )
 
 
 @pytest.mark.parametrize("inner", [("images",), ("train",), ("train", "test")])
-def test_wrappers_and_splits_of_classes_need_no_line_on_that(tmp_path: Path, inner: tuple[str, ...]) -> None:
+def test_wrappers_and_splits_of_classes_need_no_note(tmp_path: Path, inner: tuple[str, ...]) -> None:
     source = open_source(fill(tmp_path / "data", *grid("cat", "dog", inner=inner)))
     assert source.classes == ("cat", "dog")
     assert not any("outer" in note for note in source.notes)

@@ -1,4 +1,4 @@
-"""What DATA may be, and what is refused before any work."""
+"""What DATA may be, and what is refused before work begins."""
 
 from __future__ import annotations
 
@@ -91,22 +91,22 @@ def test_a_wrong_line_of_a_manifest_is_named(make_folder: MakeFolder, change: di
 
 
 def test_an_unknown_name_gives_near_ones() -> None:
-    with pytest.raises(DataError, match=r"got 'cifar-10', which is no file.* Did you mean 'cifar10'"):
+    with pytest.raises(DataError, match=r"got 'cifar-10', which is not a file.* Did you mean 'cifar10'"):
         open_source("cifar-10")
 
 
 def test_a_file_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.docx").write_text("")
-    with pytest.raises(DataError, match="DATA is no data set"):
+    with pytest.raises(DataError, match="DATA is not a data set"):
         open_source(tmp_path / "x.docx")
 
 
-def test_an_empty_class_folder_is_passed_over_and_said(make_folder: MakeFolder) -> None:
+def test_an_empty_class_folder_is_skipped_and_noted(make_folder: MakeFolder) -> None:
     root = make_folder()
     (root / "yellow").mkdir()
     source = open_source(root)
     assert source.classes == ("blue", "green", "red")
-    assert source.notes == ("1 empty class folder passed over: yellow",)
+    assert source.notes == ("skipped 1 empty class folder: yellow",)
 
 
 def test_one_class_is_refused_with_the_minimum(make_folder: MakeFolder) -> None:
@@ -115,7 +115,7 @@ def test_one_class_is_refused_with_the_minimum(make_folder: MakeFolder) -> None:
         for path in (root / name).iterdir():
             path.unlink()
         (root / name).rmdir()
-    with pytest.raises(DataError, match=r"there is one class only: 'red'\. A classifier needs at least 2"):
+    with pytest.raises(DataError, match=r"there is only one class: 'red'\. A classifier needs at least 2"):
         open_source(root)
 
 
@@ -125,15 +125,15 @@ def test_one_image_in_a_class_is_refused_with_the_minimum(make_folder: MakeFolde
         open_source(root)
 
 
-def test_classes_that_a_split_lacks_or_has_too_much_are_said(make_folder: MakeFolder) -> None:
+def test_missing_and_extra_classes_of_a_split_are_noted(make_folder: MakeFolder) -> None:
     root = make_folder(splits=("train", "val"))
     (root / "val" / "red").rename(root / "val" / "pink")
     source = open_source(root)
     assert source.classes == ("blue", "green", "red")
     assert source.splits["val"].labels.tolist() == [0] * 8 + [1] * 8
     assert source.notes == (
-        "8 images of val left out, of classes that are not in train: pink",
-        "val has no images of red: no metrics for these classes there",
+        "left out 8 images of val whose classes are not in train: pink",
+        "val has no images of red, so it gives no metrics for them",
     )
 
 
@@ -152,13 +152,13 @@ def test_a_class_of_one_training_image_is_left_out_of_every_split(make_folder: M
     source = open_source(root)
     assert source.classes == ("blue", "green")
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 16, "test": 16}
-    assert source.notes[0] == "1 class of one training image left out: red"
+    assert source.notes[0] == "left out 1 class with one training image: red"
 
 
 def test_a_loop_of_links_is_refused(make_folder: MakeFolder) -> None:
     root = make_folder()
     (root / "red" / "again").symlink_to(root / "red")
-    with pytest.raises(DataError, match="a link leads in a circle"):
+    with pytest.raises(DataError, match="circular link"):
         open_source(root)
 
 
@@ -196,15 +196,15 @@ def test_class_names_in_other_unicode_forms_are_one_class(make_folder: MakeFolde
     assert "café" in open_source(root).classes
 
 
-def test_classes_that_differ_by_case_are_two_and_said(make_folder: MakeFolder) -> None:
+def test_classes_that_differ_by_case_are_two_and_noted(make_folder: MakeFolder) -> None:
     root = make_folder()
     (root / "green").rename(root / "Red")
     source = open_source(root)
     assert source.classes == ("Red", "blue", "red")
-    assert source.notes == ("classes that differ by case alone: Red and red",)
+    assert source.notes == ("classes that differ only in case: Red and red",)
 
 
-def test_letters_that_fold_alike_are_two_classes_without_a_word(make_folder: MakeFolder) -> None:
+def test_letters_that_fold_alike_are_two_classes_without_a_note(make_folder: MakeFolder) -> None:
     root = make_folder()
     (root / "green").rename(root / "Strasse")
     (root / "blue").rename(root / "Straße")
@@ -225,7 +225,7 @@ def test_a_folder_that_cant_be_read_is_refused(make_folder: MakeFolder, monkeypa
         open_source(root)
 
 
-def test_other_files_are_passed_over_and_told(make_folder: MakeFolder) -> None:
+def test_other_files_are_skipped_and_reported(make_folder: MakeFolder) -> None:
     root = make_folder()
     (root / "red" / "notes.txt").write_text("")
     (root / "red" / ".DS_Store").write_text("")
@@ -236,13 +236,13 @@ def test_the_classes_of_a_bundle_number_the_labels(make_folder: MakeFolder) -> N
     root = make_folder()
     source = open_source(root, require_train=False, classes=("red", "green", "blue", "other"))
     assert source.classes == ("red", "green", "blue", "other")
-    # in no split: not for a test, as far as anybody has said
+    # images without a split are train
     assert list(source.splits) == ["train"]
     assert source.splits["train"].labels.tolist() == [2] * 8 + [1] * 8 + [0] * 8
     source = open_source(root, require_train=False, classes=("red", "green"))
     assert source.splits["train"].labels.tolist() == [1] * 8 + [0] * 8
-    assert source.notes == ("8 images of classes that the bundle does not know left out: blue",)
-    with pytest.raises(DataError, match="the bundle does not know any class of the data: got blue, green, red"):
+    assert source.notes == ("left out 8 images whose classes are not in the bundle: blue",)
+    with pytest.raises(DataError, match="the data and the bundle have no class in common: got blue, green, red"):
         open_source(root, require_train=False, classes=("oak", "beech"))
 
 
@@ -250,21 +250,21 @@ def test_classes_that_differ_from_a_bundles_by_case_are_called_so(make_folder: M
     root = make_folder()
     source = open_source(root, require_train=False, classes=("Red", "green", "blue"))
     assert source.notes == (
-        "8 images of classes that the bundle does not know left out: red (by case alone other than Red: rename one of "
+        "left out 8 images whose classes are not in the bundle: red (differs only in case from Red: rename one of "
         "them)",
     )
     with pytest.raises(DataError) as error:
         open_source(root, require_train=False, classes=("RED", "Green", "oak"))
     assert str(error.value) == (
-        "the bundle does not know any class of the data: got blue, green, red (by case alone other than Green, RED: "
-        "rename one of them). It knows RED, Green, oak."
+        "the data and the bundle have no class in common: got blue, green, red (differs only in case from Green, RED: "
+        "rename one of them). Give classes of the bundle: RED, Green, oak."
     )
 
 
 def test_classes_of_a_split_that_differ_by_case_are_called_so(make_folder: MakeFolder) -> None:
     root = make_folder(splits=("train", "val"))
     (root / "val" / "red").rename(root / "val" / "Red")
-    assert any("not in train: Red (by case alone other than red: rename" in note for note in open_source(root).notes)
+    assert any("not in train: Red (differs only in case from red: rename" in note for note in open_source(root).notes)
 
 
 def test_digits_need_no_download() -> None:

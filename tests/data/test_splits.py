@@ -1,4 +1,4 @@
-"""What is held out for validation, when copies and contradictions are among the images."""
+"""Holding out a validation split among copies and contradictions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vivace.data.holdout import hold_out
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_group_in_several_classes_stays_in_training(seed: int) -> None:
-    # the same file under two labels: were one half held out, the network would have seen the other
+    # the same file under two labels: if one were held out, the network would have been trained on the other
     labels = np.repeat([0, 1], 10)
     groups = np.array([f"a{i}" for i in range(9)] + ["both", "both"] + [f"b{i}" for i in range(9)])
     kept, held = hold_out(labels, groups, 0.3, seed=seed)

@@ -1,4 +1,4 @@
-"""Images in a file: indexed as an array is, checked block by block, and never the end of the process."""
+"""Images in a file: indexed like an array, verified block by block; damage is an error and never kills the process."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ def images(tmp_path: Path) -> np.ndarray:
     ],
     ids=str,
 )
-def test_it_gives_what_an_array_gives(images: np.ndarray, tmp_path: Path, rows: Any) -> None:
+def test_stored_images_index_like_an_array(images: np.ndarray, tmp_path: Path, rows: Any) -> None:
     found, expected = StoredImages(tmp_path / "x.npy")[rows], images[rows]
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     np.testing.assert_array_equal(found, expected)
-    # torch takes no array that can't be written
+    # torch warns of read-only arrays
     assert found.flags.writeable
 
 
 @pytest.mark.parametrize("rows", [50, -51, [0, 50], np.ones(49, dtype=bool)], ids=str)
-def test_a_row_that_is_not_there_is_an_error(images: np.ndarray, tmp_path: Path, rows: Any) -> None:
+def test_a_row_out_of_range_is_an_error(images: np.ndarray, tmp_path: Path, rows: Any) -> None:
     with pytest.raises(IndexError, match="there are 50 images"):
         StoredImages(tmp_path / "x.npy")[rows]
 
 
-def test_it_looks_like_an_array(images: np.ndarray, tmp_path: Path) -> None:
+def test_stored_images_have_the_attributes_of_an_array(images: np.ndarray, tmp_path: Path) -> None:
     found = StoredImages(tmp_path / "x.npy")
     assert (found.shape, found.dtype, found.ndim, found.nbytes) == (
         images.shape,
@@ -71,7 +71,7 @@ def test_it_looks_like_an_array(images: np.ndarray, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(found, dtype=np.float32), images)
 
 
-def test_none_at_all_are_fine(tmp_path: Path) -> None:
+def test_zero_images_are_allowed(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.empty((0, 5, 4, 3), dtype=np.uint8))
     assert np.array(StoredImages(tmp_path / "x.npy")).shape == (0, 5, 4, 3)
 
@@ -91,14 +91,14 @@ def test_what_holds_no_images_is_refused(tmp_path: Path, array: np.ndarray) -> N
 
 
 @pytest.mark.parametrize("size", [127, 128, 3000, 3127, 3129])
-def test_a_file_of_another_length_than_it_says_is_refused(images: np.ndarray, tmp_path: Path, size: int) -> None:
+def test_a_file_whose_length_differs_from_its_header_is_refused(images: np.ndarray, tmp_path: Path, size: int) -> None:
     os.truncate(tmp_path / "x.npy", size)
     with pytest.raises(ValueError, match=r"bytes|header"):
         StoredImages(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize("size", [0, 128, 1000])
-def test_a_file_that_is_cut_short_under_it_is_an_error_and_not_the_end_of_the_process(
+def test_a_truncated_file_is_an_error_and_does_not_kill_the_process(
     images: np.ndarray, tmp_path: Path, size: int
 ) -> None:
     found = StoredImages(tmp_path / "x.npy")
@@ -120,23 +120,21 @@ def test_a_disk_that_fails_is_an_error(images: np.ndarray, tmp_path: Path, monke
         found[0]
 
 
-def test_reads_that_give_less_than_was_asked_for_are_gone_on_with(
-    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_reads_are_continued(images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preadv = os.preadv
-    # as one call does that is to give more than 2 GiB
+    # as a single call does for more than 2 GiB
     monkeypatch.setattr(os, "preadv", lambda file, buffers, offset: preadv(file, [buffers[0][:7]], offset))
     np.testing.assert_array_equal(StoredImages(tmp_path / "x.npy")[[3, 4, 9]], images[[3, 4, 9]])
 
 
-def test_a_file_that_takes_its_place_changes_nothing(images: np.ndarray, tmp_path: Path) -> None:
+def test_a_file_that_replaces_it_is_ignored(images: np.ndarray, tmp_path: Path) -> None:
     found = StoredImages(tmp_path / "x.npy")
     np.save(tmp_path / "y.npy", np.zeros_like(images))
     (tmp_path / "y.npy").replace(tmp_path / "x.npy")
     np.testing.assert_array_equal(np.array(found), images)
 
 
-def test_it_goes_to_other_processes_by_name(
+def test_stored_images_are_pickled_as_a_reference(
     images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -146,14 +144,14 @@ def test_it_goes_to_other_processes_by_name(
     np.testing.assert_array_equal(np.array(pickle.loads(pickled)), images)
     np.save(tmp_path / "y.npy", images)
     (tmp_path / "y.npy").replace(tmp_path / "x.npy")
-    with pytest.raises(CacheDamaged, match="another one is in its place"):
+    with pytest.raises(CacheDamaged, match="it was replaced by another file"):
         pickle.loads(pickled)
     (tmp_path / "x.npy").unlink()
     with pytest.raises(CacheDamaged, match="No such file"):
         pickle.loads(pickled)
 
 
-def test_its_file_is_closed_with_it(images: np.ndarray, tmp_path: Path) -> None:
+def test_the_file_is_closed_with_the_object(images: np.ndarray, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for _ in range(10):
         StoredImages(tmp_path / "x.npy")
@@ -172,7 +170,7 @@ def test_a_changed_byte_is_found_in_its_block(tmp_path: Path, monkeypatch: pytes
         changed[position] ^= 4
         changed.tofile(tmp_path / "y")
         assert first_changed_block(tmp_path / "y", expected) == position // 100
-    # two blocks that have changed places
+    # two blocks swapped
     swapped = np.concatenate([contents[100:200], contents[:100], contents[200:]])
     swapped.tofile(tmp_path / "y")
     assert first_changed_block(tmp_path / "y", expected) == 0

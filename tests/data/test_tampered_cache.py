@@ -1,4 +1,4 @@
-"""A cache that somebody else may write to: nothing in it is waited for, fills memory, or is believed for its name."""
+"""A cache that others may write to: nothing in it blocks, fills memory, or is trusted by its name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROOM = 64 * 2**20
 
 @pytest.fixture(autouse=True)
 def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test that waits for a pipe ends, and fails."""
+    """Make a test that blocks on a pipe fail."""
     monkeypatch.setattr(cache_module, "settle", lambda folder: settle(folder).join())
 
     def refuse(*_: object) -> None:
@@ -54,7 +54,9 @@ def opened(root: Path) -> Cache:
 
 
 def damaged(told: str) -> bool:
-    return told.count("warning: the cache of colours is damaged, its images are read anew: ") == len(told.splitlines())
+    return told.count("warning: the cache of colours is damaged, so its images are read again: ") == len(
+        told.splitlines()
+    )
 
 
 def put(path: Path, content: bytes) -> None:
@@ -144,7 +146,7 @@ COLUMN = [
         ("train.labels.npy", of_shape("(400000000,)", 3_200_000_000)),
     ],
 )
-def test_what_is_no_file_of_a_cache_is_neither_waited_for_nor_read_and_made_anew(
+def test_pipes_and_devices_in_a_cache_neither_block_nor_are_read_and_it_is_rebuilt(
     make_folder: MakeFolder, capfd: pytest.CaptureFixture[str], file: str, tamper: Callable[[Path], None]
 ) -> None:
     root = make_folder()
@@ -208,7 +210,7 @@ def test_a_sealed_index_of_other_types_is_damaged(make_folder: MakeFolder, key: 
 
 
 def seal_all(folder: Path, labels: np.ndarray, digests: np.ndarray) -> None:
-    """Other labels and digests, with the fingerprint that is theirs."""
+    """Other labels and digests, with a matching fingerprint."""
     np.save(folder / "train.labels.npy", labels)
     np.save(folder / "train.digests.npy", digests)
 

@@ -1,4 +1,4 @@
-"""More than 8 bits become 8 by one rule, which does not depend on the format."""
+"""More than 8 bits are reduced to 8 by one rule for all formats."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_what_a_file_declares_goes_before_its_values() -> None:
     assert tones(tiff(values * 2, {281: 1023})).max() == 510 // 4
     assert tones(tiff(values * 2, {281: 65535})).max() == 510 // 256
     assert tones(tiff((RAMP / 510).astype(np.float32), {341: 1.0})).max() == 128
-    # the brightest value that this image happens to have is no depth
+    # the brightest value of an image does not declare a depth
     np.testing.assert_array_equal(tones(tiff(values * 16, {281: 4000})), RAMP)
 
 
@@ -116,13 +116,13 @@ def test_unsigned_integers_of_32_bits_do_not_wrap() -> None:
     np.testing.assert_array_equal(tones(data), RAMP)
 
 
-def test_white_is_zero_turns_them_around() -> None:
+def test_white_is_zero_inverts_the_image() -> None:
     values = RAMP.astype(np.uint16) * 16
     np.testing.assert_array_equal(tones(tiff(values, {262: 0})), 255 - RAMP)
 
 
 def colours_of_16_bits(values: np.ndarray, kind: str) -> bytes:
-    """uint16 [H, W, 3 | 4]: Pillow writes none, so that the header of an 8-bit file of twice the width is changed."""
+    """A file of uint16 [H, W, 3 | 4]: an 8-bit file of twice the width with a changed header, as Pillow writes none."""
     import struct
     import zlib
 
@@ -179,7 +179,7 @@ def test_the_highest_value_of_a_pgm_is_white(high: int) -> None:
     np.testing.assert_array_equal(tones(colours), expected[..., None].repeat(3, -1))
 
 
-def test_bits_are_read_as_pillow_reads_them() -> None:
+def test_bitmaps_are_read_as_by_pillow() -> None:
     bits = Image.fromarray(RAMP.astype(np.uint8)).convert("1").crop((0, 0, 29, 32))
     buffer = io.BytesIO()
     bits.save(buffer, "PPM")
@@ -192,7 +192,7 @@ def test_bits_are_read_as_pillow_reads_them() -> None:
     "data",
     [b"P5 9 9 255\n" + b"x" * 80, b"P2 9 9 255\n1 2 3", b"P2 9 9 9\n" + b"10 " * 81, b"P2 4 4 9 -1", b"P6 9 9 0\n"],
 )
-def test_a_damaged_ppm_is_told(data: bytes) -> None:
+def test_a_damaged_ppm_is_reported(data: bytes) -> None:
     with pytest.raises(ImageError, match="the image is damaged"):
         read_image(data)
 

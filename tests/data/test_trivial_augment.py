@@ -23,9 +23,9 @@ def translate(image: Tensor, x: float, y: float) -> Tensor:
     return reference.affine(image, angle=0.0, translate=[int(x), int(y)], scale=1.0, shear=[0.0, 0.0])
 
 
-# each as torchvision's TrivialAugmentWide calls it for one image, of a strength in [0, 1] and a sign; and how many
-# levels of 255 may lie between. Pixels that only move, and tables that Pillow rounds the same way: none. Where
-# torchvision cuts fractions off and we round: one. For colour it also cuts those of the grey that it blends with: two.
+# operation → (torchvision's implementation for one image, given the strength in [0, 1] and the sign; tolerance in
+# levels of 255). The tolerance is 0 if pixels only move or Pillow rounds the same way, 1 where torchvision truncates
+# and we round, and 2 for color, where torchvision also truncates the grey that it blends with.
 REFERENCES: dict[str, tuple[int, Callable[[Tensor, float, float], Tensor]]] = {
     "identity": (0, lambda image, level, sign: image),
     "shear_x": (0, lambda image, level, sign: shear(image, 0.99 * level * sign, 0.0)),
@@ -58,10 +58,10 @@ def test_every_operation_has_a_reference_and_is_one_of_torchvisions() -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize(("channels", "height", "width", "smooth"), [(3, 32, 32, True), (1, 21, 27, False)])
-def test_an_operation_is_torchvisions_for_each_image_and_strength(
+def test_an_operation_agrees_with_torchvision_for_each_image_and_strength(
     make_images: MakeImages, name: str, channels: int, height: int, width: int, smooth: bool
 ) -> None:
-    # sides both even or both odd: else a quarter turn reads exactly between two pixels, and rounding chooses
+    # sides both even or both odd; otherwise a quarter turn samples exactly between two pixels, and rounding decides
     levels, signs = every_strength()
     images = make_images(len(levels), height=height, width=width, channels=channels, smooth=smooth)
     before = images.clone()
@@ -78,7 +78,7 @@ def test_an_operation_is_torchvisions_for_each_image_and_strength(
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_float_pixels_are_changed_as_whole_ones_are(make_images: MakeImages, name: str) -> None:
+def test_float_pixels_are_changed_like_integer_ones(make_images: MakeImages, name: str) -> None:
     levels, signs = every_strength()
     images = make_images(len(levels), smooth=True)
     floats = images.float()

@@ -1,4 +1,4 @@
-"""Decoding in parallel: the same as one by one, and nothing is left running, hanging or believed when it fails."""
+"""Parallel decoding gives the same pixels as sequential decoding, and leaves nothing running or hanging if it fails."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def start(make_folder: Callable[..., Path], tmp_path: Path) -> Start:
 @pytest.fixture
 def _processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "MIN_FILES_FOR_PROCESSES", 1)
-    # more blocks than may wait at the children
+    # more blocks than may be queued at the workers
     monkeypatch.setattr(workers, "MAX_BLOCK", 4)
 
 
@@ -53,7 +53,7 @@ def children() -> set[int]:
 
 
 def check(result: Decoded, paths: list[str], pixels: Path) -> None:
-    """Compare with one file after the other."""
+    """Compare with decoding sequentially."""
     images = np.load(pixels)
     assert {index: problem for index, (problem, _) in result.problems.items()} == {23: "unreadable", 35: "empty"}
     for index, path in enumerate(paths):
@@ -108,13 +108,13 @@ def test_a_script_without_a_main_guard_and_with_a_numpy_of_its_own_is_not_run_tw
     assert np.load(pixels)[0].any()
 
 
-def test_a_child_imports_no_torch() -> None:
+def test_a_worker_imports_no_torch() -> None:
     code = "import sys, vivace.data.workers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.usefixtures("_processes")
-def test_a_child_that_is_killed_is_told_and_the_others_end(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_is_reported_and_the_others_end(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, pixels = start()
     before = children()
     original = workers._run_processes
@@ -124,13 +124,13 @@ def test_a_child_that_is_killed_is_told_and_the_others_end(start: Start, monkeyp
         original(started, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(workers, "_run_processes", kill_one)
-    with pytest.raises(DataError, match=r"a decoding worker died \(killed by SIGKILL\)\. Is memory short\?"):
+    with pytest.raises(DataError, match=r"a decoding worker died \(killed by SIGKILL\)\. If memory is short"):
         decode_files(paths, PREPROCESS, pixels, num_workers=2)
     assert children() == before
 
 
 @pytest.mark.usefixtures("_processes")
-def test_ctrl_c_leaves_no_children(start: Start) -> None:
+def test_ctrl_c_leaves_no_workers(start: Start) -> None:
     paths, pixels = start()
     before = children()
 
@@ -164,7 +164,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_children_die_with_a_parent_that_is_killed(start: Start) -> None:
+def test_workers_die_with_a_killed_parent(start: Start) -> None:
     _, pixels = start()
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(pixels)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -184,7 +184,7 @@ def test_children_die_with_a_parent_that_is_killed(start: Start) -> None:
     parent.stdout.close()
 
 
-def test_a_child_leaves_in_the_middle_of_a_block_when_its_parent_is_gone(tmp_path: Path) -> None:
+def test_a_worker_exits_in_the_middle_of_a_block_if_its_parent_dies(tmp_path: Path) -> None:
     allocate(tmp_path / "pixels.npy", (1, 16, 16, 3))
     (child,) = workers._start_children(1, PREPROCESS, tmp_path / "pixels.npy")
     assert child.stdin is not None
@@ -192,7 +192,7 @@ def test_a_child_leaves_in_the_middle_of_a_block_when_its_parent_is_gone(tmp_pat
     child.stdin.write('[0, ["/nowhere"]]\n')
     child.stdin.flush()
     assert "unreadable" in child.stdout.readline()
-    # a million files that are not there: it would answer after several seconds of work
+    # a million missing files, which would take it several seconds
     child.stdin.write("[0, [" + ", ".join(['"/nowhere"'] * 1_000_000) + "]]\n")
     child.stdin.close()
     assert child.wait(timeout=200) == 0
@@ -201,7 +201,7 @@ def test_a_child_leaves_in_the_middle_of_a_block_when_its_parent_is_gone(tmp_pat
 
 
 @pytest.mark.usefixtures("_processes")
-def test_where_no_process_can_be_started_threads_do_the_work(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_no_process_can_be_started_threads_are_used(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, pixels = start()
 
     def refuse(*_: object, **__: object) -> None:
@@ -211,14 +211,12 @@ def test_where_no_process_can_be_started_threads_do_the_work(start: Start, monke
     check(decode_files(paths, PREPROCESS, pixels, num_workers=2), paths, pixels)
 
 
-def test_an_image_that_memory_does_not_suffice_for_is_not_quarantined(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_that_does_not_fit_in_memory_is_not_quarantined(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, pixels = start()
 
     def refuse(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(decode, "open_picture", refuse)
-    with pytest.raises(DataError, match=r"memory does not suffice to decode .*\.png\. Free some"):
+    with pytest.raises(DataError, match=r"not enough memory to decode .*\.png\. Free some"):
         decode_files(paths, PREPROCESS, pixels)

@@ -167,7 +167,7 @@ def test_images_of_a_class_that_the_bundle_does_not_know_are_left_out_and_said(
     folder = make_folder(per_class=3)
     (folder / "green").rename(folder / "greem")
     assert evaluate(bundle, folder, device="cpu").metrics.num_images == 6
-    assert "3 images of classes that the bundle does not know left out: greem" in capsys.readouterr().err
+    assert "left out 3 images whose classes are not in the bundle: greem" in capsys.readouterr().err
 
 
 def test_bad_images_are_refused_unless_they_may_be_skipped(bundle: Bundle, make_folder: Callable[..., Path]) -> None:
@@ -278,7 +278,7 @@ def test_a_class_without_images_has_no_shares_in_the_table(
         *["n/a"] * 3,
         "0",
     ]
-    assert "1 empty class folder passed over: green" in told.err
+    assert "skipped 1 empty class folder: green" in told.err
 
 
 def test_columns_of_a_manifest_may_be_named(bundle: Bundle, make_folder: Callable[..., Path]) -> None:

@@ -310,7 +310,7 @@ def test_an_image_that_cannot_be_used_is_told_and_the_others_go_on(made: dict[st
     assert [row["path"] for row in said["predictions"]] == [str(good)]
     assert [row["problem"] for row in said["failures"]] == ["not_an_image", "truncated", "bomb", "unreadable"]
     assert "too many pixels" in said["failures"][2]["message"]
-    assert "is 11000 × 10000, the cap is 100,000,000. Make it smaller, or" in said["failures"][2]["message"]
+    assert "is 11000 × 10000, the limit is 100,000,000. Make it smaller, or" in said["failures"][2]["message"]
 
 
 def test_nothing_classified_ends_with_1_and_a_folder_is_no_image(made: dict[str, Path], tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_only_a_deployment_is_replaced(made: dict[str, Path], tmp_path: Path) ->
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("…")
     with pytest.raises(
-        OutputPathError, match=r"--out holds something else than a bundle or a deployment: .*mine has 'th"
+        OutputPathError, match=r"--out holds something other than a bundle or a deployment: .*mine has 'th"
     ):
         export(made["graph"], "deploy", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
@@ -588,7 +588,7 @@ def test_the_cap_of_pixels_is_that_of_the_bundle(loader: ModuleType) -> None:
     assert loader.MAX_PIXELS == decode.MAX_PIXELS
     data = encoded(picture(size=(200, 150)), "PNG")
     capped = Preprocess(size=24, store_size=28, max_pixels=29_999)
-    with pytest.raises(loader.ImageError, match="too many pixels: the image is 200 × 150, the cap is 29,999"):
+    with pytest.raises(loader.ImageError, match="too many pixels: the image is 200 × 150, the limit is 29,999"):
         loader.load_pixels(data, capped.to_dict())
     assert loader.load_pixels(data, dataclasses.replace(capped, max_pixels=30_000).to_dict()).shape == (24, 24, 3)
 

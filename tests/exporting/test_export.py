@@ -193,7 +193,7 @@ def test_verify_measures_anew_and_finds_a_graph_that_was_swapped(bundle: Bundle,
 def test_a_graph_that_the_manifest_does_not_name_is_not_taken(bundle: Bundle, tmp_path: Path) -> None:
     derived = export(bundle, "onnx", tmp_path / "out").path
     shutil.copyfile(derived / "model.onnx", bundle.folder / "model.onnx")
-    with pytest.raises(BundleError, match=r"model.onnx is no part of the bundle: its manifest does not list it"):
+    with pytest.raises(BundleError, match=r"model.onnx is not part of the bundle: its manifest does not list it"):
         load_bundle(bundle.folder)
 
 

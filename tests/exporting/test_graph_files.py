@@ -65,7 +65,7 @@ def test_a_name_of_a_file_gives_a_file(made: dict[str, Bundle], tmp_path: Path, 
     export(plain, target, tmp_path / name)
     (tmp_path / name).write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(OutputPathError, match="is there already and vivace can't tell that it wrote it"):
+    with pytest.raises(OutputPathError, match="exists already, and was not written by vivace"):
         export(plain, target, tmp_path / name)
     assert contents(tmp_path) == before
 

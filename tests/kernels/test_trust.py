@@ -178,7 +178,9 @@ def test_a_temporary_folder_that_is_not_sticky_is_passed_over(tmp_path: Path, mo
     tmp_path.chmod(0o777)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(trust, "TEMPORARY", ())
-    with pytest.raises(KernelError, match=r"no folder is private: others may write to the temporary .*Set TMPDIR\."):
+    with pytest.raises(
+        KernelError, match=r"there is no private folder: others may write to the temporary .*Set TMPDIR to"
+    ):
         private_folder()
 
 
@@ -225,7 +227,7 @@ def test_a_library_in_a_folder_that_others_may_write_is_not_run_even_with_a_reco
     folder.parent.chmod(0o777)
     assert load_library("resize", folder).resize is not None
     assert not (tmp_path / "marker").exists()
-    assert "It is built anew in" in capsys.readouterr().err
+    assert "It is built again in" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("kernels")

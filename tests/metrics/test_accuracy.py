@@ -1,4 +1,4 @@
-"""Accuracy agrees with scikit-learn and scipy, and is honest at the edges."""
+"""Accuracy agrees with scikit-learn and scipy, and handles edge cases correctly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_top_of_all_classes_is_always_right(scored: tuple[np.ndarray, np.ndarray
     assert topk_accuracy(*scored, k=7) == 1
 
 
-def test_a_constant_prediction_is_right_for_one_class_only() -> None:
+def test_a_constant_prediction_is_correct_for_one_class_only() -> None:
     assert topk_accuracy(np.zeros((4, 4)), np.arange(4), k=1) == 0.25
     assert topk_accuracy(np.zeros((4, 4)), np.arange(4), k=3) == 0.75
 
@@ -74,8 +74,8 @@ def test_rows_of_the_confusion_are_the_true_classes() -> None:
     np.testing.assert_array_equal(confusion_matrix([1, 1, 0], [0, 0, 0], 2), [[1, 2], [0, 0]])
 
 
-def test_classes_agree_with_scikit_learn_also_where_nothing_is_below_the_line() -> None:
-    # class 2 is never predicted, class 3 never there, class 4 neither
+def test_per_class_metrics_agree_with_scikit_learn_also_for_0_over_0() -> None:
+    # class 2 is never predicted, class 3 has no images, class 4 both
     labels, predictions = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 1, 1, 0, 3])
     rows = per_class(confusion_matrix(predictions, labels, 5), ("a", "b", "c", "d", "e"))
     expected = reference.precision_recall_fscore_support(labels, predictions, labels=range(5), zero_division=0)

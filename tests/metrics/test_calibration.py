@@ -44,14 +44,14 @@ def test_ece_is_what_its_definition_says(predicted: tuple[np.ndarray, np.ndarray
     assert expected_calibration_error(probs, labels, num_bins=num_bins) == pytest.approx(expected, abs=1e-12)
 
 
-def test_ece_of_the_certain_is_their_share_of_errors() -> None:
+def test_ece_at_full_confidence_is_the_error_rate() -> None:
     certain = np.eye(2)[[0, 0, 1, 1]]
     assert expected_calibration_error(certain, [0, 0, 1, 1]) == 0
     assert expected_calibration_error(certain, [0, 0, 1, 0]) == 0.25
 
 
 def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
-    # alone in (0, 0.5] and wrong, alone in (0.5, 1] and right; in one bin the two would all but cancel
+    # one is wrong and in (0, 0.5], one is correct and in (0.5, 1]; in a single bin they would almost cancel
     assert expected_calibration_error([[0.5, 0.5], [0.75, 0.25]], [1, 0], num_bins=2) == pytest.approx(0.375)
 
 
@@ -94,7 +94,7 @@ def test_the_best_temperature_is_where_the_loss_is_least(sharpness: float) -> No
     assert found == pytest.approx(np.exp(least.x), rel=0.02)
 
 
-def test_the_temperature_undoes_what_made_answers_unsure() -> None:
+def test_the_temperature_undoes_underconfidence() -> None:
     rng = np.random.default_rng(3)
     logits = 3 * rng.normal(size=(20_000, 10))
     labels = np.array([rng.choice(10, p=p) for p in softmax(logits)])
@@ -109,11 +109,11 @@ def test_no_error_among_a_hundred_images_is_no_certainty() -> None:
     logits = 4 * np.eye(3)[np.arange(100) % 3]
     found = best_temperature(logits, np.arange(100) % 3)
     sure = softmax(logits / found).max(1)
-    # the next answer is right with 101 / 102
+    # the next prediction is correct with probability 101 / 102
     assert sure == pytest.approx(101 / 102, abs=1e-3)
 
 
-def test_a_temperature_has_bounds_and_refuses_what_is_no_logit() -> None:
+def test_a_temperature_has_bounds_and_refuses_non_finite_logits() -> None:
     assert best_temperature(1e-6 * np.eye(2)[[0, 1] * 50], [0, 1] * 50) == pytest.approx(0.02, rel=1e-3)
     wrong = best_temperature(np.eye(2)[[0, 1] * 50], [1, 0] * 50)
     assert wrong == pytest.approx(50, rel=1e-3)

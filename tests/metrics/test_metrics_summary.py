@@ -1,4 +1,4 @@
-"""The metrics of a split hang together."""
+"""The metrics of a split are consistent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vivace.metrics.summary import evaluate_probs
-from vivace.statistics.shares import wilson_interval
+from vivace.statistics.proportions import wilson_interval
 
 
 def probabilities(num_images: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Figures are drawn from plain data, whatever the classes are called; a figure that can't be drawn says why."""
+"""Figures are drawn from plain data, whatever the class names; errors say why a figure can't be drawn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vivace.errors import MissingExtra
 from vivace.report import figures
 
 HEADER = "epoch,step,seconds,lr,train_loss,train_top1,val_loss,val_top1,images_per_second\n"
-# scripts without a font, a formula that is none, line ends, bytes that are no UTF-8, nothing at all, wide and long
+# scripts without a font, what looks like a formula, line ends, bytes that are not UTF-8, an empty name, wide and long
 STRANGE = ("飞机", "चिड़िया", "$x^2$", "a\nb\tc", "caf\udce9", "", "W" * 300, "$\\frac$")
 
 
@@ -45,7 +45,7 @@ def test_curves_of_short_and_long_runs_are_drawn(tmp_path: Path, num_rows: int) 
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["curves.png"]
 
 
-def test_a_gap_or_a_row_cut_short_does_not_end_the_curves(tmp_path: Path) -> None:
+def test_a_gap_or_a_row_truncated_does_not_end_the_curves(tmp_path: Path) -> None:
     whole = write_csv(tmp_path / "whole.csv", 3)
     figures.curves(whole, tmp_path / "whole.png")
     cut = tmp_path / "cut.csv"
@@ -57,7 +57,7 @@ def test_a_gap_or_a_row_cut_short_does_not_end_the_curves(tmp_path: Path) -> Non
     figures.curves(gap, tmp_path / "gap.png")
 
 
-def test_the_accuracy_that_is_told_is_that_of_the_weights_in_the_bundle(tmp_path: Path) -> None:
+def test_the_accuracy_shown_is_that_of_the_weights_in_the_bundle(tmp_path: Path) -> None:
     epochs, top1 = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.9, 0.8])
     assert figures._saved_title(epochs, top1, 2) == "in the bundle: 80.00 %, epoch 3\nbest: 90.00 %, epoch 2"
     assert figures._saved_title(epochs, top1, 1) == "in the bundle: 90.00 %, epoch 2"
@@ -67,7 +67,7 @@ def test_the_accuracy_that_is_told_is_that_of_the_weights_in_the_bundle(tmp_path
     for saved_epoch in (None, 3.0, 2.0):
         figures.curves(table, tmp_path / "curves.png", saved_epoch=saved_epoch)
         drawn[saved_epoch] = (tmp_path / "curves.png").read_bytes()
-    # without being told it is the last
+    # by default it is the last one
     assert drawn[None] == drawn[3.0] != drawn[2.0]
 
 
@@ -110,7 +110,7 @@ def test_mistakes_show_their_images(tmp_path: Path, channels: int) -> None:
 
 
 def test_grey_keeps_its_scale(tmp_path: Path) -> None:
-    """Stretched to its own darkest and lightest value an even image would look black."""
+    """A uniform image would look black if it were stretched to its own darkest and lightest values."""
     light = np.full((16, 16, 1), 230, np.uint8)
     figures.mistakes([{"image": light, "label": "a", "predicted": "b", "probability": 1}], tmp_path / "light.png")
     shades, counts = np.unique(np.asarray(opened(tmp_path / "light.png").convert("L")), return_counts=True)
@@ -136,7 +136,7 @@ def test_drawing_touches_no_global_state(tmp_path: Path) -> None:
     assert "matplotlib.pyplot" not in set(sys.modules) - modules
 
 
-def test_without_matplotlib_the_mend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_says_how_to_fix_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__
 
     def refuse(name: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Predictions on disk: whole, in every format, whatever the files are called."""
+"""Prediction tables are complete in every format, whatever the file names."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ NUMBERS = ("-1", "+2.5", "-1e-3", -0.5, 3, None, True, "a=b", "a\r=1", " =1", "'
 
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
-    """Class and file names may be anybody's, and spreadsheets run what looks like a formula."""
+    """Class and file names may be untrusted, and spreadsheets run what looks like a formula."""
     values = [*FORMULAS, *NUMBERS]
     write_rows([{"=1+1": value, "path": "x.png"} for value in values], tmp_path / "out.csv")
     header, *rows = csv.reader(io.StringIO((tmp_path / "out.csv").read_bytes().decode(), newline=""))
     assert header == ["'=1+1", "path"]
     expected = [*(f"'{value}" for value in FORMULAS), *("" if value is None else str(value) for value in NUMBERS)]
     assert [row[0] for row in rows] == expected
-    # the other formats are no spreadsheets
+    # the other formats are not opened by spreadsheets
     write_rows([{"label_1": value} for value in FORMULAS], tmp_path / "out.jsonl")
     read = [json.loads(line)["label_1"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert read == list(FORMULAS)
@@ -61,7 +61,7 @@ def test_parquet_gives_back_what_was_written(tmp_path: Path) -> None:
     assert pyarrow.parquet.read_table(tmp_path / "new" / "out.parquet").to_pylist() == PLAIN
 
 
-def test_names_that_are_no_utf8_survive(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     for extension in ("csv", "jsonl", "parquet"):
         write_rows(STRANGE, tmp_path / f"out.{extension}")
     assert b"caf\xe9.png,cat,1.0" in (tmp_path / "out.csv").read_bytes()
@@ -82,7 +82,7 @@ def test_another_extension_is_refused(tmp_path: Path) -> None:
         write_rows(PLAIN, tmp_path / "out.xlsx")
 
 
-def test_without_pyarrow_the_mend_is_told_and_the_old_file_stays(
+def test_without_pyarrow_the_error_says_how_to_fix_it_and_the_old_file_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "out.parquet"

@@ -1,4 +1,4 @@
-"""Intervals of ratios and gains: hold the truth as often as they say."""
+"""Intervals of ratios and gains have their nominal coverage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_student_s_interval_of_three_values() -> None:
     assert student_mean([5.0, 5.0]) == (5.0, 5.0, 5.0)
 
 
-def test_student_s_ratio_is_a_geometric_mean_and_turns_round_with_its_sides() -> None:
+def test_student_s_ratio_is_a_geometric_mean_and_inverts_with_its_sides() -> None:
     ratio, low, high = student_ratio([1.0, 2.0, 4.0])
     assert ratio == pytest.approx(2.0)
     assert student_ratio([1.0, 0.5, 0.25]) == pytest.approx((1 / ratio, 1 / high, 1 / low))
@@ -26,24 +26,24 @@ def test_student_s_ratio_is_a_geometric_mean_and_turns_round_with_its_sides() ->
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_student_s_interval_holds_the_truth_in_95_of_100_cases(count: int) -> None:
+def test_student_s_interval_covers_the_truth_in_95_of_100_cases(count: int) -> None:
     draws = np.random.default_rng(count).normal(1.0, 0.3, (2000, count))
     held = np.mean([low < 1.0 < high for _, low, high in map(student_mean, draws)])
-    # 2,000 draws: the share's standard error is half a point
+    # 2,000 draws: the standard error of the coverage is half a point
     assert abs(held - 0.95) < 0.02
 
 
-def test_what_slowed_a_round_cancels_and_one_pair_of_processes_has_no_interval() -> None:
+def test_a_disturbed_round_cancels_and_one_pair_of_processes_has_no_interval() -> None:
     slowed = np.random.default_rng(0).uniform(1, 10, (4, 5))
     processes = [[(3 * value, value) for value in rounds] for rounds in slowed]
     assert process_ratio(processes) == pytest.approx((3, 3, 3))
-    # of rounds of the same two processes nothing follows for others
+    # rounds of the same two processes say nothing about other processes
     assert process_ratio(processes[:1]) == (pytest.approx(3), None, None)
 
 
 @pytest.mark.parametrize("count", [3, 5, 10])
 @pytest.mark.parametrize(("between", "noise"), [(0.05, 0.02), (0.01, 0.03)])
-def test_an_interval_over_processes_holds_the_truth_in_95_of_100_cases(
+def test_an_interval_over_processes_covers_the_truth_in_95_of_100_cases(
     count: int, between: float, noise: float
 ) -> None:
     """between, noise: standard deviations of the logarithms of a process's speed, and of a round's beside it."""

@@ -1,4 +1,4 @@
-"""The bound on a loss of accuracy: known values, its coverage, and how many images would prove a budget."""
+"""The bound on an accuracy drop: known values, coverage, and the number of images that would prove a budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from vivace.statistics.paired import exact_p_value, images_to_prove, loss_bound, paired_loss
 
 
-def test_counts_are_of_the_images_whose_answer_changed() -> None:
+def test_lost_and_gained_count_changed_predictions() -> None:
     before = np.array([1, 1, 1, 0, 0, 1], dtype=bool)
     after = np.array([1, 0, 0, 1, 0, 1], dtype=bool)
     loss = paired_loss(before, after)
@@ -21,7 +21,7 @@ def test_counts_are_of_the_images_whose_answer_changed() -> None:
 @pytest.mark.parametrize(("lost", "gained", "n"), [(12, 1, 44), (3, 0, 200), (0, 4, 90), (30, 22, 1000)])
 def test_at_the_bound_the_score_is_that_of_the_level(lost: int, gained: int, n: int) -> None:
     bound = loss_bound(lost, gained, n)
-    # the most likely shares under the supposed loss, found by trying them
+    # the most likely proportions under the assumed drop, found by a grid search
     share = np.linspace(max(0.0, -bound) + 1e-9, (1 - bound) / 2, 400_001)
     rest = 1 - bound - 2 * share
     logs = (
@@ -33,7 +33,7 @@ def test_at_the_bound_the_score_is_that_of_the_level(lost: int, gained: int, n: 
 
 
 @pytest.mark.parametrize("n", [50, 1000, 100_000])
-def test_where_no_answer_changed_the_bound_is_near_the_rule_of_three(n: int) -> None:
+def test_without_changed_predictions_the_bound_is_near_the_rule_of_three(n: int) -> None:
     z2 = 1.6448536**2
     assert loss_bound(0, 0, n) == pytest.approx(z2 / (n + z2), rel=1e-6)
 
@@ -43,7 +43,7 @@ def test_more_lost_images_and_more_confidence_raise_it_and_more_images_lower_it(
     assert bounds == sorted(bounds)
     assert loss_bound(9, 5, 500, confidence=0.99) > loss_bound(9, 5, 500)
     assert loss_bound(90, 50, 5000) < loss_bound(9, 5, 500)
-    # all lost: no loss is too large
+    # all lost: no drop is rejected as too large
     assert loss_bound(20, 0, 20) == pytest.approx(1.0)
     assert loss_bound(0, 20, 20) < 0
 
@@ -68,8 +68,8 @@ def test_the_number_of_images_that_would_prove_a_budget() -> None:
 
 
 @pytest.mark.parametrize("counts", [(-1, 0, 5), (3, 3, 5), (0, 0, 0)])
-def test_counts_that_make_no_sense_are_refused(counts: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="make no sense"):
+def test_impossible_counts_are_refused(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="impossible counts"):
         loss_bound(*counts)
     with pytest.raises(ValueError, match="same images"):
         paired_loss(np.ones(3, dtype=bool), np.ones(4, dtype=bool))

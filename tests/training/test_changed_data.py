@@ -99,7 +99,7 @@ def test_a_run_that_was_killed_is_resumed_on_what_it_began_with(
     resumed = run_tiny("killed", data=data, resume=True)
     assert_same_weights(unchanged, resumed)
     said = capsys.readouterr().err
-    assert said.count("it goes on with the images that it began with") == 1
+    assert said.count("it continues with the original images") == 1
     assert said.count("the data can't be opened any more: ") == (
         change in ("all removed", "folder gone", "folder moved")
     )
@@ -205,7 +205,7 @@ def test_a_cache_that_is_cut_short_under_a_run_is_told_and_made_again(
             run_tiny("broken", data=data)
     capsys.readouterr()
     assert_same_weights(unbroken, run_tiny("broken", data=data, resume=True))
-    assert "warning: the cache of changing is damaged, its images are read anew" in capsys.readouterr().err
+    assert "warning: the cache of changing is damaged, so its images are read again" in capsys.readouterr().err
 
 
 def test_pixels_that_changed_before_a_run_are_read_anew(
@@ -219,4 +219,4 @@ def test_pixels_that_changed_before_a_run_are_read_anew(
         file.write(bytes(500))
     capsys.readouterr()
     assert_same_weights(first, run_tiny("second", data=data))
-    assert "is damaged, its images are read anew" in capsys.readouterr().err
+    assert "is damaged, so its images are read again" in capsys.readouterr().err

@@ -185,7 +185,7 @@ def test_images_of_other_classes_are_told_in_the_result(trained: TrainResult, da
     other = shutil.copytree(data, tmp_path / "other")
     (other / "green").rename(other / "violet")
     result = evaluate(trained.bundle, other, split="all", device="cpu")
-    expected = "8 images of classes that the bundle does not know left out: violet"
+    expected = "left out 8 images whose classes are not in the bundle: violet"
     assert expected in result.warnings
     assert expected in result.to_dict()["warnings"]
     assert evaluate(trained.bundle, data, split="all", device="cpu").warnings == ()

@@ -64,7 +64,7 @@ def test_a_run_may_not_be_resumed_while_it_runs(run_tiny: RunTiny) -> None:
     result = run_tiny()
     holder = RunFolder(result.run, resume=True)
     with pytest.raises(
-        RunFolderError, match=r"^another run of this process .* is using the folder: .* choose another with run=\.\.\.$"
+        RunFolderError, match=r"^another run of this process .* is using the folder: .* choose another by run=\.\.\.$"
     ):
         run_tiny(resume=True)
     holder.release()
@@ -286,7 +286,7 @@ def test_a_lock_that_is_not_vivaces_is_refused_and_stays_as_it_is(
     else:
         put(run / ".lock", kind, precious)
     before = sorted(path.name for path in run.iterdir())
-    with pytest.raises(RunFolderError, match=r"^the run folder's lock is not vivace's: .*\.lock "):
+    with pytest.raises(RunFolderError, match=r"^the run folder's lock was not written by vivace: .*\.lock "):
         RunFolder(run, resume=resume)
     assert precious.read_text() == "my thesis"
     assert sorted(path.name for path in run.iterdir()) == before

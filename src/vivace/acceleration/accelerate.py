@@ -25,7 +25,7 @@ from vivace.data.place import AnyData, Data
 from vivace.errors import ConfigError, printable
 from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
-from vivace.outputs import check_file, check_folder, tell_replaced, write_sealed, writing
+from vivace.outputs import check_file, check_folder, warn_of_replaced, write_sealed, writing
 from vivace.systems import ENDS_GROUPS
 
 __all__ = ["Acceleration", "accelerate"]
@@ -125,7 +125,7 @@ def accelerate(
     else:
         with writing(out):
             final = _write(search, result, result.winner, receipt_json, out, draw)
-        tell_replaced(out, replaced)
+        warn_of_replaced(out, replaced)
     _clear(work, on_message)
     if late is None:
         # writing the bundle counts too

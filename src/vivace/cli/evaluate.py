@@ -61,7 +61,7 @@ class Options:
 def run(options: Options) -> None:
     """Evaluate, draw, print."""
     from vivace.evaluation.evaluate import evaluate
-    from vivace.outputs import check_file, tell_replaced
+    from vivace.outputs import check_file, warn_of_replaced
     from vivace.training.display import counting_bar
 
     replaced = []
@@ -93,7 +93,7 @@ def run(options: Options) -> None:
     if options.figures is not None:
         _draw(evaluation, options.figures)
         for path, what in replaced:
-            tell_replaced(path, what)
+            warn_of_replaced(path, what)
     if options.json:
         print_json("evaluate", {"bundle": str(bundle_place(options.bundle)), **evaluation.to_dict()})
         return

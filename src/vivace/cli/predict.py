@@ -67,8 +67,8 @@ class Options:
 
 def run(options: Options) -> int:
     """Predict, write, print. 1 if no image could be classified."""
-    from vivace.data.layouts.assemble import count_of
-    from vivace.data.layouts.listing import passed_over
+    from vivace.data.layouts.listing import skipped_summary
+    from vivace.data.text import count_of
     from vivace.notices import warn
     from vivace.prediction import expand_paths, predict_files, predictor_for, without_repeats
     from vivace.predictor import check_whole
@@ -97,7 +97,7 @@ def run(options: Options) -> int:
         result = predict_files(predictor, files, topk=options.topk, passed_over=left, progress=progress)
     finally:
         close()
-    if line := passed_over(result.passed_over, len(result.rows) + len(result.failures)):
+    if line := skipped_summary(result.passed_over, len(result.rows) + len(result.failures)):
         warn(line)
     for failure in result.failures:
         tell(f"not classified: {failure.path} ({failure.problem}) {failure.message}")

@@ -1,4 +1,4 @@
-"""The audit: what is wrong with the images of a data set, and how grave it is."""
+"""The audit: what is wrong with the images of a data set, and how serious it is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vivace.config import from_dict, to_dict
-from vivace.data.noticed import NOTICED_KINDS, noticed, some
+from vivace.data.findings import IMAGE_FINDING_KINDS, NUM_NAMED, image_findings
+from vivace.data.text import first_few
 from vivace.errors import DataError
 from vivace.files import atomic_file
 from vivace.notices import warn
@@ -20,26 +21,26 @@ from vivace.outputs import csv_text
 __all__ = ["Audit", "Finding", "audit_images", "check_audit", "first_messages", "write_left_out"]
 
 Severity = Literal["warning", "quarantine", "refuse"]
-# more images than this are not left out unless the user says so: such data are rather misunderstood than damaged
+# more bad images than this fraction are left out only on request: the data set was probably misunderstood
 MAX_LEFT_OUT = 0.05
-# how many findings about rows of a table one message names, and in how many characters
-NUM_TOLD, MAX_TOLD = 5, 300
+# findings quoted in one message, and their total number of characters
+NUM_QUOTED, MAX_QUOTED = 5, 300
 NUM_LINES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was found."""
+    """One problem, with the images that have it."""
 
     kind: str
-    """A problem of `read_image` such as truncated, or duplicate, contradiction, leak, ignored."""
+    """A `problem` of ImageError such as truncated, or duplicate, contradiction, leak, ignored."""
     severity: Severity
-    """warning: told; quarantine: the images are left out, or the data set is refused; refuse: it is always refused."""
+    """warning: reported; quarantine: the images are left out, or the data set is refused; refuse: always refused."""
     names: tuple[str, ...]
-    """As split:name; of a leak those of train; as they are in the file system for ignored files."""
+    """As split:name. Of a leak those in train; of ignored files the names in the file system."""
     message: str
     lines: tuple[int, ...] = ()
-    """Of the manifest, where one of its rows is at fault."""
+    """Lines of the manifest, if the problem is in its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +52,19 @@ class Audit:
 
     @property
     def quarantined(self) -> frozenset[str]:
-        """Names, as split:name, of the images that training does without."""
+        """Names, as split:name, of the images that are left out of training."""
         return frozenset(
             name for finding in self.findings if finding.severity == "quarantine" for name in finding.names
         )
 
     @property
     def unreadable(self) -> frozenset[str]:
-        """Names, as split:name, of the files that the system does not let us read."""
+        """Names, as split:name, of the files that could not be read from disk."""
         return frozenset(name for finding in self.findings if finding.kind == "unreadable" for name in finding.names)
 
-    def noticed(self) -> list[str]:
-        """What is worth telling of images that are used."""
-        return [finding.message for finding in self.of("warning") if finding.kind in NOTICED_KINDS]
+    def image_warnings(self) -> list[str]:
+        """The warnings about images that are used."""
+        return [finding.message for finding in self.of("warning") if finding.kind in IMAGE_FINDING_KINDS]
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings of one severity."""
@@ -79,7 +80,7 @@ class Audit:
         return ", ".join(f"{len(names):,} {kind}{_listed(lines[kind])}" for kind, names in sorted(kinds.items()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Values that JSON can hold."""
         return to_dict(self)
 
     @classmethod
@@ -101,10 +102,9 @@ def audit_images(
 ) -> Audit:
     """The audit of decoded splits.
 
-    names, labels int64 [N] and digests [N] per split; problems: per split, position → (problem, message) of the images
-    that could not be used. Equal digests are equal pixels. notes: per split, position → what was noticed about an image
-    that is used (`data.noticed`). allow_leaks: an image of train that is in another split too is told of, and not left
-    out of train.
+    names, labels: int64 [N], digests: [N], all per split; equal digests mean equal pixels. problems: per split,
+    position → (problem, message) of the unusable images. notes: per split, position → notes on a usable image (see
+    `data.findings`). allow_leaks: an image of train that is also in another split is reported, but stays in train.
     """
     findings = [
         Finding(kind=problem, severity=_severity(problem), names=(f"{split}:{names[split][index]}",), message=message)
@@ -114,7 +114,7 @@ def audit_images(
     findings += _copies(names, labels, digests, problems, classes, allow_leaks)
     findings += [
         Finding(kind=kind, severity=severity, names=found, message=message)
-        for kind, severity, found, message in noticed(names, labels, notes or {}, classes)
+        for kind, severity, found, message in image_findings(names, labels, notes or {}, classes)
     ]
     if ignored:
         findings.append(
@@ -123,8 +123,8 @@ def audit_images(
                 severity="warning",
                 names=tuple(ignored),
                 message=(
-                    f"{len(ignored)} files are no images, or lie in no class folder, and were passed over: "
-                    f"{some(ignored)}"
+                    f"skipped {len(ignored):,} files that are not images or not in a class folder: "
+                    f"{first_few(ignored, NUM_NAMED)}"
                 ),
             )
         )
@@ -132,10 +132,11 @@ def audit_images(
 
 
 def check_audit(audit: Audit, name: str, *, on_bad_image: str) -> None:
-    """Raise DataError for what the audit of the data set `name` refuses.
+    """Raise DataError if the data set `name` can't be used as it is.
 
-    on_bad_image: "auto": images that can't be used, contradict each other, or are in another split too, are left out,
-    up to a twentieth of all, but no class whose rows of a manifest are all bad; "skip": any number; "refuse": none.
+    on_bad_image: how many quarantined images may be left out, which are unusable, contradict each other, or are also
+    in another split. "auto": up to 5 % of all, unless a class loses all its rows in a manifest; "skip": any number;
+    "refuse": none.
     """
     unreadable = [finding for finding in audit.findings if finding.kind == "unreadable"]
     if unreadable:
@@ -152,27 +153,27 @@ def check_audit(audit: Audit, name: str, *, on_bad_image: str) -> None:
             return
         listed = first_messages([row.message for row in audit.of("quarantine") if row.lines])
         raise DataError(
-            f"{lost[0].message} of {name}: {listed}. Correct them, or go on without it by --on-bad-image skip."
+            f"{lost[0].message} of {name}: {listed}. Correct them, or continue without it by --on-bad-image skip."
         )
-    share = f" ({100 * bad / total:.0f} %; up to {100 * MAX_LEFT_OUT:.0f} % are left out)"
-    limit = share if on_bad_image == "auto" else ""
+    fraction = f" ({100 * bad / total:.0f} %; up to {100 * MAX_LEFT_OUT:.0f} % are left out)"
+    limit = fraction if on_bad_image == "auto" else ""
     rows = [finding.message for finding in audit.of("quarantine") if finding.lines]
     first = first_messages(rows) if rows else audit.of("quarantine")[0].message.rstrip(".")[:250]
     raise DataError(
         f"{bad:,} of {total:,} images of {name} can't be used{limit}: {first}. "
-        "Correct them, or go on without them by --on-bad-image skip. 'vivace audit' lists all."
+        "Correct them, or continue without them by --on-bad-image skip. 'vivace audit' lists all."
     )
 
 
 def first_messages(messages: Sequence[str]) -> str:
-    """The first few of many messages in one line, and how many there are besides."""
-    told: list[str] = []
-    for message in messages[:NUM_TOLD]:
-        if told and sum(map(len, told)) + len(message) > MAX_TOLD:
+    """The first few messages in one line, and how many more there are."""
+    quoted: list[str] = []
+    for message in messages[:NUM_QUOTED]:
+        if quoted and sum(map(len, quoted)) + len(message) > MAX_QUOTED:
             break
-        told.append(message.rstrip("."))
-    more = len(messages) - len(told)
-    return "; ".join(told) + (f"; and {more:,} more" if more else "")
+        quoted.append(message.rstrip("."))
+    more = len(messages) - len(quoted)
+    return "; ".join(quoted) + (f"; and {more:,} more" if more else "")
 
 
 def _listed(lines: Sequence[int]) -> str:
@@ -183,7 +184,7 @@ def _listed(lines: Sequence[int]) -> str:
 
 
 def write_left_out(audit: Audit, path: Path) -> None:
-    """Write the images that are left out, and why, as CSV: split, file, reason, message. Raises DataError."""
+    """Write the images that are left out, with the reasons, as CSV: split, file, reason, message. Raises DataError."""
     rows: list[tuple[str, ...]] = [("split", "file", "reason", "message")]
     for finding in audit.of("quarantine"):
         for name in finding.names:
@@ -193,12 +194,12 @@ def write_left_out(audit: Audit, path: Path) -> None:
         with atomic_file(path) as out:
             out.write(csv_text(rows))
     except OSError as error:
-        raise DataError(f"the list of left out images can't be written: {path} ({error.strerror}).") from None
-    warn(f"the images left out are listed in {path}")
+        raise DataError(f"the list of excluded images can't be written: {path} ({error.strerror}).") from None
+    warn(f"the excluded images are listed in {path}")
 
 
 def _severity(problem: str) -> Severity:
-    # a file without rights, or on a disk that fails, may be a good image: to go on without it would hide the fault
+    # a file without read permission or on a failing disk may be a good image: leaving it out would hide the fault
     return "refuse" if problem == "unreadable" else "quarantine"
 
 
@@ -228,7 +229,7 @@ def _copies(
                     kind="contradiction",
                     severity="quarantine",
                     names=copies,
-                    message=f"the same image is labelled {listed}: {some(copies)}",
+                    message=f"the same image is labelled {listed}: {first_few(copies, NUM_NAMED)}",
                 )
             )
         elif "train" in (splits := {split for split, _ in members}) and len(splits) > 1:
@@ -237,13 +238,18 @@ def _copies(
                 Finding(
                     kind="leak",
                     severity="warning" if allow_leaks else "quarantine",
-                    # the other splits stay whole: what is measured on them is comparable
+                    # val and test stay complete, so that their metrics are comparable
                     names=copies if allow_leaks else tuple(name for name in copies if name.startswith("train:")),
-                    message=f"the same image is in train and {others}: {some(copies)}",
+                    message=f"the same image is in train and {others}: {first_few(copies, NUM_NAMED)}",
                 )
             )
         else:
             findings.append(
-                Finding(kind="duplicate", severity="warning", names=copies, message=f"equal images: {some(copies)}")
+                Finding(
+                    kind="duplicate",
+                    severity="warning",
+                    names=copies,
+                    message=f"duplicate images: {first_few(copies, NUM_NAMED)}",
+                )
             )
     return findings

@@ -1,4 +1,4 @@
-"""How images are read and varied: the fields of a recipe that the data room reads (no torch here)."""
+"""How images are read and augmented: the fields of a recipe that belong to this package (no torch here)."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ __all__ = ["AugmentConfig", "DataConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read from a data set and how it is stored."""
+    """How a data set is read and stored."""
 
     size: int | None = None
     """Side of the network's square input, px. None: 32 for small images, 64 or 128 for larger ones."""
     store_size: int | None = None
-    """Side of the square kept in the cache, px, at least `size`. None: `size`, or 1.15 × `size` if crops are random."""
+    """Side of the square in the cache, px, at least `size`. None: `size`, or 1.15 × `size` for random crops."""
     channels: Literal[1, 3] | None = None
-    """1 for grey, 3 for colour. None: what the data set says, 3 for folders."""
+    """1 for greyscale, 3 for colour. None: as the data set states; 3 for folders."""
     fit: Literal["crop", "squash", "pad"] = "crop"
-    """How an image becomes square. crop: its central square; squash: all of it, its aspect lost; pad: all of it,
-    between grey margins (128 in each channel)."""
+    """How an image becomes square. crop: its central square; squash: the whole image, distorted; pad: the whole image
+    with grey margins (128 in each channel)."""
     max_pixels: int = 100_000_000
-    """Images of more pixels are refused; JPEGs that are decoded at a lower resolution, of more than five times as many.
-    Decoding one image may take 7.68 bytes of memory for each of these pixels."""
+    """Images with more pixels are refused; for JPEGs decoded at a lower resolution the limit is five times as high.
+    Decoding an image may take 7.68 bytes of memory for each pixel of this limit."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel on the 0..1 scale that pixels are normalised with: that of given weights. None: measured."""
+    """Mean of each channel for normalization, on the 0..1 scale; set for pretrained weights. None: measured."""
     std: tuple[float, ...] | None = None
-    """Deviation of each channel on the 0..1 scale, each > 0; given with `mean` or not at all."""
+    """Standard deviation of each channel, on the 0..1 scale, > 0; given together with `mean` or not at all."""
     val_fraction: float = 0.1
-    """Share of the training split held out for validation when the data set has no validation split, (0, 0.5]."""
+    """Fraction of the training split to hold out for validation if the data set has no validation split, (0, 0.5]."""
     on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
-    """What happens when images are corrupt, contradict each other, or are in train and in another split, and when rows
-    of a table name no file or have no class. auto: they are left out (those in two splits of train), up to a twentieth
-    of all images; skip: however many; refuse: none is left out."""
+    """What to do with images that are corrupt, contradict each other or are in train and another split, and with rows
+    of a table without a file or class. auto: leave out up to 5 % of all images (leaks only from train); skip: leave out
+    any number; refuse: raise an error."""
     allow_leaks: bool = False
-    """Train on images that are in another split too."""
+    """Train on images that are also in another split."""
     balanced_sampling: bool = False
-    """Draw every class equally often, with replacement."""
+    """Sample every class equally often, with replacement."""
 
     def __post_init__(self) -> None:
         check_range("data.size", self.size, 8, 2048)
@@ -50,7 +50,8 @@ class DataConfig:
         check_range("data.val_fraction", self.val_fraction, 0.0, 0.5, open_low=True)
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ConfigError(
-                f"data.mean and data.std go together, a value for each channel: got {self.mean} and {self.std}."
+                f"data.mean and data.std need one value per channel each: got {self.mean} and {self.std}. "
+                "Give both, or neither."
             )
         for value in self.std or ():
             check_range("data.std", value, 0.0, open_low=True)
@@ -59,29 +60,31 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Batched augmentations, applied on the device in this order."""
+    """Batched augmentations, applied on the device in the order of the fields."""
 
     random_resized_crop: tuple[float, float] | None = None
-    """Range of the cropped area as a share of the image, such as [0.35, 1.0]; aspect ratio 3/4 to 4/3."""
+    """Range of the cropped area as a fraction of the image, such as [0.35, 1.0]; aspect ratio 3/4 to 4/3."""
     translate: int = 0
-    """Largest shift in px, reflection padded (0: none)."""
+    """Largest shift in px, with reflection padding; 0: none."""
     flip: Literal["none", "random", "alternating"] = "none"
-    """Horizontal flips: none, a coin per image, or each image the other way round every time
-    that it is seen (arXiv:2404.00498)."""
+    """Horizontal flips. random: with probability 1/2; alternating: flipped in every other epoch, starting at random
+    (arXiv:2404.00498)."""
     trivial_augment: bool = False
     """One random operation of random strength per image (arXiv:2103.10158)."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation, [0, 1]."""
     cutout: int = 0
-    """Side of a square that is blanked, px (arXiv:1708.04552)."""
+    """Side of the blanked square, px (arXiv:1708.04552); 0: none."""
     mixup: float = 0.0
     """Alpha of the Beta distribution of mixup (arXiv:1710.09412); 0: none."""
     cutmix: float = 0.0
-    """Alpha of the Beta distribution of cutmix (arXiv:1905.04899); 0: none. With mixup, a coin per batch decides."""
+    """Alpha of the Beta distribution of cutmix (arXiv:1905.04899); 0: none. If mixup is set too, one of them is chosen
+    at random for each batch."""
     start_size: int | None = None
-    """Side of the images at the start, px; it grows to the full size, and small images cost less. None: full size."""
+    """Side of the images at the start of training, px; it grows to the full size (progressive resizing).
+    None: full size from the start."""
     full_size_from: float = 0.6
-    """Share of the run from which images have their full size, (0, 1]."""
+    """Fraction of the run after which images have their full size, (0, 1]."""
 
     def __post_init__(self) -> None:
         if self.random_resized_crop is not None:

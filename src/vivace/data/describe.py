@@ -1,4 +1,4 @@
-"""What a data source was understood to be, in a few lines for people (no torch here)."""
+"""Describes how a data source was understood, in a few lines for the user (no torch here)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 
-from vivace.data.layouts.assemble import shorter
-from vivace.data.layouts.listing import passed_over
+from vivace.data.layouts.listing import skipped_summary
 from vivace.data.splits import DataSource
+from vivace.data.text import shortened
 from vivace.errors import printable
 from vivace.notices import warn
 
@@ -19,10 +19,10 @@ __all__ = ["notes_of", "report", "summary"]
 def summary(source: DataSource, val_fraction: float = 0.0) -> str:
     """One line: classes, images per split, and the smallest and largest class.
 
-    val_fraction: what is held out of train where there is no val, about; 0: nothing is.
+    val_fraction: the fraction of train that will be held out if there is no val (the counts are estimates); 0: none.
     """
     names = source.classes
-    ends = f" ({shorter(names[0])} … {shorter(names[-1])})" if names else ""
+    ends = f" ({shortened(names[0])} … {shortened(names[-1])})" if names else ""
     sizes = {name: len(split) for name, split in source.splits.items()}
     parts = [f"{len(names):,} classes{ends}"]
     held = 0
@@ -38,21 +38,20 @@ def summary(source: DataSource, val_fraction: float = 0.0) -> str:
     if first is not None and len(names) > 1:
         counts = np.bincount(source.splits[first].labels, minlength=len(names))
         low, high = int(counts.argmin()), int(counts.argmax())
-        line += (
-            f"; smallest class {shorter(names[low])}: {counts[low]:,}, largest {shorter(names[high])}: {counts[high]:,}"
-        )
+        line += f"; smallest class {shortened(names[low])}: {counts[low]:,}"
+        line += f", largest {shortened(names[high])}: {counts[high]:,}"
         line += "" if first == "train" else f" ({first})"
     return line
 
 
 def notes_of(source: DataSource) -> list[str]:
-    """A line for each thing that was left out, guessed or missed, files that were passed over among them."""
-    line = passed_over(source.ignored, sum(len(split) for split in source.splits.values()))
+    """One line for each thing that was left out, guessed or missing, including skipped files."""
+    line = skipped_summary(source.ignored, sum(len(split) for split in source.splits.values()))
     return [*source.notes, *([line] if line else [])]
 
 
 def report(source: DataSource, val_fraction: float = 0.0, *, quiet: bool = False) -> None:
-    """Write the summary to stderr, and the notes as warnings; quiet: the summary where there are notes alone."""
+    """Write the summary to stderr and the notes as warnings. quiet: write the summary only if there are notes."""
     notes = notes_of(source)
     # a closed stderr must not end a run
     if sys.stderr is not None and (notes or not quiet):

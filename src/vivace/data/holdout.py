@@ -1,4 +1,4 @@
-"""Holding out a validation split: stratified, and equal images stay on one side."""
+"""Holds out a stratified validation split; copies of an image stay on the same side."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["hold_out"]
 def hold_out(
     labels_N: np.ndarray, groups_N: np.ndarray, fraction: float, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out): sorted int64 positions; of every class about `fraction` is held out, at least one image.
+    """(kept, held out) as sorted int64 positions; about `fraction` of each class, and at least one image, is held out.
 
-    labels_N: int64. groups_N: anything comparable, such as content digests: images of one group stay on one side, lest
-    the network be validated on what it was trained on. A class that is a single group, and a group that is in several
-    classes, stay wholly in training.
+    labels_N: int64. groups_N: comparable values such as content digests; images of a group stay on the same side, so
+    that the network is not validated on what it was trained on. A class with a single group, and a group with several
+    classes, stay entirely in training.
     """
     rng = np.random.default_rng(seed)
     held: list[np.ndarray] = []
@@ -29,7 +29,7 @@ def hold_out(
         chosen: list[int] = []
         num_held = 0
         for group in order:
-            # the class keeps a group to train on, and a large group of copies does not swamp the validation
+            # leave the class at least one group to train on, and don't let a large group of copies fill the validation
             if num_held >= wanted or len(chosen) == len(groups) - 1:
                 break
             if num_held + counts[group] <= wanted:

@@ -1,6 +1,6 @@
-"""Batches on the device: no worker processes, an order that is a pure function of seed and epoch.
+"""Batches on the device, without worker processes, in an order that is a pure function of seed and epoch.
 
-Shapes: N images of a split, B images of a batch; images_NHWC as stored, images_BCHW as networks take them.
+Shape suffixes: N images of a split, B images of a batch; images_NHWC as stored, images_BCHW as networks take them.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ from vivace.hardware import available_memory_bytes
 
 __all__ = ["Batch", "Batches", "iterate_eval"]
 
-# images are kept on the device if they take no more than this share of its free memory
-RESIDENT_SHARE = 0.25
+# images are kept on the device if they take at most this fraction of its free memory
+RESIDENT_FRACTION = 0.25
 # batches that the reading thread may be ahead
 PREFETCH = 2
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images, labels and positions, on the device."""
+    """Images, labels and their positions, on the device."""
 
     images_BCHW: Tensor
-    """uint8, channels_last strides."""
+    """uint8, with channels_last strides."""
     labels_B: Tensor
     """int64."""
     indices_B: Tensor
-    """int64, positions in the arrays that the batches were made of."""
+    """int64, positions in the arrays given to `Batches`."""
 
 
 class Batches:
     """The training batches of a split, epoch by epoch.
 
-    images_NHWC: uint8, in memory or in a file; labels_N: integers, in [0, num_classes) where num_classes is given.
-    indices: int64 positions to use; None: all. shuffle: a new order every epoch. balanced: every class equally often,
-    drawn with replacement. resident: keep the images on the device; None: if they fit in a quarter of its free memory,
-    else they are gathered from the file by one thread that reads ahead.
-    With shuffle, a last batch of one image joins the batch before it: batch norm can't use it.
-    Raises DataError for too few images or a label out of range, ConfigError for options that contradict each other.
+    images_NHWC: uint8, in memory or in a file. labels_N: integers, in [0, num_classes) if num_classes is given.
+    indices: int64 positions to use; None: all. shuffle: a new order every epoch. balanced: sample every class equally
+    often, with replacement. resident: keep the images on the device; None: if they fit in a quarter of its free memory.
+    Otherwise one thread reads ahead from the file.
+
+    With shuffle, a final batch of a single image is merged into the batch before it, because batch norm fails on it.
+    Raises DataError for too few images or a label out of range, ConfigError for contradictory options.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Batches:
         resident: bool | None = None,
     ) -> None:
         if balanced and not shuffle:
-            raise ConfigError("balanced sampling draws at random: got shuffle=False. Give shuffle=True.")
+            raise ConfigError("balanced sampling is random: got shuffle=False. Give shuffle=True.")
         self._images_NHWC = images_NHWC
         labels_N = np.asarray(labels_N, dtype=np.int64)
         self._indices = np.arange(len(labels_N)) if indices is None else np.asarray(indices, dtype=np.int64)
@@ -76,9 +77,9 @@ class Batches:
         self._device = torch.device(device)
         self._shuffle, self._balanced, self._seed = shuffle, balanced, seed
         if resident is None:
-            resident = images_NHWC.nbytes <= RESIDENT_SHARE * _free_bytes(self._device)
+            resident = images_NHWC.nbytes <= RESIDENT_FRACTION * _free_bytes(self._device)
         self.resident = resident
-        # the whole array in one read, then rows picked on the device
+        # the whole array is read at once; rows are selected on the device
         self._tensor_NHWC = torch.from_numpy(np.array(images_NHWC)).to(self._device) if resident else None
 
     @property
@@ -92,12 +93,12 @@ class Batches:
         return full + (rest > 1 or (rest == 1 and not self._shuffle))
 
     def epochs_of(self, steps: int) -> float:
-        """How often the images were seen after so many batches: the last of an epoch may be of another size."""
+        """How many epochs `steps` batches are; a fraction, exact although the last batch may differ in size."""
         whole, rest = divmod(steps, len(self))
         return whole + rest * self._batch_size / self.num_images
 
     def order(self, epoch: int) -> np.ndarray:
-        """The positions of an epoch in their order, int64 [num_images]."""
+        """The positions of an epoch in order, int64 [num_images]."""
         if not self._shuffle:
             return self._indices
         rng = np.random.default_rng([self._seed, epoch])
@@ -105,7 +106,7 @@ class Batches:
             return self._indices[rng.permutation(len(self._indices))]
         labels = self._labels_N.numpy()[self._indices]
         present = np.unique(labels)
-        # classes in turn, so that their numbers differ by one at the most
+        # cycle through the classes, so that their counts differ by at most one
         turns = np.resize(rng.permutation(present), len(self._indices))
         order = np.empty(len(self._indices), dtype=np.int64)
         for label in present:
@@ -114,9 +115,9 @@ class Batches:
         return order[rng.permutation(len(order))]
 
     def epoch(self, epoch: int, *, start: int = 0, order: np.ndarray | None = None) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on; those before it are not even read.
+        """The batches of an epoch, from batch number `start` on; earlier ones are not read.
 
-        order: int64 [num_images], positions in another order, or another choice of them; None: `order(epoch)`.
+        order: int64 [num_images], positions in another order or another selection; None: `order(epoch)`.
         """
         chunks = self._chunks(self.order(epoch) if order is None else order)[start:]
         if self._tensor_NHWC is None:
@@ -125,26 +126,26 @@ class Batches:
         for chunk in chunks:
             indices_B = torch.from_numpy(chunk)
             on_device = indices_B.to(self._device, non_blocking=True)
-            # rows of the stored layout: each image is one memcpy, 0.3 ms for 1,000 of 32 px on one core. The same
-            # through a BCHW view takes 1.2 ms, by advanced indexing 2.0 ms
+            # index_select on the stored NHWC layout copies each image by one memcpy; through a BCHW view, or by
+            # advanced indexing, it is several times slower
             yield _batch(self._tensor_NHWC.index_select(0, on_device), self._labels_N[indices_B], on_device)
 
     def _chunks(self, order: np.ndarray) -> list[np.ndarray]:
         size, count = self._batch_size, len(self)
         chunks = [order[i * size : (i + 1) * size] for i in range(count)]
-        # a remainder of one, if there is one
+        # the last batch takes the rest, including a single leftover image
         chunks[-1] = order[(count - 1) * size :]
         return chunks
 
     def _prefetched(self, chunks: list[np.ndarray]) -> Iterator[Batch]:
-        """Batches in order, read ahead by one thread, which ends with the iteration however that ends."""
+        """Batches in order, read ahead by one thread, which ends when the iteration ends for whatever reason."""
         with ThreadPoolExecutor(1, thread_name_prefix="vivace-prefetch") as reader:
             waiting: deque[Future[Batch]] = deque()
             try:
                 for chunk in chunks:
                     waiting.append(reader.submit(self._gather, chunk))
                     if len(waiting) > PREFETCH:
-                        # an exception of the thread is raised here
+                        # result() raises the thread's exception, if any
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
@@ -153,7 +154,7 @@ class Batches:
                     future.cancel()
 
     def _gather(self, chunk: np.ndarray) -> Batch:
-        # read in the order of the file, which a disk likes, then put into the order of the epoch
+        # read in file order, which is faster, then put into the order of the epoch
         by_place = np.argsort(chunk, kind="stable")
         images = np.empty((len(chunk), *self._images_NHWC.shape[1:]), dtype=np.uint8)
         images[by_place] = self._images_NHWC[chunk[by_place]]
@@ -172,18 +173,21 @@ def iterate_eval(
     device: torch.device | str = "cpu",
     indices: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """All images (or those at `indices`) once and in order, the last batch smaller."""
+    """All images, or those at `indices`, once and in order; the last batch may be smaller.
+
+    images_NHWC: uint8. labels_N: integers. indices: int64 positions; None: all.
+    """
     positions = np.arange(len(labels_N)) if indices is None else np.asarray(indices, dtype=np.int64)
     for start in range(0, len(positions), batch_size):
         chunk = positions[start : start + batch_size]
-        # a copy in any case: what a batch becomes must not change what is stored
+        # always a copy: changing a batch in place must not change the stored images
         images = torch.from_numpy(images_NHWC[chunk]).to(device)
         labels = torch.from_numpy(np.asarray(labels_N[chunk], dtype=np.int64))
         yield _batch(images, labels, torch.from_numpy(chunk.copy()).to(device))
 
 
 def _batch(images_NHWC: Tensor, labels_B: Tensor, indices_B: Tensor) -> Batch:
-    # stored rows are NHWC: seen as BCHW they have channels_last strides without a copy
+    # permuting the stored NHWC gives BCHW with channels_last strides, without a copy
     return Batch(images_NHWC.permute(0, 3, 1, 2), labels_B.to(images_NHWC.device, non_blocking=True), indices_B)
 
 
@@ -191,7 +195,7 @@ def _check(num_images: int, labels_N: np.ndarray, indices: np.ndarray, at_least:
     if num_images != len(labels_N):
         raise DataError(f"images and labels differ in number: got {num_images} and {len(labels_N)}. Rebuild the cache.")
     if len(indices) < at_least:
-        raise DataError(f"too few images to make a batch: got {len(indices)}. Give at least {at_least}.")
+        raise DataError(f"too few images for a batch: got {len(indices)}. Give at least {at_least}.")
     used = labels_N[indices]
     if num_classes is not None and (used.min() < 0 or used.max() >= num_classes):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Data: where a data set lies, and how it is to be opened (no torch here)."""
+"""`Data`: where a data set is, and how to open it (no torch here)."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ __all__ = ["AnyData", "Data"]
 
 @dataclass(frozen=True)
 class Data:
-    """A data set's name, folder, manifest or archive, with what can't be told from it alone.
+    """A data set's name, folder, manifest or archive, with options for opening it.
 
-    Every function that takes data takes one of these in place of a plain path. As a path it is `where`.
+    Every function that takes data accepts a Data as well as a path or name. As a path (os.fspath) it is `where`.
     """
 
     where: str | Path
-    """A known name, a folder, a manifest or an archive."""
+    """The name of a known data set, a folder, a manifest or an archive."""
     _: KW_ONLY
     follow_links: bool = False
     """Follow links that lead out of a folder."""
     image_column: str | None = None
-    """Column of a manifest that names the image files, or of parquet that holds them; None: found by its usual
-    names."""
+    """Column with the image files of a manifest, or with the images of parquet. None: found by its usual names."""
     label_column: str | None = None
-    """Column of a manifest that holds the classes; None: found by its usual names."""
+    """Column with the classes of a manifest. None: found by its usual names."""
     data_root: str | Path | None = None
-    """Where named data sets are downloaded to; None: inside the cache."""
+    """Folder for downloads of named data sets. None: inside the cache."""
 
     def __post_init__(self) -> None:
-        """Raise DataError if `where` is no text and no path, or an empty text."""
+        """Raise DataError unless `where` is a path or a non-empty string."""
         if self.where == "":
-            # a path made of it would be the current folder
+            # Path("") would be the current folder
             raise DataError(
-                "data are an empty text: got ''. Give a folder, a manifest, an archive or a name; '.' for this folder."
+                "data is an empty string: got ''. Give a folder, a manifest, an archive or a name; '.' is the current "
+                "folder."
             )
         if not isinstance(self.where, str | Path):
             raise DataError(
-                f"data are no path and no name: got {type(self.where).__name__}. Give a folder of class folders, a "
-                "manifest, an archive, or a known data set's name."
+                f"data is neither a path nor a name: got {type(self.where).__name__}. Give a folder of class folders, "
+                "a manifest, an archive, or the name of a known data set."
             )
 
     @classmethod
     def of(cls, data: AnyData) -> Data:
-        """A plain path or name with everything else as it is by default; a Data as it is."""
+        """A path or name as a Data with the default options; a Data is returned unchanged."""
         return data if isinstance(data, Data) else cls(data)
 
     def __fspath__(self) -> str:
@@ -57,13 +57,13 @@ class Data:
         return str(self.where)
 
     def refuse_columns(self) -> None:
-        """Raise DataError if columns are named: called for data that have none, lest they be ignored."""
+        """Raise DataError if columns are named; called for data without columns, where they would be ignored."""
         named = {"--image-column": self.image_column, "--label-column": self.label_column}
         given = [f"{option} {value!r}" for option, value in named.items() if value is not None]
         if given:
             raise DataError(
-                f"image and label columns are those of a manifest: got {' and '.join(given)} for {str(self)!r}. "
-                "Leave them out."
+                f"only a manifest has image and label columns: got {' and '.join(given)} for {str(self)!r}. "
+                "Remove them."
             )
 
 

@@ -1,8 +1,8 @@
-"""Preprocess: the only place that says how an image becomes pixels, in training, evaluation and prediction alike.
+"""`Preprocess`: the only definition of how an image becomes pixels, for training, evaluation and prediction.
 
-An image is turned upright by EXIF or XMP, converted to 8 bits and to grey or RGB, cut to its central square (or
-squashed or padded into one), resized to `store_size` and kept as uint8; the network sees the central `size` × `size`
-of that.
+An image is rotated upright by its EXIF or XMP orientation, converted to 8-bit greyscale or RGB, cropped to its central
+square (or squashed or padded to a square), resized to `store_size` and stored as uint8. The network sees the central
+`size` × `size` pixels of that.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ if TYPE_CHECKING:
 
 __all__ = ["Preprocess"]
 
-# raised when stored pixels would come out otherwise than before: older caches are then made again
+# increase this when stored pixels change: older caches are then rebuilt
 PIXEL_VERSION = 3
 EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How an image becomes uint8 pixels, and how these are normalised."""
+    """How an image becomes uint8 pixels, and how these are normalized."""
 
     size: int
     """Side of the network's square input, px."""
     store_size: int
-    """Side of the stored square, px, >= size: random crops have room in it."""
+    """Side of the stored square, px, >= size; the margin is for random crops."""
     channels: Literal[1, 3] = 3
-    """1 for grey (ITU-R 601 luma), 3 for RGB."""
+    """1 for greyscale (ITU-R 601 luma), 3 for RGB."""
     fit: Literal["crop", "squash", "pad"] = "crop"
-    """crop: the central square; squash: the whole image, its aspect lost; pad: the whole image between
-    grey margins (128 in each channel)."""
+    """crop: the central square; squash: the whole image, distorted; pad: the whole image with grey margins (128 in each
+    channel)."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Per channel, on the 0..1 scale."""
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
     """Per channel, on the 0..1 scale: the network sees (pixel / 255 - mean) / std."""
     max_pixels: int = MAX_PIXELS
-    """Images of more pixels are refused; JPEGs that are decoded at a lower resolution, of five times as many."""
+    """Images with more pixels are refused; JPEGs decoded at a lower resolution may have five times as many."""
 
     def __post_init__(self) -> None:
         check_range("preprocess.size", self.size, 1, 4096)
@@ -76,12 +76,12 @@ class Preprocess:
     def load(self, source: Path | str | bytes | Image.Image | np.ndarray | Tensor) -> np.ndarray:
         """The pixels that the network sees, uint8 [size, size, channels].
 
-        source: a path, an encoded file's bytes, a Pillow image, or an array [H, W] or [H, W, C] or a tensor [C, H, W]
-        as `vivace.data.arrays` takes them. Whichever it is, the pixels are those of the file, with two exceptions,
-        for which give its bytes where they are at hand: a JPEG at least four times as large as `store_size` is decoded
-        at a lower resolution, and its pixels differ by a little from those of what somebody else decoded in full; and
-        Pillow does not keep all that a file with more than 8 bits a channel says.
-        Raises ImageError if it can't be decoded, or is another kind of array.
+        source: a path, the bytes of an encoded file, a Pillow image, an array [H, W] or [H, W, C], or a tensor
+        [C, H, W]; see `vivace.data.arrays` for dtypes and ranges. All give the same pixels, with two exceptions where
+        a path or bytes are more exact: a JPEG at least four times as large as `store_size` is decoded at a lower
+        resolution, so its pixels differ slightly from those of the fully decoded image; and Pillow drops information
+        from files with more than 8 bits per channel.
+        Raises ImageError if it can't be decoded, or for an array of another shape, dtype or range.
         """
         array: Any = array_of(source) if is_tensor(source) else source
         if isinstance(array, np.ndarray):
@@ -96,14 +96,14 @@ class Preprocess:
             return self.view(self.store(picture, name=name))
 
     def decoding(self, source: Path | str | bytes) -> contextlib.AbstractContextManager[tuple[bytes, Picture]]:
-        """(bytes, decoded picture) of an image file, at a resolution that suffices. Raises ImageError."""
+        """(bytes, decoded picture) of an image file, decoded at a sufficient resolution. Raises ImageError."""
         return decoding(source, max_pixels=self.max_pixels, draft_size=self.store_size)
 
     def store(self, image: Picture | Image.Image | np.ndarray, *, name: str = "the image") -> np.ndarray:
         """The stored pixels of an image, uint8 [store_size, store_size, channels]; `name` is used in messages.
 
         image: a decoded picture, a Pillow image, or uint8 [H, W], [H, W, 1] or [H, W, 3].
-        Raises ImageError, its problem "truncated" or "not_convertible" (a colour space unknown to this Pillow).
+        Raises ImageError with the problem "truncated", or "not_convertible" for a colour space unknown to Pillow.
         """
         pixels = image.pixels if isinstance(image, Picture) else image
         if isinstance(pixels, np.ndarray):
@@ -128,7 +128,7 @@ class Preprocess:
                 ) from None
 
     def _stored_array(self, pixels: np.ndarray) -> np.ndarray | None:
-        """The short ways, to the same pixels: those of the stored size, and our resizing where it was asked for."""
+        """The same pixels by a faster path, or None: no resizing if the size is right, or our resizing kernel."""
         side = self.store_size
         if pixels.shape == (side, side, self.channels):
             return pixels
@@ -143,16 +143,16 @@ class Preprocess:
         return stored[..., margin : margin + self.size, margin : margin + self.size, :]
 
     def resized(self, size: int) -> Preprocess:
-        """For a network of another input side, px, with the same room for random crops."""
+        """The Preprocess for another input size, px, with the same relative margin for random crops."""
         return dataclasses.replace(self, size=size, store_size=round(self.store_size * size / self.size))
 
     def fingerprint(self) -> str:
-        """32 hexadecimal digits that change whenever stored pixels would."""
+        """32 hexadecimal digits that change whenever the stored pixels would."""
         facts = [PIXEL_VERSION, self.store_size, self.channels, self.fit, self.interpolation, self.max_pixels]
         return hashlib.blake2b(canonical_json(facts), digest_size=16).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Values that JSON can hold."""
         return to_dict(self)
 
     @classmethod
@@ -162,15 +162,15 @@ class Preprocess:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A Pillow image as a viewer shows it, 8 bits a channel; an EXIF block too corrupt to tell counts as none."""
-    # an image that was only opened has neither pixels yet nor the EXIF block that follows them in a PNG
+    """A Pillow image as a viewer shows it, in 8 bits per channel; a corrupt EXIF block is ignored."""
+    # before load() a lazily opened image has neither pixels nor an EXIF block that follows them in a PNG
     image.load()
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:
-        # Pillow's EXIF parser raises whatever its byte reading meets: SyntaxError, struct.error, KeyError …
+        # Pillow's EXIF parser raises all kinds of errors: SyntaxError, struct.error, KeyError …
         orientation = 1
-    # not ImageOps.exif_transpose, which also writes the block anew and fails where another tag of it is corrupt
+    # not ImageOps.exif_transpose: it also rewrites the block, and fails if another tag is corrupt
     method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     image = image if method is None else image.transpose(method)
     return eight_bit(image)[0] if image.mode.startswith("I") or image.mode == "F" else image

@@ -1,4 +1,4 @@
-"""What DATA may be: a name, a folder, a manifest or an archive, and the data source behind it (no torch here)."""
+"""Opens DATA, which may be a name, a folder, a manifest or an archive, as a data source (no torch here)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from vivace.cachedir import clear_leftovers, default_cache_dir
 from vivace.data.layouts import archives, catalog, folders, hub, manifests, shards
-from vivace.data.layouts.assemble import by_case, count_of, some
 from vivace.data.place import AnyData, Data
 from vivace.data.splits import DataSource, check_source, renumbered
+from vivace.data.text import case_hint, count_of, first_few
 from vivace.errors import DataError, nearest
 
 __all__ = ["open_source"]
@@ -28,9 +28,9 @@ def open_source(
 ) -> DataSource:
     """The data source behind a name, a folder, a manifest or an archive.
 
-    require_train: False for evaluation, where one split of any name is enough. Images that are in no split are "train":
-    nobody has said that they are for anything else. classes: those of a bundle, in its order; labels then follow them,
-    and images of other classes are left out. What was left out or guessed is in the source's `notes`.
+    require_train: False for evaluation, where one split of any name is enough. Images without a split are put into
+    "train". classes: the classes of a bundle, in its order; labels are numbered by them, and images of other classes
+    are left out. What was left out or guessed is in the source's `notes`.
     Raises DataError, ArchiveError or DownloadError.
     """
     data = Data.of(data)
@@ -49,15 +49,15 @@ def open_source(
         source = _archive(path, data, cache_dir, require_train)
     elif path.exists():
         raise DataError(
-            f"DATA is no data set: {path}. Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet manifest, "
-            "a .zip or .tar archive, or a data set's name."
+            f"DATA is not a data set: {path}. Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet "
+            "manifest, a .zip or .tar archive, or the name of a data set."
         )
     elif text.lower() in catalog.CATALOG:
         data.refuse_columns()
         source = catalog.open_named(text.lower(), Path(data.data_root) if data.data_root else None, cache_dir)
     else:
         raise DataError(
-            f"DATA was not found: got {text!r}, which is no file, no folder and no known name."
+            f"DATA was not found: got {text!r}, which is not a file, a folder or a known name."
             f"{nearest(text, catalog.CATALOG)} Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet "
             f"manifest, a .zip or .tar archive, or one of {', '.join(sorted(catalog.CATALOG))}."
         )
@@ -87,7 +87,7 @@ def _archive(path: Path, data: Data, cache_dir: Path | None, require_train: bool
     try:
         source = _unpacked(root, data, cache_dir, require_train)
     except DataError as error:
-        # where it was unpacked is not what the user gave
+        # name the archive that the user gave, not the cache folder it was unpacked to
         parent = (cache_dir or default_cache_dir()) / archives.FOLDER
         held = parent / root.relative_to(parent).parts[0]
         raise DataError(str(error).replace(str(held.resolve()), str(path)).replace(str(held), str(path))) from None
@@ -95,7 +95,7 @@ def _archive(path: Path, data: Data, cache_dir: Path | None, require_train: bool
 
 
 def _unpacked(root: Path, data: Data, cache_dir: Path | None, require_train: bool) -> DataSource:
-    # there are no links in archives
+    # unpacking refuses links, so there are none to follow
     data = dataclasses.replace(data, follow_links=False)
     source = hub.open_hub(root, data, cache_dir, require_train=require_train)
     if source is None:
@@ -108,18 +108,20 @@ def _unpacked(root: Path, data: Data, cache_dir: Path | None, require_train: boo
 
 
 def _path_of(text: str) -> Path:
-    """DATA as a path that may be asked whether it exists."""
+    """DATA as a path for which `exists` does not raise."""
     try:
         path = Path(text).expanduser()
         path.exists()
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"DATA can't be read: got {text[:200]!r} ({reason}). Check the path and its rights.") from None
+        raise DataError(
+            f"DATA can't be read: got {text[:200]!r} ({reason}). Check the path and its permissions."
+        ) from None
     return path
 
 
 def _with_classes(source: DataSource, classes: tuple[str, ...]) -> DataSource:
-    """The source with its labels numbered as in `classes`; images of other classes are left out."""
+    """The source with labels numbered by `classes`, without images of other classes."""
     known = {unicodedata.normalize("NFC", name): index for index, name in enumerate(classes)}
     numbers = [known.get(unicodedata.normalize("NFC", name), -1) for name in source.classes]
     strange = [name for name, number in zip(source.classes, numbers, strict=True) if number < 0]
@@ -127,16 +129,16 @@ def _with_classes(source: DataSource, classes: tuple[str, ...]) -> DataSource:
     splits = {key: renumbered(split, mapping[split.labels]) for key, split in source.splits.items()}
     splits = {key: split for key, split in splits.items() if len(split)}
     if strange and not splits:
-        hint = by_case(strange, classes)
+        hint = case_hint(strange, classes)
         raise DataError(
-            f"the bundle does not know any class of the data: got {some(strange, 3)}{hint}."
-            f"{'' if hint else nearest(strange[0], classes)} It knows {some(classes, 20)}."
+            f"the data and the bundle have no class in common: got {first_few(strange, 3)}{hint}."
+            f"{'' if hint else nearest(strange[0], classes)} Give classes of the bundle: {first_few(classes, 20)}."
         )
     notes = list(source.notes)
     if strange:
         count = sum(map(len, source.splits.values())) - sum(map(len, splits.values()))
         notes.append(
-            f"{count_of(count, 'image')} of classes that the bundle does not know left out: "
-            f"{some(strange)}{by_case(strange, classes)}"
+            f"left out {count_of(count, 'image')} whose classes are not in the bundle: "
+            f"{first_few(strange)}{case_hint(strange, classes)}"
         )
     return dataclasses.replace(source, classes=classes, splits=splits, notes=tuple(notes))

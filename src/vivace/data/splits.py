@@ -1,4 +1,4 @@
-"""Splits of named, labelled images that nobody has opened yet, and what makes them unfit (no torch here)."""
+"""Splits of named, labelled images before decoding, and checks that they can be used (no torch here)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vivace.data.layouts.listing import passed_over
+from vivace.data.layouts.listing import skipped_summary
 from vivace.errors import DataError
 
 __all__ = ["BadRow", "DataSource", "Split", "check_source", "renumbered", "without_lost_classes"]
 
-# fewer images leave nothing to hold out for validation
+# with fewer images nothing could be held out for validation
 MIN_IMAGES_PER_CLASS = 2
 
 
@@ -26,11 +26,11 @@ class Split:
     name: str
     """train, val or test."""
     names: tuple[str, ...]
-    """A stable id of each image: its path below the root, or such as "train/00017" for arrays."""
+    """A stable id of each image: its path below the root, or for arrays such as "train/00017"."""
     labels: np.ndarray
     """int64 [N], in [0, K)."""
     paths: tuple[str, ...] | None = None
-    """Files; undecodable bytes are surrogates, as os.fsdecode gives them. None when `arrays` holds the pixels."""
+    """Files; undecodable bytes are surrogates, as from os.fsdecode. None if `arrays` holds the pixels."""
     arrays: np.ndarray | None = None
     """uint8 [N, H, W, C] with C 1 or 3."""
 
@@ -39,11 +39,11 @@ class Split:
 
 
 class BadRow(NamedTuple):
-    """What a manifest lists and can't be used."""
+    """A row of a manifest that can't be used."""
 
     split: str
     file: str
-    """As the manifest names it."""
+    """The file name in the manifest."""
     reason: str
     """missing_file, missing_label, format_not_allowed or contradiction."""
     lines: tuple[int, ...]
@@ -60,29 +60,29 @@ class DataSource:
     """train, and perhaps val and test."""
     root: Path | None = None
     channels: Literal[1, 3] = 3
-    """1 for a grey data set, 3 otherwise."""
+    """1 for a greyscale data set, otherwise 3."""
     ignored: tuple[str, ...] = field(default=())
-    """Files that were passed over, relative to the root; folders end in a slash."""
+    """Skipped files, relative to the root; folders end in a slash."""
     allow_leaks: bool = False
-    """Images of train that are in another split too stay in train."""
+    """Keep images in train that are also in another split."""
     notes: tuple[str, ...] = field(default=())
-    """What was left out, guessed or missed, a line each, for people."""
+    """What was left out, guessed or missing, for the user; a line each."""
     bad_rows: tuple[BadRow, ...] = field(default=())
-    """Rows of a manifest that are no images of any split: the audit judges them as it judges corrupt images."""
+    """Rows of a manifest that can't be used and are in no split; the audit treats them like corrupt images."""
     lost_classes: tuple[str, ...] = field(default=())
-    """Classes of which every row is among them."""
+    """Classes whose rows are all among the bad rows."""
 
 
 def check_source(source: DataSource, *, require_train: bool) -> None:
-    """Raise DataError if the source can't be trained on (or, without `require_train`, not even evaluated on)."""
+    """Raise DataError if the source can't be trained on or, without `require_train`, can't be evaluated on."""
     if not any(len(split) for split in source.splits.values()):
-        why = "; ".join([*source.notes, *filter(None, [passed_over(source.ignored, 0)])])[:250]
+        why = "; ".join([*source.notes, *filter(None, [skipped_summary(source.ignored, 0)])])[:250]
         place = f"{source.root or source.name}{': ' if why else ''}{why}"
         raise DataError(f"there are no images in {place}. Put them into one folder per class.")
     if not require_train:
         return
     if len(source.classes) < 2:
-        raise DataError(f"there is one class only: {source.classes[0]!r}. A classifier needs at least 2 class folders.")
+        raise DataError(f"there is only one class: {source.classes[0]!r}. A classifier needs at least 2 class folders.")
     counts = np.bincount(source.splits["train"].labels, minlength=len(source.classes))
     for name, count in zip(source.classes, counts, strict=True):
         if count < MIN_IMAGES_PER_CLASS:
@@ -93,7 +93,7 @@ def check_source(source: DataSource, *, require_train: bool) -> None:
 
 
 def renumbered(split: Split, labels: np.ndarray) -> Split:
-    """The split with other labels, without the images whose label is negative."""
+    """The split with new labels, without the images whose new label is negative. labels: int64 [N]."""
     if (labels >= 0).all():
         return dataclasses.replace(split, labels=labels)
     kept = np.flatnonzero(labels >= 0)
@@ -107,9 +107,10 @@ def renumbered(split: Split, labels: np.ndarray) -> Split:
 
 
 def without_lost_classes(source: DataSource, usable: Mapping[str, np.ndarray]) -> tuple[DataSource, tuple[str, ...]]:
-    """The source without the classes that can't be trained on, and those; the source itself if fewer than two remain.
+    """(source without the classes that have too few usable images, names of these classes).
 
-    usable: split → the labels of its images that can be used. What was too little from the start is not left out.
+    usable: split → labels of its usable images. Only classes that had enough images before are left out, and none if
+    fewer than two classes would remain.
     """
     num_classes = len(source.classes)
     before, after = (

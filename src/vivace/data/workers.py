@@ -1,9 +1,9 @@
-"""Decoding in parallel: child processes that read files and write pixels straight into a memory map.
+"""Parallel decoding: worker processes read files and write pixels directly into a memory map.
 
-They are plain Python children with a pipe rather than multiprocessing: no fork of a process that may hold torch's
-threads, no second run of a user's script that lacks a `__main__` guard, and no torch in the children. A child that
-loses its parent (its stdin ends) leaves at once, in the middle of an image too. Small data sets are decoded by threads:
-Pillow lets go of the interpreter's lock while it decodes and resizes.
+The workers are plain Python processes with pipes rather than multiprocessing: that avoids forking a process that may
+have torch's threads, running a user's script again if it lacks a `__main__` guard, and importing torch in the workers.
+A worker whose parent died (its stdin ends) exits at once, even in the middle of an image. Small data sets are decoded
+by threads: Pillow releases the GIL while it decodes and resizes.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ __all__ = ["Decoded", "decode_files", "digest_of", "is_one_colour"]
 
 # below this number of files starting processes costs more than it saves
 MIN_FILES_FOR_PROCESSES = 2000
-# a block's answer through the pipe costs some 0.1 ms; large blocks make progress jumpy and the ends uneven
+# small blocks cost a pipe round trip each; large ones make the progress jumpy and leave workers idle at the end
 MAX_BLOCK = 100
-# blocks that wait at a child, so that it is busy while the parent holds its interpreter's lock to import torch
+# blocks queued at a worker, so that it stays busy while the parent holds the GIL to import torch
 AHEAD = 2
 EMPTY_DIGEST = "0" * 32
-# the parent's import path at the end of the child's: a vivace that is found there alone is found again
+# the parent's sys.path is appended to the child's, in case vivace can only be found there
 CHILD = (
     "import json, sys; sys.path.extend(p for p in json.loads(sys.stdin.readline()) if p not in sys.path); "
     "from vivace.data.workers import serve; serve()"
@@ -57,16 +57,16 @@ Answer = tuple[int, list[str], list[str], list[list[Any]], list[list[Any]]]
 
 @dataclass
 class Decoded:
-    """What decoding a split gave beside the pixels."""
+    """The results of decoding a split, besides the pixels."""
 
     digests: list[str]
     """blake2b-128 of each file's bytes, hexadecimal."""
     problems: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """Position → (problem, message) of the images that could not be used; their pixels stay 0."""
+    """Position → (problem, message) of the unusable images; their pixels stay 0."""
     pixel_digests: list[str] = field(default_factory=list)
-    """blake2b-128 of the stored pixels, hexadecimal; of the file, where an image has one colour only."""
+    """blake2b-128 of the stored pixels, hexadecimal; for images of a single colour that of the file."""
     notes: dict[int, list[str]] = field(default_factory=dict)
-    """Position → what the audit is to tell of an image that is used, such as one_colour or extension_mismatch."""
+    """Position → notes for the audit on a usable image, such as one_colour or extension_mismatch."""
 
 
 def decode_files(
@@ -80,8 +80,8 @@ def decode_files(
 ) -> Decoded:
     """Decode `paths` into the existing .npy file `pixels`, uint8 [N, store_size, store_size, C].
 
-    kernels: folder for one of our own that resizes photos, built where there are many files. progress is told how many
-    more are done. Raises DataError if a worker dies or memory does not suffice.
+    kernels: the folder of our compiled resizing kernel, which is used for large data sets; None: Pillow resizes.
+    progress: called with the number of newly decoded images. Raises DataError if a worker dies or memory runs out.
     """
     workers = num_workers or num_cpus()
     result = Decoded([EMPTY_DIGEST] * len(paths), pixel_digests=[EMPTY_DIGEST] * len(paths))
@@ -116,7 +116,7 @@ def _run_threads(
         for answer in pool.map(lambda block: _decode_block(block, preprocess, images), blocks):
             collect(answer)
     finally:
-        # on Ctrl-C too: what has not begun is not begun
+        # also on Ctrl-C: blocks that have not started are cancelled
         pool.shutdown(cancel_futures=True)
 
 
@@ -138,15 +138,15 @@ def _decode_block(block: Block, preprocess: Preprocess, images: np.ndarray) -> A
             except ImageError as error:
                 problems.append([start + index, error.problem, str(error)])
             except MemoryError:
-                # no fault of the image: quarantined, it would be missed for ever
+                # not the image's fault: if it were quarantined, the cache would lack it from now on
                 raise DataError(
-                    f"memory does not suffice to decode {shown(path)}. Free some, or give fewer workers."
+                    f"not enough memory to decode {shown(path)}. Free some, or use fewer workers."
                 ) from None
     return start, digests, pixel_digests, problems, notes
 
 
 def notes_on(picture: Picture, path: str) -> list[str]:
-    """What the audit is to tell of a decoded file."""
+    """Notes on a decoded file for the audit."""
     found = list(picture.notes)
     if mismatch(path, picture.kind):
         found.append(f"extension_mismatch {picture.kind}")
@@ -156,30 +156,30 @@ def notes_on(picture: Picture, path: str) -> list[str]:
 
 
 def is_one_colour(stored_HWC: np.ndarray, fit: str = "crop") -> bool:
-    """Whether all pixels are the same but for 2 of 255, in each channel; margins of a padded image do not count."""
+    """Whether each channel varies by at most 2 of 255 over the image, not counting the margins of a padded one."""
     if fit == "pad":
         inside = (stored_HWC != PAD).any(-1)
         stored_HWC = stored_HWC[inside.any(1)][:, inside.any(0)]
         if not stored_HWC.size:
             return True
-    # most images are told by two of their pixels
+    # for most images two pixels already decide
     for first, last in zip(stored_HWC[0, 0].tolist(), stored_HWC[-1, -1].tolist(), strict=True):
         if abs(first - last) > 2:
             return False
     flat = stored_HWC.reshape(-1, stored_HWC.shape[-1])
-    some = flat[:: max(1, len(flat) // 16)]
-    return all((pixels.max(0) - pixels.min(0)).max() <= 2 for pixels in (some, flat))
+    sample = flat[:: max(1, len(flat) // 16)]
+    return all((pixels.max(0) - pixels.min(0)).max() <= 2 for pixels in (sample, flat))
 
 
 def digest_of(array: np.ndarray) -> str:
-    """blake2b-128, hexadecimal."""
+    """The blake2b-128 of an array's bytes, hexadecimal."""
     return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
 
 
 def _start_children(
     count: int, preprocess: Preprocess, pixels: Path, kernels: Path | None = None
 ) -> list[subprocess.Popen[str]]:
-    """Children that wait for blocks; none where the system lets no more processes start."""
+    """Worker processes that wait for blocks; none if the system can start no more processes."""
     job = json.dumps([str(folder) for folder in sys.path]) + "\n"
     facts = {
         "preprocess": preprocess.to_dict(),
@@ -193,13 +193,13 @@ def _start_children(
         for _ in range(count):
             children.append(
                 subprocess.Popen(
-                    # -P: a user's numpy.py in the current folder is not meant
+                    # -P: don't import a user's numpy.py from the current folder
                     [sys.executable, "-P", "-c", CHILD],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
                     env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                    # Ctrl-C in a terminal reaches a whole group: the parent ends its children itself
+                    # Ctrl-C in a terminal reaches the whole process group; the parent ends its workers itself
                     process_group=0,
                     creationflags=systems.NEW_GROUP,
                 )
@@ -216,11 +216,11 @@ def _start_children(
 
 
 def _for_all(kernels: Path | None) -> str | None:
-    """The folder that all children take, each of which would otherwise build in a private one of its own."""
+    """The kernel folder for all workers; without one each worker would build in its own private folder."""
     try:
         return None if kernels is None else os.fspath(trusted_folder(kernels))
     except (OSError, KernelError) as error:
-        say_once(f"the kernel that resizes photos is not used, Pillow does its work: {error}")
+        say_once(f"the resizing kernel is not used; Pillow resizes instead: {error}")
         return None
 
 
@@ -259,7 +259,7 @@ def _run_processes(
 
 
 def _supply(child: subprocess.Popen[str], todo: Queue[Block], done: Queue[Answer | DataError]) -> None:
-    """Hand blocks to one child until none is left."""
+    """Feed blocks to one worker until none are left."""
     assert child.stdin is not None
     assert child.stdout is not None
     waiting = 0
@@ -279,27 +279,27 @@ def _supply(child: subprocess.Popen[str], todo: Queue[Block], done: Queue[Answer
             done.put(DataError(answer) if isinstance(answer, str) else answer)
             waiting -= 1
     except Exception:
-        # into the queue, for the thread that waits there
-        done.put(DataError(f"a decoding worker died ({_end_of(child)}). Is memory short? Free some and try again."))
+        # the main thread waits at the queue and raises it
+        done.put(DataError(f"a decoding worker died ({_end_of(child)}). If memory is short, free some, and try again."))
 
 
 def _end_of(child: subprocess.Popen[str]) -> str:
     try:
         status = child.wait(timeout=5)
     except subprocess.TimeoutExpired:
-        return "it does not answer"
+        return "it does not respond"
     return f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
 
 
 def serve() -> None:
-    """The life of a child: a job, then blocks until the parent ends it."""
-    # what a library prints must not come between the answers
+    """The main loop of a worker: reads the job, then decodes blocks until the parent ends it."""
+    # stdout is for answers only: whatever a library prints goes to stderr
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
     preprocess = Preprocess.from_dict(job["preprocess"])
     images = np.load(job["pixels"], mmap_mode="r+")
-    share_memory(job["processes"], [systems.Turn(os.path.dirname(job["pixels"])), systems.Turn(job["pixels"])])  # noqa: PTH120
+    share_memory(job["processes"], [systems.FileLock(os.path.dirname(job["pixels"])), systems.FileLock(job["pixels"])])  # noqa: PTH120
     if job["kernels"]:
         use_fast_resize(Path(job["kernels"]))
     blocks: Queue[str] = Queue()
@@ -307,7 +307,7 @@ def serve() -> None:
     def listen() -> None:
         for line in sys.stdin:
             blocks.put(line)
-        # the parent is gone
+        # the parent has exited
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()

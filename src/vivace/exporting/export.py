@@ -24,7 +24,7 @@ from vivace.exporting.progress import doing, reporting
 from vivace.exporting.single_file import FILES, FORMS, GRAPH_FORMS, write_file
 from vivace.exporting.state_dict import export_state_dict
 from vivace.notices import warn
-from vivace.outputs import check_export, check_folder, tell_replaced, writing
+from vivace.outputs import check_export, check_folder, warn_of_replaced, writing
 from vivace.runtimes import load_runtime
 from vivace.scratch import scratch_folder
 
@@ -71,7 +71,7 @@ def export(
     replaced = _check_out(bundle, to, out, data)
     with reporting(f"export to {to}"), writing(out):
         exported = TARGETS[to](bundle, out, data, cache_path)
-    tell_replaced(out, replaced)
+    warn_of_replaced(out, replaced)
     return exported
 
 

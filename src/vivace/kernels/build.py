@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features, cpu_name
-from vivace.locks import lock_in_turn
+from vivace.locks import waiting_lock
 from vivace.scratch import scratch_folder
 from vivace.trust import say_once, seal, seal_broken, trusted_folder
 
@@ -55,7 +55,7 @@ def load_library(name: str, folder: Path) -> ctypes.CDLL:
         path = trusted_folder(folder) / file
         record = path.with_name(f"{file}.sha256")
         if seal_broken(record, [path]):
-            with lock_in_turn(path.with_name(".lock"), f"kernels in {path.parent}"):
+            with waiting_lock(path.with_name(".lock"), f"kernels in {path.parent}"):
                 # another process may have built it meanwhile
                 reason = seal_broken(record, [path])
                 if reason and os.path.lexists(path):

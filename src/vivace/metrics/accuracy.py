@@ -1,6 +1,6 @@
-"""Accuracy: top-k, the confusion matrix and what each class's row says.
+"""Top-k accuracy, the confusion matrix and per-class metrics.
 
-Shapes: B images, K classes.
+Shape suffixes: B images, K classes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ __all__ = ["ClassMetrics", "confusion_matrix", "per_class", "topk_accuracy"]
 
 
 def topk_accuracy(scores_BK: ArrayLike, labels_B: ArrayLike, *, k: int = 1) -> float:
-    """Share of the images whose label is among the k highest scores, in [0, 1].
+    """Fraction of the images whose label is among the k highest scores, in [0, 1]; NaN if there are no images.
 
-    scores_BK: logits or probabilities. labels_B: int64 in [0, K). Of equal scores the class of the lower number counts
-    as the higher one, so that a constant prediction is not called right; NaN is never right. No images give NaN.
+    scores_BK: logits or probabilities. labels_B: int64 in [0, K). Ties rank the class with the lower index higher, so
+    that constant scores are not counted as correct; a NaN score is never correct.
     Raises ValueError for k outside [1, K] or a label outside [0, K).
     """
     scores, labels = np.asarray(scores_BK), np.asarray(labels_B)
@@ -29,12 +29,12 @@ def topk_accuracy(scores_BK: ArrayLike, labels_B: ArrayLike, *, k: int = 1) -> f
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     before = np.arange(scores.shape[1])[None, :] < labels[:, None]
     rank = (scores > own).sum(1) + ((scores == own) & before).sum(1)
-    # NaN compares as neither higher nor equal: such an image was not classified
+    # NaN compares as neither higher nor equal, so it needs a check of its own
     return float(((rank < k) & ~np.isnan(own[:, 0])).mean())
 
 
 def confusion_matrix(predictions_B: ArrayLike, labels_B: ArrayLike, num_classes: int) -> np.ndarray:
-    """Counts int64 [K, K]: rows are the true classes, columns the predicted ones.
+    """Counts, int64 [K, K]: rows are the true classes, columns the predicted classes.
 
     predictions_B, labels_B: int64. Raises ValueError if one is outside [0, K).
     """
@@ -46,20 +46,20 @@ def confusion_matrix(predictions_B: ArrayLike, labels_B: ArrayLike, num_classes:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMetrics:
-    """One class's row."""
+    """The metrics of one class."""
 
     name: str
     precision: float
-    """Share of the images called this class that are; 0 when none was."""
+    """Fraction of the images predicted as this class that belong to it; 0 if there are none."""
     recall: float
-    """Share of this class's images that were found; 0 when there are none."""
+    """Fraction of this class's images that were predicted as it; 0 if there are none."""
     f1: float
     support: int
-    """Images of this class."""
+    """Number of images of this class."""
 
 
 def per_class(confusion_KK: np.ndarray, classes: tuple[str, ...]) -> tuple[ClassMetrics, ...]:
-    """Precision, recall, F1 and support of every class; a quotient with nothing below the line is 0."""
+    """Precision, recall, F1 and support of every class; 0/0 counts as 0. confusion_KK: from `confusion_matrix`."""
     rows = []
     for index, name in enumerate(classes):
         hits = int(confusion_KK[index, index])
@@ -73,7 +73,7 @@ def per_class(confusion_KK: np.ndarray, classes: tuple[str, ...]) -> tuple[Class
 
 
 def _check_classes(what: str, classes_B: np.ndarray, num_classes: int) -> None:
-    # a negative one would count from the end, in silence
+    # a negative index would silently count from the end
     outside = classes_B[(classes_B < 0) | (classes_B >= num_classes)]
     if len(outside):
         raise ValueError(f"a {what} is out of range: got {int(outside[0])}, there are {num_classes} classes")

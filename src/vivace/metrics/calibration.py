@@ -1,4 +1,4 @@
-"""Calibration: whether probabilities mean what they say. Shapes: B images, K classes."""
+"""Calibration of probabilities. Shape suffixes: B images, K classes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from numpy.typing import ArrayLike
 
 __all__ = ["best_temperature", "expected_calibration_error", "negative_log_likelihood"]
 
-# sums of float32 probabilities over a thousand classes stay well within this
+# the float32 probabilities of a thousand classes sum to 1 well within this
 ROW_SUM_TOLERANCE = 1e-3
 SMALLEST_PROBABILITY = 1e-12
-# beyond these it is not the temperature that is wrong with a network
+# a network that would need a temperature beyond these has another problem
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.02, 50.0
 NUM_NEWTON_STEPS = 30
 
 
 def expected_calibration_error(probs_BK: ArrayLike, labels_B: ArrayLike, *, num_bins: int = 15) -> float:
-    """Mean |confidence - accuracy| over equal-width bins of the top probability, in [0, 1].
+    """Mean |confidence - accuracy| over equal-width bins of the highest probability, in [0, 1].
 
     probs_BK: float, rows sum to 1. labels_B: int64 in [0, K).
     Raises ValueError if a row does not sum to 1 (were logits passed?) or holds NaN.
@@ -24,7 +24,7 @@ def expected_calibration_error(probs_BK: ArrayLike, labels_B: ArrayLike, *, num_
     """
     probs, labels = _checked(probs_BK), np.asarray(labels_B)
     confidence, correct = probs.max(1), probs.argmax(1) == labels
-    # a bin is open on the left: a confidence of exactly 1 belongs to the last one
+    # bins are open on the left, so a confidence of exactly 1 belongs to the last one
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
     gaps = np.abs(
@@ -37,6 +37,7 @@ def expected_calibration_error(probs_BK: ArrayLike, labels_B: ArrayLike, *, num_
 def negative_log_likelihood(probs_BK: ArrayLike, labels_B: ArrayLike) -> float:
     """Mean -log of the probability of the true class, nats, >= 0; a probability of 0 counts as 1e-12.
 
+    probs_BK: float, rows sum to 1. labels_B: int64 in [0, K).
     Raises ValueError if a row does not sum to 1 or holds NaN.
     """
     probs, labels = _checked(probs_BK), np.asarray(labels_B)
@@ -45,10 +46,10 @@ def negative_log_likelihood(probs_BK: ArrayLike, labels_B: ArrayLike) -> float:
 
 
 def best_temperature(logits_NK: ArrayLike, labels_N: ArrayLike) -> float:
-    """The temperature T, in [0.02, 50], for which softmax(logits / T) is likeliest to have given the labels.
+    """The temperature T, in [0.02, 50], that maximizes the likelihood of the labels under softmax(logits / T).
 
-    Below 1 the probabilities were less sure than the answers are right, above 1 surer. N right answers do not prove
-    that the next one is: they count as N + 1 of N + 2 (Platt 1999), so that T stays above 0 where all are right.
+    T < 1 means that the network was underconfident, T > 1 that it was overconfident. Labels are smoothed so that N
+    correct predictions count as N + 1 of N + 2 (Platt 1999); otherwise T would become 0 if all are correct.
     logits_NK: float, K >= 2. labels_N: int64 in [0, K).
     Raises ValueError if there are no images or a logit is not finite.
     Source: Guo et al. 2017, arXiv:1706.04599.
@@ -56,15 +57,15 @@ def best_temperature(logits_NK: ArrayLike, labels_N: ArrayLike) -> float:
     logits, labels = np.asarray(logits_NK, dtype=np.float64), np.asarray(labels_N)
     num_images, num_classes = logits.shape
     if num_images == 0:
-        raise ValueError("there are no images to find a temperature on")
+        raise ValueError("there are no images to find a temperature for")
     if not np.isfinite(logits).all():
         raise ValueError("a logit is NaN or infinite")
     logits = logits - logits.max(1, keepdims=True)
-    # smoothed targets: the other classes share 1 / (N + 2)
-    share = num_classes / ((num_classes - 1) * (num_images + 2))
+    # smoothed targets: the other classes together get 1 / (N + 2)
+    smoothing = num_classes / ((num_classes - 1) * (num_images + 2))
     own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    wanted = float((1 - share) * own.mean() + share * logits.mean())
-    # the loss is convex in the factor 1 / T: Newton's method on its slope, kept between bounds that close in
+    wanted = float((1 - smoothing) * own.mean() + smoothing * logits.mean())
+    # the loss is convex in the factor 1 / T: Newton's method on its derivative, with bisection as a safeguard
     low, high = 1 / HIGHEST_TEMPERATURE, 1 / LOWEST_TEMPERATURE
     factor = 1.0
     for _ in range(NUM_NEWTON_STEPS):

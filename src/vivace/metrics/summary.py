@@ -1,4 +1,4 @@
-"""All metrics of a split in one frozen value, from probabilities and labels alone."""
+"""All metrics of a split as one frozen value, from probabilities and labels."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ import numpy as np
 
 from vivace.metrics.accuracy import ClassMetrics, confusion_matrix, per_class, topk_accuracy
 from vivace.metrics.calibration import expected_calibration_error, negative_log_likelihood
-from vivace.statistics.shares import wilson_interval
+from vivace.statistics.proportions import wilson_interval
 
 __all__ = ["Metrics", "evaluate_probs"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """What a classifier's probabilities on labelled images are worth. Intervals are 95 %, Wilson's."""
+    """Metrics of a classifier on labelled images. `_low` and `_high` are Wilson's 95 % interval."""
 
     num_images: int
     top1: float
     top1_low: float
     top1_high: float
     top5: float
-    """Top-min(5, K): always 1 for up to five classes."""
+    """Top-min(5, K) accuracy; always 1 for up to five classes."""
     top5_low: float
     top5_high: float
     nll: float
     """Mean negative log-likelihood, nats: the cross-entropy loss."""
     ece: float
-    """Expected calibration error over 15 bins."""
+    """Expected calibration error over 15 bins, in [0, 1]."""
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """Rows: true classes, columns: predicted ones."""
+    """Counts; rows are the true classes, columns the predicted classes."""
 
     def summary(self) -> dict[str, Any]:
-        """The single figures, without the tables."""
+        """The scalar metrics, without the tables."""
         names = ("num_images", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high", "nll", "ece")
         return {name: getattr(self, name) for name in names}
 
 
 def evaluate_probs(probs_NK: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> Metrics:
-    """The metrics of probs_NK (float, rows sum to 1) against labels_N (int64, in [0, K)).
+    """The metrics of probs_NK (float, rows sum to 1) against labels_N (int64 in [0, K)).
 
-    Raises ValueError if there are no images, or what is passed does not fit together.
+    Raises ValueError if there are no images, or if the sizes of the arguments differ.
     """
     num_images, num_classes = probs_NK.shape
     if num_images == 0:

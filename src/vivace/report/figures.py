@@ -1,7 +1,7 @@
-"""Figures of a run and of an evaluation, as PNG files. Plain data in: JSON values, arrays, a metrics.csv.
+"""Draws figures of runs, evaluations and searches as PNG files, from plain data: JSON values, arrays, a metrics.csv.
 
-matplotlib is used without pyplot: no window, no global state. Colours are those of Okabe and Ito, which colour-blind
-people can tell apart.
+matplotlib is used without pyplot, hence without windows and global state. The colours are Okabe and Ito's, which
+colour-blind people can distinguish.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["ablation", "confusion", "curves", "mistakes", "pareto"]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 DPI = 150
-# beyond this many classes a number no longer fits into a cell, and beyond the second a name not beside a row
+# with more classes numbers don't fit into the cells, or names don't fit beside the rows
 MAX_CLASSES_WITH_NUMBERS = 25
 MAX_CLASSES_WITH_NAMES = 110
 MISTAKES_PER_ROW = 6
-# times that differ by less than this, in their logarithm, are written beside each other
+# labels of latencies whose logarithms differ by less than this are stacked
 NEAR = 0.06
-# what fits beside a row and above a picture, in columns: a Chinese character takes two
+# widths that fit beside a row and above a picture, in columns; a Chinese character takes two
 MAX_NAME_WIDTH = 18
 MAX_TITLE_NAME_WIDTH = 15
-# matplotlib's own font has no Chinese, Japanese or Korean; these are usual on Linux, macOS and Windows
+# matplotlib's font lacks Chinese, Japanese and Korean; these fonts are common on Linux, macOS and Windows
 CJK_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans SC",
@@ -53,24 +53,24 @@ CJK_FONTS = (
 
 
 def curves(metrics_csv: Path, path: Path, *, saved_epoch: float | None = None) -> None:
-    """Loss, accuracy and learning rate over the epochs of a run, as a PNG file.
+    """Draw loss, accuracy and learning rate over the epochs of a run as a PNG file.
 
-    metrics_csv: a row per validation, as a run writes it; values that are not there leave a gap. saved_epoch: the
-    validation, by its epoch, of the weights that the bundle has, which is marked; None: the last one.
-    Raises VivaceError if that can't be read or is larger than any such table, MissingExtra without matplotlib.
+    metrics_csv: the table of a run, a row per validation; missing values leave a gap. saved_epoch: the epoch at which
+    the bundle's weights were validated, which is marked; None: the last one.
+    Raises VivaceError if the table can't be read or is too large, MissingExtra without matplotlib.
     """
     rows = read_rows(metrics_csv)
     figure = _figure(10.0, 3.4)
     loss_axes, top1_axes, lr_axes = figure.subplots(1, 3)
     epochs = _column(rows, "epoch")
-    # a short run has few points: show them
+    # mark the points of a short run
     style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(rows) <= 30 else {}
     for axes, what, label, factor in (
         (loss_axes, "loss", "loss (nats)", 1),
         (top1_axes, "top1", "top-1 accuracy (%)", 100),
     ):
         axes.plot(epochs, factor * _column(rows, f"train_{what}"), color=BLUE, label="training", **style)
-        # told apart without any colour too
+        # dashed, to be distinguishable without colour
         axes.plot(
             epochs, factor * _column(rows, f"val_{what}"), color=ORANGE, ls=(0, (4, 1)), label="validation", **style
         )
@@ -81,7 +81,7 @@ def curves(metrics_csv: Path, path: Path, *, saved_epoch: float | None = None) -
         saved = len(epochs) - 1 if saved_epoch is None else int(np.abs(epochs - saved_epoch).argmin())
         top1_axes.plot(epochs[saved], 100 * val_top1[saved], marker="o", markersize=8, mfc="none", color=ORANGE)
         top1_axes.set_title(_saved_title(epochs, val_top1, saved), fontsize=9)
-    loss_axes.set_title("training: as augmented and smoothed", fontsize=9)
+    loss_axes.set_title("training: with augmentation and label smoothing", fontsize=9)
     lr_axes.plot(epochs, _column(rows, "lr"), color=GREEN, **style)
     lr_axes.set_ylabel("learning rate")
     lr_axes.set_ylim(bottom=0)
@@ -96,7 +96,7 @@ def curves(metrics_csv: Path, path: Path, *, saved_epoch: float | None = None) -
 
 
 def _saved_title(epochs: np.ndarray, val_top1: np.ndarray, saved: int) -> str:
-    """What the bundle's weights reach, and what others of the run did if that is more."""
+    """The accuracy of the bundle's weights, and the best of the run if that is higher."""
     if not np.isfinite(val_top1).any():
         return ""
     title = f"in the bundle: {100 * val_top1[saved]:.2f} %, epoch {epochs[saved]:g}"
@@ -107,7 +107,7 @@ def _saved_title(epochs: np.ndarray, val_top1: np.ndarray, saved: int) -> str:
 
 
 def _column(rows: Sequence[Mapping[str, str | None]], name: str) -> np.ndarray:
-    """A column as float64 [rows], NaN where there is no number."""
+    """A column as float64 [rows]; NaN where there is no number."""
     values = []
     for row in rows:
         try:
@@ -118,22 +118,22 @@ def _column(rows: Sequence[Mapping[str, str | None]], name: str) -> np.ndarray:
 
 
 def confusion(matrix_KK: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """The confusion matrix, coloured by the share of each true class's images, as a PNG file.
+    """Draw the confusion matrix as a PNG file, coloured by the percentage of each true class.
 
-    matrix_KK: counts, rows are the true classes. Numbers are written into the cells up to 25 classes, names up to 110.
-    Raises MissingExtra without matplotlib.
+    matrix_KK: counts; rows are the true classes. Numbers are written into the cells for up to 25 classes, names for up
+    to 110. Raises MissingExtra without matplotlib.
     """
     counts = np.asarray(matrix_KK)
     num_classes = len(classes)
-    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = float(np.clip(2.4 + 0.42 * num_classes, 3.6, 12.5))
     figure = _figure(side + 1.2, side)
     from matplotlib.colors import PowerNorm
 
     axes = figure.subplots()
-    # the square root: a class that is mistaken in 2 % of its images can still be seen
-    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class (%)", ticks=(0, 1, 5, 20, 50, 100))
+    # on a square-root scale errors of 2 % are still visible
+    image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
+    figure.colorbar(image, ax=axes, shrink=0.8, label="images of the true class (%)", ticks=(0, 1, 5, 20, 50, 100))
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if num_classes <= MAX_CLASSES_WITH_NAMES:
@@ -144,21 +144,21 @@ def confusion(matrix_KK: Sequence[Sequence[int]] | np.ndarray, classes: Sequence
         axes.set_yticks(range(num_classes), names, fontsize=size)
     if num_classes <= MAX_CLASSES_WITH_NUMBERS:
         largest = int(counts.max(initial=0))
-        # five digits in a cell of 0.33 inches
+        # up to five digits must fit in 0.33 inches
         size = 9 if num_classes <= 12 and largest < 10_000 else 6
         for row, column in np.argwhere(counts > 0):
-            colour = "white" if shares[row, column] > 35 else "black"
+            colour = "white" if percent[row, column] > 35 else "black"
             number = f"{counts[row, column]:,}"
             axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=size)
     right, total = int(np.trace(counts)), int(counts.sum())
-    axes.set_title(f"{right:,} of {total:,} right ({100 * right / max(total, 1):.2f} %)", fontsize=10)
+    axes.set_title(f"{right:,} of {total:,} correct ({100 * right / max(total, 1):.2f} %)", fontsize=10)
     _save(figure, path)
 
 
 def mistakes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The given mistakes with their images, six in a row, as a PNG file.
+    """Draw misclassified images, six per row, as a PNG file.
 
-    rows: each with "image" (uint8 [H, W, 1 | 3]), "label", "predicted", and "probability" of the predicted class in
+    rows: each with "image" (uint8 [H, W, 1 | 3]), "label", "predicted", and "probability" of the predicted class, in
     [0, 1]. Raises MissingExtra without matplotlib.
     """
     lines = max(1, -(-len(rows) // MISTAKES_PER_ROW))
@@ -179,19 +179,18 @@ def mistakes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def ablation(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """What each technique is worth, in time and in accuracy, with intervals, as a PNG file.
+    """Draw the effect of each technique on time and accuracy, with confidence intervals, as a PNG file.
 
-    rows: as AblationRow has them, "name", "speedup", "gain" as a fraction, and "_low" and "_high" of both (None:
-    no bar).
-    Raises MissingExtra without matplotlib.
+    rows: from an ablation's report: "name", "speedup", "gain" as a fraction, and the bounds of both with the suffixes
+    "_low" and "_high" (None: no bar). Raises MissingExtra without matplotlib.
     """
     figure = _figure(9.0, 1.4 + 0.36 * len(rows))
     speed_axes, gain_axes = figure.subplots(1, 2, sharey=True)
     places = range(len(rows))
-    # one technique that is worth 30 points, or one interval of two seeds, would hide the rest on a plain scale
+    # on a linear scale one technique worth 30 points, or one interval from two seeds, would hide the rest
     for axes, key, neutral, factor, label, scale in (
         (speed_axes, "speedup", 1.0, 1.0, "time without it / time with it", {"value": "log", "base": 2}),
-        (gain_axes, "gain", 0.0, 100.0, "validation accuracy gained (points)", {"value": "symlog", "linthresh": 1.0}),
+        (gain_axes, "gain", 0.0, 100.0, "gain in validation accuracy (points)", {"value": "symlog", "linthresh": 1.0}),
     ):
         values = np.array([factor * row[key] for row in rows])
         bounds = [(row[f"{key}_low"], row[f"{key}_high"]) for row in rows]
@@ -211,17 +210,16 @@ def ablation(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     speed_axes.set_yticks(places, [_short(row["name"]) for row in rows], fontsize=9)
     speed_axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     counts = {row["n"] for row in rows}
-    figure.suptitle(f"each technique switched off alone, n = {', '.join(map(str, sorted(counts)))}", fontsize=10)
+    figure.suptitle(f"ablation of each technique, n = {', '.join(map(str, sorted(counts)))}", fontsize=10)
     _save(figure, path)
 
 
 def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) -> None:
-    """Accuracy lost against latency, a point for each form of a model that was compared, as a PNG file.
+    """Draw accuracy drop against latency, a point for each variant that was compared, as a PNG file.
 
-    rows: as a receipt has them: "name", "status", "timed" or "screened" with p50_ms, "certified" or "selected" with
-    drop and bound in percentage points, "network" for a smaller one; rows that were not timed are left out. max_drop:
-    the budget, in points.
-    Raises MissingExtra without matplotlib.
+    rows: from a search's report: "name", "status", "timed" or "screened" with p50_ms, "certified" or "selected" with
+    drop and bound in percentage points, "network" for a smaller network; rows that were not timed are left out.
+    max_drop: the accuracy budget, percentage points. Raises MissingExtra without matplotlib.
     """
     figure = _figure(9.0, 4.4)
     axes = figure.subplots()
@@ -229,7 +227,7 @@ def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) ->
     placed: list[float] = []
     for row in sorted(timed, key=lambda row: (row["timed"] or row["screened"])["p50_ms"]):
         times, loss = row["timed"] or row["screened"], row["certified"] or row["selected"]
-        # what was dropped for its time alone has no accuracy measured: a tick on the axis
+        # variants that were dropped for their latency have no measured accuracy: a tick on the axis
         drop, bound = (loss["drop"], loss["bound"]) if loss else (0.0, 0.0)
         won = row["status"] == "certified"
         style: dict[str, Any] = {"color": BLUE if won else ORANGE, "marker": "o" if won else "x", "ls": "none"}
@@ -237,9 +235,9 @@ def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) ->
             style = {"color": "grey", "marker": "|", "ls": "none"}
         axes.errorbar(times["p50_ms"], drop, yerr=[[0.0], [max(0.0, bound - drop)]], capsize=3, **style)
         if loss is None and row.get("network"):
-            # forms of smaller networks that lost to each other: marks, for their names would hide the rest
+            # of smaller networks that lost the race only the mark is drawn: their names would hide the rest
             continue
-        # a number above the bar; where forms are as fast as each other each goes a line further up
+        # a number above the bar; numbers of equally fast variants are stacked
         above = sum(abs(math.log(times["p50_ms"] / other)) < NEAR for other in placed)
         placed.append(times["p50_ms"])
         axes.annotate(
@@ -271,13 +269,13 @@ def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) ->
     )
     axes.set_xscale("log")
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        # of 5, 7 and 9 there would be no room to tell 0.7 from 0.8 and 0.9 from 1
+        # labels of 5, 7 and 9 would overlap their neighbours
         axis(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "123468" else "")
     axes.tick_params(axis="x", which="both", labelsize=8)
     axes.margins(x=0.1, y=0.2)
-    axes.set_xlabel("p50 of a call (ms)")
-    axes.set_ylabel("accuracy lost (points), up to the 95 % bound")
-    axes.set_title("blue: certified; orange: not; grey: dropped for its time", fontsize=9)
+    axes.set_xlabel("p50 latency of a call (ms)")
+    axes.set_ylabel("accuracy drop (points), with 95 % upper bound")
+    axes.set_title("blue: certified; orange: not certified; grey: dropped for its latency", fontsize=9)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
@@ -292,11 +290,11 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _short(name: str, width: int = MAX_NAME_WIDTH) -> str:
-    """A class's name on one line, its middle left out beyond `width`, with nothing that would be read as a formula."""
-    # bytes that are no UTF-8, line ends and control characters
+    """A class name on one line, shortened in the middle to `width` columns, with $ escaped for matplotlib."""
+    # category C: surrogates (invalid UTF-8), line ends and control characters
     text = "".join(letter if unicodedata.category(letter)[0] != "C" else " " for letter in name)
     if _width(text) > width:
-        # names often differ at their ends alone
+        # keep the end, because names often differ only there
         head, tail = text, text
         while _width(head) > width * 2 // 3 - 1:
             head = head[:-1]
@@ -321,7 +319,7 @@ def _save(figure: Figure, path: Path) -> None:
         text.set_fontfamily(families)
     picture = io.BytesIO()
     with warnings.catch_warnings():
-        # scripts that no font has come out as boxes: no reason to end a run
+        # characters that no font has are drawn as boxes: no reason to fail
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(picture, format="png", bbox_inches="tight", pad_inches=0.1)
     write_picture(path, picture.getvalue())

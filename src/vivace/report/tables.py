@@ -1,4 +1,4 @@
-"""Predictions as CSV, JSON lines or parquet; and the table of a run, read back."""
+"""Writes tables as CSV, JSON lines or parquet, and reads the metrics table of a run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from vivace.outputs import check_file, csv_text, writing
 
 __all__ = ["check_table", "read_rows", "write_rows"]
 
-# of half a million validations
+# enough for half a million validations
 MAX_TABLE_BYTES = 2**26
-# files that together tell what a folder is
-WHOLES = {("bundle.json",): "a bundle", ("model.json",): "a deployment", ("run.json", "recipe.yaml"): "a run"}
+# files that identify a folder
+FOLDER_KINDS = {("bundle.json",): "a bundle", ("model.json",): "a deployment", ("run.json", "recipe.yaml"): "a run"}
 
 
 def check_table(path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False) -> str | None:
-    """What `write_rows` would replace, or None: to be asked before the rows are made.
+    """What `write_rows` would replace, or None. Call it before the rows are computed.
 
-    inputs: what they are made from. Raises ConfigError for another extension than .csv, .jsonl and .parquet,
-    MissingExtra for parquet without pyarrow, OutputPathError for a file that is there, unless `overwrite` and it is no
-    part of a bundle, a deployment or a run, or a place
-    that can't be written.
+    inputs: the files that the rows are computed from. Raises ConfigError for an extension other than .csv, .jsonl and
+    .parquet, MissingExtra for parquet without pyarrow, and OutputPathError if the path can't be written, or if the file
+    exists (with `overwrite` only if it is part of a bundle, a deployment or a run).
     """
     if path.suffix.lower() not in WRITERS:
         raise ConfigError(f"the format is unknown: got {path.name!r}. Use .csv, .jsonl or .parquet.")
@@ -35,28 +34,28 @@ def check_table(path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = Fa
         _pyarrow()
     found = check_file(path, inputs=inputs, overwrite=overwrite, advice="give --overwrite to replace it")
     if found is not None:
-        _check_no_part(path)
+        _refuse_part(path)
     return found
 
 
-def _check_no_part(path: Path) -> None:
-    """Raises OutputPathError for a file of a bundle, a deployment or a run: whoever names one is mistaken."""
+def _refuse_part(path: Path) -> None:
+    """Raise OutputPathError for a file of a bundle, a deployment or a run: naming one is surely a mistake."""
     for folder in path.resolve().parents:
-        for names, called in WHOLES.items():
+        for names, called in FOLDER_KINDS.items():
             if all((folder / name).is_file() for name in names):
                 raise OutputPathError(
-                    f"--out is there already, in the folder of {called}: {path}. Such files are not replaced: give "
+                    f"--out exists already, in the folder of {called}: {path}. Such files are never replaced: give "
                     "another name."
                 )
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path, *, overwrite: bool = False) -> None:
-    """Write rows of equal keys, atomically, in the format of the extension: .csv, .jsonl or .parquet.
+    """Write rows with equal keys, atomically, in the format of the extension: .csv, .jsonl or .parquet.
 
-    overwrite: replace a file that is there. A table can be edited without a trace, so none is taken for vivace's own.
-    Bytes of file names that are no UTF-8 come out as they were in CSV, and as \\udcXX escapes in the others;
-    in CSV, text that spreadsheets would run as a formula has a ' before it.
-    Raises what `check_table` raises, and VivaceError if the disk is full.
+    overwrite: replace an existing file; without it none is replaced, since a table bears no mark of vivace's.
+    Bytes of file names that are not UTF-8 stay as they are in CSV, and are written as \\udcXX escapes in the other
+    formats. In CSV, text that a spreadsheet would run as a formula gets a ' in front.
+    Raises the errors of `check_table`, and VivaceError if the disk is full.
     """
     check_table(path, overwrite=overwrite)
     content = WRITERS[path.suffix.lower()](rows)
@@ -65,15 +64,15 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path, *, overwrite: bool = 
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file that are whole: the last one may be cut short while it is written.
+    """The complete rows of a CSV file; the last one may be incomplete while it is being written.
 
-    Raises VivaceError if it can't be read, or is larger than the table of any run.
+    Raises VivaceError if it can't be read or is larger than the table of any run.
     """
     try:
         table = io.StringIO(read_regular(path, MAX_TABLE_BYTES).decode(), newline="")
         return [row for row in csv.DictReader(table) if None not in row.values()]
     except (OSError, ValueError, csv.Error) as error:
-        raise VivaceError(f"the table can't be read: {path} ({error}). Put the one of the run in its place.") from None
+        raise VivaceError(f"the table can't be read: {path} ({error}). Restore the metrics.csv of the run.") from None
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:

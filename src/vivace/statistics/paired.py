@@ -1,7 +1,7 @@
-"""Two classifiers on the same images: how much accuracy one of them loses, at most, against the other.
+"""Compares two classifiers on the same images: the accuracy drop from one to the other, with an upper bound.
 
-Images on which both are right or both are wrong say nothing of it. Of n images, `lost` were right before and are wrong
-after, `gained` the other way round; the loss is (lost - gained) / n.
+Only images on which exactly one of them is correct matter. Of n images, `lost` were correct before and are wrong after,
+and `gained` the other way round; the drop is (lost - gained) / n.
 """
 
 from __future__ import annotations
@@ -12,39 +12,40 @@ from statistics import NormalDist
 
 import numpy as np
 
-from vivace.statistics.shares import chance_of_as_many
+from vivace.statistics.proportions import binomial_pvalue
 
 __all__ = ["PairedLoss", "exact_p_value", "images_to_prove", "loss_bound", "paired_loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedLoss:
-    """Accuracy before and after a change, on the same images. Shares are in [0, 1]."""
+    """Accuracy before and after a change, on the same images. Accuracies are fractions in [0, 1]."""
 
     num_images: int
     top1_before: float
     top1_after: float
     lost: int
-    """Images that were right before and are wrong after."""
+    """Images that were correct before and are wrong after."""
     gained: int
+    """Images that were wrong before and are correct after."""
     bound: float
-    """One-sided upper bound on the loss, at `confidence`."""
+    """One-sided upper bound on the drop, at `confidence`."""
     confidence: float
 
     @property
     def drop(self) -> float:
-        """The loss on these images; below 0 where accuracy was gained."""
+        """The accuracy drop on these images; negative if accuracy was gained."""
         return (self.lost - self.gained) / self.num_images
 
 
 def paired_loss(before_B: np.ndarray, after_B: np.ndarray, *, confidence: float = 0.95) -> PairedLoss:
-    """The loss from before_B to after_B, bool: whether each image was classified rightly.
+    """The accuracy drop from before_B to after_B, bool [B]: whether each image is classified correctly.
 
-    Raises ValueError for no images, or different numbers of them.
+    Raises ValueError if there are no images, or if the shapes differ.
     """
     before, after = np.asarray(before_B, dtype=bool), np.asarray(after_B, dtype=bool)
     if before.shape != after.shape or before.ndim != 1 or len(before) == 0:
-        raise ValueError(f"the two sides must be of the same images: got {before.shape} and {after.shape}")
+        raise ValueError(f"both sides must have the same images, at least one: got {before.shape} and {after.shape}")
     lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
     return PairedLoss(
         num_images=len(before),
@@ -58,17 +59,17 @@ def paired_loss(before_B: np.ndarray, after_B: np.ndarray, *, confidence: float 
 
 
 def loss_bound(lost: float, gained: float, num_images: int, *, confidence: float = 0.95) -> float:
-    """One-sided upper bound on the loss of accuracy, in [-1, 1], by Tango's score test for paired shares.
+    """One-sided upper bound on the accuracy drop, in [-1, 1], by Tango's score test for paired proportions.
 
-    The largest loss that a test at 1 - confidence does not reject (Tango 1998, Statistics in Medicine 17:891). Unlike
-    the normal interval it is no single point where no answer changed: with 0 lost of 1,000 it is 0.27 %.
-    Raises ValueError for counts that make no sense.
+    This is the largest drop that a test at level 1 - confidence does not reject (Tango 1998, Statistics in Medicine
+    17:891). Unlike the normal interval it does not collapse to a point if no prediction changed: with 0 lost of 1,000
+    the bound is 0.27 %. Raises ValueError for impossible counts.
     """
     if num_images < 1 or min(lost, gained) < 0 or lost + gained > num_images:
-        raise ValueError(f"counts make no sense: {lost} lost and {gained} gained of {num_images}")
+        raise ValueError(f"impossible counts: {lost} lost and {gained} gained of {num_images}")
     z = NormalDist().inv_cdf(confidence)
     low, high = (lost - gained) / num_images, 1.0
-    # the statistic falls as the supposed loss rises
+    # bisection: the statistic decreases with the assumed drop
     for _ in range(60):
         middle = (low + high) / 2
         if _score(lost, gained, num_images, middle) < -z:
@@ -79,13 +80,13 @@ def loss_bound(lost: float, gained: float, num_images: int, *, confidence: float
 
 
 def _score(lost: float, gained: float, n: int, loss: float) -> float:
-    """How many standard errors the counts lie above a supposed loss; below 0 where they lie under it."""
-    # the share of gained images that fits best where the loss is the supposed one
+    """Tango's score statistic: how many standard errors the observed drop is above the assumed one."""
+    # maximum-likelihood estimate of the fraction of gained images, given the assumed drop
     a = 2 * n
     b = -lost - gained + (2 * n - lost + gained) * loss
     c = -gained * loss * (1 - loss)
-    share = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-    variance = n * (2 * share + loss * (1 - loss))
+    fraction = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+    variance = n * (2 * fraction + loss * (1 - loss))
     difference = lost - gained - n * loss
     if variance <= 0:
         return 0.0 if difference == 0 else math.copysign(math.inf, difference)
@@ -93,14 +94,14 @@ def _score(lost: float, gained: float, n: int, loss: float) -> float:
 
 
 def images_to_prove(loss: PairedLoss, budget: float) -> int | None:
-    """How many images like these would prove a loss within `budget`; None if no number would, at the loss found."""
+    """How many images with the same rates would prove a drop of at most `budget`; None if no number would."""
     if loss.drop >= budget or budget <= 0:
         return None
     low, high = 1, 1
-    shares = loss.lost / loss.num_images, loss.gained / loss.num_images
+    rates = loss.lost / loss.num_images, loss.gained / loss.num_images
 
     def proves(n: int) -> bool:
-        return loss_bound(shares[0] * n, shares[1] * n, n, confidence=loss.confidence) <= budget
+        return loss_bound(rates[0] * n, rates[1] * n, n, confidence=loss.confidence) <= budget
 
     while not proves(high):
         low, high = high, 2 * high
@@ -117,4 +118,4 @@ def exact_p_value(lost: int, gained: int) -> float:
 
     Two-sided, from the binomial distribution of the images that one side alone has right; 1 where there are none.
     """
-    return min(1.0, 2 * chance_of_as_many(max(lost, gained), lost + gained, 0.5)) if lost + gained else 1.0
+    return min(1.0, 2 * binomial_pvalue(max(lost, gained), lost + gained, 0.5)) if lost + gained else 1.0

@@ -1,7 +1,7 @@
-"""What Linux, macOS and Windows do differently, and what takes the place of what one of them lacks.
+"""Differences between Linux, macOS and Windows, and substitutes for features that one of them lacks.
 
-All of it is in this folder, but for the stack of signals (`runtimes.signal_stack`). What is lacking is looked for by
-its own name rather than by that of the system: a Python may be built without it on any.
+All of them are in this package, except for the signal stack (`runtimes.signal_stack`). Features are detected by their
+own name rather than by the name of the system, since Python may be built without them on any system.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from vivace.systems.files import (
     data_sizes,
     exchange,
     is_at,
-    is_strangers,
-    make_owners_alone,
+    is_foreign,
+    make_private,
+    mode_of,
     open_folder,
     open_plain,
     possible_name,
     read_at,
     read_into,
     reserve,
-    rights,
     sync_all,
     sync_file,
     sync_files,
@@ -29,7 +29,7 @@ from vivace.systems.files import (
     user_id,
     write_at,
 )
-from vivace.systems.locking import Turn, close, holder, let_go, lock, open_to_lock
+from vivace.systems.locking import FileLock, close, close_if_immovable, holder, lock, open_to_lock
 from vivace.systems.processes import (
     ENDS_GROUPS,
     NEW_GROUP,
@@ -49,8 +49,9 @@ __all__ = [
     "OPEN_FILES_MOVE",
     "PRIVATE",
     "WAIT_SECONDS",
-    "Turn",
+    "FileLock",
     "close",
+    "close_if_immovable",
     "data_sizes",
     "end_group",
     "end_own_group",
@@ -58,10 +59,10 @@ __all__ = [
     "flush_c_output",
     "holder",
     "is_at",
-    "is_strangers",
-    "let_go",
+    "is_foreign",
     "lock",
-    "make_owners_alone",
+    "make_private",
+    "mode_of",
     "open_folder",
     "open_plain",
     "open_to_lock",
@@ -71,7 +72,6 @@ __all__ = [
     "read_into",
     "reserve",
     "resource",
-    "rights",
     "setting",
     "sync_all",
     "sync_file",

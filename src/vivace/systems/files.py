@@ -1,4 +1,4 @@
-"""Files and folders: how they are opened, read, synced and named, and whose they are."""
+"""Files and folders: opening, reading, syncing, naming and ownership."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = [
     "data_sizes",
     "exchange",
     "is_at",
-    "is_strangers",
-    "make_owners_alone",
+    "is_foreign",
+    "make_private",
+    "mode_of",
     "open_folder",
     "open_plain",
     "possible_name",
     "read_at",
     "read_into",
     "reserve",
-    "rights",
     "seeking",
     "sync_all",
     "sync_file",
@@ -37,29 +37,28 @@ __all__ = [
     "write_at",
 ]
 
-# not for processes that this one starts, and its bytes as they are
+# not inherited by child processes, and without newline translation
 PRIVATE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 OPEN_FILES_MOVE = hasattr(os, "O_DIRECTORY")
-"""Whether what is open can be renamed and removed, and folders can be opened: everywhere but on Windows."""
+"""Whether open files can be renamed and removed, and folders can be opened: everywhere except on Windows."""
 CACHE_PLACES = (
     ("XDG_CACHE_HOME", "vivace"),
     ("HOME", ".cache/vivace"),
     *([("LOCALAPPDATA", "vivace/cache"), ("USERPROFILE", ".cache/vivace")] if not OPEN_FILES_MOVE else []),
 )
-"""Variables that name a folder, and where in it the cache lies."""
+"""(environment variable with a folder, subfolder of the cache in it), in order of preference."""
 
-
-# names that are devices in every folder of Windows, with whatever suffix
+# on Windows these names are devices in every folder, with any suffix
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE | re.DOTALL)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-# all threads share the position of a descriptor
+# threads share the position of a descriptor
 seeking = threading.Lock()
 
 
 def open_plain(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
-    """A descriptor of what is at `path`, through no link; a pipe is not waited for. -1: a folder that can't be opened.
+    """A descriptor for `path`, without following a link and without blocking on a pipe.
 
-    Raises OSError.
+    -1 for a folder on systems that can't open folders. Raises OSError.
     """
     if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():
         raise OSError(errno.ELOOP, "a link", str(path))
@@ -69,17 +68,17 @@ def open_plain(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
 
 
 def open_folder(path: Path) -> int:
-    """A descriptor of a folder; -1 where folders can't be opened. Raises OSError."""
+    """A descriptor of a folder; -1 on systems that can't open folders. Raises OSError."""
     if hasattr(os, "O_DIRECTORY"):
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | PRIVATE)
     return -1
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether what was opened still lies at `path`."""
+    """Whether the open file or folder is still at `path`."""
     try:
         if not OPEN_FILES_MOVE:
-            # held open it can't be anywhere else
+            # while it is open it can't be moved
             return os.path.lexists(path)
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except OSError:
@@ -87,7 +86,7 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def read_at(descriptor: int, count: int, offset: int) -> bytes:
-    """Up to `count` bytes from `offset` on, whatever other threads read. Raises OSError."""
+    """Up to `count` bytes from `offset` on; thread-safe. Raises OSError."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, count, offset)
     with seeking:
@@ -96,7 +95,7 @@ def read_at(descriptor: int, count: int, offset: int) -> bytes:
 
 
 def read_into(descriptor: int, target: memoryview, offset: int) -> int:
-    """Fill bytes of `target` from `offset` on; how many were read. Raises OSError."""
+    """Read into `target` from `offset` on, and return the number of bytes read; thread-safe. Raises OSError."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, [target], offset)
     part = read_at(descriptor, min(len(target), 2**26), offset)
@@ -105,7 +104,7 @@ def read_into(descriptor: int, target: memoryview, offset: int) -> int:
 
 
 def write_at(descriptor: int, content: bytes, offset: int) -> None:
-    """Write a few bytes from `offset` on. Raises OSError."""
+    """Write a few bytes at `offset`; thread-safe. Raises OSError."""
     if hasattr(os, "pwrite"):
         os.pwrite(descriptor, content, offset)
         return
@@ -115,7 +114,7 @@ def write_at(descriptor: int, content: bytes, offset: int) -> None:
 
 
 def reserve(file: IO[bytes], size: int) -> None:
-    """Take room on the disk for the zeros that a file of `size` bytes consists of, which has a header of its own.
+    """Allocate disk space for a sparse file of `size` bytes, keeping its contents.
 
     Raises OSError if there is not enough.
     """
@@ -126,7 +125,7 @@ def reserve(file: IO[bytes], size: int) -> None:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
         return
-    # bytes that were never written take none; what is there is written again
+    # writing the contents again allocates the holes
     for start in range(0, size, 2**20):
         file.seek(start)
         part = file.read(2**20)
@@ -136,17 +135,20 @@ def reserve(file: IO[bytes], size: int) -> None:
 
 
 def data_sizes(descriptor: int) -> Iterator[int]:
-    """Bytes of each part of an open file that is no hole. Its position moves. Raises OSError where that is not told."""
+    """The size of each data segment (not a hole) of an open file; moves its position.
+
+    Raises OSError if the system or file system can't report holes.
+    """
     data, hole = getattr(os, "SEEK_DATA", None), getattr(os, "SEEK_HOLE", None)
     if data is None or hole is None:
-        raise OSError(errno.EINVAL, "holes are not told here")
+        raise OSError(errno.EINVAL, "this system can't report holes")
     position, size = 0, os.fstat(descriptor).st_size
     while position < size:
         try:
             start = os.lseek(descriptor, position, data)
             position = os.lseek(descriptor, start, hole)
         except OSError as error:
-            # behind the last data; any other says that the file system knows of no holes
+            # ENXIO: no data follow; any other error means that the file system can't report holes
             if error.errno == errno.ENXIO:
                 return
             raise
@@ -154,7 +156,7 @@ def data_sizes(descriptor: int) -> Iterator[int]:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step, so that a killed process leaves one or the other; False where that can't be done."""
+    """Swap two names atomically; False if the system can't."""
     import ctypes
 
     try:
@@ -166,14 +168,14 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file is on the disk. Raises OSError."""
-    # where open files can't be moved, one that is open for reading can't be synced either
+    """Wait until a file is on disk. Raises OSError."""
+    # on Windows a file opened for reading can't be synced
     with path.open("rb" if OPEN_FILES_MOVE else "r+b") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk, where that can be asked for. Raises OSError."""
+    """Wait until the names in a folder are on disk; does nothing if folders can't be opened. Raises OSError."""
     descriptor = open_folder(path)
     if descriptor >= 0:
         try:
@@ -183,7 +185,7 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Wait until all files below `folder` are on the disk. Raises OSError."""
+    """Wait until all files below `folder` are on disk. Raises OSError."""
     for file in folder.rglob("*"):
         if file.is_file():
             sync_file(file)
@@ -191,7 +193,7 @@ def sync_files(folder: Path) -> None:
 
 
 def sync_all() -> bool:
-    """Put everything on the disk; False where that can't be asked for."""
+    """Sync everything to disk; False if the system can't."""
     if hasattr(os, "sync"):
         os.sync()
         return True
@@ -199,31 +201,31 @@ def sync_all() -> bool:
 
 
 def user_id(*, real: bool = False) -> int | None:
-    """The number of this process's user (real: of who started it); None where users have none."""
+    """The effective user id of this process (real: the real one); None if the system has none."""
     if real:
         return os.getuid() if hasattr(os, "getuid") else None
     return os.geteuid() if hasattr(os, "geteuid") else None
 
 
-def is_strangers(facts: os.stat_result) -> bool:
-    """Whether a file belongs to another user than this one and root; False where its facts do not tell."""
+def is_foreign(facts: os.stat_result) -> bool:
+    """Whether a file belongs to another user, except root; False if the system does not tell."""
     return user_id() is not None and facts.st_uid not in (0, user_id())
 
 
-def rights(facts: os.stat_result) -> int:
-    """A file's mode; where users have no numbers it is made up, and tells nothing of others."""
+def mode_of(facts: os.stat_result) -> int:
+    """A file's type and permission bits; only those of the owner where others' are not meaningful (Windows)."""
     return stat.S_IFMT(facts.st_mode) | facts.st_mode & (0o7777 if user_id() is not None else 0o700)
 
 
-def make_owners_alone(descriptor: int) -> None:
-    """Let nobody but its owner open what is open; nothing happens where there are no rights to take."""
+def make_private(descriptor: int) -> None:
+    """Allow only the owner to open an open file; does nothing on systems without permissions."""
     if hasattr(os, "fchmod"):
         with contextlib.suppress(OSError):
             os.fchmod(descriptor, 0o600)
 
 
 def possible_name(text: str) -> str:
-    """A name that a file may have here: on Windows another one for "a:b", "aux.npy" and "a."; elsewhere `text`."""
+    """A valid file name on this system: on Windows "a:b", "aux.npy" and "a." are changed; elsewhere `text` itself."""
     if OPEN_FILES_MOVE:
         return text
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", text).rstrip(". ") or "-"

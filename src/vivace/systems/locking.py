@@ -1,4 +1,4 @@
-"""Locks on open files: flock, on Windows a byte of the file, and where there is neither a file that says who has it."""
+"""Locks on open files: by flock, on Windows by a byte of the file, and without either by a file with a process id."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pathlib import Path
 from vivace.systems.files import OPEN_FILES_MOVE, PRIVATE, seeking
 from vivace.systems.modules import optional_module
 
-__all__ = ["Turn", "close", "holder", "let_go", "lock", "open_to_lock"]
+__all__ = ["FileLock", "close", "close_if_immovable", "holder", "lock", "open_to_lock"]
 
 fcntl, msvcrt = optional_module("fcntl"), optional_module("msvcrt")
 
-# the byte of a file that is locked on Windows, where nobody else may read what is locked: behind all that a lock says
+# the byte that is locked on Windows; beyond the contents, because other processes can't read locked bytes
 LOCKED_BYTE = 2**30
 POLL_SECONDS = 0.05
-# descriptor → the file that says that it is locked, where the system has no locks
+# descriptor → the file that marks it as locked, on systems without locks
 _lock_files: dict[int, Path] = {}
 
 
 def open_to_lock(path: Path) -> int:
-    """A descriptor by which processes lock a file or a folder that is there. Raises OSError."""
+    """A descriptor for locking an existing file or folder. Raises OSError."""
     if OPEN_FILES_MOVE or not path.is_dir():
         return os.open(path, os.O_RDONLY | PRIVATE)
     name = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:20]
@@ -36,20 +36,20 @@ def open_to_lock(path: Path) -> int:
 
 
 def close(descriptor: int) -> None:
-    """Close what one of the functions above opened, and with it its lock."""
+    """Close a descriptor of this package, and release its lock; -1 is ignored."""
     if descriptor < 0:
         return
     if (file := _lock_files.pop(descriptor, None)) is not None:
         file.unlink(missing_ok=True)
     elif fcntl is None and msvcrt is not None:
-        # closing unlocks as well, but at a time of the system's choice
+        # closing would unlock too, but possibly with a delay
         with contextlib.suppress(OSError):
             _locking(descriptor, msvcrt.LK_UNLCK)
     os.close(descriptor)
 
 
-def let_go(descriptor: int) -> int:
-    """Where what is open can't be renamed or removed, close it; what is still to be closed, or -1."""
+def close_if_immovable(descriptor: int) -> int:
+    """Close the descriptor if open files can't be renamed or removed; returns the open descriptor or -1."""
     if OPEN_FILES_MOVE:
         return descriptor
     close(descriptor)
@@ -57,10 +57,10 @@ def let_go(descriptor: int) -> int:
 
 
 def lock(descriptor: int, *, wait: bool = False) -> None:
-    """Lock an open file or folder until it is closed, or the process ends.
+    """Lock an open file or folder until its descriptor is closed or the process ends.
 
-    Two descriptors of it exclude each other in one process too. Raises BlockingIOError if another one holds it (wait:
-    waits for it), any other OSError where there are no such locks.
+    Two descriptors exclude each other, even in the same process. wait: wait for the lock. Raises BlockingIOError if
+    another descriptor holds it, and any other OSError if the file system has no locks.
     """
     if fcntl is not None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -76,7 +76,7 @@ def lock(descriptor: int, *, wait: bool = False) -> None:
 
 
 def holder(descriptor: int) -> str:
-    """The id of the process that the system says holds the lock on an open file; "" where it does not tell."""
+    """The id of the process that holds the lock on an open file; "" if the system does not tell."""
     major, minor = getattr(os, "major", None), getattr(os, "minor", None)
     if major is None or minor is None:
         return ""
@@ -85,14 +85,14 @@ def holder(descriptor: int) -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/locks").read_text("ascii", "replace").splitlines():
             parts = line.split()
-            # of a process outside of this container the id is 0
+            # the id of a process outside this container is 0
             if len(parts) > 5 and parts[1] == "FLOCK" and parts[5] == place and parts[4].isdigit() and parts[4] != "0":
                 return parts[4]
     return ""
 
 
-class Turn:
-    """Entered by one thread of one process at a time: they take turns by the lock of a file or folder that all know."""
+class FileLock:
+    """A context that one thread of one process at a time can enter, by locking an existing file or folder."""
 
     def __init__(self, path: str) -> None:
         self._path, self._held = Path(path), threading.local()
@@ -114,7 +114,7 @@ def _lock_byte(descriptor: int) -> None:
     try:
         _locking(descriptor, msvcrt.LK_NBLCK)
     except OSError as error:
-        # what it answers where another holds the byte; a descriptor of nothing is EBADF
+        # these mean that another process holds the byte; an invalid descriptor would be EBADF
         if error.errno in (errno.EACCES, errno.EDEADLK):
             raise BlockingIOError(errno.EAGAIN, "locked by another process") from None
         raise
@@ -131,14 +131,14 @@ def _locking(descriptor: int, mode: int) -> None:
 
 
 def _lock_by_file(descriptor: int) -> None:
-    """A file that only one process can make says which one holds the lock; that of a dead process is taken away."""
+    """Lock by creating a file with the id of this process; the file of a dead process is removed."""
     facts = os.fstat(descriptor)
     path = _locks_folder() / f"{facts.st_dev}-{facts.st_ino}"
     for _ in range(2):
         try:
             made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PRIVATE, 0o600)
         except FileExistsError:
-            _take_away_if_dead(path)
+            _remove_if_dead(path)
         else:
             with os.fdopen(made, "wb") as file:
                 file.write(b"%d" % os.getpid())
@@ -147,14 +147,14 @@ def _lock_by_file(descriptor: int) -> None:
     raise BlockingIOError(errno.EAGAIN, "locked by another process")
 
 
-def _take_away_if_dead(path: Path) -> None:
+def _remove_if_dead(path: Path) -> None:
     with contextlib.suppress(OSError):
-        said = path.read_bytes()
-        if said.isdigit() and not _is_alive(int(said)):
+        content = path.read_bytes()
+        if content.isdigit() and not _is_alive(int(content)):
             aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
             path.rename(aside)
-            # another process may have done so just before, and locked it
-            if aside.read_bytes() == said:
+            # another process may have removed it just before, and locked it itself
+            if aside.read_bytes() == content:
                 aside.unlink()
             else:
                 aside.rename(path)
@@ -162,7 +162,7 @@ def _take_away_if_dead(path: Path) -> None:
 
 def _is_alive(process: int) -> bool:
     if not hasattr(os, "killpg"):
-        # there, no signal at all would be Ctrl-C
+        # on Windows signal 0 is Ctrl-C
         return True
     try:
         os.kill(process, 0)

@@ -1,4 +1,4 @@
-"""Modules of the standard library that not every system has."""
+"""Imports modules of the standard library that not every system has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["optional_module"]
 
 
 def optional_module(name: str) -> Any:
-    """A module of the standard library; None where the system has none of that name."""
+    """A module of the standard library; None if this system does not have it."""
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -1,4 +1,4 @@
-"""Processes: ending them with all that they started, and what they took."""
+"""Processes: ending whole groups of them, and their peak memory."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ __all__ = [
 resource = optional_module("resource")
 
 NEW_GROUP: int = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-"""For subprocess.Popen's creationflags, beside process_group=0: one of them does it, the other one does nothing."""
-# SIGKILL, which Windows has not
+"""For subprocess.Popen's creationflags, together with process_group=0: one of the two has no effect on each system."""
+# SIGKILL, which Windows lacks
 KILL = 9
 ENDS_GROUPS = hasattr(os, "killpg")
-"""Whether a process can be ended with all that it started, and be talked to through pipes that libraries wait for."""
+"""Whether a process can be ended with its children, and libraries can wait for its pipes: not on Windows."""
 
 WAIT_SECONDS = 1.0
-"""The longest that this process waits for another one at a time.
+"""The longest single wait for another process, seconds.
 
-Python sees a signal that arrives just before it begins to wait only once it has waited: Ctrl-C would be lost until the
-other process answers.
+A signal that arrives just before Python begins to wait is handled only after the wait: without a limit Ctrl-C would be
+delayed until the other process responds.
 """
 
 
 def peak_memory_bytes() -> int | None:
-    """The largest resident memory that this process has had; None if the system does not tell."""
+    """The peak resident memory of this process, bytes; None if the system does not tell."""
     if resource is None:
         return None
-    # in KiB, but for macOS
+    # in KiB, except on macOS
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:
-    """End a process that was started with a group of its own, at once, and all that it has started."""
+    """Kill a process that was started with its own process group, and all its children."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, KILL)
@@ -62,22 +62,22 @@ def end_group(process: subprocess.Popen[Any]) -> None:
 
 
 def end_own_group() -> None:
-    """End this process, at once, and all that it has started if it has a group of its own."""
+    """Kill this process, and all its children if it leads a process group."""
     if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
-        # 0: its own group
+        # 0 means its own group
         os.kill(0, KILL)
     os._exit(1)
 
 
 def setting(name: str) -> int:
-    """A number of os.sysconf's. Raises ValueError where there is none of that name."""
+    """A value of os.sysconf. Raises ValueError if the system has none of that name."""
     if hasattr(os, "sysconf"):
         return os.sysconf(name)
     raise ValueError(name)
 
 
 def flush_c_output() -> None:
-    """Write what C libraries have kept for their standard output."""
+    """Flush the standard output of C libraries."""
     import ctypes
 
     ctypes.CDLL(None if OPEN_FILES_MOVE else "ucrtbase").fflush(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vivace.statistics.shares import chance_of_as_many
+from vivace.statistics.proportions import binomial_pvalue
 
 __all__ = ["Outcome", "outcome_warnings"]
 
@@ -46,7 +46,7 @@ def _chance(outcome: Outcome) -> Iterator[str]:
     """A one-sided binomial test at 5 % against always predicting the most common class."""
     right, images = outcome.num_right, outcome.num_val
     rate = outcome.num_val_commonest / images
-    chance = chance_of_as_many(right, images, rate)
+    chance = binomial_pvalue(right, images, rate)
     if chance > MAX_CHANCE and right == images:
         # the network may be perfect: there are too few images, or nearly all of them are of one class
         yield (

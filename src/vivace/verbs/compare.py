@@ -20,7 +20,7 @@ from vivace.evaluation.evaluate import open_split
 from vivace.notices import collected_warnings, warn
 from vivace.predictor import Predictor
 from vivace.statistics.paired import exact_p_value, loss_bound
-from vivace.statistics.shares import wilson_interval
+from vivace.statistics.proportions import wilson_interval
 from vivace.verbs.runs import Run, read_run
 
 __all__ = ["Compared", "RunComparison", "compare"]

@@ -1,1 +1,1 @@
-"""Random variations of a batch of images, on its device, as pure functions of the images and a generator."""
+"""Random augmentation of image batches on their device: pure functions of the images and a generator."""

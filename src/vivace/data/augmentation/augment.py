@@ -1,7 +1,7 @@
-"""Augmentation in batches, on the device: pure functions of images and a generator, and their composition.
+"""`Augment` composes the batched augmentations of an `AugmentConfig`, on the device of the images.
 
-images_BCHW are uint8 or float32 on the 0..255 scale; what comes out has the same type (mixup alone gives float32) and
-channels_last strides. Randomness is drawn from the generator alone, for all images at once.
+images_BCHW are uint8 or float32 on the 0..255 scale. Outputs have the same dtype (only mixup gives float32) and
+channels_last strides. All random numbers come from the given generator, drawn for the whole batch at once.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from vivace.data.config import AugmentConfig
 
 __all__ = ["Augment", "alternating_flips", "cutout", "random_crop"]
 
-# the middle of 0..255: near zero after normalisation, so that a blank square says nothing
+# the middle of 0..255, which is near zero after normalization, so that a blank square carries no signal
 CUTOUT_VALUE = 128
-# px between one size of the images and the next
+# px between consecutive image sizes in progressive resizing
 SIZE_STEP = 4
 
 
 class Augment:
-    """An AugmentConfig as a function: images at the stored size → images at the network's size, and targets.
+    """Applies an AugmentConfig: images at the stored size → images at the network's size, and targets.
 
-    Raises ConfigError if `translate` is not below `size`, for a reflection is no longer than its image, and if
-    `start_size` is above it.
+    Raises ConfigError if `translate` is not below `size`, since reflection padding is limited by the image, or if
+    `start_size` is above `size`.
     """
 
     def __init__(self, config: AugmentConfig, *, size: int, num_classes: int, seed: int = 0) -> None:
@@ -47,13 +47,12 @@ class Augment:
         generator: torch.Generator,
         progress: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """images_BCHW uint8 at the stored size → (images [B, C, S, S], targets); S is `size_at(progress)`.
+        """(images [B, C, S, S], targets) of images_BCHW, uint8 at the stored size; S is `size_at(progress)`.
 
-        indices_B: positions in the data set; times_seen: how often the run has seen each of the images before, one
-        number or int [B]. Both decide the alternating flips. progress: share of the run that is done, [0, 1], which
-        decides the size. Targets are labels_B int64, or soft
-        float32 [B, K] with mixup or cutmix. The images given are never changed; without any augmentation they are
-        what comes out.
+        indices_B: int64, positions in the data set. times_seen: how often the run has seen each image before, one
+        number or int [B]; with indices_B it determines the alternating flips. progress: fraction of the run that is
+        done, [0, 1]; it determines the size. Targets are labels_B, int64, or soft labels, float32 [B, K], with mixup or
+        cutmix. The given images are never modified; without any augmentation they are returned themselves.
         """
         config = self.config
         size = self.size_at(progress)
@@ -63,7 +62,7 @@ class Augment:
         if config.color_jitter:
             images_BCHW = color_jitter(images_BCHW, config.color_jitter, generator)
         if config.cutout:
-            # an equal share of the image at every size
+            # the same fraction of the image at every size
             side = max(1, round(config.cutout * images_BCHW.shape[-1] / self.size))
             images_BCHW = cutout(images_BCHW, side, generator)
         if config.mixup or config.cutmix:
@@ -78,20 +77,20 @@ class Augment:
         return images_BCHW, labels_B
 
     def size_at(self, progress: float) -> int:
-        """Side of the images when the share `progress` of the run is done, px: from `start_size` in steps of 4."""
-        start, share = self.config.start_size, progress / self.config.full_size_from
-        if start is None or share >= 1:
+        """Side of the images, px, when the fraction `progress` of the run is done; grows in steps of 4 px."""
+        start, fraction = self.config.start_size, progress / self.config.full_size_from
+        if start is None or fraction >= 1:
             return self.size
-        return min(self.size, start + SIZE_STEP * int((self.size - start) / SIZE_STEP * share + 0.5))
+        return min(self.size, start + SIZE_STEP * int((self.size - start) / SIZE_STEP * fraction + 0.5))
 
     def _place(self, images_BCHW: Tensor, flips_B: Tensor | None, size: int, generator: torch.Generator) -> Tensor:
-        """What is seen of each image, which way round, and how large."""
+        """Crop, flip, shift and resize the images to `size`."""
         config = self.config
         if config.random_resized_crop is not None:
             boxes_B4 = crop_boxes(
                 len(images_BCHW), images_BCHW.shape[-2:], config.random_resized_crop, generator, images_BCHW.device
             )
-            # shifts are given in px of the full size: with them the crop can't be made at the smaller one
+            # shifts are in px of the full size, so with them the crop must be made at full size
             crop_size = self.size if config.translate else size
             images_BCHW = resized_crop(images_BCHW, boxes_B4, crop_size, flips_B)
             flips_B = None
@@ -110,18 +109,17 @@ class Augment:
 
 
 def alternating_flips(indices_B: Tensor, times_seen: int | Tensor, seed: int = 0) -> Tensor:
-    """Which images to mirror, bool [B]: a random half of those seen an even number of times, the others of the rest.
+    """Which images to flip, bool [B]: every other time that an image is seen, starting at random per image.
 
-    Of two times that an image is seen it is once in the mirror (arXiv:2404.00498, by epochs there; here an epoch may
-    hold an image twice).
+    Source: arXiv:2404.00498, which alternates by epochs; here an epoch may contain an image twice.
     """
     return (_hash_bits(indices_B, seed) + times_seen) % 2 == 1
 
 
 def _hash_bits(values: Tensor, seed: int) -> Tensor:
-    """A bit per value, 0 or 1, that looks like a coin and depends on the value and the seed alone."""
+    """A pseudorandom bit per value, 0 or 1, that depends only on the value and the seed."""
     mask = 0xFFFFFFFF
-    # lowbias32 of Wellons' hash prospector: a plain multiplication would give neighbours and seeds related bits
+    # lowbias32 of Wellons' hash prospector; a plain multiplication would correlate neighbours and seeds
     mixed = values & mask
     for start in (0, seed & mask):
         mixed = mixed ^ start
@@ -139,10 +137,10 @@ def random_crop(
     translate: int = 0,
     flips_B: Tensor | None = None,
 ) -> Tensor:
-    """Windows of `size` × `size` at random places, which may reach `translate` px out of the image: reflected there.
+    """Crops of `size` × `size` at random positions, up to `translate` px outside the image, with reflection padding.
 
-    Every offset from -translate to (side - size) + translate is equally likely, rows and columns apart.
-    flips_B: bool [B], which windows come out mirrored.
+    Row and column offsets are independent and uniform from -translate to (side - size) + translate.
+    flips_B: bool [B], which crops to flip horizontally.
     """
     count, device = len(images_BCHW), images_BCHW.device
     tops_B, lefts_B = (
@@ -153,17 +151,20 @@ def random_crop(
 
 
 def cutout(images_BCHW: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """A square of `side` px blanked in each image, its centre anywhere, cut off at the border (arXiv:1708.04552)."""
+    """Blank a square of `side` px in each image; its centre is uniform, and it is clipped at the border.
+
+    Source: arXiv:1708.04552.
+    """
     count, channels, height, width = images_BCHW.shape
     device = images_BCHW.device
     steps = torch.arange(side, device=device) - side // 2
     rows_BS = torch.randint(0, height, (count, 1), generator=generator, device=device) + steps
     columns_BS = torch.randint(0, width, (count, 1), generator=generator, device=device) + steps
-    # the centre is inside, so the border row that an outer one is moved to belongs to the square anyway
+    # the centre is inside the image, so the border row that an outer row is clamped to is part of the square anyway
     rows_BS, columns_BS = rows_BS.clamp_(0, height - 1), columns_BS.clamp_(0, width - 1)
     first_rows = torch.arange(0, count * height, height, device=device)[:, None]
     places_BSS = ((first_rows + rows_BS) * width)[:, :, None] + columns_BS[:, None, :]
     blanked = images_BCHW.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-    # only the blanked pixels are touched: a mask over all takes four times as long
+    # writes only the blanked pixels, which is faster than a mask over all
     blanked.view(-1, channels).index_fill_(0, places_BSS.view(-1), CUTOUT_VALUE)
     return blanked.permute(0, 3, 1, 2)

@@ -1,6 +1,6 @@
-"""Grey, blending and colour jitter, for a batch at once.
+"""Greyscale, blending and colour jitter of a batch.
 
-images_BCHW are uint8 or float32 on the 0..255 scale; what comes out has the same type and strides.
+images_BCHW are uint8 or float32 on the 0..255 scale; outputs have the same dtype and strides.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from torch import Tensor
 
 __all__ = ["adjust", "blend_", "color_jitter", "grey", "like"]
 
-# ITU-R 601 luma, as torchvision rounds it
+# ITU-R 601 luma, rounded as in torchvision
 LUMA = (0.2989, 0.587, 0.114)
 
 
 def color_jitter(images_BCHW: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast and saturation, in this order, each times a factor uniform in 1 ± strength.
+    """Scale brightness, contrast and saturation, in this order, each by a random factor uniform in 1 ± strength.
 
-    torchvision's ColorJitter with a fixed order and no hue.
+    This is torchvision's ColorJitter with a fixed order and without hue.
     """
     count, device = len(images_BCHW), images_BCHW.device
     factors = 1 + strength * (2 * torch.rand(3, count, 1, 1, 1, generator=generator, device=device) - 1)
@@ -25,8 +25,8 @@ def color_jitter(images_BCHW: Tensor, strength: float, generator: torch.Generato
 
 
 def adjust(images_BCHW: Tensor, brightness_B111: Tensor, contrast_B111: Tensor, saturation_B111: Tensor) -> Tensor:
-    """Images with brightness, contrast and saturation times the factors, cut to 0..255 after each."""
-    # planes: the weighted sum of channels is three times as fast as with channels side by side
+    """Scale brightness, contrast and saturation by the factors, float [B, 1, 1, 1]; clamped to 0..255 after each."""
+    # NCHW: the weighted sum over channels is faster than in channels_last
     pixels = images_BCHW.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     pixels.mul_(brightness_B111).clamp_(0, 255)
     mean_B111 = grey(pixels).mean((2, 3), keepdim=True)
@@ -37,7 +37,7 @@ def adjust(images_BCHW: Tensor, brightness_B111: Tensor, contrast_B111: Tensor, 
 
 
 def grey(pixels_BCHW: Tensor) -> Tensor:
-    """Luma of float pixels, [B, 1, H, W]; grey images as they are."""
+    """Luma of float pixels, [B, 1, H, W]; greyscale images are returned unchanged."""
     if pixels_BCHW.shape[1] == 1:
         return pixels_BCHW
     red, green, blue = pixels_BCHW.split(1, 1)
@@ -45,15 +45,18 @@ def grey(pixels_BCHW: Tensor) -> Tensor:
 
 
 def blend_(pixels_BCHW: Tensor, other: Tensor, factor_B111: Tensor) -> Tensor:
-    """factor · pixels + (1 - factor) · other, in place: nearer to `other` for a factor below 1, farther above it."""
-    # `other` may be made of the same memory: its share is taken first
+    """factor · pixels + (1 - factor) · other, in place; a factor above 1 moves away from `other`."""
+    # computed first, because `other` may share memory with the pixels
     rest = other * (1 - factor_B111)
     return pixels_BCHW.mul_(factor_B111).add_(rest)
 
 
 def like(pixels_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
-    """Float pixels in 0..255, which may be changed, in the type of images_BCHW (rounded for uint8), channels_last."""
+    """Float pixels in 0..255, converted to the dtype of images_BCHW (rounded for uint8), channels_last.
+
+    May modify pixels_BCHW.
+    """
     if images_BCHW.dtype == torch.uint8:
-        # 0.5 and cut off rather than round(): one pass less
+        # adding 0.5 and truncating saves a pass over round()
         pixels_BCHW = pixels_BCHW.add_(0.5).to(torch.uint8)
     return pixels_BCHW.contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
-"""Windows and resized boxes of a batch of images, each image with one of its own.
+"""Crops and resized crops of a batch, with a different box for each image.
 
-images_BCHW are uint8 or float32 on the 0..255 scale; what comes out has the same type and channels_last strides.
+images_BCHW are uint8 or float32 on the 0..255 scale; outputs have the same dtype and channels_last strides.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from torch.nn import functional
 __all__ = ["crop", "crop_boxes", "resized_crop"]
 
 ASPECT_RANGE = (3 / 4, 4 / 3)
-# boxes that are drawn for an image before it gets the central one
+# random boxes that are tried before the central one is used
 NUM_TRIES = 10
 
 
 def crop(images_BCHW: Tensor, tops_B: Tensor, lefts_B: Tensor, size: int, flips_B: Tensor | None = None) -> Tensor:
-    """Windows of `size` × `size` whose corner may lie outside: there the image continues as its reflection.
+    """Crops of `size` × `size`, which may extend beyond the image: with reflection padding.
 
-    tops_B, lefts_B: int64, the upper left corners; a window may reach out of the image by less than the image's side.
-    flips_B: bool [B], which windows come out mirrored. Crop, shift and mirror are one gathering of pixels: 3 ms for
-    1,000 windows of 32 px on one core.
+    tops_B, lefts_B: int64, the upper left corners; a crop may extend beyond the image by less than the image's side.
+    flips_B: bool [B], which crops to flip horizontally. Cropping, padding and flipping are a single gather.
     """
     height, width = images_BCHW.shape[-2:]
     steps = torch.arange(size, device=images_BCHW.device)
@@ -36,10 +35,10 @@ def crop(images_BCHW: Tensor, tops_B: Tensor, lefts_B: Tensor, size: int, flips_
 
 
 def _gather_pixels(images_BCHW: Tensor, rows_BS: Tensor, columns_BT: Tensor) -> Tensor:
-    """Rows and columns picked from each image, [B, C, S, T]."""
+    """The selected rows and columns of each image, [B, C, S, T]."""
     images_BHWC = images_BCHW.permute(0, 2, 3, 1).contiguous()
     count, height, width, channels = images_BHWC.shape
-    # positions in the flattened pixels: one index per pixel, its channels are copied together
+    # positions in the flattened pixels: one index per pixel copies all its channels
     first_rows = torch.arange(0, count * height, height, device=images_BCHW.device)
     places_BST = ((first_rows[:, None] + rows_BS) * width)[:, :, None] + columns_BT[:, None, :]
     pixels_PC = images_BHWC.view(-1, channels).index_select(0, places_BST.view(-1))
@@ -47,7 +46,7 @@ def _gather_pixels(images_BCHW: Tensor, rows_BS: Tensor, columns_BT: Tensor) -> 
 
 
 def _reflect(positions: Tensor, size: int) -> Tensor:
-    """Positions outside 0..size-1 as their reflection, the border itself not repeated."""
+    """Positions with those outside 0..size-1 reflected; the border pixel is not repeated."""
     positions = positions.abs()
     return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
 
@@ -59,11 +58,11 @@ def crop_boxes(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Random boxes (top, left, height, width) inside the image, int64 [B, 4], drawn as torchvision draws them.
+    """Random boxes (top, left, height, width) inside the image, int64 [B, 4], with torchvision's distribution.
 
-    The area is uniform in `area_range` as a share of the image, the logarithm of the aspect (width / height) uniform
-    between 3/4 and 4/3 (the Inception crop, arXiv:1409.4842). Of ten draws the first that fits is taken; if none fits,
-    the largest central box of an aspect in range.
+    The area as a fraction of the image is uniform in `area_range`; the aspect ratio (width / height) is log-uniform
+    between 3/4 and 4/3 (the Inception crop, arXiv:1409.4842). The first of ten draws that fits is used; if none fits,
+    the largest central box with an aspect ratio in this range.
     """
     height, width = image_size
     area_TB, aspect_TB = torch.rand(2, NUM_TRIES, count, generator=generator, device=device)
@@ -73,7 +72,7 @@ def crop_boxes(
     aspect_TB = (log_low + (log_high - log_low) * aspect_TB).exp()
     heights_TB, widths_TB = (area_TB / aspect_TB).sqrt().round(), (area_TB * aspect_TB).sqrt().round()
     fits_TB = (heights_TB >= 1) & (heights_TB <= height) & (widths_TB >= 1) & (widths_TB <= width)
-    # argmax gives the first of the largest
+    # argmax returns the first maximum
     first_1B = fits_TB.int().argmax(0, keepdim=True)
     fits_B = fits_TB.gather(0, first_1B)[0]
     whole_height = min(height, round(width / ASPECT_RANGE[0]))
@@ -98,10 +97,10 @@ def resized_crop(images_BCHW: Tensor, boxes_B4: Tensor, size: int, flips_B: Tens
 
 
 def _resize_each(images_BCHW: Tensor, boxes_B4: Tensor, size: int, flips_B: Tensor | None) -> Tensor:
-    """One call per image of torch's vectorised integer resize: the one place where a loop over images is the fastest.
+    """Resize by one call of torch's vectorized uint8 kernel per image.
 
-    Measured on one core of a Xeon, 64 images of 147 px to 128: 3.7 ms; as matrix products 30 ms; by grid_sample, which
-    does not even prevent aliasing, 11 ms. 1,000 images of 32 px: 20, 20 and 11 ms.
+    On CPU this loop is faster than batched matrix products, and for photos faster than grid_sample, which does not
+    prevent aliasing (docs/log/2026-11-28.md).
     """
     count, channels = images_BCHW.shape[:2]
     out_BHWC = torch.empty(count, size, size, channels, dtype=torch.uint8)
@@ -117,10 +116,9 @@ def _resize_each(images_BCHW: Tensor, boxes_B4: Tensor, size: int, flips_B: Tens
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keeps torch from spreading tiny operations over threads.
+    """Run torch on one thread: for tiny operations the synchronization of threads costs more than they save.
 
-    On two cores the threads waiting for each other double the time of such a loop, and on a busy machine, where each
-    may wait for its turn, 4 ms became up to 800.
+    On a busy machine it can cost two orders of magnitude.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -131,7 +129,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _resize_together(images_BCHW: Tensor, boxes_B4: Tensor, size: int, flips_B: Tensor | None) -> Tensor:
-    """The same as two batched products with a weight matrix per image and axis, which a GPU does at full speed."""
+    """Resize by two batched matrix products, with a weight matrix per image and axis; fast on a GPU."""
     tops_B, lefts_B, heights_B, widths_B = boxes_B4.unbind(1)
     rows_BSH = _resize_weights(tops_B, heights_B, size, images_BCHW.shape[2])
     columns_BSW = _resize_weights(lefts_B, widths_B, size, images_BCHW.shape[3])
@@ -142,16 +140,16 @@ def _resize_together(images_BCHW: Tensor, boxes_B4: Tensor, size: int, flips_B: 
     narrow = torch.bmm(planes, columns_BSW.transpose(1, 2)).view(count, channels, height, size)
     pixels = torch.matmul(rows_BSH[:, None], narrow)
     if images_BCHW.dtype == torch.uint8:
-        # the weights sum to 1: nothing can leave 0..255 but by rounding
+        # the weights sum to 1, so only rounding can exceed 0..255
         pixels = pixels.add_(0.5).clamp_(0, 255).to(torch.uint8)
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def _resize_weights(starts_B: Tensor, lengths_B: Tensor, size: int, image_size: int) -> Tensor:
-    """Weights [B, size, image_size] of a triangle filter, as wide as the reduction asks; every row sums to 1."""
+    """Weights [B, size, image_size] of a triangle filter, widened for downscaling; every row sums to 1."""
     scale_B11 = (lengths_B / size)[:, None, None]
     outputs = torch.arange(size, device=starts_B.device)[:, None]
-    # measured from the box's start: pixels outside the box do not count, as when the box is cut out first
+    # relative to the start of the box; pixels outside it get no weight, as if the box was cropped first
     inputs_B1N = torch.arange(image_size, device=starts_B.device) - starts_B[:, None, None]
     distance = (inputs_B1N + 0.5 - (outputs + 0.5) * scale_B11).abs()
     weights = (1 - distance / scale_B11.clamp(min=1.0)).clamp_(min=0)

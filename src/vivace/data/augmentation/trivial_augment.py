@@ -1,10 +1,10 @@
 """TrivialAugment: one random operation of random strength per image (Müller and Hutter 2021, arXiv:2103.10158).
 
-The operations and ranges are those of the paper's "wide" space, as torchvision's TrivialAugmentWide has them. Each is
-applied to the images of the batch that drew it, all at once, every image with a strength of its own.
+The operations and ranges are those of the paper's "wide" space, as in torchvision's TrivialAugmentWide. An operation
+is applied at once to all images of the batch that drew it, each with its own strength.
 
-In an operation: images_BCHW are uint8 or float32 on the 0..255 scale, levels_B in [0, 1] the strength, signs_B -1 or 1
-the direction; what comes out are float32 pixels, or the images' own type where pixels only move.
+Arguments of an operation: images_BCHW, uint8 or float32 on the 0..255 scale; levels_B, the strength in [0, 1]; signs_B,
+the direction, -1 or 1. It returns float32 pixels, or the dtype of the images if it only moves pixels.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MOST_BITS_LOST = 6
 
 
 def trivial_augment(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image changed by one operation of OPERATIONS; the same type, on the 0..255 scale, channels_last."""
+    """Apply a random operation of OPERATIONS to each image; same dtype, 0..255 scale, channels_last."""
     count, device = len(images_BCHW), images_BCHW.device
     which_B = torch.randint(0, len(OPERATIONS), (count,), generator=generator, device=device)
     levels_B = torch.randint(0, NUM_BINS, (count,), generator=generator, device=device) / (NUM_BINS - 1)
     signs_B = torch.randint(0, 2, (count,), generator=generator, device=device) * 2.0 - 1
-    # the images in the order of their operations, cut into parts, and back: whole images move, which is cheap, and the
-    # device is waited for once
+    # sort the images by operation, split them, and restore the order: moving whole images is cheap, and there is only
+    # one synchronization with the device
     order_B = which_B.argsort(stable=True)
     counts = torch.bincount(which_B, minlength=len(OPERATIONS)).tolist()
     parts = (_take(values, order_B).split(counts) for values in (images_BCHW, levels_B, signs_B))
@@ -54,7 +54,7 @@ def _take(values: Tensor, order_B: Tensor) -> Tensor:
 
 
 def apply_operation(name: str, images_BCHW: Tensor, levels_B: Tensor, signs_B: Tensor) -> Tensor:
-    """One operation on every image, cut to 0..255; the same type as the images', rounded if that is uint8."""
+    """Apply one operation to all images, clamped to 0..255; same dtype as the images, rounded if it is uint8."""
     changed = OPERATIONS[name](images_BCHW, levels_B, signs_B)
     if changed.dtype == torch.uint8:
         return changed
@@ -67,7 +67,7 @@ def _identity(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
 
 def _shear_x(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
     x, y = _centred(images)
-    # the upper edge stays in place
+    # shears about the upper edge
     return _sample(images, x + _each(LARGEST_SHEAR * levels * signs) * (y + images.shape[2] / 2), y)
 
 
@@ -78,7 +78,7 @@ def _shear_y(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
 
 def _translate_x(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
     x, y = _centred(images)
-    # moving the picture right means reading further left
+    # to move the picture right, read further left
     return _sample(images, x - _each((LARGEST_SHIFT_PX * levels * signs).trunc()), y)
 
 
@@ -88,7 +88,7 @@ def _translate_y(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
 
 
 def _rotate(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    """Counter-clockwise for a sign of 1."""
+    """Counter-clockwise if the sign is 1."""
     x, y = _centred(images)
     angle = _each(LARGEST_ANGLE * levels * signs)
     return _sample(images, angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y)
@@ -111,8 +111,8 @@ def _contrast(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
 def _sharpness(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
     pixels = _floats(images)
     blurred = pixels.clone()
-    # Pillow's smoothing kernel: 5 in the middle of ones, over 13. The border has no full neighbourhood and stays
-    # as two sums of three, a fifth of the time of avg_pool2d
+    # Pillow's smoothing kernel: 5 in the centre, 1 around it, divided by 13; the border is not smoothed. Two sums of
+    # three are faster than avg_pool2d
     rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
     around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     blurred[..., 1:-1, 1:-1] = around.add_(pixels[..., 1:-1, 1:-1], alpha=4).div_(13)
@@ -125,12 +125,12 @@ def _posterize(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
 
 
 def _solarize(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    # in this order the thresholds are whole numbers where they should be
+    # computed in this order, the thresholds are exact integers where they should be
     return torch.where(images >= _each(255 - 255 * levels), 255 - images, images)
 
 
 def _autocontrast(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    """The darkest value of each channel to 0 and the brightest to 255; a channel of one value stays."""
+    """Stretch each channel so that its darkest value is 0 and its brightest 255; constant channels stay unchanged."""
     pixels = _floats(images)
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
     flat = high == low
@@ -138,12 +138,12 @@ def _autocontrast(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
 
 
 def _equalize(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    """Each channel's values spread so that their cumulative histogram becomes a line, as Pillow does it."""
+    """Equalize the histogram of each channel, as Pillow does."""
     count, channels, height, width = images.shape
     values = images.round().long().reshape(count * channels, height * width)
     histogram = torch.zeros(count * channels, 256, dtype=torch.long, device=images.device)
     histogram.scatter_add_(1, values, torch.ones_like(values))
-    # the step leaves the brightest value that occurs out
+    # Pillow's step excludes the brightest value that occurs
     last = histogram.gather(1, values.amax(1, keepdim=True))
     step = (height * width - last) // 255
     before = histogram.cumsum(1) - histogram
@@ -153,7 +153,7 @@ def _equalize(images: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
 
 
 def _floats(images_BCHW: Tensor) -> Tensor:
-    """A float copy, plane after plane, in which sums over channels are fastest."""
+    """A float copy in NCHW layout, in which sums over channels are fastest."""
     return images_BCHW.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
@@ -167,7 +167,7 @@ def _factors(levels: Tensor, signs: Tensor) -> Tensor:
 
 
 def _centred(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """x [1, 1, 1, W] and y [1, 1, H, 1] of the pixels' middles, measured from the image's middle, px."""
+    """x [1, 1, 1, W] and y [1, 1, H, 1] of the pixel centres, relative to the centre of the image, px."""
     height, width = images_BCHW.shape[-2:]
     x = torch.arange(width, device=images_BCHW.device) + 0.5 - width / 2
     y = torch.arange(height, device=images_BCHW.device) + 0.5 - height / 2
@@ -175,14 +175,14 @@ def _centred(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sample(images_BCHW: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Each pixel from the one nearest to (x, y), which broadcast to [B, 1, H, W]; 0 where that is outside."""
+    """Sample the nearest pixel at (x, y), which broadcast to [B, 1, H, W]; 0 outside the image."""
     images_BHWC = images_BCHW.permute(0, 2, 3, 1).contiguous()
     count, height, width, channels = images_BHWC.shape
     columns = (x + (width - 1) / 2).round().long()
     rows = (y + (height - 1) / 2).round().long()
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     first_rows = torch.arange(0, count * height, height, device=x.device).view(-1, 1, 1, 1)
-    # one black pixel behind the last, for what comes from outside
+    # a black pixel is appended for positions outside
     pixels_PC = functional.pad(images_BHWC.view(-1, channels), (0, 0, 0, 1))
     places = torch.where(inside, (first_rows + rows) * width + columns, len(pixels_PC) - 1)
     return pixels_PC.index_select(0, places.view(-1)).view(images_BHWC.shape).permute(0, 3, 1, 2)

@@ -1,1 +1,1 @@
-"""Every image of a data set decoded once, into files that are whole, checked, and read row by row."""
+"""Caches the decoded images of a data set in files with checksums, which are read row by row."""

@@ -1,4 +1,4 @@
-"""Building a cache: every image decoded once, audited, and what can't be used left out."""
+"""Builds a cache: decodes every image once, audits them, and leaves out the unusable ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vivace.files import atomic_folder
 
 __all__ = ["build", "origin_of"]
 
-# of a split's files in a cache
+# suffixes of a split's files in a cache
 ENDINGS = (".npy", ".labels.npy", ".digests.npy")
 
 
@@ -34,7 +34,11 @@ def build(
     num_workers: int | None,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Decode every image of a source into the cache `folder`, with audit and fingerprint. progress: (done, total)."""
+    """Decode every image of a source into the cache `folder`, with audit and fingerprint.
+
+    progress: called with (images done, all images). Raises DataError if the disk is too full, OSError if the cache
+    can't be written.
+    """
     total = sum(len(split) for split in source.splits.values())
     done = 0
 
@@ -55,9 +59,9 @@ def build(
 
 
 def _keep_others(old: Path, new: Path, own: Collection[str]) -> None:
-    """Move what lies in the cache `old`, which is about to be removed, and has none of its `own` names, to `new`.
+    """Move files whose names are not in `own` from the cache `old`, which is about to be removed, to `new`.
 
-    Nothing is moved if they are the same: then it is only looked whether all could be. Raises OSError if not.
+    If both are the same folder, only check that this would work. Raises OSError if a file can't be moved.
     """
     moved: list[Path] = []
     try:
@@ -68,7 +72,7 @@ def _keep_others(old: Path, new: Path, own: Collection[str]) -> None:
                     raise OSError(errno.ENOTEMPTY, f"{path.name} is a folder that holds files: move it away")
             elif old.absolute() != new.absolute():
                 if os.path.lexists(new / path.name):
-                    raise FileExistsError(errno.EEXIST, f"{path.name} was put there meanwhile: move it away")
+                    raise FileExistsError(errno.EEXIST, f"{path.name} was created there meanwhile: move it away")
                 path.rename(new / path.name)
                 moved.append(path)
     except BaseException:
@@ -78,6 +82,7 @@ def _keep_others(old: Path, new: Path, own: Collection[str]) -> None:
 
 
 def origin_of(source: DataSource) -> list[str]:
+    """[root, name] of a source."""
     return [str(source.root or ""), source.name]
 
 
@@ -86,7 +91,7 @@ def _check_space(folder: Path, num_bytes: int) -> None:
     if num_bytes > free:
         raise DataError(
             f"the disk is too full for the cache: {num_bytes:,} bytes are needed, {free:,} are free in {folder}. "
-            "Make room, or name another place by --cache-dir."
+            "Free some space, or choose another folder by --cache-dir."
         )
 
 
@@ -132,7 +137,7 @@ def _finish(
     decoded: Mapping[str, Decoded],
     boot: str | None,
 ) -> None:
-    """Audit what was decoded, leave out what can't be used, and write the rest beside the pixels."""
+    """Audit the decoded images, drop the unusable ones, and write the other files beside the pixels."""
     splits = source.splits
     digests = {name: np.asarray(result.digests, dtype="S32") for name, result in decoded.items()}
     audit = audit_images(

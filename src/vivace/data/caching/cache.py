@@ -1,9 +1,9 @@
-"""The cache: every image decoded once into a memory map of uint8, with a fingerprint of contents and Preprocess.
+"""The cache: every image is decoded once and stored as uint8, with a fingerprint of the contents and `Preprocess`.
 
-The signature (names, sizes, times) tells at once whether a file has changed, and then the cache is made anew; the
-fingerprint (digests of the contents, labels, Preprocess) tells whether two caches hold the same data, and checksums
-whether the pixels are still what was written. A cache is built beside its place and renamed: half of one is never
-found, and the next build clears away what a killed one left.
+Three hashes protect it. The signature (names, sizes, times) quickly shows that a file has changed; the cache is then
+rebuilt. The fingerprint (digests of the contents, labels, Preprocess) identifies the data. Checksums show whether the
+pixels are still what was written. A cache is built in a temporary folder and renamed, so that an incomplete one is
+never used; the next build removes what a killed one left.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from vivace.data.caching.files import (
     settle,
 )
 from vivace.data.caching.index import DamagedFiles, folders_with, index_limit
-from vivace.data.caching.signature import signature_of, strangers_of
+from vivace.data.caching.signature import signature_of, unlisted_images
 from vivace.data.decoding.decode import shown
-from vivace.data.layouts.assemble import some
 from vivace.data.layouts.badrows import audited
 from vivace.data.preprocess import Preprocess
 from vivace.data.splits import DataSource, check_source, without_lost_classes
+from vivace.data.text import first_few
 from vivace.errors import CacheMismatch, DataError
 from vivace.files import canonical_json
 from vivace.notices import warn
@@ -47,20 +47,20 @@ class Cache:
     classes: tuple[str, ...]
     splits: dict[str, CachedSplit]
     fingerprint: str
-    """64 hexadecimal digits: equal for equal images, labels, classes and stored pixels."""
+    """64 hexadecimal digits; equal for equal images, labels, classes and stored pixels."""
     audit: Audit
     source: DataSource
     signature: str
-    """Of the files when the cache was opened."""
-    strangers: frozenset[str] = frozenset()
-    """Images that lay beside those of the source when the cache was opened."""
+    """The signature of the files when the cache was opened."""
+    unlisted: frozenset[str] = frozenset()
+    """Image files that were in the source's folders, but not in the source, when the cache was opened."""
 
     def change(self) -> str | None:
-        """What tells of a file of the source that was touched, changed, removed or added since the cache was opened.
+        """A message if files of the source were changed, removed or added since the cache was opened; else None.
 
-        None if none was. The cache holds what was read before: nothing that uses it need stop.
+        The cache still holds the images as they were read, so its users need not stop.
         """
-        added = strangers_of(self.source) - self.strangers
+        added = unlisted_images(self.source) - self.unlisted
         if signature_of(self.source, self.preprocess) == self.signature and not added:
             return None
         example = f", such as the new {shown(min(added))}" if added else ""
@@ -79,32 +79,34 @@ def open_cache(
     fingerprint: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Cache:
-    """The cache of a source, made if it is not there, damaged, or no longer fits the files.
+    """The cache of a source; built if it does not exist, is damaged or no longer matches the files.
 
-    fingerprint: that of the data which a run began with: a cache that still has it is taken, whatever has become of the
-    files; else the cache is that of other data, and nothing of it is refused. progress is told (images done, images in
-    all). on_bad_image: as for `check_audit`; allow_leaks: images of train that are in another split too stay there.
-    Raises DataError if a file can't be read, for what `check_audit` refuses; for training, if too few images are left;
-    and if the cache can't be written.
+    on_bad_image: as for `check_audit`. allow_leaks: keep images in train that are also in another split.
+    fingerprint: that of the data with which a run began. A cache with this fingerprint is used even if the files have
+    changed since; if there is none, the current data is returned unchecked, and the caller compares the fingerprints.
+    progress: called with (images done, all images).
+    Raises DataError if a file can't be read, if `check_audit` refuses the data, if the cache can't be written, and with
+    require_train if too few images remain.
     """
     source = dataclasses.replace(source, allow_leaks=allow_leaks)
     cache = _open_or_build(source, preprocess, cache_dir or default_cache_dir(), num_workers, progress, fingerprint)
     if fingerprint is not None:
-        # what a run began with was looked over then, and other data are not for it
+        # the run's data were checked when it began, and the caller refuses other data
         return cache
     check_audit(cache.audit, source.name, on_bad_image=on_bad_image)
     if require_train:
         if on_bad_image == "skip":
             smaller, lost = without_lost_classes(source, {name: split.labels_N for name, split in cache.splits.items()})
             if lost:
-                warn(f"{'class' if len(lost) == 1 else 'classes'} left out, with too few usable images: {some(lost)}")
-                # what is left out is still to be listed
+                classes = "class" if len(lost) == 1 else "classes"
+                warn(f"left out {len(lost):,} {classes} with too few usable images: {first_few(lost)}")
+                # keep the audit of all images, which lists what was left out
                 rest = _open_or_build(smaller, preprocess, cache_dir or default_cache_dir(), num_workers, progress)
                 cache, source = dataclasses.replace(rest, audit=cache.audit), smaller
         for name, split in cache.splits.items():
             if len(source.splits[name]) and not len(split.names):
                 raise DataError(
-                    f"no image of the split {name} of {source.name} can be used. 'vivace audit' lists why; mend them."
+                    f"no image in the split {name} of {source.name} can be used. 'vivace audit' lists why; fix them."
                 )
         kept = {
             name: dataclasses.replace(source.splits[name], labels=split.labels_N)
@@ -112,8 +114,8 @@ def open_cache(
         }
         check_source(dataclasses.replace(source, splits=kept), require_train=True)
     if left_out := len(cache.audit.quarantined):
-        warn(f"{left_out:,} of {cache.audit.num_images:,} images of {source.name} left out: {cache.audit.reasons()}")
-    for message in cache.audit.noticed():
+        warn(f"left out {left_out:,} of {cache.audit.num_images:,} images of {source.name}: {cache.audit.reasons()}")
+    for message in cache.audit.image_warnings():
         warn(message)
     return cache
 
@@ -126,7 +128,7 @@ def audit_source(
     num_workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Audit:
-    """The audit of a source: the same pass over the files as for training, and nothing is refused."""
+    """The audit of a source, from the same pass over the files as for training; nothing is refused."""
     return _open_or_build(source, preprocess, cache_dir or default_cache_dir(), num_workers, progress).audit
 
 
@@ -139,17 +141,17 @@ def _open_or_build(
     fingerprint: str | None = None,
 ) -> Cache:
     folder = _place(source, preprocess, cache_dir)
-    # listed first: what is added while the files are read counts as added
-    strangers = strangers_of(source)
+    # listed before reading, so that a file added meanwhile counts as added
+    unlisted = unlisted_images(source)
     signature = signature_of(source, preprocess)
     found = _read(folder, source, preprocess, signature)
     if fingerprint is not None and (found is None or found.fingerprint != fingerprint):
         found = _earlier(folder, source, preprocess, fingerprint) or found
     if found is None or (found.audit.unreadable and found.fingerprint != fingerprint):
-        # an unreadable file may be readable by now, and neither its size nor its time would tell
+        # a file that was unreadable may be readable now, although its size and time are the same
         try:
             with building(folder):
-                # another process may have built it while we waited
+                # another process may have built it while this one waited for the lock
                 found = _read(folder, source, preprocess, signature, say=False)
                 if found is None or found.audit.unreadable:
                     build(folder, source, preprocess, signature, cache_dir / "kernels", num_workers, progress)
@@ -157,12 +159,12 @@ def _open_or_build(
             settle(folder)
         except OSError as error:
             raise DataError(
-                f"the cache can't be written: {folder} ({error.strerror}). Name another place by --cache-dir."
+                f"the cache can't be written: {folder} ({error.strerror}). Choose another folder by --cache-dir."
             ) from error
     if found is None:
         raise CacheMismatch(
-            f"the cache can't be read back: {folder}. Is the disk sound? Take its entry out by "
-            "vivace cache --remove NAME, and try again."
+            f"the cache can't be read back: {folder}. Check the disk, remove the entry by vivace cache --remove NAME, "
+            "and try again."
         )
     warn_if_shared(found.folder)
     return Cache(
@@ -174,7 +176,7 @@ def _open_or_build(
         audited(found.audit, source),
         source,
         signature,
-        strangers,
+        unlisted,
     )
 
 
@@ -195,28 +197,28 @@ def _read(
         return found
     except DamagedFiles as error:
         if say:
-            warn(f"the cache of {source.name} is damaged, its images are read anew: {folder} ({error})")
+            warn(f"the cache of {source.name} is damaged, so its images are read again: {folder} ({error})")
         return None
 
 
 def _earlier(folder: Path, source: DataSource, preprocess: Preprocess, fingerprint: str) -> StoredCache | None:
-    """The cache with this fingerprint, in `folder` or beside it: with another class it is in another place."""
+    """The cache with this fingerprint, in `folder` or beside it: the name of the folder depends on the classes."""
     for other in folders_with(fingerprint, folder):
         with contextlib.suppress(DamagedFiles):
             found = read_cache(other, preprocess, origin=origin_of(source))
             if found is not None and found.fingerprint == fingerprint:
                 warn(
                     f"files of {source.name} were touched, changed, added or removed since this run began: it "
-                    "goes on with the images that it began with, out of the cache"
+                    "continues with the original images from the cache"
                 )
                 return found
     return None
 
 
 def _place(source: DataSource, preprocess: Preprocess, cache_dir: Path) -> Path:
-    """The folder of a cache: one for each source, set of splits, classes, and way to store pixels."""
+    """The folder of a cache, unique for the source, splits, classes and stored pixels."""
     facts = [*origin_of(source), preprocess.fingerprint(), sorted(source.splits), list(source.classes)]
-    # images of train that are in another split too are in one kind of cache and not in the other
+    # whether leaked images are in train changes the contents of the cache
     facts += ["leaks"] if source.allow_leaks else []
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:10]
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in source.name)[:60]

@@ -1,13 +1,13 @@
-"""What lies in a cache, and how to be rid of it: only what carries a mark of vivace's, never a user's files.
+"""Lists and removes the entries of a cache: only those marked as vivace's, never a user's files.
 
-A name is not enough: a folder images/berlin-2024061512 may hold photos.
+A matching name is not enough: a folder images/berlin-2024061512 may hold photos.
 
-images      decoded images, one folder for each data set and way to store them
+images      decoded images, one folder for each data set and Preprocess
 archives    unpacked archives
-downloads   data sets by name
-aoti        networks compiled ahead
+downloads   named data sets
+aoti        networks compiled by AOTInductor
 kernels, inductor, tune
-            our kernels, what torch.compile keeps, receipts of trials: each of them one entry
+            our kernels, torch.compile's cache, reports of tuning trials; each folder is one entry
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from vivace.trust import INDUCTOR_MARK
 __all__ = ["ALL", "CacheEntry", "list_caches", "remove_caches"]
 
 ALL = "all"
-# kind → names of its entries
+# kind → pattern of the names of its entries
 NAMES = {
     "images": r".+-[0-9a-f]{10}",
     "archives": r".*-[0-9a-f]{12}",
     "downloads": "|".join(map(re.escape, CATALOG)),
     "aoti": r".+-[0-9a-f]{20}",
 }
-# kind → names of what is one entry together
+# kind → pattern of the files that together are one entry
 FILES = {"kernels": r"\w+-[0-9a-f]{20}\.so(\.sha256)?", "inductor": r"[^.].*", "tune": r"[0-9a-f]{20}\.json"}
 
 
 def _is_of_images(path: Path) -> bool:
-    """Whether it holds an index of decoded images, be it a damaged one."""
+    """Whether it holds an index of decoded images, even a damaged one."""
     try:
         index = json.loads(read_printable(path / INDEX, MAX_INDEX_BYTES))
     except OSError:
@@ -57,7 +57,7 @@ def _is_of_images(path: Path) -> bool:
 
 
 def _is_kernel(path: Path) -> bool:
-    """Whether it is a kernel or its record, and the record names the kernel."""
+    """Whether it is a kernel or the record of its hash, and the record names the kernel."""
     kernel = path.name.removesuffix(".sha256")
     try:
         return read_regular(path.with_name(f"{kernel}.sha256"), 4096).endswith(f"  {kernel}\n".encode())
@@ -77,12 +77,12 @@ def _has(name: str) -> Callable[[Path], bool]:
     return lambda path: (path / name).is_file() and not (path / name).is_symlink()
 
 
-# kind → whether what has such a name is vivace's
+# kind → whether a path with a matching name is vivace's
 IS_OWN: dict[str, Callable[[Path], bool]] = {
     "images": _is_of_images,
     "archives": _has(LISTING),
     "downloads": _has(DOWNLOADED),
-    # the hashes of what was compiled
+    # the hashes of the compiled files
     "aoti": _has("SHA256"),
     "kernels": _is_kernel,
     "inductor": lambda path: _has(INDUCTOR_MARK)(path.parent),
@@ -92,24 +92,27 @@ IS_OWN: dict[str, Callable[[Path], bool]] = {
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One thing in a cache that can be removed."""
+    """One removable entry of a cache."""
 
     kind: str
     name: str
-    """Of its folder; "" for what is one entry together."""
+    """The name of its folder; "" for kinds that are one entry."""
     paths: tuple[Path, ...]
     num_bytes: int
     num_images: int | None = None
-    """Of decoded images; 0 for a damaged cache."""
+    """For decoded images only; 0 for a damaged cache."""
 
     @property
     def title(self) -> str:
-        """What --remove takes."""
+        """The name that `vivace cache --remove` accepts."""
         return f"{self.kind}/{self.name}" if self.name else self.kind
 
 
 def list_caches(cache_dir: Path) -> list[CacheEntry]:
-    """All that vivace put into a cache, by kind and name; of links nothing. Another process may remove it meanwhile."""
+    """All entries that vivace made in a cache, by kind and name, without links.
+
+    Other processes may remove entries meanwhile.
+    """
     entries = []
     for kind, pattern in NAMES.items():
         for path in _found(cache_dir, kind, pattern):
@@ -124,25 +127,27 @@ def list_caches(cache_dir: Path) -> list[CacheEntry]:
 def remove_caches(cache_dir: Path, chosen: str) -> list[CacheEntry]:
     """Remove entries and return them. chosen: "all", a kind, a name, or kind/name.
 
-    Raises DataError if there is none of that name, or one can't be removed.
+    Raises DataError if there is no such entry, or one can't be removed.
     """
     entries = list_caches(cache_dir)
     removed = [entry for entry in entries if chosen in (ALL, entry.kind, entry.title) or chosen == entry.name != ""]
     if not removed and chosen not in (ALL, *NAMES, *FILES):
         known = [entry.title for entry in entries] + [entry.name for entry in entries if entry.name]
-        raise DataError(f"there is no such cache: got {chosen!r}.{nearest(chosen, known)} 'vivace cache' lists them.")
+        raise DataError(
+            f"there is no such cache entry: got {chosen!r}.{nearest(chosen, known)} 'vivace cache' lists them."
+        )
     for entry in removed:
         for path in entry.paths:
             try:
                 _remove(path)
             except FileNotFoundError:
-                # another process has removed it meanwhile, or a part of it
+                # another process has removed it, or a part of it, meanwhile
                 shutil.rmtree(path, ignore_errors=True)
             except OSError as error:
                 raise DataError(
-                    f"the cache can't be removed: {path} ({error.strerror}). Check the folder's rights."
+                    f"the cache can't be removed: {path} ({error.strerror}). Check the permissions of the folder."
                 ) from None
-    _tell_left(cache_dir, chosen)
+    _warn_of_rest(cache_dir, chosen)
     return removed
 
 
@@ -161,14 +166,14 @@ def _inside(folder: Path) -> list[Path]:
         return []
 
 
-def _tell_left(cache_dir: Path, chosen: str) -> None:
-    """Warn of what lies where caches do and was not removed, as vivace can't tell that it made it."""
+def _warn_of_rest(cache_dir: Path, chosen: str) -> None:
+    """Warn of files in the cache's folders that were not removed because they are not marked as vivace's."""
     kinds = [kind for kind in (*NAMES, *FILES) if chosen in (ALL, kind)]
     left = [path for kind in kinds for path in _inside(cache_dir / kind) if not path.name.startswith(".")]
     if left:
         warn(
-            f"left in {cache_dir}, as nothing says that vivace made it: {left[0].relative_to(cache_dir)}"
-            + (f" and {len(left) - 1:,} others" if len(left) > 1 else "")
+            f"not removed from {cache_dir}, because nothing marks it as made by vivace: "
+            + f"{left[0].relative_to(cache_dir)}{f' and {len(left) - 1:,} others' if len(left) > 1 else ''}"
         )
 
 

@@ -1,12 +1,12 @@
-"""The files of one cache, written so that they are whole, and read so that nothing damaged is believed.
+"""Reads and writes the files of one cache; a damaged or incomplete cache is never used.
 
 cache.json          names, audit, signature, fingerprint, checksums of the pixels, and its own hash
-train.npy           uint8 [N, store_size, store_size, C]; its checksums are checked whenever it is opened
-train.labels.npy    int64 [N]      the fingerprint covers
-train.digests.npy   bytes [N]      both of these
+train.npy           uint8 [N, store_size, store_size, C]; its checksums are verified whenever it is opened
+train.labels.npy    int64 [N]      covered by the fingerprint
+train.digests.npy   bytes [N]      covered by the fingerprint
 
-A new cache is used before its pixels are on the disk, which may take longer than decoding them: until they are, its
-index names the start of the system, and after another start it is not believed.
+A new cache is used before its pixels are synced to disk, which may take longer than decoding them. Until then its index
+holds the boot id of the system: after a reboot the cache is not trusted.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ __all__ = [
 ]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-# of a digest, in hexadecimal
+# a digest in hexadecimal
 DIGEST = np.dtype("S32")
 HEXADECIMAL = b"0123456789abcdef"
 
 
 @dataclass(frozen=True)
 class CachedSplit:
-    """The decoded images of a split, those that the audit quarantined left out."""
+    """The decoded images of a split, without those that the audit quarantined."""
 
     images_NHWC: Pixels
-    """uint8 [N, store_size, store_size, C], in its file: what is taken out of it is read then."""
+    """uint8 [N, store_size, store_size, C], in a file; rows are read when they are indexed."""
     labels_N: np.ndarray
     """int64."""
     names: tuple[str, ...]
@@ -64,7 +64,7 @@ class CachedSplit:
 
 @dataclass(frozen=True)
 class StoredCache:
-    """What the files of a cache hold."""
+    """The contents of a cache's files."""
 
     folder: Path
     splits: dict[str, CachedSplit]
@@ -72,25 +72,25 @@ class StoredCache:
     fingerprint: str
     audit: Audit
     origin: tuple[str, str]
-    """The root and the name of the source."""
+    """(root, name) of the source."""
 
 
 def allocate(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
-    """A new .npy file of uint8 zeros, mapped for writing. Raises OSError if the disk has no room for all of it."""
+    """A new .npy file of uint8 zeros, mapped for writing. Raises OSError if it does not fit on the disk."""
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:
-        # a sparse file on a full disk would end this process by SIGBUS, at whichever pixel comes first
+        # writing to a sparse mapping on a full disk would kill this process by SIGBUS
         systems.reserve(file, path.stat().st_size)
     return images
 
 
 def keep_rows(path: Path, kept: np.ndarray) -> None:
-    """Shorten a .npy file of uint8 to the rows `kept` (ascending), in place, block by block: it may exceed memory.
+    """Shorten a .npy file of uint8 to the rows `kept` (ascending), in place; block by block to save memory.
 
-    Nothing waits for the disk here: that is `settle`'s matter, or that of whoever renames the folder.
+    Does not sync: `settle`, or whoever renames the folder, does.
     """
     images = np.load(path, mmap_mode="r+")
-    # rows only move to the front, so none is overwritten before it was read; those before the first gap stay
+    # rows only move forward, so none is overwritten before it was read; those before the first gap stay in place
     moved = np.count_nonzero(kept == np.arange(len(kept)))
     for start in range(moved, len(kept), 1000):
         rows = kept[start : start + 1000]
@@ -100,7 +100,7 @@ def keep_rows(path: Path, kept: np.ndarray) -> None:
     del images
     with path.open("r+b") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        # numpy leaves room for the first axis to grow, so a header never changes its length
+        # numpy pads the header so that the first axis may change without changing its length
         assert file.tell() == offset
         file.truncate(offset + len(kept) * row)
 
@@ -115,10 +115,10 @@ def write_splits(
     facts: list[Any],
     boot: str | None = None,
 ) -> None:
-    """Write all but the pixels. splits: name → names, labels, digests; facts: what else the fingerprint covers.
+    """Write everything but the pixels.
 
-    origin: root and name of the source, which the fingerprint does not cover. boot: the start of the system after which
-    the cache is not believed; None: it always is.
+    splits: split → (names, labels int64 [N], digests bytes [N]). origin: root and name of the source. facts: further
+    values that the fingerprint covers. boot: the boot id with which the cache is trusted; None: always.
     """
     names = {}
     for name, (items, labels, digests) in splits.items():
@@ -142,7 +142,7 @@ def write_splits(
 
 
 def boot_id() -> str | None:
-    """What names this start of the system; None where nothing does."""
+    """The id of this boot of the system; None if the system has none."""
     try:
         return BOOT_ID.read_text("ascii").strip() or None
     except OSError:
@@ -150,7 +150,7 @@ def boot_id() -> str | None:
 
 
 def settle(folder: Path) -> threading.Thread:
-    """Put the files of a new cache on the disk, in a thread, and then let its index be believed for ever.
+    """Sync the files of a new cache to disk in a thread, and then remove the boot id from its index.
 
     Raises OSError if the index can't be read.
     """
@@ -167,7 +167,7 @@ def _settle(folder: Path, unsettled: bytes) -> None:
     try:
         index = parse_index(unsettled)
     except DamagedFiles:
-        # the next opening tells
+        # reported when it is opened next
         return
     if index.pop("boot", None) is None:
         return
@@ -175,14 +175,14 @@ def _settle(folder: Path, unsettled: bytes) -> None:
     try:
         systems.sync_files(folder)
     except OSError:
-        # a page that can't be written may be dropped: what is read from it later is anything
+        # the system may drop pages that it failed to write, so the contents are unknown
         failed = True
-    # a folder that was closed to this process meanwhile keeps its index: it is believed until the next start
+    # if the folder is no longer writable, its index stays as it is, which is trusted until the next boot
     with contextlib.suppress(OSError, ValueError):
         if not folder.exists():
             return
         with building(folder):
-            # another process may have put another cache in its place
+            # another process may have replaced the cache
             if read_printable(folder / INDEX, len(unsettled)) != unsettled:
                 return
             if failed:
@@ -201,10 +201,10 @@ def read_cache(
     check_pixels: bool = True,
     max_index_bytes: int = MAX_INDEX_BYTES,
 ) -> StoredCache | None:
-    """The cache in `folder`; None if there is none, or one of other files, of another version, or never settled.
+    """The cache in `folder`; None if there is none, or if it is of other files or another version, or was never synced.
 
-    signature: of the files that it must be of, origin: of their source; None: of whichever. check_pixels: read all of
-    them and compare their checksums, 1.5 GB/s on one processor. Raises DamagedFiles.
+    signature, origin: those that the cache must have; None: any. check_pixels: read all pixels and verify their
+    checksums. Raises DamagedFiles.
     """
     try:
         index = read_index(folder / INDEX, max_index_bytes)
@@ -213,7 +213,7 @@ def read_cache(
         if signature not in (None, index["signature"]) or origin not in (None, index["origin"]):
             return None
         if "boot" in index and index["boot"] != boot_id():
-            # perhaps its pixels never came to the disk
+            # its pixels may never have reached the disk
             return None
         splits = {name: _read_split(folder, name, index, preprocess, check_pixels) for name in index["names"]}
         contents = {name: (split.labels_N, split.digests_N) for name, split in splits.items()}
@@ -229,7 +229,7 @@ def read_cache(
             Audit.from_dict(index["audit"]),
             (index["origin"][0], index["origin"][1]),
         )
-    # whatever damaged bytes lead to
+    # whatever damaged contents may raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, ConfigError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.filename is None else error
         reason = " ".join(str(cause).split())[:200]
@@ -245,23 +245,23 @@ def _read_split(
         raise DamagedFiles(f"{pixels.name} holds {images.shape}")
     changed = first_changed_block(pixels, index["checksums"][name]) if check_pixels else None
     if changed is not None:
-        raise DamagedFiles(f"{pixels.name} has changed within its {changed + 1}. block of 4 MiB")
+        raise DamagedFiles(f"{pixels.name} has changed in block {changed + 1} of 4 MiB")
     labels = read_column(folder / f"{name}.labels.npy", np.int64, len(names))
     digests = read_column(folder / f"{name}.digests.npy", DIGEST, len(names))
     return CachedSplit(images, labels, tuple(names), digests)
 
 
 def _check_values(name: str, split: CachedSplit, num_classes: int) -> None:
-    """Raise DamagedFiles for values that no cache has, though the fingerprint is theirs: who forges one can seal it."""
+    """Raise DamagedFiles for impossible values: a forged cache may have a valid fingerprint."""
     labels = split.labels_N
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise DamagedFiles(f"{name}.labels.npy holds {labels.min()} to {labels.max()} for {num_classes:,} classes")
     if split.digests_N.tobytes().translate(None, HEXADECIMAL):
-        raise DamagedFiles(f"{name}.digests.npy holds other than digests")
+        raise DamagedFiles(f"{name}.digests.npy holds values that are not digests")
 
 
 def _fingerprint(facts: list[Any], contents: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """64 hexadecimal digits over what was decoded and how: equal wherever and whenever it was."""
+    """64 hexadecimal digits over what was decoded and how; independent of place and time."""
     hasher = hashlib.sha256(canonical_json(facts))
     for name, (labels, digests) in sorted(contents.items()):
         hasher.update(f"{name}\0{labels.dtype}{labels.shape}{digests.dtype}{digests.shape}".encode())

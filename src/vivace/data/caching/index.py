@@ -1,4 +1,4 @@
-"""The index of a cache, cache.json, read as if a stranger had written it: bounded, and every value of its type."""
+"""Reads the index of a cache, cache.json, as untrusted input: bounded in size, with the type of each value checked."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from vivace.plain import parse_json
 
 __all__ = ["MAX_INDEX_BYTES", "DamagedFiles", "folders_with", "index_limit", "parse_index", "read_index", "sealed"]
 
-# of any index: those of five million images have a quarter of it
+# for any index; five million images need a quarter of it
 MAX_INDEX_BYTES = 2**31
-# of the index of given images: in any case, for what the audit found about each, and how often that names it
+# for the index of given images: a constant, findings of the audit per image, and how often their names may occur
 FREE_BYTES, BYTES_PER_IMAGE, TIMES_NAMED = 2**24, 2048, 20
 # read at once in a search
 CHUNK_BYTES = 1 << 20
 
 
 class DamagedFiles(Exception):
-    """The files of a cache are not what was written: the message tells which."""
+    """The files of a cache are not as they were written; the message says which one."""
 
 
 def sealed(index: dict[str, Any]) -> bytes:
-    """The bytes of an index with its own hash."""
+    """The bytes of an index, with its own hash added."""
     return canonical_json({**index, "sha256": _hash(index)})
 
 
@@ -39,7 +39,7 @@ def _hash(index: dict[str, Any]) -> str:
 
 
 def index_limit(source: DataSource) -> int:
-    """Bytes that the index of a source's cache may have: a multiple of what it needs."""
+    """The maximum size in bytes of the index of a source's cache: a multiple of what it needs."""
     names = [list(split.names) for split in source.splits.values()]
     named = len(canonical_json([*names, list(source.ignored), list(source.classes)]))
     images = sum(map(len, names)) + len(source.ignored)
@@ -47,9 +47,9 @@ def index_limit(source: DataSource) -> int:
 
 
 def read_index(path: Path, max_bytes: int = MAX_INDEX_BYTES) -> dict[str, Any] | None:
-    """The index at `path` without its own hash; None if there is none, or one of another version.
+    """The index at `path`, without its own hash; None if there is none, or if it is of another version.
 
-    Raises DamagedFiles for one that is not whole, OSError for what is no file, or a larger one than max_bytes.
+    Raises DamagedFiles if it is incomplete or changed, OSError if it is not a file or larger than max_bytes.
     """
     try:
         text = read_printable(path, max_bytes)
@@ -61,12 +61,12 @@ def read_index(path: Path, max_bytes: int = MAX_INDEX_BYTES) -> dict[str, Any] |
     if index.get("schema_version") != SCHEMA_VERSION:
         return None
     if not _is_plausible(index):
-        raise DamagedFiles(f"{path.name} holds values of other types")
+        raise DamagedFiles(f"{path.name} holds values of wrong types")
     return index
 
 
 def parse_index(text: bytes) -> dict[str, Any]:
-    """The index that `text` is, of whatever version, without its own hash. Raises DamagedFiles if it is not whole."""
+    """The index in `text`, of any version, without its own hash. Raises DamagedFiles if it is incomplete or changed."""
     try:
         index = parse_json(text, INDEX)
     except ConfigError:
@@ -77,14 +77,14 @@ def parse_index(text: bytes) -> dict[str, Any]:
 
 
 def _is_plausible(index: dict[str, Any]) -> bool:
-    """Whether all values but those of the audit, which tells by itself, are of the types that `write_splits` writes."""
+    """Whether the values have the types that `write_splits` writes; `Audit.from_dict` checks those of the audit."""
     names, sums, facts, origin = (index.get(key) for key in ("names", "checksums", "facts", "origin"))
     return (
         all(isinstance(index.get(key), str) for key in ("signature", "fingerprint"))
         and isinstance(names, dict)
         and isinstance(sums, dict)
         and names.keys() == sums.keys()
-        # a name is that of files
+        # a split's name is part of file names
         and all(name.isidentifier() and _is_list(names[name], str) and _is_list(sums[name], int) for name in names)
         and _is_list(origin, str, 2)
         and isinstance(facts, list)
@@ -98,20 +98,20 @@ def _is_list(value: Any, kind: type, length: int | None = None) -> bool:
 
 
 def folders_with(fingerprint: str, first: Path) -> Iterator[Path]:
-    """The folders of caches whose index tells this fingerprint: `first`, and those that lie beside it."""
+    """The folders of caches whose index holds this fingerprint, among `first` and those beside it."""
     for folder in (first, *sorted(first.parent.glob("[!.]*/"))):
         with contextlib.suppress(OSError):
-            # a search of bytes: the index of a million images takes seconds to parse
+            # a byte search, because parsing the index of a million images takes seconds
             if _holds(folder / INDEX, f'"fingerprint":"{fingerprint}"'.encode()):
                 yield folder
 
 
 def _holds(path: Path, wanted: bytes) -> bool:
-    """Whether a file holds these bytes, in the memory of a part of it. Raises OSError."""
+    """Whether a file holds these bytes, reading it part by part. Raises OSError."""
     with open_regular(path, MAX_INDEX_BYTES) as file:
         before = b""
         while part := file.read(CHUNK_BYTES):
-            # zeros take no room on a disk: of an index they are no part, and gigabytes of them need no search
+            # an index holds no zeros; a sparse file may hold gigabytes of them, which need not be searched
             if b"\0" in part:
                 return False
             if wanted in before + part:

@@ -1,4 +1,4 @@
-"""A data source out of the cache alone: for a run that goes on when its files can't be opened any more."""
+"""Restores a data source from the cache alone, to resume a run whose files can't be opened any more."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["source_in_cache"]
 
 
 def source_in_cache(fingerprint: str, preprocess: Preprocess, cache_dir: Path) -> DataSource | None:
-    """The source of the images in the cache with this fingerprint; None if there is none, or none that is whole.
+    """The source of the images in the cache with this fingerprint; None if there is no such undamaged cache.
 
-    Its paths are where the files were. What the audit had left out is not among its images.
+    Its paths are where the files used to be. Images that the audit left out are not included.
     """
     for folder in folders_with(fingerprint, cache_dir / "images" / "-"):
         with contextlib.suppress(DamagedFiles):

@@ -1,4 +1,4 @@
-"""What tells at once, without reading an image, whether the files of a data set are still those of its cache."""
+"""Detects, without reading images, whether the files of a data set have changed since they were cached."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vivace.data.preprocess import Preprocess
 from vivace.data.splits import DataSource
 from vivace.files import canonical_json
 
-__all__ = ["signature_of", "strangers_of"]
+__all__ = ["signature_of", "unlisted_images"]
 
-# raised when the files of a cache change, or which images are read: older ones are then made again
+# increase this when the format of a cache or the selection of images changes: older caches are then rebuilt
 SCHEMA_VERSION = 5
 
 
 def signature_of(source: DataSource, preprocess: Preprocess) -> str:
-    """A hash over names, labels, sizes and times of all files (contents, for arrays): 60,000 files take 0.15 s."""
+    """A hash over the names, labels, sizes and times of all files, or over the contents of arrays; hexadecimal."""
     hasher = hashlib.blake2b(digest_size=16)
-    # another Pillow may decode or resize a pixel otherwise: predictions would no longer see what training saw
+    # another version of Pillow may give other pixels, so that predictions would differ from training
     facts = [SCHEMA_VERSION, PIL.__version__, preprocess.fingerprint(), list(source.classes), list(source.ignored)]
     hasher.update(canonical_json(facts))
     for name, split in sorted(source.splits.items()):
@@ -41,10 +41,11 @@ def signature_of(source: DataSource, preprocess: Preprocess) -> str:
     return hasher.hexdigest()
 
 
-def strangers_of(source: DataSource) -> frozenset[str]:
-    """Images that lie beside those of the source and are none of them, as paths; folders that are gone count as empty.
+def unlisted_images(source: DataSource) -> frozenset[str]:
+    """Paths of image files that are in the same folders as those of the source, but not in the source.
 
-    A folder of class folders has none, a manifest may have many: a new one tells that an image was added.
+    Class folders have none; the folders of a manifest may have many. A new one means that an image was added. Missing
+    folders count as empty.
     """
     known = {path for split in source.splits.values() for path in split.paths or ()}
     found: set[str] = set()

@@ -1,7 +1,7 @@
-"""Images that stay in their file: rows are read when they are asked for, and their bytes can be checked.
+"""Images in a file, read row by row when they are indexed, with checksums.
 
-Not a memory map: a file that is cut short under one, or a disk that fails, ends the process by SIGBUS without a word. A
-read that fails can say so, and costs 1 to 2 µs more for an image.
+This is not a memory map: if a mapped file is truncated or the disk fails, SIGBUS kills the process without a message. A
+failed read raises an error instead, and costs only 1 to 2 µs more per image.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from vivace.hardware import num_cpus
 
 __all__ = ["Pixels", "StoredImages", "checksums", "first_changed_block", "read_column"]
 
-# of a file under one checksum. CRC-32 goes through 1.5 GB/s on one core, blake2b through 0.6
+# bytes of a file per checksum: CRC-32, which is over twice as fast as blake2b
 BLOCK_BYTES = 4 * 2**20
-# more threads than that wait for memory
+# more threads are limited by memory bandwidth
 MAX_THREADS = 4
 
 
 class Pixels(Protocol):
-    """uint8 [N, H, W, C], in memory or in a file; what is taken out of it along the first axis are numpy arrays."""
+    """uint8 [N, H, W, C], in memory or in a file; indexing along the first axis gives numpy arrays."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -50,22 +50,22 @@ class Pixels(Protocol):
 
 
 class StoredImages:
-    """uint8 [N, H, W, C] in a .npy file, read-only: indexed as an array is, along the first axis alone.
+    """uint8 [N, H, W, C] in a .npy file, read-only; indexed like an array, but only along the first axis.
 
-    What is taken is a copy. Raises CacheDamaged from any use once the file is cut short, or can't be read any more; a
-    file that takes its place under the same name is not looked at.
+    Indexing gives copies, and raises CacheDamaged if the file was truncated or can't be read any more. The file stays
+    open: another one that replaces it under the same name is ignored.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError or ValueError if it is no such file, or not exactly as long as it says."""
+        """Raises OSError or ValueError if it is not such a file, or if its length does not match its header."""
         self._path = path.absolute()
         with open_regular(path) as file:
             self.shape, dtype, self._offset = _header(file, path.name)
             self._descriptor = os.dup(file.fileno())
-        # no ResourceWarning, as an open file would give, and no thread that still reads at the exit meets a closed one
+        # a plain descriptor gives no ResourceWarning; and it is not closed at exit, when threads may still read from it
         weakref.finalize(self, os.close, self._descriptor).atexit = False
         if dtype != self.dtype or len(self.shape) != self.ndim:
             raise ValueError(f"{path.name} holds {dtype} {self.shape}")
@@ -80,7 +80,7 @@ class StoredImages:
         return self.shape[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For another process: the same file, opened again."""
+        """Pickles as a reference: another process opens the same file again."""
         facts = os.fstat(self._descriptor)
         return _opened_again, (self._path, facts.st_dev, facts.st_ino)
 
@@ -97,12 +97,12 @@ class StoredImages:
             if positions.shape != (len(self),):
                 raise IndexError(f"there are {len(self):,} images: got a mask of shape {positions.shape}")
             return self._read(np.flatnonzero(positions))
-        # numpy makes floats of an empty list
+        # numpy makes an empty list a float array
         return self._read(positions if positions.size else np.empty(0, dtype=np.int64))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("images in a file can't be had without a copy")
+            raise ValueError("images in a file can't be converted to an array without a copy")
         return self[:] if dtype is None else self[:].astype(dtype, copy=False)
 
     def _read(self, positions_n: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ class StoredImages:
         out = np.empty((len(positions_n), *self.shape[1:]), dtype=np.uint8)
         if out.size:
             flat = memoryview(out).cast("B")  # type: ignore[arg-type]
-            # neighbours in the file are one read
+            # adjacent rows are read by one call
             ends = [*(np.flatnonzero(np.diff(positions_n) != 1) + 1).tolist(), len(positions_n)]
             starts = [0, *ends[:-1]]
             for start, end, first in zip(starts, ends, positions_n[starts].tolist(), strict=True):
@@ -139,23 +139,23 @@ def _opened_again(path: Path, device: int, inode: int) -> StoredImages:
             return StoredImages(path)
     except (OSError, ValueError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error
-    raise _damaged(path, "another one is in its place")
+    raise _damaged(path, "it was replaced by another file")
 
 
 def _damaged(path: Path, reason: str) -> CacheDamaged:
     return CacheDamaged(
-        f"the cache was damaged while it was in use: {path} ({reason}). Start again, a training with --resume: the "
-        "images are then read anew."
+        f"the cache was damaged while it was in use: {path} ({reason}). Start again (resume a training by --resume): "
+        "the images are then read again."
     )
 
 
 def read_column(path: Path, dtype: Any, length: int) -> np.ndarray:
-    """[length] of `dtype` out of a .npy file. Raises OSError or ValueError if it is no such file, of no other size."""
+    """The array [length] of `dtype` in a .npy file. Raises OSError or ValueError if it holds anything else."""
     with open_regular(path) as file:
         shape, found, offset = _header(file, path.name)
         if found != dtype or shape != (length,):
             raise ValueError(f"{path.name} holds {found} {shape}, expected {np.dtype(dtype)} {(length,)}")
-        # before room is made for it
+        # checked before memory is allocated
         _check_size(file.fileno(), offset + length * found.itemsize, path.name)
         return np.frombuffer(bytearray(file.read(length * found.itemsize)), dtype=found)
 
@@ -167,17 +167,17 @@ def _check_size(descriptor: int, expected: int, name: str) -> None:
 
 
 def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """(shape, dtype, bytes before the values) of a .npy file in C order, which was just opened. Raises ValueError."""
+    """(shape, dtype, offset of the values) of a newly opened .npy file in C order. Raises ValueError."""
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
-        raise ValueError(f"{name} is of version {version}")
+        raise ValueError(f"{name} has version {version}")
     try:
         with warnings.catch_warnings():
-            # about headers as Python 2 wrote them
+            # numpy only warns of headers written by Python 2
             warnings.simplefilter("error")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:
-        # numpy has Python's own parser read it, which fails in any way it likes
+        # numpy evaluates the header by Python's parser, which may raise anything
         raise ValueError(f"{name} has a header that can't be read ({type(error).__name__})") from None
     if fortran or dtype.hasobject or not all(type(count) is int and 0 <= count <= sys.maxsize for count in shape):
         raise ValueError(f"{name} holds {dtype} {shape}")
@@ -185,12 +185,15 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any],
 
 
 def checksums(path: Path) -> list[int]:
-    """The CRC-32 of each 4 MiB of a file, in order. Raises OSError."""
+    """The CRC-32 of each block of 4 MiB of a file, in order. Raises OSError."""
     return list(_checksums(path))
 
 
 def first_changed_block(path: Path, expected: Sequence[int]) -> int | None:
-    """The first 4 MiB of a file whose checksum is not as expected, counted from 0; None if all are. Raises OSError."""
+    """The index of the first block of 4 MiB whose checksum differs from the expected one; None if all are equal.
+
+    Raises OSError.
+    """
     for index, (found, wanted) in enumerate(zip(_checksums(path), expected, strict=True)):
         if found != wanted:
             return index
@@ -201,7 +204,7 @@ def _checksums(path: Path) -> Iterator[int]:
     with open_regular(path) as file, ThreadPoolExecutor(min(MAX_THREADS, num_cpus())) as pool:
 
         def checksum(offset: int) -> int:
-            # crc32 and pread let go of the interpreter's lock
+            # crc32 and pread release the GIL
             return zlib.crc32(systems.read_at(file.fileno(), BLOCK_BYTES, offset))
 
         yield from pool.map(checksum, range(0, os.fstat(file.fileno()).st_size, BLOCK_BYTES))

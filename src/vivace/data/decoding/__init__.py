@@ -1,4 +1,4 @@
-"""An image file → the square of uint8 pixels that is stored, with a guard against whatever the file may hold.
+"""Decodes an image file to the stored square of uint8 pixels, with limits against malicious and damaged files.
 
-Nothing here needs more of vivace than `ImageError`: an exported deployment gets a copy of this whole package.
+This package imports nothing of vivace but `ImageError`: an exported deployment gets a copy of it.
 """

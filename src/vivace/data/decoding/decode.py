@@ -1,4 +1,4 @@
-"""Decoding: the one function that opens an image file, with every guard against what may be in it."""
+"""Opens image files: the single entry point, with all checks against damaged and malicious files."""
 
 from __future__ import annotations
 
@@ -43,32 +43,32 @@ __all__ = [
 ]
 
 MAX_PIXELS = 100_000_000
-# a larger file is not even read: what MAX_PIXELS may take decoded
+# a larger file is not read; as many bytes as MAX_PIXELS may take when decoded
 MAX_BYTES = 768_000_000
-# bytes of a file that is read at once
+# smaller files are read by a single call
 SMALL_FILE = 1 << 16
 # characters of a name in a message
 MAX_SHOWN = 300
-# a Pillow image that was only opened is decoded in place, which two threads can't do at once
+# a lazily opened Pillow image is decoded in place, which two threads can't do at once
 _opening = threading.Lock()
-# why the system does not give a file → what to do
+# error numbers of the system → what to do
 ADVICE = (
-    ((errno.EACCES, errno.EPERM), "Check its rights."),
+    ((errno.EACCES, errno.EPERM), "Check its permissions."),
     ((errno.ENOENT, errno.ENOTDIR), "Check the path: was it moved or renamed?"),
-    ((errno.ELOOP,), "Mend the link, or leave it out."),
+    ((errno.ELOOP,), "Fix the link, or leave it out."),
     ((errno.ENAMETOOLONG,), "Give it a shorter name."),
     ((errno.EMFILE, errno.ENFILE), "Close other files, or raise the limit (ulimit -n)."),
-    ((errno.EIO,), "Its disk fails: restore it from a copy."),
+    ((errno.EIO,), "The disk fails: restore it from a copy."),
 )
 
 
 class PillowGuard:
-    """Holds Pillow to one behaviour while any thread decodes, whatever the program around us has set.
+    """Gives Pillow fixed settings while any thread decodes, whatever the calling program has set.
 
-    Pillow keeps its settings in globals: LOAD_TRUNCATED_IMAGES, which many programs set, would let half an image pass,
-    and a filter that makes errors of warnings would turn odd metadata into another image. `warnings.catch_warnings`
-    alone is not safe in threads: when two overlap, the last one to leave restores what the other had changed.
-    MAX_IMAGE_PIXELS would turn away what `max_pixels` allows: `Limits` looks at every size before pixels are decoded.
+    Pillow's settings are globals. LOAD_TRUNCATED_IMAGES, which many programs set, would accept half an image; a filter
+    that makes warnings errors would change how odd metadata is read; and MAX_IMAGE_PIXELS would refuse what
+    `max_pixels` allows (`Limits` checks every size before decoding). `warnings.catch_warnings` alone is not
+    thread-safe: if two overlap, the last one to exit restores the settings of the other. Hence the counter.
     """
 
     _lock = threading.Lock()
@@ -101,12 +101,12 @@ class PillowGuard:
 def read_image(
     source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None
 ) -> Image.Image | np.ndarray:
-    """The decoded first picture of an image file, upright, 8 bits a channel, in its own mode or as uint8 [H, W, 3 | 1].
+    """The first picture of an image file, upright, 8 bits per channel: a Pillow image or uint8 [H, W, 3 | 1].
 
-    source: a path, or an encoded file's bytes. draft_size: a JPEG at least four times as large may be decoded at a
-    lower resolution, still at least twice this side. max_pixels: of what is decoded, and with it a bound on memory.
-    Raises ImageError whose `problem` is one of unreadable, empty, not_an_image, format_not_allowed, missing_extra,
-    bomb, too_small, extreme_aspect, truncated, not_convertible.
+    source: a path, or the bytes of an encoded file. max_pixels: limit on the decoded pixels, which also bounds memory.
+    draft_size: a JPEG at least four times as large may be decoded at a lower resolution, of at least twice this size.
+    Raises ImageError; its `problem` is unreadable, empty, not_an_image, format_not_allowed, missing_extra, bomb,
+    too_small, extreme_aspect, truncated or not_convertible.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
@@ -117,7 +117,7 @@ def read_image(
 def decoding(
     source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None
 ) -> Iterator[tuple[bytes, Picture]]:
-    """(bytes of the file, what `read_image` makes of it), while the memory for both is held in the process's budget."""
+    """A context with (bytes of the file, decoded picture), which holds the memory for both; else as `read_image`."""
     name = "the image" if isinstance(source, bytes) else str(source)
     limits = Limits(max_pixels, draft_size)
     if isinstance(source, bytes):
@@ -131,13 +131,13 @@ def decoding(
 def decode_bytes(
     data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None
 ) -> Image.Image | np.ndarray:
-    """`read_image` of bytes already read; `name` is used in messages."""
+    """`read_image` for bytes already read; `name` is used in messages."""
     with _opened(data, name, Limits(max_pixels, draft_size)) as picture:
         return picture.pixels
 
 
 def mismatch(name: str, kind: str) -> bool:
-    """Whether the extension of a file is that of another format than `kind`, which its content is."""
+    """Whether a file's extension belongs to another format than its content, which is `kind`."""
     if name.endswith(FORMATS[kind]):
         return False
     extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
@@ -145,13 +145,13 @@ def mismatch(name: str, kind: str) -> bool:
 
 
 def size_of(path: Path | str) -> tuple[int, int]:
-    """Width and height of an image file, by its header alone: nothing is decoded. Raises ImageError."""
-    with _read(path) as data, PillowGuard(), _told(str(path)):
+    """(width, height) of an image file by its header, without decoding it. Raises ImageError."""
+    with _read(path) as data, PillowGuard(), _image_errors(str(path)):
         return header_size(data)
 
 
-class _opened:  # noqa: N801 (a context as those of contextlib are, in a fifth of their time)
-    """The picture in a file's bytes, while the memory for it is held and Pillow behaves."""
+class _opened:  # noqa: N801 (a context manager; contextlib's take five times as long)
+    """A context with the picture in a file's bytes, which holds the memory for it and guards Pillow."""
 
     def __init__(self, data: bytes, name: str, limits: Limits) -> None:
         self._data, self._name, self._limits = data, name, limits
@@ -164,7 +164,7 @@ class _opened:  # noqa: N801 (a context as those of contextlib are, in a fifth o
         self._guard = PillowGuard()
         self._guard.__enter__()
         try:
-            with _told(self._name):
+            with _image_errors(self._name):
                 self._open = open_picture(self._data, self._limits)
                 return self._open.__enter__()
         except BaseException:
@@ -173,14 +173,14 @@ class _opened:  # noqa: N801 (a context as those of contextlib are, in a fifth o
 
     def __exit__(self, *_: object) -> None:
         try:
-            # what becomes of the picture is no error of its file
+            # an error in the body of the context is not the file's: don't pass it on
             self._open.__exit__(None, None, None)
         finally:
             self._guard.__exit__()
 
 
-class _told:  # noqa: N801 (a context as those of contextlib are, in a fifth of their time)
-    """Whatever a decoder raises becomes an ImageError of one line; MemoryError stays what it is."""
+class _image_errors:  # noqa: N801 (a context manager; contextlib's take five times as long)
+    """Turns whatever a decoder raises, except MemoryError, into an ImageError of one line."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -196,10 +196,10 @@ class _told:  # noqa: N801 (a context as those of contextlib are, in a fifth of 
 def _image_error(error: Exception, name: str) -> ImageError:
     if isinstance(error, Unfit):
         text = str(error)
-        # what is counted before decoding knows no name
+        # texts without NAME come from checks that don't know the file's name
         text = text.replace("NAME", shown(name)) if "NAME" in text else f"not decoded: {shown(name)}: {text}"
         return ImageError(text, problem=error.problem)
-    # broken files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
+    # damaged files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, IndexError
     return ImageError(
         f"the image is damaged: {shown(name)} ({_reason(error)}). Restore it from a copy, or leave it out.",
         problem="truncated",
@@ -207,43 +207,43 @@ def _image_error(error: Exception, name: str) -> ImageError:
 
 
 def _reason(error: Exception) -> str:
-    """What a decoder says, in one line of printable characters."""
+    """The text of a decoder's error, in one line of printable characters."""
     said = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        # its words name an object in memory
-        said = "its header is wrong"
+        # Pillow's text names a Python object
+        said = "its header is invalid"
     return "".join(c if c.isprintable() else "?" for c in said[:150])
 
 
 def load_opened(image: Image.Image, *, max_pixels: int) -> None:
-    """Decode a Pillow image that was only opened, in place. Raises ImageError as `read_image` does of its file."""
-    with _opening, PillowGuard(), _told("the image"):
+    """Decode a lazily opened Pillow image in place. Raises ImageError as `read_image` does for its file."""
+    with _opening, PillowGuard(), _image_errors("the image"):
         Limits(max_pixels).check(image.size)
         image.load()
 
 
 def check_size(width: int, height: int, *, max_pixels: int) -> None:
-    """Raises ImageError for an image of a size that no file may have: bomb, too_small, extreme_aspect."""
-    with _told("the image"):
+    """Raise ImageError if an image of this size is refused: bomb, too_small, extreme_aspect."""
+    with _image_errors("the image"):
         Limits(max_pixels).check((width, height))
 
 
 def image_of(pixels: np.ndarray) -> Image.Image:
-    """uint8 [H, W], [H, W, 1] or [H, W, 3] as a Pillow image, mode L or RGB."""
+    """A Pillow image, mode L or RGB, of uint8 [H, W], [H, W, 1] or [H, W, 3]."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """The bytes of a regular file. Raises ImageError: unreadable, or bomb if it is larger than any image may be."""
+    """The bytes of a regular file. Raises ImageError: unreadable, or bomb if it is larger than an image may be."""
     with _read(path) as data:
         return data
 
 
 @contextlib.contextmanager
 def _read(path: Path | str) -> Iterator[bytes]:
-    """The bytes of a file, while the memory for them is held; of what is no image, the beginning only."""
+    """A context with the bytes of a file, which holds the memory for them; only the first ones if it is no image."""
     try:
-        # without O_NONBLOCK a named pipe called .jpg would be waited for until somebody writes to it
+        # without O_NONBLOCK opening a named pipe would block until somebody writes to it
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:
@@ -254,17 +254,19 @@ def _read(path: Path | str) -> Iterator[bytes]:
             raise ImageError(f"this is a folder: {shown(path)}. Give image files.", problem="unreadable")
         if not stat.S_ISREG(facts.st_mode):
             raise ImageError(
-                f"no regular file: {shown(path)}, a pipe, socket or device. Give image files.", problem="unreadable"
+                f"not a regular file: {shown(path)} is a pipe, socket or device. Give image files.",
+                problem="unreadable",
             )
         if facts.st_size > MAX_BYTES:
             raise ImageError(
                 f"the file is too large for an image: {shown(path)} has {facts.st_size:,} bytes, "
-                f"the cap is {MAX_BYTES:,}. Make it smaller, or leave it out.",
+                f"the limit is {MAX_BYTES:,}. Make it smaller, or leave it out.",
                 problem="bomb",
             )
         with READING.hold(facts.st_size):
             try:
-                # the end of a small file is seen in the same call; of a large one that is no image the rest is not read
+                # asking for one byte more shows the end of a small file without a second call; a large file is read on
+                # only if it is an image
                 small = facts.st_size < SMALL_FILE
                 data = os.read(descriptor, facts.st_size + 1 if small else HEAD_BYTES)
                 if len(data) != facts.st_size and sniff(data[:HEAD_BYTES]):
@@ -281,17 +283,17 @@ def _unreadable(path: Path | str, error: OSError | ValueError) -> ImageError:
         return ImageError(
             f"the file can't be read: {shown(path)} ({error.strerror}). {advice(error)}", problem="unreadable"
         )
-    # a zero byte, or a character that has no bytes
-    return ImageError(f"the name is no file's: {shown(path)} ({error}). Correct it.", problem="unreadable")
+    # a null byte, or a character that can't be encoded
+    return ImageError(f"the file name is invalid: {shown(path)} ({error}). Correct it.", problem="unreadable")
 
 
 def advice(error: OSError) -> str:
-    """What to do about a file or folder that the system does not give."""
+    """What to do about a file or folder that the system can't open."""
     return next((text for numbers, text in ADVICE if error.errno in numbers), "Check its disk, or leave it out.")
 
 
 def shown(name: Path | str) -> str:
-    """A name fit for one line of text: newlines and bytes that are no UTF-8 are escaped, a long one is shortened."""
+    """A name for one line of text: newlines and invalid UTF-8 are escaped, long names are shortened."""
     text = str(name)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= MAX_SHOWN else f"{text[:80]}…{text[80 - MAX_SHOWN :]}"

@@ -1,13 +1,13 @@
-"""The formats that are read, by content: a table of their extensions, and what tells them apart by the first bytes.
+"""The supported formats: their extensions, and how to detect them by the first bytes of a file.
 
-An allow-list: Pillow would hand EPS to Ghostscript, and FITS or PDF are no photos.
+This is an allow-list: Pillow would pass EPS to Ghostscript, for example.
 """
 
 from __future__ import annotations
 
-__all__ = ["EXTENSIONS", "FORMATS", "HEAD_BYTES", "REFUSED_EXTENSIONS", "SPOKEN", "sniff", "unread_format"]
+__all__ = ["EXTENSIONS", "FORMATS", "HEAD_BYTES", "REFUSED_EXTENSIONS", "SUPPORTED", "sniff", "unsupported_format"]
 
-# format, as Pillow names it → extensions
+# Pillow's name of a format → extensions
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     # several pictures in one JPEG file: `sniff` calls it JPEG
@@ -19,15 +19,16 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "AVIF": (".avif",),
-    # read by the extra "heic"
+    # needs the extra "heic"
     "HEIF": (".heic", ".heif", ".hif"),
 }
-SPOKEN = "JPEG, PNG, WebP, AVIF, HEIC, BMP, GIF, TIFF or PPM"
+# for messages
+SUPPORTED = "JPEG, PNG, WebP, AVIF, HEIC, BMP, GIF, TIFF or PPM"
 EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
 REFUSED_EXTENSIONS = frozenset(
     (".eps", ".ps", ".pdf", ".fits", ".fit", ".svg", ".wmf", ".emf", ".psd", ".hdf5", ".h5", ".dcm", ".raw", ".dng")
 )
-# how much of a file `sniff` needs: the brands of a HEIC or AVIF file stand in its first box
+# bytes of a file that `sniff` needs: the brands of a HEIC or AVIF file are in its first box
 HEAD_BYTES = 64
 
 STARTS = (
@@ -41,8 +42,8 @@ STARTS = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
-# images of formats that are not read, for messages
-UNREAD = (
+# formats that are not supported, for messages
+UNSUPPORTED = (
     (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
@@ -69,7 +70,7 @@ UNREAD = (
     (b"IIU\0", "a raw photo"),
     (b"FUJIFILMCCD-RAW", "a raw photo"),
 )
-# sizes of the header that follows BMP's first 14 bytes: "BM" alone begins many a text
+# sizes of the header after BMP's first 14 bytes; a text may begin with "BM" too
 BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 # ISO/IEC 23008-12 and the AVIF specification: brands of still pictures and sequences
 AVIF_BRANDS = frozenset((b"avif", b"avis"))
@@ -77,10 +78,10 @@ HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b
 
 
 def sniff(head: bytes) -> str | None:
-    """The format of a file, a key of `FORMATS`, by its first `HEAD_BYTES` bytes; None: no image that is read."""
+    """The format of a file, a key of `FORMATS`, by its first `HEAD_BYTES` bytes; None if it is not supported."""
     for start, kind in STARTS:
         if head.startswith(start):
-            # Canon's raw pictures are TIFF but for this mark
+            # Canon's raw photos look like TIFF except for this mark
             return None if kind == "TIFF" and head[8:10] == b"CR" else kind
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
@@ -91,22 +92,22 @@ def sniff(head: bytes) -> str | None:
     return _by_brand(head) if head[4:8] == b"ftyp" else None
 
 
-def unread_format(head: bytes) -> str | None:
-    """How the format of an image that `sniff` does not know is called; None if the first bytes are no image's."""
-    for start, name in UNREAD:
-        # of icons, the number of pictures follows
+def unsupported_format(head: bytes) -> str | None:
+    """The name of an unsupported image format; None if the first bytes are not those of an image."""
+    for start, name in UNSUPPORTED:
+        # in icons the number of pictures follows
         if head.startswith(start) and (name not in ("ICO", "CUR") or 0 < int.from_bytes(head[4:6], "little") < 256):
             return name
     if head[4:8] == b"ftyp" and head[8:12] == b"crx ":
         return "a raw photo"
-    # ZSoft's PCX: version, encoding, bits of a sample
+    # ZSoft's PCX: version, encoding, bits per sample
     if len(head) > 3 and head[0] == 10 and head[1] in (0, 2, 3, 4, 5) and head[2] == 1 and head[3] in (1, 2, 4, 8):
         return "PCX"
     return "TGA" if _is_tga(head) else None
 
 
 def _is_tga(head: bytes) -> bool:
-    """Whether all fields of a TGA header make sense together: it has no mark of its own."""
+    """Whether the fields of a TGA header are consistent; the format has no magic number."""
     if len(head) < 18:
         return False
     has_map, kind, bits = head[1], head[2], head[16]
@@ -117,7 +118,7 @@ def _is_tga(head: bytes) -> bool:
 
 
 def _by_brand(head: bytes) -> str | None:
-    """AVIF or HEIF by the major brand, else by the first of the compatible ones that tells."""
+    """AVIF or HEIF, by the major brand or else by the first known compatible brand."""
     end = min(len(head), int.from_bytes(head[:4], "big"))
     for brand in (head[8:12], *(head[place : place + 4] for place in range(16, end - 3, 4))):
         if brand in AVIF_BRANDS:

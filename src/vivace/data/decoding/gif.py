@@ -1,4 +1,4 @@
-"""What a GIF says of its first picture, before Pillow opens it and makes room for it."""
+"""Reads the size of a GIF's first picture before Pillow opens the file and allocates memory for it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MAX_GIF_PREFIX = 4 << 20
 
 
 def check_gif(data: bytes) -> tuple[int, int]:
-    """(width, height) of a GIF and its first picture, which is memory to Pillow as soon as the file is opened.
+    """(width, height) that Pillow allocates as soon as it opens a GIF: the canvas with its first picture.
 
-    Read as Pillow reads it, down to what it makes of blocks that end too soon. Raises Unfit for a GIF whose first
-    picture lies behind megabytes of comments, or that has none.
+    Parses the file exactly as Pillow does, including blocks that end too soon. Raises Unfit if the first picture comes
+    after megabytes of comments, or if there is none.
     """
     place = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
     while place < min(len(data), MAX_GIF_PREFIX) and data[place] not in b",;":
@@ -33,7 +33,7 @@ def check_gif(data: bytes) -> tuple[int, int]:
                 break
         place += 1
     if place >= MAX_GIF_PREFIX:
-        raise Unfit(f"over {MAX_GIF_PREFIX:,} bytes of comments stand before its picture. Save it anew.")
+        raise Unfit(f"over {MAX_GIF_PREFIX:,} bytes of comments precede its picture. Save it again.")
     if len(data) < place + 9 or data[place] != 0x2C:
         raise Unfit(
             "the image is damaged: NAME (it ends before its pixels). Restore it from a copy, or leave it out.",

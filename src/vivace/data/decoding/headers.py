@@ -1,7 +1,7 @@
-"""What the bytes of an image file say before they are decoded: sizes, orientation, and what would exhaust a machine.
+"""Reads the headers of image files before they are decoded: sizes, orientation, and declarations that cost too much.
 
-Decoders work through whatever a file declares. A few bytes can declare a thousand scans, a canvas of gigabytes or
-a hundred million entries of metadata; each is counted here first, by reading the structure of the file alone.
+Decoders process whatever a file declares. A few bytes can declare a thousand scans, a canvas of gigabytes or a hundred
+million metadata entries. These are counted here first, from the structure of the file alone.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ __all__ = [
 ORIENTATION = 0x0112
 # encoders write 1 to 20 scans
 MAX_SCANS = 100
-# samples that a decoder visits over all scans; the usual 10 scans of a photo of 100 megapixels visit 0.8 to 1.4e9
+# samples that a decoder visits in all scans; the usual 10 scans of a 100-megapixel photo visit 0.8e9 to 1.4e9
 MAX_VISITS = 2_000_000_000
-# pieces (segments, chunks) of a file: real files of 100 megapixels have some 50,000
+# pieces (segments, chunks) of a file; real files of 100 megapixels have about 50,000
 MAX_PIECES = 200_000
-# values of a TIFF tag that is no block of bytes: offsets of strips and tiles are the longest
+# values of a TIFF tag that is not a block of bytes; the longest are offsets of strips and tiles
 MAX_TIFF_VALUES = 2_000_000
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 # TIFF 6.0: type → letter of struct, size
 TYPES = {1: ("B", 1), 2: ("B", 1), 3: ("H", 2), 4: ("I", 4), 6: ("b", 1), 7: ("B", 1), 8: ("h", 2), 9: ("i", 4)}
 TYPES |= {5: ("Q", 8), 10: ("q", 8), 11: ("f", 4), 12: ("d", 8), 13: ("I", 4), 16: ("Q", 8), 17: ("q", 8), 18: ("Q", 8)}
-# of JPEG: Huffman, quantization, restart interval
+# JPEG markers of tables: Huffman, quantization, restart interval
 TABLES = frozenset((0xC4, 0xDB, 0xDD))
-# segments that have a length
+# JPEG markers of segments with a length
 PLAIN = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xFF)))
 SUB_BLOCKS = (0x8769, 0x8825, 0xA005)
 
 
 class Unfit(Exception):
-    """A file that is not decoded; `problem` is a short name, the text says why and how to fix it."""
+    """A file is not decoded. The text says why and how to fix it; `problem` is the short name."""
 
     def __init__(self, reason: str, problem: str = "bomb") -> None:
         super().__init__(reason)
@@ -53,35 +53,35 @@ class Unfit(Exception):
 
 @dataclass
 class Jpeg:
-    """What stands before the first scan of a JPEG file."""
+    """The header of a JPEG file, up to its first scan."""
 
     width: int = 0
     height: int = 0
     sampling: list[tuple[int, int, int]] = field(default_factory=list)
-    """Of each component: its number, samples across and down."""
+    """For each component: its id, horizontal and vertical sampling factor."""
     buffered: bool = False
-    """The coefficients of the whole image are kept while decoding: progressive, or several scans."""
+    """The decoder keeps the coefficients of the whole image, because it is progressive or has several scans."""
     exif: bytes = b""
     xmp: bytes = b""
     useful: list[tuple[int, int]] = field(default_factory=list)
-    """Start and end of the segments that decoding needs."""
+    """(start, end) of the segments that decoding needs."""
     scan: int = 0
-    """Where the first scan begins."""
+    """Offset of the first scan."""
     end: int = 0
-    """Where its header ends."""
+    """Offset of the end of the first scan's header."""
 
     def samples(self, components: frozenset[int] | None = None) -> float:
-        """Samples a pixel of the given components, all by default."""
+        """Samples per pixel of the given components, by default of all."""
         whole = max((h for _, h, _ in self.sampling), default=1) * max((v for _, _, v in self.sampling), default=1)
         kept = [h * v for number, h, v in self.sampling if components is None or number in components]
         return sum(kept) / max(1, whole)
 
     def coefficient_bytes(self) -> int:
-        """Memory that libjpeg keeps for coefficients, 2 bytes each."""
+        """Bytes that libjpeg keeps for coefficients, 2 for each."""
         return int(2 * self.width * self.height * self.samples()) if self.buffered else 0
 
     def dropped(self) -> bool:
-        """Whether there is metadata, so that `slim` makes a copy."""
+        """Whether there is metadata to drop, so that `slim` makes a copy."""
         return sum([end - start for start, end in self.useful]) + 2 != self.scan
 
     def slim(self, data: bytes) -> bytes:
@@ -93,10 +93,10 @@ class Jpeg:
 
 
 def read_jpeg(data: bytes) -> Jpeg | None:
-    """The header of a JPEG file; None if it ends before a scan begins. Raises Unfit for endless scans."""
+    """The header of a JPEG file; None if the file ends before its first scan. Raises Unfit for too many scans."""
     found, place, last = Jpeg(), 2, len(data) - 4
     for _ in range(MAX_PIECES):
-        # tables, the usual case: small pictures are decoded in as little time as their headers are read
+        # fast path for tables: for small pictures reading the header costs as much as decoding
         if place < last and data[place] == 0xFF and data[place + 1] in TABLES:
             end = place + 2 + (data[place + 2] << 8 | data[place + 3])
             found.useful.append((place, end))
@@ -120,13 +120,13 @@ def read_jpeg(data: bytes) -> Jpeg | None:
             _count_scans(data, found, body)
             return found
         _take_segment(found, marker, body, (start, end))
-    raise Unfit("its header has too many segments. Save it anew.")
+    raise Unfit("its header has too many segments. Save it again.")
 
 
 def _take_segment(found: Jpeg, marker: int, body: bytes, span: tuple[int, int]) -> None:
     if marker == 0xE1:
         if body.startswith(b"Exif\0\0") and len(found.exif) < 1 << 20:
-            # a block over 64 KB goes on in the next segment
+            # a block over 64 KB continues in the next segment
             found.exif += body[6:]
         elif body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             found.xmp = body[29:]
@@ -135,18 +135,18 @@ def _take_segment(found: Jpeg, marker: int, body: bytes, span: tuple[int, int]) 
         found.buffered = marker in (0xC2, 0xC6, 0xCA, 0xCE)
         parts = (body[place : place + 3] for place in range(6, min(len(body) - 2, 6 + 3 * body[5]), 3))
         found.sampling = [(part[0], part[1] >> 4, part[1] & 15) for part in parts]
-    # JFIF and Adobe tell the colour space; the rest of APPn and comments is not needed
+    # JFIF and Adobe segments state the colour space; other APPn segments and comments are not needed
     if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
         found.useful.append(span)
 
 
 def _count_scans(data: bytes, found: Jpeg, body: bytes) -> None:
-    """Raise Unfit for scans without end; tell whether there are several."""
+    """Set `buffered` if there are several scans. Raises Unfit for too many."""
     components = body[0] if body else 0
     found.buffered |= components < len(found.sampling)
     if not found.buffered:
         return
-    # this many at most, by a quick search: the usual case ends here
+    # an upper bound by a quick search, which is enough in the usual case
     most = data.count(b"\xff\xda", found.scan)
     pixels = found.width * found.height
     if most <= MAX_SCANS and most * pixels * found.samples() <= MAX_VISITS:
@@ -156,12 +156,13 @@ def _count_scans(data: bytes, found: Jpeg, body: bytes) -> None:
         visits += pixels * found.samples(parts)
         if scans > MAX_SCANS or visits > MAX_VISITS:
             raise Unfit(
-                f"it has {'at least ' if visits <= MAX_VISITS else ''}{scans} scans of {pixels:,} pixels. Save it anew."
+                f"it has {'at least ' if visits <= MAX_VISITS else ''}{scans} scans of {pixels:,} pixels. "
+                "Save it again."
             )
 
 
 def _scans(data: bytes, place: int) -> Iterator[frozenset[int]]:
-    """The components of each scan."""
+    """The component ids of each scan."""
     for _ in range(MAX_PIECES):
         match = MARKER.search(data, place)
         if match is None or data[match.start() + 1] == 0xD9:
@@ -174,11 +175,11 @@ def _scans(data: bytes, place: int) -> Iterator[frozenset[int]]:
             body = data[place + 2 : place + length]
             yield frozenset(body[1 : 1 + 2 * (body[0] if body else 0) : 2])
         place += length
-    raise Unfit("it has too many segments. Save it anew.")
+    raise Unfit("it has too many segments. Save it again.")
 
 
 def slim_png(data: bytes) -> bytes:
-    """A PNG file without what decoding needs not (text, profiles, animation). Raises Unfit if it has endless chunks."""
+    """A PNG file without what decoding does not need: text, profiles, animation. Raises Unfit for too many chunks."""
     kept, place, dropped = [(0, 8)], 8, 0
     for _ in range(MAX_PIECES):
         if place + 8 > len(data):
@@ -193,8 +194,8 @@ def slim_png(data: bytes) -> bytes:
         if kind == b"IEND":
             break
     else:
-        raise Unfit("it has too many chunks. Save it anew.")
-    # what follows the end is no part of the image
+        raise Unfit("it has too many chunks. Save it again.")
+    # data after the end chunk is not part of the image
     if not dropped and place == len(data):
         return data
     view = memoryview(data)
@@ -203,13 +204,13 @@ def slim_png(data: bytes) -> bytes:
 
 def _png_needs(kind: bytes, body: bytes, length: int) -> bool:
     if kind in (b"tEXt", b"zTXt", b"iTXt"):
-        # where the orientation may be; Pillow bounds what they unpack to
+        # these may hold the orientation; Pillow bounds their unpacked size
         return length < 1 << 20 and body.startswith((b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"))
     return kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf") or not kind[:1].islower()
 
 
 def canvas_of_webp(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a WebP file; None where the header is no header."""
+    """(width, height) of a WebP file; None if its header is invalid."""
     kind, s = data[12:16], data[:30]
     if kind == b"VP8X" and len(s) == 30:
         return int.from_bytes(s[24:27], "little") + 1, int.from_bytes(s[27:30], "little") + 1
@@ -226,9 +227,9 @@ class Tiff:
     """The first directory of a TIFF file."""
 
     values: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    """Tag → its numbers; bytes and text as numbers too."""
+    """Tag → values; bytes and text as numbers."""
     more: bool = False
-    """Another picture follows."""
+    """Whether another picture follows."""
 
     def number(self, tag: int, default: float = 0) -> float:
         """The first value of a tag."""
@@ -236,22 +237,23 @@ class Tiff:
         return found[0] if found else default
 
     def block_bytes(self) -> int:
-        """Memory for one tile, which may be larger than the image, or one strip, which may be the whole of it."""
+        """Bytes for one tile, which may be larger than the image, or for one strip, which may be the whole image."""
         bits = self.values.get(258, (1,))
         samples = 1 if self.number(284) == 2 else max(len(bits), self.number(277, 1))
-        # brightness and colour apart become RGB and alpha here
+        # YCbCr is converted to RGBA here
         each = max(sum(bits), max(bits) * samples, 1) / 8 + 4 * (self.number(262) == 6)
         if self.number(322):
             return int(self.number(322) * self.number(323) * each)
-        # what is not packed is read row by row
+        # without compression it is read row by row
         rows = 0 if self.number(259, 1) == 1 else min(self.number(278, 1 << 32), self.number(257))
         return int(self.number(256) * rows * each)
 
 
 def read_tiff(data: bytes, start: int = 0, *, inner: bool = False) -> Tiff:
-    """The first directory of a TIFF file or EXIF block that begins at `start`, as far as it can be read.
+    """The first directory of a TIFF file or EXIF block that begins at `start`, as far as it is readable.
 
-    Raises Unfit if its tags, or those of the directories inside, hold more bytes than the file: they would be copied.
+    inner: don't read its subdirectories. Raises Unfit if tags claim more bytes than the file has, since decoders copy
+    them.
     """
     found = Tiff()
     order = "<" if data[start : start + 2] == b"II" else ">"
@@ -264,7 +266,7 @@ def read_tiff(data: bytes, start: int = 0, *, inner: bool = False) -> Tiff:
                 if tag in found.values:
                     _read_directory(data, start, int(found.number(tag)), order, big, Tiff())
     except (struct.error, OverflowError, ValueError):
-        # damaged: the decoder will say so
+        # damaged: the decoder will report it
         pass
     return found
 
@@ -279,7 +281,7 @@ def _read_directory(data: bytes, start: int, place: int, order: str, big: bool, 
         letter, size = TYPES.get(kind, ("B", 0))
         total += values * size if values * size > width else 0
         if total > len(data) or (values > MAX_TIFF_VALUES and kind not in (1, 2, 6, 7)):
-            raise Unfit("its tags claim more bytes than it has. Save it anew.")
+            raise Unfit("its tags claim more bytes than it has. Save it again.")
         field_at = place + (12 if big else 8)
         if size and values * size > width:
             (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, start + field_at)
@@ -293,7 +295,7 @@ def _read_directory(data: bytes, start: int, place: int, order: str, big: bool, 
 
 
 def orientation_in(exif: bytes, xmp: bytes) -> int:
-    """1 to 8 as EXIF 2.32 numbers them: that of the EXIF block, else that of XMP, else 1."""
+    """The orientation, 1 to 8 as in EXIF 2.32: from the EXIF block, else from XMP, else 1."""
     block = exif
     while block.startswith(b"Exif\0\0"):
         block = block[6:]
@@ -310,7 +312,7 @@ def orientation_in(exif: bytes, xmp: bytes) -> int:
 
 
 def _orientation_tag(block: bytes) -> int | None:
-    """The tag alone: other tags may be corrupt, or claim gigabytes."""
+    """The orientation tag; reads no other tag, because these may be corrupt or claim gigabytes."""
     order = "<" if block[:2] == b"II" else ">"
     (place,) = struct.unpack_from(order + "I", block, 4)
     (count,) = struct.unpack_from(order + "H", block, place)

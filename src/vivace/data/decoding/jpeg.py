@@ -1,4 +1,4 @@
-"""Plain JPEGs by libjpeg-turbo alone: the pixels of Pillow, to the last bit, without what Pillow does around it."""
+"""Decodes ordinary JPEGs directly by libjpeg-turbo: bit for bit the pixels of Pillow, without its overhead."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ import numpy as np
 try:
     import simplejpeg
 except ImportError:
-    # as in a folder for deployment, where it need not be installed
+    # optional in a deployment
     simplejpeg = None
 
 __all__ = ["decode_plain_jpeg"]
 
-# colour space in the file → what to ask for
+# colour space of the file → colour space to decode to
 COLOURS = {"YCbCr": "RGB", "Gray": "GRAY"}
 
 
 def decode_plain_jpeg(data: bytes) -> np.ndarray | None:
-    """The pixels of a JPEG file, uint8 [H, W, 3 | 1], as Pillow decodes them; None for what is Pillow's to judge.
+    """The pixels of a JPEG file, uint8 [H, W, 3 | 1], as Pillow decodes them; None if Pillow must decode it.
 
-    That is anything but a whole grey or YCbCr JPEG. A small picture takes a tenth of Pillow's time, a photo of 200 px
-    three quarters.
+    Only complete grey and YCbCr JPEGs are decoded here. The gain is largest for small pictures.
     """
     try:
         colour = COLOURS.get(simplejpeg.decode_jpeg_header(data)[2]) if simplejpeg else None
         return simplejpeg.decode_jpeg(data, colour) if colour else None
     except ValueError:
-        # on every complaint of libjpeg-turbo, about a truncated file for one, fall back to Pillow
+        # libjpeg-turbo complains, such as about a truncated file: fall back to Pillow
         return None

@@ -1,4 +1,4 @@
-"""A bound on what all decoders of a process hold at once: each says what it needs, and waits until there is room."""
+"""Bounds the memory that all decoders of a process hold at once: each requests its bytes and waits for them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Iterable, Iterator
 
 __all__ = ["DECODING", "FREE", "READING", "Budget", "share_memory"]
 
-# a wait costs more than what smaller pieces can add up to
+# smaller requests are not counted: their sum is small, and counting them costs time
 SMALL = 1 << 20
 FREE: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class Budget:
-    """`capacity` bytes that threads share. Who needs more than that waits until nobody else holds any."""
+    """`capacity` bytes shared by threads. A request for more than the capacity waits until no other bytes are held."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.turn: contextlib.AbstractContextManager[None] = FREE
-        """Is entered while more than the capacity is held: processes that share memory take turns in it."""
+        """Entered while more than the capacity is held; processes that share memory do so one at a time."""
         self._held = 0
         self._changed = threading.Condition()
 
     def hold(self, num_bytes: int) -> contextlib.AbstractContextManager[None]:
-        """Wait for room, and hold it."""
-        # a generator takes a microsecond, of the 60 that a small picture does
+        """A context that waits until `num_bytes` are free and holds them."""
+        # a generator's overhead matters for small pictures
         return FREE if num_bytes < SMALL else self._hold(num_bytes)
 
     @contextlib.contextmanager
@@ -42,14 +42,16 @@ class Budget:
                 self._changed.notify_all()
 
 
-# encoded files, and what they become; one image may take all of it
+# for encoded files, and for decoded pictures; a single image may take all of it
 READING = Budget(256_000_000)
 DECODING = Budget(768_000_000)
 
 
 def share_memory(processes: int, turns: Iterable[contextlib.AbstractContextManager[None]]) -> None:
-    """Give this process its share of what `processes` of them may hold; turns: of READING and DECODING, to be entered
-    again and again by any thread."""
+    """Divide the budgets by the number of processes.
+
+    turns: reusable contexts for READING and DECODING that are exclusive among the processes; any thread may enter them.
+    """
     for budget, turn in zip((READING, DECODING), turns, strict=True):
         budget.capacity //= processes
         budget.turn = turn

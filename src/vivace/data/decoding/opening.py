@@ -1,4 +1,4 @@
-"""How each format is opened: judged by its header, decoded within the memory granted, set upright, 8 bits deep."""
+"""Opens each format: checks the header, decodes within the memory limit, rotates upright, reduces to 8 bits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vivace.data.decoding.formats import HEAD_BYTES, SPOKEN, sniff, unread_format
+from vivace.data.decoding.formats import HEAD_BYTES, SUPPORTED, sniff, unsupported_format
 from vivace.data.decoding.gif import check_gif
 from vivace.data.decoding.headers import (
     Jpeg,
@@ -25,7 +25,7 @@ from vivace.data.decoding.headers import (
 )
 from vivace.data.decoding.jpeg import decode_plain_jpeg
 from vivace.data.decoding.memory import FREE
-from vivace.data.decoding.needs import ARRAY, NEEDED, bytes_a_pixel, check_avif
+from vivace.data.decoding.needs import ARRAY, NEEDED, bytes_per_pixel, check_avif
 from vivace.data.decoding.picture import (
     JPEG_FACTOR,
     Limits,
@@ -39,19 +39,19 @@ from vivace.data.decoding.tones import Depth
 
 __all__ = ["header_size", "open_picture"]
 
-# bytes of a JPEG header that is kept to compare others with
-MAX_KEPT = 4096
-# of a TIFF file: as many as Pillow knows
+# bytes of a JPEG header that is remembered for the next files
+MAX_REMEMBERED = 4096
+# of a TIFF file; Pillow supports no more
 MAX_CHANNELS = 6
-# Pillow reads run-length coded BMP byte by byte, in Python
+# Pillow reads run-length encoded BMP byte by byte in Python
 MAX_BMP_RUNS = 4 << 20
 Reader = Callable[[bytes, Limits], contextlib.AbstractContextManager[Picture]]
 
 
 def open_picture(data: bytes, limits: Limits) -> contextlib.AbstractContextManager[Picture]:
-    """The picture of a file, while the memory for it is held.
+    """A context with the decoded picture of a file, which holds the memory for it.
 
-    Raises Unfit, with NAME where the file's name belongs, MemoryError, and whatever decoders raise for broken files.
+    Raises Unfit, with NAME in place of the file's name; MemoryError; and whatever decoders raise for damaged files.
     """
     kind = sniff(data[:HEAD_BYTES])
     if kind is None:
@@ -60,7 +60,7 @@ def open_picture(data: bytes, limits: Limits) -> contextlib.AbstractContextManag
 
 
 def header_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a file as they are stored, by its header; raises as `open_picture` does."""
+    """(width, height) of a file by its header, before rotation by EXIF. Raises the same as `open_picture`."""
     kind = sniff(data[:HEAD_BYTES])
     if kind == "JPEG":
         header = read_jpeg(data)
@@ -82,10 +82,10 @@ def header_size(data: bytes) -> tuple[int, int]:
 
 def _unidentified(data: bytes) -> Unfit:
     if data.startswith((b"%!PS", b"%PDF", b"SIMPLE  =", b"\xc5\xd0\xd3\xc6", b"8BPS")) or data[8:10] == b"CR":
-        return Unfit(f"the format is not allowed: NAME. Convert it to {SPOKEN}.", "format_not_allowed")
-    if kind := unread_format(data[:HEAD_BYTES]):
-        return Unfit(f"the image is of a format that is not read ({kind}): NAME. Save it as PNG.", "format_not_allowed")
-    return Unfit("the file is no image: NAME. Restore it from a copy, or leave it out.", "not_an_image")
+        return Unfit(f"the format is not allowed: NAME. Convert it to {SUPPORTED}.", "format_not_allowed")
+    if kind := unsupported_format(data[:HEAD_BYTES]):
+        return Unfit(f"the image format is not supported ({kind}): NAME. Save it as PNG.", "format_not_allowed")
+    return Unfit("the file is not an image: NAME. Restore it from a copy, or leave it out.", "not_an_image")
 
 
 @contextlib.contextmanager
@@ -93,27 +93,27 @@ def _ppm(data: bytes, limits: Limits) -> Iterator[Picture]:
     width, height, *_ = read_ppm_header(data)
     limits.check((width, height))
     values = width * height * (3 if data[1:2] in b"36" else 1)
-    # numbers in text are checked, and then parsed; an array of 8 bits stays beside the image that is made of it
+    # a text file is copied for the check and then parsed; the 8-bit array stays beside the image made of it
     needed = 2 * len(data) + 5 * values if data[1:2] in b"123" else 0
     with limits.grant(max(needed, ARRAY * width * height), (width, height)):
         yield Picture(decode_ppm(data), "PPM")
 
 
 class _Last:
-    """The JPEG header that was read last: small pictures of one encoder and size have the same, byte by byte."""
+    """The last JPEG header: small pictures from one encoder often have identical headers."""
 
-    # one value, so that threads see it whole
+    # a single value, so that threads never see half of it
     header: tuple[bytes, Jpeg] | None = None
 
 
 def _header_of(data: bytes) -> Jpeg | None:
-    """As `read_jpeg`; equal headers may be one object."""
+    """The result of `read_jpeg`; equal headers may share one object."""
     last = _Last.header
     if last is not None and data.startswith(last[0]):
         return last[1]
     found = read_jpeg(data)
-    # of several scans what follows counts too
-    if found is not None and not found.buffered and found.end <= min(len(data) - 4, MAX_KEPT):
+    # with several scans the header alone does not determine the result
+    if found is not None and not found.buffered and found.end <= min(len(data) - 4, MAX_REMEMBERED):
         _Last.header = data[: found.end], found
     return found
 
@@ -132,7 +132,7 @@ def _jpeg(data: bytes, limits: Limits) -> contextlib.AbstractContextManager[Pict
     if decoded > limits.max_pixels:
         limits.check((width, height))
     orientation = orientation_in(header.exif, header.xmp) if header.exif or header.xmp else 1
-    # turned, or of four inks, there is a second one
+    # rotating it, or converting CMYK, makes a second picture
     twice = orientation != 1 or len(header.sampling) > 3
     needed = max(header.coefficient_bytes() + 4 * decoded, (8 if twice else ARRAY) * decoded)
     held = limits.grant(needed, (-(-width // times), -(-height // times)), header.dropped() and len(data))
@@ -140,7 +140,7 @@ def _jpeg(data: bytes, limits: Limits) -> contextlib.AbstractContextManager[Pict
     def decode() -> Picture:
         return Picture(_decode_jpeg(header.slim(data), header, limits, times, orientation), "JPEG")
 
-    # of a small picture nothing is held, and a generator less takes a twentieth of its time
+    # small pictures hold no memory, and a generator's overhead matters for them
     return contextlib.nullcontext(decode()) if held is FREE else _while(held, decode)
 
 
@@ -171,7 +171,7 @@ def _decode_jpeg(data: bytes, header: Jpeg, limits: Limits, times: int, orientat
 
 @contextlib.contextmanager
 def _webp(data: bytes, limits: Limits) -> Iterator[Picture]:
-    # its decoder makes the canvas as soon as a file is opened
+    # its decoder allocates the canvas as soon as a file is opened
     size = canvas_of_webp(data)
     if size is not None:
         limits.check(size)
@@ -179,7 +179,7 @@ def _webp(data: bytes, limits: Limits) -> Iterator[Picture]:
             image = Image.open(io.BytesIO(data), formats=["WEBP"])
             limits.check(image.size)
             picture = load_picture(image, "WEBP")
-            # with its decoder, where it was turned
+            # frees the decoder, and the unrotated picture if there is another one
             del image
             yield picture
         return
@@ -208,7 +208,7 @@ def _gif(data: bytes, limits: Limits) -> Iterator[Picture]:
 @contextlib.contextmanager
 def _bmp(data: bytes, limits: Limits) -> Iterator[Picture]:
     if len(data) > MAX_BMP_RUNS and data[30:34] in (b"\x01\0\0\0", b"\x02\0\0\0"):
-        raise Unfit(f"NAME has over {MAX_BMP_RUNS:,} bytes of runs. Save it as PNG.")
+        raise Unfit(f"NAME has over {MAX_BMP_RUNS:,} bytes of run-length encoded data. Save it as PNG.")
     with _loaded("BMP", data, limits) as picture:
         yield picture
 
@@ -231,7 +231,7 @@ def _heif(data: bytes, limits: Limits) -> Iterator[Picture]:
 
 
 def _heif_plugin() -> Any:
-    # pi_heif 1.4, which lacks the encoder, dies of damaged metadata: it is not used
+    # not pi_heif (without the encoder): its version 1.4 crashes on damaged metadata
     try:
         from pillow_heif.as_plugin import HeifImageFile
     except ImportError:
@@ -250,9 +250,9 @@ def _tiff(data: bytes, limits: Limits) -> Iterator[Picture]:
     block, samples = header.block_bytes(), int(header.number(277, 1))
     try:
         if samples > MAX_CHANNELS:
-            # Pillow would say so in a log of its own
+            # raised here because Pillow would also write to its log
             raise UnidentifiedImageError
-        # Pillow hands libtiff a copy of the file
+        # Pillow passes a copy of the file to libtiff
         with _loaded("TIFF", data, limits, _depth_of(header), block=block, beside=len(data)) as picture:
             picture.notes += ("several_pictures",) * header.more + ("channels_dropped",) * (samples > 4)
             yield picture
@@ -274,7 +274,7 @@ def _depth_of(header: Tiff) -> Depth:
     bits, kind = int(header.number(258, 1)), int(header.number(339, 1))
     declared = max(header.number(281), header.number(341))
     white = None
-    # of another value it is the brightest that this image happens to have
+    # any other value is just the brightest one of this image
     if declared == 1 or (declared >= 255 and math.isfinite(declared) and math.log2(declared + 1).is_integer()):
         white = int(declared)
     elif 8 < bits < 16:
@@ -283,7 +283,7 @@ def _depth_of(header: Tiff) -> Depth:
     missing = None
     with contextlib.suppress(ValueError):
         missing = float(bytes(int(value) for value in text).split(b"\0")[0])
-    # Pillow turns 8 bits and fewer around itself
+    # Pillow itself inverts images with up to 8 bits
     inverted = header.number(262, 1) == 0 and bits > 8
     return Depth(white, unsigned=kind == 1, signed=kind == 2 and bits == 8, inverted=inverted, missing=missing)
 
@@ -298,18 +298,18 @@ def _loaded(
     block: int = 0,
     beside: int = 0,
 ) -> Iterator[Picture]:
-    """A file opened and decoded by Pillow, while memory is held to decode and convert it.
+    """A file opened and decoded by Pillow, with the memory held for decoding and converting it.
 
-    block: bytes of what its decoder unpacks at once, where that is more than rows; beside: as for `Limits.grant`.
+    block: bytes that its decoder unpacks at once, if more than some rows. beside: as for `Limits.grant`.
     """
     image = Image.open(io.BytesIO(data), formats=[kind])
     limits.check(image.size)
     limits.check_deep(raw_mode(image), image.size)
     pixels = image.width * image.height
-    decoding, converting = bytes_a_pixel(image, kind, data)
+    decoding, converting = bytes_per_pixel(image, kind, data)
     with limits.grant(max(pixels * decoding + block, pixels * converting), image.size, beside):
         picture = load_picture(image, kind, lambda: Image.open(io.BytesIO(data), formats=[kind]), depth)
-        # where another picture was made of it, that one alone is kept
+        # if another picture was made of it, free this one
         del image
         yield picture
 

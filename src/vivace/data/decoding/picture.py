@@ -1,4 +1,4 @@
-"""A decoded picture: what it may need, how its values become 8 bits, and which way up it stands."""
+"""A decoded picture: its memory limits, reduction to 8 bits, and orientation."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ __all__ = [
 
 MIN_SIDE = 4
 MAX_ASPECT = 50
-# a JPEG that is decoded at a lower resolution may have as many times the pixels
+# a JPEG decoded at a lower resolution may have this many times `max_pixels`
 JPEG_FACTOR = 5
-# while it is decoded and converted; 100 megapixels may take 768 MB
+# memory for decoding and converting, per pixel of `max_pixels`: 768 MB for 100 megapixels
 BYTES_PER_PIXEL = 7.68
-# unpacked, of colours of 16 bits a channel; 100 megapixels may have 440 MB: a PNG of as many takes five seconds
+# unpacked size of colours with 16 bits per channel, per pixel of `max_pixels`: 440 MB, or some seconds for a PNG
 DEEP_BYTES_PER_PIXEL = 4.4
-# a pixel of a strip that is converted: four channels of 16 bits are copied most often
+# bytes per pixel of a strip that is converted; four channels of 16 bits need the most copies
 STRIP_BYTES = 80
 EXIF_ORIENTATION = 0x0112
-# EXIF 2.32, tag 0x0112: how the stored picture is turned to stand upright; 1 is as it is
+# EXIF 2.32, tag 0x0112: how to transpose the stored picture to make it upright; 1 means unchanged
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,42 +48,42 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# raw mode of 16 bits a channel → the one that reads the other byte of each value
+# raw mode with 16 bits per channel → the one that reads the other byte of each value
 SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 OTHER_BYTE = {
     f"{bands};16{order}": f"{bands};16{other}" for bands in ("RGB", "RGBA", "RGBX") for order, other in SWAPPED.items()
 }
-# grey and alpha: both bytes of each as four channels
+# 16-bit grey and alpha, read as four 8-bit channels
 GREY_ALPHA = "LA;16B"
 
 
 @dataclass
 class Picture:
-    """What an image file holds."""
+    """The decoded picture of an image file."""
 
     pixels: Image.Image | np.ndarray
-    """Upright, 8 bits a channel: a Pillow image, or uint8 [H, W, 1 | 3]."""
+    """Upright, 8 bits per channel: a Pillow image, or uint8 [H, W, 1 | 3]."""
     kind: str
     """A key of `FORMATS`."""
     notes: tuple[str, ...] = ()
-    """several_pictures, channels_dropped: what was left out."""
+    """What was ignored: several_pictures, channels_dropped."""
     white: int | None = None
-    """The value that became 255, for more than 8 bits a channel that declare no depth."""
+    """The value that became 255, if the file has more than 8 bits per channel and declares no depth."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an image may have, and how small it may be decoded."""
+    """Limits on an image's size and memory, and the resolution that is needed."""
 
     max_pixels: int
     draft_size: int | None = None
 
     def check(self, size: tuple[int, int], max_pixels: int | None = None) -> None:
-        """Raise Unfit for a size that is not wanted."""
+        """Raise Unfit for an image that is too large, too small or too elongated; size: (width, height), px."""
         width, height = size
-        cap = max_pixels or self.max_pixels
-        if width * height > cap:
-            raise Unfit(f"too many pixels: NAME is {width} × {height}, the cap is {cap:,}. {LARGER}")
+        limit = max_pixels or self.max_pixels
+        if width * height > limit:
+            raise Unfit(f"too many pixels: NAME is {width} × {height}, the limit is {limit:,}. {HOW_TO_FIX}")
         if min(width, height) < MIN_SIDE:
             raise Unfit(
                 f"the image is too small: NAME is {width} × {height}, at least {MIN_SIDE} px are needed. Leave it out.",
@@ -91,43 +91,44 @@ class Limits:
             )
         if max(width, height) >= MAX_ASPECT * min(width, height):
             raise Unfit(
-                f"the image is a strip: NAME is {width} × {height}, {MAX_ASPECT} : 1 or more. Leave it out.",
+                f"the image is too elongated: NAME is {width} × {height}, {MAX_ASPECT} : 1 or more. Leave it out.",
                 "extreme_aspect",
             )
 
     def grant(self, needed: float, size: tuple[int, int], beside: int = 0) -> contextlib.AbstractContextManager[None]:
-        """Hold so many bytes while decoding. Raises Unfit for more than an image may take.
+        """A context that holds `needed` bytes for decoding. Raises Unfit if that exceeds the limit for an image.
 
-        Held as well, but not counted against the cap, is what does not grow with every pixel: `beside`, a strip that is
-        converted, and the square that becomes of it with the rows that are resized first.
+        Memory that does not grow with the pixels is held too, but not counted against the limit: `beside`, the strip
+        being converted, and the resized square with its intermediate rows.
         """
-        cap = self.max_pixels * BYTES_PER_PIXEL
-        if needed > cap:
-            raise Unfit(f"decoding NAME takes {needed / 1e6:,.0f} MB, the cap is {cap / 1e6:,.0f} MB. {LARGER}")
+        limit = self.max_pixels * BYTES_PER_PIXEL
+        if needed > limit:
+            raise Unfit(f"decoding NAME takes {needed / 1e6:,.0f} MB, the limit is {limit / 1e6:,.0f} MB. {HOW_TO_FIX}")
         side = self.draft_size or 0
         return DECODING.hold(
             int(needed) + beside + STRIP_BYTES * min(size[0] * size[1], STRIP) + 4 * side * (max(size) + side)
         )
 
     def check_deep(self, raw: str, size: tuple[int, int]) -> None:
-        """Raise Unfit for 16 bits a channel that are unpacked twice, for each byte, in more than five seconds."""
+        """Raise Unfit for too large colour images with 16 bits per channel: these are unpacked twice, once per byte."""
         if raw not in OTHER_BYTE:
             return
-        unpacked, cap = size[0] * size[1] * (6 if raw.startswith("RGB;") else 8), self.max_pixels * DEEP_BYTES_PER_PIXEL
-        if unpacked > cap:
+        unpacked = size[0] * size[1] * (6 if raw.startswith("RGB;") else 8)
+        limit = self.max_pixels * DEEP_BYTES_PER_PIXEL
+        if unpacked > limit:
             raise Unfit(
-                f"unpacking NAME, 16 bits a channel, takes twice {unpacked / 1e6:,.0f} MB, "
-                f"the cap is {cap / 1e6:,.0f} MB. {LARGER}"
+                f"unpacking NAME, 16 bits per channel, takes twice {unpacked / 1e6:,.0f} MB, "
+                f"the limit is {limit / 1e6:,.0f} MB. {HOW_TO_FIX}"
             )
 
     def shrink(self, width: int, height: int) -> int:
-        """How many times smaller a JPEG is decoded, as Pillow chooses: 1, 2, 4 or 8."""
+        """The factor by which a JPEG is reduced while decoding, as Pillow chooses it: 1, 2, 4 or 8."""
         if self.draft_size is None or min(width, height) < 4 * self.draft_size:
             return 1
         return next(step for step in (8, 4, 2, 1) if min(width, height) // (2 * self.draft_size) >= step)
 
 
-LARGER = "Make it smaller, or raise data.max_pixels."
+HOW_TO_FIX = "Make it smaller, or raise data.max_pixels."
 
 
 def load_picture(
@@ -136,7 +137,7 @@ def load_picture(
     again: Callable[[], Image.Image] | None = None,
     depth: Depth = Depth(),  # noqa: B008 (it is frozen)
 ) -> Picture:
-    """Decode an opened image; `again` opens it once more, for the lower half of 16 bits a channel."""
+    """Decode an opened image. again: opens it once more, to read the low bytes of 16 bits per channel."""
     raw = raw_mode(image)
     several = getattr(image, "is_animated", False) if kind in ("WEBP", "AVIF") else False
     white = None
@@ -159,14 +160,14 @@ def load_picture(
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How an image that is not decoded yet has its bytes read, a name of Pillow's; empty where it does not say."""
+    """Pillow's raw mode (the layout of the file's bytes) of an image that is not decoded yet; "" if unknown."""
     tiles = getattr(image, "tile", [])
     arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _read_as(image: Image.Image, raw: str) -> None:
-    """Have the bytes of an image that is not decoded yet taken for another raw mode of as many bytes."""
+    """Make Pillow read the bytes of an image that is not decoded yet in another raw mode of the same width."""
 
     def changed(arguments: Any) -> Any:
         return (raw, *arguments[1:]) if isinstance(arguments, tuple) else raw
@@ -175,17 +176,17 @@ def _read_as(image: Image.Image, raw: str) -> None:
 
 
 def _is_low(image: Image.Image, depth: Depth) -> bool:
-    """Whether the high bytes alone leave few tones: 12 bits or fewer, or a depth that the file declares."""
+    """Whether the high bytes alone have few tones: at most 12 bits are used, or the file declares a depth."""
     return depth.white not in (None, 65535) or max(tops_of(image)[:3]) < 16
 
 
 def orientation_of(image: Image.Image) -> int:
-    """1 to 8, by EXIF, else by XMP; a block too corrupt to tell counts as none."""
+    """The orientation, 1 to 8, by EXIF or else by XMP; a corrupt block is ignored."""
     if image.format == "TIFF":
         try:
             value = image.getexif().get(EXIF_ORIENTATION, 1)
         except Exception:
-            # Pillow's EXIF parser raises whatever its byte reading meets: SyntaxError, struct.error, KeyError …
+            # Pillow's EXIF parser raises all kinds of errors: SyntaxError, struct.error, KeyError …
             return 1
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
     info = image.info
@@ -199,5 +200,6 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The image rotated or flipped upright; orientation: 1 to 8, as in EXIF."""
     method = UPRIGHT.get(orientation)
     return image if method is None else image.transpose(method)

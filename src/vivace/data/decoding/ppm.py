@@ -1,4 +1,4 @@
-"""PBM, PGM and PPM: numbers after a short header, read by numpy (Pillow reads many pixel by pixel, in Python)."""
+"""Decodes PBM, PGM and PPM by numpy, because Pillow reads many variants pixel by pixel in Python."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 __all__ = ["decode_ppm", "read_ppm_header"]
 
-# comments are allowed in a header: whoever wrote a poem into it may save the image anew
+# a header may hold comments; a longer one is refused
 MAX_HEADER = 65536
 TOKEN = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])*([0-9]{1,9})(?=[\s#])")
 COMMENT = re.compile(rb"#[^\r\n]*")
 BLANKS = b"\t\n\v\f\r "
-# values that are looked up at once: numpy makes 8 bytes of each on the way
+# values looked up at once; as an index each takes 8 bytes
 STRIP = 1 << 18
 BITS, COLOUR = b"14", b"36"
 
 
 def read_ppm_header(data: bytes) -> tuple[int, int, int, int]:
-    """(width, height, highest value, where the pixels begin). Raises ValueError for another header."""
+    """(width, height, maximum value, offset of the pixels). Raises ValueError for an invalid header."""
     kind, numbers, place = data[1:2], [], 2
     head = data[:MAX_HEADER]
     for _ in range(2 if kind in BITS else 3):
@@ -30,12 +30,15 @@ def read_ppm_header(data: bytes) -> tuple[int, int, int, int]:
         place = match.end()
     width, height, high = (*numbers, 1)[:3]
     if not 0 < high < 65536:
-        raise ValueError(f"the highest value is {high}")
+        raise ValueError(f"the maximum value is {high}")
     return width, height, high, place + 1
 
 
 def decode_ppm(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 1 | 3] of a whole PBM, PGM or PPM file; its highest value becomes 255. Raises ValueError."""
+    """uint8 [H, W, 1 | 3] of a PBM, PGM or PPM file, scaled so that its maximum value becomes 255.
+
+    Raises ValueError for an invalid or truncated file.
+    """
     width, height, high, place = read_ppm_header(data)
     kind = data[1:2]
     channels = 3 if kind in COLOUR else 1
@@ -64,11 +67,11 @@ def decode_ppm(data: bytes) -> np.ndarray:
 
 
 def _plain(text: bytes, count: int, high: int, *, bits: bool) -> np.ndarray:
-    """The numbers of a plain file; bits need no blanks between them."""
+    """The values of a plain (text) file; bits need no blanks between them."""
     if b"#" in text:
         text = COMMENT.sub(b"", text)
     if text.translate(None, b"0123456789" + BLANKS):
-        raise ValueError("what stands between its blanks is no number")
+        raise ValueError("it holds something other than numbers")
     if bits:
         values = np.frombuffer(text.translate(None, BLANKS), np.uint8) - ord("0")
     else:
@@ -81,5 +84,5 @@ def _plain(text: bytes, count: int, high: int, *, bits: bool) -> np.ndarray:
 
 def _whole(values: np.ndarray, count: int) -> np.ndarray:
     if len(values) < count:
-        raise ValueError(f"{len(values):,} of {count:,} values are there")
+        raise ValueError(f"it holds only {len(values):,} of {count:,} values")
     return values[:count]

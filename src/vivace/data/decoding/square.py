@@ -1,4 +1,4 @@
-"""From a decoded picture to the square of pixels that is stored: grey or RGB, cut, squashed or padded, resized."""
+"""Converts a decoded picture to the stored square: grey or RGB, cropped, squashed or padded, and resized."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 FITS = ("crop", "squash", "pad")
-# the margins of a padded image: grey, the middle of the scale in each channel
+# the margins of a padded image: middle grey in each channel
 PAD = 128
+# modes that Pillow can only convert via another one
 DETOURS = {"LAB": "RGB", "La": "LA"}
-# modes that Pillow converts to RGB and grey without another copy between them
+# modes that Pillow converts to RGB and grey without an intermediate copy
 PLAIN = ("1", "L", "P", "RGB", "YCbCr")
 
 
 def to_square(image: Image.Image | np.ndarray, side: int, channels: int, fit: str, interpolation: str) -> np.ndarray:
-    """uint8 [side, side, channels] of an upright image of 8 bits a channel, Pillow's or uint8 [H, W] or [H, W, 1 | 3].
+    """uint8 [side, side, channels] of an upright image with 8 bits per channel.
 
-    Raises ValueError for other colours.
+    image: a Pillow image, or uint8 [H, W] or [H, W, 1 | 3]. channels: 1 or 3. Raises ValueError for a colour space that
+    can't be converted.
     """
     mode = "L" if channels == 1 else "RGB"
     image = _of_array(image, mode) if isinstance(image, np.ndarray) else _converted(image, mode)
@@ -38,29 +40,29 @@ def to_square(image: Image.Image | np.ndarray, side: int, channels: int, fit: st
             image = image.resize(size, RESAMPLING[interpolation])
         return centred(np.asarray(image).reshape(size[1], size[0], channels), side)
     if image.size != (side, side):
-        # cut and resized in one go: no second rounding
+        # crop and resize in one step, to round only once
         image = image.resize((side, side), RESAMPLING[interpolation], box=kept_box(*image.size, fit))
     return np.asarray(image).reshape(side, side, channels)
 
 
 def kept_box(width: int, height: int, fit: str) -> tuple[int, int, int, int]:
-    """What is kept of an image: left, top, right, bottom."""
+    """The part of an image that is kept: (left, top, right, bottom), px."""
     if fit != "crop":
         return 0, 0, width, height
     square = min(width, height)
-    # whole pixels: a square that has the stored size already is cut, not blurred by half a pixel
+    # whole pixels, so that a square of the stored size is cropped without resampling by half a pixel
     left, top = (width - square) // 2, (height - square) // 2
     return left, top, left + square, top + square
 
 
 def padded_size(width: int, height: int, side: int) -> tuple[int, int]:
-    """Width and height of an image whose longer side becomes `side`."""
+    """(width, height) of an image scaled so that its longer side is `side`."""
     longer = max(width, height)
     return max(1, round(width * side / longer)), max(1, round(height * side / longer))
 
 
 def centred(pixels: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [side, side, C] with the pixels in the middle and PAD around them."""
+    """uint8 [side, side, C] with the pixels centred and PAD around them."""
     height, width, channels = pixels.shape
     square = np.full((side, side, channels), PAD, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
@@ -69,10 +71,10 @@ def centred(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """Grey or RGB from any mode of 8 bits: transparency is laid on white. Colour profiles are not applied."""
+    """Grey or RGB from any 8-bit mode; transparency is composited on white. Colour profiles are not applied."""
     if image.mode in PLAIN and "transparency" not in image.info:
         return image if image.mode == mode else image.convert(mode)
-    # strip by strip: three copies of a whole image may not fit beside it
+    # strip by strip: three more copies of the whole image may not fit in memory
     result = Image.new(mode, image.size)
     for box in _strips(*image.size):
         result.paste(_strip_converted(image.crop(box), mode), box[:2])
@@ -80,7 +82,6 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _strip_converted(strip: Image.Image, mode: str) -> Image.Image:
-    # two modes that Pillow converts by a detour only
     if strip.mode in DETOURS:
         strip = strip.convert(DETOURS[strip.mode])
     if strip.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in strip.info:
@@ -91,7 +92,7 @@ def _strip_converted(strip: Image.Image, mode: str) -> Image.Image:
 
 
 def _of_array(pixels: np.ndarray, mode: str) -> Image.Image:
-    """Grey or RGB of uint8 [H, W] or [H, W, 1 | 3]; grey without a picture in RGB, 4 bytes a pixel, between them."""
+    """Grey or RGB of uint8 [H, W] or [H, W, 1 | 3]; to grey strip by strip, without a whole RGB image in between."""
     pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
     if mode == "RGB" or pixels.ndim == 2:
         return _converted(Image.fromarray(pixels), mode)
@@ -102,6 +103,6 @@ def _of_array(pixels: np.ndarray, mode: str) -> Image.Image:
 
 
 def _strips(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes of whole rows that cover an image."""
+    """Boxes of whole rows that together cover an image."""
     rows = max(1, STRIP // width)
     return ((0, top, width, min(height, top + rows)) for top in range(0, height, rows))

@@ -1,9 +1,9 @@
-"""More than 8 bits a channel → 8, by one rule for every format.
+"""Reduces more than 8 bits per channel to 8, by one rule for every format.
 
-White is what the file declares where it declares a depth (a TIFF of 12 bits, MaxSampleValue 4095); else the first of
-1, 15, 255, 4095, 65535, ... (16 to the power of 0, 1, 2, ..., less 1) that none of its values exceeds. The steps are
-wide so that images of other exposure get the same white, and at least 16 tones are left above black.
-Black is 0; where values are negative, as far below 0 as white is above.
+White is the value that the file declares, if it declares a depth (a 12-bit TIFF, MaxSampleValue 4095). Otherwise it is
+the first of 1, 15, 255, 4095, 65535, ... (16^k - 1) that no value exceeds. The steps are wide so that images with
+different exposure get the same white, and so that at least 16 tones remain above black.
+Black is 0, or minus white if there are negative values.
 """
 
 from __future__ import annotations
@@ -17,32 +17,35 @@ from PIL import Image
 __all__ = ["STRIP", "Depth", "combined", "eight_bit", "grey_alpha", "range_of", "tops_of"]
 
 LADDER = (1, *(16**power - 1 for power in range(1, 9)))
-# resampling overshoots: floats may exceed a step by a tenth, and are clipped
+# resampling overshoots: floats may exceed a step by a tenth and are clipped
 OVERSHOOT = 0.1
-# what stands for "no data" in maps: not a brightness
+# values of this size mean "no data" in maps
 MISSING = 1e30
-# pixels that are converted at once: few enough for a processor's cache
+# pixels converted at once: few enough to fit in a CPU's cache
 STRIP = 1 << 17
 
 
 @dataclass(frozen=True)
 class Depth:
-    """What a file says of its own values."""
+    """What a file declares about its values."""
 
     white: int | None = None
-    """2^k - 1 where it declares a depth."""
+    """2^k - 1 if it declares a depth of k bits."""
     unsigned: bool = False
-    """32-bit integers are not signed, as Pillow takes them to be."""
+    """32-bit integers are unsigned; Pillow assumes signed."""
     signed: bool = False
-    """8-bit integers are signed, as Pillow does not take them to be."""
+    """8-bit integers are signed; Pillow assumes unsigned."""
     inverted: bool = False
     """0 is white."""
     missing: float | None = None
-    """The value that stands for no data."""
+    """The value that means no data."""
 
 
 def range_of(low: float, high: float, white: int | None = None, slack: float = 0.0) -> tuple[int, int]:
-    """(black, white) for values from low to high; white: as declared, ignored if a value exceeds it."""
+    """(black, white) for values from `low` to `high`.
+
+    white: as declared by the file; ignored if a value exceeds it. slack: relative excess over a step that is clipped.
+    """
     top = LADDER[-1]
     if white is None or max(high, -low) > white:
         reach = max(high, -low if low < -slack * max(high, 0) else 0)
@@ -51,7 +54,7 @@ def range_of(low: float, high: float, white: int | None = None, slack: float = 0
 
 
 def eight_bit(image: Image.Image, depth: Depth = Depth()) -> tuple[Image.Image, int]:
-    """(grey uint8 image, white) of an image of one channel: I;16, I, F, or L whose values are signed."""
+    """(8-bit grey image, white) of an image with one channel: mode I;16, I, F, or L with signed values."""
     floats = image.mode == "F"
     low, high = np.inf, -np.inf
     for _, values in _strips(image, depth):
@@ -70,7 +73,7 @@ def eight_bit(image: Image.Image, depth: Depth = Depth()) -> tuple[Image.Image, 
 
 
 def _strips(image: Image.Image, depth: Depth) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows at a time: a copy of a whole image may not fit beside it."""
+    """(top row, values) of strips of rows: a copy of the whole image may not fit in memory."""
     width, height = image.size
     rows = max(1, STRIP // width)
     for top in range(0, height, rows):
@@ -89,11 +92,11 @@ def _strips(image: Image.Image, depth: Depth) -> Iterator[tuple[int, np.ndarray]
 def _scale_integers(values: np.ndarray, black: int, white: int) -> np.ndarray:
     if white == 1 and black == 0:
         return np.where(values > 0, 255, 0).astype(np.uint8)
-    # as many values to each tone: 16 bits are divided by 256
+    # the same number of values for each tone: 16 bits are divided by 256
     if black < 0:
         wide = np.clip(values.astype(np.int64), black - 1, white)
         return ((wide + white + 1) * 128 // (white + 1)).astype(np.uint8)
-    # no value exceeds white, which is a power of 2, less 1
+    # no value exceeds white, which is 2^k - 1
     bits = white.bit_length()
     return (values >> (bits - 8)).astype(np.uint8) if bits >= 8 else values.astype(np.uint8) << (8 - bits)
 
@@ -104,9 +107,9 @@ def _scale_floats(values: np.ndarray, black: int, white: int) -> np.ndarray:
 
 
 def combined(high: Image.Image, low: Image.Image, white: int | None = None) -> tuple[Image.Image, int]:
-    """(image, white) of 16 bits a channel, given as their high and low bytes; alpha has a white of its own.
+    """(8-bit image, white) of an image with 16 bits per channel, given as its high and low bytes.
 
-    The result takes the place of the high bytes: a third picture may not fit beside the two.
+    Alpha is scaled by its own white. Overwrites `high` with the result: a third image may not fit in memory.
     """
     names = high.getbands()
     colours = [index for index, name in enumerate(names) if name not in "Aa"]
@@ -119,7 +122,7 @@ def combined(high: Image.Image, low: Image.Image, white: int | None = None) -> t
 
 
 def grey_alpha(image: Image.Image) -> tuple[Image.Image, int]:
-    """(LA image, white) of grey and alpha of 16 bits, given as the high and low byte of each, in this order."""
+    """(8-bit LA image, white) of 16-bit grey and alpha, given as four channels: high and low byte of each."""
     tops = tops_of(image)
     whites = [range_of(0, tops[at] << 8 | (255 if tops[at] else tops[at + 1]))[1] for at in (0, 2)]
     result = Image.new("LA", image.size)
@@ -130,14 +133,14 @@ def grey_alpha(image: Image.Image) -> tuple[Image.Image, int]:
 
 
 def tops_of(image: Image.Image) -> list[int]:
-    """The highest value of each channel of 8 bits."""
-    # Pillow's getextrema makes an image of each channel, which takes six times as long
+    """The highest value of each channel of an 8-bit image."""
+    # not Pillow's getextrema, which is slower because it makes an image of each channel
     found = [values.max(0).max(0) for _, values in _strips(image, Depth())]
     return [int(top) for top in np.max(found, 0)]
 
 
 def _tones(upper: np.ndarray, lower: np.ndarray, whites: list[int]) -> np.ndarray:
-    """uint8 [H, W, C] of the high and low bytes of values [H, W, C], by the white of each channel."""
+    """uint8 [H, W, C] of 16-bit values, given as high and low bytes [H, W, C] and a white for each channel."""
     if len(set(whites)) == 1:
         return _scale_integers(upper.astype(np.uint16) << 8 | lower, 0, whites[0])
     tones = np.empty(upper.shape, np.uint8)

@@ -1,1 +1,1 @@
-"""How people lay out labelled images: folders, manifests, archives, shards of parquet, data sets with a name."""
+"""The layouts of labelled images that are understood: folders, manifests, archives, parquet shards, named data sets."""

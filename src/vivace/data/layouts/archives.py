@@ -1,4 +1,4 @@
-"""zip and tar archives of a data set, unpacked so that nothing lands outside and nothing explodes."""
+"""Unpacks zip and tar archives of a data set; refuses paths that lead outside and decompression bombs."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from vivace.systems import possible_name
 
 __all__ = ["FOLDER", "is_archive", "unpack", "unpacked"]
 
-# beside what was unpacked vivace writes files of these names
+# files of these names are written by vivace beside what was unpacked
 OWN_NAMES = frozenset({LISTING, DOWNLOADED})
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-# images hardly compress: 100 times is a bomb, whatever its size
+# images hardly compress: an archive that unpacks to 100 times its size is a bomb
 MAX_RATIO = 100
-# below this size a ratio says nothing: an empty PNG of one colour compresses well
+# below this size the ratio means nothing: images of one colour compress well
 RATIO_FLOOR_BYTES = 50 * 2**20
 MAX_BYTES = 2 * 2**40
 MAX_MEMBERS = 50_000_000
 CHUNK = 1 << 20
-# in the cache
+# the folder in the cache
 FOLDER = "archives"
-# an empty file is not free either: a header in a tar, an entry in memory, a block on the disk
+# what an empty file counts as: it takes a header in the tar, an entry in memory and a block on the disk
 MEMBER_BYTES = 4096
-# what the libraries raise, somewhere, for a damaged archive
+# what zipfile, tarfile and the decompressors raise for a damaged archive
 DAMAGE = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError,
     NotImplementedError,
@@ -64,7 +64,10 @@ def is_archive(path: Path) -> bool:
 
 
 def unpacked(path: Path, cache_dir: Path | None) -> Path:
-    """The folder of what an archive holds, below all wrappers; unpacked into the cache once. Raises ArchiveError."""
+    """The folder with an archive's contents, below all wrapper folders; unpacked into the cache only once.
+
+    Raises ArchiveError.
+    """
     path = path.resolve()
     key = hashlib.sha256(identity(path).encode("utf-8", "surrogateescape")).hexdigest()
     archives = (cache_dir or default_cache_dir()) / FOLDER
@@ -72,8 +75,8 @@ def unpacked(path: Path, cache_dir: Path | None) -> Path:
         folder = unpacked_once(archives, path.name.split(".")[0], key, lambda temporary: unpack(path, temporary))
     except OSError as error:
         raise ArchiveError(
-            f"the archive can't be unpacked into the cache: {archives} ({error.strerror}). Give a folder that can "
-            "be written by $VIVACE_CACHE or --cache-dir."
+            f"the archive can't be unpacked into the cache: {archives} ({error.strerror}). Set $VIVACE_CACHE or "
+            "--cache-dir to a writable folder."
         ) from None
     return _single_folder(folder)
 
@@ -81,16 +84,16 @@ def unpacked(path: Path, cache_dir: Path | None) -> Path:
 def unpack(path: Path, target: Path) -> None:
     """Unpack an archive into an empty folder.
 
-    Raises ArchiveError before anything is written for a member that is absolute, has "..", is a link or a device,
-    or has the name of a file of vivace's own, for an archive that unpacks to more than 100 times its size or more than
-    the disk has free, and for a tar cut short.
+    Raises ArchiveError before anything is written for a member that is absolute, has "..", is a link or a device, or
+    has a name that vivace uses itself; for an archive that unpacks to more than 100 times its size or to more than is
+    free on the disk; and for a truncated tar. Raises it later for members that are damaged.
     """
     try:
         if path.name.lower().endswith(".zip"):
             with zipfile.ZipFile(path) as archive:
                 members = list(_zip_members(archive, path))
                 _check_sizes(members, path, target)
-                _tell_repeated(members, path)
+                _warn_of_repeated(members, path)
                 for member in members:
                     assert isinstance(member.handle, zipfile.ZipInfo)
                     with archive.open(member.handle) as source:
@@ -99,7 +102,7 @@ def unpack(path: Path, target: Path) -> None:
             with tarfile.open(path, tarinfo=guarded_tarinfo()) as tar:
                 members = list(_tar_members(tar, path))
                 _check_sizes(members, path, target)
-                _tell_repeated(members, path)
+                _warn_of_repeated(members, path)
                 for member in members:
                     assert isinstance(member.handle, tarfile.TarInfo)
                     extracted = tar.extractfile(member.handle)
@@ -107,34 +110,34 @@ def unpack(path: Path, target: Path) -> None:
                     _copy(extracted, target / member.name, member.num_bytes, path)
     except DAMAGE as error:
         reason = " ".join(str(error).split())
-        raise ArchiveError(f"the archive can't be unpacked: {path} ({reason}). Restore or pack it again.") from None
+        raise ArchiveError(f"the archive can't be unpacked: {path} ({reason}). Restore it, or pack it again.") from None
 
 
 def _zip_members(archive: zipfile.ZipFile, path: Path) -> Iterator[_Member]:
     _check_count(path, len(archive.infolist()))
     for info in archive.infolist():
-        # some programs on Windows write their own separator
+        # some programs on Windows write backslashes
         name = info.filename.replace("\\", "/")
         _check_name(name, path)
         # the upper half of the attributes holds a Unix mode: links are files whose text is the target
         kind = (info.external_attr >> 16) & 0o170000
         if kind not in (0, 0o100000, 0o040000):
-            raise ArchiveError(f"the archive holds a link or device: {info.filename!r} in {path}. Pack plain files.")
+            raise ArchiveError(f"the archive holds a link or device: {info.filename!r} in {path}. Pack regular files.")
         if not name.endswith("/"):
             yield _Member(name, info.file_size, info)
 
 
 def _check_count(path: Path, num_members: int) -> None:
-    """Raise BadZipFile unless the zip lists as many members as it says: a wrong length may hide some from zipfile."""
+    """Raise BadZipFile unless the zip has as many members as its end record states: zipfile may overlook some."""
     with path.open("rb") as file:
-        # the end record of 22 bytes is followed by a comment of up to 65,535
+        # the end record has 22 bytes, and a comment of up to 65,535 follows it
         file.seek(max(0, path.stat().st_size - 22 - 65_535))
         tail = file.read()
     end = tail.rfind(b"PK\5\6")
-    told = int.from_bytes(tail[end + 10 : end + 12], "little")
-    # 65,535 may mean "more than fit here"; some programs write the lowest 16 bits only
-    if told not in (num_members % 65_536, 65_535):
-        raise zipfile.BadZipFile(f"it lists {num_members:,} members and should list {told:,}")
+    stated = int.from_bytes(tail[end + 10 : end + 12], "little")
+    # 65,535 may mean "too many for this field"; some programs write only the lowest 16 bits
+    if stated not in (num_members % 65_536, 65_535):
+        raise zipfile.BadZipFile(f"it lists {num_members:,} members and should list {stated:,}")
 
 
 def _tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[_Member]:
@@ -143,7 +146,7 @@ def _tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[_Member]:
     try:
         for name, size, held in plain_members(tar):
             _check_name(name, path)
-            # a compressed tar has to be unpacked to be listed: stop as soon as it is too much
+            # a compressed tar is decompressed to be listed: stop as soon as it is too large
             total += max(size, MEMBER_BYTES)
             if total > limit:
                 raise _bomb(path, total)
@@ -151,18 +154,18 @@ def _tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[_Member]:
                 yield _Member(name, size, held)
     except NotPlain as member:
         raise ArchiveError(
-            f"the archive holds a link or device: {str(member)!r} in {path}. Pack plain files."
+            f"the archive holds a link or device: {str(member)!r} in {path}. Pack regular files."
         ) from None
     _check_end(tar, limit)
 
 
 def _check_end(tar: tarfile.TarFile, limit: int) -> None:
-    """Raise TarError unless the listing ended where the archive does: tarfile takes a broken header for the end."""
+    """Raise TarError unless the listing ended at the archive's end: tarfile mistakes a damaged header for the end."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"it is damaged or cut short at byte {tar.offset:,}")
-    # a compressed file is checked against its checksum only when it is read to its end
+    # a compressed file is verified by its checksum only when it is read to the end
     for _ in range(limit // CHUNK):
         if not tar.fileobj.read(CHUNK):
             break
@@ -172,15 +175,16 @@ def _check_name(name: str, path: Path) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:[\\/]", name):
         raise ArchiveError(f"the archive holds a path that leads outside: {name!r} in {path}. Do not use it.")
-    # "C:x", "x:y" and "con" lead elsewhere too, on Windows
+    # on Windows "C:x", "x:y" and "con" lead elsewhere too
     if any(possible_name(part) != part for part in parts.parts):
         raise ArchiveError(
-            f"the archive holds a name that this system can't have: {name!r} in {path}. Pack it anew under another."
+            f"the archive holds a file name that is invalid on this system: {name!r} in {path}. Rename the file and "
+            "pack it again."
         )
-    # some file systems do not tell capitals from small letters
+    # some file systems ignore case
     if parts.parts and parts.parts[0].casefold() in OWN_NAMES:
         raise ArchiveError(
-            f"the archive holds a name that vivace keeps for itself: {name!r} in {path}. Pack it again without that."
+            f"the archive holds a name reserved for vivace: {name!r} in {path}. Pack it again without this file."
         )
 
 
@@ -192,21 +196,23 @@ def _check_sizes(members: list[_Member], path: Path, target: Path) -> None:
         raise _bomb(path, total)
     free = shutil.disk_usage(target).free
     if total > free:
-        raise ArchiveError(f"the disk is too full: {path} unpacks to {total:,} bytes, {free:,} are free. Make room.")
+        raise ArchiveError(
+            f"the disk is too full: {path} unpacks to {total:,} bytes, {free:,} are free. Free some space."
+        )
 
 
-def _tell_repeated(members: list[_Member], path: Path) -> None:
-    """Warn of names that come more than once: the last of each is what is unpacked."""
+def _warn_of_repeated(members: list[_Member], path: Path) -> None:
+    """Warn of names that occur more than once: the last member of a name is the one that is kept."""
     counts = Counter(str(PurePosixPath(member.name)) for member in members)
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
-        warn(f"{len(repeated):,} names come more than once in {path}, and the last counts: {repeated[0]!r:.100}")
+        warn(f"{len(repeated):,} names occur more than once in {path}; the last is used: {repeated[0]!r:.100}")
 
 
 def _bomb(path: Path, total: int) -> ArchiveError:
     return ArchiveError(
-        f"the archive is a bomb: {path} of {path.stat().st_size:,} bytes unpacks to {total:,} or more, "
-        f"over {MAX_RATIO} times. Do not use it."
+        f"the archive is a decompression bomb: {path} of {path.stat().st_size:,} bytes unpacks to {total:,} or more, "
+        f"over {MAX_RATIO} times its size. Do not use it."
     )
 
 
@@ -216,16 +222,18 @@ def _copy(source: IO[bytes], path: Path, num_bytes: int, archive: Path) -> None:
     with path.open("wb") as file:
         while chunk := source.read(CHUNK):
             left -= len(chunk)
-            # headers may lie
+            # the size in the header may be wrong
             if left < 0:
-                raise ArchiveError(f"the archive lies about a size: {path.name!r} in {archive}. Do not use it.")
+                raise ArchiveError(
+                    f"a member is larger than the archive states: {path.name!r} in {archive}. Do not use it."
+                )
             file.write(chunk)
 
 
 def _single_folder(folder: Path) -> Path:
-    """The folder, or the only folder in it, and so on: archives often wrap what they hold, beside a README.
+    """The folder below all wrappers: archives often hold a single folder, perhaps beside a README.
 
-    A manifest that lies beside it names files from there.
+    Stops at a manifest or an image beside that folder: a manifest names files relative to itself.
     """
     for _ in range(6):
         entries = [entry for entry in os.scandir(folder) if not is_system(entry.name)]

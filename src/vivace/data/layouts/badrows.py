@@ -1,4 +1,4 @@
-"""Rows of a manifest that name no usable image or no class: they are treated as corrupt images are (no torch here)."""
+"""Rows of a manifest without a usable image or class; they are treated like corrupt images (no torch here)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vivace.data.audit import Audit, Finding, first_messages
-from vivace.data.layouts.assemble import Items, count_of, shorter
+from vivace.data.layouts.assemble import Items
 from vivace.data.splits import BadRow, DataSource
+from vivace.data.text import count_of, shortened
 from vivace.errors import DataError
 
 __all__ = ["BadRowError", "Unusable", "audited", "check_rows", "with_bad_rows"]
 
 
 class Unusable(NamedTuple):
-    """A bad row, and the classes that it names."""
+    """A bad row and the classes that it names."""
 
     row: BadRow
     labels: frozenset[str]
@@ -30,18 +31,18 @@ class BadRowError(DataError):
 
 
 def check_rows(items: dict[str, Items], bad: Sequence[Unusable], where: str, *, require_train: bool) -> None:
-    """Raise DataError, naming the first lines, if the rows that can be used leave nothing to do."""
+    """Raise DataError, with the first messages, if there are bad rows and too few usable ones."""
     if not bad or (items and (not require_train or len({label for _, label in items.get("train", [])}) > 1)):
         return
     listed = first_messages([row.message for row, _ in bad])
-    # a class of one image, or none at all, was nobody's wish
+    # fewer than two classes left to train on, or no image at all
     raise DataError(
-        f"{count_of(len(bad), 'row')} of {where} can't be used, and too few are left: {listed}. Correct them."
+        f"{count_of(len(bad), 'row')} of {where} can't be used, and too few remain: {listed}. Correct them."
     )
 
 
 def with_bad_rows(source: DataSource, bad: Sequence[Unusable]) -> DataSource:
-    """The source with its bad rows, and the classes of which nothing else is there."""
+    """The source with its bad rows, and the classes that have no other row."""
     if not bad:
         return source
     lost = frozenset[str]().union(*(labels for _, labels in bad)) - set(source.classes)
@@ -49,9 +50,9 @@ def with_bad_rows(source: DataSource, bad: Sequence[Unusable]) -> DataSource:
 
 
 def audited(audit: Audit, source: DataSource) -> Audit:
-    """The audit of the images of a source, with a finding for each of its bad rows.
+    """The audit of a source's images, with a finding added for each bad row of its table.
 
-    They are no part of the cache: the table may be corrected while every image stays as it is.
+    These findings are not kept in the cache: the table may be corrected while the images stay the same.
     """
     if not source.bad_rows:
         return audit
@@ -70,7 +71,7 @@ def audited(audit: Audit, source: DataSource) -> Audit:
             kind="lost_class",
             severity="warning",
             names=(),
-            message=f"no row of class {shorter(name)} can be used, and the class is left out",
+            message=f"no row of class {shortened(name)} can be used, so the class is left out",
         )
         for name in source.lost_classes
     ]

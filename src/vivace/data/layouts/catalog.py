@@ -1,4 +1,4 @@
-"""Data sets by name: digits from scikit-learn, the others through torchvision with its download and checksums."""
+"""Data sets by name: digits from scikit-learn, the others downloaded and verified by torchvision."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SECONDS_TO_CONNECT = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """A class of torchvision.datasets, and the arguments for each of our splits."""
+    """A class in torchvision.datasets and its arguments for each split."""
 
     dataset: str
     splits: Mapping[str, Mapping[str, Any]]
     channels: Literal[1, 3] = 3
     extra: str | None = None
-    """Library that torchvision needs to read it."""
+    """A library that torchvision needs to read the data set."""
 
 
 def _by_split(*names: str) -> dict[str, dict[str, str]]:
@@ -64,11 +64,11 @@ _TORCHVISION = {
 
 
 def open_named(name: str, data_root: Path | None = None, cache_dir: Path | None = None) -> DataSource:
-    """The data source of a name in CATALOG.
+    """The data source of a data set in CATALOG.
 
-    Its files are looked for, as torchvision lays them out, in `data_root`/`name` (default: the cache) and in
-    `data_root` itself, and downloaded into `data_root`/`name` if they are in neither.
-    Raises DownloadError when there is no network or a checksum is wrong; what was half downloaded is removed.
+    Files in torchvision's layout are searched in `data_root`/`name` and in `data_root` itself (default: the cache's
+    folder `downloads`), and downloaded to `data_root`/`name` if they are in neither. Raises DownloadError if there is
+    no network or a checksum is wrong; a partial download is removed.
     """
     if name == "digits":
         return _digits()
@@ -77,7 +77,7 @@ def open_named(name: str, data_root: Path | None = None, cache_dir: Path | None 
 
 
 def _digits() -> DataSource:
-    """scikit-learn's 1,797 handwritten digits of 8 × 8 px, a fifth of them as a fixed, stratified test split."""
+    """scikit-learn's 1,797 handwritten digits of 8 × 8 px; a fixed, stratified fifth of them is the test split."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:

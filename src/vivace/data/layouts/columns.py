@@ -1,4 +1,4 @@
-"""Which column of a table names the image, which the class and which the split, as people call them (no torch here)."""
+"""Which columns of a table hold the image, the class and the split, by their usual names (no torch here)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vivace.data.layouts.assemble import some
 from vivace.data.layouts.splitnames import split_of
+from vivace.data.text import first_few
 from vivace.errors import DataError, nearest
 
 __all__ = ["Columns", "check_width", "choose_columns", "flag_of", "names_images", "numbered"]
 
-# of a table: a column for each of ten thousand classes
+# enough for one-hot columns of ten thousand classes
 MAX_COLUMNS = 10_000
 
-# in the order in which they are taken; as `_plain` makes them
+# in order of preference; spelled as by `_plain`
 IMAGE_NAMES = (
     "file_name", "filename", "file", "image", "img", "image_name", "image_path", "image_file", "image_filename",
     "img_name", "img_path", "img_file", "path", "filepath", "file_path", "fname", "image_id", "img_id", "photo",
@@ -29,22 +29,22 @@ LABEL_NAMES = (
     "classification", "label_group", "label_id", "class_id", "category_id", "y",
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "subset", "set", "partition", "data_set", "dataset", "phase", "usage")
-# column → the split of the images that it marks
+# column → the split of the rows that it marks
 FLAGS = {"is_valid": "val", "is_val": "val", "is_validation": "val", "valid": "val", "is_test": "test", "test": "test"}
-# what is written behind the names of columns that have one name, to tell them apart
+# the suffix that `numbered` gives to columns of the same name
 NUMBERED = re.compile(r" \(column \d+\)$")
 TRUE, FALSE = ("1", "1.0", "true", "t", "yes", "y"), ("", "0", "0.0", "false", "f", "no", "n")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns that are read, by their own names."""
+    """The columns to read, by their names in the table."""
 
     image: str
     label: str | None
-    """None: `one_hot`."""
+    """None: the classes are in `one_hot`."""
     one_hot: tuple[str, ...] = ()
-    """A column for each class, 1 in one of them."""
+    """One column per class; exactly one of them is 1."""
     split: str | None = None
     flags: tuple[tuple[str, str], ...] = ()
     """(column, split of the rows that it marks)."""
@@ -52,7 +52,7 @@ class Columns:
 
     @property
     def all(self) -> list[str]:
-        """Every column that is read."""
+        """All columns to read."""
         flags = [name for name, _ in self.flags]
         return [name for name in (self.image, self.label, *self.one_hot, self.split, *flags) if name is not None]
 
@@ -65,20 +65,21 @@ def choose_columns(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Columns:
-    """The columns of a table. first: its first row; where: the table, for messages; the others: as the user named them.
+    """The columns of a table that hold the image, the class and the split.
 
-    Raises DataError if the image's or the class's is not found, or two columns have the name of one that is used.
+    first: the first row. where: the table, for messages. image_column, label_column: as named by the user; None: found
+    by their usual names. Raises DataError if there is no such column, or if several have the same name.
     """
     image = _named(names, image_column, where) or _by_name(names, IMAGE_NAMES)
     if image is None:
         raise DataError(
-            f"{where}: no column names the image files, only {some(names)} were found."
+            f"{where}: no column holds the image files: got {first_few(names)}."
             f"{nearest('file_name', names)} Call it file_name, or name it by --image-column."
         )
     notes: list[str] = []
     split = _by_name([name for name in names if name != image], SPLIT_COLUMNS)
     if split is not None and _plain(split) != "split" and not split_of(str(first.get(split))):
-        notes.append(f"the column {split} names no splits and was not used")
+        notes.append(f"the column {split} holds no splits and was ignored")
         split = None
     flags = tuple(
         (name, FLAGS[_plain(name)]) for name in names if _plain(name) in FLAGS and flag_of(first.get(name)) is not None
@@ -91,23 +92,23 @@ def choose_columns(
         numbers = tuple(name for name in rest if flag_of(first.get(name)) is not None and str(first.get(name)).strip())
         if len(numbers) > 1:
             one_hot = numbers
-            notes.append(f"one-hot columns found: {some(one_hot)}")
+            notes.append(f"one-hot columns found: {first_few(one_hot)}")
         elif len(rest) == 1:
             label = rest[0]
         else:
             raise DataError(
-                f"{where}: no column holds the classes, only {some(names)} were found. "
+                f"{where}: no column holds the classes: got {first_few(names)}. "
                 "Call it label, or name it by --label-column."
             )
     if label is not None and (_plain(image), _plain(label)) != ("file_name", "label"):
-        notes.append(f"images are named by the column {image.strip()}, classes by {label.strip()}")
+        notes.append(f"image files are in the column {image.strip()}, classes in {label.strip()}")
     found = Columns(image=image, label=label, one_hot=one_hot, split=split, flags=flags, notes=tuple(notes))
     _check_single(names, [name for name in found.all if name not in (image_column, label_column)], where)
     return found
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """The names of the columns of a CSV, with their places where several have one name."""
+    """The column names of a CSV, with their positions added where several columns have the same name."""
     counts = Counter(names)
     return [f"{name} (column {place})" if name and counts[name] > 1 else name for place, name in enumerate(names, 1)]
 
@@ -119,21 +120,21 @@ def flag_of(value: Any) -> bool | None:
 
 
 def check_width(num_columns: int, where: str) -> None:
-    """Raise DataError if a table has more columns than any that lists images: each is looked at in several ways."""
+    """Raise DataError if a table has more columns than a list of images can need; each costs time."""
     if num_columns > MAX_COLUMNS:
         raise DataError(
-            f"{where}: {num_columns:,} columns, the cap is {MAX_COLUMNS:,}. Leave out those that are neither files, "
-            "classes nor splits."
+            f"{where}: {num_columns:,} columns, the limit is {MAX_COLUMNS:,}. Keep only those for files, classes and "
+            "splits."
         )
 
 
 def names_images(name: str) -> bool:
-    """Whether a column of this name is taken for that of the images."""
+    """Whether a column of this name is taken to hold the images."""
     return _plain(name) in IMAGE_NAMES
 
 
 def find_column(names: Sequence[str], wanted: str) -> str | None:
-    """The column of this name, else the first that differs from it by case, blanks and the like alone; or None."""
+    """The column of this name, or the first that differs only in case, blanks and the like; None if there is none."""
     for same in (lambda name: name == wanted, lambda name: _plain(name) == _plain(wanted)):
         if found := next(filter(same, names), None):
             return found
@@ -141,15 +142,15 @@ def find_column(names: Sequence[str], wanted: str) -> str | None:
 
 
 def _check_single(names: Sequence[str], used: Sequence[str], where: str) -> None:
-    """Raise DataError if several columns have the name of one that is used: which of them is meant is a guess."""
+    """Raise DataError if a used column shares its name with others: which is meant would be a guess."""
     same: dict[str, list[str]] = {}
     for name in names:
         same.setdefault(_plain(name), []).append(name)
     for name in used:
         if len(twins := same[_plain(name)]) > 1:
             raise DataError(
-                f"{where}: {len(twins)} columns have one name: {some(twins, 3)}. Rename all but one, or tell which is "
-                f"meant by --image-column or --label-column, such as --label-column {twins[0]!r}."
+                f"{where}: {len(twins)} columns have the same name: {first_few(twins, 3)}. Rename all but one, or "
+                f"select one by --image-column or --label-column, as in --label-column {twins[0]!r}."
             )
 
 
@@ -158,7 +159,9 @@ def _named(names: Sequence[str], wanted: str | None, where: str) -> str | None:
         return None
     if found := find_column(names, wanted):
         return found
-    raise DataError(f"{where}: there is no column {wanted!r}, only {some(names)}.{nearest(wanted, names)}")
+    raise DataError(
+        f"{where}: there is no column {wanted!r}.{nearest(wanted, names)} Name one of its columns: {first_few(names)}."
+    )
 
 
 def _by_name(names: Sequence[str], known: Sequence[str]) -> str | None:
@@ -167,5 +170,5 @@ def _by_name(names: Sequence[str], known: Sequence[str]) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """A column's name without regard to case, blanks and the like."""
+    """A column's name, normalized: lower case, underscores for blanks, hyphens and dots."""
     return re.sub(r"[\s\-.]+", "_", NUMBERED.sub("", name).strip().strip("\ufeff\"'").lower())

@@ -1,4 +1,4 @@
-"""Where the files of a table lie: as it names them, with an extension, or in a folder beside it (no torch here)."""
+"""Finds the files that a table names: as named, with an extension added, or in a subfolder (no torch here)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import stat
 from pathlib import Path
 
 from vivace.data.decoding.formats import EXTENSIONS, REFUSED_EXTENSIONS
-from vivace.data.layouts.assemble import shorter
 from vivace.data.layouts.badrows import BadRowError
 from vivace.data.layouts.listing import check_inside, scan
 from vivace.data.layouts.splitnames import is_system, split_of
+from vivace.data.text import shortened
 from vivace.errors import DataError, printable
 
 __all__ = ["Finder", "quoted"]
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-# subfolders in which a file is looked for that is not where the table says
+# subfolders that are searched for a file which is not where the table says
 MAX_FOLDERS = 100
-# of all folders that are looked through, links to one folder counted each: some seconds, and a GB of memory
+# entries in all searched folders together, counted once per link to a folder: some seconds and a GB of memory
 MAX_LISTED = 5_000_000
 ENDINGS = ("", *sorted(EXTENSIONS), *sorted(ending.upper() for ending in EXTENSIONS))
 
@@ -29,7 +29,7 @@ ENDINGS = ("", *sorted(EXTENSIONS), *sorted(ending.upper() for ending in EXTENSI
 class Finder:
     """Finds the files that a table names.
 
-    inside_only: absolute names outside of the table's folder are refused. follow_links: links may lead out of it.
+    inside_only: absolute names outside the table's folder are refused. follow_links: links may lead out of it.
     """
 
     def __init__(self, table: Path, *, inside_only: bool, follow_links: bool) -> None:
@@ -45,9 +45,10 @@ class Finder:
         self._example = self._backslashes = ""
 
     def find(self, name: str, where: str) -> str:
-        """The path of a readable image file. Raises BadRowError if there is none, DataError if it may not be read.
+        """The path of a readable image file.
 
-        where: what the message of the latter begins with.
+        where: the start of error messages, such as a table and its line. Raises BadRowError if there is no such file
+        or its format is not allowed, DataError if it may not be read.
         """
         file = self._joined("", name, where)
         if not _is_file(file):
@@ -55,13 +56,13 @@ class Finder:
         if not self._follow_links and (self._inside_only or not os.path.isabs(name)):  # noqa: PTH117
             self._check_links(file, where)
         if not os.access(file, os.R_OK, effective_ids=True):
-            raise DataError(f"{where}: the file can't be read: {quoted(name)}. Check its rights.")
+            raise DataError(f"{where}: the file can't be read: {quoted(name)}. Check its permissions.")
         if os.path.splitext(file)[1].lower() in REFUSED_EXTENSIONS:  # noqa: PTH122
             raise BadRowError(f"the format is not allowed: {quoted(name)}", "format_not_allowed")
         return file
 
     def notes(self) -> list[str]:
-        """What was guessed."""
+        """Notes on guesses."""
         return [note for note in (self._backslashes, self._example) if note]
 
     def _joined(self, folder: str, name: str, where: str) -> str:
@@ -80,7 +81,7 @@ class Finder:
             check_inside(file, self._root, where)
 
     def _slashed(self, name: str, where: str) -> str | None:
-        """The file of a name that was written on Windows."""
+        """The file of a name with Windows' backslashes, or None."""
         if "\\" not in name:
             return None
         file = self._joined("", name.replace("\\", "/"), where)
@@ -91,53 +92,54 @@ class Finder:
 
     def _note_backslashes(self, name: str) -> None:
         self._backslashes = self._backslashes or (
-            f"backslashes in names of {self._table} were read as slashes, such as in {quoted(name)}"
+            f"backslashes in file names of {self._table} were read as slashes, as in {quoted(name)}"
         )
 
-    def _elsewhere(self, told: str, where: str) -> str:
-        name = os.path.normpath(told)
-        found = self._where_the_last_was(name, where) or self._looked_up(name, where)
-        slashed = told.replace("\\", "/")
-        if found is None and slashed != told:
+    def _elsewhere(self, given: str, where: str) -> str:
+        name = os.path.normpath(given)
+        found = self._like_the_last(name, where) or self._looked_up(name, where)
+        slashed = given.replace("\\", "/")
+        if found is None and slashed != given:
             name = os.path.normpath(slashed)
-            found = self._where_the_last_was(name, where) or self._looked_up(name, where)
+            found = self._like_the_last(name, where) or self._looked_up(name, where)
             if found is not None:
-                self._note_backslashes(told)
+                self._note_backslashes(given)
         if found is None:
             # bytes that are not UTF-8 are surrogates
-            hint = " (not UTF-8 there: save the table as UTF-8)" if SURROGATE.search(told) else ""
-            hint = " (nor with / in place of \\)" + hint if slashed != told else hint
-            raise BadRowError(f"there is no such file: {quoted(told)}{hint}", "missing_file")
+            hint = " (the name is not UTF-8: save the table as UTF-8)" if SURROGATE.search(given) else ""
+            hint = " (nor with / in place of \\)" + hint if slashed != given else hint
+            raise BadRowError(f"there is no such file: {quoted(given)}{hint}", "missing_file")
         folder, ending = self._last = found
         file = self._joined(folder, name + ending, where)
         if not self._example:
             short = file.removeprefix(self._root + os.sep)
-            self._example = f"files that are not where the table says were looked for, such as {short}"
+            self._example = f"files that are not where the table says were found elsewhere, such as {short}"
         return file
 
-    def _where_the_last_was(self, name: str, where: str) -> tuple[str, str] | None:
+    def _like_the_last(self, name: str, where: str) -> tuple[str, str] | None:
+        """(folder, ending) of the file found last, if this one is there too: usually all of them are."""
         if self._last is not None and _is_file(self._joined(self._last[0], name + self._last[1], where)):
             return self._last
         return None
 
     def _looked_up(self, name: str, where: str) -> tuple[str, str] | None:
-        """(folder, ending), by listings made once: of the first folder that has the file."""
+        """(folder, ending) of the first folder that has the file; each folder is listed only once."""
         inner, base = os.path.split(name)
         if inner not in self._listed:
             self._listed[inner] = self._list(inner, where)
         there, known = self._listed[inner], os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
         found = [(there[base + ending], ending) for ending in ENDINGS[: 1 if known else None] if base + ending in there]
-        # the first of equals
+        # the first folder that has it
         place = min(found, key=lambda pair: pair[0], default=None)
         return None if place is None else (self._places()[place[0]], place[1])
 
     def _list(self, inner: str, where: str) -> dict[str, int]:
-        """Name of a file in `inner` → number of the first of the folders below which it lies."""
+        """File name in `inner` → index of the first folder in `_places` that has such a file."""
         there: dict[str, int] = {}
         places, first = enumerate(self._places()), inner.partition(os.sep)[0]
         for number, folder in itertools.islice(places, 1 if os.path.isabs(inner) else None):  # noqa: PTH117
             if first and first not in self._subfolders[number]:
-                # most names of files that are nowhere end here
+                # most files that don't exist are dismissed here, without listing a folder
                 continue
             path = os.path.join(self._root, folder, inner)  # noqa: PTH118
             if not os.access(path, os.R_OK | os.X_OK, effective_ids=True) or not os.path.isdir(path):  # noqa: PTH112
@@ -146,11 +148,11 @@ class Finder:
             self._num_listed += len(entries)
             if self._num_listed > MAX_LISTED:
                 raise DataError(
-                    f"{where}: over {MAX_LISTED:,} files were looked through for those that are not where "
-                    f"{self._table} says. Name the files by their paths from its folder."
+                    f"{where}: searched over {MAX_LISTED:,} files for those that are not where {self._table} says. "
+                    "Write the file names relative to its folder."
                 )
             for entry in entries:
-                # an entry asked by itself raises OSError for a link to itself
+                # entry.is_file raises OSError for a link to itself
                 if os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():  # noqa: PTH113
                     there.setdefault(entry.name, number)
         return there
@@ -160,7 +162,7 @@ class Finder:
             entries = [entry for entry in scan(self._root) if not is_system(entry.name)]
             found = [entry.name for entry in entries if _is_folder(entry)]
             own = split_of(self._stem)
-            # for train.csv in train/ first
+            # train.csv: search in train/ first
             self._folders = ["", *sorted(found, key=lambda folder: (own is None or split_of(folder) != own, folder))]
             self._folders = self._folders[:MAX_FOLDERS]
             self._subfolders = [_subfolders(os.path.join(self._root, folder)) for folder in self._folders]  # noqa: PTH118
@@ -174,7 +176,7 @@ def _subfolders(path: str) -> frozenset[str]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # an entry raises OSError for a link to itself; of what is no link it knows the kind without asking the disk
+    # entry.is_dir raises OSError for a link to itself; for anything but a link it needs no system call
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # noqa: PTH112
 
 
@@ -187,5 +189,5 @@ def _is_file(path: str) -> bool:
 
 
 def quoted(name: str) -> str:
-    """A name as it is written, in quotes; a repr would double its backslashes."""
-    return f"'{shorter(printable(name))}'"
+    """A name in quotes, as it is written; repr would double its backslashes."""
+    return f"'{shortened(printable(name))}'"

@@ -1,4 +1,4 @@
-"""A folder of class folders, or of train/, val/ and test/ with class folders in each, however named and wrapped."""
+"""Opens a folder of class folders, or one with train/, val/ and test/ of class folders, even inside wrapper folders."""
 
 from __future__ import annotations
 
@@ -9,45 +9,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vivace.data.layouts.archives import is_archive
-from vivace.data.layouts.assemble import Items, assemble, count_of, some
+from vivace.data.layouts.assemble import Items, assemble
 from vivace.data.layouts.listing import Listing, scan
 from vivace.data.layouts.repeats import check_repeats
 from vivace.data.layouts.splitnames import SPLIT_ORDER, split_of
 from vivace.data.layouts.tables import names_any
 from vivace.data.splits import DataSource
+from vivace.data.text import count_of, first_few
 from vivace.errors import DataError
 
 __all__ = ["ClassFolders", "open_folder"]
 
-# wrappers within wrappers: dataset/dataset/images/…
+# nested wrapper folders, as in dataset/dataset/images/…
 MAX_WRAPPERS = 6
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 @dataclass
 class ClassFolders:
-    """What a folder was found to be."""
+    """What was understood of a folder."""
 
     listing: Listing
     top: str
     """The folder below all wrappers."""
     splits: dict[str, str] = field(default_factory=dict)
-    """Split → the folder that holds its class folders; empty: `top` holds class folders."""
+    """Split → the folder that holds its class folders. Empty if `top` itself holds the class folders."""
     notes: list[str] = field(default_factory=list)
 
 
 def open_folder(
     root: Path, *, require_train: bool = True, known: Sequence[str] = (), follow_links: bool = False
 ) -> DataSource:
-    """The data source of a folder; known: class names that are never taken for wrappers.
+    """The data source of a folder of class folders.
 
-    Raises DataError for what faults a folder can have.
+    known: class names (of a bundle) that are never taken for wrapper folders. Raises DataError if the folder has no
+    training images, no class folders, ambiguous splits or classes, or can't be read.
     """
     found = understand(root.resolve(), known=known, follow_links=follow_links)
     listing, top = found.listing, found.top
     if found.splits and require_train and "train" not in found.splits:
         raise DataError(
-            f"there is no train folder in {top}, only {some(sorted(listing.subfolders(top)))}. "
+            f"there is no train folder in {top}, only {first_few(sorted(listing.subfolders(top)))}. "
             "Put the training images into train/."
         )
     items: dict[str, Items] = {}
@@ -61,7 +63,7 @@ def open_folder(
         items = _read_class_first(found) or {"train": read_classes(top, listing, found.notes)}
     if listing.broken:
         found.notes.append(
-            f"{count_of(len(listing.broken), 'broken link')} passed over: {some(sorted(listing.broken))}"
+            f"skipped {count_of(len(listing.broken), 'broken link')}: {first_few(sorted(listing.broken))}"
         )
     if require_train and len({label for _, label in items.get("train", [])}) < 2:
         _hint_at_manifests(top)
@@ -76,7 +78,7 @@ def open_folder(
 
 
 def understand(root: Path, *, known: Sequence[str] = (), follow_links: bool = False) -> ClassFolders:
-    """Which folders below `root` are splits, wrappers and classes. Raises DataError where that is unclear."""
+    """Which folders below `root` are splits, wrappers and classes. Raises DataError if that is ambiguous."""
     listing = Listing(os.fspath(root), follow_links)
     found = ClassFolders(listing, _unwrapped(listing, os.fspath(root), frozenset(known)))
     roles = {name: split for name in listing.subfolders(found.top) if (split := split_of(name)) is not None}
@@ -86,7 +88,7 @@ def understand(root: Path, *, known: Sequence[str] = (), follow_links: bool = Fa
 
 
 def _unwrapped(listing: Listing, folder: str, known: frozenset[str]) -> str:
-    """The folder, or the only one in it that holds images, and so on: downloads often wrap what they hold."""
+    """The folder below all wrappers: downloads often put everything into a single subfolder, or several nested ones."""
     for _ in range(MAX_WRAPPERS):
         inner = listing.labelled(folder)
         if len(inner) != 1 or listing.has_files(folder):
@@ -101,13 +103,13 @@ def _unwrapped(listing: Listing, folder: str, known: frozenset[str]) -> str:
 
 
 def _are_splits(names: Iterable[str]) -> bool:
-    """Whether all names speak of splits, and not of one alone."""
+    """Whether all names refer to splits, and to more than one."""
     roles = {split_of(name) for name in names}
     return len(roles) > 1 and None not in roles
 
 
 def _inner(listing: Listing, folder: str, known: frozenset[str]) -> str:
-    """A split's folder below its wrappers, as in seg_train/seg_train or train/images; `known`: classes of train."""
+    """A split's folder below its wrappers, as in seg_train/seg_train or train/images; `known`: the classes of train."""
     for _ in range(MAX_WRAPPERS):
         inner = listing.labelled(folder)
         if len(inner) != 1 or listing.has_files(folder):
@@ -122,10 +124,10 @@ def _inner(listing: Listing, folder: str, known: frozenset[str]) -> str:
 
 
 def _decide(found: ClassFolders, roles: Mapping[str, str], known: frozenset[str]) -> None:
-    """Fill `splits` if the folders whose names speak of splits are splits: they hold the same class folders.
+    """Fill `found.splits` if the folders named like splits are splits, which hold the same class folders.
 
-    A class may be called "train", "freight train" or "test tube": it holds images, and others stand beside it.
-    known: classes that a bundle has.
+    A class may be called "train", "freight train" or "test tube"; it holds images, and other classes are beside it.
+    known: the classes of a bundle.
     """
     listing, folders = found.listing, found.listing.labelled(found.top)
     empty = [name for name in roles if name not in folders]
@@ -147,7 +149,7 @@ def _decide(found: ClassFolders, roles: Mapping[str, str], known: frozenset[str]
         if split == "train" and not classes[name]:
             raise _unlabelled(found.top, [name])
         if not classes[name] or (split != "train" and known and not classes[name] & known and len(classes[name]) == 1):
-            found.notes.append(f"{name}/ has no labels (no class folders of train) and was passed over")
+            found.notes.append(f"skipped {name}/, which has no labels (no class folders of train)")
         elif split in found.splits:
             twin = Path(found.splits[split]).relative_to(found.top).parts[0]
             raise DataError(
@@ -155,22 +157,22 @@ def _decide(found: ClassFolders, roles: Mapping[str, str], known: frozenset[str]
             )
         else:
             found.splits[split] = inner[name]
-    found.notes += [f"{name}/ holds no images and was passed over" for name in empty]
+    found.notes += [f"skipped {name}/, which holds no images" for name in empty]
     for name in others:
         same = len(frozenset(listing.labelled(folders[name])) & known) > 1
-        reason = "holds the same class folders, but its name is that of no split: rename it val/ or test/ to use it"
-        found.notes.append(f"{name}/ was passed over: it {reason if same else 'is no split'}")
-    listing.pass_over_files(found.top)
+        reason = "has the same class folders, but is not named like a split: rename it val/ or test/ to use it"
+        found.notes.append(f"skipped {name}/, which {reason if same else 'is not a split'}")
+    listing.skip_files(found.top)
 
 
 def _check_not_a_class(found: ClassFolders, name: str, known: frozenset[str], others: list[str]) -> None:
-    """Raise DataError where one folder called train may as well be a class beside `others`."""
+    """Raise DataError if the one folder named like a split may just as well be a class beside `others`."""
     folders = found.listing.labelled(found.top)
     twins = [other for other in others if len(frozenset(found.listing.labelled(folders[other])) & known) > 1]
     if twins or len(others) > 1:
         raise DataError(
             f"it is unclear whether {name!r} is a split or a class: beside it in {found.top} are "
-            f"{some(twins or others)}{' with the same subfolders' if twins else ''}. If it is a split, rename the "
+            f"{first_few(twins or others)}{' with the same subfolders' if twins else ''}. If it is a split, rename the "
             f"others val/ or test/, or move them away; if it is a class, rename it or move its subfolders away."
         )
 
@@ -179,33 +181,37 @@ def _unlabelled(top: str, names: Sequence[str]) -> DataError:
     tables = _manifests_in(top, [name for name in names if split_of(name) == "train"] or names)
     if not tables:
         tables = [f"{name}/{table}" for name in names for table in _manifests_in(os.path.join(top, name))]  # noqa: PTH118
-    hint = f", or give the table of labels as DATA: {some(tables, 3)}" if tables else ", or give a CSV of their labels"
+    hint = f"the table of labels as DATA: {first_few(tables, 3)}" if tables else "a CSV of their labels"
     return DataError(
-        f"the folders look like splits and hold no class folders: {some(names)} in {top}. "
-        f"Put the images of each into one folder per class{hint}."
+        f"the folders look like splits and hold no class folders: {first_few(names)} in {top}. "
+        f"Put the images of each into one folder per class, or give {hint}."
     )
 
 
 def _manifests_in(top: str, folders: Sequence[str] = ()) -> list[str]:
-    """Names of the tables that lie in a folder, but for those to hand in; of its `folders`, where any names them."""
+    """Names of the tables in a folder, without sample submissions.
+
+    If some of them name files of `folders`, only those.
+    """
     names = sorted(entry.name for entry in scan(top) if entry.name.lower().endswith(MANIFESTS))
     tables = [name for name in names if "submission" not in name.lower()]
     files = {entry.name for name in folders for entry in scan(os.path.join(top, name))}  # noqa: PTH118
-    # many tables leave the extension out
+    # many tables omit the extension
     files |= {os.path.splitext(file)[0] for file in files}  # noqa: PTH122
     return [name for name in tables if files and names_any(Path(top, name), files)] or tables
 
 
 def _hint_at_manifests(top: str) -> None:
-    """Raise DataError if there is one class or none, and a table that may hold the labels."""
+    """Raise DataError if a table beside the images may hold the labels; called for fewer than two classes."""
     if tables := _manifests_in(top):
         raise DataError(
-            f"there are no two class folders in {top}. Give the table of labels as DATA: {some(tables, 3)}."
+            f"there are fewer than two class folders in {top}. Give the table of labels as DATA: "
+            f"{first_few(tables, 3)}."
         )
 
 
 def _read_class_first(found: ClassFolders) -> dict[str, Items]:
-    """Items per split where every class folder holds split folders, as in cat/train, cat/test; empty elsewhere."""
+    """Items per split if every class folder holds split folders, as in cat/train and cat/test; else empty."""
     listing, top = found.listing, found.top
     tree = {name: listing.labelled(path) for name, path in listing.labelled(top).items()}
     roles = {split_of(inner) for folders in tree.values() for inner in folders}
@@ -218,26 +224,26 @@ def _read_class_first(found: ClassFolders) -> dict[str, Items]:
         label = unicodedata.normalize("NFC", name)
         for inner, path in folders.items():
             items.setdefault(str(split_of(inner)), []).extend((file, label) for file in listing.images(path))
-    found.notes.append(f"every class folder holds splits: {some(sorted({i for f in tree.values() for i in f}))}")
+    found.notes.append(f"every class folder holds splits: {first_few(sorted({i for f in tree.values() for i in f}))}")
     return items
 
 
 def read_classes(folder: str, listing: Listing, notes: list[str]) -> Items:
-    """(file, class) of all images in the class folders of `folder`, by class; empty ones are noted."""
+    """(file, class) of all images in the class folders of `folder`, sorted by class; empty class folders are noted."""
     by_class: dict[str, str] = {}
     for raw, path in listing.subfolders(folder).items():
-        # the same name may be spelled in composed or decomposed characters: one class all the same
+        # macOS decomposes accented characters and other systems don't: both spellings are one class
         label = unicodedata.normalize("NFC", raw)
         if label in by_class:
             raise DataError(
-                f"two class folders have the same name in other Unicode forms: {label!r} in {folder}. Merge them."
+                f"two class folders differ only in Unicode normalization: {label!r} in {folder}. Merge them."
             )
         by_class[label] = path
-    listing.pass_over_files(folder)
+    listing.skip_files(folder)
     if not by_class:
         if packed := sorted(entry.name for entry in scan(folder) if is_archive(Path(entry.name))):
             raise DataError(
-                f"there are no class folders in {folder}, but archives: {some(packed, 3)}. Unpack each "
+                f"there are no class folders in {folder}, but archives: {first_few(packed, 3)}. Unpack each "
                 "into a folder of its name, and give the folder that holds them."
             )
         raise DataError(f"there are no class folders in {folder}. Put the images into one folder per class.")
@@ -251,5 +257,5 @@ def read_classes(folder: str, listing: Listing, notes: list[str]) -> Items:
         if not files:
             empty.append(label)
     if empty:
-        notes.append(f"{count_of(len(empty), 'empty class folder')} passed over: {some(empty)}")
+        notes.append(f"skipped {count_of(len(empty), 'empty class folder')}: {first_few(empty)}")
     return items

@@ -1,4 +1,4 @@
-"""Folders as Hugging Face and Roboflow lay them out: metadata tables beside the images, or shards of parquet."""
+"""Opens folders in the layouts of Hugging Face and Roboflow: metadata tables beside the images, or parquet shards."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from vivace.data.splits import DataSource
 
 __all__ = ["open_hub"]
 
-# the last one is Roboflow's: the same layout, with one-hot columns
+# the last one is Roboflow's: the same layout with one-hot columns
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "_classes.csv")
 
 
 def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: bool = True) -> DataSource | None:
-    """The data source of such a folder, opened as `data` says; None if it is another kind. Raises DataError."""
+    """The data source of such a folder, with the columns and link rule of `data`; None if it has another layout.
+
+    Raises DataError.
+    """
     root = root.resolve()
     tables = _metadata(root, "train", data.follow_links)
     if tables and ("train" in tables or not require_train):
@@ -34,7 +37,7 @@ def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: b
                 split,
                 notes,
                 bad,
-                # a table that nobody named may not reach for files elsewhere
+                # the user did not name this table, so it may not refer to files elsewhere
                 inside_only=True,
                 follow_links=data.follow_links,
                 image_column=data.image_column,
@@ -50,7 +53,7 @@ def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: b
 
 
 def _metadata(root: Path, default: str, follow_links: bool) -> dict[str, Path]:
-    """Split → its metadata table, of split folders or else of the root; empty where class folders tell the classes."""
+    """Split → its metadata table, in the split folders or else in the root; empty if there are class folders."""
     listing = Listing(os.fspath(root), follow_links)
     folders = {split_of(name): Path(path) for name, path in listing.subfolders(os.fspath(root)).items()}
     found = {split: table for split, folder in folders.items() if split and (table := _table_in(folder))}
@@ -69,7 +72,7 @@ def _table_in(folder: Path) -> Path | None:
 
 
 def _shards(root: Path, default: str, follow_links: bool) -> dict[str, list[Path]]:
-    """Split → parquet files with images in the root or in data/, where no class folders are."""
+    """Split → parquet files with images in the root or in data/; empty if a parquet file there holds no images."""
     for folder in (root, root / "data"):
         if not folder.is_dir():
             continue

@@ -1,4 +1,4 @@
-"""Which files below a folder are taken for images, what is passed over, which links are followed (no torch here)."""
+"""Which files below a folder count as images, which are skipped and which links are followed (no torch here)."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from vivace.data.decoding.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSE
 from vivace.data.layouts.splitnames import SYSTEM_FILES, is_system
 from vivace.errors import DataError
 
-__all__ = ["Listing", "check_inside", "is_candidate", "passed_over", "scan", "unreadable_folder"]
+__all__ = ["Listing", "check_inside", "is_candidate", "scan", "skipped_summary", "unreadable_folder"]
 
-# kinds of files that a summary names
+# kinds of skipped files that a summary names
 NUM_KINDS = 6
-# longer "extensions" are parts of a sentence
+# longer "extensions" are parts of a sentence in the name
 MAX_EXTENSION = 8
 
 
 @dataclass
 class Listing:
-    """The images below one data set's folder. Paths are as os.fsdecode gives them."""
+    """The images below the folder of one data set. Paths are decoded as by os.fsdecode."""
 
     root: str
-    """Links out of it are followed only if `follow_links`."""
+    """Links that lead out of it are followed only if `follow_links`."""
     follow_links: bool = False
     ignored: list[str] = field(default_factory=list)
-    """Files that are passed over, and folders of the system, with a slash at the end; relative to the root."""
+    """Skipped files, and skipped folders with a slash at the end; relative to the root."""
     broken: list[str] = field(default_factory=list)
-    """Links in class folders that lead to nothing, relative to the root: passed over too."""
+    """Broken links in class folders, skipped too; relative to the root."""
     _subfolders: dict[str, dict[str, str]] = field(default_factory=dict)
     _with_images: dict[str, bool] = field(default_factory=dict)
 
     def subfolders(self, folder: str) -> dict[str, str]:
-        """Visible subfolders, name → path, sorted. Raises DataError for a link that is not followed, or a broken one
-        that may stand for a folder."""
+        """Visible subfolders, name → path, sorted.
+
+        Raises DataError for a link that may not be followed, and for a broken link that may have been a folder.
+        """
         if folder not in self._subfolders:
             found, real = {}, os.path.realpath(folder)
             for entry in scan(folder):
                 if is_system(entry.name):
                     continue
                 if _is_broken(entry):
-                    # a whole class may be on a disk that is not mounted: no line among others may be all that tells
+                    # it may be a whole class on a disk that is not mounted: too much for a note, so an error
                     if not _extension(entry.name):
                         raise DataError(
                             f"a broken or circular link, perhaps of a class: {entry.path}. Mount or restore what "
@@ -57,13 +59,13 @@ class Listing:
         return self._subfolders[folder]
 
     def has_files(self, folder: str) -> bool:
-        """Whether images lie in the folder itself."""
+        """Whether there are images directly in the folder."""
         return any(
             not is_system(entry.name) and is_candidate(entry) and not _is_broken(entry) for entry in scan(folder)
         )
 
     def holds_images(self, folder: str) -> bool:
-        """Whether images lie in the folder or below; it looks no further than the first."""
+        """Whether there are images in the folder or below; stops at the first one."""
         if folder not in self._with_images:
             self._with_images[folder] = next(self._candidates(folder, note=False), None) is not None
         return self._with_images[folder]
@@ -73,11 +75,11 @@ class Listing:
         return {name: path for name, path in self.subfolders(folder).items() if self.holds_images(path)}
 
     def images(self, folder: str) -> list[str]:
-        """All images in the folder and below, sorted; what is passed over is noted in `ignored`."""
+        """All images in the folder and below, sorted; skipped files are added to `ignored`."""
         return sorted(self._candidates(folder, note=True))
 
-    def pass_over_files(self, folder: str) -> None:
-        """Note the files that lie beside the folders which are read."""
+    def skip_files(self, folder: str) -> None:
+        """Add the files directly in `folder`, beside the class or split folders, to `ignored`."""
         for entry in scan(folder):
             if is_system(entry.name):
                 self._note_system(entry)
@@ -85,7 +87,7 @@ class Listing:
                 self._note(entry.path)
 
     def _candidates(self, folder: str, *, note: bool) -> Iterator[str]:
-        """Images below `folder`, without recursion: people nest folders deeper than Python nests calls."""
+        """Images below `folder`, without recursion: folders may be nested deeper than Python's recursion limit."""
         start = os.path.realpath(folder)
         seen = {start}
         waiting: list[tuple[str, str, tuple[str, ...]]] = [(folder, start, ())]
@@ -101,7 +103,7 @@ class Listing:
                 elif self._is_folder(entry, real, came_by):
                     linked = entry.is_symlink()
                     inner = os.path.realpath(entry.path) if linked else f"{real}/{entry.name}"
-                    # links to links to links: each folder is read once, lest a few of them stand for millions
+                    # each folder is read once: a few links between folders could make millions of paths
                     if inner not in seen:
                         seen.add(inner)
                         waiting.append((entry.path, inner, (*came_by, real) if linked else came_by))
@@ -125,13 +127,13 @@ class Listing:
         return entry.is_dir()
 
     def _check_link(self, path: str, above: tuple[str, ...]) -> None:
-        """Raise DataError for a link that leads above itself, or out of the root though it may not.
+        """Raise DataError for a link to one of its own parent folders, or out of the root if that is not allowed.
 
-        above: the real folder that holds it, and those that hold the links by which it was reached.
+        above: the real path of the folder that holds it, and of those that hold the links by which it was reached.
         """
         target = os.path.realpath(path)
         if any((folder + os.sep).startswith(target + os.sep) for folder in above):
-            raise DataError(f"a link leads in a circle: {path} → {target}. Move the link away.")
+            raise DataError(f"circular link: {path} → {target}. Move the link away.")
         if not self.follow_links:
             check_inside(path, os.path.realpath(self.root))
 
@@ -146,9 +148,9 @@ class Listing:
 
 
 def check_inside(path: str, root: str, where: str | None = None) -> None:
-    """Raise DataError if links lead `path` out of the data set's folder; root: its real path.
+    """Raise DataError if links lead `path` out of the data set's folder.
 
-    where: what the message begins with, a table and its line.
+    root: the real path of that folder. where: the start of the message, such as a table and its line.
     """
     target = os.path.realpath(path)
     if not (target + os.sep).startswith(root.rstrip(os.sep) + os.sep):
@@ -168,24 +170,24 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
 
 
 def unreadable_folder(folder: str, error: OSError) -> DataError:
-    """What to raise where a folder can't be listed."""
+    """The error to raise if a folder can't be listed."""
     return DataError(f"the folder can't be read: {folder} ({error.strerror}). {advice(error)}")
 
 
 def _is_broken(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a link that leads to nothing, or to itself."""
+    """Whether it is a broken or circular link."""
     return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
 
 
 def is_candidate(entry: os.DirEntry[str] | str) -> bool:
-    """Whether a file is taken for an image: by its extension, and where that tells nothing by its first bytes."""
+    """Whether a file counts as an image: by its extension, or by its first bytes if the extension is unknown."""
     path, name = (entry, entry) if isinstance(entry, str) else (entry.path, entry.name)
     extension = _extension(name)
     if extension in REFUSED_EXTENSIONS:
         return False
     if extension in EXTENSIONS:
         return extension not in FORMATS["HEIF"] or (heif_is_read() and _begins_as_heif(path))
-    # reading a pipe would wait for ever
+    # reading from a pipe would block forever
     if not (os.path.isfile(entry) if isinstance(entry, str) else entry.is_file()):  # noqa: PTH113
         return False
     try:
@@ -197,27 +199,27 @@ def is_candidate(entry: os.DirEntry[str] | str) -> bool:
 
 
 def _begins_as_heif(path: str) -> bool:
-    """Whether a box follows the first one, as in every HEIC file: phones leave placeholders of what lies in a cloud."""
+    """Whether a second box follows the first, as in every HEIC file; phones leave placeholders of photos in a cloud."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             head = file.read(HEAD_BYTES)
             file.seek(int.from_bytes(head[:4], "big"))
             return sniff(head) is not None and (head[4:8] != b"ftyp" or file.read(8)[4:].isalnum())
     except OSError:
-        # the audit says why it can't be read
+        # the audit reports why it can't be read
         return True
 
 
 @functools.cache
 def heif_is_read() -> bool:
-    """Whether the extra that reads HEIC is installed."""
+    """Whether pillow-heif, which reads HEIC, is installed."""
     return find_spec("pillow_heif") is not None
 
 
-def passed_over(ignored: Sequence[str], num_taken: int) -> str | None:
-    """One line that says how many files were passed over, and of which kinds; None if there are none.
+def skipped_summary(ignored: Sequence[str], num_taken: int) -> str | None:
+    """One line with the number of skipped files and their kinds; None if there are none.
 
-    ignored: as `Listing` notes them.
+    ignored: as in `Listing.ignored`. num_taken: files that were used.
     """
     files = [name for name in ignored if not name.endswith(os.sep)]
     folders = Counter(os.path.basename(name[:-1]) for name in ignored if name.endswith(os.sep))  # noqa: PTH119
@@ -228,16 +230,16 @@ def passed_over(ignored: Sequence[str], num_taken: int) -> str | None:
         if rest := sum(count for _, count in kinds[NUM_KINDS:]):
             listed.append(f"{rest:,} others")
         heic = not heif_is_read() and any(_extension(name) in FORMATS["HEIF"] for name in files)
-        hint = "; HEIC is read after: pip install 'vivace[heic]'" if heic else ""
-        parts.append(f"{len(files):,} of {num_taken + len(files):,} files were passed over: {', '.join(listed)}{hint}")
+        hint = "; to read HEIC: pip install 'vivace[heic]'" if heic else ""
+        parts.append(f"skipped {len(files):,} of {num_taken + len(files):,} files: {', '.join(listed)}{hint}")
     if folders:
         listed = [f"{name} ({count:,})" if count > 1 else name for name, count in folders.most_common(NUM_KINDS)]
-        parts.append(f"folders of the system, or linked twice, passed over: {', '.join(map(shown, listed))}")
+        parts.append(f"skipped folders of the system, or linked twice: {', '.join(map(shown, listed))}")
     return "; ".join(parts) or None
 
 
 def _kind(name: str) -> str:
-    """How a summary calls a file that was passed over."""
+    """The kind of a skipped file, as the summary names it."""
     base = os.path.basename(name)  # noqa: PTH119
     extension = _extension(base)
     if base.startswith("."):
@@ -245,9 +247,9 @@ def _kind(name: str) -> str:
     if not extension:
         return "without extension"
     if len(extension) > MAX_EXTENSION or not extension[1:].isalnum() or not extension.isascii():
-        return "of other names"
+        return "with other names"
     if extension in EXTENSIONS and extension not in FORMATS["HEIF"]:
-        return f"{extension} in no class folder"
+        return f"{extension} outside class folders"
     return extension
 
 
@@ -256,9 +258,9 @@ def _extension(name: str) -> str:
 
 
 def _check_plain(entry: os.DirEntry[str]) -> None:
-    # reading a pipe would wait for ever
+    # reading from a pipe would block forever
     if not entry.is_file():
-        raise DataError(f"not a plain file: {entry.path}, a pipe, socket or device. Move it away.")
-    # 1 µs a file; effective rights are those that reading will have
+        raise DataError(f"not a regular file: {entry.path} is a pipe, socket or device. Move it away.")
+    # the effective user is the one who will read it
     if not os.access(entry.path, os.R_OK, effective_ids=True):
-        raise DataError(f"the file can't be read: {entry.path}. Check its rights.")
+        raise DataError(f"the file can't be read: {entry.path}. Check its permissions.")

@@ -1,4 +1,4 @@
-"""Manifests: tables that name image files, their classes and, perhaps, splits (no torch here)."""
+"""Manifests: tables that list image files with their classes and, optionally, splits (no torch here)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vivace.data.layouts.assemble import Items, assemble, count_of, shorter, some
+from vivace.data.layouts.assemble import Items, assemble
 from vivace.data.layouts.badrows import BadRowError, Unusable, check_rows, with_bad_rows
 from vivace.data.layouts.columns import Columns, choose_columns, flag_of
 from vivace.data.layouts.finding import Finder, quoted
 from vivace.data.layouts.splitnames import SPLIT_NAMES, split_of
 from vivace.data.layouts.tables import is_table, open_table
 from vivace.data.splits import BadRow, DataSource
+from vivace.data.text import count_of, first_few, shortened
 from vivace.errors import DataError, nearest
 
 __all__ = ["is_manifest", "open_manifest", "read_manifest"]
 
-# a class number that was stored as a fraction
+# a class number that was stored as a float
 WHOLE = re.compile(r"-?\d+\.0+")
-# how programs write an empty cell as text, as they spell it: "none" may well be a class
+# how programs write an empty cell as text. Case matters: "none" may well be a class
 EMPTY = frozenset((
     "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaT",
 ))  # fmt: skip
-# tables that have no other way to leave a cell empty than to write nothing, or such a word
+# formats without a null: an empty cell is an empty text or such a word
 TEXT = (".csv", ".tsv")
 
 is_manifest = is_table
@@ -41,12 +42,14 @@ def open_manifest(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> DataSource:
-    """The data source of a manifest; file names are relative to its folder, or absolute unless `inside_only`.
+    """The data source of a manifest. File names are relative to its folder, or absolute unless `inside_only`.
 
-    follow_links: links may lead out of that folder; what is named absolutely may lie anywhere. image_column,
-    label_column: names of columns; None: found by their usual names. Raises DataError naming the line for a missing
-    column, a wrong value or an unknown split, or if too few rows are left without those of a missing file or class, or
-    of one file in several classes: these are in the source's `bad_rows`.
+    follow_links: links may lead out of that folder; absolute names may lead anywhere in any case.
+    image_column, label_column: names of columns. None: found by their usual names.
+
+    Rows with a missing file, a missing class or contradictory classes are left out and listed in the source's
+    `bad_rows`. Raises DataError, with the line, for a missing column, an invalid value or an unknown split, and if too
+    few rows remain.
     """
     notes: list[str] = []
     bad: list[Unusable] = []
@@ -62,7 +65,7 @@ def open_manifest(
     )
     check_rows(items, bad, str(path), require_train=require_train)
     if not items:
-        raise DataError(f"the manifest is empty: {path}. Give a line per image with file_name and label.")
+        raise DataError(f"the manifest is empty: {path}. Write one line per image, with file_name and label.")
     if require_train and "train" not in items:
         raise DataError(
             f"the manifest has no training images: {path}, splits {', '.join(sorted(items))}. Mark some as train."
@@ -82,9 +85,10 @@ def read_manifest(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> dict[str, Items]:
-    """Split → (file, class) of a manifest, sorted by file; default: the split of rows that name none.
+    """Split → (file, class) pairs of a manifest, sorted by file.
 
-    What was guessed is added to `notes`, what can't be used to `bad`; the rest is as for `open_manifest`.
+    default: the split of rows that name none. Guesses are added to `notes`, unusable rows to `bad`. The other arguments
+    are those of `open_manifest`.
     """
     reader = _Reader(path, default, Finder(path, inside_only=inside_only, follow_links=follow_links))
     with open_table(path, notes) as (names, first, rows):
@@ -100,7 +104,7 @@ def read_manifest(
 
 
 class _Reader:
-    """Takes in rows, each checked with its line."""
+    """Collects the rows of a manifest and checks each one."""
 
     def __init__(self, path: Path, default: str, finder: Finder) -> None:
         self._path, self._default, self._finder = path, default, finder
@@ -119,7 +123,7 @@ class _Reader:
         self._one_hot: dict[str, bool] = {}
 
     def add(self, columns: Columns, row: Mapping[str, Any], line: int) -> None:
-        """Take in a row. Raises DataError."""
+        """Add a row, which is at `line` of the table. Raises DataError."""
         where = f"{self._path}, line {line}"
         split = self._split(columns, row, where)
         label = ""
@@ -141,14 +145,14 @@ class _Reader:
         self._rows.setdefault(split, []).append((file, label))
 
     def _add_again(self, file: str, before: tuple[int, str, str], row: tuple[int, str, str]) -> None:
-        """Take in a row whose file was listed before."""
+        """Add a row whose file was already listed."""
         _, split, label = row
         if file in self._contradictory or label != before[2]:
             self._contradictory.setdefault(file, [before]).append(row)
         elif split == before[1] or (file, split) in self._again:
             self._repeated += 1
         else:
-            # in two splits: a leak, which is the audit's to judge
+            # in two splits: a leak, which the audit reports
             self._again.add((file, split))
             self._rows.setdefault(split, []).append((file, label))
 
@@ -163,7 +167,7 @@ class _Reader:
             self._words.add(label)
             self._num_words += 1
             if self._is_text:
-                raise BadRowError(f"{shorter(columns.label, 30)} is {label}: no class", "missing_label")
+                raise BadRowError(f"{shortened(columns.label, 30)} is {label}, which is no class", "missing_label")
         try:
             label.encode()
         except UnicodeEncodeError:
@@ -180,22 +184,23 @@ class _Reader:
         return split or self._default
 
     def items(self) -> dict[str, Items]:
-        """What was taken in and can be used."""
+        """Split → (file, class) of the usable rows."""
         if "test" in self._rows:
-            # a test split that has no class at all, as of a competition, is none; of another one they are missed
+            # competitions publish test images without classes, which are skipped; but if the other test images have a
+            # class, these rows are faulty
             self._bad += self._unlabelled
             self._unlabelled = []
         out = self._contradictory
         rows = {split: [item for item in found if item[0] not in out] for split, found in self._rows.items()}
         rows = {split: found for split, found in rows.items() if found}
         if all(WHOLE.fullmatch(label) for found in rows.values() for _, label in found):
-            # as spreadsheets and pandas write whole numbers once a cell was empty
+            # spreadsheets and pandas write integers as 1.0 if a cell of the column is empty
             rows = {split: [(file, label.partition(".")[0]) for file, label in found] for split, found in rows.items()}
             self._whole = True
         return {split: sorted(found) for split, found in rows.items()}
 
     def bad(self) -> list[Unusable]:
-        """What was taken in and can't be used, by line."""
+        """The unusable rows, sorted by line."""
         found = list(self._bad)
         for file, rows in self._contradictory.items():
             name = os.path.relpath(file, self._path.parent.resolve())
@@ -203,7 +208,7 @@ class _Reader:
             labels = frozenset(label for *_, label in rows)
             message = (
                 f"{self._path.name}, lines {' and '.join(map(str, lines[:2]))}: {quoted(name)} is labelled "
-                f"{' and '.join(shorter(label, 30) for label in sorted(labels)[:2])}"
+                f"{' and '.join(shortened(label, 30) for label in sorted(labels)[:2])}"
             )
             found.append(Unusable(BadRow(rows[0][1], name, "contradiction", lines, message), labels))
         if self._whole:
@@ -211,27 +216,27 @@ class _Reader:
         return sorted(found, key=lambda unusable: unusable.row.lines)
 
     def notes(self) -> list[str]:
-        """What was left out or guessed."""
+        """Notes on what was left out or guessed."""
         said = self._finder.notes()
         if self._without_split:
             were = "was" if self._without_split == 1 else "were"
-            said.append(f"{count_of(self._without_split, 'row')} without a split {were} taken for {self._default}")
+            said.append(f"{count_of(self._without_split, 'row')} without a split {were} put into {self._default}")
         if self._num_words and self._is_text:
             said.append(
-                f"{count_of(self._num_words, 'row')} read as without a class, which say "
-                f"{' or '.join(sorted(self._words))}: a class of that name needs a table in JSONL, or class folders"
+                f"left out {count_of(self._num_words, 'row')} whose class is {' or '.join(sorted(self._words))}, which "
+                "is read as empty: if it is the name of a class, use JSONL or class folders"
             )
         elif self._num_words:
             said.append(
-                f"{' and '.join(sorted(self._words))} in {self._path.name} is text, and was taken for a class "
-                f"({count_of(self._num_words, 'row')}): write null where there is none"
+                f"{' and '.join(sorted(self._words))} in {self._path.name} is text, so it was read as the name of a "
+                f"class ({count_of(self._num_words, 'row')}): write null for a missing class"
             )
         if empty := [name for name, is_there in self._one_hot.items() if not is_there]:
-            said.append(f"{count_of(len(empty), 'one-hot column')} without an image passed over: {some(empty)}")
+            said.append(f"skipped {count_of(len(empty), 'one-hot column')} without an image: {first_few(empty)}")
         if self._repeated:
-            said.append(f"{count_of(self._repeated, 'line')} of {self._path.name} left out, which repeat others")
+            said.append(f"left out {count_of(self._repeated, 'duplicate line')} of {self._path.name}")
         if self._unlabelled:
-            said.append(f"{count_of(len(self._unlabelled), 'test image')} without a class passed over")
+            said.append(f"skipped {count_of(len(self._unlabelled), 'test image')} without a class")
         return said
 
 
@@ -242,22 +247,22 @@ def _hot(names: tuple[str, ...], row: Mapping[str, Any], where: str) -> str:
         flag = flag_of(row.get(name))
         if flag is None:
             raise DataError(
-                f"{where}: one-hot columns found, and {shorter(name)} is neither 0 nor 1: got {row.get(name)!r}. "
-                "Name the column of the classes by --label-column."
+                f"{where}: the one-hot column {shortened(name)} is neither 0 nor 1: got {row.get(name)!r}. "
+                "If the classes are in one column, name it by --label-column."
             )
         hot += [name] if flag else []
     if not hot:
         raise BadRowError("none of the one-hot columns is 1", "missing_label")
     if len(hot) != 1:
         raise DataError(
-            f"{where}: one-hot columns found, and {len(hot)} of them are 1 in place of one: "
-            f"{', '.join(map(shorter, hot[:3])) or 'none'}. Give one class per image, or a --label-column."
+            f"{where}: {len(hot)} one-hot columns are 1, but an image has one class: got "
+            f"{', '.join(map(shortened, hot[:3]))}. Give one class per image, or name its column by --label-column."
         )
     return hot[0].strip()
 
 
 def _text(value: Any) -> str:
-    # not a number: how an empty cell of a column of numbers is read
+    # value != value: NaN is how an empty cell in a column of numbers is read
     return "" if value is None or value != value else str(value).strip()
 
 
@@ -266,11 +271,11 @@ def _cell(row: Mapping[str, Any], column: str, where: str, reason: str = "missin
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = _text(value)
-    # a list would be several labels, and a fraction is no class
+    # a list would be several labels, and a fraction can't be a class
     if text and not isinstance(value, str | int):
-        raise DataError(f"{where}: {column} is no text: got {str(value)[:80]}. Write one name or whole number.")
+        raise DataError(f"{where}: {column} is not text: got {str(value)[:80]}. Write one name or integer.")
     if not text:
-        raise BadRowError(f"{shorter(column, 30)} is empty", reason)
+        raise BadRowError(f"{shortened(column, 30)} is empty", reason)
     return text
 
 

@@ -1,8 +1,8 @@
-"""Rows of parquet files, read in bounded memory whatever a file claims to hold (no torch here).
+"""Reads rows of parquet files in bounded memory, whatever a file claims to hold (no torch here).
 
-A few hundred bytes may stand for gigabytes: compressed pages, one long text that a dictionary gives to every row,
-counts of rows that are nowhere stored. So the headers of all pages are read first: what stands in them is what room
-would be made for, while the sizes in the file's own list may be anything.
+A few hundred bytes may expand to gigabytes: compressed pages, a long text that a dictionary gives to every row, row
+counts without stored rows. So the headers of all pages are read first: memory is allocated by the sizes in them, while
+the sizes in the file's footer may be wrong.
 """
 
 from __future__ import annotations
@@ -12,29 +12,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from vivace.data.layouts.assemble import shorter
 from vivace.data.layouts.columns import check_width
+from vivace.data.text import shortened
 from vivace.errors import ArchiveError, DataError, MissingExtra
 
 __all__ = ["import_parquet", "read_rows", "read_schema"]
 
-# as for archives: how many times its size a file may unpack to, and what any file may
+# as for archives: a file may unpack to MAX_RATIO times its size, and always to FREE_BYTES
 MAX_RATIO, FREE_BYTES = 100, 50 * 2**20
-# a page of compressed images is hardly smaller than they are
+# images are already compressed: a page of them hardly shrinks
 MAX_PAGE_RATIO = 10
-# rows: of names that differ, each takes bits at least
+# file names differ, so each row takes at least some bits
 ROWS_PER_BYTE, FREE_ROWS = 20, 100_000
-# of a column, at once: a row may hold all that is in its dictionary
+# of a column, read at once; any row may hold the largest value of its dictionary
 BATCH_BYTES = 32 * 2**20
 MAX_HEADER = 1 << 20
-# of thrift's compact protocol: those of a page's header; nothing else belongs there
+# the types of thrift's compact protocol that occur in a page header
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 12
-# of parquet.thrift: PageHeader's fields, kinds of pages, and the encoding whose values repeat the ones before
+# from parquet.thrift: the type of a dictionary page, and the encoding in which values repeat the previous ones
 DICTIONARY_PAGE, DELTA_BYTE_ARRAY = 2, 7
 
 
 def read_schema(path: Path) -> Any:
-    """pyarrow's schema of a file. Raises DataError for no parquet, too many columns, or two of one name."""
+    """The pyarrow schema of a file.
+
+    Raises DataError if it is not parquet, has too many columns, or has two columns of the same name.
+    """
     parquet = import_parquet().parquet
     try:
         schema = parquet.read_schema(path)
@@ -42,15 +45,16 @@ def read_schema(path: Path) -> Any:
         raise _unreadable(path, error) from None
     check_width(len(schema.names), str(path))
     if twins := sorted(name for name, count in Counter(schema.names).items() if count > 1):
-        raise DataError(f"{path}: two columns are called {shorter(twins[0])}. Leave one out, or rename it.")
+        raise DataError(f"{path}: two columns are called {shortened(twins[0])}. Remove or rename one.")
     return schema
 
 
 def read_rows(path: Path, columns: Sequence[str], *, batch_rows: int, pixels: str | None = None) -> Iterator[Any]:
-    """Rows of the columns, as dictionaries. pixels: the only one that holds bytes, alone or in a struct with "bytes".
+    """Yields rows as dictionaries, with the given columns only.
 
-    Raises ArchiveError for a file that would take far more memory or rows than it has bytes, DataError for one that
-    can't be read and for columns of anything but texts and numbers.
+    pixels: the one column that may hold encoded images, as bytes or as a struct with a field "bytes". Raises
+    ArchiveError for a file that expands to far more memory or rows than its size allows, DataError if it can't be read
+    or if another column holds anything but text and numbers.
     """
     pyarrow, schema = import_parquet(), read_schema(path)
     leaves = []
@@ -61,31 +65,35 @@ def read_rows(path: Path, columns: Sequence[str], *, batch_rows: int, pixels: st
         elif _is_flat(kind, pyarrow.types):
             leaves.append(name)
         else:
-            raise DataError(f"{path}: {shorter(name)} is no text: it holds {shorter(str(kind))}. Name another column.")
+            raise DataError(
+                f"{path}: {shortened(name)} is not text: it holds {shortened(str(kind))}. Name another column."
+            )
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            room = _look_over(path, file.metadata, leaves)
-            size = max(1, min(batch_rows, BATCH_BYTES // max(1, room)))
+            largest = _check_pages(path, file.metadata, leaves)
+            size = max(1, min(batch_rows, BATCH_BYTES // max(1, largest)))
             num_rows = 0
             for batch in file.iter_batches(batch_size=size, columns=leaves):
                 num_rows += batch.num_rows
                 if num_rows > file.metadata.num_rows:
-                    raise ArchiveError(f"{path} holds more than the {file.metadata.num_rows:,} rows that it lists.")
+                    raise ArchiveError(
+                        f"{path} holds more rows than the {file.metadata.num_rows:,} that it states. Write it again."
+                    )
                 yield from batch.to_pylist()
     except _errors() as error:
         raise _unreadable(path, error) from None
 
 
 def _is_flat(kind: Any, types: Any) -> bool:
-    """Whether values are texts, numbers or bytes: of lists and the like one row may hold a billion."""
+    """Whether values are text, numbers or bytes; a row of a list column may hold a billion values."""
     if types.is_dictionary(kind):
         return _is_flat(kind.value_type, types)
     tests = ("primitive", "string", "large_string", "string_view", "binary", "large_binary", "binary_view", "decimal")
     return types.is_null(kind) or any(getattr(types, f"is_{name}", lambda _: False)(kind) for name in tests)
 
 
-def _look_over(path: Path, metadata: Any, leaves: Sequence[str]) -> int:
-    """Bytes of the largest dictionary, which any value may have. Raises ArchiveError."""
+def _check_pages(path: Path, metadata: Any, leaves: Sequence[str]) -> int:
+    """The bytes of the largest dictionary, an upper bound for a single value. Raises ArchiveError for a bomb."""
     num_bytes = path.stat().st_size
     if metadata.num_rows > max(FREE_ROWS, ROWS_PER_BYTE * num_bytes):
         raise _bomb(path, f"{metadata.num_rows:,} rows")
@@ -96,36 +104,36 @@ def _look_over(path: Path, metadata: Any, leaves: Sequence[str]) -> int:
                 chunk = metadata.row_group(group).column(number)
                 if chunk.path_in_schema not in leaves:
                     continue
-                for kind, made, stored in _pages(path, file, chunk):
-                    total += made
-                    if made > max(FREE_BYTES, MAX_PAGE_RATIO * stored):
-                        raise _bomb(path, f"a page of {made:,} bytes")
+                for kind, num_unpacked, num_stored in _pages(path, file, chunk):
+                    total += num_unpacked
+                    if num_unpacked > max(FREE_BYTES, MAX_PAGE_RATIO * num_stored):
+                        raise _bomb(path, f"a page of {num_unpacked:,} bytes")
                     if total > max(FREE_BYTES, MAX_RATIO * num_bytes):
                         raise _bomb(path, f"over {total:,} bytes")
-                    largest = max(largest, made if kind == DICTIONARY_PAGE else 0)
+                    largest = max(largest, num_unpacked if kind == DICTIONARY_PAGE else 0)
     return largest
 
 
 def _pages(path: Path, file: IO[bytes], chunk: Any) -> Iterator[tuple[int, int, int]]:
-    """(kind, bytes, bytes as they are stored) of each page of a column's chunk."""
+    """(type, uncompressed bytes, stored bytes) of each page of a column chunk."""
     place = chunk.data_page_offset
     if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < place:
         place = chunk.dictionary_page_offset
     end, num_values = place + chunk.total_compressed_size, 0
     while place < end and num_values < chunk.num_values:
         header, length = _header(file, place)
-        kind, made, stored = (header.get(field) for field in (1, 2, 3))
+        kind, num_unpacked, num_stored = (header.get(field) for field in (1, 2, 3))
         data = header.get(5) or header.get(8) or {}
         if not isinstance(data, dict):
-            raise ValueError("the header of a page is wrong")
+            raise ValueError("invalid page header")
         encoding = data.get(2 if 5 in header else 4)
-        sizes = [number for number in (kind, made, stored, data.get(1, 0)) if isinstance(number, int)]
+        sizes = [number for number in (kind, num_unpacked, num_stored, data.get(1, 0)) if isinstance(number, int)]
         if len(sizes) < 4 or not all(0 <= number < 2**31 for number in sizes):
-            raise ValueError("the header of a page is wrong")
+            raise ValueError("invalid page header")
         if encoding == DELTA_BYTE_ARRAY:
             raise DataError(
-                f"{path}: the encoding DELTA_BYTE_ARRAY is not read: few bytes of it may stand for gigabytes. "
-                "Write the file anew with the defaults of pyarrow or polars."
+                f"{path}: the encoding DELTA_BYTE_ARRAY is not supported: a few bytes of it may expand to gigabytes. "
+                "Write the file again with the defaults of pyarrow or polars."
             )
         num_values += sizes[3]
         place += length + sizes[2]
@@ -133,7 +141,7 @@ def _pages(path: Path, file: IO[bytes], chunk: Any) -> Iterator[tuple[int, int, 
 
 
 def _header(file: IO[bytes], place: int) -> tuple[dict[int, Any], int]:
-    """Fields of the header of the page at `place`, and its length."""
+    """(fields, length in bytes) of the page header at `place`."""
     for size in (1 << 10, MAX_HEADER):
         file.seek(place)
         data = file.read(size)
@@ -141,11 +149,14 @@ def _header(file: IO[bytes], place: int) -> tuple[dict[int, Any], int]:
             return _struct(data, 0)
         except IndexError:
             continue
-    raise ValueError("the header of a page does not end")
+    raise ValueError("a page header without an end")
 
 
 def _struct(data: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """Field → number, or fields of a struct; and where it ends. Texts are passed over. Raises IndexError at the end."""
+    """(field → number or inner struct, end position) of the thrift struct at `place`; text is skipped.
+
+    Raises IndexError if the data end first, ValueError for an unexpected type.
+    """
     fields: dict[int, Any] = {}
     field = 0
     while mark := data[place]:
@@ -164,7 +175,7 @@ def _struct(data: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], in
         elif kind in (TRUE, FALSE, BYTE, DOUBLE):
             place += {BYTE: 1, DOUBLE: 8}.get(kind, 0)
         else:
-            raise ValueError("the header of a page is wrong")
+            raise ValueError("invalid page header")
     return fields, place + 1
 
 
@@ -181,12 +192,13 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, place
-    raise ValueError("the header of a page is wrong")
+    raise ValueError("invalid page header")
 
 
 def _bomb(path: Path, what: str) -> ArchiveError:
     return ArchiveError(
-        f"the parquet file is a bomb: {path} of {path.stat().st_size:,} bytes unpacks to {what}. Do not use it."
+        f"the parquet file is a decompression bomb: {path} of {path.stat().st_size:,} bytes unpacks to {what}. "
+        "Do not use it."
     )
 
 
@@ -196,7 +208,7 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
 
 
 def _errors() -> tuple[type[BaseException], ...]:
-    # MemoryError, KeyError and TypeError have kinds of pyarrow's own too
+    # pyarrow has its own subclasses of MemoryError, KeyError and TypeError
     return (OSError, ValueError, NotImplementedError, MemoryError, KeyError, TypeError, import_parquet().ArrowException)
 
 

@@ -1,4 +1,4 @@
-"""Subfolders whose names repeat in all class folders: folds and copies of a data set, or parts of classes?"""
+"""Detects class folders that all have the same subfolders: they may be folds of a data set rather than classes."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import os
 import re
 from collections.abc import Collection, Mapping
 
-from vivace.data.layouts.assemble import some
 from vivace.data.layouts.listing import Listing
 from vivace.data.layouts.splitnames import split_of
+from vivace.data.text import first_few
 from vivace.errors import DataError
 
 __all__ = ["check_repeats"]
 
-# what people call the pieces of one data set, with a number or a letter: fold0, split_2, part-b, Run 3
+# usual names for the pieces of one data set, with a number or a letter: fold0, split_2, part-b, Run 3
 PIECE = re.compile(
     r"(?:k?fold|cv|split|part|partition|(?:sub|data)?set|run|seed|chunk|shard)(?:[\W_]*[0-9]+|[\W_]+[a-z])",
     re.IGNORECASE,
 )
-# fewer names in common are no sign: cat/images, dog/images
+# one name in common means nothing: cat/images, dog/images
 MIN_COMMON = 2
 
 
 def check_repeats(listing: Listing, folder: str, known: Collection[str], notes: list[str]) -> None:
-    """Raise DataError where the would-be class folders of `folder` are rather pieces of a data set.
+    """Raise DataError if the class folders in `folder` seem to be pieces of a data set.
 
-    The tree alone can't tell fold0/cat, fold1/cat from cat/2021, dog/2021. It is refused where the names can: all of
-    the outer ones are pieces' (fold0, split_1, or a split's), or the inner ones are splits with the same subfolders.
-    Elsewhere notes takes a line that says which were taken for classes. known: classes that a bundle has.
+    The structure alone can't distinguish fold0/cat, fold1/cat from cat/2021, dog/2021; the names often can. It is an
+    error if all outer folders are named like pieces (fold0, split_1) or splits, or if the inner ones are splits with
+    the same subfolders. Otherwise a line that says which folders were taken as classes is added to `notes`.
+    known: the classes of a bundle, which are never pieces.
     """
     tree = {name: _inside(listing, path) for name, path in listing.labelled(folder).items()}
     if len(tree) < MIN_COMMON:
@@ -39,14 +40,15 @@ def check_repeats(listing: Listing, folder: str, known: Collection[str], notes: 
     if (are_pieces or below) and not set(tree) & set(known) and not any(map(listing.has_files, _paths(folder, tree))):
         inner = below or common
         raise DataError(
-            f"it is unclear what the classes are: {some(list(tree), 3)} in {folder} each hold {some(inner, 3)}. If "
-            f"these are the classes, give one of the folders as DATA, or call them train, val and test; if the outer "
-            "ones are, put their images right into them."
+            f"it is unclear which folders are the classes: {first_few(list(tree), 3)} in {folder} each hold "
+            f"{first_few(inner, 3)}. If the inner folders are the classes, give one outer folder as DATA, or rename "
+            "the outer ones to train, val and test; if the outer folders are the classes, put the images directly into "
+            "them."
         )
     if len(common) >= MIN_COMMON and not all(split_of(name) for name in common):
         notes.append(
-            f"the classes are the outer folders ({some(list(tree), 3)}), not the subfolders that each of them has "
-            f"({some(common, 3)})"
+            f"the outer folders were taken as the classes ({first_few(list(tree), 3)}), not their subfolders, which "
+            f"are the same in each ({first_few(common, 3)})"
         )
 
 
@@ -54,7 +56,7 @@ def _inside(listing: Listing, folder: str) -> dict[str, str]:
     try:
         return listing.labelled(folder)
     except DataError:
-        # broken links in class folders are passed over; whatever else is wrong is told when the images are listed
+        # broken links in class folders are skipped; any other problem is reported when the images are listed
         return {}
 
 
@@ -63,12 +65,12 @@ def _paths(folder: str, names: Collection[str]) -> list[str]:
 
 
 def _common(tree: Mapping[str, Collection[str]]) -> list[str]:
-    """Names that every folder of `tree` holds."""
+    """Names that occur in every folder of `tree`."""
     return sorted(frozenset.intersection(*(frozenset(inner) for inner in tree.values())))
 
 
 def _common_below_splits(listing: Listing, tree: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Names that are below every folder of `tree`, in splits, as in a/train/cat, b/train/cat; none if there are few."""
+    """Names in all splits of all folders of `tree`, as cat in a/train/cat and b/train/cat; empty if there are few."""
     if not all(inner and all(split_of(name) for name in inner) for inner in tree.values()):
         return []
     below = {f"{outer}/{name}": _inside(listing, path) for outer, inner in tree.items() for name, path in inner.items()}

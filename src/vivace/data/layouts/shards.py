@@ -1,4 +1,4 @@
-"""Parquet files that hold the images, as Hugging Face's datasets write them: unpacked into the cache once."""
+"""Opens parquet files that hold the images, as written by Hugging Face's datasets; unpacks them into the cache once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, Any
 from vivace.cachedir import default_cache_dir
 from vivace.data.decoding.formats import FORMATS, HEAD_BYTES, sniff
 from vivace.data.layouts.archives import MAX_RATIO, MEMBER_BYTES, RATIO_FLOOR_BYTES
-from vivace.data.layouts.assemble import assemble, some
+from vivace.data.layouts.assemble import assemble
 from vivace.data.layouts.badrows import Unusable, check_rows, with_bad_rows
 from vivace.data.layouts.columns import Columns, choose_columns, find_column
 from vivace.data.layouts.manifests import read_manifest
@@ -21,6 +21,7 @@ from vivace.data.layouts.tables import MAX_CELL, class_names_of
 from vivace.data.layouts.unpacked import identity, unpacked_once
 from vivace.data.place import Data
 from vivace.data.splits import DataSource
+from vivace.data.text import first_few
 from vivace.errors import ArchiveError, DataError
 
 __all__ = ["holds_pixels", "open_shards"]
@@ -31,9 +32,9 @@ LABELS = "labels.jsonl"
 
 
 def holds_pixels(path: Path, image_column: str | None = None) -> bool:
-    """Whether a parquet file has a column of encoded images: bytes, or a struct with the field "bytes".
+    """Whether a parquet file has a column of encoded images: bytes, or a struct with a field "bytes".
 
-    image_column: it must be this one; None: any.
+    image_column: only this column counts; None: any.
     """
     if path.suffix.lower() != ".parquet":
         return False
@@ -48,9 +49,10 @@ def open_shards(
     *,
     require_train: bool = True,
 ) -> DataSource:
-    """The data source of parquet files that hold images; shards: split → files. data: how they are opened.
+    """The data source of parquet files that hold images.
 
-    Raises ArchiveError for files that unpack to far more than they are, DataError for others that can't be used.
+    shards: split → files. data: names of the columns. Raises ArchiveError for files that unpack to far more than their
+    size, DataError for files without images or classes.
     """
     facts = [f"{split}\0{identity(path.resolve())}" for split, paths in sorted(shards.items()) for path in paths]
     columns = [str(data.label_column), *([] if data.image_column is None else [f"\0{data.image_column}"])]
@@ -61,60 +63,63 @@ def open_shards(
         folder = unpacked_once(archives, plain, key, lambda temporary: _unpack_all(shards, temporary, data))
     except OSError as error:
         raise ArchiveError(
-            f"the images of {name} can't be unpacked into the cache: {archives} ({error.strerror or error}). Give a "
-            "folder that can be written by $VIVACE_CACHE or --cache-dir."
+            f"the images of {name} can't be unpacked into the cache: {archives} ({error.strerror or error}). Set "
+            "$VIVACE_CACHE or --cache-dir to a writable folder."
         ) from None
     bad: list[Unusable] = []
     items = read_manifest(folder / LABELS, "train", [], bad, inside_only=True)
     check_rows(items, bad, name, require_train=require_train)
     if require_train and "train" not in items:
-        raise DataError(f"{name} has no training images, only {', '.join(sorted(items))}. Add a shard called train.")
+        raise DataError(f"{name} has no training images, only {', '.join(sorted(items))}. Add a shard named train.")
     return with_bad_rows(assemble(name, folder.resolve(), items, require_train=require_train), bad)
 
 
 def _unpack_all(shards: Mapping[str, Sequence[Path]], folder: Path, data: Data) -> None:
     limit = max(RATIO_FLOOR_BYTES, MAX_RATIO * sum(path.stat().st_size for paths in shards.values() for path in paths))
-    room = _Room(min(limit, shutil.disk_usage(folder).free))
+    budget = _ByteBudget(min(limit, shutil.disk_usage(folder).free))
     with (folder / LABELS).open("w") as labels:
         for split, paths in shards.items():
             (folder / split).mkdir()
             for number, path in enumerate(paths):
-                _unpack(path, folder, f"{split}/{number:04d}", split, labels, room, data)
+                _unpack(path, folder, f"{split}/{number:04d}", split, labels, budget, data)
 
 
-class _Room:
-    """How many bytes may still be written."""
+class _ByteBudget:
+    """How many more bytes may be written."""
 
     def __init__(self, num_bytes: int) -> None:
         self._left = num_bytes
 
     def take(self, num_bytes: int, path: Path) -> None:
-        """Raise ArchiveError if that is too much."""
+        """Count bytes that are about to be written. Raises ArchiveError if they exceed the budget."""
         self._left -= num_bytes
         if self._left < 0:
             raise ArchiveError(
-                f"too many bytes: {path} unpacks to over {MAX_RATIO} times its size, or the disk is full."
+                f"too many bytes: {path} unpacks to over {MAX_RATIO} times its size, or to more than is free on the "
+                "disk. Do not use it, or free some space."
             )
 
 
-def _unpack(path: Path, folder: Path, stem: str, split: str, labels: IO[str], room: _Room, data: Data) -> None:
+def _unpack(path: Path, folder: Path, stem: str, split: str, labels: IO[str], budget: _ByteBudget, data: Data) -> None:
     schema = read_schema(path)
     pixels = _pixels_column(schema, data.image_column)
     if pixels is None and data.image_column is not None:
         raise DataError(
-            f"{path}: no column {data.image_column!r} holds images, only {some(_pixels_columns(schema))}. "
-            "Name that one by --image-column."
+            f"{path}: there is no column {data.image_column!r} of images; images are in "
+            f"{first_few(_pixels_columns(schema)) or 'none'}. Name a column of images by --image-column."
         )
     if pixels is None:
-        raise DataError(f"there are no images in {path}: no column of bytes, or of bytes and path. Leave the file out.")
+        raise DataError(
+            f"there are no images in {path}: no column holds bytes, or a struct with bytes. Remove the file."
+        )
     columns = _columns(schema, pixels, path, data.label_column)
     names = class_names_of(schema).get(columns.label or "")
     assert columns.label is not None
     rows = read_rows(path, [pixels, columns.label], batch_rows=ROWS_AT_ONCE, pixels=pixels)
     for row_number, row in enumerate(rows, start=1):
         encoded = _bytes_of(row[pixels], path, row_number)
-        # an empty file is not free either
-        room.take(max(len(encoded), MEMBER_BYTES), path)
+        # an empty file takes space too
+        budget.take(max(len(encoded), MEMBER_BYTES), path)
         kind = sniff(encoded[:HEAD_BYTES])
         file_name = f"{stem}-{row_number:08d}{FORMATS[kind][0] if kind else '.img'}"
         (folder / file_name).write_bytes(encoded)
@@ -148,7 +153,7 @@ def _label_of(value: Any, names: Sequence[str] | None) -> Any:
 
 
 def _pixels_column(schema: Any, wanted: str | None) -> str | None:
-    """The column called `wanted` if it holds images; None: the first that does."""
+    """The column `wanted` if it holds images, or the first that does if `wanted` is None."""
     names = _pixels_columns(schema)
     if wanted is not None:
         found = find_column(schema.names, wanted)

@@ -1,4 +1,4 @@
-"""Which split a name speaks of, by a word in it, as in seg_train, testset or train-00000-of-00002."""
+"""Which split a file or folder name refers to, by a word in it, as in seg_train, testset or train-00000-of-00002."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SPLIT_NAMES = {
     "holdout": "test",
 }
 SPLIT_ORDER = ("train", "val", "test")
-# what people append to these words without a blank: traindata, test_images, valset
+# suffixes that people attach to these words: traindata, test_images, valset
 TAILS = re.compile(r"(?:data|dataset|set|images|imgs|img)$")
-# folders that systems, network drives and tools put beside people's files
+# folders that operating systems, network drives and tools create beside the user's files
 SYSTEM_FOLDERS = frozenset((
     "@eadir", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin", "recycler", "system volume information",
     "lost+found", "__macosx", "__pycache__", "thumbs", "thumbnails",
@@ -52,6 +52,6 @@ def split_of(name: str) -> str | None:
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder is hidden, or was put there by a system: never an image or a class of the user's."""
+    """Whether a file or folder is hidden or was created by an operating system; it is never an image or a class."""
     folded = name.casefold()
     return name.startswith(".") or folded in SYSTEM_FOLDERS or folded in SYSTEM_FILES

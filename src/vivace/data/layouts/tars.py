@@ -1,4 +1,4 @@
-"""The members of a tar, listed in bounded time and memory whatever its headers say (no torch here)."""
+"""Lists the members of a tar in bounded time and memory, whatever its headers say (no torch here)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import IO, Any, cast
 
 __all__ = ["NotPlain", "guarded_tarinfo", "plain_members"]
 
-# pax headers and long names: of one, in a row before a member, and in all but for what each member may have
+# extended headers (pax records and long names): the size of one, how many may precede a member, and the size of all
+# together, which may grow by HEADER_BYTES_PER_MEMBER for each member
 MAX_HEADER_BYTES = 1 << 16
 MAX_IN_A_ROW = 8
 MAX_HEADERS_BYTES = 4 << 20
-HEADER_BYTES_OF_A_MEMBER = 2048
+HEADER_BYTES_PER_MEMBER = 2048
 # tarfile copies the global headers for every member
 MAX_GLOBAL_BYTES = 1 << 14
 HEADER_TYPES = (b"x", b"g", b"X", b"L", b"K")
@@ -24,19 +25,20 @@ RECORD = re.compile(rb"(\d{1,6}) ([^=\n]{1,256})=")
 
 
 class NotPlain(Exception):
-    """A member that is neither a plain file nor a folder."""
+    """A member is neither a regular file nor a folder."""
 
 
 def plain_members(tar: tarfile.TarFile) -> Iterator[tuple[str, int, tarfile.TarInfo | None]]:
-    """(name, bytes, what holds the bytes) of each member; None for folders. A hard link holds what its target does.
+    """(name, size in bytes, entry that holds the bytes) of each member; the entry of a folder is None.
 
-    Raises NotPlain for other links and devices, TarError for a size below 0.
+    The entry of a hard link is that of its target. Raises NotPlain for other links and for devices, TarError for a
+    negative size.
     """
     files: dict[str, tarfile.TarInfo] = {}
     for info in tar:
         if info.size < 0:
-            # the next header would be looked for before this one
-            raise tarfile.ReadError(f"a size below 0: {info.size}")
+            # tarfile would look for the next header before this one, and loop
+            raise tarfile.ReadError(f"a negative size: {info.size}")
         if info.isdir():
             yield info.name, 0, None
             continue
@@ -48,10 +50,11 @@ def plain_members(tar: tarfile.TarFile) -> Iterator[tuple[str, int, tarfile.TarI
 
 
 def guarded_tarinfo() -> type[tarfile.TarInfo]:
-    """A class for `tarfile.open(tarinfo=…)`, of one archive: its extended headers may exhaust neither time nor memory.
+    """A class for `tarfile.open(tarinfo=…)` that bounds the extended headers of one archive.
 
-    tarfile reads them whole, searches them in quadratic time before Python 3.11.10, calls itself for each one, copies
-    the global ones for every member, and unrolls maps of sparse files.
+    Without bounds they can exhaust time and memory: tarfile reads them whole, searches them in quadratic time (before
+    Python 3.11.10), recurses for each one, copies the global ones for every member, and expands the maps of sparse
+    files. Make a new class for each archive: it counts.
     """
 
     class Guarded(tarfile.TarInfo):
@@ -76,7 +79,7 @@ def guarded_tarinfo() -> type[tarfile.TarInfo]:
                 raise tarfile.ReadError(f"an extended header of {info.size:,} bytes")
             if cls.in_a_row > MAX_IN_A_ROW:
                 raise tarfile.ReadError(f"more than {MAX_IN_A_ROW} extended headers in a row")
-            allowed = MAX_HEADERS_BYTES + HEADER_BYTES_OF_A_MEMBER * cls.num_members
+            allowed = MAX_HEADERS_BYTES + HEADER_BYTES_PER_MEMBER * cls.num_members
             if cls.num_bytes > allowed or cls.num_global_bytes > MAX_GLOBAL_BYTES:
                 raise tarfile.ReadError(f"extended headers of {cls.num_bytes:,} bytes")
             return info
@@ -96,7 +99,7 @@ def guarded_tarinfo() -> type[tarfile.TarInfo]:
 
 
 class _Ahead:
-    """A file of which the next block was read already: seeking back in a compressed file costs reading it anew."""
+    """A file whose next block was already read; seeking back in a compressed file would decompress it all again."""
 
     def __init__(self, block: bytes, rest: Any) -> None:
         self._block: bytes | None = block
@@ -116,9 +119,9 @@ class _Ahead:
 
 
 def _check_records(records: bytes) -> None:
-    """Raise ReadError for pax records that are malformed, many, describe a sparse file, or are slow to search."""
+    """Raise ReadError for pax records that are malformed, too many, slow to search, or describe a sparse file."""
     if re.search(rb"\d{200}", records):
-        raise tarfile.ReadError("a number of over 200 digits in a pax header")
+        raise tarfile.ReadError("a number with over 200 digits in a pax header")
     place = 0
     for _ in range(MAX_RECORDS):
         if place >= len(records) or records[place] == 0:

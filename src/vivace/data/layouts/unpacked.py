@@ -1,6 +1,6 @@
-"""What was unpacked into the cache, with a list of it: whole when it is opened, or unpacked anew.
+"""Folders unpacked into the cache, each with a list of its files; an incomplete folder is unpacked again.
 
-The list also marks a folder as vivace's own: what has none is neither used, nor replaced, nor removed.
+The list also marks a folder as vivace's: a folder without one is never used, replaced or removed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ __all__ = ["LISTING", "identity", "unpacked_once"]
 
 LISTING = ".vivace-unpacked.json"
 MAX_LISTING_BYTES = 2**30
-# of a file's head and tail; a zip's table of names, sizes and checksums is its tail
+# of a file's start and end that are hashed; the end of a zip holds its names, sizes and checksums
 END_BYTES = 1 << 16
-# places that are tried, where a folder that is not vivace's lies in the first one
+# alternative folder names that are tried if a folder that is not vivace's has the first one
 NUM_PLACES = 4
 KEY_DIGITS = 12
 
 
 def identity(path: Path) -> str:
-    """What tells a file from any other that was ever there, without reading all of it.
+    """A text that changes whenever the file does, made without reading all of it.
 
-    Size and time of change are not enough: `cp -p` keeps both. The time at which the system last saw the file change
-    can't be set.
+    Size and modification time are not enough, because `cp -p` preserves both. The change time (ctime) can't be set by
+    a user.
     """
     with path.open("rb") as file:
         facts = os.fstat(file.fileno())
@@ -45,10 +45,10 @@ def identity(path: Path) -> str:
 
 
 def unpacked_once(parent: Path, stem: str, key: str, fill: Callable[[Path], None]) -> Path:
-    """The folder `stem`-KEY below `parent` with all that fill(folder) writes into an empty one.
+    """The folder `stem`-KEY below `parent` with everything that fill(folder) writes into an empty folder.
 
-    key: a hexadecimal hash of what is unpacked. What is incomplete is filled anew, which is said; a folder with files
-    that were not unpacked there is left alone, and another name taken. Raises OSError, ArchiveError.
+    key: a hexadecimal hash of what is unpacked. An incomplete folder is filled again, with a warning; a folder with
+    other files is left alone, and another name is used. Raises OSError, ArchiveError.
     """
     for place in range(NUM_PLACES):
         folder = parent / f"{stem}-{key[place * KEY_DIGITS : (place + 1) * KEY_DIGITS]}"
@@ -67,23 +67,23 @@ def unpacked_once(parent: Path, stem: str, key: str, fill: Callable[[Path], None
 
 
 def _problem(folder: Path) -> str | None:
-    """Why the folder can't be used as it is; "" where nothing is there yet, None where it is whole."""
+    """Why the folder can't be used as it is; "" if it does not exist or is empty, None if it is complete."""
     if not os.path.lexists(folder) or _is_empty(folder):
         return ""
     listed = _listed(folder)
     if listed is None:
-        return f"the cache's {folder} has no list of what was unpacked there: it is left alone, another folder is used"
+        return f"{folder} in the cache has no list of unpacked files: it is left alone, and another folder is used"
     found = dict(_files(folder))
     if extra := _extra(found, listed):
-        return f"the cache's {folder} holds a file that was not unpacked there: {extra}. Another folder is used"
+        return f"{folder} in the cache holds a file that was not unpacked there: {extra}; another folder is used"
     lost = [name for name, size in listed.items() if found.get(name) != size]
     if lost:
-        return f"{len(lost):,} of {len(listed):,} unpacked files are missing or changed in {folder}: unpacked anew"
+        return f"{len(lost):,} of {len(listed):,} unpacked files are missing or changed in {folder}: unpacking again"
     return None
 
 
 def _is_replaceable(folder: Path) -> bool:
-    """Whether nothing would be lost but what was unpacked, and that is incomplete."""
+    """Whether the folder holds nothing but unpacked files, and they are incomplete."""
     if _is_empty(folder):
         return True
     listed = _listed(folder)
@@ -98,13 +98,13 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _extra(found: dict[str, int], listed: dict[str, int]) -> str | None:
-    """A file that was not unpacked; what a system puts into every folder does not count."""
+    """A file that was not unpacked, if any; files that operating systems create do not count."""
     extra = (name for name in sorted(found.keys() - listed.keys()))
     return next((name for name in extra if not any(map(is_system, PurePosixPath(name).parts))), None)
 
 
 def _listed(folder: Path) -> dict[str, int] | None:
-    """Name → size of what was unpacked; None if there is no list that can be read."""
+    """Name → size of the unpacked files; None if there is no readable list."""
     if folder.is_symlink():
         return None
     try:
@@ -115,7 +115,7 @@ def _listed(folder: Path) -> dict[str, int] | None:
 
 
 def _files(folder: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """(name, size) of every file below a folder but the list; a link has size -1."""
+    """(name, size) of every file below a folder except the list; the size of a link is -1."""
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + os.fsencode(entry.name).decode("utf-8", "backslashreplace")
