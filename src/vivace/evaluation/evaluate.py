@@ -113,16 +113,16 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a bundle on a split of `data`: test if there is one, else val, else the images not trained on.
 
-    data: as for `train`; its classes are matched to the bundle's by name, and may be some of them. split: train, val,
-    test, or "all" where the data has one split only; without a split for validation, "val" is what training held out,
-    and of data without splits "train" is what was trained on. batch_size: images per forward pass. threads: processors
-    to compute on; None: all. A predictor keeps its own.
-    tta: views that each answer is averaged over, "none", "mirror" (2 views) or "shift" (6 views: mirrors and shifts of
-    a pixel). tta_share: share of the images that get more views than one, those of the least sure answers, (0, 1].
-    progress is told (images decoded, images in all).
+    data: as for `train`; its classes are matched to the bundle's by name and may be a subset of them. split: train,
+    val, test, or "all" if the data has only one split; without a validation split, "val" is what training held out, and
+    for data without splits "train" is what was trained on. batch_size: images per forward pass. threads: CPU threads;
+    None: one per processor; a Predictor keeps its own. tta: views that predictions are averaged over, "none", "mirror"
+    (2 views) or "shift" (6 views: mirrors and shifts by 1 px). tta_share: fraction of the images that get more than one
+    view, those with the least certain predictions, (0, 1]. progress is called with (images decoded, images in all).
     on_bad_image: as for `train`.
-    Raises DataError if no class is the bundle's, the split is not there or empty, or on_bad_image does not allow for
-    the bad images; ConfigError for another tta or a share out of range; and what `Predictor` raises.
+    Raises DataError if the data has none of the bundle's classes, the split does not exist or is empty, or on_bad_image
+    does not permit the bad images; ConfigError for an unknown tta or a tta_share out of range; and what `Predictor`
+    raises.
     """
     check_choice("tta", tta, tuple(VIEWS))
     check_range("tta_share", tta_share, 0.0, 1.0, open_low=True)
