@@ -126,4 +126,4 @@ def test_work_fits_by_the_longest_of_its_kind_so_far(monkeypatch: pytest.MonkeyP
     now[0] = 100 + 63.0
     assert budget.overrun() is None
     now[0] = 100 + 64.0
-    assert budget.overrun() == "it took 64 s, and 60 s were given"
+    assert budget.overrun() == "it took 64 s, and the time budget was 60 s"
