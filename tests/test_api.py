@@ -20,7 +20,7 @@ import vivace
 from colours import COLOURS, noisy_image
 from vivace.bundle import Bundle
 from vivace.cli import VERBS, main
-from vivace.cli.common import option_names
+from vivace.cli.options import option_names
 from vivace.errors import BundleError, ConfigError, DataError
 
 FUNCTIONS = sorted({*VERBS} & {*vivace.__all__})

@@ -59,7 +59,7 @@ def test_a_folder_is_locked_against_another_process_and_free_after_its_death(tmp
 def test_a_folder_that_cant_be_written_is_refused(tmp_path: Path) -> None:
     # a file in place of the folder, because permissions do not stop root
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"can't be written: .* Choose another by --run"):
+    with pytest.raises(RunFolderError, match=r"can't be written: .* Choose another by `run`"):
         FolderLock(tmp_path / "file" / "run")
 
 

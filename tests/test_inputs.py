@@ -424,7 +424,7 @@ def test_a_graph_is_run_without_torch(folders: dict[str, Path], runtime: str, co
 
 def test_without_torch_the_device_is_still_reported_and_wrong_ones_refused(folders: dict[str, Path]) -> None:
     assert Predictor(folders["onnx"], device="cpu").device == torch.device("cpu")
-    with pytest.raises(ConfigError, match="--device is unknown: got 'gpu'"):
+    with pytest.raises(ConfigError, match="`device` is unknown: got 'gpu'"):
         Predictor(folders["onnx"], device="gpu")
     with pytest.raises(BundleError):
         vivace.Predictor(folders["onnx"].parent / "nowhere")

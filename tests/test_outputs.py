@@ -132,7 +132,7 @@ def test_a_folder_that_holds_anything_else_is_refused(tmp_path: Path, change: Ca
     folder = bundle_in(tmp_path / "bundle")
     change(folder)
     before = contents(tmp_path)
-    with pytest.raises(OutputPathError, match=r"--out holds .* Nothing was changed\. Give another folder"):
+    with pytest.raises(OutputPathError, match=r"`out` holds .* Nothing was changed\. Give another folder"):
         check_folder(folder)
     assert contents(tmp_path) == before
 
@@ -143,7 +143,7 @@ def test_a_folder_is_not_written_in_place_of_a_file_or_a_link(tmp_path: Path) ->
     (tmp_path / "link").symlink_to(tmp_path / "bundle")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     for name, what in (("x.onnx", "a file"), ("link", "a link"), ("broken", "a link")):
-        with pytest.raises(OutputPathError, match=f"--out is {what}, but a folder is to be written"):
+        with pytest.raises(OutputPathError, match=f"`out` is {what}, but a folder is to be written"):
             check_folder(tmp_path / name)
 
 
@@ -151,7 +151,7 @@ def test_inputs_are_never_overwritten(tmp_path: Path, monkeypatch: pytest.Monkey
     bundle = bundle_in(tmp_path / "run" / "bundle")
     monkeypatch.chdir(tmp_path / "run")
     for path in (bundle, Path("bundle"), bundle / "new", tmp_path / "run", tmp_path / "x" / ".." / "run" / "bundle"):
-        with pytest.raises(OutputPathError, match=r"--out (is|is inside|contains) an input"):
+        with pytest.raises(OutputPathError, match=r"`out` (is|is inside|contains) an input"):
             check_folder(path, inputs=[bundle])
     with pytest.raises(OutputPathError, match="is inside an input"):
         check_file(bundle / "x.pth", inputs=[bundle])
@@ -202,7 +202,7 @@ def test_a_file_is_not_written_in_place_of_a_folder_a_link_or_a_pipe(tmp_path: P
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     os.mkfifo(tmp_path / "pipe")
     for name, what in (("folder", "a folder"), ("link", "a link"), ("pipe", "not a regular file")):
-        with pytest.raises(OutputPathError, match=f"--out is {what}, but a file is to be written"):
+        with pytest.raises(OutputPathError, match=f"`out` is {what}, but a file is to be written"):
             check_file(tmp_path / name, overwrite=True)
 
 
@@ -215,7 +215,7 @@ def test_not_even_overwrite_replaces_a_file_of_a_bundle_or_run(tmp_path: Path, n
     for name in (*names, "metrics.csv", "checkpoints/list.csv"):
         (tmp_path / name).write_text("x")
     for name in ("metrics.csv", "checkpoints/list.csv"):
-        with pytest.raises(OutputPathError, match=rf"^--out exists already, in the folder of {called}: .*{name}\."):
+        with pytest.raises(OutputPathError, match=rf"^`out` exists already, in the folder of {called}: .*{name}\."):
             check_table(tmp_path / name, overwrite=True)
     # a new name replaces nothing
     assert check_table(tmp_path / "new.csv", overwrite=True) is None
@@ -228,14 +228,14 @@ def read_only(**_: object) -> None:
 def test_an_unwritable_path_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     for check in (check_file, check_folder):
-        with pytest.raises(OutputPathError, match=r"--out can't be written: .* \(Not a directory\)"):
+        with pytest.raises(OutputPathError, match=r"`out` can't be written: .* \(Not a directory\)"):
             check(tmp_path / "file" / "out")
-        with pytest.raises(OutputPathError, match=r"--out can't be written: .*File name too long"):
+        with pytest.raises(OutputPathError, match=r"`out` can't be written: .*File name too long"):
             check(tmp_path / ("n" * 300))
         # as another user, or on a disk that is mounted read-only
         with monkeypatch.context() as patch:
             patch.setattr(outputs.tempfile, "TemporaryFile", read_only)
-            with pytest.raises(OutputPathError, match=r"--out can't be written: .* \(Read-only file system\)"):
+            with pytest.raises(OutputPathError, match=r"`out` can't be written: .* \(Read-only file system\)"):
                 check(tmp_path / "out")
 
 

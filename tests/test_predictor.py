@@ -167,7 +167,7 @@ def test_a_gpu_that_the_parent_used_is_refused_in_a_fork(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert select_device("auto").type == "cpu"
-    with pytest.raises(ConfigError, match=r"^--device cuda can't be used: this process was forked .* with spawn"):
+    with pytest.raises(ConfigError, match=r"^`device='cuda'` can't be used: this process was forked .* with spawn"):
         select_device("cuda")
 
 
@@ -247,7 +247,9 @@ def test_what_is_no_argument_is_refused_with_what_is(call: str, value: Any, bund
 
 
 def test_a_module_is_told_how_it_becomes_a_bundle(bundle: Bundle) -> None:
-    with pytest.raises(ConfigError, match=r"got an object of type Linear\. .*their name and --weights"):
+    with pytest.raises(
+        ConfigError, match=r"got an object of type Linear\. .*vivace accelerate NAME DATA --weights FILE"
+    ):
         vivace.accelerate(nn.Linear(1, 1), "digits", out=bundle.folder.parent / "out")
     with pytest.raises(BundleError, match=r"got Linear\. .*vivace accelerate timm/NAME DATA --weights FILE"):
         vivace.load(nn.Linear(1, 1))

@@ -56,7 +56,7 @@ def parse_duration(text: str | float) -> float:
     """Seconds of "90s", "10m", "1.5h" or a plain number of seconds. Raises ConfigError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", str(text))
     if match is None or float(match[1]) == 0:
-        raise ConfigError(f"--within is no duration: got {text!r}. Write 90s, 10m or 1.5h.")
+        raise ConfigError(f"`within` is no duration: got {text!r}. Write 90s, 10m or 1.5h.")
     return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
 
 

@@ -25,7 +25,8 @@
     │   └── OutOfMemoryError       even a micro-batch of one image does not fit
     └── Interrupted                SIGINT or SIGTERM; exit status 130 or 143
 
-A message is one line: the cause, the value received, and how to fix it.
+A message is one line: the cause, the value received, and how to fix it. Parameters are in backquotes, alone or with a
+value: `max_drop`, `resume=True`; the command line shows them as its options (`cli/wording.py`).
 """
 
 from __future__ import annotations

@@ -144,20 +144,20 @@ def select_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--device is unknown: got {name!r}. Give auto, cpu, cuda, cuda:N or mps.") from None
+        raise ConfigError(f"`device` is unknown: got {name!r}. Give auto, cpu, cuda, cuda:N or mps.") from None
     if device.type == "cuda":
         if torch.cuda._is_in_bad_fork():
             raise ConfigError(
-                f"--device {name} can't be used: this process was forked from one that used CUDA. Start workers with "
+                f"`device={name!r}` can't be used: this process was forked from one that used CUDA. Start workers with "
                 "spawn: multiprocessing.get_context('spawn')."
             )
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            raise ConfigError(f"--device is not there: got {name!r}, found {count} CUDA devices. Give cpu or auto.")
+            raise ConfigError(f"`device` is not there: got {name!r}, found {count} CUDA devices. Give cpu or auto.")
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"--device is not there: got {name!r}, which is Apple's GPU. Give cpu or auto.")
+        raise ConfigError(f"`device` is not there: got {name!r}, which is Apple's GPU. Give cpu or auto.")
     elif device.type not in ("cpu", "mps"):
-        raise ConfigError(f"--device is not supported: got {name!r}. Give auto, cpu, cuda, cuda:N or mps.")
+        raise ConfigError(f"`device` is not supported: got {name!r}. Give auto, cpu, cuda, cuda:N or mps.")
     return device
 
 

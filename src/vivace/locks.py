@@ -57,12 +57,12 @@ class FolderLock:
             self._descriptor = _open_lock(path)
         except _NotALock as error:
             raise RunFolderError(
-                f"the run folder's lock was not written by vivace: {path} {error.strerror}. Choose another --run, or "
+                f"the run folder's lock was not written by vivace: {path} {error.strerror}. Choose another `run`, or "
                 "move it away."
             ) from None
         except OSError as error:
             raise RunFolderError(
-                f"the run folder can't be written: {folder} ({error.strerror}). Choose another by --run."
+                f"the run folder can't be written: {folder} ({error.strerror}). Choose another by `run`."
             ) from None
         content = _content(self._descriptor)
         try:
@@ -104,7 +104,7 @@ def _in_use(folder: Path, holder: str) -> RunFolderError:
         )
     return RunFolderError(
         f"another run is using the folder: {folder} (process {holder or 'unknown'}). "
-        "Wait for it or end it, or choose another by --run (in Python run=...)."
+        "Wait for it or end it, or choose another by `run`."
     )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
-__all__ = ["collected_warnings", "recorded_warnings", "warn"]
+__all__ = ["collected_warnings", "recorded_warnings", "warn", "worded", "wording"]
 
 MAX_LENGTH = 500
 
 # a context variable, so that runs in different threads don't mix their warnings
 _recorded: ContextVar[list[str] | None] = ContextVar("recorded", default=None)
+_wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)
 
 
 def warn(message: str) -> None:
@@ -21,7 +22,7 @@ def warn(message: str) -> None:
     In a block of `collected_warnings` a repeated message is shown and recorded once; threads started in the block don't
     record. Control characters are escaped and messages cut to 500 characters, since they may hold names of files.
     """
-    text = _one_line(message)
+    text = _one_line(worded(message))
     recorded = _recorded.get()
     if recorded is not None:
         if text in recorded:
@@ -42,6 +43,21 @@ def collected_warnings() -> Iterator[list[str]]:
         yield messages
     finally:
         _recorded.reset(token)
+
+
+@contextlib.contextmanager
+def wording(translate: Callable[[str], str]) -> Iterator[None]:
+    """Within the block, messages are what `translate` makes of them: the command line has options for parameters."""
+    token = _wording.set(translate)
+    try:
+        yield
+    finally:
+        _wording.reset(token)
+
+
+def worded(message: str) -> str:
+    """A message in the words of whoever reads it."""
+    return _wording.get()(message)
 
 
 def recorded_warnings() -> tuple[str, ...]:

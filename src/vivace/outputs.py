@@ -89,7 +89,7 @@ def warn_of_replaced(path: Path, replaced: str | None) -> None:
 
 
 def check_folder(
-    path: Path, *, inputs: Iterable[Path] = (), outside: Iterable[Path] = (), option: str = "--out"
+    path: Path, *, inputs: Iterable[Path] = (), outside: Iterable[Path] = (), option: str = "`out`"
 ) -> str | None:
     """What writing the folder `path` would replace, such as "a bundle"; None if nothing is there.
 
@@ -112,7 +112,7 @@ def check_file(
     *,
     inputs: Iterable[Path] = (),
     outside: Iterable[Path] = (),
-    option: str = "--out",
+    option: str = "`out`",
     overwrite: bool = False,
     advice: str = "remove it first",
 ) -> str | None:
@@ -145,7 +145,7 @@ def check_export(path: Path, *companions: Path, inputs: Iterable[Path] = ()) -> 
     return found[0]
 
 
-def own_folder(path: Path, *, shown: Path | None = None, option: str = "--out") -> str | None:
+def own_folder(path: Path, *, shown: Path | None = None, option: str = "`out`") -> str | None:
     """What vivace wrote into the folder: "a bundle" or "a deployment"; None if it is empty or does not exist.
 
     shown: the name for messages. Raises OutputPathError if it holds anything else.

@@ -214,7 +214,7 @@ class Predictor:
             # a graph may be compiled at its first call, and libraries in C++ have errors of their own
             raise BundleError(
                 f"{self.runtime} can't run what is in {self.bundle.folder}: {type(error).__name__}: "
-                f"{first_line(error)}. Make the bundle again, or give it less: --batch-size 1."
+                f"{first_line(error)}. Make the bundle again, or give it less: `batch_size=1`."
             ) from error
 
 

@@ -308,7 +308,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(trained: tuple[Bundle,
     (tmp_path / "fast" / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputPathError, match="holds something other than a bundle"):
         run(trained, tmp_path)
-    with pytest.raises(OutputPathError, match="--out is an input"):
+    with pytest.raises(OutputPathError, match="`out` is an input"):
         accelerate(trained[0], trained[1], out=trained[0].folder)
 
 

@@ -12,7 +12,7 @@ from fakes import COSTS, fake_times
 from vivace.acceleration import candidates as candidates_module
 from vivace.bundle import Bundle
 from vivace.cli import VERBS, main
-from vivace.cli.common import option_names
+from vivace.cli.options import option_names
 
 TINY = ["--set", "model.arguments={widths: [8], depth: 1}", "--set", "batch_size=16"]
 QUICK = ["--epochs", "1", *TINY, "--set", "precision=fp32"]

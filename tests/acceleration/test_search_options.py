@@ -13,7 +13,7 @@ import pytest
 import vivace
 from vivace.acceleration.options import SearchKeywords, SearchOptions
 from vivace.cli.accelerate import Search
-from vivace.cli.common import option_names
+from vivace.cli.options import option_names
 from vivace.errors import ConfigError
 
 NAMES = {field.name for field in dataclasses.fields(SearchOptions)}

@@ -81,7 +81,7 @@ def test_a_kind_of_work_that_took_long_is_not_started_again_where_it_would_not_e
     (warning,) = result.warnings
     told = re.fullmatch(
         r"(\d+) s of 40 s were left when the search ended: the next step was estimated at (\d+) s, (\d+) s were left "
-        r"for it\. Try --within 2m",
+        r"for it\. Try `within='2m'`",
         warning,
     )
     assert told is not None, warning
@@ -204,7 +204,7 @@ def test_a_file_or_another_report_at_the_place_of_the_result_is_refused_and_stay
 ) -> None:
     thesis = tmp_path / "thesis.md"
     thesis.write_text("all of it")
-    with pytest.raises(OutputPathError, match="--out is a file, but a folder is to be written"):
+    with pytest.raises(OutputPathError, match="`out` is a file, but a folder is to be written"):
         accelerate(*trained, out=thesis)
     own = tmp_path / "fast-receipt.json"
     own.write_text('["of the shop"]')
@@ -215,5 +215,5 @@ def test_a_file_or_another_report_at_the_place_of_the_result_is_refused_and_stay
 
 @pytest.mark.parametrize("speedup", [0.0, -1.0, math.nan, math.inf])
 def test_a_speed_up_that_is_no_number_is_refused(trained: tuple[Bundle, Path], tmp_path: Path, speedup: float) -> None:
-    with pytest.raises(ConfigError, match="--target-speedup is out of range"):
+    with pytest.raises(ConfigError, match="`target_speedup` is out of range"):
         run(trained, tmp_path, target_speedup=speedup)

@@ -85,7 +85,7 @@ def test_an_unknown_technique_and_one_that_is_off_are_refused() -> None:
         match=r"does not use 'cutout'.*It uses: whitening, identity start, Muon, .*flips, alternating flips",
     ):
         techniques_of(TINY, ["cutout"])
-    with pytest.raises(ConfigError, match="--seeds is out of range: got 0"):
+    with pytest.raises(ConfigError, match="`seeds` is out of range: got 0"):
         measure_ablation("nowhere", TINY, out=Path("x"), seeds=0)
 
 

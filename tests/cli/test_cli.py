@@ -21,8 +21,8 @@ import vivace
 from answers import last_answer
 from colours import COLOURS, noisy_image
 from vivace.cli import EXIT_STATUSES, VERBS, main
-from vivace.cli.common import option_names
 from vivace.cli.doctor import verdict_of
+from vivace.cli.options import option_names
 from vivace.cli.train import top1_line
 from vivace.errors import ConfigError, DataError
 from vivace.metrics.summary import evaluate_probs

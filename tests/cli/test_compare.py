@@ -110,11 +110,11 @@ def test_other_classes_and_other_data_are_refused_with_what_to_do(
     facts = json.loads((elsewhere / "run.json").read_text())
     facts["data"]["place"] = str(tmp_path / "gone")
     (elsewhere / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(DataError, match=r"trained on different data: .* Give DATA"):
+    with pytest.raises(DataError, match=r"trained on different data: .* Give `data`: the images"):
         vivace.compare(run, elsewhere)
-    with pytest.raises(DataError, match=r"gone.* It is where the runs had their data: give DATA"):
+    with pytest.raises(DataError, match=r"gone.* It is where the runs had their data: give `data`\."):
         vivace.compare(elsewhere, elsewhere)
-    with pytest.raises(ConfigError, match=r"^DATA is missing: .*bundle does not tell where its data are"):
+    with pytest.raises(ConfigError, match=r"^`data` is missing: .*bundle does not tell where its data are"):
         vivace.compare(run, run / "bundle")
     assert main(["compare", str(run), str(run / "bundle"), "--label-column", "x"]) == 2
     assert "--label-column goes with DATA" in capsys.readouterr().err

@@ -13,8 +13,8 @@ import pytest
 import vivace
 from vivace.bundle import Bundle
 from vivace.cli import VERBS, main
-from vivace.cli.common import option_names
 from vivace.cli.completion import SHELLS, words_of
+from vivace.cli.options import option_names
 from vivace.cli.train import Options
 from vivace.errors import ConfigError, DataError, InputError, ModelError, nearest
 

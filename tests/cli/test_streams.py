@@ -230,6 +230,12 @@ PLACES = {
     "train": ["DATA"],
     "evaluate": ["BUNDLE", "DATA"],
     "predict": ["BUNDLE", "PATHS"],
+    "accelerate": ["BUNDLE", "DATA"],
+    "verify": ["BUNDLE", "[DATA]"],
+    "export": ["BUNDLE", "[DATA]"],
+    "profile": ["BUNDLE", "[DATA]"],
+    "runs": ["[FOLDER]"],
+    "compare": ["RUN", "[DATA]"],
     "bench": ["ablation", "DATA"],
     "audit": ["DATA"],
     "doctor": [],
@@ -251,7 +257,7 @@ def test_help_names_every_place_and_shows_no_empty_default(
     for place in PLACES.get(verb, ["BUNDLE"]):
         assert place in usage.split(), usage
         # behind a frame, or at the start of a line
-        assert re.search(rf"^\W*{place}\b", rest, re.MULTILINE), rest
+        assert re.search(rf"^\W*{place.strip('[]')}\b", rest, re.MULTILINE), rest
 
 
 @pytest.mark.parametrize(
@@ -263,7 +269,7 @@ def test_help_names_every_place_and_shows_no_empty_default(
         (["predict", "b"], "PATHS is missing."),
         (["predict", "b", "p", "-x"], "the option is unknown: got '-x'."),
         (["train", "d", "--lr", "x"], "--lr is no number: got 'x'."),
-        (["train", "d", "--precision", "None"], "got 'None'. Known: auto, bf16, fp16, fp32."),
+        (["train", "d", "--precision", "None"], "got 'None'. Known: auto, fp32, bf16, fp16."),
         (["train", "d", "--epochs", "None"], "--epochs is no whole number: got 'None'."),
         (["bench", "fever", "d"], "the argument is unknown: got 'fever'. Known: ablation."),
         (["evaluate", "b", "d", "e"], "more arguments than there are places: got e."),

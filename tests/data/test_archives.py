@@ -77,11 +77,11 @@ def test_columns_of_a_manifest_in_an_archive_may_be_named(make_folder: MakeFolde
     (root / "list.csv").write_text("\n".join(["a,b,c", *rows]) + "\n")
     archive = pack(root, tmp_path / "colours.zip")
     assert open_source(Data(archive, image_column="a", label_column="b")).classes == ("blue", "green", "red")
-    with pytest.raises(DataError, match="name it by --image-column"):
+    with pytest.raises(DataError, match="name it by `image_column`"):
         open_source(archive)
     # never ignored: class folders have no columns
     with pytest.raises(
-        DataError, match=r"only a manifest has image and label columns: got --label-column 'b' for .*folders\.zip"
+        DataError, match=r"only a manifest has image and label columns: got `label_column` 'b' for .*folders\.zip"
     ):
         open_source(Data(without, label_column="b"))
 

@@ -57,7 +57,7 @@ BAD: dict[str, Callable[[Path], object]] = {
 def test_a_bad_image_is_left_out_and_refused_only_when_asked(make_folder: MakeFolder, problem: str) -> None:
     root = make_folder()
     BAD[problem](root / "red" / "003.png")
-    message = r"^1 of 24 images of colours can.t be used: .*003\.png.*[^.]\. Correct them, .* --on-bad-image skip\."
+    message = r"^1 of 24 images of colours can.t be used: .*003\.png.*[^.]\. Correct them, .* `on_bad_image='skip'`\."
     with pytest.raises(DataError, match=message):
         opened(root, on_bad_image="refuse")
     cache = opened(root)
@@ -323,7 +323,7 @@ def test_the_flowers_have_one_contradiction_and_two_copies(real_data: Path) -> N
         ("duplicate", "warning"),
         ("duplicate", "warning"),
     ]
-    with pytest.raises(DataError, match=r"labelled roses and tulips: .* --on-bad-image skip"):
+    with pytest.raises(DataError, match=r"labelled roses and tulips: .* `on_bad_image='skip'`"):
         open_cache(source, PREPROCESS, on_bad_image="refuse")
 
 

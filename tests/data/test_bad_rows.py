@@ -98,7 +98,7 @@ def test_more_than_a_twentieth_is_refused_with_five_lines_at_once(root: Path) ->
 
 def test_a_class_of_which_no_row_is_left_is_refused(root: Path) -> None:
     source = open_source(write(root, "gone.jpg,third"))
-    with pytest.raises(DataError, match=r"no row of class third can be used.*line 62.*--on-bad-image skip"):
+    with pytest.raises(DataError, match=r"no row of class third can be used.*line 62.*`on_bad_image='skip'`"):
         open_cache(source, PREPROCESS, cache_dir=root / "cache")
     with collected_warnings() as said:
         open_cache(source, PREPROCESS, cache_dir=root / "cache", on_bad_image="skip")

@@ -461,7 +461,7 @@ def test_disk_space_for_all_pixels_is_reserved_before_the_first_is_written(tmp_p
 
 def test_a_cache_folder_that_cant_be_written_is_reported(make_folder: MakeFolder, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"the cache can't be written: .*file/images.* --cache-dir"):
+    with pytest.raises(DataError, match=r"the cache can't be written: .*file/images.* `cache_dir`"):
         opened(make_folder(), cache_dir=tmp_path / "file")
 
 

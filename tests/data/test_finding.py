@@ -108,7 +108,7 @@ def test_links_lead_out_of_the_data_set_only_if_asked(tmp_path: Path, kind: str,
     path = table_of(root, names, table)
     for data in [path] + [root] * (table == "metadata.csv" and kind != "found"):
         with pytest.raises(
-            DataError, match=r"a link leads out of the data set: .* Follow it by --follow-links"
+            DataError, match=r"a link leads out of the data set: .* Follow it by `follow_links`"
         ) as told:
             open_source(data)
         assert f"{path}, line 2: " in str(told.value) or data == root

@@ -50,7 +50,7 @@ def test_a_path_below_a_folder_without_permission_is_refused(as_nobody: Path) ->
     fill(closed / "data", "a", "b")
     closed.chmod(0)
     try:
-        with pytest.raises(DataError, match=r"DATA can't be read: got .*closed/data' \(Permission denied\)"):
+        with pytest.raises(DataError, match=r"`data` can't be read: got .*closed/data' \(Permission denied\)"):
             open_source(closed / "data")
     finally:
         closed.chmod(0o755)
@@ -58,7 +58,7 @@ def test_a_path_below_a_folder_without_permission_is_refused(as_nobody: Path) ->
 
 @pytest.mark.parametrize("data", ["x" * 5000, "~no-such-user/data"])
 def test_a_path_that_is_none_is_refused_on_one_line(data: str) -> None:
-    with pytest.raises(DataError, match=r"^DATA can't be read: got .*Check the path and its permissions\.$"):
+    with pytest.raises(DataError, match=r"^`data` can't be read: got .*Check the path and its permissions\.$"):
         open_source(data)
 
 

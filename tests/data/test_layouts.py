@@ -85,7 +85,7 @@ def test_flat_splits_are_refused_and_never_classes(tmp_path: Path, names: tuple[
     ):
         open_source(root)
     (root / "train.csv").write_text("id,label\n")
-    with pytest.raises(DataError, match=r"give the table of labels as DATA: .*train\.csv"):
+    with pytest.raises(DataError, match=r"give the table of labels as `data`: .*train\.csv"):
         open_source(root)
 
 
@@ -98,18 +98,18 @@ def test_only_tables_of_the_training_images_are_named(tmp_path: Path, name: str)
     (root / "labels.csv").write_text(f"id,label\n{name.format(stem=stem)},cat\n")
     (root / "sample_submission.csv").write_text("id,label\nt_0.png,cat\n")
     (root / "test.csv").write_text("id\nt_0.png\n")
-    with pytest.raises(DataError, match=r"give the table of labels as DATA: labels\.csv\.$"):
+    with pytest.raises(DataError, match=r"give the table of labels as `data`: labels\.csv\.$"):
         open_source(root)
     # no table names an image of train/, but a sample submission holds no labels in any case
     (root / "labels.csv").write_text("id,label\n")
-    with pytest.raises(DataError, match=r"give the table of labels as DATA: labels\.csv, test\.csv\.$"):
+    with pytest.raises(DataError, match=r"give the table of labels as `data`: labels\.csv, test\.csv\.$"):
         open_source(root)
 
 
 def test_tables_inside_of_the_splits_are_named(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "train", "test")
     (root / "train" / "labels.csv").write_text("file_name,label\n0.jpg,a\n")
-    with pytest.raises(DataError, match=r"or give the table of labels as DATA: train/labels\.csv\."):
+    with pytest.raises(DataError, match=r"or give the table of labels as `data`: train/labels\.csv\."):
         open_source(root)
 
 
@@ -241,7 +241,7 @@ def test_links_are_followed_inside_and_outside_only_if_asked(tmp_path: Path, ins
             open_source(root)
         store.rename(root / "train" / ".store")
         return
-    with pytest.raises(DataError, match=r"a link leads out of the data set: .* Follow it by --follow-links"):
+    with pytest.raises(DataError, match=r"a link leads out of the data set: .* Follow it by `follow_links`"):
         open_source(root)
     assert len(open_source(Data(root, follow_links=True)).splits["train"]) == 6
     (root / "val").symlink_to(store)

@@ -198,8 +198,8 @@ def test_columns_may_be_named(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b,c\n0.jpg,x,y\n", r"no column holds the image files: got a, b, c\. .*--image-column"),
-        ("id,b,c\n0.jpg,x,y\n", r"no column holds the classes: got id, b, c\. .*--label-column"),
+        ("a,b,c\n0.jpg,x,y\n", r"no column holds the image files: got a, b, c\. .*`image_column`"),
+        ("id,b,c\n0.jpg,x,y\n", r"no column holds the classes: got id, b, c\. .*`label_column`"),
         ("id,a,b\n0.jpg,1,0\n1.jpg,1,1\n", r"line 3: 2 one-hot columns are 1, but an image has one class: got a, b"),
         (
             "id,label\n0.jpg,a\n1.jpg,Smith, John\n",

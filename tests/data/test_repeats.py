@@ -42,7 +42,7 @@ def test_pieces_of_a_data_set_are_not_mistaken_for_classes(tmp_path: Path, folde
         DataError, match=r"it is unclear which folders are the classes: .* each hold cat, dog\. If the inner"
     ) as error:
         open_source(root)
-    assert "give one outer folder as DATA" in str(error.value)
+    assert "give one outer folder as `data`" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_an_unknown_name_gives_near_ones() -> None:
 
 def test_a_file_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.docx").write_text("")
-    with pytest.raises(DataError, match="DATA is not a data set"):
+    with pytest.raises(DataError, match="`data` is not a data set"):
         open_source(tmp_path / "x.docx")
 
 

@@ -173,7 +173,7 @@ def test_images_of_a_class_that_the_bundle_does_not_know_are_left_out_and_said(
 def test_bad_images_are_refused_unless_they_may_be_skipped(bundle: Bundle, make_folder: Callable[..., Path]) -> None:
     folder = make_folder(per_class=3)
     (folder / "red" / "000.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 of 9 images of colours can't be used.*empty.*--on-bad-image skip"):
+    with pytest.raises(DataError, match=r"1 of 9 images of colours can't be used.*empty.*`on_bad_image='skip'`"):
         evaluate(bundle, folder, device="cpu")
     assert evaluate(bundle, folder, device="cpu", on_bad_image="skip").metrics.num_images == 8
 

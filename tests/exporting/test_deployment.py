@@ -370,7 +370,7 @@ def test_only_a_deployment_is_replaced(made: dict[str, Path], tmp_path: Path) ->
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("…")
     with pytest.raises(
-        OutputPathError, match=r"--out holds something other than a bundle or a deployment: .*mine has 'th"
+        OutputPathError, match=r"`out` holds something other than a bundle or a deployment: .*mine has 'th"
     ):
         export(made["graph"], "deploy", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()

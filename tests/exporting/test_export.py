@@ -209,7 +209,7 @@ def test_a_precision_that_a_runtime_has_not_is_refused(bundle: Bundle, runtime: 
 
 
 def test_an_unknown_target_is_refused_with_the_nearest(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--to is unknown: got 'onxx'. Did you mean 'onnx'"):
+    with pytest.raises(ConfigError, match=r"`to` is unknown: got 'onxx'. Did you mean 'onnx'"):
         export(bundle, "onxx", tmp_path / "out")
 
 

@@ -72,7 +72,7 @@ def test_a_name_of_a_file_gives_a_file(made: dict[str, Bundle], tmp_path: Path, 
 
 def test_the_name_of_another_format_is_refused(made: dict[str, Bundle], tmp_path: Path) -> None:
     for target, name in (("openvino", "x.onnx"), ("onnx", "x.pt2"), ("deploy", "x.onnx"), ("state-dict", "x.onnx")):
-        with pytest.raises(ConfigError, match=rf"--to {target} writes .*: got --out .*{name}, a name for"):
+        with pytest.raises(ConfigError, match=rf"`to='{target}'` writes .*: got .*{name}, a name for"):
             export(made["plain"], target, tmp_path / name)
     assert not list(tmp_path.iterdir())
 

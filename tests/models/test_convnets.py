@@ -46,7 +46,7 @@ def test_simple_cnn_at_32_px_is_the_plain_flattening() -> None:
 
 
 def test_simple_cnn_refuses_what_five_halvings_leave_nothing_of() -> None:
-    with pytest.raises(ModelError, match=r"^simple_cnn halves its input five times: got 28 px\. Give --size 32 or mo"):
+    with pytest.raises(ModelError, match=r"^simple_cnn halves its input five times: got 28 px\. Give `size=32` or mo"):
         create_model("simple_cnn", 10, size=28)
 
 
@@ -174,8 +174,8 @@ def test_the_two_ways_to_the_maximum_agree() -> None:
         ),
         ("fast_cnn", 32, {"downsample": "stide"}, r"downsample is unknown: got 'stide'\. Did you mean 'stride'\? Kn"),
         ("fast_cnn", 32, {"depth": [1, 2]}, r"depth must have one value per width: got \[1, 2\] for 3 widths\.$"),
-        ("fast_cnn", 16, {"widths": [8] * 5}, r"fast_cnn pools 16 px to nothing\. Give a larger --size, or fewer wid"),
-        ("fast_photo", 16, {}, r"fast_photo pools 16 px to nothing\. Give a larger --size, or fewer widths\.$"),
+        ("fast_cnn", 16, {"widths": [8] * 5}, r"fast_cnn pools 16 px to nothing\. Give a larger `size`, or fewer wid"),
+        ("fast_photo", 16, {}, r"fast_photo pools 16 px to nothing\. Give a larger `size`, or fewer widths\.$"),
         ("fast_photo", 64, {"activation": "rely"}, r"activation is unknown: got 'rely'"),
         ("fast_photo", 64, {"depths": [1]}, r"depths must have one value per width: got \[1\] for 4 widths\.$"),
     ],

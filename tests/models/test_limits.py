@@ -53,7 +53,7 @@ def test_a_network_that_takes_gigabytes_says_so(capsys: pytest.CaptureFixture[st
     assert warned(capsys, nn.Conv2d(3, channels, 1), side) == ""
     assert warned(capsys, nn.Conv2d(3, channels + 1, 1), side) == (
         "warning: a network takes much memory: its largest tensor has 0.5 GiB for each image of 1024 px, and there are "
-        "others beside it. A network for smaller images (--size) takes less.\n"
+        "others beside it. A network for smaller images (`size`) takes less.\n"
     )
 
 

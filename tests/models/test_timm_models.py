@@ -65,7 +65,7 @@ def test_a_network_is_handed_over_in_training_mode() -> None:
             "timm/test_vit",
             40,
             {},
-            r"into patches of 16 px, and 40 px leave a rest .* Give --size 32, or model\.argumen",
+            r"into patches of 16 px, and 40 px leave a rest .* Give `size=32`, or model\.argumen",
         ),
         (
             "timm/crossvit_tiny_240",
@@ -104,7 +104,7 @@ def test_published_weights_without_a_network_fail_soon_and_name_the_mend(offline
         create_model("timm/test_resnet", 5, size=32, pretrained=True)
     assert str(caught.value) == (
         "the published weights test_resnet.r160_in1k of timm/test_resnet can't be had: 127.0.0.1:9 does not answer, "
-        "and they are not in its cache. Connect to the network, or give a local file: --weights FILE."
+        "and they are not in its cache. Connect to the network, or give a local file: `weights`."
     )
 
 
@@ -163,5 +163,5 @@ def test_a_network_without_published_weights_says_so(offline_hub: Path) -> None:
         )
         if timm.is_model(n) and not timm.is_model_pretrained(n)
     )
-    with pytest.raises(ModelError, match=rf"^timm publishes no weights for timm/{name}\. Leave --pretrained out"):
+    with pytest.raises(ModelError, match=rf"^timm publishes no weights for timm/{name}\. Leave `model.pretrained` out"):
         create_model(f"timm/{name}", 5, size=32, pretrained=True)

@@ -158,8 +158,12 @@ def test_operations_and_weights_are_counted() -> None:
         ("timm/resnet81", {}, r"^the network is unknown: got 'timm/resnet81'\. Did you mean 'timm/resnet18'"),
         ("fast_cnn", {"wdths": [8]}, r"^fast_cnn takes no argument 'wdths'\. Did you mean 'widths'.*It takes: act"),
         ("simple_cnn", {"wdths": [8]}, r"^simple_cnn takes no argument 'wdths'\. It takes: none\.$"),
-        ("fast_cnn", {"widths": 8}, r"^fast_cnn can't be built: .*Fix model\.arguments or --size\.$"),
-        ("fast_cnn", {"pretrained": True}, r"^there are no published weights for fast_cnn\. Leave --pretrained out"),
+        ("fast_cnn", {"widths": 8}, r"^fast_cnn can't be built: .*Fix model\.arguments or `size`\.$"),
+        (
+            "fast_cnn",
+            {"pretrained": True},
+            r"^there are no published weights for fast_cnn\. Leave `model.pretrained` out",
+        ),
     ],
 )
 def test_what_is_not_known_is_refused_with_what_is_near(name: str, arguments: dict, message: str) -> None:

@@ -116,14 +116,16 @@ def test_a_run_whose_data_are_gone_is_resumed_only_if_the_cache_is_whole(
             run_tiny("killed", data=data)
     shutil.rmtree(data)
     # another name is not taken for that of the run's data
-    with pytest.raises(DataError, match=r"DATA was not found: got '.*typo'.* one of [a-z0-9, -]*\.$"):
+    with pytest.raises(DataError, match=r"`data` was not found: got '.*typo'.* one of [a-z0-9, -]*\.$"):
         run_tiny("killed", data=data.with_name("typo"), resume=True)
     (pixels,) = (own_cache / "images").glob("changing-*/train.npy")
     if damage == "removed":
         shutil.rmtree(pixels.parent)
     else:
         pixels.write_bytes(pixels.read_bytes()[:-1] + b"x")
-    with pytest.raises(DataError, match=r"DATA was not found: .*; nor are the images .* whole in the cache: .*Restore"):
+    with pytest.raises(
+        DataError, match=r"`data` was not found: .*; nor are the images .* whole in the cache: .*Restore"
+    ):
         run_tiny("killed", data=data, resume=True)
 
 
@@ -173,7 +175,10 @@ def test_a_run_resumed_on_other_data_is_told_which_they_are(
         die_after(patch, 4)
         with pytest.raises(Killed):
             run_tiny("killed", data=data)
-    told = f"the run began on began ({data}) with 24 images; DATA given is {other.name} ({other}) with 23 images. Give "
+    told = (
+        f"the run began on began ({data}) with 24 images; the data given are {other.name} ({other}) with 23 images. "
+        "Give "
+    )
     with pytest.raises(CheckpointError, match=re.escape(told)) as caught:
         run_tiny("killed", data=other, resume=True)
     assert "cache" not in str(caught.value)
@@ -201,7 +206,7 @@ def test_a_cache_that_is_cut_short_under_a_run_is_told_and_made_again(
     (pixels,) = (own_cache / "images").glob("changing-*/train.npy")
     with monkeypatch.context() as patch:
         after_step(patch, 4, lambda: os.truncate(pixels, size))
-        with pytest.raises(CacheDamaged, match=r"^the cache was damaged while it was in use: .* --resume"):
+        with pytest.raises(CacheDamaged, match=r"^the cache was damaged while it was in use: .* `resume=True`"):
             run_tiny("broken", data=data)
     capsys.readouterr()
     assert_same_weights(unbroken, run_tiny("broken", data=data, resume=True))

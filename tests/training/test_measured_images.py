@@ -128,7 +128,7 @@ def test_data_without_splits_have_no_test_split(
         (data / "noise.csv").write_text("\n".join(["file_name,label", *rows]))
         data /= "noise.csv"
     with pytest.raises(
-        DataError, match=r"no test split in noise, or any other .* Give --split all .*, val .* held out"
+        DataError, match=r"no test split in noise, or any other .* Give `split='all'` .*, val .* held out"
     ):
         evaluate(trained.bundle, data, split="test", device="cpu")
     held_out = evaluate(trained.bundle, data, split="val", device="cpu")
@@ -147,7 +147,7 @@ def test_images_of_other_data_are_neither_trained_on_nor_held_out(
     for path in sorted(fresh.rglob("*.png")):
         Image.effect_noise((20, 20), 90).convert("RGB").save(path)
     for split in ("train", "val"):
-        with pytest.raises(DataError, match=r"no image of fresh was trained on, .* Give --split all\."):
+        with pytest.raises(DataError, match=r"no image of fresh was trained on, .* Give `split='all'`\."):
             evaluate(trained.bundle, fresh, split=split, device="cpu")
 
 

@@ -106,7 +106,7 @@ def test_uneven_micro_batches_weigh_each_image_alike() -> None:
 
 def test_memory_that_does_not_suffice_for_one_image_is_an_error_with_a_mend() -> None:
     hungry = Hungry(0, ERRORS[0])
-    with pytest.raises(OutOfMemoryError, match=r"^out of memory even with 1 images at a time .*Give a smaller --size"):
+    with pytest.raises(OutOfMemoryError, match=r"^out of memory even with 1 images at a time .*Give a smaller `size`"):
         make_stepper(hungry, []).step(make_batch(4), 0)
 
 
@@ -152,7 +152,9 @@ def test_memory_that_runs_out_in_the_update_is_an_error_and_no_weight_moves_twic
 
     stepper = make_stepper(Hungry(100, ERRORS[0]), [])
     monkeypatch.setattr(stepper.state.optimizer, "step", starving)
-    with pytest.raises(OutOfMemoryError, match=r"^out of memory while updating the weights \(.*Give a smaller --model"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"^out of memory while updating the weights \(.*Give a smaller `model.name`"
+    ):
         stepper.step(make_batch(4), 0)
     assert len(calls) == 1
 
@@ -163,7 +165,7 @@ def test_memory_that_runs_out_in_the_augmentation_is_an_error_with_a_mend(monkey
 
     stepper = make_stepper(Hungry(100, ERRORS[0]), [])
     monkeypatch.setattr(stepper, "_augment", starving)
-    with pytest.raises(OutOfMemoryError, match=r"^out of memory while augmenting the images .*smaller --batch-size\.$"):
+    with pytest.raises(OutOfMemoryError, match=r"^out of memory while augmenting the images .*smaller `batch_size`\.$"):
         stepper.step(make_batch(4), 0)
 
 

@@ -33,7 +33,7 @@ def test_durations_are_read(text: str | float, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "ten minutes", "10 days", "-5m", "0s", "1h30m", "nan"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--within is no duration: got .*Write 90s, 10m or 1\.5h\."):
+    with pytest.raises(ConfigError, match=r"^`within` is no duration: got .*Write 90s, 10m or 1\.5h\."):
         parse_duration(text)
 
 
@@ -41,7 +41,7 @@ def test_two_budgets_of_length_and_a_target_out_of_range_are_refused(make_folder
     with pytest.raises(ConfigError, match=r"^two budgets: got epochs 3 and within '5m'"):
         train(make_folder(), epochs=3, within="5m")
     for target in (0.0, 1.2, -1.0, 90.0):
-        with pytest.raises(ConfigError, match=r"^--target is out of range: got .*Give an accuracy in \(0, 1\]"):
+        with pytest.raises(ConfigError, match=r"^`target` is out of range: got .*Give an accuracy in \(0, 1\]"):
             train(make_folder(f"t{target}"), target=target)
 
 

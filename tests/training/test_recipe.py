@@ -134,7 +134,7 @@ def test_every_named_recipe_is_complete_and_goes_to_yaml_and_back(
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"^--recipe is unknown: got 'fats'\. Did you mean 'fast'.*or a YAML file\.$"):
+    with pytest.raises(ConfigError, match=r"^`recipe` is unknown: got 'fats'\. Did you mean 'fast'.*or a YAML file\.$"):
         resolve_recipe("fats", FEW)
 
 

@@ -166,7 +166,7 @@ def full_disk_for(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> No
             "step-",
             1,
             r"^the checkpoint could not be written: .*\. It is the first one: nothing is saved yet: free some space "
-            r"and go on with --resume, which begins anew\.$",
+            r"and go on with `resume=True`, which begins anew\.$",
         ),
         ("best", 2, r"^the checkpoint could not be written: .*best.*\(No space left on device\)\. The previous"),
         (
@@ -290,7 +290,7 @@ def test_resuming_on_another_kind_of_device_is_refused(run_tiny: RunTiny) -> Non
         save_checkpoint(path, {**load_checkpoint(path), "device": "cuda"})
     with pytest.raises(
         CheckpointError,
-        match=r"^the run can't be resumed on another device: it began on cuda, now cpu\. Give --device cuda",
+        match=r"^the run can't be resumed on another device: it began on cuda, now cpu\. Give `device='cuda'`",
     ):
         run_tiny(resume=True)
 

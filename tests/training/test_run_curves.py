@@ -101,7 +101,7 @@ def test_a_resumed_run_leaves_no_step_twice(tmp_path: Path) -> None:
 def test_curves_that_can_not_be_written_are_told_on_one_line(tmp_path: Path) -> None:
     curves = Curves(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
-    with pytest.raises(TrainingError, match=r"^the curves could not be written: .*Free some space.*--resume\.$"):
+    with pytest.raises(TrainingError, match=r"^the curves could not be written: .*Free some space.*`resume=True`\.$"):
         curves.on_validation(told([make_row(1)]))
 
 

@@ -77,7 +77,7 @@ def test_a_folder_with_an_earlier_run_is_refused(run_tiny: RunTiny) -> None:
         # the refusal does not keep the folder locked
         with pytest.raises(
             RunFolderError,
-            match=r"^the run folder holds an earlier run: .*Continue it with --resume \(in Python resume=True\)",
+            match=r"^the run folder holds an earlier run: .*Continue it with `resume=True`",
         ):
             run_tiny()
     run_tiny(resume=True)
@@ -155,7 +155,7 @@ def test_refused_data_leave_no_run_folder(run_tiny: RunTiny, make_folder: Callab
 
 
 def test_there_must_be_a_run_to_resume(run_tiny: RunTiny, tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"^there is no run to resume in .*Leave --resume out"):
+    with pytest.raises(RunFolderError, match=r"^there is no run to resume in .*Leave `resume` out"):
         run_tiny("nothing", resume=True)
     assert not (tmp_path / "nothing").exists()
 
@@ -198,7 +198,7 @@ def test_only_the_length_of_a_run_may_change(run_tiny: RunTiny) -> None:
         check_same_recipe(Recipe(), Recipe(seed=1, ema_decay=0.9))
     assert str(caught.value) == (
         "the run can't be resumed with another recipe: ema_decay: None → 0.9; seed: 0 → 1. "
-        "Leave these options out, or start a new run with another --run."
+        "Leave these options out, or start a new run with another `run`."
     )
 
 

@@ -156,7 +156,7 @@ def _opened(bundle: Any) -> Bundle:
         return load_bundle(Path(bundle))
     raise ConfigError(
         f"accelerate takes a bundle: got an object of type {type(bundle).__name__}. Give the folder that vivace train "
-        "wrote; for networks of timm or vivace with other weights, use the command line with --weights."
+        "wrote; for another network of timm or of vivace: vivace accelerate NAME DATA --weights FILE."
     )
 
 

@@ -72,7 +72,7 @@ class Budget:
             why = f"the next step was estimated at {needed:.0f} s, {had:.0f} s were left for it"
             enough = max(enough, self.seconds - had + SAFETY * needed)
         asked = f"{math.ceil(enough / 60)}m" if enough > 60 else f"{math.ceil(enough)}s"
-        return f"{left:.0f} s of {self.seconds:g} s were left when the search ended: {why}. Try --within {asked}"
+        return f"{left:.0f} s of {self.seconds:g} s were left when the search ended: {why}. Try `within={asked!r}`"
 
     def overrun(self) -> str | None:
         """A warning if the budget was exceeded by more than 5 %; else None."""

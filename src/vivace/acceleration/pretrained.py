@@ -92,7 +92,7 @@ def bundle_from(
 def _check_published(name: str, num_classes: int) -> None:
     """Raises ConfigError unless timm publishes weights for as many classes as the data has."""
     if not name.startswith("timm/"):
-        raise ConfigError(f"there are no published weights for {name}. Give --weights FILE.")
+        raise ConfigError(f"there are no published weights for {name}. Give `weights`: a file.")
     import timm
 
     config = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True)

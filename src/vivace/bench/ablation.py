@@ -256,7 +256,7 @@ def measure_ablation(
     The test split is looked at by none of the comparisons. Raises ConfigError for an unknown technique or no seed.
     """
     if seeds < 1:
-        raise ConfigError(f"--seeds is out of range: got {seeds}. Give 1 or more.")
+        raise ConfigError(f"`seeds` is out of range: got {seeds}. Give 1 or more.")
     # before the first run, which may take an hour
     _known(techniques)
 

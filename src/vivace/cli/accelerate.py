@@ -12,8 +12,8 @@ import tyro
 
 from vivace.acceleration.options import SearchOptions
 from vivace.cli.answers import print_json
-from vivace.cli.common import verb_options
 from vivace.cli.opening import Opening
+from vivace.cli.options import verb_options
 from vivace.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -77,10 +77,11 @@ def _run(options: Options) -> int:
     from vivace.acceleration.receipt import markdown
     from vivace.bundle import load_bundle
     from vivace.hardware import process_seconds
+    from vivace.notices import worded
 
     def tell(message: str) -> None:
         if not options.quiet:
-            print(message, file=sys.stderr, flush=True)
+            print(worded(message), file=sys.stderr, flush=True)
 
     started = time.monotonic() - process_seconds()
     # "." and ".." have no name to derive another one from
@@ -96,12 +97,12 @@ def _run(options: Options) -> int:
         on_message=tell,
     )
     for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {worded(warning)}", file=sys.stderr)
     if options.json:
         data = result.receipt["images"].get("data", result.receipt["asked"]["data"])
         print_json("accelerate", {"data": data, **result.to_dict()})
     else:
-        print(markdown(result.receipt))
+        print(worded(markdown(result.receipt)))
         print(f"the bundle: {result.bundle}")
     if not result.accelerated:
         # also with --quiet: this is the result

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vivace.errors import one_line
-from vivace.notices import recorded_warnings
+from vivace.notices import recorded_warnings, worded
 
 __all__ = ["SCHEMA_VERSION", "failed", "print_json", "wants_json"]
 
@@ -23,7 +23,7 @@ def print_json(verb: str, value: Mapping[str, Any]) -> None:
     It starts with `schema_version` and `verb`, and ends with the `warnings` shown so far, unless `value` has its own.
     """
     answer = {"schema_version": SCHEMA_VERSION, "verb": verb, **value}
-    answer.setdefault("warnings", list(recorded_warnings()))
+    answer["warnings"] = [worded(text) for text in value.get("warnings", recorded_warnings())]
     print(json.dumps(_strict(answer), ensure_ascii=True, allow_nan=False, default=str), flush=True)
 
 

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import tyro
 
 from vivace.cli.answers import print_json
-from vivace.cli.common import parse_assignments, verb_options
+from vivace.cli.common import parse_assignments
 from vivace.cli.opening import Opening
+from vivace.cli.options import verb_options
 
 
 @verb_options

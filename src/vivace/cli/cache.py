@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vivace.cli.answers import print_json
-from vivace.cli.common import verb_options
+from vivace.cli.options import verb_options
 
 
 @verb_options

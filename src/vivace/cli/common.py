@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import os
 import re
 import sys
 import traceback
-import types
 import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_type_hints
+from typing import Any
 
 from vivace.cli.answers import failed, wants_json
-from vivace.cli.completion import is_positional, words_of
+from vivace.cli.completion import words_of
 from vivace.cli.deprecated import modern
+from vivace.cli.options import option_names
 from vivace.cli.streams import guarded_streams
+from vivace.cli.wording import as_options
 from vivace.errors import ConfigError, VivaceError, first_line, nearest, one_line
-from vivace.notices import collected_warnings
+from vivace.notices import collected_warnings, worded, wording
 
 __all__ = [
     "TRACEBACK",
     "bundle_place",
-    "is_positional",
-    "option_names",
     "parse_assignments",
     "run_verb",
     "tell",
     "unexpected",
-    "verb_options",
 ]
 
-T = TypeVar("T")
 # the environment variable for whoever looks for a bug
 TRACEBACK = "VIVACE_TRACEBACK"
 PACKAGE = Path(__file__).parent.parent
@@ -52,7 +48,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         # file names may hold bytes that are no UTF-8, class names what an ASCII terminal lacks: no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with collected_warnings():
+    with collected_warnings(), wording(lambda text: as_options(text, verb)):
         return _run_told(verb, arguments, as_json=wants_json(arguments))
 
 
@@ -62,8 +58,9 @@ def _run_told(verb: str, arguments: list[str], *, as_json: bool) -> int:
         _check_not_empty(arguments)
         return _run(verb, arguments)
     except VivaceError as error:
-        tell(f"{type(error).__name__}: {error}")
-        return failed(verb, error, str(error), error.exit_status, as_json=as_json)
+        message = worded(str(error))
+        tell(f"{type(error).__name__}: {message}")
+        return failed(verb, error, message, error.exit_status, as_json=as_json)
     except KeyboardInterrupt as error:
         tell("stopped")
         return failed(verb, error, "stopped", 130, as_json=as_json)
@@ -135,34 +132,6 @@ def _read_enough() -> int:
     """The reader of stdout has what it wanted (`| head`): python must not complain at its exit either."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-@dataclass_transform(kw_only_default=True, frozen_default=True)
-def verb_options(cls: type[T]) -> type[T]:
-    """A frozen dataclass of options, whose help shows the defaults that say something: neither None nor False."""
-    import tyro
-
-    hints = get_type_hints(cls, include_extras=True)
-    for name in hints:
-        default = getattr(cls, name, ...)
-        if default is None or default is False or default == ():
-            hint = hints[name]
-            if isinstance(hint, types.UnionType):
-                # what "X | None" makes: to check that, the parser imports what takes longer than it does itself
-                hint = Union[get_args(hint)]  # noqa: UP007
-            cls.__annotations__[name] = Annotated[hint, tyro.conf.arg(help_behavior_hint="")]
-    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-
-
-def option_names(cls: Any) -> list[str]:
-    """All options of a verb, such as "--batch-size", those of its groups included, without what has no name."""
-    hints, names = get_type_hints(cls, include_extras=True), []
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            names += option_names(hints[field.name])
-        elif not is_positional(hints[field.name]):
-            names.append("--" + field.name.replace("_", "-"))
-    return names
 
 
 def _parse(verb: str, module: Any, arguments: list[str]) -> Any:

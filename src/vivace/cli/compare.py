@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vivace.cli.answers import print_json
-from vivace.cli.common import verb_options
 from vivace.cli.opening import Opening
+from vivace.cli.options import verb_options
 from vivace.errors import printable
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from vivace.cli.options import is_positional
 from vivace.errors import ConfigError, nearest
 
-__all__ = ["SHELLS", "Word", "completion", "is_positional", "words_of"]
+__all__ = ["SHELLS", "Word", "completion", "words_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +30,6 @@ class Word:
 def words_of(verb: str) -> list[Word]:
     """Everything that a verb takes, its --help among it."""
     return [*_words(import_module(f"vivace.cli.{verb}").Options), Word("--help", False, ())]
-
-
-def is_positional(hint: Any) -> bool:
-    """Whether what has this type is known by its place and has no name."""
-    import tyro
-
-    (positional,) = tyro.conf.Positional[int].__metadata__  # type: ignore[attr-defined]
-    return positional in getattr(hint, "__metadata__", ())
 
 
 def _words(options: Any) -> list[Word]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vivace.cli.answers import print_json
-from vivace.cli.common import verb_options
+from vivace.cli.options import verb_options
 
 VERDICTS = {"faster": "pays", "slower": "does not pay", "undecided": "undecided (too noisy)"}
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vivace.cli.common import option_names, verb_options
+from vivace.cli.options import option_names, verb_options
 from vivace.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vivace.cli.answers import print_json
-from vivace.cli.common import bundle_place, tell, verb_options
+from vivace.cli.common import bundle_place, tell
+from vivace.cli.options import verb_options
 from vivace.errors import ConfigError, OutputPathError, printable
 
 if TYPE_CHECKING:

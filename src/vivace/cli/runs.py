@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vivace.cli.answers import print_json
-from vivace.cli.common import verb_options
+from vivace.cli.options import verb_options
 from vivace.errors import printable
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vivace.cli.answers import print_json
-from vivace.cli.common import parse_assignments, verb_options
+from vivace.cli.common import parse_assignments
 from vivace.cli.opening import Opening
+from vivace.cli.options import verb_options
 
 
 @verb_options
@@ -117,6 +118,16 @@ FIELDS = {
     "optimizer": "optimizer.name",
     "lr": "optimizer.lr",
     "seed": "seed",
+}
+
+
+# other fields of the recipe, as messages name them → option
+PARAMETERS = {
+    "model.pretrained": "--pretrained",
+    "model.weights": "--weights",
+    "data.val_fraction": "--val-fraction",
+    "data.on_bad_image": "--on-bad-image",
+    "data.allow_leaks": "--allow-leaks",
 }
 
 

@@ -9,8 +9,9 @@ from typing import Annotated
 import tyro
 
 from vivace.cli.answers import print_json
-from vivace.cli.common import bundle_place, tell, verb_options
+from vivace.cli.common import bundle_place, tell
 from vivace.cli.opening import Opening
+from vivace.cli.options import verb_options
 from vivace.errors import ParityError
 
 

@@ -153,7 +153,7 @@ def check_audit(audit: Audit, name: str, *, on_bad_image: str) -> None:
             return
         listed = first_messages([row.message for row in audit.of("quarantine") if row.lines])
         raise DataError(
-            f"{lost[0].message} of {name}: {listed}. Correct them, or continue without it by --on-bad-image skip."
+            f"{lost[0].message} of {name}: {listed}. Correct them, or continue without it by `on_bad_image='skip'`."
         )
     fraction = f" ({100 * bad / total:.0f} %; up to {100 * MAX_LEFT_OUT:.0f} % are left out)"
     limit = fraction if on_bad_image == "auto" else ""
@@ -161,7 +161,7 @@ def check_audit(audit: Audit, name: str, *, on_bad_image: str) -> None:
     first = first_messages(rows) if rows else audit.of("quarantine")[0].message.rstrip(".")[:250]
     raise DataError(
         f"{bad:,} of {total:,} images of {name} can't be used{limit}: {first}. "
-        "Correct them, or continue without them by --on-bad-image skip. 'vivace audit' lists all."
+        "Correct them, or continue without them by `on_bad_image='skip'`. 'vivace audit' lists all."
     )
 
 

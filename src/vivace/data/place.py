@@ -58,7 +58,7 @@ class Data:
 
     def refuse_columns(self) -> None:
         """Raise DataError if columns are named; called for data without columns, where they would be ignored."""
-        named = {"--image-column": self.image_column, "--label-column": self.label_column}
+        named = {"`image_column`": self.image_column, "`label_column`": self.label_column}
         given = [f"{option} {value!r}" for option, value in named.items() if value is not None]
         if given:
             raise DataError(

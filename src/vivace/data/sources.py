@@ -49,7 +49,7 @@ def open_source(
         source = _archive(path, data, cache_dir, require_train)
     elif path.exists():
         raise DataError(
-            f"DATA is not a data set: {path}. Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet "
+            f"`data` is not a data set: {path}. Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet "
             "manifest, a .zip or .tar archive, or the name of a data set."
         )
     elif text.lower() in catalog.CATALOG:
@@ -57,7 +57,7 @@ def open_source(
         source = catalog.open_named(text.lower(), Path(data.data_root) if data.data_root else None, cache_dir)
     else:
         raise DataError(
-            f"DATA was not found: got {text!r}, which is not a file, a folder or a known name."
+            f"`data` was not found: got {text!r}, which is not a file, a folder or a known name."
             f"{nearest(text, catalog.CATALOG)} Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet "
             f"manifest, a .zip or .tar archive, or one of {', '.join(sorted(catalog.CATALOG))}."
         )
@@ -115,7 +115,7 @@ def _path_of(text: str) -> Path:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
-            f"DATA can't be read: got {text[:200]!r} ({reason}). Check the path and its permissions."
+            f"`data` can't be read: got {text[:200]!r} ({reason}). Check the path and its permissions."
         ) from None
     return path
 

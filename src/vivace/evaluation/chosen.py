@@ -47,7 +47,7 @@ def choose_split(splits: Iterable[str], asked: str | None, name: str) -> str:
         return asked
     if known == ["train"] and asked == "test":
         raise DataError(
-            f"there is no test split in {name}, or any other split. Give --split all for all of its images, val for "
+            f"there is no test split in {name}, or any other split. Give `split='all'` for all of its images, val for "
             "those held out of training, or train for those trained on."
         )
     raise DataError(f"there is no split {asked!r} in {name}.{nearest(asked, known)} It has {', '.join(known)}.")
@@ -72,11 +72,12 @@ def choose_images(
     undivided = only_split and split == "train"
     label = ALL if asked == ALL or undivided else split
     parted = (undivided and asked == "train") or (split == "train" and asked == "val")
+    other = "`split='all'`" if undivided else "another `split`"
     if trained_on is None:
         if parted:
             raise DataError(
-                f"the bundle does not tell which images of {name} it was trained on, so --split {asked} can't be "
-                f"chosen. Give {'--split all' if undivided else 'another --split'}."
+                f"the bundle does not tell which images of {name} it was trained on, so `split={asked!r}` can't be "
+                f"chosen. Give {other}."
             )
         return Chosen(label, rows, None)
     known = trained_on.among(digests_N)
@@ -90,7 +91,7 @@ def choose_images(
 
 def _part(asked: str | None, rows: np.ndarray, known: np.ndarray, name: str, undivided: bool) -> Chosen:
     """The images that were trained on, or those held out. Raises DataError if there are none."""
-    num_known, other = int(known.sum()), "--split all" if undivided else "another --split"
+    num_known, other = int(known.sum()), "`split='all'`" if undivided else "another `split`"
     if not num_known:
         raise DataError(f"no image of {name} was trained on, and so none was held out of training. Give {other}.")
     if asked == "train":

@@ -64,7 +64,7 @@ def export(
     `out` holds what vivace did not write or can't be written, VivaceError if the disk is full.
     """
     if to not in TARGETS:
-        raise ConfigError(f"--to is unknown: got {to!r}.{nearest(to, TARGETS)} Known: {', '.join(TARGETS)}.")
+        raise ConfigError(f"`to` is unknown: got {to!r}.{nearest(to, TARGETS)} Known: {', '.join(TARGETS)}.")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     cache_path = Path(cache_dir) if cache_dir is not None else None
     out = Path(out)
@@ -83,8 +83,8 @@ def _check_out(bundle: Bundle, target: str, out: Path, data: AnyData | None) -> 
     if suffix in known and not (suffix == own and target != "deploy"):
         form = "a folder" if target == "deploy" else f"a folder or a {own} file" if target in GRAPH_FORMS else "a file"
         raise ConfigError(
-            f"--to {target} writes {form}: got --out {out}, a name for {known[suffix]}. Give another name, or "
-            f"--to {known[suffix]}."
+            f"`to={target!r}` writes {form}: got {out}, a name for {known[suffix]}. Give another name, or "
+            f"`to={known[suffix]!r}`."
         )
     if target == "deploy" or (target in GRAPH_FORMS and suffix != own):
         # the images in a deployment would be taken for data

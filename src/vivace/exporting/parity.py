@@ -165,7 +165,7 @@ def verify(bundle: Bundle | str | Path, *, data: AnyData | None = None, cache_di
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     if is_quantized(bundle.info.precision) and data is None:
-        raise ConfigError(f"an int8 form is compared on real images: {bundle.folder}. Give DATA.")
+        raise ConfigError(f"an int8 form is compared on real images: {bundle.folder}. Give `data`.")
     cpu, info = torch.device("cpu"), bundle.info
     images, name = parity_images(bundle, data, cache_dir=Path(cache_dir) if cache_dir is not None else None)
     classify = load_runtime(info.runtime, bundle, device=cpu, precision=info.precision)

@@ -33,7 +33,7 @@ class SimpleCNN(nn.Sequential):
 
     def __init__(self, num_classes: int, *, in_channels: int = 3, size: int = 32) -> None:
         if size < 32:
-            raise ModelError(f"simple_cnn halves its input five times: got {size} px. Give --size 32 or more.")
+            raise ModelError(f"simple_cnn halves its input five times: got {size} px. Give `size=32` or more.")
         layers: list[nn.Module] = []
         channels = in_channels
         for width in (6, 16, 32, 64, 128):
@@ -258,5 +258,5 @@ def _smaller_side(network: str, side: int, downsample: str, size: int) -> int:
         )
     smaller = {"pool": side // 2, "stride": (side + 1) // 2, "none": side}[downsample]
     if smaller < 1:
-        raise ModelError(f"{network} pools {size} px to nothing. Give a larger --size, or fewer widths.")
+        raise ModelError(f"{network} pools {size} px to nothing. Give a larger `size`, or fewer widths.")
     return smaller

@@ -25,7 +25,7 @@ MAX_TENSORS = 5_000
 MAX_OPERATIONS = 2 * 10**13
 # of one tensor: ViT-L at 518 px and ResNet-152 at 1024 px have less than 0.2 GiB
 TOLD_BYTES = 2**29
-MEND = "Give smaller arguments, or a smaller --size."
+MEND = "Give smaller arguments, or a smaller `size`."
 
 
 def blank_network(name: str, build: Callable[[], nn.Module]) -> nn.Module:
@@ -87,7 +87,7 @@ def check_forward(name: str, blank: nn.Module, in_channels: int, size: int) -> N
     if costs.largest > TOLD_BYTES:
         say_once(
             f"{name} takes much memory: its largest tensor has {costs.largest / 2**30:,.1f} GiB for each image of "
-            f"{size} px, and there are others beside it. A network for smaller images (--size) takes less."
+            f"{size} px, and there are others beside it. A network for smaller images (`size`) takes less."
         )
 
 

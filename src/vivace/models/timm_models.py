@@ -120,7 +120,7 @@ def _pretrained(name: str, config: Any, shape: dict[str, int], size: int, argume
     weights = f"{config.architecture}.{config.tag}" if config is not None and config.tag else name
     if not timm.is_model_pretrained(name):
         raise ModelError(
-            f"timm publishes no weights for timm/{name}. Leave --pretrained out, or choose another network."
+            f"timm publishes no weights for timm/{name}. Leave `model.pretrained` out, or choose another network."
         )
     with offline_if_unreachable() as reachable:
         try:
@@ -135,7 +135,7 @@ def _pretrained(name: str, config: Any, shape: dict[str, int], size: int, argume
                 reason = f"{type(error).__name__}: {_one_line(error)}"
             raise ModelError(
                 f"the published weights {weights} of timm/{name} can't be had: {reason}. "
-                "Connect to the network, or give a local file: --weights FILE."
+                "Connect to the network, or give a local file: `weights`."
             ) from None
 
 
@@ -150,7 +150,7 @@ def _try(model: nn.Module, name: str, num_classes: int, in_channels: int, size: 
         side = patches.patch_size[0]
         raise ModelError(
             f"timm/{name} cuts images into patches of {side} px, and {size} px leave a rest that it would not see. "
-            f"Give --size {max(side, size // side * side)}, or model.arguments.patch_size."
+            f"Give `size={max(side, size // side * side)}`, or model.arguments.patch_size."
         )
     training = model.training
     try:
@@ -190,7 +190,7 @@ def fit_to_timm(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tenso
 def _unbuildable(name: str, size: int, error: Exception) -> ModelError:
     return ModelError(
         f"timm/{name} can't be built for {size} px: {_one_line(error)}. Fix model.arguments (such as patch_size) "
-        "or --size."
+        "or `size`."
     )
 
 

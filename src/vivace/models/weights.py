@@ -105,7 +105,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _unfit(cause: str) -> ModelError:
-    return ModelError(f"the weights do not fit: {cause}. Give weights of this network, or another --model.")
+    return ModelError(f"the weights do not fit: {cause}. Give weights of this network, or another `model.name`.")
 
 
 def _read(path: Path) -> Any:

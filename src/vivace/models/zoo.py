@@ -70,7 +70,7 @@ def create_model(
         _check_own(name, arguments)
     check_arguments({**arguments, **({} if narrowed is None else {"narrowed": narrowed})})
     if narrowed and pretrained:
-        raise ModelError(f"published weights do not fit a narrowed {name}. Leave --pretrained out.")
+        raise ModelError(f"published weights do not fit a narrowed {name}. Leave `model.pretrained` out.")
 
     def build(pretrained: bool, tried: bool) -> nn.Module:
         model = _create(name, num_classes, in_channels, size, pretrained, arguments, tried)
@@ -104,7 +104,7 @@ def _check_forward(name: str, blank: nn.Module, in_channels: int, size: int, wha
         # shapes that do not fit fail in any way that a network's author thought of, a bare assertion included
         raise ModelError(
             f"{name} does not work with these {what} at {size} px: {type(error).__name__}: {first_line(error)[:200]}. "
-            "Fix model.arguments or --size."
+            "Fix model.arguments or `size`."
         ) from None
 
 
@@ -148,7 +148,7 @@ def _create(
         )
     if pretrained:
         raise ModelError(
-            f"there are no published weights for {name}. Leave --pretrained out, or choose a timm/ network."
+            f"there are no published weights for {name}. Leave `model.pretrained` out, or choose a timm/ network."
         )
     try:
         return ZOO[name](num_classes, in_channels=in_channels, size=size, **arguments)
@@ -156,7 +156,7 @@ def _create(
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
-        raise ModelError(f"{name} can't be built: {reason}. Fix model.arguments or --size.") from None
+        raise ModelError(f"{name} can't be built: {reason}. Fix model.arguments or `size`.") from None
 
 
 def complete_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _check_timm(name: str) -> None:
         )
     reason = _unusable(name)
     if reason is not None:
-        raise ConfigError(f"the optimizer {name} can't be used: {reason}. Choose another --optimizer.")
+        raise ConfigError(f"the optimizer {name} can't be used: {reason}. Choose another `optimizer.name`.")
 
 
 @functools.cache

@@ -32,7 +32,7 @@ def check_table(path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = Fa
         raise ConfigError(f"the format is unknown: got {path.name!r}. Use .csv, .jsonl or .parquet.")
     if path.suffix.lower() == ".parquet":
         _pyarrow()
-    found = check_file(path, inputs=inputs, overwrite=overwrite, advice="give --overwrite to replace it")
+    found = check_file(path, inputs=inputs, overwrite=overwrite, advice="give `overwrite` to replace it")
     if found is not None:
         _refuse_part(path)
     return found
@@ -44,7 +44,7 @@ def _refuse_part(path: Path) -> None:
         for names, called in FOLDER_KINDS.items():
             if all((folder / name).is_file() for name in names):
                 raise OutputPathError(
-                    f"--out exists already, in the folder of {called}: {path}. Such files are never replaced: give "
+                    f"`out` exists already, in the folder of {called}: {path}. Such files are never replaced: give "
                     "another name."
                 )
 

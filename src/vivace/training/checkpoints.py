@@ -52,7 +52,7 @@ def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
         before = "It is the first one: nothing is saved yet" if is_first else "The previous one is whole"
         raise TrainingError(
             f"the checkpoint could not be written: {path} ({error.strerror}). {before}: "
-            f"free some space and go on with --resume{', which begins anew' if is_first else ''}."
+            f"free some space and go on with `resume=True`{', which begins anew' if is_first else ''}."
         ) from error
 
 

@@ -66,7 +66,7 @@ class Curves(Reporter):
         except OSError as error:
             raise TrainingError(
                 f"the curves could not be written: {self._csv.parent} ({error.strerror}). "
-                "Free some space and go on with --resume."
+                "Free some space and go on with `resume=True`."
             ) from error
 
     def _add_events(self, validation: ValidationInfo) -> None:

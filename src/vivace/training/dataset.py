@@ -59,7 +59,7 @@ def open_run_source(data: AnyData, run: str | Path | None, resume: bool, cache_d
         if source is None:
             raise DataError(
                 f"{cause}; nor are the images that the run began with whole in the cache: {cache_dir}. Restore the "
-                "data, or start a new run with another --run."
+                "data, or start a new run with another `run`."
             ) from None
         warn(f"the data can't be opened any more: {cause}")
         return source
@@ -134,7 +134,7 @@ def open_run_cache(
             )
         else:
             channels = 1
-            warn("all training images are grey: colours will not be looked at. --set data.channels=3 keeps them")
+            warn("all training images are grey: colours will not be looked at. `data.channels=3` keeps them")
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, channels=channels))
     return recipe, cache if channels == 3 else open_as(recipe)
 

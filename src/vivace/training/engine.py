@@ -232,7 +232,7 @@ class Engine:
             self._rollback.check()
             self.save()
             raise Interrupted(
-                f"stopped by {Signals(signals.received).name} after step {counters.step}; go on with --resume",
+                f"stopped by {Signals(signals.received).name} after step {counters.step}; go on with `resume=True`",
                 signal_number=signals.received,
             )
         if at_epoch_end:

@@ -112,7 +112,7 @@ def _metrics(session: Session, model: nn.Module, setup: Setup) -> dict[str, Any]
         probs, labels = session.split_probs(model, setup, split)
         if not np.isfinite(probs).all():
             # finite on validation images, but out of range of the precision on these
-            raise NonFiniteError(f"the network's answers to {split} images are NaN or Inf. Lower --lr.")
+            raise NonFiniteError(f"the network's answers to {split} images are NaN or Inf. Lower `optimizer.lr`.")
         metrics[split] = evaluate_probs(probs, labels, session.data.cache.classes).summary()
     return metrics
 
@@ -145,5 +145,5 @@ def _disk_for(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"the result could not be written: {path} ({getattr(error, 'strerror', None) or error}). "
-            "The training is saved: free some space and go on with --resume."
+            "The training is saved: free some space and go on with `resume=True`."
         ) from error

@@ -169,5 +169,5 @@ class Recipe:
         if self.head_epochs and not (self.model.pretrained or self.model.weights):
             raise ConfigError(
                 f"head_epochs needs a network that has learnt something: got head_epochs {self.head_epochs} without "
-                "pretrained weights. Give --pretrained or --weights, or set head_epochs=0."
+                "pretrained weights. Give `model.pretrained` or `model.weights`, or set head_epochs=0."
             )

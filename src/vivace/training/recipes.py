@@ -223,7 +223,7 @@ def resolve_recipe(recipe: str | Path | Recipe, facts: DataFacts) -> Recipe:
         return from_yaml(Recipe, Path(recipe))
     if recipe not in RECIPES:
         raise ConfigError(
-            f"--recipe is unknown: got {recipe!r}.{nearest(recipe, RECIPES)} "
+            f"`recipe` is unknown: got {recipe!r}.{nearest(recipe, RECIPES)} "
             f"Known: {', '.join(RECIPES)}, or a YAML file."
         )
     return RECIPES[recipe](facts)

@@ -37,13 +37,13 @@ def newest_state(
     if tree is None and damaged:
         raise CheckpointError(
             f"no sound checkpoint is left in {folder.checkpoints}: {len(damaged)} can't be used, the newest because "
-            f"{damaged[0]} Start a new run with another --run."
+            f"{damaged[0]} Start a new run with another `run`."
         )
     began_on = None if tree is None else tree.get("device")
     if tree is not None and began_on != device_type:
         raise CheckpointError(
             f"the run can't be resumed on another device: it began on {began_on!s:.40}, now {device_type}. "
-            f"Give --device {began_on!s:.40}, or start a new run with another --run."
+            f"Give `device='{began_on!s:.40}'`, or start a new run with another `run`."
         )
     return tree
 
@@ -59,7 +59,7 @@ def restore(state: TrainState, tree: dict[str, Any], folder: RunFolder) -> None:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"the checkpoint does not fit the run: {folder.checkpoints} ({type(error).__name__}: {reason}). Start a "
-            "new run with another --run."
+            "new run with another `run`."
         ) from None
 
 
@@ -74,7 +74,7 @@ def adapt_counters(
     if budget.within_seconds is None and recipe.epochs < min(epochs_done, saved_recipe.epochs):
         raise CheckpointError(
             f"the run can't be made shorter than it is: it is in epoch {epochs_done}, got epochs {recipe.epochs}. "
-            "Give more epochs, or leave --epochs out."
+            "Give more epochs, or leave `epochs` out."
         )
     if (recipe.epochs, recipe.early_stopping) != (saved_recipe.epochs, saved_recipe.early_stopping):
         counters.stopped_early = False

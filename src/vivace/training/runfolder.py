@@ -65,7 +65,7 @@ class RunFolder:
         self.bundle = path / "bundle"
         # before the lock, which creates the folder
         if resume and not (path / "recipe.yaml").is_file():
-            raise RunFolderError(f"there is no run to resume in {path}. Leave --resume out to start one.")
+            raise RunFolderError(f"there is no run to resume in {path}. Leave `resume` out to start one.")
         if not resume and not os.path.lexists(path / ".lock"):
             _check_free(path)
         _check_plain(path, resume=resume)
@@ -122,7 +122,7 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(
                 f"the run folder can't be written: {self.path} ({error.strerror}). "
-                "Free some space, or choose another with --run."
+                "Free some space, or choose another with `run`."
             ) from None
 
     def saved_recipe(self) -> Recipe:
@@ -173,15 +173,15 @@ def check_run_place(path: Path, data: object) -> None:
     if isinstance(data, str | os.PathLike) and Path(data).is_dir():
         root, place = Path(data).resolve(), path.resolve()
         if place == root or root in place.parents:
-            raise RunFolderError(f"the run folder lies in the data: {path} in {data}. Choose a --run outside of it.")
+            raise RunFolderError(f"the run folder lies in the data: {path} in {data}. Choose a `run` outside of it.")
 
 
 def _check_free(path: Path, *, but: Collection[str] = ()) -> None:
     """Raise RunFolderError if a run would overwrite something in the folder; but: names that may exist."""
     if os.path.lexists(path / "recipe.yaml"):
         raise RunFolderError(
-            f"the run folder holds an earlier run: {path}. Continue it with --resume (in Python resume=True), "
-            "or choose another folder with --run (run=...)."
+            f"the run folder holds an earlier run: {path}. Continue it with `resume=True`, "
+            "or choose another folder with `run`."
         )
     found = [name for name in WRITTEN if os.path.lexists(path / name) and name not in but]
     if "checkpoints" in found and _is_empty(path / "checkpoints"):
@@ -189,12 +189,12 @@ def _check_free(path: Path, *, but: Collection[str] = ()) -> None:
     if found and os.path.lexists(path / ".lock"):
         raise RunFolderError(
             f"the run folder holds a part of an earlier run: {path / found[0]}, which a run would write over. "
-            "Choose another --run; if its recipe.yaml was moved, put it back and give --resume."
+            "Choose another `run`; if its recipe.yaml was moved, put it back and give `resume=True`."
         )
     if found:
         raise RunFolderError(
             f"the run folder holds something else: {path / found[0]}, which a run would write over. "
-            "Choose another --run."
+            "Choose another `run`."
         )
 
 
@@ -225,12 +225,12 @@ def _check_kind(path: Path, is_kind: Callable[[int], bool], kind: str, resume: b
         return
     if not is_kind(mode):
         found = "a link" if stat.S_ISLNK(mode) else "something else"
-        advice = f"Put the {kind} itself in its place" if resume else "Remove it, or choose another --run"
+        advice = f"Put the {kind} itself in its place" if resume else "Remove it, or choose another `run`"
         raise RunFolderError(f"the run folder holds {found} where a run has a {kind}: {path}. {advice}.")
 
 
 def _unresumable(cause: str) -> CheckpointError:
-    return CheckpointError(f"the run can't be resumed: {cause}. Start a new run with another --run.")
+    return CheckpointError(f"the run can't be resumed: {cause}. Start a new run with another `run`.")
 
 
 def check_same_recipe(saved: Recipe, asked: Recipe) -> None:
@@ -244,7 +244,7 @@ def check_same_recipe(saved: Recipe, asked: Recipe) -> None:
     if changed:
         raise CheckpointError(
             f"the run can't be resumed with another recipe: {'; '.join(changed)}. "
-            "Leave these options out, or start a new run with another --run."
+            "Leave these options out, or start a new run with another `run`."
         )
 
 
@@ -256,14 +256,14 @@ def check_same_data(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     is_other = saved["name"] != given["name"] or saved.get("place", given["place"]) != given["place"]
     if is_other:
         raise CheckpointError(
-            f"the run can't be resumed with other data: the run began on {_told(saved)}; DATA given is "
-            f"{_told(given)}. Give the data that it began with, or start a new run with another --run."
+            f"the run can't be resumed with other data: the run began on {_told(saved)}; the data given are "
+            f"{_told(given)}. Give the data that it began with, or start a new run with another `run`."
         )
     raise CheckpointError(
         f"the run can't be resumed with other data: it began on {saved['name']} with {saved['num_images']:,} "
         f"images (fingerprint {saved['fingerprint'][:12]}), which are no longer in the cache; now {given['name']} has "
         f"{given['num_images']:,} ({given['fingerprint'][:12]}). Restore the files, or start a new run with "
-        "another --run."
+        "another `run`."
     )
 
 
@@ -298,7 +298,7 @@ def newest_run(runs: Path, data_name: str) -> Path:
     """The newest run on this data set. Raises RunFolderError if there is none."""
     found = runs_of(runs, [data_name])
     if not found:
-        raise RunFolderError(f"there is no run of {data_name} to resume in {runs}. Name one with --run.")
+        raise RunFolderError(f"there is no run of {data_name} to resume in {runs}. Name one with `run`.")
     return found[0]
 
 

@@ -139,7 +139,7 @@ class Stepper:
         """
         hard = self.state.hard_examples
         # augment once, so that a repetition after an out-of-memory error uses the same images
-        with _memory_for("augmenting the images", "Give a smaller --batch-size"):
+        with _memory_for("augmenting the images", "Give a smaller `batch_size`"):
             images_BCHW, targets = self._augment(
                 batch.images_BCHW,
                 batch.labels_B,
@@ -151,7 +151,7 @@ class Stepper:
             )
         loss_sum, logits_BK = self._gradients(images_BCHW, targets, batch.indices_B)
         # never repeated: some weights would be updated twice
-        with _memory_for("updating the weights", "Give a smaller --model"):
+        with _memory_for("updating the weights", "Give a smaller `model.name`"):
             finite, skipped = self._update(loss_sum)
         return StepResult(
             loss_sum,
@@ -235,7 +235,7 @@ class Stepper:
         smaller = (current + 1) // 2
         if smaller == current or (smaller == 1 and has_batch_norm(self.state.model)):
             raise OutOfMemoryError(
-                f"out of memory even with {current} images at a time ({reason}). Give a smaller --size or --model."
+                f"out of memory even with {current} images at a time ({reason}). Give a smaller `size` or `model.name`."
             )
         # part of the state, so that a resumed run splits its batches alike and stays bitwise the same
         self.state.counters.micro_batch_size = smaller

@@ -79,7 +79,7 @@ def train(
     if epochs is not None and within_seconds is not None:
         raise ConfigError(f"two budgets: got epochs {epochs} and within {within!r}. Give one of them.")
     if target is not None and not 0 < target <= 1:
-        raise ConfigError(f"--target is out of range: got {target!r}. Give an accuracy in (0, 1].")
+        raise ConfigError(f"`target` is out of range: got {target!r}. Give an accuracy in (0, 1].")
     changes = dict(overrides or {})
     if epochs is not None:
         changes["epochs"] = epochs
@@ -189,7 +189,7 @@ def _resumed_recipe(
     if within is not None and "epochs" in changes:
         raise ConfigError(
             f"two budgets: the run was begun within {within:g} s, and got epochs {changes['epochs']!r}. "
-            "Leave --epochs out, or start a new run with another --run."
+            "Leave `epochs` out, or start a new run with another `run`."
         )
     asked = override(saved, changes)
     check_same_recipe(saved, asked)

@@ -126,7 +126,7 @@ def compare(
         if not len(rows[0]):
             raise DataError(
                 f"no image of {source.name}, {chosen} is left to compare on: of {num_left_out:,} at least one of the "
-                "two was trained on. Give DATA that neither has seen."
+                "two was trained on. Give `data` that neither has seen."
             )
         right = [
             _right(Predictor(bundle, device=device, batch_size=batch_size, threads=threads), cached, own)
@@ -181,13 +181,11 @@ def _common_data(facts: list[Run | None], paths: tuple[str, str], cache_dir: str
     """The data that both were trained on. Raises ConfigError where they do not tell, DataError where they differ."""
     for path, run in zip(paths, facts, strict=True):
         if run is None or run.data is None:
-            raise ConfigError(f"DATA is missing: {path} does not tell where its data are. Give DATA behind the two.")
+            raise ConfigError(f"`data` is missing: {path} does not tell where its data are. Give images to compare on.")
     first, second = (run for run in facts if run is not None)
     if (first.data, first.place) != (second.data, second.place):
         told = " and ".join(f"{run.path} on {run.place or run.data}" for run in (first, second))
-        raise DataError(
-            f"the two were trained on different data: {told}. Give DATA behind them: the images to compare on."
-        )
+        raise DataError(f"the two were trained on different data: {told}. Give `data`: the images to compare on.")
     assert first.data is not None
     if first.place is None:
         return first.data
@@ -198,7 +196,7 @@ def _common_data(facts: list[Run | None], paths: tuple[str, str], cache_dir: str
 
         if first.data in CATALOG:
             return first.data
-        raise DataError(f"{error} It is where the runs had their data: give DATA behind the two.") from None
+        raise DataError(f"{error} It is where the runs had their data: give `data`.") from None
     return first.place
 
 

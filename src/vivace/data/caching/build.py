@@ -91,7 +91,7 @@ def _check_space(folder: Path, num_bytes: int) -> None:
     if num_bytes > free:
         raise DataError(
             f"the disk is too full for the cache: {num_bytes:,} bytes are needed, {free:,} are free in {folder}. "
-            "Free some space, or choose another folder by --cache-dir."
+            "Free some space, or choose another folder by `cache_dir`."
         )
 
 

@@ -159,7 +159,7 @@ def _open_or_build(
             settle(folder)
         except OSError as error:
             raise DataError(
-                f"the cache can't be written: {folder} ({error.strerror}). Choose another folder by --cache-dir."
+                f"the cache can't be written: {folder} ({error.strerror}). Choose another folder by `cache_dir`."
             ) from error
     if found is None:
         raise CacheMismatch(

@@ -144,8 +144,8 @@ def _opened_again(path: Path, device: int, inode: int) -> StoredImages:
 
 def _damaged(path: Path, reason: str) -> CacheDamaged:
     return CacheDamaged(
-        f"the cache was damaged while it was in use: {path} ({reason}). Start again (resume a training by --resume): "
-        "the images are then read again."
+        f"the cache was damaged while it was in use: {path} ({reason}). Start again (a training with "
+        "`resume=True`): the images are then read again."
     )
 
 

@@ -76,7 +76,7 @@ def unpacked(path: Path, cache_dir: Path | None) -> Path:
     except OSError as error:
         raise ArchiveError(
             f"the archive can't be unpacked into the cache: {archives} ({error.strerror}). Set $VIVACE_CACHE or "
-            "--cache-dir to a writable folder."
+            "`cache_dir` to a writable folder."
         ) from None
     return _single_folder(folder)
 

@@ -166,7 +166,7 @@ def _download(name: str, dataset_class: Callable[..., Any], root: Path, row: _Ro
             traceback.clear_frames(error.__traceback__)
         raise DownloadError(
             f"the data set {name} {cause} ({reason[:200]}). Connect to the network, or put its files into {root}, laid "
-            "out as torchvision does; --data-root names another place."
+            "out as torchvision does; `data_root` names another place."
         ) from None
     finally:
         socket.setdefaulttimeout(previous)

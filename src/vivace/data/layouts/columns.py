@@ -74,7 +74,7 @@ def choose_columns(
     if image is None:
         raise DataError(
             f"{where}: no column holds the image files: got {first_few(names)}."
-            f"{nearest('file_name', names)} Call it file_name, or name it by --image-column."
+            f"{nearest('file_name', names)} Call it file_name, or name it by `image_column`."
         )
     notes: list[str] = []
     split = _by_name([name for name in names if name != image], SPLIT_COLUMNS)
@@ -98,7 +98,7 @@ def choose_columns(
         else:
             raise DataError(
                 f"{where}: no column holds the classes: got {first_few(names)}. "
-                "Call it label, or name it by --label-column."
+                "Call it label, or name it by `label_column`."
             )
     if label is not None and (_plain(image), _plain(label)) != ("file_name", "label"):
         notes.append(f"image files are in the column {image.strip()}, classes in {label.strip()}")
@@ -150,7 +150,7 @@ def _check_single(names: Sequence[str], used: Sequence[str], where: str) -> None
         if len(twins := same[_plain(name)]) > 1:
             raise DataError(
                 f"{where}: {len(twins)} columns have the same name: {first_few(twins, 3)}. Rename all but one, or "
-                f"select one by --image-column or --label-column, as in --label-column {twins[0]!r}."
+                f"select one by `image_column` or `label_column`, as in `label_column={twins[0]!r}`."
             )
 
 

@@ -181,7 +181,7 @@ def _unlabelled(top: str, names: Sequence[str]) -> DataError:
     tables = _manifests_in(top, [name for name in names if split_of(name) == "train"] or names)
     if not tables:
         tables = [f"{name}/{table}" for name in names for table in _manifests_in(os.path.join(top, name))]  # noqa: PTH118
-    hint = f"the table of labels as DATA: {first_few(tables, 3)}" if tables else "a CSV of their labels"
+    hint = f"the table of labels as `data`: {first_few(tables, 3)}" if tables else "a CSV of their labels"
     return DataError(
         f"the folders look like splits and hold no class folders: {first_few(names)} in {top}. "
         f"Put the images of each into one folder per class, or give {hint}."
@@ -205,7 +205,7 @@ def _hint_at_manifests(top: str) -> None:
     """Raise DataError if a table beside the images may hold the labels; called for fewer than two classes."""
     if tables := _manifests_in(top):
         raise DataError(
-            f"there are fewer than two class folders in {top}. Give the table of labels as DATA: "
+            f"there are fewer than two class folders in {top}. Give the table of labels as `data`: "
             f"{first_few(tables, 3)}."
         )
 

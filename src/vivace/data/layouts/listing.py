@@ -156,7 +156,7 @@ def check_inside(path: str, root: str, where: str | None = None) -> None:
     if not (target + os.sep).startswith(root.rstrip(os.sep) + os.sep):
         raise DataError(
             f"{where + ': ' if where else ''}a link leads out of the data set: {path} → {target}. Follow it by "
-            "--follow-links, or move the link away."
+            "`follow_links`, or move the link away."
         )
 
 

@@ -248,7 +248,7 @@ def _hot(names: tuple[str, ...], row: Mapping[str, Any], where: str) -> str:
         if flag is None:
             raise DataError(
                 f"{where}: the one-hot column {shortened(name)} is neither 0 nor 1: got {row.get(name)!r}. "
-                "If the classes are in one column, name it by --label-column."
+                "If the classes are in one column, name it by `label_column`."
             )
         hot += [name] if flag else []
     if not hot:
@@ -256,7 +256,7 @@ def _hot(names: tuple[str, ...], row: Mapping[str, Any], where: str) -> str:
     if len(hot) != 1:
         raise DataError(
             f"{where}: {len(hot)} one-hot columns are 1, but an image has one class: got "
-            f"{', '.join(map(shortened, hot[:3]))}. Give one class per image, or name its column by --label-column."
+            f"{', '.join(map(shortened, hot[:3]))}. Give one class per image, or name its column by `label_column`."
         )
     return hot[0].strip()
 

@@ -41,7 +41,7 @@ def check_repeats(listing: Listing, folder: str, known: Collection[str], notes: 
         inner = below or common
         raise DataError(
             f"it is unclear which folders are the classes: {first_few(list(tree), 3)} in {folder} each hold "
-            f"{first_few(inner, 3)}. If the inner folders are the classes, give one outer folder as DATA, or rename "
+            f"{first_few(inner, 3)}. If the inner folders are the classes, give one outer folder as `data`, or rename "
             "the outer ones to train, val and test; if the outer folders are the classes, put the images directly into "
             "them."
         )

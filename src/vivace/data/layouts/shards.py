@@ -64,7 +64,7 @@ def open_shards(
     except OSError as error:
         raise ArchiveError(
             f"the images of {name} can't be unpacked into the cache: {archives} ({error.strerror or error}). Set "
-            "$VIVACE_CACHE or --cache-dir to a writable folder."
+            "$VIVACE_CACHE or `cache_dir` to a writable folder."
         ) from None
     bad: list[Unusable] = []
     items = read_manifest(folder / LABELS, "train", [], bad, inside_only=True)
@@ -106,7 +106,7 @@ def _unpack(path: Path, folder: Path, stem: str, split: str, labels: IO[str], bu
     if pixels is None and data.image_column is not None:
         raise DataError(
             f"{path}: there is no column {data.image_column!r} of images; images are in "
-            f"{first_few(_pixels_columns(schema)) or 'none'}. Name a column of images by --image-column."
+            f"{first_few(_pixels_columns(schema)) or 'none'}. Name a column of images by `image_column`."
         )
     if pixels is None:
         raise DataError(
@@ -135,7 +135,7 @@ def _columns(schema: Any, pixels: str, path: Path, label_column: str | None) -> 
         (label_column,) = known
     columns = choose_columns(schema.names, {}, str(path), image_column=pixels, label_column=label_column)
     if columns.label is None:
-        raise DataError(f"{path}: no column holds the classes. Name it by --label-column.")
+        raise DataError(f"{path}: no column holds the classes. Name it by `label_column`.")
     return columns
 
 
