@@ -25,7 +25,17 @@ from vivace.errors import BundleError, ConfigError, DataError
 
 FUNCTIONS = sorted({*VERBS} & {*vivace.__all__})
 # for programs alone: what a terminal has in place of them, or is too large for an option
-PROGRAMS_ONLY = {"progress", "on_message", "draw", "started", "clock", "teacher", "num_workers", "measure_test"}
+PROGRAMS_ONLY = {
+    "progress",
+    "on_message",
+    "draw",
+    "started",
+    "clock",
+    "teacher",
+    "num_workers",
+    "measure_test",
+    "callbacks",
+}
 # an option has another name where it takes text for what is an object here
 OTHER_NAMES = {"overrides": "set"}
 
