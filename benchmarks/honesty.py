@@ -34,7 +34,7 @@ from vivace.bundle import Bundle, load_bundle
 from vivace.errors import first_line
 from vivace.hardware import describe, supported_precisions
 from vivace.models.normalize import Normalize
-from vivace.runtimes import load_runtime
+from vivace.runtimes.loading import load_runtime
 from vivace.statistics.paired import loss_bound, paired_loss
 
 CPU = torch.device("cpu")

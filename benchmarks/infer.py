@@ -40,7 +40,7 @@ from vivace.acceleration.splits import open_splits
 from vivace.bundle import Bundle, load_bundle
 from vivace.exporting.parity import PLAIN
 from vivace.hardware import describe, num_cpus, supported_precisions
-from vivace.runtimes import load_runtime
+from vivace.runtimes.loading import load_runtime
 from vivace.statistics.paired import PairedLoss, paired_loss
 
 CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ def load(job: Job) -> Loaded:
 
     from vivace.bundle import load_bundle
     from vivace.hardware import keep_freed_memory
-    from vivace.runtimes import load_runtime
+    from vivace.runtimes.loading import load_runtime
 
     # as the predictor does
     keep_freed_memory()

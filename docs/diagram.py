@@ -21,7 +21,7 @@ LEFT_OUT = {"", "__main__"}
 def layer_0() -> set[str]:
     """The rooms of the page's first layer, which all import: its table says which."""
     row = next(line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| 0 | "))
-    return {name.rstrip("/") for name in re.findall("`([a-z_0-9]+/?)`", row)}
+    return {name.rstrip("/") for name in re.findall("`([a-z_0-9.]+/?)`", row)}
 
 
 def room_of(path: Path) -> str:
@@ -39,8 +39,10 @@ def imported_by(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vivace":
-            inner = (node.module or "").split(".")[1:2]
-            names |= set(inner) if inner else {alias.name for alias in node.names}
+            inner = (node.module or "").split(".")[1:3]
+            # a module of a room may be in another layer than the room
+            dotted = ".".join(inner)
+            names |= {dotted if dotted in layer_0() else inner[0]} if inner else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("vivace.")}
     return names

@@ -36,6 +36,8 @@ LAYER_0 = {
     "systems",
     "trained_on",
     "trust",
+    # facts alone, of which all may ask
+    "runtimes.table",
 }
 BASE = LAYER_0 | {"bundle", "manifest"}
 # room → rooms that it may import, beside itself; a dotted entry opens one module of a room
@@ -47,7 +49,7 @@ ALLOWED = {
     "files": {"systems", "errors", "notices", "holes"},
     "outputs": {"errors", "files", "notices"},
     "cpus": set(),
-    "hardware": {"systems", "errors", "cpus", "notices"},
+    "hardware": {"systems", "errors", "cpus", "notices", "runtimes.table"},
     "locks": {"systems", "errors", "notices"},
     "statistics": set(),
     "systems": set(),
@@ -175,6 +177,10 @@ def test_within_data_a_package_imports_only_what_it_may(module: str) -> None:
         for barred in NOT_WITHIN_DATA.get(package, ()):
             kept = inside.startswith(f"{package}.") or inside == "errors"
             assert kept or not inside.startswith(barred), f"{module} imports {imported}, which {package} may not"
+
+
+def test_the_table_of_runtimes_imports_nothing_and_so_any_layer_may_read_it() -> None:
+    assert imports_of("vivace.runtimes.table") == imports_of("vivace.runtimes") == set()
 
 
 def test_every_room_has_a_rule() -> None:

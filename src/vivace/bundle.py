@@ -26,6 +26,7 @@ from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, check_files, read_manifest
 from vivace.models.arguments import check_arguments, check_shape
 from vivace.outputs import check_folder, own_folder, seal
+from vivace.runtimes.table import REFERENCE
 from vivace.trained_on import TRAINED_ON, TrainedOn, write_trained_on
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ class BundleInfo:
     """Name, fingerprint and number of images of the data set that it was trained on."""
     temperature: float | None = None
     """By which the logits that training ended with were divided to calibrate them: the weights hold it already."""
-    runtime: str = "eager"
-    """What computes its probabilities: a row of vivace.runtimes.RUNTIMES, whose graph lies in the folder."""
+    runtime: str = REFERENCE
+    """What computes its probabilities: a row of `vivace.runtimes.table`, whose graph lies in the folder."""
     parity: Mapping[str, Any] = field(default_factory=dict)
     """How that runtime agrees with the PyTorch model: images, num_images, top1_agreement, max_difference, tolerance."""
     schema_version: int = SCHEMA_VERSION

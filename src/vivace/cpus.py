@@ -12,8 +12,8 @@ from pathlib import Path
 
 __all__ = ["at_most_cpus", "forked_with", "limit_threads", "num_cpus", "set_threads", "use_processors"]
 
-# libraries with thread pools: a fork does not copy the threads, so that a child that uses the pool waits forever
-THREADED = ("torch", "openvino")
+# libraries imported before a fork. Some have thread pools: a fork does not copy the threads, so that a child that uses the
+# pool waits forever
 _left_behind: set[str] = set()
 
 _most: ContextVar[int | None] = ContextVar("most", default=None)
@@ -77,7 +77,7 @@ def set_threads(count: int) -> None:
 
 
 def forked_with(library: str) -> bool:
-    """Whether this process was forked from one that had loaded `library` ("torch", "openvino"), whose threads it lacks.
+    """Whether this process was forked from one that had loaded `library`, "torch" say, whose threads it lacks.
 
     Using torch's OpenMP pool would then hang, except with a single thread, which uses no pool; PyTorch's DataLoader
     sets that in its workers too.
@@ -86,7 +86,7 @@ def forked_with(library: str) -> bool:
 
 
 def _note_fork() -> None:
-    _left_behind.update(name for name in THREADED if name in sys.modules)
+    _left_behind.update(name for name in list(sys.modules) if "." not in name)
 
 
 def _note_earlier_fork() -> None:

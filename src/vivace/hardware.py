@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vivace import systems
 from vivace.cpus import forked_with, limit_threads, num_cpus
 from vivace.errors import ConfigError
+from vivace.runtimes.table import RUNTIMES
 
 if TYPE_CHECKING:
     import torch
@@ -288,8 +289,11 @@ LIBRARIES = (
     _Library("pyarrow", "data"),
     _Library("scipy", "data"),
     _Library("matplotlib", "report"),
-    _Library("onnxruntime", "accelerate"),
-    _Library("openvino", "accelerate"),
+    *(
+        _Library(row.library, row.extra)
+        for row in RUNTIMES.values()
+        if row.module is not None and row.extra is not None
+    ),
 )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from vivace.errors import BundleError, ConfigError
 from vivace.files import canonical_json, sha256_of
 from vivace.plain import parse_json
+from vivace.runtimes.table import RUNTIMES
 
 __all__ = ["MANIFEST", "SCHEMA_VERSION", "WEIGHTS", "check_files", "manifest_hash", "read_manifest"]
 
@@ -28,7 +29,7 @@ MAX_FILES = 1_000
 # a name directly in the folder: no separator, no hidden file, no control characters
 FILE_NAME = re.compile(r"[^\W_][\w.+ @=,()-]{0,199}")
 # files that a runtime may open beside the one it is given, so that they must be listed
-READ_BY_RUNTIMES = (".bin", ".data", ".onnx", ".pt2", ".safetensors", ".so", ".xml")
+READ_BY_RUNTIMES = frozenset(suffix for row in RUNTIMES.values() for suffix in row.reads)
 
 
 def manifest_hash(manifest: Mapping[str, Any]) -> str:

@@ -17,7 +17,8 @@ from vivace.cpus import at_most_cpus, set_threads
 from vivace.errors import BundleError, ConfigError, DataError, ImageError, VivaceError, first_line
 from vivace.hardware import Processor, is_processor, keep_freed_memory, num_cpus, select_device, supported_precisions
 from vivace.inputs import Given, Ready, check_image, is_encoded, loaded, name_of
-from vivace.runtimes import check_probs, is_quantized, load_runtime
+from vivace.runtimes.loading import check_probs, load_runtime
+from vivace.runtimes.table import REFERENCE, RUNTIMES, is_quantized
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["LoadedBundle", "Prediction", "Predictor", "check_whole", "load", "prediction_of", "predictor_for"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# runtimes that take the network itself, in a precision that this machine has
-COMPILED = ("aoti", "eager", "inductor")
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Predictor:
 
     device: auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested). batch_size: images per forward pass. precision:
     fp32, bf16, fp16, or auto: the one that the bundle's metrics were measured with, where the device has it. runtime:
-    a row of `RUNTIMES`, or auto: that of the bundle, on a CPU. threads: processors that it computes on, at most those
-    of the process; torch has one such number for the whole process, and that is set.
+    a row of `vivace.runtimes.table`, or auto: that of the bundle, on a CPU. threads: processors that it computes on, at
+    most those of the process; torch has one such number for the whole process, and that is set.
     Threads may call it at the same time. It can be pickled: the process that it is sent to opens the bundle's folder
     anew. A process that was forked from this one can't use it, for threads are not forked: it makes its own, which
     computes on one processor, and whose runtime is eager or onnx.
@@ -78,16 +77,16 @@ class Predictor:
         place: torch.device | Processor = Processor() if is_processor(device) else select_device(device)
         if runtime == "auto":
             # the graphs of other runtimes are for CPUs
-            runtime = self.bundle.info.runtime if place.type == "cpu" else "eager"
+            runtime = self.bundle.info.runtime if place.type == "cpu" else REFERENCE
         if precision == "auto":
             measured = self.bundle.info.precision
             # a graph has its arithmetic in it, and int8 was chosen by whoever quantized
-            own = runtime == self.bundle.info.runtime and (runtime not in COMPILED or is_quantized(measured))
+            own = runtime == self.bundle.info.runtime and (not _takes_network(runtime) or is_quantized(measured))
             precision = measured if own or measured in supported_precisions(place) else "fp32"
         self.precision, self.runtime, self.threads = precision, runtime, threads
         self._process = os.getpid()
         keep_freed_memory()
-        if runtime in COMPILED:
+        if _takes_network(runtime):
             place = select_device(str(place))
             if threads is not None:
                 set_threads(min(threads, num_cpus()))
@@ -224,6 +223,11 @@ def prediction_of(path: str, probs_K: np.ndarray, classes: Sequence[str], topk: 
     best = np.argsort(-probs_K, kind="stable")[:topk]
     ranked = tuple((classes[index], float(probs_K[index])) for index in best)
     return Prediction(path, ranked[0][0], ranked[0][1], ranked)
+
+
+def _takes_network(runtime: str) -> bool:
+    """Whether a runtime takes the network itself, by torch, in a precision that this machine has."""
+    return runtime in RUNTIMES and RUNTIMES[runtime].takes_network
 
 
 def _opened(folder: str, options: dict[str, Any]) -> Predictor:

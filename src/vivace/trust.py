@@ -23,6 +23,7 @@ from vivace.errors import KernelError
 from vivace.notices import warn
 
 __all__ = [
+    "INDUCTOR",
     "INDUCTOR_MARK",
     "doubt",
     "keep_compiled_programs",
@@ -34,8 +35,8 @@ __all__ = [
     "trusted_folder",
 ]
 
-# marks a folder of torch.compile's programs as made by vivace; folders without it are not removed
-INDUCTOR_MARK = ".vivace"
+# the folder of torch.compile's programs in the cache, and what marks it as made by vivace: others are not removed
+INDUCTOR, INDUCTOR_MARK = "inductor", ".vivace"
 
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 OTHERS_MAY_ENTER = stat.S_IXGRP | stat.S_IXOTH
@@ -185,7 +186,7 @@ def keep_compiled_programs(cache_dir: Path) -> None:
     """
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(num_cpus()))
     if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
-        place = cache_dir / "inductor"
+        place = cache_dir / INDUCTOR
         fresh = not place.is_dir() or not any(place.iterdir())
         try:
             folder = trusted_folder(place)

@@ -23,6 +23,7 @@ from vivace.acceleration.receipt import markdown
 from vivace.acceleration.splits import open_splits
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
+from vivace.compression import quantize as quantize_module
 from vivace.data.caching.cache import open_cache
 from vivace.data.sources import open_source
 from vivace.errors import ConfigError, DataError, OutputPathError
@@ -228,7 +229,7 @@ def test_a_variant_that_cannot_be_built_costs_only_itself(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("unsupported operator\nand a long trace")
 
-    monkeypatch.setattr(candidates_module, "quantize_openvino", fails)
+    monkeypatch.setattr(quantize_module, "quantize_openvino", fails)
     result = run(trained, tmp_path, max_drop=20.0)
     assert (result.runtime, result.precision) == ("onnx", "fp32")
     statuses = {row["name"]: row["reason"] for row in result.receipt["rows"]}
@@ -283,8 +284,8 @@ def test_a_search_that_was_stopped_goes_on_from_what_it_had_built(
         with pytest.raises(KeyboardInterrupt):
             run(trained, tmp_path, max_drop=20.0)
     assert list(tmp_path.glob(".fast*"))
-    monkeypatch.setattr(candidates_module, "quantize_openvino", stop)
-    monkeypatch.setattr(candidates_module, "quantize_onnx", stop)
+    monkeypatch.setattr(quantize_module, "quantize_openvino", stop)
+    monkeypatch.setattr(quantize_module, "quantize_onnx", stop)
     assert run(trained, tmp_path, max_drop=20.0).precision == "int8"
 
 

@@ -21,8 +21,8 @@ from vivace import hardware
 from vivace.acceleration import candidates as candidates_module
 from vivace.bundle import Bundle
 from vivace.cli import main
-from vivace.exporting.graphs import GRAPH_WRITERS
 from vivace.models import zoo
+from vivace.runtimes.table import with_graph
 
 MakeFolder = Callable[..., Path]
 OPENVINO_INT8 = tuple(f"openvino {name}{kind}" for kind in ("", ", asymmetric") for name in ("int8", "int8+bf16"))
@@ -109,7 +109,7 @@ def statuses(written: dict[str, Any]) -> dict[str, str]:
     return {row["name"]: row["reason"] for row in written["rows"]}
 
 
-@pytest.mark.parametrize("target", [*GRAPH_WRITERS, "pt2"])
+@pytest.mark.parametrize("target", [*with_graph(), "pt2"])
 def test_an_exported_model_that_disagrees_is_refused_and_removed(
     make_network: Callable[..., Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
@@ -122,7 +122,7 @@ def test_an_exported_model_that_disagrees_is_refused_and_removed(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-@pytest.mark.parametrize("target", [*GRAPH_WRITERS])
+@pytest.mark.parametrize("target", with_graph())
 def test_an_operator_that_a_runtime_lacks_is_named_by_the_export(
     make_network: Callable[..., Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
@@ -159,7 +159,7 @@ def test_where_no_other_runtime_takes_the_network_the_search_still_ends_with_its
     written = receipt(out)
     assert (written["winner"], written["baseline"]) == (None, "eager fp32")
     failed, said = statuses(written), capsys.readouterr().out
-    for runtime in GRAPH_WRITERS:
+    for runtime in with_graph():
         for precision in ("fp32", "int8"):
             status = failed[f"{runtime} {precision}"]
             assert "aten._linalg_svd" in status
@@ -260,7 +260,7 @@ def broken(plain: Bundle) -> Bundle:
     return plain
 
 
-@pytest.mark.parametrize("target", [*GRAPH_WRITERS, "state-dict"])
+@pytest.mark.parametrize("target", [*with_graph(), "state-dict"])
 def test_weights_that_are_not_finite_are_not_exported(
     broken: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:

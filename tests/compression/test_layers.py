@@ -13,8 +13,8 @@ import torch
 from making import make_bundle, pixels
 from vivace.acceleration.candidates import Builder, Candidate
 from vivace.compression import layers as layers_module
-from vivace.compression.layers import LAYERS, Int8Graph, rank_layers
-from vivace.runtimes import load_runtime
+from vivace.compression.layers import Int8Graph, int8_graph, rank_layers, with_int8_layers
+from vivace.runtimes.loading import load_runtime
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 
 
@@ -23,7 +23,7 @@ def builder(tmp_path: Path) -> Builder:
     return Builder(bundle, tmp_path / "work", lambda: pixels(8))
 
 
-@pytest.fixture(params=sorted(LAYERS))
+@pytest.fixture(params=sorted(with_int8_layers()))
 def graph(request: pytest.FixtureRequest, tmp_path: Path) -> Int8Graph:
     return builder(tmp_path).int8_graph(Candidate(runtime=request.param, precision="int8"))
 
@@ -48,7 +48,7 @@ def test_a_name_that_is_no_layer_is_refused(graph: Int8Graph) -> None:
         graph.with_float_layers(["other"])
 
 
-@pytest.mark.parametrize("runtime", sorted(LAYERS))
+@pytest.mark.parametrize("runtime", sorted(with_int8_layers()))
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -64,7 +64,7 @@ def test_with_every_layer_in_float_the_answers_are_those_of_float32(
     images = pixels(8, bundle.preprocess.size)
     made = Builder(bundle, tmp_path / "work", lambda: images)
     graph = made.int8_graph(Candidate(runtime=runtime, precision="int8"))
-    plain = LAYERS[runtime](made.graph(runtime), made.graph(runtime))
+    plain = int8_graph(runtime, made.graph(runtime), made.graph(runtime))
     assert plain.layers() == []
     float32 = plain.program(plain.with_float_layers(()), "fp32", batch_size=8)(images)
 
@@ -82,7 +82,7 @@ def test_with_every_layer_in_float_the_answers_are_those_of_float32(
         assert every < 0.5 * int8
 
 
-@pytest.mark.parametrize("runtime", sorted(LAYERS))
+@pytest.mark.parametrize("runtime", sorted(with_int8_layers()))
 def test_a_candidate_with_layers_in_float_is_built_and_answers_as_its_graph(runtime: str, tmp_path: Path) -> None:
     made = builder(tmp_path)
     candidate = Candidate(runtime=runtime, precision="int8")

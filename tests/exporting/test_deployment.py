@@ -34,12 +34,13 @@ from vivace.data.decoding import decode
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ImageError, OutputPathError, ParityError
 from vivace.exporting.deployment import folder as folder_module
-from vivace.exporting.deployment.folder import EXAMPLES, PROGRAMS, TEMPLATES, copy_decoder
+from vivace.exporting.deployment.folder import PROGRAMS, TEMPLATES, copy_decoder
 from vivace.exporting.export import export
-from vivace.exporting.graphs import GRAPH_WRITERS
+from vivace.exporting.exporters import exporter_of
 from vivace.files import canonical_json, sha256_of
 from vivace.prediction import Predictor
 from vivace.runtimes.openvino import core
+from vivace.runtimes.table import RUNTIMES, with_graph
 
 # runs a program of the folder as `python PROGRAM` would, in a Python that has neither torch nor vivace
 RUN = """
@@ -75,10 +76,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             image = noisy_image(colour, seed, (40 + index, 60 - 3 * index))
             image.save(root / "data" / "test" / label / (f"{index}.jpg" if index % 2 else f"{index}.png"))
     bundle = make_bundle(root / "bundle", widths=[8, 16], depth=1)
-    for runtime in GRAPH_WRITERS:
+    for runtime in with_graph():
         source = bundle if runtime == "onnx" else export(bundle, runtime, root / "graph").path
         export(source, "deploy", root / runtime, data=root / "data", cache_dir=root / "cache")
-    return {name: root / name for name in ("bundle", "data", "graph", *GRAPH_WRITERS)}
+    return {name: root / name for name in ("bundle", "data", "graph", *with_graph())}
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def sign_again(folder: Path) -> None:
     (folder / "model.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("runtime", GRAPH_WRITERS)
+@pytest.mark.parametrize("runtime", with_graph())
 def test_the_folder_tests_itself_without_torch_and_without_vivace(made: dict[str, Path], runtime: str) -> None:
     done = run(made[runtime] / "selftest.py")
     lines = done.stdout.splitlines()
@@ -107,7 +108,7 @@ def test_the_folder_tests_itself_without_torch_and_without_vivace(made: dict[str
     assert lines[-1] == f"ok: {runtime} fp32, 16 of 16 goldens, 0 damaged"
 
 
-@pytest.mark.parametrize("runtime", GRAPH_WRITERS)
+@pytest.mark.parametrize("runtime", with_graph())
 def test_the_command_line_answers_as_pytorch_does(made: dict[str, Path], runtime: str) -> None:
     images = sorted((made["data"] / "test").rglob("*.*"))
     done = run(made[runtime] / "classifier.py", *images, "--json", "--topk", 2)
@@ -249,7 +250,7 @@ def test_answers_that_are_no_probabilities_are_told(copied: Path) -> None:
 
 def test_another_graph_is_found_by_its_answers(copied: Path, tmp_path: Path) -> None:
     other = make_bundle(tmp_path / "other", widths=[8, 16], depth=2)
-    GRAPH_WRITERS["onnx"](other, copied)
+    exporter_of("onnx").write_graph(other, copied)
     sign_again(copied)
     done = run(copied / "selftest.py")
     assert done.returncode == 1
@@ -346,7 +347,7 @@ def test_openvino_is_imported_without_its_converter_and_its_reports(made: dict[s
 
 def test_a_graph_goes_in_as_it_is_in_int8_too(made: dict[str, Path], tmp_path: Path) -> None:
     bundle = load_bundle(made["bundle"])
-    GRAPH_WRITERS["onnx"](bundle, tmp_path)
+    exporter_of("onnx").write_graph(bundle, tmp_path)
     images_NHWC = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
 
     def add(into: Path) -> Any:
@@ -400,7 +401,10 @@ def test_the_verb_writes_a_folder(made: dict[str, Path], tmp_path: Path, capsys:
 
 
 def test_everything_that_is_copied_lies_in_the_package() -> None:
-    for name in (*PROGRAMS, *EXAMPLES, "README.md", "README-examples.md"):
+    rows = [row.deployment for row in RUNTIMES.values() if row.deployment is not None]
+    added = [name for row in rows for name in (*row.examples, *row.readmes)]
+    assert "README-examples.md" in added
+    for name in (*PROGRAMS, *added, "README.md"):
         assert (TEMPLATES / name).is_file()
     root = Path(__file__).parents[2]
     found = subprocess.run(["git", "check-ignore", "-q", "--no-index", str(TEMPLATES)], cwd=root, check=False)
@@ -619,7 +623,7 @@ def test_a_relative_folder_passes_its_own_test_and_the_names_are_those_of_the_gr
     assert [path.name for path in tmp_path.iterdir()] == ["shipped"]
     assert subprocess.run([sys.executable, "shipped/selftest.py"], check=False, capture_output=True).returncode == 0
     export(made["graph"], "deploy", "shipped")
-    for runtime in GRAPH_WRITERS:
+    for runtime in with_graph():
         manifest = json.loads((made[runtime] / "model.json").read_bytes())
         assert (manifest["input"]["name"], manifest["output"]["name"]) == ("images", "probs")
     graph = core().read_model(made["openvino"] / "model.xml")

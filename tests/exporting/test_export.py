@@ -18,17 +18,17 @@ from making import make_bundle, pixels
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
 from vivace.errors import BundleError, ConfigError, MissingExtra, ParityError
-from vivace.exporting import graphs
-from vivace.exporting.export import TARGETS, export
-from vivace.exporting.graphs import GRAPH_WRITERS
+from vivace.exporting import graphs, onnx
+from vivace.exporting.export import export, targets
 from vivace.exporting.parity import Parity, check_parity, measure_parity, parity_images, verify
 from vivace.prediction import Predictor
-from vivace.runtimes import load_runtime
+from vivace.runtimes.loading import load_runtime
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
 from vivace.runtimes.openvino import core
+from vivace.runtimes.table import with_graph
 
 CPU = torch.device("cpu")
-GRAPHS = list(GRAPH_WRITERS)
+GRAPHS = with_graph()
 
 
 @pytest.fixture
@@ -132,7 +132,8 @@ def test_what_disagrees_is_refused_and_not_left_on_disk(
         return graph, example
 
     before = {path.name: path.read_bytes() for path in out.iterdir()} if out.is_dir() else None
-    monkeypatch.setattr(graphs, "deployed_graph", wrong)
+    for module in (graphs, onnx):
+        monkeypatch.setattr(module, "deployed_graph", wrong)
     with pytest.raises(ParityError, match=rf"{target} does not agree with PyTorch: probabilities differ by"):
         export(bundle, target, out)
     if not earlier:
@@ -143,7 +144,7 @@ def test_what_disagrees_is_refused_and_not_left_on_disk(
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", targets())
 def test_weights_that_are_not_finite_are_refused(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:

@@ -23,11 +23,15 @@ from vivace.compression.quantize import has_attention
 from vivace.errors import BundleError, ConfigError, ExportError, OutputPathError, VivaceError
 from vivace.exporting import export as export_module
 from vivace.exporting import graphs, progress
+from vivace.exporting import openvino as openvino_export
 from vivace.exporting.export import export
+from vivace.exporting.export_errors import exporting
 from vivace.exporting.labels import description
 from vivace.files import canonical_json, sha256_of
 from vivace.models.zoo import create_model
-from vivace.runtimes import load_runtime, onnx, openvino
+from vivace.runtimes import onnx, openvino
+from vivace.runtimes.loading import load_runtime
+from vivace.runtimes.quiet import quiet
 
 CPU = torch.device("cpu")
 
@@ -81,7 +85,7 @@ def test_the_name_of_another_format_is_refused(made: dict[str, Bundle], tmp_path
 def test_nothing_is_done_before_the_place_was_checked(
     made: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    monkeypatch.setattr(export_module, "TARGETS", {target: lambda *_: pytest.fail("work began")})
+    monkeypatch.setattr(export_module, "_write", lambda *_: pytest.fail("work began"))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("work")
     before = contents(tmp_path)
@@ -200,9 +204,9 @@ def test_what_openvino_cant_convert_goes_by_way_of_onnx(
     torch.manual_seed(0)
     model = Interpolated().eval()
     monkeypatch.setattr(Bundle, "build_model", lambda self: model)
-    with graphs.quiet(), pytest.raises(ExportError, match="_upsample_bicubic2d_aa"), graphs.exporting("openvino"):
+    with quiet(), pytest.raises(ExportError, match="_upsample_bicubic2d_aa"), exporting("openvino"):
         openvino.library().convert_model(graphs.traced(made["plain"]))
-    graphs.write_openvino(made["plain"], tmp_path)
+    openvino_export.write_graph(made["plain"], tmp_path)
     classify = openvino.classifier_of(tmp_path / "model.xml", tmp_path / "model.bin", "fp32")
     expected = load_runtime("eager", made["plain"], device=CPU, precision="fp32")(pixels(4))
     np.testing.assert_allclose(classify(pixels(4)), expected, atol=1e-4)
@@ -214,7 +218,7 @@ def test_what_openvino_cant_take_at_all_becomes_a_bundle_for_onnx_runtime(
     def refuse(bundle: Bundle, folder: Path) -> None:
         raise ExportError("openvino can't take this network: no rule. Use another form.")
 
-    monkeypatch.setitem(graphs.GRAPH_WRITERS, "openvino", refuse)
+    monkeypatch.setattr(openvino_export, "write_graph", refuse)
     assert main(["export", str(made["plain"].folder), "--to", "openvino", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
     assert "warning: openvino can't take this network: no rule." in said.err

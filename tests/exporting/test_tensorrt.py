@@ -22,8 +22,8 @@ from vivace.bundle import Bundle
 from vivace.errors import ConfigError, ExportError, MissingExtra
 from vivace.exporting import tensorrt as engine_module
 from vivace.exporting.export import export
-from vivace.exporting.tensorrt import BATCHES, load_tensorrt, write_tensorrt
-from vivace.runtimes import load_runtime
+from vivace.exporting.tensorrt import BATCHES, load_file, write_file
+from vivace.runtimes.loading import load_runtime
 
 CPU = torch.device("cpu")
 
@@ -141,7 +141,7 @@ def test_the_engine_is_compared_with_pytorch_before_it_is_left(
     # more images than the engine takes in a call
     images = pixels(BATCHES[-1] + 3)
     plain = load_runtime("eager", bundle, device=CPU, precision="fp32")
-    np.testing.assert_allclose(load_tensorrt(exported.path)(images), plain(images), atol=1e-5)
+    np.testing.assert_allclose(load_file(exported.path)(images), plain(images), atol=1e-5)
     told = json.loads((tmp_path / "model.engine.json").read_text())
     assert (told["target"], told["classes"]) == ("tensorrt", list(bundle.classes))
 
@@ -157,9 +157,9 @@ def test_a_network_that_it_cannot_take_is_told_with_the_operator(
 
 def test_an_engine_of_another_gpu_is_refused(bundle: Bundle, tmp_path: Path, pretend: Callable[..., None]) -> None:
     pretend(foreign=True)
-    write_tensorrt(bundle, tmp_path / "model.engine")
+    write_file(bundle, tmp_path / "model.engine")
     with pytest.raises(ExportError, match="this engine is of another GPU or another TensorRT"):
-        load_tensorrt(tmp_path / "model.engine")
+        load_file(tmp_path / "model.engine")
 
 
 def test_without_the_library_or_a_gpu_the_mend_is_told(
@@ -182,4 +182,4 @@ def test_on_a_gpu_it_answers_as_pytorch(bundle: Bundle, tmp_path: Path) -> None:
     exported = export(bundle, "tensorrt", tmp_path / "model.engine")
     images = pixels(BATCHES[-1] + 3)
     plain = load_runtime("eager", bundle, device=CPU, precision="fp32")
-    np.testing.assert_allclose(engine_module.load_tensorrt(exported.path)(images), plain(images), atol=1e-3)
+    np.testing.assert_allclose(engine_module.load_file(exported.path)(images), plain(images), atol=1e-3)

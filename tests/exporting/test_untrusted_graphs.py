@@ -18,7 +18,8 @@ from vivace.cli import main
 from vivace.errors import BundleError
 from vivace.exporting.export import export
 from vivace.predictor import Predictor
-from vivace.runtimes import check_probs, onnx, openvino
+from vivace.runtimes import onnx, openvino
+from vivace.runtimes.loading import check_probs
 from vivace.runtimes.onnx_bytes import check_onnx
 
 

@@ -17,7 +17,7 @@ from vivace.acceleration.candidates import Builder, Candidate
 from vivace.bundle import Bundle, derive_bundle
 from vivace.cli import main
 from vivace.cli.profile import table
-from vivace.compression.layers import LAYERS
+from vivace.compression.layers import int8_graph
 from vivace.compression.quantize import quantize_openvino
 from vivace.errors import ConfigError, VivaceError
 from vivace.hardware import supported_precisions
@@ -137,7 +137,7 @@ def test_a_layer_that_is_kept_runs_in_float_and_the_others_in_int8(
 
     def add(folder: Path) -> Any:
         quantize_openvino(plain.folder, int8, pixels(8))
-        graph = LAYERS["openvino"](int8, plain.folder)
+        graph = int8_graph("openvino", int8, plain.folder)
         graph.save(graph.with_float_layers((kept,)), folder)
         return dataclasses.replace(plain.info, precision="int8")
 

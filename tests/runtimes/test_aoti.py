@@ -20,7 +20,8 @@ from vivace.errors import BundleError, ConfigError, KernelError
 from vivace.exporting.parity import TOLERANCE
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
-from vivace.runtimes import aoti, load_runtime
+from vivace.runtimes import aoti
+from vivace.runtimes.loading import load_runtime
 from vivace.trust import trusted_folder
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ LATER = """
 import sys
 import numpy as np, torch
 from vivace.bundle import load_bundle
-from vivace.runtimes import load_runtime
+from vivace.runtimes.loading import load_runtime
 torch.set_num_threads(int(sys.argv[4]))
 classify = load_runtime("aoti", load_bundle(sys.argv[1]), device=torch.device("cpu"), precision="fp32")
 np.save(sys.argv[3], classify(np.load(sys.argv[2])))

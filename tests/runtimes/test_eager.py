@@ -14,7 +14,8 @@ from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError
 from vivace.exporting.export import export
 from vivace.models.zoo import create_model
-from vivace.runtimes import RUNTIMES, load_runtime
+from vivace.runtimes.loading import load_runtime
+from vivace.runtimes.table import runnable
 
 CPU = torch.device("cpu")
 
@@ -46,7 +47,7 @@ def pixels(num_images: int, channels: int = 3) -> np.ndarray:
 
 
 # aoti has a test of its own: its compiler takes ten seconds
-@pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "aoti"])
+@pytest.mark.parametrize("name", [name for name in runnable() if name != "aoti"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_runtime_gives_the_plain_networks_probabilities(
     make_bundle: Callable[[int], Bundle], tmp_path: Path, name: str, channels: int

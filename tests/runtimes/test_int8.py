@@ -21,8 +21,8 @@ from vivace.errors import BundleError, ConfigError, MissingExtra
 from vivace.exporting.export import export
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
-from vivace.runtimes import load_runtime
 from vivace.runtimes.int8 import RANGES, int8_graph
+from vivace.runtimes.loading import load_runtime
 
 pytest.importorskip("torchao", reason="int8 for Inductor needs torchao")
 

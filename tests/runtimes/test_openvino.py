@@ -18,7 +18,7 @@ from vivace.compression.quantize import quantize_openvino
 from vivace.data.preprocess import Preprocess
 from vivace.exporting.export import export
 from vivace.models.zoo import create_model
-from vivace.runtimes import load_runtime
+from vivace.runtimes.loading import load_runtime
 from vivace.runtimes.openvino import REPORTER, size_for, without_reports
 from vivace.runtimes.signal_stack import own_signal_stack, signal_stack
 

@@ -263,7 +263,8 @@ def fake_runtime(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> No
     folder.mkdir()
     (folder / "fake_runtime.py").write_text(code)
     monkeypatch.syspath_prepend(folder)
-    served = "from vivace.runtimes import RUNTIMES; RUNTIMES['fake'] = 'fake_runtime'; "
+    row = "Runtime(name='fake', label='fake', module='fake_runtime', takes_network=False, precisions=('fp32',))"
+    served = f"from vivace.runtimes.table import RUNTIMES, Runtime; RUNTIMES['fake'] = {row}; "
     monkeypatch.setattr(process_module, "PROGRAM", process_module.PROGRAM.replace("serve()", served + "serve()"))
 
 

@@ -15,7 +15,7 @@ from vivace.bundle import load_bundle, save_bundle
 from vivace.errors import ConfigError
 from vivace.models.normalize import Normalize
 from vivace.prediction import Predictor
-from vivace.runtimes import load_runtime
+from vivace.runtimes.loading import load_runtime
 from vivace.training import distill as distill_module
 from vivace.training.distill import Distillation, make_distillation
 from vivace.training.recipe import DistillConfig

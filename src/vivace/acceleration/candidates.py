@@ -14,13 +14,12 @@ import numpy as np
 import torch
 
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
-from vivace.compression.layers import LAYERS, Int8Graph
-from vivace.compression.quantize import has_attention, quantize_inductor, quantize_onnx, quantize_openvino
+from vivace.compression.layers import Int8Graph, int8_graph
+from vivace.compression.quantize import Int8Job
 from vivace.errors import BundleError
-from vivace.exporting.graphs import GRAPH_WRITERS
+from vivace.exporting.exporters import exporter_of
 from vivace.hardware import supported_precisions
-from vivace.runtimes import is_quantized
-from vivace.runtimes.int8 import RANGES
+from vivace.runtimes.table import RUNTIMES, imported, is_quantized
 
 __all__ = ["VARIANTS", "Builder", "Candidate", "Variant", "candidates_for"]
 
@@ -34,32 +33,15 @@ class Variant:
     needs: tuple[str, ...] = ()
     """Modules of an optional dependency that must be installed."""
     asymmetric: bool = False
-    """For int8 on OpenVINO: activations with negative values get a zero point."""
+    """For int8: activations with negative values get a zero point."""
 
 
-# the plain model first: it is needed as the baseline
-VARIANTS = (
-    Variant("eager", "fp32"),
-    Variant("eager", "bf16"),
-    Variant("inductor", "fp32"),
-    # int8 is for inductor only: its int8 operators can't be called from a package that was compiled ahead of time
-    Variant("inductor", "int8", ("torchao",)),
-    # the same code as inductor's, compiled ahead of time: later processes load it without compiling
-    Variant("aoti", "fp32"),
-    Variant("aoti", "bf16"),
-    Variant("onnx", "fp32", ("onnxruntime", "onnxscript")),
-    Variant("onnx", "int8", ("onnxruntime", "onnxscript", "onnx")),
-    Variant("openvino", "fp32", ("openvino",)),
-    Variant("openvino", "bf16", ("openvino",)),
-    Variant("openvino", "int8", ("openvino", "nncf")),
-    # with bf16 for what is not an int8 product, such as sums and activations
-    Variant("openvino", "int8+bf16", ("openvino", "nncf")),
-    # a few percent slower, with finer steps after SiLU and GELU and for pixels
-    Variant("openvino", "int8", ("openvino", "nncf"), asymmetric=True),
-    Variant("openvino", "int8+bf16", ("openvino", "nncf"), asymmetric=True),
+# each runtime's are in its row; the plain model first: it is needed as the baseline
+VARIANTS = tuple(
+    Variant(row.name, variant.precision, variant.needs, asymmetric=variant.asymmetric)
+    for row in RUNTIMES.values()
+    for variant in row.variants
 )
-# for a short time budget: compilers take longest, and int8 graphs can gain most
-BUILD_ORDER = ("openvino", "onnx", "eager", "aoti", "inductor")
 # risk to accuracy, by how much is lost to rounding
 RISK = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2, "int8+bf16": 3}
 
@@ -90,7 +72,13 @@ class Candidate:
     @property
     def is_exported(self) -> bool:
         """Whether building it writes more than the weights: a graph, or ranges of activations."""
-        return self.runtime in GRAPH_WRITERS or is_quantized(self.precision)
+        return bool(RUNTIMES[self.runtime].graph_files) or is_quantized(self.precision)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether what wins must be faster than it."""
+        variants = RUNTIMES[self.runtime].variants
+        return any(variant.is_baseline and variant.precision == self.precision for variant in variants)
 
     @property
     def risk(self) -> tuple[bool, int, int]:
@@ -115,7 +103,7 @@ def candidates_for(device: torch.device, *, hurried: bool = False) -> tuple[list
             found.append(candidate)
     if hurried:
         plain = found[0]
-        found.sort(key=lambda candidate: (candidate is not plain, BUILD_ORDER.index(candidate.runtime)))
+        found.sort(key=lambda candidate: (candidate is not plain, RUNTIMES[candidate.runtime].build_order))
     return found, missing
 
 
@@ -143,10 +131,8 @@ class Builder:
                 shutil.rmtree(folder)
 
         def add(into: Path) -> BundleInfo:
-            if candidate.runtime in GRAPH_WRITERS:
-                self._add_graph(candidate, into)
-            elif is_quantized(candidate.precision):
-                self._add_ranges(into)
+            if candidate.is_exported:
+                self._add_files(candidate, into)
             return dataclasses.replace(
                 self._bundle.info, runtime=candidate.runtime, precision=candidate.precision, parity={}
             )
@@ -155,25 +141,24 @@ class Builder:
 
     def graph(self, runtime: str) -> Path:
         """The folder of the float32 graph for a runtime."""
-        return self._made(runtime, lambda folder: GRAPH_WRITERS[runtime](self._bundle, folder))
+        return self._made(runtime, lambda folder: exporter_of(runtime).write_graph(self._bundle, folder))
 
-    def quantized_graph(self, candidate: Candidate) -> Path:
-        """The folder of a candidate's int8 graph, without float layers."""
-        runtime, asymmetric = candidate.runtime, candidate.asymmetric
+    def quantized(self, candidate: Candidate) -> Path:
+        """The folder of a candidate's int8 graph without float layers, or of its ranges."""
+        row, asymmetric = RUNTIMES[candidate.runtime], candidate.asymmetric
+        quantizer = str(row.quantizer)
 
         def quantize(folder: Path) -> None:
-            source, images = self.graph(runtime), self._calibrate()
-            if runtime == "onnx":
-                quantize_onnx(source, folder, images)
-            else:
-                transformer = has_attention(self._bundle.build_model())
-                quantize_openvino(source, folder, images, transformer=transformer, asymmetric=asymmetric)
+            graph = self.graph(row.name) if row.graph_files else None
+            job = Int8Job(bundle=self._bundle, graph=graph, images_NHWC=self._calibrate(), asymmetric=asymmetric)
+            imported(quantizer)(job, folder)
 
-        return self._made(f"{runtime}-int8{'-asymmetric' * asymmetric}", quantize)
+        # by its quantizer: runtimes that share one, as those of torch do, share what it writes
+        return self._made(f"{quantizer.partition(':')[2]}{'-asymmetric' * asymmetric}", quantize)
 
     def int8_graph(self, candidate: Candidate) -> Int8Graph:
         """The int8 graph of a candidate with its float32 graph, to which layers can be reverted."""
-        return LAYERS[candidate.runtime](self.quantized_graph(candidate), self.graph(candidate.runtime))
+        return int8_graph(candidate.runtime, self.quantized(candidate), self.graph(candidate.runtime))
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         """A folder that `make` fills, once: it is complete or does not exist."""
@@ -186,17 +171,12 @@ class Builder:
             temporary.rename(folder)
         return folder
 
-    def _add_graph(self, candidate: Candidate, into: Path) -> None:
-        runtime = candidate.runtime
+    def _add_files(self, candidate: Candidate, into: Path) -> None:
         if candidate.float_layers:
             graph = self.int8_graph(candidate)
             graph.save(graph.with_float_layers(candidate.float_layers), into)
             return
-        source = self.quantized_graph(candidate) if is_quantized(candidate.precision) else self.graph(runtime)
+        int8 = is_quantized(candidate.precision)
+        source = self.quantized(candidate) if int8 else self.graph(candidate.runtime)
         for path in source.iterdir():
             shutil.copyfile(path, into / path.name)
-
-    def _add_ranges(self, into: Path) -> None:
-        # Inductor and AOTInductor share them
-        source = self._made("inductor-int8", lambda folder: quantize_inductor(self._bundle, folder, self._calibrate()))
-        shutil.copyfile(source / RANGES, into / RANGES)

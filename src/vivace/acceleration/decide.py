@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from vivace.acceleration.results import Outcome, Result, Status, Verdict
-from vivace.runtimes import is_quantized
+from vivace.runtimes.table import is_quantized
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss, images_to_prove
 

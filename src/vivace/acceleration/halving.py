@@ -27,7 +27,8 @@ from vivace.acceleration.worker import WorkerDied
 from vivace.bundle import Bundle
 from vivace.data.place import AnyData
 from vivace.errors import OutOfTime, TrainingError, first_line
-from vivace.runtimes import load_runtime
+from vivace.runtimes.loading import load_runtime
+from vivace.runtimes.table import RUNTIMES
 
 __all__ = ["FastTeacher", "SuccessiveHalving", "promoted", "race_candidates"]
 
@@ -45,8 +46,6 @@ MAX_OPTIMISM = 2.0
 MAX_RACED = 4
 # top-1 agreement with the model that a fast variant needs to be the teacher; otherwise PyTorch runs the teacher
 MIN_AGREEMENT = 0.97
-# runtimes that need no compiler in the training process
-TEACHER_RUNTIMES = ("openvino", "onnx")
 # training for less time is not worth starting
 MIN_SECONDS = 10.0
 
@@ -207,7 +206,8 @@ class SuccessiveHalving:
             if result.parity is None or result.parity.top1_agreement < MIN_AGREEMENT:
                 continue
             runtime, precision = result.candidate.runtime, result.candidate.precision
-            if runtime not in TEACHER_RUNTIMES:
+            # only runtimes that need no compiler in the training process
+            if RUNTIMES[runtime].takes_network:
                 return None
             self._steps.tell(f"{result.name} is the teacher")
             return FastTeacher(runtime, self._measurements.bundle_of(result), precision)

@@ -15,7 +15,7 @@ from vivace.compression.layers import LayerGroup, rank_layers
 from vivace.data.place import AnyData
 from vivace.errors import DataError
 from vivace.exporting.parity import PLAIN
-from vivace.runtimes import load_runtime
+from vivace.runtimes.loading import load_runtime
 
 __all__ = ["Network", "open_network", "rank_layers_of"]
 

@@ -33,7 +33,7 @@ from vivace.acceleration.selection import Selection
 from vivace.acceleration.splits import Images
 from vivace.acceleration.steps import Steps
 from vivace.bundle import Bundle
-from vivace.compression.layers import LAYERS
+from vivace.compression.layers import with_int8_layers
 from vivace.data.place import AnyData
 from vivace.errors import OutOfTime, VivaceError
 from vivace.statistics.intervals import Ratio
@@ -114,7 +114,7 @@ class Search:
         if baseline is None:
             return self._result(Verdict.UNDECIDED, missing=missing, splits=own.splits, num_certify=len(self._certify))
         selected = self._selection.select(self._undominated(was_screened(measurements.results), baseline))
-        for runtime in LAYERS:
+        for runtime in with_int8_layers():
             selected += self._selection.revert_layers(runtime, baseline)
         if self._wants_training(selected):
             selected += self._train_smaller(baseline, selected)
@@ -265,4 +265,4 @@ class Search:
 
 
 def _is_baseline(result: Result) -> bool:
-    return (result.candidate.runtime, result.candidate.precision) in (("eager", "fp32"), ("inductor", "fp32"))
+    return result.candidate.is_baseline

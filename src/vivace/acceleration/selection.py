@@ -12,7 +12,7 @@ from vivace.acceleration.measurements import Measurements
 from vivace.acceleration.networks import rank_layers_of
 from vivace.acceleration.results import Result, Status, remaining, was_screened
 from vivace.errors import OutOfTime, VivaceError, first_line
-from vivace.runtimes import is_quantized
+from vivace.runtimes.table import is_quantized
 
 __all__ = ["Selection"]
 

@@ -19,7 +19,7 @@ from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError
 from vivace.notices import warn
-from vivace.runtimes import Classifier
+from vivace.runtimes.loading import Classifier
 
 __all__ = ["Images", "Splits", "open_splits"]
 

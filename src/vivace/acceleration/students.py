@@ -26,7 +26,7 @@ from vivace.models.narrowing import narrowed_layers
 from vivace.models.normalize import Normalize
 from vivace.models.parts import scale_head
 from vivace.models.zoo import complete_arguments, create_model, forward_flops
-from vivace.runtimes import Classifier
+from vivace.runtimes.loading import Classifier
 from vivace.training.train import train
 
 __all__ = ["Student", "epoch_multiplier", "propose", "train_student"]

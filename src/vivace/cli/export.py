@@ -6,9 +6,10 @@ Each is compared with PyTorch on images before it is left on disk; what does not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -16,6 +17,38 @@ from vivace.cli.answers import print_json
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
 from vivace.errors import ConfigError
+from vivace.runtimes.table import RUNTIMES
+
+# of PyTorch itself
+PT2, STATE_DICT = "pt2", "state-dict"
+DEPLOY = "deploy"
+
+
+def _targets() -> dict[str, str]:
+    """What --to takes, in the order of `vivace.exporting.export.targets`, and what each gives."""
+    rows = [row for row in RUNTIMES.values() if row.exporter is not None]
+    graphs, files = [row for row in rows if row.graph_files], [row for row in rows if not row.graph_files]
+    return {
+        **{row.name: row.export_help for row in graphs},
+        PT2: "a file for PyTorch",
+        **{row.name: row.export_help for row in files},
+        STATE_DICT: "a file for PyTorch",
+        DEPLOY: "a folder that classifies images without PyTorch",
+    }
+
+
+def _help(targets: Mapping[str, str]) -> str:
+    """ "onnx and openvino give a bundle …; pt2 and state-dict a file …": names that give the same are told together."""
+    names = {gives: [name for name in targets if targets[name] == gives] for gives in targets.values()}
+    told = [f"{' and '.join(found)} {'give ' * (not i)}{gives}" for i, (gives, found) in enumerate(names.items())]
+    return "; ".join(told) + "."
+
+
+if TYPE_CHECKING:
+    Target = str
+else:
+    Target = Literal[tuple(_targets())]
+HELP = _help(_targets())
 
 
 @verb_options
@@ -26,12 +59,7 @@ class Options:
     """A bundle's folder, or a run's."""
     data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Images to compare on, as for vivace train: test, else val, else all, 1,000 at most. Default: generated ones."""
-    to: (
-        Literal["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "tensorrt", "state-dict", "deploy"] | None
-    ) = None
-    """onnx and openvino give a bundle that the other verbs take; pt2 and state-dict a file for PyTorch; aoti a file
-    that is compiled for this machine and this torch alone; executorch and litert a file for phones; tensorrt an
-    engine for this kind of GPU; deploy a folder that classifies images without PyTorch."""
+    to: Annotated[Target | None, tyro.conf.arg(help=HELP)] = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The folder of the new bundle, or the file; NAME.onnx and NAME.xml (for openvino) are files too. Only what vivace
     wrote, and nobody has changed since, is replaced."""
@@ -50,7 +78,7 @@ def run(options: Options) -> None:
     if options.state_dict is not None:
         if target is not None or out is not None:
             raise ConfigError("two targets: got --state-dict and --to or --out. Give one of them.")
-        target, out = "state-dict", options.state_dict
+        target, out = STATE_DICT, options.state_dict
     if target is None or out is None:
         missing = "--to" if target is None else "--out"
         raise ConfigError(f"{missing} is missing: say what to write, and where. Give --to onnx --out FOLDER, say.")
@@ -71,11 +99,11 @@ def run(options: Options) -> None:
                 "bytes": exported.num_bytes,
                 "model": architecture.name,
                 "parity": parity.to_dict() if parity else None,
-                **({"state_dict": str(exported.path)} if target == "state-dict" else {}),
+                **({"state_dict": str(exported.path)} if target == STATE_DICT else {}),
             },
         )
         return
-    what = {"state-dict": "the state dict", "deploy": "a deployment"}.get(exported.target, exported.target)
+    what = {STATE_DICT: "the state dict", DEPLOY: "a deployment"}.get(exported.target, exported.target)
     print(f"wrote {exported.path}, {what} of {architecture.name} with {architecture.num_classes} classes")
     if parity:
         print(parity.summary())

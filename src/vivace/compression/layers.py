@@ -2,7 +2,7 @@
 
 A layer's effect on accuracy is measured by the mean Kullback-Leibler divergence between the plain model's probabilities
 and those of the graph with that layer alone in float: it changes long before the top-1 class does. How a layer is
-reverted depends on the runtime: openvino_layers.py, onnx_layers.py.
+reverted depends on the runtime: `layers` in its row of `vivace.runtimes.table`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vivace.compression.onnx_layers import OnnxLayers
-from vivace.compression.openvino_layers import OpenVinoLayers
+from vivace.runtimes.table import RUNTIMES, imported
 
-__all__ = ["LAYERS", "Int8Graph", "LayerGroup", "rank_layers"]
+__all__ = ["Int8Graph", "LayerGroup", "int8_graph", "rank_layers", "with_int8_layers"]
 
 # number of groups that are tried one by one: compiling a graph takes about a second
 MAX_GROUPS = 12
@@ -48,8 +47,16 @@ class Int8Graph(Protocol):
         ...
 
 
-# runtime → function of (folder of its int8 graph, folder of its float32 graph)
-LAYERS: dict[str, Callable[[Path, Path], Int8Graph]] = {"openvino": OpenVinoLayers, "onnx": OnnxLayers}
+def with_int8_layers() -> list[str]:
+    """Names of the runtimes whose layers can be reverted one by one, those that are quick to build first."""
+    rows = sorted(RUNTIMES.values(), key=lambda row: row.build_order)
+    return [row.name for row in rows if row.layers is not None]
+
+
+def int8_graph(runtime: str, quantized: Path, plain: Path) -> Int8Graph:
+    """The int8 graph in the folder `quantized`, and the float32 graph in `plain` that it was made from."""
+    graph: Int8Graph = imported(str(RUNTIMES[runtime].layers))(quantized, plain)
+    return graph
 
 
 @dataclass(frozen=True)

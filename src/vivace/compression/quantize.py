@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,18 @@ from vivace.runtimes.openvino import core, library, without_reports
 from vivace.runtimes.quiet import quiet
 from vivace.runtimes.signal_stack import own_signal_stack
 
-__all__ = ["PRODUCTS", "has_attention", "prepare_onnx", "quantize_inductor", "quantize_onnx", "quantize_openvino"]
+__all__ = [
+    "PRODUCTS",
+    "Int8Job",
+    "has_attention",
+    "inductor_int8",
+    "onnx_int8",
+    "openvino_int8",
+    "prepare_onnx",
+    "quantize_inductor",
+    "quantize_onnx",
+    "quantize_openvino",
+]
 
 # batch size for measuring ranges
 CALIBRATION_BATCH = 16
@@ -132,6 +144,36 @@ def quantize_inductor(bundle: Bundle, folder: Path, images_NHWC: np.ndarray) -> 
         for start in range(0, len(images_NHWC), CALIBRATION_BATCH):
             graph(torch.from_numpy(np.array(images_NHWC[start : start + CALIBRATION_BATCH])))
         save_ranges(graph, folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Job:
+    """What a quantizer, which a row of `vivace.runtimes.table` names, is given beside the folder to fill."""
+
+    bundle: Bundle
+    graph: Path | None
+    """Folder of the float32 graph; None for a runtime that takes the network itself."""
+    images_NHWC: np.ndarray
+    asymmetric: bool = False
+    """Activations with a zero point where they have negative values, for a runtime that has both."""
+
+
+def onnx_int8(job: Int8Job, folder: Path) -> None:
+    """See `quantize_onnx`."""
+    assert job.graph is not None
+    quantize_onnx(job.graph, folder, job.images_NHWC)
+
+
+def openvino_int8(job: Int8Job, folder: Path) -> None:
+    """See `quantize_openvino`."""
+    assert job.graph is not None
+    transformer = has_attention(job.bundle.build_model())
+    quantize_openvino(job.graph, folder, job.images_NHWC, transformer=transformer, asymmetric=job.asymmetric)
+
+
+def inductor_int8(job: Int8Job, folder: Path) -> None:
+    """See `quantize_inductor`."""
+    quantize_inductor(job.bundle, folder, job.images_NHWC)
 
 
 def _nncf() -> Any:

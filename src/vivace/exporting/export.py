@@ -1,14 +1,12 @@
 """vivace.export: a bundle in another form, checked against PyTorch before it is left on disk.
 
-Each target writes a folder, or a file with its .json; one row of TARGETS each. What is there already is replaced only
-if vivace wrote it (`vivace.outputs`).
+A target is a runtime that has an exporter, or one of PyTorch's own formats, or a deployment. Each writes a folder, or a
+file with its .json. What is there already is replaced only if vivace wrote it (`vivace.outputs`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +15,22 @@ import torch
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
 from vivace.data.place import AnyData
 from vivace.errors import ConfigError, ExportError, nearest
-from vivace.exporting.deployment.folder import GRAPHS, write_deployment
-from vivace.exporting.graphs import GRAPH_WRITERS
+from vivace.exporting.deployment.folder import write_deployment
+from vivace.exporting.exporters import exporter_of
 from vivace.exporting.parity import Parity, check_parity, measure_parity, parity_images
 from vivace.exporting.progress import doing, reporting
-from vivace.exporting.single_file import FILES, FORMS, GRAPH_FORMS, write_file
+from vivace.exporting.single_file import file_targets, names_of, suffixes_of, write_file
 from vivace.exporting.state_dict import export_state_dict
 from vivace.notices import warn
 from vivace.outputs import check_export, check_folder, warn_of_replaced, writing
-from vivace.runtimes import load_runtime
+from vivace.runtimes.loading import load_runtime
+from vivace.runtimes.table import RUNTIMES, with_graph
 from vivace.scratch import scratch_folder
 
-__all__ = ["TARGETS", "Exported", "export"]
+__all__ = ["Exported", "export", "targets"]
+
+STATE_DICT, DEPLOYMENT = "state-dict", "deploy"
+WEIGHTS_SUFFIX = ".pth"
 
 
 @dataclass(frozen=True)
@@ -50,89 +52,108 @@ def export(
     data: AnyData | None = None,
     cache_dir: str | Path | None = None,
 ) -> Exported:
-    """Write a bundle in another form: "onnx" or "openvino" (a bundle again), "deploy" (a folder that classifies images
-    without torch and without vivace), or a file.
+    """Write a bundle in another form: for a runtime that has graphs ("onnx", "openvino") a bundle again, "deploy" (a
+    folder that classifies images without torch and without vivace), or a file.
 
-    Files are "pt2" (a PyTorch program), "aoti" (compiled for this machine), "executorch" and "litert" (for phones),
-    "onnx" if `out` ends in .onnx, "openvino" if it ends in .xml (its .bin lies beside it), and "state-dict"; beside
-    each a .json tells classes and pixels. A bundle that computes by AOTInductor keeps its precision in "aoti"; the
-    others are float32. A network that OpenVINO can't take becomes a bundle for ONNX Runtime, with a warning.
+    Files are "pt2" (a PyTorch program), "state-dict", those for runtimes that have no graph in a bundle (`targets`
+    lists all), and graphs where `out` ends as their file does: .onnx, or .xml with its .bin beside it; beside each a
+    .json tells classes and pixels. A bundle that computes by AOTInductor keeps its precision in "aoti"; the others are
+    float32. A network that OpenVINO can't take becomes a bundle for ONNX Runtime, with a warning.
     out: the folder of the new bundle, or the file. data: images for the certificate of parity, as for `train`; without
     them they are generated. What disagrees with PyTorch is not left on disk.
     Raises ConfigError for an unknown target, MissingExtra if its library is not installed, ExportError if it can't take
     the network, ParityError if the form does not agree, BundleError if a weight is NaN or infinite, OutputPathError if
     `out` holds what vivace did not write or can't be written, VivaceError if the disk is full.
     """
-    if to not in TARGETS:
-        raise ConfigError(f"`to` is unknown: got {to!r}.{nearest(to, TARGETS)} Known: {', '.join(TARGETS)}.")
+    known = targets()
+    if to not in known:
+        raise ConfigError(f"`to` is unknown: got {to!r}.{nearest(to, known)} Known: {', '.join(known)}.")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     cache_path = Path(cache_dir) if cache_dir is not None else None
     out = Path(out)
     replaced = _check_out(bundle, to, out, data)
     with reporting(f"export to {to}"), writing(out):
-        exported = TARGETS[to](bundle, out, data, cache_path)
+        exported = _write(bundle, to, out, data, cache_path)
     warn_of_replaced(out, replaced)
     return exported
 
 
+def targets() -> list[str]:
+    """What `export` writes, by name: bundles of other runtimes, then files, then a deployment."""
+    return [*with_graph(), *file_targets(), STATE_DICT, DEPLOYMENT]
+
+
+def _write(bundle: Bundle, target: str, out: Path, data: AnyData | None, cache_dir: Path | None) -> Exported:
+    if target == STATE_DICT:
+        return _state_dict(bundle, out)
+    if target == DEPLOYMENT:
+        return _deploy(bundle, out, data, cache_dir)
+    if target in file_targets() or out.suffix.lower() == suffixes_of(target)[0]:
+        return _as_file(bundle, out, data, cache_dir, target)
+    return _as_bundle_or_fallback(bundle, out, data, cache_dir, target)
+
+
 def _check_out(bundle: Bundle, target: str, out: Path, data: AnyData | None) -> str | None:
     """What would be replaced, before any work. Raises OutputPathError, and ConfigError for another format's name."""
-    known = {form.suffix: name for name, form in FORMS.items() if name != "aoti"} | {".pth": "state-dict"}
-    own = FORMS[target].suffix if target in FORMS else ".pth"
+    files = [*file_targets(), *with_graph()]
+    known = {WEIGHTS_SUFFIX: STATE_DICT}
+    for name in files:
+        # where two have the same one, the first
+        known.setdefault(suffixes_of(name)[0], name)
+    own = suffixes_of(target)[0] if target in files else WEIGHTS_SUFFIX
     suffix = out.suffix.lower()
-    if suffix in known and not (suffix == own and target != "deploy"):
-        form = "a folder" if target == "deploy" else f"a folder or a {own} file" if target in GRAPH_FORMS else "a file"
+    has_graph, deploys = target in with_graph(), target == DEPLOYMENT
+    if suffix in known and not (suffix == own and not deploys):
+        form = "a folder" if deploys else f"a folder or a {own} file" if has_graph else "a file"
         raise ConfigError(
             f"`to={target!r}` writes {form}: got {out}, a name for {known[suffix]}. Give another name, or "
             f"`to={known[suffix]!r}`."
         )
-    if target == "deploy" or (target in GRAPH_FORMS and suffix != own):
+    if deploys or (has_graph and suffix != own):
         # the images in a deployment would be taken for data
-        outside = [Path(data)] if target == "deploy" and data is not None and Path(data).is_dir() else []
+        outside = [Path(data)] if deploys and data is not None and Path(data).is_dir() else []
         return check_folder(out, inputs=[bundle.folder], outside=outside)
-    names = FORMS[target].names(out) if target in FORMS else (out,)
+    names = names_of(target, out) if target in files else (out,)
     return check_export(*names, inputs=[bundle.folder])
 
 
-def _state_dict(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Exported:
+def _state_dict(bundle: Bundle, out: Path) -> Exported:
     path = export_state_dict(bundle, out)
-    return Exported(path, "state-dict", path.stat().st_size, None)
+    return Exported(path, STATE_DICT, path.stat().st_size, None)
 
 
 def _as_file(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None, target: str) -> Exported:
     parity = write_file(bundle, out, target, data, cache_dir)
-    return Exported(out, target, sum(path.stat().st_size for path in FORMS[target].names(out)), parity)
+    return Exported(out, target, sum(path.stat().st_size for path in names_of(target, out)), parity)
 
 
-def _onnx(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Exported:
-    if out.suffix.lower() == GRAPH_FORMS["onnx"].suffix:
-        return _as_file(bundle, out, data, cache_dir, "onnx")
-    return _as_bundle(bundle, out, data, cache_dir, "onnx")
-
-
-def _openvino(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Exported:
-    if out.suffix.lower() == GRAPH_FORMS["openvino"].suffix:
-        return _as_file(bundle, out, data, cache_dir, "openvino")
+def _as_bundle_or_fallback(
+    bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None, runtime: str
+) -> Exported:
+    fallback = RUNTIMES[runtime].export_fallback
     try:
-        return _as_bundle(bundle, out, data, cache_dir, "openvino")
+        return _as_bundle(bundle, out, data, cache_dir, runtime)
     except ExportError as error:
+        if fallback is None:
+            raise
         try:
-            exported = _as_bundle(bundle, out, data, cache_dir, "onnx")
+            exported = _as_bundle(bundle, out, data, cache_dir, fallback)
         except ExportError:
             # what was asked for is what the user is to read of
             raise error from None
-        warn(f"{error} A bundle for ONNX Runtime was written in its place: {out}")
+        warn(f"{error} A bundle for {RUNTIMES[fallback].label} was written in its place: {out}")
         return exported
 
 
 def _deploy(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Exported:
     with scratch_folder("export") as temporary:
-        if bundle.info.runtime not in GRAPHS:
+        deployable = [row.name for row in RUNTIMES.values() if row.deployment is not None]
+        if bundle.info.runtime not in deployable:
             # without one of its own a bundle is deployed as the graph that most programs run
-            bundle = load_bundle(_onnx(bundle, Path(temporary, "onnx"), data, cache_dir).path)
+            bundle = load_bundle(_as_bundle(bundle, Path(temporary, "graph"), data, cache_dir, deployable[0]).path)
         parity = write_deployment(bundle, out, data, cache_dir)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return Exported(out, "deploy", size, parity)
+    return Exported(out, DEPLOYMENT, size, parity)
 
 
 def _as_bundle(
@@ -147,7 +168,7 @@ def _as_bundle(
 
     def add(folder: Path) -> BundleInfo:
         doing(f"writing the graph for {runtime}")
-        GRAPH_WRITERS[runtime](bundle, folder)
+        exporter_of(runtime).write_graph(bundle, folder)
         info = dataclasses.replace(bundle.info, runtime=runtime, precision="fp32")
         doing("comparing it with PyTorch")
         # from the files, as whoever uses them will
@@ -160,12 +181,3 @@ def _as_bundle(
     derived = derive_bundle(bundle, out, add)
     size = sum(path.stat().st_size for path in derived.folder.iterdir())
     return Exported(derived.folder, runtime, size, found[0])
-
-
-TARGETS: dict[str, Callable[[Bundle, Path, AnyData | None, Path | None], Exported]] = {
-    "onnx": _onnx,
-    "openvino": _openvino,
-    **{target: functools.partial(_as_file, target=target) for target in FILES},
-    "state-dict": _state_dict,
-    "deploy": _deploy,
-}

@@ -17,7 +17,8 @@ from vivace.bundle import Bundle, load_bundle
 from vivace.data.place import AnyData
 from vivace.errors import ConfigError, ParityError
 from vivace.evaluation.evaluate import open_split
-from vivace.runtimes import Classifier, is_quantized, load_runtime
+from vivace.runtimes.loading import Classifier, load_runtime
+from vivace.runtimes.table import REFERENCE, is_quantized
 
 __all__ = ["PLAIN", "Parity", "check_parity", "compare_probs", "measure_parity", "parity_images", "verify"]
 
@@ -27,7 +28,7 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 6e-2}
 # with 8 bits a value probabilities move by anything where a decision is close; first classes mostly stay. What that
 # costs in accuracy is another question, and has its own proof
 INT8_TOLERANCE, INT8_AGREEMENT = 1.0, 0.9
-PLAIN = ("eager", "fp32")
+PLAIN = (REFERENCE, "fp32")
 NUM_GENERATED = 64
 BATCH = 32
 

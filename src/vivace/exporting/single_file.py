@@ -6,51 +6,35 @@ Beside the file lies a .json of what whoever runs it must know: it lies without 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vivace.bundle import Bundle, check_finite
 from vivace.config import to_dict
 from vivace.data.place import AnyData
 from vivace.errors import ConfigError
-from vivace.exporting.edge import load_executorch, load_litert, write_executorch, write_litert
-from vivace.exporting.foreign import exporting
-from vivace.exporting.graphs import traced, write_onnx, write_openvino
+from vivace.exporting import pt2
+from vivace.exporting.exporters import Exporter, exporter_of
 from vivace.exporting.parity import Parity, check_parity, measure_parity, parity_images
 from vivace.exporting.progress import doing
-from vivace.exporting.tensorrt import load_tensorrt, write_tensorrt
 from vivace.files import atomic_file
 from vivace.hardware import cpu_name
 from vivace.outputs import check_export, write_sidecar
-from vivace.runtimes import INPUT, OUTPUT, Classifier, is_quantized, onnx, openvino
-from vivace.runtimes.aoti import compile_package
-from vivace.runtimes.quiet import quiet
+from vivace.runtimes.table import INPUT, OUTPUT, RUNTIMES, is_quantized
 from vivace.scratch import scratch_folder
 
-__all__ = ["FILES", "FORMS", "GRAPH_FORMS", "FileForm", "write_file"]
+__all__ = ["PROGRAM", "file_targets", "names_of", "suffixes_of", "write_file"]
 
-# these take no batches
-ONE_IMAGE = ("executorch", "litert")
+# of PyTorch itself, and so no runtime's
+PROGRAM = "pt2"
 
 
-@dataclass(frozen=True)
-class FileForm:
-    """How a target's file is written, and run to be compared."""
-
-    suffix: str
-    write: Callable[[Bundle, Path], None]
-    load: Callable[[Path], Classifier]
-    companion: str | None = None
-    """Suffix of a second file that the first one reads."""
-
-    def names(self, out: Path) -> tuple[Path, ...]:
-        """The file and what belongs to it."""
-        return (out,) if self.companion is None else (out, out.with_suffix(self.companion))
+def file_targets() -> list[str]:
+    """Targets that write a file and nothing else."""
+    rows = (row for row in RUNTIMES.values() if row.exporter is not None and not row.graph_files)
+    return [PROGRAM, *(row.name for row in rows)]
 
 
 def write_file(bundle: Bundle, out: Path, target: str, data: AnyData | None, cache_dir: Path | None) -> Parity:
@@ -59,8 +43,8 @@ def write_file(bundle: Bundle, out: Path, target: str, data: AnyData | None, cac
     Raises BundleError if a weight is NaN or infinite, ParityError, after which nothing was changed, ConfigError for
     int8 without images, OutputPathError where vivace did not write what is there, and what the target's writer raises.
     """
-    form = FORMS[target]
-    names = form.names(out)
+    exporter: Exporter = pt2 if target == PROGRAM else exporter_of(target)
+    names = names_of(target, out)
     check_export(*names, inputs=[bundle.folder])
     # before a compiler works on it for half a minute
     check_finite(bundle.build_model())
@@ -69,17 +53,18 @@ def write_file(bundle: Bundle, out: Path, target: str, data: AnyData | None, cac
         raise ConfigError(f"an int8 form is compared on real images: {bundle.folder}. Give `data`.")
     images, name = parity_images(bundle, data, cache_dir=cache_dir)
     with scratch_folder("export") as folder:
-        written = Path(folder, "model" + form.suffix)
+        written = Path(folder, "model" + suffixes_of(target)[0])
         doing(f"writing it for {target}")
-        form.write(bundle, written)
+        exporter.write_file(bundle, written)
         doing("comparing it with PyTorch")
         # read back: what is certified is what lies in the file
-        parity = measure_parity(bundle, form.load(written), images, runtime=target, precision=precision, images=name)
+        classify = exporter.load_file(written)
+        parity = measure_parity(bundle, classify, images, runtime=target, precision=precision, images=name)
         check_parity(parity)
         # again: it may have taken minutes
         check_export(*names, inputs=[bundle.folder])
         # the file that the others belong to comes last: with it alone nothing works
-        for source, path in reversed(list(zip(form.names(written), names, strict=True))):
+        for source, path in reversed(list(zip(names_of(target, written), names, strict=True))):
             with source.open("rb") as opened, atomic_file(path) as file:
                 shutil.copyfileobj(opened, file)
     write_sidecar(out, _told(bundle, parity), *names[1:])
@@ -88,7 +73,8 @@ def write_file(bundle: Bundle, out: Path, target: str, data: AnyData | None, cac
 
 def _told(bundle: Bundle, parity: Parity) -> dict[str, Any]:
     size, channels = bundle.preprocess.size, bundle.preprocess.channels
-    named = parity.runtime in GRAPH_FORMS
+    row = RUNTIMES.get(parity.runtime)
+    named = row is not None and bool(row.graph_files)
     return {
         "target": parity.runtime,
         "model": bundle.info.architecture.name,
@@ -96,7 +82,7 @@ def _told(bundle: Bundle, parity: Parity) -> dict[str, Any]:
             **({"name": INPUT} if named else {}),
             "dtype": "uint8",
             "shape": ["N", size, size, channels],
-            "one_image": parity.runtime in ONE_IMAGE,
+            "one_image": row is not None and row.one_image,
         },
         "output": {
             **({"name": OUTPUT} if named else {}),
@@ -106,61 +92,22 @@ def _told(bundle: Bundle, parity: Parity) -> dict[str, Any]:
         },
         "preprocess": to_dict(bundle.preprocess),
         "parity": parity.to_dict(),
-        "environment": {"torch": torch.__version__, **({"cpu": cpu_name()} if parity.runtime == "aoti" else {})},
+        "environment": {"torch": torch.__version__, **({"cpu": cpu_name()} if row and row.is_machine_code else {})},
         "classes": list(bundle.classes),
     }
 
 
 def _precision(bundle: Bundle, target: str) -> str:
-    # of onnx and openvino the weights are exported, and not the graph that may lie in the bundle
-    return bundle.info.precision if bundle.info.runtime == target and target in FILES else "fp32"
+    # of a runtime with graphs the weights are exported, and not the graph that may lie in the bundle
+    own = bundle.info.runtime == target and target in file_targets()
+    return bundle.info.precision if own else "fp32"
 
 
-def _write_pt2(bundle: Bundle, path: Path) -> None:
-    with quiet(), exporting("pt2"):
-        torch.export.save(traced(bundle), path)
+def suffixes_of(target: str) -> tuple[str, ...]:
+    """Of a target's file, and of what the file reads."""
+    return (".pt2",) if target == PROGRAM else RUNTIMES[target].file_suffixes
 
 
-def _load_pt2(path: Path) -> Classifier:
-    """Of a file that was written here a moment ago: of a foreign one it would trust a pickle."""
-    with quiet():
-        return _of_torch(torch.export.load(path).module())
-
-
-def _write_aoti(bundle: Bundle, path: Path) -> None:
-    compile_package(bundle, _precision(bundle, "aoti"), path)
-
-
-def _load_aoti(path: Path) -> Classifier:
-    with quiet():
-        return _of_torch(torch._inductor.aoti_load_package(str(path)))
-
-
-def _of_torch(program: Callable[[torch.Tensor], torch.Tensor]) -> Classifier:
-    @torch.inference_mode()
-    def classify(images_NHWC: np.ndarray) -> np.ndarray:
-        probs: np.ndarray = program(torch.from_numpy(images_NHWC.copy())).numpy()
-        return probs
-
-    return classify
-
-
-# target → its file
-FILES = {
-    "pt2": FileForm(".pt2", _write_pt2, _load_pt2),
-    "aoti": FileForm(".pt2", _write_aoti, _load_aoti),
-    "executorch": FileForm(".pte", write_executorch, load_executorch),
-    "litert": FileForm(".tflite", write_litert, load_litert),
-    "tensorrt": FileForm(".engine", write_tensorrt, load_tensorrt),
-}
-# target → the file of a graph that is else a bundle's
-GRAPH_FORMS = {
-    "onnx": FileForm(".onnx", lambda bundle, path: write_onnx(bundle, path.parent), onnx.classifier_of),
-    "openvino": FileForm(
-        ".xml",
-        lambda bundle, path: write_openvino(bundle, path.parent),
-        lambda path: openvino.classifier_of(path, path.with_suffix(".bin"), "fp32"),
-        companion=".bin",
-    ),
-}
-FORMS = {**FILES, **GRAPH_FORMS}
+def names_of(target: str, out: Path) -> tuple[Path, ...]:
+    """The file of a target, and what belongs to it."""
+    return (out, *(out.with_suffix(suffix) for suffix in suffixes_of(target)[1:]))

@@ -10,19 +10,19 @@ import torch
 
 from vivace.bundle import Bundle
 from vivace.errors import ConfigError, ExportError, MissingExtra
-from vivace.exporting.foreign import exporting
-from vivace.exporting.graphs import write_onnx
-from vivace.runtimes import Classifier
+from vivace.exporting.export_errors import exporting
+from vivace.exporting.onnx import write_graph
+from vivace.runtimes.loading import Classifier
 from vivace.runtimes.onnx import GRAPH
 from vivace.scratch import scratch_folder
 
-__all__ = ["load_tensorrt", "write_tensorrt"]
+__all__ = ["load_file", "write_file"]
 
 # images in a call: any number up to the last, the middle one is what it is tuned for
 BATCHES = (1, 8, 64)
 
 
-def write_tensorrt(bundle: Bundle, path: Path) -> None:
+def write_file(bundle: Bundle, path: Path) -> None:
     """Write an engine for the GPU of this machine, float32: "images", uint8 [N, size, size, channels] → "probs" [N, K].
 
     N up to 64. TF32 is off: its answers would differ by more than another form's may.
@@ -31,7 +31,7 @@ def write_tensorrt(bundle: Bundle, path: Path) -> None:
     """
     tensorrt = _library()
     with scratch_folder("engine") as folder:
-        write_onnx(bundle, Path(folder), float_first=True)
+        write_graph(bundle, Path(folder), float_first=True)
         graph = Path(folder, GRAPH).read_bytes()
     side, channels = bundle.preprocess.size, bundle.preprocess.channels
     with exporting("tensorrt"):
@@ -53,7 +53,7 @@ def write_tensorrt(bundle: Bundle, path: Path) -> None:
         path.write_bytes(engine)
 
 
-def load_tensorrt(path: Path) -> Classifier:
+def load_file(path: Path) -> Classifier:
     """What TensorRT computes from an engine, on the GPU.
 
     Raises MissingExtra, ConfigError without a GPU, and ExportError if the engine is of another GPU or TensorRT.

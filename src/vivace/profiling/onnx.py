@@ -13,8 +13,9 @@ import numpy as np
 from vivace.errors import BundleError
 from vivace.profiling.profile import LayerTime
 from vivace.profiling.worker import Job
-from vivace.runtimes import INPUT, OUTPUT, graph_file, short_reason
+from vivace.runtimes.loading import graph_file, short_reason
 from vivace.runtimes.onnx import GRAPH, open_session
+from vivace.runtimes.table import INPUT, OUTPUT
 
 __all__ = ["profile"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vivace.profiling.profile import LayerTime
 from vivace.profiling.worker import Job
-from vivace.runtimes import graph_file
+from vivace.runtimes.loading import graph_file
 from vivace.runtimes.openvino import GRAPH, QUANTIZED, compile_graph, read_graph
 
 __all__ = ["profile", "quantized_layers"]

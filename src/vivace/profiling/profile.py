@@ -19,7 +19,7 @@ import numpy as np
 from vivace.bundle import Bundle
 from vivace.config import check_range
 from vivace.errors import ConfigError, VivaceError
-from vivace.runtimes import is_quantized
+from vivace.runtimes.table import is_quantized
 from vivace.scratch import scratch_folder
 
 __all__ = ["ARITHMETICS", "LayerTime", "Profile", "profile_layers"]

@@ -25,7 +25,8 @@ from torch.profiler import ProfilerActivity
 from vivace import systems
 from vivace.profiling.profile import LayerTime
 from vivace.profiling.worker import Job
-from vivace.runtimes import Classifier, load_runtime
+from vivace.runtimes.loading import Classifier, load_runtime
+from vivace.runtimes.table import REFERENCE
 
 __all__ = ["profile"]
 
@@ -53,7 +54,7 @@ LOGGED = {"convolution": True, "deconvolution": True, "matmul": False, "inner_pr
 
 def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
     """(layers in the order in which they ran, ms of each call)."""
-    if job.runtime == "eager":
+    if job.runtime == REFERENCE:
         _name_modules()
     else:
         import torch._inductor.config as settings

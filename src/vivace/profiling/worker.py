@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,9 @@ from vivace.bundle import Bundle, load_bundle
 from vivace.cpus import use_processors
 from vivace.errors import ConfigError, InputError
 from vivace.profiling.profile import LayerTime
+from vivace.runtimes.table import RUNTIMES, imported
 
-__all__ = ["PROFILERS", "Job", "serve"]
-
-# runtime → module with profile(job) → (layers, ms of each call)
-PROFILERS = {
-    "eager": "vivace.profiling.pytorch",
-    "inductor": "vivace.profiling.pytorch",
-    "onnx": "vivace.profiling.onnx",
-    "openvino": "vivace.profiling.openvino",
-}
+__all__ = ["Job", "serve"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,8 +55,9 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     if asked["threads"] is not None:
         use_processors(asked["threads"])
     runtime = asked["runtime"]
-    if runtime not in PROFILERS:
-        raise ConfigError(f"there is no profiler for {runtime}. Known: {', '.join(PROFILERS)}.")
+    profilers = {row.name: row.profiler for row in RUNTIMES.values() if row.profiler is not None}
+    if runtime not in profilers:
+        raise ConfigError(f"there is no profiler for {runtime}. Known: {', '.join(profilers)}.")
     job = Job(
         bundle=load_bundle(asked["bundle"]),
         runtime=runtime,
@@ -74,6 +67,6 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
         calls=asked["calls"],
         warmup=asked["warmup"],
     )
-    profile: Callable[[Job], tuple[list[LayerTime], list[float]]] = import_module(PROFILERS[runtime]).profile
+    profile: Callable[[Job], tuple[list[LayerTime], list[float]]] = imported(profilers[runtime]).profile
     layers, calls_ms = profile(job)
     return {"layers": [dataclasses.asdict(layer) for layer in layers], "call_ms": float(np.median(calls_ms))}

@@ -23,19 +23,20 @@ from vivace import systems
 from vivace.bundle import Bundle
 from vivace.cachedir import building, default_cache_dir
 from vivace.config import to_dict
-from vivace.errors import ConfigError, KernelError, VivaceError
+from vivace.errors import KernelError, VivaceError
 from vivace.files import atomic_folder, canonical_json, sha256_of
 from vivace.hardware import cpu_features, cpu_name
-from vivace.runtimes import Classifier
 from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
 from vivace.runtimes.int8 import RANGES, int8_graph, ranges_file
+from vivace.runtimes.loading import Classifier
 from vivace.runtimes.quiet import quiet
+from vivace.runtimes.table import RUNTIMES
 from vivace.scratch import scratch_folder
 from vivace.trust import keep_compiled_programs, say_once, seal, seal_broken, trusted_folder
 
-__all__ = ["PRECISIONS", "compile_package", "library_folder", "load"]
+__all__ = ["compile_package", "library_folder", "load", "load_package"]
 
-PRECISIONS = ("fp32", "bf16", "int8")
+ROW = RUNTIMES["aoti"]
 WEIGHTS = "model.safetensors"
 # in the folder of a library: the hashes of what else is in it
 RECORD = "SHA256"
@@ -46,14 +47,12 @@ SOURCES = ("models", "runtimes")
 def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
     """A classifier: uint8 NHWC pixels at the bundle's size, any number → probabilities, float32.
 
-    precision: fp32, bf16, or int8 for a bundle that was quantized for it. Raises ConfigError for a GPU, another
-    precision or a bundle without ranges of int8; KernelError if it can't be compiled or kept; MissingExtra.
+    precision: fp32, bf16, or int8 for a bundle that was quantized for it. Raises ConfigError for a bundle without
+    ranges of int8; KernelError if it can't be compiled or kept; MissingExtra.
     """
-    if device.type != "cpu" or precision not in PRECISIONS:
-        raise ConfigError(f"aoti runs on a CPU in fp32, bf16 or int8: got {device.type} and {precision}. Use eager.")
     if precision == "int8":
         ranges_file(bundle)
-    folder = default_cache_dir() / "aoti"
+    folder = default_cache_dir() / ROW.compiled_cache
     try:
         folder = library_folder(bundle, precision)
         if _broken(folder):
@@ -98,7 +97,7 @@ def library_folder(bundle: Bundle, precision: str) -> Path:
         "sources": _sources(),
     }
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:20]
-    place = trusted_folder(default_cache_dir() / "aoti")
+    place = trusted_folder(default_cache_dir() / ROW.compiled_cache)
     return place / f"{systems.possible_name(bundle.info.architecture.name.replace('/', '-'))}-{precision}-{key}"
 
 
@@ -127,6 +126,11 @@ def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
             f"aoti can't compile {bundle.info.architecture.name}: {reason}. Install a C++ compiler or set CXX, "
             "or use another runtime."
         ) from error
+
+
+def load_package(path: Path) -> Any:
+    """The program of a package, of any number of images."""
+    return torch._inductor.aoti_load_package(str(path))
 
 
 def _make(bundle: Bundle, precision: str, folder: Path) -> None:

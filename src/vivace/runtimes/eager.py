@@ -8,7 +8,7 @@ import torch
 from vivace.bundle import Bundle
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
-from vivace.runtimes import Classifier
+from vivace.runtimes.loading import Classifier
 
 __all__ = ["load", "on_device"]
 

@@ -12,10 +12,11 @@ from vivace.cachedir import default_cache_dir
 from vivace.errors import ConfigError
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
-from vivace.runtimes import Classifier, is_quantized
 from vivace.runtimes.eager import on_device
 from vivace.runtimes.int8 import int8_graph
+from vivace.runtimes.loading import Classifier
 from vivace.runtimes.quiet import quiet
+from vivace.runtimes.table import is_quantized
 from vivace.trust import keep_compiled_programs
 
 __all__ = ["load"]

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.errors import BundleError, ConfigError, MissingExtra
+from vivace.errors import BundleError, MissingExtra
 from vivace.files import read_regular
 from vivace.hardware import Processor, num_cpus
-from vivace.runtimes import INPUT, OUTPUT, Classifier, checked_graph, graph_file, short_reason
+from vivace.runtimes.loading import Classifier, checked_graph, graph_file, short_reason
 from vivace.runtimes.onnx_bytes import check_onnx
 from vivace.runtimes.patience import patience, within
+from vivace.runtimes.table import INPUT, OUTPUT, RUNTIMES
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["GRAPH", "classifier_of", "load", "open_session"]
 
-GRAPH = "model.onnx"
-# of an int8 graph the arithmetic stands in the graph itself
-PRECISIONS = ("fp32", "int8")
+ROW = RUNTIMES["onnx"]
+(GRAPH,) = ROW.graph_files
 # for weights and what is computed. Whoever needs more has set batches that are no faster on a CPU than smaller ones
 MAX_MEMORY_BYTES = 4 * 2**30
 # a protocol buffer has no more
@@ -36,12 +36,10 @@ MAX_GRAPH_BYTES = 2 * 2**30
 def load(bundle: Bundle, *, device: torch.device | Processor, precision: str = "fp32") -> Classifier:
     """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32; preprocessing is in the graph.
 
-    precision: that of the graph, fp32 or int8. Raises ConfigError for a GPU, another precision or a bundle without an
-    ONNX graph; BundleError for a graph that can't be run; MissingExtra.
+    precision: that of the graph, fp32 or int8. Raises ConfigError for a bundle without an ONNX graph; BundleError for a
+    graph that can't be run; MissingExtra.
     """
-    if device.type != "cpu" or precision not in PRECISIONS:
-        raise ConfigError(f"onnx runs on a CPU in fp32 or int8: got {device.type} and {precision}. Use eager.")
-    path = graph_file(bundle, GRAPH, "onnx")
+    path = graph_file(bundle, GRAPH, ROW.name)
     return checked_graph(classifier_of(path), bundle, path)
 
 

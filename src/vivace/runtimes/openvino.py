@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.errors import BundleError, ConfigError, MissingExtra
+from vivace.errors import BundleError, MissingExtra
 from vivace.hardware import Processor, num_cpus
-from vivace.runtimes import Classifier, checked_graph, graph_file, short_reason
+from vivace.runtimes.loading import Classifier, checked_graph, graph_file, short_reason
 from vivace.runtimes.openvino_graph import check_ir, check_sizes
 from vivace.runtimes.patience import patience, within
 from vivace.runtimes.signal_stack import own_signal_stack
+from vivace.runtimes.table import RUNTIMES
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +40,8 @@ __all__ = [
     "without_reports",
 ]
 
-GRAPH, WEIGHTS = "model.xml", "model.bin"
-# of an int8 graph this is the arithmetic of what was not quantized
-HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
+ROW = RUNTIMES["openvino"]
+GRAPH, WEIGHTS = ROW.graph_files
 # operations of a graph for whose sake NNCF quantizes
 QUANTIZED = (
     "Convolution",
@@ -59,15 +59,10 @@ def load(bundle: Bundle, *, device: torch.device | Processor, precision: str = "
     """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32; preprocessing is in the graph.
 
     precision: fp32 or bf16; for a graph that was quantized int8, or int8+bf16, which computes the rest in bf16. Raises
-    ConfigError for a GPU, another precision or a bundle without an OpenVINO graph; BundleError for one that can't be
-    run; MissingExtra.
+    ConfigError for a bundle without an OpenVINO graph; BundleError for one that can't be run; MissingExtra.
     """
-    if device.type != "cpu" or precision not in HINTS:
-        raise ConfigError(
-            f"openvino runs on a CPU in {', '.join(HINTS)}: got {device.type} and {precision}. Use eager."
-        )
     # named apart: left to itself OpenVINO takes any file beside the graph for its weights
-    graph, weights = (graph_file(bundle, name, "openvino") for name in (GRAPH, WEIGHTS))
+    graph, weights = (graph_file(bundle, name, ROW.name) for name in (GRAPH, WEIGHTS))
     return checked_graph(classifier_of(graph, weights, precision), bundle, graph)
 
 
@@ -162,8 +157,7 @@ def compile_graph(graph: Any, precision: str, *, batch_size: int, profiling: boo
     too large to be computed, MissingExtra.
     """
     settings = {
-        # left to itself it takes bf16 where the processor has it, whatever the bundle says
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        **ROW.settings[precision],
         "INFERENCE_NUM_THREADS": num_cpus(),
         "PERFORMANCE_HINT": "LATENCY",
         "PERF_COUNT": profiling,

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,12 +62,14 @@ class _Session:
     def _load(self) -> dict[str, Any]:
         from vivace.bundle import load_bundle
         from vivace.hardware import keep_freed_memory, num_cpus, process_seconds
-        from vivace.runtimes import RUNTIMES, load_runtime
+        from vivace.runtimes.loading import load_runtime
+        from vivace.runtimes.table import RUNTIMES, imported
 
         keep_freed_memory()
         job = self._job
-        if job["runtime"] in RUNTIMES:
-            import_module(RUNTIMES[job["runtime"]])
+        row = RUNTIMES.get(job["runtime"])
+        if row is not None and row.module is not None:
+            imported(row.module)
         device: Any = SimpleNamespace(type="cpu")
         # graph runtimes need no torch, and importing it would count towards their cold start and memory
         if "torch" in sys.modules:

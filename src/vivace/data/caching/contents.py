@@ -29,20 +29,23 @@ from vivace.data.layouts.unpacked import LISTING
 from vivace.errors import DataError, nearest
 from vivace.files import read_printable, read_regular
 from vivace.notices import warn
-from vivace.trust import INDUCTOR_MARK
+from vivace.runtimes.table import RUNTIMES
+from vivace.trust import INDUCTOR, INDUCTOR_MARK
 
 __all__ = ["ALL", "CacheEntry", "list_caches", "remove_caches"]
 
 ALL = "all"
+# folders of what runtimes compiled
+COMPILED = tuple(row.compiled_cache for row in RUNTIMES.values() if row.compiled_cache)
 # kind → pattern of the names of its entries
 NAMES = {
     "images": r".+-[0-9a-f]{10}",
     "archives": r".*-[0-9a-f]{12}",
     "downloads": "|".join(map(re.escape, CATALOG)),
-    "aoti": r".+-[0-9a-f]{20}",
+    **dict.fromkeys(COMPILED, r".+-[0-9a-f]{20}"),
 }
 # kind → pattern of the files that together are one entry
-FILES = {"kernels": r"\w+-[0-9a-f]{20}\.so(\.sha256)?", "inductor": r"[^.].*", "tune": r"[0-9a-f]{20}\.json"}
+FILES = {"kernels": r"\w+-[0-9a-f]{20}\.so(\.sha256)?", INDUCTOR: r"[^.].*", "tune": r"[0-9a-f]{20}\.json"}
 
 
 def _is_of_images(path: Path) -> bool:
@@ -83,9 +86,9 @@ IS_OWN: dict[str, Callable[[Path], bool]] = {
     "archives": _has(LISTING),
     "downloads": _has(DOWNLOADED),
     # the hashes of the compiled files
-    "aoti": _has("SHA256"),
+    **dict.fromkeys(COMPILED, _has("SHA256")),
     "kernels": _is_kernel,
-    "inductor": lambda path: _has(INDUCTOR_MARK)(path.parent),
+    INDUCTOR: lambda path: _has(INDUCTOR_MARK)(path.parent),
     "tune": _is_receipt,
 }
 

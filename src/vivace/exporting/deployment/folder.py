@@ -31,35 +31,28 @@ from vivace.data import decoding
 from vivace.data.place import AnyData
 from vivace.errors import ParityError
 from vivace.exporting.deployment.goldens import Golden, choose_goldens, write_goldens
-from vivace.exporting.labels import copy_labelled
+from vivace.exporting.exporters import exporter_of
 from vivace.exporting.parity import PLAIN, Parity, check_parity, measure_parity, parity_images
 from vivace.exporting.progress import doing
 from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.hardware import cpu_name
 from vivace.outputs import check_folder, own_folder, seal
-from vivace.runtimes import graph_file, load_runtime
-from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
-from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
-from vivace.runtimes.openvino import HINTS
+from vivace.runtimes.loading import graph_file, load_runtime
+from vivace.runtimes.table import RUNTIMES, Deployment
 
-__all__ = ["GRAPHS", "write_deployment"]
+__all__ = ["write_deployment"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 DECODING = Path(decoding.__file__).parent
 MANIFEST, FORMAT = "model.json", "vivace-deployment"
-# runtime → the files of its graph
-GRAPHS = {"onnx": (ONNX_GRAPH,), "openvino": (OPENVINO_GRAPH, Path(OPENVINO_GRAPH).with_suffix(".bin").name)}
 PROGRAMS = ("classifier.py", "manifest.py", "pixels.py", "selftest.py")
 # what turns bytes into pixels in training: it imports numpy and Pillow only, and is copied as it is
 DECODER = "image_decoder"
-EXAMPLES = ("cpp/main.cpp", "cpp/CMakeLists.txt", "js/classify.mjs", "js/package.json")
-# what the folder was run with: older ones read neither the graph nor, of Pillow, every image as training did
-REQUIREMENTS = {"onnx": "onnxruntime>=1.20", "openvino": "openvino>=2025.2"}
 SELFTEST_SECONDS = 300
 
 
 def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Parity | None:
-    """Write the folder of a bundle that holds a graph (a runtime of GRAPHS), and return its certificate of parity.
+    """Write the folder of a bundle whose runtime has a `deployment` in its row, and return its certificate of parity.
 
     data: images for goldens and certificate, as for `train`; None: generated ones. An int8 form's certificate is then
     the one that it came with. The folder must pass its own self-test; what does not is not left on disk.
@@ -67,7 +60,7 @@ def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir:
     not write.
     """
     info = bundle.info
-    for name in GRAPHS[info.runtime]:
+    for name in RUNTIMES[info.runtime].graph_files:
         graph_file(bundle, name, info.runtime)
     doing("comparing it with PyTorch")
     cpu = torch.device("cpu")
@@ -87,7 +80,7 @@ def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir:
     )
     check_folder(out, inputs=[bundle.folder])
     with atomic_folder(out, check=functools.partial(own_folder, shown=out)) as folder:
-        tensors = copy_labelled(bundle, folder)
+        tensors = exporter_of(info.runtime).copy_labelled(bundle, folder)
         write_goldens(
             folder / "golden",
             goldens,
@@ -98,7 +91,7 @@ def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir:
             where=_where(info.runtime),
         )
         copy_decoder(folder)
-        for name in (*PROGRAMS, *(EXAMPLES if info.runtime == "onnx" else ())):
+        for name in (*PROGRAMS, *_deployment(info.runtime).examples):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(TEMPLATES / name, folder / name)
         (folder / "classes.txt").write_text("".join(f"{_one_line(name)}\n" for name in info.classes), "utf-8")
@@ -125,7 +118,8 @@ def copy_decoder(folder: Path) -> None:
 
 def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], tensors: tuple[str, str]) -> None:
     info, size, channels = bundle.info, bundle.preprocess.size, bundle.preprocess.channels
-    names = [*GRAPHS[info.runtime], *PROGRAMS, "classes.txt", "requirements.txt"]
+    row = RUNTIMES[info.runtime]
+    names = [*row.graph_files, *PROGRAMS, "classes.txt", "requirements.txt"]
     names += [f"{DECODER}/{path.name}" for path in sorted((folder / DECODER).iterdir())]
     names += [f"golden/{path.name}" for path in sorted((folder / "golden").iterdir())]
     told = to_dict(info)
@@ -137,8 +131,7 @@ def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], t
         "preprocess": told["preprocess"],
         "runtime": info.runtime,
         "precision": info.precision,
-        # left to itself OpenVINO takes bf16 where the processor has it
-        "settings": {"INFERENCE_PRECISION_HINT": HINTS[info.precision]} if info.runtime == "openvino" else {},
+        "settings": dict(row.settings.get(info.precision, {})),
         "input": {"name": tensors[0], "dtype": "uint8", "shape": ["N", size, size, channels]},
         "output": {"name": tensors[1], "dtype": "float32", "shape": ["N", len(info.classes)]},
         "metrics": told["metrics"],
@@ -147,7 +140,7 @@ def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], t
         "made_with": {"vivace": metadata.version("vivace"), **_where(info.runtime)},
         "files": _facts(folder, names),
         # there to be changed: the folder's own test does not ask for them, and a changed one is not replaced
-        "editable": _facts(folder, ["README.md", *(EXAMPLES if info.runtime == "onnx" else ())]),
+        "editable": _facts(folder, ["README.md", *_deployment(info.runtime).examples]),
     }
     write_json(folder / MANIFEST, seal(manifest))
 
@@ -157,17 +150,23 @@ def _facts(folder: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _where(runtime: str) -> dict[str, str]:
-    library = REQUIREMENTS[runtime].partition(">")[0]
-    versions = {name: metadata.version(name) for name in (library, "numpy", "pillow")}
+    versions = {name: metadata.version(name) for name in (RUNTIMES[runtime].library, "numpy", "pillow")}
     return {"cpu": cpu_name(), "python": platform.python_version(), **versions}
 
 
+def _deployment(runtime: str) -> Deployment:
+    found = RUNTIMES[runtime].deployment
+    assert found is not None
+    return found
+
+
 def _requirements(runtime: str) -> str:
+    # older ones read neither the graph nor, of Pillow, every image as training did
     return (
         "# Python 3.11 or newer\n"
         "numpy>=2.0\n"
         "pillow>=11.0\n"
-        f"{REQUIREMENTS[runtime]}\n"
+        f"{RUNTIMES[runtime].library}>={_deployment(runtime).least_version}\n"
         "# plain JPEGs in less time, with the same pixels: taken where it is installed\n"
         "# simplejpeg>=1.8\n"
         "# HEIC\n"
@@ -195,7 +194,7 @@ def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) 
     origin = "images of the data set: pass the folder on only if you may pass them on"
     if goldens[0].label is None:
         origin = "generated, since no data was given when the folder was made"
-    names = ["README.md", *(["README-examples.md"] if info.runtime == "onnx" else [])]
+    names = ["README.md", *_deployment(info.runtime).readmes]
     text = "\n".join((TEMPLATES / name).read_text("utf-8") for name in names)
     size, channels = info.preprocess.size, info.preprocess.channels
     return string.Template(text).substitute(
@@ -203,8 +202,8 @@ def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) 
         classes=len(info.classes),
         size=size,
         channels=channels,
-        graph=GRAPHS[info.runtime][0],
-        runtime={"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[info.runtime],
+        graph=RUNTIMES[info.runtime].graph_files[0],
+        runtime=RUNTIMES[info.runtime].label,
         precision=info.precision,
         accuracy=accuracy,
         agreement=agreement,

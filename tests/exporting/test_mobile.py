@@ -15,12 +15,12 @@ import torch
 from making import make_bundle, pixels
 from vivace.bundle import Bundle
 from vivace.errors import MissingExtra, ParityError
-from vivace.exporting import edge
+from vivace.exporting import executorch, litert, mobile
 from vivace.exporting.export import export
 from vivace.files import sha256_of
-from vivace.runtimes import load_runtime
+from vivace.runtimes.loading import load_runtime
 
-LOADERS = {"executorch": edge.load_executorch, "litert": edge.load_litert}
+LOADERS = {"executorch": executorch.load_file, "litert": litert.load_file}
 INSTALLED = {"executorch": find_spec("executorch"), "litert": find_spec("litert_torch")}
 TARGETS = [
     pytest.param(name, marks=pytest.mark.skipif(found is None, reason=f"{name} is not installed here"))
@@ -63,7 +63,7 @@ def test_the_file_answers_as_pytorch(tmp_path: Path, target: str, name: str, opt
 def test_what_disagrees_is_not_left_on_disk(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    deployed_graph = edge.deployed_graph
+    deployed_graph = mobile.deployed_graph
 
     def wrong(bundle: Bundle) -> Any:
         graph, example = deployed_graph(bundle)
@@ -71,7 +71,7 @@ def test_what_disagrees_is_not_left_on_disk(
             graph.model.head.weight.mul_(1.1)  # type: ignore[operator, union-attr]
         return graph, example
 
-    monkeypatch.setattr(edge, "deployed_graph", wrong)
+    monkeypatch.setattr(mobile, "deployed_graph", wrong)
     with pytest.raises(ParityError, match=rf"{target} does not agree with PyTorch"):
         export(bundle, target, tmp_path / "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]

@@ -1,0 +1,105 @@
+"""The graph of a bundle for OpenVINO."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vivace.bundle import Bundle
+from vivace.errors import ExportError, MissingExtra
+from vivace.exporting import onnx
+from vivace.exporting.export_errors import exporting
+from vivace.exporting.graphs import traced
+from vivace.exporting.labels import DESCRIBED, NAMESPACE, description
+from vivace.runtimes.loading import Classifier
+from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
+from vivace.runtimes.openvino import GRAPH, WEIGHTS, classifier_of, library, read_graph
+from vivace.runtimes.quiet import quiet
+from vivace.runtimes.table import INPUT, OUTPUT
+from vivace.scratch import scratch_folder
+
+__all__ = ["copy_labelled", "load_file", "write_file", "write_graph"]
+
+
+def write_graph(bundle: Bundle, folder: Path) -> None:
+    """Write the files of an OpenVINO graph, only its batch open. Raises MissingExtra, ExportError.
+
+    What OpenVINO can't read of a PyTorch program, such as positions that are interpolated, it may read of ONNX.
+    """
+    openvino = library("an export to OpenVINO")
+    try:
+        with quiet(), exporting("openvino"):
+            model = openvino.convert_model(traced(bundle))
+    except ExportError as error:
+        model = _by_onnx(bundle, openvino, error)
+    with quiet(), exporting("openvino"):
+        # the converter leaves every side open, and of open sides OpenVINO fuses less
+        side = bundle.preprocess.size
+        model.reshape([-1, side, side, bundle.preprocess.channels])
+        _label(model, bundle)
+        # float32 as the weights are: a smaller file is a step of its own, with its own check
+        openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
+
+
+def _by_onnx(bundle: Bundle, openvino: Any, first: ExportError) -> Any:
+    """OpenVINO's model of the bundle as ONNX. Raises `first`, which tells more, where that way is closed too."""
+    try:
+        with scratch_folder("export") as folder, quiet(), exporting("openvino"):
+            onnx.write_graph(bundle, folder)
+            return openvino.convert_model(str(folder / ONNX_GRAPH))
+    except (ExportError, MissingExtra):
+        raise first from None
+
+
+def write_file(bundle: Bundle, path: Path) -> None:
+    """Write the graph to `path`, as `write_graph` does, and its weights beside it."""
+    write_graph(bundle, path.parent)
+
+
+def load_file(path: Path) -> Classifier:
+    """What OpenVINO computes from a file and the .bin beside it. Raises BundleError, MissingExtra."""
+    return classifier_of(path, path.with_suffix(".bin"), "fp32")
+
+
+def copy_labelled(bundle: Bundle, folder: Path) -> tuple[str, str]:
+    """Copy the graph of a bundle into `folder`, with its description; the names of input and output in the copy."""
+    names = (GRAPH, WEIGHTS)
+    model = read_graph(*(bundle.folder / name for name in names))
+    if (model.input().names, model.output().names, _described(model)) == ({INPUT}, {OUTPUT}, description(bundle)):
+        for name in names:
+            shutil.copyfile(bundle.folder / name, folder / name)
+    else:
+        _label(model, bundle)
+        library().save_model(model, folder / GRAPH, compress_to_fp16=False)
+    written = read_graph(*(folder / name for name in names))
+    return written.input().any_name, written.output().any_name
+
+
+def _described(model: Any) -> dict[str, str]:
+    return {
+        key: str(model.get_rt_info([NAMESPACE, key]).astype(str))
+        for key in DESCRIBED
+        if model.has_rt_info([NAMESPACE, key])
+    }
+
+
+def _label(model: Any, bundle: Bundle) -> None:
+    """Set the description and the names of the tensors of an openvino.Model, in place."""
+    _name_tensors(model)
+    for key, value in description(bundle).items():
+        model.set_rt_info(value, [NAMESPACE, key])
+
+
+def _name_tensors(model: Any) -> None:
+    """Give the input and the output of an openvino.Model the names that graphs of ONNX have, in place.
+
+    Raises ExportError if it has several.
+    """
+    if (len(model.inputs), len(model.outputs)) != (1, 1):
+        raise ExportError(
+            f"the graph has {len(model.inputs)} inputs and {len(model.outputs)} outputs, not one of each."
+        )
+    for value, name in ((model.input(), INPUT), (model.output(), OUTPUT)):
+        value.get_tensor().set_names({name})
+        value.get_node().set_friendly_name(name)
