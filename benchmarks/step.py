@@ -37,10 +37,11 @@ from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model, forward_flops, head_parameters
 from vivace.optim.optimizers import create_optimizer
 from vivace.statistics.intervals import paired_ratio
+from vivace.training.execution import ExecutionConfig, own_kernels
 from vivace.training.recipe import Recipe
 from vivace.training.recipes import DataFacts, resolve_recipe
 from vivace.training.state import TrainState
-from vivace.training.step import Setup, Stepper, own_kernels
+from vivace.training.step import Stepper
 
 KINDS = (
     ("convolution", "convolutions"),
@@ -70,7 +71,7 @@ class Clock(TorchDispatchMode):
 
 
 def make_stepper(
-    recipe: Recipe, setup: Setup, *, size: int, num_classes: int, device: torch.device
+    recipe: Recipe, setup: ExecutionConfig, *, size: int, num_classes: int, device: torch.device
 ) -> tuple[Stepper, Batch, nn.Module]:
     """A stepper on random images, as a run of the recipe would have it."""
     torch.manual_seed(0)
@@ -101,7 +102,7 @@ def make_stepper(
     return stepper, Batch(images, labels, torch.arange(recipe.batch_size, device=device)), model
 
 
-def convolutions_alone(model: nn.Module, images: Tensor, setup: Setup) -> Callable[[], None]:
+def convolutions_alone(model: nn.Module, images: Tensor, setup: ExecutionConfig) -> Callable[[], None]:
     """A function that runs each convolution of the network by itself: its work in a step, on tensors of such shapes."""
     calls: list[tuple[nn.Conv2d, Tensor, Tensor, bool]] = []
 
@@ -182,7 +183,7 @@ def main() -> None:
         num_images=args.images, num_classes=args.num_classes, channels=3, side=args.size, seconds=args.seconds
     )
     recipe = resolve_recipe(args.recipe, facts)
-    setup = Setup(
+    setup = ExecutionConfig(
         precision=args.precision,
         threads=num_cpus(),
         tile_gradients=not args.no_tiles and args.device == "cpu",

@@ -12,8 +12,8 @@ from pathlib import Path
 
 __all__ = ["at_most_cpus", "forked_with", "limit_threads", "num_cpus", "set_threads", "use_processors"]
 
-# libraries imported before a fork. Some have thread pools: a fork does not copy the threads, so that a child that uses the
-# pool waits forever
+# libraries imported before a fork. Some have thread pools: a fork does not copy the threads, so that a child that uses
+# the pool waits forever
 _left_behind: set[str] = set()
 
 _most: ContextVar[int | None] = ContextVar("most", default=None)

@@ -17,7 +17,7 @@ from vivace.kernels.norms import FusedSequential
 from vivace.kernels.winograd import Winograd
 from vivace.kernels.winograd_convolutions import WinogradConvolutions
 from vivace.models.zoo import create_model
-from vivace.training.step import Setup, own_kernels
+from vivace.training.execution import ExecutionConfig, own_kernels
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_pooling_behind_it_is_done_with_it_and_learns_alike(calls: list[str], tm
     )
     images, outer = torch.randn(64, 32, 9, 10).bfloat16(), torch.randn(64, 48, 4, 5)
 
-    def run(setup: Setup, *, watched: bool = False) -> list[Tensor]:
+    def run(setup: ExecutionConfig, *, watched: bool = False) -> list[Tensor]:
         x = images.float().requires_grad_()
         layers.zero_grad()
         hook = layers[0].register_forward_hook(lambda *_: None) if watched else None
@@ -100,9 +100,9 @@ def test_pooling_behind_it_is_done_with_it_and_learns_alike(calls: list[str], tm
         assert x.grad is not None
         return [out.detach(), x.grad, *(p.grad.clone() for p in layers.parameters() if p.grad is not None)]
 
-    wanted = run(Setup(precision="bf16", fuse_norms=True))
+    wanted = run(ExecutionConfig(precision="bf16", fuse_norms=True))
     assert not calls
-    found = run(Setup(precision="bf16", fuse_norms=True, winograd=True))
+    found = run(ExecutionConfig(precision="bf16", fuse_norms=True, winograd=True))
     assert calls == ["convolve_and_pool", "input_gradient", "weight_gradient"]
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == other.dtype
@@ -110,14 +110,14 @@ def test_pooling_behind_it_is_done_with_it_and_learns_alike(calls: list[str], tm
         assert close(one, other, 0.15)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         layers.eval()
-        with own_kernels(Setup(precision="bf16", fuse_norms=True, winograd=True), tmp_path):
+        with own_kernels(ExecutionConfig(precision="bf16", fuse_norms=True, winograd=True), tmp_path):
             evaluated = layers(images)
         assert close(evaluated, layers(images))
     layers.train()
     # without fused norms, or where somebody looks at the convolution, one after the other
     for setup, watched in (
-        (Setup(precision="bf16", winograd=True), False),
-        (Setup(precision="bf16", fuse_norms=True, winograd=True), True),
+        (ExecutionConfig(precision="bf16", winograd=True), False),
+        (ExecutionConfig(precision="bf16", fuse_norms=True, winograd=True), True),
     ):
         del calls[:]
         run(setup, watched=watched)
@@ -181,16 +181,16 @@ def test_a_network_of_ours_takes_a_step_with_them(calls: list[str], tmp_path: Pa
     model = create_model("fast_cnn", 10, in_channels=3, size=32, widths=[32, 64], depth=2).train()
     images, labels = torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,))
 
-    def gradients(setup: Setup) -> list[Tensor]:
+    def gradients(setup: ExecutionConfig) -> list[Tensor]:
         model.zero_grad()
         with autocast(torch.device("cpu"), setup.precision), own_kernels(setup, tmp_path):
             loss = nn.functional.cross_entropy(model(images).float(), labels)
         loss.backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-    exact, in_bf16 = gradients(Setup()), gradients(Setup(precision="bf16"))
+    exact, in_bf16 = gradients(ExecutionConfig()), gradients(ExecutionConfig(precision="bf16"))
     assert not calls
-    found = gradients(Setup(precision="bf16", winograd=True))
+    found = gradients(ExecutionConfig(precision="bf16", winograd=True))
     # four convolutions in groups, none of them the first of the network
     assert sorted(calls) == ["convolve"] * 4 + ["input_gradient"] * 4 + ["weight_gradient"] * 4
     likeness = lambda one, other: float(nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0))  # noqa: E731
@@ -198,9 +198,9 @@ def test_a_network_of_ours_takes_a_step_with_them(calls: list[str], tmp_path: Pa
         # bf16 itself turns these gradients, by 0.98, as maxima change places
         assert likeness(one, wanted) > likeness(low, wanted) - 0.03
     del calls[:]
-    gradients(Setup(precision="bf16", winograd=True, fuse_norms=True))
+    gradients(ExecutionConfig(precision="bf16", winograd=True, fuse_norms=True))
     both = ["convolve", "convolve_and_pool"] * 2 + ["input_gradient"] * 4 + ["weight_gradient"] * 4
     assert sorted(calls) == sorted(both)
     del calls[:]
-    gradients(Setup(precision="bf16", winograd=True, compile=True))
+    gradients(ExecutionConfig(precision="bf16", winograd=True, compile=True))
     assert not calls, "a compiled network has kernels of its own"

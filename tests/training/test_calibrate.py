@@ -22,9 +22,9 @@ from vivace.metrics.summary import evaluate_probs
 from vivace.models.normalize import Normalize
 from vivace.training import session as build
 from vivace.training.calibrate import MIN_IMAGES, calibrated
+from vivace.training.execution import ExecutionConfig
 from vivace.training.result import TrainResult
 from vivace.training.session import Session
-from vivace.training.step import Setup
 
 
 class Squashed(nn.Module):
@@ -125,7 +125,7 @@ def test_the_temperature_is_that_of_the_weights_in_the_bundle(
     calibrate, said = Session.calibrated, []
     monkeypatch.setattr(build, "calibrated", lambda model, logits, *_: (said.append(logits), (model, None))[1])
 
-    def compared(session: Session, model: nn.Module, setup: Setup) -> tuple[nn.Module, float | None]:
+    def compared(session: Session, model: nn.Module, setup: ExecutionConfig) -> tuple[nn.Module, float | None]:
         found = calibrate(session, model, setup)
         fresh, _ = session._split_logits(model, setup, "val")
         said.append(fresh)

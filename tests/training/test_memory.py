@@ -18,9 +18,10 @@ from vivace.data.loader import Batch
 from vivace.errors import ConfigError, OutOfMemoryError
 from vivace.models.config import ModelConfig
 from vivace.models.normalize import Normalize
+from vivace.training.execution import ExecutionConfig
 from vivace.training.result import TrainResult
 from vivace.training.state import TrainState
-from vivace.training.step import Setup, Stepper
+from vivace.training.step import Stepper
 
 RunTiny = Callable[..., TrainResult]
 
@@ -60,7 +61,7 @@ def make_stepper(model: nn.Module, messages: list[str], device: torch.device = C
     )
     return Stepper(
         state,
-        Setup(**options),
+        ExecutionConfig(**options),
         loss=nn.functional.cross_entropy,
         normalize=Normalize((0.5,) * 3, (0.25,) * 3).to(device),
         augment=Augment(AugmentConfig(flip="random"), size=128 if device.type == "cuda" else 8, num_classes=4, seed=0),

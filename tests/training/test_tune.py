@@ -17,12 +17,13 @@ from same_weights import assert_same_weights
 from vivace import measure
 from vivace.files import write_json
 from vivace.measure import Comparison
+from vivace.training import execution
 from vivace.training import run as session_module
 from vivace.training import tune as tune_module
+from vivace.training.execution import ExecutionConfig, trial_batch_size
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
-from vivace.training.step import Setup
-from vivace.training.tune import Receipt, Trial, plain_setup, receipt_path, stored_receipt, trial_batch_size, tune
+from vivace.training.tune import Receipt, Trial, plain_setup, receipt_path, stored_receipt, tune
 
 RunTiny = Callable[..., TrainResult]
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ def always_says(result: Comparison, monkeypatch: pytest.MonkeyPatch) -> list[int
     return asked
 
 
-def sleeper(milliseconds: Callable[[Setup], float]) -> Callable[[Setup], Callable[[], object]]:
+def sleeper(milliseconds: Callable[[ExecutionConfig], float]) -> Callable[[ExecutionConfig], Callable[[], object]]:
     """make_step for steps that take so long for a setup."""
     return lambda setup: lambda: CLOCK.sleep(milliseconds(setup) / 1e3)
 
@@ -80,7 +81,7 @@ def names_kept(receipt: Receipt) -> dict[str, bool]:
 
 
 def test_what_is_faster_is_kept_and_measured_against_the_best_so_far() -> None:
-    def cost(setup: Setup) -> float:
+    def cost(setup: ExecutionConfig) -> float:
         return 30.0 / (2 if setup.precision == "bf16" else 1) / (1.5 if setup.channels_last else 1)
 
     receipt = tune(RECIPE, sleeper(cost), device=CPU, expected_steps=10_000)
@@ -94,7 +95,7 @@ def test_what_is_faster_is_kept_and_measured_against_the_best_so_far() -> None:
 
 
 def test_what_is_slower_is_left_off() -> None:
-    def cost(setup: Setup) -> float:
+    def cost(setup: ExecutionConfig) -> float:
         return 6.0 * (1.5 if setup.precision == "bf16" else 1) * (1.3 if setup.channels_last else 1)
 
     receipt = tune(RECIPE, sleeper(cost), device=CPU, expected_steps=10_000)
@@ -103,7 +104,7 @@ def test_what_is_slower_is_left_off() -> None:
 
 
 def test_what_pays_only_alone_is_kept_alone() -> None:
-    def cost(setup: Setup) -> float:
+    def cost(setup: ExecutionConfig) -> float:
         return 12.0 / (2 if setup.precision == "bf16" else 1) * (3 if setup.channels_last else 1)
 
     receipt = tune(RECIPE, sleeper(cost), device=CPU, expected_steps=10_000)
@@ -127,7 +128,7 @@ def test_a_gain_too_small_for_four_pairs_to_tell_is_left_off(monkeypatch: pytest
 
 
 def test_a_candidate_that_fails_is_told_and_costs_only_itself() -> None:
-    def make_step(setup: Setup) -> Callable[[], object]:
+    def make_step(setup: ExecutionConfig) -> Callable[[], object]:
         def step() -> None:
             CLOCK.sleep(0.006)
             if setup.precision == "bf16":
@@ -142,7 +143,7 @@ def test_a_candidate_that_fails_is_told_and_costs_only_itself() -> None:
 
 
 def test_a_candidate_that_fails_only_later_is_told_as_well() -> None:
-    def make_step(setup: Setup) -> Callable[[], object]:
+    def make_step(setup: ExecutionConfig) -> Callable[[], object]:
         calls = iter(range(100))
 
         def step() -> None:
@@ -159,7 +160,7 @@ def test_a_candidate_that_fails_only_later_is_told_as_well() -> None:
 
 
 def test_an_interrupt_is_no_failure_of_a_candidate() -> None:
-    def make_step(setup: Setup) -> Callable[[], object]:
+    def make_step(setup: ExecutionConfig) -> Callable[[], object]:
         def step() -> None:
             if setup.channels_last:
                 raise KeyboardInterrupt
@@ -171,13 +172,13 @@ def test_an_interrupt_is_no_failure_of_a_candidate() -> None:
 
 
 def test_what_the_recipe_fixes_is_not_tried() -> None:
-    def make_step(setup: Setup) -> Callable[[], object]:
+    def make_step(setup: ExecutionConfig) -> Callable[[], object]:
         raise AssertionError("a step was made")
 
     fixed = dataclasses.replace(RECIPE, precision="fp32", channels_last=True, compile=False)
     receipt = tune(fixed, make_step, device=CPU, expected_steps=10_000)
     assert receipt.trials == ()
-    assert receipt.setup == Setup(precision="fp32", channels_last=True, threads=1)
+    assert receipt.setup == ExecutionConfig(precision="fp32", channels_last=True, threads=1)
     halved = dataclasses.replace(RECIPE, channels_last=True)
     receipt = tune(halved, sleeper(lambda setup: 1.0), device=CPU, expected_steps=10_000)
     assert names_kept(receipt).keys() == {"bf16"}
@@ -185,20 +186,20 @@ def test_what_the_recipe_fixes_is_not_tried() -> None:
 
 
 def test_every_kind_of_candidate_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune_module, "COMPILE_MIN_SECONDS", {"cpu": 0.0})
+    monkeypatch.setattr(execution, "COMPILE_MIN_SECONDS", {"cpu": 0.0})
     monkeypatch.setattr(tune_module, "num_cpus", lambda: 4)
     recipe = Recipe(batch_size=2048)
     assert trial_batch_size(recipe) == 256
-    tried: list[Setup] = []
+    tried: list[ExecutionConfig] = []
 
-    def make_step(setup: Setup) -> Callable[[], object]:
+    def make_step(setup: ExecutionConfig) -> Callable[[], object]:
         tried.append(setup)
         return lambda: CLOCK.sleep(0.001)
 
     receipt = tune(recipe, make_step, device=CPU, expected_steps=10_000)
     names = ["bf16, channels_last", "bf16", "channels_last", "2 threads", "micro-batches of 128", "compile"]
     assert list(names_kept(receipt)) == names
-    assert tried[0] == Setup(threads=4)
+    assert tried[0] == ExecutionConfig(threads=4)
     assert [setup.threads for setup in tried].count(2) >= 1
 
 
@@ -212,7 +213,7 @@ def test_a_run_too_short_to_earn_a_trial_back_is_not_tried() -> None:
 def test_a_trial_takes_no_more_than_its_share_of_the_run(milliseconds: float) -> None:
     taken = 0
 
-    def make_step(setup: Setup) -> Callable[[], object]:
+    def make_step(setup: ExecutionConfig) -> Callable[[], object]:
         def step() -> None:
             nonlocal taken
             taken += 1
@@ -236,7 +237,7 @@ def test_a_trial_takes_no_more_than_its_share_of_the_run(milliseconds: float) ->
 def test_what_the_first_step_of_a_process_costs_leaves_no_candidate_out() -> None:
     first = True
 
-    def make_step(setup: Setup) -> Callable[[], object]:
+    def make_step(setup: ExecutionConfig) -> Callable[[], object]:
         def step() -> None:
             nonlocal first
             CLOCK.sleep(0.5 if first else 0.002 if setup.precision == "bf16" else 0.004)
@@ -266,7 +267,7 @@ def test_a_trial_whose_steps_turn_out_slow_is_cut_off(
 ) -> None:
     began, taken = CLOCK.now, 0
 
-    def make_step(setup: Setup) -> Callable[[], object]:
+    def make_step(setup: ExecutionConfig) -> Callable[[], object]:
         def step() -> None:
             nonlocal taken
             taken += 1
@@ -302,7 +303,7 @@ def test_a_first_step_that_takes_the_trial_s_whole_share_is_the_last() -> None:
 
 
 def test_a_trial_that_is_cut_off_keeps_what_was_decided() -> None:
-    def make_step(setup: Setup) -> Callable[[], object]:
+    def make_step(setup: ExecutionConfig) -> Callable[[], object]:
         seconds = {("fp32", False): 0.2, ("bf16", True): 0.1}.get((setup.precision, setup.channels_last), 30.0)
         slow = setup.tile_gradients or setup.fuse_norms
         return lambda: CLOCK.sleep(30.0 if slow else seconds)
@@ -314,7 +315,7 @@ def test_a_trial_that_is_cut_off_keeps_what_was_decided() -> None:
 
 @pytest.mark.parametrize(("field", "name"), [("tile_gradients", "tiled gradients"), ("fuse_norms", "fused norms")])
 def test_kernels_for_bf16_are_tried_where_it_was_kept_and_only_there(field: str, name: str) -> None:
-    def cost(setup: Setup) -> float:
+    def cost(setup: ExecutionConfig) -> float:
         return 10.0 / (2 if setup.precision == "bf16" else 1) / (1.5 if getattr(setup, field) else 1)
 
     receipt = tune(RECIPE, sleeper(cost), device=CPU, expected_steps=10_000)
@@ -343,10 +344,10 @@ def test_winograd_is_tried_where_the_machine_has_it_and_takes_the_place_of_tiles
 
 
 def test_compiling_must_save_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune_module, "COMPILE_MIN_SECONDS", {"cpu": 0.0})
+    monkeypatch.setattr(execution, "COMPILE_MIN_SECONDS", {"cpu": 0.0})
     recipe = dataclasses.replace(RECIPE, precision="fp32", channels_last=False)
 
-    def make_step(setup: Setup) -> Callable[[], object]:
+    def make_step(setup: ExecutionConfig) -> Callable[[], object]:
         first = True
 
         def step() -> None:
@@ -381,12 +382,12 @@ def test_a_run_too_short_for_a_compiler_does_not_try_it() -> None:
 def test_the_summary_tells_the_setup_and_what_it_gained() -> None:
     kept = Trial(name="bf16", ratio=2.0, ratio_low=1.8, ratio_high=2.2, num_pairs=4, kept=True)
     lost = dataclasses.replace(kept, name="channels_last", ratio=0.5, kept=False)
-    setup = Setup(precision="bf16", threads=2, micro_batch_size=128)
+    setup = ExecutionConfig(precision="bf16", threads=2, micro_batch_size=128)
     receipt = Receipt(setup=setup, trials=(kept, lost), seconds=1.25)
     assert receipt.summary() == (
         "bf16, contiguous, eager, 2 threads, micro-batches of 128 (2.00 × plain fp32 eager; measured, 1.2 s)"
     )
-    off = Receipt(setup=Setup(channels_last=True, compile=True), source="off")
+    off = Receipt(setup=ExecutionConfig(channels_last=True, compile=True), source="off")
     assert off.summary() == "fp32, channels_last, compiled, 1 threads (not measured; off, 0.0 s)"
 
 

@@ -13,8 +13,8 @@ from torch import nn
 import vivace
 from vivace.models.normalize import Normalize
 from vivace.training import validation
+from vivace.training.execution import ExecutionConfig
 from vivace.training.result import TrainResult
-from vivace.training.step import Setup
 from vivace.training.validation import central_view, eval_batch_size, split_logits
 
 CPU = torch.device("cpu")
@@ -30,7 +30,15 @@ def test_validation_is_the_plain_loop_over_images_the_partial_batch_included(cou
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4), nn.Dropout(0.5)).train()
     normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     logits, found = split_logits(
-        model, images, labels, size=8, normalize=normalize, setup=Setup(), device=CPU, batch_size=4, indices=indices
+        model,
+        images,
+        labels,
+        size=8,
+        normalize=normalize,
+        setup=ExecutionConfig(),
+        device=CPU,
+        batch_size=4,
+        indices=indices,
     )
     assert found.tolist() == labels[indices].tolist()
     model.eval()
@@ -63,7 +71,7 @@ def test_large_images_are_passed_in_smaller_batches(monkeypatch: pytest.MonkeyPa
         np.zeros(7, np.int64),
         size=8,
         normalize=Normalize((0.5,) * 3, (0.25,) * 3),
-        setup=Setup(),
+        setup=ExecutionConfig(),
         device=CPU,
     )
     assert counts == [3, 3, 1]

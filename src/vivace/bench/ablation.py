@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vivace.config import from_yaml, to_dict
 from vivace.errors import ConfigError, nearest
 from vivace.statistics.intervals import paired_gain, paired_ratio
+from vivace.training.execution import AUTO, OPTIONS, Ablation, ExecutionOption
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
 from vivace.training.train import train
@@ -45,30 +46,18 @@ def _uses_fewer_steps(recipe: Recipe) -> bool:
 MUON_STEPS, USUAL_STEPS = 3, 5
 
 
+def _of_execution(option: ExecutionOption, ablation: Ablation) -> Technique:
+    """The technique of an option of how a step is computed."""
+    return Technique(
+        ablation.name,
+        ablation.about,
+        lambda recipe: getattr(recipe, option.field) not in (option.plain, AUTO),
+        {option.field: option.plain},
+    )
+
+
 TECHNIQUES = (
-    Technique(
-        "low precision", "bf16 or fp16 for fp32", lambda r: r.precision in ("bf16", "fp16"), {"precision": "fp32"}
-    ),
-    Technique(
-        "tiled gradients",
-        "weight gradients of 3×3 convolutions from tiles that hold many images",
-        lambda r: r.tile_gradients is True,
-        {"tile_gradients": False},
-    ),
-    Technique(
-        "Winograd convolutions",
-        "3×3 convolutions by minimal filtering: fewer products",
-        lambda r: r.winograd is True,
-        {"winograd": False},
-    ),
-    Technique(
-        "fused norms",
-        "pooling, batch norm and activation as one kernel",
-        lambda r: r.fuse_norms is True,
-        {"fuse_norms": False},
-    ),
-    Technique("channels_last", "memory format", lambda r: r.channels_last is True, {"channels_last": False}),
-    Technique("compile", "torch.compile for eager", lambda r: r.compile is True, {"compile": False}),
+    *(_of_execution(option, option.ablation) for option in OPTIONS if option.ablation is not None),
     Technique(
         "growing images",
         "small images at the start of training",

@@ -21,12 +21,12 @@ from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import complete_arguments
 from vivace.notices import recorded_warnings, warn
 from vivace.training.engine import Engine
+from vivace.training.execution import ExecutionConfig, without_own_kernels
 from vivace.training.outcome import Outcome, outcome_warnings
 from vivace.training.plan import Budget
 from vivace.training.result import TrainResult
 from vivace.training.runfolder import RunFolder
 from vivace.training.session import Session
-from vivace.training.step import Setup, without_own_kernels
 
 __all__ = ["finish", "record_of"]
 
@@ -39,7 +39,7 @@ def record_of(facts: dict[str, Any], budget: Budget) -> dict[str, Any]:
 def finish(
     session: Session,
     engine: Engine,
-    setup: Setup,
+    setup: ExecutionConfig,
     folder: RunFolder,
     facts: dict[str, Any],
     budget: Budget,
@@ -104,7 +104,7 @@ def finish(
     return result
 
 
-def _metrics(session: Session, model: nn.Module, setup: Setup) -> dict[str, Any]:
+def _metrics(session: Session, model: nn.Module, setup: ExecutionConfig) -> dict[str, Any]:
     """The metrics of the bundle on the validation split and, if there is one, on the test split."""
     metrics = {}
     setup = without_own_kernels(setup)

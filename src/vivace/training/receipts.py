@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vivace.training.step import Setup
+from vivace.training.execution import ExecutionConfig, summary_of
 
 __all__ = ["Receipt", "Trial"]
 
@@ -28,7 +28,7 @@ class Trial:
 class Receipt:
     """The candidates, their results, and the fastest setup."""
 
-    setup: Setup
+    setup: ExecutionConfig
     trials: tuple[Trial, ...] = ()
     seconds: float = 0.0
     """Duration of the trial."""
@@ -38,20 +38,9 @@ class Receipt:
 
     def summary(self) -> str:
         """One line for people."""
-        setup = self.setup
-        parts = [setup.precision, "channels_last" if setup.channels_last else "contiguous"]
-        parts += ["compiled" if setup.compile else "eager", f"{setup.threads} threads"]
-        if setup.tile_gradients:
-            parts.append("tiled gradients")
-        if setup.winograd:
-            parts.append("Winograd convolutions")
-        if setup.fuse_norms:
-            parts.append("fused norms")
-        if setup.micro_batch_size:
-            parts.append(f"micro-batches of {setup.micro_batch_size}")
         gain = 1.0
         for trial in self.trials:
             gain *= trial.ratio if trial.kept else 1.0
         how = f"{gain:.2f} × plain fp32 eager" if self.trials else "not measured"
         cut = ", cut off: it may take a fifth of the run" if self.cut_off else ""
-        return f"{', '.join(parts)} ({how}; {self.source}, {self.seconds:.1f} s{cut})"
+        return f"{', '.join(summary_of(self.setup))} ({how}; {self.source}, {self.seconds:.1f} s{cut})"

@@ -10,6 +10,7 @@ from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
+from vivace.training.execution import PRECISIONS, switches
 
 __all__ = ["DistillConfig", "HardExamplesConfig", "LossConfig", "Recipe"]
 
@@ -137,11 +138,11 @@ class Recipe:
         check_range("head_epochs", self.head_epochs, 0, self.epochs)
         for share in self.freeze_after:
             check_range("freeze_after", share, 0.0, 1.0, open_low=True)
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_choice("precision", self.precision, ("auto", *PRECISIONS))
         check_range("validate_every", self.validate_every, 0.0, open_low=True)
         check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, open_low=True)
         check_range("seed", self.seed, 0, 2**32, open_high=True)
-        for name in ("channels_last", "compile", "tile_gradients", "winograd", "fuse_norms"):
+        for name in switches():
             # made in Python, no YAML reader has looked at it: "on" would count as off in silence
             if getattr(self, name) not in (True, False, "auto"):
                 raise ConfigError(f"{name} is unknown: got {getattr(self, name)!r}. Give True, False or 'auto'.")

@@ -22,6 +22,13 @@ from vivace.training.dispatch import Dispatcher
 from vivace.training.display import LiveDisplay
 from vivace.training.distill import Teacher
 from vivace.training.engine import Engine
+from vivace.training.execution import (
+    OPTIONS,
+    ExecutionConfig,
+    measured_fields,
+    trial_batch_size,
+    without_own_kernels,
+)
 from vivace.training.finish import finish, record_of
 from vivace.training.plan import Budget, Plan
 from vivace.training.recipe import Recipe
@@ -31,16 +38,13 @@ from vivace.training.runfolder import RunFolder, check_same_data
 from vivace.training.session import Session
 from vivace.training.state import TrainState
 from vivace.training.statistics import NUM_IMAGES_LAST
-from vivace.training.step import Setup, without_own_kernels
-from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt, trial_batch_size
+from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt
 from vivace.training.tune import tune as run_trial
 
 __all__ = ["run_training"]
 
 # time to write the bundle and exit; 0.2 to 0.6 s on a slow disk
 SAVE_SECONDS = 0.7
-# what a recipe may leave to the trial
-MEASURED = ("precision", "channels_last", "compile", "tile_gradients", "winograd", "fuse_norms", "threads")
 
 
 def run_training(
@@ -160,7 +164,7 @@ def _receipt(
         "batch": trial_batch_size(recipe),
         "augment": to_dict(recipe.augment),
         "optimizer": to_dict(recipe.optimizer),
-        "fixed": [getattr(recipe, name) for name in MEASURED],
+        "fixed": [getattr(recipe, name) for name in measured_fields()],
         "micro_batch": recipe.micro_batch_size,
         # whether compiling is worth its cost depends on the length of the run, to an order of magnitude
         "magnitude": round(math.log10(recipe.epochs * len(session.data.train_indices))),
@@ -176,8 +180,8 @@ def _receipt(
     )
 
 
-def _resolved(recipe: Recipe, setup: Setup) -> Recipe:
-    return dataclasses.replace(recipe, **{name: getattr(setup, name) for name in (*MEASURED, "micro_batch_size")})
+def _resolved(recipe: Recipe, setup: ExecutionConfig) -> Recipe:
+    return dataclasses.replace(recipe, **{option.field: getattr(setup, option.field) for option in OPTIONS})
 
 
 def _run_info(session: Session, engine: Engine, folder: RunFolder, facts: Mapping[str, Any], budget: Budget) -> RunInfo:
@@ -199,7 +203,7 @@ def _run_info(session: Session, engine: Engine, folder: RunFolder, facts: Mappin
 def _engine(
     session: Session,
     state: TrainState,
-    setup: Setup,
+    setup: ExecutionConfig,
     budget: Budget,
     folder: RunFolder,
     callbacks: Dispatcher,

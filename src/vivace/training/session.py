@@ -27,14 +27,14 @@ from vivace.optim.optimizers import create_optimizer
 from vivace.training.arrays import NUM_STATISTICS_IMAGES, TrainingData, sample
 from vivace.training.calibrate import calibrated
 from vivace.training.distill import Teacher, make_distillation
+from vivace.training.execution import ExecutionConfig, trial_batch_size
 from vivace.training.hard_examples import HardExamples
 from vivace.training.losses import make_loss, recipe_weights
 from vivace.training.recipe import Recipe
 from vivace.training.self_distillation import SelfDistillation
 from vivace.training.state import Ema, TrainState
 from vivace.training.statistics import NUM_IMAGES, NUM_IMAGES_LAST, estimate_statistics
-from vivace.training.step import Setup, Stepper, has_batch_norm
-from vivace.training.tune import trial_batch_size
+from vivace.training.step import Stepper, has_batch_norm
 from vivace.training.validation import Validation, eval_batch_size, split_logits
 
 __all__ = ["Session"]
@@ -162,13 +162,13 @@ class Session:
                 f"({str(error).splitlines()[0]}). Set a larger one, or augment.start_size=null."
             ) from None
 
-    def state(self, setup: Setup) -> TrainState:
+    def state(self, setup: ExecutionConfig) -> TrainState:
         """A new TrainState of the network, in the memory format of the setup."""
         if setup.channels_last:
             self.model.to(memory_format=torch.channels_last)
         return self._state_of(self.model, setup)
 
-    def _state_of(self, model: nn.Module, setup: Setup) -> TrainState:
+    def _state_of(self, model: nn.Module, setup: ExecutionConfig) -> TrainState:
         recipe = self.recipe
         layers = layer_groups(model) if recipe.optimizer.layer_decay else None
         generator = torch.Generator(self.device)
@@ -203,7 +203,9 @@ class Session:
             device=self.device,
         )
 
-    def stepper(self, state: TrainState, setup: Setup, on_message: Callable[[str], None] = lambda _: None) -> Stepper:
+    def stepper(
+        self, state: TrainState, setup: ExecutionConfig, on_message: Callable[[str], None] = lambda _: None
+    ) -> Stepper:
         """A Stepper on `state`."""
         return Stepper(
             state,
@@ -220,7 +222,7 @@ class Session:
             on_message=on_message,
         )
 
-    def trial_step(self, setup: Setup) -> Callable[[], object]:
+    def trial_step(self, setup: ExecutionConfig) -> Callable[[], object]:
         """A function that makes one training step on a copy of the network, for the measured trial."""
         model = copy.deepcopy(self.model).train()
         if setup.channels_last:
@@ -239,14 +241,14 @@ class Session:
 
         return step
 
-    def settler(self, setup: Setup) -> Callable[[nn.Module, bool], None] | None:
+    def settler(self, setup: ExecutionConfig) -> Callable[[nn.Module, bool], None] | None:
         """A function (network, whether it is the last time) that estimates batch-norm statistics anew, in place.
 
         None without batch norm.
         """
         return partial(self._settle, setup) if has_batch_norm(self.model) else None
 
-    def _settle(self, setup: Setup, model: nn.Module, last: bool) -> None:
+    def _settle(self, setup: ExecutionConfig, model: nn.Module, last: bool) -> None:
         count = NUM_IMAGES_LAST if last else NUM_IMAGES
         if self.recipe.data.balanced_sampling:
             # balanced batches as in training: other proportions have other statistics
@@ -260,17 +262,17 @@ class Session:
         with autocast(self.device, setup.precision):
             estimate_statistics(model, images_BCHW[order].tensor_split(-(-len(images_BCHW) // size)))
 
-    def validator(self, setup: Setup) -> Callable[[nn.Module], Validation]:
+    def validator(self, setup: ExecutionConfig) -> Callable[[nn.Module], Validation]:
         """A function that validates a network."""
         return partial(self._validate, setup)
 
-    def _validate(self, setup: Setup, model: nn.Module) -> Validation:
+    def _validate(self, setup: ExecutionConfig, model: nn.Module) -> Validation:
         logits, labels = self._validated = self._split_logits(model, setup, "val")
         # without smoothing and weights, so that it can be compared between recipes
         loss = torch.nn.functional.cross_entropy(logits, labels)
         return Validation(loss=float(loss), top1=topk_accuracy(logits, labels, k=1))
 
-    def pass_seconds(self, model: nn.Module, setup: Setup) -> float:
+    def pass_seconds(self, model: nn.Module, setup: ExecutionConfig) -> float:
         """Expected time of a pass over the validation split, from passes over a part of it."""
         data = self.data
         positions = np.arange(len(data.val_labels_N)) if data.val_indices is None else data.val_indices
@@ -285,19 +287,19 @@ class Session:
             taken.append(time.monotonic() - started)
         return min(taken) * len(positions) / len(part)
 
-    def calibrated(self, model: nn.Module, setup: Setup) -> tuple[nn.Module, float | None]:
+    def calibrated(self, model: nn.Module, setup: ExecutionConfig) -> tuple[nn.Module, float | None]:
         """(calibrated network, its temperature), fitted on the validation images; or (the network itself, None)."""
         # the logits of the last validation are those of this network, unless the best weights were restored since
         last = None if self.recipe.early_stopping else self._validated
         logits, labels = last or self._split_logits(model, setup, "val")
         return calibrated(model, logits, labels, self._sample_images(NUM_TRIED))
 
-    def split_probs(self, model: nn.Module, setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def split_probs(self, model: nn.Module, setup: ExecutionConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
         """probs_NK float32 and labels_N int64 of "val" or "test"."""
         logits, labels = self._split_logits(model, setup, split)
         return logits.softmax(1).numpy(), labels.numpy()
 
-    def _split_logits(self, model: nn.Module, setup: Setup, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _split_logits(self, model: nn.Module, setup: ExecutionConfig, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         data = self.data
         if split == "val":
             arrays: tuple[Any, ...] = (data.val_images_NHWC, data.val_labels_N, data.val_indices)
@@ -307,7 +309,7 @@ class Session:
         return self._logits(model, setup, *arrays)
 
     def _logits(
-        self, model: nn.Module, setup: Setup, images: Pixels, labels: np.ndarray, indices: np.ndarray | None
+        self, model: nn.Module, setup: ExecutionConfig, images: Pixels, labels: np.ndarray, indices: np.ndarray | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return split_logits(
             model,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,38 +14,18 @@ from vivace.data.augmentation.augment import Augment
 from vivace.data.loader import Batch
 from vivace.errors import OutOfMemoryError, first_line
 from vivace.hardware import autocast
-from vivace.kernels.norms import fused_norms
-from vivace.kernels.tiling import TiledGradients
-from vivace.kernels.winograd_convolutions import WinogradConvolutions
 from vivace.models.normalize import Normalize
 from vivace.training.distill import Distillation
+from vivace.training.execution import ExecutionConfig, own_kernels
 from vivace.training.fake_quant import FakeQuantization
 from vivace.training.losses import image_weights
 from vivace.training.state import TrainState
 from vivace.trust import keep_compiled_programs
 
-__all__ = ["Setup", "StepResult", "Stepper", "has_batch_norm", "own_kernels", "without_own_kernels"]
+__all__ = ["StepResult", "Stepper", "has_batch_norm"]
 
 # in messages of torch, its CPU allocator, cuBLAS and cuDNN
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """How the arithmetic is done on this machine: what a recipe leaves on "auto", resolved."""
-
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = False
-    compile: bool = False
-    tile_gradients: bool = False
-    """Whether weight gradients are taken from tiles that hold many images (`TiledGradients`)."""
-    winograd: bool = False
-    """Whether 3×3 convolutions are Winograd's (`WinogradConvolutions`)."""
-    fuse_norms: bool = False
-    """Whether pooling, batch norm and activation run as one kernel (`fused_norms`)."""
-    threads: int = 1
-    micro_batch_size: int | None = None
-    """Images per forward pass; None: the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +45,6 @@ class StepResult:
     num_images: int
 
 
-def without_own_kernels(setup: Setup) -> Setup:
-    """The setup of those who use the bundle: our kernels round bf16 otherwise, one answer in ten thousand changes."""
-    return dataclasses.replace(setup, tile_gradients=False, winograd=False, fuse_norms=False)
-
-
-@contextlib.contextmanager
-def own_kernels(setup: Setup, folder: Path) -> Iterator[None]:
-    """The context in which a forward pass uses those kernels of our own that `setup` says, kept in `folder`."""
-    with contextlib.ExitStack() as kernels:
-        # a compiled network has its own
-        if setup.tile_gradients and not setup.compile:
-            kernels.enter_context(TiledGradients(folder))
-        if setup.winograd and not setup.compile:
-            # the inner one: what it leaves is for tiled gradients
-            kernels.enter_context(WinogradConvolutions(folder))
-        if setup.fuse_norms and not setup.compile:
-            kernels.enter_context(fused_norms(folder))
-        yield
-
-
 class Stepper:
     """Makes optimizer steps on a TrainState, which it changes in place.
 
@@ -97,7 +55,7 @@ class Stepper:
     def __init__(
         self,
         state: TrainState,
-        setup: Setup,
+        setup: ExecutionConfig,
         *,
         loss: Callable[[Tensor, Tensor], Tensor],
         normalize: Normalize,

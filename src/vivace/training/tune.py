@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,18 @@ from vivace.kernels.winograd import has_winograd
 from vivace.measure import Comparison, TimeUp, compare, time_call
 from vivace.notices import warn
 from vivace.plain import parse_json
+from vivace.training.execution import (
+    ExecutionConfig,
+    Machine,
+    candidates_of,
+    changes_nothing,
+    plain_values,
+    trial_batch_size,
+)
 from vivace.training.receipts import Receipt, Trial
 from vivace.training.recipe import Recipe
-from vivace.training.step import Setup
 
-__all__ = ["Receipt", "Trial", "plain_setup", "receipt_path", "stored_receipt", "trial_batch_size", "tune"]
+__all__ = ["Receipt", "Trial", "plain_setup", "receipt_path", "stored_receipt", "tune"]
 
 # maximum duration of the trial, as a fraction of the run
 MAX_SHARE = 0.1
@@ -46,24 +53,11 @@ MAX_RECEIPT_BYTES = 1 << 20
 # more pairs than the minimum, as long as they take at most PAIRS_SHARE of the run and PAIRS_SECONDS: on a noisy
 # machine four pairs have measured 0.6 for a true ratio of 1.2
 MAX_PAIRS, PAIRS_SHARE, PAIRS_SECONDS = 10, 0.01, 2.0
-# a compiler takes from half a minute to minutes: below this length of a run it is not even tried
-COMPILE_MIN_SECONDS = {"cpu": 1800.0, "cuda": 600.0}
-# ghost batches of this size and more do not hurt batch norm (arXiv:1705.08741)
-MIN_MICRO_BATCH = 128
 
 
-def plain_setup(recipe: Recipe) -> Setup:
-    """The setup in which everything on "auto" is off: fp32, contiguous, eager, all processors."""
-    return Setup(
-        precision="fp32" if recipe.precision == "auto" else recipe.precision,
-        channels_last=recipe.channels_last is True,
-        compile=recipe.compile is True,
-        tile_gradients=recipe.tile_gradients is True,
-        winograd=recipe.winograd is True,
-        fuse_norms=recipe.fuse_norms is True,
-        threads=_threads(recipe),
-        micro_batch_size=recipe.micro_batch_size,
-    )
+def plain_setup(recipe: Recipe) -> ExecutionConfig:
+    """The configuration in which everything on "auto" is off: fp32, contiguous, eager, all processors."""
+    return ExecutionConfig(**{**plain_values(recipe), "threads": _threads(recipe)})
 
 
 def _threads(recipe: Recipe) -> int:
@@ -74,11 +68,6 @@ def _threads(recipe: Recipe) -> int:
     if recipe.threads > most:
         warn(f"threads is {recipe.threads:,} in the recipe and this process has {most} processors: {most} are used")
     return min(recipe.threads, most)
-
-
-def trial_batch_size(recipe: Recipe) -> int:
-    """Images per timed step: an eighth of the batch tells the same ratio at an eighth of the cost."""
-    return min(recipe.batch_size, max(64, recipe.batch_size // 8))
 
 
 def receipt_path(cache_dir: Path, facts: dict[str, Any]) -> Path:
@@ -101,7 +90,7 @@ def stored_receipt(path: Path) -> Receipt | None:
 
 def tune(
     recipe: Recipe,
-    make_step: Callable[[Setup], Callable[[], object]],
+    make_step: Callable[[ExecutionConfig], Callable[[], object]],
     *,
     device: torch.device,
     expected_steps: int,
@@ -158,7 +147,7 @@ def tune(
         if candidate == setup:
             # already part of an earlier candidate
             continue
-        if _changes_nothing(candidate, changes):
+        if changes_nothing(candidate, changes):
             continue
         began = time.perf_counter()
         try:
@@ -217,16 +206,6 @@ def tune(
     return receipt
 
 
-def _changes_nothing(candidate: Setup, changes: Mapping[str, Any]) -> bool:
-    if "tile_gradients" in changes and candidate.winograd:
-        # it has taken the convolutions
-        return True
-    low_alone = {"tile_gradients", "winograd", "fuse_norms"} & set(changes)
-    return bool(low_alone) and (
-        candidate.precision == "fp32" or ("winograd" in changes and candidate.precision != "bf16")
-    )
-
-
 def _first_seconds(step_ms: float, run_seconds: float) -> float:
     """Minimum duration of a candidate: its first step, a warm-up and the pairs."""
     return (1 + 2 * NUM_WARMUP + 2 * _num_pairs(step_ms, run_seconds)) * step_ms / 1e3
@@ -258,37 +237,13 @@ def _is_undecided(result: Comparison) -> bool:
 
 
 def _candidates(
-    recipe: Recipe, plain: Setup, device: torch.device, run_seconds: float
+    recipe: Recipe, plain: ExecutionConfig, device: torch.device, run_seconds: float
 ) -> list[tuple[str, dict[str, Any]]]:
-    candidates: list[tuple[str, dict[str, Any]]] = []
-    low: list[str] = []
-    if recipe.precision == "auto":
-        low = [precision for precision in supported_precisions(device) if precision != "fp32"]
-        if low:
-            if recipe.channels_last == "auto":
-                # both at once: low precision gains little where every convolution reorders its images first
-                candidates.append((f"{low[0]}, channels_last", {"precision": low[0], "channels_last": True}))
-            # bf16 before fp16: as fast, and it needs no loss scaling
-            candidates.append((low[0], {"precision": low[0]}))
-    if device.type == "cpu" and (low or recipe.precision in ("bf16", "fp16")):
-        if recipe.winograd == "auto" and has_winograd():
-            candidates.append(("Winograd convolutions", {"winograd": True}))
-        if recipe.tile_gradients == "auto":
-            candidates.append(("tiled gradients", {"tile_gradients": True}))
-        if recipe.fuse_norms == "auto":
-            # behind the convolutions: the faster these, the larger the share of norms
-            candidates.append(("fused norms", {"fuse_norms": True}))
-    if recipe.channels_last == "auto":
-        candidates.append(("channels_last", {"channels_last": True}))
-    if recipe.threads == "auto" and device.type == "cpu" and plain.threads >= 4:
-        candidates.append((f"{plain.threads // 2} threads", {"threads": plain.threads // 2}))
-    if recipe.micro_batch_size is None and trial_batch_size(recipe) >= 2 * MIN_MICRO_BATCH and device.type == "cpu":
-        half = trial_batch_size(recipe) // 2
-        candidates.append((f"micro-batches of {half}", {"micro_batch_size": half}))
-    if (
-        recipe.compile == "auto"
-        and not recipe.fake_quant
-        and run_seconds > COMPILE_MIN_SECONDS.get(device.type, float("inf"))
-    ):
-        candidates.append(("compile", {"compile": True}))
-    return candidates
+    machine = Machine(
+        device=device.type,
+        low_precisions=[precision for precision in supported_precisions(device) if precision != "fp32"],
+        has_winograd=has_winograd(),
+        threads=plain.threads,
+        run_seconds=run_seconds,
+    )
+    return candidates_of(recipe, machine)

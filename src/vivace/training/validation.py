@@ -14,7 +14,7 @@ from vivace.data.caching.stored import Pixels
 from vivace.data.loader import iterate_eval
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
-from vivace.training.step import Setup, own_kernels
+from vivace.training.execution import ExecutionConfig, own_kernels
 
 __all__ = ["Validation", "central_view", "eval_batch_size", "split_logits"]
 
@@ -50,7 +50,7 @@ def split_logits(
     *,
     size: int,
     normalize: Normalize,
-    setup: Setup,
+    setup: ExecutionConfig,
     device: torch.device,
     batch_size: int | None = None,
     indices: np.ndarray | None = None,
