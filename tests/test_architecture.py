@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ LAYER_0 = {
     "statistics",
     "systems",
     "trained_on",
+    "torch_private",
     "trust",
     # facts alone, of which all may ask
     "runtimes.table",
@@ -49,14 +51,15 @@ ALLOWED = {
     "files": {"systems", "errors", "notices", "holes"},
     "outputs": {"errors", "files", "notices"},
     "cpus": set(),
-    "hardware": {"systems", "errors", "cpus", "notices", "runtimes.table"},
+    "torch_private": set(),
+    "hardware": {"systems", "errors", "cpus", "notices", "runtimes.table", "torch_private"},
     "locks": {"systems", "errors", "notices"},
     "statistics": set(),
     "systems": set(),
     "measure": {"statistics"},
     "trust": {"systems", "errors", "cpus", "notices"},
     "cachedir": {"systems", "errors", "files", "locks", "trust"},
-    "kernels": {"errors", "cachedir", "cpus", "hardware", "locks", "notices", "scratch", "trust"},
+    "kernels": {"errors", "cachedir", "cpus", "hardware", "locks", "notices", "scratch", "torch_private", "trust"},
     "notices": set(),
     "scratch": {"files"},
     "trained_on": {"errors"},
@@ -229,6 +232,29 @@ def test_the_package_never_trusts_a_pickle() -> None:
         assert "pickle.load" not in text, path
         for call in (line for line in text.splitlines() if "torch.load(" in line and "`" not in line):
             assert "weights_only=True" in call or '"""' in call or "accept" in call, f"{path}: {call}"
+
+
+# names of torch that its releases may change, however they are reached
+PRIVATE = re.compile(
+    r"\btorch(\.\w+)*\._(?!_)\w+|\bfrom torch[\w.]*\._\w+|\bfrom torch[\w.]* import .*\b_[a-zA-Z]"
+    r"|\bnn\.\w+(\.\w+)*\._\w|\._(forward|backward)_(pre_)?hooks"
+)
+
+
+def test_what_torch_keeps_private_is_used_in_two_files_alone() -> None:
+    own = {ROOT / "torch_private.py", ROOT / "runtimes" / "inductor_private.py"}
+    for path in sorted(set(ROOT.rglob("*.py")) - own):
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            assert not PRIVATE.search(line), f"{path}:{number} uses what torch keeps private: {line.strip()}"
+    assert all(PRIVATE.search(path.read_text("utf-8")) for path in own)
+
+
+def test_production_code_uses_no_test_tools() -> None:
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"unittest", "pytest", "mock", "doctest"}, path
 
 
 def test_the_diagram_shows_the_imports_that_there_are() -> None:

@@ -26,7 +26,7 @@ from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, check_files, read_manifest
 from vivace.models.arguments import check_arguments, check_shape
 from vivace.outputs import check_folder, own_folder, seal
-from vivace.runtimes.table import REFERENCE
+from vivace.runtimes.table import PRECISIONS, REFERENCE
 from vivace.trained_on import TRAINED_ON, TrainedOn, write_trained_on
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ __all__ = [
     "save_bundle",
 ]
 
-# what metrics may be measured in, and a runtime computes in
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8+bf16")
 # what a certificate of parity tells at least
 PARITY = {"images", "num_images", "top1_agreement", "max_difference"}
 

@@ -137,17 +137,19 @@ def select_device(name: str = "auto") -> torch.device:
     """The torch device for "auto", "cpu", "cuda", "cuda:1" or "mps". Raises ConfigError if it is not there."""
     import torch
 
+    from vivace.torch_private import in_bad_fork
+
     if forked_with("torch"):
         limit_threads()
     if name == "auto":
         # a fork of a process that used a GPU can't use it
-        return torch.device("cuda" if torch.cuda.is_available() and not torch.cuda._is_in_bad_fork() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() and not in_bad_fork() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"`device` is unknown: got {name!r}. Give auto, cpu, cuda, cuda:N or mps.") from None
     if device.type == "cuda":
-        if torch.cuda._is_in_bad_fork():
+        if in_bad_fork():
             raise ConfigError(
                 f"`device={name!r}` can't be used: this process was forked from one that used CUDA. Start workers with "
                 "spawn: multiprocessing.get_context('spawn')."
@@ -277,23 +279,13 @@ class _Library:
 
 
 LIBRARIES = (
-    _Library("torch", None),
-    _Library("torchvision", None),
-    _Library("timm", None),
-    _Library("numpy", None),
-    _Library("pillow", None),
-    _Library("simplejpeg", None),
-    _Library("safetensors", None),
-    _Library("tensorboard", None),
+    *(_Library(name, None) for name in ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")),
+    *(_Library(name, None) for name in ("safetensors", "tensorboard")),
     _Library("scikit-learn", "data"),
     _Library("pyarrow", "data"),
     _Library("scipy", "data"),
     _Library("matplotlib", "report"),
-    *(
-        _Library(row.library, row.extra)
-        for row in RUNTIMES.values()
-        if row.module is not None and row.extra is not None
-    ),
+    *(_Library(row.library, row.extra) for row in RUNTIMES.values() if row.module and row.extra),
 )
 
 

@@ -20,7 +20,7 @@ from vivace.exporting.export import targets
 from vivace.exporting.single_file import suffixes_of
 from vivace.predictor import Predictor
 from vivace.runtimes.loading import load_runtime
-from vivace.runtimes.table import RUNTIMES, Runtime, imported, listed, runnable, with_graph
+from vivace.runtimes.table import PRECISIONS, RUNTIMES, Runtime, imported, listed, runnable, with_graph
 
 ROOT = Path(vivace.__file__).parent
 REFERENCES = [
@@ -32,7 +32,7 @@ REFERENCES = [
 # file → why it may name a runtime, or what is called like one
 MAY_NAME = {
     "trust.py": "inductor is torch's compiler here, whose cache training uses too",
-    "training/receipts.py": "eager is what is not compiled",
+    "training/execution.py": "eager is what is not compiled",
 }
 # a graph of one runtime is made from that of another
 OF_ONE = {
@@ -107,6 +107,7 @@ def test_a_row_is_consistent(row: Runtime) -> None:
 
 def test_the_order_of_what_is_listed() -> None:
     assert runnable() == ["eager", "inductor", "aoti", "onnx", "openvino"]
+    assert PRECISIONS == ("fp32", "bf16", "fp16", "int8", "int8+bf16")
     assert with_graph() == ["onnx", "openvino"]
     assert targets() == ["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "tensorrt", "state-dict", "deploy"]
     assert [suffixes_of(name) for name in targets()[:3]] == [(".onnx",), (".xml", ".bin"), (".pt2",)]

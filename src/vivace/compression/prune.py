@@ -23,6 +23,7 @@ from vivace.hardware import supported_precisions
 from vivace.models.normalize import Normalize
 from vivace.models.parts import head_parameters
 from vivace.runtimes.quiet import quiet
+from vivace.torch_private import ConvNd
 
 __all__ = ["Pruned", "layer_milliseconds", "prune"]
 
@@ -198,7 +199,7 @@ def _groups(model: nn.Module, example_BCHW: Tensor) -> list[_Group]:
     head = set(head_parameters(model))
     ignored = [m for name, m in model.named_modules() if f"{name}.weight" in head]
     importance = torch_pruning.importance.GroupTaylorImportance(
-        group_reduction="sum", normalizer=None, target_types=[nn.modules.conv._ConvNd, nn.Linear]
+        group_reduction="sum", normalizer=None, target_types=[ConvNd, nn.Linear]
     )
     groups = []
     for members in graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear]):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from vivace.bundle import Bundle
 from vivace.exporting.pt2 import classifier_of
-from vivace.runtimes.aoti import ROW, compile_package, load_package
+from vivace.runtimes.aoti import ROW, compile_package
+from vivace.runtimes.inductor_private import load_package
 from vivace.runtimes.loading import Classifier
 from vivace.runtimes.quiet import quiet
 

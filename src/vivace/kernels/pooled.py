@@ -8,6 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
+from vivace.torch_private import has_forward_hooks
+
 __all__ = ["can_ask", "convolve_and_pool", "is_halving"]
 
 
@@ -34,7 +36,7 @@ def can_ask(conv: nn.Module, pool: nn.Module, x_BCHW: Tensor) -> bool:
         and conv.bias is None
         and conv.padding_mode == "zeros"
         # whoever looks at what the convolution gives has to see it
-        and not (conv._forward_hooks or conv._forward_pre_hooks)
+        and not has_forward_hooks(conv)
         and x_BCHW.ndim == 4
         and min(x_BCHW.shape[2:]) >= 2
     )

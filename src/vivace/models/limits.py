@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from vivace.errors import ModelError
 from vivace.hardware import available_memory_bytes
+from vivace.torch_private import DispatchMode
 from vivace.trust import say_once
 
 __all__ = ["blank_network", "check_forward"]
@@ -91,7 +91,7 @@ def check_forward(name: str, blank: nn.Module, in_channels: int, size: int) -> N
         )
 
 
-class _Costs(TorchDispatchMode):
+class _Costs(DispatchMode):
     def __init__(self, name: str, size: int) -> None:
         super().__init__()
         self._name, self._size, self._operations = name, size, 0

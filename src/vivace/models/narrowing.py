@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from vivace.errors import ModelError, nearest
+from vivace.torch_private import BatchNorm
 
 __all__ = ["layer_sizes", "narrow", "narrowed_layers"]
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+NORMS = (BatchNorm, nn.LayerNorm)
 
 
 def layer_sizes(module: nn.Module) -> tuple[int, ...] | None:
@@ -24,7 +25,7 @@ def layer_sizes(module: nn.Module) -> tuple[int, ...] | None:
         return module.out_channels, module.in_channels, module.groups
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, BatchNorm):
         return (module.num_features,)
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
         return (int(module.normalized_shape[0]),)

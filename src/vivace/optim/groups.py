@@ -6,14 +6,13 @@ from collections.abc import Collection
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from vivace.optim.config import OptimizerConfig
+from vivace.torch_private import ConvNd, NormBase
 
 __all__ = ["parameter_groups"]
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+NORMS = (NormBase, nn.LayerNorm, nn.GroupNorm)
 # in this order: the learning rate of the first group is the one that is shown
 ROLES = ("matrix", "head", "other")
 
@@ -37,7 +36,7 @@ def parameter_groups(
     exempt = set(getattr(model, "no_weight_decay", set)())
     norm_biases = {_join(name, "bias") for name, module in model.named_modules() if isinstance(module, NORMS)}
     matrices = {
-        _join(name, "weight") for name, module in model.named_modules() if isinstance(module, nn.Linear | _ConvNd)
+        _join(name, "weight") for name, module in model.named_modules() if isinstance(module, nn.Linear | ConvNd)
     }
     depth_scale = _depth_scales(config.layer_decay, layers)
     groups: dict[tuple[int, float, float], dict[str, Any]] = {}

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from vivace.hardware import cpu_features, supported_precisions
+from vivace.torch_private import foreach_add, foreach_add_, foreach_mul_
 
 __all__ = ["Muon", "orthogonalize"]
 
@@ -143,7 +144,7 @@ class Muon(torch.optim.Optimizer):
     def _sgd(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         updates = self._momentum(group, parameters)
         self._decay(group, parameters)
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        foreach_add_(parameters, updates, alpha=-group["lr"])
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for parameter in parameters:
@@ -175,16 +176,16 @@ class Muon(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, gradients)
+        foreach_mul_(buffers, group["momentum"])
+        foreach_add_(buffers, gradients)
         if not group["nesterov"]:
             return buffers
-        return list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
+        return list(foreach_add(gradients, buffers, alpha=group["momentum"]))
 
     @staticmethod
     def _decay(group: dict[str, Any], parameters: list[Tensor]) -> None:
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
 
 
 def _dtype(name: str, matrices_BMN: Tensor) -> torch.dtype | None:

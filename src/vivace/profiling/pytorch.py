@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity
 from vivace import systems
 from vivace.profiling.profile import LayerTime
 from vivace.profiling.worker import Job
+from vivace.runtimes.inductor_private import profile_kernels
 from vivace.runtimes.loading import Classifier, load_runtime
 from vivace.runtimes.table import REFERENCE
 
@@ -57,10 +58,7 @@ def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
     if job.runtime == REFERENCE:
         _name_modules()
     else:
-        import torch._inductor.config as settings
-
-        # one event in the profile for each kernel that Inductor generated
-        settings.cpp.enable_kernel_profile = True
+        profile_kernels()
     classify = load_runtime(job.runtime, job.bundle, device=torch.device("cpu"), precision=job.precision)
     for _ in range(max(job.warmup, 1)):
         classify(job.images_NHWC)

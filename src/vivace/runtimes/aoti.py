@@ -11,10 +11,8 @@ import hashlib
 import os
 import platform
 import zipfile
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +25,7 @@ from vivace.errors import KernelError, VivaceError
 from vivace.files import atomic_folder, canonical_json, sha256_of
 from vivace.hardware import cpu_features, cpu_name
 from vivace.runtimes.graph import DYNAMIC_SHAPES, deployed_graph
+from vivace.runtimes.inductor_private import compile_and_package, library_runner
 from vivace.runtimes.int8 import RANGES, int8_graph, ranges_file
 from vivace.runtimes.loading import Classifier
 from vivace.runtimes.quiet import quiet
@@ -34,7 +33,7 @@ from vivace.runtimes.table import RUNTIMES
 from vivace.scratch import scratch_folder
 from vivace.trust import keep_compiled_programs, say_once, seal, seal_broken, trusted_folder
 
-__all__ = ["compile_package", "library_folder", "load", "load_package"]
+__all__ = ["compile_package", "library_folder", "load"]
 
 ROW = RUNTIMES["aoti"]
 WEIGHTS = "model.safetensors"
@@ -66,13 +65,12 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
         raise KernelError(
             f"the compiled network can't be kept: {folder} ({error.strerror}). Set VIVACE_CACHE to another folder."
         ) from None
-    # the library itself, rather than the package around it: a package would be unpacked at every start
-    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / "model.so"), 1)
+    run = library_runner(folder / "model.so")
 
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
         # copied only if it is no plain block, or read-only as a memory map is, which torch does not take
         block = np.require(images_NHWC, requirements=["C", "W"])
-        probs: np.ndarray = runner.run([torch.from_numpy(block)])[0].numpy()
+        probs: np.ndarray = run([torch.from_numpy(block)])[0].numpy()
         return probs
 
     return classify
@@ -102,12 +100,11 @@ def library_folder(bundle: Bundle, precision: str) -> Path:
 
 
 def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
-    """Write AOTInductor's package of a bundle, which torch._inductor.aoti_load_package reads, to `path`, a .pt2.
+    """Write AOTInductor's package of a bundle, which torch reads, to `path`, a .pt2.
 
     Raises KernelError if it can't be compiled.
     """
     keep_compiled_programs(default_cache_dir())
-    compile_and_package: Callable[..., Any] = torch._inductor.aoti_compile_and_package
     try:
         with quiet(), torch.no_grad():
             if precision == "int8":
@@ -116,8 +113,7 @@ def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
                 graph, example = deployed_graph(bundle, precision)
                 graph = graph.to(memory_format=torch.channels_last)
             program = torch.export.export(graph, (example,), dynamic_shapes=DYNAMIC_SHAPES)
-            # weights as constants: laid out for the processor once, and batch norm folded into convolutions
-            compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
+            compile_and_package(program, path)
     except (VivaceError, OSError):
         raise
     except Exception as error:
@@ -126,11 +122,6 @@ def compile_package(bundle: Bundle, precision: str, path: Path) -> None:
             f"aoti can't compile {bundle.info.architecture.name}: {reason}. Install a C++ compiler or set CXX, "
             "or use another runtime."
         ) from error
-
-
-def load_package(path: Path) -> Any:
-    """The program of a package, of any number of images."""
-    return torch._inductor.aoti_load_package(str(path))
 
 
 def _make(bundle: Bundle, precision: str, folder: Path) -> None:

@@ -13,6 +13,7 @@ from vivace.errors import ConfigError
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
 from vivace.runtimes.eager import on_device
+from vivace.runtimes.inductor_private import freeze_weights
 from vivace.runtimes.int8 import int8_graph
 from vivace.runtimes.loading import Classifier
 from vivace.runtimes.quiet import quiet
@@ -29,10 +30,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     weights or ranges do not fit the network, ConfigError for int8 elsewhere, MissingExtra without torchao.
     """
     keep_compiled_programs(default_cache_dir())
-    import torch._inductor.config as settings
-
-    # weights as constants: they are laid out for the processor once, and batch norm is folded into convolutions
-    settings.freezing = True
+    freeze_weights()
     if is_quantized(precision):
         return _int8(bundle, device)
     model = bundle.build_model().to(device).to(memory_format=torch.channels_last)

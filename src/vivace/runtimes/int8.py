@@ -6,11 +6,11 @@ as JSON; the graph is built anew from the weights and those, the same each time.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ def int8_graph(bundle: Bundle) -> tuple[nn.Module, Tensor]:
             found = torch.tensor([scale]), torch.tensor([zero], dtype=torch.int64)
             observers[name].calculate_qparams = lambda found=found: found
         torchao = _torchao()
-        with mock.patch.object(torchao, QAT_STEP, lambda graph: graph, create=True):
+        with _without_qat_step(torchao):
             return torchao.convert_pt2e(graph), example
 
 
@@ -109,6 +109,20 @@ def _activations(graph: Any) -> Iterator[tuple[str, Any]]:
         if id(observer) not in seen:
             seen.add(id(observer))
             yield node.args[0].name, observer
+
+
+@contextlib.contextmanager
+def _without_qat_step(torchao: Any) -> Iterator[None]:
+    """Within, QAT_STEP of torchao's module leaves a graph as it is; another torchao may have no such step."""
+    step = getattr(torchao, QAT_STEP, None)
+    setattr(torchao, QAT_STEP, lambda graph: graph)
+    try:
+        yield
+    finally:
+        if step is None:
+            delattr(torchao, QAT_STEP)
+        else:
+            setattr(torchao, QAT_STEP, step)
 
 
 def _torchao() -> Any:

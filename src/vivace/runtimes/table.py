@@ -14,6 +14,7 @@ from typing import Any
 __all__ = [
     "INPUT",
     "OUTPUT",
+    "PRECISIONS",
     "REFERENCE",
     "RUNTIMES",
     "Deployment",
@@ -265,6 +266,8 @@ _ROWS = (
 )
 
 RUNTIMES: dict[str, Runtime] = {row.name: row for row in _ROWS}
+# what metrics may be measured in, and a runtime computes in
+PRECISIONS = tuple(dict.fromkeys(precision for row in _ROWS for precision in row.precisions))
 
 
 def runnable() -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vivace.torch_private import foreach_lerp_
 from vivace.training.hard_examples import HardExamples
 from vivace.training.self_distillation import SelfDistillation
 
@@ -73,7 +74,7 @@ class Ema:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         averaged: list[Tensor] = list(self.model.parameters())
         current = [parameter.detach() for parameter in model.parameters()]
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        foreach_lerp_(averaged, current, 1 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from vivace.torch_private import BatchNorm
 
 __all__ = ["NUM_IMAGES", "NUM_IMAGES_LAST", "NUM_STEPS", "estimate_statistics"]
 
@@ -30,7 +31,7 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     batches: normalised images_BCHW on the model's device, at least two images each, all of the same size. All other
     layers are in eval mode: no dropout, no random numbers. The mode of each module is restored.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.running_mean is not None]
     modes = [(module, module.training) for module in model.modules()]
     kept = [
         (norm.momentum, None if norm.num_batches_tracked is None else int(norm.num_batches_tracked)) for norm in norms

@@ -15,6 +15,7 @@ from vivace.data.loader import Batch
 from vivace.errors import OutOfMemoryError, first_line
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
+from vivace.torch_private import BatchNorm, foreach_mul_, foreach_norm
 from vivace.training.distill import Distillation
 from vivace.training.execution import ExecutionConfig, own_kernels
 from vivace.training.fake_quant import FakeQuantization
@@ -169,7 +170,7 @@ class Stepper:
         if scaler:
             scaler.unscale_(optimizer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm = torch.linalg.vector_norm(torch.stack(foreach_norm(gradients)))
         finite, skipped = loss_sum.isfinite(), ~norm.isfinite()
         if not scaler:
             # only fp16 has infinite gradients in normal operation
@@ -178,7 +179,7 @@ class Stepper:
             if self._device.type == "cpu" and not finite:
                 return finite, skipped
         if self._clip_grad_norm is not None:
-            torch._foreach_mul_(gradients, torch.clamp(self._clip_grad_norm / (norm + 1e-6), max=1.0))
+            foreach_mul_(gradients, torch.clamp(self._clip_grad_norm / (norm + 1e-6), max=1.0))
         if scaler:
             scaler.step(optimizer)
             scaler.update()
@@ -205,7 +206,7 @@ class Stepper:
 
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether a network has batch norm, which needs more than one image in training."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return any(isinstance(module, BatchNorm) for module in model.modules())
 
 
 def _chunks(num_images: int, size: int | None) -> list[slice]:

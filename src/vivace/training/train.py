@@ -143,7 +143,9 @@ def train(
 
 def _import_torch() -> None:
     # also the compiler, which torch's first optimizer imports and which takes as long as torch itself
-    import torch._dynamo  # noqa: F401
+    from vivace.torch_private import load_compiler
+
+    load_compiler()
 
 
 def _open_run(

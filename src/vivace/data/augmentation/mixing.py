@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vivace.torch_private import standard_gamma
+
 __all__ = ["cutmix", "mix", "mixup"]
 
 
@@ -73,6 +75,6 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
     # torch.distributions accepts no generator, unlike the function that it calls. float64: a small alpha gives tiny
     # samples
     shape = torch.full((2,), alpha, dtype=torch.float64, device=generator.device)
-    first, second = torch._standard_gamma(shape, generator=generator).tolist()
+    first, second = standard_gamma(shape, generator=generator).tolist()
     # torch's samples are above 0
     return float(first / (first + second))
