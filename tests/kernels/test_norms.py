@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vivace.errors import KernelError
 from vivace.kernels import build, norms
 from vivace.kernels.build import load_library
+from vivace.kernels.call import Kernel
 from vivace.kernels.norms import FusedSequential, fused_norms
 
 ACTIVATIONS: dict[str, list[nn.Module]] = {
@@ -110,7 +111,7 @@ def test_a_channel_without_variance_gives_its_shift(kernels: Path) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_kernel_really_runs(kernels: Path, monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
     called = []
-    monkeypatch.setattr(norms, "call", lambda function, *arguments: called.append(function.__name__))
+    monkeypatch.setattr(Kernel, "__call__", lambda kernel, **values: called.append(kernel.name))
     with fused_norms(kernels), torch.set_grad_enabled(training):
         layers(8, True, "relu").train(training)(images((2, 8, 4, 4)))
     assert called == ["pool_and_sum", "apply"]

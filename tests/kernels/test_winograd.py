@@ -13,7 +13,7 @@ from vivace.errors import KernelError
 from vivace.hardware import cpu_features
 from vivace.kernels import winograd as winograd_module
 from vivace.kernels.build import load_library
-from vivace.kernels.winograd import Maxima, Tiles, Winograd, gains, has_winograd, tile_map, winograd
+from vivace.kernels.winograd import PoolIndices, Tiles, Winograd, has_winograd, is_faster, tile_map, winograd
 
 # root mean square of the error over that of the result, as the docstring of Winograd states it, with room for chance
 MAX_ERROR = {2: 0.006, 4: 0.016}
@@ -101,13 +101,13 @@ def test_the_error_is_what_the_docstring_says_at_each_pixel_and_for_each_tap(
         assert float(error.abs().max() / scale) < 12 * limit
 
 
-def spread(g: Tensor, maxima: Maxima) -> Tensor:
+def spread(g: Tensor, maxima: PoolIndices) -> Tensor:
     """[B, K, H, W]: the gradient of all outputs from that of their maxima."""
-    which = maxima.which.permute(0, 3, 1, 2)
+    argmax = maxima.argmax.permute(0, 3, 1, 2)
     out = torch.zeros(*g.shape[:2], maxima.height, maxima.width, dtype=g.dtype)
     for corner in range(4):
         rows, columns = 2 * g.shape[2], 2 * g.shape[3]
-        out[:, :, corner // 2 : rows : 2, corner % 2 : columns : 2] = g * (which == corner)
+        out[:, :, corner // 2 : rows : 2, corner % 2 : columns : 2] = g * (argmax == corner)
     return out
 
 
@@ -124,14 +124,14 @@ def test_maxima_and_their_gradients_are_exact_where_nothing_is_rounded(
     outputs, all_outputs = (equal_tiles(2, *sides) for sides in ((height // 2 * 2, width // 2 * 2), (height, width)))
     with num_threads(threads):
         found, maxima = kernel.convolve_and_pool(x, weight, tiles=outputs)
-        x_found = kernel.input_gradient(g, weight, maxima=maxima, tiles=all_outputs)
-        weight_found = kernel.weight_gradient(x, g, maxima=maxima, tiles=outputs)
+        x_found = kernel.input_gradient(g, weight, pooled=maxima, tiles=all_outputs)
+        weight_found = kernel.weight_gradient(x, g, pooled=maxima, tiles=outputs)
     out, x_grad, weight_grad = exact(x, weight, spread(g, maxima))
     wanted, places = torch.nn.functional.max_pool2d(out, 2, return_indices=True)
     assert torch.equal(found, wanted.bfloat16())
     # of equal ones the first, as torch has it
     corners = 2 * (places // width % 2) + places % width % 2
-    assert torch.equal(maxima.which.permute(0, 3, 1, 2), corners.to(torch.uint8))
+    assert torch.equal(maxima.argmax.permute(0, 3, 1, 2), corners.to(torch.uint8))
     assert torch.equal(x_found, x_grad.bfloat16())
     assert torch.equal(weight_found.double(), weight_grad)
 
@@ -147,8 +147,8 @@ def test_maxima_have_the_error_of_the_outputs(
     values, maxima = kernel.convolve_and_pool(x, weight, tiles=tiles)
     found = (
         values,
-        kernel.input_gradient(g, weight, maxima=maxima, tiles=tiles),
-        kernel.weight_gradient(x, g, maxima=maxima, tiles=tiles),
+        kernel.input_gradient(g, weight, pooled=maxima, tiles=tiles),
+        kernel.weight_gradient(x, g, pooled=maxima, tiles=tiles),
     )
     out, *gradients = exact(x, weight, spread(g, maxima))
     for one, wanted in zip(found, (torch.nn.functional.max_pool2d(out, 2), *gradients), strict=True):
@@ -209,7 +209,7 @@ def test_a_nan_stays_one(kernel: Winograd) -> None:
 def test_tiles_are_those_that_need_fewest_products(
     height: int, width: int, count: int, kinds: dict[tuple[int, int], int]
 ) -> None:
-    assert {(part.height, part.width): part.down * part.across for part in tile_map(height, width, count)} == kinds
+    assert {(part.tile_h, part.tile_w): part.down * part.across for part in tile_map(height, width, count)} == kinds
 
 
 @pytest.mark.parametrize("height", range(1, 14))
@@ -218,7 +218,7 @@ def test_tiles_are_those_that_need_fewest_products(
 def test_tiles_cover_each_pixel_once(height: int, width: int, count: int) -> None:
     times = torch.zeros(height + 4, width + 4, dtype=torch.int64)
     for part in tile_map(height, width, count):
-        bottom, right = part.top + part.down * part.height, part.left + part.across * part.width
+        bottom, right = part.top + part.down * part.tile_h, part.left + part.across * part.tile_w
         times[part.top : bottom, part.left : right] += 1
     assert times[:height, :width].eq(1).all()
 
@@ -238,7 +238,7 @@ def test_tiles_cover_each_pixel_once(height: int, width: int, count: int) -> Non
     ],
 )
 def test_they_are_for_many_images_and_channels(count: int, channels: int, side: int, filters: int, gain: bool) -> None:
-    assert gains(torch.empty(count, channels, side, side, device="meta"), filters) is gain
+    assert is_faster(torch.empty(count, channels, side, side, device="meta"), filters) is gain
 
 
 def test_they_are_for_cpus_that_have_the_dot_products_and_no_amx(

@@ -1,4 +1,7 @@
-"""Kernels called with tensors."""
+"""Kernels called with tensors: each takes one struct, whose fields are declared once, in the order of the C file.
+
+A struct holds addresses and int64, 8 bytes each, so that its layout is the same for every compiler.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Address", "call"]
+__all__ = ["Address", "Kernel"]
 
 
 @dataclass(frozen=True)
@@ -20,22 +23,39 @@ class Address:
     offset: int
 
 
-def call(function: Any, *arguments: Tensor | Address | int | None) -> None:
-    """Calls a kernel: tensors as addresses, None as none, numbers as int64, at the end as many threads as torch has.
+class Kernel:
+    """A function `int name(const struct … *)` of a library; called, it gets the fields by their names.
 
-    Raises MemoryError where it returns anything but 0.
+    Tensors and addresses are passed as pointers, None as a null pointer, numbers as they are. The field `threads`, the
+    last of every struct, is as many as torch has.
     """
-    values = [_value(argument) for argument in arguments]
-    if function(*values, ctypes.c_int64(torch.get_num_threads())):
-        raise MemoryError(f"out of memory in the kernel {function.__name__}")
+
+    def __init__(self, library: ctypes.CDLL, name: str, *, pointers: str, sizes: str) -> None:
+        """pointers, sizes: names of the fields with blanks between them, in the order of the struct: pointers first."""
+        self.name = name
+        self.pointers, self.sizes = pointers.split(), sizes.split()
+        fields = [(field, ctypes.c_void_p) for field in self.pointers]
+
+        class Arguments(ctypes.Structure):
+            _fields_ = (*fields, *((field, ctypes.c_int64) for field in (*self.sizes, "threads")))
+
+        self._arguments = Arguments
+        self._function = getattr(library, name)
+        self._function.argtypes, self._function.restype = [ctypes.POINTER(Arguments)], ctypes.c_int
+
+    def __call__(self, **values: Tensor | Address | int | None) -> None:
+        """Runs it. Raises TypeError unless the fields are all there and no others, MemoryError if it has no memory."""
+        if values.keys() != {*self.pointers, *self.sizes}:
+            missing = {*self.pointers, *self.sizes} ^ values.keys()
+            raise TypeError(f"the kernel {self.name} lacks fields, or has no such ones: {', '.join(sorted(missing))}")
+        passed = {name: _passed(value) for name, value in values.items()}
+        if self._function(self._arguments(**passed, threads=torch.get_num_threads())):
+            raise MemoryError(f"out of memory in the kernel {self.name}")
 
 
-def _value(argument: Tensor | Address | int | None) -> ctypes.c_void_p | ctypes.c_int64:
-    if argument is None:
-        return ctypes.c_void_p(None)
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, Address):
-        tensor = argument.tensor
-        return ctypes.c_void_p(tensor.data_ptr() + argument.offset * tensor.element_size())
-    return ctypes.c_int64(argument)
+def _passed(value: Tensor | Address | int | None) -> Any:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    if isinstance(value, Address):
+        return value.tensor.data_ptr() + value.offset * value.tensor.element_size()
+    return value

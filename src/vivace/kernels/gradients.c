@@ -28,8 +28,8 @@ typedef uint16_t bf16;
 #define SUM (ROWS * ROWS)
 /* tiles that are summed at once: three columns of taps, twice 16 channels of x */
 #define SUMS 6
-/* pixels between which sums are kept in tiles: fewer and these are fetched too often, more and what was laid out leaves
-   the second cache */
+/* pixels between which sums are kept in tiles: fewer and these are fetched too often, more and what was packed leaves the
+   second cache */
 #ifndef PIXELS
 #define PIXELS 60
 #endif
@@ -43,16 +43,16 @@ struct job {
     int64_t N, H, W, C, K, c_blocks, k_blocks, band, bands, ring;
 };
 
-/* What a thread lays out, and its sums [k_blocks, c_blocks, 3, SUMS, ROWS, ROWS].
+/* What a thread packs, and its sums [k_blocks, c_blocks, 3, SUMS, ROWS, ROWS].
    across [ring, c_blocks, W, 2, ROWS, IMAGES]: rows of x, row h at h % ring.
    pairs [k_blocks, band, W, IMAGES / 2, ROWS, 2]: rows of the gradient. */
-struct bench {
+struct scratch {
     bf16 *across, *pairs;
     float *sums;
 };
 
-/* 16 rows of 16 pairs, turned. */
-static inline void turn(__m512i r[16]) {
+/* 16 rows of 16 pairs, transposed. */
+static inline void transpose16(__m512i r[16]) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
@@ -93,7 +93,7 @@ static inline __mmask32 channels_left(int64_t channels, int64_t block) {
 
 /* Where the pixels (h, 0) of 32 images from `first` on begin; zeros for images that there are not. steps: from a pixel
    to the next one, 0 for zeros. */
-static void locate(const struct job *job, const bf16 *map, int64_t channels, int64_t first, int64_t h,
+static void image_pointers(const struct job *job, const bf16 *map, int64_t channels, int64_t first, int64_t h,
                    const bf16 *at[IMAGES], int64_t steps[IMAGES]) {
     for (int64_t n = 0; n < IMAGES; n++) {
         int there = first + n < job->N;
@@ -103,10 +103,10 @@ static void locate(const struct job *job, const bf16 *map, int64_t channels, int
 }
 
 /* Row h of x into its place in `across`. */
-static void lay_across(const struct job *job, int64_t first, int64_t h, bf16 *across) {
+static void pack_across(const struct job *job, int64_t first, int64_t h, bf16 *across) {
     const bf16 *at[IMAGES];
     int64_t steps[IMAGES];
-    locate(job, job->x, job->C, first, h, at, steps);
+    image_pointers(job, job->x, job->C, first, h, at, steps);
     bf16 *row = across + h % job->ring * job->c_blocks * job->W * 2 * TILE;
     for (int64_t w = 0; w < job->W; w++) {
         for (int64_t block = 0; block < job->c_blocks; block++) {
@@ -117,7 +117,7 @@ static void lay_across(const struct job *job, int64_t first, int64_t h, bf16 *ac
                 __m512i two = _mm512_maskz_loadu_epi16(left, at[2 * i + 1] + 32 * block);
                 low[i] = paired(one, two, 0), high[i] = paired(one, two, 1);
             }
-            turn(low), turn(high);
+            transpose16(low), transpose16(high);
             bf16 *to = row + (block * job->W + w) * 2 * TILE;
             for (int i = 0; i < 16; i++) {
                 _mm512_store_si512(to + i * IMAGES, low[i]);
@@ -129,10 +129,10 @@ static void lay_across(const struct job *job, int64_t first, int64_t h, bf16 *ac
 }
 
 /* Row h of the gradient into row `place` of `pairs`. */
-static void lay_pairs(const struct job *job, int64_t first, int64_t h, int64_t place, bf16 *pairs) {
+static void pack_pairs(const struct job *job, int64_t first, int64_t h, int64_t place, bf16 *pairs) {
     const bf16 *at[IMAGES];
     int64_t steps[IMAGES], whole = job->band * job->W * TILE;
-    locate(job, job->gradient, job->K, first, h, at, steps);
+    image_pointers(job, job->gradient, job->K, first, h, at, steps);
     for (int64_t w = 0; w < job->W; w++) {
         for (int64_t block = 0; 2 * block < job->k_blocks; block++) {
             __mmask32 left = channels_left(job->K, block);
@@ -183,26 +183,26 @@ static void add_products(const struct job *job, const bf16 *across, const bf16 *
 }
 
 /* Adds what the bands [from, to) give: bands of the first 32 images, of the next 32, … */
-static void add_bands(const struct job *job, const struct bench *bench, int64_t from, int64_t to) {
-    int64_t laid = 0;
+static void add_bands(const struct job *job, const struct scratch *scratch, int64_t from, int64_t to) {
+    int64_t packed = 0;
     for (int64_t at = from; at < to; at++) {
         int64_t first = at / job->bands * IMAGES, h = at % job->bands * job->band;
         int64_t end = h + job->band < job->H ? h + job->band : job->H;
         /* the last two rows of the band before this one are still there */
-        if (h == 0) laid = 0;
-        else if (at == from) laid = h - 1;
-        for (; laid <= end && laid < job->H; laid++) lay_across(job, first, laid, bench->across);
-        for (int64_t row = h; row < end; row++) lay_pairs(job, first, row, row - h, bench->pairs);
+        if (h == 0) packed = 0;
+        else if (at == from) packed = h - 1;
+        for (; packed <= end && packed < job->H; packed++) pack_across(job, first, packed, scratch->across);
+        for (int64_t row = h; row < end; row++) pack_pairs(job, first, row, row - h, scratch->pairs);
         for (int64_t k = 0; k < job->k_blocks; k++)
             for (int64_t c = 0; c < job->c_blocks; c++)
                 for (int64_t i = 0; i < 3; i++)
-                    add_products(job, bench->across + c * job->W * 2 * TILE, bench->pairs + k * job->band * job->W * TILE,
-                                 bench->sums + ((k * job->c_blocks + c) * 3 + i) * SUMS * SUM, i, h, end);
+                    add_products(job, scratch->across + c * job->W * 2 * TILE, scratch->pairs + k * job->band * job->W * TILE,
+                                 scratch->sums + ((k * job->c_blocks + c) * 3 + i) * SUMS * SUM, i, h, end);
     }
 }
 
-/* Puts the sums of all benches into out [K, 3, 3, C]. */
-static void collect(const struct job *job, const struct bench *benches, int64_t threads, float *out) {
+/* Puts the sums of all scratches into out [K, 3, 3, C]. */
+static void collect(const struct job *job, const struct scratch *scratches, int64_t threads, float *out) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t k = 0; k < job->K; k++)
         for (int64_t c = 0; c < job->C; c++)
@@ -210,33 +210,40 @@ static void collect(const struct job *job, const struct bench *benches, int64_t 
                 int64_t tile = ((k / 16 * job->c_blocks + c / 32) * 3 + tap / 3) * SUMS + 3 * (c / 16 % 2) + tap % 3;
                 int64_t at = tile * SUM + c % 16 * ROWS + k % 16;
                 float sum = 0;
-                for (int64_t t = 0; t < threads; t++) sum += benches[t].sums[at];
+                for (int64_t t = 0; t < threads; t++) sum += scratches[t].sums[at];
                 out[(k * 9 + tap) * job->C + c] = sum;
             }
 }
 
-static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64)); }
+static void *alloc_aligned(int64_t bytes) { return aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64)); }
 
-/* out [K, 3, 3, C], float: the gradient of the weights for x [N, H, W, C] and gradient [N, H, W, K]. Returns 1 if there
-   is no memory. */
-int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t N, int64_t H, int64_t W, int64_t C,
-                    int64_t K, int64_t threads) {
+/* out [K, 3, 3, C], float: the gradient of the weights for x [N, H, W, C] and g [N, H, W, K]. gradients.py has the same
+   fields in the same order. */
+struct gradient {
+    const bf16 *x, *g;
+    float *out;
+    int64_t N, H, W, C, K, threads;
+};
+
+/* Returns 1 if there is no memory. */
+int weight_gradient(const struct gradient *of) {
+    int64_t N = of->N, H = of->H, W = of->W, C = of->C, K = of->K, threads = of->threads;
     int64_t band = (PIXELS + W - 1) / W;
     if (band > H) band = H;
     int64_t bands = (H + band - 1) / band, work = (N + IMAGES - 1) / IMAGES * bands;
     if (threads > work) threads = work;
-    struct job job = {.x = x, .gradient = gradient, .N = N, .H = H, .W = W, .C = C, .K = K, .c_blocks = (C + 31) / 32,
+    struct job job = {.x = of->x, .gradient = of->g, .N = N, .H = H, .W = W, .C = C, .K = K, .c_blocks = (C + 31) / 32,
                       .k_blocks = (K + 15) / 16, .band = band, .bands = bands, .ring = band + 2};
     int64_t num_sums = job.k_blocks * job.c_blocks * 3 * SUMS * SUM;
-    struct bench *benches = calloc((size_t)threads, sizeof(struct bench));
+    struct scratch *scratches = calloc((size_t)threads, sizeof(struct scratch));
     bf16 *zeros = calloc((size_t)(C + K + 32), sizeof(bf16));
-    int failed = !benches || !zeros;
+    int failed = !scratches || !zeros;
     job.zeros = zeros;
     for (int64_t t = 0; t < threads && !failed; t++) {
-        benches[t].across = room(2 * job.ring * job.c_blocks * W * 2 * TILE);
-        benches[t].pairs = room(2 * job.k_blocks * band * W * TILE);
-        benches[t].sums = room(4 * num_sums);
-        failed = !benches[t].across || !benches[t].pairs || !benches[t].sums;
+        scratches[t].across = alloc_aligned(2 * job.ring * job.c_blocks * W * 2 * TILE);
+        scratches[t].pairs = alloc_aligned(2 * job.k_blocks * band * W * TILE);
+        scratches[t].sums = alloc_aligned(4 * num_sums);
+        failed = !scratches[t].across || !scratches[t].pairs || !scratches[t].sums;
     }
     if (!failed) {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -247,15 +254,15 @@ int weight_gradient(const bf16 *x, const bf16 *gradient, float *out, int64_t N, 
             /* whoever else uses tiles in this thread may rely on the shapes that it gave them */
             _tile_storeconfig(before);
             _tile_loadconfig(&shape);
-            memset(benches[t].sums, 0, (size_t)(4 * num_sums));
-            add_bands(&job, &benches[t], work * t / threads, work * (t + 1) / threads);
+            memset(scratches[t].sums, 0, (size_t)(4 * num_sums));
+            add_bands(&job, &scratches[t], work * t / threads, work * (t + 1) / threads);
             _tile_release();
             if (before[0]) _tile_loadconfig(before);
         }
-        collect(&job, benches, threads, out);
+        collect(&job, scratches, threads, of->out);
     }
-    for (int64_t t = 0; benches && t < threads; t++) free(benches[t].across), free(benches[t].pairs), free(benches[t].sums);
-    free(benches), free(zeros);
+    for (int64_t t = 0; scratches && t < threads; t++) free(scratches[t].across), free(scratches[t].pairs), free(scratches[t].sums);
+    free(scratches), free(zeros);
     return failed;
 }
 

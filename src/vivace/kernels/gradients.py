@@ -16,9 +16,9 @@ from torch import Tensor
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features
 from vivace.kernels.build import load_library, say_unused
-from vivace.kernels.call import call
+from vivace.kernels.call import Kernel
 
-__all__ = ["WeightGradient", "gains", "weight_gradient"]
+__all__ = ["WeightGradient", "is_faster", "weight_gradient"]
 
 # (x_BCHW, g_BKHW) → float32 [K, C, 3, 3]
 WeightGradient = Callable[[Tensor, Tensor], Tensor]
@@ -47,20 +47,20 @@ def weight_gradient(folder: Path) -> WeightGradient | None:
         return None
     if not library.usable():
         return None
+    kernel = Kernel(library, "weight_gradient", pointers="x g out", sizes="N H W C K")
 
     def gradient(x_BCHW: Tensor, g_BKHW: Tensor) -> Tensor:
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         g_BKHW = g_BKHW.contiguous(memory_format=torch.channels_last)
         count, channels, height, width = x_BCHW.shape
         out_K33C = torch.empty(g_BKHW.shape[1], 3, 3, channels)
-        sizes = (count, height, width, channels, g_BKHW.shape[1])
-        call(library.weight_gradient, x_BCHW, g_BKHW, out_K33C, *sizes)
+        kernel(x=x_BCHW, g=g_BKHW, out=out_K33C, N=count, H=height, W=width, C=channels, K=g_BKHW.shape[1])
         return out_K33C.permute(0, 3, 1, 2)
 
     return gradient
 
 
-def gains(x_BCHW: Tensor, num_filters: int) -> bool:
+def is_faster(x_BCHW: Tensor, num_filters: int) -> bool:
     """Whether the kernel is faster than what torch has, measured on maps of 1 to 112 px with 6 to 512 channels."""
     count, channels, height, width = x_BCHW.shape
     filled = count / (IMAGES * math.ceil(count / IMAGES)) if count else 0.0

@@ -16,14 +16,14 @@ enum { RELU = 0, SILU = 1, GELU = 2, NONE = 3 };
 /* pixels whose sums are taken in float */
 #define BLOCK 64
 
-static inline float widen(bf16 value) {
+static inline float bf16_to_float(bf16 value) {
     uint32_t bits = (uint32_t)value << 16;
     float wide;
     memcpy(&wide, &bits, 4);
     return wide;
 }
 
-static inline bf16 narrow(float wide) {
+static inline bf16 float_to_bf16(float wide) {
     uint32_t bits;
     memcpy(&bits, &wide, 4);
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -68,7 +68,7 @@ static inline __attribute__((always_inline)) float activate(float z, int kind) {
     return z * normal_below(z, normal_density(z));
 }
 
-static inline __attribute__((always_inline)) float slope(float z, int kind) {
+static inline __attribute__((always_inline)) float activation_grad(float z, int kind) {
     if (kind == NONE) return 1.0f;
     if (kind == RELU) return z <= 0 ? 0.0f : 1.0f;
     if (kind == SILU) {
@@ -83,7 +83,7 @@ static inline __attribute__((always_inline)) float slope(float z, int kind) {
 struct job {
     const bf16 *x, *gradient;
     bf16 *out;
-    uint8_t *which;
+    uint8_t *argmax;
     const float *scale, *shift, *by_value, *constant;
     int64_t H, W, C, rows, columns;
     int64_t kind;
@@ -126,29 +126,38 @@ static void pool_block(const struct job *job, int64_t block, float *one, float *
     for (int64_t w = 0; w < job->columns; w++) {
         const bf16 *a = job->x + (row + 2 * w) * C, *b = a + C, *d = a + job->W * C, *e = d + C;
         bf16 *restrict out = job->out + (block * job->columns + w) * C;
-        uint8_t *restrict winner = job->which + (block * job->columns + w) * C;
+        uint8_t *restrict winner = job->argmax + (block * job->columns + w) * C;
 #pragma omp simd
         for (int64_t c = 0; c < C; c++) {
-            float best = widen(a[c]), value;
+            float best = bf16_to_float(a[c]), value;
             uint32_t index = 0, better;
-            value = widen(b[c]), better = (value > best) | (value != value);
+            value = bf16_to_float(b[c]), better = (value > best) | (value != value);
             best = better ? value : best, index = better ? 1 : index;
-            value = widen(d[c]), better = (value > best) | (value != value);
+            value = bf16_to_float(d[c]), better = (value > best) | (value != value);
             best = better ? value : best, index = better ? 2 : index;
-            value = widen(e[c]), better = (value > best) | (value != value);
+            value = bf16_to_float(e[c]), better = (value > best) | (value != value);
             best = better ? value : best, index = better ? 3 : index;
-            out[c] = narrow(best), winner[c] = (uint8_t)index;
+            out[c] = float_to_bf16(best), winner[c] = (uint8_t)index;
             one[c] += best, two[c] += best * best;
         }
     }
 }
 
 /* 2×2 maxima of x [N, H, W, C], which of the four each one is, and sums [2, C] of the maxima and of their squares.
-   An odd last row or column is left out, as torch does. Returns 1 if there is no memory. */
-int pool_and_sum(const bf16 *x, bf16 *pooled, uint8_t *which, double *sums, int64_t N, int64_t H, int64_t W,
-                 int64_t C, int64_t threads) {
-    struct job job = {.x = x, .out = pooled, .which = which, .H = H, .W = W, .C = C, .rows = H / 2, .columns = W / 2};
-    return sum_blocks(pool_block, &job, N * job.rows, sums, threads);
+   An odd last row or column is left out, as torch does. Returns 1 if there is no memory. Of every struct of arguments
+   norms.py has the same fields in the same order. */
+struct pooling {
+    const bf16 *x;
+    bf16 *pooled;
+    uint8_t *argmax;
+    double *sums;
+    int64_t N, H, W, C, threads;
+};
+
+int pool_and_sum(const struct pooling *of) {
+    struct job job = {.x = of->x, .out = of->pooled, .argmax = of->argmax, .H = of->H, .W = of->W, .C = of->C,
+                      .rows = of->H / 2, .columns = of->W / 2};
+    return sum_blocks(pool_block, &job, of->N * job.rows, of->sums, of->threads);
 }
 
 static void square_block(const struct job *job, int64_t block, float *one, float *two) {
@@ -157,16 +166,22 @@ static void square_block(const struct job *job, int64_t block, float *one, float
         const bf16 *x = job->x + r * job->C;
 #pragma omp simd
         for (int64_t c = 0; c < job->C; c++) {
-            float value = widen(x[c]);
+            float value = bf16_to_float(x[c]);
             one[c] += value, two[c] += value * value;
         }
     }
 }
 
 /* Sums [2, C] of x [rows, C] and of its squares. Returns 1 if there is no memory. */
-int sum_rows(const bf16 *x, double *sums, int64_t rows, int64_t C, int64_t threads) {
-    struct job job = {.x = x, .rows = rows, .C = C};
-    return sum_blocks(square_block, &job, (rows + BLOCK - 1) / BLOCK, sums, threads);
+struct summing {
+    const bf16 *x;
+    double *sums;
+    int64_t rows, C, threads;
+};
+
+int sum_rows(const struct summing *of) {
+    struct job job = {.x = of->x, .rows = of->rows, .C = of->C};
+    return sum_blocks(square_block, &job, (of->rows + BLOCK - 1) / BLOCK, of->sums, of->threads);
 }
 
 /* One loop for each activation: `kind` is a constant in each of them, so that none asks for it at every value. */
@@ -179,15 +194,25 @@ int sum_rows(const bf16 *x, double *sums, int64_t rows, int64_t C, int64_t threa
     }
 
 /* out [rows, C] = activated(scale x + shift) */
-int apply(const bf16 *x, bf16 *out, const float *scale, const float *shift, int64_t rows, int64_t C, int64_t kind,
-          int64_t threads) {
+struct applying {
+    const bf16 *x;
+    bf16 *out;
+    const float *scale, *shift;
+    int64_t rows, C, kind, threads;
+};
+
+int apply(const struct applying *of) {
+    const bf16 *x = of->x;
+    bf16 *out = of->out;
+    const float *scale = of->scale, *shift = of->shift;
+    int64_t rows = of->rows, C = of->C, kind = of->kind, threads = of->threads;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < rows; r++) {
         const bf16 *from = x + r * C;
         bf16 *restrict to = out + r * C;
 #define APPLY(KIND)                       \
     _Pragma("omp simd")                   \
-    for (int64_t c = 0; c < C; c++) to[c] = narrow(activate(widen(from[c]) * scale[c] + shift[c], KIND))
+    for (int64_t c = 0; c < C; c++) to[c] = float_to_bf16(activate(bf16_to_float(from[c]) * scale[c] + shift[c], KIND))
         FOR_KIND(kind, APPLY)
     }
     return 0;
@@ -201,25 +226,32 @@ static void gradient_block(const struct job *job, int64_t block, float *restrict
 #define ADD(KIND)                                                              \
     _Pragma("omp simd")                                                        \
     for (int64_t c = 0; c < C; c++) {                                          \
-        float value = widen(x[c]);                                             \
-        float d = widen(g[c]) * slope(value * scale[c] + shift[c], KIND);      \
+        float value = bf16_to_float(x[c]);                                             \
+        float d = bf16_to_float(g[c]) * activation_grad(value * scale[c] + shift[c], KIND);      \
         one[c] += d, two[c] += d * value;                                      \
     }
         FOR_KIND(job->kind, ADD)
     }
 }
 
-/* Sums [2, C] of d and of d x: d is the gradient [rows, C] before the activation. Returns 1 if there is no memory. */
-int sum_gradient(const bf16 *gradient, const bf16 *x, double *sums, const float *scale, const float *shift,
-                 int64_t rows, int64_t C, int64_t kind, int64_t threads) {
-    struct job job = {.x = x, .gradient = gradient, .scale = scale, .shift = shift, .rows = rows, .C = C, .kind = kind};
-    return sum_blocks(gradient_block, &job, (rows + BLOCK - 1) / BLOCK, sums, threads);
+/* Sums [2, C] of d and of d x: d is the gradient g [rows, C] before the activation. Returns 1 if there is no memory. */
+struct summing_gradient {
+    const bf16 *g, *x;
+    double *sums;
+    const float *scale, *shift;
+    int64_t rows, C, kind, threads;
+};
+
+int sum_gradient(const struct summing_gradient *of) {
+    struct job job = {.x = of->x, .gradient = of->g, .scale = of->scale, .shift = of->shift, .rows = of->rows, .C = of->C,
+                      .kind = of->kind};
+    return sum_blocks(gradient_block, &job, (of->rows + BLOCK - 1) / BLOCK, of->sums, of->threads);
 }
 
 static inline __attribute__((always_inline)) float input_gradient(const struct job *job, const bf16 *g, const bf16 *x,
                                                                   int64_t c, int kind) {
-    float value = widen(x[c]);
-    float d = widen(g[c]) * slope(value * job->scale[c] + job->shift[c], kind);
+    float value = bf16_to_float(x[c]);
+    float d = bf16_to_float(g[c]) * activation_grad(value * job->scale[c] + job->shift[c], kind);
     return job->scale[c] * d + job->by_value[c] * value + job->constant[c];
 }
 
@@ -229,14 +261,14 @@ static void spread_row(const struct job *job, int64_t block) {
     for (int64_t w = 0; w < job->columns; w++) {
         int64_t at = (block * job->columns + w) * C;
         const bf16 *g = job->gradient + at, *x = job->x + at;
-        const uint8_t *which = job->which + at;
+        const uint8_t *argmax = job->argmax + at;
         bf16 *restrict a = top + 2 * w * C, *restrict b = a + C, *restrict d = bottom + 2 * w * C, *restrict e = d + C;
 #define SPREAD(KIND)                                                                    \
     _Pragma("omp simd")                                                                 \
     for (int64_t c = 0; c < C; c++) {                                                   \
-        bf16 result = narrow(input_gradient(job, g, x, c, KIND));                       \
-        a[c] = which[c] == 0 ? result : 0, b[c] = which[c] == 1 ? result : 0;           \
-        d[c] = which[c] == 2 ? result : 0, e[c] = which[c] == 3 ? result : 0;           \
+        bf16 result = float_to_bf16(input_gradient(job, g, x, c, KIND));                       \
+        a[c] = argmax[c] == 0 ? result : 0, b[c] = argmax[c] == 1 ? result : 0;           \
+        d[c] = argmax[c] == 2 ? result : 0, e[c] = argmax[c] == 3 ? result : 0;           \
     }
         FOR_KIND(job->kind, SPREAD)
     }
@@ -248,29 +280,45 @@ static void spread_row(const struct job *job, int64_t block) {
 }
 
 /* out = scale d + by_value x + constant, all [rows, C] */
-int spread_rows(const bf16 *gradient, const bf16 *x, bf16 *out, const float *scale, const float *shift,
-                const float *by_value, const float *constant, int64_t rows, int64_t C, int64_t kind, int64_t threads) {
-    struct job job = {.scale = scale, .shift = shift, .by_value = by_value, .constant = constant};
+struct spreading {
+    const bf16 *g, *x;
+    bf16 *out;
+    const float *scale, *shift, *by_value, *constant;
+    int64_t rows, C, kind, threads;
+};
+
+int spread_rows(const struct spreading *of) {
+    const bf16 *gradient = of->g, *x = of->x;
+    bf16 *out = of->out;
+    int64_t rows = of->rows, C = of->C, kind = of->kind, threads = of->threads;
+    struct job job = {.scale = of->scale, .shift = of->shift, .by_value = of->by_value, .constant = of->constant};
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < rows; r++) {
         const bf16 *g = gradient + r * C, *from = x + r * C;
         bf16 *restrict to = out + r * C;
 #define WRITE(KIND)               \
     _Pragma("omp simd")           \
-    for (int64_t c = 0; c < C; c++) to[c] = narrow(input_gradient(&job, g, from, c, KIND))
+    for (int64_t c = 0; c < C; c++) to[c] = float_to_bf16(input_gradient(&job, g, from, c, KIND))
         FOR_KIND(kind, WRITE)
     }
     return 0;
 }
 
-/* The same through 2×2 max-pooling: out [N, H, W, C], from a gradient and maxima x of half the sides. */
-int spread_maxima(const bf16 *gradient, const bf16 *x, uint8_t *which, bf16 *out, const float *scale,
-                  const float *shift, const float *by_value, const float *constant, int64_t N, int64_t H, int64_t W,
-                  int64_t C, int64_t kind, int64_t threads) {
-    struct job job = {.x = x, .gradient = gradient, .out = out, .which = which, .scale = scale, .shift = shift,
-                      .by_value = by_value, .constant = constant, .H = H, .W = W, .C = C, .rows = H / 2,
-                      .columns = W / 2, .kind = kind};
+/* The same through 2×2 max-pooling: out [N, H, W, C], from a gradient g and maxima x of half the sides. */
+struct spreading_maxima {
+    const bf16 *g, *x;
+    uint8_t *argmax;
+    bf16 *out;
+    const float *scale, *shift, *by_value, *constant;
+    int64_t N, H, W, C, kind, threads;
+};
+
+int spread_maxima(const struct spreading_maxima *of) {
+    struct job job = {.x = of->x, .gradient = of->g, .out = of->out, .argmax = of->argmax, .scale = of->scale,
+                      .shift = of->shift, .by_value = of->by_value, .constant = of->constant, .H = of->H, .W = of->W,
+                      .C = of->C, .rows = of->H / 2, .columns = of->W / 2, .kind = of->kind};
+    int64_t threads = of->threads;
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t block = 0; block < N * job.rows; block++) spread_row(&job, block);
+    for (int64_t block = 0; block < of->N * job.rows; block++) spread_row(&job, block);
     return 0;
 }

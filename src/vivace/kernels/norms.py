@@ -6,7 +6,7 @@ Shapes: x_BCHW bf16, channels_last; `pooled` is what is normalised: x, or its 2�
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -15,14 +15,35 @@ import torch
 from torch import Tensor, nn
 
 from vivace.kernels.build import load_library
-from vivace.kernels.call import call
+from vivace.kernels.call import Kernel
 from vivace.kernels.pooled import can_ask, convolve_and_pool, is_halving
 
 __all__ = ["FusedSequential", "fused_norms"]
 
 # as norms.c numbers them
 RELU, SILU, GELU, NONE = range(4)
-_active: ctypes.CDLL | None = None
+_active: _NormKernels | None = None
+
+
+class _NormKernels:
+    """The functions of norms.c."""
+
+    def __init__(self, folder: Path) -> None:
+        library, rows = load_library("norms", folder), "rows C"
+        maps, factors = "N H W C", "scale shift by_value constant"
+        self.pool_and_sum = Kernel(library, "pool_and_sum", pointers="x pooled argmax sums", sizes=maps)
+        self.sum_rows = Kernel(library, "sum_rows", pointers="x sums", sizes=rows)
+        self.apply = Kernel(library, "apply", pointers="x out scale shift", sizes=f"{rows} kind")
+        self.sum_gradient = Kernel(library, "sum_gradient", pointers="g x sums scale shift", sizes=f"{rows} kind")
+        self.spread_rows = Kernel(library, "spread_rows", pointers=f"g x out {factors}", sizes=f"{rows} kind")
+        self.spread_maxima = Kernel(
+            library, "spread_maxima", pointers=f"g x argmax out {factors}", sizes=f"{maps} kind"
+        )
+
+
+@functools.cache
+def _kernels(folder: Path) -> _NormKernels:
+    return _NormKernels(folder)
 
 
 @contextlib.contextmanager
@@ -32,7 +53,7 @@ def fused_norms(folder: Path) -> Iterator[None]:
     Raises KernelError if the kernel can't be built here.
     """
     global _active
-    before, _active = _active, load_library("norms", folder)
+    before, _active = _active, _kernels(folder)
     try:
         yield
     finally:
@@ -130,18 +151,28 @@ def _eval_norm(x_BCHW: Tensor, norm: nn.BatchNorm2d, *, pool: bool, kind: int) -
     scale_C = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
     shift_C = norm.bias.double() - norm.running_mean.double() * scale_C
     out = torch.empty_like(pooled, memory_format=torch.channels_last)
-    call(kernels.apply, pooled, out, scale_C.float(), shift_C.float(), pooled.numel() // channels, channels, kind)
+    kernels.apply(
+        x=pooled,
+        out=out,
+        scale=scale_C.float(),
+        shift=shift_C.float(),
+        rows=pooled.numel() // channels,
+        C=channels,
+        kind=kind,
+    )
     return out
 
 
-def _pool(kernels: ctypes.CDLL, x_BCHW: Tensor, sums_2C: Tensor) -> tuple[Tensor, Tensor]:
+def _pool(kernels: _NormKernels, x_BCHW: Tensor, sums_2C: Tensor) -> tuple[Tensor, Tensor]:
     """The 2×2 maxima, and which of the four each one is; their sums and sums of squares are put into `sums_2C`."""
     num_images, channels, height, width = x_BCHW.shape
     half = (num_images, channels, height // 2, width // 2)
     pooled = torch.empty(half, dtype=x_BCHW.dtype, memory_format=torch.channels_last)
-    which = torch.empty(pooled.numel(), dtype=torch.uint8)
-    call(kernels.pool_and_sum, x_BCHW, pooled, which, sums_2C, num_images, height, width, channels)
-    return pooled, which
+    argmax = torch.empty(pooled.numel(), dtype=torch.uint8)
+    kernels.pool_and_sum(
+        x=x_BCHW, pooled=pooled, argmax=argmax, sums=sums_2C, N=num_images, H=height, W=width, C=channels
+    )
+    return pooled, argmax
 
 
 class _PoolNormAct(torch.autograd.Function):
@@ -156,11 +187,11 @@ class _PoolNormAct(torch.autograd.Function):
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         channels = x_BCHW.shape[1]
         sums_2C = torch.empty(2, channels, dtype=torch.float64)
-        pooled, which = x_BCHW, None
+        pooled, argmax = x_BCHW, None
         if pool:
-            pooled, which = _pool(kernels, x_BCHW, sums_2C)
+            pooled, argmax = _pool(kernels, x_BCHW, sums_2C)
         else:
-            call(kernels.sum_rows, x_BCHW, sums_2C, x_BCHW.numel() // channels, channels)
+            kernels.sum_rows(x=x_BCHW, sums=sums_2C, rows=x_BCHW.numel() // channels, C=channels)
         count = pooled.numel() // channels
         mean_C = sums_2C[0] / count
         var_C = (sums_2C[1] / count - mean_C.square()).clamp_(min=0)
@@ -168,21 +199,22 @@ class _PoolNormAct(torch.autograd.Function):
         scale_C = (weight_C.double() * inverse_C).float()
         shift_C = (bias_C.double() - mean_C * weight_C.double() * inverse_C).float()
         out = torch.empty_like(pooled, memory_format=torch.channels_last)
-        call(kernels.apply, pooled, out, scale_C, shift_C, count, channels, kind)
-        ctx.save_for_backward(pooled, which, scale_C, shift_C, mean_C, inverse_C)
+        kernels.apply(x=pooled, out=out, scale=scale_C, shift=shift_C, rows=count, C=channels, kind=kind)
+        ctx.save_for_backward(pooled, argmax, scale_C, shift_C, mean_C, inverse_C)
         ctx.kernels, ctx.kind, ctx.shape = kernels, kind, x_BCHW.shape
         ctx.mark_non_differentiable(mean_C, var_C)
         return out, mean_C, var_C, count
 
     @staticmethod
     def backward(ctx: Any, g_BCHW: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        pooled, which, scale_C, shift_C, mean_C, inverse_C = ctx.saved_tensors
+        pooled, argmax, scale_C, shift_C, mean_C, inverse_C = ctx.saved_tensors
         kernels = ctx.kernels
         num_images, channels, height, width = ctx.shape
         count = pooled.numel() // channels
         g_BCHW = g_BCHW.contiguous(memory_format=torch.channels_last)
         sums_2C = torch.empty(2, channels, dtype=torch.float64)
-        call(kernels.sum_gradient, g_BCHW, pooled, sums_2C, scale_C, shift_C, count, channels, ctx.kind)
+        line = {"scale": scale_C, "shift": shift_C}
+        kernels.sum_gradient(g=g_BCHW, x=pooled, sums=sums_2C, **line, rows=count, C=channels, kind=ctx.kind)
         bias_grad = sums_2C[0]
         weight_grad = (sums_2C[1] - mean_C * bias_grad) * inverse_C
         # scale · (d - mean of d - normalised · mean of d · normalised), written as a line in the pooled value
@@ -191,10 +223,10 @@ class _PoolNormAct(torch.autograd.Function):
         x_grad = None
         if ctx.needs_input_grad[0]:
             x_grad = torch.empty(ctx.shape, dtype=g_BCHW.dtype, memory_format=torch.channels_last)
-            factors = (scale_C, shift_C, by_value.float(), constant.float())
-            if which is None:
-                call(kernels.spread_rows, g_BCHW, pooled, x_grad, *factors, count, channels, ctx.kind)
+            given = {"g": g_BCHW, "x": pooled, "out": x_grad, **line, "kind": ctx.kind}
+            given |= {"by_value": by_value.float(), "constant": constant.float()}
+            if argmax is None:
+                kernels.spread_rows(**given, rows=count, C=channels)
             else:
-                sizes = (num_images, height, width, channels)
-                call(kernels.spread_maxima, g_BCHW, pooled, which, x_grad, *factors, *sizes, ctx.kind)
+                kernels.spread_maxima(**given, argmax=argmax, N=num_images, H=height, W=width, C=channels)
         return x_grad, weight_grad.float(), bias_grad.float(), None, None, None

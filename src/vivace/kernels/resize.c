@@ -94,7 +94,7 @@ static inline ints load_ints(const int32_t *from) {
 }
 
 /* in two steps: for one, GCC 12 moves each byte by itself */
-static inline void widen(bytes value, int32_t *to) {
+static inline void bytes_to_ints(bytes value, int32_t *to) {
     ints wide = __builtin_convertvector(__builtin_convertvector(value, shorts), ints);
     memcpy(to, &wide, sizeof wide);
 }
@@ -174,7 +174,7 @@ static void pass_across(
         for (int64_t x = 0; x < used; x += LANES) {
             for (int r = 0; r < LANES; r++) a[r] = load_some(in + least(y + r, rows - 1) * in_stride + x, used - x);
             transpose(a);
-            for (int r = 0; r < LANES; r++) widen(a[r], columns + (x + r) * LANES);
+            for (int r = 0; r < LANES; r++) bytes_to_ints(a[r], columns + (x + r) * LANES);
         }
         /* turned: [made][16 rows] */
         for (int32_t i = 0; i < w->side; i++) {
@@ -206,7 +206,7 @@ static void pass_down(
         for (int64_t y = 0; y < used; y++)
             /* columns beside the last one are summed with the others, and not kept: 0, so that no sum overflows */
             for (int64_t j = 0; j < 4 * LANES; j += LANES)
-                widen(
+                bytes_to_ints(
                     j < here ? load_some(in + y * in_stride + x + j, here - j) : (bytes){0},
                     scratch + y * 4 * LANES + j);
         for (int32_t i = 0; i < w->side; i++) {

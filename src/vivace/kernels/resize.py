@@ -18,6 +18,7 @@ Box = tuple[int, int, int, int]
 # (height, width, side) → whether columns are shortened before rows are
 Order = Callable[[int, int, int], bool]
 
+POINTER, INT = ctypes.c_void_p, ctypes.c_int32
 # as resize.c numbers them
 KINDS = {"bilinear": 0, "bicubic": 1}
 # height and width of images and sides that they are resized to, whatever their shape: to compare with Pillow
@@ -72,6 +73,7 @@ def _kernel(folder: Path, interpolation: str) -> Callable[[np.ndarray, Box, int]
     except KernelError as error:
         say_unused("resize", error)
         return None
+    library.resize.argtypes = [POINTER, INT, INT, INT, ctypes.POINTER(INT), POINTER, INT, INT, INT]
     kind = KINDS[interpolation]
     for order in (_down_if_tall, _always_across):
         kernel = functools.partial(_resize, library, kind, order)
@@ -100,12 +102,12 @@ def _resize(library: ctypes.CDLL, kind: int, order: Order, pixels_HWC: np.ndarra
     height, width, channels = pixels_HWC.shape
     out = np.empty((side, side, channels), dtype=np.uint8)
     failed = library.resize(
-        ctypes.c_void_p(pixels_HWC.ctypes.data),
+        pixels_HWC.ctypes.data,
         height,
         width,
         channels,
-        (ctypes.c_int32 * 4)(*box),
-        ctypes.c_void_p(out.ctypes.data),
+        (INT * 4)(*box),
+        out.ctypes.data,
         side,
         kind,
         order(height, width, side),

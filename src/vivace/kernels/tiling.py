@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vivace.kernels.convolutions import ReplacedConvolutions
-from vivace.kernels.gradients import WeightGradient, gains, weight_gradient
+from vivace.kernels.gradients import WeightGradient, is_faster, weight_gradient
 
 __all__ = ["TiledGradients", "tile_images"]
 
@@ -43,7 +43,7 @@ class TiledGradients(ReplacedConvolutions):
         learns = weight.requires_grad and torch.is_grad_enabled()
         if not learns or dtype not in (torch.bfloat16, torch.float16):
             return None
-        kernel = self._kernel if dtype == torch.bfloat16 and gains(x_BCHW, len(weight)) else None
+        kernel = self._kernel if dtype == torch.bfloat16 and is_faster(x_BCHW, len(weight)) else None
         if kernel is None and x_BCHW.shape[-1] > MAX_SIDE:
             return None
         out: Tensor = _TiledConv.apply(x_BCHW.to(dtype), weight, dtype, kernel)

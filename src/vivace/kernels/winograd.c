@@ -16,7 +16,7 @@ int usable(void) { return 1; }
 
 /* G w Gt into [block of filters, point, pairs of channels, vectors of the block, LANES, 2]; weight (k, c, i, j) lies at
    weights[k sk + c sc + i si + j sj]. */
-static void lay_weights(int mh, int mw, const float *weights, int64_t sk, int64_t sc, int64_t si, int64_t sj, int64_t C,
+static void transform_weights(int mh, int mw, const float *weights, int64_t sk, int64_t sc, int64_t si, int64_t sj, int64_t C,
                         int64_t K, int64_t v, bf16 *out) {
     const int points = (mh + 2) * (mw + 2);
     int64_t pairs = (C + 1) / 2, first = v / VECTORS * VECTORS;
@@ -80,7 +80,7 @@ static void multiply_block(int64_t vectors, const bf16 *points, int64_t stride, 
 }
 
 /* What a thread keeps of a block: points, and sums [point, tile, vector, LANES]. */
-struct bench {
+struct scratch {
     bf16 *points;
     float *sums;
 };
@@ -88,28 +88,28 @@ struct bench {
 /* What a convolution reads and writes: maps, or 2×2 maxima with what says which of the four each one is. */
 struct ends {
     const bf16 *x;
-    const uint8_t *x_which;
+    const uint8_t *x_argmax;
     bf16 *out;
-    uint8_t *out_which;
+    uint8_t *out_argmax;
     int64_t C, K;
 };
 
 /* Points of `tiles` tiles from `first` on, channels of a tile side by side. */
-ALWAYS void lay_block(const int mh, const int mw, const int maxima, const struct maps *maps, const struct ends *ends,
+ALWAYS void transform_block(const int mh, const int mw, const int maxima, const struct maps *maps, const struct ends *ends,
                       int64_t first, int64_t tiles, bf16 *to) {
     const int wide = mw + 2, points = (mh + 2) * wide;
-    int64_t C = ends->C, stride = up_to(C, LANES), apart = BLOCK(mh, mw) * stride + APART;
+    int64_t C = ends->C, stride = round_up(C, LANES), apart = BLOCK(mh, mw) * stride + POINT_PAD;
     for (int64_t t = 0; t < tiles; t++) {
         const bf16 *at[MAX_POINTS];
-        const uint8_t *which[MAX_POINTS];
-        locate(mh, mw, 1, maxima, maps, ends->x, C, first + t, maps->zeros, at);
-        if (maxima) locate_which(points, maps, ends->x, ends->x_which, at, which);
+        const uint8_t *argmax[MAX_POINTS];
+        tile_pointers(mh, mw, 1, maxima, maps, ends->x, C, first + t, maps->zeros, at);
+        if (maxima) argmax_pointers(points, maps, ends->x, ends->x_argmax, at, argmax);
         fetch(mh, mw, 1, maxima, maps, at, C);
         for (int64_t c = 0; c < C; c += LANES) {
             __mmask16 left = lanes_left(C, c);
             __m512 p[MAX_POINTS];
 #define IN(i, j)                                                                                                      \
-    (maxima ? floats_of_maxima(at[wide * (i) + (j)] + c, which[wide * (i) + (j)] + c, CORNER(1, i, j), left)           \
+    (maxima ? floats_of_maxima(at[wide * (i) + (j)] + c, argmax[wide * (i) + (j)] + c, CORNER(1, i, j), left)           \
             : floats(at[wide * (i) + (j)] + c, left))
             BOTH_WAYS(input_points, mh, mw, mh + 2, mw + 2, mh + 2, mw + 2, IN, p);
 #undef IN
@@ -125,15 +125,15 @@ ALWAYS void put(bf16 *to, __mmask16 left, __m512 value) {
 }
 
 /* The largest of y[0], y[1], y[mw] and y[mw + 1], the first of equal ones, and which it is. NaN is larger than all. */
-ALWAYS __m512 largest(const int mw, const __m512 *y, __m128i *which) {
+ALWAYS __m512 largest(const int mw, const __m512 *y, __m128i *argmax) {
     __m512 best = y[0];
-    *which = _mm_setzero_si128();
+    *argmax = _mm_setzero_si128();
 #pragma GCC unroll 3
     for (int i = 1; i < 4; i++) {
         __m512 value = y[i / 2 * mw + i % 2];
         __mmask16 better = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
         best = _mm512_mask_mov_ps(best, better, value);
-        *which = _mm_mask_mov_epi8(*which, better, _mm_set1_epi8((char)i));
+        *argmax = _mm_mask_mov_epi8(*argmax, better, _mm_set1_epi8((char)i));
     }
     return best;
 }
@@ -142,10 +142,10 @@ ALWAYS __m512 largest(const int mw, const __m512 *y, __m128i *which) {
 ALWAYS void write_block(const int mh, const int mw, const int maxima, const struct maps *maps, const struct ends *ends,
                         int64_t first, int64_t tiles, int64_t v, int64_t vectors, const float *all_sums) {
     const int wide = mw + 2;
-    int64_t apart = BLOCK(mh, mw) * vectors * LANES + APART;
+    int64_t apart = BLOCK(mh, mw) * vectors * LANES + POINT_PAD;
     for (int64_t t = 0; t < tiles; t++) {
         const bf16 *at[16];
-        locate(mh, mw, 0, maxima, maps, ends->out, ends->K, first + t, 0, at);
+        tile_pointers(mh, mw, 0, maxima, maps, ends->out, ends->K, first + t, 0, at);
         for (int64_t u = 0; u < vectors; u++) {
             const float *sums = all_sums + (t * vectors + u) * LANES;
             int64_t k = (v + u) * LANES;
@@ -162,9 +162,9 @@ ALWAYS void write_block(const int mh, const int mw, const int maxima, const stru
                     if (!to) continue;
                     if (!maxima) put(to + k, left, y[mw * i + j]);
                     else {
-                        __m128i which;
-                        put(to + k, left, largest(mw, y + mw * i + j, &which));
-                        _mm_mask_storeu_epi8(ends->out_which + (to - ends->out) + k, left, which);
+                        __m128i argmax;
+                        put(to + k, left, largest(mw, y + mw * i + j, &argmax));
+                        _mm_mask_storeu_epi8(ends->out_argmax + (to - ends->out) + k, left, argmax);
                     }
                 }
         }
@@ -172,65 +172,77 @@ ALWAYS void write_block(const int mh, const int mw, const int maxima, const stru
 }
 
 /* Functions of their own: in one with the products the compiler keeps less in registers. */
-static __attribute__((noinline)) void lay_points(int64_t mh, int64_t mw, const struct maps *maps, const struct ends *ends,
+static __attribute__((noinline)) void transform_tiles(int64_t mh, int64_t mw, const struct maps *maps, const struct ends *ends,
                                                  int64_t first, int64_t tiles, bf16 *to) {
-    if (ends->x_which) FOR_TILES(lay_block, mh, mw, 1, maps, ends, first, tiles, to);
-    else FOR_TILES(lay_block, mh, mw, 0, maps, ends, first, tiles, to);
+    if (ends->x_argmax) FOR_TILES(transform_block, mh, mw, 1, maps, ends, first, tiles, to);
+    else FOR_TILES(transform_block, mh, mw, 0, maps, ends, first, tiles, to);
 }
 
 static __attribute__((noinline)) void write_outputs(int64_t mh, int64_t mw, const struct maps *maps,
                                                     const struct ends *ends, int64_t first, int64_t tiles, int64_t v,
                                                     int64_t vectors, const float *sums) {
-    if (ends->out_which) FOR_TILES(write_block, mh, mw, 1, maps, ends, first, tiles, v, vectors, sums);
+    if (ends->out_argmax) FOR_TILES(write_block, mh, mw, 1, maps, ends, first, tiles, v, vectors, sums);
     else FOR_TILES(write_block, mh, mw, 0, maps, ends, first, tiles, v, vectors, sums);
 }
 
 static void convolve_block(int64_t mh, int64_t mw, const struct maps *maps, const struct ends *ends, const bf16 *filters,
-                           int64_t first, const struct bench *bench) {
-    int64_t points = (mh + 2) * (mw + 2), pairs = (ends->C + 1) / 2, stride = up_to(ends->C, LANES);
+                           int64_t first, const struct scratch *scratch) {
+    int64_t points = (mh + 2) * (mw + 2), pairs = (ends->C + 1) / 2, stride = round_up(ends->C, LANES);
     int64_t tiles = at_most(BLOCK(mh, mw), tiles_of(maps) - first), all = (ends->K + LANES - 1) / LANES;
-    lay_points(mh, mw, maps, ends, first, tiles, bench->points);
+    transform_tiles(mh, mw, maps, ends, first, tiles, scratch->points);
     for (int64_t v = 0; v < all; v += VECTORS) {
         int64_t vectors = at_most(VECTORS, all - v);
         for (int64_t i = 0; i < points; i++)
-            multiply_block(vectors, bench->points + i * (BLOCK(mh, mw) * stride + APART), stride, tiles,
+            multiply_block(vectors, scratch->points + i * (BLOCK(mh, mw) * stride + POINT_PAD), stride, tiles,
                            filters + (v * points + i * vectors) * pairs * LANES * 2, pairs,
-                           bench->sums + i * (BLOCK(mh, mw) * vectors * LANES + APART));
-        write_outputs(mh, mw, maps, ends, first, tiles, v, vectors, bench->sums);
+                           scratch->sums + i * (BLOCK(mh, mw) * vectors * LANES + POINT_PAD));
+        write_outputs(mh, mw, maps, ends, first, tiles, v, vectors, scratch->sums);
     }
 }
 
-/* The outputs of `down` by `across` tiles of mh×mw, each 2 or 4, from (top, left) on, into out [N, H, W, K]; x [N, H, W, C],
-   weight (k, c, i, j) at weights[k sk + c sc + i si + j sj]. With x_which x is [N, H / 2, W / 2, C], maxima of a map that is
-   zero elsewhere; with out_which so is out. Returns 1 if there is no memory. */
-int convolve(const bf16 *x, const uint8_t *x_which, const float *weights, bf16 *out, uint8_t *out_which, int64_t mh,
-             int64_t mw, int64_t top, int64_t left, int64_t down, int64_t across, int64_t N, int64_t H, int64_t W,
-             int64_t C, int64_t K, int64_t sk, int64_t sc, int64_t si, int64_t sj, int64_t threads) {
+/* The outputs of `down` by `across` tiles of tile_h×tile_w, each 2 or 4, from (top, left) on, into out [N, H, W, K]; x
+   [N, H, W, C], weight (k, c, i, j) at weights[k sk + c sc + i si + j sj]. With x_argmax x is [N, H / 2, W / 2, C], maxima
+   of a map that is zero elsewhere; with out_argmax so is out. winograd.py has the same fields in the same order. */
+struct convolution {
+    const bf16 *x;
+    const uint8_t *x_argmax;
+    const float *weights;
+    bf16 *out;
+    uint8_t *out_argmax;
+    int64_t tile_h, tile_w, top, left, down, across, N, H, W, C, K, sk, sc, si, sj, threads;
+};
+
+/* Returns 1 if there is no memory. */
+int convolve(const struct convolution *of) {
+    int64_t mh = of->tile_h, mw = of->tile_w, C = of->C, K = of->K, threads = of->threads;
     int64_t points = (mh + 2) * (mw + 2), pairs = (C + 1) / 2, vectors = (K + LANES - 1) / LANES, tiles = BLOCK(mh, mw);
-    int64_t num_points = points * (tiles * up_to(C, LANES) + APART), num_sums = points * (tiles * VECTORS * LANES + APART);
-    bf16 *filters = room(2 * points * pairs * vectors * LANES * 2), *zeros = calloc((size_t)up_to(C, LANES), sizeof(bf16));
+    int64_t num_points = points * (tiles * round_up(C, LANES) + POINT_PAD), num_sums = points * (tiles * VECTORS * LANES + POINT_PAD);
+    bf16 *filters = alloc_aligned(2 * points * pairs * vectors * LANES * 2), *zeros = calloc((size_t)round_up(C, LANES), sizeof(bf16));
     /* zero: tiles that there are not are multiplied too */
     char *memory = calloc((size_t)threads, (size_t)(2 * num_points + 4 * num_sums) + 64);
     int failed = !filters || !zeros || !memory;
     if (!failed) {
-        struct maps maps = {.N = N, .H = H, .W = W, .top = top, .left = left, .down = down, .across = across, .zeros = zeros};
-        struct ends ends = {.x = x, .x_which = x_which, .out = out, .out_which = out_which, .C = C, .K = K};
+        struct maps maps = {.N = of->N, .H = of->H, .W = of->W, .top = of->top, .left = of->left, .down = of->down,
+                            .across = of->across, .zeros = zeros};
+        struct ends ends = {.x = of->x, .x_argmax = of->x_argmax, .out = of->out, .out_argmax = of->out_argmax, .C = C,
+                            .K = K};
         int64_t next = 0;
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for schedule(static)
-            for (int64_t v = 0; v < vectors; v++) lay_weights((int)mh, (int)mw, weights, sk, sc, si, sj, C, K, v, filters);
+            for (int64_t v = 0; v < vectors; v++)
+                transform_weights((int)mh, (int)mw, of->weights, of->sk, of->sc, of->si, of->sj, C, K, v, filters);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < threads; t++) {
-                struct bench bench;
-                bench.points = (bf16 *)up_to((int64_t)(memory + t * (2 * num_points + 4 * num_sums)), 64);
-                bench.sums = (float *)(bench.points + num_points);
+                struct scratch scratch;
+                scratch.points = (bf16 *)round_up((int64_t)(memory + t * (2 * num_points + 4 * num_sums)), 64);
+                scratch.sums = (float *)(scratch.points + num_points);
                 for (;;) {
                     int64_t block;
 #pragma omp atomic capture
                     block = next++;
                     if (block * tiles >= tiles_of(&maps)) break;
-                    convolve_block(mh, mw, &maps, &ends, filters, block * tiles, &bench);
+                    convolve_block(mh, mw, &maps, &ends, filters, block * tiles, &scratch);
                 }
             }
         }

@@ -32,7 +32,7 @@ typedef uint16_t bf16;
 /* channels up to which pixels are asked for ahead */
 #define FETCHED_CHANNELS 128
 /* between the points, so that the same place in each of them does not meet in one set of the cache */
-#define APART 32
+#define POINT_PAD 32
 
 /* the points of m = 4 are 0, P, -P, Q, -Q, infinity */
 #define P 0.75f
@@ -56,9 +56,9 @@ struct maps {
     const bf16 *zeros;
 };
 
-static int64_t up_to(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+static int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)up_to(bytes, 64)); }
+static void *alloc_aligned(int64_t bytes) { return aligned_alloc(64, (size_t)round_up(bytes, 64)); }
 
 static inline int64_t tiles_of(const struct maps *maps) { return maps->N * maps->down * maps->across; }
 
@@ -76,7 +76,7 @@ ALWAYS __m256i rounded(__m512 value) { return (__m256i)_mm512_cvtneps_pbh(value)
 
 /* Where the pixels of tile t, mh×mw of them and `border` more on each side, begin; `outside` for those that are not
    there. maxima: where the maximum of the four that a pixel belongs to begins, in a map of half the sides. */
-ALWAYS void locate(const int mh, const int mw, const int border, const int maxima, const struct maps *maps,
+ALWAYS void tile_pointers(const int mh, const int mw, const int border, const int maxima, const struct maps *maps,
                    const bf16 *map, int64_t channels, int64_t t, const bf16 *outside, const bf16 *at[]) {
     const int high = mh + 2 * border, wide = mw + 2 * border, of = maxima ? 2 : 1;
     int64_t n = t / (maps->down * maps->across), place = t % (maps->down * maps->across);
@@ -94,16 +94,16 @@ ALWAYS void locate(const int mh, const int mw, const int border, const int maxim
 #define CORNER(border, i, j) (2 * (((i) + (border)) % 2) + ((j) + (border)) % 2)
 
 /* The channels of a pixel of a map of which 2×2 maxima are there: zero where another of the four was the maximum. */
-ALWAYS __m512 floats_of_maxima(const bf16 *at, const uint8_t *which, int corner, __mmask16 left) {
-    __m128i winners = _mm_maskz_loadu_epi8(left, which);
+ALWAYS __m512 floats_of_maxima(const bf16 *at, const uint8_t *argmax, int corner, __mmask16 left) {
+    __m128i winners = _mm_maskz_loadu_epi8(left, argmax);
     return floats(at, _mm_mask_cmpeq_epi8_mask(left, winners, _mm_set1_epi8((char)corner)));
 }
 
-/* `which` of the maxima that begin at these places of `map`. */
-ALWAYS void locate_which(const int count, const struct maps *maps, const bf16 *map, const uint8_t *which,
-                         const bf16 *const at[], const uint8_t *which_at[]) {
+/* Which of the four pixels the maxima are that begin at these places of `map`. */
+ALWAYS void argmax_pointers(const int count, const struct maps *maps, const bf16 *map, const uint8_t *argmax,
+                            const bf16 *const at[], const uint8_t *argmax_at[]) {
     for (int i = 0; i < count; i++)
-        which_at[i] = at[i] == maps->zeros ? (const uint8_t *)maps->zeros : which + (at[i] - map);
+        argmax_at[i] = at[i] == maps->zeros ? (const uint8_t *)maps->zeros : argmax + (at[i] - map);
 }
 
 /* Asks for the pixels that belong to the tile after the next one in each row of this one, mw of them each: rows are too

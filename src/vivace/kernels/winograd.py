@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features
 from vivace.kernels.build import load_library, say_unused
-from vivace.kernels.call import Address, call
+from vivace.kernels.call import Address, Kernel
 
-__all__ = ["Maxima", "Tiles", "Winograd", "gains", "has_winograd", "tile_map", "winograd"]
+__all__ = ["PoolIndices", "Tiles", "Winograd", "has_winograd", "is_faster", "tile_map", "winograd"]
 
 # below these the tiles' transforms, or those of the weights, outweigh the products
 MIN_CHANNELS = 16
@@ -30,14 +30,16 @@ MIN_PIXELS_PER_CHANNEL = 4
 MIN_SIDE = 2
 # what each kind of tile costs beside its products, in tiles: weights transformed or their sums collected
 TILES_PER_KIND = 150
+# of weight (k, c, i, j), as winograd.c names them
+STRIDES = ("sk", "sc", "si", "sj")
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """A part of a map: `down` by `across` tiles of height × width outputs, each 2 or 4, from (top, left) on."""
+    """A part of a map: `down` by `across` tiles of tile_h × tile_w outputs, each 2 or 4, from (top, left) on."""
 
-    height: int
-    width: int
+    tile_h: int
+    tile_w: int
     top: int
     left: int
     down: int
@@ -45,13 +47,13 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Maxima:
+class PoolIndices:
     """Which of its four pixels each 2×2 maximum of maps of height × width was.
 
-    which: uint8 [B, H // 2, W // 2, K], 0 to 3, row by row. An odd last row or column has no maximum.
+    argmax: uint8 [B, H // 2, W // 2, K], 0 to 3, row by row. An odd last row or column has no maximum.
     """
 
-    which: Tensor
+    argmax: Tensor
     height: int
     width: int
 
@@ -61,95 +63,130 @@ class Winograd:
 
     Both sides of each product are rounded to bf16 after their transform, sums are taken in float32. Against the exact
     result of normal values the error is 0.4 % in root mean square with tiles of 2 × 2, and 1.2 % with 4 × 4, where
-    convolutions in bf16 have 0.2 %. tiles: those that cover the map; None: `tile_map`. maxima: the gradient is that of
+    convolutions in bf16 have 0.2 %. tiles: those that cover the map; None: `tile_map`. pooled: the gradient is that of
     2×2 maxima [B, K, H // 2, W // 2], and zero for all other outputs.
     """
 
     def __init__(self, folder: Path) -> None:
         """Raises KernelError where they can't be built, or the processor does not have what they need."""
-        self._convolutions = load_library("winograd", folder)
-        self._gradients = load_library("winograd_gradients", folder)
-        if not self._convolutions.usable():
+        convolutions, gradients = load_library("winograd", folder), load_library("winograd_gradients", folder)
+        if not convolutions.usable():
             raise KernelError("this processor has no bf16 dot products: got none of avx512_bf16. Set winograd=false.")
+        sizes = "tile_h tile_w top left down across N H W C K"
+        self._convolve = Kernel(
+            convolutions, "convolve", pointers="x x_argmax weights out out_argmax", sizes=f"{sizes} sk sc si sj"
+        )
+        self._weight_gradient = Kernel(gradients, "weight_gradient", pointers="x g g_argmax out", sizes=sizes)
 
     def convolve(self, x_BCHW: Tensor, weight: Tensor, *, tiles: Sequence[Tiles] | None = None) -> Tensor:
         """bf16 [B, K, H, W]: the convolution."""
-        height, width = x_BCHW.shape[2:]
-        out = _empty(len(x_BCHW), len(weight), height, width)
-        self._convolve(
-            x_BCHW, None, *_straight(weight), out, None, tiles or tile_map(height, width, len(x_BCHW)), (height, width)
-        )
+        sides = _sides(x_BCHW)
+        out = _empty(len(x_BCHW), len(weight), *sides)
+        self._run(x_BCHW, None, _straight(weight), out, None, tiles or tile_map(*sides, len(x_BCHW)), sides)
         return out
 
     def convolve_and_pool(
         self, x_BCHW: Tensor, weight: Tensor, *, tiles: Sequence[Tiles] | None = None
-    ) -> tuple[Tensor, Maxima]:
+    ) -> tuple[Tensor, PoolIndices]:
         """bf16 [B, K, H // 2, W // 2]: the 2×2 maxima of the convolution. H and W are 2 or more."""
-        count, _, height, width = x_BCHW.shape
+        count, (height, width) = len(x_BCHW), _sides(x_BCHW)
         out = _empty(count, len(weight), height // 2, width // 2)
-        which = torch.empty(count, height // 2, width // 2, len(weight), dtype=torch.uint8)
+        argmax = torch.empty(count, height // 2, width // 2, len(weight), dtype=torch.uint8)
         # what has no maximum is not computed: fewer tiles for odd sides
         tiles = tiles or tile_map(height // 2 * 2, width // 2 * 2, count)
-        self._convolve(x_BCHW, None, *_straight(weight), out, which, tiles, (height, width))
-        return out, Maxima(which, height, width)
+        self._run(x_BCHW, None, _straight(weight), out, argmax, tiles, (height, width))
+        return out, PoolIndices(argmax, height, width)
 
     def input_gradient(
-        self, g_BKHW: Tensor, weight: Tensor, *, maxima: Maxima | None = None, tiles: Sequence[Tiles] | None = None
+        self, g_BKHW: Tensor, weight: Tensor, *, pooled: PoolIndices | None = None, tiles: Sequence[Tiles] | None = None
     ) -> Tensor:
         """bf16 [B, C, H, W]: the gradient of x."""
-        height, width = (maxima.height, maxima.width) if maxima else g_BKHW.shape[2:]
-        out = _empty(len(g_BKHW), weight.shape[1], height, width)
-        which = maxima.which if maxima else None
-        tiles = tiles or tile_map(height, width, len(g_BKHW))
-        self._convolve(g_BKHW, which, *_turned(weight), out, None, tiles, (height, width))
+        sides = (pooled.height, pooled.width) if pooled else _sides(g_BKHW)
+        out = _empty(len(g_BKHW), weight.shape[1], *sides)
+        argmax = pooled.argmax if pooled else None
+        self._run(g_BKHW, argmax, _rotated(weight), out, None, tiles or tile_map(*sides, len(g_BKHW)), sides)
         return out
 
     def weight_gradient(
-        self, x_BCHW: Tensor, g_BKHW: Tensor, *, maxima: Maxima | None = None, tiles: Sequence[Tiles] | None = None
+        self, x_BCHW: Tensor, g_BKHW: Tensor, *, pooled: PoolIndices | None = None, tiles: Sequence[Tiles] | None = None
     ) -> Tensor:
         """float32 [K, C, 3, 3]: the gradient of the weights, summed in an order that depends on the threads alone."""
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         g_BKHW = g_BKHW.contiguous(memory_format=torch.channels_last)
         count, channels, height, width = x_BCHW.shape
         out_K33C = torch.zeros(g_BKHW.shape[1], 3, 3, channels)
-        sizes = (count, height, width, channels, g_BKHW.shape[1])
-        which = maxima.which if maxima else None
-        covered = (height // 2 * 2, width // 2 * 2) if maxima else (height, width)
+        covered = (height // 2 * 2, width // 2 * 2) if pooled else (height, width)
         for part in tiles or tile_map(*covered, count):
-            call(self._gradients.weight_gradient, x_BCHW, g_BKHW, which, out_K33C, *astuple(part), *sizes)
+            self._weight_gradient(
+                x=x_BCHW,
+                g=g_BKHW,
+                g_argmax=pooled.argmax if pooled else None,
+                out=out_K33C,
+                **vars(part),
+                N=count,
+                H=height,
+                W=width,
+                C=channels,
+                K=g_BKHW.shape[1],
+            )
         return out_K33C.permute(0, 3, 1, 2)
 
-    def _convolve(
+    def _run(
         self,
         x: Tensor,
-        x_which: Tensor | None,
-        weights: Address,
-        strides: tuple[int, ...],
+        x_argmax: Tensor | None,
+        weights: _Weights,
         out: Tensor,
-        out_which: Tensor | None,
+        out_argmax: Tensor | None,
         tiles: Sequence[Tiles],
         sides: tuple[int, int],
     ) -> None:
+        """The convolution of x, or of the map that has x as its 2×2 maxima, into `out`."""
         x = x.contiguous(memory_format=torch.channels_last)
-        sizes = (len(x), *sides, x.shape[1], out.shape[1])
         for part in tiles:
-            call(self._convolutions.convolve, x, x_which, weights, out, out_which, *astuple(part), *sizes, *strides)
+            self._convolve(
+                x=x,
+                x_argmax=x_argmax,
+                weights=weights.first,
+                out=out,
+                out_argmax=out_argmax,
+                **vars(part),
+                N=len(x),
+                H=sides[0],
+                W=sides[1],
+                C=x.shape[1],
+                K=out.shape[1],
+                **weights.strides,
+            )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Where weight (k, c, i, j) is: at `first`, and so many values further for each step of k, c, i and j."""
+
+    first: Address
+    strides: dict[str, int]
+
+
+def _sides(maps_BCHW: Tensor) -> tuple[int, int]:
+    height, width = maps_BCHW.shape[2:]
+    return height, width
 
 
 def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
 
 
-def _straight(weight: Tensor) -> tuple[Address, tuple[int, ...]]:
+def _straight(weight: Tensor) -> _Weights:
     weight = weight.float()
-    return Address(weight, 0), weight.stride()
+    return _Weights(Address(weight, 0), dict(zip(STRIDES, weight.stride(), strict=True)))
 
 
-def _turned(weight: Tensor) -> tuple[Address, tuple[int, ...]]:
-    """Filters turned by half, from outputs to inputs."""
+def _rotated(weight: Tensor) -> _Weights:
+    """Filters turned by 180°, from outputs to inputs."""
     weight = weight.float()
     sk, sc, si, sj = weight.stride()
-    return Address(weight, 2 * (si + sj)), (sc, sk, -si, -sj)
+    return _Weights(Address(weight, 2 * (si + sj)), {"sk": sc, "sc": sk, "si": -si, "sj": -sj})
 
 
 def has_winograd() -> bool:
@@ -196,10 +233,10 @@ def _parts(rows: list[tuple[int, int, int]], columns: list[tuple[int, int, int]]
 
 
 def _products(tiles: Tiles, count: int) -> int:
-    return (tiles.height + 2) * (tiles.width + 2) * (tiles.down * tiles.across * count + TILES_PER_KIND)
+    return (tiles.tile_h + 2) * (tiles.tile_w + 2) * (tiles.down * tiles.across * count + TILES_PER_KIND)
 
 
-def gains(x_BCHW: Tensor, num_filters: int) -> bool:
+def is_faster(x_BCHW: Tensor, num_filters: int) -> bool:
     """Whether the kernels are faster than what torch has, measured on maps of 1 to 112 px with 6 to 512 channels."""
     count, channels, height, width = x_BCHW.shape
     return (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vivace.kernels.convolutions import ReplacedConvolutions
-from vivace.kernels.winograd import Winograd, gains, winograd
+from vivace.kernels.winograd import Winograd, is_faster, winograd
 
 __all__ = ["WinogradConvolutions"]
 
@@ -39,7 +39,7 @@ class WinogradConvolutions(ReplacedConvolutions):
         return self._convolve(x_BCHW, weight, dtype, pool=True)
 
     def _convolve(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype, *, pool: bool) -> Tensor | None:
-        if self._kernels is None or dtype != torch.bfloat16 or not gains(x_BCHW, len(weight)):
+        if self._kernels is None or dtype != torch.bfloat16 or not is_faster(x_BCHW, len(weight)):
             return None
         out: Tensor = _WinogradConv.apply(x_BCHW.to(dtype), weight, self._kernels, pool)
         return out
@@ -53,12 +53,12 @@ class _WinogradConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, weight: Tensor, kernels: Winograd, pool: bool) -> Tensor:
-        maxima = None
+        pooled = None
         if pool:
-            out, maxima = kernels.convolve_and_pool(x_BCHW, weight)
+            out, pooled = kernels.convolve_and_pool(x_BCHW, weight)
         else:
             out = kernels.convolve(x_BCHW, weight)
-        ctx.kernels, ctx.maxima = kernels, maxima
+        ctx.kernels, ctx.pooled = kernels, pooled
         ctx.save_for_backward(x_BCHW, weight)
         return out
 
@@ -66,9 +66,9 @@ class _WinogradConv(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x_BCHW, weight = ctx.saved_tensors
         needs_x, needs_weight, *_ = ctx.needs_input_grad
-        g, maxima = g.to(torch.bfloat16), ctx.maxima
-        x_grad = ctx.kernels.input_gradient(g, weight, maxima=maxima) if needs_x else None
+        g, pooled = g.to(torch.bfloat16), ctx.pooled
+        x_grad = ctx.kernels.input_gradient(g, weight, pooled=pooled) if needs_x else None
         weight_grad = None
         if needs_weight:
-            weight_grad = ctx.kernels.weight_gradient(x_BCHW, g, maxima=maxima).to(weight.dtype)
+            weight_grad = ctx.kernels.weight_gradient(x_BCHW, g, pooled=pooled).to(weight.dtype)
         return x_grad, weight_grad, None, None

@@ -19,16 +19,16 @@ ALWAYS __m512i paired(__m256i first, __m512 second) {
 }
 
 /* Points of the tiles t and t + 1 of x, or of the gradient, into out [point, channels / LANES, pairs, LANES, 2] at pair
-   `place`; apart: from point to point. maxima: of the gradient, whose `which` is given. */
-ALWAYS void lay_points(const int mh, const int mw, const int of_x, const int maxima, const struct maps *maps,
-                       const bf16 *map, const uint8_t *which, int64_t channels, int64_t t, int64_t place, int64_t pairs,
+   `place`; apart: from point to point. maxima: of the gradient, whose `argmax` is given. */
+ALWAYS void transform_tiles(const int mh, const int mw, const int of_x, const int maxima, const struct maps *maps,
+                       const bf16 *map, const uint8_t *argmax, int64_t channels, int64_t t, int64_t place, int64_t pairs,
                        int64_t apart, bf16 *out) {
     const int border = of_x ? 1 : 0, wide = mw + 2 * border, points = (mh + 2) * (mw + 2);
     const bf16 *both[2][MAX_POINTS];
-    const uint8_t *both_which[2][MAX_POINTS];
+    const uint8_t *both_argmax[2][MAX_POINTS];
     for (int i = 0; i < 2; i++) {
-        locate(mh, mw, border, maxima, maps, map, channels, t + i, maps->zeros, both[i]);
-        if (maxima) locate_which(mh * mw, maps, map, which, both[i], both_which[i]);
+        tile_pointers(mh, mw, border, maxima, maps, map, channels, t + i, maps->zeros, both[i]);
+        if (maxima) argmax_pointers(mh * mw, maps, map, argmax, both[i], both_argmax[i]);
         fetch(mh, mw, border, maxima, maps, both[i], channels);
     }
     for (int64_t c = 0; c < channels; c += LANES) {
@@ -38,9 +38,9 @@ ALWAYS void lay_points(const int mh, const int mw, const int of_x, const int max
         __m256i one[MAX_POINTS];
         for (int i = 0; i < 2; i++) {
             const bf16 *const *at = both[i];
-            const uint8_t *const *which_at = both_which[i];
+            const uint8_t *const *argmax_at = both_argmax[i];
 #define IN(i, j)                                                                                                      \
-    (maxima ? floats_of_maxima(at[wide * (i) + (j)] + c, which_at[wide * (i) + (j)] + c, CORNER(0, i, j), left)        \
+    (maxima ? floats_of_maxima(at[wide * (i) + (j)] + c, argmax_at[wide * (i) + (j)] + c, CORNER(0, i, j), left)        \
             : floats(at[wide * (i) + (j)] + c, left))
             if (of_x) BOTH_WAYS(input_points, mh, mw, mh + 2, mw + 2, mh + 2, mw + 2, IN, p);
             else BOTH_WAYS(gradient_points, mh, mw, mh, mw, mh + 2, mw + 2, IN, p);
@@ -88,9 +88,9 @@ ALWAYS void add_rows(const int vectors, const bf16 *x, const bf16 *g, int64_t pa
     add_products(LANES - 2 * ROWS, vectors, x + 4 * ROWS, g, pairs, all_pairs, sums + 2 * ROWS * stride, stride);
 }
 
-/* What `pairs` pairs of tiles give at one point: of_x and of_g as lay_points leaves them, sums [C, K], each up to LANES. */
+/* What `pairs` pairs of tiles give at one point: of_x and of_g as transform_tiles leaves them, sums [C, K], each up to LANES. */
 static void add_point(const bf16 *of_x, int64_t C, const bf16 *of_g, int64_t K, int64_t pairs, int64_t all_pairs, float *sums) {
-    int64_t stride = up_to(K, LANES);
+    int64_t stride = round_up(K, LANES);
     for (int64_t k = 0; k < K; k += VECTORS * LANES) {
         int64_t vectors = at_most(VECTORS, (K - k + LANES - 1) / LANES);
         const bf16 *g = of_g + 2 * k * all_pairs;
@@ -109,7 +109,7 @@ static void add_point(const bf16 *of_x, int64_t C, const bf16 *of_g, int64_t K, 
 static void collect(int mh, int mw, const float *sums, int64_t teams, int64_t c, int64_t C, int64_t K,
                     float *out) {
     const int points = (mh + 2) * (mw + 2);
-    int64_t wide = up_to(K, LANES), apart = up_to(C, LANES) * wide;
+    int64_t wide = round_up(K, LANES), apart = round_up(C, LANES) * wide;
     for (int64_t k = 0; k < K; k += LANES) {
         __m512 s[MAX_POINTS], w[9];
         for (int i = 0; i < points; i++) {
@@ -135,26 +135,26 @@ struct team {
     float *sums;
 };
 
-/* The input, the gradient of the outputs, or of their 2×2 maxima, and which these are. */
+/* The input, the gradient of the outputs, or of their 2×2 maxima, and which of the four pixels these are. */
 struct sides {
     const bf16 *x, *gradient;
-    const uint8_t *which;
+    const uint8_t *argmax;
     int64_t C, K;
 };
 
-static void lay_pair(int64_t mh, int64_t mw, const struct maps *maps, const struct sides *of, const struct team *team,
+static void transform_pair(int64_t mh, int64_t mw, const struct maps *maps, const struct sides *of, const struct team *team,
                      int64_t first, int64_t place) {
     int64_t t = first + 2 * place;
-    FOR_TILES(lay_points, mh, mw, 1, 0, maps, of->x, 0, of->C, t, place, team->pairs, team->x_apart, team->of_x);
-    if (of->which)
-        FOR_TILES(lay_points, mh, mw, 0, 1, maps, of->gradient, of->which, of->K, t, place, team->pairs, team->g_apart, team->of_g);
+    FOR_TILES(transform_tiles, mh, mw, 1, 0, maps, of->x, 0, of->C, t, place, team->pairs, team->x_apart, team->of_x);
+    if (of->argmax)
+        FOR_TILES(transform_tiles, mh, mw, 0, 1, maps, of->gradient, of->argmax, of->K, t, place, team->pairs, team->g_apart, team->of_g);
     else
-        FOR_TILES(lay_points, mh, mw, 0, 0, maps, of->gradient, 0, of->K, t, place, team->pairs, team->g_apart, team->of_g);
+        FOR_TILES(transform_tiles, mh, mw, 0, 0, maps, of->gradient, 0, of->K, t, place, team->pairs, team->g_apart, team->of_g);
 }
 
 static void add_at(const struct team *team, int64_t C, int64_t K, int64_t point, int64_t there) {
     add_point(team->of_x + point * team->x_apart, C, team->of_g + point * team->g_apart, K, there, team->pairs,
-              team->sums + point * up_to(C, LANES) * up_to(K, LANES));
+              team->sums + point * round_up(C, LANES) * round_up(K, LANES));
 }
 
 /* Adds what the tiles [begin, end) give, begin even. together: all threads are one team, whose sums there are once, each
@@ -166,33 +166,41 @@ static void add_tiles(int64_t mh, int64_t mw, int together, const struct maps *m
         int64_t there = at_most(team->pairs, (end - first + 1) / 2);
         if (together) {
 #pragma omp for schedule(dynamic, 8)
-            for (int64_t i = 0; i < there; i++) lay_pair(mh, mw, maps, of, team, first, i);
+            for (int64_t i = 0; i < there; i++) transform_pair(mh, mw, maps, of, team, first, i);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < points; i++) add_at(team, C, K, i, there);
         } else {
-            for (int64_t i = 0; i < there; i++) lay_pair(mh, mw, maps, of, team, first, i);
+            for (int64_t i = 0; i < there; i++) transform_pair(mh, mw, maps, of, team, first, i);
             for (int64_t i = 0; i < points; i++) add_at(team, C, K, i, there);
         }
     }
 }
 
-/* Adds to out [K, 3, 3, C], float, the gradient of the weights for x [N, H, W, C] and the part of gradient [N, H, W, K]
-   that `down` by `across` tiles of mh×mw, each 2 or 4, cover from (top, left) on. With `which` the gradient is [N, H / 2,
-   W / 2, K], that of 2×2 maxima. Returns 1 if there is no memory. */
-int weight_gradient(const bf16 *x, const bf16 *gradient, const uint8_t *which, float *out, int64_t mh, int64_t mw,
-                    int64_t top, int64_t left, int64_t down, int64_t across, int64_t N, int64_t H, int64_t W, int64_t C,
-                    int64_t K, int64_t threads) {
-    int64_t points = (mh + 2) * (mw + 2), x_wide = up_to(C, LANES), g_wide = up_to(K, LANES), num_sums = points * x_wide * g_wide;
+/* Adds to out [K, 3, 3, C], float, the gradient of the weights for x [N, H, W, C] and the part of g [N, H, W, K] that `down`
+   by `across` tiles of tile_h×tile_w, each 2 or 4, cover from (top, left) on. With g_argmax the gradient is [N, H / 2,
+   W / 2, K], that of 2×2 maxima. winograd.py has the same fields in the same order. */
+struct gradient {
+    const bf16 *x, *g;
+    const uint8_t *g_argmax;
+    float *out;
+    int64_t tile_h, tile_w, top, left, down, across, N, H, W, C, K, threads;
+};
+
+/* Returns 1 if there is no memory. */
+int weight_gradient(const struct gradient *given) {
+    int64_t mh = given->tile_h, mw = given->tile_w, C = given->C, K = given->K, threads = given->threads;
+    int64_t points = (mh + 2) * (mw + 2), x_wide = round_up(C, LANES), g_wide = round_up(K, LANES), num_sums = points * x_wide * g_wide;
     int together = 4 * num_sums * threads > SUM_BYTES, teams = together ? 1 : (int)threads;
     int64_t pairs = POINT_BYTES / (4 * points * (x_wide + g_wide));
     pairs = pairs < 64 ? 64 : at_most(pairs, 256);
-    int64_t x_apart = 2 * pairs * x_wide + APART, g_apart = 2 * pairs * g_wide + APART;
-    bf16 *zeros = calloc((size_t)(x_wide + g_wide), sizeof(bf16)), *memory = room(2 * points * (x_apart + g_apart) * teams);
-    float *sums = room(4 * num_sums * teams);
+    int64_t x_apart = 2 * pairs * x_wide + POINT_PAD, g_apart = 2 * pairs * g_wide + POINT_PAD;
+    bf16 *zeros = calloc((size_t)(x_wide + g_wide), sizeof(bf16)), *memory = alloc_aligned(2 * points * (x_apart + g_apart) * teams);
+    float *sums = alloc_aligned(4 * num_sums * teams);
     int failed = !zeros || !memory || !sums;
     if (!failed) {
-        struct maps maps = {.N = N, .H = H, .W = W, .top = top, .left = left, .down = down, .across = across, .zeros = zeros};
-        struct sides of = {.x = x, .gradient = gradient, .which = which, .C = C, .K = K};
+        struct maps maps = {.N = given->N, .H = given->H, .W = given->W, .top = given->top, .left = given->left,
+                            .down = given->down, .across = given->across, .zeros = zeros};
+        struct sides of = {.x = given->x, .gradient = given->g, .argmax = given->g_argmax, .C = C, .K = K};
         int64_t tiles = tiles_of(&maps);
         memset(sums, 0, (size_t)(4 * num_sums * teams));
 #pragma omp parallel num_threads(threads)
@@ -211,7 +219,7 @@ int weight_gradient(const bf16 *x, const bf16 *gradient, const uint8_t *which, f
                 }
             }
 #pragma omp for schedule(static)
-            for (int64_t c = 0; c < C; c++) collect((int)mh, (int)mw, sums, teams, c, C, K, out);
+            for (int64_t c = 0; c < C; c++) collect((int)mh, (int)mw, sums, teams, c, C, K, given->out);
         }
     }
     free(zeros), free(memory), free(sums);
