@@ -25,9 +25,10 @@ from pages import DOCS, ROOT, shell_commands, site_pages
 PAGES = (ROOT / "README.md", *(page for page in site_pages() if page.parent.name != "zh" and page.name != "recipes.md"))
 # under which name the pages speak of data, and runs whose place a small run takes
 DATA = ("path/to/images", "photos", "cifar10", "DATA")
-PROVEN = ("path/to/images", "cifar10")
+PROVEN = ("path/to/images", "photos", "cifar10")
 RUNS = {
     "runs/larger": "photos",
+    "runs/images-fast": "path/to/images",
     "runs/first": "cifar10",
     "runs/cifar10-fast": "cifar10",
     "runs/cifar10-accurate": "cifar10",
@@ -35,7 +36,10 @@ RUNS = {
 }
 # option → what it becomes, where it asks for minutes
 SHORTER = {
+    "--within 60s": "--within 20s",
     "--within 5m": "--within 20s",
+    # a photo of the flowers that the README shows
+    "photos/tulips/100930342_92e8746431_n.jpg": "photos/val/cat/0.jpg",
     "--seeds 3": "--seeds 1",
     "--epochs 6": "--epochs 2",
     "--epochs 20": "--epochs 2",

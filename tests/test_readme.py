@@ -44,7 +44,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         executed += 1
-    assert executed >= 3
+    assert executed >= 2
     for path in ("runs/digits/curves.png", "runs/digits/bundle/bundle.json", "runs/digits/evaluation/confusion.png"):
         assert (tmp_path / path).stat().st_size > 0
 
