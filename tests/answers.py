@@ -1,4 +1,4 @@
-"""What --json prints, held to the schema that is published for it."""
+"""Checks JSON output against the published schema."""
 
 from __future__ import annotations
 

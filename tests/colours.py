@@ -1,4 +1,4 @@
-"""Images that are easily learnt: a colour for each class, with noise."""
+"""Images that are easy to learn: a colour for each class, with noise."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40)}
 
 
 def noisy_image(colour: Sequence[int], seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
-    """A colour with noise, (width, height) = size: easily learnt, and no two alike."""
+    """An image of a colour with noise, (width, height) = size; all differ, and the classes are easy to learn."""
     rng = np.random.default_rng(seed)
     pixels = np.asarray(colour) + rng.normal(0, 40, (size[1], size[0], 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def colour_folder(root: Path, *, per_class: int = 8, splits: Sequence[str] = (), extension: str = "png") -> Path:
-    """Write a folder of the colours as classes, in splits if any are named."""
+    """Write a folder with a class per colour, in splits if any are named."""
     seed = 0
     for split in splits or ("",):
         for label, colour in COLOURS.items():

@@ -1,4 +1,4 @@
-"""What an attacker can do with a bundle: change anything in it, and make its hash right again."""
+"""Changes that an attacker may make to a bundle, with valid hashes afterwards."""
 
 from __future__ import annotations
 

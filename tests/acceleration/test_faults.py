@@ -15,7 +15,7 @@ from fakes import COSTS, fake_times
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from making import make_bundle
+from factories import make_bundle
 from vivace import bundle as bundle_module
 from vivace import hardware
 from vivace.acceleration import candidates as candidates_module

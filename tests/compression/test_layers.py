@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from making import make_bundle, pixels
+from factories import make_bundle, pixels
 from vivace.acceleration.candidates import Builder, Candidate
 from vivace.compression import layers as layers_module
 from vivace.compression.layers import Int8Graph, int8_graph, rank_layers, with_int8_layers

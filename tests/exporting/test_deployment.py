@@ -25,7 +25,7 @@ from PIL import Image
 
 from answers import last_answer
 from colours import COLOURS, noisy_image
-from making import make_bundle
+from factories import make_bundle
 from vivace.bundle import Bundle, derive_bundle, load_bundle
 from vivace.cli import main
 from vivace.compression.quantize import quantize_onnx

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from answers import last_answer
-from making import make_bundle, pixels
+from factories import make_bundle, pixels
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
 from vivace.errors import BundleError, ConfigError, MissingExtra, ParityError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from answers import last_answer
-from making import make_bundle, pixels
+from factories import make_bundle, pixels
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
 from vivace.compression.quantize import has_attention

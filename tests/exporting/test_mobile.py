@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from making import make_bundle, pixels
+from factories import make_bundle, pixels
 from vivace.bundle import Bundle
 from vivace.errors import MissingExtra, ParityError
 from vivace.exporting import executorch, litert, mobile

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 
-from making import make_bundle, pixels
+from factories import make_bundle, pixels
 from vivace.bundle import Bundle
 from vivace.errors import ConfigError, ExportError, MissingExtra
 from vivace.exporting import tensorrt as engine_module

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from making import make_bundle, pixels
+from factories import make_bundle, pixels
 from untrusted import file_facts, read_sealed, seal
 from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from answers import last_answer
-from making import make_bundle, pixels
+from factories import make_bundle, pixels
 from vivace.acceleration.candidates import Builder, Candidate
 from vivace.bundle import Bundle, derive_bundle
 from vivace.cli import main

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vivace.errors import ConfigError, MissingExtra, OutputPathError, VivaceError
+from vivace.errors import ConfigError, MissingExtra, OutputPathError, VivaceError, nearest
 from vivace.files import atomic_file, read_regular
 from vivace.outputs import check_file, csv_text, writing
 
@@ -28,8 +28,10 @@ def check_table(path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = Fa
     .parquet, MissingExtra for parquet without pyarrow, and OutputPathError if the path can't be written, or if the file
     exists (with `overwrite` only if it is part of a bundle, a deployment or a run).
     """
-    if path.suffix.lower() not in WRITERS:
-        raise ConfigError(f"the format is unknown: got {path.name!r}. Use .csv, .jsonl or .parquet.")
+    if (suffix := path.suffix.lower()) not in WRITERS:
+        raise ConfigError(
+            f"the format is unknown: got {path.name!r}.{nearest(suffix, WRITERS)} Use .csv, .jsonl or .parquet."
+        )
     if path.suffix.lower() == ".parquet":
         _pyarrow()
     found = check_file(path, inputs=inputs, overwrite=overwrite, advice="give `overwrite` to replace it")

@@ -1,4 +1,4 @@
-"""Bundles that nobody trained, and pixels for them."""
+"""Factories of untrained bundles, and pixels for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["make_bundle", "pixels"]
 
 
 def make_bundle(folder: Path, name: str = "fast_cnn", *, size: int = 32, channels: int = 3, **arguments: Any) -> Bundle:
-    """A network whose answers differ from image to image, though it was not trained."""
+    """A bundle of an untrained network whose predictions still differ between images."""
     torch.manual_seed(0)
     model = create_model(name, 3, in_channels=channels, size=size, **arguments)
     model.train()
@@ -37,4 +37,5 @@ def make_bundle(folder: Path, name: str = "fast_cnn", *, size: int = 32, channel
 
 
 def pixels(count: int, size: int = 32, channels: int = 3) -> np.ndarray:
+    """uint8 [count, size, size, channels], random."""
     return np.random.default_rng(1).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
