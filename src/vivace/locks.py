@@ -137,7 +137,7 @@ def _wait_for(descriptor: int, path: Path, what: str) -> bool:
 
     Raises TimeoutError.
     """
-    began, said = time.monotonic(), False
+    began, warned = time.monotonic(), False
     beaten, beaten_at = os.fstat(descriptor).st_mtime_ns, began
     while True:
         try:
@@ -157,9 +157,9 @@ def _wait_for(descriptor: int, path: Path, what: str) -> bool:
                 f"{_holder(descriptor)} holds its lock {path.name} and has done nothing for "
                 f"{_minutes(MAX_SILENCE_SECONDS)}: end it if it hangs",
             )
-        if not said and now - began >= SILENT_SECONDS:
+        if not warned and now - began >= SILENT_SECONDS:
             warn(f"waiting for {_holder(descriptor)}, which is building {what}")
-            said = True
+            warned = True
         time.sleep(POLL_SECONDS)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import vivace
-from making import make_bundle
+from factories import make_bundle
 from vivace.cli import main
 from vivace.errors import ConfigError
 from vivace.exporting.export import targets

@@ -170,8 +170,8 @@ def mistakes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         image = np.asarray(row["image"])
         grey = image.shape[-1] == 1
         axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
-        truth, said = (_short(row[key], MAX_TITLE_NAME_WIDTH) for key in ("label", "predicted"))
-        axes.set_title(f"true: {truth}\n→ {said}, {100 * row['probability']:.0f} %", fontsize=8, loc="left")
+        truth, predicted = (_short(row[key], MAX_TITLE_NAME_WIDTH) for key in ("label", "predicted"))
+        axes.set_title(f"true: {truth}\n→ {predicted}, {100 * row['probability']:.0f} %", fontsize=8, loc="left")
     figure.suptitle(
         "the most confident mistakes: true → predicted, probability" if rows else "no mistakes", fontsize=10
     )

@@ -208,11 +208,11 @@ def _image_error(error: Exception, name: str) -> ImageError:
 
 def _reason(error: Exception) -> str:
     """The text of a decoder's error, in one line of printable characters."""
-    said = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         # Pillow's text names a Python object
-        said = "its header is invalid"
-    return "".join(c if c.isprintable() else "?" for c in said[:150])
+        text = "its header is invalid"
+    return "".join(c if c.isprintable() else "?" for c in text[:150])
 
 
 def load_opened(image: Image.Image, *, max_pixels: int) -> None:

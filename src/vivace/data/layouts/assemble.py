@@ -37,14 +37,14 @@ def assemble(
     test whose class is not in train. Raises DataError if the name of a class is not UTF-8, or if val or test has no
     class in common with train.
     """
-    said = list(notes)
+    all_notes = list(notes)
     kept = {split: items[split] for split in SPLIT_ORDER if items.get(split)}
     _check_names({label for rows in kept.values() for _, label in rows})
     if require_train and "train" in kept:
-        kept = _without_rare(kept, said)
-        kept = _without_untrained(kept, said)
+        kept = _without_rare(kept, all_notes)
+        kept = _without_untrained(kept, all_notes)
     classes = tuple(sorted({label for rows in kept.values() for _, label in rows}))
-    said += _twins(classes)
+    all_notes += _twins(classes)
     index = {label: number for number, label in enumerate(classes)}
     prefix = os.fspath(root) + os.sep
     splits = {
@@ -56,7 +56,9 @@ def assemble(
         )
         for split, rows in kept.items()
     }
-    return DataSource(name=name, classes=classes, splits=splits, root=root, ignored=tuple(ignored), notes=tuple(said))
+    return DataSource(
+        name=name, classes=classes, splits=splits, root=root, ignored=tuple(ignored), notes=tuple(all_notes)
+    )
 
 
 def _check_names(labels: set[str]) -> None:
@@ -73,19 +75,19 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _without_rare(items: dict[str, Items], said: list[str]) -> dict[str, Items]:
+def _without_rare(items: dict[str, Items], notes: list[str]) -> dict[str, Items]:
     """Drop the classes with a single training image: no image of them could be held out for validation."""
     counts = Counter(label for _, label in items["train"])
     rare = sorted(label for label, count in counts.items() if count < MIN_IMAGES_PER_CLASS)
     # with fewer than two classes left, the caller raises an error that states the minimum
     if not rare or len(counts) - len(rare) < 2:
         return items
-    said.append(f"left out {count_of(len(rare), 'class', 'classes')} with one training image: {first_few(rare)}")
+    notes.append(f"left out {count_of(len(rare), 'class', 'classes')} with one training image: {first_few(rare)}")
     out = set(rare)
     return {split: [row for row in rows if row[1] not in out] for split, rows in items.items()}
 
 
-def _without_untrained(items: dict[str, Items], said: list[str]) -> dict[str, Items]:
+def _without_untrained(items: dict[str, Items], notes: list[str]) -> dict[str, Items]:
     """Drop the images of val and test whose class is not in train; note the classes that val and test lack."""
     trained = {label for _, label in items["train"]}
     kept = {"train": items["train"]}
@@ -102,21 +104,23 @@ def _without_untrained(items: dict[str, Items], said: list[str]) -> dict[str, It
         kept[split] = [row for row in rows if row[1] in trained]
         if own - trained:
             count = len(rows) - len(kept[split])
-            said.append(f"left out {count_of(count, 'image')} of {split} whose classes are not in train: "
+            notes.append(f"left out {count_of(count, 'image')} of {split} whose classes are not in train: "
                         f"{first_few(sorted(own - trained))}{case_hint(own - trained, trained)}")  # fmt: skip
         if trained - own:
-            said.append(f"{split} has no images of {first_few(sorted(trained - own))}, so it gives no metrics for them")
+            notes.append(
+                f"{split} has no images of {first_few(sorted(trained - own))}, so it gives no metrics for them"
+            )
     return kept
 
 
 def _twins(classes: Sequence[str]) -> list[str]:
     """Notes on classes whose names differ only in case, or are the same number: allowed, but often a mistake."""
-    said = []
+    notes = []
     for what, key in (("differ only in case", str.lower), ("are the same number", _number)):
         first: dict[str, str] = {}
         pairs = [f"{twin} and {name}" for name in classes if (twin := first.setdefault(key(name), name)) != name]
-        said += [f"classes that {what}: {first_few(pairs, 3)}"] if pairs else []
-    return said
+        notes += [f"classes that {what}: {first_few(pairs, 3)}"] if pairs else []
+    return notes
 
 
 def _number(name: str) -> str:

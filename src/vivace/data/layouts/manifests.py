@@ -217,27 +217,27 @@ class _Reader:
 
     def notes(self) -> list[str]:
         """Notes on what was left out or guessed."""
-        said = self._finder.notes()
+        notes = self._finder.notes()
         if self._without_split:
             were = "was" if self._without_split == 1 else "were"
-            said.append(f"{count_of(self._without_split, 'row')} without a split {were} put into {self._default}")
+            notes.append(f"{count_of(self._without_split, 'row')} without a split {were} put into {self._default}")
         if self._num_words and self._is_text:
-            said.append(
+            notes.append(
                 f"left out {count_of(self._num_words, 'row')} whose class is {' or '.join(sorted(self._words))}, which "
                 "is read as empty: if it is the name of a class, use JSONL or class folders"
             )
         elif self._num_words:
-            said.append(
+            notes.append(
                 f"{' and '.join(sorted(self._words))} in {self._path.name} is text, so it was read as the name of a "
                 f"class ({count_of(self._num_words, 'row')}): write null for a missing class"
             )
         if empty := [name for name, is_there in self._one_hot.items() if not is_there]:
-            said.append(f"skipped {count_of(len(empty), 'one-hot column')} without an image: {first_few(empty)}")
+            notes.append(f"skipped {count_of(len(empty), 'one-hot column')} without an image: {first_few(empty)}")
         if self._repeated:
-            said.append(f"left out {count_of(self._repeated, 'duplicate line')} of {self._path.name}")
+            notes.append(f"left out {count_of(self._repeated, 'duplicate line')} of {self._path.name}")
         if self._unlabelled:
-            said.append(f"skipped {count_of(len(self._unlabelled), 'test image')} without a class")
-        return said
+            notes.append(f"skipped {count_of(len(self._unlabelled), 'test image')} without a class")
+        return notes
 
 
 def _hot(names: tuple[str, ...], row: Mapping[str, Any], where: str) -> str:
