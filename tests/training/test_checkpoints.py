@@ -185,7 +185,7 @@ def test_a_checkpoint_of_holes_is_passed_over_unread(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "step-000000003.safetensors", {"step": 3})
     tree, _, (told,) = load_newest(tmp_path)
     assert tree == {"step": 3}
-    assert "bytes that are next to nothing but holes" in told
+    assert "bytes that are almost only holes" in told
 
 
 def test_the_newest_sound_checkpoint_is_found_and_the_damaged_are_told(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_run_without_a_sound_checkpoint_is_refused(run_tiny: RunTiny) -> None:
     message = str(caught.value)
     assert message.startswith(f"no sound checkpoint is left in {result.run / 'checkpoints'}: 2 can't be used")
     assert "step-000000009.safetensors (Error while deserializing header: header too small)" in message
-    assert message.endswith("Start a new run with another --run.")
+    assert message.endswith("Start a new run with another `run`.")
 
 
 def test_a_pipe_is_no_checkpoint_that_is_waited_for(tmp_path: Path) -> None:
