@@ -38,13 +38,18 @@ def as_list(text: str, names: Iterable[str]) -> str:
     plain = [name for name in names if re.fullmatch(r"[a-z]\w*", name)]
     if not plain:
         return text
-    start = rf"(?:^|(?<=[.;])\s+|(?<=\n))({'|'.join(plain)}): "
+    name = f"(?:{'|'.join(plain)})"
+    start = rf"(?:^|(?<=[.;])\s+|(?<=\n))({name}(?:, {name})*): "
     first = re.search(start, text, flags=re.MULTILINE)
     if first is None:
         return text
     before, rest = text[: first.start()], text[first.start() :]
     # what follows a blank line is another paragraph, and stays one
     listed, blank, after = rest.strip().partition("\n\n")
-    items = re.sub(start, r"\n- `\1`: ", "\n" + " ".join(listed.split()))
+    items = re.sub(start, _item, "\n" + " ".join(listed.split()))
     items = RAISES.sub(r"\n\n\1", items)
     return f"{before.rstrip()}\n\n{items.strip()}{blank}{as_list(after, plain)}"
+
+
+def _item(match: re.Match[str]) -> str:
+    return f"\n- `{match[1].replace(', ', '`, `')}`: "

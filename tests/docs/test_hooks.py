@@ -27,13 +27,11 @@ def hook(name: str) -> ModuleType:
 
 
 def test_what_a_docstring_says_of_parameters_becomes_a_list() -> None:
-    text = (
-        "What comes out.\n\ndata: images, as for\n`train`. out: a folder; size: its side.\nRaises DataError if empty."
-    )
+    text = "What comes out.\n\ndata: as for\n`train`. out: a folder; size, other: its sides.\nRaises DataError."
     listed = hook("parameters").as_list(text, ["data", "out", "size", "other"])
     assert listed == (
-        "What comes out.\n\n- `data`: images, as for `train`.\n- `out`: a folder;\n- `size`: its side.\n\n"
-        "Raises DataError if empty."
+        "What comes out.\n\n- `data`: as for `train`.\n- `out`: a folder;\n- `size`, `other`: its sides.\n\n"
+        "Raises DataError."
     )
 
 
