@@ -1,6 +1,6 @@
 """Writes the diagram of docs/architecture.md from the imports of the package: python docs/diagram.py [--check]
 
-An arrow says "imports". Rooms that a room reaches through others anyway have none of their own, and layer 0, which all
+An arrow says "imports". A package that is reached through others anyway gets no arrow of its own, and layer 0, which all
 import, is one box.
 """
 
@@ -19,19 +19,19 @@ LEFT_OUT = {"", "__main__"}
 
 
 def layer_0() -> set[str]:
-    """The rooms of the page's first layer, which all import: its table says which."""
+    """The packages of the page's first layer, which all import: its table says which."""
     row = next(line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| 0 | "))
     return {name.rstrip("/") for name in re.findall("`([a-z_0-9.]+/?)`", row)}
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     """The first folder or module of a file below the package; "" for the package itself."""
     name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return "" if name == "__init__" else name
 
 
 def imported_by(path: Path) -> set[str]:
-    """Rooms that a file imports, at its top or inside a function; not for type checking alone."""
+    """Packages that a file imports, at its top or inside a function; not for type checking alone."""
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
@@ -40,7 +40,7 @@ def imported_by(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vivace":
             inner = (node.module or "").split(".")[1:3]
-            # a module of a room may be in another layer than the room
+            # a module of a package may be in another layer than the package
             dotted = ".".join(inner)
             names |= {dotted if dotted in layer_0() else inner[0]} if inner else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
@@ -49,22 +49,22 @@ def imported_by(path: Path) -> set[str]:
 
 
 def imports() -> dict[str, set[str]]:
-    """Room → rooms that it imports; those of layer 0 are one, "base"."""
+    """Package → packages that it imports; those of layer 0 are one, "base"."""
     base, found = layer_0(), dict[str, set[str]]()
     for path in sorted(PACKAGE.rglob("*.py")):
-        room = room_of(path)
-        if "templates" in path.parts or room in LEFT_OUT:
+        package = package_of(path)
+        if "templates" in path.parts or package in LEFT_OUT:
             continue
         known = {"base" if name in base else name for name in imported_by(path)}
-        found.setdefault("base" if room in base else room, set()).update(known)
-    rooms = set(found)
-    return {room: (below & rooms) - {room} for room, below in found.items()}
+        found.setdefault("base" if package in base else package, set()).update(known)
+    packages = set(found)
+    return {package: (below & packages) - {package} for package, below in found.items()}
 
 
-def reached(graph: dict[str, set[str]], room: str) -> set[str]:
-    """All rooms below a room."""
+def reached(graph: dict[str, set[str]], package: str) -> set[str]:
+    """All packages below a package."""
     below: set[str] = set()
-    pending = list(graph[room])
+    pending = list(graph[package])
     while pending:
         name = pending.pop()
         if name not in below:
@@ -74,15 +74,17 @@ def reached(graph: dict[str, set[str]], room: str) -> set[str]:
 
 
 def diagram() -> str:
-    """The imports as a Mermaid flowchart, each room with only those that it does not reach through others."""
+    """The imports as a Mermaid flowchart, each package with only those that it does not reach through others."""
     graph = imports()
     lines = ["```mermaid", "flowchart TD"]
     lines.append(f'    base["{", ".join(sorted(layer_0()))}"]')
-    for room in sorted(graph):
+    for package in sorted(graph):
         direct = {
-            name for name in graph[room] if not any(name in reached(graph, other) for other in graph[room] - {name})
+            name
+            for name in graph[package]
+            if not any(name in reached(graph, other) for other in graph[package] - {name})
         }
-        lines += [f"    {room} --> {name}" for name in sorted(direct)]
+        lines += [f"    {package} --> {name}" for name in sorted(direct)]
     return "\n".join([*lines, "```", ""])
 
 

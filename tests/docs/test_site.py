@@ -18,6 +18,7 @@ import yaml
 import vivace
 from pages import DOCS, ROOT, blocks, site_pages
 from vivace.cli import VERBS, common, main
+from vivace.cli.wording import as_options
 
 SOURCES = ROOT / "src" / "vivace"
 
@@ -95,7 +96,8 @@ def messages_of_the_sources() -> tuple[str, ...]:
             elif isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
                 found.append("".join(map(str, parts)))
-    return tuple(found)
+    # the page quotes the command line, which names options where the library names parameters
+    return tuple(found) + tuple(as_options(text, "train") for text in found if "`" in text)
 
 
 def explained_messages() -> list[str]:
