@@ -1,7 +1,7 @@
 """Writes the diagram of docs/architecture.md from the imports of the package: python docs/diagram.py [--check]
 
-An arrow says "imports". A package that is reached through others anyway gets no arrow of its own, and layer 0, which all
-import, is one box.
+An arrow says "imports". A package that is reached through others anyway gets no arrow of its own, and layer 0, which
+all import, is one box.
 """
 
 from __future__ import annotations
