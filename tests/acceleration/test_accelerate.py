@@ -292,7 +292,7 @@ def test_a_search_that_was_stopped_goes_on_from_what_it_had_built(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_drop": 0.0}, "--max-drop is out of range"),
+        ({"max_drop": 0.0}, "max_drop is out of range"),
         ({"objective": "speed"}, "objective is unknown"),
         ({"batch_size": 0}, "batch_size is out of range"),
     ],

@@ -12,6 +12,7 @@ import pytest
 
 import vivace
 from vivace.acceleration.options import SearchKeywords, SearchOptions
+from vivace.cli import main
 from vivace.cli.accelerate import Search
 from vivace.cli.options import option_names
 from vivace.errors import ConfigError
@@ -22,11 +23,11 @@ NAMES = {field.name for field in dataclasses.fields(SearchOptions)}
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("max_drop", 0, "--max-drop is out of range: got 0 points"),
-        ("max_drop", 100, "--max-drop is out of range"),
-        ("max_drop", math.nan, "--max-drop is out of range: got nan"),
-        ("max_drop", "1", "--max-drop has the wrong type: got '1'"),
-        ("max_drop", True, "--max-drop has the wrong type: got True"),
+        ("max_drop", 0, "max_drop is out of range: got 0 points"),
+        ("max_drop", 100, "max_drop is out of range"),
+        ("max_drop", math.nan, "max_drop is out of range: got nan"),
+        ("max_drop", "1", "max_drop has the wrong type: got '1'"),
+        ("max_drop", True, "max_drop has the wrong type: got True"),
         ("objective", "speed", "objective is unknown: got 'speed'"),
         ("objective", ["size"], "objective is unknown: got"),
         ("train", "yes", "train is unknown: got 'yes'"),
@@ -37,13 +38,13 @@ NAMES = {field.name for field in dataclasses.fields(SearchOptions)}
         ("batch_size", "8", "batch_size has the wrong type: got '8'"),
         ("threads", 0, "threads is out of range: got 0"),
         ("threads", -1, "threads is out of range: got -1"),
-        ("target_speedup", 0.0, "--target-speedup is out of range"),
-        ("target_speedup", math.inf, "--target-speedup is out of range"),
-        ("target_speedup", "2x", "--target-speedup has the wrong type"),
-        ("within", "soon", "--within is no duration: got 'soon'"),
-        ("within", -3, "--within is no duration: got -3"),
-        ("within", math.nan, "--within is no duration"),
-        ("within", True, "--within is no duration"),
+        ("target_speedup", 0.0, "target_speedup is out of range"),
+        ("target_speedup", math.inf, "target_speedup is out of range"),
+        ("target_speedup", "2x", "target_speedup has the wrong type"),
+        ("within", "soon", "`within` is no duration: got 'soon'"),
+        ("within", -3, "`within` is no duration: got -3"),
+        ("within", math.nan, "`within` is no duration"),
+        ("within", True, "`within` is no duration"),
         ("cache_dir", 3, "cache_dir has the wrong type: got 3. Give a path"),
     ],
 )
@@ -105,6 +106,24 @@ def test_python_takes_them_as_an_object_or_as_keywords_and_not_as_both(tmp_path:
         vivace.accelerate(tmp_path, "digits", out=out, options={"max_drop": 1.0})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="unknown option 'budget'"):
         vivace.accelerate(tmp_path, "digits", out=out, budget=1.0)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--max-drop", "0", "--max-drop is out of range: got 0 points. Give more than 0, under 100."),
+        ("--max-drop", "nan", "--max-drop is out of range: got nan points."),
+        ("--target-speedup", "-1", "--target-speedup is out of range: got -1."),
+        ("--batch-size", "0", "--batch-size is out of range: got 0."),
+        ("--threads", "0", "--threads is out of range: got 0."),
+        ("--within", "soon", "--within is no duration: got 'soon'. Write 90s, 10m or 1.5h."),
+    ],
+)
+def test_the_command_line_names_its_options(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["accelerate", "runs/none", "digits", f"{option}={value}"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_command_line_and_the_keywords_have_every_field() -> None:

@@ -215,5 +215,5 @@ def test_a_file_or_another_report_at_the_place_of_the_result_is_refused_and_stay
 
 @pytest.mark.parametrize("speedup", [0.0, -1.0, math.nan, math.inf])
 def test_a_speed_up_that_is_no_number_is_refused(trained: tuple[Bundle, Path], tmp_path: Path, speedup: float) -> None:
-    with pytest.raises(ConfigError, match="`target_speedup` is out of range"):
+    with pytest.raises(ConfigError, match="target_speedup is out of range"):
         run(trained, tmp_path, target_speedup=speedup)

@@ -50,12 +50,12 @@ class SearchOptions:
         check_choice("on_bad_image", self.on_bad_image, get_args(OnBadImage))
         _check_count("batch_size", self.batch_size)
         _check_count("threads", self.threads)
-        _check_number("`target_speedup`", self.target_speedup)
+        _check_number("target_speedup", self.target_speedup)
         if self.target_speedup is not None and not 0 < self.target_speedup < math.inf:
-            raise ConfigError(f"`target_speedup` is out of range: got {self.target_speedup:g}. Give a number above 0.")
-        _check_number("`max_drop`", self.max_drop)
+            raise ConfigError(f"target_speedup is out of range: got {self.target_speedup:g}. Give a number above 0.")
+        _check_number("max_drop", self.max_drop)
         if not 0 < self.max_drop < 100:
-            raise ConfigError(f"`max_drop` is out of range: got {self.max_drop:g} points. Give more than 0, under 100.")
+            raise ConfigError(f"max_drop is out of range: got {self.max_drop:g} points. Give more than 0, under 100.")
         if self.within is not None:
             parse_duration(self.within)
         if not isinstance(self.cache_dir, str | Path | None):
