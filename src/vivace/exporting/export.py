@@ -1,4 +1,4 @@
-"""vivace.export: a bundle in another form, checked against PyTorch before it is left on disk.
+"""vivace.export: a bundle for another runtime or as a file, compared with PyTorch before it is kept.
 
 A target is a runtime that has an exporter, or one of PyTorch's own formats, or a deployment. Each writes a folder, or a
 file with its .json. What is there already is replaced only if vivace wrote it (`vivace.outputs`).
@@ -52,7 +52,7 @@ def export(
     data: AnyData | None = None,
     cache_dir: str | Path | None = None,
 ) -> Exported:
-    """Write a bundle in another form: for a runtime that has graphs ("onnx", "openvino") a bundle again, "deploy" (a
+    """Export a bundle: for a runtime that has graphs ("onnx", "openvino") as a bundle again, as "deploy" (a
     folder that classifies images without torch and without vivace), or a file.
 
     Files are "pt2" (a PyTorch program), "state-dict", those for runtimes that have no graph in a bundle (`targets`
@@ -62,8 +62,8 @@ def export(
     out: the folder of the new bundle, or the file. data: images for the certificate of parity, as for `train`; without
     them they are generated. What disagrees with PyTorch is not left on disk.
     Raises ConfigError for an unknown target, MissingExtra if its library is not installed, ExportError if it can't take
-    the network, ParityError if the form does not agree, BundleError if a weight is NaN or infinite, OutputPathError if
-    `out` holds what vivace did not write or can't be written, VivaceError if the disk is full.
+    the network, ParityError if it disagrees with PyTorch, BundleError if a weight is NaN or infinite, OutputPathError
+    if `out` holds what vivace did not write or can't be written, VivaceError if the disk is full.
     """
     known = targets()
     if to not in known:
@@ -171,7 +171,7 @@ def _as_bundle(
         exporter_of(runtime).write_graph(bundle, folder)
         info = dataclasses.replace(bundle.info, runtime=runtime, precision="fp32")
         doing("comparing it with PyTorch")
-        # from the files, as whoever uses them will
+        # from the files, as their users will
         names = tuple(path.name for path in folder.iterdir())
         classify = load_runtime(runtime, Bundle(folder, info, names), device=torch.device("cpu"), precision="fp32")
         found.append(measure_parity(bundle, classify, images, runtime=runtime, precision="fp32", images=name))

@@ -24,7 +24,7 @@ class Exporter(Protocol):
 
 
 class GraphExporter(Exporter, Protocol):
-    """… of a runtime whose graph lies in a bundle (its row has `graph_files`)."""
+    """… of a runtime whose bundles hold a graph (its row has `graph_files`)."""
 
     def write_graph(self, bundle: Bundle, folder: Path) -> None:
         """Write the `graph_files` of a bundle into `folder`, float32, for any number of images.
@@ -42,5 +42,5 @@ class GraphExporter(Exporter, Protocol):
 
 
 def exporter_of(runtime: str) -> GraphExporter:
-    """What writes for a runtime; only of one whose graph lies in a bundle it writes graphs."""
+    """The exporter of a runtime; only one whose bundles hold a graph writes graphs."""
     return cast("GraphExporter", imported(str(RUNTIMES[runtime].exporter)))

@@ -40,7 +40,7 @@ def one_by_one(run: Callable[[np.ndarray], np.ndarray]) -> Classifier:
     """The classifier of what takes one image at a time."""
 
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
-        # copied: a library's answer may lie where the next one will
+        # copied: a library may reuse the memory of its output
         return np.concatenate([np.array(run(np.array(image_HWC)[None])) for image_HWC in images_NHWC])
 
     return classify

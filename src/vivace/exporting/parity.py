@@ -1,4 +1,4 @@
-"""Whether another form of a model answers as the PyTorch model does, on images, as a certificate.
+"""Whether another variant of a model gives the same probabilities as the PyTorch model on images: a certificate.
 
 Shapes: images_NHWC uint8 at the bundle's size; probs_NK float.
 """
@@ -25,8 +25,8 @@ __all__ = ["PLAIN", "Parity", "check_parity", "compare_probs", "measure_parity",
 # largest difference of a probability: float32 sums in another order differ by some 1e-6 in a network of fifty layers;
 # bf16 keeps 8 bits of a number, and the error grows with depth
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 6e-2}
-# with 8 bits a value probabilities move by anything where a decision is close; first classes mostly stay. What that
-# costs in accuracy is another question, and has its own proof
+# with 8 bits for each value probabilities change by any amount where a decision is close; the top-1 class mostly stays.
+# What that costs in accuracy is proven separately
 INT8_TOLERANCE, INT8_AGREEMENT = 1.0, 0.9
 PLAIN = (REFERENCE, "fp32")
 NUM_GENERATED = 64
@@ -35,7 +35,7 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """A certificate: how another form of a model agrees with the PyTorch model in float32."""
+    """A certificate: how another variant of a model agrees with the PyTorch model in float32."""
 
     runtime: str
     precision: str
@@ -43,7 +43,7 @@ class Parity:
     """Where they are from: the name of a data set and, if it has splits, the split; or "generated"."""
     num_images: int
     top1_agreement: float
-    """Share of the images with the same first class, [0, 1]; exact ties within the tolerance count as agreeing."""
+    """Fraction of the images with the same top-1 class, [0, 1]; ties within the tolerance count as agreement."""
     max_difference: float
     """Of any probability of any image."""
     tolerance: float
@@ -52,7 +52,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the two agree: each probability within the tolerance, as many first classes the same as needed."""
+        """Whether the two agree: every probability within the tolerance, and top-1 agreement as high as needed."""
         # a NaN is not within it
         return self.max_difference <= self.tolerance and self.top1_agreement >= self.agreement_needed
 
@@ -130,7 +130,7 @@ def measure_parity(
 def compare_probs(
     expected_NK: np.ndarray, found_NK: np.ndarray, *, runtime: str, precision: str, images: str
 ) -> Parity:
-    """The certificate from the answers of PyTorch, eager, float32, and those of another form to the same images."""
+    """The certificate, from probabilities of PyTorch (eager, float32) and of another variant for the same images."""
     tolerance = TOLERANCE.get(precision, INT8_TOLERANCE)
     rows = np.arange(len(expected_NK))
     # where two classes are as likely as each other, which of them comes first is a matter of rounding
@@ -159,10 +159,10 @@ def check_parity(parity: Parity) -> None:
 
 
 def verify(bundle: Bundle | str | Path, *, data: AnyData | None = None, cache_dir: str | Path | None = None) -> Parity:
-    """The certificate of a bundle as it lies on disk, measured anew, after every hash was checked.
+    """The certificate of a bundle on disk, measured again after every hash was checked.
 
-    data: images, as for `train`; None: generated ones, which tell nothing of an int8 form: its ranges are those of real
-    images. Raises BundleError if a file is damaged, ConfigError for an int8 form without data.
+    data: images, as for `train`; None: generated ones, which say nothing about an int8 variant: its ranges are those of
+    real images. Raises BundleError if a file is damaged, ConfigError for an int8 variant without data.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     if is_quantized(bundle.info.precision) and data is None:

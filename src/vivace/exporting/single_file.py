@@ -1,6 +1,6 @@
 """A bundle as one file for another program: a PyTorch program, a compiled one, a model for phones or a GPU's engine.
 
-Beside the file lies a .json of what whoever runs it must know: it lies without the bundle there.
+A .json beside the file has what is needed to run it without the bundle: classes, preprocessing, tensors.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def write_file(bundle: Bundle, out: Path, target: str, data: AnyData | None, cac
         doing(f"writing it for {target}")
         exporter.write_file(bundle, written)
         doing("comparing it with PyTorch")
-        # read back: what is certified is what lies in the file
+        # read back: the certificate is for the file itself
         classify = exporter.load_file(written)
         parity = measure_parity(bundle, classify, images, runtime=target, precision=precision, images=name)
         check_parity(parity)
@@ -98,7 +98,7 @@ def _told(bundle: Bundle, parity: Parity) -> dict[str, Any]:
 
 
 def _precision(bundle: Bundle, target: str) -> str:
-    # of a runtime with graphs the weights are exported, and not the graph that may lie in the bundle
+    # for a runtime with graphs the weights are exported, not the bundle's own graph
     own = bundle.info.runtime == target and target in file_targets()
     return bundle.info.precision if own else "fp32"
 

@@ -17,7 +17,7 @@ __all__ = ["export_state_dict"]
 def export_state_dict(bundle: Bundle, path: Path) -> Path:
     """Write the weights as a plain `.pth` that torch.load(weights_only=True) and load_state_dict accept.
 
-    Beside it lies a .json with classes and preprocessing. Raises BundleError if a weight is NaN or infinite or the file
+    Its .json has classes and preprocessing. Raises BundleError if a weight is NaN or infinite or the file
     can't be read back, OutputPathError if vivace did not write what is there, VivaceError if the disk is full.
     """
     import torch

@@ -25,7 +25,7 @@ BATCHES = (1, 8, 64)
 def write_file(bundle: Bundle, path: Path) -> None:
     """Write an engine for the GPU of this machine, float32: "images", uint8 [N, size, size, channels] → "probs" [N, K].
 
-    N up to 64. TF32 is off: its answers would differ by more than another form's may.
+    N up to 64. TF32 is off: its probabilities would differ by more than the tolerance.
     Raises MissingExtra without tensorrt or onnxscript, ConfigError without a GPU, ExportError if it can't take the
     network.
     """

@@ -1,1 +1,1 @@
-"""Kernels of our own for CPUs: C that the machine's compiler builds at first use; without one, torch's are used."""
+"""Our kernels for CPUs, in C, built by the machine's compiler at first use; without a compiler, torch's are used."""

@@ -17,7 +17,7 @@ __all__ = ["Address", "Kernel"]
 
 @dataclass(frozen=True)
 class Address:
-    """A place inside a tensor's memory, so many values behind its first one."""
+    """An address inside a tensor's memory: that of its value number `offset`."""
 
     tensor: Tensor
     offset: int

@@ -1,4 +1,4 @@
-"""The plain 3×3 convolutions of any network, given to something faster without a change to its modules."""
+"""Replaces the plain 3×3 convolutions of any network by faster ones, without changing its modules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ReplacedConvolutions(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls `func`, torch's convolution replaced where that pays."""
+        """Calls `func`, torch's convolution replaced where that is faster."""
         kwargs = kwargs or {}
         if func is torch.nn.functional.conv2d and not kwargs and len(args) == 7:
             x, weight, bias, *options = args

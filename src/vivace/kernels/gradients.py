@@ -1,4 +1,4 @@
-"""Weight gradients of 3×3 convolutions by the matrix unit (AMX) of a CPU, in a half to a third of the usual time.
+"""Weight gradients of 3×3 convolutions by the matrix unit (AMX) of a CPU.
 
 Shapes: x_BCHW the input of a convolution, g_BKHW the gradient of its output, both bf16.
 """

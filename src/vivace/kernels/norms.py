@@ -1,4 +1,4 @@
-"""Max-pooling, batch norm and activation as one operator on a CPU: a quarter of the time of torch's three.
+"""Max-pooling, batch norm and activation as one operator on a CPU.
 
 Shapes: x_BCHW bf16, channels_last; `pooled` is what is normalised: x, or its 2×2 maxima.
 """
@@ -65,7 +65,7 @@ class FusedSequential(nn.Sequential):
 
     That is in bf16 on a CPU, while training, or in eval mode without gradients; otherwise, and for all other layers, it
     is a plain Sequential. Statistics are taken in float32 as torch takes them: results differ by rounding. Pooling
-    behind a convolution is asked for together with it (`convolve_and_pool`).
+    after a convolution is requested together with it (`convolve_and_pool`).
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A 3×3 convolution and max-pooling asked for together, for whoever does both at once.
+"""A 3×3 convolution and max-pooling requested together, for kernels that do both at once.
 
 Shapes: x_BCHW; weight [K, C, 3, 3].
 """
@@ -16,8 +16,8 @@ __all__ = ["can_ask", "convolve_and_pool", "is_halving"]
 def convolve_and_pool(x_BCHW: Tensor, weight: Tensor) -> Tensor | None:
     """[B, K, H // 2, W // 2]: 2×2 maxima of the convolution with stride 1, padding 1 and no bias.
 
-    None: nobody does both at once, and they have to be done one after the other. Those who do are modes
-    (`torch.overrides.TorchFunctionMode`) that take this function when they see it.
+    None: no active mode does both at once, and they have to be done one after the other. A mode
+    (`torch.overrides.TorchFunctionMode`) that does both intercepts this function.
     """
     if has_torch_function((x_BCHW, weight)):
         taken: Tensor | None = handle_torch_function(convolve_and_pool, (x_BCHW, weight), x_BCHW, weight)
@@ -35,7 +35,7 @@ def can_ask(conv: nn.Module, pool: nn.Module, x_BCHW: Tensor) -> bool:
         and conv.groups == 1
         and conv.bias is None
         and conv.padding_mode == "zeros"
-        # whoever looks at what the convolution gives has to see it
+        # hooks on the convolution must see its output
         and not has_forward_hooks(conv)
         and x_BCHW.ndim == 4
         and min(x_BCHW.shape[2:]) >= 2

@@ -26,12 +26,10 @@ class TiledGradients(ReplacedConvolutions):
     """While it is entered, 3×3 convolutions in bf16 or fp16 on a CPU get a faster weight gradient.
 
     The gradient is a sum over all positions of all images, taken row by row; on a map of 4 × 4 a row fills an eighth of
-    what the hardware multiplies at once. On a CPU with AMX, in bf16, a kernel of our own (in the folder `kernels`;
-    None: without it) takes 32 images at once instead, pixel by pixel: the gradient of 256 channels takes a third of the
-    time at 7 × 7, that of 64 and 256 channels at 15 × 15 a half. Elsewhere torch gets small maps side by side, a column
-    of zeros between them, so that rows are long: for 256 channels a tenth of the time at 2 × 2, a fifth at 4 × 4, a
-    half at 8 × 8. The same products are summed in another order: results differ by rounding. Any network, no change to
-    its modules.
+    what the hardware multiplies at once. On a CPU with AMX, in bf16, our kernel (in the folder `kernels`; None: without
+    it) processes 32 images at once instead, pixel by pixel. Elsewhere torch gets small maps side by side with a column
+    of zeros between them, so that rows are long. The same products are summed in another order: results differ by
+    rounding. Works for any network, without changing its modules. docs/log/2026-11-28.md has the times.
     """
 
     def __init__(self, kernels: Path | None = None) -> None:
@@ -39,7 +37,7 @@ class TiledGradients(ReplacedConvolutions):
         self._kernel = None if kernels is None else weight_gradient(kernels)
 
     def replace(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """The same convolution with another weight gradient, where weights learn in half precision and it pays."""
+        """The same convolution with another weight gradient, for weights that learn in half precision."""
         learns = weight.requires_grad and torch.is_grad_enabled()
         if not learns or dtype not in (torch.bfloat16, torch.float16):
             return None

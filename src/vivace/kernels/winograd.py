@@ -1,4 +1,4 @@
-"""3×3 convolutions with a quarter to a half of the products, on a CPU with the bf16 dot products of AVX-512.
+"""3×3 convolutions with 25–50 % of the multiplications, on a CPU with the bf16 dot products of AVX-512.
 
 Winograd's minimal filtering (arXiv:1509.09308): a tile of m × m outputs comes from (m + 2)² products for each pair of
 channels in the place of 9 m². Shapes: x_BCHW the input of a convolution, g_BKHW the gradient of its output, both bf16;
@@ -23,12 +23,12 @@ from vivace.kernels.call import Address, Kernel
 
 __all__ = ["PoolIndices", "Tiles", "Winograd", "has_winograd", "is_faster", "tile_map", "winograd"]
 
-# below these the tiles' transforms, or those of the weights, outweigh the products
+# below these the transforms of tiles or weights take longer than the products
 MIN_CHANNELS = 16
 MIN_PIXELS_PER_CHANNEL = 4
 # 2 × 2: on a single pixel there is nothing to share
 MIN_SIDE = 2
-# what each kind of tile costs beside its products, in tiles: weights transformed or their sums collected
+# fixed cost of each kind of tile, in tiles: transforming weights or collecting their sums
 TILES_PER_KIND = 150
 # of weight (k, c, i, j), as winograd.c names them
 STRIDES = ("sk", "sc", "si", "sj")
@@ -162,7 +162,7 @@ class Winograd:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Where weight (k, c, i, j) is: at `first`, and so many values further for each step of k, c, i and j."""
+    """The address of weight (0, 0, 0, 0), and the strides of k, c, i and j, in values."""
 
     first: Address
     strides: dict[str, int]

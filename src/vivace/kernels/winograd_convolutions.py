@@ -18,12 +18,12 @@ __all__ = ["WinogradConvolutions"]
 
 
 class WinogradConvolutions(ReplacedConvolutions):
-    """While it is entered, 3×3 convolutions in bf16 on a CPU take a quarter to a half of the products.
+    """While it is entered, 3×3 convolutions in bf16 on a CPU need 25–50 % of the multiplications.
 
     Forward, and for both gradients. For CPUs that have the bf16 dot products of AVX-512 and no AMX: there convolutions
-    are nine tenths of a step. Kernels of our own in the folder `kernels`; where they can't be had, and for shapes for
-    which they do not pay, convolutions stay what they are. Results differ by more than rounding of the output: see
-    `vivace.kernels.winograd.Winograd`. Any network, no change to its modules.
+    are most of a step. The kernels are built into the folder `kernels`; where they can't be built, and for shapes for
+    which they are not faster, convolutions are torch's. Results differ by more than rounding of the output: see
+    `vivace.kernels.winograd.Winograd`. Works for any network, without changing its modules.
     """
 
     def __init__(self, kernels: Path) -> None:
@@ -31,7 +31,7 @@ class WinogradConvolutions(ReplacedConvolutions):
         self._kernels = winograd(kernels)
 
     def replace(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """The convolution by the kernels, in bf16 and where that pays."""
+        """The convolution by the kernels, in bf16 and where they are faster."""
         return self._convolve(x_BCHW, weight, dtype, pool=False)
 
     def replace_pooled(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -46,7 +46,7 @@ class WinogradConvolutions(ReplacedConvolutions):
 
 
 class _WinogradConv(torch.autograd.Function):
-    """A 3×3 convolution with stride 1, padding 1 and no bias; weights are rounded behind their transform alone.
+    """A 3×3 convolution with stride 1, padding 1 and no bias; weights are rounded only after their transform.
 
     pool: its 2×2 maxima.
     """

@@ -79,7 +79,7 @@ def _rows(kind: Kind, names: str) -> dict[str, Kind]:
     return dict.fromkeys(names.split(), kind)
 
 
-# argument → what it may be: of the zoo's networks, then of timm's constructors (1.0.31), whoever takes them
+# argument → what it may be: of the zoo's networks, then of timm's constructors (1.0.31) that accept them
 ARGUMENTS: dict[str, Kind] = {
     "activation": _words("relu", "silu", "gelu"),
     "downsample": _words("pool", "stride", "none", "conv", "conv_nf"),

@@ -1,4 +1,4 @@
-"""The networks of our own: the article's six-block CNN, a fast convnet for small images and one for photos.
+"""Our networks: the article's six-block CNN, a fast convnet for small images and one for photos.
 
 Shapes: images_BCHW float, normalised; logits_BK float.
 """

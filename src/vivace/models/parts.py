@@ -13,7 +13,7 @@ __all__ = ["count_parameters", "forward_flops", "head_parameters", "layer_groups
 def head_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters of the classifier, whose shapes depend on the number of classes.
 
-    Networks of our own say so by `parts`, timm's by `get_classifier`; of any other network it is the last layer.
+    Our networks define it by `parts`, timm's by `get_classifier`; of any other network it is the last layer.
     """
     inside = {id(parameter) for head in _heads(model) for module in head for parameter in module.parameters()}
     return [name for name, parameter in model.named_parameters() if id(parameter) in inside]
@@ -47,7 +47,7 @@ def scale_head(model: nn.Module, factor: float) -> None:
 def layer_groups(model: nn.Module) -> list[list[str]]:
     """Names of all parameters in groups from the input to the head, for rates that differ from layer to layer.
 
-    Networks of our own say so by `parts`, timm's by `group_matcher`; of any other network each child is a layer.
+    Our networks define it by `parts`, timm's by `group_matcher`; of any other network each child is a layer.
     """
     names = [name for name, _ in model.named_parameters()]
     group_matcher: Any = getattr(model, "group_matcher", None)
@@ -61,7 +61,7 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
         by_id = {
             id(parameter): index for index, part in enumerate(layers) for m in part for parameter in m.parameters()
         }
-        # what stands in no part, such as a token of the network itself, goes with the input
+        # what is in no part, such as a token of the network itself, goes with the input
         layer_of = {name: by_id.get(id(parameter), 0) for name, parameter in model.named_parameters()}
     groups: dict[int, list[str]] = {}
     for name in names:

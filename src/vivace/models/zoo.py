@@ -1,4 +1,4 @@
-"""Networks by name: one table of our own, and every network of timm behind `timm/`."""
+"""Networks by name: a table of ours, and every network of timm as `timm/NAME`."""
 
 from __future__ import annotations
 

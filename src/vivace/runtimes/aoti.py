@@ -1,8 +1,8 @@
 """AOTInductor on a CPU: the network compiled to a shared library of this machine's, once, and loaded ever after.
 
-A bundle carries nothing that could run code, so the library is no part of it: it is made at first use, lies in the
-cache, and bears the hash of all that it was made from. Later processes start without a compiler, and without building
-the network in Python.
+A bundle holds no machine code, so the library is not part of it: it is compiled at first use and kept in the cache,
+under a hash of everything that it depends on. Later processes start without a compiler, and without building the
+network in Python.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
 
 
 def library_folder(bundle: Bundle, precision: str) -> Path:
-    """Where a bundle's library is, or will be, on this machine: where nobody else may write.
+    """The folder of a bundle's library on this machine, compiled or not: one that only this user can write to.
 
     Raises OSError or KernelError if there is no such place.
     """
@@ -140,7 +140,7 @@ def _make(bundle: Bundle, precision: str, folder: Path) -> None:
 
 
 def _broken(folder: Path) -> str | None:
-    """Why what lies in `folder` is not what was compiled; None: it is, and no file stands beside it."""
+    """Why the files in `folder` are not the compiled ones; None: they are, and there are no others."""
     try:
         return seal_broken(folder / RECORD, sorted(path for path in folder.iterdir() if path.name != RECORD))
     except OSError as error:

@@ -18,7 +18,7 @@ DYNAMIC_SHAPES = ({0: torch.export.Dim("batch", min=1)},)
 class DeployedGraph(nn.Module):
     """images_NHWC uint8, `size` pixels each way → probs_NK float32, rows summing to 1.
 
-    Normalisation and softmax are part of it: whoever runs the graph can't get them wrong. precision: fp32 or bf16, by
+    Normalisation and softmax are part of it, so no user of the graph can get them wrong. precision: fp32 or bf16, by
     autocast on a CPU, which a trace of it keeps.
     """
 
@@ -28,7 +28,7 @@ class DeployedGraph(nn.Module):
     def __init__(self, model: nn.Module, normalize: Normalize, size: int, precision: str = "fp32") -> None:
         super().__init__()
         self.model, self._size, self._precision = model, size, precision
-        # for the values of a row as they lie: channel after channel, pixel after pixel
+        # one value for each of a row's values in memory order: pixel by pixel, channel by channel
         self.register_buffer("scale", normalize.scale.flatten().repeat(size))
         self.register_buffer("shift", normalize.shift.flatten().repeat(size))
 

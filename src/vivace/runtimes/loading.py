@@ -89,8 +89,7 @@ def _check_place(row: Runtime, device: str, precision: str) -> None:
 def graph_file(bundle: Bundle, name: str, runtime: str) -> Path:
     """The file of a bundle that holds the graph for a runtime, or a part of it.
 
-    Raises ConfigError if it has none, BundleError if the manifest does not list it though it lies there, or it is a
-    link.
+    Raises ConfigError if it has none, BundleError if it exists but the manifest does not list it, or it is a link.
     """
     path = bundle.folder / name
     # hashed with the bundle: a file that was only put there is not taken
@@ -110,9 +109,9 @@ def graph_file(bundle: Bundle, name: str, runtime: str) -> Path:
 
 
 def checked_graph(classify: Classifier, bundle: Bundle, path: Path) -> Classifier:
-    """The classifier of a graph that nobody vouches for: its answers are probs_NK, or it raises BundleError.
+    """The classifier of an untrusted graph: it returns valid probs_NK or raises BundleError.
 
-    A bundle's seal has no key: the graph in it may be any graph, and one line must say what is wrong with it. Raises
+    A bundle's hashes are not signed: its graph may be any graph, and one line must say what is wrong with it. Raises
     ValueError for images of another shape or type than the bundle's.
     """
     size, channels = bundle.preprocess.size, bundle.preprocess.channels

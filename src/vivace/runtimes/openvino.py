@@ -107,8 +107,8 @@ def read_graph(graph: Path, weights: Path | None = None) -> Any:
 
 
 class _Program:
-    """A compiled graph for up to so many images. Pixels and answers have their places: to make tensors for each call
-    takes a tenth of a small network's time. Calls wait for each other."""
+    """A compiled graph for up to its batch size of images. Its tensors are allocated once: to create them in
+    each call is slow for a small network. Calls wait for each other."""
 
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
@@ -128,7 +128,7 @@ class _Program:
     def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
         """images_NHWC uint8 → probs_NK float32, as many as it was compiled for at most."""
         with self._busy:
-            # behind them lies what was there before: the rest of the answers is not looked at
+            # the rest of the batch holds earlier pixels: its probabilities are ignored
             self._pixels[: len(images_NHWC)] = images_NHWC
             if self._ended_once:
                 self._request.infer()
@@ -138,7 +138,7 @@ class _Program:
 
 
 def size_for(count: int, compiled: Collection[int]) -> int:
-    """The batch size in which so many images are computed, given those there are programs for; the rest is blank.
+    """The batch size in which `count` images are computed, given those that programs exist for; the rest is unused.
 
     For a size that it knows OpenVINO's program is up to a third faster, and its programs for any size crash in int8 on
     small images with AMX (ultralytics/ultralytics#25898). Most calls are of one size: the first gets a
@@ -201,7 +201,7 @@ def library(purpose: str = PURPOSE) -> Any:
 
 
 def _convert_model(*arguments: Any, **options: Any) -> Any:
-    """openvino.convert_model, for whoever calls it in a process where `library` imported the rest."""
+    """openvino.convert_model in a process where `library` imported openvino without its converter."""
     with without_reports():
         converter = import_module(CONVERTER)
     # from now on it is the real one
@@ -222,7 +222,7 @@ def without_reports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _absent(name: str) -> Iterator[None]:
-    """Within, whoever imports the module of this name is told that it is not installed."""
+    """Within, importing the module of this name raises ImportError."""
     absent: Any = None
     before = sys.modules.get(name)
     sys.modules[name] = absent

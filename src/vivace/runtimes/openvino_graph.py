@@ -19,7 +19,7 @@ __all__ = ["check_ir", "check_sizes"]
 LAYERS_REFUSED = ("tensoriterator", "loop", "if")
 # of one tensor: 512 images of 224 px in 64 channels, halved once, take 1.5 GiB
 MAX_TENSOR_BYTES = 2 * 2**30
-# the weights lie in another file
+# without the weights, which are in another file
 MAX_GRAPH_BYTES = 256 * 2**20
 
 

@@ -1,4 +1,4 @@
-"""Ends what computes for longer than any network should: whoever made a graph may have made it to compute for ever.
+"""A time limit for inference: a malicious graph may compute forever.
 
 A runtime can be told from another thread to stop. One thread looks after all calls: to start a timer for each would
 take as long as a small network does.
@@ -27,7 +27,7 @@ _watcher: threading.Thread | None = None
 
 
 def patience(num_images: int) -> float:
-    """Seconds that a call with so many images may take; it is to end, however slow the machine, and far from soon."""
+    """Seconds that a call with `num_images` images may take: generous, so that slow machines stay below it."""
     return CALL_SECONDS + IMAGE_SECONDS * num_images
 
 

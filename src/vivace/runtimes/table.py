@@ -276,7 +276,7 @@ def runnable() -> list[str]:
 
 
 def with_graph() -> list[str]:
-    """Names of the runtimes whose graph lies in a bundle, in the table's order."""
+    """Names of the runtimes whose bundles hold a graph, in the table's order."""
     return [row.name for row in RUNTIMES.values() if row.graph_files]
 
 

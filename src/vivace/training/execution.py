@@ -1,4 +1,4 @@
-"""How the arithmetic of a step is done on a machine: one row for each option, and all that is asked about one.
+"""How a training step is computed on a machine: a table with one row for each option.
 
 The trial (`tune`), a step (`step`), receipts, ablations and the recipe's checks read the table (no torch here: what an
 option switches on is imported then).
@@ -41,13 +41,13 @@ AUTO = "auto"
 COMPILE_MIN_SECONDS = {"cpu": 1800.0, "cuda": 600.0}
 # ghost batches of this size and more do not hurt batch norm (arXiv:1705.08741)
 MIN_MICRO_BATCH = 128
-# fewer threads are tried where there are so many
+# fewer threads are tried from this number on
 MIN_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
-    """How the arithmetic is done on this machine: what a recipe leaves on "auto", resolved."""
+    """How a step is computed on this machine: what a recipe leaves on "auto", resolved."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
@@ -302,7 +302,7 @@ def without_own_kernels(config: ExecutionConfig) -> ExecutionConfig:
 
 @contextlib.contextmanager
 def own_kernels(config: ExecutionConfig, folder: Path) -> Iterator[None]:
-    """The context in which a forward pass uses those kernels of our own that `config` says, kept in `folder`."""
+    """The context in which a forward pass uses our kernels that `config` switches on, kept in `folder`."""
     with contextlib.ExitStack() as entered:
         for option in OPTIONS:
             # a compiled network has its own
