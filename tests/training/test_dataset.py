@@ -15,7 +15,7 @@ from vivace.training.dataset import all_grey
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]
-TOLD = "all training images are grey: colours will not be looked at. --set data.channels=3 keeps them"
+TOLD = "all training images are grey: colours will not be looked at. `data.channels=3` keeps them"
 
 
 def grey_folder(root: Path, *, tint: int = 0, count: int = 12, seed: int = 0) -> Path:

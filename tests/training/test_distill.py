@@ -168,5 +168,5 @@ def test_the_weights_own_statistics_can_be_given(run_tiny: RunTiny) -> None:
     assert (preprocess.mean, preprocess.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     with pytest.raises(ConfigError, match="a value for each channel: got 1 for 3"):
         run_tiny("few", {"data.mean": (0.1,), "data.std": (0.4,)})
-    with pytest.raises(ConfigError, match="go together"):
+    with pytest.raises(ConfigError, match="Give both, or neither"):
         run_tiny("half", {"data.mean": (0.1, 0.2, 0.3)})
