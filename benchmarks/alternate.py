@@ -9,10 +9,6 @@ computes, the others wait on a pipe.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,23 +18,19 @@ import numpy as np
 
 from vivace.hardware import available_memory_bytes
 from vivace.statistics.intervals import Ratio, process_ratio
+from vivace.timing.process import SideFailure, TimedProcess
 
-__all__ = ["Contestant", "Measured", "SideFailed", "alternate", "ratio_of"]
+__all__ = ["Contestant", "Measured", "alternate", "ratio_of"]
 
 # long compared with the noise of a switch between processes, short compared with the drift of a machine
 BLOCK_SECONDS = 0.25
 MIN_CALLS = 3
 # of calls that take longer than this, one makes a block
 LONG_CALL_SECONDS = 0.5
-# warm once two blocks in a row differ by less than this
-STABLE_WITHIN = 0.05
-MAX_WARMUP_BLOCKS = 12
+# of all images to certify on, in PyTorch without compilation
+CLASSIFY_SECONDS = 3600.0
 # loading a network with batches of 32 photos takes about this much, and timings on a machine that swaps are useless
 MIN_MEMORY_BYTES = 2 * 10**9
-
-
-class SideFailed(RuntimeError):
-    """A side could not be loaded, or its process died."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +106,9 @@ def alternate(
                         f"{len(children)} others. Time fewer variants at once: --variants"
                     )
                     continue
-                children.append(_Child(one))
+                children.append(_Child(one, block_seconds))
                 with _noting(children, failures):
-                    children[-1].warm_up(block_seconds)
+                    children[-1].warm_up()
             for number in range(rounds):
                 for child in children[:] if number % 2 == 0 else children[::-1]:
                     with _noting(children, failures, child):
@@ -153,84 +145,41 @@ def _noting(children: list[_Child], failures: dict[str, str], child: _Child | No
     child = child or children[-1]
     try:
         yield
-    except SideFailed as error:
+    except SideFailure as error:
         failures[child.contestant.name] = str(error)
         children.remove(child)
         child.close()
 
 
 class _Child:
-    """A process that times one side."""
+    """A process that times one side: that of `vivace accelerate`, with a program of the benchmarks in it."""
 
-    def __init__(self, contestant: Contestant) -> None:
+    def __init__(self, contestant: Contestant, block_seconds: float) -> None:
         self.contestant = contestant
         self.blocks: list[tuple[float, ...]] = []
         self._num_calls = MIN_CALLS
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        self._block_seconds = block_seconds
         self._began = time.perf_counter()
-        self._process = subprocess.Popen(
-            contestant.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=os.environ | dict(contestant.environment),
+        self._process = TimedProcess(
+            contestant, contestant.command, [dict(contestant.job)], block_seconds, contestant.environment
         )
 
-    def warm_up(self, block_seconds: float) -> None:
-        """Run until two blocks in a row take the same time; sets the number of calls in a block."""
-        self._say(self.contestant.job)
-        self.ask({"do": "load"})
+    def warm_up(self) -> None:
+        """Load it, and run until two blocks in a row take the same time; sets the number of calls in a block."""
+        self._process.begin_load()
+        self._process.answer()
         self.cold_start_seconds = time.perf_counter() - self._began
-        once = float(np.median(self._times(MIN_CALLS)))
+        once = float(np.median(self._process.times(MIN_CALLS)))
         least = MIN_CALLS if once < 1e3 * LONG_CALL_SECONDS else 1
-        self._num_calls = max(least, round(1e3 * block_seconds / max(once, 1e-3)))
-        before = once
-        for _ in range(MAX_WARMUP_BLOCKS):
-            now = float(np.median(self._times(self._num_calls)))
-            if abs(now - before) <= STABLE_WITHIN * before:
-                return
-            before = now
+        self._num_calls = self._process.warm_up(max(least, round(1e3 * self._block_seconds / max(once, 1e-3))))
 
     def run_block(self) -> None:
         # not counted: the first call finds the CPU's caches full of another side's data
-        _, *times = self._times(self._num_calls + 1)
+        _, *times = self._process.times(self._num_calls + 1)
         self.blocks.append(tuple(times))
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        self._say(message)
-        line = self._process.stdout.readline()
-        if not line:
-            raise SideFailed(self._last_words())
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise SideFailed(answer["error"])
-        return answer
+        return self._process.ask(message, timeout=CLASSIFY_SECONDS)
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-        self._log.close()
-
-    def _times(self, num_calls: int) -> list[float]:
-        times: list[float] = self.ask({"do": "time", "calls": num_calls})["times_ms"]
-        return times
-
-    def _say(self, message: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise SideFailed(self._last_words()) from None
-
-    def _last_words(self) -> str:
-        status = self._process.wait()
-        self._log.seek(0)
-        lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
-        return f"its process ended with status {status}: {lines[-1] if lines else 'without a word'}"
+        self._process.close()

@@ -85,8 +85,8 @@ def test_a_side_that_fails_is_told_with_its_reason_and_the_others_go_on(stub: Pa
     measured, failures = alternate(sides, starts=2, rounds=1, block_seconds=0.01)
     assert list(measured) == ["fast"]
     assert failures == {
-        "fails to load": "ValueError: no such weights",
-        "dies": "its process ended with status 3: out of memory",
+        "fails to load": "fails to load could not be timed: ValueError: no such weights",
+        "dies": "dies could not be timed: its process died (out of memory).",
     }
 
 

@@ -23,7 +23,7 @@ from vivace.errors import ConfigError, OutOfTime
 from vivace.files import canonical_json, write_json
 from vivace.scratch import scratch_folder
 from vivace.statistics.intervals import Ratio, process_ratio
-from vivace.timing.process import Job, Side, SideFailure, TimedProcess
+from vivace.timing.process import Job, Side, SideFailure, TimedProcess, process_of
 
 __all__ = [
     "Side",
@@ -174,7 +174,7 @@ class _Record:
 
     def start(self) -> TimedProcess:
         # not the compiler's default folder: with what other runs left there, no start would be cold
-        return TimedProcess(self.side, self._images, self._job, {"TORCHINDUCTOR_CACHE_DIR": os.fspath(self._folder)})
+        return process_of(self.side, self._images, self._job, {"TORCHINDUCTOR_CACHE_DIR": os.fspath(self._folder)})
 
     def started(self, seconds: float) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -11,17 +11,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vivace import systems
 from vivace.errors import OutOfTime, VivaceError
 
-__all__ = ["Job", "Side", "SideFailure", "TimedProcess"]
+__all__ = ["Job", "Named", "Side", "SideFailure", "TimedProcess", "process_of"]
 
 MIN_CALLS = 3
 # a process is warm once two consecutive blocks differ by less than this fraction
@@ -61,14 +61,32 @@ class Job:
     block_seconds: float
 
 
+class Named(Protocol):
+    """What a process times, as far as messages go: a Side, or another program of a benchmark."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class TimedProcess:
     """A process that times one side. Methods raise SideFailure if it dies, fails or gives no answer in time."""
 
-    def __init__(self, side: Side, images: Path, job: Job, environment: Mapping[str, str]) -> None:
-        """Start the process. images: a .npy file, uint8 [N, H, W, C]. environment: variables to add."""
+    def __init__(
+        self,
+        side: Named,
+        command: Sequence[str],
+        greeting: Sequence[Any],
+        block_seconds: float,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start the process. greeting: its first lines, as JSON. environment: variables to add.
+
+        It reads requests from stdin, one JSON object a line: {"do": "load" | "time" | "memory", …}, and answers each
+        with one on stdout: {"cold_start_seconds": …}, {"times_ms": […]}, {"peak_memory_bytes": …} or {"error": …}.
+        """
         self.side = side
         self.blocks: list[tuple[float, ...]] = []
-        self._block_seconds = job.block_seconds
+        self._block_seconds = block_seconds
         self._num_calls = MIN_CALLS
         self._timeout = LOAD_SECONDS
         self.deadline = float("inf")
@@ -76,7 +94,7 @@ class TimedProcess:
         self._unread = b""
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", PROGRAM],
+            list(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -88,17 +106,7 @@ class TimedProcess:
         assert self._process.stdout is not None
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
-        self._greeting: list[Any] = [
-            [str(folder) for folder in sys.path],
-            {
-                "bundle": os.fspath(side.bundle),
-                "runtime": side.runtime,
-                "precision": side.precision,
-                "images": os.fspath(images),
-                "batch_size": job.batch_size,
-                "threads": job.threads,
-            },
-        ]
+        self._greeting = list(greeting)
 
     def begin_load(self) -> None:
         """Ask it to load its bundle, without waiting: several processes may load at the same time."""
@@ -107,17 +115,17 @@ class TimedProcess:
 
     def end_load(self) -> float:
         """Wait until it has classified its first batch; returns the seconds from its start until then."""
-        return float(self._answer()["cold_start_seconds"])
+        return float(self.answer()["cold_start_seconds"])
 
     def warm_up(self, num_calls: int | None = None) -> int:
         """Run blocks until two in a row take the same time; returns the calls per block: `num_calls`, if given."""
-        once = float(np.median(self._times(MIN_CALLS)))
+        once = float(np.median(self.times(MIN_CALLS)))
         self._num_calls = num_calls or max(MIN_CALLS, round(1e3 * self._block_seconds / max(once, 1e-3)))
         before = once
         for _ in range(MAX_WARMUP_BLOCKS):
             # the first call may have been slow, so the time limit follows the last block
             self._timeout = BLOCK_SECONDS + BLOCK_FACTOR * self._num_calls * before / 1e3
-            now = float(np.median(self._times(self._num_calls)))
+            now = float(np.median(self.times(self._num_calls)))
             if abs(now - before) <= STABLE_WITHIN * before:
                 break
             before = now
@@ -125,11 +133,11 @@ class TimedProcess:
 
     def run_block(self) -> None:
         """Time one block, and append the ms of its calls to `blocks`."""
-        self.blocks.append(tuple(self._times(self._num_calls)))
+        self.blocks.append(tuple(self.times(self._num_calls)))
 
     def peak_memory_bytes(self) -> int | None:
         """Its peak resident memory; None if the system does not say."""
-        answer: int | None = self._ask({"do": "memory"})["peak_memory_bytes"]
+        answer: int | None = self.ask({"do": "memory"})["peak_memory_bytes"]
         return answer
 
     def close(self) -> None:
@@ -145,13 +153,21 @@ class TimedProcess:
                     pipe.close()
         self._log.close()
 
-    def _times(self, num_calls: int) -> list[float]:
-        times: list[float] = self._ask({"do": "time", "calls": num_calls})["times_ms"]
+    def times(self, num_calls: int) -> list[float]:
+        """Milliseconds of each of `num_calls` calls."""
+        times: list[float] = self.ask({"do": "time", "calls": num_calls})["times_ms"]
         return times
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, message: Mapping[str, Any], *, timeout: float | None = None) -> dict[str, Any]:
+        """Send a request, and wait for the answer. timeout: seconds, where it is no block of calls."""
         self._say(message)
-        return self._answer()
+        if timeout is None:
+            return self.answer()
+        before, self._timeout = self._timeout, timeout
+        try:
+            return self.answer()
+        finally:
+            self._timeout = before
 
     def _say(self, message: Any) -> None:
         assert self._process.stdin is not None
@@ -161,7 +177,8 @@ class TimedProcess:
         except BrokenPipeError:
             raise SideFailure(self._failure()) from None
 
-    def _answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
+        """Wait for the next answer."""
         line = self._line()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -202,3 +219,19 @@ class TimedProcess:
         if status is not None and status < 0:
             words = f"{signal.Signals(-status).name}, {words}"
         return f"{self.side.name} could not be timed: its process died ({words})."
+
+
+def process_of(side: Side, images: Path, job: Job, environment: Mapping[str, str]) -> TimedProcess:
+    """Start the process of a bundle. images: a .npy file, uint8 [N, H, W, C]. environment: variables to add."""
+    greeting = [
+        [str(folder) for folder in sys.path],
+        {
+            "bundle": os.fspath(side.bundle),
+            "runtime": side.runtime,
+            "precision": side.precision,
+            "images": os.fspath(images),
+            "batch_size": job.batch_size,
+            "threads": job.threads,
+        },
+    ]
+    return TimedProcess(side, [sys.executable, "-P", "-c", PROGRAM], greeting, job.block_seconds, environment)
