@@ -160,7 +160,9 @@ def expand_paths(
     left = [] if passed_over is None else passed_over
     for given in paths:
         if not isinstance(given, str | bytes | os.PathLike):
-            raise DataError(f"a path is no name of a file: got {type(given).__name__}. Give text or a pathlib.Path.")
+            raise DataError(
+                f"a path is not the name of a file: got {type(given).__name__}. Give text or a pathlib.Path."
+            )
         # bytes that are no UTF-8 become surrogates, and bytes again when the file is opened
         path = os.fsdecode(given)
         if path == "-":
@@ -179,7 +181,7 @@ def expand_paths(
 
 
 def without_repeats(files: Iterable[str]) -> list[str]:
-    """Each file once, where it stands first: a file may be named by itself, and in a folder or glob as well."""
+    """Each file once, at its first position: a file may be named itself and lie in a folder or glob as well."""
     first: dict[str, str] = {}
     for file in files:
         first.setdefault(os.path.abspath(file), file)  # noqa: PTH100 (a million names)

@@ -80,7 +80,7 @@ class Predictor:
             runtime = self.bundle.info.runtime if place.type == "cpu" else REFERENCE
         if precision == "auto":
             measured = self.bundle.info.precision
-            # a graph has its arithmetic in it, and int8 was chosen by whoever quantized
+            # the precision of a graph is fixed, and int8 was chosen when the bundle was quantized
             own = runtime == self.bundle.info.runtime and (not _takes_network(runtime) or is_quantized(measured))
             precision = measured if own or measured in supported_precisions(place) else "fp32"
         self.precision, self.runtime, self.threads = precision, runtime, threads
@@ -196,9 +196,9 @@ class Predictor:
         ]
         probs = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
         if not np.isfinite(probs).all():
-            mend = "Train again with a lower learning rate" if self.precision == "fp32" else "Use precision fp32"
+            fix = "Train again with a lower learning rate" if self.precision == "fp32" else "Use precision fp32"
             raise BundleError(
-                f"the probabilities are not finite: {self.bundle.folder} overflows in {self.precision}. {mend}."
+                f"the probabilities are not finite: {self.bundle.folder} overflows in {self.precision}. {fix}."
             )
         check_probs(probs, self.bundle.folder)
         return probs
@@ -258,7 +258,7 @@ def predictor_for(
 
 @dataclass(frozen=True)
 class LoadedBundle(Bundle):
-    """A bundle that can be asked: with an image, or for a predictor of it."""
+    """A bundle that classifies images, and makes predictors."""
 
     def predictor(self, **options: Any) -> Predictor:
         """A new predictor of the bundle. options: those of `Predictor`, such as threads=2."""
@@ -269,7 +269,7 @@ class LoadedBundle(Bundle):
         return Predictor(self)
 
     def __call__(self, images: Any, *, topk: int = 5) -> Any:
-        """What a predictor with default options, made at the first call, answers."""
+        """The predictions of a predictor with default options, which is made at the first call."""
         return self._own_predictor(images, topk=topk)
 
 

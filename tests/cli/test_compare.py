@@ -78,7 +78,7 @@ def test_the_same_answers_under_classes_in_another_order_are_no_difference(
     answer = last_answer(capsys.readouterr().out)
     assert (answer["difference"], answer["p_value"], answer["better"], answer["significant"]) == (0, 1, None, False)
     assert answer["difference_low"] < 0 < answer["difference_high"]
-    assert any("does not tell which images it was trained on" in line for line in answer["warnings"])
+    assert any("does not say which images it was trained on" in line for line in answer["warnings"])
     assert main(["compare", str(run), str(other)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
         "the difference is not significant (McNemar's exact test: p = 1)"
@@ -114,7 +114,7 @@ def test_other_classes_and_other_data_are_refused_with_what_to_do(
         vivace.compare(run, elsewhere)
     with pytest.raises(DataError, match=r"gone.* It is where the runs had their data: give `data`\."):
         vivace.compare(elsewhere, elsewhere)
-    with pytest.raises(ConfigError, match=r"^`data` is missing: .*bundle does not tell where its data are"):
+    with pytest.raises(ConfigError, match=r"^`data` is missing: .*bundle does not say where its data are"):
         vivace.compare(run, run / "bundle")
     assert main(["compare", str(run), str(run / "bundle"), "--label-column", "x"]) == 2
     assert "--label-column goes with DATA" in capsys.readouterr().err

@@ -265,7 +265,7 @@ def test_the_verbs_export_and_verify(
     assert probed["top1"] == last_answer(capsys.readouterr().out)["top1"]
     assert main(["verify", str(out), str(data)]) == 0
     shown = capsys.readouterr().out
-    assert "every file is whole" in shown
+    assert "every file is undamaged" in shown
     assert "openvino in fp32 against PyTorch on 12 images of colours" in shown
 
 

@@ -236,7 +236,7 @@ def test_the_verb_prints_a_table_or_json(bundle: Bundle, tmp_path: Path, capsys:
     command = ["profile", str(int8.folder), "--calls", "2", "--threads", "1", "--batch-size", "70"]
     assert main([*command, "--top", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["layer", "kind", "kernel", "arithmetic", "ms", "share"]
+    assert lines[0].split() == ["layer", "kind", "kernel", "precision", "ms", "fraction"]
     assert "others" in lines[4]
     assert "int8 kernels: 100% of the time of convolutions and matrix products" in lines[-1]
     assert main([*command, "--json"]) == 0
@@ -244,4 +244,4 @@ def test_the_verb_prints_a_table_or_json(bundle: Bundle, tmp_path: Path, capsys:
     assert (said["batch_size"], said["shares"]["int8"]) == (70, 1.0)
     assert np.isclose(sum(layer["ms"] for layer in said["layers"]), said["layers_ms"])
     assert main(["profile", str(int8.folder), "--batch-size", "0"]) == 2
-    assert "batch_size is out of range" in capsys.readouterr().err
+    assert "--batch-size is out of range" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_a_bundle_that_does_not_tell_says_so(
     old = save_bundle(tmp_path / "old", bundle.build_model(), bundle.info)
     assert evaluate(old, data, device="cpu").num_images_trained_on is None
     assert main(["evaluate", str(tmp_path / "old"), str(data), "--device", "cpu", "--quiet"]) == 0
-    assert "the bundle does not tell which of these it was trained on" in capsys.readouterr().out
+    assert "unknown: which of these the bundle was trained on" in capsys.readouterr().out
 
 
 def test_images_of_other_classes_are_told_in_the_result(trained: TrainResult, data: Path, tmp_path: Path) -> None:

@@ -16,23 +16,23 @@ VERBS = {
     "train": "train a classifier on a folder of images and write its bundle",
     "evaluate": "measure a bundle on labelled images",
     "predict": "classify images with a bundle",
-    "accelerate": "find the fastest form of a bundle whose loss of accuracy is proven to be within a budget",
-    "profile": "tell where a bundle's time goes, layer by layer, and in which arithmetic its kernels ran",
-    "export": "write a bundle for ONNX Runtime, OpenVINO or plain PyTorch, checked against it",
-    "verify": "check a bundle's files, and that its runtime answers as PyTorch does",
-    "bench": "measure what each technique is worth on your data and machine",
+    "accelerate": "find the fastest variant of a bundle whose accuracy drop is proven to be within a budget",
+    "profile": "show where a bundle's time goes, layer by layer, and in which precision its kernels ran",
+    "export": "write a bundle for another runtime or for phones, checked against PyTorch",
+    "verify": "check a bundle's files, and that its runtime agrees with PyTorch",
+    "bench": "measure what each technique of a recipe contributes, on your data and machine",
     "runs": "list training runs: data, recipe, accuracy, time, size",
-    "compare": "tell which of two runs is more accurate, by a paired test on the same images",
+    "compare": "show which of two runs is more accurate, by a paired test on the same images",
     "audit": "look for corrupt, duplicate, leaked and suspect images",
-    "doctor": "tell what this machine is, what pays on it, and what is missing",
+    "doctor": "describe this machine, what is faster on it, and what is missing",
     "cache": "list or remove what is kept in the cache: images, archives, downloads, kernels",
 }
 
 EXIT_STATUSES = """exit status:
-  0  done; of predict: at least one image was classified, the others are listed on stderr
-  1  failed while working; of predict: no image was classified
-  2  refused before work began: the message names the cause and the mend
-  3  accelerate left the bundle as it is: nothing faster within the accuracy budget, timing too noisy, or out of time
+  0  done; for predict: at least one image was classified, the others are listed on stderr
+  1  failed while working; for predict: no image was classified
+  2  refused before work began: the message names the cause and how to fix it
+  3  accelerate left the bundle unchanged: nothing faster within the accuracy budget, timing too noisy, or out of time
   130, 143  stopped by Ctrl-C or SIGTERM, after saving; a second signal stops at once"""
 
 
@@ -43,7 +43,7 @@ def program() -> NoReturn:
 
     open_missing_streams()
     if not os.environ.get(TRACEBACK):
-        # whoever waits for a thread meets its error; a page of it in between helps nobody
+        # whoever waits for the thread gets its error; a traceback in between would help nobody
         threading.excepthook = lambda thrown: tell(unexpected(thrown.exc_value)) if thrown.exc_value else None
     try:
         status = main()
@@ -57,15 +57,15 @@ def program() -> NoReturn:
             raise
         tell(unexpected(error))
         status = 1
-    # Python takes torch and its compiler apart module by module, a second's work: all that is ours is on the disk
+    # unloading torch and its compiler takes Python a second, and all of our files are written by now
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # nobody reads it
+        # the reader has closed its end
         status = status or 1
     except (OSError, ValueError) as error:
-        # what failed before has been told
+        # an earlier failure was reported already
         if status == 0:
             tell(f"OutputError: the result can't be written to stdout: {error}. Send it elsewhere.")
             status = 1
@@ -134,7 +134,7 @@ def _help() -> str:
         "usage: vivace VERB [options]\n\n"
         "From a folder of images to the fastest image classifier that is still accurate.\n\n"
         f"verbs:\n{verbs}\n\n"
-        "vivace VERB --help tells the options of a verb. Every verb takes --json.\n"
-        "vivace --print-completion bash, zsh or fish prints what completes verbs and options there.\n\n"
+        "vivace VERB --help lists the options of a verb. Every verb takes --json.\n"
+        "vivace --print-completion bash, zsh or fish prints a script that completes verbs and options.\n\n"
         f"{EXIT_STATUSES}"
     )

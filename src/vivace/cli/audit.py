@@ -31,7 +31,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Audit and print the findings, the gravest first."""
+    """Audit and print the findings, the most severe first."""
     from vivace.training.display import counting_bar
     from vivace.verbs.audit import SEVERITIES, audit
 

@@ -1,4 +1,4 @@
-"""Measure on DATA and on this machine what each technique of a recipe is worth, each switched off alone."""
+"""Measure on DATA and this machine what each technique of a recipe contributes, by switching it off alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Options:
     technique: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
     """A technique, such as "tiled gradients"; may be repeated. Default: all that the recipe uses."""
     out: Path = Path("runs/ablation")
-    """Folder for the receipts and the runs; a new one."""
+    """A new folder, for the reports and the runs."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     cache_dir: Path | None = None
@@ -43,12 +43,12 @@ class Options:
     quiet: bool = False
     """No line for each run."""
     json: bool = False
-    """Print the receipts as one JSON object on the last line."""
+    """Print the report as one JSON object on the last line."""
     opening: Opening = field(default_factory=Opening)
 
 
 def run(options: Options) -> None:
-    """Run the comparison; the receipts are ablation.json, ablation.md and ablation.png in the folder."""
+    """Run the comparison; the reports are ablation.json, ablation.md and ablation.png in the folder."""
     import sys
 
     from vivace.bench.ablation import measure_ablation

@@ -21,7 +21,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Remove what was asked for, then list what is there."""
+    """Remove what --remove names, then list what is left."""
     from vivace.cachedir import clear_leftovers, default_cache_dir
     from vivace.data.caching.contents import list_caches, remove_caches
 

@@ -32,7 +32,7 @@ __all__ = [
     "unexpected",
 ]
 
-# the environment variable for whoever looks for a bug
+# environment variable that shows tracebacks
 TRACEBACK = "VIVACE_TRACEBACK"
 PACKAGE = Path(__file__).parent.parent
 # what libraries say in many words when there is no memory or no thread left
@@ -45,7 +45,7 @@ MEMORY_SIGNS = (
 def run_verb(verb: str, arguments: list[str]) -> int:
     """Parse a verb's options, run it, and return its exit status. Torch is imported by the verb, not here."""
     for stream in (sys.stdout, sys.stderr):
-        # file names may hold bytes that are no UTF-8, class names what an ASCII terminal lacks: no reason to fail
+        # file names may hold bytes that are not UTF-8, and class names what an ASCII terminal lacks: no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     with collected_warnings(), wording(lambda text: as_options(text, verb)):
@@ -53,7 +53,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
 
 
 def _run_told(verb: str, arguments: list[str], *, as_json: bool) -> int:
-    """`run_verb`, with every error told on stderr, and as an object where JSON was asked for."""
+    """`run_verb`, with every error reported on stderr, and as an object with --json."""
     try:
         _check_not_empty(arguments)
         return _run(verb, arguments)
@@ -88,11 +88,11 @@ def _run(verb: str, arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     if not sys.warnoptions:
-        # libraries' notes to their own developers: they would stand between the user and the result
+        # meant for the developers of libraries, not for our users
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
     with guarded_streams():
-        # a verb whose answer may be "no" returns a status of its own
+        # a verb whose result may be "no" returns its own status
         status: int = module.run(parsed) or 0
         sys.stdout.flush()
     return status
@@ -171,7 +171,7 @@ def _first_message(verb: str, box: str) -> str:
             parts.append([])
         else:
             parts[-1].append(line)
-    # where only ASCII can be printed there are rules in place of a box, and the title stands above the first of them
+    # where only ASCII can be printed there are rules in place of a box, and the title is above the first of them
     message = parts[0] if "╭" in box or len(parts) == 1 else parts[1]
     text = " ".join(" ".join(message).split())
     for pattern, say in MESSAGES.items():
@@ -200,7 +200,7 @@ MESSAGES: dict[str, Callable[..., str]] = {
     r"parsing (\S+): .*could not convert string to float: (.*)": (
         lambda verb, name, value: f"{name} is no number: got {value}. Give one such as 0.1"
     ),
-    r"issing value for argument '(.*?)'": lambda verb, name: f"{name} has no value. Give one behind it",
+    r"issing value for argument '(.*?)'": lambda verb, name: f"{name} has no value. Give one after it",
     r"^Missing from [^:]*: (\S+).*": lambda verb, name: f"{name} is missing",
     r"nrecognized options: (-\S*)": lambda verb, name: f"the option is unknown: got '{name}'",
     r"nrecognized options: (.*)": lambda verb, names: f"more arguments than there are places: got {names}",

@@ -1,4 +1,4 @@
-"""Tell which of two runs is more accurate, by a paired test on the same images of DATA, or that none is."""
+"""Show which of two runs is more accurate, by a paired test on the same images, or that neither is."""
 
 from __future__ import annotations
 

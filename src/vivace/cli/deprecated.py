@@ -1,4 +1,4 @@
-"""Spellings of earlier versions: they still work, and a line on stderr names the one that took their place."""
+"""Options of earlier versions: they still work, and a line on stderr names the new spelling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 __all__ = ["modern"]
 
 RENAMED = {"accelerate": {"--batch": "--batch-size"}, "profile": {"--batch": "--batch-size"}}
-# DATA has the same place in every verb; these took it as an option
+# DATA has the same position in every verb; these took it as an option
 DATA_WAS_AN_OPTION = ("accelerate", "export", "verify")
 
 
@@ -32,6 +32,6 @@ def _data_behind_bundle(verb: str, options: list[str], tell: Callable[[str], Non
             continue
         value = value if separator else options[index + 1]
         tell(f"note: --data is no longer needed: vivace {verb} BUNDLE DATA.")
-        # BUNDLE may stand behind it: last of all it is the second of the two
+        # at the end: BUNDLE, which comes first, may follow --data
         return [*options[:index], *options[index + (1 if separator else 2) :], value]
     return options

@@ -1,4 +1,4 @@
-"""Tell what this machine is, which precision pays on it, which kernels it has, where data lie, what is missing."""
+"""Describe this machine: which precision is faster on it, its kernels, folders, and what is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from vivace.cli.answers import print_json
 from vivace.cli.options import verb_options
 
-VERDICTS = {"faster": "pays", "slower": "does not pay", "undecided": "undecided (too noisy)"}
+VERDICTS = {"faster": "faster", "slower": "slower", "undecided": "undecided (too noisy)"}
 
 
 @verb_options
@@ -35,7 +35,7 @@ def run(options: Options) -> None:
     machine = findings["machine"]
     print("machine")
     _row("processor", f"{machine['cpu']}, {machine['num_cpus']} usable")
-    _row("instructions", ", ".join(machine["cpu_features"]) or "none that matter here")
+    _row("instructions", ", ".join(machine["cpu_features"]) or "none that make a difference here")
     pages = f", huge pages: {machine['huge_pages']}" if machine["huge_pages"] else ""
     _row("memory", f"{machine['memory_available_bytes'] / 2**30:.1f} GiB available{pages}")
     _row("GPUs", ", ".join(machine["gpus"]) or "none")
@@ -44,7 +44,7 @@ def run(options: Options) -> None:
     for row in findings["precision"]:
         ratio = f"{row['ratio']:.2f} × [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
         verdict = f"{ratio}   {VERDICTS[row['verdict']]}"
-        # fp32 against itself tells the noise, which is nobody's ratio
+        # fp32 against itself shows the noise, not a ratio
         _row(
             row["precision"], f"{row['gflops']:,.0f} GFLOP/s" + ("" if row["precision"] == "fp32" else f"   {verdict}")
         )
@@ -152,7 +152,7 @@ def measure_precisions(device: Any, *, num_pairs: int = 5) -> list[dict[str, Any
                 "ratio": result.ratio,
                 "ratio_low": result.ratio_low,
                 "ratio_high": result.ratio_high,
-                "pays": result.faster and precision != "fp32",
+                "is_faster": result.faster and precision != "fp32",
                 "verdict": verdict_of(result.ratio_low, result.ratio_high),
             }
         )

@@ -47,7 +47,7 @@ class Options:
     tta: Literal["none", "mirror", "shift"] = "none"
     """Test-time augmentation: average over mirrors, or over mirrors and shifts of a pixel (2 and 6 times the work)."""
     tta_share: float = 1.0
-    """Share of the images, those with the least sure answers, that --tta looks at more than once, (0, 1]."""
+    """Fraction of the images, the least certain ones, that --tta sees more than once, (0, 1]."""
     on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
     """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
     cache_dir: Path | None = None
@@ -67,7 +67,7 @@ def run(options: Options) -> None:
 
     replaced = []
     if options.figures is not None:
-        # before the work; pictures in the data would be taken for it
+        # before the work; figures in the data's folder would be taken for data
         outside = [Path(options.data)] if Path(options.data).is_dir() else []
         inputs = [bundle_place(options.bundle)]
         for name in FIGURES:
@@ -111,7 +111,7 @@ def _print(evaluation: Evaluation) -> None:
         views += f" for {100 * evaluation.tta_share:g} % of the images"
     print(f"{printable(evaluation.data)}, {_images(evaluation)}, {evaluation.precision}{views}")
     if evaluation.num_images_trained_on is None:
-        print("        the bundle does not tell which of these it was trained on")
+        print("        unknown: which of these the bundle was trained on")
     print(f"top-1   {_share(metrics.top1, metrics.top1_low, metrics.top1_high)}")
     print(f"top-{top}   {_share(metrics.top5, metrics.top5_low, metrics.top5_high)}")
     print(f"loss    {metrics.nll:.4f}")
@@ -120,7 +120,7 @@ def _print(evaluation: Evaluation) -> None:
     width = max(5, *(len(name) for name in classes))
     print(f"\n{'class':<{width}}  precision  recall      F1  images")
     for name, row in zip(classes, metrics.per_class, strict=True):
-        # without an image of the class there is nothing to recall, and no number stands for that
+        # without an image of the class there is nothing to recall
         shares = f"{row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}"
         shares = shares if row.support else f"{'n/a':>9}  {'n/a':>6}  {'n/a':>6}"
         print(f"{name:<{width}}  {shares}  {row.support:6,}")

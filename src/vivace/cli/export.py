@@ -1,7 +1,6 @@
-"""Write a bundle in another form: a graph for ONNX Runtime or OpenVINO, a file for PyTorch or for phones, the plain
-weights, or a folder that runs without PyTorch.
+"""Write a bundle for another runtime, for phones, as plain weights, or as a folder that runs without PyTorch.
 
-Each is compared with PyTorch on images before it is left on disk; what does not agree is removed.
+The result is compared with PyTorch on images before it is kept.
 """
 
 from __future__ import annotations
@@ -61,8 +60,8 @@ class Options:
     """Images to compare on, as for vivace train: test, else val, else all, 1,000 at most. Default: generated ones."""
     to: Annotated[Target | None, tyro.conf.arg(help=HELP)] = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The folder of the new bundle, or the file; NAME.onnx and NAME.xml (for openvino) are files too. Only what vivace
-    wrote, and nobody has changed since, is replaced."""
+    """The folder of the new bundle, or the file; NAME.onnx and NAME.xml (for openvino) are files too. Only files
+    that vivace wrote and nobody has changed are replaced."""
     state_dict: Annotated[Path | None, tyro.conf.arg(metavar="FILE.pth")] = None
     """The same as --to state-dict --out FILE.pth."""
     cache_dir: Path | None = None

@@ -1,4 +1,4 @@
-"""The options of every verb that opens DATA: what can't be told from its path alone."""
+"""The options of every verb that opens DATA: what its path alone does not say."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Opening:
     """Column of a manifest that holds the classes. Default: found by its usual names."""
 
     def of(self, data: str) -> Data:
-        """DATA, to be opened so."""
+        """DATA with these options."""
         from vivace.data.place import Data
 
         return Data(data, **dataclasses.asdict(self))
@@ -38,7 +38,5 @@ class Opening:
             return self.of(data)
         for option, value in zip(option_names(Opening), dataclasses.astuple(self), strict=True):
             if value is not None and value is not False:
-                raise ConfigError(
-                    f"{option} goes with DATA: got {option} alone. Give DATA behind BUNDLE, or leave it out."
-                )
+                raise ConfigError(f"{option} goes with DATA: got {option} alone. Give DATA, or leave it out.")
         return None

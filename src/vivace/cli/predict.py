@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Paths(tuple[str, ...]):
-    """A type of its own: to check tuple[str, ...] the parser imports what takes longer than a prediction."""
+    """A separate type: to check tuple[str, ...] the parser imports modules that take longer than a prediction."""
 
 
 PATHS = tyro.constructors.PrimitiveConstructorSpec(
@@ -51,7 +51,7 @@ class Options:
     out: Path | None = None
     """Write a row per image to this .csv, .jsonl or .parquet file."""
     overwrite: bool = False
-    """Replace the file that --out names if it is there; no image that is read, and no file of a bundle or run."""
+    """Replace the file that --out names if it is there; never an image that is read, nor a file of a bundle or run."""
     batch_size: int = 64
     """Images per forward pass."""
     threads: int | None = None

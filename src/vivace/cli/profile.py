@@ -1,4 +1,4 @@
-"""Tell where BUNDLE's time goes, layer by layer, and in which arithmetic its kernels really ran."""
+"""Show where BUNDLE's time goes, layer by layer, and in which precision its kernels really ran."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Options:
     data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Images to run it on, as for vivace train: test, else val, else all. Default: generated ones."""
     top: int = 20
-    """Layers to list, those that take longest; 0: all."""
+    """How many layers to list, the slowest first; 0: all."""
     batch_size: int = 1
     """Images in a call."""
     calls: int = 20
-    """Calls to take the median of."""
+    """Calls; a layer's time is their median."""
     threads: int | None = None
     """Processors to use. Default: all."""
     timeout: float = 600.0
-    """Seconds after which profiling is given up."""
+    """Seconds after which profiling is stopped."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False
@@ -68,11 +68,11 @@ def run(options: Options) -> None:
 
 
 def table(profile: Profile, top: int) -> list[str]:
-    """Lines of a table: the layers that take longest, and what the rest of them take together."""
+    """Lines of a table: the slowest layers, and the others together."""
     ordered = sorted(profile.layers, key=lambda layer: -layer.ms)
     shown = ordered[:top] if top else ordered
     total = max(profile.layers_ms, 1e-9)
-    rows = [("layer", "kind", "kernel", "arithmetic", "ms", "share")]
+    rows = [("layer", "kind", "kernel", "precision", "ms", "fraction")]
     rows += [
         (
             _end_of(layer.name),
@@ -99,5 +99,5 @@ def table(profile: Profile, top: int) -> list[str]:
 
 
 def _end_of(text: str) -> str:
-    """What tells layers apart stands at the end."""
+    """The end of a long name: that is where layers differ."""
     return text if len(text) <= MAX_NAME else "…" + text[1 - MAX_NAME :]

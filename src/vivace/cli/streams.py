@@ -23,13 +23,13 @@ def open_missing_streams() -> None:
     """Put the null device in place of standard streams that were closed before this process began.
 
     Otherwise the next file that is opened gets the number of one, and what a library prints is written into it.
-    What is written to sys.stdout meanwhile is an answer that nobody gets: a flush raises OSError then.
+    Nobody gets what is written to a closed sys.stdout: a flush raises OSError then.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # the lowest free number is given, and those below are taken
+            # the system gives the lowest free number, and those below are in use
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is None:
         sys.stdout = _Closed()
@@ -42,7 +42,7 @@ def open_missing_streams() -> None:
 def guarded_streams() -> Iterator[None]:
     """Within, both show what a terminal would obey escaped, and a stderr that can't be written is no failure.
 
-    Whoever draws on a terminal on purpose, and escapes names itself, writes to `sys.stderr.unescaped`.
+    Code that draws on a terminal, and escapes names itself, writes to `sys.stderr.unescaped`.
     A stdout that can't be written raises OutputError; BrokenPipeError stays what it is: its reader has had enough.
     """
     with contextlib.redirect_stdout(_Escaping(sys.stdout)), contextlib.redirect_stderr(_Forgiving(sys.stderr)):

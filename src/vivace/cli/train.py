@@ -53,7 +53,7 @@ class Budget:
     epochs: int | None = None
     """Passes over the training images."""
     within: str | None = None
-    """Wall-clock from process start to saved bundle, such as 90s, 10m, 1.5h: the schedule is planned to fit."""
+    """Time budget from process start to saved bundle, such as 90s, 10m, 1.5h: the schedule is planned to fit."""
     target: float | None = None
     """Stop when the validation accuracy reaches this fraction, such as 0.9."""
 
@@ -65,12 +65,12 @@ class Images:
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     val_fraction: float | None = None
-    """Share of the training images held out where there is no validation split. Default: 0.1."""
+    """Fraction of the training images that is held out if there is no validation split. Default: 0.1."""
     on_bad_image: Literal["auto", "refuse", "skip"] | None = None
     """What to do with images that are corrupt, contradict each other, or are in train and in another split. Default:
     auto: leave them out (of train, where they are in another split too) and list them in left_out.csv, up to 5 %."""
     allow_leaks: bool = False
-    """Train on images that are in val or test too."""
+    """Continue even if training images also appear in val or test."""
 
 
 @verb_options
@@ -80,11 +80,11 @@ class Run:
     run: Path | None = None
     """The run's folder. Default: runs/DATA-RECIPE."""
     resume: bool = False
-    """Go on with the run in --run, or with the newest one on DATA; --epochs may be larger than before."""
+    """Continue the run in --run, or the newest one on DATA; --epochs may be larger than before."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
-    """Arithmetic of forward and backward. Default: what a short trial finds faster."""
+    """Precision of forward and backward passes. Default: the one that a short trial finds fastest."""
     tune: Literal["on", "off"] = "on"
     """Choose precision, memory format and so on by a short measured trial."""
     track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TRACKER")] = ()

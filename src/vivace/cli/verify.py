@@ -1,4 +1,4 @@
-"""Check a bundle: every file's hash, and that its runtime answers as PyTorch does, on images."""
+"""Check a bundle: every file's hash, and that its runtime agrees with PyTorch, on images."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Check, and say what was found; a bundle that does not agree is an error. Returns the exit status."""
+    """Check, and print what was found; a bundle that does not agree is an error. Returns the exit status."""
     from vivace.exporting.parity import check_parity, verify
 
     parity = verify(options.bundle, data=options.opening.of_optional(options.data), cache_dir=options.cache_dir)
     if options.json:
         told = {**parity.to_dict(), "compared": parity.compared}
         if not parity.compared:
-            # of a network with itself: no agreement was measured
+            # a network compared with itself: no agreement was measured
             told |= {"top1_agreement": None, "max_difference": None}
         print_json("verify", {"bundle": str(bundle_place(options.bundle)), **told, "holds": parity.holds})
     else:
-        print(f"{options.bundle}: every file is whole")
+        print(f"{options.bundle}: every file is undamaged")
         print(parity.summary())
     try:
         check_parity(parity)
     except ParityError as error:
         if not options.json:
             raise
-        # its object has told it: --json prints one
+        # --json prints one object, and it has this already
         tell(f"{type(error).__name__}: {error}")
         return error.exit_status
     return 0

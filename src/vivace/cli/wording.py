@@ -22,7 +22,7 @@ FIRST = re.compile(r"^([a-z][a-z0-9_]*)(?= (?:is|has|would|needs) )")
 
 
 def as_options(text: str, verb: str) -> str:
-    """A message as whoever called `vivace VERB` knows its words; names that the verb does not have stay as they are."""
+    """A message with the option names of `vivace VERB`; names that the verb does not have stay as they are."""
     if "`" not in text and FIRST.match(text) is None:
         return text
     names = _names(verb)

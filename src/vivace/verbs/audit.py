@@ -22,7 +22,7 @@ from vivace.training.dataset import stored_as
 
 __all__ = ["DataAudit", "audit"]
 
-# the gravest first
+# the most severe first
 SEVERITIES = ("refuse", "quarantine", "warning")
 
 
@@ -38,7 +38,7 @@ class DataAudit:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What was found, the gravest first."""
+        """What was found, the most severe first."""
         return tuple(sorted(self.audit.findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
     @property
@@ -69,8 +69,8 @@ def audit(
     """Look for corrupt, duplicate, leaked and suspect images. No file of the data is changed.
 
     data: as for `train`. size: side of the network's input, px; None: as `train` chooses it, which then finds the
-    images decoded. cache_dir: where decoded images are kept. quiet: what the data hold is told on stderr only where
-    something is left out. progress is told (images read, images in all).
+    images decoded. cache_dir: where decoded images are kept. quiet: what the data hold is shown on stderr only
+    if something is left out. progress is called with (images read, images in all).
     Raises DataError if the data can't be opened or the cache can't be written.
     """
     place = Path(cache_dir) if cache_dir is not None else default_cache_dir()

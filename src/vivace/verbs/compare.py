@@ -107,7 +107,7 @@ def compare(
     that both were trained on, where they lay then. split: train, val, test or all; None: test if there is one, else
     val, else all. Images that one of the two was trained on are left out, but for split "train" and "all". batch_size,
     threads, device, cache_dir, on_bad_image: as for `evaluate`.
-    Raises DataError if the classes differ, the runs had different data and none are given, or no image is left;
+    Raises DataError if the classes differ, the runs had different data and `data` is None, or no image is left;
     RunFolderError for a run that has not finished; BundleError for what is neither a run nor a bundle.
     """
     with collected_warnings() as warnings:
@@ -178,10 +178,10 @@ def _check_classes(bundles: list[Bundle], paths: tuple[str, str]) -> None:
 
 
 def _common_data(facts: list[Run | None], paths: tuple[str, str], cache_dir: str | Path | None) -> AnyData:
-    """The data that both were trained on. Raises ConfigError where they do not tell, DataError where they differ."""
+    """The data that both were trained on. Raises ConfigError if a run does not say, DataError if they differ."""
     for path, run in zip(paths, facts, strict=True):
         if run is None or run.data is None:
-            raise ConfigError(f"`data` is missing: {path} does not tell where its data are. Give images to compare on.")
+            raise ConfigError(f"`data` is missing: {path} does not say where its data are. Give images to compare on.")
     first, second = (run for run in facts if run is not None)
     if (first.data, first.place) != (second.data, second.place):
         told = " and ".join(f"{run.path} on {run.place or run.data}" for run in (first, second))
@@ -210,13 +210,13 @@ def _same_images(
     )
     common = [key for key in first if key in second]
     if missing := len(first.keys() | second.keys()) - len(common):
-        warn(f"{missing:,} images left out, which only one of the two could be given")
+        warn(f"{missing:,} images left out, which only one of the two can read")
     rows = [np.array([of[key] for key in common], dtype=np.int64) for of in (first, second)]
     known = np.zeros(len(common), dtype=bool)
     for bundle, split, own in zip(bundles, splits, rows, strict=True):
         trained_on = bundle.trained_on()
         if trained_on is None:
-            warn(f"{bundle.folder} does not tell which images it was trained on: some of these may be among them")
+            warn(f"{bundle.folder} does not say which images it was trained on: some of these may be among them")
         elif len(own):
             known |= trained_on.among(split.digests_N[own])
     num_known = int(known.sum())

@@ -23,7 +23,7 @@ SIGNS = ("recipe.yaml", "run.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A training run. What it does not tell is None."""
+    """A training run. What is not known is None."""
 
     path: Path
     status: str
@@ -105,7 +105,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> Run:
-    """What a run's files tell. Raises nothing: what can't be read makes it a damaged one."""
+    """A run, from its files. Raises nothing: a run whose files can't be read is damaged."""
     told: dict[str, Any] = {}
     problem = None
     for read in (_facts, _recipe, _result):
