@@ -171,10 +171,10 @@ def test_trackers_are_named_one_by_one_or_in_a_list(monkeypatch: pytest.MonkeyPa
     assert parse_trackers("mlflow, wandb") == ("mlflow", "wandb")
     assert parse_trackers(["trackio", "mlflow,trackio", "tensorboard"]) == ("trackio", "mlflow", "tensorboard")
     with pytest.raises(
-        ConfigError, match=r"^track is unknown: got 'mflow'\. Did you mean 'mlflow'\? Known: tensorboard, m"
+        ConfigError, match=r"^`track` is unknown: got 'mflow'\. Did you mean 'mlflow'\? Known: tensorboard, m"
     ):
         parse_trackers("mflow")
-    with pytest.raises(ConfigError, match=r"^track is no list of names: got 3\."):
+    with pytest.raises(ConfigError, match=r"^`track` is no list of names: got 3\."):
         parse_trackers(3)  # type: ignore[arg-type]
     assert {record_name(name) for name, row in TRACKERS.items() if row.make} == set(TRACKING)
 
@@ -183,7 +183,7 @@ def test_a_library_that_is_missing_names_its_extra_before_work(
     run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TRACKERS, "wandb", TrackerRow(make=Fake, library="no_such_library"))
-    with pytest.raises(MissingExtra, match=r"^track='wandb' needs no_such_library, .*pip install 'vivace\[no_such"):
+    with pytest.raises(MissingExtra, match=r"^`track='wandb'` needs no_such_library, .*pip install 'vivace\[no_such"):
         run_tiny(track=["wandb"])
     assert not (tmp_path / "run").exists()
     # a folder that wandb made is no library

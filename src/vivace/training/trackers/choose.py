@@ -56,14 +56,16 @@ def parse_trackers(track: str | Sequence[str]) -> tuple[str, ...]:
     """
     given = [track] if isinstance(track, str) else track
     if not isinstance(given, Sequence) or not all(isinstance(item, str) for item in given):
-        raise ConfigError(f"track is no list of names: got {track!r:.80}. Give names such as 'mlflow'.")
+        raise ConfigError(f"`track` is no list of names: got {track!r:.80}. Give names such as 'mlflow'.")
     names = [name.strip() for item in given for name in item.split(",")]
     for name in names:
         if name not in TRACKERS:
-            raise ConfigError(f"track is unknown: got {name!r}.{nearest(name, TRACKERS)} Known: {', '.join(TRACKERS)}.")
+            raise ConfigError(
+                f"`track` is unknown: got {name!r}.{nearest(name, TRACKERS)} Known: {', '.join(TRACKERS)}."
+            )
         library = TRACKERS[name].library
         if library is not None and not _is_installed(library):
-            raise MissingExtra(library, library, f"track={name!r}")
+            raise MissingExtra(library, library, f"`track={name!r}`")
     return tuple(dict.fromkeys(names))
 
 
