@@ -199,3 +199,22 @@ def test_data_is_behind_the_bundle_and_the_option_of_earlier_versions_still_work
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     deprecated = [] if spelling == ["DATA"] else ["note: --data is no longer needed: vivace verify BUNDLE DATA."]
     assert notes == deprecated
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("runs/digits", "runs/digits-accelerated"), ("runs/digits/bundle/", "runs/digits/bundle-accelerated")],
+)
+def test_without_out_a_faster_bundle_gets_the_name_of_the_slower_one(given: str, expected: str) -> None:
+    from vivace.acceleration.accelerate import default_out
+
+    assert inspect.signature(vivace.accelerate).parameters["out"].default is None
+    assert default_out(Path(given)) == Path(expected)
+
+
+def test_of_the_current_folder_the_name_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vivace.acceleration.accelerate import default_out
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    assert default_out(Path()) == tmp_path / "run-accelerated"

@@ -145,7 +145,8 @@ def test_a_single_step_learns_at_half_of_a_falling_schedule() -> None:
         ({"milestones": (0.5, 1.5)}, r"schedule\.milestones is out of range: got 1\.5\. Give a value in \[0, 1\]\."),
         (
             {"name": "trapezoid", "warmup": 0.5, "cooldown": 0.8},
-            r"schedule\.warmup and schedule\.cooldown overlap: got 0\.5 \+ 0\.8\. Give fractions whose sum is at",
+            r"schedule\.warmup and schedule\.cooldown overlap: got 0\.5 \+ 0\.8\. "
+            r"Give fractions whose sum is at most 1\.",
         ),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_compiled_file_of_an_int8_bundle_keeps_its_precision(
     bundle: Bundle, ranges_of_it: Path, tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
     derived, out = quantized(bundle, ranges_of_it, tmp_path / "int8", runtime="aoti"), tmp_path / "model.pt2"
-    with pytest.raises(ConfigError, match="an int8 form is compared on real images"):
+    with pytest.raises(ConfigError, match="an int8 variant is compared on real images"):
         export(derived, "aoti", out)
     data = make_folder(per_class=8)
     for colour, name in zip(("blue", "green", "red"), "abc", strict=True):

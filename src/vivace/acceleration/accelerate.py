@@ -28,7 +28,7 @@ from vivace.metrics.summary import evaluate_probs
 from vivace.outputs import check_file, check_folder, warn_of_replaced, write_sealed, writing
 from vivace.systems import ENDS_GROUPS
 
-__all__ = ["Acceleration", "accelerate"]
+__all__ = ["Acceleration", "accelerate", "default_out"]
 
 RECEIPT = "receipt.json"
 # draws a report to an image file
@@ -80,7 +80,7 @@ def accelerate(
     bundle: Bundle | str | Path,
     data: AnyData,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     options: SearchOptions | None = None,
     started: float | None = None,
     draw: Draw | None = None,
@@ -90,7 +90,8 @@ def accelerate(
     """Find the fastest variant of a bundle whose accuracy drop is proven to be at most `max_drop` percentage points.
 
     data: as for `train`, with the bundle's classes. out: folder of the new bundle, which also holds the report
-    (receipt.json, receipt.md), the raw timings (samples.npz), and pareto.png if `draw` makes one. Intermediate files
+    (receipt.json, receipt.md), the raw timings (samples.npz), and pareto.png if `draw` makes one; None: the folder
+    that was given, with -accelerated appended to its name. Intermediate files
     are in a folder beside it, from which an interrupted search continues; trained networks stay there.
     options: a `SearchOptions`, or its fields as keywords: accelerate(..., max_drop=1.0, within="20m").
     started: time.monotonic() from which `within` counts; None: from this call. When that time is over, the search ends
@@ -103,7 +104,9 @@ def accelerate(
             "accelerate needs Linux or macOS: on this system it can't end the processes that it times. "
             "Run it there (on Windows in WSL), or use vivace export."
         )
-    bundle = _opened(bundle)
+    given, bundle = bundle, _opened(bundle)
+    if out is None:
+        out = default_out(given.folder if isinstance(given, Bundle) else Path(given))
     out, report, replaced = _checked_out(Path(out), bundle)
     check_finite(bundle.build_model())
     limit_threads()
@@ -132,6 +135,13 @@ def accelerate(
         late = search.budget.overrun()
         result.warnings += [] if late is None else [late]
     return _acceleration(result, final, options, receipt_json)
+
+
+def default_out(bundle: Path) -> Path:
+    """The folder of the new bundle if none is named: that of the bundle or run, with -accelerated appended."""
+    # "." and ".." have no name to derive another one from
+    folder = bundle if bundle.name not in ("", "..") else bundle.resolve()
+    return folder.with_name(folder.name + "-accelerated")
 
 
 def _asked(options: SearchOptions | None, keywords: Mapping[str, Any]) -> SearchOptions:

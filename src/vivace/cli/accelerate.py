@@ -73,7 +73,7 @@ def _run(options: Options) -> int:
     import sys
     import time
 
-    from vivace.acceleration.accelerate import accelerate
+    from vivace.acceleration.accelerate import accelerate, default_out
     from vivace.acceleration.receipt import markdown
     from vivace.bundle import load_bundle
     from vivace.hardware import process_seconds
@@ -84,11 +84,9 @@ def _run(options: Options) -> int:
             print(worded(message), file=sys.stderr, flush=True)
 
     started = time.monotonic() - process_seconds()
-    # "." and ".." have no name to derive another one from
-    folder = Path(options.bundle) if Path(options.bundle).name not in ("", "..") else Path(options.bundle).resolve()
-    out = options.out or folder.with_name(folder.name + "-accelerated")
+    out = options.out or default_out(Path(options.bundle))
     result = accelerate(
-        _given(options, out) if _is_name(options) else load_bundle(folder),
+        _given(options, out) if _is_name(options) else load_bundle(Path(options.bundle)),
         options.opening.of(options.data),
         out=out,
         options=options.search,

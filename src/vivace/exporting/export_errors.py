@@ -21,7 +21,7 @@ def exporting(target: str) -> Iterator[None]:
     except (VivaceError, OSError):
         raise
     except Exception as error:
-        raise ExportError(f"{target} can't take this network: {_reason(error)}. Use another form.") from error
+        raise ExportError(f"{target} can't take this network: {_reason(error)}. Use another runtime.") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -65,13 +65,13 @@ class Parity:
         """One line for people."""
         if not self.compared:
             return (
-                f"{self.runtime} in {self.precision} is what other forms are compared with, so there was nothing to "
+                f"{self.runtime} in {self.precision} is what other variants are compared with, so there was nothing to "
                 f"compare: the weights fit the network, and its probabilities of {self._images} "
                 f"are finite and the same twice. Not checked: whether they are right (vivace evaluate)"
             )
         return (
-            f"{self.runtime} in {self.precision} against PyTorch on {self._images}: first "
-            f"class agrees on {self.top1_agreement:.2%}, probabilities differ by at most {self.max_difference:.1e} "
+            f"{self.runtime} in {self.precision} against PyTorch on {self._images}: "
+            f"top-1 agreement {self.top1_agreement:.2%}, probabilities differ by at most {self.max_difference:.1e} "
             f"({self.tolerance:g} is allowed)"
         )
 
@@ -153,8 +153,8 @@ def check_parity(parity: Parity) -> None:
     if not parity.holds:
         raise ParityError(
             f"{parity.runtime} does not agree with PyTorch: probabilities differ by {parity.max_difference:.2g} "
-            f"({parity.tolerance:g} is allowed), the first class agrees on {parity.top1_agreement:.2%} of "
-            f"{parity._images}. Nothing was kept: use another form."
+            f"({parity.tolerance:g} is allowed), top-1 agreement is {parity.top1_agreement:.2%} on "
+            f"{parity._images}. Nothing was kept: use another runtime or precision."
         )
 
 
@@ -166,7 +166,7 @@ def verify(bundle: Bundle | str | Path, *, data: AnyData | None = None, cache_di
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     if is_quantized(bundle.info.precision) and data is None:
-        raise ConfigError(f"an int8 form is compared on real images: {bundle.folder}. Give `data`.")
+        raise ConfigError(f"an int8 variant is compared on real images: {bundle.folder}. Give `data`.")
     cpu, info = torch.device("cpu"), bundle.info
     images, name = parity_images(bundle, data, cache_dir=Path(cache_dir) if cache_dir is not None else None)
     classify = load_runtime(info.runtime, bundle, device=cpu, precision=info.precision)

@@ -50,7 +50,7 @@ def write_file(bundle: Bundle, out: Path, target: str, data: AnyData | None, cac
     check_finite(bundle.build_model())
     precision = _precision(bundle, target)
     if is_quantized(precision) and data is None:
-        raise ConfigError(f"an int8 form is compared on real images: {bundle.folder}. Give `data`.")
+        raise ConfigError(f"an int8 variant is compared on real images: {bundle.folder}. Give `data`.")
     images, name = parity_images(bundle, data, cache_dir=cache_dir)
     with scratch_folder("export") as folder:
         written = Path(folder, "model" + suffixes_of(target)[0])

@@ -65,7 +65,7 @@ def train(
     `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation accuracy,
     (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown but
     warnings, which `TrainResult.warnings` has too, and what DATA was understood to be if anything was left out of it.
-    teacher: a faster form of the network that `distill.teacher` names, which answers in its place: pixels, uint8
+    teacher: a faster variant of the network that `distill.teacher` names, which answers in its place: pixels, uint8
     [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K]. callbacks: `vivace.Callback` objects,
     which are told of steps, validations and checkpoints, and may end the run. track: experiment trackers to report to,
     by name: "mlflow", "wandb", "trackio" ("tensorboard" is always written).

@@ -54,8 +54,8 @@ SELFTEST_SECONDS = 300
 def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Parity | None:
     """Write the folder of a bundle whose runtime has a `deployment` in its row, and return its certificate of parity.
 
-    data: images for goldens and certificate, as for `train`; None: generated ones. An int8 form's certificate is then
-    the one that it came with. The folder must pass its own self-test; what does not is not left on disk.
+    data: images for goldens and certificate, as for `train`; None: generated ones. The certificate of an int8
+    variant is then the one that it came with. The folder must pass its own self-test; one that fails is removed.
     Raises ParityError if graph or folder does not agree with PyTorch, OutputPathError if `out` holds what vivace did
     not write.
     """

@@ -24,7 +24,7 @@ __all__ = ["Golden", "choose_goldens", "write_goldens"]
 NUM_GOLDENS = 16
 # larger files are taken only where a class has no others: the folder is to stay small
 MAX_FILE_BYTES = 2**20
-# of an 8-bit form on another processor: with OpenVINO held to AVX2, which has no instructions for it, answers of a
+# of an 8-bit variant on another processor: with OpenVINO held to AVX2, which has no instructions for it, answers of a
 # small convnet moved by 0.045
 INT8_REPEAT_TOLERANCE = 0.1
 
@@ -107,7 +107,7 @@ def write_goldens(
 ) -> None:
     """Write the images, their pixels as the network sees them (NN.u8), the answers (NN.f32), and golden.json.
 
-    deployed_NK: of the form that is deployed; .f32 holds them, float32, little-endian. where: on which machine.
+    deployed_NK: of the variant that is deployed; .f32 holds them, float32, little-endian. where: on which machine.
     """
     folder.mkdir()
     rows = []

@@ -61,7 +61,7 @@ class Classifier:
             reason = shown(" ".join(str(error).split())[-300:])
             raise FolderError(
                 f"the graph can't be run here: {path}, {self.info['precision']} (… {reason}). Where this processor "
-                "lacks that arithmetic, deploy the float32 form."
+                "does not support that precision, deploy the float32 variant."
             ) from None
 
     def pixels(self, source: str | os.PathLike[str] | bytes) -> np.ndarray:
