@@ -40,8 +40,8 @@ LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTA
 MAX_NAME_BYTES = 240
 # on a file system without locks, a leftover that is unchanged for this long is considered abandoned
 ABANDONED_SECONDS = 24 * 3600
-# attempts to make a temporary file or folder before others remove it as a leftover
-MAX_TRIES = 20
+# attempts to make a temporary file or folder before others remove it as a leftover, a second in all
+MAX_TRIES = 200
 # the bytes that `canonical_json` writes
 PRINTABLE = bytes(range(0x20, 0x7F))
 
@@ -213,8 +213,8 @@ class Held:
     """A temporary file or folder that this process has locked."""
 
     path: Path
+    # -1 for a folder on systems that can't open folders
     descriptor: int
-    """The locked descriptor; -1 for a folder on systems that can't open folders."""
 
     def close_if_immovable(self) -> None:
         """Call before it is renamed or removed, which some systems (Windows) refuse for an open file."""
@@ -231,14 +231,14 @@ def held(path: Path, make: Callable[[Path], int]) -> Iterator[Held]:
         try:
             descriptor = make(temporary)
         except FileNotFoundError:
-            # another process removed it, or its folder, as a leftover before it was opened
+            # another process removed it as a leftover before it was opened; two that do so must not keep in step
             if (tries := tries + 1) == MAX_TRIES:
                 raise
+            time.sleep(secrets.randbelow(10) / 1e3)
             path.parent.mkdir(parents=True, exist_ok=True)
             continue
-        # another process may have removed it as a leftover before it was locked: then try again
         if _lock(descriptor) is not False and systems.is_at(descriptor, temporary):
-            break
+            break  # else it was removed before it was locked
         systems.close(descriptor)
     made = Held(temporary, descriptor)
     try:
