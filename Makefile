@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 INPUTS ?= 100000
 KILLS ?= 200
 
-.PHONY: demo fuzz soak test lint types types-elsewhere docs check clean
+.PHONY: demo pages fuzz soak test lint types types-elsewhere docs check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,8 +26,12 @@ demo: $(STAMP)
 
 # the tests that bear company side by side, a processor each; then those that do not, one after the other
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadfile $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
+	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
 	$(BIN)/python -m pytest -m alone $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
+
+# the commands of every page; those of README and quickstart alone are in the tests
+pages: $(STAMP)
+	VIVACE_TEST_PAGES=all $(BIN)/python -m pytest tests/test_documented_commands.py
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS)
