@@ -63,6 +63,8 @@ __all__ = [
     "nearest",
     "one_line",
     "printable",
+    "shown",
+    "text_of",
 ]
 
 
@@ -212,7 +214,23 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
 
 def first_line(error: BaseException | str) -> str:
     """The first line of an error's message, since libraries raise page-long ones; the type if there is no message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (text_of(error).splitlines() or [type(error).__name__])[0]
+
+
+def text_of(error: BaseException | str) -> str:
+    """An error's message; "" where the error fails to tell it, since such a failure must not replace the error."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def shown(value: object, *, limit: int = 80) -> str:
+    """The start of `repr(value)`; the type where that fails."""
+    try:
+        return repr(value)[:limit]
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def one_line(text: str, *, limit: int = MAX_MESSAGE) -> str:

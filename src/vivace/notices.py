@@ -22,7 +22,8 @@ def warn(message: str) -> None:
     In a block of `collected_warnings` a repeated message is shown and recorded once; threads started in the block don't
     record. Control characters are escaped and messages cut to 500 characters, since they may hold names of files.
     """
-    text = _one_line(worded(message))
+    # cut before it is translated too: it may hold what a server answers
+    text = _one_line(worded(message[: 4 * MAX_LENGTH]))
     recorded = _recorded.get()
     if recorded is not None:
         if text in recorded:

@@ -43,10 +43,37 @@ COMMAND = re.compile(r"vivace [a-z]+ |trackio show ")
         ("train", "look at `vivace audit` and `notes.txt`", "look at `vivace audit` and `notes.txt`"),
         ("train", "data are an empty text", "data are an empty text"),
         ("train", "the run folder is there", "the run folder is there"),
+        # values
+        (
+            "train",
+            "`track` is unknown: got '`track`' or 'a `track` b'.",
+            "--track is unknown: got '`track`' or 'a `track` b'.",
+        ),
+        (
+            "train",
+            'not a run: runs/`run` ("it\'s `run`"). Give `run`.',
+            'not a run: runs/`run` ("it\'s `run`"). Give --run.',
+        ),
+        (
+            "train",
+            f"`epochs={'~' * 150}1` and `epochs={'~' * 4000}1`",
+            f"--epochs {'~' * 150}1 and --epochs {'~' * 4000}1",
+        ),
     ],
 )
 def test_a_parameter_becomes_the_option_of_the_verb(verb: str, message: str, shown: str) -> None:
     assert as_options(message, verb) == shown
+
+
+def test_arguments_that_a_message_repeats_are_no_parameters() -> None:
+    def told(message: str, argument: str) -> str:
+        return as_options(message, "accelerate", [argument])
+
+    message = "not a bundle: `max_drop=5` has no bundle.json. Give `max_drop`."
+    assert told(message, "`max_drop=5`") == "not a bundle: `max_drop=5` has no bundle.json. Give --max-drop."
+    assert told(message, "--out=`max_drop=5`") == told(message, "`max_drop=5`")
+    assert told("out has no bundle.json", "out") == "out has no bundle.json"
+    assert told("out is a file", "--out=a") == "--out is a file"
 
 
 CALLS: dict[str, tuple[list[str], Callable[[Path, Path], Any], str]] = {

@@ -17,7 +17,7 @@ from same_weights import assert_same_weights
 
 import vivace
 from vivace.errors import CallbackError, ConfigError, Interrupted, TrainingError
-from vivace.training.callbacks import METHODS, Callback, StopTraining
+from vivace.training.callbacks import METHODS, Callback, StepInfo, StopTraining, ValidationInfo
 from vivace.training.checkpoints import load_checkpoint
 from vivace.training.dispatch import Dispatcher
 from vivace.training.result import TrainResult
@@ -198,6 +198,53 @@ def test_a_callback_that_fails_at_the_start_or_the_end_is_named_too(run_tiny: Ru
     assert vivace.load(result.bundle).classes
     assert json.loads((result.run / "result.json").read_text())["val_top1"] == result.val_top1
     assert run_tiny("start", resume=True).epochs == 3
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_a_callback_whose_error_or_period_fails_ends_a_run_that_can_be_resumed(run_tiny: RunTiny) -> None:
+    class Mute(Callback):
+        def on_validation(self, validation: ValidationInfo) -> None:
+            raise MuteError
+
+    class Period(Callback):
+        reads = 0
+
+        @property
+        def every_steps(self) -> int:  # type: ignore[override]
+            self.reads += 1
+            if self.reads > 3:
+                raise MuteError
+            return 1
+
+        def on_step(self, step: StepInfo) -> None:
+            pass
+
+    for name, callback in (("mute", Mute()), ("period", Period())):
+        with pytest.raises(CallbackError, match=r"failed in on_(step|validation): MuteError \(test_callbacks"):
+            run_tiny(name, callbacks=[callback])
+        assert run_tiny(name, resume=True).epochs == 3
+
+
+def test_what_is_no_callback_and_fails_when_it_is_shown_is_refused(run_tiny: RunTiny) -> None:
+    class Mute:
+        def __repr__(self) -> str:
+            raise MuteError
+
+    class Period(Callback):
+        @property
+        def every_steps(self) -> int:  # type: ignore[override]
+            raise MuteError
+
+    with pytest.raises(ConfigError, match=r"^callbacks\[0\] is no callback: got a Mute\. Derive"):
+        run_tiny(callbacks=[Mute()])
+    with pytest.raises(ConfigError, match=r"^callbacks is no list: got a Mute\. Give"):
+        run_tiny(callbacks=Mute())
+    with pytest.raises(ConfigError, match=r"^callbacks\[0\]: every_steps can't be read: MuteError"):
+        run_tiny(callbacks=[Period()])
 
 
 def test_an_error_while_telling_of_an_error_is_a_warning(run_tiny: RunTiny, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,7 +176,8 @@ def test_a_run_resumed_on_other_data_is_told_which_they_are(
         with pytest.raises(Killed):
             run_tiny("killed", data=data)
     told = (
-        f"the run began on began ({data}) with 24 images; the data given are {other.name} ({other}) with 23 images. "
+        f"the run began on began ({str(data)!r}) with 24 images; "
+        f"the data given are {other.name} ({str(other)!r}) with 23 images. "
         "Give "
     )
     with pytest.raises(CheckpointError, match=re.escape(told)) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 import sys
@@ -14,14 +15,17 @@ from typing import Any
 import pytest
 from killing import Killed, die_after
 
-from vivace.errors import ConfigError, MissingExtra
+from vivace.cli.wording import as_options
+from vivace.errors import ConfigError, MissingExtra, RunFolderError
+from vivace.notices import wording
 from vivace.training.callbacks import Callback, StopTraining
 from vivace.training.result import TrainResult
-from vivace.training.runfolder import TRACKING
+from vivace.training.runfolder import TRACKING, RunFolder
 from vivace.training.trackers import choose, tracker
 from vivace.training.trackers.backend import Tracked, TrackedRun
 from vivace.training.trackers.choose import TRACKERS, TrackerRow, parse_trackers
-from vivace.training.trackers.tracker import record_name, without_secrets
+from vivace.training.trackers.secrets import without_secrets
+from vivace.training.trackers.tracker import record_name
 
 RunTiny = Callable[..., TrainResult]
 
@@ -148,6 +152,54 @@ def test_a_tracker_that_fails_is_one_warning_and_the_run_goes_on(
     assert result.epochs == 3
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("error", [Mute(), ValueError(f"`epochs={'~' * 4000}1` `epochs=[` `epochs=3`")])
+def test_an_error_whose_text_is_hostile_is_one_warning_on_the_command_line(
+    run_tiny: RunTiny, fake: type[Fake], capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    fake.log = fail  # type: ignore[method-assign]
+    with wording(lambda text: as_options(text, "train")):
+        result = run_tiny(track="mlflow")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "mlflow" in line]
+    assert line.startswith(f"warning: mlflow no longer tracks the run: {type(error).__name__}")
+    assert "--epochs" not in line
+    assert result.epochs == 3
+
+
+@pytest.mark.parametrize(
+    "link", ["wandb", ".wandb", "mlruns", "mlflow.db", "wandb/offline-run-1-a", "mlruns/1/a/metrics", "wandb/logs/x"]
+)
+def test_a_link_where_a_tracker_writes_is_refused_before_work(
+    run_tiny: RunTiny, fake: type[Fake], tmp_path: Path, link: str
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "debug.log").write_text("kept")
+    place = tmp_path / "run" / link
+    place.parent.mkdir(parents=True)
+    place.symlink_to(target)
+    with pytest.raises(RunFolderError, match=rf"^the run folder holds a link where .*{link}\. Remove it, or choose"):
+        run_tiny(track="mlflow")
+    assert not fake.runs
+    assert [(entry.name, entry.read_text()) for entry in target.iterdir()] == [("debug.log", "kept")]
+
+
+def test_links_that_wandb_has_made_do_not_keep_a_run_from_being_resumed(run_tiny: RunTiny) -> None:
+    result = run_tiny()
+    for name in ("files", "logs"):
+        (result.run / "wandb" / "run-1" / name).mkdir(parents=True)
+    for link in ("debug.log", "latest-run", "run-1/files/saved.txt", "run-1/logs/debug-core.log"):
+        (result.run / "wandb" / link).symlink_to("run-1")
+    assert run_tiny(resume=True, epochs=4).epochs == 4
+
+
 def test_a_tracker_that_hangs_does_not_hold_the_run(
     run_tiny: RunTiny, fake: type[Fake], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +254,30 @@ def test_secrets_in_addresses_are_not_told() -> None:
     assert without_secrets(text) == (
         "https://***@host/path?write_token=***&x=1 postgresql://***@host sqlite:///a.db api_key=*** password=***"
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("http://user:s3cr/x3t@host", "http://u:s3c@r3t@host", "postgresql://u:s3c/r3t@host/db", "me:s3cr3t@host"),
+        *("/x?a=1&pwd=s3cr3t", "/x?sig=s3cr3t&a=1", "api-key: s3cr3t", "Authorization: Bearer s3cr3t", "Bearer s3cr3t"),
+        *('{"password": "a s3cr3t"}', "{'X-Api-Key': 's3cr3t'}", "AccountKey=s3cr3t==;", "refused: hf_s3cr3ts3cr3t"),
+        *("it says a%2Bb c/s3 cr3t", "log in as a+b c/s3 cr3t", "401 for uri/s3", "401 for uri%2Fs3"),
+    ],
+)
+def test_secrets_are_not_told_wherever_they_are(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a+b c/s3 cr3t")
+    monkeypatch.setenv("HF_TOKEN", "a%2Bb c/s3 cr3t")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:uri/s3@host")
+    told = without_secrets(text)
+    assert "***" in told
+    assert not re.search("s3c|r3t|x3t|cr3t|uri", told)
+
+
+def test_what_is_no_secret_is_told() -> None:
+    text = "KeyError: 'run' at https://host:80/api?x=1, passed: 3, by design=1, sqlite:///a.db, 12:30, tokens: 5"
+    assert without_secrets(text) == text
+    assert len(without_secrets("a" * 10**6)) < 10_000
 
 
 @pytest.fixture
@@ -275,15 +351,20 @@ def leveldb_records(data: bytes, *, first_block: int) -> list[bytes]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_keeps_the_run_offline_where_nobody_is_logged_in(
-    run_tiny: RunTiny, offline: Path, capsys: pytest.CaptureFixture[str]
+    run_tiny: RunTiny, offline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
+    # on a machine with much else to do its service may start only after the run
+    monkeypatch.setattr(tracker, "MAX_WAIT_SECONDS", 250.0)
     result = run_tiny(track="wandb", quiet=False)
     shown = capsys.readouterr()
     assert "wandb: offline, upload it with: wandb sync " in shown.err
     assert "WARNING" not in shown.err
+    assert not [path for path in (result.run / "wandb").iterdir() if path.is_symlink()]
+    # its own links are none of a stranger's
+    RunFolder(result.run, resume=True).release()
     assert shown.out == ""
     (stored,) = result.run.glob("wandb/offline-run-*/run-*.wandb")
     assert json.loads((result.run / record_name("wandb")).read_text())["run_id"] in stored.name
@@ -307,6 +388,8 @@ def test_trackio_has_the_run_in_its_local_database(
     pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
+    monkeypatch.setattr(tracker, "MAX_WAIT_SECONDS", 250.0)
+    monkeypatch.setattr(tracker, "MAX_WAIT_ON_ERROR_SECONDS", 250.0)
     run_tiny(track="trackio", callbacks=[stop_after(6)])
     result = run_tiny(track="trackio", resume=True, epochs=4, quiet=False)
     shown = capsys.readouterr()

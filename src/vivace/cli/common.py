@@ -48,7 +48,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         # file names may hold bytes that are not UTF-8, and class names what an ASCII terminal lacks: no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with collected_warnings(), wording(lambda text: as_options(text, verb)):
+    with collected_warnings(), wording(lambda text: as_options(text, verb, arguments)):
         return _run_told(verb, arguments, as_json=wants_json(arguments))
 
 

@@ -3,6 +3,9 @@
 A message has a parameter in backquotes, alone or with a value: `max_drop`, `resume=True`, `split='all'`, or a field of
 the recipe, `optimizer.lr`. From Python it is read as it is. Here it becomes --max-drop, --resume, --split all, --lr.
 A name without backquotes is one where the message begins with it: "batch_size is out of range: got 0."
+
+A value that a message repeats may hold backquotes too. It stays as it is where it is in quotation marks, is a part of
+a path, or was given as an argument.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -17,20 +21,39 @@ from vivace.cli.options import is_positional
 
 __all__ = ["as_options"]
 
-MARKED = re.compile(r"`([a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?:=([^`]*))?`")
+NAME = r"`([a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?:=([^`]*))?`"
+# in quotation marks, as repr writes a text; the apostrophe of a word is none
+QUOTED = r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|(?<!\w)"(?:[^"\\]|\\.)*"(?!\w)"""
+MARKED = re.compile(rf"(?<![^\s(]){NAME}(?![^\s.,;:?!)…])|{QUOTED}")
+MAX_VALUE = 200
 FIRST = re.compile(r"^([a-z][a-z0-9_]*)(?= (?:is|has|would|needs) )")
 
 
-def as_options(text: str, verb: str) -> str:
-    """A message with the option names of `vivace VERB`; names that the verb does not have stay as they are."""
+def as_options(text: str, verb: str, given: Iterable[str] = ()) -> str:
+    """A message with the option names of `vivace VERB`; names that the verb does not have stay as they are.
+
+    given: the arguments that the message may repeat.
+    """
     if "`" not in text and FIRST.match(text) is None:
         return text
-    names = _names(verb)
-    text = FIRST.sub(lambda match: names.get(match[1], match[1]), text)
-    return MARKED.sub(lambda match: _option(names, match[1], match[2]) or match[0], text)
+    names, marked = _names(verb), _marked(text, given)
+    if FIRST.match(text) and text.partition(" ")[0] not in given:
+        text = FIRST.sub(lambda match: names.get(match[1], match[1]), text)
+    return marked.sub(lambda match: _option(names, match[1], match[2]) or match[0], text)
 
 
-def _option(names: dict[str, str], name: str, value: str | None) -> str | None:
+def _marked(text: str, given: Iterable[str]) -> re.Pattern[str]:
+    """What to translate in `text`, in groups 1 and 2; what is to stay matches without groups."""
+    values = {part for one in given if "`" in one for part in (one, one.partition("=")[2]) if "`" in part}
+    # in quotation marks it is seen anyway, and then a parameter of the same name can be told from it
+    values = {value for value in values if value in text and repr(value) not in text}
+    kept = sorted(values, key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, kept), MARKED.pattern])) if kept else MARKED
+
+
+def _option(names: dict[str, str], name: str | None, value: str | None) -> str | None:
+    if name is None:
+        return None
     option = names.get(name)
     if option is None:
         if "set" not in names or not _is_field(name):
@@ -52,9 +75,11 @@ def _is_field(name: str) -> bool:
 
 def _plain(value: str) -> str:
     """A value as it is typed in a shell: text without its quotes."""
+    if len(value) > MAX_VALUE:
+        return value
     try:
         found = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
     return found if isinstance(found, str) else value
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vivace.errors import ConfigError, nearest
+from vivace.errors import ConfigError, first_line, nearest, shown
 from vivace.training.recipe import Recipe
 from vivace.training.result import TrainResult
 
@@ -168,7 +168,7 @@ def check_callbacks(callbacks: object) -> tuple[Callback, ...]:
     if isinstance(callbacks, Callback):
         raise ConfigError(f"callbacks is no list: got a {_name(callbacks)}. Give callbacks=[...].")
     if not isinstance(callbacks, Sequence) or isinstance(callbacks, str | bytes):
-        raise ConfigError(f"callbacks is no list: got {callbacks!r:.80}. Give a list of vivace.Callback objects.")
+        raise ConfigError(f"callbacks is no list: got {shown(callbacks)}. Give a list of vivace.Callback objects.")
     for number, callback in enumerate(callbacks):
         _check(callback, f"callbacks[{number}]")
     return tuple(callbacks)
@@ -178,15 +178,19 @@ def _check(callback: object, place: str) -> None:
     if isinstance(callback, type):
         raise ConfigError(f"{place} is a class: got {callback.__name__}. Give an object: {callback.__name__}().")
     if not isinstance(callback, Callback):
-        raise ConfigError(f"{place} is no callback: got {callback!r:.80}. Derive its class from vivace.Callback.")
+        raise ConfigError(f"{place} is no callback: got {shown(callback)}. Derive its class from vivace.Callback.")
     for name in dir(type(callback)):
         if name.startswith("on_") and name not in METHODS:
             known = ", ".join(sorted(METHODS))
             hint = nearest(name, METHODS)
             raise ConfigError(f"{place}: {_name(callback)}.{name} would never be called.{hint} Known: {known}.")
-    every = callback.every_steps
+    try:
+        every = callback.every_steps
+    except Exception as error:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"{place}: every_steps can't be read: {told}. Give 1 or more.") from error
     if type(every) is not int or every < 1:
-        raise ConfigError(f"{place}: every_steps is no whole number of steps: got {every!r:.80}. Give 1 or more.")
+        raise ConfigError(f"{place}: every_steps is no whole number of steps: got {shown(every)}. Give 1 or more.")
 
 
 def _name(callback: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vivace.errors import CallbackError, first_line
+from vivace.errors import CallbackError, first_line, text_of
 from vivace.notices import warn
 from vivace.training.callbacks import (
     Callback,
@@ -43,7 +43,7 @@ class Dispatcher:
         callbacks: list[Callback] = [*own, *given]
         # only those that override on_step cost anything in a step
         self._on_step = [c for c in callbacks if type(c).on_step is not Callback.on_step]
-        self._periods = {callback.every_steps for callback in self._on_step}
+        self._periods = {_period(callback) for callback in self._on_step}
         self._started = False
 
     def wants_step(self, step: int) -> bool:
@@ -89,10 +89,12 @@ class Dispatcher:
         for reporter in filter(is_called, self._own):
             getattr(reporter, method)(argument)
         raised: list[Exception] = []
-        for callback in filter(is_called, self._given):
+        for callback in self._given:
             try:
+                # a callback's own code too, where every_steps is a property
                 with self._random_numbers_kept():
-                    getattr(callback, method)(argument)
+                    if is_called(callback):
+                        getattr(callback, method)(argument)
             except Exception as error:
                 raised.append(_as_ours(callback, method, error))
         # a failure counts for more than a wish to stop
@@ -115,7 +117,7 @@ class Dispatcher:
 def _as_ours(callback: Callback, method: str, error: Exception) -> Exception:
     """What the run is told of an exception of a callback."""
     if isinstance(error, StopTraining) and method in MAY_STOP:
-        return StopTraining(f"{_name(callback)} ends the training" + (f": {error}" if str(error) else ""))
+        return StopTraining(f"{_name(callback)} ends the training" + (f": {text}" if (text := text_of(error)) else ""))
     if isinstance(error, StopTraining):
         told, advice = "StopTraining can't be raised there", f"Raise it in {', '.join(MAY_STOP)}."
     elif method == "on_end":
@@ -129,10 +131,16 @@ def _as_ours(callback: Callback, method: str, error: Exception) -> Exception:
 
 def _described(error: Exception) -> str:
     """The error's type and first line, and where it was raised: of the user's code no traceback is shown."""
-    text = str(error)
-    told = f"{type(error).__name__}: {first_line(error).rstrip('.')}" if text else type(error).__name__
+    told = f"{type(error).__name__}: {first_line(error).rstrip('.')}" if text_of(error) else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     return f"{told} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else told
+
+
+def _period(callback: Callback) -> int:
+    try:
+        return callback.every_steps
+    except Exception as error:
+        raise _as_ours(callback, "every_steps", error) from error
 
 
 def _name(callback: Callback) -> str:

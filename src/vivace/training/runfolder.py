@@ -29,6 +29,11 @@ AT_START = ("env.json", "tune.json", "run.json", "left_out.csv")
 TRACKING = tuple(f"tracking.{name}.json" for name in ("mlflow", "wandb", "trackio"))
 FILES = ("metrics.csv", "result.json", "curves.png", *TRACKING, *AT_START)
 FOLDERS = ("tensorboard", "checkpoints", "bundle")
+# where the libraries of trackers write, if it is the run folder; wandb prefers .wandb if there is one
+TRACKED_FOLDERS = ("wandb", ".wandb", "mlruns")
+TRACKED_FILES = ("mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm")
+# links that wandb makes itself, and never writes through: each of its runs has a folder that was not there before
+LINKS_OF_WANDB = re.compile(r"\.?wandb/(debug(-internal)?\.log|latest-run|[^/]+/(files|logs)/.+)")
 WRITTEN = (*FILES, *FOLDERS)
 # files in its folders: others are neither read nor removed
 CHECKPOINT = re.compile(r"(step-\d+|best)\.safetensors")
@@ -207,14 +212,19 @@ def _check_plain(path: Path, *, resume: bool) -> None:
 
     With a link, a downloaded run folder could make vivace read, replace or remove other files of the user.
     """
-    for name in ("recipe.yaml", *FILES):
+    for name in ("recipe.yaml", *FILES, *TRACKED_FILES):
         _check_kind(path / name, stat.S_ISREG, "file", resume)
-    for name in FOLDERS:
+    for name in (*FOLDERS, *TRACKED_FOLDERS):
         _check_kind(path / name, stat.S_ISDIR, "folder", resume)
     for folder, pattern in (("checkpoints", CHECKPOINT), ("tensorboard", EVENTS)):
         with contextlib.suppress(OSError):
             for entry in sorted((path / folder).iterdir()):
                 if pattern.fullmatch(entry.name):
+                    _check_kind(entry, stat.S_ISREG, "file", resume)
+    for name in TRACKED_FOLDERS:
+        for parent, folders, files in os.walk(path / name):
+            for entry in (Path(parent, found) for found in (*folders, *files)):
+                if entry.is_symlink() and not LINKS_OF_WANDB.fullmatch(entry.relative_to(path).as_posix()):
                     _check_kind(entry, stat.S_ISREG, "file", resume)
 
 
@@ -270,8 +280,10 @@ def check_same_data(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 def _told(facts: Mapping[str, Any]) -> str:
     """Data as in run.json, for a message: name, place, and number of images."""
     # the end of a path says more than its start
-    place = f" ({str(facts['place'])[-120:]})" if facts.get("place") else ""
-    return f"{facts['name']}{place} with {facts['num_images']:,} images"
+    place = f" ({str(facts['place'])[-120:]!r})" if facts.get("place") else ""
+    # a name in backquotes would be read as one of a parameter
+    name = str(facts["name"]).replace("`", "'")
+    return f"{name}{place} with {facts['num_images']:,} images"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vivace.errors import ConfigError, MissingExtra, nearest
+from vivace.errors import ConfigError, MissingExtra, nearest, shown
 from vivace.training.trackers.backend import Backend
 from vivace.training.trackers.tracker import Tracker
 
@@ -56,7 +56,7 @@ def parse_trackers(track: str | Sequence[str]) -> tuple[str, ...]:
     """
     given = [track] if isinstance(track, str) else track
     if not isinstance(given, Sequence) or not all(isinstance(item, str) for item in given):
-        raise ConfigError(f"`track` is no list of names: got {track!r:.80}. Give names such as 'mlflow'.")
+        raise ConfigError(f"`track` is no list of names: got {shown(track)}. Give names such as 'mlflow'.")
     names = [name.strip() for item in given for name in item.split(",")]
     for name in names:
         if name not in TRACKERS:

@@ -17,13 +17,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from vivace.config import to_dict
-from vivace.errors import Interrupted, first_line
+from vivace.errors import Interrupted, first_line, text_of
 from vivace.files import read_regular, write_json
 from vivace.notices import warn
 from vivace.training.callbacks import Callback, RunInfo, ValidationInfo
 from vivace.training.result import TrainResult
 from vivace.training.runfolder import flat
 from vivace.training.trackers.backend import Backend, Status, TrackedRun
+from vivace.training.trackers.secrets import without_secrets
 
 __all__ = ["Tracker", "record_name"]
 
@@ -35,8 +36,6 @@ MAX_WAIT_SECONDS, QUIET_SECONDS = 60.0, 2.0
 # of a run that fails
 MAX_WAIT_ON_ERROR_SECONDS = 10.0
 MAX_RECORD_BYTES = 10_000
-# in addresses: https://user:password@host and …?token=…
-SECRETS = re.compile(r"(//)[^/@\s]+(?=@)|((?:token|key|password|secret)=)[^&\s]+", re.IGNORECASE)
 
 
 def record_name(tracker: str) -> str:
@@ -113,8 +112,11 @@ class Tracker(Callback):
             self._on_message(f"{self._name}: {without_secrets(place)}")
         failure, self._failure = self._failure, None
         if failure is not None:
-            told = f"{type(failure).__name__}: {first_line(failure)}" if str(failure) else type(failure).__name__
-            warn(f"{self._name} no longer tracks the run: {without_secrets(told)}. metrics.csv has all figures")
+            told = without_secrets(first_line(failure)) if text_of(failure) else ""
+            told = f"{type(failure).__name__}: {told}" if told else type(failure).__name__
+            # what a server answers names no parameter of ours
+            told = told.replace("`", "'")
+            warn(f"{self._name} no longer tracks the run: {told}. metrics.csv has all figures")
 
     def _work(self, run: TrackedRun) -> None:
         # SystemExit too: a library that gives up must not look like one that is done
@@ -139,11 +141,6 @@ class Tracker(Callback):
 
     def _save_record(self) -> None:
         write_json(self._record, {"run_id": self._run_id, "last_step": self._reported_step})
-
-
-def without_secrets(text: str) -> str:
-    """`text` without the passwords and tokens in its addresses."""
-    return SECRETS.sub(lambda found: f"{found[1] or found[2]}***", text)
 
 
 def _params(run: RunInfo) -> dict[str, Any]:

@@ -19,6 +19,8 @@ class WandbBackend:
     def start(self, run: TrackedRun) -> Tracked:
         # its own crashes are reported to its makers by default
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # its service starts slowly on a busy machine, and nobody waits for it
+        os.environ.setdefault("WANDB__SERVICE_WAIT", "120")
         import wandb
 
         # asked on a terminal, nobody would answer: the run goes on meanwhile
@@ -33,6 +35,8 @@ class WandbBackend:
             dir=os.environ.get("WANDB_DIR", str(run.folder)),
             settings=wandb.Settings(
                 silent=True,
+                # to make its links it would remove what has their names
+                symlink=False,
                 console="off",
                 disable_git=True,
                 save_code=False,
