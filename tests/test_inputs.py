@@ -443,3 +443,20 @@ def test_the_converter_that_was_left_out_comes_when_it_is_called(folders: dict[s
 def test_a_call_is_exported(predictor: Predictor) -> None:
     assert vivace.Predictor is Predictor
     assert isinstance(predictor(RGB), vivace.Prediction)
+
+
+HUGE: dict[str, tuple[Callable[[], Any], str]] = {
+    "broadcast": (lambda: np.broadcast_to(np.uint8(1), (10**6, 10**6, 3)), "too many pixels"),
+    "broadcast floats": (lambda: [np.broadcast_to(np.float32(1), (60_000, 60_000))], "image 0: too many pixels"),
+    "empty images": (lambda: np.zeros((20_000_000, 0, 3, 3), np.uint8), "the images are empty"),
+    "empty tensors": (lambda: torch.zeros(20_000_000, 3, 0, 3), "the images are empty"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)]), "tensor is nested"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("case", HUGE)
+def test_what_stands_for_more_than_it_holds_is_refused_before_it_is_copied(predictor: Predictor, case: str) -> None:
+    make, message = HUGE[case]
+    with pytest.raises(ImageError, match=message):
+        predictor(make())

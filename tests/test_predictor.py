@@ -262,3 +262,40 @@ def test_weights_are_taken_from_a_bundle_or_a_run(bundle: Bundle, place: str) ->
     assert load_weights(model, path) == []
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(images), bundle.build_model()(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"runtime": []},
+        {"runtime": None},
+        {"device": None},
+        {"device": []},
+        {"device": 10**5000},
+        {"batch_size": 10**30},
+        {"threads": 10**5000},
+        {"precision": []},
+    ],
+)
+def test_options_beyond_all_bounds_are_refused_in_one_line(bundle: Bundle, option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"(unknown|out of range): got "):
+        Predictor(bundle, **option)
+
+
+@pytest.mark.parametrize("change", ["overwritten", "a link", "a pipe", "gone"])
+def test_a_bundle_that_was_changed_after_it_was_opened_is_not_used(change: str, bundle: Bundle, tmp_path: Path) -> None:
+    opened = vivace.load(bundle.folder)
+    weights = bundle.folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    weights.unlink()
+    if change == "overwritten":
+        content[-5] ^= 1
+        weights.write_bytes(content)
+    elif change == "a link":
+        (tmp_path / "copy").write_bytes(content)
+        weights.symlink_to(tmp_path / "copy")
+    elif change == "a pipe":
+        os.mkfifo(weights)
+    expected = {"overwritten": "SHA-256 differs", "a pipe": "not a regular file", "gone": "lacks a file"}
+    with pytest.raises(BundleError, match=expected.get(change, "is a link")):
+        opened(np.zeros((32, 32, 3), np.uint8))

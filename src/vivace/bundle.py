@@ -23,7 +23,7 @@ from vivace.cpus import forked_with, limit_threads
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, ModelError
 from vivace.files import atomic_folder, sha256_of, write_json
-from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, check_files, read_manifest
+from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, bundle_folder, check_file, check_files, read_manifest
 from vivace.models.arguments import check_arguments, check_shape
 from vivace.outputs import check_folder, own_folder, seal
 from vivace.runtimes.table import PRECISIONS, REFERENCE
@@ -93,6 +93,8 @@ class Bundle:
     info: BundleInfo
     files: tuple[str, ...] = (WEIGHTS,)
     """Names of the files whose hashes the manifest holds; no other file in the folder is to be believed."""
+    recorded: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Size and SHA-256 of each file when the bundle was opened; empty for one that was just written."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -102,9 +104,16 @@ class Bundle:
     def preprocess(self) -> Preprocess:
         return self.info.preprocess
 
+    def checked(self, name: str) -> Path:
+        """The path of a file, to open now. Raises BundleError if it is not what it was when the bundle was opened."""
+        path = self.folder / name
+        if name in self.recorded:
+            check_file(path, self.recorded[name])
+        return path
+
     def trained_on(self) -> TrainedOn | None:
         """The images that it was trained on; None if it does not tell. Raises BundleError if that is damaged."""
-        return TrainedOn.read(self.folder / TRAINED_ON) if TRAINED_ON in self.files else None
+        return TrainedOn.read(self.checked(TRAINED_ON)) if TRAINED_ON in self.files else None
 
     def build_model(self) -> nn.Module:
         """The plain network with its weights, in eval mode on the CPU: normalised images_BCHW float → logits_BK.
@@ -123,7 +132,7 @@ class Bundle:
         try:
             # again, for an info that was made in Python: an argument "pretrained" would be taken for create_model's own
             check_arguments(architecture.arguments, where="architecture.arguments")
-            weights = load_file(self.folder / WEIGHTS)
+            weights = load_file(self.checked(WEIGHTS))
             model = create_model(
                 architecture.name,
                 architecture.num_classes,
@@ -192,7 +201,7 @@ def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo
     folder = Path(folder)
     with _replacing(folder) as temporary:
         for name in {WEIGHTS, TRAINED_ON} & set(bundle.files):
-            shutil.copyfile(bundle.folder / name, temporary / name)
+            shutil.copyfile(bundle.checked(name), temporary / name)
         info = add(temporary)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
@@ -232,7 +241,7 @@ def load_bundle(folder: str | Path) -> Bundle:
 
     Raises BundleError if it is no bundle, damaged, newer than this version, or names a file outside its folder.
     """
-    folder = _folder_of(folder)
+    folder = bundle_folder(folder)
     try:
         manifest, files = read_manifest(folder)
         check_files(folder, files)
@@ -243,7 +252,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         _check_info(info)
     except (ConfigError, ModelError) as error:
         raise BundleError(f"{MANIFEST} is wrong: {error} Make the bundle again: {folder}.") from None
-    return Bundle(folder, info, tuple(files))
+    return Bundle(folder, info, tuple(files), files)
 
 
 def _check_info(info: BundleInfo) -> None:
@@ -289,30 +298,6 @@ def _is_number(value: Any) -> bool:
 def _demand(holds: bool, got: str, expected: str) -> None:
     if not holds:
         raise ConfigError(f"got {got[:200]}, expected {expected}.")
-
-
-def _folder_of(given: str | Path) -> Path:
-    """The folder of a bundle, from that or from its run's. Raises BundleError for anything else."""
-    if not isinstance(given, str | Path):
-        raise BundleError(
-            f"not a bundle: got {type(given).__name__}. Give the folder that 'vivace train' wrote; of a network of "
-            "your own save the state dict and name the architecture: vivace accelerate timm/NAME DATA "
-            "--weights FILE."
-        )
-    folder = Path(given)
-    try:
-        if folder.is_file():
-            raise BundleError(
-                f"not a bundle: {folder} is a file, and a bundle is a folder with {MANIFEST}. "
-                "Pickled checkpoints are never loaded; give the folder that 'vivace train' wrote."
-            )
-        # a run folder is what people have at hand
-        within = not (folder / MANIFEST).is_file() and (folder / "bundle" / MANIFEST).is_file()
-    except OSError as error:
-        raise BundleError(
-            f"the bundle can't be read: {folder} ({error.strerror}). Check its name and rights."
-        ) from None
-    return folder / "bundle" if within else folder
 
 
 def check_finite(model: nn.Module) -> None:

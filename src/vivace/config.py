@@ -21,9 +21,25 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from vivace.errors import ConfigError, nearest
 from vivace.plain import MAX_NUMBER, MAX_YAML_BYTES, dump_yaml, parse_yaml
 
-__all__ = ["check_choice", "check_range", "from_dict", "from_yaml", "override", "parse_duration", "to_dict", "to_yaml"]
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_path",
+    "check_range",
+    "from_dict",
+    "from_yaml",
+    "override",
+    "parse_duration",
+    "shown_value",
+    "to_dict",
+    "to_yaml",
+]
 
 C = TypeVar("C")
+# of images, threads or classes; a library in C takes no more
+MAX_COUNT = 10**9
+# thirty years
+MAX_SECONDS = 1e9
 
 
 def check_range(
@@ -41,23 +57,53 @@ def check_range(
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(field, value, "a number")
     inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
-    if not inside or value == float("inf"):
+    if not inside or abs(value) > sys.float_info.max:
         left, right = "(" if open_low else "[", ")" if open_high or high == float("inf") else "]"
-        raise ConfigError(f"{field} is out of range: got {value!r}. Give a value in {left}{low:g}, {high:g}{right}.")
+        raise ConfigError(
+            f"{field} is out of range: got {shown_value(value)}. Give a value in {left}{low:g}, {high:g}{right}."
+        )
 
 
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"{field} is unknown: got {value!r}.{nearest(value, choices)} Known: {', '.join(choices)}.")
+    if not isinstance(value, str) or value not in choices:
+        hint = nearest(value, choices) if isinstance(value, str) else ""
+        raise ConfigError(f"{field} is unknown: got {shown_value(value)}.{hint} Known: {', '.join(choices)}.")
+
+
+def check_count(field: str, value: Any) -> None:
+    """Raise ConfigError unless the value is a whole number from 1 to MAX_COUNT."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong_type(field, value, "a whole number")
+    check_range(field, value, 1, MAX_COUNT)
+
+
+def check_path(field: str, value: Any) -> None:
+    """Raise ConfigError unless the value is None or a path that a system can have."""
+    if value is None:
+        return
+    if not isinstance(value, str | Path):
+        raise _wrong_type(field, value, "a path")
+    if "\0" in str(value):
+        raise ConfigError(f"{field} is no path: got {shown_value(str(value))}. Give one without a NUL character.")
+
+
+def shown_value(value: object) -> str:
+    """A value as a message shows it: shortened, also a number that Python refuses to print for its many digits."""
+    if isinstance(value, int) and abs(value) >= 10**MAX_NUMBER:
+        return f"a number of about {math.ceil(value.bit_length() * math.log10(2)):,} digits"
+    return f"{value!r:.200}"
 
 
 def parse_duration(text: str | float) -> float:
     """Seconds of "90s", "10m", "1.5h" or a plain number of seconds. Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", str(text))
-    if match is None or float(match[1]) == 0:
-        raise ConfigError(f"`within` is no duration: got {text!r}. Write 90s, 10m or 1.5h.")
-    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
+    # its length first: Python refuses to print a number with thousands of digits
+    plain = shown_value(text) if isinstance(text, int) else str(text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", plain)
+    seconds = float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"] if match else 0.0
+    if not 0 < seconds < MAX_SECONDS:
+        raise ConfigError(f"`within` is no duration: got {shown_value(text)}. Write 90s, 10m or 1.5h.")
+    return seconds
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -259,4 +305,4 @@ def _free_mapping(value: Mapping[Any, Any], name: str) -> dict[str, Any]:
 
 
 def _wrong_type(name: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(f"{name} has the wrong type: got {value!r}. Give {expected}.")
+    return ConfigError(f"{name} has the wrong type: got {shown_value(value)}. Give {expected}.")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vivace import systems
+from vivace.config import shown_value
 from vivace.cpus import forked_with, limit_threads, num_cpus
 from vivace.errors import ConfigError
 from vivace.runtimes.table import RUNTIMES
@@ -128,6 +129,8 @@ class Processor:
 
 def is_processor(name: str) -> bool:
     """Whether `select_device(name)` is the processor, as far as can be told without importing torch."""
+    if not isinstance(name, str):
+        return False
     if name != "auto" or "torch" in sys.modules or sys.platform not in ("linux", "darwin"):
         return name == "cpu"
     return not any(map(os.path.exists, GPU_SIGNS))
@@ -146,8 +149,10 @@ def select_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() and not in_bad_fork() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"`device` is unknown: got {name!r}. Give auto, cpu, cuda, cuda:N or mps.") from None
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        raise ConfigError(
+            f"`device` is unknown: got {shown_value(name)}. Give auto, cpu, cuda, cuda:N or mps."
+        ) from None
     if device.type == "cuda":
         if in_bad_fork():
             raise ConfigError(

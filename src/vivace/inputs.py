@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vivace.data.arrays import CHANNELS, array_of, is_tensor
-from vivace.errors import DataError
+from vivace.errors import DataError, ImageError
 
 __all__ = ["Given", "Ready", "check_image", "is_encoded", "loaded", "name_of"]
 
@@ -46,9 +46,9 @@ class Given:
         """
         if is_tensor(images):
             array = array_of(images)
-            return cls([array], single=True) if array.ndim == 3 else cls(list(array))
+            return cls([array], single=True) if array.ndim == 3 else cls(_checked_batch(array))
         if isinstance(images, np.ndarray) and images.ndim == 4:
-            return cls(list(_checked_batch(images)))
+            return cls(_checked_batch(images))
         if _is_image(images):
             return cls([images], single=True)
         no_list = isinstance(images, Mapping | bytearray | memoryview) or hasattr(images, "read")
@@ -58,12 +58,15 @@ class Given:
 
 
 def _checked_batch(images: np.ndarray) -> np.ndarray:
+    """The batch itself: a list of a million views would take far more memory than tiny images."""
     if images.shape[3] not in CHANNELS:
         hint = ", as by numpy.moveaxis(array, 1, -1)" if images.shape[1] in CHANNELS else ""
         raise DataError(
             f"the array is not a batch of images: {images.dtype} {list(images.shape)}. Give [N, H, W, C] with 1 to 4 "
             f"channels{hint}."
         )
+    if len(images) and 0 in images.shape:
+        raise ImageError(f"the images are empty: {list(images.shape)}. Leave them out.", problem="empty")
     return images
 
 

@@ -18,7 +18,16 @@ from vivace.files import canonical_json, sha256_of
 from vivace.plain import parse_json
 from vivace.runtimes.table import RUNTIMES
 
-__all__ = ["MANIFEST", "SCHEMA_VERSION", "WEIGHTS", "check_files", "manifest_hash", "read_manifest"]
+__all__ = [
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "WEIGHTS",
+    "bundle_folder",
+    "check_file",
+    "check_files",
+    "manifest_hash",
+    "read_manifest",
+]
 
 SCHEMA_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -85,6 +94,35 @@ def _parsed(path: Path) -> Any:
         raise BundleError(f"{path} can't be read ({error}) Make the bundle again, or restore it from a copy.") from None
 
 
+def bundle_folder(given: str | Path) -> Path:
+    """The folder of a bundle, from that or from its run's. Raises BundleError for anything else."""
+    if not isinstance(given, str | Path):
+        raise BundleError(
+            f"not a bundle: got {type(given).__name__}. Give the folder that 'vivace train' wrote; of a network of "
+            "your own save the state dict and name the architecture: vivace accelerate timm/NAME DATA "
+            "--weights FILE."
+        )
+    folder = Path(given)
+    try:
+        if folder.is_file():
+            raise BundleError(
+                f"not a bundle: {folder} is a file, and a bundle is a folder with {MANIFEST}. "
+                "Pickled checkpoints are never loaded; give the folder that 'vivace train' wrote."
+            )
+        # a run folder is what people have at hand
+        within = not (folder / MANIFEST).is_file() and (folder / "bundle" / MANIFEST).is_file()
+        if within and (folder / "bundle").is_symlink():
+            raise BundleError(
+                f"the run's bundle is a link out of its folder: {folder / 'bundle'} is not opened. Give the bundle's "
+                "own folder."
+            )
+    except OSError as error:
+        raise BundleError(
+            f"the bundle can't be read: {folder} ({error.strerror}). Check its name and rights."
+        ) from None
+    return folder / "bundle" if within else folder
+
+
 def check_files(folder: Path, files: Mapping[str, Any]) -> None:
     """Raise BundleError unless each file is a regular file directly in the folder, with its recorded size and SHA-256.
 
@@ -93,7 +131,7 @@ def check_files(folder: Path, files: Mapping[str, Any]) -> None:
     for name, facts in files.items():
         if FILE_NAME.fullmatch(name) is None:
             raise BundleError(f"the bundle lists a file outside its folder: {name!r}. Do not use it: {folder}.")
-        _check_file(folder / name, facts)
+        check_file(folder / name, facts)
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in READ_BY_RUNTIMES and path.name not in files:
             raise BundleError(
@@ -102,7 +140,8 @@ def check_files(folder: Path, files: Mapping[str, Any]) -> None:
             )
 
 
-def _check_file(path: Path, facts: Any) -> None:
+def check_file(path: Path, facts: Any) -> None:
+    """Raise BundleError unless it is a regular file, no link, with the size and SHA-256 that `facts` record."""
     facts = facts if isinstance(facts, Mapping) else {}
     expected, digest = facts.get("bytes"), facts.get("sha256")
     if type(expected) is not int or not isinstance(digest, str):

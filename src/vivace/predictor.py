@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from vivace.bundle import Bundle, load_bundle
-from vivace.config import check_choice
+from vivace.config import check_choice, check_count, shown_value
 from vivace.cpus import at_most_cpus, set_threads
 from vivace.errors import BundleError, ConfigError, DataError, ImageError, VivaceError, first_line
 from vivace.hardware import Processor, is_processor, keep_freed_memory, num_cpus, select_device, supported_precisions
@@ -72,6 +72,8 @@ class Predictor:
         if threads is not None:
             check_whole("threads", threads)
         check_choice("precision", precision, PRECISIONS)
+        if not isinstance(runtime, str):
+            raise ConfigError(f"the runtime is unknown: got {shown_value(runtime)}. Give auto or a runtime's name.")
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.batch_size = batch_size
         place: torch.device | Processor = Processor() if is_processor(device) else select_device(device)
@@ -236,9 +238,10 @@ def _opened(folder: str, options: dict[str, Any]) -> Predictor:
 
 
 def check_whole(name: str, value: Any) -> None:
-    """Raises ConfigError unless `value` is a whole number of 1 or more."""
+    """Raises ConfigError unless `value` is a whole number of 1 or more, and not so many that no library takes it."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} is out of range: got {value!r}. Give a whole number of 1 or more.")
+        raise ConfigError(f"{name} is out of range: got {shown_value(value)}. Give a whole number of 1 or more.")
+    check_count(name, value)
 
 
 def predictor_for(
@@ -283,4 +286,4 @@ def load(bundle: str | Path) -> LoadedBundle:
     Raises BundleError if it is no bundle, damaged, newer than this version, or names a file outside its folder.
     """
     found = load_bundle(bundle)
-    return LoadedBundle(found.folder, found.info, found.files)
+    return LoadedBundle(found.folder, found.info, found.files, found.recorded)

@@ -36,6 +36,8 @@ NAMES = {field.name for field in dataclasses.fields(SearchOptions)}
         ("batch_size", 1.5, "batch_size has the wrong type: got 1.5. Give a whole number"),
         ("batch_size", True, "batch_size has the wrong type: got True"),
         ("batch_size", "8", "batch_size has the wrong type: got '8'"),
+        ("threads", 10**30, "threads is out of range: got 1000"),
+        ("cache_dir", "\0", "cache_dir is no path: got "),
         ("threads", 0, "threads is out of range: got 0"),
         ("threads", -1, "threads is out of range: got -1"),
         ("target_speedup", 0.0, "target_speedup is out of range"),
@@ -129,3 +131,24 @@ def test_the_command_line_names_its_options(
 def test_the_command_line_and_the_keywords_have_every_field() -> None:
     assert {name.removeprefix("--").replace("-", "_") for name in option_names(Search)} == NAMES
     assert set(get_type_hints(SearchKeywords)) == NAMES | {"within_seconds"}
+
+
+@pytest.mark.parametrize("values", [None, []])
+def test_what_is_no_mapping_of_options_is_refused(values: Any) -> None:
+    with pytest.raises(ConfigError, match="the options are no mapping: got "):
+        SearchOptions.from_dict(values)
+
+
+def test_numbers_beyond_all_bounds_are_refused_on_one_line() -> None:
+    for digits in (400, 5000):
+        for name, value in (
+            ("max_drop", 10**digits),
+            ("target_speedup", 10**digits),
+            ("target_speedup", -(10**digits)),
+            ("within", 10**digits),
+            ("threads", 10**digits),
+        ):
+            with pytest.raises(ConfigError, match=rf"^`?{name}`? is .*: got a number of about {digits + 1:,} digits"):
+                SearchOptions(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="`within` is no duration"):
+        SearchOptions(within="9" * 5000)

@@ -16,13 +16,17 @@ from answers import last_answer
 from colours import colour_folder
 from vivace.bundle import Bundle, save_bundle
 from vivace.cli import main
-from vivace.errors import ConfigError, DataError, RunFolderError
+from vivace.data.caching.cache import open_cache
+from vivace.data.sources import open_source
+from vivace.errors import BundleError, ConfigError, DataError, RunFolderError
 
 
 @pytest.fixture
 def run(trained: tuple[Bundle, Path], tmp_path: Path) -> Path:
     """A run that has nearly all images right."""
     shutil.copytree(trained[0].folder.parent, tmp_path / "runs" / "good")
+    # as after a training with this cache
+    open_cache(open_source(trained[1]), trained[0].preprocess)
     return tmp_path / "runs" / "good"
 
 
@@ -112,7 +116,7 @@ def test_other_classes_and_other_data_are_refused_with_what_to_do(
     (elsewhere / "run.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match=r"trained on different data: .* Give `data`: the images"):
         vivace.compare(run, elsewhere)
-    with pytest.raises(DataError, match=r"gone.* It is where the runs had their data: give `data`\."):
+    with pytest.raises(ConfigError, match=r"gone, and the cache holds no images from there .* Give `data`"):
         vivace.compare(elsewhere, elsewhere)
     with pytest.raises(ConfigError, match=r"^`data` is missing: .*bundle does not say where its data are"):
         vivace.compare(run, run / "bundle")
@@ -131,3 +135,50 @@ def test_a_run_without_a_bundle_is_told_from_what_is_no_run(run: Path, tmp_path:
     with pytest.raises(RunFolderError, match=r"no bundle yet: .*stopped \(it is running, or was stopped\)\. Let it"):
         vivace.compare(run, tmp_path / "stopped")
     assert main(["compare", str(run), str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize("fingerprint", [None, "", "0" * 64, "\ud800", "../../x"])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("colours", "PRIVATE"), ("colours", "/proc"), ("cifar10", None), ("/usr", None), ("digits", "/")],
+)
+def test_what_a_strangers_run_names_is_neither_opened_nor_downloaded(
+    name: str, place: str | None, fingerprint: str | None, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("it was opened")
+
+    monkeypatch.setattr("vivace.verbs.recorded.open_source", opened)
+    monkeypatch.setattr("vivace.verbs.compare.open_split", opened)
+    facts = json.loads((run / "run.json").read_text())
+    # the right fingerprint too: it is of images from another place
+    told = {"name": name, "place": str(tmp_path) if place == "PRIVATE" else place}
+    facts["data"] |= told if fingerprint is None else {**told, "fingerprint": fingerprint}
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"^`data` is missing: .*it is not opened\. Give `data`"):
+        vivace.compare(run, run)
+
+
+def test_a_named_data_set_that_was_removed_is_not_downloaded_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    facts["data"] |= {"name": "cifar10", "place": None}
+    (run / "run.json").write_text(json.dumps(facts))
+    monkeypatch.setattr("vivace.verbs.recorded._is_in_cache", lambda *_: True)
+    with pytest.raises(ConfigError, match="cifar10 is no longer on this machine, and is not downloaded"):
+        vivace.compare(run, run)
+    assert not (own_cache / "downloads").exists()
+
+
+def test_a_bundle_that_is_a_link_is_refused_and_so_is_what_is_no_path(
+    run: Path, trained: tuple[Bundle, Path], tmp_path: Path
+) -> None:
+    (run / "bundle").rename(tmp_path / "elsewhere")
+    (run / "bundle").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=r"^the run's bundle is a link out of its folder: .*bundle is not opened"):
+        vivace.compare(run, run)
+    with pytest.raises(BundleError, match="neither a run nor a bundle: got NoneType"):
+        vivace.compare(None, None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="on_bad_image is unknown: got 'zz'"):
+        vivace.compare(tmp_path / "elsewhere", tmp_path / "elsewhere", trained[1], on_bad_image="zz")

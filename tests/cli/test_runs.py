@@ -81,7 +81,7 @@ def test_the_verb_prints_a_table_and_json(folder: Path, capsys: pytest.CaptureFi
     assert len({line.index("colours") for line in lines[1:4]}) == 1
     assert lines[-1] == f"6 runs in {folder}"
     assert f"unfinished: {folder / 'stopped'} (it is running, or was stopped)" in shown.err
-    assert "passed over, no runs: 3 (circle, notes.txt, photos)" in shown.err
+    assert "passed over, no runs: 3 (circle (a link), notes.txt, photos)" in shown.err
     assert main(["runs", str(folder), "--json"]) == 0
     answer = last_answer(capsys.readouterr().out)
     assert [run["status"] for run in answer["runs"]].count("damaged") == 3
@@ -118,3 +118,50 @@ def test_whatever_a_file_holds_the_run_is_damaged_and_the_others_are_listed(
     assert runs["first"]["status"] == "damaged"
     assert runs["first"]["problem"]
     assert runs["second"]["status"] == "finished"
+
+
+@pytest.mark.parametrize("value", [5.0, 1e308, 99999999999999999999, -0.1, True])
+@pytest.mark.parametrize("key", ["val_top1", "test_top1"])
+def test_an_accuracy_that_is_no_fraction_is_damage(key: str, value: Any, folder: Path) -> None:
+    result = json.loads((folder / "first" / "result.json").read_text())
+    (folder / "first" / "result.json").write_text(json.dumps(result | {key: value}))
+    (run,) = vivace.runs(folder / "first")
+    assert (run.status, run.val_top1) == ("damaged", None)
+    assert run.problem == f"result.json has a wrong {key}: {value!r}"
+
+
+def test_a_row_stays_short_whatever_a_run_calls_its_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads((folder / "first" / "run.json").read_text())
+    for name, text in (("first", "e" + "\u0301" * 2000), ("second", "x" * 5000), ("stopped", "\u4e2d" * 100)):
+        facts["data"]["name"] = text
+        (folder / name / "run.json").write_text(json.dumps(facts))
+    assert main(["runs", str(folder)]) == 0
+    shown = capsys.readouterr()
+    assert all(len(line) < 400 for line in (shown.out + shown.err).splitlines())
+    assert f"damaged: {folder / 'second'} (run.json has a wrong name: 'xxx" in shown.err
+    (folder / "first" / "run.json").write_text(json.dumps(facts) + " " * 2**20)
+    assert vivace.runs(folder / "first").runs[0].problem == "run.json is larger than 1,048,576 bytes"
+
+
+def test_names_of_folders_forge_no_lines_and_links_are_passed_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "a\n7 runs in b"
+    odd.mkdir()
+    (odd / "x\nfinished: y").mkdir()
+    (odd / "stopped\nfinished: z").mkdir()
+    shutil.copy(folder / "stopped" / "recipe.yaml", odd / "stopped\nfinished: z")
+    (odd / "lk").symlink_to(folder / "first")
+    assert main(["runs", str(odd)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1] == f"1 run in {tmp_path}/a\\n7 runs in b"
+    lines = shown.err.splitlines()
+    assert len(lines) == 2
+    assert lines[1] == "passed over, no runs: 2 (lk (a link), x\\nfinished: y)"
+    assert vivace.runs(odd).passed_over == ("lk", "x\nfinished: y")
+
+
+@pytest.mark.parametrize("given", [None, 5, b"runs", "\0"])
+def test_what_is_no_path_is_refused_on_one_line(given: Any) -> None:
+    with pytest.raises(RunFolderError, match=r"^not a folder of runs: got "):
+        vivace.runs(given)

@@ -264,6 +264,10 @@ def test_help_names_every_place_and_shows_no_empty_default(
     ("arguments", "message"),
     [
         (["predict", "b", "p", "--topk", "abc"], "--topk is no whole number: got 'abc'. Give one such as 8."),
+        (
+            ["accelerate", "b", "d", "--batch-size", "9" * 5000],
+            "… with thousands of digits. Give a whole number",
+        ),
         (["predict", "b", "p", "--topk", "1.5"], "--topk is no whole number: got '1.5'."),
         (["predict", "b", "p", "--topk"], "--topk has no value."),
         (["predict", "b"], "PATHS is missing."),

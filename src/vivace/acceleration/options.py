@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
-from vivace.config import check_choice, check_range, parse_duration
+from vivace.config import check_choice, check_count, check_path, parse_duration, shown_value
 from vivace.errors import ConfigError, nearest
 
 __all__ = ["SearchKeywords", "SearchOptions"]
@@ -48,18 +48,20 @@ class SearchOptions:
         check_choice("objective", self.objective, get_args(Objective))
         check_choice("train", self.train, get_args(Training))
         check_choice("on_bad_image", self.on_bad_image, get_args(OnBadImage))
-        _check_count("batch_size", self.batch_size)
-        _check_count("threads", self.threads)
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         _check_number("target_speedup", self.target_speedup)
-        if self.target_speedup is not None and not 0 < self.target_speedup < math.inf:
-            raise ConfigError(f"target_speedup is out of range: got {self.target_speedup:g}. Give a number above 0.")
+        if self.target_speedup is not None and not 0 < self.target_speedup <= sys.float_info.max:
+            got = _short(self.target_speedup)
+            raise ConfigError(f"target_speedup is out of range: got {got}. Give a number above 0.")
         _check_number("max_drop", self.max_drop)
         if not 0 < self.max_drop < 100:
-            raise ConfigError(f"max_drop is out of range: got {self.max_drop:g} points. Give more than 0, under 100.")
+            got = _short(self.max_drop)
+            raise ConfigError(f"max_drop is out of range: got {got} points. Give more than 0, under 100.")
         if self.within is not None:
             parse_duration(self.within)
-        if not isinstance(self.cache_dir, str | Path | None):
-            raise ConfigError(f"cache_dir has the wrong type: got {self.cache_dir!r}. Give a path.")
+        check_path("cache_dir", self.cache_dir)
 
     @property
     def within_seconds(self) -> float | None:
@@ -84,12 +86,15 @@ class SearchOptions:
     def from_dict(cls, values: Mapping[str, Any]) -> SearchOptions:
         """From keywords or from `to_dict`. Raises ConfigError for an unknown name."""
         known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"the options are no mapping: got {shown_value(values)}. Give names and values.")
         keywords = dict(values)
         if "within_seconds" in keywords:
             seconds = keywords.pop("within_seconds")
             if seconds is not None and keywords.get("within") is not None:
                 raise ConfigError(
-                    f"within and within_seconds are the same: got {keywords['within']!r} and {seconds!r}. "
+                    f"within and within_seconds are the same: got {shown_value(keywords['within'])} and "
+                    f"{shown_value(seconds)}. "
                     "Leave within_seconds out."
                 )
             keywords.setdefault("within", seconds)
@@ -114,13 +119,11 @@ class SearchKeywords(TypedDict, total=False):
     on_bad_image: OnBadImage
 
 
+def _short(value: float) -> str:
+    # integers may be too large for a float
+    return f"{value:g}" if isinstance(value, float) else shown_value(value)
+
+
 def _check_number(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ConfigError(f"{name} has the wrong type: got {value!r}. Give a number.")
-
-
-def _check_count(name: str, value: Any) -> None:
-    """Raise ConfigError unless the value is None or a whole number of at least 1."""
-    check_range(name, value, 1)
-    if value is not None and not isinstance(value, int):
-        raise ConfigError(f"{name} has the wrong type: got {value!r}. Give a whole number.")
+    if (value is None and name == "max_drop") or isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise ConfigError(f"{name} has the wrong type: got {shown_value(value)}. Give a number.")

@@ -194,6 +194,11 @@ MESSAGES: dict[str, Callable[..., str]] = {
     r"nvalid choice '(.*?)' for argument '(.*?)'\. Expected one of (\(.*?\))": (
         lambda verb, value, name, choices: _unknown(verb, name, value, choices)
     ),
+    r"parsing (\S+): no type matching INT .*\['([-+\d\s]{100,})'\]": (
+        lambda verb, name, digits: (
+            f"{name} is out of range: got {digits[:12]}… with thousands of digits. Give a whole number such as 8"
+        )
+    ),
     r"parsing (\S+): .*invalid literal for int\(\) with base 10: (.*)": (
         lambda verb, name, value: f"{name} is no whole number: got {value}. Give one such as 8"
     ),

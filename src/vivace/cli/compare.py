@@ -26,7 +26,8 @@ class Options:
     other: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The other one, with the same classes."""
     data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
-    """Images to compare on, as for `vivace train`. Default: the data that both were trained on, where they lay then."""
+    """Images to compare on, as for `vivace train`. Default: the data that both were trained on, where they lay then,
+    if they are in the cache."""
     split: str | None = None
     """train, val, test or all. Default: test if there is one, else val, else all; without the images that one of the
     two was trained on."""

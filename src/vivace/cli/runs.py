@@ -9,7 +9,7 @@ import tyro
 
 from vivace.cli.answers import print_json
 from vivace.cli.options import verb_options
-from vivace.errors import printable
+from vivace.errors import one_line, printable
 
 if TYPE_CHECKING:
     from vivace.verbs.runs import Run
@@ -18,6 +18,8 @@ HEADER = ("run", "data", "recipe", "model", "val", "test", "epochs", "time", "si
 # these are numbers
 RIGHT = range(4, 9)
 MAX_PASSED_OVER = 5
+# of each column, in characters; the folder's name is at the end of its path
+LIMITS = (200, *(40,) * (len(HEADER) - 1))
 
 
 @verb_options
@@ -42,26 +44,36 @@ def run(options: Options) -> None:
         return
     if found.runs:
         print("\n".join(table(found.runs)))
-    print(f"{len(found)} {'run' if len(found) == 1 else 'runs'} in {options.folder}")
+    print(f"{len(found)} {'run' if len(found) == 1 else 'runs'} in {printable(str(options.folder))}")
     for one in found:
         if one.problem:
-            print(f"{one.status}: {one.path} ({one.problem})", file=sys.stderr)
+            print(one_line(printable(f"{one.status}: {one.path} ({one.problem})")), file=sys.stderr)
     if others := found.passed_over:
-        named = ", ".join(others[:MAX_PASSED_OVER]) + (" …" if len(others) > MAX_PASSED_OVER else "")
-        print(f"passed over, no runs: {len(others)} ({named})", file=sys.stderr)
+        shown = [name + " (a link)" * (found.folder / name).is_symlink() for name in others[:MAX_PASSED_OVER]]
+        named = ", ".join(shown) + (" …" if len(others) > MAX_PASSED_OVER else "")
+        print(one_line(printable(f"passed over, no runs: {len(others)} ({named})")), file=sys.stderr)
 
 
 def table(runs: tuple[Run, ...]) -> list[str]:
     """Lines: a header, and one for each run."""
-    rows = [HEADER, *(tuple(map(printable, cells(one))) for one in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    from rich.cells import cell_len
+
+    rows = [HEADER, *(tuple(map(_bounded, cells(one), LIMITS)) for one in runs)]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(HEADER))]
     return [
         "  ".join(
-            cell.rjust(width) if column in RIGHT else cell.ljust(width)
+            f"{' ' * (width - cell_len(cell))}{cell}" if column in RIGHT else f"{cell}{' ' * (width - cell_len(cell))}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
+
+
+def _bounded(text: str, limit: int) -> str:
+    """`text` in at most `limit` printable characters, shortened in the middle."""
+    # cut first: a name may have millions
+    shown = printable(text if len(text) <= 2 * limit else f"{text[:limit]}{text[-limit:]}")
+    return shown if len(shown) <= limit else f"{shown[: limit // 2 - 1]}…{shown[-limit // 2 :]}"
 
 
 def cells(one: Run) -> tuple[str, ...]:

@@ -36,6 +36,9 @@ def array_of(tensor: Any) -> np.ndarray:
 
     Raises ImageError for another shape, or if the values can't be read (such as of a meta or sparse tensor).
     """
+    if tensor.is_nested:
+        # it has no shape
+        raise _not_an_image(f"the tensor is nested: {tensor.dtype}. Give a list of its tensors: tensor.unbind().")
     shape = tuple(tensor.shape)
     if len(shape) not in (3, 4) or shape[-3] not in CHANNELS:
         hint = ", as by tensor.movedim(-1, -3)" if len(shape) in (3, 4) and shape[-1] in CHANNELS else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,9 @@ class Preprocess:
         """
         array: Any = array_of(source) if is_tensor(source) else source
         if isinstance(array, np.ndarray):
+            if array.ndim in (2, 3) and math.prod(array.shape[:2]) > self.max_pixels:
+                # before anything is copied: a broadcast array may stand for terabytes
+                check_size(*array.shape[1::-1], max_pixels=self.max_pixels)
             pixels = picture_of(array)
             check_size(*array.shape[1::-1], max_pixels=self.max_pixels)
             return self.view(self.store(pixels))

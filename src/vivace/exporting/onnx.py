@@ -77,7 +77,7 @@ def load_file(path: Path) -> Classifier:
 def copy_labelled(bundle: Bundle, folder: Path) -> tuple[str, str]:
     """Copy the graph of a bundle into `folder`, with its description; the names of input and output in the copy."""
     written = folder / GRAPH
-    shutil.copyfile(bundle.folder / GRAPH, written)
+    shutil.copyfile(bundle.checked(GRAPH), written)
     if not description(bundle).items() <= open_session(written).get_modelmeta().custom_metadata_map.items():
         import onnx
 

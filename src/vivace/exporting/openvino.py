@@ -65,7 +65,7 @@ def load_file(path: Path) -> Classifier:
 def copy_labelled(bundle: Bundle, folder: Path) -> tuple[str, str]:
     """Copy the graph of a bundle into `folder`, with its description; the names of input and output in the copy."""
     names = (GRAPH, WEIGHTS)
-    model = read_graph(*(bundle.folder / name for name in names))
+    model = read_graph(*(bundle.checked(name) for name in names))
     if (model.input().names, model.output().names, _described(model)) == ({INPUT}, {OUTPUT}, description(bundle)):
         for name in names:
             shutil.copyfile(bundle.folder / name, folder / name)

@@ -38,7 +38,7 @@ def ranges_file(bundle: Bundle) -> Path:
         raise ConfigError(
             f"the bundle holds no ranges for int8: {bundle.folder}. Have it quantized: vivace accelerate, say."
         )
-    return bundle.folder / RANGES
+    return bundle.checked(RANGES)
 
 
 def int8_graph(bundle: Bundle) -> tuple[nn.Module, Tensor]:

@@ -96,7 +96,7 @@ def graph_file(bundle: Bundle, name: str, runtime: str) -> Path:
     if name in bundle.files:
         if path.is_symlink():
             raise BundleError(f"a file of the bundle is a link: {path}. Do not use it, or restore it from a copy.")
-        return path
+        return bundle.checked(name)
     if bundle.info.runtime == runtime:
         raise BundleError(
             f"the bundle computes by {runtime}, and bundle.json does not list {name}: {bundle.folder}. "

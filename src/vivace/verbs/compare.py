@@ -13,14 +13,14 @@ import numpy as np
 from vivace.bundle import Bundle, load_bundle
 from vivace.data.caching.cache import CachedSplit
 from vivace.data.place import AnyData
-from vivace.data.sources import open_source
-from vivace.errors import ConfigError, DataError, RunFolderError
+from vivace.errors import BundleError, ConfigError, DataError, RunFolderError
 from vivace.evaluation.chosen import ALL, HELD_OUT
 from vivace.evaluation.evaluate import open_split
 from vivace.notices import collected_warnings, warn
 from vivace.predictor import Predictor
 from vivace.statistics.paired import exact_p_value, loss_bound
 from vivace.statistics.proportions import wilson_interval
+from vivace.verbs.recorded import recorded_data
 from vivace.verbs.runs import Run, read_run
 
 __all__ = ["Compared", "RunComparison", "compare"]
@@ -104,12 +104,17 @@ def compare(
     """Classify the same images with two runs or bundles, and test whether one of them is better.
 
     run, other: folders of runs or of bundles, with the same classes in any order. data: as for `train`; None: the data
-    that both were trained on, where they lay then. split: train, val, test or all; None: test if there is one, else
+    that both were trained on, where they lay then, if the cache holds the images of both from there: a run of a
+    stranger's may name any place, which is not opened. split: train, val, test or all; None: test if there is one, else
     val, else all. Images that one of the two was trained on are left out, but for split "train" and "all". batch_size,
     threads, device, cache_dir, on_bad_image: as for `evaluate`.
     Raises DataError if the classes differ, the runs had different data and `data` is None, or no image is left;
-    RunFolderError for a run that has not finished; BundleError for what is neither a run nor a bundle.
+    ConfigError if `data` is None and is needed; RunFolderError for a run that has not finished; BundleError for what is
+    neither a run nor a bundle.
     """
+    for path in (run, other):
+        if not isinstance(path, str | Path):
+            raise BundleError(f"neither a run nor a bundle: got {type(path).__name__}. Give the path of its folder.")
     with collected_warnings() as warnings:
         facts = [_run_of(Path(path)) for path in (run, other)]
         bundles = [load_bundle(path) for path in (run, other)]
@@ -183,21 +188,7 @@ def _common_data(facts: list[Run | None], paths: tuple[str, str], cache_dir: str
         if run is None or run.data is None:
             raise ConfigError(f"`data` is missing: {path} does not say where its data are. Give images to compare on.")
     first, second = (run for run in facts if run is not None)
-    if (first.data, first.place) != (second.data, second.place):
-        told = " and ".join(f"{run.path} on {run.place or run.data}" for run in (first, second))
-        raise DataError(f"the two were trained on different data: {told}. Give `data`: the images to compare on.")
-    assert first.data is not None
-    if first.place is None:
-        return first.data
-    try:
-        open_source(first.place, cache_dir=Path(cache_dir) if cache_dir else None, require_train=False)
-    except DataError as error:
-        from vivace.data.layouts.catalog import CATALOG
-
-        if first.data in CATALOG:
-            return first.data
-        raise DataError(f"{error} It is where the runs had their data: give `data`.") from None
-    return first.place
+    return recorded_data(first, second, cache_dir)
 
 
 def _same_images(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,11 @@ from vivace.plain import parse_json, parse_yaml
 __all__ = ["Run", "Runs", "read_run", "runs"]
 
 # facts, a recipe and a result are some kilobytes
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 2**20
+# of a name in them, which is kept for every run; a path has no more
+MAX_TEXT = 4096
+# of epochs and seconds
+MAX_NUMBER = 1e9
 # by these a folder is known as a run's; training writes the recipe last before its first step
 SIGNS = ("recipe.yaml", "run.json")
 
@@ -61,7 +65,7 @@ class Runs:
     folder: Path
     runs: tuple[Run, ...]
     passed_over: tuple[str, ...] = ()
-    """Names in the folder that are no runs."""
+    """Names in the folder that are no runs, or links."""
 
     def __iter__(self) -> Any:
         return iter(self.runs)
@@ -81,6 +85,8 @@ def runs(folder: str | Path = "runs") -> Runs:
     Damaged and unfinished runs are among them, with their problem; what is no run is named in `passed_over`.
     Raises RunFolderError if the folder can't be read.
     """
+    if not isinstance(folder, str | Path) or "\0" in str(folder):
+        raise RunFolderError(f"not a folder of runs: got {folder!r:.200}. Give its path.")
     folder = Path(folder)
     try:
         if _is_run(folder):
@@ -91,8 +97,11 @@ def runs(folder: str | Path = "runs") -> Runs:
             f"there are no runs in {folder}: {error.strerror or error}. Name the folder that holds them: vivace train "
             "writes into runs, below the folder that it is called in."
         ) from None
-    found = [read_run(entry) for entry in entries if _is_run(entry)]
-    others = tuple(entry.name for entry in entries if not _is_run(entry) and not entry.name.startswith("."))
+    # a link may lead to any folder, and only this one was given
+    found = [read_run(entry) for entry in entries if _is_run(entry) and not entry.is_symlink()]
+    others = tuple(
+        entry.name for entry in entries if (entry.is_symlink() or not _is_run(entry)) and not entry.name.startswith(".")
+    )
     found.sort(key=lambda run: (run.finished or "", run.path.name), reverse=True)
     return Runs(folder=folder, runs=tuple(found), passed_over=others)
 
@@ -113,7 +122,7 @@ def read_run(folder: Path) -> Run:
             told |= read(folder)
         except FileNotFoundError as error:
             problem = problem or f"{Path(error.filename).name} is missing"
-        except (OSError, ConfigError, ValueError) as error:
+        except (OSError, ConfigError, ValueError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or first_line(error)
             problem = problem or reason.replace(f"{folder}/", "")
     if problem is None:
@@ -147,10 +156,10 @@ def _result(folder: Path) -> dict[str, Any]:
     result = _json(path)
     when = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     return {
-        "val_top1": _value(result, "val_top1", float, "result.json"),
-        "test_top1": _value(result, "test_top1", float, "result.json", may_lack=True),
-        "epochs": _value(result, "epochs", float, "result.json"),
-        "seconds": _value(result, "total_seconds", float, "result.json"),
+        "val_top1": _value(result, "val_top1", 1, "result.json"),
+        "test_top1": _value(result, "test_top1", 1, "result.json", may_lack=True),
+        "epochs": _value(result, "epochs", MAX_NUMBER, "result.json"),
+        "seconds": _value(result, "total_seconds", MAX_NUMBER, "result.json"),
         "finished": when.isoformat(timespec="seconds"),
     }
 
@@ -165,16 +174,17 @@ def _mapping(value: Any, file: str, what: str) -> Mapping[str, Any]:
     return value
 
 
-def _value(values: Mapping[str, Any], key: str, kind: Callable[..., Any], file: str, *, may_lack: bool = False) -> Any:
+def _value(values: Mapping[str, Any], key: str, kind: type[str] | float, file: str, *, may_lack: bool = False) -> Any:
+    """The text of a key, or a number from 0 to `kind`. Raises ValueError for anything else."""
     value = values.get(key)
     if value is None and may_lack:
         return None
-    if kind is str:
-        fits = isinstance(value, str)
+    if isinstance(kind, type):
+        fits = isinstance(value, str) and len(value) <= MAX_TEXT
     else:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= kind
     if not fits:
-        raise ValueError(f"{file} has a wrong {key}: {value!r:.80}")
+        raise ValueError(f"{file} has a wrong {key}: {(value[:80] if isinstance(value, str) else value)!r:.80}")
     return value
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vivace.cachedir import building, default_cache_dir, warn_if_shared
+from vivace.config import check_choice
 from vivace.data.audit import Audit, check_audit
 from vivace.data.caching.build import build, origin_of
 from vivace.data.caching.files import (
@@ -36,6 +37,8 @@ from vivace.files import canonical_json
 from vivace.notices import warn
 
 __all__ = ["Cache", "CachedSplit", "audit_source", "open_cache"]
+
+ON_BAD_IMAGE = ("auto", "refuse", "skip")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def open_cache(
     Raises DataError if a file can't be read, if `check_audit` refuses the data, if the cache can't be written, and with
     require_train if too few images remain.
     """
+    check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
     source = dataclasses.replace(source, allow_leaks=allow_leaks)
     cache = _open_or_build(source, preprocess, cache_dir or default_cache_dir(), num_workers, progress, fingerprint)
     if fingerprint is not None:

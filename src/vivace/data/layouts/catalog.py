@@ -19,7 +19,7 @@ from vivace.cachedir import DOWNLOADED, default_cache_dir, filled_once
 from vivace.data.splits import DataSource, Split
 from vivace.errors import DownloadError, MissingExtra
 
-__all__ = ["CATALOG", "open_named"]
+__all__ = ["CATALOG", "is_on_disk", "open_named"]
 
 SECONDS_TO_CONNECT = 20.0
 
@@ -74,6 +74,21 @@ def open_named(name: str, data_root: Path | None = None, cache_dir: Path | None 
         return _digits()
     root = (data_root or (cache_dir or default_cache_dir()) / "downloads").expanduser()
     return _from_torchvision(name, _TORCHVISION[name], root)
+
+
+def is_on_disk(name: str, cache_dir: Path) -> bool:
+    """Whether `open_named` finds the data set of this name below the cache, and downloads nothing."""
+    if name == "digits":
+        return True
+    import torchvision
+
+    row, root = _TORCHVISION[name], cache_dir / "downloads"
+    dataset_class = getattr(torchvision.datasets, row.dataset)
+    try:
+        return any(_on_disk(dataset_class, place, row) is not None for place in (root / name, root))
+    except ImportError:
+        # of the library that reads it: `open_named` says which
+        return (root / name).is_dir()
 
 
 def _digits() -> DataSource:
