@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vivace import systems
-from vivace.config import shown_value
 from vivace.cpus import forked_with, limit_threads, num_cpus
 from vivace.errors import ConfigError
 from vivace.runtimes.table import RUNTIMES
@@ -150,9 +149,8 @@ def select_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError, ValueError, OverflowError):
-        raise ConfigError(
-            f"`device` is unknown: got {shown_value(name)}. Give auto, cpu, cuda, cuda:N or mps."
-        ) from None
+        got = repr(name) if isinstance(name, str | None) else type(name).__name__
+        raise ConfigError(f"`device` is unknown: got {got}. Give auto, cpu, cuda, cuda:N or mps.") from None
     if device.type == "cuda":
         if in_bad_fork():
             raise ConfigError(
