@@ -200,3 +200,16 @@ def test_an_unknown_field_is_refused(bundle: Bundle) -> None:
 def test_a_folder_without_a_bundle_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"not a bundle: .* has no bundle\.json"):
         load_bundle(tmp_path)
+
+
+def test_a_misspelt_folder_and_a_deployment_are_told_from_one_without_a_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    near = bundle.folder.with_name(bundle.folder.name + "s")
+    with pytest.raises(BundleError, match="the bundle does not exist") as caught:
+        load_bundle(near)
+    assert f"Did you mean {str(bundle.folder)!r}?" in str(caught.value)
+    deployment = tmp_path / "my dep"
+    deployment.mkdir()
+    for name in ("model.json", "selftest.py"):
+        (deployment / name).touch()
+    with pytest.raises(BundleError, match=r"is a deployment, .* python '.*my dep/selftest\.py'\. Give"):
+        load_bundle(deployment)

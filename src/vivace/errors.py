@@ -32,7 +32,9 @@ value: `max_drop`, `resume=True`; the command line shows them as its options (`c
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 __all__ = [
     "ArchiveError",
@@ -59,8 +61,10 @@ __all__ = [
     "RunFolderError",
     "TrainingError",
     "VivaceError",
+    "did_you_mean",
     "first_line",
     "nearest",
+    "nearest_path",
     "one_line",
     "printable",
     "shown",
@@ -74,6 +78,8 @@ KEPT_AT_END = 150
 # longer names are no typos, and comparing them takes long
 MAX_NAME = 100
 MAX_SCORE_GAP = 0.2
+# a folder of a data set may have a million files
+MAX_BESIDE = 2_000
 
 
 class VivaceError(Exception):
@@ -199,17 +205,37 @@ class Interrupted(VivaceError):
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     """A hint such as " Did you mean 'cosine'?", with up to `limit` similar names; "" if nothing known is similar."""
-    known, name = list(known), str(name)
+    return did_you_mean(_similar(str(name), known, limit))
+
+
+def nearest_path(path: Path, fits: Callable[[Path], bool], *, known: Iterable[str] = (), limit: int = 2) -> str:
+    """A hint with paths beside `path` of a similar name that `fits`, then with similar names of `known`; or ""."""
+    try:
+        beside = [other.name for other in itertools.islice(path.parent.iterdir(), MAX_BESIDE) if fits(other)]
+    except (OSError, ValueError):
+        beside = []
+    found = [str(path.parent / name) for name in _similar(path.name, beside, limit)]
+    return did_you_mean([*found, *_similar(str(path), known, limit)])
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """Such as " Did you mean 'cosine'?"; "" for no names."""
+    said = " or ".join(map(repr, dict.fromkeys(names)))
+    return f" Did you mean {said}?" if said else ""
+
+
+def _similar(name: str, known: Iterable[str], limit: int) -> list[str]:
+    """Up to `limit` of `known` that are spelt like `name`, the nearest first."""
     if len(name) > MAX_NAME:
-        return ""
+        return []
     lowered = {candidate.lower(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=limit, cutoff=0.5)
     if not matches:
-        return ""
+        return []
     scores = [difflib.SequenceMatcher(None, match, name.lower()).ratio() for match in matches]
     # beside a very near one, those that share half of their letters are no help
-    matches = [match for match, score in zip(matches, scores, strict=True) if score > max(scores) - MAX_SCORE_GAP]
-    return " Did you mean " + " or ".join(repr(lowered[match]) for match in matches) + "?"
+    near = [match for match, score in zip(matches, scores, strict=True) if score > max(scores) - MAX_SCORE_GAP]
+    return [lowered[match] for match in near]
 
 
 def first_line(error: BaseException | str) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vivace.errors import BundleError, ConfigError
+from vivace.errors import BundleError, ConfigError, nearest_path
 from vivace.files import canonical_json, sha256_of
 from vivace.plain import parse_json
 from vivace.runtimes.table import RUNTIMES
@@ -25,6 +26,7 @@ __all__ = [
     "bundle_folder",
     "check_file",
     "check_files",
+    "holds_bundle",
     "manifest_hash",
     "read_manifest",
 ]
@@ -79,9 +81,7 @@ def _parsed(path: Path) -> Any:
         with path.open("rb") as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError:
-        raise BundleError(
-            f"not a bundle: {path.parent} has no {MANIFEST}. Give the folder that 'vivace train' wrote."
-        ) from None
+        raise BundleError(_why_none(path.parent)) from None
     except (OSError, ValueError) as error:
         raise BundleError(
             f"{path} can't be read ({error}). Make the bundle again, or restore it from a copy."
@@ -123,15 +123,38 @@ def bundle_folder(given: str | Path) -> Path:
     return folder / "bundle" if within else folder
 
 
-def check_files(folder: Path, files: Mapping[str, Any]) -> None:
+def holds_bundle(folder: Path) -> bool:
+    """Whether it is the folder of a bundle or of a run with one, going by their names."""
+    try:
+        return any((folder / name).is_file() for name in (MANIFEST, f"bundle/{MANIFEST}"))
+    except (OSError, ValueError):
+        return False
+
+
+def _why_none(folder: Path) -> str:
+    """What to say of a folder without a manifest."""
+    if not folder.exists():
+        hint = nearest_path(folder, holds_bundle)
+        return f"the bundle does not exist: got {str(folder)!r}.{hint} Give the folder that 'vivace train' wrote."
+    selftest = folder / "selftest.py"
+    if selftest.is_file() and (folder / "model.json").is_file():
+        return (
+            f"not a bundle: {folder} is a deployment, which is checked without vivace: python "
+            f"{shlex.quote(str(selftest))}. Give the bundle that it was exported from."
+        )
+    return f"not a bundle: {folder} has no {MANIFEST}. Give the folder that 'vivace train' wrote."
+
+
+def check_files(folder: Path, files: Mapping[str, Any], *, hashes: bool = True) -> None:
     """Raise BundleError unless each file is a regular file directly in the folder, with its recorded size and SHA-256.
 
-    Files that runtimes open by themselves, such as weights beside a graph, must be listed.
+    hashes: False compares the sizes alone, which takes no time. Files that runtimes open by themselves, such as weights
+    beside a graph, must be listed.
     """
     for name, facts in files.items():
         if FILE_NAME.fullmatch(name) is None:
             raise BundleError(f"the bundle lists a file outside its folder: {name!r}. Do not use it: {folder}.")
-        check_file(folder / name, facts)
+        check_file(folder / name, facts, hashes=hashes)
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in READ_BY_RUNTIMES and path.name not in files:
             raise BundleError(
@@ -140,7 +163,7 @@ def check_files(folder: Path, files: Mapping[str, Any]) -> None:
             )
 
 
-def check_file(path: Path, facts: Any) -> None:
+def check_file(path: Path, facts: Any, *, hashes: bool = True) -> None:
     """Raise BundleError unless it is a regular file, no link, with the size and SHA-256 that `facts` record."""
     facts = facts if isinstance(facts, Mapping) else {}
     expected, digest = facts.get("bytes"), facts.get("sha256")
@@ -158,7 +181,7 @@ def check_file(path: Path, facts: Any) -> None:
             raise BundleError(
                 f"{path} is damaged: {status.st_size:,} bytes, expected {expected:,}. Restore it from a copy."
             )
-        if sha256_of(path) != digest:
+        if hashes and sha256_of(path) != digest:
             raise BundleError(f"{path} is damaged: its SHA-256 differs from the recorded one. Restore it from a copy.")
     except FileNotFoundError:
         raise BundleError(f"the bundle lacks a file: {path}. Restore it from a copy.") from None

@@ -65,10 +65,11 @@ def dump_yaml(value: Any) -> str:
     return text
 
 
-def parse_json(data: bytes | str, where: str) -> Any:
+def parse_json(data: bytes | str, where: str, *, fix: str = "Restore it from a copy") -> Any:
     """The plain value of a JSON text. Raises ConfigError, whose message begins with `where`, for anything else.
 
     NaN, infinities, duplicate keys, integers with over MAX_DIGITS digits and over MAX_JSON_DEPTH levels are refused.
+    fix: what the message advises, without its period.
     """
     try:
         value = json.loads(
@@ -80,7 +81,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
         )
         _check_depth(value, MAX_JSON_DEPTH)
     except (ValueError, RecursionError) as error:
-        raise _refused(where, first_line(error), "Write it again", kind="JSON") from None
+        raise _refused(where, first_line(error), fix, kind="JSON") from None
     return value
 
 

@@ -133,6 +133,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "data", "--recipe", "fats"], r"^ConfigError: --recipe is unknown: got 'fats'.*'fast'"),
         (["train"], r"^ConfigError: DATA is missing\. See vivace train --help"),
         (["train", "nowhere"], r"^DataError: .*nowhere"),
+        (["compare", "one"], r"^ConfigError: the second RUN is missing\. See"),
         (
             ["train", "FOLDER", "--set", "optimizer.lrr=1"],
             r"^ConfigError: .*optimizer\.lrr.*Did you mean 'lr'|optimizer\.lr",
@@ -143,7 +144,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "FOLDER", "--within", "soon"], r"^ConfigError: --within is no duration: got 'soon'"),
         (["train", "FOLDER", "--config", "none.yaml"], r"^ConfigError: .*none\.yaml"),
         (["train", "FOLDER", "--device", "tpu"], r"^ConfigError: --device is unknown: got 'tpu'"),
-        (["evaluate", "nowhere", "FOLDER"], r"^BundleError: not a bundle: nowhere"),
+        (["evaluate", "nowhere", "FOLDER"], r"^BundleError: the bundle does not exist: got 'nowhere'"),
         (["cache", "--remove", "nothing"], r"^DataError: there is no such cache entry: got 'nothing'"),
     ],
 )

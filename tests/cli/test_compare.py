@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -128,11 +129,21 @@ def test_other_classes_and_other_data_are_refused_with_what_to_do(
     assert compared.num_images + compared.num_images_left_out == 15
 
 
-def test_a_run_without_a_bundle_is_told_from_what_is_no_run(run: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_bundle_is_told_from_what_is_no_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(run, tmp_path / "stopped")
     shutil.rmtree(tmp_path / "stopped" / "bundle")
     (tmp_path / "stopped" / "result.json").unlink()
     with pytest.raises(RunFolderError, match=r"no bundle yet: .*stopped \(it is running, or was stopped\)\. Let it"):
+        vivace.compare(run, tmp_path / "stopped")
+    capsys.readouterr()
+    assert main(["compare", str(run), str(tmp_path / "stopped")]) == 2
+    place = json.loads((run / "run.json").read_text())["data"]["place"]
+    command = shlex.join(["vivace", "train", place, "--resume", "--run", str(tmp_path / "stopped")])
+    assert capsys.readouterr().err.endswith(f"continue it: {command}\n")
+    shutil.copy(run / "result.json", tmp_path / "stopped")
+    with pytest.raises(RunFolderError, match=r"^the run's bundle is missing: .*stopped/bundle\. Restore it"):
         vivace.compare(run, tmp_path / "stopped")
     assert main(["compare", str(run), str(tmp_path / "nowhere")]) == 2
 
@@ -182,3 +193,18 @@ def test_a_bundle_that_is_a_link_is_refused_and_so_is_what_is_no_path(
         vivace.compare(None, None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="on_bad_image is unknown: got 'zz'"):
         vivace.compare(tmp_path / "elsewhere", tmp_path / "elsewhere", trained[1], on_bad_image="zz")
+
+
+def test_a_damaged_run_whose_bundle_is_sound_is_compared_with_a_warning(run: Path) -> None:
+    shutil.copytree(run, run.with_name("other"))
+    (run.with_name("other") / "result.json").write_text("[]")
+    assert any(
+        "is damaged, and only its bundle" in told for told in vivace.compare(run, run.with_name("other")).warnings
+    )
+
+
+def test_swapped_arguments_are_named_with_the_right_command(
+    run: Path, trained: tuple[Bundle, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(trained[1]), str(run)]) == 2
+    assert capsys.readouterr().err.endswith(f"Write vivace evaluate {run} {trained[1]}\n")

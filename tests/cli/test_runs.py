@@ -14,8 +14,10 @@ import vivace
 from answers import last_answer
 from vivace.bundle import Bundle
 from vivace.cli import main
-from vivace.cli.runs import duration
+from vivace.cli.runs import duration, few_digits
+from vivace.cli.train import _draw_curves
 from vivace.errors import RunFolderError
+from vivace.outputs import write_sealed
 
 
 @pytest.fixture
@@ -165,3 +167,35 @@ def test_names_of_folders_forge_no_lines_and_links_are_passed_over(
 def test_what_is_no_path_is_refused_on_one_line(given: Any) -> None:
     with pytest.raises(RunFolderError, match=r"^not a folder of runs: got "):
         vivace.runs(given)
+
+
+def test_a_bundle_that_is_missing_or_cut_short_makes_the_run_damaged(folder: Path) -> None:
+    shutil.rmtree(folder / "first" / "bundle")
+    with (folder / "second" / "bundle" / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    runs = {run.path.name: run for run in vivace.runs(folder)}
+    assert list(runs)[:2] == ["second", "first"]
+    assert (runs["first"].status, runs["first"].problem) == ("damaged", "its bundle is missing")
+    assert runs["second"].status == "damaged"
+    assert (runs["second"].problem or "").startswith("bundle/model.safetensors is damaged: 100 bytes, expected ")
+
+
+def test_the_report_of_a_search_is_not_listed_as_no_run(folder: Path) -> None:
+    write_sealed(folder / "first-accelerated-receipt.json", {"rows": []})
+    (folder / "own-receipt.json").write_text("{}")
+    assert vivace.runs(folder).passed_over == ("circle", "notes.txt", "own-receipt.json", "photos")
+
+
+@pytest.mark.parametrize(("epochs", "shown"), [(0.948148, "0.95"), (6.23704, "6.24"), (20.0, "20"), (0.00312, "0.003")])
+def test_epochs_are_rounded_for_people(epochs: float, shown: str) -> None:
+    assert few_digits(epochs) == shown
+
+
+def test_curves_that_can_not_be_drawn_are_a_warning_and_no_value(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "first" / "metrics.csv").write_bytes(b"\xff\xeb")
+    value, warnings = _draw_curves(folder / "first", None)
+    assert value == "not drawn"
+    assert len(warnings) == 1
+    assert capsys.readouterr().err == f"warning: {warnings[0]}\n"

@@ -37,6 +37,16 @@ COMMAND = re.compile(r"vivace [a-z]+ |trackio show ")
         ("evaluate", "skip them by `on_bad_image='skip'`", "skip them by --on-bad-image skip"),
         ("verify", "Give `data`.", "Give DATA."),
         ("predict", "`out` is a folder", "--out is a folder"),
+        (
+            "compare",
+            "continue it: `vivace.train('my photos', resume=True, run=\"it's\")`",
+            "continue it: vivace train 'my photos' --resume --run 'it'\"'\"'s'",
+        ),
+        (
+            "train",
+            "go on with `vivace.train(vivace.Data('a.csv', image_column='x\\x60y'), resume=True, run='r')`",
+            "go on with vivace train a.csv --image-column 'x`y' --resume --run r",
+        ),
         # a verb without it: the name is no option there
         ("cache", "Give a smaller `size`.", "Give a smaller `size`."),
         # what is no parameter

@@ -95,6 +95,19 @@ def test_an_unknown_name_gives_near_ones() -> None:
         open_source("cifar-10")
 
 
+def test_a_folder_beside_the_misspelt_one_comes_before_the_names_of_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("foods", "other", ".foo"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "food.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"Did you mean 'foods' or 'food101'\?"):
+        open_source("food")
+    with pytest.raises(DataError, match=rf"Did you mean '{tmp_path}/foods'\?"):
+        open_source(tmp_path / "food")
+
+
 def test_a_file_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.docx").write_text("")
     with pytest.raises(DataError, match="`data` is not a data set"):

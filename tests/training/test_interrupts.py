@@ -42,7 +42,9 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_bitwise(
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         signal_at(patch, 4, number)
-        with pytest.raises(Interrupted, match=r"after step 5; go on with `resume=True`") as caught:
+        with pytest.raises(
+            Interrupted, match=r"after step 5; go on with `vivace\.train\(.*, resume=True, run='.*stopped'\)`"
+        ) as caught:
             run_tiny("stopped")
     assert caught.value.exit_status == status
     # the handler of the host program is back

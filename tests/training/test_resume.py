@@ -166,7 +166,7 @@ def full_disk_for(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> No
             "step-",
             1,
             r"^the checkpoint could not be written: .*\. It is the first one: nothing is saved yet: free some space "
-            r"and go on with `resume=True`, which begins anew\.$",
+            r"and go on with `vivace\.train\(.*, resume=True, run=.*\)`, which begins anew\.$",
         ),
         ("best", 2, r"^the checkpoint could not be written: .*best.*\(No space left on device\)\. The previous"),
         (

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -20,7 +21,8 @@ from vivace.cli.deprecated import modern
 from vivace.cli.options import option_names
 from vivace.cli.streams import guarded_streams
 from vivace.cli.wording import as_options
-from vivace.errors import ConfigError, VivaceError, first_line, nearest, one_line
+from vivace.errors import BundleError, ConfigError, VivaceError, first_line, nearest, one_line
+from vivace.manifest import holds_bundle
 from vivace.notices import collected_warnings, worded, wording
 
 __all__ = [
@@ -93,9 +95,21 @@ def _run(verb: str, arguments: list[str]) -> int:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
     with guarded_streams():
         # a verb whose result may be "no" returns its own status
-        status: int = module.run(parsed) or 0
+        try:
+            status: int = module.run(parsed) or 0
+        except BundleError as error:
+            raise _swapped(verb, parsed) or error from None
         sys.stdout.flush()
     return status
+
+
+def _swapped(verb: str, options: Any) -> BundleError | None:
+    """The error of arguments whose second is the bundle and whose first is none."""
+    first, second = getattr(options, "bundle", None), getattr(options, "data", None)
+    if first is None or second is None or holds_bundle(Path(first)) or not holds_bundle(Path(second)):
+        return None
+    command = shlex.join(["vivace", verb, str(second), str(first)])
+    return BundleError(f"the first argument is no bundle, the second is: got {first} and {second}. Write {command}")
 
 
 def tell(message: str) -> None:
@@ -188,6 +202,8 @@ def _unknown(verb: str, name: str | None, value: str, choices: str) -> str:
     return f"{what} unknown: got '{value}'.{nearest(value, known)} Known: {', '.join(known)}"
 
 
+# argument that needs another before it → what it is called where that alone was given
+SECOND = {"RUN2": "the second RUN"}
 # what the parser says → what is said of it, of a verb
 MESSAGES: dict[str, Callable[..., str]] = {
     r"parsing (\S+): no type matching .*\['(.*?)'\] does not match choices (\(.*?\))": _unknown,
@@ -206,7 +222,7 @@ MESSAGES: dict[str, Callable[..., str]] = {
         lambda verb, name, value: f"{name} is no number: got {value}. Give one such as 0.1"
     ),
     r"issing value for argument '(.*?)'": lambda verb, name: f"{name} has no value. Give one after it",
-    r"^Missing from [^:]*: (\S+).*": lambda verb, name: f"{name} is missing",
+    r"^Missing from [^:]*: (\S+).*": lambda verb, name: f"{SECOND.get(name, name)} is missing",
     r"nrecognized options: (-\S*)": lambda verb, name: f"the option is unknown: got '{name}'",
     r"nrecognized options: (.*)": lambda verb, names: f"more arguments than there are places: got {names}",
 }

@@ -23,7 +23,7 @@ class Options:
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run's folder, or a bundle's."""
-    other: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    other: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN2")]
     """The other one, with the same classes."""
     data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Images to compare on, as for `vivace train`. Default: the data that both were trained on, where they lay then,

@@ -85,10 +85,10 @@ def cells(one: Run) -> tuple[str, ...]:
         one.model or "–",
         _percent(one.val_top1),
         _percent(one.test_top1),
-        "–" if one.epochs is None else f"{one.epochs:g}",
+        "–" if one.epochs is None else few_digits(one.epochs),
         "–" if one.seconds is None else duration(one.seconds),
         "–" if one.bytes is None else f"{one.bytes / 1e6:,.1f} MB",
-        one.status if one.finished is None else one.finished[:16].replace("T", " "),
+        one.status if one.finished is None or one.status != "finished" else one.finished[:16].replace("T", " "),
     )
 
 
@@ -100,6 +100,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def few_digits(epochs: float) -> str:
+    """A number of epochs for people, such as "20", "6.24" or "0.003"."""
+    return f"{epochs:.2f}".rstrip("0").rstrip(".") if epochs >= 0.1 else f"{epochs:.1g}"
 
 
 def _percent(fraction: float | None) -> str:

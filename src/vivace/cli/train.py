@@ -15,6 +15,7 @@ from vivace.cli.answers import print_json
 from vivace.cli.common import parse_assignments
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
+from vivace.cli.runs import few_digits
 
 
 @verb_options
@@ -177,15 +178,16 @@ def run(options: Options) -> None:
         quiet=execution.quiet,
         clock=process_seconds,
     )
-    curves = _draw_curves(result.run, result.saved_epoch)
+    curves, warnings = _draw_curves(result.run, result.saved_epoch)
+    warnings = [*result.warnings, *warnings]
     if execution.json:
         name = json.loads((result.run / "run.json").read_text(encoding="utf-8"))["data"]["name"]
-        print_json("train", {"data": name, **result.to_dict()})
+        print_json("train", {"data": name, **result.to_dict(), "warnings": warnings})
         return
     rows = [
         ("validation top-1", top1_line(result.metrics["val"])),
         ("test top-1", "no test split" if result.test_top1 is None else top1_line(result.metrics["test"])),
-        ("epochs", f"{result.epochs:g} ({result.num_images_seen:,} images)"),
+        ("epochs", f"{few_digits(result.epochs)} ({result.num_images_seen:,} images)"),
         ("time", f"{result.train_seconds:.1f} s training, {result.total_seconds:.1f} s in all"),
     ]
     if result.target_reached is not None:
@@ -199,7 +201,7 @@ def run(options: Options) -> None:
             )
         )
     rows += [("run", str(result.run)), ("bundle", str(result.bundle)), ("curves", curves)]
-    rows += [("warning", message) for message in result.warnings]
+    rows += [("warning", message) for message in warnings]
     for name, value in rows:
         print(f"{name:<17} {value}")
 
@@ -210,13 +212,19 @@ def top1_line(metrics: Mapping[str, Any]) -> str:
     return f"{100 * metrics['top1']:.2f} % [{low:.2f}, {high:.2f}] of {metrics['num_images']:,} images"
 
 
-def _draw_curves(run: Path, saved_epoch: float | None) -> str:
-    from vivace.errors import VivaceError
+def _draw_curves(run: Path, saved_epoch: float | None) -> tuple[str, list[str]]:
+    """(what the curves are in, warnings)."""
+    from vivace.errors import MissingExtra, VivaceError
+    from vivace.notices import warn
 
     try:
         from vivace.report.figures import curves
 
         curves(run / "metrics.csv", run / "curves.png", saved_epoch=saved_epoch)
+    except MissingExtra as error:
+        return f"{run / 'metrics.csv'} ({error})", []
     except VivaceError as error:
-        return f"{run / 'metrics.csv'} ({error})"
-    return str(run / "curves.png")
+        warning = f"the curves were not drawn: {error}"
+        warn(warning)
+        return "not drawn", [warning]
+    return str(run / "curves.png"), []

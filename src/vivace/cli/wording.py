@@ -2,6 +2,7 @@
 
 A message has a parameter in backquotes, alone or with a value: `max_drop`, `resume=True`, `split='all'`, or a field of
 the recipe, `optimizer.lr`. From Python it is read as it is. Here it becomes --max-drop, --resume, --split all, --lr.
+A whole call, `vivace.train('photos', resume=True)`, becomes a command: vivace train photos --resume.
 A name without backquotes is one where the message begins with it: "batch_size is out of range: got 0."
 
 A value that a message repeats may hold backquotes too. It stays as it is where it is in quotation marks, is a part of
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import shlex
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any, get_type_hints
@@ -26,6 +28,7 @@ NAME = r"`([a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?:=([^`]*))?`"
 QUOTED = r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|(?<!\w)"(?:[^"\\]|\\.)*"(?!\w)"""
 MARKED = re.compile(rf"(?<![^\s(]){NAME}(?![^\s.,;:?!)…])|{QUOTED}")
 MAX_VALUE = 200
+CALL = re.compile(r"`vivace\.([a-z]+\([^`]*\))`")
 FIRST = re.compile(r"^([a-z][a-z0-9_]*)(?= (?:is|has|would|needs) )")
 
 
@@ -36,6 +39,7 @@ def as_options(text: str, verb: str, given: Iterable[str] = ()) -> str:
     """
     if "`" not in text and FIRST.match(text) is None:
         return text
+    text = CALL.sub(lambda match: _command(match[1]) or match[0], text)
     names, marked = _names(verb), _marked(text, given)
     if FIRST.match(text) and text.partition(" ")[0] not in given:
         text = FIRST.sub(lambda match: names.get(match[1], match[1]), text)
@@ -63,6 +67,26 @@ def _option(names: dict[str, str], name: str | None, value: str | None) -> str |
     if value is None or value == "True" or not option.startswith("--"):
         return option
     return f"{option} {_plain(value)}"
+
+
+def _command(call: str) -> str | None:
+    """A call such as "train('my photos', resume=True)" as it is typed in a shell; None if it is none."""
+    try:
+        parsed = ast.parse(call, mode="eval").body
+        return shlex.join(["vivace", *_words(parsed)])
+    except (SyntaxError, ValueError, AttributeError):
+        return None
+
+
+def _words(call: Any) -> list[str]:
+    """The name of a verb, then its arguments; those of a `vivace.Data` among them are options of the verb too."""
+    words = [call.func.id] if isinstance(call.func, ast.Name) else []
+    for value in call.args:
+        words += _words(value) if isinstance(value, ast.Call) else [str(ast.literal_eval(value))]
+    for keyword in call.keywords:
+        value = ast.literal_eval(keyword.value)
+        words += ["--" + keyword.arg.replace("_", "-"), *([] if value is True else [str(value)])]
+    return words
 
 
 def _is_field(name: str) -> bool:

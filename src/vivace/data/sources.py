@@ -14,7 +14,7 @@ from vivace.data.layouts import archives, catalog, folders, hub, manifests, shar
 from vivace.data.place import AnyData, Data
 from vivace.data.splits import DataSource, check_source, renumbered
 from vivace.data.text import case_hint, count_of, first_few
-from vivace.errors import DataError, nearest
+from vivace.errors import DataError, nearest, nearest_path
 
 __all__ = ["open_source"]
 
@@ -58,12 +58,17 @@ def open_source(
     else:
         raise DataError(
             f"`data` was not found: got {text!r}, which is not a file, a folder or a known name."
-            f"{nearest(text, catalog.CATALOG)} Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet "
-            f"manifest, a .zip or .tar archive, or one of {', '.join(sorted(catalog.CATALOG))}."
+            f"{nearest_path(path, _is_data, known=catalog.CATALOG)} Give a folder of class folders, a .csv, .tsv, "
+            f".jsonl or .parquet manifest, a .zip or .tar archive, or one of {', '.join(sorted(catalog.CATALOG))}."
         )
     source = source if classes is None else _with_classes(source, tuple(classes))
     check_source(source, require_train=require_train and classes is None)
     return source
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a path may be data, going by its name and kind."""
+    return not path.name.startswith(".") and (path.is_dir() or manifests.is_manifest(path) or archives.is_archive(path))
 
 
 def _folder(path: Path, data: Data, require_train: bool, classes: Sequence[str] | None) -> DataSource:

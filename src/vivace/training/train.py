@@ -19,6 +19,7 @@ from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
 from vivace.training.callbacks import Callback, check_callbacks
+from vivace.training.continuing import says_how_to_resume
 from vivace.training.dataset import open_run_cache, open_run_source, with_sizes
 from vivace.training.display import LiveDisplay
 from vivace.training.facts import measure_facts
@@ -120,22 +121,23 @@ def train(
         from vivace.training.plan import Budget
         from vivace.training.run import run_training
 
-        return run_training(
-            folder,
-            resolved,
-            cache,
-            source_name=source.name,
-            budget=Budget(within_seconds=within_seconds, target=target),
-            resume=resume,
-            device_choice=device,
-            tune=tune,
-            measure_test=measure_test,
-            teacher=teacher,
-            cache_dir=cache_path,
-            display=display,
-            callbacks=(*make_trackers(trackers, on_message=display.on_message), *callbacks),
-            clock=clock,
-        )
+        with says_how_to_resume(data, folder.path):
+            return run_training(
+                folder,
+                resolved,
+                cache,
+                source_name=source.name,
+                budget=Budget(within_seconds=within_seconds, target=target),
+                resume=resume,
+                device_choice=device,
+                tune=tune,
+                measure_test=measure_test,
+                teacher=teacher,
+                cache_dir=cache_path,
+                display=display,
+                callbacks=(*make_trackers(trackers, on_message=display.on_message), *callbacks),
+                clock=clock,
+            )
     finally:
         folder.discard_if_unused()
         folder.release()

@@ -20,8 +20,9 @@ from vivace.notices import collected_warnings, warn
 from vivace.predictor import Predictor
 from vivace.statistics.paired import exact_p_value, loss_bound
 from vivace.statistics.proportions import wilson_interval
+from vivace.training.continuing import resume_call
 from vivace.verbs.recorded import recorded_data
-from vivace.verbs.runs import Run, read_run
+from vivace.verbs.runs import NO_BUNDLE, Run, read_run
 
 __all__ = ["Compared", "RunComparison", "compare"]
 
@@ -118,6 +119,9 @@ def compare(
     with collected_warnings() as warnings:
         facts = [_run_of(Path(path)) for path in (run, other)]
         bundles = [load_bundle(path) for path in (run, other)]
+        for told in facts:
+            if told is not None and told.problem:
+                warn(f"the run is {told.status}, and only its bundle was used: {told.path} ({told.problem})")
         _check_classes(bundles, (str(run), str(other)))
         if data is None:
             data = _common_data(facts, (str(run), str(other)), cache_dir)
@@ -163,11 +167,22 @@ def _run_of(path: Path) -> Run | None:
         return None
     told = read_run(path)
     if not (path / "bundle" / "bundle.json").is_file():
-        raise RunFolderError(
-            f"the run has no bundle yet: {path} ({told.problem or told.status}). Let it finish, or continue it: "
-            "vivace train --resume."
-        )
+        raise RunFolderError(_no_bundle(told))
     return told
+
+
+def _no_bundle(run: Run) -> str:
+    """What to say of a run without a bundle."""
+    data = run.place or run.data
+    if data is None or (run.status == "damaged" and run.problem != NO_BUNDLE):
+        return f"the run is damaged and has no bundle: {run.path} ({run.problem}). Name another run, or train again."
+    call = resume_call(data, run.path)
+    if run.status == "unfinished":
+        return f"the run has no bundle yet: {run.path} ({run.problem}). Let it finish, or continue it: {call}"
+    missing = f"the run's bundle is missing: {run.path / 'bundle'}. Restore it from a copy"
+    if any((run.path / "checkpoints").glob("*.safetensors")):
+        return f"{missing}, or make it again from the run's checkpoints: {call}"
+    return f"{missing}, or train again."
 
 
 def _check_classes(bundles: list[Bundle], paths: tuple[str, str]) -> None:

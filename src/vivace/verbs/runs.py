@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vivace.errors import ConfigError, RunFolderError, first_line
+from vivace.errors import BundleError, ConfigError, RunFolderError, first_line
 from vivace.files import read_regular
+from vivace.manifest import check_files, holds_bundle, read_manifest
+from vivace.outputs import own_file
 from vivace.plain import parse_json, parse_yaml
 
 __all__ = ["Run", "Runs", "read_run", "runs"]
@@ -21,8 +23,11 @@ MAX_BYTES = 2**20
 MAX_TEXT = 4096
 # of epochs and seconds
 MAX_NUMBER = 1e9
+FIX = "Restore it from a copy, or train again"
 # by these a folder is known as a run's; training writes the recipe last before its first step
 SIGNS = ("recipe.yaml", "run.json")
+# what is said where the files of the run are sound
+NO_BUNDLE = "its bundle is missing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +105,9 @@ def runs(folder: str | Path = "runs") -> Runs:
     # a link may lead to any folder, and only this one was given
     found = [read_run(entry) for entry in entries if _is_run(entry) and not entry.is_symlink()]
     others = tuple(
-        entry.name for entry in entries if (entry.is_symlink() or not _is_run(entry)) and not entry.name.startswith(".")
+        entry.name for entry in entries if (entry.is_symlink() or not _is_run(entry)) and not _is_ours(entry)
     )
-    found.sort(key=lambda run: (run.finished or "", run.path.name), reverse=True)
+    found.sort(key=lambda run: (run.status == "finished", run.finished or "", run.path.name), reverse=True)
     return Runs(folder=folder, runs=tuple(found), passed_over=others)
 
 
@@ -113,8 +118,16 @@ def _is_run(folder: Path) -> bool:
         return False
 
 
+def _is_ours(entry: Path) -> bool:
+    """Whether it is hidden, or the report of a search that vivace wrote beside the runs."""
+    return entry.name.startswith(".") or (entry.name.endswith("-receipt.json") and own_file(entry))
+
+
 def read_run(folder: Path) -> Run:
-    """A run, from its files. Raises nothing: a run whose files can't be read is damaged."""
+    """A run, from its files. Raises nothing: a run whose files can't be read is damaged.
+
+    Of the bundle the manifest and the sizes of the files are checked, not their hashes.
+    """
     told: dict[str, Any] = {}
     problem = None
     for read in (_facts, _recipe, _result):
@@ -125,6 +138,8 @@ def read_run(folder: Path) -> Run:
         except (OSError, ConfigError, ValueError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or first_line(error)
             problem = problem or reason.replace(f"{folder}/", "")
+    if problem is None:
+        problem = _bundle_problem(folder)
     if problem is None:
         return Run(path=folder, status="finished", bytes=_bundle_bytes(folder), **told)
     if problem == "result.json is missing" and "recipe" in told and "data" in told:
@@ -165,7 +180,10 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    return _mapping(parse_json(read_regular(path, MAX_BYTES), path.name), path.name, "an object")
+    value = parse_json(read_regular(path, MAX_BYTES), path.name, fix=FIX)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path.name} is no JSON object: got {str(value)[:40]!r}. {FIX}")
+    return value
 
 
 def _mapping(value: Any, file: str, what: str) -> Mapping[str, Any]:
@@ -186,6 +204,21 @@ def _value(values: Mapping[str, Any], key: str, kind: type[str] | float, file: s
     if not fits:
         raise ValueError(f"{file} has a wrong {key}: {(value[:80] if isinstance(value, str) else value)!r:.80}")
     return value
+
+
+def _bundle_problem(folder: Path) -> str | None:
+    """What is wrong with the bundle of a finished run, as far as can be told without reading its weights."""
+    bundle = folder / "bundle"
+    if bundle.is_symlink():
+        return "its bundle is a link out of its folder"
+    if not holds_bundle(bundle):
+        return NO_BUNDLE
+    try:
+        _, files = read_manifest(bundle)
+        check_files(bundle, files, hashes=False)
+    except (BundleError, OSError) as error:
+        return first_line(error).replace(f"{folder}/", "")
+    return None
 
 
 def _bundle_bytes(folder: Path) -> int | None:

@@ -1,0 +1,40 @@
+"""How a stopped run is continued, as a call that a message shows (no torch here)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from vivace.data.place import AnyData, Data
+from vivace.errors import Interrupted, TrainingError
+
+__all__ = ["resume_call", "says_how_to_resume"]
+
+# how the parts of a training say it, which know neither the data's name nor the folder of the run
+SHORT = "`resume=True`"
+
+
+def resume_call(data: AnyData, run: Path) -> str:
+    """The call that continues the run, in backquotes; the command line shows it as a command."""
+    data = Data.of(data)
+    given = {field.name: getattr(data, field.name) for field in dataclasses.fields(data) if field.name != "where"}
+    options = [f"{name}={_text(value)}" for name, value in given.items() if value not in (None, False)]
+    where = f"vivace.Data({', '.join([_text(data.where), *options])})" if options else _text(data.where)
+    return f"`vivace.train({where}, resume=True, run={_text(run)})`"
+
+
+def _text(value: object) -> str:
+    # a backquote would end the call in the message
+    return repr(value if value is True else str(value)).replace("`", "\\x60")
+
+
+@contextlib.contextmanager
+def says_how_to_resume(data: AnyData, run: Path) -> Iterator[None]:
+    """Within, an error that stops the training says the whole call that continues it."""
+    try:
+        yield
+    except (Interrupted, TrainingError) as error:
+        error.args = (str(error).replace(SHORT, resume_call(data, run)), *error.args[1:])
+        raise
