@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -21,7 +21,10 @@ from colours import COLOURS, noisy_image
 from vivace.bundle import Bundle
 from vivace.cli import VERBS, main
 from vivace.cli.options import option_names
-from vivace.errors import BundleError, ConfigError, DataError
+from vivace.config import from_yaml
+from vivace.errors import BundleError, ConfigError, DataError, ModelError
+from vivace.optim.config import OptimizerConfig
+from vivace.training.keywords import FIELDS, OPENING, TrainKeywords
 
 FUNCTIONS = sorted({*VERBS} & {*vivace.__all__})
 # for programs alone: what a terminal has in place of them, or is too large for an option
@@ -59,7 +62,82 @@ def test_an_argument_has_the_name_of_its_option(verb: str) -> None:
     if verb == "accelerate":
         # its keywords are the fields of one object
         parameters = parameters - {"options", "keywords"} | {field.name for field in fields(vivace.SearchOptions)}
+    if verb == "train":
+        # every option is a parameter or a keyword
+        parameters = parameters - {"keywords"} | {*get_type_hints(TrainKeywords)}
+        given = {OTHER_NAMES.get(name, name) for name in parameters} - {"recipe"}
+        groups = {"network", "budget", "opening", "images", "execution"}
+        # a YAML file is a recipe too; JSON is printed by the command line alone
+        assert given == named - groups - {"config", "json", "recipe"}
     assert {OTHER_NAMES.get(name, name) for name in parameters} <= named
+
+
+def test_train_takes_the_options_as_keywords(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    assert {*get_type_hints(TrainKeywords)} == {*FIELDS, *OPENING}
+    result = vivace.train(
+        make_folder(),
+        epochs=1,
+        batch_size=8,
+        model="fast_cnn",
+        optimizer="adamw",
+        lr=0.002,
+        size=16,
+        seed=3,
+        precision="fp32",
+        val_fraction=0.25,
+        on_bad_image="refuse",
+        data_root=tmp_path,
+        overrides={"threads": 1},
+        run=tmp_path / "run",
+        cache_dir=tmp_path / "cache",
+        tune=False,
+        quiet=True,
+    )
+    recipe = from_yaml(vivace.Recipe, result.run / "recipe.yaml")
+    assert (recipe.batch_size, recipe.model.name, recipe.optimizer.name) == (8, "fast_cnn", "adamw")
+    assert (recipe.optimizer.lr, recipe.data.size, recipe.seed, recipe.precision) == (0.002, 16, 3, "fp32")
+    assert (recipe.data.val_fraction, recipe.data.on_bad_image) == (0.25, "refuse")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batchsize": 8}, r"no such keyword: got 'batchsize'\. Did you mean 'batch_size'\?"),
+        ({"overrides": {"lr": 0.1}}, r"got 'lr'\. Write 'optimizer\.lr', or give `lr=0\.1`"),
+        ({"overrides": {"model": "fast_cnn"}}, r"Write 'model\.name', or give `model='fast_cnn'`"),
+        ({"overrides": {"data_root": "x"}}, r"Give `data_root='x'`"),
+        ({"data_root": 5}, "data_root has the wrong type: got 5"),
+        ({"model": "fast_phto"}, r"the network is unknown: got 'fast_phto'\. Did you mean 'fast_photo'"),
+        ({"model": "resnet50"}, r"got 'resnet50'\. Did you mean 'timm/resnet50'"),
+        ({"recipe": vivace.Recipe(optimizer=OptimizerConfig(name="adamW2"))}, "the optimizer is unknown: got 'adamW2'"),
+        ({"recipe": "fsat"}, r"`recipe` is unknown: got 'fsat'\. Did you mean 'fast'"),
+        ({"optimizer": "adamW2"}, "the optimizer is unknown: got 'adamW2'"),
+        ({"device": "gpu"}, "`device` is unknown: got 'gpu'"),
+    ],
+)
+def test_misspellings_are_refused_before_data_are_opened(
+    arguments: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # the data do not exist, which nobody noticed
+    with pytest.raises((ConfigError, ModelError), match=message):
+        vivace.train("no such data", cache_dir=tmp_path / "cache", **arguments)
+    assert not (tmp_path / "cache").exists()
+    assert "data:" not in capsys.readouterr().err
+
+
+def test_a_refused_run_names_no_file_that_it_does_not_leave(
+    make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folder()
+    (root / "red" / "0.png").write_bytes(b"no image")
+    options: dict[str, Any] = {"size": 16, "batch_size": 8, "epochs": 1, "tune": False, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(ModelError):
+        vivace.train(root, weights=tmp_path / "none.pth", run=tmp_path / "run", **options)
+    assert "left_out.csv" not in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    vivace.train(root, run=tmp_path / "run", **options)
+    assert f"the excluded images are listed in {tmp_path / 'run' / 'left_out.csv'}" in capsys.readouterr().err
+    assert "red/0.png" in (tmp_path / "run" / "left_out.csv").read_text()
 
 
 def test_the_same_thing_has_the_same_name_and_data_the_same_place_in_every_verb() -> None:
@@ -143,6 +221,19 @@ def test_threads_may_share_a_predictor(kind: str, trained: tuple[Bundle, Path], 
         thread.join(60)
     assert not errors
     assert found == expected
+
+
+def test_predictions_are_a_sequence_of_what_was_classified(trained: tuple[Bundle, Path], tmp_path: Path) -> None:
+    for seed in range(3):
+        noisy_image(COLOURS["red"], seed).save(tmp_path / f"{seed}.png")
+    found = vivace.predict(trained[0].folder, tmp_path)
+    assert len(found) == 3
+    assert [*found] == [*found.rows] == [found[0], *found[1:]]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "no.png").write_bytes(b"no image")
+    failed = vivace.predict(trained[0].folder, tmp_path / "bad")
+    # an answer, though an empty one
+    assert (len(failed), bool(failed), len(failed.failures)) == (0, True, 1)
 
 
 def test_audit_tells_what_train_does_with_the_data(

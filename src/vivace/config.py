@@ -96,13 +96,15 @@ def shown_value(value: object) -> str:
 
 
 def parse_duration(text: str | float) -> float:
-    """Seconds of "90s", "10m", "1.5h" or a plain number of seconds. Raises ConfigError."""
+    """Seconds of "90s", "10m" (or "10min"), "1.5h" or a plain number of seconds. Raises ConfigError."""
     # its length first: Python refuses to print a number with thousands of digits
     plain = shown_value(text) if isinstance(text, int) else str(text)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", plain)
     seconds = float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"] if match else 0.0
     if not 0 < seconds < MAX_SECONDS:
-        raise ConfigError(f"`within` is no duration: got {shown_value(text)}. Write 90s, 10m or 1.5h.")
+        raise ConfigError(
+            f"`within` is no duration: got {shown_value(text)}. Write 90s, 10m, 1.5h, or a number of seconds: 90."
+        )
     return seconds
 
 

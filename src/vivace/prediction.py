@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, overload
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """All results, in the order of the paths."""
+    """All results, in the order of the paths; as a sequence, its rows: what could be classified."""
 
     rows: tuple[Prediction, ...]
     failures: tuple[Failure, ...]
@@ -59,6 +59,26 @@ class Predictions:
     seconds: float
     """Decoding and classifying, without loading the bundle."""
     images_per_second: float
+
+    def __len__(self) -> int:
+        """Number of images that were classified."""
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        """The predictions, in the order of the paths."""
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Prediction, ...]: ...
+    def __getitem__(self, index: int | slice) -> Prediction | tuple[Prediction, ...]:
+        """A prediction by its position, or several."""
+        return self.rows[index]
+
+    def __bool__(self) -> bool:
+        """True, even if nothing could be classified: `failures` says why."""
+        return True
 
 
 def predict(

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
 
 import vivace
+from vivace.acceleration.accelerate import _acceleration
 from vivace.acceleration.options import SearchKeywords, SearchOptions
 from vivace.cli import main
 from vivace.cli.accelerate import Search
@@ -110,6 +112,27 @@ def test_python_takes_them_as_an_object_or_as_keywords_and_not_as_both(tmp_path:
         vivace.accelerate(tmp_path, "digits", out=out, budget=1.0)  # type: ignore[call-arg]
 
 
+def test_without_a_proof_the_drop_is_unknown_and_not_zero() -> None:
+    baseline = SimpleNamespace(
+        ratio=None, certified=None, p50_ms=1.0, candidate=SimpleNamespace(runtime="eager", precision="fp32")
+    )
+    result: Any = SimpleNamespace(
+        winner=None,
+        baseline=baseline,
+        verdict=SimpleNamespace(value="unchanged", reason=""),
+        warnings=[],
+        num_certify=0,
+    )
+    final: Any = SimpleNamespace(folder=Path("bundle"))
+    found = _acceleration(result, final, SearchOptions(), {"top1_before": None})
+    assert math.isnan(found.top1_before)
+    assert math.isnan(found.drop)
+    assert math.isnan(found.drop_bound)
+    # the baseline itself, measured
+    known = _acceleration(result, final, SearchOptions(), {"top1_before": 0.9})
+    assert (known.top1_after, known.drop, known.drop_bound) == (0.9, 0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -118,7 +141,11 @@ def test_python_takes_them_as_an_object_or_as_keywords_and_not_as_both(tmp_path:
         ("--target-speedup", "-1", "--target-speedup is out of range: got -1."),
         ("--batch-size", "0", "--batch-size is out of range: got 0."),
         ("--threads", "0", "--threads is out of range: got 0."),
-        ("--within", "soon", "--within is no duration: got 'soon'. Write 90s, 10m or 1.5h."),
+        (
+            "--within",
+            "soon",
+            "--within is no duration: got 'soon'. Write 90s, 10m, 1.5h, or a number of seconds: 90.",
+        ),
     ],
 )
 def test_the_command_line_names_its_options(

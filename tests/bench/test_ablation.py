@@ -13,10 +13,11 @@ import pytest
 from answers import last_answer
 from vivace.bench import ablation as module
 from vivace.bench.ablation import TECHNIQUES, measure_ablation, techniques_of
+from vivace.bench.folder import free_folder
 from vivace.cli import main
 from vivace.config import from_yaml, override, to_yaml
 from vivace.data.config import AugmentConfig, DataConfig
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, VivaceError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.report.figures import ablation as draw
@@ -115,6 +116,7 @@ def test_receipts_pair_the_runs_by_seed_in_alternating_order(monkeypatch: pytest
         )
 
     monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "planned_recipe", lambda *given, **options: TINY)
     report = measure_ablation("data", "fast", out=tmp_path, seeds=3, techniques=["Muon", "flips"])
     assert runs == [
         *[("all-on", 0), ("muon", 0), ("flips", 0)],
@@ -157,7 +159,64 @@ def test_the_command_measures_on_real_runs(
     assert without == dataclasses.replace(with_it, augment=dataclasses.replace(with_it.augment, flip="none"))
     # a second time into the same folder would mix the two
     assert main(options) == 2
+    assert f"--out holds runs of an earlier ablation: {out} has ablation.json" in capsys.readouterr().err
+    (out / "notes.txt").write_text("mine")
+    assert main(options) == 2
     assert "--out holds something other than a bundle or a deployment" in capsys.readouterr().err
+
+
+def test_what_can_be_known_is_refused_before_training(
+    make_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(to_yaml(TINY))
+    options = ["bench", "ablation", str(make_folder()), "--config", str(config), "--technique"]
+    assert main([*options, "cutout"]) == 2
+    assert "the recipe does not use 'cutout'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_the_trial_alone_decides_fails_after_it_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    undecided = override(TINY, {"tile_gradients": "auto"})
+    runs: list[Path] = []
+
+    def train(data: str, recipe: Any, *, run: Path, **options: Any) -> Any:
+        run.mkdir(parents=True)
+        (run / "recipe.yaml").write_text(to_yaml(override(undecided, {"tile_gradients": False})))
+        runs.append(run)
+        return TrainResult(
+            bundle=run,
+            run=run,
+            val_top1=0.5,
+            test_top1=None,
+            epochs=1,
+            train_seconds=1,
+            total_seconds=1,
+            num_images_seen=1,
+        )
+
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "planned_recipe", lambda *given, **options: undecided)
+    with pytest.raises(VivaceError, match=r"first run did not use 'tiled gradients': .*tile_gradients: true") as raised:
+        measure_ablation("data", TINY, out=tmp_path, techniques=["tiled gradients"])
+    assert raised.value.exit_status == 1
+    assert len(runs) == 1
+
+
+def test_without_out_each_ablation_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert free_folder(None) == Path("runs/ablation")
+    (tmp_path / "runs/ablation/all-on-0").mkdir(parents=True)
+    assert free_folder(None) == Path("runs/ablation-2")
+    (tmp_path / "runs/ablation/all-on-0/recipe.yaml").write_text("name: tiny")
+    with pytest.raises(ConfigError, match=r"`out` holds runs of an earlier ablation: .*all-on-0"):
+        free_folder(Path("runs/ablation"))
 
 
 def test_the_figure_shows_rows_without_intervals_too(tmp_path: Path) -> None:

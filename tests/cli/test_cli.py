@@ -124,7 +124,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian", "data"], r"^unknown verb: got 'trian'\. Did you mean 'train'"),
+        (["trian", "data"], r"^ConfigError: unknown verb: got 'trian'\. Did you mean 'train'"),
         (
             ["train", "data", "--epoch", "3"],
             r"^ConfigError: the option is unknown: got '--epoch'\. Did you mean '--epochs'",

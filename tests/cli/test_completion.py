@@ -67,6 +67,25 @@ def test_verbs_options_and_choices_are_completed(complete: Callable[..., set[str
     assert "ablation" in complete("bench", "a")
 
 
+def test_usual_values_of_free_options_are_offered(complete: Callable[..., set[str]]) -> None:
+    assert complete("train", "x", "--device", "cu") == {"cuda"}
+    assert complete("train", "x", "--track", "ml") == {"mlflow"}
+    assert complete("train", "x", "--optimizer", "ada") == {"adam", "adamw"}
+    assert complete("train", "x", "--model", "fast") == {"fast_cnn", "fast_photo"}
+    assert "digits" in complete("train", "dig")
+    assert complete("--print") == {"--print-completion"}
+    assert complete("--print-completion", "z") == {"zsh"}
+
+
+def test_files_are_offered_beside_the_names_of_data_sets(
+    request: pytest.FixtureRequest, complete: Callable[..., set[str]], tmp_path: Path
+) -> None:
+    if "[zsh]" in request.node.name:
+        pytest.skip("the _files of this test lists nothing")
+    (tmp_path / "digitsofmine").mkdir()
+    assert {word.rstrip("/") for word in complete("train", "digi")} == {"digits", "digitsofmine"}
+
+
 def test_a_value_that_may_be_anything_is_no_option(complete: Callable[..., set[str]]) -> None:
     assert not {word for word in complete("train", "--lr", "") if word.startswith("--")}
 
@@ -94,7 +113,7 @@ def test_another_shell_is_refused(arguments: list[str], message: str, capsys: py
     assert main(arguments) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith(message)
+    assert shown.err.startswith(f"ConfigError: {message}")
 
 
 CHOICES = [

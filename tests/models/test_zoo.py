@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vivace.config import from_dict
 from vivace.errors import ConfigError, ModelError
-from vivace.models.config import ModelConfig
+from vivace.models.config import NETWORKS, ModelConfig
 from vivace.models.parts import scale_head
 from vivace.models.zoo import (
     ZOO,
@@ -36,6 +36,8 @@ def blank(channels: int, size: int, count: int = 4) -> Tensor:
 
 def test_every_network_of_the_table_is_held_to_the_contract() -> None:
     assert set(ROWS) >= set(ZOO)
+    # the names that are known without torch
+    assert tuple(ZOO) == NETWORKS
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -14,6 +14,7 @@ from timm.optim import list_optimizers as list_timm
 from torch import nn
 
 from vivace.errors import ConfigError
+from vivace.optim import config as optim_config
 from vivace.optim.config import OptimizerConfig
 from vivace.optim.optimizers import OPTIMIZERS, create_optimizer, list_optimizers
 
@@ -183,6 +184,8 @@ def test_those_of_timm_get_the_momentum_and_the_options() -> None:
 def test_the_list_has_ours_first_each_once_and_nothing_that_is_refused() -> None:
     names = list_optimizers()
     assert names[: len(OPTIMIZERS)] == list(OPTIMIZERS)
+    # the names that are known without torch
+    assert tuple(OPTIMIZERS) == optim_config.OPTIMIZERS
     assert len(names) == len(set(names))
     assert set(names) <= {*OPTIMIZERS, *list_timm()}
     assert "lion" in names

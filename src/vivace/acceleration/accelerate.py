@@ -61,6 +61,7 @@ class Acceleration:
     top1_before: float
     top1_after: float
     drop: float
+    """Percentage points; NaN, as the accuracies, if they were not measured."""
     drop_bound: float
     """One-sided upper bound on `drop` with 95 % confidence, or more if several networks were judged."""
     num_certify_images: int
@@ -229,8 +230,10 @@ def _acceleration(
     unknown = (math.nan, None, None)
     # if nothing is faster the answer is the baseline itself; without a baseline the ratio is unknown
     ratio = unknown if chosen is None else (1.0, 1.0, 1.0) if chosen.ratio is None else chosen.ratio
-    loss, unchanged = (None, math.nan) if chosen is None else (chosen.certified, 0.0)
     top1 = math.nan if receipt_json["top1_before"] is None else receipt_json["top1_before"]
+    loss = None if chosen is None else chosen.certified
+    # what was not measured has no drop; the baseline itself has none if it was
+    unchanged = math.nan if chosen is None or math.isnan(top1) else 0.0
     return Acceleration(
         bundle=final.folder,
         accelerated=result.winner is not None,

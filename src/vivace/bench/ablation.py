@@ -8,141 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vivace.bench.folder import folder_name
+from vivace.bench.techniques import TECHNIQUES, Technique, known_techniques, techniques_of, unused
 from vivace.config import from_yaml, to_dict
-from vivace.errors import ConfigError, nearest
+from vivace.errors import ConfigError, VivaceError
 from vivace.statistics.intervals import paired_gain, paired_ratio
-from vivace.training.execution import AUTO, OPTIONS, Ablation, ExecutionOption
+from vivace.training.keywords import recipe_changes
 from vivace.training.recipe import Recipe
+from vivace.training.recipes import read_recipe
 from vivace.training.result import TrainResult
-from vivace.training.train import train
+from vivace.training.train import planned_recipe, train
 
 if TYPE_CHECKING:
     from vivace.data.place import AnyData
 
-__all__ = ["TECHNIQUES", "AblationReport", "AblationRow", "Technique", "measure_ablation", "techniques_of"]
-
-
-@dataclass(frozen=True)
-class Technique:
-    """A technique, and what to set in a recipe to do without it."""
-
-    name: str
-    about: str
-    is_on: Callable[[Recipe], bool]
-    off: Mapping[str, Any]
-
-
-def _argument(networks: tuple[str, ...], name: str, wanted: Any, default: Any) -> Callable[[Recipe], bool]:
-    """Whether a recipe trains one of these networks with this argument."""
-    return lambda r: r.model.name in networks and r.model.arguments.get(name, default) == wanted
-
-
-def _uses_fewer_steps(recipe: Recipe) -> bool:
-    options = recipe.optimizer.options
-    return recipe.optimizer.name == "muon" and int(options.get("ns_steps", MUON_STEPS)) < USUAL_STEPS
-
-
-# Newton–Schulz steps of our Muon, and those of its authors
-MUON_STEPS, USUAL_STEPS = 3, 5
-
-
-def _of_execution(option: ExecutionOption, ablation: Ablation) -> Technique:
-    """The technique of an option of how a step is computed."""
-    return Technique(
-        ablation.name,
-        ablation.about,
-        lambda recipe: getattr(recipe, option.field) not in (option.plain, AUTO),
-        {option.field: option.plain},
-    )
-
-
-TECHNIQUES = (
-    *(_of_execution(option, option.ablation) for option in OPTIONS if option.ablation is not None),
-    Technique(
-        "growing images",
-        "small images at the start of training",
-        lambda r: r.augment.start_size is not None,
-        {"augment.start_size": None},
-    ),
-    Technique(
-        "hard images",
-        "epochs in the middle of the run made of the images with the highest loss",
-        lambda r: r.focus.share < 1,
-        {"focus.share": 1.0},
-    ),
-    Technique(
-        "late freezing",
-        "the first layers learn no more from some time on",
-        lambda r: bool(r.freeze_after),
-        {"freeze_after": []},
-    ),
-    Technique(
-        "whitening",
-        "a frozen first layer made from the images for a learnt one",
-        _argument(("fast_cnn",), "whitening", True, True),
-        {"model.arguments.whitening": False},
-    ),
-    Technique(
-        "identity start",
-        "convolutions that pass their input on at first, for random filters",
-        _argument(("fast_cnn",), "identity", True, True),
-        {"model.arguments.identity": False},
-    ),
-    Technique(
-        "ReLU",
-        "for SiLU",
-        _argument(("fast_cnn", "fast_photo"), "activation", "relu", "silu"),
-        {"model.arguments.activation": "silu"},
-    ),
-    Technique(
-        "Muon", "Muon for SGD at its usual rate", lambda r: r.optimizer.name == "muon", {"optimizer.name": "sgd"}
-    ),
-    Technique("few Muon steps", "3 of Newton–Schulz for 5", _uses_fewer_steps, {"optimizer.options.ns_steps": 5}),
-    Technique(
-        "normalised filters",
-        "each convolution's weights brought to a fixed norm",
-        lambda r: bool(r.optimizer.options.get("normalize_filters")),
-        {"optimizer.options.normalize_filters": False},
-    ),
-    Technique(
-        "norm bias rate",
-        "a higher one than that of the others",
-        lambda r: r.optimizer.bias_lr_factor > 1,
-        {"optimizer.bias_lr_factor": 1.0},
-    ),
-    Technique(
-        "schedule",
-        "a rate that rises and falls for a constant one",
-        lambda r: r.schedule.name != "constant",
-        {"schedule.name": "constant", "schedule.warmup": 0.0},
-    ),
-    Technique("flips", "mirrored images", lambda r: r.augment.flip != "none", {"augment.flip": "none"}),
-    Technique(
-        "alternating flips",
-        "each image the other way round every epoch, for a coin",
-        lambda r: r.augment.flip == "alternating",
-        {"augment.flip": "random"},
-    ),
-    Technique("shifts", "shifted images", lambda r: r.augment.translate > 0, {"augment.translate": 0}),
-    Technique(
-        "crops",
-        "random-resized crops for whole images",
-        lambda r: r.augment.random_resized_crop is not None,
-        {"augment.random_resized_crop": None},
-    ),
-    Technique("cutout", "blanked squares", lambda r: r.augment.cutout > 0, {"augment.cutout": 0}),
-    Technique(
-        "label smoothing", "softened targets", lambda r: r.loss.label_smoothing > 0, {"loss.label_smoothing": 0.0}
-    ),
-    Technique(
-        "self-distillation",
-        "targets that hold what the network last said of an image",
-        lambda r: r.loss.self_distillation > 0,
-        {"loss.self_distillation": 0.0},
-    ),
-    Technique("weight decay", "", lambda r: r.optimizer.weight_decay > 0, {"optimizer.weight_decay": 0.0}),
-    Technique("moving average", "of the weights", lambda r: r.ema_decay is not None, {"ema_decay": None}),
-)
+__all__ = [
+    "TECHNIQUES",
+    "AblationReport",
+    "AblationRow",
+    "Technique",
+    "measure_ablation",
+    "techniques_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,27 +91,6 @@ class AblationReport:
         return "\n".join(lines) + "\n"
 
 
-def techniques_of(recipe: Recipe, names: Sequence[str] = ()) -> list[Technique]:
-    """The techniques that are on in a resolved recipe; with names, these alone. Raises ConfigError for others."""
-    known = _known(names)
-    for name in names:
-        if not known[name].is_on(recipe):
-            on = ", ".join(technique.name for technique in TECHNIQUES if technique.is_on(recipe))
-            raise ConfigError(f"the recipe does not use {name!r}: there is nothing to switch off. It uses: {on}.")
-    return [technique for technique in TECHNIQUES if technique.is_on(recipe) and (not names or technique.name in names)]
-
-
-def _known(names: Sequence[str]) -> dict[str, Technique]:
-    """All techniques by name. Raises ConfigError if one of `names` is not among them."""
-    known = {technique.name: technique for technique in TECHNIQUES}
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"the technique is unknown: got {name!r}.{nearest(name, known)} Known: {', '.join(known)}."
-            )
-    return known
-
-
 def measure_ablation(
     data: AnyData,
     recipe: str | Path | Recipe = "fast",
@@ -242,12 +108,20 @@ def measure_ablation(
 
     The order of the runs turns round from seed to seed. What the machine decides (precision, memory format) is measured
     once, in the first run, and the same for all. out: folder for the runs, a subfolder each. on_run: told each result.
-    The test split is looked at by none of the comparisons. Raises ConfigError for an unknown technique or no seed.
+    The test split is looked at by none of the comparisons. Raises ConfigError for an unknown technique, one that
+    the recipe does not use, or no seed; VivaceError after the first run if its trial decided against a technique.
     """
     if seeds < 1:
         raise ConfigError(f"`seeds` is out of range: got {seeds}. Give 1 or more.")
     # before the first run, which may take an hour
-    _known(techniques)
+    known = known_techniques(techniques)
+    recipe = read_recipe(recipe)
+    if techniques:
+        asked = {**recipe_changes({}, overrides), **({} if epochs is None else {"epochs": epochs}), "seed": 0}
+        planned = planned_recipe(data, recipe, asked, cache_dir=cache_dir)
+        for name in techniques:
+            if not known[name].may_be_on(planned):
+                raise unused(name, planned)
 
     def run(name: str, base: str | Path | Recipe, changes: Mapping[str, Any], seed: int, tune: bool) -> TrainResult:
         result = train(
@@ -255,7 +129,7 @@ def measure_ablation(
             base,
             epochs=epochs,
             overrides={**(overrides or {}), **changes, "seed": seed},
-            run=out / f"{name.replace(' ', '-').lower()}-{seed}",
+            run=out / f"{folder_name(name)}-{seed}",
             device=device,
             tune=tune,
             cache_dir=cache_dir,
@@ -266,6 +140,13 @@ def measure_ablation(
 
     first = run("all on", recipe, {}, 0, True)
     resolved = from_yaml(Recipe, first.run / "recipe.yaml")
+    for name in techniques:
+        if not known[name].is_on(resolved):
+            raise VivaceError(
+                f"on this machine the first run did not use {name!r}: the trial decides about it, and found it "
+                f"no faster. Give another technique, or a recipe with {known[name].decided_by}: true. "
+                f"The run is {first.run}."
+            )
     chosen = techniques_of(resolved, techniques)
     results: dict[str, list[TrainResult]] = {"all on": [first], **{technique.name: [] for technique in chosen}}
     for seed in range(seeds):

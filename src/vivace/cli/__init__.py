@@ -123,7 +123,7 @@ def _refused(message: str, arguments: list[str]) -> int:
     from vivace.cli.common import tell
     from vivace.errors import ConfigError
 
-    tell(message)
+    tell(f"ConfigError: {message}")
     return failed(None, ConfigError(message), message, 2, as_json=wants_json(arguments))
 
 

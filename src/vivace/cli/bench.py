@@ -33,9 +33,9 @@ class Options:
     seeds: int = 3
     """Runs with, and as many without each technique."""
     technique: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
-    """A technique, such as "tiled gradients"; may be repeated. Default: all that the recipe uses."""
-    out: Path = Path("runs/ablation")
-    """A new folder, for the reports and the runs."""
+    """A technique, such as "label smoothing"; may be repeated. Default: all that the recipe uses."""
+    out: Path | None = None
+    """A new folder, for the reports and the runs. Default: runs/ablation, or runs/ablation-2 … if that exists."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     cache_dir: Path | None = None
@@ -52,14 +52,13 @@ def run(options: Options) -> None:
     import sys
 
     from vivace.bench.ablation import measure_ablation
-    from vivace.errors import ConfigError, MissingExtra
+    from vivace.bench.folder import free_folder
+    from vivace.errors import MissingExtra
     from vivace.files import write_json
-    from vivace.outputs import check_folder
     from vivace.report.figures import ablation as draw
     from vivace.training.result import TrainResult
 
-    if check_folder(options.out) is not None:
-        raise ConfigError(f"--out is not empty: got {options.out}. Give another folder, or remove this one.")
+    out = free_folder(options.out)
 
     def tell(name: str, seed: int, result: TrainResult) -> None:
         if not options.quiet:
@@ -69,7 +68,7 @@ def run(options: Options) -> None:
     report = measure_ablation(
         options.opening.of(options.data),
         options.config or options.recipe,
-        out=options.out,
+        out=out,
         epochs=options.epochs,
         seeds=options.seeds,
         techniques=options.technique,
@@ -78,13 +77,14 @@ def run(options: Options) -> None:
         cache_dir=options.cache_dir,
         on_run=tell,
     )
-    write_json(options.out / "ablation.json", report.to_dict())
-    (options.out / "ablation.md").write_text(report.markdown(), encoding="utf-8")
+    write_json(out / "ablation.json", report.to_dict())
+    (out / "ablation.md").write_text(report.markdown(), encoding="utf-8")
     try:
-        draw(report.to_dict()["rows"], options.out / "ablation.png")
+        draw(report.to_dict()["rows"], out / "ablation.png")
     except MissingExtra as error:
         print(f"no figure: {error}", file=sys.stderr)
     if options.json:
         print_json("bench", report.to_dict())
     else:
         print(report.markdown())
+        print(f"the reports and the runs are in {out}", file=sys.stderr)

@@ -16,6 +16,10 @@ from vivace.errors import ConfigError, nearest
 __all__ = ["SHELLS", "Word", "completion", "words_of"]
 
 
+# verbs whose first argument is DATA: a path, or the name of a data set
+DATA_FIRST = ("train", "audit")
+
+
 @dataclasses.dataclass(frozen=True)
 class Word:
     """An option, or a place without a name, of a verb."""
@@ -25,6 +29,8 @@ class Word:
     takes_value: bool
     choices: tuple[str, ...]
     """Of its value; empty: any, and files are offered."""
+    or_file: bool = False
+    """Whether files are offered beside the choices."""
 
 
 def words_of(verb: str) -> list[Word]:
@@ -55,10 +61,34 @@ def completion(shell: str, verbs: Mapping[str, str]) -> str:
     """The script for a shell; verbs: each with what it does. Raises ConfigError for an unknown shell."""
     if shell not in SHELLS:
         raise ConfigError(f"the shell is unknown: got {shell!r}.{nearest(shell, SHELLS)} Known: {', '.join(SHELLS)}.")
-    return SHELLS[shell](verbs, {verb: words_of(verb) for verb in verbs})
+    return SHELLS[shell](verbs, {verb: _suggested(verb, words_of(verb)) for verb in verbs})
+
+
+def _suggested(verb: str, words: list[Word]) -> list[Word]:
+    """The words of a verb, with the usual values of options that take any text."""
+    from vivace.data.layouts.catalog import CATALOG
+    from vivace.models.config import NETWORKS
+    from vivace.optim.config import OPTIMIZERS
+    from vivace.training.trackers.choose import TRACKERS
+
+    usual = {
+        "--device": ("auto", "cpu", "cuda", "mps"),
+        "--track": tuple(TRACKERS),
+        "--optimizer": OPTIMIZERS,
+        "--model": NETWORKS,
+    }
+    found = [
+        dataclasses.replace(word, choices=usual[word.name]) if word.name in usual and not word.choices else word
+        for word in words
+    ]
+    if verb in DATA_FIRST:
+        found[0] = dataclasses.replace(found[0], choices=CATALOG, or_file=True)
+    return found
 
 
 Words = dict[str, list[Word]]
+# options of `vivace` itself
+GENERAL = ("--help", "--version", "--print-completion")
 
 
 def _bash(verbs: Mapping[str, str], words: Words) -> str:
@@ -70,7 +100,8 @@ def _bash(verbs: Mapping[str, str], words: Words) -> str:
     for verb in verbs:
         for word in words[verb]:
             if word.name is None and word.choices:
-                plain.append(f'{verb}) words="{" ".join(word.choices)}" ;;')
+                files = " files=1" if word.or_file else ""
+                plain.append(f'{verb}) words="{" ".join(word.choices)}"{files} ;;')
             elif word.choices:
                 values.append(f'{verb}:{word.name}) words="{" ".join(word.choices)}" ;;')
             elif word.takes_value and word.name:
@@ -78,10 +109,14 @@ def _bash(verbs: Mapping[str, str], words: Words) -> str:
     return f"""# vivace for bash. For this session: source <(vivace --print-completion bash)
 # For all: vivace --print-completion bash > ~/.local/share/bash-completion/completions/vivace
 _vivace() {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} verb=${{COMP_WORDS[1]}} words=
+    local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} verb=${{COMP_WORDS[1]}} words= files=
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W "{" ".join((*verbs, "--help", "--version"))}" -- "$current"))
+        COMPREPLY=($(compgen -W "{" ".join((*verbs, *GENERAL))}" -- "$current"))
+        return
+    fi
+    if [[ $verb == --print-completion ]]; then
+        COMPREPLY=($(compgen -W "{" ".join(SHELLS)}" -- "$current"))
         return
     fi
     # of --option=value bash makes three words
@@ -100,6 +135,11 @@ _vivace() {{
     fi
     # with none of these bash offers files
     COMPREPLY=($(compgen -W "$words" -- "$current"))
+    if [[ -n $files ]]; then
+        local IFS=$'\n'
+        COMPREPLY+=($(compgen -f -- "$current"))
+        compopt -o filenames 2>/dev/null
+    fi
 }}
 complete -o bashdefault -o default -F _vivace vivace
 """
@@ -126,7 +166,11 @@ _vivace() {{
 {lines}
     )
     if ((CURRENT == 2)); then
-        _describe verb verbs
+        if [[ $words[CURRENT] == -* ]]; then compadd -- {" ".join(GENERAL)}; else _describe verb verbs; fi
+        return
+    fi
+    if [[ $words[2] == --print-completion ]]; then
+        compadd -- {" ".join(SHELLS)}
         return
     fi
     case $words[2]:$words[CURRENT-1] in
@@ -155,6 +199,9 @@ def _fish(verbs: Mapping[str, str], words: Words) -> str:
     lines = [
         "# vivace for fish: vivace --print-completion fish > ~/.config/fish/completions/vivace.fish",
         "complete -c vivace -f -n __fish_use_subcommand",
+        "complete -c vivace -n __fish_use_subcommand -l help",
+        "complete -c vivace -n __fish_use_subcommand -l version",
+        f"complete -c vivace -n __fish_use_subcommand -l print-completion -x -a {_quoted(' '.join(SHELLS))}",
     ]
     for verb, about in verbs.items():
         lines.append(f"complete -c vivace -n __fish_use_subcommand -a {verb} -d {_quoted(about)}")

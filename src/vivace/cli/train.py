@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
@@ -16,6 +15,7 @@ from vivace.cli.common import parse_assignments
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
 from vivace.cli.runs import few_digits
+from vivace.training.keywords import FIELDS, OPENING, TrainKeywords
 
 
 @verb_options
@@ -111,49 +111,15 @@ class Options:
     execution: Run = field(default_factory=Run)
 
 
-# option → field of the recipe
-FIELDS = {
-    "model": "model.name",
-    "size": "data.size",
-    "batch_size": "batch_size",
-    "optimizer": "optimizer.name",
-    "lr": "optimizer.lr",
-    "seed": "seed",
-}
-
-
-# other fields of the recipe, as messages name them → option
-PARAMETERS = {
-    "model.pretrained": "--pretrained",
-    "model.weights": "--weights",
-    "data.val_fraction": "--val-fraction",
-    "data.on_bad_image": "--on-bad-image",
-    "data.allow_leaks": "--allow-leaks",
-}
-
-
-def overrides(options: Options) -> dict[str, Any]:
-    """The recipe's fields that the options set."""
-    network, images = options.network, options.images
-    changes: dict[str, Any] = {
-        FIELDS[name]: value
-        for name, value in dataclasses.asdict(network).items()
-        if name in FIELDS and value is not None
+def keywords(options: Options) -> TrainKeywords:
+    """The options that are keywords of `vivace.train`, and were given."""
+    groups = (options.network, options.images, options.execution, options.opening)
+    values = {name: value for group in groups for name, value in vars(group).items()}
+    # a flag that was not given is not set to False: the recipe decides
+    given = {
+        name: values[name] for name in (*FIELDS, *OPENING) if values[name] is not None and values[name] is not False
     }
-    if network.pretrained:
-        changes["model.pretrained"] = True
-    if network.weights is not None:
-        changes["model.weights"] = str(network.weights)
-        changes["model.pretrained"] = False
-    if images.val_fraction is not None:
-        changes["data.val_fraction"] = images.val_fraction
-    if images.on_bad_image is not None:
-        changes["data.on_bad_image"] = images.on_bad_image
-    if images.allow_leaks:
-        changes["data.allow_leaks"] = True
-    if options.execution.precision is not None:
-        changes["precision"] = options.execution.precision
-    return changes | parse_assignments(network.set)
+    return cast(TrainKeywords, given)
 
 
 def run(options: Options) -> None:
@@ -163,12 +129,12 @@ def run(options: Options) -> None:
 
     execution, budget, images = options.execution, options.budget, options.images
     result = train(
-        options.opening.of(options.data),
+        options.data,
         options.network.config or options.network.recipe,
         epochs=budget.epochs,
         within=budget.within,
         target=budget.target,
-        overrides=overrides(options),
+        overrides=parse_assignments(options.network.set),
         run=execution.run,
         resume=execution.resume,
         device=execution.device,
@@ -177,6 +143,7 @@ def run(options: Options) -> None:
         track=execution.track,
         quiet=execution.quiet,
         clock=process_seconds,
+        **keywords(options),
     )
     curves, warnings = _draw_curves(result.run, result.saved_epoch)
     warnings = [*result.warnings, *warnings]

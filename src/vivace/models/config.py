@@ -10,7 +10,10 @@ from vivace.config import check_range
 from vivace.errors import ConfigError, ModelError
 from vivace.models.arguments import check_arguments
 
-__all__ = ["ModelConfig"]
+__all__ = ["NETWORKS", "ModelConfig"]
+
+# our own, in the order of the zoo
+NETWORKS = ("simple_cnn", "fast_cnn", "fast_photo")
 
 
 @dataclass(frozen=True, kw_only=True)

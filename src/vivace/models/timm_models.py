@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vivace.errors import ModelError, nearest
 from vivace.models.hub import hub_name, offline_if_unreachable
 
-__all__ = ["create_timm", "fit_to_timm", "list_timm", "near_timm", "timm_stats"]
+__all__ = ["check_timm_name", "create_timm", "fit_to_timm", "list_timm", "near_timm", "timm_stats"]
 
 NAME = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
 
@@ -53,13 +53,7 @@ def create_timm(
     name: of an architecture, or of one with the tag of its weights ("resnet18.a1_in1k"). Raises ModelError for an
     unknown name, arguments or a size that do not fit it, and weights that can't be had.
     """
-    import timm
-
-    # timm also takes repositories and folders for names ("hf-hub:…", "local-dir:…")
-    if NAME.fullmatch(name) is None or not timm.is_model(name):
-        raise ModelError(
-            f"the network is unknown: got 'timm/{name}'.{near_timm(name)} timm lists {len(list_timm())} networks."
-        )
+    check_timm_name(name)
     config = _config(name)
     if pretrained:
         model = _pretrained(name, config, {"num_classes": num_classes, "in_chans": in_channels}, size, arguments)
@@ -68,6 +62,17 @@ def create_timm(
     if tried:
         _try(model, name, num_classes, in_channels, size)
     return model
+
+
+def check_timm_name(name: str) -> None:
+    """Raise ModelError unless timm has a network of this name, which may end in the tag of its weights."""
+    import timm
+
+    # timm also takes repositories and folders for names ("hf-hub:…", "local-dir:…")
+    if NAME.fullmatch(name) is None or not timm.is_model(name):
+        raise ModelError(
+            f"the network is unknown: got 'timm/{name}'.{near_timm(name)} timm lists {len(list_timm())} networks."
+        )
 
 
 def near_timm(name: str) -> str:

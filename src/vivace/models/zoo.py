@@ -16,11 +16,12 @@ from vivace.models.convnets import FastCNN, FastPhoto, SimpleCNN
 from vivace.models.limits import blank_network, check_forward
 from vivace.models.narrowing import narrow
 from vivace.models.parts import count_parameters, forward_flops, head_parameters, layer_groups
-from vivace.models.timm_models import create_timm, list_timm, near_timm, timm_stats
+from vivace.models.timm_models import check_timm_name, create_timm, list_timm, near_timm, timm_stats
 from vivace.models.weights import load_weights
 
 __all__ = [
     "ZOO",
+    "check_name",
     "complete_arguments",
     "count_parameters",
     "create_model",
@@ -130,6 +131,7 @@ def _create(
     arguments: dict[str, Any],
     tried: bool,
 ) -> nn.Module:
+    check_name(name)
     if name.startswith(TIMM):
         return create_timm(
             name[len(TIMM) :],
@@ -139,12 +141,6 @@ def _create(
             pretrained=pretrained,
             arguments=arguments,
             tried=tried,
-        )
-    if name not in ZOO:
-        # a name of timm that lacks its prefix is the likeliest slip
-        near = nearest(name, ZOO) if name not in list_timm() else ""
-        raise ModelError(
-            f"the network is unknown: got {name!r}.{near or near_timm(name)} Known: {', '.join(ZOO)} and timm/NAME."
         )
     if pretrained:
         raise ModelError(
@@ -157,6 +153,18 @@ def _create(
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise ModelError(f"{name} can't be built: {reason}. Fix model.arguments or `size`.") from None
+
+
+def check_name(name: str) -> None:
+    """Raise ModelError for a network that neither we nor timm have."""
+    if name.startswith(TIMM):
+        check_timm_name(name[len(TIMM) :])
+    elif name not in ZOO:
+        # a name of timm that lacks its prefix is the likeliest slip
+        near = nearest(name, ZOO) if name not in list_timm() else ""
+        raise ModelError(
+            f"the network is unknown: got {name!r}.{near or near_timm(name)} Known: {', '.join(ZOO)} and timm/NAME."
+        )
 
 
 def complete_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from typing import Any, Literal
 from vivace.config import check_choice, check_range
 from vivace.errors import ConfigError
 
-__all__ = ["OptimizerConfig", "ScheduleConfig"]
+__all__ = ["OPTIMIZERS", "OptimizerConfig", "ScheduleConfig"]
+
+# those that need no other library than torch
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon", "lamb")
 
 # products of several rates must stay finite in float32: beyond that torch's optimizers fail
 MAX_RATE = 1e12

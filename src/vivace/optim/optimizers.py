@@ -41,8 +41,7 @@ def create_optimizer(
     if not groups:
         raise ConfigError("the network has nothing to train: got 0 parameters that require a gradient. Unfreeze some.")
     build = OPTIMIZERS.get(config.name, _timm)
-    if build is _timm:
-        _check_timm(config.name)
+    check_optimizer_name(config.name)
     try:
         return build(groups, config)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -51,6 +50,12 @@ def create_optimizer(
             f"the optimizer {config.name} can't be made: {reason}. It got momentum {config.momentum:g} and options "
             f"{dict(config.options)}: mend optimizer.momentum or optimizer.options."
         ) from None
+
+
+def check_optimizer_name(name: str) -> None:
+    """Raise ConfigError for an optimizer that does not exist, or can't be used here."""
+    if name not in OPTIMIZERS:
+        _check_timm(name)
 
 
 def list_optimizers() -> list[str]:

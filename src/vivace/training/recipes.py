@@ -15,7 +15,7 @@ from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.training.recipe import HardExamplesConfig, LossConfig, Recipe
 
-__all__ = ["DEFAULT_RECIPE", "RECIPES", "DataFacts", "resolve_recipe"]
+__all__ = ["DEFAULT_RECIPE", "RECIPES", "DataFacts", "read_recipe", "resolve_recipe"]
 
 
 DEFAULT_RECIPE = "fast"
@@ -208,6 +208,17 @@ RECIPES: dict[str, Callable[[DataFacts], Recipe]] = {
     "finetune": finetune,
     "article": article,
 }
+
+
+def read_recipe(recipe: str | Path | Recipe) -> str | Recipe:
+    """The name of one of our recipes, or a Recipe; a YAML file, which may be a pipe, is read once.
+
+    Raises ConfigError for an unknown name, or a file that is no recipe.
+    """
+    if isinstance(recipe, str) and recipe in RECIPES:
+        return recipe
+    # the data decide nothing about what is no recipe of ours
+    return resolve_recipe(recipe, DataFacts(num_images=1, num_classes=1, channels=3, side=1))
 
 
 def resolve_recipe(recipe: str | Path | Recipe, facts: DataFacts) -> Recipe:

@@ -66,8 +66,8 @@ class RunFolder:
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
-        self.bundle = path / "bundle"
+        self.checkpoints, self.bundle = path / "checkpoints", path / "bundle"
+        self.when_begun: list[Callable[[], None]] = []
         # before the lock, which creates the folder
         if resume and not (path / "recipe.yaml").is_file():
             raise RunFolderError(f"there is no run to resume in {path}. Leave `resume` out to start one.")
@@ -119,6 +119,8 @@ class RunFolder:
             with atomic_file(self.path / "recipe.yaml") as file:
                 file.write(to_yaml(recipe).encode())
             self._lock.write(begun=True)
+        while self.when_begun:
+            self.when_begun.pop()()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

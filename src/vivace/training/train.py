@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from vivace.cachedir import default_cache_dir
 from vivace.config import from_dict, override, parse_duration, to_dict
 from vivace.data.audit import write_left_out
 from vivace.data.describe import report
 from vivace.data.place import AnyData
+from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import ConfigError
 from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
 from vivace.training.callbacks import Callback, check_callbacks
+from vivace.training.choices import check_device_name, check_names
 from vivace.training.continuing import says_how_to_resume
 from vivace.training.dataset import open_run_cache, open_run_source, with_sizes
 from vivace.training.display import LiveDisplay
 from vivace.training.facts import measure_facts
 from vivace.training.implied import with_implied
+from vivace.training.keywords import TrainKeywords, check_keywords, data_opened_with, recipe_changes
 from vivace.training.recipe import Recipe
-from vivace.training.recipes import DEFAULT_RECIPE, DataFacts, resolve_recipe
+from vivace.training.recipes import DEFAULT_RECIPE, DataFacts, read_recipe, resolve_recipe
 from vivace.training.result import TrainResult
 from vivace.training.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
 from vivace.training.trackers.choose import make_trackers, parse_trackers
@@ -33,7 +38,7 @@ from vivace.training.trackers.choose import make_trackers, parse_trackers
 if TYPE_CHECKING:
     from vivace.training.distill import Teacher
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainResult", "planned_recipe", "train"]
 
 
 @collected_warnings()
@@ -57,16 +62,18 @@ def train(
     track: str | Sequence[str] = (),
     quiet: bool = False,
     clock: Callable[[], float] | None = None,
+    **keywords: Unpack[TrainKeywords],
 ) -> TrainResult:
     """Train a classifier on `data` and write its bundle.
 
     data: the name of a data set, a folder of class folders, a folder with train/ and val/ or test/, a manifest
     (.csv, .jsonl, .parquet) or an archive, or a `vivace.Data`, which says how one is opened. recipe: a name, a
-    YAML file or a Recipe. overrides: dotted fields of the recipe, such as {"optimizer.lr": 0.1}. The budget is
-    `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation accuracy,
-    (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown but
-    warnings, which `TrainResult.warnings` has too, and what DATA was understood to be if anything was left out of it.
-    teacher: a faster variant of the network that `distill.teacher` names, which answers in its place: pixels, uint8
+    YAML file or a Recipe. keywords: the options of `vivace train` for the network and the images, by name: batch_size,
+    lr, model, size, on_bad_image … overrides: any field of the recipe, such as {"schedule.name": "cosine"}. The budget
+    is `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation
+    accuracy, (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown
+    but warnings, which `TrainResult.warnings` has too, and what DATA was understood to be if anything was left out of
+    it. teacher: a faster variant of the network that `distill.teacher` names, which answers in its place: pixels, uint8
     [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K]. callbacks: `vivace.Callback` objects,
     which are told of steps, validations and checkpoints, and may end the run. track: experiment trackers to report to,
     by name: "mlflow", "wandb", "trackio" ("tensorboard" is always written).
@@ -81,7 +88,9 @@ def train(
         raise ConfigError(f"two budgets: got epochs {epochs} and within {within!r}. Give one of them.")
     if target is not None and not 0 < target <= 1:
         raise ConfigError(f"`target` is out of range: got {target!r}. Give an accuracy in (0, 1].")
-    changes = dict(overrides or {})
+    check_keywords(keywords, PARAMETERS)
+    changes = recipe_changes(keywords, overrides)
+    data = data_opened_with(data, keywords)
     if epochs is not None:
         changes["epochs"] = epochs
     callbacks, trackers = check_callbacks(callbacks), parse_trackers(track)
@@ -89,6 +98,12 @@ def train(
         raise ConfigError("run is an empty text: got ''. Name a folder, '.' for this one.")
     if run is not None and not resume:
         check_run_place(Path(run), data)
+    # a misspelling is refused before the data are opened
+    check_device_name(device)
+    recipe = read_recipe(recipe)
+    # our own recipes name no network that does not exist
+    named = recipe if isinstance(recipe, Recipe) else Recipe()
+    check_names(changes.get("model.name", named.model.name), changes.get("optimizer.name", named.optimizer.name))
     # importing torch is one thread: decoding, in processes, overlaps with it
     importing = threading.Thread(target=_import_torch, daemon=True)
     importing.start()
@@ -98,9 +113,9 @@ def train(
     # a GPU is fast enough for the larger network with any time budget
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
     folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
-    report(source, resolved.data.val_fraction, quiet=quiet)
-    display = LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet)
     try:
+        report(source, resolved.data.val_fraction, quiet=quiet)
+        display = LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet)
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
         resolved, cache = open_run_cache(
             source,
@@ -112,7 +127,8 @@ def train(
             fingerprint=began_with,
         )
         if cache.audit.quarantined:
-            write_left_out(cache.audit, folder.claim("left_out.csv"))
+            # not before: it names the file, and a run that is refused leaves none
+            folder.when_begun.append(partial(write_left_out, cache.audit, folder.path / "left_out.csv"))
         if "data.val_fraction" in changes and "val" in cache.splits:
             num_val = len(cache.splits["val"].labels_N)
             warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
@@ -143,6 +159,10 @@ def train(
         folder.release()
 
 
+# beside the keywords
+PARAMETERS = tuple(name for name in inspect.signature(train).parameters if name != "keywords")
+
+
 def _import_torch() -> None:
     # also the compiler, which torch's first optimizer imports and which takes as long as torch itself
     from vivace.torch_private import load_compiler
@@ -168,13 +188,26 @@ def _open_run(
         except BaseException:
             folder.release()
             raise
+    resolved = _resolved(source, recipe, changes, facts)
+    path = Path(run) if run else new_run_path(runs, possible_name(f"{source.name}-{resolved.name}"))
+    return RunFolder(path, resume=False), resolved
+
+
+def _resolved(source: DataSource, recipe: str | Path | Recipe, changes: dict[str, Any], facts: DataFacts) -> Recipe:
+    """The recipe with the changes applied and everything about the data resolved."""
     size = override(Recipe(), {"data.size": changes.get("data.size")}).data.size
     if size is not None:
         facts = dataclasses.replace(facts, side=size)
     resolved = resolve_recipe(recipe, facts)
-    resolved = with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
-    path = Path(run) if run else new_run_path(runs, possible_name(f"{source.name}-{resolved.name}"))
-    return RunFolder(path, resume=False), resolved
+    return with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
+
+
+def planned_recipe(
+    data: AnyData, recipe: str | Path | Recipe, changes: dict[str, Any], *, cache_dir: Path | None = None
+) -> Recipe:
+    """The recipe of `train` without a time budget, before its trial: what that decides is still "auto"."""
+    source = open_source(data, cache_dir=cache_dir or default_cache_dir())
+    return _resolved(source, recipe, changes, measure_facts(source))
 
 
 def _resumed_recipe(

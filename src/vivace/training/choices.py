@@ -1,0 +1,35 @@
+"""Whether the names that a run is given exist, before its data are opened (no torch here)."""
+
+from __future__ import annotations
+
+import re
+
+from vivace.errors import ConfigError
+from vivace.models.config import NETWORKS
+from vivace.optim.config import OPTIMIZERS
+
+__all__ = ["check_device_name", "check_names"]
+
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def check_device_name(name: str) -> None:
+    """Raise ConfigError for what is no device's name. Whether the machine has it, torch alone can tell."""
+    if not isinstance(name, str) or DEVICE.fullmatch(name) is None:
+        got = repr(name) if isinstance(name, str | None) else type(name).__name__
+        raise ConfigError(f"`device` is unknown: got {got}. Give auto, cpu, cuda, cuda:N or mps.")
+
+
+def check_names(network: object, optimizer: object) -> None:
+    """Raise ModelError or ConfigError for a network or an optimizer that does not exist; None: not given.
+
+    For a name that is not ours timm is imported, and torch with it.
+    """
+    if isinstance(network, str) and network not in ("auto", *NETWORKS):
+        from vivace.models.zoo import check_name
+
+        check_name(network)
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+        from vivace.optim.optimizers import check_optimizer_name
+
+        check_optimizer_name(optimizer)
