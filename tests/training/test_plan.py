@@ -33,7 +33,8 @@ def test_durations_are_read(text: str | float, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "ten minutes", "10 days", "-5m", "0s", "1h30m", "nan"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^`within` is no duration: got .*Write 90s, 10m or 1\.5h\."):
+    message = r"^`within` is no duration: got .*Write 90s, 10m, 1\.5h, or a number of seconds: 90\.$"
+    with pytest.raises(ConfigError, match=message):
         parse_duration(text)
 
 
