@@ -175,7 +175,7 @@ def test_a_graph_that_the_runtime_refuses_is_told(copied: Path) -> None:
     done = run(copied / "classifier.py", copied / "golden" / "00-blue.png")
     assert (done.returncode, done.stdout) == (2, "")
     assert "error: the graph can't be run here: " in done.stderr
-    assert "deploy the float32 form" in done.stderr
+    assert "deploy the float32 variant" in done.stderr
 
 
 def test_a_changed_manifest_is_refused(copied: Path) -> None:
