@@ -103,6 +103,20 @@ def test_images_that_one_of_them_was_trained_on_are_left_out_and_counted(
     assert "were trained on, by one of the two at least" in capsys.readouterr().err
 
 
+def test_runs_that_leave_no_image_to_compare_on_are_told_why_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = colour_folder(tmp_path / "photos")
+    for seed in (0, 1):
+        vivace.train(photos, epochs=1, seed=seed, run=tmp_path / f"run{seed}", quiet=True)
+    assert main(["compare", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("DataError: ")]
+    assert line == (
+        "DataError: there is no image to compare on: at least one of the two runs was trained on each of the 24 of "
+        "photos. Give DATA that neither has seen, or train both with the same seed: they then hold out the same images."
+    )
+
+
 def test_other_classes_and_other_data_are_refused_with_what_to_do(
     run: Path, make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

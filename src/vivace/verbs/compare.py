@@ -134,8 +134,9 @@ def compare(
         rows, num_left_out = _same_images(bundles, splits, keep_trained_on=split in ("train", ALL))
         if not len(rows[0]):
             raise DataError(
-                f"no image of {source.name}, {chosen} is left to compare on: of {num_left_out:,} at least one of the "
-                "two was trained on. Give `data` that neither has seen."
+                "there is no image to compare on: at least one of the two runs was trained on each of the "
+                f"{num_left_out:,} of {source.name}. Give `data` that neither has seen, or train both with the same "
+                "seed: they then hold out the same images."
             )
         right = [
             _right(Predictor(bundle, device=device, batch_size=batch_size, threads=threads), cached, own)
