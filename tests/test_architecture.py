@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent / "src" / "vivace"
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent / "src" / "vivace"
 MODULES = sorted(
     ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in ROOT.rglob("*.py")
@@ -214,6 +215,12 @@ def test_what_must_be_quick_does_not_import_torch() -> None:
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_outgrows_one_sitting(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 330
+
+
+def test_no_two_files_of_tests_share_a_name() -> None:
+    """pytest refuses to collect the second of two, and only where it collects both."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
 
 
 @pytest.mark.parametrize("module", MODULES)
