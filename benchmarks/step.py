@@ -38,10 +38,10 @@ from vivace.models.zoo import create_model, forward_flops, head_parameters
 from vivace.optim.optimizers import create_optimizer
 from vivace.statistics.intervals import paired_ratio
 from vivace.training.execution import ExecutionConfig, own_kernels
-from vivace.training.recipe import Recipe
-from vivace.training.recipes import DataFacts, resolve_recipe
-from vivace.training.state import TrainState
-from vivace.training.step import Stepper
+from vivace.training.loop.state import TrainState
+from vivace.training.loop.step import Stepper
+from vivace.training.recipes.named import DataFacts, resolve_recipe
+from vivace.training.recipes.recipe import Recipe
 
 KINDS = (
     ("convolution", "convolutions"),

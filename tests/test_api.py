@@ -24,7 +24,7 @@ from vivace.cli.options import option_names
 from vivace.config import from_yaml
 from vivace.errors import BundleError, ConfigError, DataError, ModelError
 from vivace.optim.config import OptimizerConfig
-from vivace.training.keywords import FIELDS, OPENING, TrainKeywords
+from vivace.training.recipes.keywords import FIELDS, OPENING, TrainKeywords
 
 FUNCTIONS = sorted({*VERBS} & {*vivace.__all__})
 # for programs alone: what a terminal has in place of them, or is too large for an option

@@ -11,8 +11,8 @@ import pytest
 
 from vivace.config import check_range, from_dict, from_yaml, override, to_dict, to_yaml
 from vivace.errors import ConfigError, nearest
-from vivace.training.recipe import Recipe
-from vivace.training.recipes import RECIPES, DataFacts
+from vivace.training.recipes.named import RECIPES, DataFacts
+from vivace.training.recipes.recipe import Recipe
 
 FACTS = [
     DataFacts(num_images=50_000, num_classes=10, channels=3, side=32),

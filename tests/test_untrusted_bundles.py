@@ -20,7 +20,7 @@ from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, ModelError, VivaceError
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
-from vivace.training.recipe import Recipe
+from vivace.training.recipes.recipe import Recipe
 
 RECIPE = {"name": "fast", "data": {"val_fraction": 0.1, "allow_leaks": False}, "seed": 3}
 PARITY = {"images": "generated", "num_images": 64, "top1_agreement": 1.0, "max_difference": 1e-6, "tolerance": 1e-3}

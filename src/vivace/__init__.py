@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from vivace.prediction import Predictions, predict
     from vivace.predictor import Prediction, Predictor, load
     from vivace.profiling.profile import Profile
-    from vivace.training.callbacks import Callback, StopTraining
-    from vivace.training.recipe import Recipe
+    from vivace.training.recipes.recipe import Recipe
+    from vivace.training.recording.callbacks import Callback, StopTraining
     from vivace.training.result import TrainResult
     from vivace.training.train import train
     from vivace.verbs.audit import DataAudit, audit
@@ -83,7 +83,7 @@ __all__ = [
 _HOMES = {
     "Acceleration": "vivace.acceleration.accelerate",
     "Bundle": "vivace.bundle",
-    "Callback": "vivace.training.callbacks",
+    "Callback": "vivace.training.recording.callbacks",
     "Data": "vivace.data.place",
     "DataAudit": "vivace.verbs.audit",
     "Evaluation": "vivace.evaluation.evaluate",
@@ -93,12 +93,12 @@ _HOMES = {
     "Predictions": "vivace.prediction",
     "Predictor": "vivace.predictor",
     "Profile": "vivace.profiling.profile",
-    "Recipe": "vivace.training.recipe",
+    "Recipe": "vivace.training.recipes.recipe",
     "Run": "vivace.verbs.runs",
     "RunComparison": "vivace.verbs.compare",
     "Runs": "vivace.verbs.runs",
     "SearchOptions": "vivace.acceleration.options",
-    "StopTraining": "vivace.training.callbacks",
+    "StopTraining": "vivace.training.recording.callbacks",
     "TrainResult": "vivace.training.result",
     "accelerate": "vivace.acceleration.accelerate",
     "audit": "vivace.verbs.audit",

@@ -22,7 +22,7 @@ from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.report.figures import ablation as draw
 from vivace.statistics.intervals import student_ratio
-from vivace.training.recipe import LossConfig, Recipe
+from vivace.training.recipes.recipe import LossConfig, Recipe
 from vivace.training.result import TrainResult
 
 TINY = Recipe(

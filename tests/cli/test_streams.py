@@ -319,7 +319,7 @@ def test_whatever_a_verb_says_on_stderr_is_shown_escaped(bundle: Bundle, image: 
 def test_what_is_drawn_on_a_terminal_on_purpose_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing else: neither what is printed beside it, nor names in a live display's messages."""
     from vivace.cli.streams import guarded_streams
-    from vivace.training.display import LiveDisplay
+    from vivace.training.recording.display import LiveDisplay
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -342,7 +342,7 @@ def test_what_is_drawn_on_a_terminal_on_purpose_is_drawn(monkeypatch: pytest.Mon
 
 
 def test_lines_of_a_program_that_calls_us_are_escaped_too(capsys: pytest.CaptureFixture[str]) -> None:
-    from vivace.training.display import LiveDisplay
+    from vivace.training.recording.display import LiveDisplay
 
     with LiveDisplay(epochs="1") as display:
         display.on_message(f"message {EVIL}")

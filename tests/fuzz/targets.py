@@ -166,7 +166,7 @@ def _use_bundle(folder: Path) -> object:
 
 def _prepare_recipes(folder: Path) -> list[dict[str, Any]]:
     from vivace.config import to_dict
-    from vivace.training.recipes import RECIPES, DataFacts
+    from vivace.training.recipes.named import RECIPES, DataFacts
 
     facts = DataFacts(num_images=1000, num_classes=3, side=32, channels=3)
     return [to_dict(make(facts)) for make in RECIPES.values()]
@@ -202,7 +202,7 @@ def _json(tree: Any) -> bytes:
 def _use_recipe(path: Path) -> object:
     from vivace.config import from_yaml
     from vivace.models.zoo import create_model
-    from vivace.training.recipe import Recipe
+    from vivace.training.recipes.recipe import Recipe
 
     recipe = from_yaml(Recipe, path)
     model = recipe.model

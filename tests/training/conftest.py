@@ -13,7 +13,7 @@ from vivace.config import override, to_yaml
 from vivace.data.config import AugmentConfig, DataConfig
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
-from vivace.training.recipe import Recipe
+from vivace.training.recipes.recipe import Recipe
 from vivace.training.result import TrainResult
 from vivace.training.train import train
 

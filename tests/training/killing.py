@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from vivace.training.engine import Engine
+from vivace.training.loop.engine import Engine
+from vivace.training.loop.state import TrainState
 from vivace.training.result import TrainResult
-from vivace.training.state import TrainState
 
 
 class Killed(BaseException):

@@ -20,11 +20,11 @@ from vivace.data.sources import open_source
 from vivace.metrics.calibration import negative_log_likelihood
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.normalize import Normalize
-from vivace.training import session as build
-from vivace.training.calibrate import MIN_IMAGES, calibrated
 from vivace.training.execution import ExecutionConfig
+from vivace.training.loop import session as build
+from vivace.training.loop.session import Session
 from vivace.training.result import TrainResult
-from vivace.training.session import Session
+from vivace.training.techniques.calibrate import MIN_IMAGES, calibrated
 
 
 class Squashed(nn.Module):

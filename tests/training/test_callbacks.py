@@ -17,9 +17,9 @@ from same_weights import assert_same_weights
 
 import vivace
 from vivace.errors import CallbackError, ConfigError, Interrupted, TrainingError
-from vivace.training.callbacks import METHODS, Callback, StepInfo, StopTraining, ValidationInfo
-from vivace.training.checkpoints import load_checkpoint
-from vivace.training.dispatch import Dispatcher
+from vivace.training.folder.checkpoints import load_checkpoint
+from vivace.training.recording.callbacks import METHODS, Callback, StepInfo, StopTraining, ValidationInfo
+from vivace.training.recording.dispatch import Dispatcher
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]
@@ -124,7 +124,7 @@ def test_a_step_without_listeners_makes_nothing(run_tiny: RunTiny, monkeypatch: 
         def on_end(self, result: Any) -> None:
             self.ended = True
 
-    monkeypatch.setattr("vivace.training.engine.step_info", never)
+    monkeypatch.setattr("vivace.training.loop.engine.step_info", never)
     callback = OnlyEnd()
     run_tiny(callbacks=[callback])
     assert callback.ended

@@ -18,7 +18,7 @@ from same_weights import assert_same_weights
 from vivace.bundle import load_bundle
 from vivace.data.loader import Batches
 from vivace.errors import CacheDamaged, CheckpointError, DataError
-from vivace.training.engine import Engine
+from vivace.training.loop.engine import Engine
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from same_weights import assert_same_weights
 
 from vivace.errors import CheckpointError, TrainingError
-from vivace.training import checkpoints
-from vivace.training.checkpoints import CHECKPOINT_VERSION, load_checkpoint, load_newest, prune, save_checkpoint
+from vivace.training.folder.checkpoints import CHECKPOINT_VERSION, load_checkpoint, load_newest, prune, save_checkpoint
 from vivace.training.result import TrainResult
+from vivace.training.resume import checkpoints
 
 RunTiny = Callable[..., TrainResult]
 
@@ -269,7 +269,7 @@ def test_a_tree_that_makes_no_sense_is_refused(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "step-000000001.safetensors"
     for tree in ({"tensor": "none", "channels_last": False}, {"dict": [1]}, {"tuple": 3}, [], {}, {"dict": [[[], 1]]}):
         with monkeypatch.context() as patch:
-            patch.setattr("vivace.training.checkpoints._split", lambda *_, tree=tree: tree)
+            patch.setattr("vivace.training.folder.checkpoints._split", lambda *_, tree=tree: tree)
             save_checkpoint(path, {})
         with pytest.raises(CheckpointError, match=r"^the checkpoint makes no sense: "):
             load_checkpoint(path)

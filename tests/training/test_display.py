@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vivace.training.callbacks import StepInfo, ValidationInfo
-from vivace.training.display import LiveDisplay, counting_bar
+from vivace.training.recording.callbacks import StepInfo, ValidationInfo
+from vivace.training.recording.display import LiveDisplay, counting_bar
 
 ROW: dict[str, Any] = {
     "epoch": 3.0,

@@ -16,10 +16,10 @@ from vivace.errors import ConfigError
 from vivace.models.normalize import Normalize
 from vivace.prediction import Predictor
 from vivace.runtimes.loading import load_runtime
-from vivace.training import distill as distill_module
-from vivace.training.distill import Distillation, make_distillation
-from vivace.training.recipe import DistillConfig
+from vivace.training.recipes.recipe import DistillConfig
 from vivace.training.result import TrainResult
+from vivace.training.techniques import distill as distill_module
+from vivace.training.techniques.distill import Distillation, make_distillation
 
 CPU = torch.device("cpu")
 RunTiny = Callable[..., TrainResult]

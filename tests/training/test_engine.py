@@ -14,12 +14,12 @@ from same_weights import assert_same_weights, bundle_weights
 from torch import nn
 
 from vivace.models.config import ModelConfig
-from vivace.training.checkpoints import load_newest
-from vivace.training.engine import Engine
+from vivace.training.folder.checkpoints import load_newest
+from vivace.training.loop.engine import Engine
+from vivace.training.loop.session import Session
+from vivace.training.loop.state import Ema, TrainState
+from vivace.training.loop.validation import Validation
 from vivace.training.result import TrainResult
-from vivace.training.session import Session
-from vivace.training.state import Ema, TrainState
-from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 

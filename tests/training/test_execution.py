@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from vivace.bench.ablation import TECHNIQUES, techniques_of
-from vivace.training import tune as tune_module
 from vivace.training.execution import (
     OPTIONS,
     PRECISIONS,
@@ -28,8 +27,9 @@ from vivace.training.execution import (
     switches,
     without_own_kernels,
 )
-from vivace.training.recipe import Recipe
-from vivace.training.tune import _candidates, plain_setup
+from vivace.training.recipes.recipe import Recipe
+from vivace.training.tuning import tune as tune_module
+from vivace.training.tuning.tune import _candidates, plain_setup
 
 # (device, whether Winograd runs, processors, precisions, length of the run)
 MACHINES = (

@@ -14,8 +14,8 @@ from PIL import Image, ImageFile
 
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
-from vivace.training import facts as facts_module
-from vivace.training.facts import measure_facts
+from vivace.training.recipes import facts as facts_module
+from vivace.training.recipes.facts import measure_facts
 
 MakeFolder = Callable[..., Path]
 

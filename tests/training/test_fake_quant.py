@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from vivace.bundle import load_bundle
 from vivace.errors import ConfigError
 from vivace.kernels.pooled import convolve_and_pool
-from vivace.training.fake_quant import FakeQuantization, fake_quantize_activation, fake_quantize_weight
 from vivace.training.result import TrainResult
+from vivace.training.techniques.fake_quant import FakeQuantization, fake_quantize_activation, fake_quantize_weight
 
 RunTiny = Callable[..., TrainResult]
 

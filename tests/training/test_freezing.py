@@ -12,8 +12,8 @@ from killing import unbroken_and_resumed
 from same_weights import assert_same_weights
 
 from vivace.errors import ConfigError
-from vivace.training import session as build
-from vivace.training.engine import Engine
+from vivace.training.loop import session as build
+from vivace.training.loop.engine import Engine
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]

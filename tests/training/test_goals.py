@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from vivace.training import tune as tune_module
+from vivace.training.loop.session import Session
+from vivace.training.loop.validation import Validation
 from vivace.training.result import TrainResult
-from vivace.training.session import Session
-from vivace.training.validation import Validation
+from vivace.training.tuning import tune as tune_module
 
 RunTiny = Callable[..., TrainResult]
 

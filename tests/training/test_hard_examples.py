@@ -18,10 +18,10 @@ from vivace.config import override
 from vivace.data.augmentation import augment
 from vivace.data.loader import Batches
 from vivace.errors import ConfigError
-from vivace.training.hard_examples import HardExamples
-from vivace.training.recipe import HardExamplesConfig, Recipe
+from vivace.training.loop.state import TrainState
+from vivace.training.recipes.recipe import HardExamplesConfig, Recipe
 from vivace.training.result import TrainResult
-from vivace.training.state import TrainState
+from vivace.training.techniques.hard_examples import HardExamples
 
 RunTiny = Callable[..., TrainResult]
 CONFIG = HardExamplesConfig(share=0.4, start=0.25, end=0.75)

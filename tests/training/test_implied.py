@@ -6,9 +6,9 @@ import pytest
 
 from vivace.config import override
 from vivace.errors import ConfigError
-from vivace.training.implied import USUAL, with_implied
-from vivace.training.recipe import Recipe
-from vivace.training.recipes import RECIPES, DataFacts
+from vivace.training.recipes.implied import USUAL, with_implied
+from vivace.training.recipes.named import RECIPES, DataFacts
+from vivace.training.recipes.recipe import Recipe
 
 SMALL = DataFacts(num_images=50_000, num_classes=10, channels=3, side=32)
 

@@ -14,11 +14,11 @@ import pytest
 from same_weights import assert_same_weights
 
 from vivace.errors import Interrupted
-from vivace.training.engine import Engine
+from vivace.training.loop.engine import Engine
+from vivace.training.loop.session import Session
+from vivace.training.loop.signals import StopSignals
+from vivace.training.loop.validation import Validation
 from vivace.training.result import TrainResult
-from vivace.training.session import Session
-from vivace.training.signals import StopSignals
-from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 
@@ -82,7 +82,7 @@ def test_outside_the_main_thread_the_host_keeps_its_signals() -> None:
 PROGRAM = """
 import signal, sys, time
 from vivace.cli import main
-from vivace.training.engine import Engine
+from vivace.training.loop.engine import Engine
 step, set_handler = Engine._step, signal.signal
 def told(number, handler):
     def handle(*arguments):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from vivace.errors import ConfigError
-from vivace.training.losses import class_weights, image_weights, make_loss
-from vivace.training.recipe import LossConfig
+from vivace.training.recipes.recipe import LossConfig
+from vivace.training.techniques.losses import class_weights, image_weights, make_loss
 
 CPU = torch.device("cpu")
 LABELS = np.array([0, 0, 0, 1, 1, 2])

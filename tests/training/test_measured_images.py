@@ -17,7 +17,7 @@ from vivace.data.sources import open_source
 from vivace.errors import DataError
 from vivace.evaluation.evaluate import evaluate
 from vivace.exporting.parity import verify
-from vivace.training.arrays import prepare_data
+from vivace.training.loop.arrays import prepare_data
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]
@@ -40,7 +40,7 @@ def test_of_data_without_splits_the_held_out_part_is_measured(trained: TrainResu
     assert (result.split, result.metrics.num_images) == ("held out", 6)
     assert (result.num_images_trained_on, result.num_images_left_out) == (0, 18)
     # the very images that training held out
-    from vivace.training.runfolder import RunFolder
+    from vivace.training.folder.runfolder import RunFolder
 
     folder = RunFolder(trained.run, resume=True)
     recipe = folder.saved_recipe()

@@ -19,9 +19,9 @@ from vivace.errors import ConfigError, OutOfMemoryError
 from vivace.models.config import ModelConfig
 from vivace.models.normalize import Normalize
 from vivace.training.execution import ExecutionConfig
+from vivace.training.loop.state import TrainState
+from vivace.training.loop.step import Stepper
 from vivace.training.result import TrainResult
-from vivace.training.state import TrainState
-from vivace.training.step import Stepper
 
 RunTiny = Callable[..., TrainResult]
 

@@ -15,14 +15,14 @@ from killing import Killed
 from same_weights import assert_same_weights, bundle_weights
 
 from vivace.errors import ConfigError, NonFiniteError
-from vivace.training import engine
-from vivace.training import session as build
-from vivace.training.checkpoints import load_checkpoint
-from vivace.training.engine import Engine
+from vivace.training.folder.checkpoints import load_checkpoint
+from vivace.training.loop import engine
+from vivace.training.loop import session as build
+from vivace.training.loop.engine import Engine
+from vivace.training.loop.rollback import Rollback
+from vivace.training.loop.step import Stepper
+from vivace.training.loop.validation import Validation
 from vivace.training.result import TrainResult
-from vivace.training.rollback import Rollback
-from vivace.training.step import Stepper
-from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 

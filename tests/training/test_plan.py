@@ -13,12 +13,12 @@ import pytest
 from vivace.config import parse_duration
 from vivace.errors import ConfigError
 from vivace.optim.config import ScheduleConfig
-from vivace.training.plan import Plan, forecast_top1
+from vivace.training.loop.plan import Plan, forecast_top1
+from vivace.training.loop.session import Session
+from vivace.training.loop.state import Counters
+from vivace.training.loop.validation import Validation
 from vivace.training.result import TrainResult
-from vivace.training.session import Session
-from vivace.training.state import Counters
 from vivace.training.train import train
-from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 LINEAR = ScheduleConfig(name="linear")
@@ -191,8 +191,8 @@ def test_a_time_that_is_over_before_it_began_still_trains_one_step() -> None:
 def test_time_is_kept_for_all_that_follows_the_last_step(
     run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, settled: bool
 ) -> None:
-    from vivace.training.engine import Engine
-    from vivace.training.session import Session
+    from vivace.training.loop.engine import Engine
+    from vivace.training.loop.session import Session
 
     plans = []
     run = Engine.run

@@ -13,8 +13,8 @@ from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
-from vivace.training.recipe import DistillConfig, HardExamplesConfig, LossConfig, Recipe
-from vivace.training.recipes import RECIPES, DataFacts, resolve_recipe
+from vivace.training.recipes.named import RECIPES, DataFacts, resolve_recipe
+from vivace.training.recipes.recipe import DistillConfig, HardExamplesConfig, LossConfig, Recipe
 from vivace.training.result import TrainResult
 
 FEW = DataFacts(num_images=100, num_classes=3, channels=3, side=40)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from vivace.errors import CheckpointError
 from vivace.optim.config import OptimizerConfig
 from vivace.optim.optimizers import create_optimizer
-from vivace.training.checkpoints import _digest, load_checkpoint, save_checkpoint
-from vivace.training.hard_examples import HardExamples
-from vivace.training.plan import forecast_top1
-from vivace.training.recipe import HardExamplesConfig
-from vivace.training.restored import COUNTERS, MALFORMED, check_tree, check_weights, try_step
-from vivace.training.self_distillation import SelfDistillation
-from vivace.training.state import Counters, Ema, TrainState
+from vivace.training.folder.checkpoints import _digest, load_checkpoint, save_checkpoint
+from vivace.training.loop.plan import forecast_top1
+from vivace.training.loop.restored import COUNTERS, MALFORMED, check_tree, check_weights, try_step
+from vivace.training.loop.state import Counters, Ema, TrainState
+from vivace.training.recipes.recipe import HardExamplesConfig
+from vivace.training.techniques.hard_examples import HardExamples
+from vivace.training.techniques.self_distillation import SelfDistillation
 
 WRONG = (None, True, -1, 10**30, 0.5, float("nan"), "x", [], {}, [1], {"a": 1}, torch.zeros(7, 7))
 
@@ -85,10 +85,10 @@ def restore(tree: dict[str, Any], name: str = "adamw") -> None:
     """As a run does it, and a step afterwards. Raises CheckpointError."""
     from types import SimpleNamespace
 
-    from vivace.training import resuming
+    from vivace.training import resume
 
     state = make_state(name)
-    resuming.restore(state, tree, SimpleNamespace(checkpoints=Path("run/checkpoints")))  # type: ignore[arg-type]
+    resume.restore(state, tree, SimpleNamespace(checkpoints=Path("run/checkpoints")))  # type: ignore[arg-type]
     forecast_top1(state.counters.history * 3, state.counters.progress)
     state.model(torch.randn(2, 1, 4, 4)).square().sum().backward()
     state.optimizer.step()
@@ -133,10 +133,10 @@ def test_what_is_restored_is_bitwise_what_was_saved(tmp_path: Path) -> None:
         tree = saved_tree(tmp_path / "c.safetensors", name)
         from types import SimpleNamespace
 
-        from vivace.training import resuming
+        from vivace.training import resume
 
         state = make_state(name)
-        resuming.restore(state, copy.deepcopy(tree), SimpleNamespace(checkpoints=tmp_path))  # type: ignore[arg-type]
+        resume.restore(state, copy.deepcopy(tree), SimpleNamespace(checkpoints=tmp_path))  # type: ignore[arg-type]
         again = state.state_dict()
         for way in places(tree):
             found, expected = at(again, way), at(tree, way)

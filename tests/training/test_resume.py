@@ -22,11 +22,11 @@ from torch.amp import GradScaler
 
 from vivace.config import to_yaml
 from vivace.errors import CheckpointError, TrainingError
-from vivace.training.checkpoints import load_checkpoint, save_checkpoint
-from vivace.training.engine import Engine
+from vivace.training.folder.checkpoints import load_checkpoint, save_checkpoint
+from vivace.training.loop.engine import Engine
+from vivace.training.loop.session import Session
+from vivace.training.loop.validation import Validation
 from vivace.training.result import TrainResult
-from vivace.training.session import Session
-from vivace.training.validation import Validation
 
 RunTiny = Callable[..., TrainResult]
 
@@ -87,7 +87,7 @@ SUICIDE = """
 import os, signal, sys
 from pathlib import Path
 from vivace.training.train import train
-from vivace.training.step import Stepper
+from vivace.training.loop.step import Stepper
 where, number, count = sys.argv[1], int(sys.argv[2]), 0
 def count_down(before_death=lambda: None):
     global count
@@ -345,7 +345,7 @@ def test_the_recipe_of_a_run_reproduces_it(run_tiny: RunTiny) -> None:
 
 def to_yaml_text(result: TrainResult) -> str:
     from vivace.config import from_yaml
-    from vivace.training.recipe import Recipe
+    from vivace.training.recipes.recipe import Recipe
 
     return to_yaml(from_yaml(Recipe, result.run / "recipe.yaml"))
 

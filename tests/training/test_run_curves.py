@@ -14,8 +14,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vivace.errors import TrainingError
-from vivace.training.callbacks import ValidationInfo
-from vivace.training.curves import COLUMNS, Curves
+from vivace.training.recording.callbacks import ValidationInfo
+from vivace.training.recording.curves import COLUMNS, Curves
 from vivace.training.result import TrainResult
 
 # a test takes the folder away, which TensorBoard's own thread meets whenever it next writes

@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 
 from vivace.errors import CheckpointError, DataError, RunFolderError
-from vivace.training import runfolder
-from vivace.training.recipe import Recipe
+from vivace.training.folder import runfolder
+from vivace.training.folder.runfolder import RunFolder, check_same_recipe, new_run_path, newest_run
+from vivace.training.recipes.recipe import Recipe
 from vivace.training.result import TrainResult
-from vivace.training.runfolder import RunFolder, check_same_recipe, new_run_path, newest_run
 
 RunTiny = Callable[..., TrainResult]
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vivace.training.runfolder import RunFolder
+from vivace.training.folder.runfolder import RunFolder
 folder = RunFolder(Path(sys.argv[1]), resume=False)
 print("held", flush=True)
 time.sleep(600)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from vivace.config import override
 from vivace.errors import ConfigError
-from vivace.training.losses import make_loss
-from vivace.training.recipe import LossConfig, Recipe
+from vivace.training.loop.state import TrainState
+from vivace.training.recipes.recipe import LossConfig, Recipe
 from vivace.training.result import TrainResult
-from vivace.training.self_distillation import SelfDistillation
-from vivace.training.state import TrainState
+from vivace.training.techniques.losses import make_loss
+from vivace.training.techniques.self_distillation import SelfDistillation
 
 RunTiny = Callable[..., TrainResult]
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ from killing import Killed, die_after
 from same_weights import assert_same_weights
 
 from vivace.errors import ConfigError
-from vivace.training.arrays import _channel_statistics
+from vivace.training.loop.arrays import _channel_statistics
+from vivace.training.loop.step import Stepper
 from vivace.training.result import TrainResult
-from vivace.training.step import Stepper
 
 RunTiny = Callable[..., TrainResult]
 

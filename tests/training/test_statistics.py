@@ -14,10 +14,10 @@ from torch import nn
 import vivace
 from colours import COLOURS, noisy_image
 from vivace.bundle import load_bundle
-from vivace.training.engine import Engine
+from vivace.training.loop.engine import Engine
+from vivace.training.loop.session import Session
+from vivace.training.loop.statistics import estimate_statistics
 from vivace.training.result import TrainResult
-from vivace.training.session import Session
-from vivace.training.statistics import estimate_statistics
 
 RunTiny = Callable[..., TrainResult]
 
@@ -122,7 +122,7 @@ def test_a_long_run_does_not_pay_for_it(run_tiny: RunTiny, monkeypatch: pytest.M
     settle = Engine._settle
 
     def recording(self: Engine) -> None:
-        monkeypatch.setattr("vivace.training.engine.NUM_STEPS", 4)
+        monkeypatch.setattr("vivace.training.loop.engine.NUM_STEPS", 4)
         self.settle, plain = (lambda model, last: calls.append(self.counters.step)), self.settle
         settle(self)
         self.settle = plain

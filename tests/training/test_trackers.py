@@ -18,14 +18,14 @@ from killing import Killed, die_after
 from vivace.cli.wording import as_options
 from vivace.errors import ConfigError, MissingExtra, RunFolderError
 from vivace.notices import wording
-from vivace.training.callbacks import Callback, StopTraining
+from vivace.training.folder.runfolder import TRACKING, RunFolder
+from vivace.training.recording.callbacks import Callback, StopTraining
+from vivace.training.recording.trackers import choose, tracker
+from vivace.training.recording.trackers.backend import Tracked, TrackedRun
+from vivace.training.recording.trackers.choose import TRACKERS, TrackerRow, parse_trackers
+from vivace.training.recording.trackers.secrets import without_secrets
+from vivace.training.recording.trackers.tracker import record_name
 from vivace.training.result import TrainResult
-from vivace.training.runfolder import TRACKING, RunFolder
-from vivace.training.trackers import choose, tracker
-from vivace.training.trackers.backend import Tracked, TrackedRun
-from vivace.training.trackers.choose import TRACKERS, TrackerRow, parse_trackers
-from vivace.training.trackers.secrets import without_secrets
-from vivace.training.trackers.tracker import record_name
 
 RunTiny = Callable[..., TrainResult]
 

@@ -19,9 +19,9 @@ from colours import noisy_image
 from vivace.config import from_yaml
 from vivace.data.loader import Batches
 from vivace.errors import CheckpointError, ConfigError
-from vivace.training import losses
-from vivace.training.recipe import Recipe
+from vivace.training.recipes.recipe import Recipe
 from vivace.training.result import TrainResult
+from vivace.training.techniques import losses
 
 RunTiny = Callable[..., TrainResult]
 MakeFolder = Callable[..., Path]

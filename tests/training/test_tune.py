@@ -19,11 +19,11 @@ from vivace.files import write_json
 from vivace.measure import Comparison
 from vivace.training import execution
 from vivace.training import run as session_module
-from vivace.training import tune as tune_module
 from vivace.training.execution import ExecutionConfig, trial_batch_size
-from vivace.training.recipe import Recipe
+from vivace.training.recipes.recipe import Recipe
 from vivace.training.result import TrainResult
-from vivace.training.tune import Receipt, Trial, plain_setup, receipt_path, stored_receipt, tune
+from vivace.training.tuning import tune as tune_module
+from vivace.training.tuning.tune import Receipt, Trial, plain_setup, receipt_path, stored_receipt, tune
 
 RunTiny = Callable[..., TrainResult]
 CPU = torch.device("cpu")

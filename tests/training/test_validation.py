@@ -12,10 +12,10 @@ from torch import nn
 
 import vivace
 from vivace.models.normalize import Normalize
-from vivace.training import validation
 from vivace.training.execution import ExecutionConfig
+from vivace.training.loop import validation
+from vivace.training.loop.validation import central_view, eval_batch_size, split_logits
 from vivace.training.result import TrainResult
-from vivace.training.validation import central_view, eval_batch_size, split_logits
 
 CPU = torch.device("cpu")
 

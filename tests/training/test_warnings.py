@@ -14,9 +14,9 @@ import torch
 
 from answers import last_answer
 from vivace.cli import main
-from vivace.training.engine import Engine
+from vivace.training.loop.engine import Engine
+from vivace.training.loop.session import Session
 from vivace.training.result import TrainResult
-from vivace.training.session import Session
 
 RunTiny = Callable[..., TrainResult]
 MakeFolder = Callable[..., Path]

@@ -13,9 +13,9 @@ from vivace.bench.techniques import TECHNIQUES, Technique, known_techniques, tec
 from vivace.config import from_yaml, to_dict
 from vivace.errors import ConfigError, VivaceError
 from vivace.statistics.intervals import paired_gain, paired_ratio
-from vivace.training.keywords import recipe_changes
-from vivace.training.recipe import Recipe
-from vivace.training.recipes import read_recipe
+from vivace.training.recipes.keywords import recipe_changes
+from vivace.training.recipes.named import read_recipe
+from vivace.training.recipes.recipe import Recipe
 from vivace.training.result import TrainResult
 from vivace.training.train import planned_recipe, train
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vivace.errors import ConfigError, nearest
 from vivace.training.execution import AUTO, OPTIONS, Ablation, ExecutionOption
-from vivace.training.recipe import Recipe
+from vivace.training.recipes.recipe import Recipe
 
 __all__ = ["TECHNIQUES", "Technique", "known_techniques", "techniques_of", "unused"]
 

@@ -69,7 +69,7 @@ def _suggested(verb: str, words: list[Word]) -> list[Word]:
     from vivace.data.layouts.catalog import CATALOG
     from vivace.models.config import NETWORKS
     from vivace.optim.config import OPTIMIZERS
-    from vivace.training.trackers.choose import TRACKERS
+    from vivace.training.recording.trackers.choose import TRACKERS
 
     usual = {
         "--device": ("auto", "cpu", "cuda", "mps"),

@@ -63,7 +63,7 @@ def run(options: Options) -> None:
     """Evaluate, draw, print."""
     from vivace.evaluation.evaluate import evaluate
     from vivace.outputs import check_file, warn_of_replaced
-    from vivace.training.display import counting_bar
+    from vivace.training.recording.display import counting_bar
 
     replaced = []
     if options.figures is not None:

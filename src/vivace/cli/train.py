@@ -15,7 +15,7 @@ from vivace.cli.common import parse_assignments
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
 from vivace.cli.runs import few_digits
-from vivace.training.keywords import FIELDS, OPENING, TrainKeywords
+from vivace.training.recipes.keywords import FIELDS, OPENING, TrainKeywords
 
 
 @verb_options

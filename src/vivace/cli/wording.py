@@ -91,7 +91,7 @@ def _words(call: Any) -> list[str]:
 
 def _is_field(name: str) -> bool:
     """Whether a name with a dot is one of the recipe's."""
-    from vivace.training.recipe import Recipe
+    from vivace.training.recipes.recipe import Recipe
 
     section, dot, _ = name.partition(".")
     return bool(dot) and section in {field.name for field in dataclasses.fields(Recipe)}

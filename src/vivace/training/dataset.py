@@ -19,14 +19,14 @@ from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import DataError, first_line
 from vivace.notices import warn
-from vivace.training.display import counting_bar
-from vivace.training.facts import measure_facts
-from vivace.training.recipe import Recipe
-from vivace.training.recipes import DEFAULT_RECIPE, resolve_recipe
-from vivace.training.runfolder import RunFolder, runs_of
+from vivace.training.folder.runfolder import RunFolder, runs_of
+from vivace.training.recipes.facts import measure_facts
+from vivace.training.recipes.named import DEFAULT_RECIPE, resolve_recipe
+from vivace.training.recipes.recipe import Recipe
+from vivace.training.recording.display import counting_bar
 
 if TYPE_CHECKING:
-    from vivace.training.distill import Teacher
+    from vivace.training.techniques.distill import Teacher
 
 __all__ = ["all_grey", "open_run_cache", "open_run_source", "stored_as", "with_sizes"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from vivace.training.recipe import Recipe
+    from vivace.training.recipes.recipe import Recipe
 
 __all__ = [
     "AUTO",

@@ -20,13 +20,13 @@ from vivace.hardware import describe
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import complete_arguments
 from vivace.notices import recorded_warnings, warn
-from vivace.training.engine import Engine
 from vivace.training.execution import ExecutionConfig, without_own_kernels
+from vivace.training.folder.runfolder import RunFolder
+from vivace.training.loop.engine import Engine
+from vivace.training.loop.plan import Budget
+from vivace.training.loop.session import Session
 from vivace.training.outcome import Outcome, outcome_warnings
-from vivace.training.plan import Budget
 from vivace.training.result import TrainResult
-from vivace.training.runfolder import RunFolder
-from vivace.training.session import Session
 
 __all__ = ["finish", "record_of"]
 

@@ -15,13 +15,6 @@ from vivace.config import to_dict
 from vivace.cpus import limit_threads, set_threads
 from vivace.data.caching.cache import Cache
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
-from vivace.training.arrays import FileWatch, TrainingData, prepare_data
-from vivace.training.callbacks import Callback, RunInfo
-from vivace.training.curves import Curves
-from vivace.training.dispatch import Dispatcher
-from vivace.training.display import LiveDisplay
-from vivace.training.distill import Teacher
-from vivace.training.engine import Engine
 from vivace.training.execution import (
     OPTIONS,
     ExecutionConfig,
@@ -30,16 +23,23 @@ from vivace.training.execution import (
     without_own_kernels,
 )
 from vivace.training.finish import finish, record_of
-from vivace.training.plan import Budget, Plan
-from vivace.training.recipe import Recipe
+from vivace.training.folder.runfolder import RunFolder, check_same_data
+from vivace.training.loop.arrays import FileWatch, TrainingData, prepare_data
+from vivace.training.loop.engine import Engine
+from vivace.training.loop.plan import Budget, Plan
+from vivace.training.loop.session import Session
+from vivace.training.loop.state import TrainState
+from vivace.training.loop.statistics import NUM_IMAGES_LAST
+from vivace.training.recipes.recipe import Recipe
+from vivace.training.recording.callbacks import Callback, RunInfo
+from vivace.training.recording.curves import Curves
+from vivace.training.recording.dispatch import Dispatcher
+from vivace.training.recording.display import LiveDisplay
 from vivace.training.result import TrainResult
-from vivace.training.resuming import adapt_counters, newest_state, restore, resumed_budget
-from vivace.training.runfolder import RunFolder, check_same_data
-from vivace.training.session import Session
-from vivace.training.state import TrainState
-from vivace.training.statistics import NUM_IMAGES_LAST
-from vivace.training.tune import Receipt, plain_setup, receipt_path, stored_receipt
-from vivace.training.tune import tune as run_trial
+from vivace.training.resume import adapt_counters, newest_state, restore, resumed_budget
+from vivace.training.techniques.distill import Teacher
+from vivace.training.tuning.tune import Receipt, plain_setup, receipt_path, stored_receipt
+from vivace.training.tuning.tune import tune as run_trial
 
 __all__ = ["run_training"]
 

@@ -21,22 +21,22 @@ from vivace.errors import ConfigError
 from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
-from vivace.training.callbacks import Callback, check_callbacks
-from vivace.training.choices import check_device_name, check_names
-from vivace.training.continuing import says_how_to_resume
 from vivace.training.dataset import open_run_cache, open_run_source, with_sizes
-from vivace.training.display import LiveDisplay
-from vivace.training.facts import measure_facts
-from vivace.training.implied import with_implied
-from vivace.training.keywords import TrainKeywords, check_keywords, data_opened_with, recipe_changes
-from vivace.training.recipe import Recipe
-from vivace.training.recipes import DEFAULT_RECIPE, DataFacts, read_recipe, resolve_recipe
+from vivace.training.folder.continuing import says_how_to_resume
+from vivace.training.folder.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
+from vivace.training.recipes.choices import check_device_name, check_names
+from vivace.training.recipes.facts import measure_facts
+from vivace.training.recipes.implied import with_implied
+from vivace.training.recipes.keywords import TrainKeywords, check_keywords, data_opened_with, recipe_changes
+from vivace.training.recipes.named import DEFAULT_RECIPE, DataFacts, read_recipe, resolve_recipe
+from vivace.training.recipes.recipe import Recipe
+from vivace.training.recording.callbacks import Callback, check_callbacks
+from vivace.training.recording.display import LiveDisplay
+from vivace.training.recording.trackers.choose import make_trackers, parse_trackers
 from vivace.training.result import TrainResult
-from vivace.training.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
-from vivace.training.trackers.choose import make_trackers, parse_trackers
 
 if TYPE_CHECKING:
-    from vivace.training.distill import Teacher
+    from vivace.training.techniques.distill import Teacher
 
 __all__ = ["TrainResult", "planned_recipe", "train"]
 
@@ -134,7 +134,7 @@ def train(
             warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
         # before other imports of torch: two threads that import it at once could see partial modules
         importing.join()
-        from vivace.training.plan import Budget
+        from vivace.training.loop.plan import Budget
         from vivace.training.run import run_training
 
         with says_how_to_resume(data, folder.path):

@@ -20,7 +20,7 @@ from vivace.notices import collected_warnings, warn
 from vivace.predictor import Predictor
 from vivace.statistics.paired import exact_p_value, loss_bound
 from vivace.statistics.proportions import wilson_interval
-from vivace.training.continuing import resume_call
+from vivace.training.folder.continuing import resume_call
 from vivace.verbs.recorded import recorded_data
 from vivace.verbs.runs import NO_BUNDLE, Run, read_run
 

@@ -1,0 +1,57 @@
+"""What is recorded and told of a run as it goes: after a step, and of a validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vivace.training.loop.plan import Plan, forecast_top1
+from vivace.training.loop.state import Counters, TrainState
+from vivace.training.loop.validation import Validation
+from vivace.training.recording.callbacks import StepInfo, ValidationInfo
+
+__all__ = ["step_info", "validation_info", "validation_row"]
+
+
+def step_info(state: TrainState, plan: Plan, *, epoch: float, images_per_second: float) -> StepInfo:
+    """The state after a step, for callbacks."""
+    counters = state.counters
+    return StepInfo(
+        step=counters.step,
+        epoch=epoch,
+        progress=counters.progress,
+        lr=state.optimizer.param_groups[0]["lr"],
+        train_loss=counters.loss_sum / counters.count if counters.count else None,
+        train_top1=counters.correct_sum / counters.count if counters.count else None,
+        images_per_second=images_per_second,
+        seconds_left=plan.seconds_left(counters),
+    )
+
+
+def validation_row(state: TrainState, validation: Validation, steps_per_epoch: int) -> dict[str, Any]:
+    """The row that a validation adds to the history, from the sums since the one before it."""
+    counters = state.counters
+    train_seconds = counters.seconds - (counters.history[-1]["seconds"] if counters.history else 0.0)
+    return {
+        "epoch": round(counters.step / steps_per_epoch, 4),
+        "step": counters.step,
+        "progress": counters.progress,
+        "seconds": counters.seconds,
+        "lr": state.optimizer.param_groups[0]["lr"],
+        "train_loss": counters.loss_sum / max(counters.count, 1),
+        "train_top1": counters.correct_sum / max(counters.count, 1),
+        "val_loss": validation.loss,
+        "val_top1": validation.top1,
+        "images_per_second": counters.count / max(train_seconds, 1e-9),
+    }
+
+
+def validation_info(counters: Counters) -> ValidationInfo:
+    """The newest validation, for callbacks."""
+    best = max(counters.history, key=lambda row: row["val_top1"])
+    return ValidationInfo(
+        **counters.history[-1],
+        best_val_top1=best["val_top1"],
+        best_step=best["step"],
+        forecast_top1=forecast_top1(counters.history, counters.progress),
+        history=tuple(map(dict, counters.history)),
+    )

@@ -1,0 +1,324 @@
+"""From a recipe and a cache to network, optimizer and batches."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vivace.cpus import set_threads
+from vivace.data.augmentation.augment import Augment
+from vivace.data.caching.stored import Pixels
+from vivace.data.loader import Batch, Batches
+from vivace.data.preprocess import Preprocess
+from vivace.errors import ConfigError
+from vivace.hardware import autocast, seed_everything
+from vivace.metrics.accuracy import topk_accuracy
+from vivace.models.normalize import Normalize
+from vivace.models.zoo import create_model, head_parameters, layer_groups, load_weights
+from vivace.optim.optimizers import create_optimizer
+from vivace.training.execution import ExecutionConfig, trial_batch_size
+from vivace.training.loop.arrays import NUM_STATISTICS_IMAGES, TrainingData, sample
+from vivace.training.loop.state import Ema, TrainState
+from vivace.training.loop.statistics import NUM_IMAGES, NUM_IMAGES_LAST, estimate_statistics
+from vivace.training.loop.step import Stepper, has_batch_norm
+from vivace.training.loop.validation import Validation, eval_batch_size, split_logits
+from vivace.training.recipes.recipe import Recipe
+from vivace.training.techniques.calibrate import calibrated
+from vivace.training.techniques.distill import Teacher, make_distillation
+from vivace.training.techniques.hard_examples import HardExamples
+from vivace.training.techniques.losses import make_loss, recipe_weights
+from vivace.training.techniques.self_distillation import SelfDistillation
+
+__all__ = ["Session"]
+
+# images on which a calibrated network is checked
+NUM_TRIED = 8
+
+
+def _seen(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
+    """The preprocessing of the trained network; in training, views of `preprocess` are downscaled to it."""
+    size = recipe.model.size or preprocess.size
+    if size > preprocess.size:
+        raise ConfigError(
+            f"model.size is larger than data.size: got {size} and {preprocess.size} px. Leave model.size out, or set "
+            f"data.size={size}."
+        )
+    return preprocess.resized(size)
+
+
+class Session:
+    """The network, its optimizer and the batches of a run, ready for an Engine."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        device: torch.device,
+        *,
+        kernels: Path,
+        load: bool = True,
+        teacher: Teacher | None = None,
+    ) -> None:
+        """kernels: the folder for those of our own. load: start from the recipe's weights; a checkpoint needs none.
+
+        teacher: answers in place of the network that `distill.teacher` names.
+        """
+        seed_everything(recipe.seed, deterministic=recipe.deterministic)
+        self.recipe, self.data, self.device, self.kernels = recipe, data, device, kernels
+        preprocess, train = data.preprocess, data.cache.splits["train"]
+        self.num_classes = len(data.cache.classes)
+        self.seen = _seen(recipe, preprocess)
+        shrink = self.seen.size / preprocess.size
+        self.normalize = Normalize(preprocess.mean, preprocess.std, shrink=shrink).to(device)
+        self.model = self._create_model(load=load)
+        if recipe.micro_batch_size == 1 and has_batch_norm(self.model):
+            raise ConfigError(
+                f"micro_batch_size is too small: got 1, and {recipe.model.name} has batch norm, which needs 2 images "
+                "to train on. Set micro_batch_size=2."
+            )
+        self._check_start_size()
+        self.head = head_parameters(self.model) if recipe.head_epochs else []
+        self.late_frozen = self._late_frozen()
+        self._validated: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
+        labels = recipe.loss, train.labels_N[data.train_indices], self.num_classes, device
+        self.loss, self.weights_K = make_loss(*labels), recipe_weights(*labels)
+        self.distillation = make_distillation(
+            recipe.distill,
+            classes=data.cache.classes,
+            channels=preprocess.channels,
+            device=device,
+            teacher=teacher,
+        )
+        self.batches = Batches(
+            train.images_NHWC,
+            train.labels_N,
+            indices=data.train_indices,
+            batch_size=min(recipe.batch_size, len(data.train_indices)),
+            device=device,
+            seed=recipe.seed,
+            balanced=recipe.data.balanced_sampling,
+            num_classes=self.num_classes,
+        )
+
+    def _create_model(self, *, load: bool) -> nn.Module:
+        recipe, preprocess = self.recipe, self.data.preprocess
+        model = create_model(
+            recipe.model.name,
+            self.num_classes,
+            in_channels=preprocess.channels,
+            size=self.seen.size,
+            pretrained=recipe.model.pretrained and load,
+            **recipe.model.arguments,
+        )
+        if recipe.model.weights and load:
+            load_weights(model, recipe.model.weights)
+        model.to(self.device)
+        init = getattr(model, "init_from_images", None)
+        if init is not None and load and not recipe.model.weights:
+            with torch.no_grad():
+                init(self._sample_images())
+        return model
+
+    def _sample_images(self, num_images: int = NUM_STATISTICS_IMAGES) -> torch.Tensor:
+        """Up to `num_images` training images as input of the network, normalised images_BCHW on the device."""
+        return self._seen_images(sample(self.data, num_images))
+
+    def _seen_images(self, images_NHWC: np.ndarray) -> torch.Tensor:
+        stored = torch.from_numpy(self.data.preprocess.view(images_NHWC)).permute(0, 3, 1, 2)
+        normalised: torch.Tensor = self.normalize(stored.to(self.device))
+        return normalised
+
+    def _late_frozen(self) -> list[list[str]]:
+        """Names of the parameters of the parts that `freeze_after` freezes."""
+        parts, count = layer_groups(self.model), len(self.recipe.freeze_after)
+        if count >= len(parts):
+            raise ConfigError(
+                f"freeze_after freezes all of {self.recipe.model.name}: got {count} shares for {len(parts)} parts. "
+                f"Give at most {len(parts) - 1}."
+            )
+        return parts[:count]
+
+    def _check_start_size(self) -> None:
+        start = self.recipe.augment.start_size
+        if start is None:
+            return
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                blank = torch.zeros(2, self.data.preprocess.channels, start, start, device=self.device)
+                self.model(self.normalize(blank))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"augment.start_size is too small for {self.recipe.model.name}: got {start} "
+                f"({str(error).splitlines()[0]}). Set a larger one, or augment.start_size=null."
+            ) from None
+
+    def state(self, setup: ExecutionConfig) -> TrainState:
+        """A new TrainState of the network, in the memory format of the setup."""
+        if setup.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        return self._state_of(self.model, setup)
+
+    def _state_of(self, model: nn.Module, setup: ExecutionConfig) -> TrainState:
+        recipe = self.recipe
+        layers = layer_groups(model) if recipe.optimizer.layer_decay else None
+        generator = torch.Generator(self.device)
+        generator.manual_seed(recipe.seed)
+        return TrainState(
+            model=model,
+            optimizer=create_optimizer(model, recipe.optimizer, layers=layers, head=head_parameters(model)),
+            generator=generator,
+            ema=Ema(model, recipe.ema_decay) if recipe.ema_decay else None,
+            scaler=torch.amp.GradScaler(self.device.type) if setup.precision == "fp16" else None,
+            hard_examples=self._hard_examples(),
+            self_distillation=self._self_distillation(),
+        )
+
+    def _hard_examples(self) -> HardExamples | None:
+        if self.recipe.focus.share == 1:
+            return None
+        num_images = len(self.data.cache.splits["train"].labels_N)
+        return HardExamples(
+            config=self.recipe.focus, losses_N=torch.full((num_images,), float("inf"), device=self.device)
+        )
+
+    def _self_distillation(self) -> SelfDistillation | None:
+        config = self.recipe.loss
+        if not config.self_distillation:
+            return None
+        return SelfDistillation(
+            config.self_distillation,
+            self.data.cache.splits["train"].labels_N,
+            self.num_classes,
+            label_smoothing=config.label_smoothing,
+            device=self.device,
+        )
+
+    def stepper(
+        self, state: TrainState, setup: ExecutionConfig, on_message: Callable[[str], None] = lambda _: None
+    ) -> Stepper:
+        """A Stepper on `state`."""
+        return Stepper(
+            state,
+            setup,
+            loss=self.loss,
+            normalize=self.normalize,
+            augment=self.augment,
+            device=self.device,
+            kernels=self.kernels,
+            clip_grad_norm=self.recipe.clip_grad_norm,
+            distillation=self.distillation,
+            weights_K=self.weights_K,
+            fake_quant=self.recipe.fake_quant,
+            on_message=on_message,
+        )
+
+    def trial_step(self, setup: ExecutionConfig) -> Callable[[], object]:
+        """A function that makes one training step on a copy of the network, for the measured trial."""
+        model = copy.deepcopy(self.model).train()
+        if setup.channels_last:
+            model.to(memory_format=torch.channels_last)
+        state = self._state_of(model, setup)
+        # with growing images, at their final size: most of the time is spent there
+        state.counters.progress = 1.0
+        stepper = self.stepper(state, setup)
+        batch = next(iter(self.batches.epoch(0)))
+        count = min(trial_batch_size(self.recipe), len(batch.labels_B))
+        small = Batch(batch.images_BCHW[:count], batch.labels_B[:count], batch.indices_B[:count])
+
+        def step() -> None:
+            set_threads(setup.threads)
+            stepper.step(small, 0)
+
+        return step
+
+    def settler(self, setup: ExecutionConfig) -> Callable[[nn.Module, bool], None] | None:
+        """A function (network, whether it is the last time) that estimates batch-norm statistics anew, in place.
+
+        None without batch norm.
+        """
+        return partial(self._settle, setup) if has_batch_norm(self.model) else None
+
+    def _settle(self, setup: ExecutionConfig, model: nn.Module, last: bool) -> None:
+        count = NUM_IMAGES_LAST if last else NUM_IMAGES
+        if self.recipe.data.balanced_sampling:
+            # balanced batches as in training: other proportions have other statistics
+            rows = np.sort(self.batches.order(0)[:count])
+            images_BCHW = self._seen_images(self.data.cache.splits["train"].images_NHWC[rows])
+        else:
+            images_BCHW = self._sample_images(count)
+        # the images are ordered by class: shuffle, so that each batch has all classes
+        order = torch.randperm(len(images_BCHW), generator=torch.Generator().manual_seed(0)).to(self.device)
+        size = max(2, min(NUM_IMAGES // 2, eval_batch_size(self.seen.size)))
+        with autocast(self.device, setup.precision):
+            estimate_statistics(model, images_BCHW[order].tensor_split(-(-len(images_BCHW) // size)))
+
+    def validator(self, setup: ExecutionConfig) -> Callable[[nn.Module], Validation]:
+        """A function that validates a network."""
+        return partial(self._validate, setup)
+
+    def _validate(self, setup: ExecutionConfig, model: nn.Module) -> Validation:
+        logits, labels = self._validated = self._split_logits(model, setup, "val")
+        # without smoothing and weights, so that it can be compared between recipes
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        return Validation(loss=float(loss), top1=topk_accuracy(logits, labels, k=1))
+
+    def pass_seconds(self, model: nn.Module, setup: ExecutionConfig) -> float:
+        """Expected time of a pass over the validation split, from passes over a part of it."""
+        data = self.data
+        positions = np.arange(len(data.val_labels_N)) if data.val_indices is None else data.val_indices
+        part = positions[: 2 * eval_batch_size(data.preprocess.size)]
+        arrays = (data.val_images_NHWC, data.val_labels_N)
+        # warm up: the first pass of a process takes up to three times as long as later ones
+        self._logits(model, setup, *arrays, part[: (len(part) + 1) // 2])
+        taken = []
+        for _ in range(2):
+            started = time.monotonic()
+            self._logits(model, setup, *arrays, part)
+            taken.append(time.monotonic() - started)
+        return min(taken) * len(positions) / len(part)
+
+    def calibrated(self, model: nn.Module, setup: ExecutionConfig) -> tuple[nn.Module, float | None]:
+        """(calibrated network, its temperature), fitted on the validation images; or (the network itself, None)."""
+        # the logits of the last validation are those of this network, unless the best weights were restored since
+        last = None if self.recipe.early_stopping else self._validated
+        logits, labels = last or self._split_logits(model, setup, "val")
+        return calibrated(model, logits, labels, self._sample_images(NUM_TRIED))
+
+    def split_probs(self, model: nn.Module, setup: ExecutionConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """probs_NK float32 and labels_N int64 of "val" or "test"."""
+        logits, labels = self._split_logits(model, setup, split)
+        return logits.softmax(1).numpy(), labels.numpy()
+
+    def _split_logits(self, model: nn.Module, setup: ExecutionConfig, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        data = self.data
+        if split == "val":
+            arrays: tuple[Any, ...] = (data.val_images_NHWC, data.val_labels_N, data.val_indices)
+        else:
+            test = data.cache.splits["test"]
+            arrays = (test.images_NHWC, test.labels_N, None)
+        return self._logits(model, setup, *arrays)
+
+    def _logits(
+        self, model: nn.Module, setup: ExecutionConfig, images: Pixels, labels: np.ndarray, indices: np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return split_logits(
+            model,
+            images,
+            labels,
+            size=self.data.preprocess.size,
+            normalize=self.normalize,
+            setup=setup,
+            device=self.device,
+            indices=indices,
+            kernels=self.kernels,
+        )

@@ -1,0 +1,43 @@
+"""What the named recipes depend on: a few facts about a data set that cost little to get (no torch here)."""
+
+from __future__ import annotations
+
+import statistics
+
+from vivace.data.decoding.decode import size_of
+from vivace.data.splits import DataSource, Split
+from vivace.errors import ImageError
+from vivace.training.recipes.named import DataFacts
+
+__all__ = ["measure_facts"]
+
+# the typical size is taken from the headers of this many files, evenly spread
+NUM_SAMPLED = 64
+
+
+def measure_facts(source: DataSource) -> DataFacts:
+    """The facts of a data source; only headers of files are read, and unreadable files are skipped."""
+    train = source.splits["train"]
+    return DataFacts(
+        num_images=len(train.labels),
+        num_classes=len(source.classes),
+        channels=source.channels,
+        side=_typical_side(train),
+    )
+
+
+def _typical_side(split: Split) -> int:
+    """Median shorter side, px; 128 if no sampled image can be read (the audit reports why)."""
+    if split.arrays is not None:
+        return int(min(split.arrays.shape[1:3]))
+    assert split.paths is not None
+    num_paths, num_sampled = len(split.paths), min(len(split.paths), NUM_SAMPLED)
+    sides = []
+    for index in range(num_sampled):
+        try:
+            # the header only: nothing is decoded, so a decompression bomb does no harm
+            sides.append(min(size_of(split.paths[index * num_paths // num_sampled])))
+        except ImageError:
+            # the audit reports them
+            continue
+    return round(statistics.median(sides)) if sides else 128
