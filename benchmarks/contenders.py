@@ -72,7 +72,7 @@ def vivace(name: str, about: str, *options: str) -> Contender:
             "val_top1": last["val_top1"],
             "target_seconds": last["target_seconds"],
             "own_total_seconds": last["total_seconds"],
-            "setup": receipt["setup"],
+            "setup": receipt["execution"],
         }
         return Result(
             top1=top1,

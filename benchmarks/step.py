@@ -71,7 +71,7 @@ class Clock(TorchDispatchMode):
 
 
 def make_stepper(
-    recipe: Recipe, setup: ExecutionConfig, *, size: int, num_classes: int, device: torch.device
+    recipe: Recipe, execution: ExecutionConfig, *, size: int, num_classes: int, device: torch.device
 ) -> tuple[Stepper, Batch, nn.Module]:
     """A stepper on random images, as a run of the recipe would have it."""
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def make_stepper(
     normalize = Normalize((0.5,) * 3, (0.25,) * 3).to(device)
     if isinstance(model, FastCNN):
         model.init_from_images(normalize(images))
-    if setup.channels_last:
+    if execution.channels_last:
         model.to(memory_format=torch.channels_last)
     state = TrainState(
         model=model,
@@ -91,7 +91,7 @@ def make_stepper(
     smoothing = recipe.loss.label_smoothing
     stepper = Stepper(
         state,
-        setup,
+        execution,
         loss=lambda logits, labels: nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing),
         normalize=normalize,
         augment=Augment(recipe.augment, size=size, num_classes=num_classes),
@@ -102,20 +102,20 @@ def make_stepper(
     return stepper, Batch(images, labels, torch.arange(recipe.batch_size, device=device)), model
 
 
-def convolutions_alone(model: nn.Module, images: Tensor, setup: ExecutionConfig) -> Callable[[], None]:
+def convolutions_alone(model: nn.Module, images: Tensor, execution: ExecutionConfig) -> Callable[[], None]:
     """A function that runs each convolution of the network by itself: its work in a step, on tensors of such shapes."""
     calls: list[tuple[nn.Conv2d, Tensor, Tensor, bool]] = []
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
         x = inputs[0].detach()
-        if setup.precision != "fp32":
+        if execution.precision != "fp32":
             x = x.to(torch.bfloat16)
         # the first one needs no gradient of its input
         calls.append((module, x.requires_grad_(bool(calls)), torch.randn_like(output), bool(calls)))
 
     hooks = [module.register_forward_hook(record) for module in model.modules() if isinstance(module, nn.Conv2d)]
-    with autocast(images.device, setup.precision):
+    with autocast(images.device, execution.precision):
         model(images)
     for hook in hooks:
         hook.remove()
@@ -123,7 +123,7 @@ def convolutions_alone(model: nn.Module, images: Tensor, setup: ExecutionConfig)
     def run() -> None:
         for module, x, gradient, _ in calls:
             x.grad = None
-            with autocast(images.device, setup.precision), own_kernels(setup, default_cache_dir() / "kernels"):
+            with autocast(images.device, execution.precision), own_kernels(execution, default_cache_dir() / "kernels"):
                 out = module(x)
             wanted = [tensor for tensor in (x, module.weight) if tensor.requires_grad]
             if wanted:
@@ -183,18 +183,18 @@ def main() -> None:
         num_images=args.images, num_classes=args.num_classes, channels=3, side=args.size, seconds=args.seconds
     )
     recipe = resolve_recipe(args.recipe, facts)
-    setup = ExecutionConfig(
+    execution = ExecutionConfig(
         precision=args.precision,
         threads=num_cpus(),
         tile_gradients=not args.no_tiles and args.device == "cpu",
         winograd=not args.no_winograd and args.device == "cpu" and args.precision == "bf16" and has_winograd(),
         fuse_norms=not args.no_fused and args.device == "cpu",
     )
-    torch.set_num_threads(setup.threads)
-    stepper, batch, model = make_stepper(recipe, setup, size=args.size, num_classes=args.num_classes, device=device)
+    torch.set_num_threads(execution.threads)
+    stepper, batch, model = make_stepper(recipe, execution, size=args.size, num_classes=args.num_classes, device=device)
     images = stepper._normalize(batch.images_BCHW)
-    convs = convolutions_alone(model, images, setup)
-    torchs = convolutions_alone(model, images, dataclasses.replace(setup, tile_gradients=False, winograd=False))
+    convs = convolutions_alone(model, images, execution)
+    torchs = convolutions_alone(model, images, dataclasses.replace(execution, tile_gradients=False, winograd=False))
     step = lambda: stepper.step(batch, 0)  # noqa: E731
     for function in (step, convs, torchs, step, convs, torchs):
         function()
@@ -216,9 +216,9 @@ def main() -> None:
         "size": args.size,
         "batch_size": recipe.batch_size,
         "rounds": args.rounds,
-        "setup": f"{setup.precision}, {'tiled' if setup.tile_gradients else 'plain'} gradients, "
-        f"{'Winograd' if setup.winograd else 'direct'} convolutions, "
-        f"{'fused' if setup.fuse_norms else 'plain'} norms",
+        "setup": f"{execution.precision}, {'tiled' if execution.tile_gradients else 'plain'} gradients, "
+        f"{'Winograd' if execution.winograd else 'direct'} convolutions, "
+        f"{'fused' if execution.fuse_norms else 'plain'} norms",
         "mflop_per_image": flops / 1e6,
         "step_ms": statistics.median(step_ms),
         "conv_ms": statistics.median(conv_ms),

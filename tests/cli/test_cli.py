@@ -413,7 +413,7 @@ def test_nothing_is_drawn_where_stderr_is_no_terminal(trained: dict[str, Path], 
     done = run_process("train", str(trained["data"]), *run, env={**os.environ, "VIVACE_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr
     assert b"\x1b" not in done.stdout + done.stderr
-    # what the data are, the setup, and a line for the epoch
+    # what the data are, the execution, and a line for the epoch
     assert len(done.stderr.splitlines()) <= 3
 
 

@@ -38,7 +38,7 @@ MARKS = {
     f"kernels/norms-{KEY}.so.sha256": f"{'0' * 64}  norms-{KEY}.so\n",
     f"aoti/fast_cnn-bf16-{KEY}/SHA256": "0",
     "inductor/.vivace": "",
-    f"tune/{KEY}.json": '{"setup": {}}',
+    f"tune/{KEY}.json": '{"execution": {}}',
 }
 # names as vivace gives them, but not made by vivace
 THEIRS = (
@@ -93,7 +93,7 @@ def test_everything_is_listed_with_its_size(filled: Path, cache: Cache) -> None:
         "kernels": 300 + 64 + len(f"  norms-{KEY}.so\n"),
         f"aoti/fast_cnn-bf16-{KEY}": 701,
         "inductor": 50,
-        "tune": len('{"setup": {}}'),
+        "tune": len('{"execution": {}}'),
     }
     images = found[f"images/{cache.folder.name}"]
     assert images.num_images == 24

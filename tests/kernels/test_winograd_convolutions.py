@@ -88,11 +88,11 @@ def test_pooling_behind_it_is_done_with_it_and_learns_alike(calls: list[str], tm
     )
     images, outer = torch.randn(64, 32, 9, 10).bfloat16(), torch.randn(64, 48, 4, 5)
 
-    def run(setup: ExecutionConfig, *, watched: bool = False) -> list[Tensor]:
+    def run(execution: ExecutionConfig, *, watched: bool = False) -> list[Tensor]:
         x = images.float().requires_grad_()
         layers.zero_grad()
         hook = layers[0].register_forward_hook(lambda *_: None) if watched else None
-        with torch.autocast("cpu", torch.bfloat16), own_kernels(setup, tmp_path):
+        with torch.autocast("cpu", torch.bfloat16), own_kernels(execution, tmp_path):
             out = layers(x)
         out.backward(outer.to(out.dtype))
         if hook is not None:
@@ -115,12 +115,12 @@ def test_pooling_behind_it_is_done_with_it_and_learns_alike(calls: list[str], tm
         assert close(evaluated, layers(images))
     layers.train()
     # without fused norms, or where somebody looks at the convolution, one after the other
-    for setup, watched in (
+    for execution, watched in (
         (ExecutionConfig(precision="bf16", winograd=True), False),
         (ExecutionConfig(precision="bf16", fuse_norms=True, winograd=True), True),
     ):
         del calls[:]
-        run(setup, watched=watched)
+        run(execution, watched=watched)
         assert calls == ["convolve", "input_gradient", "weight_gradient"]
 
 
@@ -181,9 +181,9 @@ def test_a_network_of_ours_takes_a_step_with_them(calls: list[str], tmp_path: Pa
     model = create_model("fast_cnn", 10, in_channels=3, size=32, widths=[32, 64], depth=2).train()
     images, labels = torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,))
 
-    def gradients(setup: ExecutionConfig) -> list[Tensor]:
+    def gradients(execution: ExecutionConfig) -> list[Tensor]:
         model.zero_grad()
-        with autocast(torch.device("cpu"), setup.precision), own_kernels(setup, tmp_path):
+        with autocast(torch.device("cpu"), execution.precision), own_kernels(execution, tmp_path):
             loss = nn.functional.cross_entropy(model(images).float(), labels)
         loss.backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]

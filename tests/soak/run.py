@@ -226,12 +226,12 @@ class Soak:
             return fault
         if name == "export":
             return run(["verify", "out"], folder, self.patience)
-        expected = self.same_setup(folder) if name == "trial" else self.expected[command[1]]
+        expected = self.same_execution(folder) if name == "trial" else self.expected[command[1]]
         return (
             None if digest(folder / "run") == expected else "the weights differ from those of a run that went through"
         )
 
-    def same_setup(self, folder: Path) -> str:
+    def same_execution(self, folder: Path) -> str:
         """The weights of an unbroken run with what the trial of this one chose."""
         twin = folder / "twin"
         twin.mkdir()

@@ -125,9 +125,9 @@ def test_the_temperature_is_that_of_the_weights_in_the_bundle(
     calibrate, said = Session.calibrated, []
     monkeypatch.setattr(build, "calibrated", lambda model, logits, *_: (said.append(logits), (model, None))[1])
 
-    def compared(session: Session, model: nn.Module, setup: ExecutionConfig) -> tuple[nn.Module, float | None]:
-        found = calibrate(session, model, setup)
-        fresh, _ = session._split_logits(model, setup, "val")
+    def compared(session: Session, model: nn.Module, execution: ExecutionConfig) -> tuple[nn.Module, float | None]:
+        found = calibrate(session, model, execution)
+        fresh, _ = session._split_logits(model, execution, "val")
         said.append(fresh)
         return found
 

@@ -115,8 +115,8 @@ def test_a_notebook_gets_plain_lines_on_stderr(capsys: pytest.CaptureFixture[str
     with LiveDisplay(epochs="5", console=console) as display:
         display.on_step(step())
         display.on_validation(validation(0.8))
-        display.on_message("setup: fp32")
-    assert capsys.readouterr() == ("", f"{LINE}\nsetup: fp32\n")
+        display.on_message("execution: fp32")
+    assert capsys.readouterr() == ("", f"{LINE}\nexecution: fp32\n")
 
 
 def test_a_stderr_that_is_closed_ends_no_run() -> None:
@@ -124,13 +124,13 @@ def test_a_stderr_that_is_closed_ends_no_run() -> None:
     closed.close()
     with LiveDisplay(epochs="5", console=Console(file=closed)) as display:
         display.on_validation(validation(0.8))
-        display.on_message("setup: fp32")
+        display.on_message("execution: fp32")
 
 
 def test_quiet_without_a_terminal_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with LiveDisplay(epochs="5", quiet=True) as display:
         display.on_validation(validation(0.8))
-        display.on_message("setup: fp32")
+        display.on_message("execution: fp32")
     assert capsys.readouterr() == ("", "")
 
 
@@ -139,7 +139,7 @@ def test_quiet_is_quiet_on_a_terminal_too(capsys: pytest.CaptureFixture[str], mo
     with LiveDisplay(epochs="5", quiet=True) as display:
         display.on_step(step())
         display.on_validation(validation(0.8))
-        display.on_message("setup: fp32")
+        display.on_message("execution: fp32")
     assert capsys.readouterr() == ("", "")
 
 

@@ -121,7 +121,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(run_tiny: RunTiny, monke
     top1 = iter([0.4, 0.7, 0.6, 0.65, 0.9])
     at_best: dict[str, torch.Tensor] = {}
 
-    def validate(self: Any, setup: Any, model: nn.Module) -> Validation:
+    def validate(self: Any, execution: Any, model: nn.Module) -> Validation:
         value = next(top1)
         if value == 0.7:
             at_best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
@@ -140,7 +140,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> dict[float, dict[str, torch.Tenso
     top1 = iter([0.4, *(0.7 - 0.01 * number for number in range(100))])
     seen: dict[float, dict[str, torch.Tensor]] = {}
 
-    def validate(self: Any, setup: Any, model: nn.Module) -> Validation:
+    def validate(self: Any, execution: Any, model: nn.Module) -> Validation:
         value = next(top1)
         seen[value] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         return Validation(loss=1.0, top1=value)

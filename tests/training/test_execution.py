@@ -29,7 +29,7 @@ from vivace.training.execution import (
 )
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.tuning import tune as tune_module
-from vivace.training.tuning.tune import _candidates, plain_setup
+from vivace.training.tuning.tune import _candidates, plain_execution
 
 # (device, whether Winograd runs, processors, precisions, length of the run)
 MACHINES = (
@@ -73,7 +73,7 @@ def test_the_trial_tries_what_it_tried_before_there_was_a_table(monkeypatch: pyt
             monkeypatch.setattr(tune_module, "supported_precisions", lambda _, known=precisions: known)
             monkeypatch.setattr(tune_module, "has_winograd", lambda has=has_winograd: has)
             monkeypatch.setattr(tune_module, "num_cpus", lambda count=processors: count)
-            plain = plain_setup(recipe)
+            plain = plain_execution(recipe)
             found = _candidates(recipe, plain, SimpleNamespace(type=device), seconds)  # type: ignore[arg-type]
             nothing = [
                 changes_nothing(dataclasses.replace(plain, **{**earlier, **changes}), changes)

@@ -101,7 +101,7 @@ def test_weights_that_were_best_before_a_roll_back_stay_the_best(
     best: dict[str, torch.Tensor] = {}
     top1 = iter([0.1, 0.2, 0.3, 0.9] + [0.5] * 9)
 
-    def validate(self: Any, setup: Any, model: torch.nn.Module) -> Validation:
+    def validate(self: Any, execution: Any, model: torch.nn.Module) -> Validation:
         value = next(top1)
         if value == 0.9:
             best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})

@@ -247,7 +247,7 @@ def test_the_time_left_is_told() -> None:
 def fake_validation(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     remaining = iter(values)
 
-    def validate(self: Any, setup: Any, model: Any) -> Validation:
+    def validate(self: Any, execution: Any, model: Any) -> Validation:
         return Validation(loss=1.0, top1=next(remaining))
 
     monkeypatch.setattr(Session, "_validate", validate)

@@ -183,7 +183,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_lost(
 ) -> None:
     changes = {"early_stopping": 3}
 
-    def ever_better(_: Session, setup: Any, model: torch.nn.Module) -> Validation:
+    def ever_better(_: Session, execution: Any, model: torch.nn.Module) -> Validation:
         num_steps = next(tensor for name, tensor in model.named_buffers() if name.endswith("num_batches_tracked"))
         return Validation(loss=1.0, top1=float(num_steps) / 100)
 

@@ -74,13 +74,13 @@ def test_after_a_few_steps_no_other_statistics_answer_better(
     seen: dict[str, float] = {}
     calibrated = Session.calibrated
 
-    def comparing(self: Session, model: nn.Module, setup: Any) -> tuple[nn.Module, float | None]:
-        seen["saved"] = self.validator(setup)(model).top1
+    def comparing(self: Session, model: nn.Module, execution: Any) -> tuple[nn.Module, float | None]:
+        seen["saved"] = self.validator(execution)(model).top1
         seen["steps"] = -(-self.batches.num_images // 64)
-        result = calibrated(self, model, setup)
+        result = calibrated(self, model, execution)
         # weights unchanged, statistics of all training images
         estimate_statistics(model, self._sample_images(5000).tensor_split(1))
-        seen["again"] = self.validator(setup)(model).top1
+        seen["again"] = self.validator(execution)(model).top1
         return result
 
     monkeypatch.setattr(Session, "calibrated", comparing)
@@ -106,9 +106,9 @@ def test_a_validation_has_the_statistics_that_are_saved(run_tiny: RunTiny, monke
     validated: list[dict[str, torch.Tensor]] = []
     validate = Session._validate
 
-    def recording(self: Session, setup: Any, model: nn.Module) -> Any:
+    def recording(self: Session, execution: Any, model: nn.Module) -> Any:
         validated.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return validate(self, setup, model)
+        return validate(self, execution, model)
 
     monkeypatch.setattr(Session, "_validate", recording)
     result = run_tiny()

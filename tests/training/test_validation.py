@@ -35,7 +35,7 @@ def test_validation_is_the_plain_loop_over_images_the_partial_batch_included(cou
         labels,
         size=8,
         normalize=normalize,
-        setup=ExecutionConfig(),
+        execution=ExecutionConfig(),
         device=CPU,
         batch_size=4,
         indices=indices,
@@ -71,7 +71,7 @@ def test_large_images_are_passed_in_smaller_batches(monkeypatch: pytest.MonkeyPa
         np.zeros(7, np.int64),
         size=8,
         normalize=Normalize((0.5,) * 3, (0.25,) * 3),
-        setup=ExecutionConfig(),
+        execution=ExecutionConfig(),
         device=CPU,
     )
     assert counts == [3, 3, 1]

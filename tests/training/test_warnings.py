@@ -55,8 +55,8 @@ def test_the_command_line_ends_with_the_warnings(
 def test_a_run_at_chance_level_says_so(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Session.split_probs
 
-    def constant(self: Session, model: torch.nn.Module, setup: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-        probs, labels = plain(self, model, setup, split)
+    def constant(self: Session, model: torch.nn.Module, execution: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+        probs, labels = plain(self, model, execution, split)
         return np.broadcast_to(np.float32([0.4, 0.3, 0.3]), probs.shape), labels
 
     monkeypatch.setattr(Session, "split_probs", constant)

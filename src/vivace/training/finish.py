@@ -39,7 +39,7 @@ def record_of(facts: dict[str, Any], budget: Budget) -> dict[str, Any]:
 def finish(
     session: Session,
     engine: Engine,
-    setup: ExecutionConfig,
+    execution: ExecutionConfig,
     folder: RunFolder,
     facts: dict[str, Any],
     budget: Budget,
@@ -51,8 +51,8 @@ def finish(
     data, recipe, counters = session.data, session.recipe, engine.counters
     model, temperature = engine.state.averaged_model, None
     if recipe.calibrate:
-        model, temperature = session.calibrated(model, setup)
-    metrics = _metrics(session, model, setup)
+        model, temperature = session.calibrated(model, execution)
+    metrics = _metrics(session, model, execution)
     info = BundleInfo(
         architecture=Architecture(
             name=recipe.model.name,
@@ -63,7 +63,7 @@ def finish(
         ),
         classes=tuple(data.cache.classes),
         preprocess=session.seen,
-        precision=setup.precision,
+        precision=execution.precision,
         metrics=metrics,
         recipe=to_dict(recipe),
         environment=describe(),
@@ -104,12 +104,12 @@ def finish(
     return result
 
 
-def _metrics(session: Session, model: nn.Module, setup: ExecutionConfig) -> dict[str, Any]:
+def _metrics(session: Session, model: nn.Module, execution: ExecutionConfig) -> dict[str, Any]:
     """The metrics of the bundle on the validation split and, if there is one, on the test split."""
     metrics = {}
-    setup = without_own_kernels(setup)
+    execution = without_own_kernels(execution)
     for split in ("val", *(["test"] if session.data.num_test else [])):
-        probs, labels = session.split_probs(model, setup, split)
+        probs, labels = session.split_probs(model, execution, split)
         if not np.isfinite(probs).all():
             # finite on validation images, but out of range of the precision on these
             raise NonFiniteError(f"the network's answers to {split} images are NaN or Inf. Lower `optimizer.lr`.")

@@ -38,7 +38,7 @@ from vivace.training.recording.display import LiveDisplay
 from vivace.training.result import TrainResult
 from vivace.training.resume import adapt_counters, newest_state, restore, resumed_budget
 from vivace.training.techniques.distill import Teacher
-from vivace.training.tuning.tune import Receipt, plain_setup, receipt_path, stored_receipt
+from vivace.training.tuning.tune import Receipt, plain_execution, receipt_path, stored_receipt
 from vivace.training.tuning.tune import tune as run_trial
 
 __all__ = ["run_training"]
@@ -84,31 +84,31 @@ def run_training(
         receipt = _receipt(
             session, recipe, device, tune=tune and not resume, cache_dir=cache_dir, planned_seconds=planned
         )
-        setup = receipt.setup
-        set_threads(setup.threads)
-        session.recipe = recipe = _resolved(recipe, setup)
+        execution = receipt.execution
+        set_threads(execution.threads)
+        session.recipe = recipe = _resolved(recipe, execution)
         # the trial has drawn random numbers: seed again
         torch.manual_seed(recipe.seed)
-        state = session.state(setup)
+        state = session.state(execution)
         if saved is not None:
             restore(state, saved, folder)
         if previous is None:
             folder.start(recipe, record_of(facts, budget), describe(), to_dict(receipt))
-            display.on_message(f"setup: {receipt.summary()}")
+            display.on_message(f"execution: {receipt.summary()}")
         else:
             adapt_counters(state.counters, recipe, budget, folder.saved_recipe(), previous["contract"])
             # if the extension is interrupted, it is resumed up to its own end
             folder.record(recipe, record_of(facts, budget))
         curves = Curves(folder.path, resumed_step=state.counters.step or None)
         dispatcher = Dispatcher([display, curves], callbacks, device=device)
-        engine = _engine(session, state, setup, budget, folder, dispatcher, clock)
+        engine = _engine(session, state, execution, budget, folder, dispatcher, clock)
         try:
             dispatcher.on_start(_run_info(session, engine, folder, facts, budget))
             with display:
                 engine.run()
             # the engine checks only from time to time
             engine.check_files()
-            result = finish(session, engine, setup, folder, facts, budget)
+            result = finish(session, engine, execution, folder, facts, budget)
         except BaseException as error:
             dispatcher.on_error(error)
             raise
@@ -153,8 +153,8 @@ def _receipt(
     planned_seconds: float | None,
 ) -> Receipt:
     if not tune:
-        # the recipe of a resumed run is resolved: plain_setup reads it
-        return Receipt(setup=plain_setup(recipe), source="off")
+        # the recipe of a resumed run is resolved: plain_execution reads it
+        return Receipt(execution=plain_execution(recipe), source="off")
     names = {
         "device": device_name(device),
         "torch": torch.__version__,
@@ -180,8 +180,8 @@ def _receipt(
     )
 
 
-def _resolved(recipe: Recipe, setup: ExecutionConfig) -> Recipe:
-    return dataclasses.replace(recipe, **{option.field: getattr(setup, option.field) for option in OPTIONS})
+def _resolved(recipe: Recipe, execution: ExecutionConfig) -> Recipe:
+    return dataclasses.replace(recipe, **{option.field: getattr(execution, option.field) for option in OPTIONS})
 
 
 def _run_info(session: Session, engine: Engine, folder: RunFolder, facts: Mapping[str, Any], budget: Budget) -> RunInfo:
@@ -203,7 +203,7 @@ def _run_info(session: Session, engine: Engine, folder: RunFolder, facts: Mappin
 def _engine(
     session: Session,
     state: TrainState,
-    setup: ExecutionConfig,
+    execution: ExecutionConfig,
     budget: Budget,
     folder: RunFolder,
     callbacks: Dispatcher,
@@ -220,21 +220,21 @@ def _engine(
         clock=lambda: seconds_before + clock(),
     )
     if budget.within_seconds is not None:
-        seconds = session.pass_seconds(state.averaged_model, without_own_kernels(setup))
+        seconds = session.pass_seconds(state.averaged_model, without_own_kernels(execution))
         # the last validation, and the metrics of the bundle on validation and test
         passes = 2 + data.num_test / max(data.num_val, 1)
-        if session.settler(setup) is not None:
+        if session.settler(execution) is not None:
             # before the last validation, batch-norm statistics are estimated from these training images
             passes += min(NUM_IMAGES_LAST, len(data.train_indices)) / max(data.num_val, 1)
         plan.reserve_seconds = seconds * passes + SAVE_SECONDS
     return Engine(
         recipe=recipe,
         state=state,
-        stepper=session.stepper(state, setup, callbacks.on_message),
+        stepper=session.stepper(state, execution, callbacks.on_message),
         batches=session.batches,
         names=data.cache.splits["train"].names,
-        validate=session.validator(setup),
-        settle=session.settler(setup),
+        validate=session.validator(execution),
+        settle=session.settler(execution),
         plan=plan,
         checkpoints=folder.checkpoints,
         callbacks=callbacks,

@@ -73,7 +73,7 @@ def _is_receipt(path: Path) -> bool:
         receipt = json.loads(read_regular(path, 2**20))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(receipt, dict) and "setup" in receipt
+    return isinstance(receipt, dict) and ("execution" in receipt or "setup" in receipt)
 
 
 def _has(name: str) -> Callable[[Path], bool]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vivace.cpus import set_threads
 from vivace.data.augmentation.augment import Augment
@@ -87,7 +87,7 @@ class Session:
         self._check_start_size()
         self.head = head_parameters(self.model) if recipe.head_epochs else []
         self.late_frozen = self._late_frozen()
-        self._validated: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._validated: tuple[Tensor, Tensor] | None = None
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
         labels = recipe.loss, train.labels_N[data.train_indices], self.num_classes, device
         self.loss, self.weights_K = make_loss(*labels), recipe_weights(*labels)
@@ -128,13 +128,13 @@ class Session:
                 init(self._sample_images())
         return model
 
-    def _sample_images(self, num_images: int = NUM_STATISTICS_IMAGES) -> torch.Tensor:
+    def _sample_images(self, num_images: int = NUM_STATISTICS_IMAGES) -> Tensor:
         """Up to `num_images` training images as input of the network, normalised images_BCHW on the device."""
         return self._seen_images(sample(self.data, num_images))
 
-    def _seen_images(self, images_NHWC: np.ndarray) -> torch.Tensor:
+    def _seen_images(self, images_NHWC: np.ndarray) -> Tensor:
         stored = torch.from_numpy(self.data.preprocess.view(images_NHWC)).permute(0, 3, 1, 2)
-        normalised: torch.Tensor = self.normalize(stored.to(self.device))
+        normalised: Tensor = self.normalize(stored.to(self.device))
         return normalised
 
     def _late_frozen(self) -> list[list[str]]:
@@ -162,13 +162,13 @@ class Session:
                 f"({str(error).splitlines()[0]}). Set a larger one, or augment.start_size=null."
             ) from None
 
-    def state(self, setup: ExecutionConfig) -> TrainState:
-        """A new TrainState of the network, in the memory format of the setup."""
-        if setup.channels_last:
+    def state(self, execution: ExecutionConfig) -> TrainState:
+        """A new TrainState of the network, in the memory format that `execution` says."""
+        if execution.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        return self._state_of(self.model, setup)
+        return self._state_of(self.model, execution)
 
-    def _state_of(self, model: nn.Module, setup: ExecutionConfig) -> TrainState:
+    def _state_of(self, model: nn.Module, execution: ExecutionConfig) -> TrainState:
         recipe = self.recipe
         layers = layer_groups(model) if recipe.optimizer.layer_decay else None
         generator = torch.Generator(self.device)
@@ -178,7 +178,7 @@ class Session:
             optimizer=create_optimizer(model, recipe.optimizer, layers=layers, head=head_parameters(model)),
             generator=generator,
             ema=Ema(model, recipe.ema_decay) if recipe.ema_decay else None,
-            scaler=torch.amp.GradScaler(self.device.type) if setup.precision == "fp16" else None,
+            scaler=torch.amp.GradScaler(self.device.type) if execution.precision == "fp16" else None,
             hard_examples=self._hard_examples(),
             self_distillation=self._self_distillation(),
         )
@@ -204,12 +204,12 @@ class Session:
         )
 
     def stepper(
-        self, state: TrainState, setup: ExecutionConfig, on_message: Callable[[str], None] = lambda _: None
+        self, state: TrainState, execution: ExecutionConfig, on_message: Callable[[str], None] = lambda _: None
     ) -> Stepper:
         """A Stepper on `state`."""
         return Stepper(
             state,
-            setup,
+            execution,
             loss=self.loss,
             normalize=self.normalize,
             augment=self.augment,
@@ -222,33 +222,33 @@ class Session:
             on_message=on_message,
         )
 
-    def trial_step(self, setup: ExecutionConfig) -> Callable[[], object]:
+    def trial_step(self, execution: ExecutionConfig) -> Callable[[], object]:
         """A function that makes one training step on a copy of the network, for the measured trial."""
         model = copy.deepcopy(self.model).train()
-        if setup.channels_last:
+        if execution.channels_last:
             model.to(memory_format=torch.channels_last)
-        state = self._state_of(model, setup)
+        state = self._state_of(model, execution)
         # with growing images, at their final size: most of the time is spent there
         state.counters.progress = 1.0
-        stepper = self.stepper(state, setup)
+        stepper = self.stepper(state, execution)
         batch = next(iter(self.batches.epoch(0)))
         count = min(trial_batch_size(self.recipe), len(batch.labels_B))
         small = Batch(batch.images_BCHW[:count], batch.labels_B[:count], batch.indices_B[:count])
 
         def step() -> None:
-            set_threads(setup.threads)
+            set_threads(execution.threads)
             stepper.step(small, 0)
 
         return step
 
-    def settler(self, setup: ExecutionConfig) -> Callable[[nn.Module, bool], None] | None:
+    def settler(self, execution: ExecutionConfig) -> Callable[[nn.Module, bool], None] | None:
         """A function (network, whether it is the last time) that estimates batch-norm statistics anew, in place.
 
         None without batch norm.
         """
-        return partial(self._settle, setup) if has_batch_norm(self.model) else None
+        return partial(self._settle, execution) if has_batch_norm(self.model) else None
 
-    def _settle(self, setup: ExecutionConfig, model: nn.Module, last: bool) -> None:
+    def _settle(self, execution: ExecutionConfig, model: nn.Module, last: bool) -> None:
         count = NUM_IMAGES_LAST if last else NUM_IMAGES
         if self.recipe.data.balanced_sampling:
             # balanced batches as in training: other proportions have other statistics
@@ -259,65 +259,70 @@ class Session:
         # the images are ordered by class: shuffle, so that each batch has all classes
         order = torch.randperm(len(images_BCHW), generator=torch.Generator().manual_seed(0)).to(self.device)
         size = max(2, min(NUM_IMAGES // 2, eval_batch_size(self.seen.size)))
-        with autocast(self.device, setup.precision):
+        with autocast(self.device, execution.precision):
             estimate_statistics(model, images_BCHW[order].tensor_split(-(-len(images_BCHW) // size)))
 
-    def validator(self, setup: ExecutionConfig) -> Callable[[nn.Module], Validation]:
+    def validator(self, execution: ExecutionConfig) -> Callable[[nn.Module], Validation]:
         """A function that validates a network."""
-        return partial(self._validate, setup)
+        return partial(self._validate, execution)
 
-    def _validate(self, setup: ExecutionConfig, model: nn.Module) -> Validation:
-        logits, labels = self._validated = self._split_logits(model, setup, "val")
+    def _validate(self, execution: ExecutionConfig, model: nn.Module) -> Validation:
+        logits, labels = self._validated = self._split_logits(model, execution, "val")
         # without smoothing and weights, so that it can be compared between recipes
         loss = torch.nn.functional.cross_entropy(logits, labels)
         return Validation(loss=float(loss), top1=topk_accuracy(logits, labels, k=1))
 
-    def pass_seconds(self, model: nn.Module, setup: ExecutionConfig) -> float:
+    def pass_seconds(self, model: nn.Module, execution: ExecutionConfig) -> float:
         """Expected time of a pass over the validation split, from passes over a part of it."""
         data = self.data
         positions = np.arange(len(data.val_labels_N)) if data.val_indices is None else data.val_indices
         part = positions[: 2 * eval_batch_size(data.preprocess.size)]
         arrays = (data.val_images_NHWC, data.val_labels_N)
         # warm up: the first pass of a process takes up to three times as long as later ones
-        self._logits(model, setup, *arrays, part[: (len(part) + 1) // 2])
+        self._logits(model, execution, *arrays, part[: (len(part) + 1) // 2])
         taken = []
         for _ in range(2):
             started = time.monotonic()
-            self._logits(model, setup, *arrays, part)
+            self._logits(model, execution, *arrays, part)
             taken.append(time.monotonic() - started)
         return min(taken) * len(positions) / len(part)
 
-    def calibrated(self, model: nn.Module, setup: ExecutionConfig) -> tuple[nn.Module, float | None]:
+    def calibrated(self, model: nn.Module, execution: ExecutionConfig) -> tuple[nn.Module, float | None]:
         """(calibrated network, its temperature), fitted on the validation images; or (the network itself, None)."""
         # the logits of the last validation are those of this network, unless the best weights were restored since
         last = None if self.recipe.early_stopping else self._validated
-        logits, labels = last or self._split_logits(model, setup, "val")
+        logits, labels = last or self._split_logits(model, execution, "val")
         return calibrated(model, logits, labels, self._sample_images(NUM_TRIED))
 
-    def split_probs(self, model: nn.Module, setup: ExecutionConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def split_probs(self, model: nn.Module, execution: ExecutionConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
         """probs_NK float32 and labels_N int64 of "val" or "test"."""
-        logits, labels = self._split_logits(model, setup, split)
+        logits, labels = self._split_logits(model, execution, split)
         return logits.softmax(1).numpy(), labels.numpy()
 
-    def _split_logits(self, model: nn.Module, setup: ExecutionConfig, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _split_logits(self, model: nn.Module, execution: ExecutionConfig, split: str) -> tuple[Tensor, Tensor]:
         data = self.data
         if split == "val":
             arrays: tuple[Any, ...] = (data.val_images_NHWC, data.val_labels_N, data.val_indices)
         else:
             test = data.cache.splits["test"]
             arrays = (test.images_NHWC, test.labels_N, None)
-        return self._logits(model, setup, *arrays)
+        return self._logits(model, execution, *arrays)
 
     def _logits(
-        self, model: nn.Module, setup: ExecutionConfig, images: Pixels, labels: np.ndarray, indices: np.ndarray | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        model: nn.Module,
+        execution: ExecutionConfig,
+        images: Pixels,
+        labels: np.ndarray,
+        indices: np.ndarray | None,
+    ) -> tuple[Tensor, Tensor]:
         return split_logits(
             model,
             images,
             labels,
             size=self.data.preprocess.size,
             normalize=self.normalize,
-            setup=setup,
+            execution=execution,
             device=self.device,
             indices=indices,
             kernels=self.kernels,

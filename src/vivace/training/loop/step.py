@@ -56,7 +56,7 @@ class Stepper:
     def __init__(
         self,
         state: TrainState,
-        setup: ExecutionConfig,
+        execution: ExecutionConfig,
         *,
         loss: Callable[[Tensor, Tensor], Tensor],
         normalize: Normalize,
@@ -70,7 +70,7 @@ class Stepper:
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.state = state
-        self.setup = setup
+        self.execution = execution
         self._loss = loss
         self._normalize = normalize
         self._augment = augment
@@ -82,14 +82,14 @@ class Stepper:
         self._fake_quant = FakeQuantization() if fake_quant else contextlib.nullcontext()
         self._on_message = on_message
         self._forward: Callable[[Tensor], Tensor] = state.model
-        if setup.compile:
+        if execution.compile:
             keep_compiled_programs(kernels.parent)
             self._forward = torch.compile(state.model)
 
     @property
     def micro_batch_size(self) -> int | None:
         """Images per forward pass; None: the whole batch."""
-        return self.state.counters.micro_batch_size or self.setup.micro_batch_size
+        return self.state.counters.micro_batch_size or self.execution.micro_batch_size
 
     def step(self, batch: Batch, epoch: int) -> StepResult:
         """Train on one batch. If memory runs out, the micro-batch is halved and the batch repeated.
@@ -145,8 +145,8 @@ class Stepper:
         answers: list[Tensor] = []
         for chunk in _chunks(num_images, self.micro_batch_size):
             with (
-                autocast(self._device, self.setup.precision),
-                own_kernels(self.setup, self._kernels_folder),
+                autocast(self._device, self.execution.precision),
+                own_kernels(self.execution, self._kernels_folder),
                 # innermost: the kernels get the rounded values
                 self._fake_quant,
             ):

@@ -50,7 +50,7 @@ def split_logits(
     *,
     size: int,
     normalize: Normalize,
-    setup: ExecutionConfig,
+    execution: ExecutionConfig,
     device: torch.device,
     batch_size: int | None = None,
     indices: np.ndarray | None = None,
@@ -65,8 +65,8 @@ def split_logits(
     logits, labels = [], []
     for batch in iterate_eval(images_NHWC, labels_N, batch_size=batch_size, device=device, indices=indices):
         images_BCHW = normalize(central_view(batch.images_BCHW, size))
-        own = contextlib.nullcontext() if kernels is None else own_kernels(setup, kernels)
-        with autocast(device, setup.precision), own:
+        own = contextlib.nullcontext() if kernels is None else own_kernels(execution, kernels)
+        with autocast(device, execution.precision), own:
             logits.append(model(images_BCHW).float().cpu())
         labels.append(batch.labels_B.cpu())
     return torch.cat(logits), torch.cat(labels)

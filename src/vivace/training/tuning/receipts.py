@@ -1,4 +1,4 @@
-"""The result of a measured trial: each candidate against the best so far, and the fastest setup."""
+"""The result of a measured trial: each candidate against the best so far, and the fastest configuration."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """The candidates, their results, and the fastest setup."""
+    """The candidates, their results, and the fastest configuration."""
 
-    setup: ExecutionConfig
+    execution: ExecutionConfig
     trials: tuple[Trial, ...] = ()
     seconds: float = 0.0
     """Duration of the trial."""
@@ -43,4 +43,4 @@ class Receipt:
             gain *= trial.ratio if trial.kept else 1.0
         how = f"{gain:.2f} × plain fp32 eager" if self.trials else "not measured"
         cut = ", cut off: it may take a fifth of the run" if self.cut_off else ""
-        return f"{', '.join(summary_of(self.setup))} ({how}; {self.source}, {self.seconds:.1f} s{cut})"
+        return f"{', '.join(summary_of(self.execution))} ({how}; {self.source}, {self.seconds:.1f} s{cut})"

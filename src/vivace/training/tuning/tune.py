@@ -31,7 +31,7 @@ from vivace.training.execution import (
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.tuning.receipts import Receipt, Trial
 
-__all__ = ["Receipt", "Trial", "plain_setup", "receipt_path", "stored_receipt", "tune"]
+__all__ = ["Receipt", "Trial", "plain_execution", "receipt_path", "stored_receipt", "tune"]
 
 # maximum duration of the trial, as a fraction of the run
 MAX_SHARE = 0.1
@@ -55,7 +55,7 @@ MAX_RECEIPT_BYTES = 1 << 20
 MAX_PAIRS, PAIRS_SHARE, PAIRS_SECONDS = 10, 0.01, 2.0
 
 
-def plain_setup(recipe: Recipe) -> ExecutionConfig:
+def plain_execution(recipe: Recipe) -> ExecutionConfig:
     """The configuration in which everything on "auto" is off: fp32, contiguous, eager, all processors."""
     return ExecutionConfig(**{**plain_values(recipe), "threads": _threads(recipe)})
 
@@ -78,12 +78,16 @@ def receipt_path(cache_dir: Path, facts: dict[str, Any]) -> Path:
 def stored_receipt(path: Path) -> Receipt | None:
     """The receipt of an earlier run on this machine; None if there is none, or it is damaged."""
     try:
-        receipt = from_dict(Receipt, parse_json(read_regular(path, MAX_RECEIPT_BYTES), str(path)))
+        values = parse_json(read_regular(path, MAX_RECEIPT_BYTES), str(path))
+        # its name in receipts of earlier versions
+        if isinstance(values, dict) and "setup" in values:
+            values = {"execution": values.pop("setup"), **values}
+        receipt = from_dict(Receipt, values)
     except (OSError, ValueError, ConfigError):
         return None
-    setup = receipt.setup
+    execution = receipt.execution
     # from another machine, or damaged
-    if not 1 <= setup.threads <= num_cpus() or (setup.micro_batch_size or 1) < 1:
+    if not 1 <= execution.threads <= num_cpus() or (execution.micro_batch_size or 1) < 1:
         return None
     return dataclasses.replace(receipt, source="cached", seconds=0.0)
 
@@ -97,9 +101,9 @@ def tune(
     planned_seconds: float | None = None,
     path: Path | None = None,
 ) -> Receipt:
-    """Time the candidates and return the fastest setup, with its receipt; the receipt is stored at `path`.
+    """Time the candidates and return the fastest configuration, with its report; the report is stored at `path`.
 
-    make_step(setup) returns a function that makes one training step of `trial_batch_size` images on a copy of the
+    make_step(execution) returns a function that makes one training step of `trial_batch_size` images on a copy of the
     network. planned_seconds: the length of the run if a time budget limits it instead of `expected_steps`. A candidate
     is kept if it is faster by MIN_GAIN and the whole interval of its ratio is above 1. Nothing is tried or stored if
     the first candidate would take more than FIRST_SHARES × MAX_SHARE of the run; the least promising candidates are
@@ -107,10 +111,10 @@ def tune(
     there is time. The trial ends at FIRST_SHARES × MAX_SHARE of the run; what was decided by then counts.
     """
     started = time.perf_counter()
-    setup = plain_setup(recipe)
-    if not _candidates(recipe, setup, device, float("inf")):
-        return Receipt(setup=setup, source="skipped")
-    best = make_step(setup)
+    execution = plain_execution(recipe)
+    if not _candidates(recipe, execution, device, float("inf")):
+        return Receipt(execution=execution, source="skipped")
+    best = make_step(execution)
     # the first step of a process takes about a second, and the second one is still slower than later ones
     scale = recipe.batch_size / trial_batch_size(recipe)
     step_ms = time_call(best, device)
@@ -137,14 +141,14 @@ def tune(
         cut_off = cut_off or spent + pair_seconds > FIRST_SHARES * MAX_SHARE * planned
         return cut_off
 
-    for name, changes in _candidates(recipe, setup, device, run_seconds):
+    for name, changes in _candidates(recipe, execution, device, run_seconds):
         num_pairs = _num_pairs(step_ms, run_seconds)
         # candidates are in order of expected gain: the last ones are left out if there is no time for all
         budget = MAX_SHARE * planned * (1 if trials else FIRST_SHARES) - first_steps_seconds
         if cut_off or time.perf_counter() - tried_from + _first_seconds(step_ms, run_seconds) > budget:
             break
-        candidate = dataclasses.replace(setup, **changes)
-        if candidate == setup:
+        candidate = dataclasses.replace(execution, **changes)
+        if candidate == execution:
             # already part of an earlier candidate
             continue
         if changes_nothing(candidate, changes):
@@ -190,13 +194,13 @@ def tune(
             )
         )
         if kept:
-            setup, best = candidate, step
+            execution, best = candidate, step
             run_seconds /= result.ratio
             step_ms /= result.ratio
     seconds = time.perf_counter() - started
     if not trials:
-        return Receipt(setup=setup, seconds=seconds, source="skipped", cut_off=cut_off)
-    receipt = Receipt(setup=setup, trials=tuple(trials), seconds=seconds, cut_off=cut_off)
+        return Receipt(execution=execution, seconds=seconds, source="skipped", cut_off=cut_off)
+    receipt = Receipt(execution=execution, trials=tuple(trials), seconds=seconds, cut_off=cut_off)
     # store complete and undisturbed trials only: a run with more time may decide more
     if path is not None and not cut_off and not any("disturbed" in trial.note for trial in trials):
         # without a stored receipt the next run measures again
