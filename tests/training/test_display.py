@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from vivace.bars import counting_bar
 from vivace.training.recording.callbacks import StepInfo, ValidationInfo
-from vivace.training.recording.display import LiveDisplay, counting_bar
+from vivace.training.recording.display import LiveDisplay
 
 ROW: dict[str, Any] = {
     "epoch": 3.0,

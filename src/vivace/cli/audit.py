@@ -32,7 +32,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Audit and print the findings, the most severe first."""
-    from vivace.training.recording.display import counting_bar
+    from vivace.bars import counting_bar
     from vivace.verbs.audit import SEVERITIES, audit
 
     progress, close = counting_bar("reading", quiet=options.quiet)

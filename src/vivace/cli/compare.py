@@ -50,7 +50,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Compare, and say on which images."""
-    from vivace.training.recording.display import counting_bar
+    from vivace.bars import counting_bar
     from vivace.verbs.compare import compare
 
     progress, close = counting_bar("decoding", quiet=options.quiet)

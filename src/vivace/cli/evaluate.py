@@ -61,9 +61,9 @@ class Options:
 
 def run(options: Options) -> None:
     """Evaluate, draw, print."""
+    from vivace.bars import counting_bar
     from vivace.evaluation.evaluate import evaluate
     from vivace.outputs import check_file, warn_of_replaced
-    from vivace.training.recording.display import counting_bar
 
     replaced = []
     if options.figures is not None:

@@ -68,13 +68,13 @@ class Options:
 
 def run(options: Options) -> int:
     """Predict, write, print. 1 if no image could be classified."""
+    from vivace.bars import counting_bar
     from vivace.data.layouts.listing import skipped_summary
     from vivace.data.text import count_of
     from vivace.notices import warn
     from vivace.prediction import expand_paths, predict_files, predictor_for, without_repeats
     from vivace.predictor import check_whole
     from vivace.report.tables import check_table, write_rows
-    from vivace.training.recording.display import counting_bar
 
     if not options.paths:
         raise ConfigError("PATHS is missing. Give files, folders, globs, or - for a list of paths on stdin.")

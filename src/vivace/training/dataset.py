@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from vivace.bars import counting_bar
 from vivace.config import override
 from vivace.data.caching.cache import Cache, open_cache
 from vivace.data.caching.kept import source_in_cache
@@ -23,7 +24,6 @@ from vivace.training.folder.runfolder import RunFolder, runs_of
 from vivace.training.recipes.facts import measure_facts
 from vivace.training.recipes.named import DEFAULT_RECIPE, resolve_recipe
 from vivace.training.recipes.recipe import Recipe
-from vivace.training.recording.display import counting_bar
 
 if TYPE_CHECKING:
     from vivace.training.techniques.distill import Teacher

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vivace.bars import terminal
 from vivace.errors import printable
 from vivace.training.recording.callbacks import Reporter, StepInfo, ValidationInfo
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["LiveDisplay", "counting_bar"]
+__all__ = ["LiveDisplay"]
 
 
 class LiveDisplay(Reporter):
@@ -30,7 +30,7 @@ class LiveDisplay(Reporter):
 
         # Jupyter sets FORCE_COLOR for what runs in a cell, and shows a moving cursor as page after page
         force_terminal = None if sys.stderr.isatty() else False
-        self._console = console or Console(file=_terminal(), stderr=True, quiet=quiet, force_terminal=force_terminal)
+        self._console = console or Console(file=terminal(), stderr=True, quiet=quiet, force_terminal=force_terminal)
         self._progress = Progress(
             TextColumn("{task.percentage:>3.0f} %"),
             BarColumn(bar_width=12),
@@ -103,35 +103,6 @@ class LiveDisplay(Reporter):
         # a closed stderr must not end the run
         with contextlib.suppress(OSError, ValueError):
             print(printable(text), file=self._console.file, flush=True)
-
-
-def counting_bar(description: str, *, quiet: bool = False) -> tuple[Callable[[int, int], None], Callable[[], None]]:
-    """(progress(done, total), close): a progress bar if stderr is a terminal, otherwise nothing."""
-    if quiet or not sys.stderr.isatty():
-        return (lambda done, total: None), (lambda: None)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    bar = Progress(
-        TextColumn(description),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(file=_terminal(), stderr=True),
-        transient=True,
-    )
-    task = bar.add_task(description, total=None)
-    bar.start()
-
-    def progress(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-
-    return progress, bar.stop
-
-
-def _terminal() -> Any:
-    """stderr without the command line's filter for control characters, which the display needs."""
-    return getattr(sys.stderr, "unescaped", sys.stderr)
 
 
 def _clock(seconds: float) -> str:
