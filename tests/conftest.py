@@ -37,6 +37,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """No test reads or writes the cache of the person who runs it."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("VIVACE_CACHE", str(cache))
+    monkeypatch.setenv("TORCH_HOME", str(cache / "torch"))
     # a bug is to be seen as one
     monkeypatch.setenv("VIVACE_TRACEBACK", "1")
     return cache

@@ -76,6 +76,8 @@ class BundleInfo:
     environment: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     """Name, fingerprint and number of images of the data set that it was trained on."""
+    starting_weights: Mapping[str, Any] = field(default_factory=dict)
+    """Where the weights that training started from came from: kind, from, license …; empty for random ones."""
     temperature: float | None = None
     """By which the logits that training ended with were divided to calibrate them: the weights hold it already."""
     runtime: str = REFERENCE
@@ -285,6 +287,8 @@ def _check_free(info: BundleInfo) -> None:
     )
     _demand(isinstance(leaks, bool), f"recipe.data.allow_leaks {leaks!r}", "true or false")
     _demand(type(seed) is int and 0 <= seed < 2**32, f"recipe.seed {seed!r}", "a whole number, 0 to 2^32")
+    for name, value in info.starting_weights.items():
+        _demand(isinstance(value, str), f"starting_weights.{name} {value!r}", "a text")
     for name, value in info.parity.items():
         is_text = name in ("runtime", "precision", "images")
         _demand(isinstance(value, str) if is_text else _is_number(value), f"parity.{name} {value!r}", "another type")

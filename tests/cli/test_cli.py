@@ -293,6 +293,7 @@ def test_doctor_tells_machine_precisions_libraries_and_data(
     assert all(row["gflops"] > 0 for row in findings["precision"])
     assert findings["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert findings["cache"]["num_caches"] >= 1
+    assert "timm/tf_efficientnet_lite0.in1k" in [row["network"] for row in findings["pretrained"]]
     assert {"norms", "resize"} < {row["name"] for row in findings["kernels"]}
     assert {row["state"] for row in findings["kernels"]} <= {"built", "unusable", "failed"}
 

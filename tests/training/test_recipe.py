@@ -33,6 +33,7 @@ OTHER = Recipe(
         channels=1,
         mean=(0.4,),
         std=(0.3,),
+        interpolation="lanczos",
         val_fraction=0.2,
         on_bad_image="skip",
         allow_leaks=True,

@@ -1,4 +1,4 @@
-"""List what is kept in the cache (images, archives, downloads, kernels, compiled networks), or remove it."""
+"""List what is kept in the cache (images, archives, downloads, kernels, compiled networks, weights), or remove it."""
 
 from __future__ import annotations
 

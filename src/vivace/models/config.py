@@ -23,7 +23,7 @@ class ModelConfig:
     name: str = "auto"
     """A name of the zoo, `timm/NAME` for any network of timm, or "auto": the recipe's network for this image size."""
     pretrained: bool = False
-    """Start from the weights that timm publishes for this name."""
+    """Start from published weights: of an installed package, timm's or torchvision's cache, or the hub."""
     weights: str | None = None
     """Start from a local safetensors or `.pth` state dict, or a bundle's or run's folder; a head of another size is
     left out."""

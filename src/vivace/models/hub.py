@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["hub_name", "offline_if_unreachable"]
+__all__ = ["cache_only", "hub_name", "offline_if_unreachable"]
 
 # a name server that does not answer may take this long, and more
 PATIENCE_SECONDS = 5.0
@@ -29,11 +29,26 @@ def offline_if_unreachable() -> Iterator[bool]:
     """
     from huggingface_hub import constants
 
-    was_offline = constants.HF_HUB_OFFLINE
-    reachable = not was_offline and _answers()
-    constants.HF_HUB_OFFLINE = not reachable
-    try:
+    reachable = not constants.HF_HUB_OFFLINE and _answers()
+    with _offline(not reachable):
         yield reachable
+
+
+@contextmanager
+def cache_only() -> Iterator[bool]:
+    """Within, the hub's client reads its cache alone, without asking whether the hub answers; yields False."""
+    with _offline(True):
+        yield False
+
+
+@contextmanager
+def _offline(offline: bool) -> Iterator[None]:
+    from huggingface_hub import constants
+
+    was_offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline
+    try:
+        yield
     finally:
         constants.HF_HUB_OFFLINE = was_offline
 

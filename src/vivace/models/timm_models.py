@@ -5,15 +5,26 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vivace.errors import ModelError, nearest
-from vivace.models.hub import hub_name, offline_if_unreachable
+from vivace.models.hub import cache_only, hub_name, offline_if_unreachable
 
-__all__ = ["check_timm_name", "create_timm", "fit_to_timm", "list_timm", "near_timm", "timm_stats"]
+__all__ = [
+    "check_timm_name",
+    "create_timm",
+    "fit_to_timm",
+    "full_name",
+    "list_timm",
+    "near_timm",
+    "timm_license",
+    "timm_num_classes",
+    "timm_stats",
+]
 
 NAME = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
 
@@ -38,6 +49,27 @@ def timm_stats(name: str) -> tuple[tuple[float, ...], tuple[float, ...], int, st
     return tuple(config.mean), tuple(config.std), int(config.input_size[-1]), str(config.interpolation)
 
 
+def full_name(name: str) -> str | None:
+    """`name` with the tag of its weights, such as "resnet18.a1_in1k"; None if timm publishes none for it."""
+    import timm
+
+    config = _config(name)
+    if config is None or not timm.is_model_pretrained(name):
+        return None
+    return f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+
+
+def timm_license(name: str) -> str | None:
+    """The license of the weights `name`, such as "apache-2.0", as timm states it; None where it does not."""
+    config = _config(name)
+    return None if config is None or config.license is None else str(config.license)
+
+
+def timm_num_classes(name: str) -> int:
+    """Number of classes of the head of the weights `name`; 0 where timm does not say."""
+    return int(getattr(_config(name), "num_classes", 0) or 0)
+
+
 def create_timm(
     name: str,
     num_classes: int,
@@ -47,16 +79,25 @@ def create_timm(
     pretrained: bool,
     arguments: dict[str, Any],
     tried: bool = True,
+    weights: dict[str, Tensor] | None = None,
+    cached: Path | None = None,
+    advice: str = "",
 ) -> nn.Module:
     """A network of timm for `num_classes` and inputs of `size` px, tried on one blank image if `tried`.
 
-    name: of an architecture, or of one with the tag of its weights ("resnet18.a1_in1k"). Raises ModelError for an
-    unknown name, arguments or a size that do not fit it, and weights that can't be had.
+    name: of an architecture, or of one with the tag of its weights ("resnet18.a1_in1k"). pretrained: from `weights`,
+    which timm fits to the head and the channels, or from the file `cached` of Hugging Face's cache, or from the hub.
+    advice: what to do where they can't be had. Raises ModelError for an unknown name, arguments or a size that do not
+    fit it, and weights that can't be had.
     """
     check_timm_name(name)
     config = _config(name)
     if pretrained:
-        model = _pretrained(name, config, {"num_classes": num_classes, "in_chans": in_channels}, size, arguments)
+        shape = {"num_classes": num_classes, "in_chans": in_channels}
+        if weights is not None:
+            model = _from_tensors(name, config, shape, size, arguments, weights)
+        else:
+            model = _pretrained(name, config, shape, size, arguments, cached, advice)
     else:
         model = _build(name, config, {"num_classes": num_classes, "in_chans": in_channels}, size, arguments)
     if tried:
@@ -119,7 +160,37 @@ def _build(name: str, config: Any, shape: dict[str, int], size: int, arguments: 
     raise AssertionError("the last attempt returns or raises")
 
 
-def _pretrained(name: str, config: Any, shape: dict[str, int], size: int, arguments: dict[str, Any]) -> Any:
+def _from_tensors(
+    name: str, config: Any, shape: dict[str, int], size: int, arguments: dict[str, Any], weights: dict[str, Tensor]
+) -> Any:
+    """The network with tensors that are at hand, as timm fits those that it downloads."""
+    try:
+        model = _build(
+            name, config, shape, size, arguments, pretrained=True, pretrained_cfg_overlay={"state_dict": weights}
+        )
+    except ModelError:
+        raise
+    except Exception as error:
+        # is it the network, or its weights?
+        _build(name, config, shape, size, arguments)
+        raise ModelError(
+            f"the published weights of timm/{name} do not fit it: {type(error).__name__}: {_one_line(error)}. "
+            "Leave model.arguments out, or set `pretrained=False`."
+        ) from None
+    # timm keeps a copy of them in the network's description
+    model.pretrained_cfg.pop("state_dict", None)
+    return model
+
+
+def _pretrained(
+    name: str,
+    config: Any,
+    shape: dict[str, int],
+    size: int,
+    arguments: dict[str, Any],
+    cached: Path | None,
+    advice: str,
+) -> Any:
     import timm
 
     weights = f"{config.architecture}.{config.tag}" if config is not None and config.tag else name
@@ -127,7 +198,7 @@ def _pretrained(name: str, config: Any, shape: dict[str, int], size: int, argume
         raise ModelError(
             f"timm publishes no weights for timm/{name}. Leave `model.pretrained` out, or choose another network."
         )
-    with offline_if_unreachable() as reachable:
+    with offline_if_unreachable() if cached is None else cache_only() as reachable:
         try:
             return _build(name, config, shape, size, arguments, pretrained=True)
         except ModelError:
@@ -135,12 +206,13 @@ def _pretrained(name: str, config: Any, shape: dict[str, int], size: int, argume
         except Exception as error:
             # is it the network, or its weights?
             _build(name, config, shape, size, arguments)
-            reason = f"{hub_name()} does not answer, and they are not in its cache"
-            if reachable:
-                reason = f"{type(error).__name__}: {_one_line(error)}"
+            reason = f"{type(error).__name__}: {_one_line(error)}"
+            if cached is not None:
+                advice = f"Remove {cached}, and they are downloaded again."
+            elif not reachable:
+                reason = f"{hub_name()} does not answer, and they are not in its cache"
             raise ModelError(
-                f"the published weights {weights} of timm/{name} can't be had: {reason}. "
-                "Connect to the network, or give a local file: `weights`."
+                f"the published weights {weights} of timm/{name} can't be had: {reason}. {advice}"
             ) from None
 
 

@@ -16,7 +16,7 @@ from vivace.errors import ModelError
 from vivace.models.parts import head_parameters
 from vivace.models.timm_models import fit_to_timm
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "weights_file"]
 
 # where common checkpoints keep the state dict (averaged weights first, as timm does), and what wrappers put before keys
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
@@ -36,7 +36,7 @@ def load_weights(model: nn.Module, path: str | Path, *, head: list[str] | None =
     fp16 and bf16 are widened. Raises ModelError, and leaves the network as it was, for a file that is no plain state
     dict, and naming the first key that is missing, foreign, not finite, or of another shape or dtype.
     """
-    path = _file_of(Path(path))
+    path = weights_file(path)
     expected = model.state_dict()
     weights = _unwrapped(_read(path), expected, path)
     if any(name not in weights or weights[name].shape != tensor.shape for name, tensor in expected.items()):
@@ -64,8 +64,9 @@ def load_weights(model: nn.Module, path: str | Path, *, head: list[str] | None =
     return sorted(left_out)
 
 
-def _file_of(path: Path) -> Path:
+def weights_file(path: str | Path) -> Path:
     """The weights within a bundle's folder, or a run's; any other path as it is."""
+    path = Path(path)
     within = (path / "model.safetensors", path / "bundle" / "model.safetensors")
     return next((file for file in within if path.is_dir() and file.is_file()), path)
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import fnmatch
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from vivace.cachedir import default_cache_dir
 from vivace.errors import ModelError, first_line, nearest
 from vivace.models.arguments import ARGUMENTS, FRACTION, check_arguments, check_shape
 from vivace.models.convnets import FastCNN, FastPhoto, SimpleCNN
 from vivace.models.limits import blank_network, check_forward
 from vivace.models.narrowing import narrow
+from vivace.models.packaged import packaged_weights
 from vivace.models.parts import count_parameters, forward_flops, head_parameters, layer_groups
+from vivace.models.pretrained import WeightsSource, advice_without, find_weights
 from vivace.models.timm_models import check_timm_name, create_timm, list_timm, near_timm, timm_stats
 from vivace.models.weights import load_weights
 
@@ -53,14 +57,16 @@ def create_model(
     *,
     in_channels: int = 3,
     size: int = 32,
-    pretrained: bool = False,
+    pretrained: bool | WeightsSource = False,
+    cache_dir: Path | None = None,
     narrowed: Mapping[str, Sequence[int]] | None = None,
     inspect_blank: Callable[[nn.Module], object] = lambda blank: None,
     **arguments: Any,
 ) -> nn.Module:
     """The network `name`: normalised images_BCHW float of `size` px → logits_BK.
 
-    pretrained: with the weights that timm publishes. narrowed: sizes of the layers that pruning left with fewer
+    pretrained: with published weights, from a source or the first that `find_weights` finds; `cache_dir` holds those of
+    packages as safetensors (None: the default one). narrowed: sizes of the layers that pruning left with fewer
     channels (`models.narrowing`). inspect_blank: is given the network on the meta device before it is built, and may
     raise. arguments: of the network's constructor, those that `models.arguments` lists.
     Raises ModelError for an unknown name, an argument that the network does not take, weights that can't be had, and
@@ -73,8 +79,8 @@ def create_model(
     if narrowed and pretrained:
         raise ModelError(f"published weights do not fit a narrowed {name}. Leave `model.pretrained` out.")
 
-    def build(pretrained: bool, tried: bool) -> nn.Module:
-        model = _create(name, num_classes, in_channels, size, pretrained, arguments, tried)
+    def build(pretrained: bool | WeightsSource, tried: bool) -> nn.Module:
+        model = _create(name, num_classes, in_channels, size, pretrained, arguments, tried, cache_dir)
         narrow(model, narrowed or {})
         return model
 
@@ -127,24 +133,28 @@ def _create(
     num_classes: int,
     in_channels: int,
     size: int,
-    pretrained: bool,
+    pretrained: bool | WeightsSource,
     arguments: dict[str, Any],
     tried: bool,
+    cache_dir: Path | None,
 ) -> nn.Module:
     check_name(name)
+    source = find_weights(name) if pretrained is True else pretrained or None
     if name.startswith(TIMM):
+        given: dict[str, Any] = {}
+        if source is not None:
+            given["weights"] = source.read(cache_dir or default_cache_dir())
+            given["cached"] = source.path
+            given["advice"] = advice_without(source)
         return create_timm(
             name[len(TIMM) :],
             num_classes,
             in_channels=in_channels,
             size=size,
-            pretrained=pretrained,
+            pretrained=source is not None,
             arguments=arguments,
             tried=tried,
-        )
-    if pretrained:
-        raise ModelError(
-            f"there are no published weights for {name}. Leave `model.pretrained` out, or choose a timm/ network."
+            **given,
         )
     try:
         return ZOO[name](num_classes, in_channels=in_channels, size=size, **arguments)
@@ -183,5 +193,13 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def pretrained_stats(name: str) -> tuple[tuple[float, ...], tuple[float, ...], int, str] | None:
-    """(mean, std, size, interpolation) that a timm network's weights were trained with; None for our own networks."""
-    return timm_stats(name[len(TIMM) :]) if name.startswith(TIMM) else None
+    """(mean, std, size, interpolation) that the weights of a timm network were trained with; None for our own networks.
+
+    They are those of the source that would be used: a package's mean may differ from timm's in the third digit.
+    """
+    if not name.startswith(TIMM):
+        return None
+    if (stats := timm_stats(name[len(TIMM) :])) is None:
+        return None
+    row = packaged_weights(name)
+    return stats if row is None else (row.mean, row.std, row.size, row.interpolation)

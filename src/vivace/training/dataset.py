@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vivace.bars import counting_bar
-from vivace.config import override
+from vivace.config import from_dict, override, to_dict
 from vivace.data.caching.cache import Cache, open_cache
 from vivace.data.caching.kept import source_in_cache
 from vivace.data.caching.stored import Pixels
+from vivace.data.config import DataConfig
 from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
@@ -66,14 +67,12 @@ def open_run_source(data: AnyData, run: str | Path | None, resume: bool, cache_d
 
 
 def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
-    """The recipe with size, store_size, channels and the network's name filled in."""
-    data = recipe.data
-    size = data.size
-    if size is None and recipe.model.pretrained:
-        from vivace.models.zoo import pretrained_stats
+    """The recipe with size, store_size, channels and the network's name filled in.
 
-        stats = pretrained_stats(recipe.model.name)
-        size = stats[2] if stats else None
+    With pretrained weights also with their statistics: a resumed run is to see the same pixels, whatever is installed.
+    """
+    data = _with_stats(recipe, channels=recipe.data.channels or source.channels)
+    size = data.size
     if size is None:
         size = 32 if side <= 40 else 64 if side <= 80 else 128
     crops = recipe.augment.random_resized_crop is not None
@@ -88,6 +87,25 @@ def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
             data, size=size, store_size=store_size, channels=data.channels or _told_channels(source)
         ),
         model=dataclasses.replace(recipe.model, name=name),
+    )
+
+
+def _with_stats(recipe: Recipe, *, channels: int | None) -> DataConfig:
+    """How images are read, with what pretrained weights ask for where the recipe does not say."""
+    data = recipe.data
+    if not recipe.model.pretrained:
+        return data
+    from vivace.models.zoo import pretrained_stats
+
+    if (stats := pretrained_stats(recipe.model.name)) is None:
+        return data
+    mean, std, size, interpolation = stats
+    if data.mean is None and channels != 1:
+        data = dataclasses.replace(data, mean=mean, std=std)
+    return from_dict(
+        DataConfig,
+        to_dict(data) | {"size": data.size or size, "interpolation": data.interpolation or interpolation},
+        where="data",
     )
 
 
@@ -174,6 +192,7 @@ def _preprocess(recipe: Recipe) -> Preprocess:
         store_size=data.store_size,
         channels=channels,
         fit=data.fit,
+        interpolation=data.interpolation or "bicubic",
         mean=(0.5,) * channels,
         std=(0.25,) * channels,
         max_pixels=data.max_pixels,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ from vivace.training.result import TrainResult
 __all__ = ["finish", "record_of"]
 
 
-def record_of(facts: dict[str, Any], budget: Budget) -> dict[str, Any]:
-    """The contents of run.json from the start: the data, and the budget as "contract"."""
-    return {"data": facts, "contract": dataclasses.asdict(budget)}
+def record_of(facts: dict[str, Any], budget: Budget, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of run.json from the start: the data, the budget as "contract", the starting weights."""
+    return {"data": facts, "contract": dataclasses.asdict(budget), "weights": dict(weights)}
 
 
 def finish(
@@ -43,9 +43,11 @@ def finish(
     folder: RunFolder,
     facts: dict[str, Any],
     budget: Budget,
+    weights: Mapping[str, Any],
 ) -> TrainResult:
     """Calibrate and evaluate the trained network, write its bundle, and warn about problems of the run.
 
+    weights: what the run started from, as `Start.record` has it.
     Raises NonFiniteError for predictions that are NaN or Inf, TrainingError if a file can't be written.
     """
     data, recipe, counters = session.data, session.recipe, engine.counters
@@ -70,6 +72,7 @@ def finish(
         # bundles are shared: the path of the data is private
         data={name: value for name, value in facts.items() if name != "place"},
         temperature=temperature,
+        starting_weights=weights,
     )
     with _disk_for(folder.bundle):
         trained_on = data.cache.splits["train"].digests_N[data.train_indices]
@@ -96,7 +99,7 @@ def finish(
         warnings=recorded_warnings(),
     )
     for name, value in (
-        ("run.json", {**record_of(facts, budget), "warnings": list(result.warnings)}),
+        ("run.json", {**record_of(facts, budget, weights), "warnings": list(result.warnings)}),
         ("result.json", result.to_dict()),
     ):
         with _disk_for(folder.path / name):

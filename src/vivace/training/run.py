@@ -79,7 +79,9 @@ def run_training(
         saved = newest_state(folder, device.type, display.on_message)
     with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         limit_threads()
-        session = Session(recipe, data, device, kernels=cache_dir / "kernels", load=saved is None, teacher=teacher)
+        session = Session(recipe, data, device, cache_dir=cache_dir, load=saved is None, teacher=teacher)
+        # a checkpoint was trained from what the run started with
+        weights = session.start.record if saved is None else _starting_weights(previous)
         planned = None if budget.within_seconds is None else max(0.0, budget.within_seconds - clock())
         receipt = _receipt(
             session, recipe, device, tune=tune and not resume, cache_dir=cache_dir, planned_seconds=planned
@@ -93,12 +95,14 @@ def run_training(
         if saved is not None:
             restore(state, saved, folder)
         if previous is None:
-            folder.start(recipe, record_of(facts, budget), describe(), to_dict(receipt))
+            folder.start(recipe, record_of(facts, budget, weights), describe(), to_dict(receipt))
+            if session.start.line:
+                display.on_message(session.start.line)
             display.on_message(f"execution: {receipt.summary()}")
         else:
             adapt_counters(state.counters, recipe, budget, folder.saved_recipe(), previous["contract"])
             # if the extension is interrupted, it is resumed up to its own end
-            folder.record(recipe, record_of(facts, budget))
+            folder.record(recipe, record_of(facts, budget, weights))
         curves = Curves(folder.path, resumed_step=state.counters.step or None)
         dispatcher = Dispatcher([display, curves], callbacks, device=device)
         engine = _engine(session, state, execution, budget, folder, dispatcher, clock)
@@ -108,7 +112,7 @@ def run_training(
                 engine.run()
             # the engine checks only from time to time
             engine.check_files()
-            result = finish(session, engine, execution, folder, facts, budget)
+            result = finish(session, engine, execution, folder, facts, budget, weights)
         except BaseException as error:
             dispatcher.on_error(error)
             raise
@@ -141,6 +145,12 @@ def _facts(cache: Cache, data: TrainingData, name: str) -> dict[str, Any]:
         "num_val": data.num_val,
         "num_test": data.num_test,
     }
+
+
+def _starting_weights(saved: Mapping[str, Any] | None) -> dict[str, str]:
+    """Of a run that is resumed; runs of earlier versions do not say."""
+    weights = {} if saved is None else saved.get("weights")
+    return {str(name): str(value) for name, value in weights.items()} if isinstance(weights, Mapping) else {}
 
 
 def _receipt(

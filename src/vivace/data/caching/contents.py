@@ -6,8 +6,9 @@ images      decoded images, one folder for each data set and Preprocess
 archives    unpacked archives
 downloads   named data sets
 aoti        networks compiled by AOTInductor
-kernels, inductor, tune
-            our kernels, torch.compile's cache, reports of tuning trials; each folder is one entry
+kernels, inductor, tune, pretrained
+            our kernels, torch.compile's cache, reports of tuning trials, weights of installed packages; each folder is
+            one entry
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vivace.data.caching.index import MAX_INDEX_BYTES
 from vivace.data.layouts.catalog import CATALOG
 from vivace.data.layouts.unpacked import LISTING
 from vivace.errors import DataError, nearest
-from vivace.files import read_printable, read_regular
+from vivace.files import open_regular, read_printable, read_regular
 from vivace.notices import warn
 from vivace.runtimes.table import RUNTIMES
 from vivace.trust import INDUCTOR, INDUCTOR_MARK
@@ -45,7 +46,15 @@ NAMES = {
     **dict.fromkeys(COMPILED, r".+-[0-9a-f]{20}"),
 }
 # kind → pattern of the files that together are one entry
-FILES = {"kernels": r"\w+-[0-9a-f]{20}\.so(\.sha256)?", INDUCTOR: r"[^.].*", "tune": r"[0-9a-f]{20}\.json"}
+FILES = {
+    "kernels": r"\w+-[0-9a-f]{20}\.so(\.sha256)?",
+    INDUCTOR: r"[^.].*",
+    "tune": r"[0-9a-f]{20}\.json",
+    "pretrained": r"\w+-[0-9a-f]{20}\.safetensors",
+}
+# what `models.packaged` writes into the header of its files
+WEIGHTS_MARK = {"made_by": "vivace"}
+MAX_HEADER_BYTES = 2**20
 
 
 def _is_of_images(path: Path) -> bool:
@@ -76,6 +85,18 @@ def _is_receipt(path: Path) -> bool:
     return isinstance(receipt, dict) and ("execution" in receipt or "setup" in receipt)
 
 
+def _is_weights(path: Path) -> bool:
+    """Whether the header of a safetensors file says that vivace wrote it."""
+    try:
+        with open_regular(path) as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
+    except (OSError, ValueError, RecursionError):
+        return False
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return isinstance(metadata, dict) and WEIGHTS_MARK.items() <= metadata.items()
+
+
 def _has(name: str) -> Callable[[Path], bool]:
     return lambda path: (path / name).is_file() and not (path / name).is_symlink()
 
@@ -90,6 +111,7 @@ IS_OWN: dict[str, Callable[[Path], bool]] = {
     "kernels": _is_kernel,
     INDUCTOR: lambda path: _has(INDUCTOR_MARK)(path.parent),
     "tune": _is_receipt,
+    "pretrained": _is_weights,
 }
 
 

@@ -12,7 +12,6 @@ from vivace.data.caching.stored import Pixels
 from vivace.data.holdout import hold_out
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError
-from vivace.models.zoo import pretrained_stats
 from vivace.notices import warn
 from vivace.training.recipes.recipe import Recipe
 
@@ -87,9 +86,6 @@ def _with_statistics(data: TrainingData, recipe: Recipe) -> Preprocess:
                 f"data.mean and data.std have a value for each channel: got {len(recipe.data.mean)} for {channels}."
             )
         return dataclasses.replace(data.preprocess, mean=recipe.data.mean, std=recipe.data.std)
-    stats = pretrained_stats(recipe.model.name) if recipe.model.pretrained else None
-    if stats is not None and channels == 3:
-        return dataclasses.replace(data.preprocess, mean=tuple(stats[0]), std=tuple(stats[1]))
     mean, std = _channel_statistics(sample(data))
     # a constant channel carries no information: do not divide by zero
     return dataclasses.replace(

@@ -22,10 +22,11 @@ from vivace.errors import ConfigError
 from vivace.hardware import autocast, seed_everything
 from vivace.metrics.accuracy import topk_accuracy
 from vivace.models.normalize import Normalize
-from vivace.models.zoo import create_model, head_parameters, layer_groups, load_weights
+from vivace.models.zoo import head_parameters, layer_groups
 from vivace.optim.optimizers import create_optimizer
 from vivace.training.execution import ExecutionConfig, trial_batch_size
 from vivace.training.loop.arrays import NUM_STATISTICS_IMAGES, TrainingData, sample
+from vivace.training.loop.start import start_network
 from vivace.training.loop.state import Ema, TrainState
 from vivace.training.loop.statistics import NUM_IMAGES, NUM_IMAGES_LAST, estimate_statistics
 from vivace.training.loop.step import Stepper, has_batch_norm
@@ -63,22 +64,30 @@ class Session:
         data: TrainingData,
         device: torch.device,
         *,
-        kernels: Path,
+        cache_dir: Path,
         load: bool = True,
         teacher: Teacher | None = None,
     ) -> None:
-        """kernels: the folder for those of our own. load: start from the recipe's weights; a checkpoint needs none.
+        """cache_dir: holds our kernels. load: start from the recipe's weights; a checkpoint needs none.
 
         teacher: answers in place of the network that `distill.teacher` names.
         """
         seed_everything(recipe.seed, deterministic=recipe.deterministic)
-        self.recipe, self.data, self.device, self.kernels = recipe, data, device, kernels
+        self.recipe, self.data, self.device, self.kernels = recipe, data, device, cache_dir / "kernels"
         preprocess, train = data.preprocess, data.cache.splits["train"]
         self.num_classes = len(data.cache.classes)
         self.seen = _seen(recipe, preprocess)
         shrink = self.seen.size / preprocess.size
         self.normalize = Normalize(preprocess.mean, preprocess.std, shrink=shrink).to(device)
-        self.model = self._create_model(load=load)
+        self.start = start_network(
+            recipe,
+            self.num_classes,
+            in_channels=preprocess.channels,
+            size=self.seen.size,
+            load=load,
+            cache_dir=cache_dir,
+        )
+        self.model = self._initialised(self.start.model, load=load)
         if recipe.micro_batch_size == 1 and has_batch_norm(self.model):
             raise ConfigError(
                 f"micro_batch_size is too small: got 1, and {recipe.model.name} has batch norm, which needs 2 images "
@@ -109,21 +118,11 @@ class Session:
             num_classes=self.num_classes,
         )
 
-    def _create_model(self, *, load: bool) -> nn.Module:
-        recipe, preprocess = self.recipe, self.data.preprocess
-        model = create_model(
-            recipe.model.name,
-            self.num_classes,
-            in_channels=preprocess.channels,
-            size=self.seen.size,
-            pretrained=recipe.model.pretrained and load,
-            **recipe.model.arguments,
-        )
-        if recipe.model.weights and load:
-            load_weights(model, recipe.model.weights)
+    def _initialised(self, model: nn.Module, *, load: bool) -> nn.Module:
+        """The network on the device; those of ours that start from images have seen them."""
         model.to(self.device)
         init = getattr(model, "init_from_images", None)
-        if init is not None and load and not recipe.model.weights:
+        if init is not None and load and not self.recipe.model.weights:
             with torch.no_grad():
                 init(self._sample_images())
         return model
