@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, what stays free of torch, how long a file may be."""
+"""The rules of the architecture: who may import whom, what stays free of torch, how long a file may be."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def test_the_parser_decides_what_is_a_number_in_a_free_mapping() -> None:
     read = from_yaml(Recipe, text)
     assert read.model.arguments == {"drop_path_rate": 0.1}
     assert read.optimizer.lr == 0.001
-    with pytest.raises(ConfigError, match=r"drop_path_rate has a value that it may not have: got '1e-1'"):
+    with pytest.raises(ConfigError, match=r"drop_path_rate has an invalid value: got '1e-1'"):
         from_yaml(Recipe, "model: {arguments: {drop_path_rate: '1e-1'}}")
 
 

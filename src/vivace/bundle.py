@@ -69,7 +69,7 @@ class BundleInfo:
     classes: tuple[str, ...]
     preprocess: Preprocess
     precision: str = "fp32"
-    """Arithmetic that the metrics were measured with: fp32, bf16 or fp16."""
+    """Precision that the metrics were measured with: fp32, bf16 or fp16."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Per split: top1, top1_low, top1_high, top5, nll, ece, num_images."""
     recipe: Mapping[str, Any] = field(default_factory=dict)

@@ -55,7 +55,7 @@ class Predictor:
     Threads may call it at the same time. It can be pickled: the process that it is sent to opens the bundle's folder
     anew. A process that was forked from this one can't use it, for threads are not forked: it makes its own, which
     computes on one processor, and whose runtime is eager or onnx.
-    Raises BundleError for a bundle that can't be used, ConfigError for another argument that can't be had.
+    Raises BundleError for a bundle that can't be used, ConfigError for another argument that is invalid.
     """
 
     def __init__(

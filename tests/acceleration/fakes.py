@@ -22,7 +22,7 @@ COSTS = {"eager fp32": 4.0, "onnx fp32": 2.0, "onnx int8": 3.0, "openvino fp32":
 
 
 def keep_fake_variants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all variants those of COSTS: none that a compiler or this machine's arithmetic decides."""
+    """Of all variants those of COSTS: none that depends on a compiler or on this machine's precisions."""
     variants = tuple(
         f for f in candidates_module.VARIANTS if f"{f.runtime} {f.precision}" in COSTS and not f.asymmetric
     )

@@ -166,7 +166,7 @@ def test_where_no_other_runtime_takes_the_network_the_search_still_ends_with_its
             assert f"| {status} |" in said
 
 
-def test_arithmetic_that_the_processor_lacks_is_told_and_another_variant_wins(
+def test_a_precision_that_the_processor_lacks_is_reported_and_another_variant_wins(
     plain: Bundle,
     data: Path,
     tmp_path: Path,
@@ -242,10 +242,10 @@ def test_a_library_that_is_not_installed_is_told_with_the_command_that_installs_
     assert accelerate(plain, data, out, "--max-drop", "20") == 0
     written = receipt(out)
     assert any(row["runtime"] == "openvino" for row in written["rows"]) == (library == "nncf")
-    mend = f"{library} is not installed: pip install 'vivace[accelerate]'"
-    assert {name for name, why in written["missing"].items() if why == mend} == set(lost)
+    fix = f"{library} is not installed: pip install 'vivace[accelerate]'"
+    assert {name for name, why in written["missing"].items() if why == fix} == set(lost)
     for text in (capsys.readouterr().out, (out / "receipt.md").read_text()):
-        assert all(f"- {name}: {mend}" in text for name in lost)
+        assert all(f"- {name}: {fix}" in text for name in lost)
 
 
 @pytest.fixture

@@ -228,7 +228,7 @@ def test_where_int8_loses_too_much_the_model_trains_for_it(
     assert result.receipt["winner"] == f"{FOR_INT8}, openvino int8"
     recipe = load_bundle(result.bundle).info.recipe
     assert recipe["fake_quant"] is True
-    # the fastest variant that agrees with the model taught it, not the one that was spoilt
+    # the fastest variant that agrees with the model was its teacher, not the one that was spoilt
     assert [name for name, _ in seen] == [FOR_INT8]
     images = open_splits(*trained).select
     answers = seen[0][1](images.pixels())

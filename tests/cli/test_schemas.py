@@ -55,7 +55,14 @@ def test_a_failure_is_an_object_of_the_schema_of_errors(
 
 
 def test_the_helper_refuses_a_key_that_is_not_described() -> None:
-    answer = {"schema_version": 1, "verb": "cache", "cache_dir": "x", "caches": [], "removed": [], "warnings": []}
+    answer = {
+        "schema_version": SCHEMA_VERSION,
+        "verb": "cache",
+        "cache_dir": "x",
+        "caches": [],
+        "removed": [],
+        "warnings": [],
+    }
     validator = Draft202012Validator(strict(schema_of("cache")))
     validator.validate(answer)
     with pytest.raises(ValidationError, match="unexpected"):

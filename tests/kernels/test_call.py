@@ -97,7 +97,7 @@ def test_values_are_passed_by_name() -> None:
     assert seen == [{"x": x.data_ptr() + 8, "out": None, "N": -3, "threads": torch.get_num_threads()}]
     kernel(N=2**40, x=x, out=x)
     assert (seen[1]["x"], seen[1]["N"]) == (x.data_ptr(), 2**40)
-    with pytest.raises(TypeError, match="the kernel double lacks fields, or has no such ones: out, y"):
+    with pytest.raises(TypeError, match="the kernel double has missing or unknown fields: out, y"):
         kernel(N=1, x=x, y=x)
 
 

@@ -122,7 +122,7 @@ def test_cc_may_hold_a_wrapper_and_options(wrapper: Path, tmp_path: Path, monkey
     [
         (
             "/nowhere/gcc -O2",
-            r"^the compiler that CC names is not there: got '/nowhere/gcc'\. Correct CC, or unset it\.$",
+            r"^the compiler that CC names was not found: got '/nowhere/gcc'\. Correct CC, or unset it\.$",
         ),
         ("'gcc", r"^CC is no command: got \"'gcc\" \(No closing quotation\)\. Set it to a C compiler\.$"),
     ],

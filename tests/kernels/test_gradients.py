@@ -1,4 +1,4 @@
-"""Weight gradients by AMX: the exact sums for maps of any size, only where they gain, and nothing else disturbed."""
+"""Weight gradients by AMX: the exact sums for maps of any size, only where faster, and nothing else affected."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_without_a_compiler_or_leave_to_use_tiles_there_is_none(
     monkeypatch.setattr(gradients, "cpu_features", lambda: ("amx_bf16",))
 
     def fail(name: str, folder: Path) -> None:
-        raise KernelError("no C compiler is there")
+        raise KernelError("no C compiler was found")
 
     monkeypatch.setattr(gradients, "load_library", fail)
     assert weight_gradient(tmp_path / "one") is None

@@ -68,7 +68,7 @@ def test_the_kernel_equals_torch_in_float64(kernels: Path, shape: tuple[int, ...
     exact = copy.deepcopy(model).double()
     with fused_norms(kernels):
         out, x_grad, grads = run(model, x)
-    # the same winners of the pooling: the values are the same, the arithmetic is not
+    # the same winners of the pooling: the values are the same, the precision is not
     exact_out, exact_x_grad, exact_grads = run(exact, x.double())
     assert (out.dtype, x_grad.dtype) == (torch.bfloat16, torch.bfloat16)
     assert_near(out, exact_out, "output ")
@@ -189,7 +189,7 @@ def test_no_compiler_is_told_with_its_mend(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     with pytest.raises(
-        KernelError, match=r"no C compiler is there: looked for cc, gcc, clang\. Install one, or set CC"
+        KernelError, match=r"no C compiler was found: looked for cc, gcc, clang\. Install one, or set CC"
     ):
         load_library("norms", tmp_path)
 

@@ -1,4 +1,4 @@
-"""Weight gradients from tiles: the same sums as torch's own, for any network, only where they pay."""
+"""Weight gradients from tiles: the same sums as torch's own, for any network, only where they are faster."""
 
 from __future__ import annotations
 

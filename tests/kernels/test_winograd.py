@@ -91,7 +91,7 @@ def test_the_error_is_what_the_docstring_says_at_each_pixel_and_for_each_tap(
 ) -> None:
     x, g = normal(count, channels, height, width), normal(count, filters, height, width, seed=1)
     weight = normal(filters, channels, 3, 3, seed=2, dtype=torch.float32)
-    # None: those that the kernels take by themselves, of both sizes where that pays
+    # None: those that the kernels take by themselves, of both sizes where that is faster
     tiles = equal_tiles(m, height, width) if m else None
     limit = MAX_ERROR[m or 4]
     for found, wanted in zip(by_kernel(kernel, x, weight, g, tiles), exact(x, weight, g), strict=True):
@@ -260,7 +260,7 @@ def test_without_a_compiler_there_are_none(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(winograd_module, "cpu_features", lambda: ("avx512_bf16",))
 
     def fail(name: str, folder: Path) -> None:
-        raise KernelError("no C compiler is there")
+        raise KernelError("no C compiler was found")
 
     monkeypatch.setattr(winograd_module, "load_library", fail)
     assert winograd(tmp_path) is None

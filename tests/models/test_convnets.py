@@ -174,8 +174,13 @@ def test_the_two_ways_to_the_maximum_agree() -> None:
         ),
         ("fast_cnn", 32, {"downsample": "stide"}, r"downsample is unknown: got 'stide'\. Did you mean 'stride'\? Kn"),
         ("fast_cnn", 32, {"depth": [1, 2]}, r"depth must have one value per width: got \[1, 2\] for 3 widths\.$"),
-        ("fast_cnn", 16, {"widths": [8] * 5}, r"fast_cnn pools 16 px to nothing\. Give a larger `size`, or fewer wid"),
-        ("fast_photo", 16, {}, r"fast_photo pools 16 px to nothing\. Give a larger `size`, or fewer widths\.$"),
+        (
+            "fast_cnn",
+            16,
+            {"widths": [8] * 5},
+            r"fast_cnn downsamples 16 px to nothing\. Give a larger `size`, or fewer wid",
+        ),
+        ("fast_photo", 16, {}, r"fast_photo downsamples 16 px to nothing\. Give a larger `size`, or fewer widths\.$"),
         ("fast_photo", 64, {"activation": "rely"}, r"activation is unknown: got 'rely'"),
         ("fast_photo", 64, {"depths": [1]}, r"depths must have one value per width: got \[1\] for 4 widths\.$"),
     ],
@@ -213,5 +218,7 @@ def test_later_convolutions_of_a_residual_group_change_what_the_first_one_gave()
 
 
 def test_a_residual_group_of_one_convolution_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"nothing to add to a first convolution: got depth 1 with residual. Give 2"):
+    with pytest.raises(
+        ModelError, match=r"no residual branch after a first convolution: got depth 1 with residual. Give 2"
+    ):
         create_model("fast_cnn", 5, widths=[8], depth=1, residual=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from vivace.errors import ModelError
 from vivace.models.arguments import check_arguments
-from vivace.models.limits import TOLD_BYTES, check_forward
+from vivace.models.limits import LARGE_TENSOR_BYTES, check_forward
 from vivace.models.zoo import create_model
 from vivace.trust import say_once
 
@@ -30,13 +30,13 @@ from vivace.trust import say_once
     ],
 )
 def test_paddings_and_kernels_have_a_bound(argument: str, value: object) -> None:
-    with pytest.raises(ModelError, match=rf"{argument} has a value that it may not have"):
+    with pytest.raises(ModelError, match=rf"{argument} has an invalid value"):
         check_arguments({argument: value})
     check_arguments({argument: 31})
 
 
 def test_a_bundle_with_a_wide_border_is_refused_before_anything_is_built() -> None:
-    with pytest.raises(ModelError, match=r"padding has a value that it may not have: got 2000"):
+    with pytest.raises(ModelError, match=r"padding has an invalid value: got 2000"):
         create_model("fast_cnn", 10, padding=2000)
 
 
@@ -49,7 +49,7 @@ def warned(capsys: pytest.CaptureFixture[str], network: nn.Module, size: int) ->
 
 def test_a_network_that_takes_gigabytes_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     side = 1024
-    channels = TOLD_BYTES // (4 * side * side)
+    channels = LARGE_TENSOR_BYTES // (4 * side * side)
     assert warned(capsys, nn.Conv2d(3, channels, 1), side) == ""
     assert warned(capsys, nn.Conv2d(3, channels + 1, 1), side) == (
         "warning: a network takes much memory: its largest tensor has 0.5 GiB for each image of 1024 px, and there are "

@@ -46,11 +46,11 @@ def test_a_frozen_weight_stays_frozen() -> None:
 @pytest.mark.parametrize(
     ("layers", "problem"),
     [
-        ({"layer1.0.conv9": [24, 64, 1]}, "has not: got 'layer1.0.conv9'. Did you mean 'layer1.0.conv"),
-        ({"layer1.0.act1": [24]}, "has not: got 'layer1.0.act1'"),
-        ({"layer1.0.conv1": [24, 64]}, r"no such sizes: got \[24, 64\], the layer has \[64, 64, 1\]"),
+        ({"layer1.0.conv9": [24, 64, 1]}, "lacks: got 'layer1.0.conv9'. Did you mean 'layer1.0.conv"),
+        ({"layer1.0.act1": [24]}, "lacks: got 'layer1.0.act1'"),
+        ({"layer1.0.conv1": [24, 64]}, r"invalid sizes: got \[24, 64\], the layer has \[64, 64, 1\]"),
         ({"layer1.0.conv1": [0, 64, 1]}, "each size 1 to 65536"),
-        ({"layer1.0.conv1": [24, 64, 5]}, "no such sizes"),
+        ({"layer1.0.conv1": [24, 64, 5]}, "invalid sizes"),
         ({"layer1.0.conv1": [24, 64, 1]}, "does not work with these narrowed sizes at"),
     ],
 )

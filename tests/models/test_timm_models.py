@@ -65,7 +65,7 @@ def test_a_network_is_handed_over_in_training_mode() -> None:
             "timm/test_vit",
             40,
             {},
-            r"into patches of 16 px, and 40 px leave a rest .* Give `size=32`, or model\.argumen",
+            r"into patches of 16 px, and 40 px are no multiple of that\. .* Give `size=32`, or model\.argumen",
         ),
         (
             "timm/crossvit_tiny_240",
@@ -99,7 +99,7 @@ def test_a_network_without_a_classifier_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.timeout(120)
-def test_published_weights_without_a_network_fail_soon_and_name_the_mend(offline_hub: Path) -> None:
+def test_published_weights_without_a_network_fail_soon_and_name_the_fix(offline_hub: Path) -> None:
     with pytest.raises(ModelError) as caught:
         create_model("timm/test_resnet", 5, size=32, pretrained=True)
     assert str(caught.value) == (

@@ -128,7 +128,7 @@ def test_half_precision_is_widened(trained: nn.Module, tmp_path: Path) -> None:
         ),
         (
             lambda w: {**w, "extra.weight": torch.zeros(2)},
-            r"w\.pth has extra\.weight, which the network has not\. Give",
+            r"w\.pth has extra\.weight, which the network lacks\. Give",
         ),
         (
             lambda w: {**w, "whiten.bias": torch.full((48,), float("nan"))},

@@ -148,7 +148,7 @@ def test_a_step_multiplies_in_the_dtype_asked_for() -> None:
     assert torch.equal(-weight.detach(), orthogonalize(weight.grad[None] * 1.95, dtype=torch.bfloat16)[0])
 
 
-def test_arithmetic_is_half_precision_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_in_half_precision_only_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = torch.zeros(1, 400, 400), torch.zeros(1, 4, 4)
     for feature, expected in (("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx2", None)):
         monkeypatch.setattr(muon, "cpu_features", lambda feature=feature: (feature,))

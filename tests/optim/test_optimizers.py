@@ -230,7 +230,7 @@ def test_second_derivatives_are_refused() -> None:
         (
             {"name": "adam", "options": {"betas": [2.0, 0.9]}},
             r"the optimizer adam can't be made: Invalid beta .*\. It got momentum 0\.9 and options "
-            r"\{'betas': \[2\.0, 0\.9\]\}: mend optimizer\.momentum or optimizer\.options\.",
+            r"\{'betas': \[2\.0, 0\.9\]\}\. Fix optimizer\.momentum or optimizer\.options\.",
         ),
         ({"name": "sgdw", "momentum": 0.0}, r"the optimizer sgdw can't be made: .* It got momentum 0 and options .*"),
         (

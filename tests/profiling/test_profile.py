@@ -1,4 +1,4 @@
-"""Where the time goes, and in which arithmetic: by what a runtime says that it ran, under names that can be used."""
+"""Where the time goes, and in which precision: by what a runtime says that it ran, under names that can be used."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from vivace.profiling.openvino import _mean_since, quantized_layers
 from vivace.profiling.profile import LayerTime, Profile, profile_layers
 from vivace.profiling.pytorch import MULTIPLIES
 
-# the second convolution has twenty times the arithmetic of what comes behind it
+# the second convolution has twenty times the multiplications of what follows it
 WIDE = {"widths": [128, 8], "depth": 1}
 BF16 = pytest.mark.skipif(
-    "bf16" not in supported_precisions(torch.device("cpu")), reason="this processor has no arithmetic for bf16"
+    "bf16" not in supported_precisions(torch.device("cpu")), reason="this processor does not multiply bf16"
 )
 
 
@@ -69,7 +69,7 @@ def test_what_multiplies_is_found_with_its_time_and_the_arithmetic_that_was_aske
     products = [layer for layer in profile.layers if layer.multiplies]
     # whiten, one of each group, and the head; ONNX Runtime computes batch norm in float as a convolution
     assert len(products) == 4 or (runtime == "onnx" and precision == "fp32" and len(products) > 4)
-    assert {layer.arithmetic for layer in products} == {precision}
+    assert {layer.precision for layer in products} == {precision}
     assert profile.share(precision) == 1.0
     assert products[1].ms > sum(layer.ms for layer in products[2:])
     assert all(layer.ms >= 0 and layer.kernel and layer.name for layer in profile.layers)
@@ -89,7 +89,7 @@ def test_of_eager_the_layers_are_modules(bundle: Bundle, tmp_path: Path) -> None
 @BF16
 def test_what_the_compiler_wrote_itself_is_told_beside_what_it_calls(bundle: Bundle, tmp_path: Path) -> None:
     profile = profiled(built(bundle, tmp_path, "inductor", "bf16"))
-    assert [layer.arithmetic for layer in profile.layers if layer.multiplies] == ["bf16"] * 4
+    assert [layer.precision for layer in profile.layers if layer.multiplies] == ["bf16"] * 4
     assert any("cpp_fused" in layer.name and "max_pool2d" in layer.name for layer in profile.layers)
 
 
@@ -123,7 +123,7 @@ def test_names_are_those_of_the_float_graph_through_quantization_and_fusion(
     for one, precision in ((plain, "fp32"), (int8, "int8")):
         products = [layer for layer in profiled(one).layers if layer.multiplies and layer.name in layers]
         assert sorted(layer.name for layer in products) == sorted(layers)
-        assert {layer.arithmetic for layer in products} == {precision}
+        assert {layer.precision for layer in products} == {precision}
 
 
 @pytest.mark.parametrize("position", [0, 2, -1])
@@ -142,8 +142,8 @@ def test_a_layer_that_is_kept_runs_in_float_and_the_others_in_int8(
         return dataclasses.replace(plain.info, precision="int8")
 
     profile = profiled(derive_bundle(plain, tmp_path / "kept", add))
-    arithmetic = {layer.name: layer.arithmetic for layer in profile.layers if layer.multiplies}
-    assert arithmetic == {name: "fp32" if name == kept else "int8" for name in layers}
+    precision = {layer.name: layer.precision for layer in profile.layers if layer.multiplies}
+    assert precision == {name: "fp32" if name == kept else "int8" for name in layers}
     assert profile.share("fp32") < 1
     assert profile.share("fp32") + profile.share("int8") == pytest.approx(1)
     # what is too short to be seen is not told
@@ -151,8 +151,8 @@ def test_a_layer_that_is_kept_runs_in_float_and_the_others_in_int8(
     assert (f"(fp32 {percent})" in profile.evidence()) is (percent != "0%")
 
 
-def layer(name: str, ms: float, arithmetic: str, *, multiplies: bool = True) -> LayerTime:
-    return LayerTime(name=name, kind="K", kernel="k", arithmetic=arithmetic, ms=ms, multiplies=multiplies)
+def layer(name: str, ms: float, precision: str, *, multiplies: bool = True) -> LayerTime:
+    return LayerTime(name=name, kind="K", kernel="k", precision=precision, ms=ms, multiplies=multiplies)
 
 
 def example(*layers: LayerTime) -> Profile:
@@ -174,7 +174,7 @@ def test_shares_are_of_time() -> None:
     assert said["layers"][1] == dataclasses.asdict(profile.layers[1])
     assert (said["shares"]["int8"], said["shares_of_all"]["fp32"]) == (0.75, 0.2)
     assert example().share("int8") == 0.0
-    with pytest.raises(ConfigError, match="the arithmetic is unknown: got 'int4'"):
+    with pytest.raises(ConfigError, match="the precision is unknown: got 'int4'"):
         profile.share("int4")
 
 

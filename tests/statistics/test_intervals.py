@@ -33,7 +33,7 @@ def test_student_s_interval_covers_the_truth_in_95_of_100_cases(count: int) -> N
     assert abs(held - 0.95) < 0.02
 
 
-def test_a_disturbed_round_cancels_and_one_pair_of_processes_has_no_interval() -> None:
+def test_a_noisy_round_cancels_and_one_pair_of_processes_has_no_interval() -> None:
     slowed = np.random.default_rng(0).uniform(1, 10, (4, 5))
     processes = [[(3 * value, value) for value in rounds] for rounds in slowed]
     assert process_ratio(processes) == pytest.approx((3, 3, 3))

@@ -82,7 +82,7 @@ def test_the_ratio_is_of_block_medians_and_a_slow_round_cancels() -> None:
     assert ratio_of(before, after) == (2.0, None, None)
 
 
-def test_throughput_counts_every_call_of_a_block_and_one_disturbed_block_does_not_decide() -> None:
+def test_throughput_counts_every_call_of_a_block_and_one_noisy_block_does_not_decide() -> None:
     # 8 images in 8 ms, 8 images in 8 ms, and a block in which something else ran
     assert timed("a", [[2, 6], [4, 4], [100, 300]]).images_per_second == 1000
 

@@ -103,7 +103,7 @@ def test_a_form_of_the_teacher_answers_in_its_place(teacher: Path, run_tiny: Run
     made._log_probs(images(8), 1.0)
     assert seen == {(np.dtype(np.uint8), 4, 16, 16, 3)}
     seen.clear()
-    run_tiny("taught", {"distill.teacher": str(teacher)}, epochs=1, teacher=answers)
+    run_tiny("distilled", {"distill.teacher": str(teacher)}, epochs=1, teacher=answers)
     assert {shape[2:] for shape in seen} == {(16, 16, 3)}
 
 
@@ -146,9 +146,9 @@ def test_shrunk_pixels_are_those_of_a_resize_with_antialiasing() -> None:
 
 def test_a_run_with_a_teacher_differs_and_says_so_in_its_recipe(teacher: Path, run_tiny: RunTiny) -> None:
     plain = run_tiny("plain", {"augment.mixup": 0.0}, epochs=1)
-    taught = run_tiny("taught", {"augment.mixup": 0.0, "distill.teacher": str(teacher)}, epochs=1)
-    assert load_bundle(taught.bundle).info.recipe["distill"]["teacher"] == str(teacher)
-    weights = [load_bundle(result.bundle).build_model().state_dict() for result in (plain, taught)]
+    distilled = run_tiny("distilled", {"augment.mixup": 0.0, "distill.teacher": str(teacher)}, epochs=1)
+    assert load_bundle(distilled.bundle).info.recipe["distill"]["teacher"] == str(teacher)
+    weights = [load_bundle(result.bundle).build_model().state_dict() for result in (plain, distilled)]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 

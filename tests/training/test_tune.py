@@ -1,4 +1,4 @@
-"""The measured trial: only what pays is switched on, and the receipt says so."""
+"""The measured trial: only what is faster is switched on, and the receipt says so."""
 
 from __future__ import annotations
 
@@ -489,16 +489,16 @@ def test_switched_off_nothing_is_tried(run_tiny: RunTiny, own_cache: Path) -> No
 def test_beside_another_job_the_fastest_steps_decide_and_the_receipt_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, low: float, high: float, fastest: float, kept: bool
 ) -> None:
-    disturbed = Comparison((5.0, 50.0), (40.0, fastest), ratio=0.9, ratio_low=low, ratio_high=high)
+    noisy = Comparison((5.0, 50.0), (40.0, fastest), ratio=0.9, ratio_low=low, ratio_high=high)
     monkeypatch.setattr(tune_module, "MAX_SPREAD", 2.0)
     monkeypatch.setattr(tune_module, "MAX_UNDECIDED_SPREAD", 1.25)
-    asked = always_says(disturbed, monkeypatch)
+    asked = always_says(noisy, monkeypatch)
     path = tmp_path / "receipt.json"
     receipt = tune(ONLY_BF16, sleeper(lambda execution: 1.0), device=CPU, expected_steps=10_000, path=path)
     # once more, and longer
     assert asked == [10, 30]
     assert (receipt.execution.precision == "bf16") is kept
-    assert receipt.trials[0].note == f"disturbed: {5 / fastest:.2f} × by the fastest steps"
+    assert receipt.trials[0].note == f"noisy: {5 / fastest:.2f} × by the fastest steps"
     assert not path.exists()
 
 

@@ -14,7 +14,7 @@ from vivace.notices import recorded_warnings, worded
 __all__ = ["SCHEMA_VERSION", "failed", "print_json", "wants_json"]
 
 # of the output of all verbs; it is raised when a key is removed, renamed or gets another meaning, not when one is added
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def print_json(verb: str, value: Mapping[str, Any]) -> None:

@@ -78,7 +78,7 @@ def table(profile: Profile, top: int) -> list[str]:
             _end_of(layer.name),
             layer.kind,
             _end_of(layer.kernel),
-            layer.arithmetic,
+            layer.precision,
             f"{layer.ms:.3f}",
             f"{layer.ms / total:.1%}",
         )

@@ -139,7 +139,7 @@ def evaluate(
         )
         if len(cached.labels_N) == 0:
             if len(source.splits) == 1:
-                raise DataError(f"no image of {source.name} can be used. 'vivace audit' lists why; mend them.")
+                raise DataError(f"no image of {source.name} can be used. 'vivace audit' lists why; fix them.")
             raise DataError(f"the split {chosen} of {source.name} has no images. Choose another by `split`.")
         trained_on = predictor.bundle.trained_on()
         measured = choose_images(

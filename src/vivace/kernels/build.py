@@ -22,8 +22,8 @@ __all__ = ["find_compiler", "load_library", "say_unused"]
 
 # -march=native: built where it runs. No -ffast-math: a NaN must stay one, or diverging runs would not be noticed
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-# more for some of them. OpenMP is that of torch, which must have been imported: one set of threads. Where products and
-# sums may not be fused, weights are rounded as in a library that is built for any processor
+# more options for some of them. OpenMP is torch's, which must have been imported: one set of threads. Without fused
+# multiply-adds weights are rounded as in a library that is built for any processor
 OPTIONS = {
     "norms": ("-fopenmp",),
     "gradients": ("-fopenmp",),
@@ -32,13 +32,13 @@ OPTIONS = {
     "resize": ("-ffp-contract=off",),
 }
 COMPILERS = ("cc", "gcc", "clang")
-# half a second is usual, and minutes on a machine that does much else
+# a build takes under a second, or minutes on a busy machine
 TIMEOUT_SECONDS = 300
 
 
 @functools.cache
 def load_library(name: str, folder: Path) -> ctypes.CDLL:
-    """The library built from `name`.c, from `folder` if it was built before, else built into it (about half a second).
+    """The library built from `name`.c, from `folder` if it was built before, else built into it.
 
     Where others may write to `folder`, a private one takes its place; what is not as it was built is built anew. $CC
     names another compiler than cc, gcc or clang, with options if need be. Raises KernelError if there is no compiler,
@@ -70,7 +70,7 @@ def load_library(name: str, folder: Path) -> ctypes.CDLL:
 
 
 def say_unused(name: str, error: KernelError) -> None:
-    """Say once, on stderr, that torch or Pillow does the work of the kernels in `name`.c, and why."""
+    """Say once, on stderr, that torch or Pillow replaces the kernels in `name`.c, and why."""
     say_once(f"the kernels in {name}.c are not used, slower code does their work: {error}")
 
 
@@ -81,10 +81,10 @@ def find_compiler() -> list[str]:
     except ValueError as error:
         raise KernelError(f"CC is no command: got {os.environ['CC']!r} ({error}). Set it to a C compiler.") from None
     if chosen and shutil.which(chosen[0]) is None:
-        raise KernelError(f"the compiler that CC names is not there: got {chosen[0]!r}. Correct CC, or unset it.")
+        raise KernelError(f"the compiler that CC names was not found: got {chosen[0]!r}. Correct CC, or unset it.")
     found = chosen or [path for path in map(shutil.which, COMPILERS) if path][:1]
     if not found:
-        raise KernelError(f"no C compiler is there: looked for {', '.join(COMPILERS)}. Install one, or set CC.")
+        raise KernelError(f"no C compiler was found: looked for {', '.join(COMPILERS)}. Install one, or set CC.")
     return found
 
 
@@ -98,12 +98,12 @@ def _build(command: list[str], path: Path, record: Path) -> None:
 
 
 def _wide_vectors() -> list[str]:
-    # compilers stay with 256 bits by default, from a time when 512 lowered the clock
+    # compilers default to 256 bits, from a time when 512 lowered the clock
     return ["-mprefer-vector-width=512"] if "avx512f" in cpu_features() else []
 
 
 def _compile(command: list[str], folder: str) -> None:
-    """Run the compiler; what it writes on the way is put into `folder`. Raises KernelError with its first error."""
+    """Run the compiler; temporary files go to `folder`. Raises KernelError with its first error."""
     environment = {**os.environ, "TMPDIR": folder, "LC_ALL": "C"}
     try:
         done = subprocess.run(

@@ -44,10 +44,10 @@ class Kernel:
         self._function.argtypes, self._function.restype = [ctypes.POINTER(Arguments)], ctypes.c_int
 
     def __call__(self, **values: Tensor | Address | int | None) -> None:
-        """Runs it. Raises TypeError unless the fields are all there and no others, MemoryError if it has no memory."""
+        """Runs the kernel. Raises TypeError for missing or unknown fields, MemoryError if it can't allocate."""
         if values.keys() != {*self.pointers, *self.sizes}:
             missing = {*self.pointers, *self.sizes} ^ values.keys()
-            raise TypeError(f"the kernel {self.name} lacks fields, or has no such ones: {', '.join(sorted(missing))}")
+            raise TypeError(f"the kernel {self.name} has missing or unknown fields: {', '.join(sorted(missing))}")
         passed = {name: _passed(value) for name, value in values.items()}
         if self._function(self._arguments(**passed, threads=torch.get_num_threads())):
             raise MemoryError(f"out of memory in the kernel {self.name}")

@@ -15,7 +15,7 @@ __all__ = ["ReplacedConvolutions"]
 
 
 class ReplacedConvolutions(TorchFunctionMode):
-    """While it is entered, 3×3 convolutions on a CPU with stride 1 and padding 1 are asked of `replace` first."""
+    """While it is entered, 3×3 convolutions on a CPU with stride 1 and padding 1 are passed to `replace` first."""
 
     def replace(self, x_BCHW: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """[B, K, H, W] in `dtype`, that of autocast or of x: the convolution without bias; None: torch has to do it."""

@@ -2,7 +2,7 @@
 
    Maps lie channels last: value (n, h, w, c) at ((n H + h) W + w) C + c. The gradient for a tap (i, j) is the sum over
    all pixels of x[n, h + i - 1, w + j - 1] g[n, h, w]: for each pixel a matrix product with 32 images n inside. So it
-   needs no long rows, a tap is another address, and what would fall on the border is left out rather than multiplied by
+   needs no long rows, a tap is only another address, and products with the border are left out rather than multiplied by
    zero. Sums are taken in float. */
 
 #include <stdint.h>
@@ -17,7 +17,7 @@ typedef uint16_t bf16;
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* arch_prctl's question for the state of the tiles */
+/* arch_prctl's request for the permission to use tiles */
 #define REQUEST_PERMISSION 0x1023
 #define TILE_DATA 18
 
@@ -28,13 +28,13 @@ typedef uint16_t bf16;
 #define SUM (ROWS * ROWS)
 /* tiles that are summed at once: three columns of taps, twice 16 channels of x */
 #define SUMS 6
-/* pixels between which sums are kept in tiles: fewer and these are fetched too often, more and what was packed leaves the
-   second cache */
+/* pixels between which sums are kept in tiles: fewer, and sums are loaded too often; more, and packed values leave the
+   L2 cache */
 #ifndef PIXELS
 #define PIXELS 60
 #endif
 
-/* 1 where the system lets this process use the tiles; without them there is nothing else here. */
+/* 1 if the system lets this process use the tiles; the other functions need them. */
 int usable(void) { return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0; }
 
 /* What all threads share. C and K: channels of x and of the gradient; blocks of 32 and of 16 of them. */
@@ -91,7 +91,7 @@ static inline __mmask32 channels_left(int64_t channels, int64_t block) {
     return left >= 32 ? 0xffffffffu : ((__mmask32)1 << left) - 1;
 }
 
-/* Where the pixels (h, 0) of 32 images from `first` on begin; zeros for images that there are not. steps: from a pixel
+/* Addresses of the pixels (h, 0) of 32 images from `first` on; zeros beyond the last image. steps: from a pixel
    to the next one, 0 for zeros. */
 static void image_pointers(const struct job *job, const bf16 *map, int64_t channels, int64_t first, int64_t h,
                    const bf16 *at[IMAGES], int64_t steps[IMAGES]) {
@@ -149,7 +149,7 @@ static void pack_pairs(const struct job *job, int64_t first, int64_t h, int64_t 
     }
 }
 
-/* What the compiler does not know: the instructions for tiles read and write memory. */
+/* The compiler does not know that the tile instructions read and write memory. */
 #define MEMORY_IS_TOUCHED() __asm__ volatile("" ::: "memory")
 #define EACH_SUM(what)                                                                    \
     what(0, sums, 64); what(1, sums + SUM, 64); what(2, sums + 2 * SUM, 64);               \
@@ -160,7 +160,7 @@ static void pack_pairs(const struct job *job, int64_t first, int64_t h, int64_t 
     _tile_loadd(7, (from) + TILE, 64);       \
     _tile_dpbf16ps(right, 7, 6)
 
-/* Adds what the rows [h, end) of the gradient, which begin at `pairs`, give with row i of the taps. Tiles 0 to 5 are
+/* Adds the products of the rows [h, end) of the gradient, which begin at `pairs`, for row i of the taps. Tiles 0 to 5 are
    sums, 6 is the gradient, 7 is x. */
 static void add_products(const struct job *job, const bf16 *across, const bf16 *pairs, float *sums, int64_t i,
                          int64_t h, int64_t end) {
@@ -182,13 +182,13 @@ static void add_products(const struct job *job, const bf16 *across, const bf16 *
     MEMORY_IS_TOUCHED();
 }
 
-/* Adds what the bands [from, to) give: bands of the first 32 images, of the next 32, … */
+/* Adds the products of the bands [from, to): bands of the first 32 images, of the next 32, … */
 static void add_bands(const struct job *job, const struct scratch *scratch, int64_t from, int64_t to) {
     int64_t packed = 0;
     for (int64_t at = from; at < to; at++) {
         int64_t first = at / job->bands * IMAGES, h = at % job->bands * job->band;
         int64_t end = h + job->band < job->H ? h + job->band : job->H;
-        /* the last two rows of the band before this one are still there */
+        /* the last two rows of the band before this one are still packed */
         if (h == 0) packed = 0;
         else if (at == from) packed = h - 1;
         for (; packed <= end && packed < job->H; packed++) pack_across(job, first, packed, scratch->across);
@@ -201,7 +201,7 @@ static void add_bands(const struct job *job, const struct scratch *scratch, int6
     }
 }
 
-/* Puts the sums of all scratches into out [K, 3, 3, C]. */
+/* Writes the sums of all threads to out [K, 3, 3, C]. */
 static void collect(const struct job *job, const struct scratch *scratches, int64_t threads, float *out) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t k = 0; k < job->K; k++)
@@ -251,7 +251,7 @@ int weight_gradient(const struct gradient *of) {
             struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1};
             _Alignas(64) uint8_t before[64];
             for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = ROWS;
-            /* whoever else uses tiles in this thread may rely on the shapes that it gave them */
+            /* other users of tiles in this thread may rely on the shapes that they configured */
             _tile_storeconfig(before);
             _tile_loadconfig(&shape);
             memset(scratches[t].sums, 0, (size_t)(4 * num_sums));

@@ -25,7 +25,7 @@ WeightGradient = Callable[[Tensor, Tensor], Tensor]
 
 # what a tile holds: 32 images, 16 channels
 IMAGES, CHANNELS = 32, 16
-# share of the images of all tiles that are there at the least
+# minimum fraction of the tiles' image slots that hold an image
 MIN_FILLED = 0.75
 # pixels for each channel from which on the products outweigh the sums, which are as many whatever the size of the maps
 MIN_PIXELS_PER_CHANNEL = 4
@@ -61,7 +61,7 @@ def weight_gradient(folder: Path) -> WeightGradient | None:
 
 
 def is_faster(x_BCHW: Tensor, num_filters: int) -> bool:
-    """Whether the kernel is faster than what torch has, measured on maps of 1 to 112 px with 6 to 512 channels."""
+    """Whether the kernel is faster than what torch has, by timings on maps of 1 to 112 px with 6 to 512 channels."""
     count, channels, height, width = x_BCHW.shape
     filled = count / (IMAGES * math.ceil(count / IMAGES)) if count else 0.0
     return (

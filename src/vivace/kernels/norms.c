@@ -1,6 +1,6 @@
 /* Max-pooling, batch norm and activation of bf16 maps in as few passes over memory as they need.
 
-   Maps lie channels last: value (n, h, w, c) at ((n H + h) W + w) C + c. `pooled` is what is normalised: the map itself,
+   Maps lie channels last: value (n, h, w, c) at ((n H + h) W + w) C + c. `pooled` is the input of the norm: the map itself,
    or its 2×2 maxima. A pixel is `scale[c] pooled + shift[c]`, activated; sums are taken in float over some dozen pixels
    and in double over the rest. NaN stays NaN, as in torch. */
 
@@ -79,7 +79,7 @@ static inline __attribute__((always_inline)) float activation_grad(float z, int 
     return normal_below(z, density) + z * density;
 }
 
-/* What the rows of one call share: x, the gradient, what comes out, the channels' factors, sizes. */
+/* What the rows of one call share: x, the gradient, the output, the channels' factors, sizes. */
 struct job {
     const bf16 *x, *gradient;
     bf16 *out;
@@ -184,7 +184,7 @@ int sum_rows(const struct summing *of) {
     return sum_blocks(square_block, &job, (of->rows + BLOCK - 1) / BLOCK, of->sums, of->threads);
 }
 
-/* One loop for each activation: `kind` is a constant in each of them, so that none asks for it at every value. */
+/* One loop for each activation: `kind` is a constant in each, so that it is not tested for every value. */
 #define FOR_KIND(kind, CALL)                  \
     switch (kind) {                           \
         case SILU: CALL(SILU); break;         \

@@ -48,7 +48,7 @@ def _kernels(folder: Path) -> _NormKernels:
 
 @contextlib.contextmanager
 def fused_norms(folder: Path) -> Iterator[None]:
-    """While it is entered, `FusedSequential` runs batch norm with what surrounds it as one kernel, kept in `folder`.
+    """While it is entered, `FusedSequential` runs batch norm with its neighbours as one kernel, kept in `folder`.
 
     Raises KernelError if the kernel can't be built here.
     """
@@ -90,12 +90,12 @@ class FusedSequential(nn.Sequential):
 
 
 def _asks_both(layers: list[nn.Module], x: Tensor) -> TypeGuard[list[nn.Conv2d]]:
-    """Whether the first of `layers` is a convolution that may be asked for together with the pooling behind it."""
+    """Whether the first of `layers` is a convolution that may run together with the pooling after it."""
     return len(layers) > 1 and can_ask(layers[0], layers[1], x)
 
 
 def _match(layers: list[nn.Module]) -> tuple[bool, nn.BatchNorm2d | None, int, int]:
-    """(pooled, norm, kind of activation, number of layers) at the head of `layers`; no norm: nothing to fuse."""
+    """(pooled, norm, kind of activation, number of layers) at the start of `layers`; no norm: nothing to fuse."""
     pool = isinstance(layers[0], nn.MaxPool2d) and is_halving(layers[0])
     norm = layers[int(pool)] if len(layers) > int(pool) else None
     if not isinstance(norm, nn.BatchNorm2d):
@@ -217,7 +217,7 @@ class _PoolNormAct(torch.autograd.Function):
         kernels.sum_gradient(g=g_BCHW, x=pooled, sums=sums_2C, **line, rows=count, C=channels, kind=ctx.kind)
         bias_grad = sums_2C[0]
         weight_grad = (sums_2C[1] - mean_C * bias_grad) * inverse_C
-        # scale · (d - mean of d - normalised · mean of d · normalised), written as a line in the pooled value
+        # scale · (d - mean of d - normalised · mean of d · normalised), written as linear in the pooled value
         by_value = -scale_C.double() * inverse_C * weight_grad / count
         constant = -scale_C.double() * bias_grad / count - by_value * mean_C
         x_grad = None

@@ -26,7 +26,7 @@ def convolve_and_pool(x_BCHW: Tensor, weight: Tensor) -> Tensor | None:
 
 
 def can_ask(conv: nn.Module, pool: nn.Module, x_BCHW: Tensor) -> bool:
-    """Whether these two are what `convolve_and_pool` stands for, and x large enough to be halved."""
+    """Whether `convolve_and_pool` computes these two layers, and x is large enough to be halved."""
     return (
         type(conv) is nn.Conv2d
         and isinstance(pool, nn.MaxPool2d)
@@ -43,6 +43,6 @@ def can_ask(conv: nn.Module, pool: nn.Module, x_BCHW: Tensor) -> bool:
 
 
 def is_halving(pool: nn.MaxPool2d) -> bool:
-    """Whether it takes the maxima of 2×2 pixels, no pixel twice."""
+    """Whether it takes the maxima of disjoint 2×2 blocks."""
     plain = (pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices) == (0, 1, False, False)
     return plain and pool.kernel_size in (2, (2, 2)) and pool.stride in (2, (2, 2))

@@ -1,9 +1,9 @@
-/* Cutting and resizing of uint8 images in Pillow's arithmetic, to the last bit, many pixels at a time.
+/* Cropping and resizing of uint8 images to Pillow's pixels, to the last bit, many pixels at a time.
 
    Two passes of weighted sums, across rows and down columns: weights are computed in double precision and rounded to 22
-   bits, sums are int32, and what lies between the passes is rounded to uint8. Pillow computes one value after the
-   other. Here sums of 16 columns are made at once, and for the pass across rows 16 rows are turned into columns. Built
-   with -ffp-contract=off: a weight that is rounded otherwise would change pixels. */
+   bits, sums are int32, and the values between the passes are rounded to uint8. Pillow computes one value after the
+   other; here 16 columns are summed at once, and for the pass across rows 16 rows are transposed. Built
+   with -ffp-contract=off: differently rounded weights would change pixels. */
 
 #include <math.h>
 #include <stdint.h>
@@ -46,7 +46,7 @@ static void free_weights(Weights *w) {
 }
 
 /* Of `side` values along an axis of `size` pixels, of which [from, to) are kept: the pixels of each, and their weights.
-   Pixels beside what is kept do count. Returns 0, or -1 without memory. */
+   Pixels outside of it still contribute. Returns 0, or -1 without memory. */
 static int make_weights(int32_t size, int32_t from, int32_t to, int32_t side, int kind, Weights *w) {
     double scale = (double)(to - from) / side, widened = scale < 1.0 ? 1.0 : scale;
     double support = (kind == BICUBIC ? 2.0 : 1.0) * widened;
@@ -151,7 +151,7 @@ static int32_t first_of(const Weights *w) { return w->first[0]; }
 
 static int32_t end_of(const Weights *w) { return w->first[w->side - 1] + w->count[w->side - 1]; }
 
-/* 16 bytes at `from`, of which `left` are ours to read: the others are 0. */
+/* 16 bytes at `from`, of which `left` may be read: the others are 0. */
 static inline bytes load_some(const uint8_t *from, int64_t left) {
     uint8_t end[LANES] = {0};
     if (left >= LANES) return load(from);
@@ -176,7 +176,7 @@ static void pass_across(
             transpose(a);
             for (int r = 0; r < LANES; r++) bytes_to_ints(a[r], columns + (x + r) * LANES);
         }
-        /* turned: [made][16 rows] */
+        /* transposed: [made][16 rows] */
         for (int32_t i = 0; i < w->side; i++) {
             const int32_t *from = columns + (int64_t)(w->first[i] - first_of(w)) * channels * LANES;
             const int32_t *taps = w->taps + (int64_t)i * w->stride;
@@ -204,7 +204,7 @@ static void pass_down(
     for (int64_t x = 0; x < width; x += 4 * LANES) {
         int64_t here = least(4 * LANES, width - x);
         for (int64_t y = 0; y < used; y++)
-            /* columns beside the last one are summed with the others, and not kept: 0, so that no sum overflows */
+            /* columns after the last one are summed too, but not kept: 0, so that no sum overflows */
             for (int64_t j = 0; j < 4 * LANES; j += LANES)
                 bytes_to_ints(
                     j < here ? load_some(in + y * in_stride + x + j, here - j) : (bytes){0},

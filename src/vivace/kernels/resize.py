@@ -1,4 +1,4 @@
-"""Cutting and resizing of photos as Pillow does it, to the last bit, in a fraction of its time."""
+"""Cropping and resizing of photos with Pillow's pixels to the last bit, faster than Pillow."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _folder: Path | None = None
 
 
 def use_fast_resize(folder: Path) -> None:
-    """From now on, `resize_square` works in this process, by a kernel kept in `folder` and built when first asked for.
+    """From now on, `resize_square` works in this process, by a kernel kept in `folder` and built at first use.
 
-    Where it can't be built, or its pixels are not those of the Pillow that is installed, nothing changes.
+    If it can't be built, or its pixels differ from those of the installed Pillow, nothing changes.
     """
     global _folder
     _folder = folder
@@ -46,7 +46,7 @@ def resize_square(pixels_HWC: np.ndarray, box: Box, side: int, interpolation: st
 
 
 def can_resize(folder: Path) -> bool:
-    """Whether the kernel kept in `folder` can be built and gives the pixels of the Pillow that is installed."""
+    """Whether the kernel kept in `folder` can be built and gives the pixels of the installed Pillow."""
     return all(_kernel(folder, interpolation) for interpolation in KINDS)
 
 
@@ -61,10 +61,10 @@ def _down_if_tall(height: int, width: int, side: int) -> bool:
 
 @functools.cache
 def _kernel(folder: Path, interpolation: str) -> Callable[[np.ndarray, Box, int], np.ndarray] | None:
-    """What resizes, with the order of its two passes as the Pillow that is installed has it; None without."""
+    """What resizes, with the order of its two passes as in the installed Pillow; None if there is none."""
     if interpolation not in KINDS:
         return None
-    # most processes that decode ask for no kernel
+    # most processes that decode use no kernel
     from vivace.kernels.build import load_library, say_unused
     from vivace.trust import say_once
 
@@ -84,7 +84,7 @@ def _kernel(folder: Path, interpolation: str) -> Callable[[np.ndarray, Box, int]
 
 
 def _agrees(kernel: Callable[[np.ndarray, Box, int], np.ndarray], interpolation: str) -> bool:
-    """Whether the pixels are Pillow's: one that was built otherwise may round its weights otherwise."""
+    """Whether the pixels are Pillow's: a Pillow with other build flags may round its weights differently."""
     rng, resampling = np.random.default_rng(0), Image.Resampling[interpolation.upper()]
     for (height, width), side in CHECKED:
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)

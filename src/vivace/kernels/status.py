@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch  # noqa: F401 (before its OpenMP is asked for)
+import torch  # noqa: F401 (before its OpenMP is used)
 
 from vivace.errors import KernelError
 from vivace.hardware import cpu_features
@@ -17,7 +17,7 @@ from vivace.trust import trusted_folder
 
 __all__ = ["KernelStatus", "kernel_statuses"]
 
-# instructions without which a kernel has nothing to run
+# instructions that a kernel needs
 NEEDS = {"gradients": "amx_bf16", "winograd": "avx512_bf16", "winograd_gradients": "avx512_bf16"}
 
 

@@ -49,7 +49,7 @@ class TiledGradients(ReplacedConvolutions):
 
 
 def tile_images(x_BCHW: Tensor) -> Tensor:
-    """Images side by side, a column of zeros behind each: [ceil(B / t), C, H, t · (W + 1)], channels_last."""
+    """Images side by side, a column of zeros after each: [ceil(B / t), C, H, t · (W + 1)], channels_last."""
     count, channels, height, width = x_BCHW.shape
     per_tile = max(1, min(count, TILE_COLUMNS // (width + 1)))
     full, rest = divmod(count, per_tile)

@@ -7,9 +7,9 @@
 
 #include "winograd.h"
 
-/* tiles that are multiplied at once where there are half of VECTORS of filters and fewer */
+/* tiles that are multiplied at once with at most half of VECTORS vectors of filters */
 #define MORE_ROWS 12
-/* tiles whose points are kept at once: what belongs to them stays in the second cache */
+/* tiles whose points are kept at once: their data stays in the L2 cache */
 #define BLOCK(mh, mw) ((mh) * (mw) == 4 ? 48 : 24)
 
 int usable(void) { return 1; }
@@ -79,13 +79,13 @@ static void multiply_block(int64_t vectors, const bf16 *points, int64_t stride, 
     }
 }
 
-/* What a thread keeps of a block: points, and sums [point, tile, vector, LANES]. */
+/* A thread's scratch for a block: points, and sums [point, tile, vector, LANES]. */
 struct scratch {
     bf16 *points;
     float *sums;
 };
 
-/* What a convolution reads and writes: maps, or 2×2 maxima with what says which of the four each one is. */
+/* Inputs and outputs of a convolution: maps, or 2×2 maxima with their argmax. */
 struct ends {
     const bf16 *x;
     const uint8_t *x_argmax;
@@ -124,7 +124,7 @@ ALWAYS void put(bf16 *to, __mmask16 left, __m512 value) {
     else _mm256_mask_storeu_epi16(to, left, rounded(value));
 }
 
-/* The largest of y[0], y[1], y[mw] and y[mw + 1], the first of equal ones, and which it is. NaN is larger than all. */
+/* The largest of y[0], y[1], y[mw] and y[mw + 1], the first of equal ones, and its argmax. NaN is larger than all. */
 ALWAYS __m512 largest(const int mw, const __m512 *y, __m128i *argmax) {
     __m512 best = y[0];
     *argmax = _mm_setzero_si128();
@@ -171,7 +171,7 @@ ALWAYS void write_block(const int mh, const int mw, const int maxima, const stru
     }
 }
 
-/* Functions of their own: in one with the products the compiler keeps less in registers. */
+/* Separate functions: inlined with the products, the compiler keeps fewer values in registers. */
 static __attribute__((noinline)) void transform_tiles(int64_t mh, int64_t mw, const struct maps *maps, const struct ends *ends,
                                                  int64_t first, int64_t tiles, bf16 *to) {
     if (ends->x_argmax) FOR_TILES(transform_block, mh, mw, 1, maps, ends, first, tiles, to);
@@ -218,7 +218,7 @@ int convolve(const struct convolution *of) {
     int64_t points = (mh + 2) * (mw + 2), pairs = (C + 1) / 2, vectors = (K + LANES - 1) / LANES, tiles = BLOCK(mh, mw);
     int64_t num_points = points * (tiles * round_up(C, LANES) + POINT_PAD), num_sums = points * (tiles * VECTORS * LANES + POINT_PAD);
     bf16 *filters = alloc_aligned(2 * points * pairs * vectors * LANES * 2), *zeros = calloc((size_t)round_up(C, LANES), sizeof(bf16));
-    /* zero: tiles that there are not are multiplied too */
+    /* zero: missing tiles are multiplied too */
     char *memory = calloc((size_t)threads, (size_t)(2 * num_points + 4 * num_sums) + 64);
     int failed = !filters || !zeros || !memory;
     if (!failed) {

@@ -6,12 +6,11 @@
    that these are matrix products. Its height and width may differ. The gradient of the weights is Gt [sum over tiles of
    (Bt d B) . (A g At)] G. Both sides of a product are rounded to bf16, sums are taken in float.
 
-   Where 2×2 maxima of the outputs are wanted, they alone are written, and which of the four each one is: 0, 1, 2, 3, row by
-   row. Their gradient is read in the place of that of the outputs, which is zero but for these. An odd last row or column
-   is left out.
+   If 2×2 maxima of the outputs are requested, only they and their argmax are written: 0, 1, 2, 3, row by row. Their
+   gradient is read in place of that of the outputs, which is zero elsewhere. An odd last row or column is left out.
 
    The matrices evaluate polynomials at 0, 1, -1 and infinity (m = 2), or at 0, 3/4, -3/4, 3/2, -3/2 and infinity (m = 4):
-   of the points that were tried those with the least error, half of that of 0, 1, -1, 2, -2. */
+   of the points that were tried those with the least error; 0, 1, -1, 2, -2 have a larger one. */
 
 #pragma once
 
@@ -23,15 +22,15 @@
 typedef uint16_t bf16;
 
 #define LANES 16
-/* of a side, and points in all, for m = 4 */
+/* points of a side, and in all, for m = 4 */
 #define MAX_SIDE 6
 #define MAX_POINTS 36
-/* vectors of filters that are multiplied at once, by so many tiles (or channels) */
+/* vectors of filters that are multiplied at once, by this many tiles (or channels) */
 #define VECTORS 4
 #define ROWS 6
-/* channels up to which pixels are asked for ahead */
+/* number of channels up to which pixels are prefetched */
 #define FETCHED_CHANNELS 128
-/* between the points, so that the same place in each of them does not meet in one set of the cache */
+/* padding between points, so that the same position in each does not map to one set of the cache */
 #define POINT_PAD 32
 
 /* the points of m = 4 are 0, P, -P, Q, -Q, infinity */
@@ -49,8 +48,8 @@ typedef uint16_t bf16;
 #define MULADD _mm512_fmadd_ps
 #define MULSUB _mm512_fnmadd_ps
 
-/* N maps of H×W, and which of their outputs are asked for: `down` by `across` tiles from (top, left) on. zeros: a pixel
-   outside. */
+/* N maps of H×W, and which of their outputs are computed: `down` by `across` tiles from (top, left) on. zeros: a pixel
+   outside of the map. */
 struct maps {
     int64_t N, H, W, top, left, down, across;
     const bf16 *zeros;
@@ -74,8 +73,8 @@ ALWAYS __m512 floats(const bf16 *at, __mmask16 left) {
 
 ALWAYS __m256i rounded(__m512 value) { return (__m256i)_mm512_cvtneps_pbh(value); }
 
-/* Where the pixels of tile t, mh×mw of them and `border` more on each side, begin; `outside` for those that are not
-   there. maxima: where the maximum of the four that a pixel belongs to begins, in a map of half the sides. */
+/* Addresses of the pixels of tile t, mh×mw of them and `border` more on each side; `outside` beyond the map.
+   maxima: address of the maximum of a pixel's 2×2 block, in a map of half the sides. */
 ALWAYS void tile_pointers(const int mh, const int mw, const int border, const int maxima, const struct maps *maps,
                    const bf16 *map, int64_t channels, int64_t t, const bf16 *outside, const bf16 *at[]) {
     const int high = mh + 2 * border, wide = mw + 2 * border, of = maxima ? 2 : 1;
@@ -90,25 +89,24 @@ ALWAYS void tile_pointers(const int mh, const int mw, const int border, const in
         }
 }
 
-/* Which of its four pixel (i, j) of a tile with `border` is: tiles begin at even ones. */
+/* Position of pixel (i, j) of a tile with `border` in its 2×2 block: tiles begin at even pixels. */
 #define CORNER(border, i, j) (2 * (((i) + (border)) % 2) + ((j) + (border)) % 2)
 
-/* The channels of a pixel of a map of which 2×2 maxima are there: zero where another of the four was the maximum. */
+/* The channels of a pixel of a map that is given by its 2×2 maxima: zero where another pixel was the maximum. */
 ALWAYS __m512 floats_of_maxima(const bf16 *at, const uint8_t *argmax, int corner, __mmask16 left) {
     __m128i winners = _mm_maskz_loadu_epi8(left, argmax);
     return floats(at, _mm_mask_cmpeq_epi8_mask(left, winners, _mm_set1_epi8((char)corner)));
 }
 
-/* Which of the four pixels the maxima are that begin at these places of `map`. */
+/* The argmax of the maxima at these addresses of `map`. */
 ALWAYS void argmax_pointers(const int count, const struct maps *maps, const bf16 *map, const uint8_t *argmax,
                             const bf16 *const at[], const uint8_t *argmax_at[]) {
     for (int i = 0; i < count; i++)
         argmax_at[i] = at[i] == maps->zeros ? (const uint8_t *)maps->zeros : argmax + (at[i] - map);
 }
 
-/* Asks for the pixels that belong to the tile after the next one in each row of this one, mw of them each: rows are too
-   many, and what is taken from each too short, for the hardware to see it coming. Of many channels it sees them, and
-   they would fill the first cache. */
+/* Prefetches the pixels of the tile after the next one, mw in each row: there are too many rows, and too little is read
+   from each, for the hardware's prefetcher. With many channels it does see them, and they would fill the L1 cache. */
 ALWAYS void fetch(const int mh, const int mw, const int border, const int maxima, const struct maps *maps,
                   const bf16 *const at[], int64_t channels) {
     const int high = mh + 2 * border, wide = mw + 2 * border, ahead = maxima ? mw / 2 : mw;

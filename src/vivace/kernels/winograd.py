@@ -59,7 +59,7 @@ class PoolIndices:
 
 
 class Winograd:
-    """The kernels, for stride 1 and padding 1. What they give is channels_last.
+    """The kernels, for stride 1 and padding 1. Their outputs are channels_last.
 
     Both sides of each product are rounded to bf16 after their transform, sums are taken in float32. Against the exact
     result of normal values the error is 0.4 % in root mean square with tiles of 2 × 2, and 1.2 % with 4 × 4, where
@@ -71,7 +71,7 @@ class Winograd:
         """Raises KernelError where they can't be built, or the processor does not have what they need."""
         convolutions, gradients = load_library("winograd", folder), load_library("winograd_gradients", folder)
         if not convolutions.usable():
-            raise KernelError("this processor has no bf16 dot products: got none of avx512_bf16. Set winograd=false.")
+            raise KernelError("this processor has no bf16 dot products: avx512_bf16 is missing. Set winograd=false.")
         sizes = "tile_h tile_w top left down across N H W C K"
         self._convolve = Kernel(
             convolutions, "convolve", pointers="x x_argmax weights out out_argmax", sizes=f"{sizes} sk sc si sj"
@@ -92,7 +92,7 @@ class Winograd:
         count, (height, width) = len(x_BCHW), _sides(x_BCHW)
         out = _empty(count, len(weight), height // 2, width // 2)
         argmax = torch.empty(count, height // 2, width // 2, len(weight), dtype=torch.uint8)
-        # what has no maximum is not computed: fewer tiles for odd sides
+        # what does not enter a maximum is not computed: fewer tiles for odd sides
         tiles = tiles or tile_map(height // 2 * 2, width // 2 * 2, count)
         self._run(x_BCHW, None, _straight(weight), out, argmax, tiles, (height, width))
         return out, PoolIndices(argmax, height, width)
@@ -183,7 +183,7 @@ def _straight(weight: Tensor) -> _Weights:
 
 
 def _rotated(weight: Tensor) -> _Weights:
-    """Filters turned by 180°, from outputs to inputs."""
+    """Filters rotated by 180°, from outputs to inputs."""
     weight = weight.float()
     sk, sc, si, sj = weight.stride()
     return _Weights(Address(weight, 2 * (si + sj)), {"sk": sc, "sc": sk, "si": -si, "sj": -sj})
@@ -208,7 +208,7 @@ def winograd(folder: Path) -> Winograd | None:
 
 @functools.cache
 def tile_map(height: int, width: int, count: int) -> tuple[Tiles, ...]:
-    """The tiles for `count` maps: large ones, small ones, or large ones and small ones for what they leave over.
+    """The tiles for `count` maps: large ones, small ones, or large ones and small ones for the rest.
 
     Those that need the fewest products; of several, the ones with more small tiles, which are more exact.
     """
@@ -237,7 +237,7 @@ def _products(tiles: Tiles, count: int) -> int:
 
 
 def is_faster(x_BCHW: Tensor, num_filters: int) -> bool:
-    """Whether the kernels are faster than what torch has, measured on maps of 1 to 112 px with 6 to 512 channels."""
+    """Whether the kernels are faster than what torch has, by timings on maps of 1 to 112 px with 6 to 512 channels."""
     count, channels, height, width = x_BCHW.shape
     return (
         min(height, width) >= MIN_SIDE

@@ -7,7 +7,7 @@
 
 #include "winograd.h"
 
-/* bytes of the points of both sides that a team keeps at once, and up to which each thread has sums of its own */
+/* bytes of the points of both sides that a team keeps at once, and up to which each thread has its own sums */
 #define POINT_BYTES (2 << 20)
 #define SUM_BYTES (6 << 20)
 
@@ -19,7 +19,7 @@ ALWAYS __m512i paired(__m256i first, __m512 second) {
 }
 
 /* Points of the tiles t and t + 1 of x, or of the gradient, into out [point, channels / LANES, pairs, LANES, 2] at pair
-   `place`; apart: from point to point. maxima: of the gradient, whose `argmax` is given. */
+   `place`; apart: distance between points. maxima: of the gradient, whose `argmax` is given. */
 ALWAYS void transform_tiles(const int mh, const int mw, const int of_x, const int maxima, const struct maps *maps,
                        const bf16 *map, const uint8_t *argmax, int64_t channels, int64_t t, int64_t place, int64_t pairs,
                        int64_t apart, bf16 *out) {
@@ -53,7 +53,7 @@ ALWAYS void transform_tiles(const int mh, const int mw, const int of_x, const in
     }
 }
 
-/* Adds x [pairs, LANES, 2] turned, `rows` of it, times g [vectors, all_pairs, LANES, 2] to sums [rows, stride]. */
+/* Adds x [pairs, LANES, 2] transposed, `rows` of it, times g [vectors, all_pairs, LANES, 2] to sums [rows, stride]. */
 ALWAYS void add_products(const int rows, const int vectors, const bf16 *x, const bf16 *g, int64_t pairs, int64_t all_pairs,
                          float *sums, int64_t stride) {
     __m512 s[ROWS][VECTORS];
@@ -88,7 +88,7 @@ ALWAYS void add_rows(const int vectors, const bf16 *x, const bf16 *g, int64_t pa
     add_products(LANES - 2 * ROWS, vectors, x + 4 * ROWS, g, pairs, all_pairs, sums + 2 * ROWS * stride, stride);
 }
 
-/* What `pairs` pairs of tiles give at one point: of_x and of_g as transform_tiles leaves them, sums [C, K], each up to LANES. */
+/* Products of `pairs` pairs of tiles at one point: of_x and of_g from transform_tiles, sums [C, K], each up to LANES. */
 static void add_point(const bf16 *of_x, int64_t C, const bf16 *of_g, int64_t K, int64_t pairs, int64_t all_pairs, float *sums) {
     int64_t stride = round_up(K, LANES);
     for (int64_t k = 0; k < K; k += VECTORS * LANES) {
@@ -128,14 +128,14 @@ static void collect(int mh, int mw, const float *sums, int64_t teams, int64_t c,
     }
 }
 
-/* What a team works on: a block of pairs of tiles at a time, their points and its sums. */
+/* A team's scratch: the points of a block of pairs of tiles, and its sums. */
 struct team {
     int64_t pairs, x_apart, g_apart;
     bf16 *of_x, *of_g;
     float *sums;
 };
 
-/* The input, the gradient of the outputs, or of their 2×2 maxima, and which of the four pixels these are. */
+/* The input, and the gradient of the outputs, or of their 2×2 maxima with their argmax. */
 struct sides {
     const bf16 *x, *gradient;
     const uint8_t *argmax;
@@ -157,8 +157,8 @@ static void add_at(const struct team *team, int64_t C, int64_t K, int64_t point,
               team->sums + point * round_up(C, LANES) * round_up(K, LANES));
 }
 
-/* Adds what the tiles [begin, end) give, begin even. together: all threads are one team, whose sums there are once, each
-   of them some thread's; else the caller is a team of its own, and waits for nobody. */
+/* Adds the products of the tiles [begin, end), begin even. together: all threads are one team with one set of sums,
+   divided among the threads; otherwise the caller is its own team and waits for nobody. */
 static void add_tiles(int64_t mh, int64_t mw, int together, const struct maps *maps, const struct sides *of,
                       const struct team *team, int64_t begin, int64_t end) {
     int64_t points = (mh + 2) * (mw + 2), C = of->C, K = of->K;

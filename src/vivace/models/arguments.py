@@ -1,8 +1,8 @@
 """Which constructor arguments a recipe or a bundle may give a network, and with which values (no torch here).
 
-Recipes and bundles come from strangers, and timm's `create_model` also takes URLs, paths, cache folders and
+Recipes and bundles may come from strangers, and timm's `create_model` also takes URLs, paths, cache folders and
 checkpoints. So this is a list of what is allowed, and its values are plain: numbers within bounds, booleans, words of
-a known set, short lists of these. Whether a network takes an argument is for the network to say.
+a known set, short lists of these. Whether a network accepts an argument is left to the network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_SIZE = 4096
 # the widest layer of timm has 16,384 channels, the deepest stage 96 blocks
 MAX_COUNT = 65_536
 MAX_DEPTH = 256
-# px: what surrounds an image costs as much as the image. The largest kernels have 31, those that span a map its side
+# px: padding costs as much as the image. The largest local kernels have 31 px; global ones span the map
 MAX_PADDING = 64
 MAX_KERNEL = 256
 MAX_NUMBER = 1e6
@@ -34,7 +34,7 @@ MAX_SHOWN = 60
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value may be: `holds` of a single one; a list of such values is one too."""
+    """What a value may be: `holds` tests a single value; a list of such values is valid too."""
 
     expected: str
     holds: Callable[[Any], bool]
@@ -151,7 +151,7 @@ def check_shape(num_classes: int, in_channels: int, size: int) -> None:
 def check_arguments(arguments: Mapping[str, Any], *, where: str = "model.arguments") -> None:
     """Raises ModelError unless all are known constructor arguments with plain values; `where` prefixes their names.
 
-    None is what an argument has by default, and goes for all. "narrowed" is what `models.narrowing` takes.
+    None stands for the default and is valid for every argument. "narrowed" is what `models.narrowing` takes.
     """
     for name, value in arguments.items():
         if name == "narrowed":
@@ -160,9 +160,9 @@ def check_arguments(arguments: Mapping[str, Any], *, where: str = "model.argumen
         kind = ARGUMENTS.get(name) if isinstance(name, str) else None
         if kind is None:
             raise ModelError(
-                f"{where} names what is no known constructor argument: got {_shown(name)}."
-                f"{nearest(str(name), ARGUMENTS)} Leave it out: a recipe or bundle gives numbers and words, and says "
-                "nothing of files, URLs or loading."
+                f"{where} names an unknown constructor argument: got {_shown(name)}."
+                f"{nearest(str(name), ARGUMENTS)} Leave it out: a recipe or bundle may set numbers and words, but "
+                "no files, URLs or loading."
             )
         if isinstance(value, str) and kind.words and value not in kind.words:
             raise ModelError(
@@ -171,7 +171,7 @@ def check_arguments(arguments: Mapping[str, Any], *, where: str = "model.argumen
             )
         if not _is(kind, value):
             raise ModelError(
-                f"{where}.{name} has a value that it may not have: got {_shown(value)}. Give {kind.expected}, or a "
+                f"{where}.{name} has an invalid value: got {_shown(value)}. Give {kind.expected}, or a "
                 f"list of at most {MAX_ITEMS} such values."
             )
 

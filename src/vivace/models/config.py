@@ -37,10 +37,10 @@ class ModelConfig:
         check_range("model.size", self.size, 1, 4096)
         for key in ("num_classes", "in_channels", "size", "pretrained", "name"):
             if key in self.arguments:
-                mend = {"size": "Set data.size.", "pretrained": "Set model.pretrained.", "name": "Set model.name."}
+                fix = {"size": "Set data.size.", "pretrained": "Set model.pretrained.", "name": "Set model.name."}
                 raise ConfigError(
                     f"model.arguments.{key} is not the network's own: got {self.arguments[key]!r}. "
-                    f"{mend.get(key, 'Leave it out: the images decide.')}"
+                    f"{fix.get(key, 'Leave it out: the images decide.')}"
                 )
         try:
             check_arguments(self.arguments)

@@ -49,7 +49,7 @@ class SimpleCNN(nn.Sequential):
 
 
 class FastCNN(nn.Module):
-    """A convnet for small images in the manner of airbench (arXiv:2404.00498), drawn for few operations.
+    """A convnet for small images in the manner of airbench (arXiv:2404.00498), designed for few operations.
 
     A frozen whitening layer, then groups of 3×3 convolutions; batch norms without learnt scale, the first filters of
     each convolution set to the identity, a linear head whose outputs are multiplied by `head_scale`.
@@ -57,11 +57,11 @@ class FastCNN(nn.Module):
     widths: channels of each group. depth: convolutions per group, one number or one for each group. activation: relu,
     silu or gelu. kernel_size, stride, padding, num_directions: of the whitening layer (two filters per direction: it
     and its negative; padding None: half the kernel); an even kernel of 2 is wrong in bf16 on some CPUs. downsample,
-    one or one for each group: "pool" (2×2 max-pooling behind the first convolution), "stride" (that convolution takes
-    every other pixel: four times cheaper) or "none". The last map is reduced by its maximum, so any input of `size` or
-    more is taken. residual: the convolutions of a group behind its first one change what that one gave, as in
-    airbench96; then each group has 2 or more. whitening False: the first layer is a convolution like others, learnt
-    from random filters; identity False: so are all filters of the groups. Both are for `vivace bench ablation`.
+    one or one for each group: "pool" (2×2 max-pooling after the first convolution), "stride" (that convolution takes
+    every other pixel: four times cheaper) or "none". The last map is max-pooled to 1 × 1, so any input of `size` or
+    more works. residual: the convolutions of a group after its first one are a residual branch, as in
+    airbench96; each group then needs 2 or more. whitening False: the first layer is a convolution like others, learnt
+    from random filters; identity False: the filters of the groups start random too. Both are for ablations.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class FastCNN(nn.Module):
             side = _smaller_side("fast_cnn", side, down, size)
             if residual and convs < 2:
                 raise ModelError(
-                    f"fast_cnn has nothing to add to a first convolution: got depth {convs} with residual. "
+                    f"fast_cnn has no residual branch after a first convolution: got depth {convs} with residual. "
                     "Give 2 or more."
                 )
             first = _group(channels, width, 1 if residual else convs, act, down, identity)
-            groups.append(nn.Sequential(first, _Behind(width, convs - 1, act, identity)) if residual else first)
+            groups.append(nn.Sequential(first, _ResidualTail(width, convs - 1, act, identity)) if residual else first)
             channels = width
         self.groups = nn.Sequential(*groups)
         self.pool = nn.AdaptiveMaxPool2d(1)
@@ -118,7 +118,7 @@ class FastCNN(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         x = self.groups(self.act(self.whiten(images_BCHW)))
-        # adaptive max-pooling, several times faster on CPUs, has no deterministic gradient on CUDA
+        # adaptive max-pooling is faster on CPUs, but has no deterministic gradient on CUDA
         plain = x.is_cuda and torch.are_deterministic_algorithms_enabled()
         x = x.amax((2, 3)) if plain else self.pool(x).flatten(1)
         logits: Tensor = self.head(x) * self.head_scale
@@ -129,7 +129,7 @@ class FastPhoto(nn.Module):
     """A residual convnet for photos of 64 px and more: a stride-4 stem, then stages of plain 3×3 residual blocks.
 
     widths and depths: channels and blocks of each stage; every stage but the first halves the resolution. 0.27 GMAC at
-    128 px with the defaults. The last map is averaged, so any input of `size` or more is taken.
+    128 px with the defaults. The last map is averaged, so any input of `size` or more works.
     """
 
     def __init__(
@@ -175,12 +175,12 @@ class FastPhoto(nn.Module):
         return logits
 
 
-class _Behind(nn.Module):
-    """x + body(x), activated: `depth` convolutions with their norms, an activation between each two of them."""
+class _ResidualTail(nn.Module):
+    """x + body(x), activated: `depth` convolutions with their norms, with activations between them."""
 
     def __init__(self, width: int, depth: int, act: type[nn.Module], identity: bool) -> None:
         super().__init__()
-        # without the last activation, which comes behind the sum
+        # without the last activation, which follows the sum
         self.body = _group(width, width, depth, act, "none", identity)[:-1]
         self.act = act()
 
@@ -190,7 +190,7 @@ class _Behind(nn.Module):
 
 
 class _Residual(nn.Module):
-    """x + norm(conv(act(norm(conv(x))))), activated; the last norm starts at zero, so that the block starts as none."""
+    """x + norm(conv(act(norm(conv(x))))), activated; the last norm starts at zero: the block starts as identity."""
 
     def __init__(self, width: int, act: type[nn.Module]) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ def _per_group(field: str, value: T | Sequence[T], num_groups: int) -> list[T]:
 
 
 def _smaller_side(network: str, side: int, downsample: str, size: int) -> int:
-    """The side of a map behind a step of downsampling. Raises ModelError if nothing is left."""
+    """The side of a map after a downsampling step. Raises ModelError if it would be 0."""
     if downsample not in DOWNSAMPLE:
         raise ModelError(
             f"{network} knows no downsample {downsample!r}.{nearest(downsample, DOWNSAMPLE)} "
@@ -258,5 +258,5 @@ def _smaller_side(network: str, side: int, downsample: str, size: int) -> int:
         )
     smaller = {"pool": side // 2, "stride": (side + 1) // 2, "none": side}[downsample]
     if smaller < 1:
-        raise ModelError(f"{network} pools {size} px to nothing. Give a larger `size`, or fewer widths.")
+        raise ModelError(f"{network} downsamples {size} px to nothing. Give a larger `size`, or fewer widths.")
     return smaller

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 __all__ = ["cache_only", "hub_name", "offline_if_unreachable"]
 
-# a name server that does not answer may take this long, and more
+# a name server that does not answer may take longer than this
 PATIENCE_SECONDS = 5.0
 
 
@@ -23,9 +23,9 @@ def hub_name() -> str:
 
 @contextmanager
 def offline_if_unreachable() -> Iterator[bool]:
-    """Within, the hub's client reads its cache alone if the hub does not answer; yields whether it answers.
+    """Within, the hub's client only reads its cache if the hub does not answer; yields whether it answers.
 
-    Left to itself the client asks for each file six times with growing pauses: measured 48 s until it gives up.
+    By default the client tries each file six times with growing pauses, most of a minute in all.
     """
     from huggingface_hub import constants
 
@@ -54,7 +54,7 @@ def _offline(offline: bool) -> Iterator[None]:
 
 
 def _answers() -> bool:
-    """Whether anything comes back from the hub within PATIENCE_SECONDS, through its client's own proxies and proofs."""
+    """Whether the hub answers within PATIENCE_SECONDS, through the client's own proxies and certificates."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -63,11 +63,11 @@ def _answers() -> bool:
         try:
             get_session().head(constants.ENDPOINT, timeout=PATIENCE_SECONDS)
         except Exception:
-            # any failure means the same here: go without
+            # any failure means that the hub can't be used
             return
         answered.set()
 
-    # a thread, since the look-up of a name knows no timeout
+    # a thread, since name resolution has no timeout
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(PATIENCE_SECONDS)

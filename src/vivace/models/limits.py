@@ -1,4 +1,4 @@
-"""What a network may cost, found out before a byte of it is there: on torch's meta device, which has no memory."""
+"""Limits on the size and cost of a network, checked on torch's meta device before any memory is allocated."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ MAX_PARAMETERS = 10**10
 MAX_TENSORS = 5_000
 MAX_OPERATIONS = 2 * 10**13
 # of one tensor: ViT-L at 518 px and ResNet-152 at 1024 px have less than 0.2 GiB
-TOLD_BYTES = 2**29
-MEND = "Give smaller arguments, or a smaller `size`."
+LARGE_TENSOR_BYTES = 2**29
+HOW_TO_FIX = "Give smaller arguments, or a smaller `size`."
 
 
 def blank_network(name: str, build: Callable[[], nn.Module]) -> nn.Module:
     """What `build` gives, on the meta device: layers and shapes without values. Random numbers are left as they were.
 
-    Raises ModelError as soon as it has more weights than MAX_PARAMETERS or than fit into this machine's memory, or lies
-    in more than MAX_TENSORS tensors; and what `build` raises.
+    Raises ModelError as soon as it has more weights than MAX_PARAMETERS or than fit into this machine's memory, or
+    more than MAX_TENSORS tensors; and what `build` raises.
     """
     state = torch.get_rng_state()
     try:
@@ -55,12 +55,12 @@ def _counted(name: str) -> Iterator[None]:
         tensors, values = tensors + 1, values + tensor.numel()
         num_bytes += tensor.numel() * tensor.element_size()
         if tensors > MAX_TENSORS:
-            raise ModelError(f"{name} would be in more than {MAX_TENSORS:,} tensors. {MEND}")
+            raise ModelError(f"{name} would have more than {MAX_TENSORS:,} tensors. {HOW_TO_FIX}")
         if values > MAX_PARAMETERS or (memory and num_bytes > memory):
             raise ModelError(
-                f"{name} would have more than {values / 1e9:,.1f} · 10⁹ weights, {num_bytes / 2**30:,.0f} GiB: at most "
-                f"{MAX_PARAMETERS / 1e9:.0f} · 10⁹ are built, in the {memory / 2**30:,.0f} GiB of memory that are free "
-                f"here. {MEND}"
+                f"{name} would have more than {values / 1e9:,.1f} · 10⁹ weights, {num_bytes / 2**30:,.0f} GiB: the "
+                f"limit is {MAX_PARAMETERS / 1e9:.0f} · 10⁹ weights and the {memory / 2**30:,.0f} GiB of free memory "
+                f"here. {HOW_TO_FIX}"
             )
 
     handles = [
@@ -76,15 +76,15 @@ def _counted(name: str) -> Iterator[None]:
 
 @torch.no_grad()
 def check_forward(name: str, blank: nn.Module, in_channels: int, size: int) -> None:
-    """Raises ModelError if an image of `size` px would take more than MAX_OPERATIONS, or a tensor that has no room.
+    """Raises ModelError if an image of `size` px takes more than MAX_OPERATIONS or a tensor larger than memory.
 
-    A network that fits and has a tensor of more than TOLD_BYTES for one image says so, once: who has been given it may
-    not expect that of a file of a few megabytes, and who has chosen its size may.
-    blank: of `blank_network`; it is put into eval mode.
+    A network that fits but has a tensor of more than LARGE_TENSOR_BYTES for one image is reported once: a file of a few
+    megabytes can need that, which is not obvious to someone who was given the file.
+    blank: from `blank_network`; it is put into eval mode.
     """
     with _Costs(name, size) as costs:
         blank.eval()(torch.empty(1, in_channels, size, size, device="meta"))
-    if costs.largest > TOLD_BYTES:
+    if costs.largest > LARGE_TENSOR_BYTES:
         say_once(
             f"{name} takes much memory: its largest tensor has {costs.largest / 2**30:,.1f} GiB for each image of "
             f"{size} px, and there are others beside it. A network for smaller images (`size`) takes less."
@@ -109,12 +109,12 @@ class _Costs(DispatchMode):
         if self._operations > MAX_OPERATIONS:
             raise ModelError(
                 f"{self._name} would take more than {MAX_OPERATIONS:.0e} operations for an image of {self._size} px. "
-                f"{MEND}"
+                f"{HOW_TO_FIX}"
             )
-        # it is made of at least one other tensor
+        # its input takes memory too
         if self._memory and num_bytes > self._memory // 2:
             raise ModelError(
                 f"{self._name} would need a tensor of {num_bytes / 2**30:,.1f} GiB for an image of {self._size} px, "
-                f"and {self._memory / 2**30:,.0f} GiB of memory are free here. {MEND}"
+                f"and {self._memory / 2**30:,.0f} GiB of memory are free here. {HOW_TO_FIX}"
             )
         return out

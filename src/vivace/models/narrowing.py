@@ -1,7 +1,7 @@
-"""Networks with fewer channels than they were drawn with: what structured pruning leaves, as plain numbers.
+"""Networks with fewer channels than their definition, as structured pruning leaves them, described by plain numbers.
 
-A narrowed network is the network of its name with other layer sizes: its bundle needs names and numbers alone, and no
-code. Sizes are (out, in, groups) of a convolution, (out, in) of a linear layer, (features,) of a norm.
+A narrowed network is the network of its name with other layer sizes: its bundle needs only names and numbers, no code.
+Sizes are (out, in, groups) of a convolution, (out, in) of a linear layer, (features,) of a norm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NORMS = (BatchNorm, nn.LayerNorm)
 
 
 def layer_sizes(module: nn.Module) -> tuple[int, ...] | None:
-    """The sizes of a layer; None for what has none that pruning changes."""
+    """The sizes of a layer; None for a module without sizes that pruning changes."""
     if isinstance(module, nn.Conv2d):
         return module.out_channels, module.in_channels, module.groups
     if isinstance(module, nn.Linear):
@@ -43,7 +43,7 @@ def narrowed_layers(model: nn.Module, original: nn.Module) -> dict[str, list[int
 
 
 def narrow(model: nn.Module, layers: Mapping[str, Sequence[int]]) -> None:
-    """Give layers of a network other sizes, in place; what they had learnt is gone.
+    """Give layers of a network other sizes, in place; their weights are initialised again.
 
     layers: name → sizes. Raises ModelError for a layer that the network lacks or that has no such sizes.
     """
@@ -53,9 +53,9 @@ def narrow(model: nn.Module, layers: Mapping[str, Sequence[int]]) -> None:
         before = None if module is None else layer_sizes(module)
         if module is None or before is None:
             sized = [key for key, value in modules.items() if layer_sizes(value) is not None]
-            raise ModelError(f"narrowed names a layer that the network has not: got {name!r}.{nearest(name, sized)}")
+            raise ModelError(f"narrowed names a layer that the network lacks: got {name!r}.{nearest(name, sized)}")
         if not _fits(sizes, before):
-            raise ModelError(f"narrowed.{name} has no such sizes: got {list(sizes)}, the layer has {list(before)}.")
+            raise ModelError(f"narrowed.{name} has invalid sizes: got {list(sizes)}, the layer has {list(before)}.")
         _resize(module, [int(size) for size in sizes])
 
 

@@ -1,4 +1,4 @@
-"""Pixels to the numbers that a network sees: the one place where it is computed."""
+"""Normalisation of pixels for a network, defined only here."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Normalize"]
 class Normalize(nn.Module):
     """images_BCHW on the 0..255 scale, uint8 or float → (images / 255 - mean) / std, float32.
 
-    mean, std: one value per channel on the 0..1 scale. shrink: the side of what comes out as a share of the images',
-    (0, 1], bilinear with antialiasing. Strides are kept where nothing is shrunk.
+    mean, std: one value per channel on the 0..1 scale. shrink: the side of the output as a fraction of the
+    images', (0, 1], bilinear with antialiasing. Without it, strides are kept.
     """
 
     scale: Tensor

@@ -1,4 +1,4 @@
-"""What a network is made of: its head, its layers from input to output, its weights and its operations."""
+"""The parts of a network: its head, its layers from input to output, its number of weights and operations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def head_parameters(model: nn.Module) -> list[str]:
 
 
 def _heads(model: nn.Module) -> list[list[nn.Module]]:
-    """The classifiers of a network, most often one, each as the modules that it runs one after the other."""
+    """The classifiers of a network, usually one, each as a list of modules that run in sequence."""
     parts: Any = getattr(model, "parts", None)
     if parts is not None:
         return [list(parts()[-1])]
@@ -36,7 +36,7 @@ def _heads(model: nn.Module) -> list[list[nn.Module]]:
 def scale_head(model: nn.Module, factor: float) -> None:
     """Multiply the logits by `factor` > 0, in place, by the weights of the last layer of the head that has any.
 
-    That the logits are linear in that layer is for the caller to try: a network may do something else behind it.
+    The caller checks that the logits are linear in that layer: a network may do something else after it.
     """
     for head in _heads(model):
         layers = [layer for module in head for layer in module.modules() if list(layer.parameters(recurse=False))]
@@ -61,7 +61,7 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
         by_id = {
             id(parameter): index for index, part in enumerate(layers) for m in part for parameter in m.parameters()
         }
-        # what is in no part, such as a token of the network itself, goes with the input
+        # parameters outside every part, such as a class token, belong to the input's group
         layer_of = {name: by_id.get(id(parameter), 0) for name, parameter in model.named_parameters()}
     groups: dict[int, list[str]] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""timm's networks, fitted to small inputs; timm is imported when one is asked for."""
+"""timm's networks, fitted to small inputs; timm is imported only when one is requested."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _build(name: str, config: Any, shape: dict[str, int], size: int, arguments: 
     keywords = {**shape, **arguments, **more}
     attempts = [keywords]
     if config is not None and config.fixed_input_size and "img_size" not in keywords:
-        # vision transformers and the like must be told their input size; some of the others do not take it
+        # vision transformers and the like need their input size; some other networks with a fixed size do not accept it
         attempts.insert(0, {**keywords, "img_size": size})
     for attempt in attempts:
         try:
@@ -153,7 +153,7 @@ def _build(name: str, config: Any, shape: dict[str, int], size: int, arguments: 
         except ModelError:
             raise
         except Exception as error:
-            # whatever a constructor makes of values that do not go together: a bare assertion, a division by zero
+            # constructors fail in many ways on values that do not fit together: a bare assertion, a division by zero
             if more.get("pretrained"):
                 raise
             raise _unbuildable(name, size, error) from None
@@ -226,7 +226,7 @@ def _try(model: nn.Module, name: str, num_classes: int, in_channels: int, size: 
     if strict and any(size % side for side in patches.patch_size):
         side = patches.patch_size[0]
         raise ModelError(
-            f"timm/{name} cuts images into patches of {side} px, and {size} px leave a rest that it would not see. "
+            f"timm/{name} cuts images into patches of {side} px, and {size} px are no multiple of that. "
             f"Give `size={max(side, size // side * side)}`, or model.arguments.patch_size."
         )
     training = model.training
@@ -241,9 +241,9 @@ def _try(model: nn.Module, name: str, num_classes: int, in_channels: int, size: 
 
 
 def fit_to_timm(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` as timm would fit them to one of its networks: older names, other input size or number of channels.
+    """`weights` converted as timm does for its networks: older names, another input size or number of channels.
 
-    Unchanged for a network that is not timm's, and where timm can't.
+    Unchanged for a network that is not timm's, and where timm fails.
     """
     if not type(model).__module__.startswith("timm."):
         return weights
@@ -259,7 +259,7 @@ def fit_to_timm(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tenso
             if found is not None and expected.ndim == 4 and found.shape[1] == 3 and expected.shape[1] != 3:
                 fitted[f"{layer}.weight"] = adapt_input_conv(expected.shape[1], found)
     except Exception:
-        # weights of something else: the comparison that follows names the first key that does not fit
+        # weights of another network: the comparison that follows names the first key that does not fit
         return weights
     return fitted
 

@@ -18,10 +18,10 @@ from vivace.models.timm_models import fit_to_timm
 
 __all__ = ["load_weights", "weights_file"]
 
-# where common checkpoints keep the state dict (averaged weights first, as timm does), and what wrappers put before keys
+# where common checkpoints keep the state dict (averaged weights first, as timm does), and prefixes that wrappers add
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.")
-# what a network's tensors are, and what is widened to them
+# dtypes of a network's tensors, and of those that are converted to them
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 DTYPES = FLOATS | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 MAX_SHOWN = 120
@@ -30,11 +30,12 @@ MAX_SHOWN = 120
 def load_weights(model: nn.Module, path: str | Path, *, head: list[str] | None = None) -> list[str]:
     """Load a state dict into `model` in place and return the keys that were left out: a head of another size, sorted.
 
-    path: a .safetensors or .pth file, or the folder of a bundle or of a run that has one.
+    path: a .safetensors or .pth file, or the folder of a bundle, or of a run that has one.
     head: names of the classifier's parameters, the only ones that may be left out; None: `head_parameters(model)`.
-    Understands the wrappers of common checkpoints, and what timm fits to its networks (number of channels, input size).
-    fp16 and bf16 are widened. Raises ModelError, and leaves the network as it was, for a file that is no plain state
-    dict, and naming the first key that is missing, foreign, not finite, or of another shape or dtype.
+    Understands the wrappers of common checkpoints, and converts what timm converts for its networks (number of
+    channels, input size). fp16 and bf16 are converted to fp32. Raises ModelError, and leaves the network as it was, for
+    a file that is no plain state dict, and naming the first key that is missing, foreign, not finite, or of another
+    shape or dtype.
     """
     path = weights_file(path)
     expected = model.state_dict()
@@ -43,7 +44,7 @@ def load_weights(model: nn.Module, path: str | Path, *, head: list[str] | None =
         weights = fit_to_timm(model, weights)
     modules = {name.rpartition(".")[0] for name in (head_parameters(model) if head is None else head)}
     of_head = [name for name in expected if name.rpartition(".")[0] in modules]
-    # the head is taken whole or not at all
+    # the head is loaded completely or not at all
     fits = all(name in weights and weights[name].shape == expected[name].shape for name in of_head)
     left_out = set() if fits else set(of_head)
     chosen: dict[str, Tensor] = {}
@@ -59,7 +60,7 @@ def load_weights(model: nn.Module, path: str | Path, *, head: list[str] | None =
         chosen[name] = found
     foreign = [name for name in weights if name not in expected and name.rpartition(".")[0] not in modules]
     if foreign:
-        raise _unfit(f"{path} has {foreign[0]}, which the network has not")
+        raise _unfit(f"{path} has {foreign[0]}, which the network lacks")
     model.load_state_dict(chosen, strict=False)
     return sorted(left_out)
 
@@ -77,7 +78,7 @@ def _strange(value: Any) -> str | None:
         return f"of type {type(value).__name__}"
     if type(value) not in (Tensor, nn.Parameter):
         return f"a {type(value).__name__}"
-    # one after the other: of some of them not even the shape can be asked for
+    # checked in this order: some of these tensors do not even have a shape
     if value.is_nested:
         return "a nested tensor"
     if value.is_quantized:
@@ -94,11 +95,11 @@ def _check(name: str, found: Tensor | None, expected: Tensor, path: Path) -> Non
         raise _unfit(f"{path} lacks {name}")
     if found.shape != expected.shape:
         raise _unfit(f"{name} in {path} is {tuple(found.shape)}, expected {tuple(expected.shape)}")
-    widened = found.is_floating_point() and torch.promote_types(found.dtype, expected.dtype) == expected.dtype
-    if found.dtype != expected.dtype and not widened:
+    converts = found.is_floating_point() and torch.promote_types(found.dtype, expected.dtype) == expected.dtype
+    if found.dtype != expected.dtype and not converts:
         raise _unfit(f"{name} in {path} is {_dtype(found)}, expected {_dtype(expected)}")
     if found.is_floating_point() and not bool(found.isfinite().all()):
-        raise ModelError(f"the weights hold NaN or Inf: {name} in {path}. Give weights of a run that went well.")
+        raise ModelError(f"the weights hold NaN or Inf: {name} in {path}. Give weights of a run that did not diverge.")
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -129,7 +130,7 @@ def _read(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # damaged files end here too; only what was refused is called so
+        # damaged files raise this too; only refused types are reported as such
         refused = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_]\w*(?:\.\w+)*)(?![\w.])", str(error))
         if refused is None:
             raise _unreadable(path, error) from None
@@ -138,7 +139,7 @@ def _read(path: Path) -> Any:
             f"{refused[1]}. Save the plain state dict: torch.save(model.state_dict(), ...)."
         ) from None
     except Exception as error:
-        # bytes that are no checkpoint fail in any way they like
+        # bytes that are no checkpoint can raise anything
         raise _unreadable(path, error) from None
 
 
@@ -162,7 +163,7 @@ def _unwrapped(loaded: Any, expected: Mapping[str, Tensor], path: Path) -> dict[
             )
     weights = {str(name): value for name, value in loaded.items()}
     while True:
-        # wrappers may be wrapped; a network whose own names begin so keeps them
+        # wrappers may be nested; a network whose own names start with a prefix keeps it
         prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None)
         if prefix is None or all(name.startswith(prefix) for name in expected):
             return weights

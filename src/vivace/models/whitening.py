@@ -1,4 +1,4 @@
-"""A first layer that knows the data before training starts: frozen filters that decorrelate its outputs.
+"""A first layer that is set from the data before training: frozen filters that decorrelate its outputs.
 
 Shapes: images_BCHW float, normalised; patches_PD: P patches of D = C · side² values.
 """
@@ -19,9 +19,9 @@ MAX_PATCHES = 300_000
 class Whitening(nn.Conv2d):
     """A frozen first convolution whose outputs are decorrelated, each with its negative (arXiv:2404.00498).
 
-    num_directions: at most; there are no more than values in a patch. Two filters per direction. padding: px on each
+    num_directions: maximum number of directions (a patch of D values has D), two filters each. padding: px on each
     side, None for half the kernel. Until `init_from_images` is called the filters are random. The bias is learnt, and
-    starts at zero. learnt: the filters stay random at the start and learn with the others, for comparison.
+    starts at zero. learnt: the filters start random and are trained like the others, for comparison.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Whitening(nn.Conv2d):
     def init_from_images(self, images_BCHW: Tensor) -> None:
         """Set the filters to the eigenvectors of the patches' covariance over the roots of their eigenvalues, in place.
 
-        The directions of the largest variance come first; then all their negatives. Nothing where they are learnt.
+        The directions of the largest variance come first; then all their negatives. No effect on learnt filters.
         """
         if self.weight.requires_grad:
             return
@@ -60,7 +60,7 @@ def _patches(images_BCHW: Tensor, side: int) -> Tensor:
     """At most about MAX_PATCHES patches_PD float32, from all images, evenly spread."""
     num_images, channels, height, width = images_BCHW.shape
     step = max(1, round((num_images * height * width / MAX_PATCHES) ** 0.5))
-    # odd: JPEG works in blocks of 8 × 8, and an even step would always meet the same places of a block
+    # odd: JPEG works in blocks of 8 × 8, and an even step would always sample the same positions in a block
     step += 1 - step % 2
     patches = images_BCHW.float().unfold(2, side, step).unfold(3, side, step)
     return patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * side * side)
@@ -69,6 +69,6 @@ def _patches(images_BCHW: Tensor, side: int) -> Tensor:
 def _covariance(patches_PD: Tensor) -> Tensor:
     """The covariance, float64 [D, D]."""
     centred = patches_PD - patches_PD.mean(0)
-    # a sum over hundreds of thousands of values; on devices without float64 (mps) this small job is for the CPU
+    # a sum over hundreds of thousands of values; on devices without float64 (mps) the CPU computes it
     centred = centred.double() if centred.device.type != "mps" else centred.cpu().double()
     return centred.T @ centred / len(centred)

@@ -43,10 +43,10 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "fast_photo": FastPhoto,
 }
 TIMM = "timm/"
-# what every network is told beside its own arguments
+# what every network gets in addition to its own arguments
 FIXED = {"num_classes", "in_channels", "size"}
-# what a forward pass costs is only found out where it may be more than a network's author thought of: for large
-# images, and for arguments that change a layer's size
+# the cost of a forward pass is only checked where it may be unexpectedly high: for large images, and for arguments
+# that change a layer's size
 LARGE_SIZE = 512
 HARMLESS = {name for name, kind in ARGUMENTS.items() if kind is FRACTION}
 
@@ -108,7 +108,7 @@ def _check_forward(name: str, blank: nn.Module, in_channels: int, size: int, wha
     except ModelError:
         raise
     except Exception as error:
-        # shapes that do not fit fail in any way that a network's author thought of, a bare assertion included
+        # shapes that do not fit fail in any way, a bare assertion included
         raise ModelError(
             f"{name} does not work with these {what} at {size} px: {type(error).__name__}: {first_line(error)[:200]}. "
             "Fix model.arguments or `size`."
@@ -121,11 +121,11 @@ def _try_narrowed(model: nn.Module, name: str, num_classes: int, in_channels: in
     try:
         fits = model.eval()(torch.zeros(1, in_channels, size, size)).shape == (1, num_classes)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-        raise ModelError(f"{name} can't be narrowed so: its layers do not fit each other ({error}).") from None
+        raise ModelError(f"{name} can't be narrowed like this: its layers do not fit each other ({error}).") from None
     finally:
         model.train(training)
     if not fits:
-        raise ModelError(f"{name} can't be narrowed so: it does not give {num_classes} logits.")
+        raise ModelError(f"{name} can't be narrowed like this: it does not give {num_classes} logits.")
 
 
 def _create(
@@ -170,7 +170,7 @@ def check_name(name: str) -> None:
     if name.startswith(TIMM):
         check_timm_name(name[len(TIMM) :])
     elif name not in ZOO:
-        # a name of timm that lacks its prefix is the likeliest slip
+        # most likely a name of timm without its prefix
         near = nearest(name, ZOO) if name not in list_timm() else ""
         raise ModelError(
             f"the network is unknown: got {name!r}.{near or near_timm(name)} Known: {', '.join(ZOO)} and timm/NAME."
@@ -178,7 +178,7 @@ def check_name(name: str) -> None:
 
 
 def complete_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`arguments` with our own networks' defaults filled in, so that a later change of a default harms no bundle."""
+    """`arguments` with our own networks' defaults filled in, so that a later change of a default changes no bundle."""
     if name not in ZOO:
         return dict(arguments)
     parameters = inspect.signature(ZOO[name]).parameters

@@ -48,7 +48,7 @@ def create_optimizer(
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ConfigError(
             f"the optimizer {config.name} can't be made: {reason}. It got momentum {config.momentum:g} and options "
-            f"{dict(config.options)}: mend optimizer.momentum or optimizer.options."
+            f"{dict(config.options)}. Fix optimizer.momentum or optimizer.options."
         ) from None
 
 

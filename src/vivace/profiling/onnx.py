@@ -19,7 +19,7 @@ from vivace.runtimes.table import INPUT, OUTPUT
 
 __all__ = ["profile"]
 
-ARITHMETIC = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8"}
+PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8"}
 MULTIPLIES = re.compile(r"Conv|MatMul|Gemm|Attention")
 # operators with float input that they quantize themselves
 QUANTIZES_ITSELF = re.compile(r"DynamicQuantize|QAttention")
@@ -58,12 +58,12 @@ def _layer(events: list[dict[str, Any]]) -> LayerTime:
         [kind for kinds in first["args"].get(key, []) for kind in kinds]
         for key in ("input_type_shape", "output_type_shape")
     )
-    of = ARITHMETIC.get(read[0], "other") if read else "other"
+    of = PRECISIONS.get(read[0], "other") if read else "other"
     return LayerTime(
         name=APPENDED.sub("", first["name"]) or kind,
         kind=kind,
         kernel=f"{kind} {read[0] if read else ''}→{written[0] if written else ''}",
-        arithmetic="int8" if QUANTIZES_ITSELF.search(kind) else of,
+        precision="int8" if QUANTIZES_ITSELF.search(kind) else of,
         ms=float(np.median([event["dur"] for event in events])) / 1e3,
         multiplies=bool(MULTIPLIES.search(kind)),
     )

@@ -23,7 +23,7 @@ MULTIPLYING = (*QUANTIZED, "ScaledDotProductAttention")
 # types of executed layers
 MULTIPLIES = re.compile(r"Convolution|Deconvolution|FullyConnected|MatMul|ScaledDotProduct|MHA")
 # a kernel's name ends with the type of its input
-ARITHMETIC = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "fp32"}
+PRECISIONS = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "fp32"}
 # its counters are means in whole µs since compilation, so a median needs several compilations
 NUM_MEANS = 3
 
@@ -57,14 +57,14 @@ def profile(job: Job) -> tuple[list[LayerTime], list[float]]:
         if "NOT_RUN" in str(info.status):
             continue
         traced = names.get(info.node_name)
-        mixed = info.node_type == "Subgraph" and _arithmetic(info.exec_type) == "int8"
+        mixed = info.node_type == "Subgraph" and _precision(info.exec_type) == "int8"
         layers.append(
             LayerTime(
                 name=traced or info.node_name,
                 kind=info.node_type,
                 kernel=info.exec_type,
                 # for several operations in one kernel only the input type of the first is known
-                arithmetic="other" if mixed else _arithmetic(info.exec_type),
+                precision="other" if mixed else _precision(info.exec_type),
                 ms=float(np.median(found)),
                 multiplies=traced is not None or bool(MULTIPLIES.search(info.node_type)),
             )
@@ -91,8 +91,8 @@ def _mean_since(before: float, now: float, warmup: int, calls: int) -> float:
     return max(0.0, now * (warmup + calls) - before * warmup) / calls
 
 
-def _arithmetic(kernel: str) -> str:
-    return ARITHMETIC.get(kernel.rpartition("_")[2].lower(), "other")
+def _precision(kernel: str) -> str:
+    return PRECISIONS.get(kernel.rpartition("_")[2].lower(), "other")
 
 
 def _names(executed: Any, source: Any) -> dict[str, str]:

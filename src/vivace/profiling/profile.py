@@ -22,9 +22,9 @@ from vivace.errors import ConfigError, VivaceError
 from vivace.runtimes.table import is_quantized
 from vivace.scratch import scratch_folder
 
-__all__ = ["ARITHMETICS", "LayerTime", "Profile", "profile_layers"]
+__all__ = ["PRECISIONS", "LayerTime", "Profile", "profile_layers"]
 
-ARITHMETICS = ("int8", "bf16", "fp16", "fp32", "other")
+PRECISIONS = ("int8", "bf16", "fp16", "fp32", "other")
 PROGRAM = (
     "import json, sys; sys.path.extend(p for p in json.loads(sys.stdin.readline()) if p not in sys.path); "
     "from vivace.profiling.worker import serve; serve()"
@@ -42,8 +42,8 @@ class LayerTime:
     """The runtime's name for the operation: Convolution, QLinearConv, aten::mkldnn_convolution …"""
     kernel: str
     """The kernel that ran, as the runtime reports it, such as "brgconv_avx512_amx_I8"."""
-    arithmetic: str
-    """Precision of its input: one of ARITHMETICS; "other" if the runtime reports none, or several."""
+    precision: str
+    """Precision of its input: one of PRECISIONS; "other" if the runtime reports none, or several."""
     ms: float
     """Time in one call."""
     multiplies: bool
@@ -61,13 +61,13 @@ class Profile:
     call_ms: float
     """Time of a whole call while it was profiled, including what is between the layers and the profiler itself."""
 
-    def share(self, arithmetic: str) -> float:
-        """Fraction of the time of the layers that multiply that was computed in a precision of ARITHMETICS, [0, 1]."""
-        return _share([layer for layer in self.layers if layer.multiplies], arithmetic)
+    def share(self, precision: str) -> float:
+        """Fraction of the multiplying layers' time that was computed in `precision`, one of PRECISIONS, [0, 1]."""
+        return _share([layer for layer in self.layers if layer.multiplies], precision)
 
-    def share_of_all(self, arithmetic: str) -> float:
-        """Fraction of the time of all layers that was computed in a precision of ARITHMETICS, [0, 1]."""
-        return _share(self.layers, arithmetic)
+    def share_of_all(self, precision: str) -> float:
+        """Fraction of the time of all layers that was computed in `precision`, one of PRECISIONS, [0, 1]."""
+        return _share(self.layers, precision)
 
     @property
     def layers_ms(self) -> float:
@@ -83,7 +83,7 @@ class Profile:
         """One line that tells how much of the products was computed in the bundle's precision."""
         # in int8+bf16 the products are in int8
         named = "int8" if is_quantized(self.precision) else self.precision
-        others = [f"{name} {self.share(name):.0%}" for name in ARITHMETICS if name != named]
+        others = [f"{name} {self.share(name):.0%}" for name in PRECISIONS if name != named]
         rest = ", ".join(text for text in others if not text.endswith(" 0%"))
         share = self.share(named)
         measured = f"{named} kernels: {share:.0%} of the time of convolutions and matrix products"
@@ -104,8 +104,8 @@ class Profile:
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "layers_ms": self.layers_ms,
             "multiplying_share": self.multiplying_share,
-            "shares": {name: self.share(name) for name in ARITHMETICS},
-            "shares_of_all": {name: self.share_of_all(name) for name in ARITHMETICS},
+            "shares": {name: self.share(name) for name in PRECISIONS},
+            "shares_of_all": {name: self.share_of_all(name) for name in PRECISIONS},
         }
 
 
@@ -172,8 +172,8 @@ def profile_layers(
     )
 
 
-def _share(layers: list[LayerTime] | tuple[LayerTime, ...], arithmetic: str) -> float:
-    if arithmetic not in ARITHMETICS:
-        raise ConfigError(f"the arithmetic is unknown: got {arithmetic!r}. Known: {', '.join(ARITHMETICS)}.")
+def _share(layers: list[LayerTime] | tuple[LayerTime, ...], precision: str) -> float:
+    if precision not in PRECISIONS:
+        raise ConfigError(f"the precision is unknown: got {precision!r}. Known: {', '.join(PRECISIONS)}.")
     total = sum(layer.ms for layer in layers)
-    return sum(layer.ms for layer in layers if layer.arithmetic == arithmetic) / total if total else 0.0
+    return sum(layer.ms for layer in layers if layer.precision == precision) / total if total else 0.0

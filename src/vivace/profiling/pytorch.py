@@ -32,7 +32,7 @@ from vivace.runtimes.table import REFERENCE
 __all__ = ["profile"]
 
 CALL = "vivace: a call"
-ARITHMETIC = {
+PRECISIONS = {
     "float": "fp32",
     "c10::BFloat16": "bf16",
     "c10::Half": "fp16",
@@ -186,13 +186,13 @@ def _layers(calls: list[dict[tuple[str, str, int], _Row]], logged: list[tuple[bo
     kernels = _kernels([row for row in calls[-1].values() if row.multiplies], logged)
     layers = []
     for key, row in calls[-1].items():
-        kernel, of = kernels.get(id(row), (row.kind, ARITHMETIC.get(row.types[0], "other") if row.types else "other"))
+        kernel, of = kernels.get(id(row), (row.kind, PRECISIONS.get(row.types[0], "other") if row.types else "other"))
         layers.append(
             LayerTime(
                 name=row.layer or row.kind,
                 kind=row.kind,
                 kernel=kernel,
-                arithmetic=of,
+                precision=of,
                 ms=float(np.median([call[key].us if key in call else 0.0 for call in calls])) / 1e3,
                 multiplies=row.multiplies,
             )
@@ -209,7 +209,7 @@ def _kernels(rows: list[_Row], logged: list[tuple[bool, str, str]]) -> dict[int,
         # otherwise some were computed by MKL or by torch's own kernels
         if len(mine) == len(lines):
             for row, (_, kernel, type_read) in zip(mine, lines, strict=True):
-                kernels[id(row)] = f"{kernel} {type_read}", ARITHMETIC.get(type_read, "other")
+                kernels[id(row)] = f"{kernel} {type_read}", PRECISIONS.get(type_read, "other")
     return kernels
 
 

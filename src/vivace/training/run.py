@@ -43,7 +43,7 @@ from vivace.training.tuning.tune import tune as run_trial
 
 __all__ = ["run_training"]
 
-# time to write the bundle and exit; 0.2 to 0.6 s on a slow disk
+# time to write the bundle and exit on a slow disk
 SAVE_SECONDS = 0.7
 
 

@@ -72,13 +72,13 @@ class Rollback:
         )
 
     def _diverged(self, batch: Batch | None) -> NonFiniteError:
-        what, mend = "the network's weights, or its answers to validation images, are", "Lower `optimizer.lr`."
+        what, fix = "the network's weights, or its answers to validation images, are", "Lower `optimizer.lr`."
         if batch is not None:
             what = "the loss or a gradient is"
-            mend = f"The batch: {self._shown(batch)}. Lower `optimizer.lr`, or look at these files."
+            fix = f"The batch: {self._shown(batch)}. Lower `optimizer.lr`, or look at these files."
         return NonFiniteError(
             f"{what} NaN or Inf near step {self._state.counters.step}, after {MAX_ROLLBACKS} roll-backs with a halved "
-            f"rate. {mend}"
+            f"rate. {fix}"
         )
 
     def _shown(self, batch: Batch) -> str:

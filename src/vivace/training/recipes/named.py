@@ -41,7 +41,7 @@ class DataFacts:
 
 
 # (time budget per training image, s; widths that are the most accurate from there on); below the first one a smaller
-# network is more accurate. Measured on 2 cores with AMX: break-even at 17 and at 90 s for 45,000 images
+# network is more accurate. From measured break-even points: docs/log/2026-11-29.md
 WIDTHS_BY_SECONDS_PER_IMAGE = ((0.4e-3, (64, 128, 256)), (2e-3, (64, 256, 256)))
 # `accurate` uses its larger network from this time budget per image on: half an hour for 50,000 images
 SECONDS_PER_IMAGE_ACCURATE = 0.036

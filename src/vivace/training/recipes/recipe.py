@@ -105,7 +105,7 @@ class Recipe:
     freeze_after: tuple[float, ...] = ()
     """Fractions of the run after which the first, second … part of the network is frozen, each in (0, 1]."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of forward and backward; weights stay fp32. auto: what a short trial finds faster here."""
+    """Precision of forward and backward passes; weights stay fp32. auto: whichever a short trial finds faster here."""
     channels_last: bool | Literal["auto"] = "auto"
     """Memory format of images and weights. auto: as for precision."""
     compile: bool | Literal["auto"] = "auto"

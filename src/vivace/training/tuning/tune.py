@@ -44,7 +44,7 @@ MAX_UNDECIDED_SPREAD = 1.1
 # four pairs of equal candidates all have the same sign once in eight times: ignore gains below this
 MIN_GAIN = 1.02
 # required gain of the fastest steps where the medians are too noisy
-MIN_GAIN_DISTURBED = 1.1
+MIN_GAIN_NOISY = 1.1
 # upper bound of what the first step of a process takes beyond later ones
 FIRST_STEP_SECONDS = 2.0
 NUM_WARMUP = 1
@@ -160,13 +160,13 @@ def tune(
             asked_at = time.perf_counter()
             cost = asked_at - began
             result = compare(best, step, device, num_pairs=num_pairs, num_warmup=NUM_WARMUP, stop=stop)
-            disturbed = _is_disturbed(result)
-            if not cut_off and (disturbed or _is_undecided(result)):
+            noisy = _is_noisy(result)
+            if not cut_off and (noisy or _is_undecided(result)):
                 again = 3 * sum(result.baseline_ms + result.candidate_ms) / 1e3
                 if time.perf_counter() - tried_from + again <= budget:
                     with contextlib.suppress(TimeUp):
                         result = compare(best, step, device, num_pairs=3 * num_pairs, num_warmup=0, stop=stop)
-                disturbed = disturbed or _is_undecided(result)
+                noisy = noisy or _is_undecided(result)
         except TimeUp:
             break
         except Exception as error:
@@ -178,10 +178,10 @@ def tune(
             continue
         saved = run_seconds * (1 - 1 / max(result.ratio, 1e-9))
         fastest = _by_fastest(result)
-        faster = (result.faster and result.ratio > MIN_GAIN) or (disturbed and fastest > MIN_GAIN_DISTURBED)
+        faster = (result.faster and result.ratio > MIN_GAIN) or (noisy and fastest > MIN_GAIN_NOISY)
         kept = faster and (not candidate.compile or (result.faster and saved > 2 * cost))
         notes = [f"first step took {cost:.1f} s"] if candidate.compile else []
-        notes += [f"disturbed: {fastest:.2f} × by the fastest steps"] if disturbed else []
+        notes += [f"noisy: {fastest:.2f} × by the fastest steps"] if noisy else []
         trials.append(
             Trial(
                 name=name,
@@ -201,8 +201,8 @@ def tune(
     if not trials:
         return Receipt(execution=execution, seconds=seconds, source="skipped", cut_off=cut_off)
     receipt = Receipt(execution=execution, trials=tuple(trials), seconds=seconds, cut_off=cut_off)
-    # store complete and undisturbed trials only: a run with more time may decide more
-    if path is not None and not cut_off and not any("disturbed" in trial.note for trial in trials):
+    # store complete and quiet trials only: a run with more time may decide more
+    if path is not None and not cut_off and not any("noisy" in trial.note for trial in trials):
         # without a stored receipt the next run measures again
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,17 +220,17 @@ def _num_pairs(step_ms: float, run_seconds: float) -> int:
     return max(4 if step_ms < 200 else 3, min(MAX_PAIRS, int(seconds / (2 * step_ms / 1e3))))
 
 
-def _is_disturbed(result: Comparison) -> bool:
-    """Whether an interval is so wide that other work must have disturbed the measurement.
+def _is_noisy(result: Comparison) -> bool:
+    """Whether an interval is so wide that other work must have distorted the measurement.
 
     False if the whole interval and the fastest steps agree clearly that the candidate is faster.
     """
-    clear = result.faster and _by_fastest(result) > MIN_GAIN_DISTURBED
+    clear = result.faster and _by_fastest(result) > MIN_GAIN_NOISY
     return result.ratio_high > MAX_SPREAD * result.ratio_low and not clear
 
 
 def _by_fastest(result: Comparison) -> float:
-    """The ratio of the fastest steps: other work only adds time, so these are the least disturbed."""
+    """The ratio of the fastest steps: other work only adds time, so these are the least noisy."""
     return min(result.baseline_ms) / min(result.candidate_ms)
 
 

@@ -26,7 +26,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class ClassifierError(Exception):
-    """Base of every error raised here on purpose; a message is the cause, the value received, the mend."""
+    """Base of every error raised here on purpose; a message is the cause, the value received, how to fix it."""
 
 
 class FolderError(ClassifierError):
