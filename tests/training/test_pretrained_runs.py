@@ -67,7 +67,7 @@ def test_a_run_from_a_file_records_its_name_and_hash(
     run_tiny: Callable,
 ) -> None:
     first = run_tiny("first")
-    again = run_tiny("again", {"model.weights": str(first.bundle)})
+    again = run_tiny("again", {"model.weights": str(first.run)})
     weights = load_bundle(again.bundle).info.starting_weights
     manifest = json.loads((first.bundle / "bundle.json").read_text())
     assert weights == {
@@ -76,6 +76,8 @@ def test_a_run_from_a_file_records_its_name_and_hash(
         "sha256": manifest["files"]["model.safetensors"]["sha256"],
     }
     assert load_bundle(first.bundle).info.starting_weights == {}
+    # its pixels are normalised as the weights know them
+    assert load_bundle(again.bundle).preprocess.mean == load_bundle(first.bundle).preprocess.mean
 
 
 def test_the_resolved_recipe_holds_the_pixels_of_the_weights(make_folder: MakeFolder) -> None:
@@ -88,5 +90,8 @@ def test_the_resolved_recipe_holds_the_pixels_of_the_weights(make_folder: MakeFo
     assert bilinear.data.interpolation == "bilinear"
     given = planned_recipe(data, "finetune", changes | {"data.size": 64, "data.mean": [0.1] * 3, "data.std": [1.0] * 3})
     assert (given.data.size, given.data.mean) == (64, (0.1,) * 3)
+    # a file for a network of timm is taken for what timm describes, at the size of the data
+    of_file = planned_recipe(data, "fast", {"model.name": "timm/resnet18", "model.weights": "w.pth"})
+    assert (of_file.data.mean, of_file.data.size) == ((0.485, 0.456, 0.406), 32)
     grey = planned_recipe(data, "finetune", changes | {"data.channels": 1})
     assert grey.data.mean is None

@@ -274,6 +274,7 @@ def train_student(
         "data.store_size": preprocess.store_size,
         "data.channels": preprocess.channels,
         "data.fit": preprocess.fit,
+        "data.interpolation": preprocess.interpolation,
         "data.max_pixels": preprocess.max_pixels,
         "data.mean": preprocess.mean,
         "data.std": preprocess.std,

