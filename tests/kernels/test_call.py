@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vivace import kernels as package
-from vivace.kernels import gradients, norms, winograd
+from vivace.kernels import depthwise, gradients, norms, winograd
 from vivace.kernels.call import Address, Kernel
 
 SOURCES = Path(package.__file__).parent
@@ -57,18 +57,21 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, 
         library.name = name  # type: ignore[attr-defined]
         return library
 
-    for module in (winograd, gradients, norms):
+    for module in (winograd, gradients, norms, depthwise):
         monkeypatch.setattr(module, "Kernel", Recorded)
         monkeypatch.setattr(module, "load_library", load)
     monkeypatch.setattr(gradients, "cpu_features", lambda: ("amx_bf16",))
     winograd.Winograd(tmp_path)
     gradients.weight_gradient(tmp_path / "fields")
     norms._NormKernels(tmp_path)
+    depthwise.Depthwise(tmp_path)
     yield found
     gradients.weight_gradient.cache_clear()
 
 
-@pytest.mark.parametrize("source", ["winograd", "winograd_gradients", "gradients", "norms"])
+@pytest.mark.parametrize(
+    "source", ["winograd", "winograd_gradients", "gradients", "norms", "depthwise", "depthwise_gradients"]
+)
 def test_a_struct_has_the_same_fields_in_python_and_in_c(made: dict[str, list[str]], source: str) -> None:
     functions = declared(f"{source}.c")
     assert functions

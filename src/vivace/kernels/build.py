@@ -27,6 +27,8 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC
 OPTIONS = {
     "norms": ("-fopenmp",),
     "gradients": ("-fopenmp",),
+    "depthwise": ("-fopenmp",),
+    "depthwise_gradients": ("-fopenmp",),
     "winograd": ("-fopenmp",),
     "winograd_gradients": ("-fopenmp",),
     "resize": ("-ffp-contract=off",),
