@@ -35,8 +35,8 @@ def worker(kind: str, first: int, count: int, seed: int, folder: Path) -> None:
 
     import numpy as np
     import torch
+    from fuzzed import KINDS, emptied
     from sandbox import MAX_CPU_SECONDS, Sandbox
-    from targets import KINDS, emptied
 
     # what libraries print belongs to nobody here
     warnings.simplefilter("ignore")
@@ -165,7 +165,7 @@ def main() -> int:
     if options.worker:
         worker(options.worker, options.first, options.inputs, options.seed, options.folder)
         return 0
-    from targets import planned
+    from fuzzed import planned
 
     plan = {options.kind: options.inputs} if options.kind else planned(options.inputs)
     # in pieces, so that the last kind does not run alone

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from targets import KINDS, planned
+from fuzzed import KINDS, planned
 
 RUN = Path(__file__).with_name("run.py")
 PLAN = planned(2000)

@@ -56,7 +56,8 @@ class Budget:
     within: str | None = None
     """Time budget from process start to saved bundle, such as 90s, 10m, 1.5h: the schedule is planned to fit."""
     target: float | None = None
-    """Stop when the validation accuracy reaches this fraction, such as 0.9."""
+    """Reach this validation accuracy, such as 0.9, soon, and stop there: without --epochs, network and schedule of
+    fast are planned for it."""
 
 
 @verb_options

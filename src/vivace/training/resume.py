@@ -20,7 +20,9 @@ __all__ = ["adapt_counters", "newest_state", "restore", "resumed_budget"]
 def resumed_budget(asked: Budget, saved: Mapping[str, Any]) -> Budget:
     """The budget that the run began with, replaced by what is given now."""
     return Budget(
-        within_seconds=asked.within_seconds or saved["within_seconds"], target=asked.target or saved["target"]
+        within_seconds=asked.within_seconds or saved["within_seconds"],
+        target=asked.target or saved["target"],
+        planned=asked.planned and saved.get("planned") is True,
     )
 
 

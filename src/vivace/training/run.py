@@ -23,13 +23,17 @@ from vivace.training.execution import (
     without_own_kernels,
 )
 from vivace.training.finish import finish, record_of
+from vivace.training.folder.checkpoints import remove_all
 from vivace.training.folder.runfolder import RunFolder, check_same_data
+from vivace.training.loop.aim import Aim, LargerNetwork, aim_of
 from vivace.training.loop.arrays import FileWatch, TrainingData, prepare_data
 from vivace.training.loop.engine import Engine
 from vivace.training.loop.plan import Budget, Plan
 from vivace.training.loop.session import Session
 from vivace.training.loop.state import TrainState
 from vivace.training.loop.statistics import NUM_IMAGES_LAST
+from vivace.training.recipes.expected import with_network
+from vivace.training.recipes.named import DataFacts
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.recording.callbacks import Callback, RunInfo
 from vivace.training.recording.curves import Curves
@@ -53,6 +57,7 @@ def run_training(
     cache: Cache,
     *,
     source_name: str,
+    data_facts: DataFacts,
     budget: Budget,
     resume: bool,
     device_choice: str,
@@ -77,47 +82,61 @@ def run_training(
         check_same_data(previous["data"], facts)
         budget = resumed_budget(budget, previous["contract"])
         saved = newest_state(folder, device.type, display.on_message)
+    dispatcher: Dispatcher | None = None
+    seconds_before = spent = 0.0
     with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         limit_threads()
-        session = Session(recipe, data, device, cache_dir=cache_dir, load=saved is None, teacher=teacher)
-        # a checkpoint was trained from what the run started with
-        weights = session.start.record if saved is None else _starting_weights(previous)
-        planned = None if budget.within_seconds is None else max(0.0, budget.within_seconds - clock())
-        receipt = _receipt(
-            session, recipe, device, tune=tune and not resume, cache_dir=cache_dir, planned_seconds=planned
-        )
-        execution = receipt.execution
-        set_threads(execution.threads)
-        session.recipe = recipe = _resolved(recipe, execution)
-        # the trial has drawn random numbers: seed again
-        torch.manual_seed(recipe.seed)
-        state = session.state(execution)
-        if saved is not None:
-            restore(state, saved, folder)
-        if previous is None:
-            folder.start(recipe, record_of(facts, budget, weights), describe(), to_dict(receipt))
-            if session.start.line:
-                display.on_message(session.start.line)
-            display.on_message(f"execution: {receipt.summary()}")
-        else:
-            adapt_counters(state.counters, recipe, budget, folder.saved_recipe(), previous["contract"])
-            # if the extension is interrupted, it is resumed up to its own end
-            folder.record(recipe, record_of(facts, budget, weights))
-        curves = Curves(folder.path, resumed_step=state.counters.step or None)
-        dispatcher = Dispatcher([display, curves], callbacks, device=device)
-        engine = _engine(session, state, execution, budget, folder, dispatcher, clock)
-        try:
-            dispatcher.on_start(_run_info(session, engine, folder, facts, budget))
-            with display:
-                engine.run()
-            # the engine checks only from time to time
-            engine.check_files()
-            result = finish(session, engine, execution, folder, facts, budget, weights)
-        except BaseException as error:
-            dispatcher.on_error(error)
-            raise
-        dispatcher.on_end(result)
-        return result
+        # more than once only if a larger network is to reach the target
+        while True:
+            session = Session(recipe, data, device, cache_dir=cache_dir, load=saved is None, teacher=teacher)
+            # a checkpoint was trained from what the run started with
+            weights = session.start.record if saved is None else _starting_weights(previous)
+            receipt = _receipt(session, recipe, budget, tune=tune and not resume, cache_dir=cache_dir, used=clock())
+            execution = receipt.execution
+            set_threads(execution.threads)
+            session.recipe = recipe = _resolved(recipe, execution)
+            # the trial has drawn random numbers: seed again
+            torch.manual_seed(recipe.seed)
+            state = session.state(execution)
+            state.counters.seconds = spent
+            if saved is not None:
+                restore(state, saved, folder)
+            if previous is None:
+                folder.start(recipe, record_of(facts, budget, weights), describe(), to_dict(receipt))
+                if session.start.line:
+                    display.on_message(session.start.line)
+                display.on_message(f"execution: {receipt.summary()}")
+            else:
+                adapt_counters(state.counters, recipe, budget, folder.saved_recipe(), previous["contract"])
+                # if the extension is interrupted, it is resumed up to its own end
+                folder.record(recipe, record_of(facts, budget, weights))
+            is_first = dispatcher is None
+            if dispatcher is None:
+                curves = Curves(folder.path, resumed_step=state.counters.step or None)
+                dispatcher = Dispatcher([display, curves], callbacks, device=device)
+                seconds_before = state.counters.total_seconds
+            engine = _engine(session, state, execution, budget, folder, dispatcher, clock, seconds_before)
+            try:
+                if is_first:
+                    dispatcher.on_start(_run_info(session, engine, folder, facts, budget))
+                _announce(engine, previous and previous["contract"]["target"], dispatcher.on_message)
+                with display:
+                    engine.run()
+                # the engine checks only from time to time
+                engine.check_files()
+                result = finish(session, engine, execution, folder, facts, budget, weights)
+            except LargerNetwork as error:
+                dispatcher.on_message(str(error))
+                recipe, saved, previous = with_network(recipe, data_facts, error.choice.network), None, None
+                # a checkpoint of the smaller network does not fit the recipe that is written next
+                remove_all(folder.checkpoints)
+                spent = engine.counters.seconds
+                continue
+            except BaseException as error:
+                dispatcher.on_error(error)
+                raise
+            dispatcher.on_end(result)
+            return result
 
 
 @contextlib.contextmanager
@@ -156,12 +175,14 @@ def _starting_weights(saved: Mapping[str, Any] | None) -> dict[str, str]:
 def _receipt(
     session: Session,
     recipe: Recipe,
-    device: torch.device,
+    budget: Budget,
     *,
     tune: bool,
     cache_dir: Path,
-    planned_seconds: float | None,
+    used: float,
 ) -> Receipt:
+    """The trial's report; used: seconds of the time budget."""
+    device = session.device
     if not tune:
         # the recipe of a resumed run is resolved: plain_execution reads it
         return Receipt(execution=plain_execution(recipe), source="off")
@@ -179,15 +200,43 @@ def _receipt(
         # whether compiling is worth its cost depends on the length of the run, to an order of magnitude
         "magnitude": round(math.log10(recipe.epochs * len(session.data.train_indices))),
     }
-    path = receipt_path(cache_dir, names)
+    path, aim = receipt_path(cache_dir, names), _aim(session, budget)
     return stored_receipt(path) or run_trial(
         recipe,
         session.trial_step,
         device=device,
-        expected_steps=recipe.epochs * len(session.batches),
-        planned_seconds=planned_seconds,
+        expected_steps=recipe.epochs * len(session.batches) if aim is None else aim.first_steps(),
+        planned_seconds=None if budget.within_seconds is None else max(0.0, budget.within_seconds - used),
         path=path,
     )
+
+
+def _aim(session: Session, budget: Budget) -> Aim | None:
+    """What the run's length is planned by; None: its epochs or its time budget alone decide."""
+    if budget.target is None or not budget.planned:
+        return None
+    return aim_of(
+        session.recipe,
+        budget.target,
+        steps_per_epoch=len(session.batches),
+        batch_size=session.recipe.batch_size,
+        num_val=session.data.num_val,
+        # with a time budget the network was chosen for it
+        may_grow=budget.within_seconds is None,
+    )
+
+
+def _announce(engine: Engine, target_before: float | None, on_message: Callable[[str], None]) -> None:
+    """Report the plan of a run with a target; a resumed run with another target than before plans anew."""
+    plan, counters = engine.plan, engine.counters
+    if plan.aim is None:
+        return
+    if counters.step and plan.target != target_before:
+        message = plan.replan(counters)
+    else:
+        message = plan.aim.told(plan.total_steps(counters), plan.steps_per_epoch)
+    if message is not None:
+        on_message(message)
 
 
 def _resolved(recipe: Recipe, execution: ExecutionConfig) -> Recipe:
@@ -202,7 +251,7 @@ def _run_info(session: Session, engine: Engine, folder: RunFolder, facts: Mappin
         data=dict(facts),
         classes=tuple(session.data.cache.classes),
         device=str(session.device),
-        num_steps=None if budget.within_seconds is not None else engine.plan.total_steps,
+        num_steps=None if budget.within_seconds is not None else engine.plan.total_steps(counters),
         within_seconds=budget.within_seconds,
         target=budget.target,
         resumed_step=counters.step or None,
@@ -218,15 +267,16 @@ def _engine(
     folder: RunFolder,
     callbacks: Dispatcher,
     clock: Callable[[], float],
+    seconds_before: float,
 ) -> Engine:
     data, recipe = session.data, session.recipe
-    seconds_before = state.counters.total_seconds
     plan = Plan(
         epochs=recipe.epochs,
         steps_per_epoch=len(session.batches),
         schedule=recipe.schedule,
         within_seconds=budget.within_seconds,
         target=budget.target,
+        aim=_aim(session, budget),
         clock=lambda: seconds_before + clock(),
     )
     if budget.within_seconds is not None:

@@ -25,6 +25,7 @@ from vivace.training.dataset import open_run_cache, open_run_source, with_sizes
 from vivace.training.folder.continuing import says_how_to_resume
 from vivace.training.folder.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
 from vivace.training.recipes.choices import check_device_name, check_names
+from vivace.training.recipes.expected import is_planned, seconds_for
 from vivace.training.recipes.facts import measure_facts
 from vivace.training.recipes.implied import with_implied
 from vivace.training.recipes.keywords import TrainKeywords, check_keywords, data_opened_with, recipe_changes
@@ -71,11 +72,12 @@ def train(
     YAML file or a Recipe. keywords: the options of `vivace train` for the network and the images, by name: batch_size,
     lr, model, size, on_bad_image … overrides: any field of the recipe, such as {"schedule.name": "cosine"}. The budget
     is `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation
-    accuracy, (0, 1]) at which it stops. measure_test: look at the test split, once, at the end. quiet: nothing is shown
-    but warnings, which `TrainResult.warnings` has too, and what DATA was understood to be if anything was left out of
-    it. teacher: a faster variant of the network that `distill.teacher` names, which answers in its place: pixels, uint8
-    [B, size, size, C] at the size of its bundle, → probabilities, float32 [B, K]. callbacks: `vivace.Callback` objects,
-    which are told of steps, validations and checkpoints, and may end the run. track: experiment trackers to report to,
+    accuracy, (0, 1]) at which it stops; without `epochs`, `fast` is planned to reach it soon. measure_test: look at the
+    test split, once, at the end. quiet: nothing is shown but warnings, which `TrainResult.warnings` has too, and what
+    DATA was understood to be if anything was left out of it. teacher: a faster variant of the network that
+    `distill.teacher` names, which answers in its place: pixels, uint8 [B, size, size, C] at the size of its bundle, →
+    probabilities, float32 [B, K]. callbacks: `vivace.Callback` objects, which are told of steps, validations and
+    checkpoints, and may end the run. track: experiment trackers to report to,
     by name: "mlflow", "wandb", "trackio" ("tensorboard" is always written).
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
@@ -112,10 +114,16 @@ def train(
     source = open_run_source(data, run, resume, cache_path)
     # a GPU is fast enough for the larger network with any time budget
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
-    folder, resolved = _open_run(source, recipe, changes, run, resume, within_seconds if on_cpu else None)
+    # a resumed run is planned if it was before
+    planned = "epochs" not in changes if resume else target is not None and is_planned(recipe, changes)
+    facts = measure_facts(source)
+    if on_cpu:
+        seconds = [within_seconds, seconds_for(target, facts) if planned and target is not None else None]
+        facts = dataclasses.replace(facts, seconds=min((s for s in seconds if s is not None), default=None))
+    folder, resolved = _open_run(source, recipe, changes, run, resume, facts)
     try:
         report(source, resolved.data.val_fraction, quiet=quiet)
-        display = LiveDisplay(epochs=str(resolved.epochs) if within_seconds is None else "?", quiet=quiet)
+        display = LiveDisplay(epochs="?" if within_seconds or planned else str(resolved.epochs), quiet=quiet)
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
         resolved, cache = open_run_cache(
             source,
@@ -143,7 +151,8 @@ def train(
                 resolved,
                 cache,
                 source_name=source.name,
-                budget=Budget(within_seconds=within_seconds, target=target),
+                data_facts=facts,
+                budget=Budget(within_seconds=within_seconds, target=target, planned=planned),
                 resume=resume,
                 device_choice=device,
                 tune=tune,
@@ -176,11 +185,10 @@ def _open_run(
     changes: dict[str, Any],
     run: str | Path | None,
     resume: bool,
-    seconds: float | None,
+    facts: DataFacts,
 ) -> tuple[RunFolder, Recipe]:
     """The locked run folder, and the recipe with the changes applied and everything about the data resolved."""
     runs = Path("runs")
-    facts = dataclasses.replace(measure_facts(source), seconds=seconds)
     if resume:
         folder = RunFolder(Path(run) if run else newest_run(runs, source.name), resume=True)
         try:

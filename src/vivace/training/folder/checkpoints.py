@@ -23,7 +23,7 @@ from vivace.errors import CheckpointError, TrainingError
 from vivace.files import atomic_file, remove_leftovers
 from vivace.holes import check_solid
 
-__all__ = ["CHECKPOINT_VERSION", "load_checkpoint", "load_newest", "prune", "save_checkpoint"]
+__all__ = ["CHECKPOINT_VERSION", "load_checkpoint", "load_newest", "prune", "remove_all", "save_checkpoint"]
 
 CHECKPOINT_VERSION = 1
 # of the tree without its tensors: enough for the rows of 100,000 validations
@@ -114,6 +114,12 @@ def prune(folder: Path, newest: Path, *, keep: int = 2) -> None:
         if path not in kept:
             path.unlink(missing_ok=True)
     remove_leftovers(folder, re.compile(r"(step-\d+|best)\.safetensors"))
+
+
+def remove_all(folder: Path) -> None:
+    """Remove all checkpoints of a run, which starts again."""
+    for path in (*folder.glob("step-*.safetensors"), folder / "best.safetensors"):
+        path.unlink(missing_ok=True)
 
 
 def _digest(version: str, skeleton: str, tensors: Mapping[str, Tensor]) -> str:

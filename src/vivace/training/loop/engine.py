@@ -84,7 +84,7 @@ class Engine:
 
         Raises Interrupted after a checkpoint when a signal asks to stop, NonFiniteError when NaN stays after bounded
         retries, OutOfMemoryError, TrainingError when a checkpoint can't be written, CallbackError after a checkpoint
-        when a callback fails.
+        when a callback fails, LargerNetwork when the run should start again with one to reach its target.
         """
         # an extended run was finished before
         self.counters.finished = self.counters.finished and self._finished
@@ -209,14 +209,14 @@ class Engine:
             self.counters.count += result.num_images
 
     def _after_step(self, signals: StopSignals, began: float, num_images: int) -> None:
-        counters, plan = self.counters, self.plan
+        counters, plan, before = self.counters, self.plan, self.counters.progress
         plan.advance(counters, time.monotonic() - began)
         if self.callbacks.wants_step(counters.step):
             rate = num_images / max(time.monotonic() - began, 1e-9)
             epoch = self.batches.epochs_of(counters.step)
             self._notify(self.callbacks.on_step, step_info(self.state, plan, epoch=epoch, images_per_second=rate))
         at_epoch_end = counters.batch == 0
-        validates = counters.step % self._validate_steps == 0 or self._finished
+        validates = self._finished or plan.is_due(before, counters, self._validate_steps)
         saves = at_epoch_end or time.monotonic() - self._checkpoint_at > 60 * self.recipe.checkpoint_minutes
         if validates:
             self._settle()
@@ -283,7 +283,9 @@ class Engine:
         counters.count = 0
         self._clock()
         self._judge(validation.top1)
-        self._notify(self.callbacks.on_validation, validation_info(counters))
+        self._notify(self.callbacks.on_validation, validation_info(counters, self.plan.forecast(counters)))
+        if (message := self.plan.replan(counters)) is not None:
+            self.callbacks.on_message(message)
 
     def _judge(self, top1: float) -> None:
         counters, recipe = self.counters, self.recipe

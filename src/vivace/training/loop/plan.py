@@ -11,6 +11,7 @@ import numpy as np
 from vivace.hardware import process_seconds
 from vivace.optim.config import ScheduleConfig
 from vivace.optim.schedules import multiplier
+from vivace.training.loop.aim import Aim, LargerNetwork
 from vivace.training.loop.state import Counters
 
 __all__ = ["Budget", "Plan", "forecast_top1"]
@@ -29,6 +30,8 @@ class Budget:
 
     within_seconds: float | None = None
     target: float | None = None
+    planned: bool = False
+    """Whether the length of the run is planned towards the target; False: a run of its epochs, which may stop early."""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +45,8 @@ class Plan:
     """Wall-clock seconds from process start to saved bundle; None: `epochs` limits the run."""
     target: float | None = None
     """Validation accuracy at which the run stops, (0, 1]."""
+    aim: Aim | None = None
+    """What the length of the run is planned by, towards its target; None: `epochs` or the time budget decides."""
     reserve_seconds: float = 0.0
     """Time needed after the last step: final batch-norm statistics and validation, test, saving."""
     clock: Callable[[], float] = process_seconds
@@ -53,27 +58,65 @@ class Plan:
     _timed_seconds: float = field(default=0.0, repr=False)
     _first_at: float = field(default=0.0, repr=False)
 
-    @property
-    def total_steps(self) -> int:
-        """Steps of a run without a time budget."""
-        return self.epochs * self.steps_per_epoch
+    def total_steps(self, counters: Counters) -> int:
+        """Steps of a run without a time budget; with an aim, as it is planned now."""
+        if self.aim is None:
+            return self.epochs * self.steps_per_epoch
+        return counters.planned_steps or self.aim.first_steps()
 
     def rate(self, counters: Counters) -> float:
         """The schedule's multiplier for the step that comes next."""
         if self.within_seconds is None:
-            return multiplier(self.schedule, counters.step, self.total_steps)
+            return multiplier(self.schedule, counters.step, self.total_steps(counters))
         return multiplier(self.schedule, round(counters.progress * RESOLUTION), RESOLUTION)
 
     def advance(self, counters: Counters, seconds: float) -> None:
         """Update `counters.progress` after a step that took `seconds`; the time between steps comes from the clock."""
         if self.within_seconds is None:
-            counters.progress = min(1.0, counters.step / self.total_steps)
+            counters.progress = min(1.0, counters.step / self.total_steps(counters))
             return
         left, step = self.remaining_seconds(), max(self._seconds_per_step(seconds), 1e-6)
         steps_left = left / step
         # exceeding the budget by half a step matters if a step takes a minute
         over = steps_left < 0.5 or step - left > MAX_OVERRUN * self.within_seconds
+        if self.aim is not None:
+            planned = self.total_steps(counters) - counters.step
+            over, steps_left = over or planned <= 0, min(steps_left, planned - 1)
         counters.progress = 1.0 if over else min(1.0, counters.progress + (1 - counters.progress) / (steps_left + 1))
+
+    def is_due(self, before: float, counters: Counters, every_steps: int) -> bool:
+        """Whether the run is validated after a step before which its progress was `before`."""
+        if self.finished(counters):
+            return True
+        if self.aim is None:
+            return counters.step % every_steps == 0
+        return self.aim.is_due(before, counters.progress, self.total_steps(counters))
+
+    def replan(self, counters: Counters) -> str | None:
+        """Plan anew after a validation, in `counters`; returns a message where the plan has changed.
+
+        Raises LargerNetwork where starting again with one is expected to be faster. Nothing without an aim.
+        """
+        if self.aim is None or counters.target_seconds is not None or counters.stopped_early or not counters.history:
+            return None
+        steps = self.total_steps(counters)
+        new = self.aim.replan(counters.history, steps)
+        told = f"target {self.target:g}: {new.told(counters.history[-1], self.steps_per_epoch)}"
+        if self.aim.is_faster(new, counters.history[-1]):
+            raise LargerNetwork(new.choice, f"{told}: starting again with {new.choice.network.name}")
+        if new.steps == steps:
+            return None
+        counters.planned_steps = new.steps
+        if self.within_seconds is None or counters.progress >= 1:
+            # the learning rate is that of a run of the length that is planned now
+            counters.progress = min(1.0, counters.step / new.steps)
+        return told
+
+    def forecast(self, counters: Counters) -> float | None:
+        """The validation accuracy to expect at the end of the run; None where it is unknown."""
+        if self.aim is None:
+            return forecast_top1(counters.history, counters.progress)
+        return self.aim.forecast(counters.history, self.total_steps(counters))
 
     def _seconds_per_step(self, newest: float) -> float:
         """Expected time per step: the step itself plus its part of validations, checkpoints and callbacks."""
@@ -102,7 +145,7 @@ class Plan:
         if counters.target_seconds is not None and self.target is not None:
             return True
         if self.within_seconds is None:
-            return counters.step >= self.total_steps
+            return counters.step >= self.total_steps(counters)
         return counters.progress >= 1.0
 
     def seconds_left(self, counters: Counters) -> float | None:
@@ -112,7 +155,7 @@ class Plan:
         if counters.step == 0 or counters.seconds == 0:
             return None
         # never negative: a run that was stopped early may have done more steps than it has now
-        return counters.seconds / counters.step * max(0, self.total_steps - counters.step)
+        return counters.seconds / counters.step * max(0, self.total_steps(counters) - counters.step)
 
 
 def forecast_top1(history: Sequence[dict[str, Any]], progress: float) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vivace.training.loop.plan import Plan, forecast_top1
+from vivace.training.loop.plan import Plan
 from vivace.training.loop.state import Counters, TrainState
 from vivace.training.loop.validation import Validation
 from vivace.training.recording.callbacks import StepInfo, ValidationInfo
@@ -45,13 +45,13 @@ def validation_row(state: TrainState, validation: Validation, steps_per_epoch: i
     }
 
 
-def validation_info(counters: Counters) -> ValidationInfo:
-    """The newest validation, for callbacks."""
+def validation_info(counters: Counters, forecast_top1: float | None) -> ValidationInfo:
+    """The newest validation, for callbacks, with the accuracy that is expected at the end of the run."""
     best = max(counters.history, key=lambda row: row["val_top1"])
     return ValidationInfo(
         **counters.history[-1],
         best_val_top1=best["val_top1"],
         best_step=best["step"],
-        forecast_top1=forecast_top1(counters.history, counters.progress),
+        forecast_top1=forecast_top1,
         history=tuple(map(dict, counters.history)),
     )

@@ -140,7 +140,7 @@ COUNTERS: dict[str, Callable[[Any], bool]] = {
     "progress": _number(0, 1),
     # halved by each roll-back
     "lr_scale": _number(1e-3, 1),
-    "micro_batch_size": _or_none(_whole(1)),
+    **dict.fromkeys(("micro_batch_size", "planned_steps"), _or_none(_whole(1))),
     "best_val_top1": _number(-1, 1),
     "best_epoch": _whole(-1),
     "target_seconds": _or_none(_number(0)),

@@ -47,6 +47,8 @@ class Counters:
     best_epoch: int = -1
     target_seconds: float | None = None
     """Seconds from process start at which the target was reached."""
+    planned_steps: int | None = None
+    """Steps of the whole run as it is planned towards a target; None: it is not, or was not planned again yet."""
     stopped_early: bool = False
     """Whether early stopping or a callback has ended the run."""
     finished: bool = False

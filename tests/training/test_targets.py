@@ -1,0 +1,94 @@
+"""Runs with a target, end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vivace
+from vivace.bundle import load_bundle
+from vivace.errors import CallbackError
+from vivace.training import run as run_module
+from vivace.training.loop.aim import LargerNetwork
+from vivace.training.loop.plan import Plan
+from vivace.training.loop.session import Session
+from vivace.training.loop.validation import Validation
+from vivace.training.recipes.expected import FEW, Choice
+from vivace.training.recipes.recipe import Recipe
+from vivace.training.train import train
+
+OPTIONS: dict[str, Any] = {"tune": False, "overrides": {"threads": 1, "precision": "fp32"}}
+
+
+def test_digits_reach_their_target_in_a_fraction_of_the_recipe(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = train("digits", target=0.9, run=tmp_path / "run", **OPTIONS)
+    assert result.target_reached
+    assert result.val_top1 >= 0.9
+    # 14 by default
+    assert result.epochs < 5
+    assert "target 0.9: " in capfd.readouterr().err
+    assert json.loads((result.run / "run.json").read_text())["contract"]["planned"] is True
+
+
+def test_an_interrupted_run_with_a_target_is_bitwise_the_unbroken_one(tmp_path: Path) -> None:
+    class Failing(vivace.Callback):
+        def on_step(self, step: vivace.StepInfo) -> None:
+            if step.step == 12:
+                raise ValueError("enough")
+
+    whole = train("digits", target=0.985, run=tmp_path / "whole", quiet=True, **OPTIONS)
+    with pytest.raises(CallbackError):
+        train("digits", target=0.985, run=tmp_path / "broken", quiet=True, callbacks=[Failing()], **OPTIONS)
+    resumed = train("digits", resume=True, run=tmp_path / "broken", quiet=True, tune=False)
+    assert resumed.epochs == whole.epochs
+    first, second = ((result.bundle / "model.safetensors").read_bytes() for result in (whole, resumed))
+    assert first == second
+
+
+def test_a_run_goes_on_to_a_higher_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values: Iterator[float] = iter([0.5, 0.8, 0.81, 0.82, *[0.9] * 50])
+    monkeypatch.setattr(Session, "_validate", lambda *_: Validation(loss=1.0, top1=next(values)))
+    first = train("digits", target=0.8, run=tmp_path / "run", quiet=True, **OPTIONS)
+    second = train("digits", resume=True, target=0.9, run=tmp_path / "run", quiet=True, tune=False)
+    assert first.target_reached
+    assert second.target_reached
+    assert second.epochs > first.epochs
+
+
+def test_epochs_with_a_target_keep_their_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values: Iterator[float] = iter([0.1, 0.95])
+    monkeypatch.setattr(Session, "_validate", lambda *_: Validation(loss=1.0, top1=next(values)))
+    result = train("digits", target=0.9, epochs=4, run=tmp_path / "run", quiet=True, **OPTIONS)
+    assert (result.epochs, result.target_reached) == (2, True)
+
+
+def test_a_run_starts_again_with_a_larger_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain, asked = Plan.replan, []
+
+    def replan(self: Plan, counters: Any) -> str | None:
+        if not asked:
+            asked.append(counters.step)
+            raise LargerNetwork(Choice(network=FEW, length=1.0, reaches=True), "starting again with a wider one")
+        return plain(self, counters)
+
+    def wider(recipe: Recipe, *_: object) -> Recipe:
+        model = dataclasses.replace(recipe.model, arguments={**recipe.model.arguments, "widths": [32, 64, 96]})
+        return dataclasses.replace(recipe, model=model)
+
+    monkeypatch.setattr(Plan, "replan", replan)
+    monkeypatch.setattr(run_module, "with_network", wider)
+    result = train("digits", target=0.9, run=tmp_path / "run", **OPTIONS)
+    assert "starting again with a wider one" in capfd.readouterr().err
+    assert result.target_reached
+    assert load_bundle(result.bundle).info.architecture.arguments["widths"] == [32, 64, 96]
+    # what was saved fits the recipe: the run can be continued
+    assert train("digits", resume=True, target=0.95, run=tmp_path / "run", quiet=True, tune=False).val_top1 >= 0.9
