@@ -119,7 +119,7 @@ def run_training(
             try:
                 if is_first:
                     dispatcher.on_start(_run_info(session, engine, folder, facts, budget))
-                _announce(engine, previous and previous["contract"]["target"], dispatcher.on_message)
+                _announce(engine, previous["contract"]["target"] if previous else None, dispatcher.on_message)
                 with display:
                     engine.run()
                 # the engine checks only from time to time

@@ -36,11 +36,13 @@ __all__ = [
 ]
 
 # lengths that are planned
-MIN_LENGTH, MAX_LENGTH = 0.05, 4.0
+MIN_LENGTH, MAX_LENGTH = 0.02, 4.0
 # how many times longer than measured a run of a smaller network may be
 MAX_BEYOND = 1.5
 # accuracies are clipped to this distance from 0 and 1, whose logits are infinite
 MARGIN = 1e-3
+
+Gaps = tuple[tuple[float, float, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Network:
     lengths: tuple[float, ...]
     top1: tuple[float, ...]
     """Validation accuracy after a complete run of each of `lengths`."""
-    gaps: tuple[tuple[float, float, float], ...]
+    gaps: Gaps
     """(progress of a run; logit that the rest of the run, with its decay, adds; standard deviation between runs)."""
 
     def logit(self, length: float) -> float:
@@ -87,24 +89,30 @@ class Choice:
 # Measured on CIFAR-10 (45,000 images to train on, 5,000 to validate), digits and flowers, on 2 cores of a Xeon with
 # AMX; cost: seconds of a run of length 1 there. docs/log/2026-11-29.md has the sources.
 # (progress, gap, its spread)
-GAPS = ((0.125, 2.05, 0.3), (0.25, 1.67, 0.25), (0.375, 1.29, 0.2), (0.5, 0.92, 0.19))
+GAPS: Gaps = ((0.125, 2.05, 0.3), (0.25, 1.67, 0.25), (0.375, 1.29, 0.2), (0.5, 0.92, 0.19))
 GAPS += ((0.625, 0.49, 0.08), (0.75, 0.3, 0.07), (0.875, 0.15, 0.06), (1.0, 0.0, 0.03))
 # lower rates leave less to gain from their decay
-GAPS_PHOTOS = ((0.125, 1.19, 0.25), (0.25, 0.81, 0.15), (0.375, 0.51, 0.12), (0.5, 0.37, 0.1))
+GAPS_PHOTOS: Gaps = ((0.125, 1.19, 0.25), (0.25, 0.81, 0.15), (0.375, 0.51, 0.12), (0.5, 0.37, 0.1))
 GAPS_PHOTOS += ((0.75, 0.1, 0.07), (1.0, 0.0, 0.05))
+# runs of two epochs
+GAPS_MEDIUM: Gaps = ((0.1, 1.8, 0.3), (0.18, 1.49, 0.25), (0.27, 1.05, 0.2), (0.36, 0.8, 0.15), (0.44, 0.55, 0.15))
+GAPS_MEDIUM += ((0.53, 0.4, 0.12), (0.62, 0.27, 0.1), (0.75, 0.15, 0.07), (0.875, 0.07, 0.05), (1.0, 0.0, 0.03))
+# batches of 250: four times as many steps in the same epochs
+GAPS_SMALL: Gaps = ((0.1, 1.25, 0.25), (0.2, 1.0, 0.2), (0.3, 0.69, 0.15), (0.4, 0.47, 0.12), (0.5, 0.3, 0.1))
+GAPS_SMALL += ((0.6, 0.15, 0.07), (0.7, 0.1, 0.06), (0.8, 0.08, 0.05), (0.9, 0.035, 0.04), (1.0, 0.0, 0.03))
 SMALL = Network(
     name="the small network",
-    cost=26.0,
-    lengths=(0.11, 0.18, 0.42, 0.58, 1.04, 1.5),
-    top1=(0.65, 0.705, 0.758, 0.77, 0.788, 0.805),
-    gaps=GAPS,
+    cost=55.0,
+    lengths=(0.052, 0.062, 0.085, 0.2, 0.27, 0.49, 0.73),
+    top1=(0.65, 0.665, 0.708, 0.762, 0.772, 0.788, 0.805),
+    gaps=GAPS_SMALL,
 )
 MEDIUM = Network(
     name="the medium network",
     cost=88.0,
     lengths=(0.125, 0.19, 0.31, 0.51, 0.97),
     top1=(0.752, 0.793, 0.828, 0.849, 0.87),
-    gaps=GAPS,
+    gaps=GAPS_MEDIUM,
 )
 LARGE = Network(
     name="the large network",
@@ -113,7 +121,7 @@ LARGE = Network(
     top1=(0.825, 0.868, 0.879, 0.889, 0.897),
     gaps=GAPS,
 )
-FEW = Network(name="the network for few images", cost=9.0, lengths=(0.15, 1.0), top1=(0.96, 0.99), gaps=GAPS)
+FEW = Network(name="the network for few images", cost=9.0, lengths=(0.15, 1.0), top1=(0.96, 0.99), gaps=GAPS_SMALL)
 PHOTOS = Network(
     name="the network for photos",
     cost=172.0,
