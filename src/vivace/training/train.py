@@ -123,7 +123,8 @@ def train(
     folder, resolved = _open_run(source, recipe, changes, run, resume, facts)
     try:
         report(source, resolved.data.val_fraction, quiet=quiet)
-        display = LiveDisplay(epochs="?" if within_seconds or planned else str(resolved.epochs), quiet=quiet)
+        is_open = within_seconds is not None or (planned and not resume)
+        display = LiveDisplay(epochs="?" if is_open else str(resolved.epochs), quiet=quiet)
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
         resolved, cache = open_run_cache(
             source,
