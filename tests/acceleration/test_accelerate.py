@@ -29,8 +29,8 @@ from vivace.data.sources import open_source
 from vivace.errors import ConfigError, DataError, OutputPathError
 from vivace.evaluation.evaluate import evaluate
 from vivace.exporting.parity import verify
+from vivace.libraries.openvino import core
 from vivace.prediction import Predictor
-from vivace.runtimes.openvino import core
 from vivace.statistics.paired import loss_bound
 
 MakeFolder = Callable[..., Path]

@@ -38,8 +38,8 @@ from vivace.exporting.deployment.folder import PROGRAMS, TEMPLATES, copy_decoder
 from vivace.exporting.export import export
 from vivace.exporting.exporters import exporter_of
 from vivace.files import canonical_json, sha256_of
+from vivace.libraries.openvino import core
 from vivace.prediction import Predictor
-from vivace.runtimes.openvino import core
 from vivace.runtimes.table import RUNTIMES, with_graph
 
 # runs a program of the folder as `python PROGRAM` would, in a Python that has neither torch nor vivace

@@ -21,10 +21,10 @@ from vivace.errors import BundleError, ConfigError, MissingExtra, ParityError
 from vivace.exporting import graphs, onnx
 from vivace.exporting.export import export, targets
 from vivace.exporting.parity import Parity, check_parity, measure_parity, parity_images, verify
+from vivace.libraries.openvino import core
 from vivace.prediction import Predictor
 from vivace.runtimes.loading import load_runtime
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
-from vivace.runtimes.openvino import core
 from vivace.runtimes.table import with_graph
 
 CPU = torch.device("cpu")

@@ -17,10 +17,11 @@ from vivace.bundle import Architecture, Bundle, BundleInfo, load_bundle, save_bu
 from vivace.compression.quantize import quantize_openvino
 from vivace.data.preprocess import Preprocess
 from vivace.exporting.export import export
+from vivace.libraries.openvino import REPORTER, without_reports
+from vivace.libraries.signal_stack import own_signal_stack, signal_stack
 from vivace.models.zoo import create_model
 from vivace.runtimes.loading import load_runtime
-from vivace.runtimes.openvino import REPORTER, size_for, without_reports
-from vivace.runtimes.signal_stack import own_signal_stack, signal_stack
+from vivace.runtimes.openvino import size_for
 
 pytest.importorskip("nncf")
 # nothing leaves the machine in this test either: what is asked of the network is noted and refused, in forks too

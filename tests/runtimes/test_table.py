@@ -32,6 +32,8 @@ REFERENCES = [
 # file → why it may name a runtime, or what is called like one
 MAY_NAME = {
     "trust.py": "inductor is torch's compiler here, whose cache training uses too",
+    "libraries/openvino.py": "it imports the library itself",
+    "models/frozen.py": "a network that is not trained is computed there, if OpenVINO is installed",
     "training/execution.py": "eager is what is not compiled",
 }
 # a graph of one runtime is made from that of another

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vivace.runtimes.openvino import GRAPH, QUANTIZED, compile_graph, core, library
+from vivace.libraries.openvino import core, library
+from vivace.runtimes.openvino import GRAPH, QUANTIZED, compile_graph
 
 __all__ = ["OpenVinoLayers"]
 

@@ -18,12 +18,12 @@ from torch import nn
 
 from vivace.bundle import Bundle
 from vivace.errors import MissingExtra
+from vivace.libraries.openvino import core, library, without_reports
+from vivace.libraries.signal_stack import own_signal_stack
 from vivace.runtimes.int8 import observed_graph, save_ranges
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
 from vivace.runtimes.openvino import GRAPH as OPENVINO_GRAPH
-from vivace.runtimes.openvino import core, library, without_reports
 from vivace.runtimes.quiet import quiet
-from vivace.runtimes.signal_stack import own_signal_stack
 
 __all__ = [
     "PRODUCTS",

@@ -12,9 +12,10 @@ from vivace.exporting import onnx
 from vivace.exporting.export_errors import exporting
 from vivace.exporting.graphs import traced
 from vivace.exporting.labels import DESCRIBED, NAMESPACE, description
+from vivace.libraries.openvino import library
 from vivace.runtimes.loading import Classifier
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
-from vivace.runtimes.openvino import GRAPH, WEIGHTS, classifier_of, library, read_graph
+from vivace.runtimes.openvino import GRAPH, WEIGHTS, classifier_of, read_graph
 from vivace.runtimes.quiet import quiet
 from vivace.runtimes.table import INPUT, OUTPUT
 from vivace.scratch import scratch_folder

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
-import sys
 import threading
-from collections.abc import Collection, Iterator
-from importlib import import_module
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.errors import BundleError, MissingExtra
+from vivace.errors import BundleError
 from vivace.hardware import Processor, num_cpus
+from vivace.libraries.openvino import core
 from vivace.runtimes.loading import Classifier, checked_graph, graph_file, short_reason
 from vivace.runtimes.openvino_graph import check_ir, check_sizes
 from vivace.runtimes.patience import patience, within
-from vivace.runtimes.signal_stack import own_signal_stack
 from vivace.runtimes.table import RUNTIMES
 
 if TYPE_CHECKING:
@@ -32,12 +28,9 @@ __all__ = [
     "WEIGHTS",
     "classifier_of",
     "compile_graph",
-    "core",
-    "library",
     "load",
     "read_graph",
     "size_for",
-    "without_reports",
 ]
 
 ROW = RUNTIMES["openvino"]
@@ -50,9 +43,6 @@ QUANTIZED = (
     "GroupConvolutionBackpropData",
     "MatMul",
 )
-PURPOSE = "the runtime openvino"
-REPORTER = "openvino_telemetry"
-CONVERTER = "openvino.tools.ovc"
 
 
 def load(bundle: Bundle, *, device: torch.device | Processor, precision: str = "fp32") -> Classifier:
@@ -168,67 +158,3 @@ def compile_graph(graph: Any, precision: str, *, batch_size: int, profiling: boo
     graph.reshape([batch_size, *image])
     check_sizes(graph)
     return core().compile_model(graph, "CPU", settings)
-
-
-def core(purpose: str = PURPOSE) -> Any:
-    """The openvino.Core of this process, its plugin for the CPU loaded. Raises MissingExtra, with the purpose."""
-    return _core(library(purpose))
-
-
-@functools.cache
-def _core(openvino: Any) -> Any:
-    with own_signal_stack():
-        found = openvino.Core()
-        # loads the plugin
-        found.get_property("CPU", "FULL_DEVICE_NAME")
-    return found
-
-
-def library(purpose: str = PURPOSE) -> Any:
-    """The module openvino, imported so that it reports nothing. Raises MissingExtra, which names the purpose.
-
-    Its converter of models takes as long to import as all the rest: it follows when it is called.
-    """
-    first = "openvino" not in sys.modules
-    try:
-        with without_reports(), _absent(CONVERTER) if first else contextlib.nullcontext():
-            import openvino
-    except ImportError:
-        raise MissingExtra("openvino", "accelerate", purpose) from None
-    if first:
-        openvino.convert_model = _convert_model
-    return openvino
-
-
-def _convert_model(*arguments: Any, **options: Any) -> Any:
-    """openvino.convert_model in a process where `library` imported openvino without its converter."""
-    with without_reports():
-        converter = import_module(CONVERTER)
-    # from now on it is the real one
-    vars(sys.modules["openvino"])["convert_model"] = converter.convert_model
-    return converter.convert_model(*arguments, **options)
-
-
-@contextlib.contextmanager
-def without_reports() -> Iterator[None]:
-    """What is imported meanwhile can't report its use to its makers, nor keep a number for this user.
-
-    OpenVINO and NNCF do both by default, as they are imported and at every conversion. Where the library that sends
-    for them is not installed they go on without it, for as long as the process lives: they are told that it is not.
-    """
-    with _absent(REPORTER):
-        yield
-
-
-@contextlib.contextmanager
-def _absent(name: str) -> Iterator[None]:
-    """Within, importing the module of this name raises ImportError."""
-    absent: Any = None
-    before = sys.modules.get(name)
-    sys.modules[name] = absent
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before

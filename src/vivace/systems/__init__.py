@@ -1,6 +1,6 @@
 """Differences between Linux, macOS and Windows, and substitutes for features that one of them lacks.
 
-All of them are in this package, except for the signal stack (`runtimes.signal_stack`). Features are detected by their
+All of them are in this package, except for the signal stack (`libraries.signal_stack`). Features are detected by their
 own name rather than by the name of the system, since Python may be built without them on any system.
 """
 
