@@ -22,14 +22,16 @@ from vivace.training.recipes.keywords import FIELDS, OPENING, TrainKeywords
 class Network:
     """What is trained, and how."""
 
-    recipe: Literal["fast", "accurate", "finetune", "article"] = "fast"
-    """A named recipe."""
+    recipe: Literal["auto", "fast", "accurate", "finetune", "article"] = "fast"
+    """A named recipe. auto: finetune for photos where pretrained weights are at hand, else fast."""
     config: Path | None = None
     """A recipe as YAML, such as the recipe.yaml of an earlier run, in place of --recipe."""
     model: str | None = None
     """simple_cnn, fast_cnn, fast_photo, or timm/NAME for any network of timm."""
     pretrained: bool = False
     """Start from published weights for --model: of an installed package or a cache, else downloaded."""
+    from_scratch: bool = False
+    """Start from random weights, whatever is at hand: with --recipe auto, the recipe fast."""
     weights: Path | None = None
     """Start from a local safetensors or .pth state dict, or from a bundle's folder."""
     size: int | None = None
@@ -139,6 +141,7 @@ def run(options: Options) -> None:
         run=execution.run,
         resume=execution.resume,
         device=execution.device,
+        from_scratch=options.network.from_scratch,
         tune=execution.tune == "on",
         cache_dir=images.cache_dir,
         track=execution.track,
@@ -155,7 +158,7 @@ def run(options: Options) -> None:
     rows = [
         ("validation top-1", top1_line(result.metrics["val"])),
         ("test top-1", "no test split" if result.test_top1 is None else top1_line(result.metrics["test"])),
-        ("epochs", f"{few_digits(result.epochs)} ({result.num_images_seen:,} images)"),
+        ("epochs", epochs_line(result.epochs, result.num_images_seen)),
         ("time", f"{result.train_seconds:.1f} s training, {result.total_seconds:.1f} s in all"),
     ]
     if result.target_reached is not None:
@@ -172,6 +175,13 @@ def run(options: Options) -> None:
     rows += [("warning", message) for message in warnings]
     for name, value in rows:
         print(f"{name:<17} {value}")
+
+
+def epochs_line(epochs: float, num_images: int) -> str:
+    """How long a run trained, in epochs and images."""
+    if epochs == 0:
+        return f"0: the head was solved on features of {num_images:,} images"
+    return f"{few_digits(epochs)} ({num_images:,} images)"
 
 
 def top1_line(metrics: Mapping[str, Any]) -> str:

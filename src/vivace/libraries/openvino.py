@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from vivace.errors import MissingExtra
+from vivace.libraries.absent import absent
 from vivace.libraries.signal_stack import own_signal_stack
 
 __all__ = ["REPORTER", "core", "library", "without_reports"]
@@ -40,7 +41,7 @@ def library(purpose: str = PURPOSE) -> Any:
     """
     first = "openvino" not in sys.modules
     try:
-        with without_reports(), _absent(CONVERTER) if first else contextlib.nullcontext():
+        with without_reports(), absent(CONVERTER) if first else contextlib.nullcontext():
             import openvino
     except ImportError:
         raise MissingExtra("openvino", "accelerate", purpose) from None
@@ -65,19 +66,5 @@ def without_reports() -> Iterator[None]:
     OpenVINO and NNCF do both by default, as they are imported and at every conversion. Where the library that sends
     for them is not installed they go on without it, for as long as the process lives: they are told that it is not.
     """
-    with _absent(REPORTER):
+    with absent(REPORTER):
         yield
-
-
-@contextlib.contextmanager
-def _absent(name: str) -> Iterator[None]:
-    """Within, importing the module of this name raises ImportError."""
-    absent: Any = None
-    before = sys.modules.get(name)
-    sys.modules[name] = absent
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before

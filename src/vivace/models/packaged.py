@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vivace.errors import ModelError
 from vivace.files import atomic_file, read_regular
+from vivace.libraries.timm import load_timm
 from vivace.locks import waiting_lock
 from vivace.trust import make_private, say_once
 
@@ -210,7 +211,7 @@ def _refused(entry: PackagedWeights, path: Path, reason: str) -> ModelError:
 
 def _renamed(entry: PackagedWeights, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under timm's names, by their order."""
-    import timm
+    timm = load_timm()
     import torch
 
     with torch.device("meta"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vivace.errors import ModelError, nearest
+from vivace.libraries.timm import load_timm
 from vivace.models.hub import cache_only, hub_name, offline_if_unreachable
 
 __all__ = [
@@ -35,14 +36,14 @@ NAME = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
 @functools.cache
 def list_timm() -> tuple[str, ...]:
     """Names of all networks of timm, without the tags of their weights."""
-    import timm
+    timm = load_timm()
 
     return tuple(timm.list_models())
 
 
 def timm_stats(name: str) -> Stats | None:
     """(mean, std, size, interpolation) of the published weights of a network; None for an unknown one."""
-    import timm
+    timm = load_timm()
 
     if not timm.is_model(name):
         return None
@@ -56,7 +57,7 @@ def timm_stats(name: str) -> Stats | None:
 
 def full_name(name: str) -> str | None:
     """`name` with the tag of its weights, such as "resnet18.a1_in1k"; None if timm publishes none for it."""
-    import timm
+    timm = load_timm()
 
     config = _config(name)
     if config is None or not timm.is_model_pretrained(name):
@@ -112,7 +113,7 @@ def create_timm(
 
 def check_timm_name(name: str) -> None:
     """Raise ModelError unless timm has a network of this name, which may end in the tag of its weights."""
-    import timm
+    timm = load_timm()
 
     # timm also takes repositories and folders for names ("hf-hub:…", "local-dir:…")
     if NAME.fullmatch(name) is None or not timm.is_model(name):
@@ -128,7 +129,7 @@ def near_timm(name: str) -> str:
 
 def _config(name: str) -> Any:
     """timm's description of the weights of a network; None where it has none."""
-    import timm
+    timm = load_timm()
 
     try:
         return timm.get_pretrained_cfg(name)
@@ -141,7 +142,7 @@ def _config(name: str) -> Any:
 
 
 def _build(name: str, config: Any, shape: dict[str, int], size: int, arguments: dict[str, Any], **more: Any) -> Any:
-    import timm
+    timm = load_timm()
 
     keywords = {**shape, **arguments, **more}
     attempts = [keywords]
@@ -196,7 +197,7 @@ def _pretrained(
     cached: Path | None,
     advice: str,
 ) -> Any:
-    import timm
+    timm = load_timm()
 
     weights = f"{config.architecture}.{config.tag}" if config is not None and config.tag else name
     if not timm.is_model_pretrained(name):

@@ -63,7 +63,8 @@ def _chance(outcome: Outcome) -> Iterator[str]:
 
 
 def _length(outcome: Outcome) -> Iterator[str]:
-    if outcome.epochs < 1:
+    # without a step the head was solved on all images
+    if outcome.epochs < 1 and outcome.num_images_seen < outcome.num_train:
         yield (
             f"the run ended after {outcome.epochs:.2g} epochs: it has seen {outcome.num_images_seen:,} of "
             f"{outcome.num_train:,} training images. Give it more time."

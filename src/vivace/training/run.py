@@ -22,6 +22,7 @@ from vivace.training.execution import (
     trial_batch_size,
     without_own_kernels,
 )
+from vivace.training.finetuning.stages import first_stages, keep_better
 from vivace.training.finish import finish, record_of
 from vivace.training.folder.checkpoints import remove_all
 from vivace.training.folder.runfolder import RunFolder, check_same_data
@@ -91,7 +92,11 @@ def run_training(
             session = Session(recipe, data, device, cache_dir=cache_dir, load=saved is None, teacher=teacher)
             # a checkpoint was trained from what the run started with
             weights = session.start.record if saved is None else _starting_weights(previous)
-            receipt = _receipt(session, recipe, budget, tune=tune and not resume, cache_dir=cache_dir, used=clock())
+            stage = None
+            if recipe.finetune.head and saved is None:
+                stage, recipe = first_stages(session, budget, clock, cache_dir=cache_dir, on_message=display.on_message)
+            tunes = tune and not resume and recipe.epochs > 0
+            receipt = _receipt(session, recipe, budget, tune=tunes, cache_dir=cache_dir, used=clock())
             execution = receipt.execution
             set_threads(execution.threads)
             session.recipe = recipe = _resolved(recipe, execution)
@@ -103,9 +108,10 @@ def run_training(
                 restore(state, saved, folder)
             if previous is None:
                 folder.start(recipe, record_of(facts, budget, weights), describe(), to_dict(receipt))
-                if session.start.line:
+                if session.start.line and stage is None:
                     display.on_message(session.start.line)
-                display.on_message(f"execution: {receipt.summary()}")
+                if recipe.epochs:
+                    display.on_message(f"execution: {receipt.summary()}")
             else:
                 adapt_counters(state.counters, recipe, budget, folder.saved_recipe(), previous["contract"])
                 # if the extension is interrupted, it is resumed up to its own end
@@ -121,7 +127,11 @@ def run_training(
                     dispatcher.on_start(_run_info(session, engine, folder, facts, budget))
                 _announce(engine, previous["contract"]["target"] if previous else None, dispatcher.on_message)
                 with display:
+                    if stage is not None:
+                        engine.record(stage.trained)
                     engine.run()
+                if stage is not None:
+                    keep_better(session, engine, stage, display.on_message)
                 # the engine checks only from time to time
                 engine.check_files()
                 result = finish(session, engine, execution, folder, facts, budget, weights)
@@ -198,7 +208,7 @@ def _receipt(
         "fixed": [getattr(recipe, name) for name in measured_fields()],
         "micro_batch": recipe.micro_batch_size,
         # whether compiling is worth its cost depends on the length of the run, to an order of magnitude
-        "magnitude": round(math.log10(recipe.epochs * len(session.data.train_indices))),
+        "magnitude": round(math.log10(max(1, recipe.epochs) * len(session.data.train_indices))),
     }
     path, aim = receipt_path(cache_dir, names), _aim(session, budget)
     return stored_receipt(path) or run_trial(
@@ -279,7 +289,7 @@ def _engine(
         aim=_aim(session, budget),
         clock=lambda: seconds_before + clock(),
     )
-    if budget.within_seconds is not None:
+    if budget.within_seconds is not None and recipe.epochs:
         seconds = session.pass_seconds(state.averaged_model, without_own_kernels(execution))
         # the last validation, and the metrics of the bundle on validation and test
         passes = 2 + data.num_test / max(data.num_val, 1)

@@ -19,6 +19,7 @@ from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import ConfigError
 from vivace.hardware import has_nvidia_driver, process_seconds
+from vivace.libraries.timm import load_timm
 from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
 from vivace.training.dataset import open_run_cache, open_run_source, with_sizes
@@ -27,9 +28,9 @@ from vivace.training.folder.runfolder import RunFolder, check_run_place, check_s
 from vivace.training.recipes.choices import check_device_name, check_names
 from vivace.training.recipes.expected import is_planned, seconds_for
 from vivace.training.recipes.facts import measure_facts
-from vivace.training.recipes.implied import with_implied
+from vivace.training.recipes.implied import unused_options, with_implied, with_starting_weights
 from vivace.training.recipes.keywords import TrainKeywords, check_keywords, data_opened_with, recipe_changes
-from vivace.training.recipes.named import DEFAULT_RECIPE, DataFacts, read_recipe, resolve_recipe
+from vivace.training.recipes.named import DEFAULT_RECIPE, DataFacts, read_recipe, reason, resolve_recipe
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.recording.callbacks import Callback, check_callbacks
 from vivace.training.recording.display import LiveDisplay
@@ -58,6 +59,7 @@ def train(
     cache_dir: str | Path | None = None,
     num_workers: int | None = None,
     measure_test: bool = True,
+    from_scratch: bool = False,
     teacher: Teacher | None = None,
     callbacks: Sequence[Callback] = (),
     track: str | Sequence[str] = (),
@@ -73,7 +75,8 @@ def train(
     lr, model, size, on_bad_image … overrides: any field of the recipe, such as {"schedule.name": "cosine"}. The budget
     is `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation
     accuracy, (0, 1]) at which it stops; without `epochs`, `fast` is planned to reach it soon. measure_test: look at the
-    test split, once, at the end. quiet: nothing is shown but warnings, which `TrainResult.warnings` has too, and what
+    test split, once, at the end. from_scratch: start from random weights, even where the recipe "auto" would start from
+    pretrained ones. quiet: nothing is shown but warnings, which `TrainResult.warnings` has too, and what
     DATA was understood to be if anything was left out of it. teacher: a faster variant of the network that
     `distill.teacher` names, which answers in its place: pixels, uint8 [B, size, size, C] at the size of its bundle, →
     probabilities, float32 [B, K]. callbacks: `vivace.Callback` objects, which are told of steps, validations and
@@ -92,6 +95,7 @@ def train(
         raise ConfigError(f"`target` is out of range: got {target!r}. Give an accuracy in (0, 1].")
     check_keywords(keywords, PARAMETERS)
     changes = recipe_changes(keywords, overrides)
+    recipe, changes = with_starting_weights(recipe, changes, from_scratch=from_scratch)
     data = data_opened_with(data, keywords)
     if epochs is not None:
         changes["epochs"] = epochs
@@ -121,10 +125,18 @@ def train(
         seconds = [within_seconds, seconds_for(target, facts) if planned and target is not None else None]
         facts = dataclasses.replace(facts, seconds=min((s for s in seconds if s is not None), default=None))
     folder, resolved = _open_run(source, recipe, changes, run, resume, facts)
+    if resolved.model.name.startswith("timm/"):
+        first = importing
+        importing = threading.Thread(target=_import_timm, args=(first,), daemon=True)
+        importing.start()
     try:
         report(source, resolved.data.val_fraction, quiet=quiet)
         is_open = within_seconds is not None or (planned and not resume)
         display = LiveDisplay(epochs="?" if is_open else str(resolved.epochs), quiet=quiet)
+        if recipe == "auto" and not resume:
+            display.on_message(f"recipe: {reason(facts)}")
+        for name in unused_options(resolved, changes, timed=within_seconds is not None):
+            warn(f"{name} is not used: the head alone is trained. Give `epochs` or `within` to train the network too")
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
         resolved, cache = open_run_cache(
             source,
@@ -178,6 +190,12 @@ def _import_torch() -> None:
     from vivace.torch_private import load_compiler
 
     load_compiler()
+
+
+def _import_timm(first: threading.Thread) -> None:
+    # after torch: two threads that import it at once could see partial modules
+    first.join()
+    load_timm()
 
 
 def _open_run(

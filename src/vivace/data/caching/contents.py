@@ -6,6 +6,7 @@ images      decoded images, one folder for each data set and Preprocess
 archives    unpacked archives
 downloads   named data sets
 aoti        networks compiled by AOTInductor
+graphs      networks that were not trained, as graphs of OpenVINO
 kernels, inductor, tune, pretrained
             our kernels, torch.compile's cache, reports of tuning trials, weights of installed packages; each folder is
             one entry
@@ -44,6 +45,7 @@ NAMES = {
     "archives": r".*-[0-9a-f]{12}",
     "downloads": "|".join(map(re.escape, CATALOG)),
     **dict.fromkeys(COMPILED, r".+-[0-9a-f]{20}"),
+    "graphs": r"frozen-[0-9a-f]{20}",
 }
 # kind → pattern of the files that together are one entry
 FILES = {
@@ -107,7 +109,7 @@ IS_OWN: dict[str, Callable[[Path], bool]] = {
     "archives": _has(LISTING),
     "downloads": _has(DOWNLOADED),
     # the hashes of the compiled files
-    **dict.fromkeys(COMPILED, _has("SHA256")),
+    **dict.fromkeys((*COMPILED, "graphs"), _has("SHA256")),
     "kernels": _is_kernel,
     INDUCTOR: lambda path: _has(INDUCTOR_MARK)(path.parent),
     "tune": _is_receipt,

@@ -19,8 +19,8 @@ from torch.nn import functional
 __all__ = ["Head", "fit_head"]
 
 # strengths of the L2 penalty on the weights of standardized features
-STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 3))
-FOLDS = 5
+STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-6, 2))
+FOLDS = 4
 MAX_STEPS_CHOOSING, MAX_STEPS = 60, 300
 # the largest entry of the gradient at which a solution counts as found
 TOLERANCE = 1e-4
@@ -185,7 +185,7 @@ def _chosen_strength(problem: _Problem, images_N: Tensor, seed: int) -> tuple[fl
     loss_S = (losses_NP * importance_NP).sum(0).view(by_strength).sum(0)
     right_S = ((logits_NPK.argmax(2) == labels_NP) & left_out_NP).sum(0).view(by_strength).sum(0)
     best = int(loss_S.argmin())
-    return float(strengths[best]), float(right_S[best] / max(1, int(tested_FN.sum())))
+    return STRENGTHS[best], float(right_S[best] / max(1, int(tested_FN.sum())))
 
 
 def _folds(labels_N: Tensor, images_N: Tensor, folds: int, seed: int) -> Tensor:

@@ -19,20 +19,18 @@ from vivace.training.folder.checkpoints import load_checkpoint, prune, save_chec
 from vivace.training.loop.plan import Plan
 from vivace.training.loop.progress import step_info, validation_info, validation_row
 from vivace.training.loop.restored import MALFORMED, check_weights
-from vivace.training.loop.rollback import NonFinite, Rollback
+from vivace.training.loop.rollback import MAX_SKIPPED, NonFinite, Rollback
 from vivace.training.loop.signals import StopSignals
 from vivace.training.loop.state import Counters, TrainState
 from vivace.training.loop.statistics import NUM_STEPS
 from vivace.training.loop.step import Stepper, StepResult
-from vivace.training.loop.validation import Validation
+from vivace.training.loop.validation import Trained, Validation
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.recording.callbacks import CheckpointInfo, StopTraining
 from vivace.training.recording.dispatch import Dispatcher
 
 __all__ = ["Engine"]
 
-# fp16 starts with a gradient scale of 65536 and halves it after each overflow: 20 in a row have another cause
-MAX_SKIPPED = 20
 # reading a value from a GPU waits for it: sums and the check for NaN are read once in this many steps
 CUDA_READ_EVERY = 20
 
@@ -62,8 +60,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self._rollback = Rollback(self.state, self.names)
-        self._checkpoint_at = self._marked_at = time.monotonic()
-        self._files_due_at = self._marked_at
+        self._checkpoint_at = self._marked_at = self._files_due_at = time.monotonic()
         self._sums: list[tuple[StepResult, Batch]] = []
         self._num_skipped = 0
         self._failure: CallbackError | None = None
@@ -74,6 +71,11 @@ class Engine:
             self.counters.best_val_top1 = -1.0
         self._trainable = {name: p for name, p in self.state.model.named_parameters() if p.requires_grad}
         self._validate_steps = max(1, round(self.recipe.validate_every * len(self.batches)))
+
+    def record(self, trained: Trained) -> None:
+        """Add a row to the history for what was trained before the loop."""
+        self.counters.add(trained)
+        self._validate(trained.validation)
 
     @property
     def counters(self) -> Counters:
@@ -269,15 +271,15 @@ class Engine:
         if self.settle is not None and self.counters.step <= NUM_STEPS and not self.counters.head_only:
             self.settle(self.state.averaged_model, self._finished)
 
-    def _validate(self) -> None:
+    def _validate(self, known: Validation | None = None) -> None:
         self._read_sums()
         self._clock()
-        counters = self.counters
-        validation = self.validate(self.state.averaged_model)
+        validation = known or self.validate(self.state.averaged_model)
         self._train_mode()
         if not math.isfinite(validation.loss):
             # weights may be finite and still so large that the loss is not
             raise NonFinite(None)
+        counters = self.counters
         counters.history.append(validation_row(self.state, validation, len(self.batches)))
         counters.loss_sum = counters.correct_sum = 0.0
         counters.count = 0

@@ -144,8 +144,9 @@ class Plan:
         """Whether the run is over: its budget is used up or its target reached."""
         if counters.target_seconds is not None and self.target is not None:
             return True
-        if self.within_seconds is None:
-            return counters.step >= self.total_steps(counters)
+        total = self.total_steps(counters)
+        if self.within_seconds is None or total == 0:
+            return counters.step >= total
         return counters.progress >= 1.0
 
     def seconds_left(self, counters: Counters) -> float | None:
@@ -168,6 +169,8 @@ def forecast_top1(history: Sequence[dict[str, Any]], progress: float) -> float |
     Fits accuracy = a - b · progress^-c to the validations by least squares, with c from a grid. The gain from the final
     decay of the learning rate is not modelled, so forecasts tend to be low for schedules that decay late.
     """
+    # what came before the first step is no point of the curve
+    history = [row for row in history if row["step"] > 0]
     if len(history) < 3 or progress <= 0:
         return None
     steps, top1 = np.array([(row["step"], row["val_top1"]) for row in history], dtype=float).T

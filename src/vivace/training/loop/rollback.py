@@ -12,11 +12,14 @@ from vivace.data.loader import Batch
 from vivace.errors import NonFiniteError
 from vivace.training.loop.state import TrainState
 
-__all__ = ["NonFinite", "Rollback"]
+__all__ = ["MAX_SKIPPED", "NonFinite", "Rollback"]
 
 MAX_ROLLBACKS = 3
 # number of files that a message names, and characters of each: the end of a path says the most
 MAX_NAMES, MAX_NAME_LENGTH = 5, 50
+
+# fp16 starts with a gradient scale of 65536 and halves it after each overflow: 20 in a row have another cause
+MAX_SKIPPED = 20
 
 
 class NonFinite(Exception):

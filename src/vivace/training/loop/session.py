@@ -17,7 +17,6 @@ from vivace.cpus import set_threads
 from vivace.data.augmentation.augment import Augment
 from vivace.data.caching.stored import Pixels
 from vivace.data.loader import Batch, Batches
-from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError
 from vivace.hardware import autocast, seed_everything
 from vivace.metrics.accuracy import topk_accuracy
@@ -26,7 +25,7 @@ from vivace.models.zoo import head_parameters, layer_groups
 from vivace.optim.optimizers import create_optimizer
 from vivace.training.execution import ExecutionConfig, trial_batch_size
 from vivace.training.loop.arrays import NUM_STATISTICS_IMAGES, TrainingData, sample
-from vivace.training.loop.start import start_network
+from vivace.training.loop.start import seen, start_network
 from vivace.training.loop.state import Ema, TrainState
 from vivace.training.loop.statistics import NUM_IMAGES, NUM_IMAGES_LAST, estimate_statistics
 from vivace.training.loop.step import Stepper, has_batch_norm
@@ -42,17 +41,6 @@ __all__ = ["Session"]
 
 # images on which a calibrated network is checked
 NUM_TRIED = 8
-
-
-def _seen(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
-    """The preprocessing of the trained network; in training, views of `preprocess` are downscaled to it."""
-    size = recipe.model.size or preprocess.size
-    if size > preprocess.size:
-        raise ConfigError(
-            f"model.size is larger than data.size: got {size} and {preprocess.size} px. Leave model.size out, or set "
-            f"data.size={size}."
-        )
-    return preprocess.resized(size)
 
 
 class Session:
@@ -76,7 +64,7 @@ class Session:
         self.recipe, self.data, self.device, self.kernels = recipe, data, device, cache_dir / "kernels"
         preprocess, train = data.preprocess, data.cache.splits["train"]
         self.num_classes = len(data.cache.classes)
-        self.seen = _seen(recipe, preprocess)
+        self.seen = seen(recipe, preprocess)
         shrink = self.seen.size / preprocess.size
         self.normalize = Normalize(preprocess.mean, preprocess.std, shrink=shrink).to(device)
         self.start = start_network(
@@ -97,6 +85,8 @@ class Session:
         self.head = head_parameters(self.model) if recipe.head_epochs else []
         self.late_frozen = self._late_frozen()
         self._validated: tuple[Tensor, Tensor] | None = None
+        self.answers: Callable[[nn.Module, str], tuple[Tensor, Tensor]] | None = None
+        """(network, split) → logits_NK and labels_N, while the features of the frozen body are known. None: passes."""
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
         labels = recipe.loss, train.labels_N[data.train_indices], self.num_classes, device
         self.loss, self.weights_K = make_loss(*labels), recipe_weights(*labels)
@@ -221,8 +211,8 @@ class Session:
             on_message=on_message,
         )
 
-    def trial_step(self, execution: ExecutionConfig) -> Callable[[], object]:
-        """A function that makes one training step on a copy of the network, for the measured trial."""
+    def trial_step(self, execution: ExecutionConfig, num_images: int | None = None) -> Callable[[], object]:
+        """A function that makes a training step on a copy of the network, of num_images or as many as a trial takes."""
         model = copy.deepcopy(self.model).train()
         if execution.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -231,7 +221,7 @@ class Session:
         state.counters.progress = 1.0
         stepper = self.stepper(state, execution)
         batch = next(iter(self.batches.epoch(0)))
-        count = min(trial_batch_size(self.recipe), len(batch.labels_B))
+        count = min(num_images or trial_batch_size(self.recipe), len(batch.labels_B))
         small = Batch(batch.images_BCHW[:count], batch.labels_B[:count], batch.indices_B[:count])
 
         def step() -> None:
@@ -299,6 +289,8 @@ class Session:
         return logits.softmax(1).numpy(), labels.numpy()
 
     def _split_logits(self, model: nn.Module, execution: ExecutionConfig, split: str) -> tuple[Tensor, Tensor]:
+        if self.answers is not None:
+            return self.answers(model, split)
         data = self.data
         if split == "val":
             arrays: tuple[Any, ...] = (data.val_images_NHWC, data.val_labels_N, data.val_indices)

@@ -9,13 +9,15 @@ from typing import Any
 
 from torch import nn
 
+from vivace.data.preprocess import Preprocess
+from vivace.errors import ConfigError
 from vivace.files import sha256_of
 from vivace.models.pretrained import find_weights
 from vivace.models.weights import load_weights, weights_file
 from vivace.models.zoo import create_model
 from vivace.training.recipes.recipe import Recipe
 
-__all__ = ["Start", "start_network"]
+__all__ = ["Start", "seen", "start_network"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,14 @@ def start_network(
     published = source.num_classes()
     head = "" if published == num_classes else f"; a new head for {num_classes} classes in place of {published:,}"
     return Start(model, source.record(), source.line() + head)
+
+
+def seen(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
+    """The preprocessing of the trained network; in training, views of `preprocess` are downscaled to it."""
+    size = recipe.model.size or preprocess.size
+    if size > preprocess.size:
+        raise ConfigError(
+            f"model.size is larger than data.size: got {size} and {preprocess.size} px. Leave model.size out, or set "
+            f"data.size={size}."
+        )
+    return preprocess.resized(size)

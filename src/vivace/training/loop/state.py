@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vivace.torch_private import foreach_lerp_
+from vivace.training.loop.validation import Trained
 from vivace.training.techniques.hard_examples import HardExamples
 from vivace.training.techniques.self_distillation import SelfDistillation
 
@@ -56,6 +57,12 @@ class Counters:
     """Whether the body is frozen in this epoch (fine-tuning)."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """A row per validation, as in metrics.csv."""
+
+    def add(self, trained: Trained) -> None:
+        """Count what was trained before the loop, in place."""
+        count = trained.num_images
+        self.seconds, self.num_images_seen = self.seconds + trained.seconds, self.num_images_seen + count
+        self.loss_sum, self.correct_sum, self.count = trained.loss * count, trained.top1 * count, count
 
 
 class Ema:

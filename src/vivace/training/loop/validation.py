@@ -16,7 +16,7 @@ from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
 from vivace.training.execution import ExecutionConfig, own_kernels
 
-__all__ = ["Validation", "central_view", "eval_batch_size", "split_logits"]
+__all__ = ["Trained", "Validation", "central_view", "eval_batch_size", "split_logits"]
 
 # 500 images of 64 px use a processor well; 500 images of 224 px would take more memory than a training step
 MAX_BATCH = 500
@@ -29,6 +29,18 @@ class Validation:
 
     loss: float
     top1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What was trained before the loop, and how well."""
+
+    validation: Validation
+    loss: float
+    """On `num_images` training images, as are the next two."""
+    top1: float
+    num_images: int
+    seconds: float
 
 
 def eval_batch_size(size: int) -> int:

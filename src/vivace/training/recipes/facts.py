@@ -7,7 +7,8 @@ import statistics
 from vivace.data.decoding.decode import size_of
 from vivace.data.splits import DataSource, Split
 from vivace.errors import ImageError
-from vivace.training.recipes.named import DataFacts
+from vivace.models.pretrained import available_without_download
+from vivace.training.recipes.named import PACKAGED_NETWORK, DataFacts
 
 __all__ = ["measure_facts"]
 
@@ -23,6 +24,7 @@ def measure_facts(source: DataSource) -> DataFacts:
         num_classes=len(source.classes),
         channels=source.channels,
         side=_typical_side(train),
+        weights_at_hand=available_without_download(PACKAGED_NETWORK) is not None,
     )
 
 

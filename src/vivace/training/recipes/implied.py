@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vivace.errors import ConfigError
 from vivace.training.recipes.recipe import Recipe
 
-__all__ = ["with_implied"]
+__all__ = ["unused_options", "with_implied", "with_starting_weights"]
 
 # Muon for any network: what it does not treat is trained by AdamW, which suits embeddings and norms
 ANY_NETWORK: dict[str, Any] = {
@@ -30,8 +31,12 @@ USUAL: dict[str, dict[str, Any]] = {
     "lamb": {"lr": 5e-3, "nesterov": False, "weight_decay": 0.02},
     "muon": ANY_NETWORK,
 }
+# epochs of a network that is named under `finetune` without weights
+EPOCHS_FROM_SCRATCH = 8
 # with class weights a few rare images may dominate the gradient of a batch
 CLIP_OF_WEIGHTED = 2.0
+# fields that matter to the epochs of a run
+OF_EPOCHS = ("optimizer.", "schedule.", "augment.", "batch_size", "ema_decay", "clip_grad_norm", "early_stopping")
 OTHERS: dict[str, Any] = {"lr": 1e-3, "nesterov": False, "weight_decay": 0.0}
 
 
@@ -53,6 +58,12 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     if changes.get("loss.class_weights") == "balanced" and recipe.clip_grad_norm is None:
         implied["clip_grad_norm"] = CLIP_OF_WEIGHTED
     network, optimizer = changes.get("model.name"), changes.get("optimizer.name")
+    learnt = changes.get("model.pretrained", recipe.model.pretrained) or changes.get(
+        "model.weights", recipe.model.weights
+    )
+    if recipe.finetune.head and not learnt:
+        # there are no features that a head could be solved on
+        implied |= {"finetune.head": False, "epochs": max(recipe.epochs, EPOCHS_FROM_SCRATCH)}
     if network not in (None, recipe.model.name):
         implied["model.arguments"] = {}
         if recipe.name in ("fast", "accurate") and optimizer is None:
@@ -61,6 +72,35 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
         implied |= {"optimizer.aux_lr": None, "optimizer.options": {}, "optimizer.bias_lr_factor": 1.0}
         implied |= _fields(USUAL.get(str(optimizer), OTHERS))
     return implied | dict(changes)
+
+
+def with_starting_weights(recipe: Any, changes: Mapping[str, Any], *, from_scratch: bool) -> tuple[Any, dict[str, Any]]:
+    """(recipe, changes) with "auto" replaced where the options say what a run starts from.
+
+    recipe: as `train` takes it. Raises ConfigError for from_scratch with weights.
+    """
+    changes = dict(changes)
+    weights = bool(changes.get("model.pretrained") or changes.get("model.weights"))
+    if from_scratch:
+        if weights or recipe == "finetune":
+            given = "the recipe 'finetune'" if recipe == "finetune" else "`pretrained` or `weights`"
+            raise ConfigError(f"`from_scratch` can't go with {given}: got both. Leave one of them out.")
+        changes["model.pretrained"] = False
+    if recipe != "auto":
+        return recipe, changes
+    if weights:
+        return "finetune", changes
+    if from_scratch or "model.name" in changes or changes.get("data.channels") == 1:
+        # a network that is named without weights is trained from scratch
+        return "fast", changes
+    return recipe, changes
+
+
+def unused_options(recipe: Recipe, changes: Mapping[str, Any], *, timed: bool) -> list[str]:
+    """Of the changes, the fields that matter to epochs alone, where the recipe has none and no time budget for any."""
+    if recipe.epochs > 0 or timed:
+        return []
+    return [name for name in changes if name.startswith(OF_EPOCHS)]
 
 
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:

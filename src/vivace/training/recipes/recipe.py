@@ -12,7 +12,7 @@ from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.training.execution import PRECISIONS, switches
 
-__all__ = ["DistillConfig", "HardExamplesConfig", "LossConfig", "Recipe"]
+__all__ = ["DistillConfig", "FinetuneConfig", "HardExamplesConfig", "LossConfig", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,20 @@ class HardExamplesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What comes before the epochs where the network starts from trained weights."""
+
+    head: bool = False
+    """Solve the head on features of the frozen network: logistic regression, its regularization chosen on images left
+    out of each of four fits. The epochs that follow, if any, train the whole network."""
+    views: int = 2
+    """Views of each training image that features are computed of, 1 or 2: the image, and its mirror image."""
+
+    def __post_init__(self) -> None:
+        check_range("finetune.views", self.views, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A complete description of a training run; it can be written as YAML and read back without loss."""
 
@@ -83,8 +97,10 @@ class Recipe:
     focus: HardExamplesConfig = field(default_factory=HardExamplesConfig)
     """Hard-example sampling."""
     distill: DistillConfig = field(default_factory=DistillConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     epochs: int = 10
-    """Passes over the training images, >= 1."""
+    """Passes over the training images, >= 1; with finetune.head also 0, which leaves the body as it is. With a time
+    budget, whether there are any depends on what is left of it."""
     batch_size: int = 64
     """Images per optimizer step, >= 2."""
     micro_batch_size: int | None = None
@@ -129,7 +145,7 @@ class Recipe:
     """Refuse kernels with non-deterministic results (CUDA); a CPU with a fixed number of threads needs no check."""
 
     def __post_init__(self) -> None:
-        check_range("epochs", self.epochs, 1, 100_000)
+        check_range("epochs", self.epochs, 0 if self.finetune.head else 1, 100_000)
         check_range("batch_size", self.batch_size, 2, 1_000_000)
         check_range("micro_batch_size", self.micro_batch_size, 1, self.batch_size)
         check_range("ema_decay", self.ema_decay, 0.0, 1.0, open_low=True, open_high=True)
@@ -166,6 +182,11 @@ class Recipe:
             raise ConfigError(
                 "loss.self_distillation can't go with augment.mixup or augment.cutmix (an answer to a mixed image is "
                 f"no image's): got {self.loss.self_distillation}. Set it to 0, or leave the other out."
+            )
+        if self.finetune.head and not (self.model.pretrained or self.model.weights):
+            raise ConfigError(
+                "finetune.head needs a network that has learnt something: got random weights. Give `pretrained` or "
+                "`weights`, or set finetune.head=false."
             )
         if self.head_epochs and not (self.model.pretrained or self.model.weights):
             raise ConfigError(

@@ -1,0 +1,184 @@
+"""A network that is not trained, computed as fast as this machine can: its features, or its last maps.
+
+On a CPU with OpenVINO installed that computes it, several times as fast as torch where convolutions are depthwise;
+otherwise torch does. A library's answers are compared with torch's before they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vivace.cpus import num_cpus
+from vivace.errors import MissingExtra
+from vivace.files import atomic_folder
+from vivace.hardware import autocast, supported_precisions
+from vivace.libraries.openvino import core, library, without_reports
+from vivace.runtimes.table import RUNTIMES
+from vivace.trust import seal, seal_broken, trusted_folder
+
+__all__ = ["Frozen"]
+
+# images in a call: several calls run beside each other, and more images would only take memory
+BATCH = 8
+# of the angle between its answers and torch's in fp32, the smallest cosine with which a library is used
+MIN_COSINE = 0.99
+NUM_COMPARED = 8
+# folder of the cache
+GRAPHS = "graphs"
+
+
+class Frozen:
+    """Computes a network on stored pixels: uint8 [N, side, side, C] → tensors of one row per image, on the CPU.
+
+    network: normalised images_BCHW → a tensor [B, …]. normalize: pixels on the 0..255 scale → normalised. sample: uint8
+    [n, side, side, C], up to 8 images on which a library's answers are compared with torch's. cache_dir: where graphs
+    are kept, which take seconds to make.
+    """
+
+    def __init__(
+        self, network: nn.Module, normalize: nn.Module, *, sample: np.ndarray, device: torch.device, cache_dir: Path
+    ) -> None:
+        self.runtime = "torch"
+        self._module = _OnPixels(network, normalize).eval().requires_grad_(False)
+        self._device = device
+        self._precision = "bf16" if "bf16" in supported_precisions(device) else "fp32"
+        self._compiled: Any = None
+        # a copy: torch takes no memory that is read only
+        sample = np.array(sample[:NUM_COMPARED])
+        with torch.no_grad():
+            expected = self._module(torch.from_numpy(sample).to(device)).float().cpu()
+        self.shape = tuple(expected.shape[1:])
+        """Of an image's answer."""
+        if device.type == "cpu":
+            self._compiled = self._in_library(sample, expected, cache_dir)
+            self.runtime = "torch" if self._compiled is None else "openvino"
+
+    def __call__(
+        self,
+        blocks: Iterator[np.ndarray],
+        count: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        out: Tensor | None = None,
+        on_progress: Callable[[int], None] = lambda done: None,
+    ) -> Tensor:
+        """The answers to `count` images that come in blocks, [count, …] in `dtype`, or in `out`, which is returned."""
+        answers = torch.empty((count, *self.shape), dtype=dtype) if out is None else out
+        compute = self._by_torch if self._compiled is None else self._by_library
+        done = 0
+        for block in blocks:
+            compute(block, answers[done : done + len(block)])
+            done += len(block)
+            on_progress(done)
+        return answers
+
+    @torch.no_grad()
+    def _by_torch(self, images_NHWC: np.ndarray, out: Tensor) -> None:
+        size = 4 * BATCH
+        for start in range(0, len(images_NHWC), size):
+            images = torch.from_numpy(np.array(images_NHWC[start : start + size])).to(self._device)
+            with autocast(self._device, self._precision):
+                out[start : start + size] = self._module(images).to("cpu", out.dtype)
+
+    def _by_library(self, images_NHWC: np.ndarray, out: Tensor) -> None:
+        openvino = library()
+        queue = openvino.AsyncInferQueue(self._compiled, 2 * num_cpus())
+        failed: list[BaseException] = []
+
+        def store(request: Any, start: int) -> None:
+            try:
+                answer = torch.from_numpy(request.get_output_tensor().data)
+                rows = out[start : start + BATCH]
+                rows.copy_(answer[: len(rows)])
+            except BaseException as error:
+                # what is raised in the library's thread would be lost
+                failed.append(error)
+
+        queue.set_callback(store)
+        for start in range(0, len(images_NHWC), BATCH):
+            block = images_NHWC[start : start + BATCH]
+            if len(block) < BATCH:
+                block = np.concatenate([block, np.zeros((BATCH - len(block), *block.shape[1:]), np.uint8)])
+            queue.start_async({0: np.ascontiguousarray(block)}, start)
+        queue.wait_all()
+        if failed:
+            raise failed[0]
+
+    def _in_library(self, sample: np.ndarray, expected: Tensor, cache_dir: Path) -> Any:
+        """The network compiled by OpenVINO; None if that is not installed, can't, or answers otherwise than torch."""
+        try:
+            openvino = library()
+        except MissingExtra:
+            return None
+        settings = {
+            **RUNTIMES["openvino"].settings[self._precision],
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": num_cpus(),
+            "INFERENCE_NUM_THREADS": num_cpus(),
+        }
+        try:
+            graph = _graph(openvino, self._module, sample, cache_dir)
+            self._compiled = core().compile_model(graph, "CPU", settings)
+            found = torch.empty_like(expected)
+            self._by_library(sample, found)
+        except Exception:
+            # an operation that it does not know, in whatever words: torch computes it
+            return None
+        cosine = torch.nn.functional.cosine_similarity(found.flatten(1), expected.flatten(1)).min()
+        return self._compiled if float(cosine) >= MIN_COSINE else None
+
+
+class _OnPixels(nn.Module):
+    """uint8 images_BHWC → what the network answers to them."""
+
+    def __init__(self, network: nn.Module, normalize: nn.Module) -> None:
+        super().__init__()
+        self.network, self.normalize = network, normalize
+
+    def forward(self, images_BHWC: Tensor) -> Tensor:
+        answer: Tensor = self.network(self.normalize(images_BHWC.permute(0, 3, 1, 2)))
+        return answer
+
+
+def _graph(openvino: Any, module: nn.Module, sample: np.ndarray, cache_dir: Path) -> Any:
+    """The graph for batches of BATCH images, from the cache if that holds one of just these weights."""
+    # a graph is read as it is: only where nobody else can write
+    folder = trusted_folder(cache_dir / GRAPHS) / f"frozen-{_fingerprint(module, sample.shape[1:])}"
+    files = [folder / "model.xml", folder / "model.bin"]
+    if folder.is_dir() and seal_broken(folder / "SHA256", files) is None:
+        return core().read_model(*map(str, files))
+    graph = _converted(openvino, module, sample)
+    with contextlib.suppress(OSError), atomic_folder(folder) as made:
+        openvino.save_model(graph, str(made / "model.xml"), compress_to_fp16=False)
+        seal(made / "SHA256", [made / file.name for file in files])
+    return graph
+
+
+def _converted(openvino: Any, module: nn.Module, sample: np.ndarray) -> Any:
+    example = torch.zeros(BATCH, *sample.shape[1:], dtype=torch.uint8)
+    with warnings.catch_warnings(), without_reports(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, (example,), strict=False)
+        return openvino.convert_model(program)
+
+
+def _fingerprint(module: nn.Module, shape: tuple[int, ...]) -> str:
+    """Of the weights, the network's structure and the libraries."""
+    digest = hashlib.sha256(repr((str(module), shape, BATCH, _versions())).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:20]
+
+
+def _versions() -> Mapping[str, str]:
+    return {"torch": torch.__version__, "openvino": library().__version__}
