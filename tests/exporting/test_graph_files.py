@@ -28,6 +28,7 @@ from vivace.exporting.export import export
 from vivace.exporting.export_errors import exporting
 from vivace.exporting.labels import description
 from vivace.files import canonical_json, sha256_of
+from vivace.libraries.openvino import library
 from vivace.models.zoo import create_model
 from vivace.runtimes import onnx, openvino
 from vivace.runtimes.loading import load_runtime
@@ -205,7 +206,7 @@ def test_what_openvino_cant_convert_goes_by_way_of_onnx(
     model = Interpolated().eval()
     monkeypatch.setattr(Bundle, "build_model", lambda self: model)
     with quiet(), pytest.raises(ExportError, match="_upsample_bicubic2d_aa"), exporting("openvino"):
-        openvino.library().convert_model(graphs.traced(made["plain"]))
+        library().convert_model(graphs.traced(made["plain"]))
     openvino_export.write_graph(made["plain"], tmp_path)
     classify = openvino.classifier_of(tmp_path / "model.xml", tmp_path / "model.bin", "fp32")
     expected = load_runtime("eager", made["plain"], device=CPU, precision="fp32")(pixels(4))
