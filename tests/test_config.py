@@ -26,7 +26,8 @@ FACTS = [
 def test_every_recipe_survives_yaml(name: str, facts: DataFacts) -> None:
     recipe = RECIPES[name](facts)
     assert from_yaml(Recipe, to_yaml(recipe)) == recipe
-    assert recipe.name == name
+    # auto takes one of the others
+    assert recipe.name == name or name == "auto"
 
 
 @pytest.mark.parametrize(
