@@ -107,7 +107,9 @@ def test_only_known_constructor_arguments_with_plain_values_are_taken(bundle: Bu
         override(Recipe(), {"model.arguments": {name: FORBIDDEN[name]}})
 
 
-@pytest.mark.parametrize("name", sorted(FORBIDDEN.keys() - {"__class__", "pretrained", "num_classes", "narrowed"}))
+@pytest.mark.parametrize(
+    "name", sorted(FORBIDDEN.keys() - {"__class__", "pretrained", "num_classes", "narrowed", "cache_dir"})
+)
 def test_networks_take_no_other_arguments_from_python_either(name: str) -> None:
     with pytest.raises(ModelError, match=r"model\.arguments"):
         create_model("timm/test_resnet", 3, **{name: FORBIDDEN[name]})

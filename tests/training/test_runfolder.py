@@ -216,7 +216,7 @@ def test_a_run_folder_holds_what_the_run_is(run_tiny: RunTiny) -> None:
         "bundle",
     }
     facts = json.loads((result.run / "run.json").read_text())
-    assert facts["contract"] == {"within_seconds": None, "target": 0.99}
+    assert facts["contract"] == {"within_seconds": None, "target": 0.99, "planned": False}
     assert (facts["data"]["num_images"], facts["data"]["num_train"], facts["data"]["num_val"]) == (24, 18, 6)
 
 
