@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from same_weights import assert_same_weights
 
 from vivace.errors import CheckpointError, TrainingError
+from vivace.training.folder import checkpoints
 from vivace.training.folder.checkpoints import CHECKPOINT_VERSION, load_checkpoint, load_newest, prune, save_checkpoint
 from vivace.training.result import TrainResult
-from vivace.training.resume import checkpoints
 
 RunTiny = Callable[..., TrainResult]
 

@@ -77,7 +77,7 @@ def test_finetune_starts_from_local_weights_of_another_number_of_classes(
             "data.size": 32,
         },
     )
-    assert from_yaml(Recipe, result.run / "recipe.yaml").head_epochs == 1
+    assert from_yaml(Recipe, result.run / "recipe.yaml").finetune.head
     tuned = bundle_weights(result)
     assert tuned["fc.weight"].shape[0] == 3
     start = torch.load(weights, weights_only=True)
