@@ -49,6 +49,13 @@ def test_the_warning_tells_what_the_commonest_class_alone_would_give() -> None:
     assert len(warned(num_right=52, commonest="c" * 1000)[0]) < 400
 
 
+def test_a_run_without_epochs_is_not_advised_on_its_learning_rate() -> None:
+    (told,) = warned(num_right=52, epochs=0)
+    assert told.endswith("Look at the labels, or give `epochs` to train the whole network.")
+    (told,) = warned(num_right=52)
+    assert told.endswith("Look at the learning rate, the length of the run and the labels.")
+
+
 @pytest.mark.parametrize(("num_val", "commonest", "chance"), [(2, 1, "0.25"), (31, 30, "0.36"), (1, 1, "1")])
 def test_all_right_is_told_too_where_chance_gives_as_much(num_val: int, commonest: int, chance: str) -> None:
     (told,) = warned(num_right=num_val, num_val=num_val, num_val_commonest=commonest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +62,14 @@ class Frozen:
             self._compiled = self._in_library(sample, expected, cache_dir)
             self.runtime = "torch" if self._compiled is None else "openvino"
 
-    def __call__(
-        self,
-        blocks: Iterator[np.ndarray],
-        count: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        out: Tensor | None = None,
-        on_progress: Callable[[int], None] = lambda done: None,
-    ) -> Tensor:
-        """The answers to `count` images that come in blocks, [count, …] in `dtype`, or in `out`, which is returned."""
-        answers = torch.empty((count, *self.shape), dtype=dtype) if out is None else out
+    def __call__(self, blocks: Iterator[np.ndarray], count: int) -> Tensor:
+        """The answers to `count` images that come in blocks, float32 [count, …]."""
+        answers = torch.empty((count, *self.shape))
         compute = self._by_torch if self._compiled is None else self._by_library
         done = 0
         for block in blocks:
             compute(block, answers[done : done + len(block)])
             done += len(block)
-            on_progress(done)
         return answers
 
     @torch.no_grad()

@@ -31,12 +31,15 @@ from vivace.models.packaged import NUM_CLASSES, PACKAGED, PackagedWeights, packa
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vivace.models.timm_models import Stats
+
 __all__ = [
     "InputStats",
     "WeightsSource",
     "advice_without",
     "available_without_download",
     "find_weights",
+    "pretrained_stats",
     "weights_at_hand",
 ]
 
@@ -150,6 +153,22 @@ def find_weights(network: str) -> WeightsSource:
             f"timm publishes no weights for timm/{name}. Leave `model.pretrained` out, or choose another network."
         )
     return _at_hand(tagged) or WeightsSource(network=TIMM + tagged, kind="hub")
+
+
+def pretrained_stats(network: str) -> Stats | None:
+    """(mean, std, size, interpolation) that the weights of a timm network were trained with; None for our own networks.
+
+    They are those of the source that would be used: a package's mean may differ from timm's in the third digit. torch
+    and timm are imported only if timm has to tell.
+    """
+    row = packaged_weights(network)
+    if row is not None:
+        return row.mean, row.std, row.size, row.interpolation
+    if not network.startswith(TIMM):
+        return None
+    from vivace.models.timm_models import timm_stats
+
+    return timm_stats(network.removeprefix(TIMM))
 
 
 def advice_without(source: WeightsSource) -> str:

@@ -17,10 +17,9 @@ from vivace.models.arguments import ARGUMENTS, FRACTION, check_arguments, check_
 from vivace.models.convnets import FastCNN, FastPhoto, SimpleCNN
 from vivace.models.limits import blank_network, check_forward
 from vivace.models.narrowing import narrow
-from vivace.models.packaged import packaged_weights
 from vivace.models.parts import count_parameters, forward_flops, head_parameters, layer_groups
-from vivace.models.pretrained import WeightsSource, advice_without, find_weights
-from vivace.models.timm_models import Stats, check_timm_name, create_timm, list_timm, near_timm, timm_stats
+from vivace.models.pretrained import WeightsSource, advice_without, find_weights, pretrained_stats
+from vivace.models.timm_models import check_timm_name, create_timm, list_timm, near_timm
 from vivace.models.weights import load_weights
 
 __all__ = [
@@ -190,16 +189,3 @@ def list_models(pattern: str = "*") -> list[str]:
     """All names that `create_model` takes and that match a shell pattern."""
     names = [*ZOO, *(TIMM + name for name in list_timm())]
     return [name for name in names if fnmatch.fnmatch(name, pattern)]
-
-
-def pretrained_stats(name: str) -> Stats | None:
-    """(mean, std, size, interpolation) that the weights of a timm network were trained with; None for our own networks.
-
-    They are those of the source that would be used: a package's mean may differ from timm's in the third digit.
-    """
-    if not name.startswith(TIMM):
-        return None
-    if (stats := timm_stats(name[len(TIMM) :])) is None:
-        return None
-    row = packaged_weights(name)
-    return stats if row is None else (row.mean, row.std, row.size, row.interpolation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import BundleError, DataError, first_line
-from vivace.models.pretrained import available_without_download
+from vivace.models.pretrained import pretrained_stats
 from vivace.notices import warn
 from vivace.training.folder.runfolder import RunFolder, runs_of
 from vivace.training.recipes.facts import measure_facts
@@ -101,24 +101,13 @@ def _with_stats(recipe: Recipe, *, channels: int | None) -> DataConfig:
         # the size is the data's: weights of a bundle are often for other images
         mean, std, interpolation, size = preprocess.mean, preprocess.std, preprocess.interpolation, data.size
     else:
-        if (stats := _input_stats(model.name)) is None:
+        if (stats := pretrained_stats(model.name)) is None:
             return data
         mean, std, size, interpolation = stats
         size = data.size or (size if model.pretrained else None)
     if data.mean is None and len(mean) == (channels or 3):
         data = dataclasses.replace(data, mean=mean, std=std)
     return dataclasses.replace(data, size=size, interpolation=data.interpolation or interpolation)
-
-
-def _input_stats(network: str) -> tuple[tuple[float, ...], tuple[float, ...], int, Any] | None:
-    """(mean, std, size, interpolation) of pretrained weights; torch and timm are imported only if they have to tell."""
-    source = available_without_download(network)
-    if source is not None and source.packaged is not None:
-        stats = source.input_stats()
-        return stats.mean, stats.std, stats.size, stats.interpolation
-    from vivace.models.zoo import pretrained_stats
-
-    return pretrained_stats(network)
 
 
 def _of_bundle(path: Path) -> Preprocess | None:

@@ -58,8 +58,14 @@ def _chance(outcome: Outcome) -> Iterator[str]:
         yield (
             f"the network may have learnt nothing: {right:,} of {images:,} validation images are right "
             f"({100 * right / images:.1f} %), and always answering {outcome.commonest[:60]!r} gives {100 * rate:.1f} % "
-            f"(p = {chance:.2g}). Look at the learning rate, the length of the run and the labels."
+            f"(p = {chance:.2g}). {_advice(outcome)}"
         )
+
+
+def _advice(outcome: Outcome) -> str:
+    if outcome.epochs > 0:
+        return "Look at the learning rate, the length of the run and the labels."
+    return "Look at the labels, or give `epochs` to train the whole network."
 
 
 def _length(outcome: Outcome) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,13 +83,13 @@ class FrozenFeatures:
         """Images that these took."""
         self._known: dict[tuple[str, bool], Tensor] = {}
 
-    def of(self, split: str, *, mirrored: bool = False, on_progress: Callable[[int], None] = lambda _: None) -> Tensor:
+    def of(self, split: str, *, mirrored: bool = False) -> Tensor:
         """features_ND, float32, of "train", "val" or "test"; computed once."""
         key = (split, mirrored)
         if key not in self._known:
             part = self._split(split)
             began = time.monotonic()
-            self._known[key] = self._frozen(self._blocks(part, mirrored), len(part), on_progress=on_progress)
+            self._known[key] = self._frozen(self._blocks(part, mirrored), len(part))
             self.seconds += time.monotonic() - began
             self.num_images += len(part)
         return self._known[key]
