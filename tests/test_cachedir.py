@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from caches import remove_cache
 
 from vivace import locks
 from vivace.cachedir import building, clear_leftovers, default_cache_dir, warn_if_shared
@@ -216,7 +217,7 @@ def entered_by_all() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(dir="/tmp"))
     path.chmod(0o755)
     yield path
-    shutil.rmtree(path)
+    remove_cache(path)
 
 
 def test_a_cache_that_others_may_write_to_is_reported_once(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from caches import remove_cache
 from killing import Killed, die_after
 from PIL import Image
 from same_weights import assert_same_weights
@@ -120,7 +121,7 @@ def test_a_run_whose_data_are_gone_is_resumed_only_if_the_cache_is_whole(
         run_tiny("killed", data=data.with_name("typo"), resume=True)
     (pixels,) = (own_cache / "images").glob("changing-*/train.npy")
     if damage == "removed":
-        shutil.rmtree(pixels.parent)
+        remove_cache(pixels.parent)
     else:
         pixels.write_bytes(pixels.read_bytes()[:-1] + b"x")
     with pytest.raises(
@@ -154,7 +155,7 @@ def test_data_that_changed_and_are_in_no_cache_any_more_are_told(
         with pytest.raises(Killed):
             run_tiny("killed", data=data)
     add(data)
-    shutil.rmtree(own_cache / "images")
+    remove_cache(own_cache / "images")
     with pytest.raises(
         CheckpointError,
         match=r"it began on changing with 24 images \(fingerprint .*\), which are no longer in the cache; now changing "

@@ -47,6 +47,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # a digest in hexadecimal
 DIGEST = np.dtype("S32")
 HEXADECIMAL = b"0123456789abcdef"
+# the name of the thread that syncs a new cache to disk
+SETTLING = "vivace-settle"
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def settle(folder: Path) -> threading.Thread:
         unsettled = read_printable(folder / INDEX, MAX_INDEX_BYTES)
     except ValueError:
         raise OSError(errno.EILSEQ, f"{INDEX} has changed") from None
-    thread = threading.Thread(target=_settle, args=(folder, unsettled), daemon=True)
+    thread = threading.Thread(target=_settle, args=(folder, unsettled), daemon=True, name=SETTLING)
     thread.start()
     return thread
 
