@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from caches import remove_cache
 
+from caches import remove_cache
 from vivace import locks
 from vivace.cachedir import building, clear_leftovers, default_cache_dir, warn_if_shared
 from vivace.data.caching.cache import open_cache

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from caches import remove_cache
 from killing import Killed, die_after
 from PIL import Image
 from same_weights import assert_same_weights
 
+from caches import remove_cache
 from vivace.bundle import load_bundle
 from vivace.data.loader import Batches
 from vivace.errors import CacheDamaged, CheckpointError, DataError
