@@ -1,4 +1,4 @@
-"""Fine-tuning in stages: the head is solved on features of the frozen network; epochs follow if asked for."""
+"""Fine-tuning in stages: the head is solved on features of the frozen network; then its last stages are trained."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
+from killing import Killed, die_after
+from safetensors.torch import save_file
+from same_weights import assert_same_weights
 
 import vivace
+from vivace import systems
 from vivace.bundle import load_bundle
 from vivace.errors import ConfigError
-from vivace.models import frozen
-from vivace.models.frozen import Frozen
-from vivace.models.normalize import Normalize
 from vivace.models.zoo import create_model
+from vivace.training.finetuning import features
+from vivace.training.folder.checkpoints import load_newest
 from vivace.training.recipes.named import PACKAGED_NETWORK, DataFacts, auto, reason, starts_from_weights
 
 MakeFolder = Callable[..., Path]
@@ -42,8 +43,17 @@ def train(data: Path, run: Path, **options: Any) -> vivace.TrainResult:
     return vivace.train(data, run=run, quiet=True, **options)
 
 
+def changed(result: vivace.TrainResult) -> set[str]:
+    """Names of the weights that are no longer the published ones."""
+    start = create_model(PACKAGED_NETWORK, 1000, size=SIZE, pretrained=True).state_dict()
+    found = load_bundle(result.bundle).build_model().state_dict()
+    return {
+        name for name, tensor in found.items() if tensor.shape != start[name].shape or (tensor != start[name]).any()
+    }
+
+
 def test_the_head_is_solved_and_the_body_stays(data: Path, tmp_path: Path) -> None:
-    result = train(data, tmp_path / "run")
+    result = train(data, tmp_path / "run", epochs=0)
     assert result.epochs == 0
     assert result.val_top1 == 1.0
     # it and its mirror image
@@ -51,22 +61,81 @@ def test_the_head_is_solved_and_the_body_stays(data: Path, tmp_path: Path) -> No
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (record["epochs"], record["num_images_seen"]) == (0, 66)
     info = load_bundle(result.bundle).info
-    assert info.recipe["finetune"] == {"head": True, "views": 2}
-    start = create_model(PACKAGED_NETWORK, 1000, size=SIZE, pretrained=True).state_dict()
-    found = load_bundle(result.bundle).build_model().state_dict()
-    changed = {
-        name for name, tensor in found.items() if tensor.shape != start[name].shape or (tensor != start[name]).any()
-    }
-    assert changed == {"classifier.weight", "classifier.bias"}
+    assert info.recipe["finetune"] == {"head": True, "trains": "auto", "cut": None, "views": 2}
+    assert changed(result) == {"classifier.weight", "classifier.bias"}
     # what the features said of the validation images is what the bundle says of them
     assert vivace.evaluate(result.bundle, data, split="val").metrics.top1 == result.val_top1
 
 
-def test_epochs_that_are_asked_for_train_the_whole_network(data: Path, tmp_path: Path) -> None:
-    result = train(data, tmp_path / "run", epochs=1, tune=False, lr=1e-5, batch_size=11)
+def test_the_last_stages_are_trained_and_the_front_stays(data: Path, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "run", epochs=1, lr=1e-4, batch_size=11)
     assert result.epochs == 1
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["0", "1"]
+    recipe = load_bundle(result.bundle).info.recipe
+    assert recipe["finetune"] == {"head": True, "trains": "last", "cut": "blocks.5.0", "views": 2}
+    stages = ("blocks.5.1.", "blocks.5.2.", "blocks.5.3.", "blocks.6.", "conv_head.", "bn2.", "classifier.")
+    assert all(name.startswith(stages) for name in changed(result))
+    assert "blocks.6.0.conv_pw.weight" in changed(result)
+    # statistics of batch norm are those of ImageNet still
+    assert not any("running" in name or "num_batches" in name for name in changed(result))
+    assert vivace.evaluate(result.bundle, data, split="val").metrics.top1 == result.val_top1
+
+
+def test_the_whole_network_is_trained_if_the_recipe_says_so(data: Path, tmp_path: Path) -> None:
+    overrides = {"finetune.trains": "whole"}
+    result = train(data, tmp_path / "run", epochs=1, tune=False, lr=1e-2, batch_size=11, overrides=overrides)
+    assert result.epochs == 1
+    # of the last step, whether or not validation found it better than the head alone
+    tree, _, _ = load_newest(tmp_path / "run" / "checkpoints")
+    assert tree is not None
+    start = create_model(PACKAGED_NETWORK, 1000, size=SIZE, pretrained=True).state_dict()
+    assert (tree["model"]["conv_stem.weight"] != start["conv_stem.weight"]).any()
+
+
+def test_last_stages_that_were_killed_go_on_to_the_same_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"epochs": 2, "lr": 1e-4, "batch_size": 11}
+    unbroken = train(data, tmp_path / "unbroken", **options)
+    with monkeypatch.context() as patch:
+        die_after(patch, 4)
+        with pytest.raises(Killed):
+            train(data, tmp_path / "killed", **options)
+    resumed = vivace.train(data, run=tmp_path / "killed", resume=True, quiet=True)
+    assert_same_weights(unbroken, resumed)
+    assert resumed.epochs == 2
+
+
+def test_maps_that_do_not_fit_into_memory_are_kept_in_a_file(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"epochs": 1, "lr": 1e-4, "batch_size": 11, "overrides": {"finetune.views": 3}}
+    in_memory = train(data, tmp_path / "memory", **options)
+    monkeypatch.setattr(features, "MAX_MEMORY_FRACTION", 0.0)
+    reserved: list[int] = []
+    reserve = systems.reserve
+    monkeypatch.setattr(systems, "reserve", lambda file, size: (reserved.append(size), reserve(file, size)))
+    in_file = train(data, tmp_path / "file", **options)
+    # three views of 33 images and one of 3: bf16 maps of 192 channels, 2 × 2
+    assert sorted(reserved) == [2 * 3 * 192 * 4, *[2 * 33 * 192 * 4] * 3]
+    assert_same_weights(in_memory, in_file)
+
+
+def test_last_stages_that_can_not_be_trained_are_refused(data: Path, tmp_path: Path) -> None:
+    overrides = {"finetune.trains": "last"}
+    with pytest.raises(ConfigError, match=r"last stages can't be trained: timm/vit_tiny.* can't be cut in two"):
+        train(data, tmp_path / "run", model="timm/vit_tiny_patch16_224", weights=vit(tmp_path), overrides=overrides)
+    with pytest.raises(ConfigError, match="can't be cut in two after blocks"):
+        train(data, tmp_path / "run", overrides={"finetune.cut": "blocks"})
+    assert not (tmp_path / "run").exists()
+
+
+def vit(folder: Path) -> Path:
+    """Weights of a vision transformer."""
+    model = create_model("timm/vit_tiny_patch16_224", 3, size=SIZE)
+    save_file(model.state_dict(), folder / "vit.safetensors")
+    return folder / "vit.safetensors"
 
 
 def test_a_head_that_training_spoils_is_kept(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,14 +155,33 @@ def test_a_head_that_training_spoils_is_kept(data: Path, tmp_path: Path, capsys:
     assert "the head alone is kept: 100.0 % on validation, " in capsys.readouterr().err
 
 
+def test_a_resumed_run_keeps_a_head_that_training_spoils(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"epochs": 2, "lr": 3.0, "batch_size": 11, "overrides": {"clip_grad_norm": None}}
+    with monkeypatch.context() as patch:
+        die_after(patch, 4)
+        with pytest.raises(Killed):
+            train(data, tmp_path / "run", **options)
+    result = vivace.train(data, run=tmp_path / "run", resume=True)
+    assert (result.val_top1, result.saved_epoch) == (1.0, 0.0)
+    assert "the head alone is kept: 100.0 % on validation, " in capsys.readouterr().err
+    assert changed(result) == {"classifier.weight", "classifier.bias"}
+
+
 def test_a_finished_run_goes_on_with_the_whole_network(data: Path, tmp_path: Path) -> None:
-    train(data, tmp_path / "run")
+    train(data, tmp_path / "run", epochs=0)
     result = vivace.train(data, run=tmp_path / "run", resume=True, epochs=1, tune=False, quiet=True)
     assert result.epochs == 1
 
 
+def test_a_target_that_the_head_reaches_ends_the_run(data: Path, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "run", target=0.9)
+    assert (result.epochs, result.target_reached) == (0, True)
+
+
 def test_options_of_epochs_are_said_to_be_unused(data: Path, tmp_path: Path) -> None:
-    result = train(data, tmp_path / "run", lr=0.1)
+    result = train(data, tmp_path / "run", lr=0.1, epochs=0)
     assert any(line.startswith("optimizer.lr is not used: the head alone is trained") for line in result.warnings)
 
 
@@ -119,72 +207,3 @@ def test_the_default_recipe_follows_from_facts_and_says_why(facts: dict[str, Any
     assert auto(known).name == expected
     assert starts_from_weights(known) == (expected == "finetune")
     assert reason(known).startswith(f"{expected}: ")
-
-
-class TestFrozen:
-    @pytest.fixture
-    def parts(self) -> tuple[torch.nn.Module, Normalize, np.ndarray]:
-        torch.manual_seed(0)
-        network = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
-        )
-        images = np.random.default_rng(0).integers(0, 256, (21, 16, 16, 3)).astype(np.uint8)
-        return network, Normalize((0.5,) * 3, (0.25,) * 3), images
-
-    @pytest.mark.parametrize("library", [True, False])
-    def test_its_answers_are_torchs(
-        self,
-        parts: tuple[torch.nn.Module, Normalize, np.ndarray],
-        library: bool,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        network, normalize, images = parts
-        if not library:
-            monkeypatch.setattr(Frozen, "_in_library", lambda *_: None)
-        computed = Frozen(network, normalize, sample=images, device=torch.device("cpu"), cache_dir=tmp_path)
-        assert computed.runtime == ("openvino" if library else "torch")
-        # blocks that are no whole number of batches
-        found = computed(iter([images[:13], images[13:]]), len(images))
-        expected = network(normalize(torch.from_numpy(images).permute(0, 3, 1, 2)))
-        # bf16 has 8 bits
-        assert torch.allclose(found, expected, atol=0.03, rtol=0.02)
-
-    def test_a_graph_is_kept_and_one_that_was_changed_is_made_again(
-        self, parts: tuple[torch.nn.Module, Normalize, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        network, normalize, images = parts
-        made: list[int] = []
-        convert = frozen._converted
-
-        def counted(*arguments: Any) -> Any:
-            made.append(1)
-            return convert(*arguments)
-
-        monkeypatch.setattr(frozen, "_converted", counted)
-
-        def answers() -> torch.Tensor:
-            computed = Frozen(network, normalize, sample=images, device=torch.device("cpu"), cache_dir=tmp_path)
-            return computed(iter([images]), len(images))
-
-        first = answers()
-        assert torch.equal(answers(), first)
-        assert len(made) == 1
-        (weights,) = (tmp_path / "graphs").rglob("*.bin")
-        weights.write_bytes(bytes(len(weights.read_bytes())))
-        assert torch.equal(answers(), first)
-        assert len(made) == 2
-
-    def test_a_library_that_answers_otherwise_is_not_used(
-        self, parts: tuple[torch.nn.Module, Normalize, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        network, normalize, images = parts
-        other = torch.nn.Sequential(*network[:-2], torch.nn.AdaptiveMaxPool2d(1), torch.nn.Flatten())
-        convert = frozen._converted
-        monkeypatch.setattr(
-            frozen,
-            "_converted",
-            lambda library, module, sample: convert(library, frozen._OnPixels(other, normalize), sample),
-        )
-        computed = Frozen(network, normalize, sample=images, device=torch.device("cpu"), cache_dir=tmp_path)
-        assert computed.runtime == "torch"

@@ -1,4 +1,4 @@
-"""A network that is not trained, computed as fast as this machine can: its features, or its last maps.
+"""A network that is not trained, computed as fast as this machine can: its features, and the maps where it is cut.
 
 On a CPU with OpenVINO installed that computes it, several times as fast as torch where convolutions are depthwise;
 otherwise torch does. A library's answers are compared with torch's before they are used.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ GRAPHS = "graphs"
 class Frozen:
     """Computes a network on stored pixels: uint8 [N, side, side, C] → tensors of one row per image, on the CPU.
 
-    network: normalised images_BCHW → a tensor [B, …]. normalize: pixels on the 0..255 scale → normalised. sample: uint8
-    [n, side, side, C], up to 8 images on which a library's answers are compared with torch's. cache_dir: where graphs
-    are kept, which take seconds to make.
+    network: normalised images_BCHW → a tensor [B, …], or a tuple of several. normalize: pixels on the 0..255 scale →
+    normalised. sample: uint8 [n, side, side, C], up to 8 images on which a library's answers are compared with torch's.
+    cache_dir: where graphs are kept, which take seconds to make.
     """
 
     def __init__(
@@ -55,41 +55,46 @@ class Frozen:
         # a copy: torch takes no memory that is read only
         sample = np.array(sample[:NUM_COMPARED])
         with torch.no_grad():
-            expected = self._module(torch.from_numpy(sample).to(device)).float().cpu()
-        self.shape = tuple(expected.shape[1:])
-        """Of an image's answer."""
+            expected = tuple(x.float().cpu() for x in self._module(torch.from_numpy(sample).to(device)))
+        self.shapes = tuple(tuple(x.shape[1:]) for x in expected)
+        """Of an image's answers."""
         if device.type == "cpu":
             self._compiled = self._in_library(sample, expected, cache_dir)
             self.runtime = "torch" if self._compiled is None else "openvino"
 
-    def __call__(self, blocks: Iterator[np.ndarray], count: int) -> Tensor:
-        """The answers to `count` images that come in blocks, float32 [count, …]."""
-        answers = torch.empty((count, *self.shape))
+    def fill(self, blocks: Iterator[np.ndarray], outs: Sequence[Tensor | None]) -> None:
+        """Write the answers to images that come in blocks into tensors [count, …] on the CPU, of any float dtype.
+
+        outs: one for each answer of the network; None for one that is not wanted.
+        """
         compute = self._by_torch if self._compiled is None else self._by_library
         done = 0
         for block in blocks:
-            compute(block, answers[done : done + len(block)])
+            compute(block, [None if out is None else out[done : done + len(block)] for out in outs])
             done += len(block)
-        return answers
 
     @torch.no_grad()
-    def _by_torch(self, images_NHWC: np.ndarray, out: Tensor) -> None:
+    def _by_torch(self, images_NHWC: np.ndarray, outs: Sequence[Tensor | None]) -> None:
         size = 4 * BATCH
         for start in range(0, len(images_NHWC), size):
             images = torch.from_numpy(np.array(images_NHWC[start : start + size])).to(self._device)
             with autocast(self._device, self._precision):
-                out[start : start + size] = self._module(images).to("cpu", out.dtype)
+                answers = self._module(images)
+            for out, answer in zip(outs, answers, strict=True):
+                if out is not None:
+                    out[start : start + size] = answer.to("cpu", out.dtype)
 
-    def _by_library(self, images_NHWC: np.ndarray, out: Tensor) -> None:
+    def _by_library(self, images_NHWC: np.ndarray, outs: Sequence[Tensor | None]) -> None:
         openvino = library()
         queue = openvino.AsyncInferQueue(self._compiled, 2 * num_cpus())
         failed: list[BaseException] = []
 
         def store(request: Any, start: int) -> None:
             try:
-                answer = torch.from_numpy(request.get_output_tensor().data)
-                rows = out[start : start + BATCH]
-                rows.copy_(answer[: len(rows)])
+                for index, out in enumerate(outs):
+                    if out is not None:
+                        rows = out[start : start + BATCH]
+                        rows.copy_(torch.from_numpy(request.get_output_tensor(index).data)[: len(rows)])
             except BaseException as error:
                 # what is raised in the library's thread would be lost
                 failed.append(error)
@@ -104,7 +109,7 @@ class Frozen:
         if failed:
             raise failed[0]
 
-    def _in_library(self, sample: np.ndarray, expected: Tensor, cache_dir: Path) -> Any:
+    def _in_library(self, sample: np.ndarray, expected: Sequence[Tensor], cache_dir: Path) -> Any:
         """The network compiled by OpenVINO; None if that is not installed, can't, or answers otherwise than torch."""
         try:
             openvino = library()
@@ -119,25 +124,29 @@ class Frozen:
         try:
             graph = _graph(openvino, self._module, sample, cache_dir)
             self._compiled = core().compile_model(graph, "CPU", settings)
-            found = torch.empty_like(expected)
+            found = [torch.empty_like(answer) for answer in expected]
             self._by_library(sample, found)
         except Exception:
             # an operation that it does not know, in whatever words: torch computes it
             return None
-        cosine = torch.nn.functional.cosine_similarity(found.flatten(1), expected.flatten(1)).min()
-        return self._compiled if float(cosine) >= MIN_COSINE else None
+        cosines = [_cosine(mine, torchs) for mine, torchs in zip(found, expected, strict=True)]
+        return self._compiled if min(cosines) >= MIN_COSINE else None
+
+
+def _cosine(found: Tensor, expected: Tensor) -> float:
+    return float(nn.functional.cosine_similarity(found.flatten(1), expected.flatten(1)).min())
 
 
 class _OnPixels(nn.Module):
-    """uint8 images_BHWC → what the network answers to them."""
+    """uint8 images_BHWC → what the network answers to them, as a tuple."""
 
     def __init__(self, network: nn.Module, normalize: nn.Module) -> None:
         super().__init__()
         self.network, self.normalize = network, normalize
 
-    def forward(self, images_BHWC: Tensor) -> Tensor:
-        answer: Tensor = self.network(self.normalize(images_BHWC.permute(0, 3, 1, 2)))
-        return answer
+    def forward(self, images_BHWC: Tensor) -> tuple[Tensor, ...]:
+        answer = self.network(self.normalize(images_BHWC.permute(0, 3, 1, 2)))
+        return answer if isinstance(answer, tuple) else (answer,)
 
 
 def _graph(openvino: Any, module: nn.Module, sample: np.ndarray, cache_dir: Path) -> Any:

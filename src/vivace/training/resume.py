@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vivace.errors import CheckpointError
@@ -14,7 +15,7 @@ from vivace.training.loop.restored import MALFORMED, check_tree, try_step
 from vivace.training.loop.state import Counters, TrainState
 from vivace.training.recipes.recipe import Recipe
 
-__all__ = ["adapt_counters", "newest_state", "restore", "resumed_budget"]
+__all__ = ["adapt_counters", "fitting", "newest_state", "restore", "resumed_budget"]
 
 
 def resumed_budget(asked: Budget, saved: Mapping[str, Any]) -> Budget:
@@ -50,19 +51,26 @@ def newest_state(
     return tree
 
 
-def restore(state: TrainState, tree: dict[str, Any], folder: RunFolder) -> None:
-    """Load a checkpoint's tree, in place. Raises CheckpointError if it does not fit this network and optimizer."""
+@contextlib.contextmanager
+def fitting(folder: RunFolder) -> Iterator[None]:
+    """Turns what a checkpoint that does not fit the run raises in the block into a CheckpointError."""
     try:
-        check_tree(tree, state.state_dict())
-        state.load_state_dict(tree | {"optimizer": copy.deepcopy(tree["optimizer"])})
-        try_step(state.optimizer)
-        state.load_state_dict(tree)
+        yield
     except MALFORMED as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"the checkpoint does not fit the run: {folder.checkpoints} ({type(error).__name__}: {reason}). Start a "
             "new run with another `run`."
         ) from None
+
+
+def restore(state: TrainState, tree: dict[str, Any], folder: RunFolder) -> None:
+    """Load a checkpoint's tree, in place. Raises CheckpointError if it does not fit this network and optimizer."""
+    with fitting(folder):
+        check_tree(tree, state.state_dict())
+        state.load_state_dict(tree | {"optimizer": copy.deepcopy(tree["optimizer"])})
+        try_step(state.optimizer)
+        state.load_state_dict(tree)
 
 
 def adapt_counters(

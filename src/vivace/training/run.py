@@ -22,7 +22,7 @@ from vivace.training.execution import (
     trial_batch_size,
     without_own_kernels,
 )
-from vivace.training.finetuning.stages import first_stages, keep_better
+from vivace.training.finetuning.stages import begin_with, first_stages, keep_better, resume_last_stages
 from vivace.training.finish import finish, record_of
 from vivace.training.folder.checkpoints import remove_all
 from vivace.training.folder.runfolder import RunFolder, check_same_data
@@ -41,7 +41,7 @@ from vivace.training.recording.curves import Curves
 from vivace.training.recording.dispatch import Dispatcher
 from vivace.training.recording.display import LiveDisplay
 from vivace.training.result import TrainResult
-from vivace.training.resume import adapt_counters, newest_state, restore, resumed_budget
+from vivace.training.resume import adapt_counters, fitting, newest_state, restore, resumed_budget
 from vivace.training.techniques.distill import Teacher
 from vivace.training.tuning.tune import Receipt, plain_execution, receipt_path, stored_receipt
 from vivace.training.tuning.tune import tune as run_trial
@@ -93,9 +93,12 @@ def run_training(
             # a checkpoint was trained from what the run started with
             weights = session.start.record if saved is None else _starting_weights(previous)
             stage = None
-            if recipe.finetune.head and saved is None:
+            if saved is not None:
+                with fitting(folder):
+                    resume_last_stages(session, saved, cache_dir=cache_dir)
+            elif recipe.finetune.head:
                 stage, recipe = first_stages(session, budget, clock, cache_dir=cache_dir, on_message=display.on_message)
-            tunes = tune and not resume and recipe.epochs > 0
+            tunes = tune and not resume and recipe.epochs > 0 and session.part is None
             receipt = _receipt(session, recipe, budget, tune=tunes, cache_dir=cache_dir, used=clock())
             execution = receipt.execution
             set_threads(execution.threads)
@@ -128,10 +131,9 @@ def run_training(
                 _announce(engine, previous["contract"]["target"] if previous else None, dispatcher.on_message)
                 with display:
                     if stage is not None:
-                        engine.record(stage.trained)
+                        begin_with(stage, engine)
                     engine.run()
-                if stage is not None:
-                    keep_better(session, engine, stage, display.on_message)
+                keep_better(session, engine, stage, display.on_message)
                 # the engine checks only from time to time
                 engine.check_files()
                 result = finish(session, engine, execution, folder, facts, budget, weights)

@@ -1,4 +1,4 @@
-"""The frozen network of a run: features of its images, from which its head is solved and validated.
+"""The frozen network of a run: features of its images, for the head, and the maps where it is cut, for what follows.
 
 N images, D features, K classes.
 """
@@ -6,8 +6,9 @@ N images, D features, K classes.
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vivace import systems
 from vivace.data.caching.stored import Pixels
+from vivace.hardware import available_memory_bytes
+from vivace.models.cut import Cut, back_of, front_of
 from vivace.models.frozen import NUM_COMPARED, Frozen
 from vivace.models.zoo import head_parameters
 from vivace.training.loop.arrays import TrainingData, sample
 
-__all__ = ["FrozenFeatures", "linear_head"]
+__all__ = ["FrozenFeatures", "linear_head", "memory_for_maps"]
 
 # images per read
 BLOCK = 256
+# maps larger than this fraction of the free memory are kept in a file
+MAX_MEMORY_FRACTION = 0.25
+# pixels as stored, uint8 [n, store, store, C] → as the network sees them, uint8 [n, size, size, C]
+View = Callable[[np.ndarray], np.ndarray]
 
 
 def linear_head(model: nn.Module) -> tuple[str, nn.Linear] | None:
@@ -36,12 +44,25 @@ def linear_head(model: nn.Module) -> tuple[str, nn.Linear] | None:
     return (name, layer) if type(layer) is nn.Linear and layer.bias is not None else None
 
 
-def _without_head(model: nn.Module, name: str) -> nn.Module:
-    """A copy that ends in the features which the head takes."""
-    body = copy.deepcopy(model).eval()
-    parent, _, child = name.rpartition(".")
-    setattr(body.get_submodule(parent), child, nn.Identity())
-    return body
+def memory_for_maps() -> float:
+    """Bytes of memory that maps may take; what exceeds them is kept in a file."""
+    return MAX_MEMORY_FRACTION * available_memory_bytes()
+
+
+class _Body(nn.Module):
+    """normalised images_BCHW → (features_BD, maps at the cut)."""
+
+    def __init__(self, model: nn.Module, head: str, cut: Cut | None) -> None:
+        super().__init__()
+        body = copy.deepcopy(model).eval()
+        parent, _, child = head.rpartition(".")
+        setattr(body.get_submodule(parent), child, nn.Identity())
+        self.front = body if cut is None else front_of(body, cut)
+        self.back = None if cut is None else back_of(body, cut)
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
+        given = self.front(images_BCHW)
+        return (given,) if self.back is None else (self.back(given), given)
 
 
 @dataclass(frozen=True)
@@ -54,51 +75,85 @@ class _Split:
         return len(self.labels_N) if self.indices_n is None else len(self.indices_n)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What is known of the images of a split in one view."""
+
+    features_ND: Tensor
+    maps_NCHW: Tensor | None
+
+
 class FrozenFeatures:
     """Features of the images of a run's splits by a network whose body is not trained.
 
-    Raises ValueError for a network that `linear_head` has no answer for, or whose features are not one vector.
+    cut: where the network is cut, if the maps there are wanted too. They are kept as bf16, in memory or, where they are
+    large, in a file below `cache_dir` that has no name and vanishes with the process.
+    Raises ValueError for a network that `linear_head` has no answer for, or whose features are not one vector; later,
+    OSError where that file does not fit on the disk.
     """
 
     def __init__(
-        self, model: nn.Module, normalize: nn.Module, data: TrainingData, device: torch.device, cache_dir: Path
+        self,
+        model: nn.Module,
+        normalize: nn.Module,
+        data: TrainingData,
+        device: torch.device,
+        cache_dir: Path,
+        *,
+        cut: Cut | None = None,
     ) -> None:
         found = linear_head(model)
         if found is None:
             raise ValueError("the head is no single linear layer")
-        self.head_name, self.data = found[0], data
+        self.head_name, self.data, self.cut = found[0], data, cut
+        self._folder, self._memory_left = cache_dir, memory_for_maps()
         self._frozen = Frozen(
-            _without_head(model, found[0]),
+            _Body(model, found[0], cut),
             normalize,
             sample=data.preprocess.view(sample(data, NUM_COMPARED)),
             device=device,
             cache_dir=cache_dir,
         )
-        if self._frozen.shape != (found[1].in_features,):
-            raise ValueError(f"its features have the shape {self._frozen.shape}")
+        self.width = found[1].in_features
+        if self._frozen.shapes[0] != (self.width,):
+            raise ValueError(f"its features have the shape {self._frozen.shapes[0]}")
         self.runtime = self._frozen.runtime
         self.seconds = 0.0
         """Spent on features so far."""
         self.num_images = 0
         """Images that these took."""
-        self._known: dict[tuple[str, bool], Tensor] = {}
+        self._views: dict[str, View] = {"plain": data.preprocess.view, "mirrored": self._mirrored}
+        self._known: dict[tuple[str, str], _Known] = {}
 
-    def of(self, split: str, *, mirrored: bool = False) -> Tensor:
+    def add_view(self, name: str, view: View) -> None:
+        """Name another view of images, for `of` and `maps`."""
+        self._views[name] = view
+
+    def of(self, split: str, view: str = "plain") -> Tensor:
         """features_ND, float32, of "train", "val" or "test"; computed once."""
-        key = (split, mirrored)
-        if key not in self._known:
-            part = self._split(split)
-            began = time.monotonic()
-            self._known[key] = self._frozen(self._blocks(part, mirrored), len(part))
-            self.seconds += time.monotonic() - began
-            self.num_images += len(part)
-        return self._known[key]
+        return self._look(split, view).features_ND
+
+    def maps(self, split: str, view: str = "plain") -> Tensor:
+        """maps_NCHW, bf16, channels_last, of a network with a cut; computed once, together with the features."""
+        maps = self._look(split, view).maps_NCHW
+        assert maps is not None
+        return maps
 
     def labels(self, split: str) -> Tensor:
         """labels_N, int64."""
         part = self._split(split)
         labels = part.labels_N if part.indices_n is None else part.labels_N[part.indices_n]
         return torch.from_numpy(np.ascontiguousarray(labels)).long()
+
+    @property
+    def known(self) -> frozenset[tuple[str, str]]:
+        """(split, view) of what was computed so far."""
+        return frozenset(self._known)
+
+    @property
+    def images_per_second(self) -> float:
+        """Of what was computed so far."""
+        return self.num_images / max(self.seconds, 1e-9)
 
     @torch.no_grad()
     def logits(self, model: nn.Module, split: str) -> tuple[Tensor, Tensor]:
@@ -108,6 +163,36 @@ class FrozenFeatures:
         weight, bias = layer.weight.detach().cpu(), layer.bias.detach().cpu()
         return nn.functional.linear(self.of(split), weight, bias), self.labels(split)
 
+    def _look(self, split: str, view: str) -> _Known:
+        key = (split, view)
+        if key not in self._known:
+            part = self._split(split)
+            began = time.monotonic()
+            features = torch.empty(len(part), self.width)
+            maps = None if self.cut is None else self._room(len(part), self.cut.shape)
+            self._frozen.fill(self._blocks(part, self._views[view]), [features, *([] if self.cut is None else [maps])])
+            self._known[key] = _Known(features, maps)
+            self.seconds += time.monotonic() - began
+            self.num_images += len(part)
+        return self._known[key]
+
+    def _room(self, count: int, shape: tuple[int, ...]) -> Tensor:
+        """An empty tensor for maps_NCHW, in memory as long as there is enough, then in a file."""
+        channels, height, width = shape
+        num_values = count * channels * height * width
+        if 2 * num_values <= self._memory_left:
+            self._memory_left -= 2 * num_values
+            rows = torch.empty(count, height, width, channels, dtype=torch.bfloat16)
+        else:
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                file.truncate(2 * num_values)
+                # writing to a sparse mapping on a full disk would kill this process by SIGBUS
+                systems.reserve(file, 2 * num_values)
+                # numpy has no bf16
+                mapped = np.memmap(file, dtype=np.uint16, mode="r+", shape=(count, height, width, channels))
+            rows = torch.from_numpy(mapped).view(torch.bfloat16)
+        return rows.permute(0, 3, 1, 2)
+
     def _split(self, name: str) -> _Split:
         data = self.data
         if name == "val":
@@ -115,9 +200,12 @@ class FrozenFeatures:
         split = data.cache.splits[name]
         return _Split(split.images_NHWC, split.labels_N, data.train_indices if name == "train" else None)
 
-    def _blocks(self, part: _Split, mirrored: bool) -> Iterator[np.ndarray]:
+    def _mirrored(self, stored_NHWC: np.ndarray) -> np.ndarray:
+        return self.data.preprocess.view(stored_NHWC)[:, :, ::-1]
+
+    @staticmethod
+    def _blocks(part: _Split, view: View) -> Iterator[np.ndarray]:
         for start in range(0, len(part), BLOCK):
             end = min(start + BLOCK, len(part))
             rows = slice(start, end) if part.indices_n is None else part.indices_n[start:end]
-            block = self.data.preprocess.view(np.asarray(part.images_NHWC[rows]))
-            yield block[:, :, ::-1] if mirrored else block
+            yield view(np.asarray(part.images_NHWC[rows]))

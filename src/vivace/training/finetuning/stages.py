@@ -1,45 +1,46 @@
-"""The stages of fine-tuning before the training loop: each leaves a network that can be used.
+"""The stages of fine-tuning: each leaves a network that can be used, and a later one is kept only if it is better.
 
-(1) The head, solved on features of the frozen network. The training loop, which trains the whole network, follows where
-the budget has room for it.
+(1) The head, solved on features of the frozen network. (2) The last stages, trained by the training loop on maps of the
+frozen front. (3) Instead of these, the whole network, where the budget has room for it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vivace.errors import CheckpointError, ConfigError
 from vivace.metrics.accuracy import topk_accuracy
 from vivace.notices import warn
 from vivace.training.finetuning.features import FrozenFeatures
+from vivace.training.finetuning.following import begin_last, cut_of, what_follows, whole_network
 from vivace.training.finetuning.head import fit_head
+from vivace.training.finetuning.last_stages import LastStages
+from vivace.training.folder.checkpoints import load_checkpoint, save_checkpoint
 from vivace.training.loop.engine import Engine
 from vivace.training.loop.plan import Budget
+from vivace.training.loop.restored import MALFORMED, check_weights
 from vivace.training.loop.session import Session
 from vivace.training.loop.validation import Trained, Validation
-from vivace.training.recipes.recipe import FinetuneConfig, Recipe
+from vivace.training.recipes.recipe import Recipe
 from vivace.training.techniques.losses import class_weights
-from vivace.training.tuning.tune import plain_execution
 
-__all__ = ["HeadStage", "first_stages", "keep_better"]
+__all__ = ["HeadStage", "begin_with", "first_stages", "keep_better", "resume_last_stages"]
+
+# the weights after the stage of the head, beside the checkpoints of a run
+HEAD = "head.safetensors"
 
 # what follows the features in a run: the head, its validation, the bundle
 SECONDS_AFTER = 4.0
 # a second view must fit into what is left this many times
 MARGIN = 1.3
-# the whole network is trained where a time budget leaves room for so many epochs
-MIN_EPOCHS = 2
-EPOCHS = 8
-# with less left nothing is timed, which takes seconds itself
-MIN_SECONDS = 20.0
-NUM_TIMED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,8 @@ def first_stages(
     """(what the stage of the head ended with, the recipe with the epochs that follow), also set in the session.
 
     clock: seconds of the time budget that are used. None for a network without a head that can be solved, with a
-    warning.
+    warning. The session trains its last stages afterwards, or its whole network, whichever the recipe and the budget
+    say.
     """
     if session.start.line:
         on_message(session.start.line)
@@ -72,29 +74,67 @@ def first_stages(
     def left() -> float:
         return math.inf if budget.within_seconds is None else budget.within_seconds - clock()
 
-    stage = _solve_head(session, cache_dir=cache_dir, seconds_left=left, on_message=on_message)
-    session.recipe = _with_whole_network(session, stage, left, on_message)
+    features = _features(session, cache_dir)
+    if features is None:
+        # the loop has to train the head too
+        session.recipe = whole_network(session.recipe, with_head=False)
+        return None, session.recipe
+    stage = _solve_head(session, features, seconds_left=left, on_message=on_message)
+    if budget.target is not None and stage.trained.validation.top1 >= budget.target:
+        # the loop ends before its first step
+        return stage, session.recipe
+    session.recipe = what_follows(session, features, left, on_message)
     return stage, session.recipe
+
+
+def resume_last_stages(session: Session, saved: Mapping[str, Any], *, cache_dir: Path) -> None:
+    """Prepare a session for going on with last stages, from the tree of a checkpoint; nothing for other runs.
+
+    Raises CheckpointError where they can't be trained here.
+    """
+    finetune = session.recipe.finetune
+    if not finetune.head or finetune.trains != "last":
+        return
+    weights = saved["model"]
+    check_weights(weights, session.model.state_dict())
+    # the front's maps are not in a checkpoint: they are computed anew
+    session.model.load_state_dict(weights)
+    features = _features(session, cache_dir)
+    if features is None or features.cut is None:
+        raise ValueError(f"the network has no cut after {finetune.cut}")
+    part = LastStages(session, features)
+    part.add_views(finetune.views)
+    begin_last(session, part)
+
+
+def _features(session: Session, cache_dir: Path) -> FrozenFeatures | None:
+    """The frozen network, cut if its last stages may be trained; None, with a warning, where no head can be solved."""
+    try:
+        return FrozenFeatures(
+            session.model, session.normalize, session.data, session.device, cache_dir, cut=cut_of(session, cache_dir)
+        )
+    except ValueError as error:
+        if session.recipe.finetune.trains == "last":
+            raise ConfigError(
+                f"finetune.trains=last needs a head that can be solved, and that of {session.recipe.model.name} can't "
+                f"be: {error}. Set finetune.trains=whole."
+            ) from None
+        warn(f"the head of {session.recipe.model.name} can't be solved on its features: {error}")
+        return None
 
 
 def _solve_head(
     session: Session,
+    features: FrozenFeatures,
     *,
-    cache_dir: Path,
     seconds_left: Callable[[], float],
     on_message: Callable[[str], None],
-) -> HeadStage | None:
+) -> HeadStage:
     """Solve the head of the session's network in place; afterwards the session validates by the frozen features.
 
-    seconds_left: of the time budget; infinite without one. None, with a warning, where the network has no head that can
-    be solved.
+    seconds_left: of the time budget; infinite without one.
     """
     began = time.monotonic()
-    try:
-        features = FrozenFeatures(session.model, session.normalize, session.data, session.device, cache_dir)
-    except ValueError as error:
-        warn(f"the head of {session.recipe.model.name} can't be solved on its features: {error}")
-        return None
     count = len(session.data.train_indices)
     on_message(f"features of {count:,} training images by the frozen network ({features.runtime})")
     views = [features.of("train")]
@@ -105,7 +145,7 @@ def _solve_head(
     # where mirrored images are other images, such as digits, the recipe does not flip them
     mirrors = session.recipe.finetune.views > 1 and session.recipe.augment.flip != "none"
     if mirrors and left > MARGIN * seconds_per_view:
-        views.append(features.of("train", mirrored=True))
+        views.append(features.of("train", "mirrored"))
     head = fit_head(
         torch.cat(views),
         features.labels("train").repeat(len(views)),
@@ -124,10 +164,10 @@ def _solve_head(
     validation = Validation(
         loss=float(nn.functional.cross_entropy(logits, labels)), top1=topk_accuracy(logits, labels, k=1)
     )
-    rate = features.num_images / max(features.seconds, 1e-9)
     on_message(
         f"the head: logistic regression on {layer.in_features:,} features, {len(views)} "
-        f"{'view' if len(views) == 1 else 'views'} of each image, {rate:,.0f} img/s"
+        f"{'view' if len(views) == 1 else 'views'} of each image, {features.images_per_second:,.0f} img/s; "
+        f"{100 * validation.top1:.1f} % on validation"
     )
     return HeadStage(
         trained=Trained(
@@ -149,49 +189,35 @@ def _class_weights(session: Session) -> Tensor | None:
     return class_weights(session.data.cache.splits["train"].labels_N[session.data.train_indices], session.num_classes)
 
 
-def _with_whole_network(
-    session: Session, stage: HeadStage | None, left: Callable[[], float], on_message: Callable[[str], None]
-) -> Recipe:
-    """The recipe with the epochs that follow the stage of the head.
+def begin_with(stage: HeadStage, engine: Engine) -> None:
+    """Record the stage of the head in the run, before its loop; what it solved is kept beside the checkpoints."""
+    engine.record(stage.trained)
+    if engine.recipe.epochs > 0:
+        save_checkpoint(engine.checkpoints / HEAD, {"model": dict(stage.weights)})
 
-    Without a time budget these are the recipe's own. With one there are some if there is time for MIN_EPOCHS, by a step
-    that is timed; how long they last is the plan's matter.
+
+def keep_better(session: Session, engine: Engine, stage: HeadStage | None, on_message: Callable[[str], None]) -> None:
+    """Give the network back the weights of the stage of the head if training more of it has not improved validation.
+
+    stage: None in a run that was resumed, which reads them from beside its checkpoints.
     """
-    recipe = session.recipe
-    if stage is None:
-        # the loop has to train the head too
-        return dataclasses.replace(recipe, epochs=max(recipe.epochs, EPOCHS), finetune=FinetuneConfig())
-    if math.isinf(left()):
-        session.answers = session.answers if recipe.epochs == 0 else None
-        return recipe
-    if left() < MIN_SECONDS:
-        return dataclasses.replace(recipe, epochs=0)
-    seconds = _seconds_per_image(session) * len(session.data.train_indices)
-    if left() < MIN_EPOCHS * seconds:
-        on_message(
-            f"the whole network is not trained: an epoch takes about {seconds:,.0f} s, and {left():,.0f} s are left"
-        )
-        return dataclasses.replace(recipe, epochs=0)
-    session.answers = None
-    return dataclasses.replace(recipe, epochs=max(recipe.epochs, EPOCHS))
-
-
-def _seconds_per_image(session: Session) -> float:
-    """Of a training step of the whole network, roughly: a small step, on a copy, after one to warm up."""
-    step = session.trial_step(plain_execution(session.recipe), NUM_TIMED)
-    step()
-    began = time.monotonic()
-    step()
-    return (time.monotonic() - began) / min(NUM_TIMED, session.recipe.batch_size)
-
-
-def keep_better(session: Session, engine: Engine, stage: HeadStage, on_message: Callable[[str], None]) -> None:
-    """Give the network back the weights of the stage if training it as a whole has not improved validation."""
-    later = engine.counters.history[-1]
-    if later["step"] == 0 or later["val_top1"] >= stage.trained.validation.top1:
+    history = engine.counters.history
+    if not history or history[0]["step"] != 0 or history[-1]["step"] == 0:
         return
-    before, after = (100 * top1 for top1 in (stage.trained.validation.top1, later["val_top1"]))
-    on_message(f"the head alone is kept: {before:.1f} % on validation, {after:.1f} % after training the whole network")
-    engine.state.averaged_model.load_state_dict(stage.weights)
+    before, after = (100 * row["val_top1"] for row in (history[0], history[-1]))
+    if after >= before:
+        return
+    trained = "whole network" if session.part is None else "last stages"
+    told = f"{before:.1f} % on validation, {after:.1f} % after training the {trained}"
+    network = engine.state.averaged_model
+    try:
+        weights = load_checkpoint(engine.checkpoints / HEAD)["model"] if stage is None else stage.weights
+        check_weights(weights, network.state_dict())
+    except (CheckpointError, *MALFORMED) as error:
+        on_message(f"the last weights are kept, although the head alone was better: {told}; {error}")
+        return
+    on_message(f"the head alone is kept: {told}")
+    network.load_state_dict(weights)
     engine.saved_epoch = 0.0
-    session.answers = stage.answers
+    if session.part is None:
+        session.answers = None if stage is None else stage.answers

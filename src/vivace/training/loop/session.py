@@ -19,13 +19,15 @@ from vivace.data.caching.stored import Pixels
 from vivace.data.loader import Batch, Batches
 from vivace.errors import ConfigError
 from vivace.hardware import autocast, seed_everything
+from vivace.kernels.depthwise import swap
 from vivace.metrics.accuracy import topk_accuracy
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import head_parameters, layer_groups
 from vivace.optim.optimizers import create_optimizer
 from vivace.training.execution import ExecutionConfig, trial_batch_size
 from vivace.training.loop.arrays import NUM_STATISTICS_IMAGES, TrainingData, sample
-from vivace.training.loop.start import seen, start_network
+from vivace.training.loop.part import Part
+from vivace.training.loop.start import check_start_size, seen, start_network
 from vivace.training.loop.state import Ema, TrainState
 from vivace.training.loop.statistics import NUM_IMAGES, NUM_IMAGES_LAST, estimate_statistics
 from vivace.training.loop.step import Stepper, has_batch_norm
@@ -81,12 +83,14 @@ class Session:
                 f"micro_batch_size is too small: got 1, and {recipe.model.name} has batch norm, which needs 2 images "
                 "to train on. Set micro_batch_size=2."
             )
-        self._check_start_size()
+        check_start_size(self.model, self.normalize, recipe, channels=preprocess.channels, device=device)
         self.head = head_parameters(self.model) if recipe.head_epochs else []
         self.late_frozen = self._late_frozen()
         self._validated: tuple[Tensor, Tensor] | None = None
         self.answers: Callable[[nn.Module, str], tuple[Tensor, Tensor]] | None = None
         """(network, split) → logits_NK and labels_N, while the features of the frozen body are known. None: passes."""
+        self.part: Part | None = None
+        """What is trained in place of the whole network."""
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
         labels = recipe.loss, train.labels_N[data.train_indices], self.num_classes, device
         self.loss, self.weights_K = make_loss(*labels), recipe_weights(*labels)
@@ -111,13 +115,16 @@ class Session:
     def _initialised(self, model: nn.Module, *, load: bool) -> nn.Module:
         """The network on the device; those of ours that start from images have seen them."""
         model.to(self.device)
+        if self.recipe.finetune.head and self.device.type == "cpu":
+            # torch's gradients of depthwise convolutions take most of a step
+            swap(model, self.kernels)
         init = getattr(model, "init_from_images", None)
         if init is not None and load and not self.recipe.model.weights:
             with torch.no_grad():
-                init(self._sample_images())
+                init(self.sample_images())
         return model
 
-    def _sample_images(self, num_images: int = NUM_STATISTICS_IMAGES) -> Tensor:
+    def sample_images(self, num_images: int = NUM_STATISTICS_IMAGES) -> Tensor:
         """Up to `num_images` training images as input of the network, normalised images_BCHW on the device."""
         return self._seen_images(sample(self.data, num_images))
 
@@ -135,21 +142,6 @@ class Session:
                 f"Give at most {len(parts) - 1}."
             )
         return parts[:count]
-
-    def _check_start_size(self) -> None:
-        start = self.recipe.augment.start_size
-        if start is None:
-            return
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                blank = torch.zeros(2, self.data.preprocess.channels, start, start, device=self.device)
-                self.model(self.normalize(blank))
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"augment.start_size is too small for {self.recipe.model.name}: got {start} "
-                f"({str(error).splitlines()[0]}). Set a larger one, or augment.start_size=null."
-            ) from None
 
     def state(self, execution: ExecutionConfig) -> TrainState:
         """A new TrainState of the network, in the memory format that `execution` says."""
@@ -202,6 +194,7 @@ class Session:
             loss=self.loss,
             normalize=self.normalize,
             augment=self.augment,
+            part=self.part,
             device=self.device,
             kernels=self.kernels,
             clip_grad_norm=self.recipe.clip_grad_norm,
@@ -233,9 +226,9 @@ class Session:
     def settler(self, execution: ExecutionConfig) -> Callable[[nn.Module, bool], None] | None:
         """A function (network, whether it is the last time) that estimates batch-norm statistics anew, in place.
 
-        None without batch norm.
+        None without batch norm, and where a part is trained, whose norms are frozen.
         """
-        return partial(self._settle, execution) if has_batch_norm(self.model) else None
+        return partial(self._settle, execution) if has_batch_norm(self.model) and self.part is None else None
 
     def _settle(self, execution: ExecutionConfig, model: nn.Module, last: bool) -> None:
         count = NUM_IMAGES_LAST if last else NUM_IMAGES
@@ -244,7 +237,7 @@ class Session:
             rows = np.sort(self.batches.order(0)[:count])
             images_BCHW = self._seen_images(self.data.cache.splits["train"].images_NHWC[rows])
         else:
-            images_BCHW = self._sample_images(count)
+            images_BCHW = self.sample_images(count)
         # the images are ordered by class: shuffle, so that each batch has all classes
         order = torch.randperm(len(images_BCHW), generator=torch.Generator().manual_seed(0)).to(self.device)
         size = max(2, min(NUM_IMAGES // 2, eval_batch_size(self.seen.size)))
@@ -264,6 +257,10 @@ class Session:
     def pass_seconds(self, model: nn.Module, execution: ExecutionConfig) -> float:
         """Expected time of a pass over the validation split, from passes over a part of it."""
         data = self.data
+        if self.part is not None:
+            began = time.monotonic()
+            self.part.logits(model, "val")
+            return time.monotonic() - began
         positions = np.arange(len(data.val_labels_N)) if data.val_indices is None else data.val_indices
         part = positions[: 2 * eval_batch_size(data.preprocess.size)]
         arrays = (data.val_images_NHWC, data.val_labels_N)
@@ -281,7 +278,7 @@ class Session:
         # the logits of the last validation are those of this network, unless the best weights were restored since
         last = None if self.recipe.early_stopping else self._validated
         logits, labels = last or self._split_logits(model, execution, "val")
-        return calibrated(model, logits, labels, self._sample_images(NUM_TRIED))
+        return calibrated(model, logits, labels, self.sample_images(NUM_TRIED))
 
     def split_probs(self, model: nn.Module, execution: ExecutionConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
         """probs_NK float32 and labels_N int64 of "val" or "test"."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vivace.data.preprocess import Preprocess
@@ -17,7 +18,7 @@ from vivace.models.weights import load_weights, weights_file
 from vivace.models.zoo import create_model
 from vivace.training.recipes.recipe import Recipe
 
-__all__ = ["Start", "seen", "start_network"]
+__all__ = ["Start", "check_start_size", "seen", "start_network"]
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,21 @@ def seen(recipe: Recipe, preprocess: Preprocess) -> Preprocess:
             f"data.size={size}."
         )
     return preprocess.resized(size)
+
+
+def check_start_size(
+    model: nn.Module, normalize: nn.Module, recipe: Recipe, *, channels: int, device: torch.device
+) -> None:
+    """Raise ConfigError if the images that progressive resizing begins with are too small for the network."""
+    start = recipe.augment.start_size
+    if start is None:
+        return
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(normalize(torch.zeros(2, channels, start, start, device=device)))
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"augment.start_size is too small for {recipe.model.name}: got {start} "
+            f"({str(error).splitlines()[0]}). Set a larger one, or augment.start_size=null."
+        ) from None

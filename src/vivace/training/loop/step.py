@@ -17,6 +17,7 @@ from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
 from vivace.torch_private import BatchNorm, foreach_mul_, foreach_norm
 from vivace.training.execution import ExecutionConfig, own_kernels
+from vivace.training.loop.part import Part
 from vivace.training.loop.state import TrainState
 from vivace.training.techniques.distill import Distillation
 from vivace.training.techniques.fake_quant import FakeQuantization
@@ -49,8 +50,8 @@ class StepResult:
 class Stepper:
     """Makes optimizer steps on a TrainState, which it changes in place.
 
-    kernels: the folder of our kernels. weights_K: the class weights in `loss`, which also apply to distillation,
-    self-distillation and hard-example sampling.
+    part: trained in place of the whole network. kernels: the folder of our kernels. weights_K: the class weights in
+    `loss`, which also apply to distillation, self-distillation and hard-example sampling.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Stepper:
         loss: Callable[[Tensor, Tensor], Tensor],
         normalize: Normalize,
         augment: Augment,
+        part: Part | None = None,
         device: torch.device,
         kernels: Path,
         clip_grad_norm: float | None = None,
@@ -72,8 +74,8 @@ class Stepper:
         self.state = state
         self.execution = execution
         self._loss = loss
-        self._normalize = normalize
-        self._augment = augment
+        self._normalize: Callable[[Tensor], Tensor] = normalize if part is None else nn.Identity()
+        self._augment: Callable[..., tuple[Tensor, Tensor]] = part or augment
         self._device = device
         self._kernels_folder = kernels
         self._clip_grad_norm = clip_grad_norm
@@ -81,7 +83,7 @@ class Stepper:
         self._weights_K = weights_K
         self._fake_quant = FakeQuantization() if fake_quant else contextlib.nullcontext()
         self._on_message = on_message
-        self._forward: Callable[[Tensor], Tensor] = state.model
+        self._forward: Callable[[Tensor], Tensor] = state.model if part is None else part.forward(state.model)
         if execution.compile:
             keep_compiled_programs(kernels.parent)
             self._forward = torch.compile(state.model)

@@ -198,22 +198,24 @@ def accurate(facts: DataFacts) -> Recipe:
 
 
 def finetune(facts: DataFacts) -> Recipe:
-    """Pretrained weights: the head, solved on features of the frozen network; then epochs of the whole network.
+    """Pretrained weights: the head, solved on features of the frozen network; then epochs of its last stages.
 
-    Without a time budget there are none of these unless `epochs` asks for them.
+    With a time budget there are as many of these as it has room for, or epochs of the whole network.
     """
     return Recipe(
         name="finetune",
         model=ModelConfig(name=PACKAGED_NETWORK if facts.weights_at_hand else "timm/resnet18", pretrained=True),
         data=DataConfig(size=None),
-        augment=AugmentConfig(random_resized_crop=(0.35, 1.0), flip="random" if facts.channels == 3 else "none"),
+        augment=AugmentConfig(
+            random_resized_crop=(0.35, 1.0), flip="random" if facts.channels == 3 else "none", mixup=0.4
+        ),
         optimizer=OptimizerConfig(name="adamw", lr=5e-4, weight_decay=0.05, layer_decay=0.75),
         schedule=ScheduleConfig(name="cosine", warmup=0.1),
         loss=LossConfig(label_smoothing=0.1),
         calibrate=True,
         finetune=FinetuneConfig(head=True),
-        epochs=0,
-        batch_size=32,
+        epochs=4,
+        batch_size=64,
         clip_grad_norm=1.0,
     )
 

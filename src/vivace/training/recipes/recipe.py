@@ -74,12 +74,21 @@ class FinetuneConfig:
 
     head: bool = False
     """Solve the head on features of the frozen network: logistic regression, its regularization chosen on images left
-    out of each of four fits. The epochs that follow, if any, train the whole network."""
+    out of each of four fits. The epochs that follow, if any, train what `trains` says."""
+    trains: Literal["auto", "last", "whole"] = "auto"
+    """What epochs train after that. last: the last stages of the network, on maps of its frozen front that are computed
+    once for each view; whole: all of it. auto: the last stages, where the network can be cut and runs on a CPU; the
+    whole one with a time budget that has room for it."""
+    cut: str | None = None
+    """Name of the module after which the last stages begin. None: chosen, so that they have less than half of the
+    operations."""
     views: int = 2
-    """Views of each training image that features are computed of, 1 or 2: the image, and its mirror image."""
+    """Views of each training image that the frozen network computes, 1 to 32: the image, its mirror image (the head is
+    solved on these two), random crops (the last stages are trained on all)."""
 
     def __post_init__(self) -> None:
-        check_range("finetune.views", self.views, 1, 2)
+        check_choice("finetune.trains", self.trains, ("auto", "last", "whole"))
+        check_range("finetune.views", self.views, 1, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
