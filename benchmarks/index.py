@@ -21,6 +21,8 @@ NOT_RECORDED = "not recorded"
 KINDS = {
     "train": "training against other programs: `benchmarks/train.py`",
     "targets": "time to a target accuracy, `--target` against a sweep of `--within`: `benchmarks/targets.py`",
+    "pretrained": "fine-tuning on photos against other programs and against training from scratch: "
+    "`benchmarks/pretrained.py`",
     "turns": "the same with both programs interleaved by seconds: `benchmarks/turns.py`",
     "accelerate": "searches for a faster variant, the report of `vivace accelerate`",
     "infer": "inference against what others or a competent user get: `benchmarks/infer.py`",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tables_inference
+import tables_pretrained
 import tables_training
 from records import RESULTS, shown
 
@@ -26,7 +27,9 @@ __all__ = ["MARK", "render"]
 PAGE = Path(__file__).parents[1] / "docs/benchmarks.md"
 MARK = re.compile(r"(<!-- table: (\w+) ([^>]+?) -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
 TABLES: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], list[str]]] = {
-    name: getattr(module, name) for module in (tables_training, tables_inference) for name in module.__all__
+    name: getattr(module, name)
+    for module in (tables_training, tables_pretrained, tables_inference)
+    for name in module.__all__
 }
 
 

@@ -50,6 +50,8 @@ class Clock:
     """
 
     target: float | None = None
+    start_seconds: float = 0.0
+    """From the start of the process to the start of the loop."""
     train_seconds: float = 0.0
     look_seconds: float = 0.0
     curve: list[tuple[float, float]] = field(default_factory=list)
@@ -60,6 +62,7 @@ class Clock:
     def start(self) -> None:
         """The loop begins."""
         self._since = time.perf_counter()
+        self.start_seconds = self._since - PROCESS_START
 
     def begin_look(self) -> None:
         """The loop pauses."""
@@ -91,6 +94,7 @@ def report(clock: Clock, *packages: str, json_line: bool) -> None:
     results = {
         "top1": clock.curve[-1][1],
         "curve": clock.curve,
+        "start_seconds": clock.start_seconds,
         "train_seconds": clock.train_seconds,
         "look_seconds": clock.look_seconds,
         "total_seconds": time.perf_counter() - PROCESS_START,
