@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from killing import Killed, die_after
+from PIL import Image
 from safetensors.torch import save_file
 from same_weights import assert_same_weights
 
@@ -17,7 +20,7 @@ from vivace import systems
 from vivace.bundle import load_bundle
 from vivace.errors import ConfigError
 from vivace.models.zoo import create_model
-from vivace.training.finetuning import features
+from vivace.training.finetuning import features, following
 from vivace.training.folder.checkpoints import load_newest
 from vivace.training.recipes.named import PACKAGED_NETWORK, DataFacts, auto, reason, starts_from_weights
 
@@ -61,7 +64,7 @@ def test_the_head_is_solved_and_the_body_stays(data: Path, tmp_path: Path) -> No
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (record["epochs"], record["num_images_seen"]) == (0, 66)
     info = load_bundle(result.bundle).info
-    assert info.recipe["finetune"] == {"head": True, "trains": "auto", "cut": None, "views": 2}
+    assert info.recipe["finetune"] == {"head": True, "trains": "auto", "cut": None, "views": 4}
     assert changed(result) == {"classifier.weight", "classifier.bias"}
     # what the features said of the validation images is what the bundle says of them
     assert vivace.evaluate(result.bundle, data, split="val").metrics.top1 == result.val_top1
@@ -73,7 +76,7 @@ def test_the_last_stages_are_trained_and_the_front_stays(data: Path, tmp_path: P
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["0", "1"]
     recipe = load_bundle(result.bundle).info.recipe
-    assert recipe["finetune"] == {"head": True, "trains": "last", "cut": "blocks.5.0", "views": 2}
+    assert recipe["finetune"] == {"head": True, "trains": "last", "cut": "blocks.5.0", "views": 4}
     stages = ("blocks.5.1.", "blocks.5.2.", "blocks.5.3.", "blocks.6.", "conv_head.", "bn2.", "classifier.")
     assert all(name.startswith(stages) for name in changed(result))
     assert "blocks.6.0.conv_pw.weight" in changed(result)
@@ -178,6 +181,38 @@ def test_a_finished_run_goes_on_with_the_whole_network(data: Path, tmp_path: Pat
 def test_a_target_that_the_head_reaches_ends_the_run(data: Path, tmp_path: Path) -> None:
     result = train(data, tmp_path / "run", target=0.9)
     assert (result.epochs, result.target_reached) == (0, True)
+
+
+def test_a_target_that_last_stages_miss_is_tried_with_the_whole_network(
+    noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(following, "EPOCHS", 1)
+    options = {"target": 0.99, "epochs": 1, "batch_size": 11, "tune": False}
+    result = vivace.train(noise, recipe="finetune", size=SIZE, run=tmp_path / "run", **options)
+    told = capsys.readouterr().err
+    assert re.search(
+        r"the last stages have 0\.\d+ on validation, the target is 0\.99: training the whole network", told
+    )
+    assert result.target_reached is False
+    recipe = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert recipe["target_reached"] is False
+    assert load_bundle(result.bundle).info.recipe["finetune"]["trains"] == "whole"
+    # what came before the whole network is the row before its first step
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[-2:]] == ["0", "1"]
+
+
+@pytest.fixture
+def noise(tmp_path: Path, graphs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """36 images of noise in three classes, which nothing can tell apart."""
+    monkeypatch.setenv("VIVACE_CACHE", str(graphs))
+    generator = np.random.default_rng(0)
+    for name in ("blue", "green", "red"):
+        (tmp_path / "noise" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = generator.integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "noise" / name / f"{number}.png")
+    return tmp_path / "noise"
 
 
 def test_options_of_epochs_are_said_to_be_unused(data: Path, tmp_path: Path) -> None:

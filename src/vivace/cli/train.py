@@ -22,7 +22,7 @@ from vivace.training.recipes.keywords import FIELDS, OPENING, TrainKeywords
 class Network:
     """What is trained, and how."""
 
-    recipe: Literal["auto", "fast", "accurate", "finetune", "article"] = "fast"
+    recipe: Literal["auto", "fast", "accurate", "finetune", "article"] = "auto"
     """A named recipe. auto: finetune for photos where pretrained weights are at hand, else fast."""
     config: Path | None = None
     """A recipe as YAML, such as the recipe.yaml of an earlier run, in place of --recipe."""
@@ -31,7 +31,7 @@ class Network:
     pretrained: bool = False
     """Start from published weights for --model: of an installed package or a cache, else downloaded."""
     from_scratch: bool = False
-    """Start from random weights, whatever is at hand: with --recipe auto, the recipe fast."""
+    """Start from random weights, whatever is at hand: the recipe fast, unless another is named."""
     weights: Path | None = None
     """Start from a local safetensors or .pth state dict, or from a bundle's folder."""
     size: int | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,10 @@ from vivace.training.loop.engine import Engine
 from vivace.training.loop.plan import Budget
 from vivace.training.loop.session import Session
 from vivace.training.outcome import Outcome, outcome_warnings
+from vivace.training.record import record_of
 from vivace.training.result import TrainResult
 
-__all__ = ["finish", "record_of"]
-
-
-def record_of(facts: dict[str, Any], budget: Budget, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of run.json from the start: the data, the budget as "contract", the starting weights."""
-    return {"data": facts, "contract": dataclasses.asdict(budget), "weights": dict(weights)}
+__all__ = ["finish"]
 
 
 def finish(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,12 +21,21 @@ from vivace.training.execution import (
     trial_batch_size,
     without_own_kernels,
 )
-from vivace.training.finetuning.stages import begin_with, first_stages, keep_better, resume_last_stages
-from vivace.training.finish import finish, record_of
+from vivace.training.finetuning.following import whole_network
+from vivace.training.finetuning.stages import (
+    Stage,
+    begin_with,
+    continue_from,
+    first_stages,
+    further_stage,
+    keep_better,
+    resume_last_stages,
+)
+from vivace.training.finish import finish
 from vivace.training.folder.checkpoints import remove_all
 from vivace.training.folder.runfolder import RunFolder, check_same_data
 from vivace.training.loop.aim import Aim, LargerNetwork, aim_of
-from vivace.training.loop.arrays import FileWatch, TrainingData, prepare_data
+from vivace.training.loop.arrays import FileWatch, prepare_data
 from vivace.training.loop.engine import Engine
 from vivace.training.loop.plan import Budget, Plan
 from vivace.training.loop.session import Session
@@ -36,7 +44,8 @@ from vivace.training.loop.statistics import NUM_IMAGES_LAST
 from vivace.training.recipes.expected import with_network
 from vivace.training.recipes.named import DataFacts
 from vivace.training.recipes.recipe import Recipe
-from vivace.training.recording.callbacks import Callback, RunInfo
+from vivace.training.record import facts_of, record_of, run_info, starting_weights
+from vivace.training.recording.callbacks import Callback
 from vivace.training.recording.curves import Curves
 from vivace.training.recording.dispatch import Dispatcher
 from vivace.training.recording.display import LiveDisplay
@@ -76,7 +85,7 @@ def run_training(
     data = prepare_data(cache, recipe)
     if not measure_test:
         data = data.without_test()
-    facts = _facts(cache, data, source_name)
+    facts = facts_of(cache, data, source_name)
     saved, previous = None, None
     if resume:
         previous = folder.saved_facts()
@@ -87,18 +96,21 @@ def run_training(
     seconds_before = spent = 0.0
     with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         limit_threads()
-        # more than once only if a larger network is to reach the target
+        further: Stage | None = None
+        # more than once only if a larger network, or more of it, is to reach the target
         while True:
             session = Session(recipe, data, device, cache_dir=cache_dir, load=saved is None, teacher=teacher)
             # a checkpoint was trained from what the run started with
-            weights = session.start.record if saved is None else _starting_weights(previous)
-            stage = None
-            if saved is not None:
+            weights = session.start.record if saved is None else starting_weights(previous)
+            stage = further
+            if further is not None:
+                continue_from(session, further)
+            elif saved is not None:
                 with fitting(folder):
                     resume_last_stages(session, saved, cache_dir=cache_dir)
             elif recipe.finetune.head:
                 stage, recipe = first_stages(session, budget, clock, cache_dir=cache_dir, on_message=display.on_message)
-            tunes = tune and not resume and recipe.epochs > 0 and session.part is None
+            tunes = tune and not resume and recipe.epochs > 0 and session.part is None and further is None
             receipt = _receipt(session, recipe, budget, tune=tunes, cache_dir=cache_dir, used=clock())
             execution = receipt.execution
             set_threads(execution.threads)
@@ -127,12 +139,17 @@ def run_training(
             engine = _engine(session, state, execution, budget, folder, dispatcher, clock, seconds_before)
             try:
                 if is_first:
-                    dispatcher.on_start(_run_info(session, engine, folder, facts, budget))
+                    dispatcher.on_start(run_info(session, engine, folder, facts, budget))
                 _announce(engine, previous["contract"]["target"] if previous else None, dispatcher.on_message)
                 with display:
                     if stage is not None:
                         begin_with(stage, engine)
                     engine.run()
+                further = further_stage(session, engine, budget)
+                if further is not None:
+                    dispatcher.on_message(further.missed(budget.target))
+                    recipe, saved, previous, spent = whole_network(recipe), None, None, _again(folder, engine)
+                    continue
                 keep_better(session, engine, stage, display.on_message)
                 # the engine checks only from time to time
                 engine.check_files()
@@ -140,15 +157,20 @@ def run_training(
             except LargerNetwork as error:
                 dispatcher.on_message(str(error))
                 recipe, saved, previous = with_network(recipe, data_facts, error.choice.network), None, None
-                # a checkpoint of the smaller network does not fit the recipe that is written next
-                remove_all(folder.checkpoints)
-                spent = engine.counters.seconds
+                spent = _again(folder, engine)
                 continue
             except BaseException as error:
                 dispatcher.on_error(error)
                 raise
             dispatcher.on_end(result)
             return result
+
+
+def _again(folder: RunFolder, engine: Engine) -> float:
+    """Make room for a run that starts again in the same folder; returns the seconds that were trained so far."""
+    # a checkpoint does not fit the recipe that is written next
+    remove_all(folder.checkpoints)
+    return engine.counters.seconds
 
 
 @contextlib.contextmanager
@@ -164,24 +186,6 @@ def _global_settings_restored() -> Iterator[None]:
         if deterministic != torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(deterministic)
         cudnn.deterministic, cudnn.benchmark = kernels
-
-
-def _facts(cache: Cache, data: TrainingData, name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "place": str(cache.source.root.resolve()) if cache.source.root else None,
-        "fingerprint": cache.fingerprint,
-        "num_images": sum(len(split.labels_N) for split in cache.splits.values()),
-        "num_train": len(data.train_indices),
-        "num_val": data.num_val,
-        "num_test": data.num_test,
-    }
-
-
-def _starting_weights(saved: Mapping[str, Any] | None) -> dict[str, str]:
-    """Of a run that is resumed; runs of earlier versions do not say."""
-    weights = {} if saved is None else saved.get("weights")
-    return {str(name): str(value) for name, value in weights.items()} if isinstance(weights, Mapping) else {}
 
 
 def _receipt(
@@ -253,22 +257,6 @@ def _announce(engine: Engine, target_before: float | None, on_message: Callable[
 
 def _resolved(recipe: Recipe, execution: ExecutionConfig) -> Recipe:
     return dataclasses.replace(recipe, **{option.field: getattr(execution, option.field) for option in OPTIONS})
-
-
-def _run_info(session: Session, engine: Engine, folder: RunFolder, facts: Mapping[str, Any], budget: Budget) -> RunInfo:
-    counters = engine.counters
-    return RunInfo(
-        run=folder.path,
-        recipe=session.recipe,
-        data=dict(facts),
-        classes=tuple(session.data.cache.classes),
-        device=str(session.device),
-        num_steps=None if budget.within_seconds is not None else engine.plan.total_steps(counters),
-        within_seconds=budget.within_seconds,
-        target=budget.target,
-        resumed_step=counters.step or None,
-        history=tuple(map(dict, counters.history)),
-    )
 
 
 def _engine(

@@ -30,7 +30,7 @@ from vivace.training.recipes.expected import is_planned, seconds_for
 from vivace.training.recipes.facts import measure_facts
 from vivace.training.recipes.implied import unused_options, with_implied, with_starting_weights
 from vivace.training.recipes.keywords import TrainKeywords, check_keywords, data_opened_with, recipe_changes
-from vivace.training.recipes.named import DEFAULT_RECIPE, DataFacts, read_recipe, reason, resolve_recipe
+from vivace.training.recipes.named import DEFAULT_RECIPE, DataFacts, chosen_recipe, read_recipe, reason, resolve_recipe
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.recording.callbacks import Callback, check_callbacks
 from vivace.training.recording.display import LiveDisplay
@@ -118,9 +118,12 @@ def train(
     source = open_run_source(data, run, resume, cache_path)
     # a GPU is fast enough for the larger network with any time budget
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
+    facts = measure_facts(source)
+    chosen = None
+    if recipe == "auto" and not resume:
+        recipe, chosen = chosen_recipe(facts), reason(facts)
     # a resumed run is planned if it was before
     planned = "epochs" not in changes if resume else target is not None and is_planned(recipe, changes)
-    facts = measure_facts(source)
     if on_cpu:
         seconds = [within_seconds, seconds_for(target, facts) if planned and target is not None else None]
         facts = dataclasses.replace(facts, seconds=min((s for s in seconds if s is not None), default=None))
@@ -133,8 +136,8 @@ def train(
         report(source, resolved.data.val_fraction, quiet=quiet)
         is_open = within_seconds is not None or (planned and not resume)
         display = LiveDisplay(epochs="?" if is_open else str(resolved.epochs), quiet=quiet)
-        if recipe == "auto" and not resume:
-            display.on_message(f"recipe: {reason(facts)}")
+        if chosen is not None:
+            display.on_message(f"recipe: {chosen}")
         for name in unused_options(resolved, changes, timed=within_seconds is not None):
             warn(f"{name} is not used: the head alone is trained. Give `epochs` or `within` to train the network too")
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None

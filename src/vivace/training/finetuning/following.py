@@ -99,7 +99,7 @@ def _free_disk(folder: Path) -> int:
 
 def whole_network(recipe: Recipe, *, with_head: bool = True) -> Recipe:
     """The recipe that trains the whole network, at least EPOCHS long; the head is solved before, or trained with it."""
-    finetune = dataclasses.replace(recipe.finetune, trains="whole") if with_head else FinetuneConfig()
+    finetune = dataclasses.replace(recipe.finetune, trains="whole", cut=None) if with_head else FinetuneConfig()
     return dataclasses.replace(recipe, epochs=max(recipe.epochs, EPOCHS), finetune=finetune)
 
 

@@ -32,10 +32,19 @@ from vivace.training.loop.validation import Trained, Validation
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.techniques.losses import class_weights
 
-__all__ = ["HeadStage", "begin_with", "first_stages", "keep_better", "resume_last_stages"]
+__all__ = [
+    "Stage",
+    "begin_with",
+    "continue_from",
+    "first_stages",
+    "further_stage",
+    "keep_better",
+    "resume_last_stages",
+]
 
-# the weights after the stage of the head, beside the checkpoints of a run
-HEAD = "head.safetensors"
+# the weights after the stage before the loop, beside the checkpoints of a run
+BEFORE = "before.safetensors"
+HEAD_ALONE, LAST_STAGES, WHOLE_NETWORK = "the head alone", "the last stages", "the whole network"
 
 # what follows the features in a run: the head, its validation, the bundle
 SECONDS_AFTER = 4.0
@@ -44,14 +53,20 @@ MARGIN = 1.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadStage:
-    """What the stage of the head ended with."""
+class Stage:
+    """What a stage before the training loop ended with."""
 
+    name: str
     trained: Trained
     answers: Callable[[nn.Module, str], tuple[Tensor, Tensor]]
     """As `Session.answers`."""
     weights: Mapping[str, Tensor]
     """A copy of the state dict."""
+
+    def missed(self, target: float | None) -> str:
+        """That it missed the target, and what comes next."""
+        reached = self.trained.validation.top1
+        return f"{self.name} have {reached:.4g} on validation, the target is {target:g}: training {WHOLE_NETWORK}"
 
 
 def first_stages(
@@ -61,7 +76,7 @@ def first_stages(
     *,
     cache_dir: Path,
     on_message: Callable[[str], None],
-) -> tuple[HeadStage | None, Recipe]:
+) -> tuple[Stage | None, Recipe]:
     """(what the stage of the head ended with, the recipe with the epochs that follow), also set in the session.
 
     clock: seconds of the time budget that are used. None for a network without a head that can be solved, with a
@@ -129,7 +144,7 @@ def _solve_head(
     *,
     seconds_left: Callable[[], float],
     on_message: Callable[[str], None],
-) -> HeadStage:
+) -> Stage:
     """Solve the head of the session's network in place; afterwards the session validates by the frozen features.
 
     seconds_left: of the time budget; infinite without one.
@@ -169,7 +184,8 @@ def _solve_head(
         f"{'view' if len(views) == 1 else 'views'} of each image, {features.images_per_second:,.0f} img/s; "
         f"{100 * validation.top1:.1f} % on validation"
     )
-    return HeadStage(
+    return Stage(
+        name=HEAD_ALONE,
         trained=Trained(
             validation=validation,
             loss=head.loss,
@@ -189,15 +205,43 @@ def _class_weights(session: Session) -> Tensor | None:
     return class_weights(session.data.cache.splits["train"].labels_N[session.data.train_indices], session.num_classes)
 
 
-def begin_with(stage: HeadStage, engine: Engine) -> None:
-    """Record the stage of the head in the run, before its loop; what it solved is kept beside the checkpoints."""
+def begin_with(stage: Stage, engine: Engine) -> None:
+    """Record the stage in the run, before its loop; its weights are kept beside the checkpoints."""
     engine.record(stage.trained)
     if engine.recipe.epochs > 0:
-        save_checkpoint(engine.checkpoints / HEAD, {"model": dict(stage.weights)})
+        save_checkpoint(engine.checkpoints / BEFORE, {"name": stage.name, "model": dict(stage.weights)})
 
 
-def keep_better(session: Session, engine: Engine, stage: HeadStage | None, on_message: Callable[[str], None]) -> None:
-    """Give the network back the weights of the stage of the head if training more of it has not improved validation.
+def further_stage(session: Session, engine: Engine, budget: Budget) -> Stage | None:
+    """What a run of last stages ended with, if it missed its target and the whole network is to be trained from there.
+
+    None with a time budget, which has decided what is trained.
+    """
+    missed = budget.target is not None and engine.counters.target_seconds is None
+    if session.part is None or not missed or budget.within_seconds is not None or engine.counters.stopped_early:
+        return None
+    row = engine.counters.history[-1]
+    return Stage(
+        name=LAST_STAGES,
+        trained=Trained(
+            validation=Validation(loss=row["val_loss"], top1=row["val_top1"]),
+            loss=row["train_loss"],
+            top1=row["train_top1"],
+            num_images=engine.counters.num_images_seen,
+            seconds=0.0,
+        ),
+        answers=session.part.logits,
+        weights={name: tensor.clone() for name, tensor in engine.state.averaged_model.state_dict().items()},
+    )
+
+
+def continue_from(session: Session, stage: Stage) -> None:
+    """Let a session that trains its whole network start from the weights of a stage."""
+    session.model.load_state_dict(stage.weights)
+
+
+def keep_better(session: Session, engine: Engine, stage: Stage | None, on_message: Callable[[str], None]) -> None:
+    """Give the network back the weights of the stage before the loop if the loop has not improved validation.
 
     stage: None in a run that was resumed, which reads them from beside its checkpoints.
     """
@@ -207,16 +251,17 @@ def keep_better(session: Session, engine: Engine, stage: HeadStage | None, on_me
     before, after = (100 * row["val_top1"] for row in (history[0], history[-1]))
     if after >= before:
         return
-    trained = "whole network" if session.part is None else "last stages"
-    told = f"{before:.1f} % on validation, {after:.1f} % after training the {trained}"
+    trained = WHOLE_NETWORK if session.part is None else LAST_STAGES
+    told = f"{before:.1f} % on validation, {after:.1f} % after training {trained}"
     network = engine.state.averaged_model
     try:
-        weights = load_checkpoint(engine.checkpoints / HEAD)["model"] if stage is None else stage.weights
+        saved = load_checkpoint(engine.checkpoints / BEFORE) if stage is None else {}
+        name, weights = (saved["name"], saved["model"]) if stage is None else (stage.name, stage.weights)
         check_weights(weights, network.state_dict())
     except (CheckpointError, *MALFORMED) as error:
-        on_message(f"the last weights are kept, although the head alone was better: {told}; {error}")
+        on_message(f"the last weights are kept, although those before the loop were better: {told}; {error}")
         return
-    on_message(f"the head alone is kept: {told}")
+    on_message(f"{name if name in (HEAD_ALONE, LAST_STAGES) else 'what came before'} is kept: {told}")
     network.load_state_dict(weights)
     engine.saved_epoch = 0.0
     if session.part is None:

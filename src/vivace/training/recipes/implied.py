@@ -80,18 +80,19 @@ def with_starting_weights(recipe: Any, changes: Mapping[str, Any], *, from_scrat
     recipe: as `train` takes it. Raises ConfigError for from_scratch with weights.
     """
     changes = dict(changes)
-    weights = bool(changes.get("model.pretrained") or changes.get("model.weights"))
+    pretrained, file = bool(changes.get("model.pretrained")), bool(changes.get("model.weights"))
     if from_scratch:
-        if weights or recipe == "finetune":
+        if pretrained or file or recipe == "finetune":
             given = "the recipe 'finetune'" if recipe == "finetune" else "`pretrained` or `weights`"
             raise ConfigError(f"`from_scratch` can't go with {given}: got both. Leave one of them out.")
         changes["model.pretrained"] = False
     if recipe != "auto":
         return recipe, changes
-    if weights:
+    if pretrained or (file and str(changes.get("model.name", "")).startswith("timm/")):
         return "finetune", changes
-    if from_scratch or "model.name" in changes or changes.get("data.channels") == 1:
-        # a network that is named without weights is trained from scratch
+    if file or from_scratch or "model.name" in changes or changes.get("data.channels") == 1:
+        # a file without a network's name is of the network of `fast`; one that is named without weights is trained
+        # from scratch
         return "fast", changes
     return recipe, changes
 

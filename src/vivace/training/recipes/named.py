@@ -20,6 +20,7 @@ __all__ = [
     "PACKAGED_NETWORK",
     "RECIPES",
     "DataFacts",
+    "chosen_recipe",
     "read_recipe",
     "reason",
     "resolve_recipe",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 
-DEFAULT_RECIPE = "fast"
+DEFAULT_RECIPE = "auto"
 # of packaged weights: the most accurate features for the time that they take
 PACKAGED_NETWORK = "timm/tf_efficientnet_lite0"
 
@@ -83,7 +84,7 @@ def article(facts: DataFacts) -> Recipe:
 
 
 def fast(facts: DataFacts) -> Recipe:
-    """The default: the fastest combination measured so far, for small images and for photos.
+    """From scratch: the fastest combination measured so far, for small images and for photos.
 
     docs/recipes.md describes it; docs/benchmarks.md has its accuracy and time on CIFAR-10, flowers and digits.
     """
@@ -209,11 +210,11 @@ def finetune(facts: DataFacts) -> Recipe:
         augment=AugmentConfig(
             random_resized_crop=(0.35, 1.0), flip="random" if facts.channels == 3 else "none", mixup=0.4
         ),
-        optimizer=OptimizerConfig(name="adamw", lr=5e-4, weight_decay=0.05, layer_decay=0.75),
+        optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75),
         schedule=ScheduleConfig(name="cosine", warmup=0.1),
         loss=LossConfig(label_smoothing=0.1),
         calibrate=True,
-        finetune=FinetuneConfig(head=True),
+        finetune=FinetuneConfig(head=True, views=4),
         epochs=4,
         batch_size=64,
         clip_grad_norm=1.0,
@@ -221,8 +222,13 @@ def finetune(facts: DataFacts) -> Recipe:
 
 
 def auto(facts: DataFacts) -> Recipe:
-    """`finetune` for photos if weights for it are at hand, else `fast`."""
-    return finetune(facts) if starts_from_weights(facts) else fast(facts)
+    """The default: `finetune` for photos if weights for it are at hand, else `fast`."""
+    return RECIPES[chosen_recipe(facts)](facts)
+
+
+def chosen_recipe(facts: DataFacts) -> str:
+    """The name of the recipe that `auto` takes."""
+    return "finetune" if starts_from_weights(facts) else "fast"
 
 
 def starts_from_weights(facts: DataFacts) -> bool:
