@@ -15,11 +15,13 @@ from fakes import fake_times, run
 
 from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration import halving as halving_module
+from vivace.acceleration import proposals as proposals_module
 from vivace.acceleration import students as students_module
 from vivace.acceleration.halving import promoted, race_candidates
 from vivace.acceleration.networks import Network, open_network
+from vivace.acceleration.proposals import FOR_INT8, propose
 from vivace.acceleration.splits import open_splits
-from vivace.acceleration.students import FOR_INT8, epoch_multiplier, propose
+from vivace.acceleration.students import epoch_multiplier
 from vivace.bundle import Architecture, Bundle, load_bundle, save_bundle
 from vivace.compression import prune as prune_module
 from vivace.errors import ConfigError, Interrupted, TrainingError
@@ -43,19 +45,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One float variant, one student of each kind, a few epochs."""
     variants = tuple(v for v in candidates_module.VARIANTS if v.precision == "fp32" and v.runtime in ("eager", "onnx"))
     monkeypatch.setattr(candidates_module, "VARIANTS", variants)
-    monkeypatch.setattr(students_module, "PRUNED_SHARES", (0.6,))
+    monkeypatch.setattr(proposals_module, "PRUNED_SHARES", (0.6,))
     drawn = [("fast_cnn", 32, {"widths": [8, 8], "depth": [1, 1], "stride": 2})]
-    monkeypatch.setattr(students_module, "_drawn", lambda own: drawn)
-    monkeypatch.setattr(students_module, "FINE_TUNE_EPOCHS", 4)
-    monkeypatch.setattr(students_module, "SCRATCH_EPOCHS", 4)
+    monkeypatch.setattr(proposals_module, "_drawn", lambda own: drawn)
+    monkeypatch.setattr(proposals_module, "FINE_TUNE_EPOCHS", 4)
+    monkeypatch.setattr(proposals_module, "SCRATCH_EPOCHS", 4)
     monkeypatch.setattr(students_module, "MAX_EPOCH_MULTIPLIER", 1.0)
 
 
 @pytest.fixture
 def small_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of 24 and 16 px count as smaller ones of 32 px."""
-    monkeypatch.setattr(students_module, "MIN_SIDE", 16)
-    monkeypatch.setattr(students_module, "SIDE_STEP", 8)
+    monkeypatch.setattr(proposals_module, "MIN_SIDE", 16)
+    monkeypatch.setattr(proposals_module, "SIDE_STEP", 8)
 
 
 def names(timed: list[list[str]]) -> list[str]:
@@ -80,6 +82,10 @@ def test_where_a_speed_was_asked_for_the_slowest_that_have_it_are_looked_at() ->
     assert race_candidates(speeds, least_speed=1.9, requested=False) == ["c", "b", "g", "a"]
     assert race_candidates(speeds, least_speed=4.5, requested=False) == ["e", "a"]
     assert race_candidates({}, least_speed=1.0, requested=True) == []
+    # one that starts from published weights is always among them: the slowest of those, in place of its neighbour
+    assert race_candidates(speeds, least_speed=1.9, requested=False, published={"f", "e"}) == ["c", "f", "g", "a"]
+    assert race_candidates(speeds, least_speed=1.9, requested=False, published={"a", "e"}) == ["c", "b", "g", "a"]
+    assert race_candidates(speeds, least_speed=1.9, requested=True, published={"d", "e"}) == ["c", "f", "b", "e"]
 
 
 def test_of_few_images_a_student_sees_more_epochs(
@@ -155,7 +161,7 @@ def test_the_model_itself_and_the_pruned_one_see_smaller_images(
 def test_narrower_ones_see_the_next_smaller_size_alone(
     trained: tuple[Bundle, Path], tmp_path: Path, small_sides: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(students_module, "PRUNED_SHARES", (0.6, 0.3))
+    monkeypatch.setattr(proposals_module, "PRUNED_SHARES", (0.6, 0.3))
     bundle, data = trained
     students = {s.name: s for s in propose(bundle, open_splits(bundle, data), tmp_path / "work")}
     assert {f"{PRUNED}, 24 px", f"{PRUNED}, 16 px", "pruned to 30%, 24 px"} <= set(students)
@@ -165,9 +171,9 @@ def test_narrower_ones_see_the_next_smaller_size_alone(
 
 def test_photos_get_networks_for_smaller_photos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    drawn = students_module._drawn(Architecture(name="timm/resnet18", num_classes=5, size=224))
+    drawn = proposals_module._drawn(Architecture(name="timm/resnet18", num_classes=5, size=224))
     assert [size for _, size, _ in drawn] == [224, 160, 128, 96]
-    small = students_module._drawn(Architecture(name="fast_cnn", num_classes=5, size=32))
+    small = proposals_module._drawn(Architecture(name="fast_cnn", num_classes=5, size=32))
     assert {(name, size) for name, size, _ in small} == {("fast_cnn", 32)}
 
 
@@ -204,8 +210,8 @@ def test_where_int8_loses_too_much_the_model_trains_for_it(
 ) -> None:
     variants = (*candidates_module.VARIANTS, candidates_module.Variant("openvino", "int8", ("openvino", "nncf")))
     monkeypatch.setattr(candidates_module, "VARIANTS", variants)
-    monkeypatch.setattr(students_module, "_pruned", lambda *_: [])
-    monkeypatch.setattr(students_module, "_drawn", lambda _: [])
+    monkeypatch.setattr(proposals_module, "_pruned", lambda *_: [])
+    monkeypatch.setattr(proposals_module, "_drawn", lambda _: [])
     costs = {"openvino int8": 1.0, f"{FOR_INT8} untrained, openvino int8": 1.0, f"{FOR_INT8}, openvino int8": 1.0}
     fake_times(monkeypatch, COSTS | costs)
     own_probs = Network.probs

@@ -8,6 +8,7 @@ others get a quarter of their training. Half of these, the most accurate on the 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from vivace.acceleration.candidates import Candidate
 from vivace.acceleration.decide import lost_too_much
 from vivace.acceleration.measurements import Measurements
 from vivace.acceleration.networks import Network, open_network
+from vivace.acceleration.proposals import propose
 from vivace.acceleration.results import Result
 from vivace.acceleration.splits import Splits
-from vivace.acceleration.students import RACE_SHARE, Student, epoch_multiplier, propose, train_student
+from vivace.acceleration.students import RACE_SHARE, Student, epoch_multiplier, train_student
 from vivace.acceleration.worker import WorkerDied
 from vivace.bundle import Bundle
 from vivace.data.place import AnyData
@@ -50,16 +52,25 @@ MIN_AGREEMENT = 0.97
 MIN_SECONDS = 10.0
 
 
-def race_candidates(speeds: Mapping[str, float], *, least_speed: float, requested: bool) -> list[str]:
+def race_candidates(
+    speeds: Mapping[str, float], *, least_speed: float, requested: bool, published: Collection[str] = ()
+) -> list[str]:
     """Names of the students that enter the race, the slowest first: at most MAX_RACED of those that are fast enough.
 
     requested: whether `least_speed` was requested. Then the slowest are taken, since more speed costs accuracy;
-    otherwise some from the slowest to the fastest.
+    otherwise some from the slowest to the fastest. published: students from published weights, which often lose least:
+    if none of them is among these, the slowest takes the place of the one that is nearest in speed.
     """
     fast = sorted((name for name, speed in speeds.items() if speed > least_speed), key=lambda name: speeds[name])
     if requested or len(fast) <= MAX_RACED:
-        return fast[:MAX_RACED]
-    return [fast[round(i * (len(fast) - 1) / (MAX_RACED - 1))] for i in range(MAX_RACED)]
+        raced = fast[:MAX_RACED]
+    else:
+        raced = [fast[round(i * (len(fast) - 1) / (MAX_RACED - 1))] for i in range(MAX_RACED)]
+    joins = next((name for name in fast if name in published), None)
+    if joins is not None and not any(name in published for name in raced):
+        nearest = min(raced, key=lambda name: abs(math.log(speeds[name] / speeds[joins])))
+        raced = sorted([joins, *(name for name in raced if name != nearest)], key=lambda name: speeds[name])
+    return raced
 
 
 def promoted(
@@ -112,11 +123,11 @@ class FastTeacher:
 
 
 def proposed(
-    bundle: Bundle, splits: Splits, folder: Path, *, fake_quant: bool = False
+    bundle: Bundle, splits: Splits, folder: Path, *, fake_quant: bool = False, cache_dir: Path | None = None
 ) -> tuple[list[Student], list[str]]:
     """What `propose` returns, and its messages, for a process that can only return values."""
     notes: list[str] = []
-    return propose(bundle, splits, folder, fake_quant=fake_quant, on_message=notes.append), notes
+    return propose(bundle, splits, folder, fake_quant=fake_quant, cache_dir=cache_dir, on_message=notes.append), notes
 
 
 class SuccessiveHalving:
@@ -154,6 +165,7 @@ class SuccessiveHalving:
                 measurements.own.splits,
                 self._work,
                 fake_quant=any(map(lost_too_much, own)),
+                cache_dir=self._opening["cache_dir"],
             )
         except OutOfTime:
             self._steps.leave_out("smaller networks: not built")
@@ -162,7 +174,8 @@ class SuccessiveHalving:
             self._steps.note(note)
         possible = [student for student in students if MAX_OPTIMISM * own[0].times_faster > least_speed * student.flops]
         speeds = self._speeds(possible, variants[0], baseline)
-        fast = race_candidates(speeds, least_speed=least_speed, requested=requested)
+        published = {student.name for student in students if student.starts_from == "published"}
+        fast = race_candidates(speeds, least_speed=least_speed, requested=requested, published=published)
         for student in students:
             said = f"{speeds[student.name]:.2f} times as fast" if student.name in speeds else "not timed"
             # trained ones get results of their own
@@ -228,7 +241,7 @@ class SuccessiveHalving:
             accuracy = None if network is None else self._accuracy(network)
             if accuracy is not None:
                 accuracies[student.name] = accuracy
-        from_scratch = {student.name for student in students if "model.weights" not in student.changes}
+        from_scratch = {student.name for student in students if student.starts_from == "random"}
         names = promoted(speeds, accuracies, from_scratch) if accuracies else []
         for name, accuracy in accuracies.items():
             if name not in names:

@@ -38,7 +38,7 @@ class SearchOptions:
     target_speedup: float | None = None
     """Report whether this speed-up is reached; if not, smaller networks are trained."""
     train: Training = "auto"
-    """Train smaller networks (pruned, or of the zoo) by distillation. auto: only for a target speed-up."""
+    """Train smaller networks (pruned, pretrained, or of the zoo) by distillation. auto: only for a target speed-up."""
     cache_dir: str | Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     on_bad_image: OnBadImage = "auto"
