@@ -9,9 +9,9 @@ reversed in the next round. Peers have no budgets: they have curves, and what is
 reached by a time. The sets are described in photo_sets.py, the contenders in finetuners.py, what is computed in
 tables_pretrained.py.
 
-Images are decoded anew in each run, and each run chooses its execution anew; what vivace makes once for a machine is
-there: converted weights, the network's graph, built kernels. With --empty-cache that is made in each run too. The
-system's file cache is warm. Writes DATE-SET-HARDWARE.json for each set to benchmarks/results/pretrained, and a page
+Images are decoded anew in each run, and each run chooses its execution anew; what vivace makes once for a machine and a
+set is there: converted weights, the network's graph, built kernels. With --empty-cache that is made in each run too.
+The system's file cache is warm. Writes DATE-SET-HARDWARE.json for each set to benchmarks/results/pretrained, and a page
 beside it.
 
 --crossover: fine-tuning against training from scratch for several numbers of training images and budgets.
@@ -46,7 +46,6 @@ __all__ = ["Measured", "run_rounds"]
 # of vivace's cache, what a run makes of its data: decoded images, and what its trial chose
 OF_A_RUN = ("images", "tune")
 # of the runs whose only purpose is to fill the rest of the cache
-WARM_UP_PER_CLASS = 20
 WARM_UP_SECONDS = 20
 
 
@@ -117,22 +116,17 @@ def _one(contender: Contender, data: Path, work: Path, args: argparse.Namespace,
     print(f"{head}  held-out {100 * run.top1:6.2f} %  {run.total_seconds:7.1f} s", flush=True)
 
 
-def warm_up(chosen: PhotoSet, source: Path, work: Path, args: argparse.Namespace) -> None:
-    """Fill vivace's cache with what is made once for a machine, by short runs on a few of the images.
+def warm_up(data: Path, work: Path, args: argparse.Namespace) -> bool:
+    """Fill vivace's cache with what is made once for a machine and a set, by short runs on it; files are warm then too.
 
-    Raises SystemExit if one fails.
+    Not by a part of the set: where the network is cut, and so its graph, depends on the number of images. Returns
+    whether it was interrupted.
     """
     if args.empty_cache or not args.sides:
-        return
-    few = WARM_UP_PER_CLASS
-    wanted = few if not isinstance(chosen.per_class, Mapping) else dict.fromkeys(chosen.per_class, few)
-    data = make_set(
-        dataclasses.replace(chosen, per_class=wanted, held_out_per_class=few), source, work / f"warm-up-{chosen.name}"
-    )
+        return False
     sides = [vivace_with_budget(side, WARM_UP_SECONDS, data) for side in ("finetune", "scratch")]
-    found = run_rounds(sides, data, work, args, rounds=[0])
-    if found.failed or found.stopped:
-        sys.exit("; ".join(found.failed.values()) or "interrupted")
+    sides = [dataclasses.replace(side, name=f"warm-up-{side.name}") for side in sides]
+    return run_rounds(sides, data, work, args, rounds=[0]).stopped
 
 
 def compare(chosen: PhotoSet, source: Path, work: Path, args: argparse.Namespace) -> bool:
@@ -140,8 +134,8 @@ def compare(chosen: PhotoSet, source: Path, work: Path, args: argparse.Namespace
     data = make_set(chosen, source, work / chosen.name)
     contenders = [vivace_with_budget(side, seconds, data) for seconds in chosen.budgets for side in args.sides]
     contenders += [peer_of(spec) for spec in chosen.peers]
-    warm_up(chosen, source, work, args)
-    found = run_rounds(contenders, data, work, args, rounds=range(args.rounds))
+    stopped = warm_up(data, work, args)
+    found = run_rounds(contenders, data, work, args, rounds=() if stopped else range(args.rounds))
     if not found.results:
         sys.exit(f"nothing was measured on {chosen.name}")
     record = _record(chosen, args) | {
@@ -164,7 +158,6 @@ def cross_over(chosen: PhotoSet, source: Path, work: Path, args: argparse.Namesp
 
     Returns whether it was interrupted.
     """
-    warm_up(chosen, source, work, args)
     parts: list[dict[str, Any]] = []
     num_held_out, stopped = 0, False
     for count in args.per_class or [10, 25, 50, 100, 200, 0]:
@@ -176,6 +169,9 @@ def cross_over(chosen: PhotoSet, source: Path, work: Path, args: argparse.Namesp
             data = make_set(part, source, work / name, seed=args.seed + index)
             sides = [vivace_with_budget(side, s, data) for s in chosen.budgets for side in ("finetune", "scratch")]
             num_train, num_held_out = count_images(data / "train"), count_images(data / "test")
+            if index == 0 and warm_up(data, work, args):
+                found.stopped = True
+                break
             run_rounds(sides, data, work, args, rounds=[index], into=found)
             shutil.rmtree(data)
             if found.stopped:
