@@ -189,6 +189,7 @@ def test_a_smaller_network_that_is_faster_is_trained_and_wins(
     won = load_bundle(result.bundle)
     assert won.info.architecture.arguments["narrowed"]
     assert won.info.recipe["distill"]["teacher"] == str(trained[0].folder)
+    assert won.info.recipe["name"] == "fast"
     # the test split was looked at by the certificate alone
     assert set(won.info.metrics) == {"test"}
     assert evaluate(won, trained[1]).top1 == pytest.approx(result.top1_after)

@@ -210,6 +210,7 @@ def test_a_student_is_fine_tuned_with_its_own_pixels_and_goes_on_after_a_signal(
     info = bundle.info
     assert (info.preprocess.mean, info.preprocess.std) == (MEAN, STD)
     assert teacher.preprocess.mean != MEAN
+    assert info.recipe["name"] == "finetune"
     assert info.recipe["finetune"]["head"] is True
     assert info.recipe["distill"]["teacher"] == str(teacher.folder)
     assert info.starting_weights["kind"] == "package"

@@ -15,7 +15,6 @@ from vivace.bundle import Bundle, load_bundle
 from vivace.data.place import AnyData
 from vivace.errors import BundleError, Interrupted
 from vivace.runtimes.loading import Classifier
-from vivace.training.recipes.named import DEFAULT_RECIPE
 from vivace.training.train import train
 
 __all__ = ["RACE_SHARE", "Student", "epoch_multiplier", "saved_bundle", "train_student"]
@@ -98,17 +97,16 @@ def train_student(
         **student.changes,
     }
     threads = torch.get_num_threads()
-    resume = any((run / "checkpoints").glob("*.safetensors"))
     try:
         result = train(
             data,
-            # a run that continues has its recipe in its folder
-            "finetune" if student.starts_from == "published" and not resume else DEFAULT_RECIPE,
+            # by name: the default one depends on the data and on what the changes say of weights
+            "finetune" if student.starts_from == "published" else "fast",
             overrides=changes,
             epochs=max(1, round(share * student.epochs)) if within_seconds is None else None,
             within=within_seconds,
             run=run,
-            resume=resume,
+            resume=any((run / "checkpoints").glob("*.safetensors")),
             cache_dir=cache_dir,
             measure_test=False,
             teacher=answers,
