@@ -388,7 +388,7 @@ def test_the_summary_tells_the_execution_and_what_it_gained() -> None:
         "bf16, contiguous, eager, 2 threads, micro-batches of 128 (2.00 × plain fp32 eager; measured, 1.2 s)"
     )
     off = Receipt(execution=ExecutionConfig(channels_last=True, compile=True), source="off")
-    assert off.summary() == "fp32, channels_last, compiled, 1 threads (not measured; off, 0.0 s)"
+    assert off.summary() == "fp32, channels_last, compiled, 1 threads (not measured)"
 
 
 def test_a_receipt_is_kept_for_the_machine_and_its_questions(tmp_path: Path) -> None:
@@ -467,7 +467,7 @@ def test_a_run_measures_once_and_the_next_one_believes_the_receipt(
     assert receipts[0]["execution"] == receipts[1]["execution"]
     recipe = (first.run / "recipe.yaml").read_text()
     # nothing is left to be decided: the recipe of the run reproduces it
-    assert "auto" not in recipe.replace("on_bad_image: auto", "")
+    assert "auto" not in recipe.replace("on_bad_image: auto", "").replace("trains: auto", "")
     assert len(list((own_cache / "tune").glob("*.json"))) == 1
     # another machine: another receipt
     monkeypatch.setattr(session_module, "device_name", lambda device: "another processor")

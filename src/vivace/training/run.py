@@ -270,16 +270,17 @@ def _engine(
     seconds_before: float,
 ) -> Engine:
     data, recipe = session.data, session.recipe
+    is_long_enough = session.part is not None and session.part.epochs is not None
     plan = Plan(
         epochs=recipe.epochs,
         steps_per_epoch=len(session.batches),
         schedule=recipe.schedule,
-        within_seconds=budget.within_seconds,
+        within_seconds=None if is_long_enough else budget.within_seconds,
         target=budget.target,
         aim=_aim(session, budget),
         clock=lambda: seconds_before + clock(),
     )
-    if budget.within_seconds is not None and recipe.epochs:
+    if plan.within_seconds is not None and recipe.epochs:
         seconds = session.pass_seconds(state.averaged_model, without_own_kernels(execution))
         # the last validation, and the metrics of the bundle on validation and test
         passes = 2 + data.num_test / max(data.num_val, 1)

@@ -25,9 +25,12 @@ from vivace.training.tuning.tune import plain_execution
 __all__ = ["begin_last", "cut_of", "what_follows", "whole_network"]
 
 # the whole network is trained where a time budget leaves room for so many epochs
-MIN_EPOCHS = 4
-# the last stages are trained where it leaves room for so many
-MIN_PASSES = 1.0
+MIN_EPOCHS = 6
+# the last stages are trained where it leaves room for so many epochs and so many steps: the first steps harm the solved
+# head, later ones make up for it
+MIN_PASSES, MIN_STEPS = 1.0, 60
+# beyond this many times the recipe's own epochs they only learn their maps by heart: the run ends before its budget
+MAX_LENGTH = 5
 # epochs of the whole network with a time budget, or without a head that can be solved; the budget decides how many
 EPOCHS = 8
 # with less left nothing is timed, which takes seconds itself
@@ -124,29 +127,37 @@ def what_follows(
     num_images = len(session.data.train_indices)
     of_part = math.inf if part is None else _seconds_per_image(session, part)
     of_whole = math.inf
-    if recipe.finetune.trains != "last" and (part is None or _may_suffice(left(), num_images * of_part, part)):
+    if recipe.finetune.trains != "last" and (part is None or _may_suffice(left(), session, of_part, part)):
         of_whole = _seconds_per_image(session)
-    if left() > MIN_EPOCHS * num_images * of_whole:
+    least = _least(MIN_EPOCHS, session)
+    if left() > least * of_whole:
         return _train_whole(session, whole_network(recipe))
     seconds = left() - SECONDS_AFTER
-    if part is not None and seconds > MIN_PASSES * num_images * of_part:
+    least = _least(MIN_PASSES, session)
+    if part is not None and seconds > least * of_part:
         per_view = num_images / features.images_per_second
         views = min(recipe.finetune.views, part.num_views_of_head + int(VIEWS_FRACTION * seconds / per_view))
+        if seconds > MAX_LENGTH * recipe.epochs * num_images * of_part:
+            part.epochs = MAX_LENGTH * recipe.epochs
         return _train_last(session, part, views, on_message)
     what = "the whole network is" if part is None else "the last stages are"
-    on_message(
-        f"{what} not trained: an epoch takes about {num_images * min(of_part, of_whole):,.0f} s, and {left():,.0f} s "
-        "are left"
-    )
+    needed = _least(MIN_EPOCHS, session) * of_whole if part is None else least * of_part
+    on_message(f"{what} not trained: that takes about {needed:,.0f} s, and {left():,.0f} s are left")
     return dataclasses.replace(recipe, epochs=0)
 
 
-def _may_suffice(seconds: float, epoch_of_part: float, part: LastStages) -> bool:
+def _least(epochs: float, session: Session) -> float:
+    """Images that a stage has to be trained on at least."""
+    count = len(session.data.train_indices)
+    return max(epochs * count, MIN_STEPS * min(session.recipe.batch_size, count))
+
+
+def _may_suffice(seconds: float, session: Session, of_part: float, part: LastStages) -> bool:
     """Whether a time budget may have room for the whole network, whose step is timed then, which takes seconds.
 
     It takes about as many times as long as it has operations.
     """
-    return seconds > MIN_EPOCHS * epoch_of_part / part.cut.fraction / 2
+    return seconds > _least(MIN_EPOCHS, session) * of_part / part.cut.fraction / 2
 
 
 def _train_whole(session: Session, recipe: Recipe) -> Recipe:
@@ -165,7 +176,7 @@ def _train_last(session: Session, part: LastStages, views: int, on_message: Call
         f"{part.num_views} views of each image"
     )
     finetune = dataclasses.replace(recipe.finetune, trains="last", cut=part.cut.name, views=part.num_views)
-    return dataclasses.replace(recipe, finetune=finetune)
+    return dataclasses.replace(recipe, epochs=part.epochs or recipe.epochs, finetune=finetune)
 
 
 def begin_last(session: Session, part: LastStages) -> None:

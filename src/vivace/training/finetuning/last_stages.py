@@ -38,6 +38,7 @@ class LastStages:
     def __init__(self, session: Session, features: FrozenFeatures) -> None:
         assert features.cut is not None
         self.features, self.cut = features, features.cut
+        self.epochs: int | None = None
         self._session = session
         self._config = session.recipe.augment
         train, indices = session.data.cache.splits["train"], session.data.train_indices

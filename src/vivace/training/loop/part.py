@@ -14,6 +14,9 @@ __all__ = ["Part"]
 class Part(Protocol):
     """The rear part of a network, trained on what its front gives. The weights before it need no gradient."""
 
+    epochs: int | None
+    """How long it is trained if a time budget has room for more; None: as long as the budget says."""
+
     def __call__(
         self,
         images_BCHW: Tensor,

@@ -59,6 +59,8 @@ class DataFacts:
 WIDTHS_BY_SECONDS_PER_IMAGE = ((0.4e-3, (64, 128, 256)), (2e-3, (64, 256, 256)))
 # `accurate` uses its larger network from this time budget per image on: half an hour for 50,000 images
 SECONDS_PER_IMAGE_ACCURATE = 0.036
+# steps of `finetune` in which its last stages are better than the head alone on as few as 50 photos
+MIN_FINETUNE_STEPS = 80
 # self-distillation stores predictions of up to this many images × classes: 80 MB
 MAX_ANSWERS = 20_000_000
 
@@ -203,6 +205,9 @@ def finetune(facts: DataFacts) -> Recipe:
 
     With a time budget there are as many of these as it has room for, or epochs of the whole network.
     """
+    # smaller batches for few images, and always enough steps to recover from the first ones, which harm the solved head
+    batch_size = 64 if facts.num_images >= 512 else 32 if facts.num_images >= 64 else 16
+    epochs = min(60, max(4, -(-MIN_FINETUNE_STEPS * batch_size // facts.num_images)))
     return Recipe(
         name="finetune",
         model=ModelConfig(name=PACKAGED_NETWORK if facts.weights_at_hand else "timm/resnet18", pretrained=True),
@@ -215,8 +220,8 @@ def finetune(facts: DataFacts) -> Recipe:
         loss=LossConfig(label_smoothing=0.1),
         calibrate=True,
         finetune=FinetuneConfig(head=True, views=4),
-        epochs=4,
-        batch_size=64,
+        epochs=epochs,
+        batch_size=batch_size,
         clip_grad_norm=1.0,
     )
 

@@ -39,6 +39,8 @@ class Receipt:
     def summary(self) -> str:
         """One line for people."""
         gain = 1.0
+        if self.source == "off":
+            return f"{', '.join(summary_of(self.execution))} (not measured)"
         for trial in self.trials:
             gain *= trial.ratio if trial.kept else 1.0
         how = f"{gain:.2f} × plain fp32 eager" if self.trials else "not measured"
