@@ -182,8 +182,9 @@ def test_a_file_name_can_neither_break_the_line_nor_reach_the_terminal(
     folder = make_folder()
     (folder / "red" / "bad\n\x1b[31m.png").write_bytes(b"")
     assert main(["train", str(folder), "--run", str(tmp_path / "run"), "--on-bad-image", "refuse"]) == 2
-    data, error = capsys.readouterr().err.splitlines()
+    data, recipe, error = capsys.readouterr().err.splitlines()
     assert data.startswith("data: ")
+    assert recipe.startswith("recipe: fast: small images")
     assert "bad" in error
     assert "\x1b" not in error
 
@@ -414,8 +415,8 @@ def test_nothing_is_drawn_where_stderr_is_no_terminal(trained: dict[str, Path], 
     done = run_process("train", str(trained["data"]), *run, env={**os.environ, "VIVACE_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr
     assert b"\x1b" not in done.stdout + done.stderr
-    # what the data are, the execution, and a line for the epoch
-    assert len(done.stderr.splitlines()) <= 3
+    # what the data are, the recipe and why, the execution, and a line for the epoch
+    assert len(done.stderr.splitlines()) <= 4
 
 
 def test_a_bug_keeps_its_traceback_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

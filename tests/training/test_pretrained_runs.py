@@ -41,7 +41,7 @@ def test_a_run_from_a_package_says_so_keeps_it_and_is_resumed_without_the_packag
     no_network: None,
 ) -> None:
     data, run = make_folder(per_class=12), tmp_path / "run"
-    assert main(["train", str(data), *OPTIONS, "--tune", "off", "--run", str(run)]) == 0
+    assert main(["train", str(data), *OPTIONS, "--recipe", "fast", "--tune", "off", "--run", str(run)]) == 0
     said = capsys.readouterr().err
     assert f"{find_weights(NAME).line()}; a new head for 3 classes in place of 1,000\n" in said
     bundle = load_bundle(run / "bundle")

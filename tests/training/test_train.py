@@ -180,8 +180,8 @@ def test_the_recipe_of_a_run_reproduces_it_to_the_last_bit(make_folder: MakeFold
     first = run("first", "fast", epochs=2, overrides=changes, tune=False)
     recipe = from_yaml(Recipe, first.run / "recipe.yaml")
     text = (first.run / "recipe.yaml").read_text()
-    # a policy, decided by nothing
-    assert "auto" not in text.replace("on_bad_image: auto", "")
+    # policies, decided by nothing
+    assert "auto" not in text.replace("on_bad_image: auto", "").replace("trains: auto", "")
     assert (recipe.data.store_size, recipe.data.channels, recipe.epochs) == (16, 3, 2)
     # nothing is left that a trial or the data could decide otherwise
     second = run("second", first.run / "recipe.yaml")

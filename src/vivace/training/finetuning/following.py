@@ -162,7 +162,7 @@ def _may_suffice(seconds: float, session: Session, of_part: float, part: LastSta
 
 def _train_whole(session: Session, recipe: Recipe) -> Recipe:
     session.answers = None
-    return recipe
+    return dataclasses.replace(recipe, finetune=dataclasses.replace(recipe.finetune, trains="whole"))
 
 
 def _train_last(session: Session, part: LastStages, views: int, on_message: Callable[[str], None]) -> Recipe:
