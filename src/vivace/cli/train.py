@@ -23,15 +23,17 @@ class Network:
     """What is trained, and how."""
 
     recipe: Literal["auto", "fast", "accurate", "finetune", "article"] = "auto"
-    """A named recipe. auto: finetune for photos where pretrained weights are at hand, else fast."""
+    """A named recipe. auto: finetune for photos in colour if pretrained weights are on this machine, else fast.
+    finetune: from pretrained weights. fast: from random weights. accurate: fast, longer. article: a plain network."""
     config: Path | None = None
     """A recipe as YAML, such as the recipe.yaml of an earlier run, in place of --recipe."""
     model: str | None = None
     """simple_cnn, fast_cnn, fast_photo, or timm/NAME for any network of timm."""
     pretrained: bool = False
-    """Start from published weights for --model: of an installed package or a cache, else downloaded."""
+    """Start from published weights of --model, or of the network of finetune: from an installed package or a cache,
+    else downloaded."""
     from_scratch: bool = False
-    """Start from random weights, whatever is at hand: the recipe fast, unless another is named."""
+    """Start from random weights even if pretrained ones are on this machine: by fast, unless --recipe names another."""
     weights: Path | None = None
     """Start from a local safetensors or .pth state dict, or from a bundle's folder."""
     size: int | None = None
@@ -54,12 +56,12 @@ class Budget:
     """How long it trains."""
 
     epochs: int | None = None
-    """Passes over the training images."""
+    """Passes over the training images. 0 with finetune: only the last layer is fitted, in seconds."""
     within: str | None = None
     """Time budget from process start to saved bundle, such as 90s, 10m, 1.5h: the schedule is planned to fit."""
     target: float | None = None
-    """Reach this validation accuracy, such as 0.9, soon, and stop there: without --epochs, network and schedule of
-    fast are planned for it."""
+    """Stop at this validation accuracy, such as 0.9. fast plans its network and schedule to reach it soon, unless
+    --epochs is given; finetune ends with the first of its stages that reaches it."""
 
 
 @verb_options
@@ -82,7 +84,7 @@ class Run:
     """Where and how it runs."""
 
     run: Path | None = None
-    """The run's folder. Default: runs/DATA-RECIPE."""
+    """The run's folder. Default: runs/DATA-RECIPE, such as runs/photos-finetune."""
     resume: bool = False
     """Continue the run in --run, or the newest one on DATA; --epochs may be larger than before."""
     device: str = "auto"
