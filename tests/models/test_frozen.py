@@ -43,7 +43,7 @@ class TestFrozen:
         if not library:
             monkeypatch.setattr(Frozen, "_in_library", lambda *_: None)
         computed = Frozen(network, normalize, sample=images, device=torch.device("cpu"), cache_dir=tmp_path)
-        assert computed.runtime == ("openvino" if library else "torch")
+        assert computed.runtime == ("openvino" if library else "torch: ")
         # blocks that are no whole number of batches
         found = filled(computed, images[:13], images[13:])
         expected = network(normalize(torch.from_numpy(images).permute(0, 3, 1, 2)))
@@ -87,7 +87,7 @@ class TestFrozen:
             lambda library, module, sample: convert(library, frozen._OnPixels(other, normalize), sample),
         )
         computed = Frozen(network, normalize, sample=images, device=torch.device("cpu"), cache_dir=tmp_path)
-        assert computed.runtime == "torch"
+        assert computed.runtime == "torch: OpenVINO's answers are others"
 
     def test_answers_that_are_not_wanted_are_left_out(
         self, parts: tuple[torch.nn.Module, Normalize, np.ndarray], tmp_path: Path

@@ -182,7 +182,7 @@ def run(options: Options) -> None:
 def epochs_line(epochs: float, num_images: int) -> str:
     """How long a run trained, in epochs and images."""
     if epochs == 0:
-        return f"0: the head was solved on features of {num_images:,} images"
+        return f"0: the head was solved on {num_images:,} views of images"
     return f"{few_digits(epochs)} ({num_images:,} images)"
 
 

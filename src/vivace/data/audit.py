@@ -26,6 +26,8 @@ MAX_LEFT_OUT = 0.05
 # findings quoted in one message, and their total number of characters
 NUM_QUOTED, MAX_QUOTED = 5, 300
 NUM_LINES = 3
+# kinds that read otherwise after a number
+SHOWN = {"contradiction": "contradictory"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,9 @@ class Audit:
         for finding in self.of("quarantine"):
             kinds[finding.kind].update(finding.names)
             lines[finding.kind] += finding.lines
-        return ", ".join(f"{len(names):,} {kind}{_listed(lines[kind])}" for kind, names in sorted(kinds.items()))
+        return ", ".join(
+            f"{len(names):,} {SHOWN.get(kind, kind)}{_listed(lines[kind])}" for kind, names in sorted(kinds.items())
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON can hold."""

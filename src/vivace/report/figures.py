@@ -99,10 +99,10 @@ def _saved_title(epochs: np.ndarray, val_top1: np.ndarray, saved: int) -> str:
     """The accuracy of the bundle's weights, and the best of the run if that is higher."""
     if not np.isfinite(val_top1).any():
         return ""
-    title = f"in the bundle: {100 * val_top1[saved]:.2f} %, epoch {epochs[saved]:g}"
+    title = f"in the bundle: {100 * val_top1[saved]:.2f} %, epoch {round(epochs[saved], 2):g}"
     best = int(np.nanargmax(val_top1))
     if not val_top1[saved] >= val_top1[best]:
-        title += f"\nbest: {100 * val_top1[best]:.2f} %, epoch {epochs[best]:g}"
+        title += f"\nbest: {100 * val_top1[best]:.2f} %, epoch {round(epochs[best], 2):g}"
     return title
 
 

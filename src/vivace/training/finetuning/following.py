@@ -142,7 +142,9 @@ def what_follows(
         return _train_last(session, part, views, on_message)
     what = "the whole network is" if part is None else "the last stages are"
     needed = _least(MIN_EPOCHS, session) * of_whole if part is None else least * of_part
-    on_message(f"{what} not trained: that takes about {needed:,.0f} s, and {left():,.0f} s are left")
+    on_message(
+        f"{what} not trained: that takes about {needed:,.0f} s, and {left():,.0f} s are left; a longer `within` has room"
+    )
     return dataclasses.replace(recipe, epochs=0)
 
 
@@ -173,7 +175,7 @@ def _train_last(session: Session, part: LastStages, views: int, on_message: Call
     begin_last(session, part)
     on_message(
         f"training the last stages ({100 * part.cut.fraction:.0f} % of the operations, after {part.cut.name}) on "
-        f"{part.num_views} views of each image"
+        f"{part.num_views} views of each image; accuracy falls at first"
     )
     finetune = dataclasses.replace(recipe.finetune, trains="last", cut=part.cut.name, views=part.num_views)
     return dataclasses.replace(recipe, epochs=part.epochs or recipe.epochs, finetune=finetune)

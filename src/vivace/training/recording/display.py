@@ -79,8 +79,9 @@ class LiveDisplay(Reporter):
 
     def on_validation(self, validation: ValidationInfo) -> None:
         self._last = validation
+        epoch = round(validation.epoch, 2)
         parts = (
-            f"epoch {validation.epoch:>5g}  train {validation.train_loss:.4f} {100 * validation.train_top1:5.1f} %"
+            f"epoch {epoch:>5g}  train {validation.train_loss:.4f} {100 * validation.train_top1:5.1f} %"
             f"  val {validation.val_loss:.4f} ",
             f"{100 * validation.val_top1:5.1f} %",
             f"  {validation.images_per_second:>7,.0f} img/s  {_clock(validation.seconds)}",
