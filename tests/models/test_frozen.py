@@ -41,7 +41,7 @@ class TestFrozen:
     ) -> None:
         network, normalize, images = parts
         if not library:
-            monkeypatch.setattr(Frozen, "_in_library", lambda *_: None)
+            monkeypatch.setattr(Frozen, "_in_library", lambda *_, **__: None)
         computed = Frozen(network, normalize, sample=images, device=torch.device("cpu"), cache_dir=tmp_path)
         assert computed.runtime == ("openvino" if library else "torch: ")
         # blocks that are no whole number of batches
@@ -112,3 +112,45 @@ class TestFrozen:
         both = torch.empty(len(images), 8)
         computed.fill(iter([images]), [both, None])
         assert torch.allclose(both, expected.relu().mean((2, 3)), atol=0.03, rtol=0.02)
+
+    def test_a_file_of_the_users_in_a_graphs_folder_stays(
+        self,
+        parts: tuple[torch.nn.Module, Normalize, np.ndarray],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        network, normalize, images = parts
+        options = {"sample": images, "device": torch.device("cpu"), "cache_dir": tmp_path}
+        Frozen(network, normalize, **options)
+        (weights,) = (tmp_path / "graphs").rglob("*.bin")
+        (weights.parent / "notes.txt").write_text("mine")
+        weights.write_bytes(bytes(8))
+        assert Frozen(network, normalize, **options).runtime == "openvino"
+        assert (weights.parent / "notes.txt").read_text() == "mine"
+        assert "graph is not kept in the cache" in capsys.readouterr().err
+
+    def test_a_graph_that_can_not_be_written_is_used_all_the_same(
+        self,
+        parts: tuple[torch.nn.Module, Normalize, np.ndarray],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            # the library's own error
+            raise RuntimeError("No space left on device")
+
+        network, normalize, images = parts
+        monkeypatch.setattr(frozen.library(), "save_model", full)
+        computed = Frozen(network, normalize, sample=images, device=torch.device("cpu"), cache_dir=tmp_path)
+        assert computed.runtime == "openvino"
+        assert "is not kept in the cache" in capsys.readouterr().err
+        assert "No space left" not in str(list((tmp_path / "graphs").rglob("*")))
+
+    def test_torch_computes_it_where_that_is_asked_for(
+        self, parts: tuple[torch.nn.Module, Normalize, np.ndarray], tmp_path: Path
+    ) -> None:
+        network, normalize, images = parts
+        options = {"sample": images, "device": torch.device("cpu"), "cache_dir": tmp_path}
+        assert Frozen(network, normalize, runtime="torch", **options).runtime.startswith("torch")
+        assert not (tmp_path / "graphs").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,3 +270,17 @@ def test_weights_of_another_network_are_refused_for_a_timm_network_too(tmp_path:
     torch.save(network().state_dict(), tmp_path / "w.pth")
     with pytest.raises(ModelError, match=r"^the weights do not fit: .*lacks "):
         load_weights(create_model("timm/test_convnext", 5, size=32), tmp_path / "w.pth")
+
+
+def test_a_file_that_inflates_is_refused_before_it_is_read(trained: nn.Module, tmp_path: Path) -> None:
+    torch.save({**trained.state_dict(), "more": torch.zeros(10_000_000)}, tmp_path / "stored.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pth") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for member in stored.infolist():
+            bomb.writestr(member.filename, stored.read(member))
+    with pytest.raises(
+        ModelError, match=r"the weights are compressed, which torch never does: .*bomb\.pth has [\d,]+ by"
+    ):
+        load_weights(trained, tmp_path / "bomb.pth")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from killing import Killed, die_after
 from PIL import Image
 from safetensors.torch import save_file
@@ -18,10 +19,11 @@ from same_weights import assert_same_weights
 import vivace
 from vivace import systems
 from vivace.bundle import load_bundle
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, MissingExtra
+from vivace.models import frozen
 from vivace.models.zoo import create_model
-from vivace.training.finetuning import features, following
-from vivace.training.folder.checkpoints import load_newest
+from vivace.training.finetuning import features, following, stages
+from vivace.training.folder.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from vivace.training.recipes.named import PACKAGED_NETWORK, DataFacts, auto, reason, starts_from_weights
 
 MakeFolder = Callable[..., Path]
@@ -64,7 +66,7 @@ def test_the_head_is_solved_and_the_body_stays(data: Path, tmp_path: Path) -> No
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (record["epochs"], record["num_images_seen"]) == (0, 66)
     info = load_bundle(result.bundle).info
-    assert info.recipe["finetune"] == {"head": True, "trains": "auto", "cut": None, "views": 4}
+    assert info.recipe["finetune"] == {"head": True, "trains": "auto", "cut": None, "views": 4, "runtime": "auto"}
     assert changed(result) == {"classifier.weight", "classifier.bias"}
     # what the features said of the validation images is what the bundle says of them
     assert vivace.evaluate(result.bundle, data, split="val").metrics.top1 == result.val_top1
@@ -76,7 +78,9 @@ def test_the_last_stages_are_trained_and_the_front_stays(data: Path, tmp_path: P
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["0", "1"]
     recipe = load_bundle(result.bundle).info.recipe
-    assert recipe["finetune"] == {"head": True, "trains": "last", "cut": "blocks.5.0", "views": 4}
+    assert recipe["finetune"] == {
+        "head": True, "trains": "last", "cut": "blocks.5.0", "views": 4, "runtime": "openvino"
+    }  # fmt: skip
     stages = ("blocks.5.1.", "blocks.5.2.", "blocks.5.3.", "blocks.6.", "conv_head.", "bn2.", "classifier.")
     assert all(name.startswith(stages) for name in changed(result))
     assert "blocks.6.0.conv_pw.weight" in changed(result)
@@ -181,6 +185,51 @@ def test_a_finished_run_goes_on_with_the_whole_network(data: Path, tmp_path: Pat
 def test_a_target_that_the_head_reaches_ends_the_run(data: Path, tmp_path: Path) -> None:
     result = train(data, tmp_path / "run", target=0.9)
     assert (result.epochs, result.target_reached) == (0, True)
+    # nothing is tried out for steps that never come
+    assert json.loads((tmp_path / "run" / "tune.json").read_text())["source"] == "off"
+    assert load_bundle(result.bundle).info.recipe["epochs"] == 0
+
+
+def test_last_stages_go_on_with_the_runtime_that_they_began_with(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        die_after(patch, 4)
+        with pytest.raises(Killed):
+            train(data, tmp_path / "run", epochs=2, lr=1e-4, batch_size=11)
+
+    def absent() -> None:
+        raise MissingExtra("OpenVINO", "openvino", "this test")
+
+    monkeypatch.setattr(frozen, "library", absent)
+    with pytest.raises(ConfigError, match=r"finetune.runtime=openvino is not possible here: OpenVINO is not installed"):
+        vivace.train(data, run=tmp_path / "run", resume=True, quiet=True)
+    by_torch = train(data, tmp_path / "torch", epochs=1, lr=1e-4, batch_size=11)
+    assert load_bundle(by_torch.bundle).info.recipe["finetune"]["runtime"] == "torch"
+
+
+def test_weights_that_are_not_finite_do_not_replace_those_of_the_loop(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"epochs": 2, "lr": 3.0, "batch_size": 11, "overrides": {"clip_grad_norm": None}}
+    with monkeypatch.context() as patch:
+        die_after(patch, 4)
+        with pytest.raises(Killed):
+            train(data, tmp_path / "run", **options)
+    path = tmp_path / "run" / "checkpoints" / "before.safetensors"
+    tree = load_checkpoint(path)
+    save_checkpoint(path, {**tree, "model": {name: torch.full_like(t, 0) / 0 for name, t in tree["model"].items()}})
+    vivace.train(data, run=tmp_path / "run", resume=True)
+    assert "the last weights are kept, although those before the loop were better" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "after", "num_images", "is_noise"), [
+    (1.0, 0.8, 5, True), (1.0, 0.0, 3, False), (0.92, 0.915, 736, True), (0.92, 0.90, 736, False),
+])  # fmt: skip
+def test_few_images_can_not_tell_a_stage_from_the_one_before(
+    before: float, after: float, num_images: int, is_noise: bool
+) -> None:
+    assert (before - after <= stages._noise(before, after, num_images)) == is_noise
 
 
 def test_a_target_that_last_stages_miss_is_tried_with_the_whole_network(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vivace.training.finetuning.head import STRENGTHS, fit_head
+from vivace.training.finetuning.head import MIN_STEPS, STRENGTHS, _Problem, fit_head
 
 
 def clusters(count: int, width: int, classes: int, *, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,9 @@ def test_it_is_the_solution_that_scikit_learn_finds(count: int, width: int) -> N
     linear_model = pytest.importorskip("sklearn.linear_model")
     features, labels = clusters(count, width, 4, spread=3.0)
     head = fit_head(features, labels, 4)
-    standardized = (features - features.mean(0)) / features.std(0, correction=0)
+    variance = features.var(0, correction=0)
+    # the deviation of a feature is not far below that of all
+    standardized = (features - features.mean(0)) / (variance + variance.mean()).sqrt()
     # its penalty is ½ |w|² / C on the sum of the losses, ours strength / 2 · |w|² on their mean
     reference = linear_model.LogisticRegression(C=1 / (head.strength * count), tol=1e-8, max_iter=10_000)
     reference.fit(standardized.numpy(), labels.numpy())
@@ -32,6 +34,30 @@ def test_it_is_the_solution_that_scikit_learn_finds(count: int, width: int) -> N
     found = functional.linear(features, head.weight_KD, head.bias_K).softmax(1)
     assert float((found - expected).abs().max()) < 0.01
     assert head.top1 == pytest.approx(float((found.argmax(1) == labels).float().mean()))
+
+
+def test_a_feature_that_few_images_do_not_have_says_little_of_others() -> None:
+    features, labels = clusters(12, 20, 3, spread=0.5)
+    # as good as constant in these images, and, by chance, a bit larger in those of one class
+    rare = torch.where(labels == 0, 1.01e-3, 1e-3)[:, None]
+    head = fit_head(torch.cat([features, rare], 1), labels, 3)
+    others, known = clusters(300, 20, 3, spread=0.5, seed=1)
+    loud = 5 * torch.rand(300, 1, generator=torch.Generator().manual_seed(2))
+    found = functional.linear(torch.cat([others, loud], 1), head.weight_KD, head.bias_K).argmax(1)
+    assert float((found == known).float().mean()) > 0.95
+
+
+def test_many_classes_are_solved_within_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = clusters(600, 64, 300, spread=0.1)
+    whole = fit_head(features, labels, 300)
+    steps: list[int] = []
+    logits = _Problem.logits
+    monkeypatch.setattr(_Problem, "logits", lambda self, weights: (steps.append(1), logits(self, weights))[1])
+    hurried = fit_head(features, labels, 300, seconds=0.0)
+    # both problems make the steps that are made in any case, and a last look at the answers
+    assert len(steps) <= 2 * (MIN_STEPS + 1)
+    assert hurried.top1 > 0.9
+    assert whole.loss <= hurried.loss
 
 
 def test_noise_is_regularized_more_than_what_can_be_told_apart() -> None:

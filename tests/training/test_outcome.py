@@ -51,7 +51,7 @@ def test_the_warning_tells_what_the_commonest_class_alone_would_give() -> None:
 
 def test_a_run_without_epochs_is_not_advised_on_its_learning_rate() -> None:
     (told,) = warned(num_right=52, epochs=0)
-    assert told.endswith("Look at the labels, or give `epochs` to train the whole network.")
+    assert told.endswith("Look at the labels, or give more time or `epochs` to train more than the head.")
     (told,) = warned(num_right=52)
     assert told.endswith("Look at the learning rate, the length of the run and the labels.")
 

@@ -181,7 +181,7 @@ def test_the_recipe_of_a_run_reproduces_it_to_the_last_bit(make_folder: MakeFold
     recipe = from_yaml(Recipe, first.run / "recipe.yaml")
     text = (first.run / "recipe.yaml").read_text()
     # policies, decided by nothing
-    assert "auto" not in text.replace("on_bad_image: auto", "").replace("trains: auto", "")
+    assert "auto" not in text.replace("on_bad_image: auto", "").replace("trains: auto", "").replace("runtime: auto", "")
     assert (recipe.data.store_size, recipe.data.channels, recipe.epochs) == (16, 3, 2)
     # nothing is left that a trial or the data could decide otherwise
     second = run("second", first.run / "recipe.yaml")

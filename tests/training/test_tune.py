@@ -467,7 +467,9 @@ def test_a_run_measures_once_and_the_next_one_believes_the_receipt(
     assert receipts[0]["execution"] == receipts[1]["execution"]
     recipe = (first.run / "recipe.yaml").read_text()
     # nothing is left to be decided: the recipe of the run reproduces it
-    assert "auto" not in recipe.replace("on_bad_image: auto", "").replace("trains: auto", "")
+    assert "auto" not in recipe.replace("on_bad_image: auto", "").replace("trains: auto", "").replace(
+        "runtime: auto", ""
+    )
     assert len(list((own_cache / "tune").glob("*.json"))) == 1
     # another machine: another receipt
     monkeypatch.setattr(session_module, "device_name", lambda device: "another processor")

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vivace.errors import KernelError
 
 __all__ = ["Address", "Kernel"]
 
@@ -40,7 +43,13 @@ class Kernel:
             _fields_ = (*fields, *((field, ctypes.c_int64) for field in (*self.sizes, "threads")))
 
         self._arguments = Arguments
-        self._function = getattr(library, name)
+        try:
+            self._function = getattr(library, name)
+        except AttributeError:
+            raise KernelError(
+                f"the library {Path(library._name).name} has no kernel {name}: it was not built by vivace. Remove it "
+                "(vivace cache remove kernels), so that it is built anew."
+            ) from None
         self._function.argtypes, self._function.restype = [ctypes.POINTER(Arguments)], ctypes.c_int
 
     def __call__(self, **values: Tensor | Address | int | None) -> None:

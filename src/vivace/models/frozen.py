@@ -6,7 +6,6 @@ otherwise torch does. A library's answers are compared with torch's before they 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from vivace.cpus import num_cpus
-from vivace.errors import MissingExtra
+from vivace.errors import ConfigError, MissingExtra, first_line
 from vivace.files import atomic_folder
 from vivace.hardware import autocast, supported_precisions
 from vivace.libraries.openvino import core, library, without_reports
+from vivace.notices import warn
 from vivace.runtimes.table import RUNTIMES
 from vivace.trust import seal, seal_broken, trusted_folder
 
@@ -42,11 +42,19 @@ class Frozen:
 
     network: normalised images_BCHW → a tensor [B, …], or a tuple of several. normalize: pixels on the 0..255 scale →
     normalised. sample: uint8 [n, side, side, C], up to 8 images on which a library's answers are compared with torch's.
-    cache_dir: where graphs are kept, which take seconds to make.
+    cache_dir: where graphs are kept, which take seconds to make. runtime: torch; openvino, which is not compared with
+    torch then; auto: openvino where it passes. Raises ConfigError where openvino is asked for and can't compute it.
     """
 
     def __init__(
-        self, network: nn.Module, normalize: nn.Module, *, sample: np.ndarray, device: torch.device, cache_dir: Path
+        self,
+        network: nn.Module,
+        normalize: nn.Module,
+        *,
+        sample: np.ndarray,
+        device: torch.device,
+        cache_dir: Path,
+        runtime: str = "auto",
     ) -> None:
         self.runtime = "torch"
         """What computes it; of torch on a CPU also why no library does."""
@@ -61,9 +69,14 @@ class Frozen:
             expected = tuple(x.float().cpu() for x in self._module(torch.from_numpy(sample).to(device)))
         self.shapes = tuple(tuple(x.shape[1:]) for x in expected)
         """Of an image's answers."""
-        if device.type == "cpu":
-            self._compiled = self._in_library(sample, expected, cache_dir)
+        if runtime != "torch" and device.type == "cpu":
+            self._compiled = self._in_library(sample, expected, cache_dir, is_trusted=runtime == "openvino")
             self.runtime = f"torch: {self._refused}" if self._compiled is None else "openvino"
+            if runtime == "openvino" and self._compiled is None:
+                raise ConfigError(
+                    f"finetune.runtime=openvino is not possible here: {self._refused}. A run that began with OpenVINO "
+                    "goes on with it alone; a new one may set finetune.runtime=torch."
+                )
 
     def fill(self, blocks: Iterator[np.ndarray], outs: Sequence[Tensor | None]) -> None:
         """Write the answers to images that come in blocks into tensors [count, …] on the CPU, of any float dtype.
@@ -112,7 +125,7 @@ class Frozen:
         if failed:
             raise failed[0]
 
-    def _in_library(self, sample: np.ndarray, expected: Sequence[Tensor], cache_dir: Path) -> Any:
+    def _in_library(self, sample: np.ndarray, expected: Sequence[Tensor], cache_dir: Path, *, is_trusted: bool) -> Any:
         """The network compiled by OpenVINO; None if that is not installed, can't, or answers otherwise than torch."""
         try:
             openvino = library()
@@ -135,7 +148,7 @@ class Frozen:
             self._refused = "OpenVINO can't compute it"
             return None
         cosines = [_cosine(mine, torchs) for mine, torchs in zip(found, expected, strict=True)]
-        if min(cosines) >= MIN_COSINE:
+        if is_trusted or min(cosines) >= MIN_COSINE:
             return self._compiled
         self._refused = "OpenVINO's answers are others"
         return None
@@ -162,13 +175,28 @@ def _graph(openvino: Any, module: nn.Module, sample: np.ndarray, cache_dir: Path
     # a graph is read as it is: only where nobody else can write
     folder = trusted_folder(cache_dir / GRAPHS) / f"frozen-{_fingerprint(module, sample.shape[1:])}"
     files = [folder / "model.xml", folder / "model.bin"]
-    if folder.is_dir() and seal_broken(folder / "SHA256", files) is None:
+    broken = seal_broken(folder / "SHA256", files) if folder.is_dir() else None
+    if folder.is_dir() and broken is None:
         return core().read_model(*map(str, files))
     graph = _converted(openvino, module, sample)
-    with contextlib.suppress(OSError), atomic_folder(folder) as made:
-        openvino.save_model(graph, str(made / "model.xml"), compress_to_fp16=False)
-        seal(made / "SHA256", [made / file.name for file in files])
+    try:
+        with atomic_folder(folder, check=_check_ours) as made:
+            openvino.save_model(graph, str(made / "model.xml"), compress_to_fp16=False)
+            seal(made / "SHA256", [made / file.name for file in files])
+    except Exception as error:
+        # on a full disk the library raises what is no OSError; the graph in memory is whole
+        warn(f"a frozen network's graph is not kept in the cache: {folder} ({first_line(error)})")
+    else:
+        if broken is not None:
+            warn(f"a frozen network's graph in the cache was made anew: {folder} ({broken})")
     return graph
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise FileExistsError for a folder that holds more than a graph."""
+    for path in folder.iterdir():
+        if path.name not in ("model.xml", "model.bin", "SHA256"):
+            raise FileExistsError(f"it holds {path.name[:60]!r}, which vivace did not write")
 
 
 def _converted(openvino: Any, module: nn.Module, sample: np.ndarray) -> Any:

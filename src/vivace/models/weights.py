@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 DTYPES = FLOATS | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 MAX_SHOWN = 120
+# of the size of a file, the most that what it holds may have
+MAX_INFLATED = 4
 
 
 def load_weights(model: nn.Module, path: str | Path, *, head: list[str] | None = None) -> list[str]:
@@ -124,6 +127,7 @@ def _read(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError) as error:
             raise _unreadable(path, error) from None
+    _check_stored(path)
     try:
         with warnings.catch_warnings():
             # about pickles of another protocol: either it is read, or refused below
@@ -168,3 +172,19 @@ def _unwrapped(loaded: Any, expected: Mapping[str, Tensor], path: Path) -> dict[
         if prefix is None or all(name.startswith(prefix) for name in expected):
             return weights
         weights = {name[len(prefix) :]: value for name, value in weights.items()}
+
+
+def _check_stored(path: Path) -> None:
+    """Raise ModelError for an archive that inflates: torch stores its tensors as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inflated = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        # no archive: torch says what it is
+        return
+    size = path.stat().st_size
+    if inflated > MAX_INFLATED * size:
+        raise ModelError(
+            f"the weights are compressed, which torch never does: {path} has {size:,} bytes and becomes {inflated:,}. "
+            "Save them by torch.save, or as safetensors."
+        )

@@ -13,6 +13,8 @@ __all__ = ["Outcome", "outcome_warnings"]
 MAX_EXCESS = 0.05
 # significance level: a validation accuracy that chance reaches more often than this is no evidence of learning
 MAX_CHANCE = 0.05
+# below this many validation images, no evidence of learning is no evidence of its absence
+FEW_IMAGES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,11 @@ def _chance(outcome: Outcome) -> Iterator[str]:
             f"always answering {outcome.commonest[:60]!r} gives {100 * rate:.1f} % (p = {chance:.2g}). Hold out more "
             "images, of all classes."
         )
+    elif chance > MAX_CHANCE and images < FEW_IMAGES:
+        yield (
+            f"{images:,} validation images can't tell whether the network has learnt anything: {right:,} are right, "
+            f"always answering {outcome.commonest[:60]!r} gives {100 * rate:.1f} % (p = {chance:.2g}). Hold out more."
+        )
     elif chance > MAX_CHANCE:
         yield (
             f"the network may have learnt nothing: {right:,} of {images:,} validation images are right "
@@ -65,7 +72,7 @@ def _chance(outcome: Outcome) -> Iterator[str]:
 def _advice(outcome: Outcome) -> str:
     if outcome.epochs > 0:
         return "Look at the learning rate, the length of the run and the labels."
-    return "Look at the labels, or give `epochs` to train the whole network."
+    return "Look at the labels, or give more time or `epochs` to train more than the head."
 
 
 def _length(outcome: Outcome) -> Iterator[str]:

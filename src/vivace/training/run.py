@@ -109,7 +109,10 @@ def run_training(
                 with fitting(folder):
                     resume_last_stages(session, saved, cache_dir=cache_dir)
             elif recipe.finetune.head:
-                stage, recipe = first_stages(session, budget, clock, cache_dir=cache_dir, on_message=display.on_message)
+                with _nothing_to_resume(display.on_message):
+                    stage, recipe = first_stages(
+                        session, budget, clock, cache_dir=cache_dir, on_message=display.on_message
+                    )
             tunes = tune and not resume and recipe.epochs > 0 and session.part is None and further is None
             receipt = _receipt(session, recipe, budget, tune=tunes, cache_dir=cache_dir, used=clock())
             execution = receipt.execution
@@ -164,6 +167,16 @@ def run_training(
                 raise
             dispatcher.on_end(result)
             return result
+
+
+@contextlib.contextmanager
+def _nothing_to_resume(on_message: Callable[[str], None]) -> Iterator[None]:
+    """Says what is left if the block is interrupted: it is before the run's first checkpoint."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        on_message("stopped before the first checkpoint: nothing can be resumed, give the same command again")
+        raise
 
 
 def _again(folder: RunFolder, engine: Engine) -> float:

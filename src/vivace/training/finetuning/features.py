@@ -86,8 +86,8 @@ class _Known:
 class FrozenFeatures:
     """Features of the images of a run's splits by a network whose body is not trained.
 
-    cut: where the network is cut, if the maps there are wanted too. They are kept as bf16, in memory or, where they are
-    large, in a file below `cache_dir` that has no name and vanishes with the process.
+    runtime: as for `Frozen`. cut: where the network is cut, if the maps there are wanted too. They are kept as bf16, in
+    memory or, where they are large, in a file below `cache_dir` that has no name and vanishes with the process.
     Raises ValueError for a network that `linear_head` has no answer for, or whose features are not one vector; later,
     OSError where that file does not fit on the disk.
     """
@@ -101,6 +101,7 @@ class FrozenFeatures:
         cache_dir: Path,
         *,
         cut: Cut | None = None,
+        runtime: str = "auto",
     ) -> None:
         found = linear_head(model)
         if found is None:
@@ -113,6 +114,7 @@ class FrozenFeatures:
             sample=data.preprocess.view(sample(data, NUM_COMPARED)),
             device=device,
             cache_dir=cache_dir,
+            runtime=runtime,
         )
         self.width = found[1].in_features
         if self._frozen.shapes[0] != (self.width,):

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -123,6 +124,7 @@ def what_follows(
             return _train_whole(session, recipe)
         return _train_last(session, part, recipe.finetune.views, on_message)
     if left() < MIN_SECONDS:
+        on_message(f"the head alone is trained: {max(0.0, left()):,.0f} s are left of the time budget")
         return dataclasses.replace(recipe, epochs=0)
     num_images = len(session.data.train_indices)
     of_part = math.inf if part is None else _seconds_per_image(session, part)
@@ -142,8 +144,9 @@ def what_follows(
         return _train_last(session, part, views, on_message)
     what = "the whole network is" if part is None else "the last stages are"
     needed = _least(MIN_EPOCHS, session) * of_whole if part is None else least * of_part
+    needed += SECONDS_AFTER
     on_message(
-        f"{what} not trained: that takes about {needed:,.0f} s, and {left():,.0f} s are left; a longer `within` has room"
+        f"{what} not trained: that takes about {needed:,.0f} s, and {left():,.0f} s are left. Give a longer `within`"
     )
     return dataclasses.replace(recipe, epochs=0)
 
@@ -177,7 +180,10 @@ def _train_last(session: Session, part: LastStages, views: int, on_message: Call
         f"training the last stages ({100 * part.cut.fraction:.0f} % of the operations, after {part.cut.name}) on "
         f"{part.num_views} views of each image; accuracy falls at first"
     )
-    finetune = dataclasses.replace(recipe.finetune, trains="last", cut=part.cut.name, views=part.num_views)
+    runtime: Literal["openvino", "torch"] = "openvino" if part.features.runtime == "openvino" else "torch"
+    finetune = dataclasses.replace(
+        recipe.finetune, trains="last", cut=part.cut.name, views=part.num_views, runtime=runtime
+    )
     return dataclasses.replace(recipe, epochs=part.epochs or recipe.epochs, finetune=finetune)
 
 

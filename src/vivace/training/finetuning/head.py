@@ -1,6 +1,7 @@
 """The head of a frozen network: multinomial logistic regression, its regularization chosen by cross-validation.
 
-The features are standardized and rotated to their principal axes. There Böhning's bound on the curvature, ½ XᵀX
+The features are centred, divided by a deviation that is never far below that of all features (one that is constant in a
+few images may be large in others), and rotated to their principal axes. There Böhning's bound on the curvature, ½ XᵀX
 (Annals of the Institute of Statistical Mathematics 44, 1992), is diagonal for every strength of regularization at once,
 so that all folds and all strengths are solved together, as columns of one matrix product, by Nesterov's accelerated
 gradient with adaptive restarts (arXiv:1204.3982).
@@ -10,6 +11,8 @@ N images, D features, r principal axes, K classes, P problems (folds × strength
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +29,10 @@ MAX_STEPS_CHOOSING, MAX_STEPS = 60, 300
 TOLERANCE = 1e-4
 # multiply-adds of a step of all problems; beyond it, fewer folds and images choose the strength
 MAX_PRODUCTS = 4e9
+# of the mean variance of the features, what is added to that of each: docs/log/2026-11-29.md has what it gains
+COMMON = 1.0
+# steps that are made however little time there is
+MIN_STEPS = 10
 # eigenvalues below this share of the largest are rounding errors
 NEGLIGIBLE = 1e-6
 
@@ -55,23 +62,26 @@ def fit_head(
     images_N: Tensor | None = None,
     class_weights_K: Tensor | None = None,
     seed: int = 0,
+    seconds: float = math.inf,
 ) -> Head:
     """The head that minimizes cross-entropy plus an L2 penalty, whose strength is chosen on images left out.
 
     features_ND: float32, one row for each view of an image. labels_N: int64 in [0, K). images_N: int64, which image a
     row is a view of: views of an image are left out together; None: each row is an image. class_weights_K: weights of
-    the classes in the loss. Deterministic for a seed and a number of threads.
+    the classes in the loss. seconds: after which the solution is taken as far as it is, at least a few steps.
+    Deterministic for a seed and a number of threads, unless the time ends it.
     """
     features_ND = features_ND.float()
     images_N = torch.arange(len(labels_N)) if images_N is None else images_N
     weights_N = torch.ones(len(labels_N)) if class_weights_K is None else class_weights_K.cpu()[labels_N]
-    mean_D, deviation_D = features_ND.mean(0), features_ND.std(0, correction=0)
-    # a constant feature tells nothing
-    deviation_D = torch.where(deviation_D > 1e-6 * deviation_D.max().clamp_min(1e-30), deviation_D, torch.inf)
+    mean_D, variance_D = features_ND.mean(0), features_ND.var(0, correction=0)
+    deviation_D = (variance_D + COMMON * variance_D.mean()).sqrt().clamp_min(1e-30)
     rotated_Nr, curvature_r, axes_Dr = _principal_axes((features_ND - mean_D) / deviation_D)
     problem = _Problem(rotated_Nr, curvature_r, labels_N, weights_N, num_classes)
-    chosen, left_out_top1 = _chosen_strength(problem, images_N, seed)
-    solution = problem.solve(torch.tensor([chosen]), None, MAX_STEPS)
+    # a third of the time for the choice
+    began = time.monotonic()
+    chosen, left_out_top1 = _chosen_strength(problem, images_N, seed, until=began + seconds / 3)
+    solution = problem.solve(torch.tensor([chosen]), None, MAX_STEPS, until=began + seconds)
     logits_NK = problem.logits(solution)[:, 0]
     weight_DK = axes_Dr @ solution[0, :-1] / deviation_D[:, None]
     return Head(
@@ -127,8 +137,11 @@ class _Problem:
         columns = weights_PrK.permute(1, 0, 2).reshape(width, count * classes)
         return (self.rows_Nr @ columns).view(-1, count, classes)
 
-    def solve(self, strengths_P: Tensor, used_PN: Tensor | None, max_steps: int) -> Tensor:
-        """weights_PrK, the last of r the bias. used_PN: bool, the rows that each problem is fitted to; None: all."""
+    def solve(self, strengths_P: Tensor, used_PN: Tensor | None, max_steps: int, *, until: float = math.inf) -> Tensor:
+        """weights_PrK, the last of r the bias. used_PN: bool, the rows that each problem is fitted to; None: all.
+
+        until: of the clock `time.monotonic`, when no further step is made.
+        """
         rows, width = self.rows_Nr.shape
         count = len(strengths_P)
         importance_PN = self.weights_N.expand(count, rows) if used_PN is None else self.weights_N * used_PN
@@ -141,7 +154,9 @@ class _Problem:
         targets_N1K = functional.one_hot(self.labels_N, self.num_classes).float().unsqueeze(1)
         weights = torch.zeros(count, width, self.num_classes)
         ahead, momentum_P = weights.clone(), torch.ones(count)
-        for _ in range(max_steps):
+        for step in range(max_steps):
+            if step >= MIN_STEPS and time.monotonic() > until:
+                break
             residual = (self.logits(ahead).softmax(2) - targets_N1K) * importance_NP1
             gradient = (self.rows_Nr.t() @ residual.view(rows, -1)).view(width, count, -1).permute(1, 0, 2)
             gradient = gradient + penalty_Pr.unsqueeze(2) * ahead
@@ -158,9 +173,13 @@ class _Problem:
         return weights
 
 
-def _chosen_strength(problem: _Problem, images_N: Tensor, seed: int) -> tuple[float, float]:
+def _chosen_strength(problem: _Problem, images_N: Tensor, seed: int, *, until: float) -> tuple[float, float]:
     """(strength, accuracy): of the lowest loss on images that were left out, and the accuracy on these."""
-    strengths, folds = torch.tensor(STRENGTHS), FOLDS
+    candidates, folds = STRENGTHS, FOLDS
+    if problem.rows_Nr.numel() * problem.num_classes * len(candidates) > MAX_PRODUCTS:
+        # many images and classes: every third strength
+        candidates = STRENGTHS[1::3]
+    strengths = torch.tensor(candidates)
     products = problem.rows_Nr.numel() * problem.num_classes * len(strengths)
     if products * folds > MAX_PRODUCTS:
         # many images: one part that is left out tells enough
@@ -168,14 +187,14 @@ def _chosen_strength(problem: _Problem, images_N: Tensor, seed: int) -> tuple[fl
     fold_N = _folds(problem.labels_N, images_N, FOLDS, seed)
     if products * folds > MAX_PRODUCTS:
         images = images_N.unique()
-        keep = max(2 * problem.num_classes, int(len(images) * MAX_PRODUCTS / (products * folds)))
+        keep = max(problem.num_classes, int(len(images) * MAX_PRODUCTS / (products * folds)))
         generator = torch.Generator().manual_seed(seed)
         kept = images[torch.randperm(len(images), generator=generator)[:keep]]
         rows = torch.isin(images_N, kept).nonzero()[:, 0]
         problem, fold_N = problem.subset(rows), fold_N[rows]
     tested_FN = torch.stack([fold_N == fold for fold in range(folds if folds == FOLDS else 1)])
     used_PN = (~tested_FN).repeat_interleave(len(strengths), 0)
-    weights = problem.solve(strengths.repeat(len(tested_FN)), used_PN, MAX_STEPS_CHOOSING)
+    weights = problem.solve(strengths.repeat(len(tested_FN)), used_PN, MAX_STEPS_CHOOSING, until=until)
     logits_NPK = problem.logits(weights)
     left_out_NP = ~used_PN.t()
     labels_NP = problem.labels_N[:, None].expand_as(left_out_NP)
@@ -185,7 +204,7 @@ def _chosen_strength(problem: _Problem, images_N: Tensor, seed: int) -> tuple[fl
     loss_S = (losses_NP * importance_NP).sum(0).view(by_strength).sum(0)
     right_S = ((logits_NPK.argmax(2) == labels_NP) & left_out_NP).sum(0).view(by_strength).sum(0)
     best = int(loss_S.argmin())
-    return STRENGTHS[best], float(right_S[best] / max(1, int(tested_FN.sum())))
+    return candidates[best], float(right_S[best] / max(1, int(tested_FN.sum())))
 
 
 def _folds(labels_N: Tensor, images_N: Tensor, folds: int, seed: int) -> Tensor:

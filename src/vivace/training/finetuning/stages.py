@@ -6,6 +6,7 @@ frozen front. (3) Instead of these, the whole network, where the budget has room
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -44,6 +45,8 @@ __all__ = [
 
 # the weights after the stage before the loop, beside the checkpoints of a run
 BEFORE = "before.safetensors"
+# standard deviations of a normal variable
+ONE_IN_TEN = 1.28
 HEAD_ALONE, LAST_STAGES, WHOLE_NETWORK = "the head alone", "the last stages", "the whole network"
 
 # what follows the features in a run: the head, its validation, the bundle
@@ -96,7 +99,8 @@ def first_stages(
         return None, session.recipe
     stage = _solve_head(session, features, seconds_left=left, on_message=on_message)
     if budget.target is not None and stage.trained.validation.top1 >= budget.target:
-        # the loop ends before its first step
+        # nothing is left to be trained
+        session.recipe = dataclasses.replace(session.recipe, epochs=0)
         return stage, session.recipe
     session.recipe = what_follows(session, features, left, on_message)
     return stage, session.recipe
@@ -126,7 +130,13 @@ def _features(session: Session, cache_dir: Path) -> FrozenFeatures | None:
     """The frozen network, cut if its last stages may be trained; None, with a warning, where no head can be solved."""
     try:
         return FrozenFeatures(
-            session.model, session.normalize, session.data, session.device, cache_dir, cut=cut_of(session, cache_dir)
+            session.model,
+            session.normalize,
+            session.data,
+            session.device,
+            cache_dir,
+            cut=cut_of(session, cache_dir),
+            runtime=session.recipe.finetune.runtime,
         )
     except ValueError as error:
         if session.recipe.finetune.trains == "last":
@@ -161,6 +171,8 @@ def _solve_head(
     mirrors = session.recipe.finetune.views > 1 and session.recipe.augment.flip != "none"
     if mirrors and left > MARGIN * seconds_per_view:
         views.append(features.of("train", "mirrored"))
+    elif mirrors:
+        on_message(f"mirror images are left out: they take {seconds_per_view:,.1f} s, and too little time is left")
     head = fit_head(
         torch.cat(views),
         features.labels("train").repeat(len(views)),
@@ -168,6 +180,7 @@ def _solve_head(
         images_N=torch.arange(count).repeat(len(views)),
         class_weights_K=_class_weights(session),
         seed=session.recipe.seed,
+        seconds=max(1.0, seconds_left() - SECONDS_AFTER),
     )
     layer = session.model.get_submodule(features.head_name)
     assert isinstance(layer, nn.Linear)
@@ -240,24 +253,35 @@ def continue_from(session: Session, stage: Stage) -> None:
     session.model.load_state_dict(stage.weights)
 
 
+def _noise(before: float, after: float, num_images: int) -> float:
+    """The loss of accuracy that chance alone exceeds in a case of ten, as if both were measured on different images."""
+    mean = (before + after) / 2
+    return ONE_IN_TEN * math.sqrt(2 * mean * (1 - mean) / num_images)
+
+
 def keep_better(session: Session, engine: Engine, stage: Stage | None, on_message: Callable[[str], None]) -> None:
-    """Give the network back the weights of the stage before the loop if the loop has not improved validation.
+    """Give the network back the weights of the stage before the loop if validation is worse after it, beyond noise.
 
     stage: None in a run that was resumed, which reads them from beside its checkpoints.
     """
     history = engine.counters.history
     if not history or history[0]["step"] != 0 or history[-1]["step"] == 0:
         return
-    before, after = (100 * row["val_top1"] for row in (history[0], history[-1]))
+    before, after = (row["val_top1"] for row in (history[0], history[-1]))
     if after >= before:
         return
     trained = WHOLE_NETWORK if session.part is None else LAST_STAGES
-    told = f"{before:.1f} % on validation, {after:.1f} % after training {trained}"
+    told = f"{100 * before:.1f} % on validation, {100 * after:.1f} % after training {trained}"
+    if before - after <= _noise(before, after, session.data.num_val):
+        on_message(f"{told}, which {session.data.num_val:,} images can't tell apart: the latter is kept")
+        return
     network = engine.state.averaged_model
     try:
         saved = load_checkpoint(engine.checkpoints / BEFORE) if stage is None else {}
         name, weights = (saved["name"], saved["model"]) if stage is None else (stage.name, stage.weights)
         check_weights(weights, network.state_dict())
+        if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+            raise ValueError("they are NaN or Inf")
     except (CheckpointError, *MALFORMED) as error:
         on_message(f"the last weights are kept, although those before the loop were better: {told}; {error}")
         return

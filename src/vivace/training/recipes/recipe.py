@@ -80,13 +80,18 @@ class FinetuneConfig:
     once for each view; whole: all of it. auto: the last stages, where the network can be cut and runs on a CPU; the
     whole one with a time budget that has room for it."""
     cut: str | None = None
-    """Name of the module after which the last stages begin. None: chosen, so that they have less than half of the
-    operations."""
+    """Name of the module after which the last stages begin. None: chosen, so that they have at most 35 % of
+    the operations."""
     views: int = 2
     """Views of each training image that the frozen network computes, 1 to 32: the image, its mirror image (the head is
     solved on these two), random crops (the last stages are trained on all)."""
 
+    runtime: Literal["auto", "openvino", "torch"] = "auto"
+    """What computes the frozen network. auto: OpenVINO, where it is installed and answers as torch does. A run keeps
+    what it began with."""
+
     def __post_init__(self) -> None:
+        check_choice("finetune.runtime", self.runtime, ("auto", "openvino", "torch"))
         check_choice("finetune.trains", self.trains, ("auto", "last", "whole"))
         check_range("finetune.views", self.views, 1, 32)
 
