@@ -66,7 +66,8 @@ def test_an_unusable_row_is_treated_like_an_unusable_image(
         cache = open_cache(source, PREPROCESS, cache_dir=root / "cache", on_bad_image=policy)
     assert len(cache.splits["train"].names) == num_kept
     lines = "lines 2, 62" if reason == "contradiction" else "line 62"
-    assert f"left out 1 of {num_kept + 1} images of list: 1 {reason} ({lines})" in said
+    shown = "contradictory" if reason == "contradiction" else reason
+    assert f"left out 1 of {num_kept + 1} images of list: 1 {shown} ({lines})" in said
     write_left_out(cache.audit, root / "left_out.csv")
     with (root / "left_out.csv").open() as file:
         (listed,) = csv.DictReader(file)

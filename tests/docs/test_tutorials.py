@@ -19,7 +19,7 @@ pytest.importorskip("ipykernel")
 
 TUTORIALS = sorted(path.name for path in (DOCS / "tutorials").glob("*.ipynb"))
 # a search that is cut off shows as much of its pages, and takes less time
-SHORTER = {"--within 5m": "--within 25s", "--within 60s": "--within 25s"}
+SHORTER = {"--within 5m": "--within 25s", "--within 60s": "--within 15s"}
 # what the commands of a notebook say when they fail: Jupyter goes on then
 FAILURES = ("Traceback", "command not found", "Error: ", "internal error")
 

@@ -34,6 +34,7 @@ MAY_NAME = {
     "trust.py": "inductor is torch's compiler here, whose cache training uses too",
     "libraries/openvino.py": "it imports the library itself",
     "models/frozen.py": "a network that is not trained is computed there, if OpenVINO is installed",
+    "training/recipes/recipe.py": "what computes a frozen network is a field of a recipe",
     "training/execution.py": "eager is what is not compiled",
 }
 # a graph of one runtime is made from that of another

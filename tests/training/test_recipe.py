@@ -69,7 +69,7 @@ OTHER = Recipe(
     loss=LossConfig(label_smoothing=0.1),
     focus=HardExamplesConfig(start=0.1, end=0.9),
     distill=DistillConfig(teacher="other", weight=0.5, temperature=4.0, mirrored=True),
-    finetune=FinetuneConfig(head=True, views=1),
+    finetune=FinetuneConfig(head=True, trains="last", cut="blocks.5.0", views=3, runtime="torch"),
     epochs=7,
     batch_size=32,
     micro_batch_size=16,

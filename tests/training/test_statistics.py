@@ -79,7 +79,7 @@ def test_after_a_few_steps_no_other_statistics_answer_better(
         seen["steps"] = -(-self.batches.num_images // 64)
         result = calibrated(self, model, execution)
         # weights unchanged, statistics of all training images
-        estimate_statistics(model, self._sample_images(5000).tensor_split(1))
+        estimate_statistics(model, self.sample_images(5000).tensor_split(1))
         seen["again"] = self.validator(execution)(model).top1
         return result
 

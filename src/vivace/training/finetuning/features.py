@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,6 +152,11 @@ class FrozenFeatures:
     def known(self) -> frozenset[tuple[str, str]]:
         """(split, view) of what was computed so far."""
         return frozenset(self._known)
+
+    @property
+    def library(self) -> Any:
+        """What computes them, as `FinetuneConfig.runtime` says it."""
+        return self.runtime.partition(":")[0]
 
     @property
     def images_per_second(self) -> float:

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -180,9 +179,8 @@ def _train_last(session: Session, part: LastStages, views: int, on_message: Call
         f"training the last stages ({100 * part.cut.fraction:.0f} % of the operations, after {part.cut.name}) on "
         f"{part.num_views} views of each image; accuracy falls at first"
     )
-    runtime: Literal["openvino", "torch"] = "openvino" if part.features.runtime == "openvino" else "torch"
     finetune = dataclasses.replace(
-        recipe.finetune, trains="last", cut=part.cut.name, views=part.num_views, runtime=runtime
+        recipe.finetune, trains="last", cut=part.cut.name, views=part.num_views, runtime=part.features.library
     )
     return dataclasses.replace(recipe, epochs=part.epochs or recipe.epochs, finetune=finetune)
 
