@@ -28,7 +28,7 @@ __all__ = ["begin_last", "cut_of", "what_follows", "whole_network"]
 MIN_EPOCHS = 6
 # the last stages are trained where it leaves room for so many epochs and so many steps: the first steps harm the solved
 # head, later ones make up for it
-MIN_PASSES, MIN_STEPS = 1.0, 60
+MIN_PASSES, MIN_STEPS = 1.0, 40
 # beyond this many times the recipe's own epochs they only learn their maps by heart: the run ends before its budget
 MAX_LENGTH = 5
 # epochs of the whole network with a time budget, or without a head that can be solved; the budget decides how many
@@ -214,12 +214,14 @@ def _seconds_per_image(session: Session, part: LastStages | None = None) -> floa
     """Of a training step, roughly: a small step, on a copy, after one to warm up."""
     if part is not None:
         part.add_views(part.num_views_of_head)
+    # of the last stages a whole batch: a small one takes nearly as long
+    count = NUM_TIMED if part is None else session.recipe.batch_size
     before, session.part = session.part, part
     try:
-        step = session.trial_step(plain_execution(_computed_as(session)), NUM_TIMED)
+        step = session.trial_step(plain_execution(_computed_as(session)), count)
         step()
         began = time.monotonic()
         step()
-        return (time.monotonic() - began) / min(NUM_TIMED, session.recipe.batch_size)
+        return (time.monotonic() - began) / min(count, session.recipe.batch_size, len(session.data.train_indices))
     finally:
         session.part = before
