@@ -48,7 +48,7 @@ class Kernel:
         except AttributeError:
             raise KernelError(
                 f"the library {Path(library._name).name} has no kernel {name}: it was not built by vivace. Remove it "
-                "(vivace cache remove kernels), so that it is built anew."
+                "(vivace cache --remove kernels), so that it is built anew."
             ) from None
         self._function.argtypes, self._function.restype = [ctypes.POINTER(Arguments)], ctypes.c_int
 

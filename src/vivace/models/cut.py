@@ -86,13 +86,9 @@ def front_of(model: nn.Module, cut: Cut) -> nn.Module:
     return _Front(_without(model, frozenset(cut.units[cut.index :])), cut.shape)
 
 
-def back_of(model: nn.Module, cut: Cut, *, without_head: str | None = None) -> nn.Module:
-    """The network after the cut, what the front gives → logits; its modules are those of `model`.
-
-    without_head: name of a module to leave out too, for the features that it takes.
-    """
-    names = frozenset(cut.units[: cut.index])
-    return _without(model, names if without_head is None else names | {without_head})
+def back_of(model: nn.Module, cut: Cut) -> nn.Module:
+    """The network after the cut, what the front gives → logits; its modules are those of `model`."""
+    return _without(model, frozenset(cut.units[: cut.index]))
 
 
 class _Front(nn.Module):

@@ -140,6 +140,7 @@ def what_follows(
         views = min(recipe.finetune.views, part.num_views_of_head + int(VIEWS_FRACTION * seconds / per_view))
         if seconds > MAX_LENGTH * recipe.epochs * num_images * of_part:
             part.epochs = MAX_LENGTH * recipe.epochs
+            on_message(f"the run ends before its time budget, after {part.epochs} epochs: more would only repeat them")
         return _train_last(session, part, views, on_message)
     what = "the whole network is" if part is None else "the last stages are"
     needed = _least(MIN_EPOCHS, session) * of_whole if part is None else least * of_part
