@@ -237,14 +237,15 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if origin in (dict, Mapping) or hint is dict or getattr(origin, "__name__", "") == "Mapping":
         if not isinstance(value, Mapping):
             raise _wrong_type(name, value, "a mapping")
-        return _free_mapping(value, name)
+        free = _free_mapping(value, name)
+        return free if args[-1:] != (float,) else {key: _coerce(free[key], float, f"{name}.{key}") for key in free}
     return _coerce_scalar(value, hint, name)
 
 
 def _coerce_union(value: Any, options: tuple[Any, ...], name: str) -> Any:
     if value is None and type(None) in options:
         return None
-    reasons: list[ConfigError] = []
+    reasons: list[tuple[bool, ConfigError]] = []
     # an exact type match comes first, so that `bool | str` keeps True and `int | float` keeps 3
     for option in options:
         if isinstance(option, type) and type(value) is option:
@@ -255,8 +256,9 @@ def _coerce_union(value: Any, options: tuple[Any, ...], name: str) -> Any:
         try:
             return _coerce(value, option, name)
         except ConfigError as error:
-            reasons.append(error)
-    raise reasons[0]
+            # of what is meant: a mapping is told what is wrong with it as one
+            reasons.append((isinstance(value, Mapping) == (get_origin(option) is Mapping), error))
+    raise next((error for is_meant, error in reasons if is_meant), reasons[0][1])
 
 
 def _coerce_scalar(value: Any, hint: Any, name: str) -> Any:

@@ -73,3 +73,15 @@ def test_gradients_of_weighted_classes_are_clipped_unless_a_norm_is_given() -> N
     assert changed("fast", loss__class_weights="balanced", clip_grad_norm=5.0).clip_grad_norm == 5.0
     # a recipe that clips keeps its own norm
     assert changed("finetune", loss__class_weights="balanced").clip_grad_norm == changed("finetune").clip_grad_norm
+
+
+def test_focal_loss_leaves_out_what_it_does_not_go_with_unless_it_is_set() -> None:
+    recipe = changed("fast", loss__focal_gamma=2.0)
+    assert (recipe.loss.label_smoothing, recipe.loss.self_distillation, recipe.focus.share) == (0.0, 0.0, 1.0)
+    assert changed("fast", loss__focal_gamma=2.0, loss__label_smoothing=0.05).loss.label_smoothing == 0.05
+    assert changed("fast", loss__focal_gamma=0.0).loss == changed("fast").loss
+
+
+def test_gradients_of_classes_with_weights_of_their_own_are_clipped_too() -> None:
+    assert changed("fast", loss__class_weights={"daisy": 2.0}).clip_grad_norm == 2.0
+    assert changed("fast", loss__class_weights="none").clip_grad_norm is None

@@ -36,7 +36,7 @@ def logits(count: int) -> Tensor:
 
 def test_what_was_never_seen_is_learnt_from_its_smoothed_label() -> None:
     logits_BK, indices = logits(4), torch.tensor([3, 1, 0, 2])
-    plain = make_loss(LossConfig(label_smoothing=0.2), LABELS, 3, CPU)(logits_BK, torch.from_numpy(LABELS)[indices])
+    plain = make_loss(LossConfig(label_smoothing=0.2))(logits_BK, torch.from_numpy(LABELS)[indices])
     torch.testing.assert_close(made().blend(plain, logits_BK, indices, progress=0.7), plain)
 
 

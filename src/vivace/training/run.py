@@ -14,6 +14,7 @@ from vivace.config import to_dict
 from vivace.cpus import limit_threads, set_threads
 from vivace.data.caching.cache import Cache
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
+from vivace.notices import worded
 from vivace.training.execution import (
     OPTIONS,
     ExecutionConfig,
@@ -41,6 +42,7 @@ from vivace.training.loop.plan import Budget, Plan
 from vivace.training.loop.session import Session
 from vivace.training.loop.state import TrainState
 from vivace.training.loop.statistics import NUM_IMAGES_LAST
+from vivace.training.recipes.balance import balance_lines
 from vivace.training.recipes.expected import with_network
 from vivace.training.recipes.named import DataFacts
 from vivace.training.recipes.recipe import Recipe
@@ -87,6 +89,9 @@ def run_training(
         data = data.without_test()
     facts = facts_of(cache, data, source_name)
     saved, previous = None, None
+    if not resume:
+        for line in balance_lines(recipe, data.train_labels_N, cache.classes):
+            display.on_message(worded(line))
     if resume:
         previous = folder.saved_facts()
         check_same_data(previous["data"], facts)

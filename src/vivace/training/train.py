@@ -25,6 +25,7 @@ from vivace.systems import possible_name
 from vivace.training.dataset import open_run_cache, open_run_source, with_sizes
 from vivace.training.folder.continuing import says_how_to_resume
 from vivace.training.folder.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
+from vivace.training.recipes.balance import check_class_names
 from vivace.training.recipes.choices import check_device_name, check_names
 from vivace.training.recipes.expected import is_planned, seconds_for
 from vivace.training.recipes.facts import measure_facts
@@ -219,6 +220,7 @@ def _open_run(
             folder.release()
             raise
     resolved = _resolved(source, recipe, changes, facts)
+    check_class_names(resolved.loss.class_weights, source.classes)
     path = Path(run) if run else new_run_path(runs, possible_name(f"{source.name}-{resolved.name}"))
     return RunFolder(path, resume=False), resolved
 

@@ -173,6 +173,8 @@ def _solve_head(
         views.append(features.of("train", "mirrored"))
     elif mirrors:
         on_message(f"mirror images are left out: they take {seconds_per_view:,.1f} s, and too little time is left")
+    if session.recipe.loss.focal_gamma:
+        on_message("the head is solved by cross-entropy: focal loss is that of the epochs")
     head = fit_head(
         torch.cat(views),
         features.labels("train").repeat(len(views)),
@@ -215,7 +217,8 @@ def _class_weights(session: Session) -> Tensor | None:
     """Those of the recipe; where it balances classes by sampling, weights do the same."""
     if not session.recipe.data.balanced_sampling:
         return session.weights_K
-    return class_weights(session.data.cache.splits["train"].labels_N[session.data.train_indices], session.num_classes)
+    balanced_K = class_weights(session.data.train_labels_N, session.num_classes)
+    return balanced_K if session.weights_K is None else balanced_K * session.weights_K.cpu()
 
 
 def begin_with(stage: Stage, engine: Engine) -> None:

@@ -35,6 +35,11 @@ class TrainingData:
     """Positions in `val_images_NHWC`; None: all."""
 
     @property
+    def train_labels_N(self) -> np.ndarray:  # noqa: N802
+        """int64, of the images at `train_indices`."""
+        return self.cache.splits["train"].labels_N[self.train_indices]
+
+    @property
     def num_val(self) -> int:
         return len(self.val_labels_N) if self.val_indices is None else len(self.val_indices)
 

@@ -92,8 +92,8 @@ class Session:
         self.part: Part | None = None
         """What is trained in place of the whole network."""
         self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
-        labels = recipe.loss, train.labels_N[data.train_indices], self.num_classes, device
-        self.loss, self.weights_K = make_loss(*labels), recipe_weights(*labels)
+        self.weights_K = recipe_weights(recipe.loss, data.train_labels_N, data.cache.classes, device)
+        self.loss = make_loss(recipe.loss, self.weights_K)
         self.distillation = make_distillation(
             recipe.distill,
             classes=data.cache.classes,

@@ -35,8 +35,12 @@ USUAL: dict[str, dict[str, Any]] = {
 EPOCHS_FROM_SCRATCH = 8
 # with class weights a few rare images may dominate the gradient of a batch
 CLIP_OF_WEIGHTED = 2.0
+LEFT_OUT_WITH_FOCAL = ("loss.label_smoothing", "loss.self_distillation")
 # fields that matter to the epochs of a run
-OF_EPOCHS = ("optimizer.", "schedule.", "augment.", "batch_size", "ema_decay", "clip_grad_norm", "early_stopping")
+OF_EPOCHS = (
+    *("optimizer.", "schedule.", "augment.", "batch_size", "ema_decay", "clip_grad_norm", "early_stopping"),
+    "loss.focal_gamma",
+)
 OTHERS: dict[str, Any] = {"lr": 1e-3, "nesterov": False, "weight_decay": 0.0}
 
 
@@ -47,15 +51,18 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     suit their own network, take an optimizer that suits any. With another optimizer, learning rate, weight decay and
     options take its usual values. Hard-example sampling and self-distillation, which need a loss or a prediction of
     each image, are off if images are mixed; the former also with balanced sampling. With class weights, gradients are
-    clipped.
+    clipped. With focal loss, label smoothing (whose part of the loss it does not lower), self-distillation and
+    hard-example sampling are off.
     """
     implied: dict[str, Any] = {}
+    if changes.get("loss.focal_gamma"):
+        implied |= dict.fromkeys(LEFT_OUT_WITH_FOCAL, 0.0) | {"focus.share": 1.0}
     mixed = changes.get("augment.mixup") or changes.get("augment.cutmix")
     if mixed or changes.get("data.balanced_sampling"):
         implied["focus.share"] = 1.0
     if mixed:
         implied["loss.self_distillation"] = 0.0
-    if changes.get("loss.class_weights") == "balanced" and recipe.clip_grad_norm is None:
+    if changes.get("loss.class_weights", "none") not in ("none", None) and recipe.clip_grad_norm is None:
         implied["clip_grad_norm"] = CLIP_OF_WEIGHTED
     network, optimizer = changes.get("model.name"), changes.get("optimizer.name")
     learnt = changes.get("model.pretrained", recipe.model.pretrained) or changes.get(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,8 @@ from vivace.training.execution import PRECISIONS, switches
 
 __all__ = ["DistillConfig", "FinetuneConfig", "HardExamplesConfig", "LossConfig", "Recipe"]
 
+MAX_CLASS_WEIGHT = 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -21,8 +24,13 @@ class LossConfig:
 
     label_smoothing: float = 0.0
     """Fraction of the target that is spread over all classes, [0, 1) (arXiv:1512.00567)."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: the weight of a class is inversely proportional to its number of training images."""
+    class_weights: Literal["none", "balanced"] | Mapping[str, float] = "none"
+    """balanced: the weight of a class is inversely proportional to its number of training images. Or weights of your
+    own by class name, such as {daisy: 2.0}, each in [0, 10^6]; the others are 1. Only their ratios matter: they are
+    scaled to a mean of 1 over the training images, so that the learning rate fits as before."""
+    focal_gamma: float = 0.0
+    """Exponent of focal loss, [0, 10]: the cross-entropy of an image is multiplied by (1 - p)^gamma, where p is the
+    probability of its class (arXiv:1708.02002, which uses 2). 0: cross-entropy."""
     self_distillation: float = 0.0
     """Weight at the end of the run, [0, 1), of the loss towards the network's last prediction for the image; it grows
     linearly from 0 (arXiv:2006.12000)."""
@@ -30,7 +38,26 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_range("loss.label_smoothing", self.label_smoothing, 0.0, 1.0, open_high=True)
         check_range("loss.self_distillation", self.self_distillation, 0.0, 1.0, open_high=True)
-        check_choice("loss.class_weights", self.class_weights, ("none", "balanced"))
+        check_range("loss.focal_gamma", self.focal_gamma, 0.0, 10.0)
+        if isinstance(self.class_weights, Mapping):
+            _check_class_weights(self.class_weights)
+        else:
+            check_choice("loss.class_weights", self.class_weights, ("none", "balanced"))
+        if self.focal_gamma and self.self_distillation:
+            raise ConfigError(
+                "loss.focal_gamma can't go with loss.self_distillation (its target is a mixture of the label and what "
+                f"was answered before, whose parts focal loss weighs unequally): got {self.focal_gamma:g} and "
+                f"{self.self_distillation:g}. Set one of them to 0."
+            )
+
+
+def _check_class_weights(weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        if weight is None:
+            raise ConfigError(f"loss.class_weights has no number for {name!r}: got None. Give one, or leave it out.")
+        check_range(f"loss.class_weights.{name}", weight, 0.0, MAX_CLASS_WEIGHT)
+    if not weights:
+        raise ConfigError("loss.class_weights is empty: got {}. Give {class: weight}, balanced or none.")
 
 
 @dataclass(frozen=True, kw_only=True)

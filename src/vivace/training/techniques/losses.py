@@ -1,17 +1,32 @@
-"""The loss of a recipe: cross-entropy with label smoothing and class weights. B images in a batch, K classes."""
+"""The loss of a recipe: cross-entropy or focal loss with label smoothing and class weights.
+
+B images in a batch, K classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vivace.errors import ConfigError
+from vivace.training.recipes.balance import check_class_names
 from vivace.training.recipes.recipe import LossConfig
 
-__all__ = ["class_weights", "image_weights", "make_loss", "recipe_weights"]
+__all__ = [
+    "class_weights",
+    "focal_losses",
+    "image_weights",
+    "make_loss",
+    "own_weights",
+    "recipe_weights",
+]
+
+# below this, 1 - p is rounding: the slope of its power would be infinite there for an exponent below 1
+SMALLEST_MISS = 1e-7
 
 
 def class_weights(labels_N: np.ndarray, num_classes: int) -> Tensor:
@@ -20,9 +35,32 @@ def class_weights(labels_N: np.ndarray, num_classes: int) -> Tensor:
     return torch.from_numpy(len(labels_N) / (num_classes * np.maximum(counts, 1))).float()
 
 
-def recipe_weights(config: LossConfig, labels_N: np.ndarray, num_classes: int, device: torch.device) -> Tensor | None:
-    """The class weights of a recipe, float32 [K] on the device; None: all classes have the same weight."""
-    return class_weights(labels_N, num_classes).to(device) if config.class_weights == "balanced" else None
+def own_weights(weights: Mapping[str, float], labels_N: np.ndarray, classes: Sequence[str]) -> Tensor:
+    """The weights by class name as float32 [K], 1 for a class without one, scaled to a mean of 1 over the images.
+
+    Raises ConfigError for the name of no class, and where every image has the weight 0.
+    """
+    check_class_names(weights, classes)
+    given_K = np.array([weights.get(name, 1.0) for name in classes], dtype=np.float64)
+    mean = float(given_K[labels_N].mean())
+    if mean == 0:
+        raise ConfigError(
+            f"loss.class_weights is 0 for all training images: got {dict(weights)!r:.200}. Give a weight above 0 to a "
+            "class that has images."
+        )
+    return torch.from_numpy(given_K / mean).float()
+
+
+def recipe_weights(
+    config: LossConfig, labels_N: np.ndarray, classes: Sequence[str], device: torch.device
+) -> Tensor | None:
+    """The class weights of a recipe, float32 [K] on the device; None: all classes have the same weight.
+
+    Raises ConfigError as `own_weights` does.
+    """
+    if isinstance(config.class_weights, Mapping):
+        return own_weights(config.class_weights, labels_N, classes).to(device)
+    return class_weights(labels_N, len(classes)).to(device) if config.class_weights == "balanced" else None
 
 
 def image_weights(weights_K: Tensor, targets: Tensor) -> Tensor:
@@ -33,10 +71,29 @@ def image_weights(weights_K: Tensor, targets: Tensor) -> Tensor:
     return targets @ weights_K if targets.is_floating_point() else weights_K[targets]
 
 
-def make_loss(
-    config: LossConfig, labels_N: np.ndarray, num_classes: int, device: torch.device
-) -> Callable[[Tensor, Tensor], Tensor]:
+def focal_losses(logits_BK: Tensor, targets: Tensor, gamma: float, *, label_smoothing: float = 0.0) -> Tensor:
+    """Focal loss of each image, float32 [B]: the sum over classes of -t · (1 - p)^gamma · ln p.
+
+    targets: labels_B int64, or labels_BK float (mixup). For a label it is -(1 - p)^gamma · ln p with p the probability
+    of its class (arXiv:1708.02002, equation 4 for several classes, alpha 1). It is linear in the target, as
+    cross-entropy is: the loss of a mixed image is the mean of those of its two labels, and a smoothed target is a
+    mixture of the label with all classes.
+    """
+    log_probs_BK = functional.log_softmax(logits_BK.float(), 1)
+    # 1 - p without cancellation for p near 1
+    misses_BK = (-torch.expm1(log_probs_BK)).clamp_min(SMALLEST_MISS)
+    losses_BK = -(misses_BK**gamma) * log_probs_BK
+    if targets.is_floating_point():
+        losses_B = (targets * losses_BK).sum(1)
+    else:
+        losses_B = losses_BK.gather(1, targets[:, None])[:, 0]
+    return torch.lerp(losses_B, losses_BK.mean(1), label_smoothing) if label_smoothing else losses_B
+
+
+def make_loss(config: LossConfig, weights_K: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
     """A function (logits_BK float, labels_B int64 or mixed labels_BK float) → mean loss, a float32 scalar.
+
+    weights_K: those of `recipe_weights`.
 
     The target is smoothed first, and the loss is then weighted by the class of the image. The `weight` argument of
     torch's cross_entropy instead weights each part of a smoothed target by its own class: if one class is more than
@@ -44,13 +101,14 @@ def make_loss(
     of a common image. Weighted losses are divided by the number of images, not by the sum of their weights, so that
     micro-batches add up to the batch.
     """
-    weights_K = recipe_weights(config, labels_N, num_classes, device)
 
     def loss(logits_BK: Tensor, targets: Tensor) -> Tensor:
         # in fp32 whatever the forward pass used: log-sum-exp in bf16 loses small probabilities
-        losses_B = functional.cross_entropy(
-            logits_BK.float(), targets, label_smoothing=config.label_smoothing, reduction="none"
-        )
+        logits_BK, smoothing = logits_BK.float(), config.label_smoothing
+        if config.focal_gamma:
+            losses_B = focal_losses(logits_BK, targets, config.focal_gamma, label_smoothing=smoothing)
+        else:
+            losses_B = functional.cross_entropy(logits_BK, targets, label_smoothing=smoothing, reduction="none")
         if weights_K is not None:
             losses_B = losses_B * image_weights(weights_K, targets)
         return losses_B.mean()
