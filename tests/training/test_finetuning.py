@@ -24,7 +24,7 @@ from vivace.models import frozen
 from vivace.models.zoo import create_model
 from vivace.training.finetuning import features, following, stages
 from vivace.training.folder.checkpoints import load_checkpoint, load_newest, save_checkpoint
-from vivace.training.recipes.named import PACKAGED_NETWORK, DataFacts, auto, reason, starts_from_weights
+from vivace.training.recipes.named import PACKAGED_NETWORK, DataFacts, auto, finetune, reason, starts_from_weights
 
 MakeFolder = Callable[..., Path]
 SIZE = 64
@@ -291,3 +291,20 @@ def test_the_default_recipe_follows_from_facts_and_says_why(facts: dict[str, Any
     assert auto(known).name == expected
     assert starts_from_weights(known) == (expected == "finetune")
     assert reason(known).startswith(f"{expected}: ")
+
+
+def test_photos_that_are_made_small_are_trained_as_small_images(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in data.rglob("*.png"):
+        Image.open(path).resize((160, 160)).save(path)
+    result = vivace.train(data, size=32, epochs=1, tune=False, run=tmp_path / "run")
+    assert load_bundle(result.bundle).info.architecture.name == "fast_cnn"
+    assert "recipe: fast: small images (at 32 px) are trained from scratch" in capsys.readouterr().err
+
+
+def test_many_images_are_varied_less_and_change_all_layers_alike() -> None:
+    few, many = (finetune(DataFacts(num_images=n, num_classes=10, channels=3, side=96)) for n in (19_999, 20_000))
+    assert (few.augment.mixup, few.optimizer.layer_decay) == (0.4, 0.75)
+    assert (many.augment.mixup, many.optimizer.layer_decay) == (0.0, 1.0)
+    assert many.augment.random_resized_crop[0] > few.augment.random_resized_crop[0]

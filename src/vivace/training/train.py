@@ -122,7 +122,8 @@ def train(
     facts = measure_facts(source)
     chosen = None
     if recipe == "auto" and not resume:
-        recipe, chosen = chosen_recipe(facts), reason(facts)
+        sized = _at_size(facts, changes)
+        recipe, chosen = chosen_recipe(sized), reason(sized, asked=sized is not facts)
     # a resumed run is planned if it was before
     planned = "epochs" not in changes if resume else target is not None and is_planned(recipe, changes)
     if on_cpu:
@@ -227,11 +228,15 @@ def _open_run(
 
 def _resolved(source: DataSource, recipe: str | Path | Recipe, changes: dict[str, Any], facts: DataFacts) -> Recipe:
     """The recipe with the changes applied and everything about the data resolved."""
-    size = override(Recipe(), {"data.size": changes.get("data.size")}).data.size
-    if size is not None:
-        facts = dataclasses.replace(facts, side=size)
+    facts = _at_size(facts, changes)
     resolved = resolve_recipe(recipe, facts)
     return with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
+
+
+def _at_size(facts: DataFacts, changes: Mapping[str, Any]) -> DataFacts:
+    """The facts at the size that is asked for, if one is: photos that are made small are small images."""
+    size = override(Recipe(), {"data.size": changes.get("data.size")}).data.size
+    return facts if size is None else dataclasses.replace(facts, side=size)
 
 
 def planned_recipe(

@@ -24,8 +24,8 @@ from vivace.training.tuning.tune import plain_execution
 
 __all__ = ["begin_last", "cut_of", "what_follows", "whole_network"]
 
-# the whole network is trained where a time budget leaves room for so many epochs
-MIN_EPOCHS = 6
+# the whole network is trained where a time budget leaves room for so many epochs, or, of many images, for so many steps
+MIN_EPOCHS, WHOLE_STEPS = 6, 300
 # the last stages are trained where it leaves room for so many epochs and so many steps: the first steps harm the solved
 # head, later ones make up for it
 MIN_PASSES, MIN_STEPS = 1.0, 40
@@ -130,8 +130,7 @@ def what_follows(
     of_whole = math.inf
     if recipe.finetune.trains != "last" and (part is None or _may_suffice(left(), session, of_part, part)):
         of_whole = _seconds_per_image(session)
-    least = _least(MIN_EPOCHS, session)
-    if left() > least * of_whole:
+    if left() > _least_of_whole(session) * of_whole:
         return _train_whole(session, whole_network(recipe))
     seconds = left() - SECONDS_AFTER
     least = _least(MIN_PASSES, session)
@@ -143,7 +142,7 @@ def what_follows(
             on_message(f"the run ends before its time budget, after {part.epochs} epochs: more would only repeat them")
         return _train_last(session, part, views, on_message)
     what = "the whole network is" if part is None else "the last stages are"
-    needed = _least(MIN_EPOCHS, session) * of_whole if part is None else least * of_part
+    needed = _least_of_whole(session) * of_whole if part is None else least * of_part
     needed += SECONDS_AFTER
     on_message(
         f"{what} not trained: that takes about {needed:,.0f} s, and {left():,.0f} s are left. Give a longer `within`"
@@ -157,12 +156,17 @@ def _least(epochs: float, session: Session) -> float:
     return max(epochs * count, MIN_STEPS * min(session.recipe.batch_size, count))
 
 
+def _least_of_whole(session: Session) -> float:
+    """Images that the whole network has to be trained on at least: of few images some epochs, of many some steps."""
+    return min(_least(MIN_EPOCHS, session), WHOLE_STEPS * session.recipe.batch_size)
+
+
 def _may_suffice(seconds: float, session: Session, of_part: float, part: LastStages) -> bool:
     """Whether a time budget may have room for the whole network, whose step is timed then, which takes seconds.
 
     It takes about as many times as long as it has operations.
     """
-    return seconds > _least(MIN_EPOCHS, session) * of_part / part.cut.fraction / 2
+    return seconds > _least_of_whole(session) * of_part / part.cut.fraction / 2
 
 
 def _train_whole(session: Session, recipe: Recipe) -> Recipe:

