@@ -40,7 +40,7 @@ PROGRAMS_ONLY = {
     "callbacks",
 }
 # an option has another name where it takes text for what is an object here
-OTHER_NAMES = {"overrides": "set"}
+OTHER_NAMES = {"overrides": "set", "start_from": "from"}
 
 
 def test_the_verbs_that_work_on_data_and_bundles_are_functions() -> None:

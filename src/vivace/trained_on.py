@@ -32,6 +32,12 @@ class TrainedOn:
         """bool [N]: whether the images with these digests are among them. digests_N: hexadecimal, as in the cache."""
         return np.isin(_numbers(digests_N), self.numbers_n)
 
+    @property
+    def digests_n(self) -> np.ndarray:
+        """The first bytes of their digests as the cache has digests, hexadecimal."""
+        rows = self.numbers_n.astype(">u8").view(np.uint8).reshape(-1, 8)[:, -DIGEST_BYTES:]
+        return np.array([row.tobytes().hex().encode() for row in rows], dtype=f"S{2 * DIGEST_BYTES}")
+
     @classmethod
     def read(cls, path: Path) -> TrainedOn:
         """Read a file of `write_trained_on`. Raises BundleError if it holds anything else."""

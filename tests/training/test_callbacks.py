@@ -274,7 +274,9 @@ def test_errors_of_the_run_reach_callbacks_and_caller(run_tiny: RunTiny, monkeyp
     assert recorder.events[-1] == ("on_error", raised.value)
     # what is refused before a run has begun is none of a callback's business
     before = len(recorder.events)
-    monkeypatch.setattr("vivace.training.run.prepare_data", lambda *_: (_ for _ in ()).throw(TrainingError("no disk")))
+    monkeypatch.setattr(
+        "vivace.training.run.prepare_data", lambda *_, **__: (_ for _ in ()).throw(TrainingError("no disk"))
+    )
     with pytest.raises(TrainingError, match="no disk"):
         run_tiny("refused", callbacks=[recorder])
     assert len(recorder.events) == before

@@ -45,7 +45,7 @@ def _words(options: Any) -> list[Word]:
         if dataclasses.is_dataclass(hint):
             words += _words(hint)
         else:
-            name = None if is_positional(hint) else "--" + field.name.replace("_", "-")
+            name = None if is_positional(hint) else "--" + field.name.rstrip("_").replace("_", "-")
             words.append(Word(name, field.default is not False, _choices(hint)))
     return words
 

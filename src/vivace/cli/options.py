@@ -43,5 +43,5 @@ def option_names(cls: Any) -> list[str]:
         if dataclasses.is_dataclass(hints[field.name]):
             names += option_names(hints[field.name])
         elif not is_positional(hints[field.name]):
-            names.append("--" + field.name.replace("_", "-"))
+            names.append("--" + field.name.rstrip("_").replace("_", "-"))
     return names

@@ -17,6 +17,9 @@ from vivace.cli.options import verb_options
 from vivace.cli.runs import few_digits
 from vivace.training.recipes.keywords import FIELDS, OPENING, TrainKeywords
 
+# parameters whose option has another name: "from" is a word of Python's
+PARAMETERS = {"start_from": "--from", "model.start_from": "--from"}
+
 
 @verb_options
 class Network:
@@ -36,6 +39,9 @@ class Network:
     """Start from random weights even if pretrained ones are on this machine: by fast, unless --recipe names another."""
     weights: Path | None = None
     """Start from a local safetensors or .pth state dict, or from a bundle's folder."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
+    """Start from a trained run or bundle: its network and preprocessing; classes are matched by their names, so that
+    classes and images may have been added."""
     size: int | None = None
     """Side of the network's square input, px."""
     batch_size: int | None = None
@@ -120,6 +126,7 @@ def keywords(options: Options) -> TrainKeywords:
     """The options that are keywords of `vivace.train`, and were given."""
     groups = (options.network, options.images, options.execution, options.opening)
     values = {name: value for group in groups for name, value in vars(group).items()}
+    values["start_from"] = values.pop("from_")
     # a flag that was not given is not set to False: the recipe decides
     given = {
         name: values[name] for name in (*FIELDS, *OPENING) if values[name] is not None and values[name] is not False

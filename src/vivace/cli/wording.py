@@ -123,5 +123,5 @@ def _of(options: Any) -> dict[str, str]:
             names.update(_of(hints[field.name]))
         else:
             positional = is_positional(hints[field.name])
-            names[field.name] = field.name.upper() if positional else "--" + field.name.replace("_", "-")
+            names[field.name] = field.name.upper() if positional else "--" + field.name.rstrip("_").replace("_", "-")
     return names

@@ -8,13 +8,19 @@ __all__ = ["hold_out"]
 
 
 def hold_out(
-    labels_N: np.ndarray, groups_N: np.ndarray, fraction: float, *, seed: int = 0
+    labels_N: np.ndarray,
+    groups_N: np.ndarray,
+    fraction: float,
+    *,
+    seed: int = 0,
+    known_N: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(kept, held out) as sorted int64 positions; about `fraction` of each class, and at least one image, is held out.
 
     labels_N: int64. groups_N: comparable values such as content digests; images of a group stay on the same side, so
     that the network is not validated on what it was trained on. A class with a single group, and a group with several
-    classes, stay entirely in training.
+    classes, stay entirely in training. known_N: bool, which images the network was trained on before: of each class the
+    others are held out first.
     """
     rng = np.random.default_rng(seed)
     held: list[np.ndarray] = []
@@ -25,6 +31,10 @@ def hold_out(
         order = [group for group in rng.permutation(len(groups)) if groups[group] not in mixed]
         if len(groups) < 2 or not order:
             continue
+        if known_N is not None:
+            known = np.zeros(len(groups), dtype=bool)
+            np.logical_or.at(known, which, known_N[members])
+            order.sort(key=lambda group: bool(known[group]))
         wanted = max(1, round(fraction * len(members)))
         chosen: list[int] = []
         num_held = 0

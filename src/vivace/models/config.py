@@ -27,14 +27,27 @@ class ModelConfig:
     weights: str | None = None
     """Start from a local safetensors or `.pth` state dict, or a bundle's or run's folder; a head of another size is
     left out."""
+    start_from: str | None = None
+    """Start from this run or bundle, whose network and preprocessing the recipe then has; the rows of the head are
+    matched by the names of the classes."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the network's constructor, such as {"drop_path_rate": 0.1}."""
     size: int | None = None
     """Side of what the network sees, px, where it is less than data.size: training views are made at data.size, at
     which a teacher answers best, and shrunk. The bundle takes images of this side. None: data.size."""
 
+    @property
+    def has_learnt(self) -> bool:
+        """Whether it starts from trained weights."""
+        return bool(self.pretrained or self.weights or self.start_from)
+
     def __post_init__(self) -> None:
         check_range("model.size", self.size, 1, 4096)
+        if self.start_from and (self.pretrained or self.weights):
+            raise ConfigError(
+                f"two kinds of weights to start from: got model.start_from {self.start_from!r} and "
+                f"{'model.pretrained' if self.pretrained else 'model.weights'}. Give one of them."
+            )
         for key in ("num_classes", "in_channels", "size", "pretrained", "name"):
             if key in self.arguments:
                 fix = {"size": "Set data.size.", "pretrained": "Set model.pretrained.", "name": "Set model.name."}

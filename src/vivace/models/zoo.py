@@ -14,6 +14,7 @@ from torch import nn
 from vivace.cachedir import default_cache_dir
 from vivace.errors import ModelError, first_line, nearest
 from vivace.models.arguments import ARGUMENTS, FRACTION, check_arguments, check_shape
+from vivace.models.classes import rows_of_classes
 from vivace.models.convnets import FastCNN, FastPhoto, SimpleCNN
 from vivace.models.limits import blank_network, check_forward
 from vivace.models.narrowing import narrow
@@ -25,6 +26,7 @@ from vivace.models.weights import load_weights
 __all__ = [
     "ZOO",
     "check_name",
+    "class_rows",
     "complete_arguments",
     "count_parameters",
     "create_model",
@@ -91,6 +93,31 @@ def create_model(
     if narrowed:
         _try_narrowed(model, name, num_classes, in_channels, size)
     return model
+
+
+def class_rows(
+    name: str,
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    size: int = 32,
+    narrowed: Mapping[str, Sequence[int]] | None = None,
+    **arguments: Any,
+) -> frozenset[str]:
+    """Names of the tensors of a network's state dict with a row for each class, found without building it.
+
+    Takes what `create_model` takes. Raises ModelError where the number of classes changes anything else.
+    """
+
+    def blank(count: int) -> dict[str, torch.Tensor]:
+        def build() -> nn.Module:
+            model = _create(name, count, in_channels, size, False, arguments, False, None)
+            narrow(model, narrowed or {})
+            return model
+
+        return dict(blank_network(name, build).state_dict())
+
+    return rows_of_classes(blank(num_classes), blank(num_classes + 1))
 
 
 def _check_own(name: str, arguments: Mapping[str, Any]) -> None:

@@ -157,7 +157,7 @@ def open_run_cache(
         return recipe, cache
     channels: Literal[1, 3] = 3
     if all_grey(cache.splits["train"].images_NHWC):
-        if recipe.model.pretrained or recipe.model.weights or recipe.distill.teacher or teacher:
+        if recipe.model.has_learnt or recipe.distill.teacher or teacher:
             warn(
                 "all training images are grey: what the network answers to images in colour means nothing. Give it "
                 "grey ones"

@@ -71,6 +71,8 @@ def finish(
     )
     with _disk_for(folder.bundle):
         trained_on = data.cache.splits["train"].digests_N[data.train_indices]
+        if session.origin is not None:
+            trained_on = session.origin.with_earlier(trained_on)
         save_bundle(folder.bundle, model, info, trained_on=trained_on)
     total_seconds = engine.plan.clock()
     outcome = _outcome(session, engine, budget, metrics["val"]["top1"], total_seconds)

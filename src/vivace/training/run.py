@@ -45,6 +45,7 @@ from vivace.training.loop.statistics import NUM_IMAGES_LAST
 from vivace.training.recipes.balance import balance_lines
 from vivace.training.recipes.expected import with_network
 from vivace.training.recipes.named import DataFacts
+from vivace.training.recipes.origin import known_images, origin_of
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.record import facts_of, record_of, run_info, starting_weights
 from vivace.training.recording.callbacks import Callback
@@ -84,16 +85,17 @@ def run_training(
     """Train as the recipe says, within the budget, and write the bundle into the run folder."""
     device = select_device(device_choice)
     keep_freed_memory()
-    data = prepare_data(cache, recipe)
+    previous = folder.saved_facts() if resume else None
+    origin = origin_of(recipe, cache, previous)
+    data = prepare_data(cache, recipe, known_N=known_images(recipe, cache, origin))
     if not measure_test:
         data = data.without_test()
     facts = facts_of(cache, data, source_name)
-    saved, previous = None, None
-    if not resume:
+    saved = None
+    if previous is None:
         for line in balance_lines(recipe, data.train_labels_N, cache.classes):
             display.on_message(worded(line))
-    if resume:
-        previous = folder.saved_facts()
+    else:
         check_same_data(previous["data"], facts)
         budget = resumed_budget(budget, previous["contract"])
         saved = newest_state(folder, device.type, display.on_message)
@@ -104,7 +106,9 @@ def run_training(
         further: Stage | None = None
         # more than once only if a larger network, or more of it, is to reach the target
         while True:
-            session = Session(recipe, data, device, cache_dir=cache_dir, load=saved is None, teacher=teacher)
+            session = Session(
+                recipe, data, device, cache_dir=cache_dir, load=saved is None, teacher=teacher, origin=origin
+            )
             # a checkpoint was trained from what the run started with
             weights = session.start.record if saved is None else starting_weights(previous)
             stage = further

@@ -32,6 +32,7 @@ from vivace.training.recipes.facts import measure_facts
 from vivace.training.recipes.implied import unused_options, with_implied, with_starting_weights
 from vivace.training.recipes.keywords import TrainKeywords, check_keywords, data_opened_with, recipe_changes
 from vivace.training.recipes.named import DEFAULT_RECIPE, DataFacts, chosen_recipe, read_recipe, reason, resolve_recipe
+from vivace.training.recipes.origin import with_origin
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.recording.callbacks import Callback, check_callbacks
 from vivace.training.recording.display import LiveDisplay
@@ -96,6 +97,10 @@ def train(
         raise ConfigError(f"`target` is out of range: got {target!r}. Give an accuracy in (0, 1].")
     check_keywords(keywords, PARAMETERS)
     changes = recipe_changes(keywords, overrides)
+    if from_scratch and changes.get("model.start_from"):
+        raise ConfigError("`from_scratch` can't go with `start_from`: got both. Leave one of them out.")
+    if not resume:
+        recipe, changes = with_origin(recipe, changes)
     recipe, changes = with_starting_weights(recipe, changes, from_scratch=from_scratch)
     data = data_opened_with(data, keywords)
     if epochs is not None:

@@ -67,10 +67,10 @@ class FileWatch:
             warn(f"{change}: the run goes on with the images that it began with. Train anew to use them as they are.")
 
 
-def prepare_data(cache: Cache, recipe: Recipe) -> TrainingData:
+def prepare_data(cache: Cache, recipe: Recipe, *, known_N: np.ndarray | None = None) -> TrainingData:
     """Hold out a validation split if there is none, and measure the mean and standard deviation of each channel.
 
-    The test split is not used.
+    The test split is not used. known_N: as for `hold_out`.
     """
     train = cache.splits["train"]
     if "val" in cache.splits:
@@ -78,7 +78,9 @@ def prepare_data(cache: Cache, recipe: Recipe) -> TrainingData:
         indices = np.arange(len(train.labels_N))
         data = TrainingData(cache, cache.preprocess, indices, val.images_NHWC, val.labels_N, None)
     else:
-        indices, held_out = hold_out(train.labels_N, train.digests_N, recipe.data.val_fraction, seed=recipe.seed)
+        indices, held_out = hold_out(
+            train.labels_N, train.digests_N, recipe.data.val_fraction, seed=recipe.seed, known_N=known_N
+        )
         data = TrainingData(cache, cache.preprocess, indices, train.images_NHWC, train.labels_N, held_out)
     return dataclasses.replace(data, preprocess=_with_statistics(data, recipe))
 

@@ -32,6 +32,7 @@ from vivace.training.loop.state import Ema, TrainState
 from vivace.training.loop.statistics import NUM_IMAGES, NUM_IMAGES_LAST, estimate_statistics
 from vivace.training.loop.step import Stepper, has_batch_norm
 from vivace.training.loop.validation import Validation, eval_batch_size, split_logits
+from vivace.training.recipes.origin import Origin
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.techniques.calibrate import calibrated
 from vivace.training.techniques.distill import Teacher, make_distillation
@@ -57,10 +58,11 @@ class Session:
         cache_dir: Path,
         load: bool = True,
         teacher: Teacher | None = None,
+        origin: Origin | None = None,
     ) -> None:
         """cache_dir: holds our kernels. load: start from the recipe's weights; a checkpoint needs none.
 
-        teacher: answers in place of the network that `distill.teacher` names.
+        teacher: answers in place of the network that `distill.teacher` names. origin: what `model.start_from` names.
         """
         seed_everything(recipe.seed, deterministic=recipe.deterministic)
         self.recipe, self.data, self.device, self.kernels = recipe, data, device, cache_dir / "kernels"
@@ -69,9 +71,11 @@ class Session:
         self.seen = seen(recipe, preprocess)
         shrink = self.seen.size / preprocess.size
         self.normalize = Normalize(preprocess.mean, preprocess.std, shrink=shrink).to(device)
+        self.origin = origin
         self.start = start_network(
             recipe,
-            self.num_classes,
+            data.cache.classes,
+            origin=origin,
             in_channels=preprocess.channels,
             size=self.seen.size,
             load=load,
@@ -119,7 +123,7 @@ class Session:
             # torch's gradients of depthwise convolutions take most of a step
             swap(model, self.kernels)
         init = getattr(model, "init_from_images", None)
-        if init is not None and load and not self.recipe.model.weights:
+        if init is not None and load and not self.recipe.model.has_learnt:
             with torch.no_grad():
                 init(self.sample_images())
         return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ import torch
 from torch import nn
 
 from vivace.data.preprocess import Preprocess
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, ModelError
 from vivace.files import sha256_of
+from vivace.models.classes import Classes, fitted_weights
+from vivace.models.parts import scale_head
 from vivace.models.pretrained import find_weights
 from vivace.models.weights import load_weights, weights_file
-from vivace.models.zoo import create_model
+from vivace.models.zoo import class_rows, create_model
+from vivace.notices import warn
+from vivace.training.recipes.origin import Origin
 from vivace.training.recipes.recipe import Recipe
 
 __all__ = ["Start", "check_start_size", "seen", "start_network"]
@@ -33,13 +37,21 @@ class Start:
 
 
 def start_network(
-    recipe: Recipe, num_classes: int, *, in_channels: int, size: int, load: bool, cache_dir: Path
+    recipe: Recipe,
+    classes: Sequence[str],
+    *,
+    in_channels: int,
+    size: int,
+    load: bool,
+    cache_dir: Path,
+    origin: Origin | None = None,
 ) -> Start:
-    """The recipe's network with the weights that it starts from: a local file, published ones, else random ones.
+    """The recipe's network with the weights that it starts from: a run, a local file, published ones, else random ones.
 
-    load: False for random ones, as for a run that continues from a checkpoint. Raises ModelError for an unknown
-    network, and weights that can't be had or do not fit.
+    load: False for random ones, as for a run that continues from a checkpoint. origin: what `model.start_from` names.
+    Raises ModelError for an unknown network, and weights that can't be had or do not fit.
     """
+    num_classes = len(classes)
     file = recipe.model.weights if load else None
     # a local file comes first; published weights would only be overwritten
     source = find_weights(recipe.model.name) if recipe.model.pretrained and load and not file else None
@@ -52,6 +64,8 @@ def start_network(
         cache_dir=cache_dir,
         **recipe.model.arguments,
     )
+    if origin is not None and load:
+        return _continued(model, recipe, origin, classes, in_channels=in_channels, size=size)
     if file:
         left_out = load_weights(model, file)
         path = weights_file(file)
@@ -63,6 +77,31 @@ def start_network(
     published = source.num_classes()
     head = "" if published == num_classes else f"; a new head for {num_classes} classes in place of {published:,}"
     return Start(model, source.record(), source.line() + head)
+
+
+def _continued(
+    model: nn.Module, recipe: Recipe, origin: Origin, classes: Sequence[str], *, in_channels: int, size: int
+) -> Start:
+    """The network with the weights of the origin, its head fitted to the classes by their names."""
+    info = origin.bundle.info
+    if recipe.model.name != info.architecture.name:
+        raise ModelError(
+            f"the run to start from has another network: got {recipe.model.name!r}, {recipe.model.start_from} has "
+            f"{info.architecture.name!r}. Leave `model` out."
+        )
+    rows = class_rows(recipe.model.name, len(classes), in_channels=in_channels, size=size, **recipe.model.arguments)
+    trained = origin.weights()
+    model.load_state_dict(fitted_weights(trained, model.state_dict(), rows, before=info.classes, now=classes))
+    if info.temperature is not None:
+        # back to the logits that training ended with: calibrated ones are not where its loss is lowest
+        scale_head(model, info.temperature)
+    found = Classes.of(info.classes, classes)
+    place = recipe.model.start_from
+    if not found.kept:
+        warn(f"no class of the data is known to {place}: a new head is trained for all of them")
+    earlier = {key: str(info.starting_weights[key]) for key in ("license",) if key in info.starting_weights}
+    record = {"kind": "run", "from": Path(str(place)).name, "sha256": origin.sha256, "classes": found.line(), **earlier}
+    return Start(model, record, f"starting from {place}: {found.line()}")
 
 
 def seen(recipe: Recipe, preprocess: Preprocess) -> Preprocess:

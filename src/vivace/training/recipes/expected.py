@@ -151,7 +151,9 @@ def is_planned(name: object, changes: Mapping[str, Any]) -> bool:
     Only `fast` is, whose accuracies are known. A length or schedule that is given is kept: the run may stop early.
     """
     given = {field.partition(".")[0] for field in changes}
-    return name == "fast" and not given & {"epochs", "schedule", "early_stopping", "validate_every"}
+    # nor are accuracies from trained weights known
+    starts = bool(changes.get("model.start_from"))
+    return name == "fast" and not starts and not given & {"epochs", "schedule", "early_stopping", "validate_every"}
 
 
 def seconds_for(target: float, facts: DataFacts) -> float | None:

@@ -33,6 +33,8 @@ USUAL: dict[str, dict[str, Any]] = {
 }
 # epochs of a network that is named under `finetune` without weights
 EPOCHS_FROM_SCRATCH = 8
+# of `fast` and `accurate`, from trained weights: docs/log/2026-11-29.md
+LR_FACTOR_TRAINED, EPOCHS_FACTOR_TRAINED = 0.5, 0.5
 # with class weights a few rare images may dominate the gradient of a batch
 CLIP_OF_WEIGHTED = 2.0
 LEFT_OUT_WITH_FOCAL = ("loss.label_smoothing", "loss.self_distillation")
@@ -51,8 +53,8 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     suit their own network, take an optimizer that suits any. With another optimizer, learning rate, weight decay and
     options take its usual values. Hard-example sampling and self-distillation, which need a loss or a prediction of
     each image, are off if images are mixed; the former also with balanced sampling. With class weights, gradients are
-    clipped. With focal loss, label smoothing (whose part of the loss it does not lower), self-distillation and
-    hard-example sampling are off.
+    clipped. From a trained run, `fast` and `accurate` take a part of their epochs and of their rate. With focal loss,
+    label smoothing (whose part of the loss it does not lower), self-distillation and hard-example sampling are off.
     """
     implied: dict[str, Any] = {}
     if changes.get("loss.focal_gamma"):
@@ -65,8 +67,8 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     if changes.get("loss.class_weights", "none") not in ("none", None) and recipe.clip_grad_norm is None:
         implied["clip_grad_norm"] = CLIP_OF_WEIGHTED
     network, optimizer = changes.get("model.name"), changes.get("optimizer.name")
-    learnt = changes.get("model.pretrained", recipe.model.pretrained) or changes.get(
-        "model.weights", recipe.model.weights
+    learnt = any(
+        changes.get(f"model.{name}", getattr(recipe.model, name)) for name in ("pretrained", "weights", "start_from")
     )
     if recipe.finetune.head and not learnt:
         # there are no features that a head could be solved on
@@ -78,6 +80,11 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     if optimizer not in (None, recipe.optimizer.name):
         implied |= {"optimizer.aux_lr": None, "optimizer.options": {}, "optimizer.bias_lr_factor": 1.0}
         implied |= _fields(USUAL.get(str(optimizer), OTHERS))
+    if changes.get("model.start_from") and recipe.name in ("fast", "accurate"):
+        for name in ("lr", "aux_lr"):
+            rate = implied.get(f"optimizer.{name}", getattr(recipe.optimizer, name))
+            implied[f"optimizer.{name}"] = None if rate is None else LR_FACTOR_TRAINED * rate
+        implied["epochs"] = max(1, round(EPOCHS_FACTOR_TRAINED * recipe.epochs))
     return implied | dict(changes)
 
 

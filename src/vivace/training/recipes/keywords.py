@@ -24,6 +24,7 @@ class TrainKeywords(TypedDict, total=False):
     model: str | None
     pretrained: bool | None
     weights: str | Path | None
+    start_from: str | Path | None
     size: int | None
     batch_size: int | None
     optimizer: str | None
@@ -44,6 +45,7 @@ FIELDS = {
     "model": "model.name",
     "pretrained": "model.pretrained",
     "weights": "model.weights",
+    "start_from": "model.start_from",
     "size": "data.size",
     "batch_size": "batch_size",
     "optimizer": "optimizer.name",
@@ -80,6 +82,8 @@ def recipe_changes(keywords: Mapping[str, Any], overrides: Mapping[str, Any] | N
     if "model.weights" in changes:
         changes["model.weights"] = str(changes["model.weights"])
         changes.setdefault("model.pretrained", False)
+    if "model.start_from" in changes:
+        changes["model.start_from"] = str(changes["model.start_from"])
     for name, value in (overrides or {}).items():
         _check_field(name, value)
     return changes | dict(overrides or {})

@@ -224,12 +224,12 @@ class Recipe:
                 "loss.self_distillation can't go with augment.mixup or augment.cutmix (an answer to a mixed image is "
                 f"no image's): got {self.loss.self_distillation}. Set it to 0, or leave the other out."
             )
-        if self.finetune.head and not (self.model.pretrained or self.model.weights):
+        if self.finetune.head and not self.model.has_learnt:
             raise ConfigError(
                 "finetune.head needs a network that has learnt something: got random weights. Give `pretrained` or "
                 "`weights`, or set finetune.head=false."
             )
-        if self.head_epochs and not (self.model.pretrained or self.model.weights):
+        if self.head_epochs and not self.model.has_learnt:
             raise ConfigError(
                 f"head_epochs needs a network that has learnt something: got head_epochs {self.head_epochs} without "
                 "pretrained weights. Give `model.pretrained` or `model.weights`, or set head_epochs=0."
