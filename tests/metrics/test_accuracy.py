@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from vivace.metrics.accuracy import confusion_matrix, per_class, topk_accuracy
+from vivace.metrics.accuracy import balanced_accuracy, confusion_matrix, macro_f1, per_class, topk_accuracy
 
 
 @pytest.fixture
@@ -82,3 +82,30 @@ def test_per_class_metrics_agree_with_scikit_learn_also_for_0_over_0() -> None:
     assert [row.name for row in rows] == ["a", "b", "c", "d", "e"]
     for row, precision, recall, f1, support in zip(rows, *expected, strict=True):
         assert (row.precision, row.recall, row.f1, row.support) == pytest.approx((precision, recall, f1, support))
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize("num_classes", [2, 7, 30])
+@pytest.mark.parametrize("seed", range(5))
+def test_macro_f1_and_balanced_accuracy_agree_with_scikit_learn_also_where_classes_are_absent(
+    num_classes: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    # of 30 classes some have no images, some of those are predicted, and some are neither
+    labels, predictions = rng.integers(0, num_classes, 25), rng.integers(0, num_classes, 25)
+    confusion = confusion_matrix(predictions, labels, num_classes)
+    assert macro_f1(confusion) == pytest.approx(reference.f1_score(labels, predictions, average="macro"), abs=1e-12)
+    expected = reference.balanced_accuracy_score(labels, predictions)
+    assert balanced_accuracy(confusion) == pytest.approx(expected, abs=1e-12)
+
+
+def test_of_no_images_there_is_no_mean() -> None:
+    confusion = np.zeros((3, 3), dtype=np.int64)
+    assert np.isnan(macro_f1(confusion))
+    assert np.isnan(balanced_accuracy(confusion))
+
+
+def test_a_class_that_is_predicted_and_has_no_images_lowers_macro_f1_alone() -> None:
+    confusion = confusion_matrix([0, 1, 2], [0, 1, 1], 4)
+    assert balanced_accuracy(confusion) == pytest.approx((1 + 0.5) / 2)
+    assert macro_f1(confusion) == pytest.approx((1 + 2 / 3 + 0) / 3)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from vivace.bars import counting_bar
-from vivace.training.recording.callbacks import StepInfo, ValidationInfo
+from vivace.training.recipes.recipe import Recipe
+from vivace.training.recording.callbacks import RunInfo, StepInfo, ValidationInfo
 from vivace.training.recording.display import LiveDisplay
 
 ROW: dict[str, Any] = {
@@ -22,6 +24,8 @@ ROW: dict[str, Any] = {
     "train_top1": 0.8125,
     "val_loss": 0.7,
     "val_top1": 0.7512,
+    "val_macro_f1": 0.6543,
+    "val_balanced_accuracy": 0.7,
     "images_per_second": 12345.6,
     "seconds": 75.4,
 }
@@ -183,3 +187,25 @@ def test_colours_that_are_forced_make_no_terminal_of_a_pipe(
     shown = capsys.readouterr().err
     assert "\x1b" not in shown
     assert shown.startswith("epoch     3  train 0.6123")
+
+
+def started(recipe: Recipe) -> RunInfo:
+    return RunInfo(
+        run=Path("run"),
+        recipe=recipe,
+        data={},
+        classes=("a", "b"),
+        device="cpu",
+        num_steps=9,
+        within_seconds=None,
+        target=None,
+        resumed_step=None,
+        history=(),
+    )
+
+
+def test_a_run_that_is_judged_by_another_metric_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with LiveDisplay(epochs="3") as display:
+        display.on_start(started(Recipe(monitor="macro_f1", early_stopping=3)))
+        display.on_validation(validation())
+    assert "val 0.7000  75.1 %  macro F1  65.4 %   12,346 img/s" in capsys.readouterr().err

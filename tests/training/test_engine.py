@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from judging import judged_as
 from killing import Killed, die_after
 from same_weights import assert_same_weights, bundle_weights
 from torch import nn
@@ -125,7 +126,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(run_tiny: RunTiny, monke
         value = next(top1)
         if value == 0.7:
             at_best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return Validation(loss=1.0, top1=value)
+        return judged_as(value)
 
     monkeypatch.setattr(Session, "_validate", validate)
     result = run_tiny(changes={"early_stopping": 2, "epochs": 50})
@@ -143,7 +144,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> dict[float, dict[str, torch.Tenso
     def validate(self: Any, execution: Any, model: nn.Module) -> Validation:
         value = next(top1)
         seen[value] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        return Validation(loss=1.0, top1=value)
+        return judged_as(value)
 
     monkeypatch.setattr(Session, "_validate", validate)
     return seen

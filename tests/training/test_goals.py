@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Iterator
 
 import pytest
+from judging import judged_as
 
 from vivace.training.loop.session import Session
-from vivace.training.loop.validation import Validation
 from vivace.training.result import TrainResult
 from vivace.training.tuning import tune as tune_module
 
@@ -27,7 +27,7 @@ def test_a_run_that_reached_its_target_goes_on_to_a_higher_one(
     run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values: Iterator[float] = iter([0.5, 0.8, 0.9, 0.95, 0.97])
-    monkeypatch.setattr(Session, "_validate", lambda *_: Validation(loss=1.0, top1=next(values)))
+    monkeypatch.setattr(Session, "_validate", lambda *_: judged_as(next(values)))
     first = run_tiny("run", {"epochs": 10}, target=0.8)
     second = run_tiny("run", resume=True, target=0.95)
     assert (first.epochs, second.epochs, second.target_reached) == (2, 4, True)

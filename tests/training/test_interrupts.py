@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from judging import judged_as
 from same_weights import assert_same_weights
 
 from vivace.errors import Interrupted
 from vivace.training.loop.engine import Engine
 from vivace.training.loop.session import Session
 from vivace.training.loop.signals import StopSignals
-from vivace.training.loop.validation import Validation
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]
@@ -57,7 +57,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_bitwise(
 
 def test_a_signal_in_the_last_step_keeps_the_best_weights(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
     top1 = iter([0.2, 0.8, 0.4] * 2)
-    monkeypatch.setattr(Session, "_validate", lambda *_: Validation(loss=1.0, top1=next(top1)))
+    monkeypatch.setattr(Session, "_validate", lambda *_: judged_as(next(top1)))
     unbroken = run_tiny("unbroken", {"early_stopping": 3})
     with monkeypatch.context() as patch:
         signal_at(patch, 8, signal.SIGTERM)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from judging import judged_as
 from killing import Killed
 from same_weights import assert_same_weights, bundle_weights
 
@@ -105,7 +106,7 @@ def test_weights_that_were_best_before_a_roll_back_stay_the_best(
         value = next(top1)
         if value == 0.9:
             best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return Validation(loss=1.0, top1=value)
+        return judged_as(value)
 
     monkeypatch.setattr(build.Session, "_validate", validate)
     stored = bundle_weights(run_tiny(changes={"validate_every": 0.34, "early_stopping": 9}))

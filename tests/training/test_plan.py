@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from judging import judged_as
 
 from vivace.config import parse_duration
 from vivace.errors import ConfigError
@@ -248,7 +249,7 @@ def fake_validation(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> Non
     remaining = iter(values)
 
     def validate(self: Any, execution: Any, model: Any) -> Validation:
-        return Validation(loss=1.0, top1=next(remaining))
+        return judged_as(next(remaining))
 
     monkeypatch.setattr(Session, "_validate", validate)
 

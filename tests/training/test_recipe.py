@@ -76,6 +76,7 @@ OTHER = Recipe(
     ema_decay=0.99,
     clip_grad_norm=2.0,
     early_stopping=3,
+    monitor="macro_f1",
     head_epochs=2,
     freeze_after=(0.4, 0.8),
     precision="bf16",

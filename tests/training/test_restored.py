@@ -20,6 +20,7 @@ from vivace.training.loop.plan import forecast_top1
 from vivace.training.loop.restored import COUNTERS, MALFORMED, check_tree, check_weights, try_step
 from vivace.training.loop.state import Counters, Ema, TrainState
 from vivace.training.recipes.recipe import HardExamplesConfig
+from vivace.training.recording.curves import COLUMNS
 from vivace.training.techniques.hard_examples import HardExamples
 from vivace.training.techniques.self_distillation import SelfDistillation
 
@@ -45,7 +46,7 @@ def make_state(name: str = "adamw", *, trained: bool = False) -> TrainState:
         state.optimizer.step()
         assert state.ema is not None
         state.ema.update(model)
-        row = dict.fromkeys(("train_loss", "train_top1", "val_loss", "val_top1", "lr", "images_per_second"), 0.5)
+        row = dict.fromkeys(COLUMNS[3:], 0.5)
         row |= {"epoch": 1.0, "step": 3, "seconds": 2.0, "progress": 0.5}
         state.counters = Counters(step=4, epoch=1, batch=1, history=[row], target_seconds=2.0, micro_batch_size=4)
         assert state.hard_examples is not None
@@ -113,7 +114,9 @@ def test_every_value_of_another_type_is_refused_or_does_no_harm(tmp_path: Path, 
     assert taken < 0.25 * len(messages)
 
 
-@pytest.mark.parametrize("key", [*COUNTERS, "history.step", "history.val_top1", "history.epoch", "history.seconds"])
+@pytest.mark.parametrize(
+    "key", [*COUNTERS, "history.step", "history.val_top1", "history.val_macro_f1", "history.epoch", "history.seconds"]
+)
 def test_every_counter_has_a_type_and_a_range(tmp_path: Path, key: str) -> None:
     tree = saved_tree(tmp_path / "c.safetensors")
     name, _, column = key.partition(".")
@@ -213,7 +216,7 @@ def test_best_weights_that_do_not_fit_leave_the_last_ones(
     run = run_tiny(changes={"early_stopping": 5, "epochs": 1}).run
     best = run / "checkpoints" / "best.safetensors"
     tree = load_checkpoint(best)
-    for wrong in ({}, {"model": {}}, {"model": 5, "top1": 1}):
-        save_checkpoint(best, {**tree, **wrong} if wrong else {"top1": 0.5})
+    for wrong in ({}, {"model": {}}, {"model": 5, "step": "x"}):
+        save_checkpoint(best, {**tree, **wrong} if wrong else {"step": 1})
         run_tiny(resume=True, quiet=False)
         assert "the last weights are kept in place of the best" in capfd.readouterr().err.replace("\n", " ")

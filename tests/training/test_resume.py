@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from judging import judged_as
 from killing import Killed, die_after, unbroken_and_resumed
 from same_weights import assert_same_weights
 from torch.amp import GradScaler
@@ -185,7 +186,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_lost(
 
     def ever_better(_: Session, execution: Any, model: torch.nn.Module) -> Validation:
         num_steps = next(tensor for name, tensor in model.named_buffers() if name.endswith("num_batches_tracked"))
-        return Validation(loss=1.0, top1=float(num_steps) / 100)
+        return judged_as(float(num_steps) / 100)
 
     monkeypatch.setattr(Session, "_validate", ever_better)
     unbroken = run_tiny("unbroken", changes)
@@ -383,7 +384,8 @@ def test_the_result_on_disk_is_the_one_returned(run_tiny: RunTiny) -> None:
         ("progress", float("nan")),
         ("lr_scale", 2.0),
         ("micro_batch_size", 0),
-        ("best_val_top1", 5.0),
+        ("best_value", -5.0),
+        ("best_step", 0.5),
         ("head_only", 1),
     ],
 )

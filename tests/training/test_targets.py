@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judging import judged_as
 
 import vivace
 from vivace.bundle import load_bundle
@@ -17,7 +18,6 @@ from vivace.training import run as run_module
 from vivace.training.loop.aim import LargerNetwork
 from vivace.training.loop.plan import Plan
 from vivace.training.loop.session import Session
-from vivace.training.loop.validation import Validation
 from vivace.training.recipes.expected import FEW, Choice
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.train import train
@@ -54,7 +54,7 @@ def test_an_interrupted_run_with_a_target_is_bitwise_the_unbroken_one(tmp_path: 
 
 def test_a_run_goes_on_to_a_higher_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values: Iterator[float] = iter([0.5, 0.8, 0.81, 0.82, *[0.9] * 50])
-    monkeypatch.setattr(Session, "_validate", lambda *_: Validation(loss=1.0, top1=next(values)))
+    monkeypatch.setattr(Session, "_validate", lambda *_: judged_as(next(values)))
     first = train("digits", target=0.8, run=tmp_path / "run", quiet=True, **OPTIONS)
     second = train("digits", resume=True, target=0.9, run=tmp_path / "run", quiet=True, tune=False)
     assert first.target_reached
@@ -64,7 +64,7 @@ def test_a_run_goes_on_to_a_higher_target(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_epochs_with_a_target_keep_their_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values: Iterator[float] = iter([0.1, 0.95])
-    monkeypatch.setattr(Session, "_validate", lambda *_: Validation(loss=1.0, top1=next(values)))
+    monkeypatch.setattr(Session, "_validate", lambda *_: judged_as(next(values)))
     result = train("digits", target=0.9, epochs=4, run=tmp_path / "run", quiet=True, **OPTIONS)
     assert (result.epochs, result.target_reached) == (2, True)
 

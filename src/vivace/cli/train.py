@@ -170,6 +170,8 @@ def run(options: Options) -> None:
         ("epochs", epochs_line(result.epochs, result.num_images_seen)),
         ("time", f"{result.train_seconds:.1f} s training, {result.total_seconds:.1f} s in all"),
     ]
+    if result.stopped_early is not None:
+        rows.append(("stopped", result.stopped_early.removeprefix("stopped ")))
     if result.target_reached is not None:
         when = f"after {result.target_seconds:.1f} s" if result.target_seconds else "not reached"
         rows.append(("target", f"{budget.target or ''} {when}".strip()))

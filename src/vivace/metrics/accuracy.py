@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["ClassMetrics", "confusion_matrix", "per_class", "topk_accuracy"]
+__all__ = ["ClassMetrics", "balanced_accuracy", "confusion_matrix", "macro_f1", "per_class", "topk_accuracy"]
 
 
 def topk_accuracy(scores_BK: ArrayLike, labels_B: ArrayLike, *, k: int = 1) -> float:
@@ -70,6 +70,30 @@ def per_class(confusion_KK: np.ndarray, classes: tuple[str, ...]) -> tuple[Class
         f1 = 2 * precision * recall / total if total else 0.0
         rows.append(ClassMetrics(name=name, precision=precision, recall=recall, f1=f1, support=support))
     return tuple(rows)
+
+
+def macro_f1(confusion_KK: np.ndarray) -> float:
+    """Mean F1 of the classes, all of the same weight, in [0, 1]; NaN without images.
+
+    confusion_KK: from `confusion_matrix`. A class that neither has images nor was predicted is left out of the mean;
+    one that was predicted and has none counts as 0. As scikit-learn's f1_score(average="macro").
+    """
+    hits_K = np.diagonal(confusion_KK)
+    sums_K = confusion_KK.sum(0) + confusion_KK.sum(1)
+    occurs_K = sums_K > 0
+    return float((2 * hits_K[occurs_K] / sums_K[occurs_K]).mean()) if occurs_K.any() else float("nan")
+
+
+def balanced_accuracy(confusion_KK: np.ndarray) -> float:
+    """Mean recall of the classes that have images, in [0, 1]; NaN without images.
+
+    confusion_KK: from `confusion_matrix`. As scikit-learn's balanced_accuracy_score: a class without images is left
+    out of the mean, however often it was predicted.
+    """
+    support_K = confusion_KK.sum(1)
+    has_images_K = support_K > 0
+    hits_K = np.diagonal(confusion_KK)
+    return float((hits_K[has_images_K] / support_K[has_images_K]).mean()) if has_images_K.any() else float("nan")
 
 
 def _check_classes(what: str, classes_B: np.ndarray, num_classes: int) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from vivace.metrics.accuracy import ClassMetrics, confusion_matrix, per_class, topk_accuracy
+from vivace.metrics.accuracy import (
+    ClassMetrics,
+    balanced_accuracy,
+    confusion_matrix,
+    macro_f1,
+    per_class,
+    topk_accuracy,
+)
 from vivace.metrics.calibration import expected_calibration_error, negative_log_likelihood
 from vivace.statistics.proportions import wilson_interval
 
@@ -27,6 +34,10 @@ class Metrics:
     """Top-min(5, K) accuracy; always 1 for up to five classes."""
     top5_low: float
     top5_high: float
+    macro_f1: float
+    """Mean F1 of the classes, each of the same weight."""
+    balanced_accuracy: float
+    """Mean recall of the classes that have images."""
     nll: float
     """Mean negative log-likelihood, nats: the cross-entropy loss."""
     ece: float
@@ -37,7 +48,10 @@ class Metrics:
 
     def summary(self) -> dict[str, Any]:
         """The scalar metrics, without the tables."""
-        names = ("num_images", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high", "nll", "ece")
+        names = (
+            *("num_images", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high"),
+            *("macro_f1", "balanced_accuracy", "nll", "ece"),
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -66,6 +80,8 @@ def evaluate_probs(probs_NK: np.ndarray, labels_N: np.ndarray, classes: Sequence
         top5=top5,
         top5_low=low5,
         top5_high=high5,
+        macro_f1=macro_f1(confusion),
+        balanced_accuracy=balanced_accuracy(confusion),
         nll=negative_log_likelihood(probs_NK, labels_N),
         ece=expected_calibration_error(probs_NK, labels_N),
         per_class=per_class(confusion, tuple(classes)),

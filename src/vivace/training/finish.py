@@ -88,6 +88,7 @@ def finish(
         total_seconds=total_seconds,
         num_images_seen=counters.num_images_seen,
         saved_epoch=engine.saved_epoch,
+        stopped_early=engine.stopped_early,
         target_reached=None if budget.target is None else counters.target_seconds is not None,
         target_seconds=counters.target_seconds,
         within_seconds=budget.within_seconds,

@@ -29,6 +29,8 @@ class TrainResult:
     num_images_seen: int
     saved_epoch: float | None = None
     """The epoch whose validated weights are in the bundle: the last one, or with early stopping the best one."""
+    stopped_early: str | None = None
+    """Why early stopping ended the run; None: it did not."""
     target_reached: bool | None = None
     """None without a target."""
     target_seconds: float | None = None

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from vivace.errors import CheckpointError, ConfigError
-from vivace.metrics.accuracy import topk_accuracy
 from vivace.notices import warn
 from vivace.training.finetuning.features import FrozenFeatures
 from vivace.training.finetuning.following import begin_last, cut_of, what_follows, whole_network
@@ -191,9 +190,7 @@ def _solve_head(
         layer.bias.copy_(head.bias_K)
     session.answers = features.logits
     logits, labels = features.logits(session.model, "val")
-    validation = Validation(
-        loss=float(nn.functional.cross_entropy(logits, labels)), top1=topk_accuracy(logits, labels, k=1)
-    )
+    validation = Validation.of(logits, labels)
     on_message(
         f"the head: logistic regression on {layer.in_features:,} features, {len(views)} "
         f"{'view' if len(views) == 1 else 'views'} of each image, {features.images_per_second:,.0f} img/s; "
@@ -223,7 +220,7 @@ def _class_weights(session: Session) -> Tensor | None:
 
 def begin_with(stage: Stage, engine: Engine) -> None:
     """Record the stage in the run, before its loop; its weights are kept beside the checkpoints."""
-    engine.record(stage.trained)
+    engine.record(stage.trained, stage.weights)
     if engine.recipe.epochs > 0:
         save_checkpoint(engine.checkpoints / BEFORE, {"name": stage.name, "model": dict(stage.weights)})
 
@@ -240,7 +237,12 @@ def further_stage(session: Session, engine: Engine, budget: Budget) -> Stage | N
     return Stage(
         name=LAST_STAGES,
         trained=Trained(
-            validation=Validation(loss=row["val_loss"], top1=row["val_top1"]),
+            validation=Validation(
+                loss=row["val_loss"],
+                top1=row["val_top1"],
+                macro_f1=row["val_macro_f1"],
+                balanced_accuracy=row["val_balanced_accuracy"],
+            ),
             loss=row["train_loss"],
             top1=row["train_top1"],
             num_images=engine.counters.num_images_seen,
@@ -265,8 +267,11 @@ def _noise(before: float, after: float, num_images: int) -> float:
 def keep_better(session: Session, engine: Engine, stage: Stage | None, on_message: Callable[[str], None]) -> None:
     """Give the network back the weights of the stage before the loop if validation is worse after it, beyond noise.
 
-    stage: None in a run that was resumed, which reads them from beside its checkpoints.
+    stage: None in a run that was resumed, which reads them from beside its checkpoints. With early stopping the best
+    weights of all were restored, those of the stage among them.
     """
+    if engine.recipe.early_stopping is not None:
+        return
     history = engine.counters.history
     if not history or history[0]["step"] != 0 or history[-1]["step"] == 0:
         return

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from vivace.data.loader import Batch, Batches
-from vivace.errors import CallbackError, CheckpointError, Interrupted
-from vivace.training.folder.checkpoints import load_checkpoint, prune, save_checkpoint
+from vivace.errors import CallbackError, Interrupted
+from vivace.training.folder.checkpoints import prune, save_checkpoint
+from vivace.training.loop.best import Best
 from vivace.training.loop.plan import Plan
 from vivace.training.loop.progress import step_info, validation_info, validation_row
-from vivace.training.loop.restored import MALFORMED, check_weights
 from vivace.training.loop.rollback import MAX_SKIPPED, NonFinite, Rollback
 from vivace.training.loop.signals import StopSignals
 from vivace.training.loop.state import Counters, TrainState
@@ -66,16 +66,20 @@ class Engine:
         self._failure: CallbackError | None = None
         self.saved_epoch: float | None = None
         """The epoch of the validation whose weights the averaged network has after `run`."""
-        if self.recipe.early_stopping is not None and not self._best_path.exists():
-            # earlier validations may have been better, but their weights were not kept
-            self.counters.best_val_top1 = -1.0
+        path = self.checkpoints / "best.safetensors"
+        self._best = Best(self.recipe, self.state, path, self.callbacks.on_message)
         self._trainable = {name: p for name, p in self.state.model.named_parameters() if p.requires_grad}
         self._validate_steps = max(1, round(self.recipe.validate_every * len(self.batches)))
 
-    def record(self, trained: Trained) -> None:
-        """Add a row to the history for what was trained before the loop."""
+    def record(self, trained: Trained, weights: Mapping[str, Tensor]) -> None:
+        """Add a row to the history for what was trained before the loop, and ended with these weights."""
         self.counters.add(trained)
-        self._validate(trained.validation)
+        self._validate(trained.validation, weights)
+
+    @property
+    def stopped_early(self) -> str | None:
+        """Why early stopping ended the run, in a line; None: it did not."""
+        return self._best.reason() if self.counters.stopped_early else None
 
     @property
     def counters(self) -> Counters:
@@ -271,7 +275,7 @@ class Engine:
         if self.settle is not None and self.counters.step <= NUM_STEPS and not self.counters.head_only:
             self.settle(self.state.averaged_model, self._finished)
 
-    def _validate(self, known: Validation | None = None) -> None:
+    def _validate(self, known: Validation | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
         self._read_sums()
         self._clock()
         validation = known or self.validate(self.state.averaged_model)
@@ -284,38 +288,17 @@ class Engine:
         counters.loss_sum = counters.correct_sum = 0.0
         counters.count = 0
         self._clock()
-        self._judge(validation.top1)
+        self._best.judge(weights)
+        top1 = validation.top1
+        if self.plan.target is not None and top1 >= self.plan.target and counters.target_seconds is None:
+            counters.target_seconds = self.plan.clock()
         self._notify(self.callbacks.on_validation, validation_info(counters, self.plan.forecast(counters)))
         if (message := self.plan.replan(counters)) is not None:
             self.callbacks.on_message(message)
 
-    def _judge(self, top1: float) -> None:
-        counters, recipe = self.counters, self.recipe
-        epoch = counters.step / len(self.batches)
-        if top1 > counters.best_val_top1:
-            counters.best_val_top1, counters.best_epoch = top1, int(epoch)
-            if recipe.early_stopping is not None:
-                save_checkpoint(self._best_path, {"top1": top1, "model": dict(self.state.averaged_model.state_dict())})
-        elif recipe.early_stopping is not None and epoch - counters.best_epoch >= recipe.early_stopping:
-            self.callbacks.on_message(f"no better validation for {recipe.early_stopping} epochs: stopping")
-            counters.stopped_early = True
-        if self.plan.target is not None and top1 >= self.plan.target and counters.target_seconds is None:
-            counters.target_seconds = self.plan.clock()
-
-    @property
-    def _best_path(self) -> Path:
-        return self.checkpoints / "best.safetensors"
-
     def _restore_best(self) -> None:
-        try:
-            best = load_checkpoint(self._best_path)
-            check_weights(best["model"], self.state.averaged_model.state_dict())
-        except (CheckpointError, *MALFORMED) as error:
-            self.callbacks.on_message(f"the last weights are kept in place of the best: {error}")
-            return
-        self.state.averaged_model.load_state_dict(best["model"])
-        rows = [row for row in self.counters.history if row["val_top1"] == best.get("top1")]
-        self.saved_epoch = rows[0]["epoch"] if rows else float(self.counters.best_epoch)
+        epoch = self._best.restore()
+        self.saved_epoch = self.saved_epoch if epoch is None else epoch
 
     def _roll_back(self, batch: Batch | None) -> None:
         self._sums, self._num_skipped = [], 0

@@ -41,6 +41,8 @@ def validation_row(state: TrainState, validation: Validation, steps_per_epoch: i
         "train_top1": counters.correct_sum / max(counters.count, 1),
         "val_loss": validation.loss,
         "val_top1": validation.top1,
+        "val_macro_f1": validation.macro_f1,
+        "val_balanced_accuracy": validation.balanced_accuracy,
         "images_per_second": counters.count / max(train_seconds, 1e-9),
     }
 

@@ -141,15 +141,15 @@ COUNTERS: dict[str, Callable[[Any], bool]] = {
     # halved by each roll-back
     "lr_scale": _number(1e-3, 1),
     **dict.fromkeys(("micro_batch_size", "planned_steps"), _or_none(_whole(1))),
-    "best_val_top1": _number(-1, 1),
-    "best_epoch": _whole(-1),
+    "best_value": _or_none(_number(0)),
+    "best_step": _whole(-1),
     "target_seconds": _or_none(_number(0)),
     "history": lambda value: isinstance(value, list),
 }
 ROW: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(COLUMNS, _is_real),
     **dict.fromkeys(("epoch", "seconds"), _number(0)),
-    **dict.fromkeys(("progress", "val_top1"), _number(0, 1)),
+    **dict.fromkeys(("progress", "val_top1", "val_macro_f1", "val_balanced_accuracy"), _number(0, 1)),
     "step": _whole(0),
 }
 

@@ -64,8 +64,8 @@ class Rollback:
             num_rollbacks=attempts,
             lr_scale=scale,
             seconds=before.seconds,
-            best_val_top1=before.best_val_top1,
-            best_epoch=before.best_epoch,
+            best_value=before.best_value,
+            best_step=before.best_step,
             micro_batch_size=before.micro_batch_size,
         )
         self.mark()

@@ -20,7 +20,6 @@ from vivace.data.loader import Batch, Batches
 from vivace.errors import ConfigError
 from vivace.hardware import autocast, seed_everything
 from vivace.kernels.depthwise import swap
-from vivace.metrics.accuracy import topk_accuracy
 from vivace.models.normalize import Normalize
 from vivace.models.zoo import head_parameters, layer_groups
 from vivace.optim.optimizers import create_optimizer
@@ -254,9 +253,7 @@ class Session:
 
     def _validate(self, execution: ExecutionConfig, model: nn.Module) -> Validation:
         logits, labels = self._validated = self._split_logits(model, execution, "val")
-        # without smoothing and weights, so that it can be compared between recipes
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        return Validation(loss=float(loss), top1=topk_accuracy(logits, labels, k=1))
+        return Validation.of(logits, labels)
 
     def pass_seconds(self, model: nn.Module, execution: ExecutionConfig) -> float:
         """Expected time of a pass over the validation split, from passes over a part of it."""

@@ -44,8 +44,10 @@ class Counters:
     correct_sum: float = 0.0
     count: int = 0
     """Number of images in the sums above, since the last validation."""
-    best_val_top1: float = -1.0
-    best_epoch: int = -1
+    best_value: float | None = None
+    """Of the metric that `monitor` names, the best so far."""
+    best_step: int = -1
+    """The step that had it first."""
     target_seconds: float | None = None
     """Seconds from process start at which the target was reached."""
     planned_steps: int | None = None

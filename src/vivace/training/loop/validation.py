@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vivace.data.caching.stored import Pixels
 from vivace.data.loader import iterate_eval
 from vivace.hardware import autocast
+from vivace.metrics.accuracy import balanced_accuracy, confusion_matrix, macro_f1, topk_accuracy
 from vivace.models.normalize import Normalize
 from vivace.training.execution import ExecutionConfig, own_kernels
 
@@ -28,7 +29,22 @@ class Validation:
     """The metrics of a pass over the validation split."""
 
     loss: float
+    """Cross-entropy, without smoothing and weights, so that it can be compared between recipes."""
     top1: float
+    macro_f1: float
+    balanced_accuracy: float
+
+    @classmethod
+    def of(cls, logits_NK: Tensor, labels_N: Tensor) -> Validation:
+        """From logits_NK float32 and labels_N int64 of all images, on the CPU."""
+        # as topk_accuracy breaks ties: the class with the lower index
+        confusion_KK = confusion_matrix(logits_NK.numpy().argmax(1), labels_N.numpy(), logits_NK.shape[1])
+        return cls(
+            loss=float(torch.nn.functional.cross_entropy(logits_NK, labels_N)),
+            top1=topk_accuracy(logits_NK, labels_N, k=1),
+            macro_f1=macro_f1(confusion_KK),
+            balanced_accuracy=balanced_accuracy(confusion_KK),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,8 @@ def is_planned(name: object, changes: Mapping[str, Any]) -> bool:
     given = {field.partition(".")[0] for field in changes}
     # nor are accuracies from trained weights known
     starts = bool(changes.get("model.start_from"))
-    return name == "fast" and not starts and not given & {"epochs", "schedule", "early_stopping", "validate_every"}
+    kept = {"epochs", "schedule", "early_stopping", "monitor", "validate_every"}
+    return name == "fast" and not starts and not given & kept
 
 
 def seconds_for(target: float, facts: DataFacts) -> float | None:

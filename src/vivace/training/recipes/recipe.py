@@ -151,7 +151,10 @@ class Recipe:
     clip_grad_norm: float | None = None
     """Maximum norm of the gradient of all parameters, > 0. None: not clipped."""
     early_stopping: int | None = None
-    """Stop after this many epochs without a better validation accuracy, and keep the best weights. None: never."""
+    """Stop after this many validations without a better one, and save the weights of the best. None: never."""
+    monitor: Literal["top1", "loss", "macro_f1", "balanced_accuracy"] = "top1"
+    """Metric of the validation images that says which validation is better, for `early_stopping`; loss: the lower one.
+    Others than top1 need `early_stopping`."""
     calibrate: bool = False
     """Divide the bundle's logits by a temperature fitted on the validation images (arXiv:1706.04599); predicted classes
     do not change."""
@@ -192,6 +195,12 @@ class Recipe:
         check_range("ema_decay", self.ema_decay, 0.0, 1.0, open_low=True, open_high=True)
         check_range("clip_grad_norm", self.clip_grad_norm, 0.0, open_low=True)
         check_range("early_stopping", self.early_stopping, 1)
+        check_choice("monitor", self.monitor, ("top1", "loss", "macro_f1", "balanced_accuracy"))
+        if self.monitor != "top1" and self.early_stopping is None:
+            raise ConfigError(
+                f"monitor needs early_stopping: got {self.monitor!r} without it. Set early_stopping to a number of "
+                "validations."
+            )
         check_range("head_epochs", self.head_epochs, 0, self.epochs)
         for share in self.freeze_after:
             check_range("freeze_after", share, 0.0, 1.0, open_low=True)

@@ -104,6 +104,10 @@ class ValidationInfo:
     val_loss: float
     """Cross-entropy without label smoothing and class weights."""
     val_top1: float
+    val_macro_f1: float
+    """Mean F1 of the classes that occur among labels or predictions, each of the same weight."""
+    val_balanced_accuracy: float
+    """Mean recall of the classes that have validation images."""
     images_per_second: float
     best_val_top1: float
     """The highest `val_top1` so far, this one included."""

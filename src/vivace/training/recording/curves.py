@@ -28,6 +28,8 @@ COLUMNS = (
     "train_top1",
     "val_loss",
     "val_top1",
+    "val_macro_f1",
+    "val_balanced_accuracy",
     "images_per_second",
 )
 
@@ -71,7 +73,7 @@ class Curves(Reporter):
 
     def _add_events(self, validation: ValidationInfo) -> None:
         row = validation.history[-1]
-        for name in ("train_loss", "train_top1", "val_loss", "val_top1", "lr", "images_per_second"):
+        for name in COLUMNS[3:]:
             group, _, what = name.partition("_") if name.startswith(("train_", "val_")) else ("run", "", name)
             self._writer.add_scalar(f"{group}/{what}", row[name], validation.step)
         if validation.forecast_top1 is not None:

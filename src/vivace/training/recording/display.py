@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vivace.bars import terminal
 from vivace.errors import printable
-from vivace.training.recording.callbacks import Reporter, StepInfo, ValidationInfo
+from vivace.training.recording.callbacks import Reporter, RunInfo, StepInfo, ValidationInfo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,9 +45,16 @@ class LiveDisplay(Reporter):
         self._rate: float | None = None
         self._last: ValidationInfo | None = None
         self._quiet = quiet
+        self._monitor: str | None = None
+        self._column = "val_top1"
         self._live = self._console.is_terminal and not quiet
         if not self._live:
             self.every_steps = sys.maxsize
+
+    def on_start(self, run: RunInfo) -> None:
+        """Show the metric that the run is judged by, where it is no other column."""
+        self._monitor = {"macro_f1": "macro F1", "balanced_accuracy": "balanced"}.get(run.recipe.monitor)
+        self._column = f"val_{run.recipe.monitor}"
 
     def __enter__(self) -> LiveDisplay:
         if self._live:
@@ -86,6 +93,9 @@ class LiveDisplay(Reporter):
             f"{100 * validation.val_top1:5.1f} %",
             f"  {validation.images_per_second:>7,.0f} img/s  {_clock(validation.seconds)}",
         )
+        if self._monitor is not None:
+            judged = f"  {self._monitor} {100 * getattr(validation, self._column):5.1f} %"
+            parts = (parts[0], parts[1], judged + parts[2])
         if self._live:
             self._console.print(f"{parts[0]}[bold]{parts[1]}[/]{parts[2]}", highlight=False)
         else:

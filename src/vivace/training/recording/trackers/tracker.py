@@ -28,7 +28,10 @@ from vivace.training.result import TrainResult
 
 __all__ = ["Tracker", "record_name"]
 
-METRICS = ("epoch", "seconds", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "images_per_second")
+METRICS = (
+    *("epoch", "seconds", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_macro_f1"),
+    *("val_balanced_accuracy", "images_per_second"),
+)
 FIGURES = ("val_top1", "test_top1", "epochs", "train_seconds", "total_seconds", "num_images_seen", "target_seconds")
 DATA = ("name", "fingerprint", "num_images", "num_train", "num_val", "num_test")
 # how long the end of a run waits for what has not been reported, after this much with a message
