@@ -20,7 +20,6 @@ from vivace.training.execution import (
     ExecutionConfig,
     measured_fields,
     trial_batch_size,
-    without_own_kernels,
 )
 from vivace.training.finetuning.following import whole_network
 from vivace.training.finetuning.stages import (
@@ -35,13 +34,12 @@ from vivace.training.finetuning.stages import (
 from vivace.training.finish import finish
 from vivace.training.folder.checkpoints import remove_all
 from vivace.training.folder.runfolder import RunFolder, check_same_data
-from vivace.training.loop.aim import Aim, LargerNetwork, aim_of
-from vivace.training.loop.arrays import FileWatch, prepare_data
+from vivace.training.loop.aim import LargerNetwork
+from vivace.training.loop.arrays import prepare_data
 from vivace.training.loop.engine import Engine
-from vivace.training.loop.plan import Budget, Plan
+from vivace.training.loop.plan import Budget
 from vivace.training.loop.session import Session
-from vivace.training.loop.state import TrainState
-from vivace.training.loop.statistics import NUM_IMAGES_LAST
+from vivace.training.planned import aim_for, announce, make_engine
 from vivace.training.recipes.balance import balance_lines
 from vivace.training.recipes.expected import with_network
 from vivace.training.recipes.named import DataFacts
@@ -59,9 +57,6 @@ from vivace.training.tuning.tune import Receipt, plain_execution, receipt_path, 
 from vivace.training.tuning.tune import tune as run_trial
 
 __all__ = ["run_training"]
-
-# time to write the bundle and exit on a slow disk
-SAVE_SECONDS = 0.7
 
 
 def run_training(
@@ -148,11 +143,11 @@ def run_training(
                 curves = Curves(folder.path, resumed_step=state.counters.step or None)
                 dispatcher = Dispatcher([display, curves], callbacks, device=device)
                 seconds_before = state.counters.total_seconds
-            engine = _engine(session, state, execution, budget, folder, dispatcher, clock, seconds_before)
+            engine = make_engine(session, state, execution, budget, folder, dispatcher, clock, seconds_before)
             try:
                 if is_first:
                     dispatcher.on_start(run_info(session, engine, folder, facts, budget))
-                _announce(engine, previous["contract"]["target"] if previous else None, dispatcher.on_message)
+                announce(engine, previous["contract"]["target"] if previous else None, dispatcher.on_message)
                 with display:
                     if stage is not None:
                         begin_with(stage, engine)
@@ -238,7 +233,7 @@ def _receipt(
         # whether compiling is worth its cost depends on the length of the run, to an order of magnitude
         "magnitude": round(math.log10(max(1, recipe.epochs) * len(session.data.train_indices))),
     }
-    path, aim = receipt_path(cache_dir, names), _aim(session, budget)
+    path, aim = receipt_path(cache_dir, names), aim_for(session, budget)
     return stored_receipt(path) or run_trial(
         recipe,
         session.trial_step,
@@ -249,79 +244,5 @@ def _receipt(
     )
 
 
-def _aim(session: Session, budget: Budget) -> Aim | None:
-    """What the run's length is planned by; None: its epochs or its time budget alone decide."""
-    if budget.target is None or not budget.planned:
-        return None
-    return aim_of(
-        session.recipe,
-        budget.target,
-        steps_per_epoch=len(session.batches),
-        batch_size=session.recipe.batch_size,
-        num_val=session.data.num_val,
-        # with a time budget the network was chosen for it
-        may_grow=budget.within_seconds is None,
-    )
-
-
-def _announce(engine: Engine, target_before: float | None, on_message: Callable[[str], None]) -> None:
-    """Report the plan of a run with a target; a resumed run with another target than before plans anew."""
-    plan, counters = engine.plan, engine.counters
-    if plan.aim is None:
-        return
-    if counters.step and plan.target != target_before:
-        message = plan.replan(counters)
-    else:
-        message = plan.aim.told(plan.total_steps(counters), plan.steps_per_epoch)
-    if message is not None:
-        on_message(message)
-
-
 def _resolved(recipe: Recipe, execution: ExecutionConfig) -> Recipe:
     return dataclasses.replace(recipe, **{option.field: getattr(execution, option.field) for option in OPTIONS})
-
-
-def _engine(
-    session: Session,
-    state: TrainState,
-    execution: ExecutionConfig,
-    budget: Budget,
-    folder: RunFolder,
-    callbacks: Dispatcher,
-    clock: Callable[[], float],
-    seconds_before: float,
-) -> Engine:
-    data, recipe = session.data, session.recipe
-    is_long_enough = session.part is not None and session.part.epochs is not None
-    plan = Plan(
-        epochs=recipe.epochs,
-        steps_per_epoch=len(session.batches),
-        schedule=recipe.schedule,
-        within_seconds=None if is_long_enough else budget.within_seconds,
-        target=budget.target,
-        aim=_aim(session, budget),
-        clock=lambda: seconds_before + clock(),
-    )
-    if plan.within_seconds is not None and recipe.epochs:
-        seconds = session.pass_seconds(state.averaged_model, without_own_kernels(execution))
-        # the last validation, and the metrics of the bundle on validation and test
-        passes = 2 + data.num_test / max(data.num_val, 1)
-        if session.settler(execution) is not None:
-            # before the last validation, batch-norm statistics are estimated from these training images
-            passes += min(NUM_IMAGES_LAST, len(data.train_indices)) / max(data.num_val, 1)
-        plan.reserve_seconds = seconds * passes + SAVE_SECONDS
-    return Engine(
-        recipe=recipe,
-        state=state,
-        stepper=session.stepper(state, execution, callbacks.on_message),
-        batches=session.batches,
-        names=data.cache.splits["train"].names,
-        validate=session.validator(execution),
-        settle=session.settler(execution),
-        plan=plan,
-        checkpoints=folder.checkpoints,
-        callbacks=callbacks,
-        check_files=FileWatch(data.cache),
-        head=frozenset(session.head),
-        parts=session.late_frozen,
-    )
