@@ -38,6 +38,7 @@ PROGRAMS_ONLY = {
     "num_workers",
     "measure_test",
     "callbacks",
+    "augment",
 }
 # an option has another name where it takes text for what is an object here
 OTHER_NAMES = {"overrides": "set", "start_from": "from"}

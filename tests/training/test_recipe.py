@@ -48,6 +48,7 @@ OTHER = Recipe(
         cutout=8,
         mixup=0.2,
         cutmix=1.0,
+        own="mine.blur sha256:0",
         start_size=16,
         full_size_from=0.4,
     ),

@@ -84,6 +84,9 @@ class AugmentConfig:
     cutmix: float = 0.0
     """Alpha of the Beta distribution of cutmix (arXiv:1905.04899); 0: none. If mixup is set too, one of them is chosen
     at random for each batch."""
+    own: str | None = None
+    """Name and hash of an augmentation of yours, which `vivace.train(..., augment=function)` applies after cutout and
+    before mixup; set by it. A recipe with one needs the function again: nothing is ever imported by its name."""
     start_size: int | None = None
     """Side of the images at the start of training, px; it grows to the full size (progressive resizing).
     None: full size from the start."""

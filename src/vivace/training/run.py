@@ -12,6 +12,7 @@ import torch
 
 from vivace.config import to_dict
 from vivace.cpus import limit_threads, set_threads
+from vivace.data.augmentation.own import OwnAugmentation
 from vivace.data.caching.cache import Cache
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
 from vivace.notices import worded
@@ -72,6 +73,7 @@ def run_training(
     tune: bool,
     measure_test: bool,
     teacher: Teacher | None,
+    augment: OwnAugmentation | None,
     cache_dir: Path,
     display: LiveDisplay,
     callbacks: Sequence[Callback],
@@ -102,7 +104,14 @@ def run_training(
         # more than once only if a larger network, or more of it, is to reach the target
         while True:
             session = Session(
-                recipe, data, device, cache_dir=cache_dir, load=saved is None, teacher=teacher, origin=origin
+                recipe,
+                data,
+                device,
+                cache_dir=cache_dir,
+                load=saved is None,
+                teacher=teacher,
+                origin=origin,
+                augment=augment,
             )
             # a checkpoint was trained from what the run started with
             weights = session.start.record if saved is None else starting_weights(previous)

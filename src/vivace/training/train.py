@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from vivace.cachedir import default_cache_dir
 from vivace.config import from_dict, override, parse_duration, to_dict
 from vivace.data.audit import write_left_out
+from vivace.data.augmentation.own import OwnAugmentation
 from vivace.data.describe import report
 from vivace.data.place import AnyData
 from vivace.data.sources import open_source
@@ -63,6 +64,7 @@ def train(
     measure_test: bool = True,
     from_scratch: bool = False,
     teacher: Teacher | None = None,
+    augment: Callable[[Any], Any] | None = None,
     callbacks: Sequence[Callback] = (),
     track: str | Sequence[str] = (),
     quiet: bool = False,
@@ -81,8 +83,12 @@ def train(
     pretrained ones. quiet: nothing is shown but warnings, which `TrainResult.warnings` has too, and what
     DATA was understood to be if anything was left out of it. teacher: a faster variant of the network that
     `distill.teacher` names, which answers in its place: pixels, uint8 [B, size, size, C] at the size of its bundle, →
-    probabilities, float32 [B, K]. callbacks: `vivace.Callback` objects, which are told of steps, validations and
-    checkpoints, and may end the run. track: experiment trackers to report to,
+    probabilities, float32 [B, K]. augment: an augmentation of your own, called with each batch of training images after
+    those of the recipe and before mixup and cutmix: images_BCHW, uint8 tensor on the 0..255 scale, on the run's device,
+    at the network's size → as many of the same shape, uint8, or float32 on that scale. torch's, numpy's and Python's
+    global random numbers are seeded before each call, so that resumed runs are bitwise the same, unless it remembers
+    something between calls; a resumed run needs it again. callbacks: `vivace.Callback` objects, which are told of
+    steps, validations and checkpoints, and may end the run. track: experiment trackers to report to,
     by name: "mlflow", "wandb", "trackio" ("tensorboard" is always written).
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
@@ -102,6 +108,9 @@ def train(
     if not resume:
         recipe, changes = with_origin(recipe, changes)
     recipe, changes = with_starting_weights(recipe, changes, from_scratch=from_scratch)
+    own = None if augment is None else OwnAugmentation(augment)
+    if own is not None:
+        changes["augment.own"] = own.name
     data = data_opened_with(data, keywords)
     if epochs is not None:
         changes["epochs"] = epochs
@@ -134,7 +143,7 @@ def train(
     if on_cpu:
         seconds = [within_seconds, seconds_for(target, facts) if planned and target is not None else None]
         facts = dataclasses.replace(facts, seconds=min((s for s in seconds if s is not None), default=None))
-    folder, resolved = _open_run(source, recipe, changes, run, resume, facts)
+    folder, resolved = _open_run(source, recipe, changes, run, resume, facts, own)
     if resolved.model.name.startswith("timm/"):
         first = importing
         importing = threading.Thread(target=_import_timm, args=(first,), daemon=True)
@@ -181,6 +190,7 @@ def train(
                 tune=tune,
                 measure_test=measure_test,
                 teacher=teacher,
+                augment=own,
                 cache_dir=cache_path,
                 display=display,
                 callbacks=(*make_trackers(trackers, on_message=display.on_message), *callbacks),
@@ -215,20 +225,33 @@ def _open_run(
     run: str | Path | None,
     resume: bool,
     facts: DataFacts,
+    own: OwnAugmentation | None,
 ) -> tuple[RunFolder, Recipe]:
     """The locked run folder, and the recipe with the changes applied and everything about the data resolved."""
     runs = Path("runs")
     if resume:
         folder = RunFolder(Path(run) if run else newest_run(runs, source.name), resume=True)
         try:
-            return folder, _resumed_recipe(folder, recipe, changes, facts)
+            resumed = _resumed_recipe(folder, recipe, changes, facts)
+            _check_given(resumed, own)
+            return folder, resumed
         except BaseException:
             folder.release()
             raise
     resolved = _resolved(source, recipe, changes, facts)
     check_class_names(resolved.loss.class_weights, source.classes)
+    _check_given(resolved, own)
     path = Path(run) if run else new_run_path(runs, possible_name(f"{source.name}-{resolved.name}"))
     return RunFolder(path, resume=False), resolved
+
+
+def _check_given(recipe: Recipe, own: OwnAugmentation | None) -> None:
+    """Raise ConfigError for a recipe that names an augmentation of the user's, where none is given."""
+    if recipe.augment.own is not None and own is None:
+        raise ConfigError(
+            f"the recipe has an augmentation of yours: got none, it names {recipe.augment.own!r:.200}. Give that "
+            "function by `vivace.train(..., augment=function)`, or set augment.own=null in a new run."
+        )
 
 
 def _resolved(source: DataSource, recipe: str | Path | Recipe, changes: dict[str, Any], facts: DataFacts) -> Recipe:

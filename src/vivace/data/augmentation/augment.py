@@ -1,7 +1,8 @@
 """`Augment` composes the batched augmentations of an `AugmentConfig`, on the device of the images.
 
-images_BCHW are uint8 or float32 on the 0..255 scale. Outputs have the same dtype (only mixup gives float32) and
-channels_last strides. All random numbers come from the given generator, drawn for the whole batch at once.
+images_BCHW are uint8 or float32 on the 0..255 scale. Outputs have the same dtype (only mixup and an augmentation of the
+user's give float32) and channels_last strides. All random numbers come from the given generator, drawn for the whole
+batch at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from vivace.config import check_range
 from vivace.data.augmentation.color import color_jitter
 from vivace.data.augmentation.crops import crop, crop_boxes, resized_crop
 from vivace.data.augmentation.mixing import mix
+from vivace.data.augmentation.own import OwnAugmentation
 from vivace.data.augmentation.trivial_augment import trivial_augment
 from vivace.data.config import AugmentConfig
 
@@ -29,13 +31,21 @@ class Augment:
     """Applies an AugmentConfig: images at the stored size → images at the network's size, and targets.
 
     Raises ConfigError if `translate` is not below `size`, since reflection padding is limited by the image, or if
-    `start_size` is above `size`.
+    `start_size` is above `size`. own: an augmentation of the user's, which comes before mixup and cutmix.
     """
 
-    def __init__(self, config: AugmentConfig, *, size: int, num_classes: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: AugmentConfig,
+        *,
+        size: int,
+        num_classes: int,
+        seed: int = 0,
+        own: OwnAugmentation | None = None,
+    ) -> None:
         check_range("augment.translate", config.translate, 0, size - 1)
         check_range("augment.start_size", config.start_size, 8, size)
-        self.config, self.size, self.num_classes, self.seed = config, size, num_classes, seed
+        self.config, self.size, self.num_classes, self.seed, self.own = config, size, num_classes, seed, own
 
     def __call__(
         self,
@@ -65,6 +75,8 @@ class Augment:
             # the same fraction of the image at every size
             side = max(1, round(config.cutout * images_BCHW.shape[-1] / self.size))
             images_BCHW = cutout(images_BCHW, side, generator)
+        if self.own is not None:
+            images_BCHW = self.own(images_BCHW, generator)
         if config.mixup or config.cutmix:
             return mix(
                 images_BCHW,

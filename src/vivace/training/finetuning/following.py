@@ -184,6 +184,11 @@ def _train_last(session: Session, part: LastStages, views: int, on_message: Call
         f"training the last stages ({100 * part.cut.fraction:.0f} % of the operations, after {part.cut.name}) on "
         f"{part.num_views} views of each image; accuracy falls at first"
     )
+    if session.own_augmentation is not None:
+        on_message(
+            f"your augmentation is applied once, to {part.num_crops} of these views; finetune.trains=whole applies it "
+            "in every batch"
+        )
     finetune = dataclasses.replace(
         recipe.finetune, trains="last", cut=part.cut.name, views=part.num_views, runtime=part.features.library
     )

@@ -52,6 +52,11 @@ class LastStages:
         return len(self._views)
 
     @property
+    def num_crops(self) -> int:
+        """Views that are random crops, with an augmentation of the user's if there is one."""
+        return max(0, self.num_views - (1 if self._config.flip == "none" else 2))
+
+    @property
     def num_views_of_head(self) -> int:
         """Views that the head was solved on, and whose maps are known."""
         return sum((split, view) in self.features.known for split, view in (("train", "plain"), ("train", "mirrored")))
@@ -75,13 +80,21 @@ class LastStages:
         config = dataclasses.replace(self._config, mixup=0.0, cutmix=0.0, start_size=None)
         if config.flip == "alternating":
             config = dataclasses.replace(config, flip="random")
-        augment = Augment(config, size=session.data.preprocess.size, num_classes=session.num_classes)
+        augment = Augment(
+            config,
+            size=session.data.preprocess.size,
+            num_classes=session.num_classes,
+            own=session.own_augmentation,
+        )
         generator = torch.Generator().manual_seed(session.recipe.seed * 1000 + number)
 
         def crop(stored_NHWC: np.ndarray) -> np.ndarray:
             images = torch.from_numpy(np.array(stored_NHWC)).permute(0, 3, 1, 2)
             blank = torch.zeros(len(images), dtype=torch.int64)
             seen, _ = augment(images, blank, blank, times_seen=0, generator=generator)
+            if seen.is_floating_point():
+                # from an augmentation of the user's
+                seen = seen.round().clamp(0, 255).to(torch.uint8)
             pixels: np.ndarray = seen.permute(0, 2, 3, 1).contiguous().numpy()
             return pixels
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vivace.cpus import set_threads
 from vivace.data.augmentation.augment import Augment
+from vivace.data.augmentation.own import OwnAugmentation
 from vivace.data.caching.stored import Pixels
 from vivace.data.loader import Batch, Batches
 from vivace.errors import ConfigError
@@ -58,10 +59,12 @@ class Session:
         load: bool = True,
         teacher: Teacher | None = None,
         origin: Origin | None = None,
+        augment: OwnAugmentation | None = None,
     ) -> None:
         """cache_dir: holds our kernels. load: start from the recipe's weights; a checkpoint needs none.
 
         teacher: answers in place of the network that `distill.teacher` names. origin: what `model.start_from` names.
+        augment: an augmentation of the user's.
         """
         seed_everything(recipe.seed, deterministic=recipe.deterministic)
         self.recipe, self.data, self.device, self.kernels = recipe, data, device, cache_dir / "kernels"
@@ -94,7 +97,10 @@ class Session:
         """(network, split) → logits_NK and labels_N, while the features of the frozen body are known. None: passes."""
         self.part: Part | None = None
         """What is trained in place of the whole network."""
-        self.augment = Augment(recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed)
+        self.own_augmentation = augment
+        self.augment = Augment(
+            recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed, own=augment
+        )
         self.weights_K = recipe_weights(recipe.loss, data.train_labels_N, data.cache.classes, device)
         self.loss = make_loss(recipe.loss, self.weights_K)
         self.distillation = make_distillation(
