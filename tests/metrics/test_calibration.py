@@ -122,3 +122,32 @@ def test_a_temperature_has_bounds_and_refuses_non_finite_logits() -> None:
         best_temperature(np.zeros((0, 2)), [])
     with pytest.raises(ValueError, match="NaN"):
         best_temperature([[0.0, np.nan]], [0])
+
+
+def test_a_prior_holds_back_few_images_and_gives_way_to_many() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(20_000, 4))
+    probs = np.exp(4 * logits) / np.exp(4 * logits).sum(1, keepdims=True)
+    labels = (probs.cumsum(1) > generator.random((len(logits), 1))).argmax(1)
+    few, many = slice(0, 12), slice(None)
+    assert best_temperature(logits[many], labels[many], deviation=0.5) == pytest.approx(1 / 4, rel=0.03)
+    plain = best_temperature(logits[few], labels[few])
+    assert plain < best_temperature(logits[few], labels[few], deviation=0.5) < 1
+    assert best_temperature(logits[few], labels[few], deviation=1e-3) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("deviation", [0.1, 0.5, 2.0])
+def test_with_a_prior_it_is_where_the_loss_and_the_prior_are_least(deviation: float) -> None:
+    generator = np.random.default_rng(1)
+    logits, labels = generator.normal(size=(30, 3)), generator.integers(0, 3, 30)
+    smoothing = 3 / (2 * 32)
+    targets = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
+
+    def loss(log: np.ndarray) -> np.ndarray:
+        scaled = logits[None] / np.exp(log)[:, None, None]
+        log_probs = scaled - np.log(np.exp(scaled).sum(2, keepdims=True))
+        return -(targets[None] * log_probs).sum((1, 2)) + log**2 / (2 * deviation**2)
+
+    grid = np.linspace(-3.9, 3.9, 7801)
+    found = best_temperature(logits, labels, deviation=deviation)
+    assert np.log(found) == pytest.approx(grid[loss(grid).argmin()], abs=2e-3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -45,11 +47,12 @@ def negative_log_likelihood(probs_BK: ArrayLike, labels_B: ArrayLike) -> float:
     return float(-np.log(np.clip(own, SMALLEST_PROBABILITY, 1)).mean())
 
 
-def best_temperature(logits_NK: ArrayLike, labels_N: ArrayLike) -> float:
+def best_temperature(logits_NK: ArrayLike, labels_N: ArrayLike, *, deviation: float = math.inf) -> float:
     """The temperature T, in [0.02, 50], that maximizes the likelihood of the labels under softmax(logits / T).
 
     T < 1 means that the network was underconfident, T > 1 that it was overconfident. Labels are smoothed so that N
     correct predictions count as N + 1 of N + 2 (Platt 1999); otherwise T would become 0 if all are correct.
+    deviation: of a normal prior on ln T with the mean 0, > 0, for few images: they move T less. Infinite: no prior.
     logits_NK: float, K >= 2. labels_N: int64 in [0, K).
     Raises ValueError if there are no images or a logit is not finite.
     Source: Guo et al. 2017, arXiv:1706.04599.
@@ -65,7 +68,10 @@ def best_temperature(logits_NK: ArrayLike, labels_N: ArrayLike) -> float:
     smoothing = num_classes / ((num_classes - 1) * (num_images + 2))
     own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     wanted = float((1 - smoothing) * own.mean() + smoothing * logits.mean())
-    # the loss is convex in the factor 1 / T: Newton's method on its derivative, with bisection as a safeguard
+    # of the mean loss, as the images are
+    prior = 1 / (num_images * deviation**2)
+    # the loss is convex in the factor 1 / T: Newton's method on its derivative, with bisection as a safeguard, which
+    # the prior needs where the factor is large
     low, high = 1 / HIGHEST_TEMPERATURE, 1 / LOWEST_TEMPERATURE
     factor = 1.0
     for _ in range(NUM_NEWTON_STEPS):
@@ -74,6 +80,8 @@ def best_temperature(logits_NK: ArrayLike, labels_N: ArrayLike) -> float:
         means = (weights * logits).sum(1)
         slope = float(means.mean()) - wanted
         curvature = float(((weights * logits**2).sum(1) - means**2).mean())
+        slope += math.log(factor) / factor * prior
+        curvature += (1 - math.log(factor)) / factor**2 * prior
         low, high = (low, factor) if slope > 0 else (factor, high)
         step = factor - slope / curvature if curvature > 0 else high
         step = step if low < step < high else (low * high) ** 0.5

@@ -12,8 +12,10 @@ from vivace.models.parts import scale_head
 
 __all__ = ["MIN_IMAGES", "calibrated"]
 
-# with fewer images the error of the temperature exceeds what it improves
-MIN_IMAGES = 100
+# with fewer images the error of the temperature may exceed what it improves
+MIN_IMAGES = 10
+# of a prior on the logarithm of the temperature, which decides while there are few images
+DEVIATION = 0.5
 # relative to the largest logit: rounding to TF32 (10 bits) passes, a head that is not linear does not
 TOLERANCE = 1e-2
 
@@ -27,11 +29,11 @@ def calibrated(
     logits_NK float32 and labels_N int64: of validation images, on the CPU. images_BCHW: a few normalised images on the
     network's device, on which the copy is checked. The logits are divided by the temperature in the weights of the last
     layer, so that every variant of the network is calibrated. Returns the network itself and None if there are fewer
-    than 100 images, a logit is not finite, or the logits are not linear in that layer.
+    than 10 images, a logit is not finite, or the logits are not linear in that layer.
     """
     if len(labels_N) < MIN_IMAGES or not torch.isfinite(logits_NK).all():
         return model, None
-    temperature = best_temperature(logits_NK.numpy(), labels_N.numpy())
+    temperature = best_temperature(logits_NK.numpy(), labels_N.numpy(), deviation=DEVIATION)
     scaled = copy.deepcopy(model).eval()
     scale_head(scaled, 1 / temperature)
     model.eval()
