@@ -101,6 +101,7 @@ NOT_WITHIN = {
     # opening a data set reads no image: what is unpacked is found again by the cache, never the reverse
     "data.layouts": ("data.caching", "data.augmentation", "data.loader", "data.workers"),
     "data.caching": ("data.augmentation", "data.loader"),
+    "data.objects": ("data.caching", "data.augmentation", "data.loader"),
     # a recipe is read before torch is imported; a run's folder is found without what fills it
     "training.recipes": (*LATER, "training.folder", "training.recording", "training.techniques", "training.tuning"),
     "training.folder": (*LATER, "training.recording", "training.techniques", "training.tuning"),

@@ -1,60 +1,87 @@
-"""`Data`: where a data set is, and how to open it (no torch here)."""
+"""`Data`: where a data set is, or the object that holds it, and how to open it (no torch here)."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
+from vivace.data.objects.kinds import kind_of, name_of
+from vivace.data.splits import DataSource
 from vivace.errors import DataError
 
-__all__ = ["AnyData", "Data"]
+__all__ = ["AnyData", "Data", "HasItems"]
 
 
-@dataclass(frozen=True)
+class HasItems(Protocol):
+    """Data as an object: a torch Dataset, (images, labels), a data set of Hugging Face, a frame, a dict of splits."""
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True, repr=False)
 class Data:
-    """A data set's name, folder, manifest or archive, with options for opening it.
+    """A data set's name, folder, manifest or archive, or an object with its images, with options for opening it.
 
-    Every function that takes data accepts a Data as well as a path or name. As a path (os.fspath) it is `where`.
+    Every function that takes data accepts a Data as well as what is in `where`. As a path (os.fspath) it is `where`.
     """
 
-    where: str | Path
-    """The name of a known data set, a folder, a manifest or an archive."""
+    where: str | Path | HasItems | DataSource
+    """The name of a known data set, a folder, a manifest or an archive; or an object: a map-style torch Dataset of
+    (image, label), (images, labels) as arrays, a data set of Hugging Face's datasets, a frame of pandas or polars, or a
+    dict of these with the keys train, val and test."""
     _: KW_ONLY
     follow_links: bool = False
     """Follow links that lead out of a folder."""
     image_column: str | None = None
-    """Column with the image files of a manifest, or with the images of parquet. None: found by its usual names."""
+    """Column with the image files of a manifest, or with the images of parquet, a frame or a data set of Hugging Face.
+    None: found by its usual names."""
     label_column: str | None = None
-    """Column with the classes of a manifest. None: found by its usual names."""
+    """Column with the classes of a manifest, a frame or a data set of Hugging Face. None: found by its usual names."""
     data_root: str | Path | None = None
     """Folder for downloads of named data sets. None: inside the cache."""
 
     def __post_init__(self) -> None:
-        """Raise DataError unless `where` is a path or a non-empty string."""
-        if self.where == "":
+        """Raise DataError unless `where` is a path, a non-empty string, or an object that may hold data."""
+        if isinstance(self.where, str) and self.where == "":
             # Path("") would be the current folder
             raise DataError(
                 "data is an empty string: got ''. Give a folder, a manifest, an archive or a name; '.' is the current "
                 "folder."
             )
-        if not isinstance(self.where, str | Path):
-            raise DataError(
-                f"data is neither a path nor a name: got {type(self.where).__name__}. Give a folder of class folders, "
-                "a manifest, an archive, or the name of a known data set."
-            )
+        if self.is_object and not isinstance(self.where, DataSource):
+            kind_of(self.where)
+
+    @property
+    def is_object(self) -> bool:
+        """Whether the data are an object of this program, which no other program can open by its name."""
+        return not isinstance(self.where, str | Path)
 
     @classmethod
     def of(cls, data: AnyData) -> Data:
-        """A path or name as a Data with the default options; a Data is returned unchanged."""
+        """A path, a name or an object as a Data with the default options; a Data is returned unchanged."""
         return data if isinstance(data, Data) else cls(data)
 
     def __fspath__(self) -> str:
+        if not isinstance(self.where, str | Path):
+            raise TypeError(f"data are an object, not a path: got {self}")
         return os.fspath(self.where)
 
     def __str__(self) -> str:
-        return str(self.where)
+        """The path or name; of an object a short name, never its contents."""
+        if isinstance(self.where, str | Path):
+            return str(self.where)
+        return self.where.name if isinstance(self.where, DataSource) else name_of(self.where)
+
+    def __repr__(self) -> str:
+        options = [f", {name}={value!r}" for name, value in self.options().items()]
+        return f"Data({str(self)!r}{''.join(options)})"
+
+    def options(self) -> dict[str, Any]:
+        """The options that are given, by name."""
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "where"}
+        return {name: value for name, value in given.items() if value not in (None, False)}
 
     def refuse_columns(self) -> None:
         """Raise DataError if columns are named; called for data without columns, where they would be ignored."""
@@ -62,9 +89,9 @@ class Data:
         given = [f"{option} {value!r}" for option, value in named.items() if value is not None]
         if given:
             raise DataError(
-                f"only a manifest has image and label columns: got {' and '.join(given)} for {str(self)!r}. "
-                "Remove them."
+                f"only a manifest{' or a frame' * self.is_object} has image and label columns: got "
+                f"{' and '.join(given)} for {str(self)!r}. Remove them."
             )
 
 
-AnyData: TypeAlias = str | Path | Data
+AnyData: TypeAlias = str | Path | HasItems | Data | DataSource

@@ -1,16 +1,17 @@
-"""Opens DATA, which may be a name, a folder, a manifest or an archive, as a data source (no torch here)."""
+"""Opens DATA, a name, a folder, a manifest, an archive or an object, as a data source (no torch here)."""
 
 from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vivace.cachedir import clear_leftovers, default_cache_dir
 from vivace.data.layouts import archives, catalog, folders, hub, manifests, shards
+from vivace.data.objects.source import open_object
 from vivace.data.place import AnyData, Data
 from vivace.data.splits import DataSource, check_source, renumbered
 from vivace.data.text import case_hint, count_of, first_few
@@ -25,18 +26,33 @@ def open_source(
     cache_dir: Path | None = None,
     require_train: bool = True,
     classes: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DataSource:
-    """The data source behind a name, a folder, a manifest or an archive.
+    """The data source behind a name, a folder, a manifest or an archive, or of an object.
 
     require_train: False for evaluation, where one split of any name is enough. Images without a split are put into
     "train". classes: the classes of a bundle, in its order; labels are numbered by them, and images of other classes
-    are left out. What was left out or guessed is in the source's `notes`.
+    are left out. What was left out or guessed is in the source's `notes`. progress: called with (images read, images in
+    all) of an object that is read to know what it holds.
     Raises DataError, ArchiveError or DownloadError.
     """
     data = Data.of(data)
+    clear_leftovers(cache_dir or default_cache_dir())
+    if isinstance(data.where, DataSource):
+        source = data.where
+    elif data.is_object:
+        source = open_object(data, require_train=require_train, progress=progress)
+    else:
+        source = _at_place(data, cache_dir, require_train, classes)
+    source = source if classes is None else _with_classes(source, tuple(classes))
+    check_source(source, require_train=require_train and classes is None)
+    return source
+
+
+def _at_place(data: Data, cache_dir: Path | None, require_train: bool, classes: Sequence[str] | None) -> DataSource:
+    """The data source behind a name or a path."""
     text = str(data)
     path = _path_of(text)
-    clear_leftovers(cache_dir or default_cache_dir())
     if path.is_dir():
         source = hub.open_hub(path, data, cache_dir, require_train=require_train) or _folder(
             path, data, require_train, classes
@@ -61,8 +77,6 @@ def open_source(
             f"{nearest_path(path, _is_data, known=catalog.CATALOG)} Give a folder of class folders, a .csv, .tsv, "
             f".jsonl or .parquet manifest, a .zip or .tar archive, or one of {', '.join(sorted(catalog.CATALOG))}."
         )
-    source = source if classes is None else _with_classes(source, tuple(classes))
-    check_source(source, require_train=require_train and classes is None)
     return source
 
 

@@ -6,22 +6,85 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from vivace.data.layouts.listing import skipped_summary
 from vivace.errors import DataError
 
-__all__ = ["BadRow", "DataSource", "Split", "check_source", "renumbered", "without_lost_classes"]
+__all__ = [
+    "Arrays",
+    "BadRow",
+    "ChosenRows",
+    "DataSource",
+    "Items",
+    "Split",
+    "check_source",
+    "renumbered",
+    "without_lost_classes",
+]
 
 # with fewer images nothing could be held out for validation
 MIN_IMAGES_PER_CLASS = 2
 
 
+class Arrays(Protocol):
+    """uint8 [N, H, W, C] with C 1 or 3, in memory or converted when it is indexed, along the first axis alone."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+class ChosenRows:
+    """Some images of an array, without a copy of them: the array may be a view of a file, larger than the memory."""
+
+    def __init__(self, arrays: Arrays, rows_n: np.ndarray) -> None:
+        """rows_n: int64 [n], their positions."""
+        self._arrays, self._rows_n = arrays, rows_n
+        self.shape: tuple[int, ...] = (len(rows_n), *arrays.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows_n)
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        return self._arrays[self._rows_n[rows]]
+
+
+class Items(Protocol):
+    """Images that are read one by one, such as those of a torch Dataset, in this process and in order."""
+
+    @property
+    def digests(self) -> np.ndarray:
+        """bytes [N], blake2b-128 of each image's contents in hexadecimal; all zeros where it can't be read."""
+        ...
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int32 [N, 2], height and width, px; 0 where only decoding tells."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> bytes | np.ndarray:
+        """The bytes of an image file, or uint8 [H, W, C]: C is 1 grey, 3 RGB, 2 and 4 the same with alpha.
+
+        Raises ImageError.
+        """
+        ...
+
+    def select(self, rows: np.ndarray) -> Items:
+        """Those at these positions, int64 [n]."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Labelled images, in files or in one array."""
+    """Labelled images: in files, in one array, or read one by one. One of the three is given."""
 
     name: str
     """train, val or test."""
@@ -30,9 +93,11 @@ class Split:
     labels: np.ndarray
     """int64 [N], in [0, K)."""
     paths: tuple[str, ...] | None = None
-    """Files; undecodable bytes are surrogates, as from os.fsdecode. None if `arrays` holds the pixels."""
-    arrays: np.ndarray | None = None
+    """Files; undecodable bytes are surrogates, as from os.fsdecode."""
+    arrays: Arrays | None = None
     """uint8 [N, H, W, C] with C 1 or 3."""
+    items: Items | None = None
+    """What is neither in files nor in one array."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,9 +108,9 @@ class BadRow(NamedTuple):
 
     split: str
     file: str
-    """The file name in the manifest."""
+    """The file name in the manifest, or the name of an item."""
     reason: str
-    """missing_file, missing_label, format_not_allowed or contradiction."""
+    """missing_file, missing_label, format_not_allowed or contradiction; of a data set's item, raised."""
     lines: tuple[int, ...]
     message: str
 
@@ -71,6 +136,8 @@ class DataSource:
     """Rows of a manifest that can't be used and are in no split; the audit treats them like corrupt images."""
     lost_classes: tuple[str, ...] = field(default=())
     """Classes whose rows are all among the bad rows."""
+    given: bool = False
+    """It is an object of the user's program: nothing finds it again, not even by `root`, where its files may lie."""
 
 
 def check_source(source: DataSource, *, require_train: bool) -> None:
@@ -102,7 +169,8 @@ def renumbered(split: Split, labels: np.ndarray) -> Split:
         names=tuple(split.names[row] for row in kept),
         labels=labels[kept],
         paths=None if split.paths is None else tuple(split.paths[row] for row in kept),
-        arrays=None if split.arrays is None else split.arrays[kept],
+        arrays=None if split.arrays is None else ChosenRows(split.arrays, kept),
+        items=None if split.items is None else split.items.select(kept),
     )
 
 

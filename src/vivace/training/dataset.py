@@ -16,7 +16,7 @@ from vivace.data.caching.cache import Cache, open_cache
 from vivace.data.caching.kept import source_in_cache
 from vivace.data.caching.stored import Pixels
 from vivace.data.config import DataConfig
-from vivace.data.place import AnyData
+from vivace.data.place import AnyData, Data
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
@@ -37,12 +37,18 @@ __all__ = ["all_grey", "open_run_cache", "open_run_source", "stored_as", "with_s
 BLOCK = 256
 
 
-def open_run_source(data: AnyData, run: str | Path | None, resume: bool, cache_dir: Path) -> DataSource:
-    """The data source; if it can't be opened, the cached images that the run to be resumed began with."""
+def open_run_source(
+    data: AnyData, run: str | Path | None, resume: bool, cache_dir: Path, *, quiet: bool = True
+) -> DataSource:
+    """The data source; if it can't be opened, the cached images that the run to be resumed began with.
+
+    quiet: no progress is shown of an object that has to be read.
+    """
+    progress, close = counting_bar("reading", quiet=quiet)
     try:
-        return open_source(data, cache_dir=cache_dir)
+        return open_source(data, cache_dir=cache_dir, progress=progress)
     except DataError as error:
-        if not resume:
+        if not resume or Data.of(data).is_object:
             raise
         # names that runs on these data may have, for a folder, a manifest or an archive
         path = Path(str(data))
@@ -66,6 +72,8 @@ def open_run_source(data: AnyData, run: str | Path | None, resume: bool, cache_d
             ) from None
         warn(f"the data can't be opened any more: {cause}")
         return source
+    finally:
+        close()
 
 
 def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:

@@ -26,7 +26,7 @@ def facts_of(cache: Cache, data: TrainingData, name: str) -> dict[str, Any]:
     """The facts of a run's data, as `run.json` has them."""
     return {
         "name": name,
-        "place": str(cache.source.root.resolve()) if cache.source.root else None,
+        "place": str(cache.source.root.resolve()) if cache.source.root and not cache.source.given else None,
         "fingerprint": cache.fingerprint,
         "num_images": sum(len(split.labels_N) for split in cache.splits.values()),
         "num_train": len(data.train_indices),

@@ -15,7 +15,7 @@ from vivace.config import from_dict, override, parse_duration, to_dict
 from vivace.data.audit import write_left_out
 from vivace.data.augmentation.own import OwnAugmentation
 from vivace.data.describe import report
-from vivace.data.place import AnyData
+from vivace.data.place import AnyData, Data
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import ConfigError
@@ -74,9 +74,10 @@ def train(
     """Train a classifier on `data` and write its bundle.
 
     data: the name of a data set, a folder of class folders, a folder with train/ and val/ or test/, a manifest
-    (.csv, .jsonl, .parquet) or an archive, or a `vivace.Data`, which says how one is opened. recipe: a name, a
-    YAML file or a Recipe. keywords: the options of `vivace train` for the network and the images, by name: batch_size,
-    lr, model, size, on_bad_image … overrides: any field of the recipe, such as {"schedule.name": "cosine"}. The budget
+    (.csv, .jsonl, .parquet) or an archive; an object that holds images, such as a torch Dataset, arrays or a frame (all
+    of them: `vivace.Data.where`); or a `vivace.Data`, which says how one is opened. recipe: a name, a YAML file or a
+    Recipe. keywords: the options of `vivace train` for the network and the images, by name: batch_size, lr, model,
+    size, on_bad_image … overrides: any field of the recipe, such as {"schedule.name": "cosine"}. The budget
     is `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation
     accuracy, (0, 1]) at which it stops; without `epochs`, `fast` is planned to reach it soon. measure_test: look at the
     test split, once, at the end. from_scratch: start from random weights, even where the recipe "auto" would start from
@@ -125,12 +126,16 @@ def train(
     # our own recipes name no network that does not exist
     named = recipe if isinstance(recipe, Recipe) else Recipe()
     check_names(changes.get("model.name", named.model.name), changes.get("optimizer.name", named.optimizer.name))
+    cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     # importing torch is one thread: decoding, in processes, overlaps with it
     importing = threading.Thread(target=_import_torch, daemon=True)
-    importing.start()
-
-    cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    source = open_run_source(data, run, resume, cache_path)
+    if Data.of(data).is_object:
+        # its code may import torch too, and two threads that import it at once could see partial modules
+        source = open_run_source(data, run, resume, cache_path, quiet=quiet)
+        importing.start()
+    else:
+        importing.start()
+        source = open_run_source(data, run, resume, cache_path)
     # a GPU is fast enough for the larger network with any time budget
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
     facts = measure_facts(source)

@@ -13,6 +13,7 @@ import numpy as np
 from vivace.cachedir import INDEX
 from vivace.data.audit import audit_images
 from vivace.data.caching.files import allocate, boot_id, keep_rows, write_splits
+from vivace.data.caching.items import decode_items
 from vivace.data.preprocess import Preprocess
 from vivace.data.splits import DataSource, Split
 from vivace.data.workers import Decoded, decode_files, digest_of, is_one_colour
@@ -108,6 +109,8 @@ def _decode_split(
     if split.paths is not None:
         del images
         return decode_files(split.paths, preprocess, pixels, num_workers=num_workers, kernels=kernels, progress=count)
+    if split.items is not None:
+        return decode_items(split.items, split.names, preprocess, images, progress=count)
     assert split.arrays is not None
     digests, pixel_digests = [], []
     notes: dict[int, list[str]] = {}

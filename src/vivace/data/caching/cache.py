@@ -63,6 +63,9 @@ class Cache:
 
         The cache still holds the images as they were read, so its users need not stop.
         """
+        if all(split.paths is None for split in self.source.splits.values()):
+            # an object of this program, which waits for the run
+            return None
         added = unlisted_images(self.source) - self.unlisted
         if signature_of(self.source, self.preprocess) == self.signature and not added:
             return None
@@ -144,10 +147,10 @@ def _open_or_build(
     progress: Callable[[int, int], None],
     fingerprint: str | None = None,
 ) -> Cache:
-    folder = _place(source, preprocess, cache_dir)
     # listed before reading, so that a file added meanwhile counts as added
     unlisted = unlisted_images(source)
     signature = signature_of(source, preprocess)
+    folder = _place(source, preprocess, cache_dir, signature)
     found = _read(folder, source, preprocess, signature)
     if fingerprint is not None and (found is None or found.fingerprint != fingerprint):
         found = _earlier(folder, source, preprocess, fingerprint) or found
@@ -210,7 +213,7 @@ def _earlier(folder: Path, source: DataSource, preprocess: Preprocess, fingerpri
     for other in folders_with(fingerprint, folder):
         with contextlib.suppress(DamagedFiles):
             found = read_cache(other, preprocess, origin=origin_of(source))
-            if found is not None and found.fingerprint == fingerprint:
+            if found is not None and found.fingerprint == fingerprint and _may_be(source, found):
                 warn(
                     f"files of {source.name} were touched, changed, added or removed since this run began: it "
                     "continues with the original images from the cache"
@@ -219,11 +222,29 @@ def _earlier(folder: Path, source: DataSource, preprocess: Preprocess, fingerpri
     return None
 
 
-def _place(source: DataSource, preprocess: Preprocess, cache_dir: Path) -> Path:
-    """The folder of a cache, unique for the source, splits, classes and stored pixels."""
+def _may_be(source: DataSource, found: StoredCache) -> bool:
+    """Whether the cache may be of the source as it was earlier; an object is another one unless it has the same files.
+
+    A place on disk says which data they are, and an object has none.
+    """
+    if not source.given:
+        return True
+    if any(split.paths is None for split in source.splits.values()):
+        return False
+    now = {f"{key}:{name}" for key, split in source.splits.items() for name in split.names}
+    return now - found.audit.quarantined == {
+        f"{key}:{name}" for key, split in found.splits.items() for name in split.names
+    }
+
+
+def _place(source: DataSource, preprocess: Preprocess, cache_dir: Path, signature: str) -> Path:
+    """The folder of a cache, unique for the source, splits, classes and stored pixels; of objects, for the contents."""
     facts = [*origin_of(source), preprocess.fingerprint(), sorted(source.splits), list(source.classes)]
     # whether leaked images are in train changes the contents of the cache
     facts += ["leaks"] if source.allow_leaks else []
+    if source.given and source.root is None:
+        # many objects have the same name: the folds of a cross-validation are not to replace one another
+        facts.append(signature)
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:10]
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in source.name)[:60]
     return cache_dir / "images" / f"{plain}-{key}"

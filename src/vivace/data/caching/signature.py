@@ -1,4 +1,4 @@
-"""Detects, without reading images, whether the files of a data set have changed since they were cached."""
+"""Detects whether a data set has changed since it was cached: of files, without reading them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ __all__ = ["signature_of", "unlisted_images"]
 
 # increase this when the format of a cache or the selection of images changes: older caches are then rebuilt
 SCHEMA_VERSION = 5
+# images that are hashed at once
+BLOCK = 1000
 
 
 def signature_of(source: DataSource, preprocess: Preprocess) -> str:
-    """A hash over the names, labels, sizes and times of all files, or over the contents of arrays; hexadecimal."""
+    """A hash over names, labels, and the sizes and times of files or the contents of other images; hexadecimal."""
     hasher = hashlib.blake2b(digest_size=16)
     # another version of Pillow may give other pixels, so that predictions would differ from training
     facts = [SCHEMA_VERSION, PIL.__version__, preprocess.fingerprint(), list(source.classes), list(source.ignored)]
@@ -31,7 +33,11 @@ def signature_of(source: DataSource, preprocess: Preprocess) -> str:
         hasher.update("\0".join(split.names).encode("utf-8", "surrogateescape"))
         if split.arrays is not None:
             hasher.update(str(split.arrays.shape).encode())
-            hasher.update(np.ascontiguousarray(split.arrays).data)
+            # block by block: an array may be a view of a file, larger than the memory
+            for start in range(0, len(split), BLOCK):
+                hasher.update(np.ascontiguousarray(split.arrays[start : start + BLOCK]).data)
+        if split.items is not None:
+            hasher.update(split.items.digests.tobytes() + split.items.sizes.tobytes())
         for path in split.paths or ():
             try:
                 stat = os.stat(path)  # noqa: PTH116 (60,000 Path objects are a second's work)

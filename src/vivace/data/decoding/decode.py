@@ -144,9 +144,12 @@ def mismatch(name: str, kind: str) -> bool:
     return extension in EXTENSIONS and extension not in FORMATS[kind] and not (kind == "JPEG" and extension == ".mpo")
 
 
-def size_of(path: Path | str) -> tuple[int, int]:
-    """(width, height) of an image file by its header, without decoding it. Raises ImageError."""
-    with _read(path) as data, PillowGuard(), _image_errors(str(path)):
+def size_of(source: Path | str | bytes) -> tuple[int, int]:
+    """(width, height) of an image file, or of its bytes, by its header, without decoding it. Raises ImageError."""
+    if isinstance(source, bytes):
+        with PillowGuard(), _image_errors("the image"):
+            return header_size(source)
+    with _read(source) as data, PillowGuard(), _image_errors(str(source)):
         return header_size(data)
 
 

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from vivace.data.splits import MIN_IMAGES_PER_CLASS, DataSource, Split
 from vivace.data.text import case_hint, count_of, first_few
 from vivace.errors import DataError
 
-__all__ = ["Items", "assemble"]
+__all__ = ["Items", "assemble", "consistent", "twins"]
 
 Items = list[tuple[str, str]]
+T = TypeVar("T")
 # a whole number: sign, digits without the zeros before them
 NUMBER = re.compile(r"(-?)0*([0-9]+)(?:\.0*)?", re.ASCII)
 
@@ -38,13 +40,9 @@ def assemble(
     class in common with train.
     """
     all_notes = list(notes)
-    kept = {split: items[split] for split in SPLIT_ORDER if items.get(split)}
-    _check_names({label for rows in kept.values() for _, label in rows})
-    if require_train and "train" in kept:
-        kept = _without_rare(kept, all_notes)
-        kept = _without_untrained(kept, all_notes)
+    kept = consistent(items, all_notes, require_train=require_train)
     classes = tuple(sorted({label for rows in kept.values() for _, label in rows}))
-    all_notes += _twins(classes)
+    all_notes += twins(classes)
     index = {label: number for number, label in enumerate(classes)}
     prefix = os.fspath(root) + os.sep
     splits = {
@@ -61,6 +59,21 @@ def assemble(
     )
 
 
+def consistent(
+    items: Mapping[str, list[tuple[T, str]]], notes: list[str], *, require_train: bool
+) -> dict[str, list[tuple[T, str]]]:
+    """The splits that have images, in order, without what does not fit between them; the rest is as for `assemble`.
+
+    items: split → (image, class) pairs.
+    """
+    kept = {split: items[split] for split in SPLIT_ORDER if items.get(split)}
+    _check_names({label for rows in kept.values() for _, label in rows})
+    if require_train and "train" in kept:
+        kept = _without_rare(kept, notes)
+        kept = _without_untrained(kept, notes)
+    return kept
+
+
 def _check_names(labels: set[str]) -> None:
     for label in sorted(labels):
         if not _is_utf8(label):
@@ -75,7 +88,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _without_rare(items: dict[str, Items], notes: list[str]) -> dict[str, Items]:
+def _without_rare(items: dict[str, list[tuple[T, str]]], notes: list[str]) -> dict[str, list[tuple[T, str]]]:
     """Drop the classes with a single training image: no image of them could be held out for validation."""
     counts = Counter(label for _, label in items["train"])
     rare = sorted(label for label, count in counts.items() if count < MIN_IMAGES_PER_CLASS)
@@ -87,7 +100,7 @@ def _without_rare(items: dict[str, Items], notes: list[str]) -> dict[str, Items]
     return {split: [row for row in rows if row[1] not in out] for split, rows in items.items()}
 
 
-def _without_untrained(items: dict[str, Items], notes: list[str]) -> dict[str, Items]:
+def _without_untrained(items: dict[str, list[tuple[T, str]]], notes: list[str]) -> dict[str, list[tuple[T, str]]]:
     """Drop the images of val and test whose class is not in train; note the classes that val and test lack."""
     trained = {label for _, label in items["train"]}
     kept = {"train": items["train"]}
@@ -113,7 +126,7 @@ def _without_untrained(items: dict[str, Items], notes: list[str]) -> dict[str, I
     return kept
 
 
-def _twins(classes: Sequence[str]) -> list[str]:
+def twins(classes: Sequence[str]) -> list[str]:
     """Notes on classes whose names differ only in case, or are the same number: allowed, but often a mistake."""
     notes = []
     for what, key in (("differ only in case", str.lower), ("are the same number", _number)):

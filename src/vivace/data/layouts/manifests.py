@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from vivace.data.splits import BadRow, DataSource
 from vivace.data.text import count_of, first_few, shortened
 from vivace.errors import DataError, nearest
 
-__all__ = ["is_manifest", "open_manifest", "read_manifest"]
+__all__ = ["RowReader", "is_manifest", "open_manifest", "read_manifest"]
 
 # a class number that was stored as a float
 WHOLE = re.compile(r"-?\d+\.0+")
@@ -90,7 +90,8 @@ def read_manifest(
     default: the split of rows that name none. Guesses are added to `notes`, unusable rows to `bad`. The other arguments
     are those of `open_manifest`.
     """
-    reader = _Reader(path, default, Finder(path, inside_only=inside_only, follow_links=follow_links))
+    finder = Finder(path, inside_only=inside_only, follow_links=follow_links)
+    reader = RowReader(path, default, finder.find)
     with open_table(path, notes) as (names, first, rows):
         if not names:
             return {}
@@ -98,16 +99,20 @@ def read_manifest(
         for line, row in rows(columns.all):
             reader.add(columns, row, line)
     items = reader.items()
-    notes += [*columns.notes, *reader.notes()]
+    notes += [*columns.notes, *finder.notes(), *reader.notes()]
     bad += reader.bad()
     return items
 
 
-class _Reader:
-    """Collects the rows of a manifest and checks each one."""
+class RowReader:
+    """Collects the rows of a table and checks each one.
 
-    def __init__(self, path: Path, default: str, finder: Finder) -> None:
-        self._path, self._default, self._finder = path, default, finder
+    path: of the table, for messages. default: the split of rows that name none. find: (cell, where) → the image's file;
+    raises BadRowError. unit: what a row's number counts.
+    """
+
+    def __init__(self, path: Path, default: str, find: Callable[[str, str], str], *, unit: str = "line") -> None:
+        self._path, self._default, self._find, self._unit = path, default, find, unit
         self._rows: dict[str, Items] = {}
         self._seen: dict[str, tuple[int, str, str]] = {}
         self._again: set[tuple[str, str]] = set()
@@ -124,16 +129,16 @@ class _Reader:
 
     def add(self, columns: Columns, row: Mapping[str, Any], line: int) -> None:
         """Add a row, which is at `line` of the table. Raises DataError."""
-        where = f"{self._path}, line {line}"
+        where = f"{self._path}, {self._unit} {line}"
         split = self._split(columns, row, where)
         label = ""
         try:
             label = unicodedata.normalize("NFC", self._label(columns, row, where))
-            file = self._finder.find(_cell(row, columns.image, where, "missing_file"), where)
+            file = self._find(_cell(row, columns.image, where, "missing_file"), where)
         except BadRowError as error:
             name = _text(row.get(columns.image))
             found = Unusable(
-                BadRow(split, name, error.reason, (line,), f"{self._path.name}, line {line}: {error}"),
+                BadRow(split, name, error.reason, (line,), f"{self._path.name}, {self._unit} {line}: {error}"),
                 frozenset([label] if label else []),
             )
             (self._unlabelled if split == "test" and not label else self._bad).append(found)
@@ -173,7 +178,7 @@ class _Reader:
         except UnicodeEncodeError:
             line = where.rpartition(" ")[2]
             raise DataError(
-                f"{self._path} is not UTF-8, line {line}: got {ascii(label)[:80]}. Save it as UTF-8."
+                f"{self._path} is not UTF-8, {self._unit} {line}: got {ascii(label)[:80]}. Save it as UTF-8."
             ) from None
         return label
 
@@ -207,7 +212,7 @@ class _Reader:
             lines = tuple(line for line, *_ in rows)
             labels = frozenset(label for *_, label in rows)
             message = (
-                f"{self._path.name}, lines {' and '.join(map(str, lines[:2]))}: {quoted(name)} is labelled "
+                f"{self._path.name}, {self._unit}s {' and '.join(map(str, lines[:2]))}: {quoted(name)} is labelled "
                 f"{' and '.join(shortened(label, 30) for label in sorted(labels)[:2])}"
             )
             found.append(Unusable(BadRow(rows[0][1], name, "contradiction", lines, message), labels))
@@ -217,7 +222,7 @@ class _Reader:
 
     def notes(self) -> list[str]:
         """Notes on what was left out or guessed."""
-        notes = self._finder.notes()
+        notes: list[str] = []
         if self._without_split:
             were = "was" if self._without_split == 1 else "were"
             notes.append(f"{count_of(self._without_split, 'row')} without a split {were} put into {self._default}")
@@ -234,7 +239,7 @@ class _Reader:
         if empty := [name for name, is_there in self._one_hot.items() if not is_there]:
             notes.append(f"skipped {count_of(len(empty), 'one-hot column')} without an image: {first_few(empty)}")
         if self._repeated:
-            notes.append(f"left out {count_of(self._repeated, 'duplicate line')} of {self._path.name}")
+            notes.append(f"left out {count_of(self._repeated, f'duplicate {self._unit}')} of {self._path.name}")
         if self._unlabelled:
             notes.append(f"skipped {count_of(len(self._unlabelled), 'test image')} without a class")
         return notes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +18,10 @@ SHORT = "`resume=True`"
 def resume_call(data: AnyData, run: Path) -> str:
     """The call that continues the run, in backquotes; the command line shows it as a command."""
     data = Data.of(data)
-    given = {field.name: getattr(data, field.name) for field in dataclasses.fields(data) if field.name != "where"}
-    options = [f"{name}={_text(value)}" for name, value in given.items() if value not in (None, False)]
-    where = f"vivace.Data({', '.join([_text(data.where), *options])})" if options else _text(data.where)
+    options = [f"{name}={_text(value)}" for name, value in data.options().items()]
+    # an object has no text that would give it again: it is the caller's `data`
+    given = "data" if data.is_object else _text(data.where)
+    where = f"vivace.Data({', '.join([given, *options])})" if options else given
     return f"`vivace.train({where}, resume=True, run={_text(run)})`"
 
 

@@ -177,7 +177,7 @@ class RunFolder:
 
 def check_run_place(path: Path, data: object) -> None:
     """Raise RunFolderError if a new run would be inside the folder of its data, where its figures would become data."""
-    if isinstance(data, str | os.PathLike) and Path(data).is_dir():
+    if isinstance(data := getattr(data, "where", data), str | os.PathLike) and Path(data).is_dir():
         root, place = Path(data).resolve(), path.resolve()
         if place == root or root in place.parents:
             raise RunFolderError(f"the run folder lies in the data: {path} in {data}. Choose a `run` outside of it.")

@@ -32,14 +32,25 @@ def _typical_side(split: Split) -> int:
     """Median shorter side, px; 128 if no sampled image can be read (the audit reports why)."""
     if split.arrays is not None:
         return int(min(split.arrays.shape[1:3]))
-    assert split.paths is not None
-    num_paths, num_sampled = len(split.paths), min(len(split.paths), NUM_SAMPLED)
+    num_sampled = min(len(split), NUM_SAMPLED)
     sides = []
     for index in range(num_sampled):
         try:
-            # the header only: nothing is decoded, so a decompression bomb does no harm
-            sides.append(min(size_of(split.paths[index * num_paths // num_sampled])))
+            sides.append(min(_size(split, index * len(split) // num_sampled)))
         except ImageError:
             # the audit reports them
             continue
     return round(statistics.median(sides)) if sides else 128
+
+
+def _size(split: Split, row: int) -> tuple[int, int]:
+    """(height, width) or (width, height) of an image. Raises ImageError."""
+    # of files the header only: nothing is decoded, so a decompression bomb does no harm
+    if split.items is None:
+        assert split.paths is not None
+        return size_of(split.paths[row])
+    height, width = split.items.sizes[row].tolist()
+    if height:
+        return height, width
+    data = split.items.read(row)
+    return size_of(data) if isinstance(data, bytes) else (data.shape[0], data.shape[1])
