@@ -267,6 +267,26 @@ def test_a_data_set_that_always_raises_is_refused_at_once() -> None:
         open_source(dataset)
 
 
+def test_an_attribute_classes_that_raises_is_ignored_and_a_note_says_so() -> None:
+    class Odd(Pairs):
+        @property
+        def classes(self) -> Any:
+            raise KeyError("names")
+
+    source = open_source(Odd(many()))
+    assert source.classes == ("0", "1", "2")
+    assert source.notes == ("the attribute classes can't be read and was ignored: KeyError: 'names'",)
+
+
+def test_a_length_that_raises_is_told() -> None:
+    class Odd(Pairs):
+        def __len__(self) -> int:
+            raise RuntimeError("not loaded")
+
+    with pytest.raises(DataError, match=r"no length: len\(\) of Odd-dataset raised RuntimeError: not loaded\. Give"):
+        open_source(Odd(many()))
+
+
 def test_an_index_out_of_a_subset_is_told() -> None:
     with pytest.raises(DataError, match=r"the indices of a Subset are wrong: .* in Pairs-dataset"):
         open_source(Subset(Pairs(many()), [0, 60]))  # type: ignore[arg-type]

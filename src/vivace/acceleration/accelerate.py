@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,11 @@ from vivace.acceleration.results import Result, SearchResult
 from vivace.acceleration.search import Search
 from vivace.bundle import Bundle, BundleInfo, check_finite, derive_bundle, load_bundle
 from vivace.cpus import limit_threads
+from vivace.data.caching.held import hold
+from vivace.data.caching.signature import signature_of
 from vivace.data.place import AnyData, Data
+from vivace.data.sources import open_source
+from vivace.data.splits import DataSource
 from vivace.errors import ConfigError, printable
 from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
@@ -111,16 +116,18 @@ def accelerate(
     out, report, replaced = _checked_out(Path(out), bundle)
     check_finite(bundle.build_model())
     limit_threads()
+    started = time.monotonic() if started is None else started
+    name, data, told = str(Data.of(data)), *_identified(data, bundle, options)
     facts = [bundle.info.metrics, [sha256_of(bundle.folder / name) for name in bundle.files]]
-    key = hashlib.sha256(
-        canonical_json([facts, [str(value) for value in dataclasses.astuple(Data.of(data))]])
-    ).hexdigest()[:10]
+    key = hashlib.sha256(canonical_json([facts, told])).hexdigest()[:10]
     work = out.with_name(f".{out.name}.{key}.search")
+    if isinstance(data, DataSource):
+        data = hold(data, work / "images")
     search = Search(bundle, data, work, options, started=started, on_message=on_message)
     result = search.run()
     late = search.budget.overrun()
     result.warnings += [] if late is None else [late]
-    receipt_json = receipt(result, bundle, {"data": str(data), **options.to_dict()})
+    receipt_json = receipt(result, bundle, {"data": name, **options.to_dict()})
     if result.winner is None:
         with writing(report):
             write_sealed(report, receipt_json)
@@ -136,6 +143,15 @@ def accelerate(
         late = search.budget.overrun()
         result.warnings += [] if late is None else [late]
     return _acceleration(result, final, options, receipt_json)
+
+
+def _identified(data: AnyData, bundle: Bundle, options: SearchOptions) -> tuple[AnyData, list[str]]:
+    """(the data, opened if they are an object, what tells them from other data)."""
+    given = Data.of(data)
+    if not given.is_object:
+        return data, [str(given.where), *(str(value) for value in dataclasses.astuple(given)[1:])]
+    source = open_source(given, cache_dir=None if options.cache_dir is None else Path(options.cache_dir))
+    return source, [signature_of(source, bundle.preprocess)]
 
 
 def default_out(bundle: Path) -> Path:

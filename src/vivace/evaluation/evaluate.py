@@ -15,9 +15,10 @@ from vivace.bundle import Bundle
 from vivace.config import check_choice, check_range, to_dict
 from vivace.data.caching.cache import CachedSplit, open_cache
 from vivace.data.describe import notes_of
-from vivace.data.place import AnyData
+from vivace.data.objects.source import only_split
+from vivace.data.place import AnyData, Data
 from vivace.data.sources import open_source
-from vivace.data.splits import DataSource
+from vivace.data.splits import DataSource, Split
 from vivace.errors import DataError
 from vivace.evaluation.chosen import choose_images, choose_split
 from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
@@ -197,14 +198,20 @@ def open_split(
 ) -> tuple[DataSource, str, CachedSplit]:
     """(source, name of the split, its images as the bundle's Preprocess stores them); arguments as for `evaluate`."""
     cache_path = Path(cache_dir) if cache_dir else None
+    data = Data.of(data)
+    data, others = only_split(data, lambda names: choose_split(names, split, str(data)))
     source = open_source(
         data,
         cache_dir=cache_path,
         require_train=False,
         classes=bundle.classes,
+        progress=progress,
     )
     for line in notes_of(source):
         warn(line)
+    if others:
+        unread = {name: Split(name=name, names=(), labels=np.empty(0, dtype=np.int64), paths=()) for name in others}
+        source = dataclasses.replace(source, splits={**source.splits, **unread})
     chosen = choose_split(source.splits, split, source.name)
     only = dataclasses.replace(source, splits={chosen: source.splits[chosen]})
     cache = open_cache(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
-from vivace.data.place import AnyData
+from vivace.data.place import AnyData, Data
 from vivace.errors import ConfigError, ExportError, nearest
 from vivace.exporting.deployment.folder import write_deployment
 from vivace.exporting.exporters import exporter_of
@@ -111,7 +111,8 @@ def _check_out(bundle: Bundle, target: str, out: Path, data: AnyData | None) -> 
         )
     if deploys or (has_graph and suffix != own):
         # the images in a deployment would be taken for data
-        outside = [Path(data)] if deploys and data is not None and Path(data).is_dir() else []
+        given = None if data is None or Data.of(data).is_object else Path(str(Data.of(data)))
+        outside = [given] if deploys and given is not None and given.is_dir() else []
         return check_folder(out, inputs=[bundle.folder], outside=outside)
     names = names_of(target, out) if target in files else (out,)
     return check_export(*names, inputs=[bundle.folder])

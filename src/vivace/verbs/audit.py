@@ -74,7 +74,7 @@ def audit(
     Raises DataError if the data can't be opened or the cache can't be written.
     """
     place = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    source = open_source(data, cache_dir=place)
+    source = open_source(data, cache_dir=place, progress=progress)
     report(source, DataConfig().val_fraction, quiet=quiet)
     preprocess = stored_as(source, size=size)
     found = audit_source(source, preprocess, cache_dir=place, progress=progress)

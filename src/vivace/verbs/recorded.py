@@ -33,6 +33,11 @@ def recorded_data(first: Run, second: Run, cache_dir: str | Path | None) -> AnyD
         told = " and ".join(f"{run.path} on {run.place or run.data}" for run in (first, second))
         raise DataError(f"the two were trained on different data: {told}. Give `data`: the images to compare on.")
     cache = Path(cache_dir) if cache_dir else default_cache_dir()
+    if first.place is None and first.data not in CATALOG:
+        raise ConfigError(
+            f"`data` is missing: {first.path} was trained on {first.data}, an object of a Python program, which can't "
+            "be found again. Give `data`: the same object, or images to compare on."
+        )
     for run in (first, second):
         if not _is_in_cache(run, cache):
             raise ConfigError(

@@ -109,8 +109,11 @@ def _flat(dataset: Any, name: str) -> _Flat:
 
 
 def _classes_of(part: Any, notes: list[str]) -> tuple[str, ...] | None:
-    classes = getattr(part, "classes", None)
-    numbers = getattr(part, "class_to_idx", None)
+    try:
+        classes, numbers = getattr(part, "classes", None), getattr(part, "class_to_idx", None)
+    except Exception as error:
+        notes.append(f"the attribute classes can't be read and was ignored: {raised_by(error)}")
+        return None
     if classes is None and isinstance(numbers, Mapping) and sorted(numbers.values()) == list(range(len(numbers))):
         classes = sorted(numbers, key=numbers.__getitem__)
     return class_names(classes, notes)

@@ -14,6 +14,7 @@ import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.data.decoding.decode import image_of, read_bytes
+from vivace.data.decoding.formats import FORMATS, HEAD_BYTES, sniff
 from vivace.data.place import AnyData
 from vivace.data.splits import Split
 from vivace.evaluation.evaluate import open_split
@@ -44,7 +45,7 @@ class Golden:
 def choose_goldens(bundle: Bundle, data: AnyData | None, *, cache_dir: Path | None = None) -> list[Golden]:
     """Up to 16 images of the test split of `data`, else val, else all, of every class as many as of the others.
 
-    They are copied as they are; what lies in an array is encoded as PNG. Without data they are generated.
+    Files are copied as they are; other images are encoded as PNG. Without data they are generated.
     """
     if data is None:
         images_NHWC, name = parity_images(bundle, None)
@@ -85,6 +86,13 @@ def _golden(split: Split, row: int, classes: Sequence[str]) -> Golden:
     if split.paths is not None:
         path = Path(split.paths[row])
         return Golden(data=read_bytes(path), extension=path.suffix.lower(), label=label, source=split.names[row])
+    if split.items is not None:
+        data = split.items.read(row)
+        if not isinstance(data, bytes):
+            return Golden(data=_png(data), extension=".png", label=label, source=split.names[row])
+        # it was decoded, so its format is known
+        extension = FORMATS[sniff(data[:HEAD_BYTES]) or "PNG"][0]
+        return Golden(data=data, extension=extension, label=label, source=split.names[row])
     assert split.arrays is not None
     return Golden(data=_png(split.arrays[row]), extension=".png", label=label, source=split.names[row])
 
