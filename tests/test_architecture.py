@@ -44,7 +44,7 @@ LAYER_0 = {
     # facts alone, of which all may ask
     "runtimes.table",
 }
-BASE = LAYER_0 | {"bundle", "manifest"}
+BASE = LAYER_0 | {"bundle", "bundleinfo", "manifest"}
 # room → rooms that it may import, beside itself; a dotted entry opens one module of a room
 ALLOWED = {
     "bars": set(),
@@ -73,7 +73,8 @@ ALLOWED = {
     "optim": LAYER_0,
     "metrics": LAYER_0,
     "manifest": LAYER_0,
-    "bundle": LAYER_0 | {"manifest", "models", "data.preprocess"},
+    "bundleinfo": LAYER_0 | {"manifest", "models", "data.preprocess"},
+    "bundle": LAYER_0 | {"bundleinfo", "manifest", "models", "data.preprocess"},
     "training": LAYER_0 | {"data", "models", "optim", "metrics", "bundle", "manifest"},
     "runtimes": BASE | {"models", "data.preprocess"},
     "inputs": {"errors", "data.arrays"},

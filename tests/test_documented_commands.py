@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pages import DOCS, ROOT, shell_commands, site_pages
+from pages import DOCS, ROOT, blocks, shell_commands, site_pages
 from vivace.models.pretrained import available_without_download
 from vivace.training.recipes.named import PACKAGED_NETWORK
 
 # what is Chinese shows the same commands: tests/docs holds that
 PAGES = (ROOT / "README.md", *(page for page in site_pages() if page.parent.name != "zh" and page.name != "recipes.md"))
+OWN = DOCS / "own-network.md"
 # under which name the pages speak of data, and runs whose place a small run takes
 DATA = ("path/to/images", "photos", "cifar10", "DATA")
 PROVEN = ("path/to/images", "photos", "cifar10")
@@ -123,6 +124,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
         for split, count in splits.items():
             small_photos(root / name / split, seed=10 * index + len(split), count=count)
     small_photos(root / "path/to/more", seed=99, count=3)
+    # the network that a page writes
+    (root / "nets.py").write_text(next(text for language, text in blocks(OWN) if "# nets.py" in text))
     ground = Ground(root)
     for name, data in RUNS.items():
         if not any(f" {name}" in command for _, command in each_once()):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 MARKER = "<!-- api -->"
+# what is wrapped where it is public is documented where it is written: sources are read, not run
+WRITTEN_IN = {"train": "vivace.training.train"}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -33,7 +35,7 @@ def _entry(name: str) -> str:
         [
             f'<span id="vivace.{name}"></span>',
             "",
-            f"::: {_HOMES[name]}.{name}",
+            f"::: {WRITTEN_IN.get(name, _HOMES[name])}.{name}",
             "    options:",
             f"      heading: vivace.{name}",
             f"      toc_label: {name}",

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from vivace.training.recipes.recipe import Recipe
     from vivace.training.recording.callbacks import Callback, StopTraining
     from vivace.training.result import TrainResult
-    from vivace.training.train import train
     from vivace.verbs.audit import DataAudit, audit
     from vivace.verbs.compare import RunComparison, compare
     from vivace.verbs.profile import profile
     from vivace.verbs.runs import Run, Runs, runs
+    from vivace.verbs.train import train
 
 __version__ = "0.1.0"
 
@@ -110,7 +110,7 @@ _HOMES = {
     "predict": "vivace.prediction",
     "profile": "vivace.verbs.profile",
     "runs": "vivace.verbs.runs",
-    "train": "vivace.training.train",
+    "train": "vivace.verbs.train",
     "verify": "vivace.exporting.parity",
 }
 

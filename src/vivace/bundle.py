@@ -2,6 +2,7 @@
 
     model.safetensors    the weights, contiguous, as the plain network's state dict names them
     model.onnx, …        the graph for another runtime, where one was exported
+    reference.onnx       of a network of the user's own, what stands for it where its code is not at hand
     trained_on.digests   the first bytes of the digests of the images that it was trained on, where they are known
     bundle.json          everything else, with the SHA-256 and size of every file and of itself
 
@@ -11,6 +12,7 @@ Training writes it; acceleration, evaluation, prediction, export and serving sta
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -18,20 +20,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vivace.config import check_choice, check_range, from_dict, to_dict
+from vivace.bundleinfo import Architecture, BundleInfo, check_info
+from vivace.config import from_dict, to_dict
 from vivace.cpus import forked_with, limit_threads
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, ModelError
 from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, bundle_folder, check_file, check_files, read_manifest
-from vivace.models.arguments import check_arguments, check_shape
 from vivace.outputs import check_folder, own_folder, seal
-from vivace.runtimes.table import PRECISIONS, REFERENCE
+from vivace.runtimes.table import PORTABLE, REFERENCE_GRAPH, RUNTIMES
 from vivace.trained_on import TRAINED_ON, TrainedOn, write_trained_on
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
+
+    from vivace.models.own.given import OwnNetwork
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -45,47 +49,6 @@ __all__ = [
     "save_bundle",
 ]
 
-# what a certificate of parity tells at least
-PARITY = {"images", "num_images", "top1_agreement", "max_difference"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """What `create_model` needs to build the network."""
-
-    name: str
-    num_classes: int
-    in_channels: int = 3
-    size: int = 32
-    """Side of the square input, px."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BundleInfo:
-    """What bundle.json says."""
-
-    architecture: Architecture
-    classes: tuple[str, ...]
-    preprocess: Preprocess
-    precision: str = "fp32"
-    """Precision that the metrics were measured with: fp32, bf16 or fp16."""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Per split: top1, top1_low, top1_high, top5, nll, ece, num_images."""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-    """Name, fingerprint and number of images of the data set that it was trained on."""
-    starting_weights: Mapping[str, Any] = field(default_factory=dict)
-    """Where the weights that training started from came from: kind, from, license …; empty for random ones."""
-    temperature: float | None = None
-    """By which the logits that training ended with were divided to calibrate them: the weights hold it already."""
-    runtime: str = REFERENCE
-    """What computes its probabilities: a row of `vivace.runtimes.table`, whose graph lies in the folder."""
-    parity: Mapping[str, Any] = field(default_factory=dict)
-    """How that runtime agrees with the PyTorch model: images, num_images, top1_agreement, max_difference, tolerance."""
-    schema_version: int = SCHEMA_VERSION
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -97,6 +60,23 @@ class Bundle:
     """Names of the files whose hashes the manifest holds; no other file in the folder is to be believed."""
     recorded: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """Size and SHA-256 of each file when the bundle was opened; empty for one that was just written."""
+    network: OwnNetwork | None = field(default=None, repr=False, compare=False)
+    """The code of a network of the user's own, where it was passed with the call."""
+
+    @property
+    def has_code(self) -> bool:
+        """Whether the network can be built: it is one of ours or timm's, or its code was passed with the call."""
+        return self.network is not None or not self.info.architecture.is_own
+
+    @property
+    def reference_graph(self) -> str | None:
+        """Name of the float32 graph that stands for a network of the user's own; None: there is none."""
+        if not self.info.architecture.is_own:
+            return None
+        plain = (self.info.runtime, self.info.precision) == (PORTABLE, "fp32")
+        (graph,) = RUNTIMES[PORTABLE].graph_files
+        name = graph if plain else REFERENCE_GRAPH
+        return name if name in self.files else None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -120,30 +100,26 @@ class Bundle:
     def build_model(self) -> nn.Module:
         """The plain network with its weights, in eval mode on the CPU: normalised images_BCHW float → logits_BK.
 
-        Raises BundleError if the weights do not fit the network that the bundle names.
+        Raises BundleError if the weights do not fit the network that the bundle names, and for a network of the user's
+        own whose code was not passed with the call: nothing in a bundle is ever imported.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
-        from vivace.models.zoo import create_model
-
+        if not self.has_code:
+            shown = self.info.architecture.name.removeprefix("own/")
+            raise BundleError(
+                f"the network's code is needed, and a bundle holds none: {shown} is a network of your own. Give it "
+                f"(`model`; in Python `vivace.load({str(self.folder)!r}, model={shown.rpartition(':')[2]})`), or use "
+                "what needs its graph alone: predict, evaluate, accelerate, export to a graph, deploy."
+            )
         # before the first parallel loop: in a forked process it would wait for threads that are not there
         if forked_with("torch"):
             limit_threads()
-        architecture = self.info.architecture
         try:
             # again, for an info that was made in Python: an argument "pretrained" would be taken for create_model's own
-            check_arguments(architecture.arguments, where="architecture.arguments")
-            weights = load_file(self.checked(WEIGHTS))
-            model = create_model(
-                architecture.name,
-                architecture.num_classes,
-                in_channels=architecture.in_channels,
-                size=architecture.size,
-                # a network that the weights do not fill is not built: it has no more values than the file holds
-                inspect_blank=lambda blank: self._check_fit(blank.state_dict(), weights),
-                **architecture.arguments,
-            )
+            self.info.architecture.check_arguments()
+            weights = self.weights()
+            model = self._built(weights)
         except BundleError:
             raise
         except (ModelError, SafetensorError, OSError, TypeError, ValueError, MemoryError) as error:
@@ -151,6 +127,43 @@ class Bundle:
             raise BundleError(f"the bundle can't be built: {self.folder} ({reason}). Make it again.") from None
         model.load_state_dict(weights)
         return model.eval()
+
+    def check_finite(self) -> None:
+        """Raises BundleError if a weight is NaN or infinite, or they do not fit the network, where it can be built."""
+        from safetensors import SafetensorError
+
+        if self.has_code:
+            finite_weights(self.build_model())
+            return
+        try:
+            _check_values(self.weights())
+        except (SafetensorError, OSError, ValueError, MemoryError) as error:
+            raise BundleError(f"the weights can't be read: {self.folder} ({error}). Make the bundle again.") from None
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's state dict. Raises what reading safetensors raises, and BundleError if the file was changed."""
+        from safetensors.torch import load_file
+
+        return load_file(self.checked(WEIGHTS))
+
+    def _built(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        architecture = self.info.architecture
+        channels, size, arguments = architecture.in_channels, architecture.size, architecture.arguments
+        if self.network is not None:
+            model = self.network.build(architecture.num_classes, in_channels=channels, size=size, arguments=arguments)
+            self._check_fit(model.state_dict(), weights)
+            return model
+        from vivace.models.zoo import create_model
+
+        return create_model(
+            architecture.name,
+            architecture.num_classes,
+            in_channels=channels,
+            size=size,
+            # a network that the weights do not fill is not built: it has no more values than the file holds
+            inspect_blank=lambda blank: self._check_fit(blank.state_dict(), weights),
+            **arguments,
+        )
 
     def _check_fit(self, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Raises BundleError unless the two have the same names, shapes and dtypes."""
@@ -171,10 +184,18 @@ class Bundle:
             )
 
 
-def save_bundle(folder: Path, model: nn.Module, info: BundleInfo, *, trained_on: np.ndarray | None = None) -> Bundle:
+def save_bundle(
+    folder: Path,
+    model: nn.Module,
+    info: BundleInfo,
+    *,
+    trained_on: np.ndarray | None = None,
+    network: OwnNetwork | None = None,
+) -> Bundle:
     """Write the bundle atomically, read it back and return it; an older bundle in `folder` is replaced.
 
-    trained_on: digests of the images that it was trained on, as the cache has them. Raises BundleError if a weight is
+    trained_on: digests of the images that it was trained on, as the cache has them. network: the code of the user's
+    own. Raises BundleError if a weight is
     NaN or infinite: such a model must not be deployed; or if the bundle can't be read back. Raises OutputPathError if
     `folder` holds anything but a bundle that vivace wrote.
     """
@@ -188,27 +209,30 @@ def save_bundle(folder: Path, model: nn.Module, info: BundleInfo, *, trained_on:
             write_trained_on(temporary / TRAINED_ON, trained_on)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
-        _read_back(temporary, info).build_model()
-    return Bundle(folder, info, names)
+        dataclasses.replace(_read_back(temporary, info), network=network).build_model()
+    return Bundle(folder, info, names, network=network)
 
 
 def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo]) -> Bundle:
     """Write another bundle with the weights of `bundle`, and return it; one in `folder` is replaced.
 
-    add(folder) adds files beside the weights and gives what the manifest is to say; nothing is left if it raises.
+    add(folder) adds files beside the weights and gives what the manifest is to say; nothing is left if it raises. Of a
+    network of the user's own the graph that stands for it is kept.
     Raises BundleError if a weight is NaN or infinite or the bundle can't be read back, OutputPathError if `folder`
     holds anything but a bundle or a deployment that vivace wrote.
     """
-    finite_weights(bundle.build_model())
+    bundle.check_finite()
     folder = Path(folder)
     with _replacing(folder) as temporary:
         for name in {WEIGHTS, TRAINED_ON} & set(bundle.files):
             shutil.copyfile(bundle.checked(name), temporary / name)
         info = add(temporary)
+        if bundle.reference_graph is not None and (info.runtime, info.precision) != (PORTABLE, "fp32"):
+            shutil.copyfile(bundle.checked(bundle.reference_graph), temporary / REFERENCE_GRAPH)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
         _read_back(temporary, info)
-    return Bundle(folder, info, names)
+    return Bundle(folder, info, names, network=bundle.network)
 
 
 @contextlib.contextmanager
@@ -251,57 +275,10 @@ def load_bundle(folder: str | Path) -> Bundle:
         raise BundleError(f"the bundle can't be read: {folder} ({error.strerror}). Check its rights.") from None
     try:
         info = from_dict(BundleInfo, manifest)
-        _check_info(info)
+        check_info(info)
     except (ConfigError, ModelError) as error:
         raise BundleError(f"{MANIFEST} is wrong: {error} Make the bundle again: {folder}.") from None
     return Bundle(folder, info, tuple(files), files)
-
-
-def _check_info(info: BundleInfo) -> None:
-    """Raises ConfigError or ModelError unless the parts fit each other, and free mappings hold what is read of them."""
-    architecture, preprocess = info.architecture, info.preprocess
-    check_shape(architecture.num_classes, architecture.in_channels, architecture.size)
-    check_arguments(architecture.arguments, where="architecture.arguments")
-    check_choice("precision", info.precision, PRECISIONS)
-    check_range("temperature", info.temperature, 0.0, open_low=True)
-    _demand(len(info.classes) == architecture.num_classes, f"{len(info.classes)} classes", "num_classes of them")
-    _demand(len(set(info.classes)) == len(info.classes), "a class that comes twice", "each once")
-    _demand(
-        (preprocess.size, preprocess.channels) == (architecture.size, architecture.in_channels),
-        f"preprocess of {preprocess.size} px and {preprocess.channels} channels",
-        f"those of the architecture, {architecture.size} px and {architecture.in_channels} channels",
-    )
-    _check_free(info)
-
-
-def _check_free(info: BundleInfo) -> None:
-    """Raises ConfigError unless what is read of the free mappings has its type."""
-    for split, metrics in info.metrics.items():
-        numbers = isinstance(metrics, Mapping) and all(_is_number(value) for value in metrics.values())
-        _demand(numbers, f"metrics.{split} {metrics!r}", "a mapping of numbers")
-    data, seed = info.recipe.get("data", {}), info.recipe.get("seed", 0)
-    _demand(isinstance(data, Mapping), f"recipe.data {data!r}", "a mapping")
-    fraction, leaks = data.get("val_fraction", 0.1), data.get("allow_leaks", False)
-    _demand(
-        _is_number(fraction) and 0 < fraction <= 0.5, f"recipe.data.val_fraction {fraction!r}", "a number, 0 to 0.5"
-    )
-    _demand(isinstance(leaks, bool), f"recipe.data.allow_leaks {leaks!r}", "true or false")
-    _demand(type(seed) is int and 0 <= seed < 2**32, f"recipe.seed {seed!r}", "a whole number, 0 to 2^32")
-    for name, value in info.starting_weights.items():
-        _demand(isinstance(value, str), f"starting_weights.{name} {value!r}", "a text")
-    for name, value in info.parity.items():
-        is_text = name in ("runtime", "precision", "images")
-        _demand(isinstance(value, str) if is_text else _is_number(value), f"parity.{name} {value!r}", "another type")
-    _demand(not info.parity or info.parity.keys() >= PARITY, f"parity {sorted(info.parity)}", f"{sorted(PARITY)}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _demand(holds: bool, got: str, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"got {got[:200]}, expected {expected}.")
 
 
 def check_finite(model: nn.Module) -> None:
@@ -312,7 +289,11 @@ def check_finite(model: nn.Module) -> None:
 def finite_weights(model: nn.Module) -> dict[str, Any]:
     """The state dict, on the CPU and contiguous. Raises BundleError if a weight is NaN or infinite."""
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    _check_values(weights)
+    return weights
+
+
+def _check_values(weights: Mapping[str, Tensor]) -> None:
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise BundleError(f"the weights hold NaN or Inf: {name}. Train again with a lower learning rate.")
-    return weights

@@ -76,6 +76,9 @@ class Predictor:
             raise ConfigError(f"the runtime is unknown: got {shown_value(runtime)}. Give auto or a runtime's name.")
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.batch_size = batch_size
+        if device == "auto" and not self.bundle.has_code:
+            # the graph that stands for a network of the user's own runs on processors
+            device = "cpu"
         place: torch.device | Processor = Processor() if is_processor(device) else select_device(device)
         if runtime == "auto":
             # the graphs of other runtimes are for CPUs
@@ -276,14 +279,22 @@ class LoadedBundle(Bundle):
         return self._own_predictor(images, topk=topk)
 
 
-def load(bundle: str | Path) -> LoadedBundle:
+def load(bundle: str | Path, *, model: Any = None) -> LoadedBundle:
     """The bundle in a folder, or in a run's folder, after every file's hash was checked.
 
         bundle = vivace.load("runs/cifar10-fast")
         bundle("photo.jpg").label
         predictor = bundle.predictor(threads=2)
 
-    Raises BundleError if it is no bundle, damaged, newer than this version, or names a file outside its folder.
+    model: the code of a network of your own, as `train` took it: the class, a function, an instance, or "FILE.py:NAME".
+    It is needed where the network itself is: `build_model`, exports that trace it, acceleration that changes it.
+    Nothing that a bundle says is ever imported. The code is compared with the graph in the bundle.
+    Raises BundleError if it is no bundle, damaged, newer than this version, names a file outside its folder, or if the
+    code does not fit it; ConfigError for a model beside a bundle of ours or timm's; ModelError for unusable code.
     """
     found = load_bundle(bundle)
-    return LoadedBundle(found.folder, found.info, found.files, found.recorded)
+    if model is not None:
+        from vivace.runtimes.own_code import with_code
+
+        found = with_code(found, model)
+    return LoadedBundle(found.folder, found.info, found.files, found.recorded, found.network)

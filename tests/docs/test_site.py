@@ -144,7 +144,7 @@ def test_programs_on_the_pages_call_what_there_is(page: str, program: str) -> No
                 inspect.signature(called).bind(*arguments, **keywords)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["index.md", "install.md", "quickstart.md"])
+@pytest.mark.parametrize("name", ["index.md", "install.md", "quickstart.md", "own-network.md"])
 def test_the_chinese_pages_show_the_same_programs(name: str) -> None:
     def programs(page: Path) -> list[tuple[str, str]]:
         return [(language, re.sub(r" *#.*", "", text)) for language, text in blocks(page)]

@@ -218,7 +218,7 @@ def parity_of(found_NK: np.ndarray, expected_NK: np.ndarray, monkeypatch: pytest
     """The certificate of two tables of probabilities."""
     from vivace.exporting import parity
 
-    monkeypatch.setattr(parity, "load_runtime", lambda *arguments, **options: lambda images: expected_NK)
+    monkeypatch.setattr(parity, "load_reference", lambda bundle: lambda images: expected_NK)
     images = np.zeros((len(found_NK), 32, 32, 3), np.uint8)
     return measure_parity(bundle, lambda images: found_NK, images, runtime="x", precision="fp32", images="none")
 

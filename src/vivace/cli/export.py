@@ -64,6 +64,8 @@ class Options:
     that vivace wrote and nobody has changed are replaced."""
     state_dict: Annotated[Path | None, tyro.conf.arg(metavar="FILE.pth")] = None
     """The same as --to state-dict --out FILE.pth."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")] = None
+    """The code of a network of your own, which pt2 and files for phones are made of; its bundle holds none."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False
@@ -86,7 +88,14 @@ def run(options: Options) -> None:
     from vivace.exporting.export import export
 
     bundle = load_bundle(options.bundle)
-    exported = export(bundle, target, out, data=options.opening.of_optional(options.data), cache_dir=options.cache_dir)
+    exported = export(
+        bundle,
+        target,
+        out,
+        data=options.opening.of_optional(options.data),
+        model=options.model,
+        cache_dir=options.cache_dir,
+    )
     architecture, parity = bundle.info.architecture, exported.parity
     if options.json:
         print_json(

@@ -31,7 +31,8 @@ class Network:
     config: Path | None = None
     """A recipe as YAML, such as the recipe.yaml of an earlier run, in place of --recipe."""
     model: str | None = None
-    """simple_cnn, fast_cnn, fast_photo, or timm/NAME for any network of timm."""
+    """simple_cnn, fast_cnn, fast_photo, timm/NAME for any network of timm, or FILE.py:NAME for one of your own: a class
+    or function in that file, which is run, that makes a torch.nn.Module. Its arguments: --set model.arguments.NAME=…"""
     pretrained: bool = False
     """Start from published weights of --model, or of the network of finetune: from an installed package or a cache,
     else downloaded."""
@@ -134,10 +135,10 @@ def keywords(options: Options) -> TrainKeywords:
     return cast(TrainKeywords, given)
 
 
-def run(options: Options) -> None:
-    """Train, draw the curves, print where everything lies."""
+def run(options: Options) -> int:
+    """Train, draw the curves, print where everything lies; 1 if a network of the user's own got no graph."""
     from vivace.hardware import process_seconds
-    from vivace.training.train import train
+    from vivace.verbs.train import train
 
     execution, budget, images = options.execution, options.budget, options.images
     result = train(
@@ -160,10 +161,11 @@ def run(options: Options) -> None:
     )
     curves, warnings = _draw_curves(result.run, result.saved_epoch)
     warnings = [*result.warnings, *warnings]
+    status = 0 if result.no_graph is None else 1
     if execution.json:
         name = json.loads((result.run / "run.json").read_text(encoding="utf-8"))["data"]["name"]
         print_json("train", {"data": name, **result.to_dict(), "warnings": warnings})
-        return
+        return status
     rows = [
         ("validation top-1", top1_line(result.metrics["val"])),
         ("test top-1", "no test split" if result.test_top1 is None else top1_line(result.metrics["test"])),
@@ -186,6 +188,7 @@ def run(options: Options) -> None:
     rows += [("warning", message) for message in warnings]
     for name, value in rows:
         print(f"{name:<17} {value}")
+    return status
 
 
 def epochs_line(epochs: float, num_images: int) -> str:

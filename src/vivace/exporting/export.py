@@ -6,24 +6,22 @@ file with its .json. What is there already is replaced only if vivace wrote it (
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
+from vivace.bundle import Bundle, load_bundle
 from vivace.data.place import AnyData, Data
 from vivace.errors import ConfigError, ExportError, nearest
 from vivace.exporting.deployment.folder import write_deployment
-from vivace.exporting.exporters import exporter_of
-from vivace.exporting.parity import Parity, check_parity, measure_parity, parity_images
-from vivace.exporting.progress import doing, reporting
+from vivace.exporting.graph_bundle import with_graph_for
+from vivace.exporting.parity import Parity, parity_images
+from vivace.exporting.progress import reporting
 from vivace.exporting.single_file import file_targets, names_of, suffixes_of, write_file
 from vivace.exporting.state_dict import export_state_dict
 from vivace.notices import warn
 from vivace.outputs import check_export, check_folder, warn_of_replaced, writing
-from vivace.runtimes.loading import load_runtime
+from vivace.runtimes.own_code import with_code
 from vivace.runtimes.table import RUNTIMES, with_graph
 from vivace.scratch import scratch_folder
 
@@ -50,6 +48,7 @@ def export(
     out: str | Path,
     *,
     data: AnyData | None = None,
+    model: Any = None,
     cache_dir: str | Path | None = None,
 ) -> Exported:
     """Export a bundle: for a runtime that has graphs ("onnx", "openvino") as a bundle again, as "deploy" (a
@@ -60,7 +59,8 @@ def export(
     .json tells classes and pixels. A bundle that computes by AOTInductor keeps its precision in "aoti"; the others are
     float32. A network that OpenVINO can't take becomes a bundle for ONNX Runtime, with a warning.
     out: the folder of the new bundle, or the file. data: images for the certificate of parity, as for `train`; without
-    them they are generated. What disagrees with PyTorch is not left on disk.
+    them they are generated. model: the code of a network of your own, as for `load`, which targets other than graphs
+    and state dicts need. What disagrees with PyTorch is not left on disk.
     Raises ConfigError for an unknown target, MissingExtra if its library is not installed, ExportError if it can't take
     the network, ParityError if it disagrees with PyTorch, BundleError if a weight is NaN or infinite, OutputPathError
     if `out` holds what vivace did not write or can't be written, VivaceError if the disk is full.
@@ -69,6 +69,8 @@ def export(
     if to not in known:
         raise ConfigError(f"`to` is unknown: got {to!r}.{nearest(to, known)} Known: {', '.join(known)}.")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    if model is not None:
+        bundle = with_code(bundle, model)
     cache_path = Path(cache_dir) if cache_dir is not None else None
     out = Path(out)
     replaced = _check_out(bundle, to, out, data)
@@ -165,20 +167,6 @@ def _as_bundle(
     runtime: str,
 ) -> Exported:
     images, name = parity_images(bundle, data, cache_dir=cache_dir)
-    found: list[Parity] = []
-
-    def add(folder: Path) -> BundleInfo:
-        doing(f"writing the graph for {runtime}")
-        exporter_of(runtime).write_graph(bundle, folder)
-        info = dataclasses.replace(bundle.info, runtime=runtime, precision="fp32")
-        doing("comparing it with PyTorch")
-        # from the files, as their users will
-        names = tuple(path.name for path in folder.iterdir())
-        classify = load_runtime(runtime, Bundle(folder, info, names), device=torch.device("cpu"), precision="fp32")
-        found.append(measure_parity(bundle, classify, images, runtime=runtime, precision="fp32", images=name))
-        check_parity(found[0])
-        return dataclasses.replace(info, parity=found[0].to_dict())
-
-    derived = derive_bundle(bundle, out, add)
+    derived, parity = with_graph_for(runtime, bundle, out, images, name)
     size = sum(path.stat().st_size for path in derived.folder.iterdir())
-    return Exported(derived.folder, runtime, size, found[0])
+    return Exported(derived.folder, runtime, size, parity)

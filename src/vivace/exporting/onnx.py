@@ -40,12 +40,16 @@ def write_graph(bundle: Bundle, folder: Path, *, float_first: bool = False) -> N
     """Write ONNX: "images" uint8 [N, size, size, channels] → "probs" [N, K].
 
     float_first: for runtimes that do nothing else with bytes than turn them into float; others do it later, and faster.
+    Of a network of the user's own whose code is not at hand the graph that stands for it is copied.
     Raises MissingExtra, ExportError.
     """
     try:
         import onnxscript  # noqa: F401
     except ImportError:
         raise MissingExtra("onnxscript", "accelerate", "an export to ONNX") from None
+    if bundle.reference_graph is not None and not bundle.has_code and not float_first:
+        _copy(bundle, bundle.reference_graph, folder / GRAPH)
+        return
     graph, example = deployed_graph(bundle)
     with quiet(), exporting("onnx"):
         program = torch.onnx.export(
@@ -77,7 +81,14 @@ def load_file(path: Path) -> Classifier:
 def copy_labelled(bundle: Bundle, folder: Path) -> tuple[str, str]:
     """Copy the graph of a bundle into `folder`, with its description; the names of input and output in the copy."""
     written = folder / GRAPH
-    shutil.copyfile(bundle.checked(GRAPH), written)
+    _copy(bundle, GRAPH, written)
+    session = open_session(written)
+    return session.get_inputs()[0].name, session.get_outputs()[0].name
+
+
+def _copy(bundle: Bundle, name: str, written: Path) -> None:
+    """Copy one of a bundle's graphs, with the bundle's description."""
+    shutil.copyfile(bundle.checked(name), written)
     if not description(bundle).items() <= open_session(written).get_modelmeta().custom_metadata_map.items():
         import onnx
 
@@ -85,5 +96,3 @@ def copy_labelled(bundle: Bundle, folder: Path) -> tuple[str, str]:
         known = {entry.key: entry.value for entry in model.metadata_props}
         onnx.helper.set_model_props(model, known | description(bundle))
         written.write_bytes(model.SerializeToString())
-    session = open_session(written)
-    return session.get_inputs()[0].name, session.get_outputs()[0].name

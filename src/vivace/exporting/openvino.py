@@ -26,14 +26,18 @@ __all__ = ["copy_labelled", "load_file", "write_file", "write_graph"]
 def write_graph(bundle: Bundle, folder: Path) -> None:
     """Write the files of an OpenVINO graph, only its batch open. Raises MissingExtra, ExportError.
 
-    What OpenVINO can't read of a PyTorch program, such as positions that are interpolated, it may read of ONNX.
+    What OpenVINO can't read of a PyTorch program, such as positions that are interpolated, it may read of ONNX. So it
+    does where a network of the user's own has a graph and its code is not at hand.
     """
     openvino = library("an export to OpenVINO")
-    try:
-        with quiet(), exporting("openvino"):
-            model = openvino.convert_model(traced(bundle))
-    except ExportError as error:
-        model = _by_onnx(bundle, openvino, error)
+    if bundle.has_code:
+        try:
+            with quiet(), exporting("openvino"):
+                model = openvino.convert_model(traced(bundle))
+        except ExportError as error:
+            model = _by_onnx(bundle, openvino, error)
+    else:
+        model = _by_onnx(bundle, openvino, None)
     with quiet(), exporting("openvino"):
         # the converter leaves every side open, and of open sides OpenVINO fuses less
         side = bundle.preprocess.size
@@ -43,14 +47,14 @@ def write_graph(bundle: Bundle, folder: Path) -> None:
         openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
 
 
-def _by_onnx(bundle: Bundle, openvino: Any, first: ExportError) -> Any:
+def _by_onnx(bundle: Bundle, openvino: Any, first: ExportError | None) -> Any:
     """OpenVINO's model of the bundle as ONNX. Raises `first`, which tells more, where that way is closed too."""
     try:
         with scratch_folder("export") as folder, quiet(), exporting("openvino"):
             onnx.write_graph(bundle, folder)
             return openvino.convert_model(str(folder / ONNX_GRAPH))
-    except (ExportError, MissingExtra):
-        raise first from None
+    except (ExportError, MissingExtra) as error:
+        raise first or error from None
 
 
 def write_file(bundle: Bundle, path: Path) -> None:

@@ -17,8 +17,8 @@ from vivace.bundle import Bundle, load_bundle
 from vivace.data.place import AnyData
 from vivace.errors import ConfigError, ParityError
 from vivace.evaluation.evaluate import open_split
-from vivace.runtimes.loading import Classifier, load_runtime
-from vivace.runtimes.table import REFERENCE, is_quantized
+from vivace.runtimes.loading import Classifier, load_reference, load_runtime
+from vivace.runtimes.table import PORTABLE, REFERENCE, is_quantized
 
 __all__ = ["PLAIN", "Parity", "check_parity", "compare_probs", "measure_parity", "parity_images", "verify"]
 
@@ -29,6 +29,8 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 6e-2}
 # What that costs in accuracy is proven separately
 INT8_TOLERANCE, INT8_AGREEMENT = 1.0, 0.9
 PLAIN = (REFERENCE, "fp32")
+# what a variant is compared with: the network itself, or where its code is not at hand what was compared with that
+PYTORCH, GRAPH = "PyTorch", "the float32 graph"
 NUM_GENERATED = 64
 BATCH = 32
 
@@ -49,6 +51,8 @@ class Parity:
     tolerance: float
     agreement_needed: float = 1.0
     """Of `top1_agreement`: less than all in int8 alone."""
+    reference: str = PYTORCH
+    """What it is compared with."""
 
     @property
     def holds(self) -> bool:
@@ -58,26 +62,29 @@ class Parity:
 
     @property
     def compared(self) -> bool:
-        """Whether two different programs answered: PyTorch in float32 is what the others are compared with."""
-        return (self.runtime, self.precision) != PLAIN
+        """Whether two different programs answered: `reference` in float32 is what the others are compared with."""
+        itself = (PORTABLE, PLAIN[1]) if self.reference == GRAPH else PLAIN
+        return (self.runtime, self.precision) != itself
 
     def summary(self) -> str:
         """One line for people."""
         if not self.compared:
+            fits = "" if self.reference == GRAPH else "the weights fit the network, and "
             return (
                 f"{self.runtime} in {self.precision} is what other variants are compared with, so there was nothing to "
-                f"compare: the weights fit the network, and its probabilities of {self._images} "
+                f"compare: {fits}its probabilities of {self._images} "
                 f"are finite and the same twice. Not checked: whether they are right (vivace evaluate)"
             )
         return (
-            f"{self.runtime} in {self.precision} against PyTorch on {self._images}: "
+            f"{self.runtime} in {self.precision} against {self.reference} on {self._images}: "
             f"top-1 agreement {self.top1_agreement:.2%}, probabilities differ by at most {self.max_difference:.1e} "
             f"({self.tolerance:g} is allowed)"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values, for JSON; what it is compared with only where that is not PyTorch."""
+        values = dataclasses.asdict(self)
+        return values if self.reference != PYTORCH else {key: values[key] for key in values if key != "reference"}
 
     @property
     def _images(self) -> str:
@@ -121,16 +128,35 @@ def _generated(size: int, channels: int) -> np.ndarray:
 def measure_parity(
     bundle: Bundle, classify: Classifier, images_NHWC: np.ndarray, *, runtime: str, precision: str, images: str
 ) -> Parity:
-    """The certificate of a classifier against the bundle's network in PyTorch, eager, float32, on the CPU."""
-    reference = load_runtime(PLAIN[0], bundle, device=torch.device("cpu"), precision=PLAIN[1])
+    """The certificate of a classifier against the bundle's network in PyTorch, eager, float32, on the CPU.
+
+    Of a network of the user's own whose code is not at hand, against its float32 graph.
+    """
+    reference = load_reference(bundle)
     expected_NK, found_NK = (_probs(function, images_NHWC) for function in (reference, classify))
-    return compare_probs(expected_NK, found_NK, runtime=runtime, precision=precision, images=images)
+    return compare_probs(
+        expected_NK,
+        found_NK,
+        runtime=runtime,
+        precision=precision,
+        images=images,
+        reference=PYTORCH if bundle.has_code else GRAPH,
+    )
 
 
 def compare_probs(
-    expected_NK: np.ndarray, found_NK: np.ndarray, *, runtime: str, precision: str, images: str
+    expected_NK: np.ndarray,
+    found_NK: np.ndarray,
+    *,
+    runtime: str,
+    precision: str,
+    images: str,
+    reference: str = PYTORCH,
 ) -> Parity:
-    """The certificate, from probabilities of PyTorch (eager, float32) and of another variant for the same images."""
+    """The certificate, from probabilities of PyTorch (eager, float32) and of another variant for the same images.
+
+    reference: what the former are of, where they are not PyTorch's.
+    """
     tolerance = TOLERANCE.get(precision, INT8_TOLERANCE)
     rows = np.arange(len(expected_NK))
     # where two classes are as likely as each other, which of them comes first is a matter of rounding
@@ -145,6 +171,7 @@ def compare_probs(
         max_difference=float(np.abs(expected_NK - found_NK).max()),
         tolerance=tolerance,
         agreement_needed=INT8_AGREEMENT if is_quantized(precision) else 1.0,
+        reference=reference,
     )
 
 
@@ -152,9 +179,9 @@ def check_parity(parity: Parity) -> None:
     """Raises ParityError, with the figures, if the certificate does not hold."""
     if not parity.holds:
         raise ParityError(
-            f"{parity.runtime} does not agree with PyTorch: probabilities differ by {parity.max_difference:.2g} "
-            f"({parity.tolerance:g} is allowed), top-1 agreement is {parity.top1_agreement:.2%} on "
-            f"{parity._images}. Nothing was kept: use another runtime or precision."
+            f"{parity.runtime} does not agree with {parity.reference}: probabilities differ by "
+            f"{parity.max_difference:.2g} ({parity.tolerance:g} is allowed), top-1 agreement is "
+            f"{parity.top1_agreement:.2%} on {parity._images}. Nothing was kept: use another runtime or precision."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vivace.bundle import Bundle, check_finite
+from vivace.bundle import Bundle
 from vivace.config import to_dict
 from vivace.data.place import AnyData
 from vivace.errors import ConfigError
@@ -47,7 +47,7 @@ def write_file(bundle: Bundle, out: Path, target: str, data: AnyData | None, cac
     names = names_of(target, out)
     check_export(*names, inputs=[bundle.folder])
     # before a compiler works on it for half a minute
-    check_finite(bundle.build_model())
+    bundle.check_finite()
     precision = _precision(bundle, target)
     if is_quantized(precision) and data is None:
         raise ConfigError(f"an int8 variant is compared on real images: {bundle.folder}. Give `data`.")

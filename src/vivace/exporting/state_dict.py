@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from vivace.bundle import Bundle, finite_weights
+from vivace.bundle import Bundle
 from vivace.config import to_dict
 from vivace.errors import BundleError
 from vivace.files import atomic_file
@@ -24,7 +24,8 @@ def export_state_dict(bundle: Bundle, path: Path) -> Path:
 
     path = Path(path)
     check_export(path, inputs=[bundle.folder])
-    weights = finite_weights(bundle.build_model())
+    bundle.check_finite()
+    weights = bundle.weights()
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     with writing(path), atomic_file(path, check=lambda _: check_export(path, inputs=[bundle.folder])) as file:

@@ -9,6 +9,7 @@ from typing import Any
 from vivace.config import check_range
 from vivace.errors import ConfigError, ModelError
 from vivace.models.arguments import check_arguments
+from vivace.models.own.names import check_own_arguments, check_own_name, is_own
 
 __all__ = ["NETWORKS", "ModelConfig"]
 
@@ -21,7 +22,8 @@ class ModelConfig:
     """A network by name and how it starts."""
 
     name: str = "auto"
-    """A name of the zoo, `timm/NAME` for any network of timm, or "auto": the recipe's network for this image size."""
+    """A name of the zoo, `timm/NAME` for any network of timm, `own/FILE.py:NAME` for one of your own, which is then
+    passed with the call, or "auto": the recipe's network for this image size."""
     pretrained: bool = False
     """Start from published weights: of an installed package, timm's or torchvision's cache, or the hub."""
     weights: str | None = None
@@ -48,6 +50,9 @@ class ModelConfig:
                 f"two kinds of weights to start from: got model.start_from {self.start_from!r} and "
                 f"{'model.pretrained' if self.pretrained else 'model.weights'}. Give one of them."
             )
+        if is_own(self.name):
+            self._check_own()
+            return
         for key in ("num_classes", "in_channels", "size", "pretrained", "name"):
             if key in self.arguments:
                 fix = {"size": "Set data.size.", "pretrained": "Set model.pretrained.", "name": "Set model.name."}
@@ -57,5 +62,17 @@ class ModelConfig:
                 )
         try:
             check_arguments(self.arguments)
+        except ModelError as error:
+            raise ConfigError(str(error)) from None
+
+    def _check_own(self) -> None:
+        if self.pretrained:
+            raise ConfigError(
+                f"model.pretrained can't go with a network of your own: got {self.name}. Give `weights`, a local file, "
+                "or an instance that has weights."
+            )
+        try:
+            check_own_name(self.name)
+            check_own_arguments(self.arguments)
         except ModelError as error:
             raise ConfigError(str(error)) from None

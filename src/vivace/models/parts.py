@@ -21,15 +21,21 @@ def head_parameters(model: nn.Module) -> list[str]:
 
 def _heads(model: nn.Module) -> list[list[nn.Module]]:
     """The classifiers of a network, usually one, each as a list of modules that run in sequence."""
-    parts: Any = getattr(model, "parts", None)
+    parts = _method(model, "parts")
     if parts is not None:
         return [list(parts()[-1])]
-    get_classifier: Any = getattr(model, "get_classifier", None)
+    get_classifier = _method(model, "get_classifier")
     if get_classifier is not None:
         heads = get_classifier()
         return [[head] for head in heads] if isinstance(heads, tuple | list) else [[heads]]
     layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return [layers[-1:]]
+
+
+def _method(model: nn.Module, name: str) -> Any:
+    """A method that our networks or timm's have; None for other networks, whose attribute of that name is their own."""
+    is_known = type(model).__module__.partition(".")[0] in ("vivace", "timm")
+    return getattr(model, name, None) if is_known else None
 
 
 @torch.no_grad()
@@ -50,13 +56,13 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
     Our networks define it by `parts`, timm's by `group_matcher`; of any other network each child is a layer.
     """
     names = [name for name, _ in model.named_parameters()]
-    group_matcher: Any = getattr(model, "group_matcher", None)
+    group_matcher = _method(model, "group_matcher")
     if group_matcher is not None:
         from timm.models import group_parameters
 
         layer_of = group_parameters(model, group_matcher(coarse=False), reverse=True)
     else:
-        parts: Any = getattr(model, "parts", None)
+        parts = _method(model, "parts")
         layers = parts() if parts is not None else [[child] for child in model.children()]
         by_id = {
             id(parameter): index for index, part in enumerate(layers) for m in part for parameter in m.parameters()

@@ -198,8 +198,10 @@ def check_name(name: str) -> None:
     elif name not in ZOO:
         # most likely a name of timm without its prefix
         near = nearest(name, ZOO) if name not in list_timm() else ""
+        own = " One of your own is FILE.py:NAME, given by `model`." if ":" in name else ""
         raise ModelError(
             f"the network is unknown: got {name!r}.{near or near_timm(name)} Known: {', '.join(ZOO)} and timm/NAME."
+            f"{own}"
         )
 
 

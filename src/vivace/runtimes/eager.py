@@ -8,6 +8,7 @@ import torch
 from vivace.bundle import Bundle
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
+from vivace.models.own.fitting import to_channels_last
 from vivace.runtimes.loading import Classifier
 
 __all__ = ["load", "on_device"]
@@ -19,7 +20,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     precision: fp32, bf16 or fp16, by autocast. Raises BundleError if the weights do not fit the network.
     """
     # weights in the layout that the pixels have: otherwise cuDNN turns them round in every call
-    model = bundle.build_model().to(device).to(memory_format=torch.channels_last)
+    model = to_channels_last(bundle.build_model().to(device))
     normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
 
     @torch.inference_mode()

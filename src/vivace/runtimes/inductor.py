@@ -12,6 +12,7 @@ from vivace.cachedir import default_cache_dir
 from vivace.errors import ConfigError
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
+from vivace.models.own.fitting import to_channels_last
 from vivace.runtimes.eager import on_device
 from vivace.runtimes.inductor_private import freeze_weights
 from vivace.runtimes.int8 import int8_graph
@@ -33,7 +34,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     freeze_weights()
     if is_quantized(precision):
         return _int8(bundle, device)
-    model = bundle.build_model().to(device).to(memory_format=torch.channels_last)
+    model = to_channels_last(bundle.build_model().to(device))
     normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
 
     @torch.compile(dynamic=False)

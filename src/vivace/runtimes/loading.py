@@ -11,7 +11,7 @@ import numpy as np
 
 from vivace.cpus import forked_with, limit_threads
 from vivace.errors import BundleError, ConfigError, VivaceError, first_line, nearest
-from vivace.runtimes.table import REFERENCE, RUNTIMES, Runtime, imported, listed, runnable
+from vivace.runtimes.table import PORTABLE, REFERENCE, RUNTIMES, Runtime, imported, listed, runnable
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ __all__ = [
     "check_probs",
     "checked_graph",
     "graph_file",
+    "load_reference",
     "load_runtime",
     "short_reason",
 ]
@@ -65,6 +66,21 @@ def load_runtime(name: str, bundle: Bundle, *, device: torch.device | Processor,
             "Make the bundle again."
         ) from error
     return classifier
+
+
+def load_reference(bundle: Bundle) -> Classifier:
+    """What other variants are compared with: the network in PyTorch, eager, float32, on the CPU.
+
+    Of a network of the user's own whose code is not at hand it is the float32 graph, which was compared with PyTorch
+    when it was written. Raises BundleError if there is none.
+    """
+    graph = None if bundle.has_code else bundle.reference_graph
+    if graph is not None:
+        classifier: Classifier = imported(str(RUNTIMES[PORTABLE].module)).load_graph(bundle, graph)
+        return classifier
+    import torch
+
+    return load_runtime(REFERENCE, bundle, device=torch.device("cpu"), precision="fp32")
 
 
 def _check_not_forked(row: Runtime) -> None:

@@ -23,7 +23,7 @@ from vivace.runtimes.table import INPUT, OUTPUT, RUNTIMES
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GRAPH", "classifier_of", "load", "open_session"]
+__all__ = ["GRAPH", "classifier_of", "load", "load_graph", "open_session"]
 
 ROW = RUNTIMES["onnx"]
 (GRAPH,) = ROW.graph_files
@@ -39,7 +39,12 @@ def load(bundle: Bundle, *, device: torch.device | Processor, precision: str = "
     precision: that of the graph, fp32 or int8. Raises ConfigError for a bundle without an ONNX graph; BundleError for a
     graph that can't be run; MissingExtra.
     """
-    path = graph_file(bundle, GRAPH, ROW.name)
+    return load_graph(bundle, GRAPH)
+
+
+def load_graph(bundle: Bundle, name: str) -> Classifier:
+    """The classifier of one of a bundle's ONNX graphs, as `load` gives it. name: of its file."""
+    path = graph_file(bundle, name, ROW.name)
     return checked_graph(classifier_of(path), bundle, path)
 
 

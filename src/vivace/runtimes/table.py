@@ -14,8 +14,10 @@ from typing import Any
 __all__ = [
     "INPUT",
     "OUTPUT",
+    "PORTABLE",
     "PRECISIONS",
     "REFERENCE",
+    "REFERENCE_GRAPH",
     "RUNTIMES",
     "Deployment",
     "Runtime",
@@ -31,6 +33,8 @@ __all__ = [
 INPUT, OUTPUT = "images", "probs"
 # the runtime that the others are compared with: the plain network in PyTorch
 REFERENCE = "eager"
+# whose float32 graph stands for a network of the user's own where its code is not at hand, and that graph beside others
+PORTABLE, REFERENCE_GRAPH = "onnx", "reference.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)

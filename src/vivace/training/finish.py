@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 from safetensors import SafetensorError
 from torch import nn
 
-from vivace.bundle import Architecture, BundleInfo, save_bundle
+from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.config import to_dict
 from vivace.errors import NonFiniteError, TrainingError
 from vivace.files import write_json
 from vivace.hardware import describe
 from vivace.metrics.summary import evaluate_probs
-from vivace.models.zoo import complete_arguments
+from vivace.models.zoo import complete_arguments, forward_flops
 from vivace.notices import recorded_warnings, warn
 from vivace.training.execution import ExecutionConfig, without_own_kernels
 from vivace.training.folder.runfolder import RunFolder
@@ -28,7 +28,13 @@ from vivace.training.outcome import Outcome, outcome_warnings
 from vivace.training.record import record_of
 from vivace.training.result import TrainResult
 
-__all__ = ["finish"]
+__all__ = ["Complete", "finish"]
+
+# (bundle of a network of the user's own, with its code; images_NHWC uint8 at its size; what they are) → why it got no
+# graph that runs without the code, or None
+Complete = Callable[[Bundle, np.ndarray, str], str | None]
+# validation images on which that graph is compared with PyTorch
+NUM_COMPARED = 256
 
 
 def finish(
@@ -39,10 +45,12 @@ def finish(
     facts: dict[str, Any],
     budget: Budget,
     weights: Mapping[str, Any],
+    complete: Complete | None = None,
 ) -> TrainResult:
     """Calibrate and evaluate the trained network, write its bundle, and warn about problems of the run.
 
-    weights: what the run started from, as `Start.record` has it.
+    weights: what the run started from, as `Start.record` has it. complete: adds a graph to the bundle of a network of
+    the user's own, which is saved before: if that fails, no training is lost.
     Raises NonFiniteError for predictions that are NaN or Inf, TrainingError if a file can't be written.
     """
     data, recipe, counters = session.data, session.recipe, engine.counters
@@ -68,12 +76,16 @@ def finish(
         data={name: value for name, value in facts.items() if name != "place"},
         temperature=temperature,
         starting_weights=weights,
+        network=_own_network(session, model),
     )
     with _disk_for(folder.bundle):
         trained_on = data.cache.splits["train"].digests_N[data.train_indices]
         if session.origin is not None:
             trained_on = session.origin.with_earlier(trained_on)
-        save_bundle(folder.bundle, model, info, trained_on=trained_on)
+        bundle = save_bundle(folder.bundle, model, info, trained_on=trained_on, network=session.network)
+        no_graph = None
+        if session.network is not None and complete is not None:
+            no_graph = complete(bundle, *_compared_images(session))
     total_seconds = engine.plan.clock()
     outcome = _outcome(session, engine, budget, metrics["val"]["top1"], total_seconds)
     for message in outcome_warnings(outcome):
@@ -93,16 +105,40 @@ def finish(
         target_seconds=counters.target_seconds,
         within_seconds=budget.within_seconds,
         temperature=temperature,
+        no_graph=no_graph,
         metrics=metrics,
         warnings=recorded_warnings(),
     )
     for name, value in (
-        ("run.json", {**record_of(facts, budget, weights), "warnings": list(result.warnings)}),
+        ("run.json", {**record_of(facts, budget, weights, session.network), "warnings": list(result.warnings)}),
         ("result.json", result.to_dict()),
     ):
         with _disk_for(folder.path / name):
             write_json(folder.path / name, value)
     return result
+
+
+def _own_network(session: Session, model: nn.Module) -> dict[str, Any]:
+    """What a bundle records of a network of the user's own; nothing of others."""
+    if session.network is None:
+        return {}
+    record = session.network.record()
+    # what can't be counted is left out
+    with contextlib.suppress(Exception):
+        record["operations"] = forward_flops(model, in_channels=session.seen.channels, size=session.seen.size)
+    return record
+
+
+def _compared_images(session: Session) -> tuple[np.ndarray, str]:
+    """Validation images at the network's size, uint8 [N, size, size, C], evenly spread, and what they are called."""
+    data = session.data
+    rows = np.arange(len(data.val_labels_N)) if data.val_indices is None else data.val_indices
+    some = np.sort(rows[np.unique(np.linspace(0, len(rows) - 1, min(NUM_COMPARED, len(rows))).astype(int))])
+    images, size = data.preprocess.view(np.asarray(data.val_images_NHWC[some])), session.seen.size
+    # of a network for smaller images their middle
+    margin = (images.shape[1] - size) // 2
+    middle = images[:, margin : margin + size, margin : margin + size]
+    return np.ascontiguousarray(middle), "validation images"
 
 
 def _metrics(session: Session, model: nn.Module, execution: ExecutionConfig) -> dict[str, Any]:

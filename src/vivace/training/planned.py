@@ -17,8 +17,8 @@ from vivace.training.recording.dispatch import Dispatcher
 
 __all__ = ["aim_for", "announce", "make_engine"]
 
-# time to write the bundle and exit on a slow disk
-SAVE_SECONDS = 0.7
+# time to write the bundle and exit on a slow disk, and for the graph of a network of the user's own
+SAVE_SECONDS, GRAPH_SECONDS = 0.7, 5.0
 
 
 def aim_for(session: Session, budget: Budget) -> Aim | None:
@@ -78,7 +78,7 @@ def make_engine(
         if session.settler(execution) is not None:
             # before the last validation, batch-norm statistics are estimated from these training images
             passes += min(NUM_IMAGES_LAST, len(data.train_indices)) / max(data.num_val, 1)
-        plan.reserve_seconds = seconds * passes + SAVE_SECONDS
+        plan.reserve_seconds = seconds * passes + SAVE_SECONDS + (GRAPH_SECONDS if session.network else 0)
     return Engine(
         recipe=recipe,
         state=state,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vivace.data.caching.cache import Cache
+from vivace.models.own.given import OwnNetwork
 from vivace.training.folder.runfolder import RunFolder
 from vivace.training.loop.arrays import TrainingData
 from vivace.training.loop.engine import Engine
@@ -17,9 +18,15 @@ from vivace.training.recording.callbacks import RunInfo
 __all__ = ["facts_of", "record_of", "run_info", "starting_weights"]
 
 
-def record_of(facts: dict[str, Any], budget: Budget, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of run.json from the start: the data, the budget as "contract", the starting weights."""
-    return {"data": facts, "contract": dataclasses.asdict(budget), "weights": dict(weights)}
+def record_of(
+    facts: dict[str, Any], budget: Budget, weights: Mapping[str, Any], network: OwnNetwork | None = None
+) -> dict[str, Any]:
+    """The contents of run.json from the start: the data, the budget as "contract", the starting weights.
+
+    network: one of the user's own.
+    """
+    told = {} if network is None else {"network": network.record()}
+    return {"data": facts, "contract": dataclasses.asdict(budget), "weights": dict(weights), **told}
 
 
 def facts_of(cache: Cache, data: TrainingData, name: str) -> dict[str, Any]:

@@ -38,6 +38,9 @@ class TrainResult:
     within_seconds: float | None = None
     temperature: float | None = None
     """By which the bundle divides the logits, for calibrated probabilities; None: not calibrated."""
+    no_graph: str | None = None
+    """Why the bundle of a network of your own got no graph that runs without its code; None: it has one, or the network
+    is ours or timm's."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """What was left out, guessed or missed; each was shown on stderr when it occurred."""

@@ -15,6 +15,7 @@ from vivace.cpus import limit_threads, set_threads
 from vivace.data.augmentation.own import OwnAugmentation
 from vivace.data.caching.cache import Cache
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
+from vivace.models.own.given import OwnNetwork
 from vivace.notices import worded
 from vivace.training.execution import (
     OPTIONS,
@@ -32,7 +33,7 @@ from vivace.training.finetuning.stages import (
     keep_better,
     resume_last_stages,
 )
-from vivace.training.finish import finish
+from vivace.training.finish import Complete, finish
 from vivace.training.folder.checkpoints import remove_all
 from vivace.training.folder.runfolder import RunFolder, check_same_data
 from vivace.training.loop.aim import LargerNetwork
@@ -74,6 +75,8 @@ def run_training(
     measure_test: bool,
     teacher: Teacher | None,
     augment: OwnAugmentation | None,
+    network: OwnNetwork | None,
+    complete: Complete | None,
     cache_dir: Path,
     display: LiveDisplay,
     callbacks: Sequence[Callback],
@@ -112,7 +115,9 @@ def run_training(
                 teacher=teacher,
                 origin=origin,
                 augment=augment,
+                network=network,
             )
+            recipe = session.recipe
             # a checkpoint was trained from what the run started with
             weights = session.start.record if saved is None else starting_weights(previous)
             stage = further
@@ -138,7 +143,7 @@ def run_training(
             if saved is not None:
                 restore(state, saved, folder)
             if previous is None:
-                folder.start(recipe, record_of(facts, budget, weights), describe(), to_dict(receipt))
+                folder.start(recipe, record_of(facts, budget, weights, network), describe(), to_dict(receipt))
                 if session.start.line and stage is None:
                     display.on_message(session.start.line)
                 if recipe.epochs:
@@ -146,7 +151,7 @@ def run_training(
             else:
                 adapt_counters(state.counters, recipe, budget, folder.saved_recipe(), previous["contract"])
                 # if the extension is interrupted, it is resumed up to its own end
-                folder.record(recipe, record_of(facts, budget, weights))
+                folder.record(recipe, record_of(facts, budget, weights, network))
             is_first = dispatcher is None
             if dispatcher is None:
                 curves = Curves(folder.path, resumed_step=state.counters.step or None)
@@ -169,7 +174,7 @@ def run_training(
                 keep_better(session, engine, stage, display.on_message)
                 # the engine checks only from time to time
                 engine.check_files()
-                result = finish(session, engine, execution, folder, facts, budget, weights)
+                result = finish(session, engine, execution, folder, facts, budget, weights, complete)
             except LargerNetwork as error:
                 dispatcher.on_message(str(error))
                 recipe, saved, previous = with_network(recipe, data_facts, error.choice.network), None, None
@@ -231,7 +236,7 @@ def _receipt(
     names = {
         "device": device_name(device),
         "torch": torch.__version__,
-        "model": to_dict(recipe.model),
+        "model": {**to_dict(recipe.model), **session.start.fingerprint},
         "size": session.data.preprocess.size,
         "channels": session.data.preprocess.channels,
         "batch": trial_batch_size(recipe),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from vivace.cachedir import default_cache_dir
-from vivace.config import from_dict, override, parse_duration, to_dict
+from vivace.config import override, parse_duration
 from vivace.data.audit import write_left_out
 from vivace.data.augmentation.own import OwnAugmentation
 from vivace.data.describe import report
@@ -25,7 +25,8 @@ from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
 from vivace.training.dataset import open_run_cache, open_run_source, with_sizes
 from vivace.training.folder.continuing import says_how_to_resume
-from vivace.training.folder.runfolder import RunFolder, check_run_place, check_same_recipe, new_run_path, newest_run
+from vivace.training.folder.runfolder import RunFolder, check_run_place, new_run_path, newest_run
+from vivace.training.own import own_errors, passed_network, resumed_network
 from vivace.training.recipes.balance import check_class_names
 from vivace.training.recipes.choices import check_device_name, check_names
 from vivace.training.recipes.expected import is_planned, seconds_for
@@ -39,8 +40,11 @@ from vivace.training.recording.callbacks import Callback, check_callbacks
 from vivace.training.recording.display import LiveDisplay
 from vivace.training.recording.trackers.choose import make_trackers, parse_trackers
 from vivace.training.result import TrainResult
+from vivace.training.resumed import resumed_recipe
 
 if TYPE_CHECKING:
+    from vivace.models.own.given import OwnNetwork
+    from vivace.training.finish import Complete
     from vivace.training.techniques.distill import Teacher
 
 __all__ = ["TrainResult", "planned_recipe", "train"]
@@ -69,6 +73,7 @@ def train(
     track: str | Sequence[str] = (),
     quiet: bool = False,
     clock: Callable[[], float] | None = None,
+    complete: Complete | None = None,
     **keywords: Unpack[TrainKeywords],
 ) -> TrainResult:
     """Train a classifier on `data` and write its bundle.
@@ -77,9 +82,11 @@ def train(
     (.csv, .jsonl, .parquet) or an archive; an object that holds images, such as a torch Dataset, arrays or a frame (all
     of them: `vivace.Data.where`); or a `vivace.Data`, which says how one is opened. recipe: a name, a YAML file or a
     Recipe. keywords: the options of `vivace train` for the network and the images, by name: batch_size, lr, model,
-    size, on_bad_image … overrides: any field of the recipe, such as {"schedule.name": "cosine"}. The budget
-    is `epochs`, `within` (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation
-    accuracy, (0, 1]) at which it stops; without `epochs`, `fast` is planned to reach it soon. measure_test: look at the
+    size, on_bad_image … model: the name of a network, or one of your own: a class or function that makes a
+    torch.nn.Module, an instance, or "FILE.py:NAME".
+    overrides: any field of the recipe, such as {"schedule.name": "cosine"}. The budget is `epochs`, `within`
+    (wall-clock, such as "10m", from the call to the saved bundle) and `target` (validation accuracy, (0, 1]) at which
+    it stops; without `epochs`, `fast` is planned to reach it soon. measure_test: look at the
     test split, once, at the end. from_scratch: start from random weights, even where the recipe "auto" would start from
     pretrained ones. quiet: nothing is shown but warnings, which `TrainResult.warnings` has too, and what
     DATA was understood to be if anything was left out of it. teacher: a faster variant of the network that
@@ -90,7 +97,8 @@ def train(
     global random numbers are seeded before each call, so that resumed runs are bitwise the same, unless it remembers
     something between calls; a resumed run needs it again. callbacks: `vivace.Callback` objects, which are told of
     steps, validations and checkpoints, and may end the run. track: experiment trackers to report to,
-    by name: "mlflow", "wandb", "trackio" ("tensorboard" is always written).
+    by name: "mlflow", "wandb", "trackio" ("tensorboard" is always written). complete: adds to the bundle of a network
+    of the user's own what runs without its code, before the run ends; `vivace.train` gives it.
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """
@@ -103,6 +111,11 @@ def train(
     if target is not None and not 0 < target <= 1:
         raise ConfigError(f"`target` is out of range: got {target!r}. Give an accuracy in (0, 1].")
     check_keywords(keywords, PARAMETERS)
+    # before another thread imports torch, as the user's code does
+    network = passed_network(keywords.get("model"), resume=resume)
+    if network is not None:
+        # a resumed run goes on by the name that it began with
+        keywords["model"] = None if resume else network.name
     changes = recipe_changes(keywords, overrides)
     if from_scratch and changes.get("model.start_from"):
         raise ConfigError("`from_scratch` can't go with `start_from`: got both. Leave one of them out.")
@@ -125,7 +138,11 @@ def train(
     recipe = read_recipe(recipe)
     # our own recipes name no network that does not exist
     named = recipe if isinstance(recipe, Recipe) else Recipe()
-    check_names(changes.get("model.name", named.model.name), changes.get("optimizer.name", named.optimizer.name))
+    check_names(
+        changes.get("model.name", named.model.name),
+        changes.get("optimizer.name", named.optimizer.name),
+        own=None if network is None else network.name,
+    )
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     # importing torch is one thread: decoding, in processes, overlaps with it
     importing = threading.Thread(target=_import_torch, daemon=True)
@@ -145,10 +162,12 @@ def train(
         recipe, chosen = chosen_recipe(sized), reason(sized, asked=sized is not facts)
     # a resumed run is planned if it was before
     planned = "epochs" not in changes if resume else target is not None and is_planned(recipe, changes)
+    # how long a network of the user's own takes to a target, nobody knows
+    planned = planned and network is None
     if on_cpu:
         seconds = [within_seconds, seconds_for(target, facts) if planned and target is not None else None]
         facts = dataclasses.replace(facts, seconds=min((s for s in seconds if s is not None), default=None))
-    folder, resolved = _open_run(source, recipe, changes, run, resume, facts, own)
+    folder, resolved, network = _open_run(source, recipe, changes, run, resume, facts, own, network)
     if resolved.model.name.startswith("timm/"):
         first = importing
         importing = threading.Thread(target=_import_timm, args=(first,), daemon=True)
@@ -159,6 +178,8 @@ def train(
         display = LiveDisplay(epochs="?" if is_open else str(resolved.epochs), quiet=quiet)
         if chosen is not None:
             display.on_message(f"recipe: {chosen}")
+        if network is not None and resolved.name == "finetune" and not resume:
+            warn("finetune trains all of a network of your own, with AdamW: its head is not solved, no stage is frozen")
         for name in unused_options(resolved, changes, timed=within_seconds is not None):
             warn(f"{name} is not used: the head alone is trained. Give `epochs` or `within` to train the network too")
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
@@ -182,7 +203,8 @@ def train(
         from vivace.training.loop.plan import Budget
         from vivace.training.run import run_training
 
-        with says_how_to_resume(data, folder.path):
+        place = None if network is None else network.given or network.shown
+        with says_how_to_resume(data, folder.path, network=place), own_errors(network):
             return run_training(
                 folder,
                 resolved,
@@ -196,6 +218,8 @@ def train(
                 measure_test=measure_test,
                 teacher=teacher,
                 augment=own,
+                network=network,
+                complete=complete,
                 cache_dir=cache_path,
                 display=display,
                 callbacks=(*make_trackers(trackers, on_message=display.on_message), *callbacks),
@@ -231,15 +255,19 @@ def _open_run(
     resume: bool,
     facts: DataFacts,
     own: OwnAugmentation | None,
-) -> tuple[RunFolder, Recipe]:
-    """The locked run folder, and the recipe with the changes applied and everything about the data resolved."""
+    network: OwnNetwork | None,
+) -> tuple[RunFolder, Recipe, OwnNetwork | None]:
+    """The locked run folder, the recipe with the changes and everything about the data resolved, the network."""
     runs = Path("runs")
     if resume:
         folder = RunFolder(Path(run) if run else newest_run(runs, source.name), resume=True)
         try:
-            resumed = _resumed_recipe(folder, recipe, changes, facts)
+            network = resumed_network(folder, network)
+            if network is not None:
+                changes["model.name"] = network.name
+            resumed = resumed_recipe(folder, recipe, changes, facts)
             _check_given(resumed, own)
-            return folder, resumed
+            return folder, resumed, network
         except BaseException:
             folder.release()
             raise
@@ -247,7 +275,7 @@ def _open_run(
     check_class_names(resolved.loss.class_weights, source.classes)
     _check_given(resolved, own)
     path = Path(run) if run else new_run_path(runs, possible_name(f"{source.name}-{resolved.name}"))
-    return RunFolder(path, resume=False), resolved
+    return RunFolder(path, resume=False), resolved, network
 
 
 def _check_given(recipe: Recipe, own: OwnAugmentation | None) -> None:
@@ -278,37 +306,3 @@ def planned_recipe(
     """The recipe of `train` without a time budget, before its trial: what that decides is still "auto"."""
     source = open_source(data, cache_dir=cache_dir or default_cache_dir())
     return _resolved(source, recipe, changes, measure_facts(source))
-
-
-def _resumed_recipe(
-    folder: RunFolder, recipe: str | Path | Recipe, changes: Mapping[str, Any], facts: DataFacts
-) -> Recipe:
-    """The recipe of the run with the changes that a resumed run may have. Raises CheckpointError for others."""
-    saved = folder.saved_recipe()
-    if recipe != DEFAULT_RECIPE:
-        # the network depends on the budget that the run began with
-        began_with = folder.saved_facts()["contract"]["within_seconds"]
-        asked = resolve_recipe(recipe, dataclasses.replace(facts, seconds=began_with))
-        if isinstance(recipe, str) and recipe == asked.name:
-            asked = dataclasses.replace(saved, name=recipe)
-        check_same_recipe(saved, from_dict(Recipe, _merged(to_dict(saved), to_dict(asked))))
-    within = folder.saved_facts()["contract"]["within_seconds"]
-    if within is not None and "epochs" in changes:
-        raise ConfigError(
-            f"two budgets: the run was begun within {within:g} s, and got epochs {changes['epochs']!r}. "
-            "Leave `epochs` out, or start a new run with another `run`."
-        )
-    asked = override(saved, changes)
-    check_same_recipe(saved, asked)
-    return asked
-
-
-def _merged(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """`saved`, updated with the values of `asked` that are neither None nor "auto"."""
-    merged = dict(saved)
-    for key, value in asked.items():
-        if isinstance(value, Mapping) and isinstance(saved.get(key), Mapping):
-            merged[key] = _merged(saved[key], value)
-        elif value is not None and value != "auto":
-            merged[key] = value
-    return merged

@@ -32,12 +32,12 @@ from vivace.data.place import AnyData
 from vivace.errors import ParityError
 from vivace.exporting.deployment.goldens import Golden, choose_goldens, write_goldens
 from vivace.exporting.exporters import exporter_of
-from vivace.exporting.parity import PLAIN, Parity, check_parity, measure_parity, parity_images
+from vivace.exporting.parity import Parity, check_parity, measure_parity, parity_images
 from vivace.exporting.progress import doing
 from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.hardware import cpu_name
 from vivace.outputs import check_folder, own_folder, seal
-from vivace.runtimes.loading import graph_file, load_runtime
+from vivace.runtimes.loading import graph_file, load_reference, load_runtime
 from vivace.runtimes.table import RUNTIMES, Deployment
 
 __all__ = ["write_deployment"]
@@ -73,7 +73,7 @@ def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir:
     goldens = choose_goldens(bundle, data, cache_dir=cache_dir)
     images_NHWC = np.stack([bundle.preprocess.load(golden.data) for golden in goldens])
     # one at a time, as the self-test asks
-    plain = load_runtime(PLAIN[0], bundle, device=cpu, precision=PLAIN[1])
+    plain = load_reference(bundle)
     pytorch_NK, deployed_NK = (
         np.concatenate([function(images_NHWC[i : i + 1]) for i in range(len(images_NHWC))])
         for function in (plain, classify)

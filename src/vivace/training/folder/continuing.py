@@ -15,14 +15,18 @@ __all__ = ["resume_call", "says_how_to_resume"]
 SHORT = "`resume=True`"
 
 
-def resume_call(data: AnyData, run: Path) -> str:
-    """The call that continues the run, in backquotes; the command line shows it as a command."""
+def resume_call(data: AnyData, run: Path, network: str | None = None) -> str:
+    """The call that continues the run, in backquotes; the command line shows it as a command.
+
+    network: the file and name of one of the user's own, which has to be given again.
+    """
     data = Data.of(data)
     options = [f"{name}={_text(value)}" for name, value in data.options().items()]
     # an object has no text that would give it again: it is the caller's `data`
     given = "data" if data.is_object else _text(data.where)
     where = f"vivace.Data({', '.join([given, *options])})" if options else given
-    return f"`vivace.train({where}, resume=True, run={_text(run)})`"
+    model = "" if network is None else f"model={_text(network)}, "
+    return f"`vivace.train({where}, {model}resume=True, run={_text(run)})`"
 
 
 def _text(value: object) -> str:
@@ -31,10 +35,10 @@ def _text(value: object) -> str:
 
 
 @contextlib.contextmanager
-def says_how_to_resume(data: AnyData, run: Path) -> Iterator[None]:
+def says_how_to_resume(data: AnyData, run: Path, *, network: str | None = None) -> Iterator[None]:
     """Within, an error that stops the training says the whole call that continues it."""
     try:
         yield
     except (Interrupted, TrainingError) as error:
-        error.args = (str(error).replace(SHORT, resume_call(data, run)), *error.args[1:])
+        error.args = (str(error).replace(SHORT, resume_call(data, run, network)), *error.args[1:])
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,8 @@ from vivace.errors import ConfigError
 from vivace.hardware import autocast, seed_everything
 from vivace.kernels.depthwise import swap
 from vivace.models.normalize import Normalize
+from vivace.models.own.fitting import takes_contiguous
+from vivace.models.own.given import OwnNetwork
 from vivace.models.zoo import head_parameters, layer_groups
 from vivace.optim.optimizers import create_optimizer
 from vivace.training.execution import ExecutionConfig, trial_batch_size
@@ -60,29 +63,32 @@ class Session:
         teacher: Teacher | None = None,
         origin: Origin | None = None,
         augment: OwnAugmentation | None = None,
+        network: OwnNetwork | None = None,
     ) -> None:
         """cache_dir: holds our kernels. load: start from the recipe's weights; a checkpoint needs none.
 
         teacher: answers in place of the network that `distill.teacher` names. origin: what `model.start_from` names.
-        augment: an augmentation of the user's.
+        augment: an augmentation of the user's. network: one of the user's own.
         """
         seed_everything(recipe.seed, deterministic=recipe.deterministic)
         self.recipe, self.data, self.device, self.kernels = recipe, data, device, cache_dir / "kernels"
+        self.network, self.origin = network, origin
         preprocess, train = data.preprocess, data.cache.splits["train"]
         self.num_classes = len(data.cache.classes)
         self.seen = seen(recipe, preprocess)
-        shrink = self.seen.size / preprocess.size
-        self.normalize = Normalize(preprocess.mean, preprocess.std, shrink=shrink).to(device)
-        self.origin = origin
+        self.normalize = Normalize(preprocess.mean, preprocess.std, shrink=self.seen.size / preprocess.size).to(device)
         self.start = start_network(
             recipe,
             data.cache.classes,
             origin=origin,
+            network=network,
             in_channels=preprocess.channels,
             size=self.seen.size,
             load=load,
             cache_dir=cache_dir,
         )
+        if takes_contiguous(self.start.model):
+            self.recipe = recipe = dataclasses.replace(recipe, channels_last=False)
         self.model = self._initialised(self.start.model, load=load)
         if recipe.micro_batch_size == 1 and has_batch_norm(self.model):
             raise ConfigError(
@@ -127,7 +133,7 @@ class Session:
         if self.recipe.finetune.head and self.device.type == "cpu":
             # torch's gradients of depthwise convolutions take most of a step
             swap(model, self.kernels)
-        init = getattr(model, "init_from_images", None)
+        init = None if self.start.fingerprint else getattr(model, "init_from_images", None)
         if init is not None and load and not self.recipe.model.has_learnt:
             with torch.no_grad():
                 init(self.sample_images())

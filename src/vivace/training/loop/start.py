@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import nn
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError, ModelError
 from vivace.files import sha256_of
-from vivace.models.classes import Classes, fitted_weights
+from vivace.models.classes import Classes, fitted_weights, rows_of_classes
+from vivace.models.own.given import OwnNetwork
 from vivace.models.parts import scale_head
 from vivace.models.pretrained import find_weights
 from vivace.models.weights import load_weights, weights_file
@@ -33,7 +35,9 @@ class Start:
     record: Mapping[str, Any] = field(default_factory=dict)
     """kind, from, license …, as plain values; empty for random weights."""
     line: str | None = None
-    """The same for a reader; None for random weights."""
+    """The same for a reader; None for random weights of a network of the zoo or of timm."""
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    """What tells a network of the user's own from others of the same name."""
 
 
 def start_network(
@@ -45,16 +49,21 @@ def start_network(
     load: bool,
     cache_dir: Path,
     origin: Origin | None = None,
+    network: OwnNetwork | None = None,
 ) -> Start:
     """The recipe's network with the weights that it starts from: a run, a local file, published ones, else random ones.
 
     load: False for random ones, as for a run that continues from a checkpoint. origin: what `model.start_from` names.
-    Raises ModelError for an unknown network, and weights that can't be had or do not fit.
+    network: the user's own, which the recipe names. Raises ModelError for an unknown network, and weights that can't be
+    had or do not fit.
     """
     num_classes = len(classes)
     file = recipe.model.weights if load else None
     # a local file comes first; published weights would only be overwritten
     source = find_weights(recipe.model.name) if recipe.model.pretrained and load and not file else None
+    if network is not None:
+        begun = origin if load else None
+        return _own(network, recipe, classes, in_channels=in_channels, size=size, file=file, origin=begun)
     model = create_model(
         recipe.model.name,
         num_classes,
@@ -67,11 +76,8 @@ def start_network(
     if origin is not None and load:
         return _continued(model, recipe, origin, classes, in_channels=in_channels, size=size)
     if file:
-        left_out = load_weights(model, file)
-        path = weights_file(file)
-        head = f"; a new head for {num_classes} classes: {left_out[0]} has another shape" if left_out else ""
-        record = {"kind": "file", "from": path.name, "sha256": sha256_of(path)}
-        return Start(model, record, f"starting weights: {file}{head}")
+        record, line = _load_file(model, file, num_classes)
+        return Start(model, record, line)
     if source is None:
         return Start(model)
     published = source.num_classes()
@@ -90,7 +96,14 @@ def _continued(
             f"{info.architecture.name!r}. Leave `model` out."
         )
     rows = class_rows(recipe.model.name, len(classes), in_channels=in_channels, size=size, **recipe.model.arguments)
-    trained = origin.weights()
+    return _with_weights_of(origin, model, recipe, classes, rows)
+
+
+def _with_weights_of(
+    origin: Origin, model: nn.Module, recipe: Recipe, classes: Sequence[str], rows: frozenset[str]
+) -> Start:
+    """The network with the weights of the origin. rows: names of the tensors with a row for each class."""
+    info, trained = origin.bundle.info, origin.weights()
     model.load_state_dict(fitted_weights(trained, model.state_dict(), rows, before=info.classes, now=classes))
     if info.temperature is not None:
         # back to the logits that training ended with: calibrated ones are not where its loss is lowest
@@ -102,6 +115,41 @@ def _continued(
     earlier = {key: str(info.starting_weights[key]) for key in ("license",) if key in info.starting_weights}
     record = {"kind": "run", "from": Path(str(place)).name, "sha256": origin.sha256, "classes": found.line(), **earlier}
     return Start(model, record, f"starting from {place}: {found.line()}")
+
+
+def _load_file(model: nn.Module, file: str, num_classes: int) -> tuple[dict[str, str], str]:
+    """Load a local file into the network, in place: what is recorded and said of it."""
+    left_out = load_weights(model, file)
+    path = weights_file(file)
+    head = f"; a new head for {num_classes} classes: {left_out[0]} has another shape" if left_out else ""
+    return {"kind": "file", "from": path.name, "sha256": sha256_of(path)}, f"starting weights: {file}{head}"
+
+
+def _own(
+    network: OwnNetwork,
+    recipe: Recipe,
+    classes: Sequence[str],
+    *,
+    in_channels: int,
+    size: int,
+    file: str | None,
+    origin: Origin | None,
+) -> Start:
+    """A network of the user's own; an instance starts with its weights, unless there is a run or a file."""
+    build = partial(network.build, in_channels=in_channels, size=size, arguments=recipe.model.arguments)
+    model = build(len(classes))
+    shapes = [[name, list(tensor.shape)] for name, tensor in model.state_dict().items()]
+    # a stored trial is that of the same code
+    fingerprint = {"own": [network.sha256, repr(model), shapes]}
+    if origin is not None:
+        rows = rows_of_classes(model.state_dict(), build(len(classes) + 1).state_dict())
+        start = _with_weights_of(origin, model, recipe, classes, rows)
+        return replace(start, line=f"{network.line()}; {start.line}", fingerprint=fingerprint)
+    if file:
+        record, line = _load_file(model, file, len(classes))
+        return Start(model, record, f"{network.line()}; {line}", fingerprint)
+    record = {"kind": "instance"} if network.kind == "instance" else {}
+    return Start(model, record, network.line(), fingerprint)
 
 
 def seen(recipe: Recipe, preprocess: Preprocess) -> Preprocess:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, ModelError
 from vivace.models.config import NETWORKS
+from vivace.models.own.names import is_own
 from vivace.optim.config import OPTIMIZERS
 
 __all__ = ["check_device_name", "check_names"]
@@ -20,12 +21,20 @@ def check_device_name(name: str) -> None:
         raise ConfigError(f"`device` is unknown: got {got}. Give auto, cpu, cuda, cuda:N or mps.")
 
 
-def check_names(network: object, optimizer: object) -> None:
+def check_names(network: object, optimizer: object, *, own: str | None = None) -> None:
     """Raise ModelError or ConfigError for a network or an optimizer that does not exist; None: not given.
+
+    own: the name of a network of the user's own, which was passed with the call; a recipe can't name another.
 
     For a name that is not ours timm is imported, and torch with it.
     """
-    if isinstance(network, str) and network not in ("auto", *NETWORKS):
+    if isinstance(network, str) and is_own(network):
+        if network != own:
+            raise ModelError(
+                f"the recipe trains a network of your own, whose code a recipe does not hold: got {network[:80]!r}. "
+                f"Give it: `model={network.removeprefix('own/')[:80]!r}`, with the path of the file."
+            )
+    elif isinstance(network, str) and network not in ("auto", *NETWORKS):
         from vivace.models.zoo import check_name
 
         check_name(network)

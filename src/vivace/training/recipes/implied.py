@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vivace.errors import ConfigError
+from vivace.models.own.names import is_own
 from vivace.training.recipes.recipe import Recipe
 
 __all__ = ["unused_options", "with_implied", "with_starting_weights"]
@@ -31,6 +32,15 @@ USUAL: dict[str, dict[str, Any]] = {
     "lamb": {"lr": 5e-3, "nesterov": False, "weight_decay": 0.02},
     "muon": ANY_NETWORK,
 }
+# what a recipe does to parts of its own network, or to their inputs
+OF_OWN: dict[str, Any] = {
+    "finetune.head": False,
+    "model.pretrained": False,
+    "freeze_after": (),
+    "augment.start_size": None,
+    "optimizer.layer_decay": None,
+    "head_epochs": 0,
+}
 # epochs of a network that is named under `finetune` without weights
 EPOCHS_FROM_SCRATCH = 8
 # of `fast` and `accurate`, from trained weights: docs/log/2026-11-29.md
@@ -50,7 +60,8 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     """`changes` to a recipe, preceded by those that follow from them.
 
     With another network, the recipe's network arguments are dropped, and `fast` and `accurate`, whose learning rates
-    suit their own network, take an optimizer that suits any. With another optimizer, learning rate, weight decay and
+    suit their own network, take an optimizer that suits any. With one of the user's own no head is solved, nothing is
+    frozen, and images keep their size: its parts are not known. With another optimizer, learning rate, weight decay and
     options take its usual values. Hard-example sampling and self-distillation, which need a loss or a prediction of
     each image, are off if images are mixed; the former also with balanced sampling. With class weights, gradients are
     clipped. From a trained run, `fast` and `accurate` take a part of their epochs and of their rate. With focal loss,
@@ -67,7 +78,8 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     if changes.get("loss.class_weights", "none") not in ("none", None) and recipe.clip_grad_norm is None:
         implied["clip_grad_norm"] = CLIP_OF_WEIGHTED
     network, optimizer = changes.get("model.name"), changes.get("optimizer.name")
-    learnt = any(
+    own = is_own(str(network))
+    learnt = not own and any(
         changes.get(f"model.{name}", getattr(recipe.model, name)) for name in ("pretrained", "weights", "start_from")
     )
     if recipe.finetune.head and not learnt:
@@ -75,6 +87,8 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
         implied |= {"finetune.head": False, "epochs": max(recipe.epochs, EPOCHS_FROM_SCRATCH)}
     if network not in (None, recipe.model.name):
         implied["model.arguments"] = {}
+        if own:
+            implied |= OF_OWN
         if recipe.name in ("fast", "accurate") and optimizer is None:
             implied |= _fields(ANY_NETWORK)
     if optimizer not in (None, recipe.optimizer.name):

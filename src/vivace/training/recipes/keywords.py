@@ -6,7 +6,7 @@ One table for `vivace.train(data, batch_size=16)` and `vivace train DATA --batch
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -21,7 +21,7 @@ __all__ = ["FIELDS", "OPENING", "TrainKeywords", "check_keywords", "data_opened_
 class TrainKeywords(TypedDict, total=False):
     """Keywords of `vivace.train`, with the names and the meaning of the options of `vivace train`. None: not given."""
 
-    model: str | None
+    model: str | Callable[..., Any] | None
     pretrained: bool | None
     weights: str | Path | None
     start_from: str | Path | None

@@ -13,6 +13,7 @@ from vivace.bundle import Bundle, load_bundle
 from vivace.data.caching.cache import Cache
 from vivace.errors import BundleError, CheckpointError, ConfigError
 from vivace.manifest import WEIGHTS
+from vivace.models.own.names import is_own
 from vivace.notices import warn
 from vivace.trained_on import TrainedOn
 from vivace.training.recipes.named import DEFAULT_RECIPE
@@ -73,16 +74,18 @@ def with_origin(recipe: Any, changes: Mapping[str, Any]) -> tuple[Any, dict[str,
     place = changes.get("model.start_from")
     if not place:
         return recipe, changes
+    info = load_bundle(place).info
+    architecture, preprocess = info.architecture, info.preprocess
+    # the code of a network of the user's own is not in the bundle: it is given again, and must fit the weights
+    given = changes.get("model.name") if architecture.is_own else None
     for field, name in OF_NETWORK.items():
-        if changes.get(field):
+        if changes.get(field) and not (given is not None and field == "model.name" and is_own(str(given))):
             raise ConfigError(
                 f"`start_from` can't go with `{name}`: got {str(place)!r} and {changes[field]!r}. Its network is that "
                 "of the run: leave one of them out."
             )
-    info = load_bundle(place).info
-    architecture, preprocess = info.architecture, info.preprocess
     of_bundle: dict[str, Any] = {
-        "model.name": architecture.name,
+        "model.name": given or architecture.name,
         "model.arguments": dict(architecture.arguments),
         "model.pretrained": False,
         "model.weights": None,

@@ -17,6 +17,7 @@ from vivace.bundle import Bundle, load_bundle
 from vivace.errors import ConfigError
 from vivace.hardware import autocast, supported_precisions
 from vivace.models.normalize import Normalize
+from vivace.models.own.fitting import to_channels_last
 from vivace.training.recipes.recipe import DistillConfig
 
 __all__ = ["Distillation", "Teacher", "make_distillation"]
@@ -88,7 +89,7 @@ class Distillation:
 
 def _network(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Tensor]:
     """images_BCHW → logits_BK float32 of the network in PyTorch, in half precision if the device supports it."""
-    model = bundle.build_model().to(device).to(memory_format=torch.channels_last).requires_grad_(False)
+    model = to_channels_last(bundle.build_model().to(device)).requires_grad_(False)
     normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
     precision = next((p for p in ("bf16", "fp16") if p in supported_precisions(device)), "fp32")
 
