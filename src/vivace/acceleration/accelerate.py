@@ -20,14 +20,14 @@ from vivace.acceleration.options import SearchKeywords, SearchOptions
 from vivace.acceleration.receipt import markdown, receipt, samples
 from vivace.acceleration.results import Result, SearchResult
 from vivace.acceleration.search import Search
-from vivace.bundle import Bundle, BundleInfo, check_finite, derive_bundle, load_bundle
+from vivace.bundle import Bundle, BundleInfo, derive_bundle, load_bundle
 from vivace.cpus import limit_threads
 from vivace.data.caching.held import hold
 from vivace.data.caching.signature import signature_of
 from vivace.data.place import AnyData, Data
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
-from vivace.errors import ConfigError, printable
+from vivace.errors import BundleError, ConfigError, printable
 from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.summary import evaluate_probs
 from vivace.outputs import check_file, check_folder, warn_of_replaced, write_sealed, writing
@@ -58,7 +58,8 @@ class Acceleration:
     precision: str
     batch_size: int
     latency_ms_before: float
-    """Median of the baseline, the faster of PyTorch eager and compiled in float32; NaN if it was not timed."""
+    """Median of the baseline, the faster of PyTorch eager and compiled in float32, or the float32 graph of a network of
+    the user's own; NaN if it was not timed."""
     latency_ms_after: float
     speedup: float
     speedup_low: float
@@ -102,6 +103,7 @@ def accelerate(
     options: a `SearchOptions`, or its fields as keywords: accelerate(..., max_drop=1.0, within="20m").
     started: time.monotonic() from which `within` counts; None: from this call. When that time is over, the search ends
     with what was measured by then: work that would not fit is not started, work that is running is abandoned.
+    Of a network of the user's own the baseline is its float32 graph, from which its variants are made.
     Raises ConfigError, BundleError, DataError, and VivaceError if the plain model can't be timed.
     """
     options = _asked(options, keywords)
@@ -114,7 +116,9 @@ def accelerate(
     if out is None:
         out = default_out(given.folder if isinstance(given, Bundle) else Path(given))
     out, report, replaced = _checked_out(Path(out), bundle)
-    check_finite(bundle.build_model())
+    if bundle.info.architecture.is_own:
+        bundle = _as_graph(bundle)
+    bundle.check_finite()
     limit_threads()
     started = time.monotonic() if started is None else started
     name, data, told = str(Data.of(data)), *_identified(data, bundle, options)
@@ -185,6 +189,20 @@ def _opened(bundle: Any) -> Bundle:
         f"accelerate takes a bundle: got an object of type {type(bundle).__name__}. Give the folder that vivace train "
         "wrote; for another network of timm or of vivace: vivace accelerate NAME DATA --weights FILE."
     )
+
+
+def _as_graph(bundle: Bundle) -> Bundle:
+    """A bundle of a network of the user's own as the processes of a search have it: its graph, and no code.
+
+    Raises BundleError if it has no graph.
+    """
+    if bundle.reference_graph is None:
+        reason = bundle.info.network.get("without_graph", "it was lost")
+        raise BundleError(
+            f"a network of your own is accelerated from its graph, and the bundle has none: {bundle.folder} ({reason}) "
+            "Change the network so that it can be exported, and train again, starting from `weights`."
+        )
+    return dataclasses.replace(bundle, network=None)
 
 
 def _checked_out(out: Path, bundle: Bundle) -> tuple[Path, Path, str | None]:

@@ -86,16 +86,21 @@ class Candidate:
         return bool(self.network), RISK[self.precision], -len(self.float_layers) - self.asymmetric
 
 
-def candidates_for(device: torch.device, *, hurried: bool = False) -> tuple[list[Candidate], dict[str, str]]:
+def candidates_for(
+    device: torch.device, *, hurried: bool = False, own: bool = False
+) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates that can be built here, and for each of the others the reason why it can't.
 
-    hurried: those that are quick to build first, since there may be no time for all.
+    hurried: those that are quick to build first, since there may be no time for all. own: for a network of the user's
+    own, which other processes have as a graph alone.
     """
     found, missing = [], {}
     for variant in VARIANTS:
         candidate = Candidate(runtime=variant.runtime, precision=variant.precision, asymmetric=variant.asymmetric)
         absent = [name for name in variant.needs if find_spec(name) is None]
-        if absent:
+        if own and RUNTIMES[variant.runtime].takes_network:
+            missing[candidate.name] = "it takes the network's own code, which the processes of a search do not have"
+        elif absent:
             missing[candidate.name] = f"{absent[0]} is not installed: pip install 'vivace[accelerate]'"
         elif variant.precision.endswith("bf16") and "bf16" not in supported_precisions(device):
             missing[candidate.name] = "this processor has no bf16 instructions"

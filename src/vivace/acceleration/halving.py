@@ -30,7 +30,7 @@ from vivace.bundle import Bundle
 from vivace.data.place import AnyData
 from vivace.errors import OutOfTime, TrainingError, first_line
 from vivace.runtimes.loading import load_runtime
-from vivace.runtimes.table import RUNTIMES
+from vivace.runtimes.table import PORTABLE, RUNTIMES
 
 __all__ = ["FastTeacher", "SuccessiveHalving", "promoted", "race_candidates"]
 
@@ -214,7 +214,10 @@ class SuccessiveHalving:
         return {result.candidate.network.removesuffix(UNTRAINED): result.times_faster for result in timed}
 
     def _fast_teacher(self, own: Sequence[Result]) -> FastTeacher | None:
-        """The fastest variant that agrees with the model, as the teacher; None: PyTorch runs the teacher."""
+        """The fastest variant that agrees with the model, as the teacher; None: PyTorch runs the teacher.
+
+        Of a network of the user's own, whose code is not here, its float32 graph in place of that.
+        """
         for result in own:
             if result.parity is None or result.parity.top1_agreement < MIN_AGREEMENT:
                 continue
@@ -224,6 +227,10 @@ class SuccessiveHalving:
                 return None
             self._steps.tell(f"{result.name} is the teacher")
             return FastTeacher(runtime, self._measurements.bundle_of(result), precision)
+        network = self._measurements.own
+        if not network.bundle.has_code:
+            plain = Candidate(runtime=PORTABLE, precision="fp32")
+            return FastTeacher(plain.runtime, network.builder.build(plain), plain.precision)
         return None
 
     def _raced(self, students: Sequence[Student], speeds: Mapping[str, float]) -> list[Student]:

@@ -14,8 +14,7 @@ from vivace.bundle import Bundle
 from vivace.compression.layers import LayerGroup, rank_layers
 from vivace.data.place import AnyData
 from vivace.errors import DataError
-from vivace.exporting.parity import PLAIN
-from vivace.runtimes.loading import load_runtime
+from vivace.runtimes.loading import load_reference, load_runtime
 
 __all__ = ["Network", "open_network", "rank_layers_of"]
 
@@ -31,10 +30,11 @@ class Network:
     builder: Builder
 
     def probs(self, candidate: Candidate | None, images: Images) -> np.ndarray:
-        """probs_NK of one of its variants on images; None: of the plain network in float32."""
-        runtime, precision = PLAIN if candidate is None else (candidate.runtime, candidate.precision)
-        bundle = self.bundle if candidate is None else self.builder.build(candidate)
-        return images.probs(load_runtime(runtime, bundle, device=torch.device("cpu"), precision=precision))
+        """probs_NK of one of its variants on images; None: of the plain network in float32 (`load_reference`)."""
+        if candidate is None:
+            return images.probs(load_reference(self.bundle))
+        bundle, cpu = self.builder.build(candidate), torch.device("cpu")
+        return images.probs(load_runtime(candidate.runtime, bundle, device=cpu, precision=candidate.precision))
 
 
 def rank_layers_of(network: Network, candidate: Candidate, images: Images) -> list[LayerGroup]:

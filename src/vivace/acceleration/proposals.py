@@ -73,13 +73,22 @@ def propose(
     cache_dir: holds published weights of packages as safetensors; None: the default one. Nothing is downloaded.
     """
     made: dict[str, list[Student]] = {}
-    flops = _flops(bundle)
+    own = bundle.info.architecture.is_own
+    flops = _flops_of_own(bundle) if own else _flops(bundle)
+    if flops is None:
+        on_message("no smaller networks: the bundle does not say how many operations its network has")
+        return []
     kinds: dict[str, Callable[[], list[Student]]] = {
         "pruned": lambda: _pruned(bundle, splits, folder, flops),
         "for smaller images": lambda: _for_smaller_images(bundle, made.get("pruned", []), folder, flops),
         "from published weights": lambda: _from_published_weights(bundle, folder, flops, cache_dir, on_message),
         "of the zoo": lambda: _of_the_zoo(bundle, folder, flops),
     }
+    if own:
+        on_message(
+            "no students pruned or for smaller images: the network is your own, and a search has its graph alone"
+        )
+        kinds = {kind: make for kind, make in kinds.items() if kind in ("from published weights", "of the zoo")}
     for kind, make in kinds.items():
         try:
             made[kind] = make()
@@ -87,11 +96,12 @@ def propose(
             on_message(f"no students {kind}: {first_line(error)}")
     # of each kind the first, then the second …: in a short time only the first ones are built and timed
     students = [student for turn in zip_longest(*made.values()) for student in turn if student is not None]
-    if fake_quant:
-        own = saved_bundle(folder / FOR_INT8) or save_bundle(
+    if fake_quant and not own:
+        itself = saved_bundle(folder / FOR_INT8) or save_bundle(
             folder / FOR_INT8, _as_trained(bundle), _untrained(bundle.info)
         )
-        students = [_fine_tuned(FOR_INT8, own, flops), *students]
+        students = [_fine_tuned(FOR_INT8, itself, flops), *students]
+    if fake_quant:
         students = [dataclasses.replace(s, changes={**s.changes, "fake_quant": True}) for s in students]
     return students
 
@@ -105,7 +115,8 @@ def _as_trained(bundle: Bundle) -> nn.Module:
 
 
 def _untrained(info: BundleInfo) -> BundleInfo:
-    return dataclasses.replace(info, metrics={}, temperature=None)
+    # a network of the user's own is replaced by another one
+    return dataclasses.replace(info, metrics={}, temperature=None, network={})
 
 
 def _pruned(bundle: Bundle, splits: Splits, folder: Path, flops: float) -> list[Student]:
@@ -194,6 +205,11 @@ def _network(architecture: Architecture) -> nn.Module:
 def _flops(bundle: Bundle) -> float:
     own = bundle.info.architecture
     return forward_flops(bundle.build_model(), in_channels=own.in_channels, size=own.size)
+
+
+def _flops_of_own(bundle: Bundle) -> float | None:
+    """As the bundle says; None if it does not."""
+    return bundle.info.network.get("operations")
 
 
 def _of_the_zoo(bundle: Bundle, folder: Path, flops: float) -> list[Student]:

@@ -10,6 +10,7 @@ from vivace.acceleration.explain import nearest
 from vivace.acceleration.results import Result, SearchResult
 from vivace.bundle import Bundle
 from vivace.hardware import describe
+from vivace.models.own.names import is_own
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss
 from vivace.timing.interleaved import Timings
@@ -166,8 +167,9 @@ def _conditions(written: dict[str, Any]) -> str:
 def _about_times(written: dict[str, Any]) -> str:
     control = written["control"]
     aa_test = "there was no A/A test" if control is None else f"in the A/A test it is {_times(control, 3)} times itself"
+    plain = "its float32 graph" if is_own(written["model"]) else "the faster of PyTorch eager and compiled"
     return (
-        f"× faster is relative to {written['baseline']}, the faster of PyTorch eager and compiled; {aa_test}. "
+        f"× faster is relative to {written['baseline']}, {plain}; {aa_test}. "
         "Each variant ran in a process of its own, in interleaved blocks. Certified variants ran in several processes, "
         "with Student's 95 % interval over these; ratios without an interval are from the first, short timing."
     )

@@ -167,8 +167,14 @@ def onnx_int8(job: Int8Job, folder: Path) -> None:
 def openvino_int8(job: Int8Job, folder: Path) -> None:
     """See `quantize_openvino`."""
     assert job.graph is not None
-    transformer = has_attention(job.bundle.build_model())
+    transformer = has_attention(job.bundle.build_model()) if job.bundle.has_code else _graph_has_attention(job.graph)
     quantize_openvino(job.graph, folder, job.images_NHWC, transformer=transformer, asymmetric=job.asymmetric)
+
+
+def _graph_has_attention(folder: Path) -> bool:
+    """Whether an OpenVINO graph has a softmax beside that of its answers, as attention has."""
+    model = core("int8 for OpenVINO").read_model(folder / OPENVINO_GRAPH)
+    return sum(node.get_type_name() == "Softmax" for node in model.get_ops()) > 1
 
 
 def inductor_int8(job: Int8Job, folder: Path) -> None:
