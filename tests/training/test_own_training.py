@@ -204,3 +204,16 @@ def test_what_the_network_raises_in_training_is_said_with_its_place(make_folder:
         TrainingError, match=r"failed while it was trained: own_nets\.py:Failing, own_nets\.py:\d+: Runtime"
     ):
         vivace.train(make_folder(), model=Failing, **quick(tmp_path))
+
+
+def test_a_run_starts_from_another_one_of_the_same_network(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = make_folder()
+    first = vivace.train(data, model=Net, **quick(tmp_path, "first", overrides={"model.arguments": {"width": 6}}))
+    with pytest.raises(ModelError, match="whose code a recipe does not hold: got 'own/own_nets"):
+        vivace.train(data, start_from=first.run, **quick(tmp_path, "second", size=None))
+    second = vivace.train(data, model=Net, start_from=first.run, **quick(tmp_path, "second", size=None))
+    info = load_bundle(second.bundle).info
+    assert (info.starting_weights["kind"], info.starting_weights["classes"]) == ("run", "3 classes kept")
+    assert (info.architecture.arguments, info.preprocess.size) == ({"width": 6}, 16)
+    with pytest.raises(ConfigError, match="`start_from` can't go with `model`"):
+        vivace.train(data, model="fast_cnn", start_from=first.run, **quick(tmp_path, "third", size=None))
