@@ -146,12 +146,17 @@ def exact_levels(values: np.ndarray, tolerance: float = EXACT) -> tuple[np.ndarr
     low, high = float(values.min()), float(values.max())
     # written so that NaN is refused too
     if not (low >= 0 and high <= 1):
+        got = f"got {values.dtype} from {low:.4g} to {high:.4g}"
         if low >= 0 and 1 < high <= 255:
-            cause, fix = "the floats are not from 0 to 1", "If they are from 0 to 255, give image.astype(numpy.uint8)"
-        else:
-            cause = "the image looks normalized"
-            fix = "Give it without Normalize, from 0 to 1 or as uint8: vivace normalizes by itself"
-        raise ImageError(f"{cause}: got {values.dtype} from {low:.4g} to {high:.4g}. {fix}.", problem="out_of_range")
+            raise ImageError(
+                f"the floats are not from 0 to 1: {got}. If they are from 0 to 255, give image.astype(numpy.uint8).",
+                problem="out_of_range",
+            )
+        raise ImageError(
+            f"the image looks normalized: {got}. Give it without Normalize, from 0 to 1 or as uint8: vivace normalizes "
+            "by itself.",
+            problem="out_of_range",
+        )
     scaled = np.asarray(values, dtype=np.float32) * np.float32(255)
     levels = np.rint(scaled)
     exact = bool(np.abs(scaled - levels).max(initial=0) <= tolerance)
