@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vivace.config import check_choice, check_range
 from vivace.data.preprocess import Preprocess
@@ -17,7 +17,7 @@ from vivace.runtimes.table import PRECISIONS, REFERENCE
 __all__ = ["Architecture", "BundleInfo", "check_info"]
 
 # what a certificate of parity tells at least
-PARITY = {"images", "num_images", "top1_agreement", "max_difference"}
+PARITY = {"images", "num_images", "max_difference"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class BundleInfo:
     precision: str = "fp32"
     """Precision that the metrics were measured with: fp32, bf16 or fp16."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Per split: top1, top1_low, top1_high, top5, nll, ece, num_images."""
+    """Per split: top1, top1_low, top1_high, top5, nll, ece, num_images; of sets of labels map, f1_macro …"""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -64,11 +64,20 @@ class BundleInfo:
     why it has no graph."""
     temperature: float | None = None
     """By which the logits that training ended with were divided to calibrate them: the weights hold it already."""
+    task: Literal["single_label", "multi_label"] = "single_label"
+    """single_label: one class an image; multi_label: a set of labels, each with a probability of its own."""
+    thresholds: tuple[float, ...] = ()
+    """multi_label: the probability from which on each label is predicted, in the order of the classes."""
     runtime: str = REFERENCE
     """What computes its probabilities: a row of `vivace.runtimes.table`, whose graph lies in the folder."""
     parity: Mapping[str, Any] = field(default_factory=dict)
     """How that runtime agrees with the PyTorch model: images, num_images, top1_agreement, max_difference, tolerance."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has a set of labels."""
+        return self.task == "multi_label"
 
 
 def check_info(info: BundleInfo) -> None:
@@ -80,6 +89,8 @@ def check_info(info: BundleInfo) -> None:
     architecture.check_arguments()
     check_choice("precision", info.precision, PRECISIONS)
     check_range("temperature", info.temperature, 0.0, open_low=True)
+    inside, count = [0 <= value <= 1 for value in info.thresholds], info.multi_label * architecture.num_classes
+    _demand(inside == [True] * count, f"thresholds {info.thresholds}", f"{count}, from 0 to 1, of {info.task}")
     _demand(len(info.classes) == architecture.num_classes, f"{len(info.classes)} classes", "num_classes of them")
     _demand(len(set(info.classes)) == len(info.classes), "a class that comes twice", "each once")
     _demand(
@@ -113,7 +124,8 @@ def _check_free(info: BundleInfo) -> None:
     for name, value in info.parity.items():
         is_text = name in ("runtime", "precision", "images", "reference")
         _demand(isinstance(value, str) if is_text else _is_number(value), f"parity.{name} {value!r}", "another type")
-    _demand(not info.parity or info.parity.keys() >= PARITY, f"parity {sorted(info.parity)}", f"{sorted(PARITY)}")
+    least = PARITY | {"set_agreement" if info.multi_label else "top1_agreement"}
+    _demand(not info.parity or info.parity.keys() >= least, f"parity {sorted(info.parity)}", f"{sorted(least)}")
 
 
 def _is_number(value: Any) -> bool:

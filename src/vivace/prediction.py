@@ -20,7 +20,7 @@ from vivace.data.layouts.splitnames import is_system
 from vivace.errors import DataError, ImageError
 from vivace.inputs import loaded
 from vivace.kernels.resize import use_fast_resize
-from vivace.predictor import Prediction, Predictor, check_whole, prediction_of, predictor_for
+from vivace.predictor import Prediction, Predictor, check_whole, predictor_for
 
 __all__ = [
     "Failure",
@@ -54,6 +54,8 @@ class Predictions:
     rows: tuple[Prediction, ...]
     failures: tuple[Failure, ...]
     classes: tuple[str, ...]
+    multi_label: bool = False
+    """Whether an image has a set of labels."""
     passed_over: tuple[str, ...] = ()
     """Files below the folders that were no images, by extension and content; folders of the system end in a slash."""
     seconds: float
@@ -133,13 +135,14 @@ def predict_files(
         ]
         if good:
             probs = predictor.probs(np.stack([pixels for _, pixels in good]))
-            rows += [prediction_of(path, row, classes, topk) for (path, _), row in zip(good, probs, strict=True)]
+            rows += [predictor.prediction_of(path, row, topk) for (path, _), row in zip(good, probs, strict=True)]
         progress(len(rows) + len(failures), len(files))
     seconds = time.perf_counter() - started
     return Predictions(
         rows=tuple(rows),
         failures=tuple(failures),
         classes=classes,
+        multi_label=predictor.bundle.info.multi_label,
         passed_over=tuple(passed_over),
         seconds=seconds,
         images_per_second=len(rows) / max(seconds, 1e-9),

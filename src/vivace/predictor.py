@@ -38,7 +38,10 @@ class Prediction:
     label: str
     probability: float
     topk: tuple[tuple[str, float], ...]
-    """(class, probability), the likeliest first."""
+    """(class, probability), the likeliest first; of sets of labels at least all of `labels`."""
+    labels: tuple[str, ...] = ()
+    """All that apply, the likeliest first: the one class; or, of a bundle for sets of labels, those whose probability
+    reaches their threshold, perhaps none. `label` is the likeliest in any case."""
 
 
 class Predictor:
@@ -148,17 +151,19 @@ class Predictor:
         if given.single:
             (image,) = given.images
             probs_1K = self.probs(self.bundle.preprocess.load(image)[None])
-            return prediction_of(name_of(image, 0), probs_1K[0], self.classes, topk)
+            return self.prediction_of(name_of(image, 0), probs_1K[0], topk)
         rows: list[Prediction] = []
         for batch, pixels in loaded(
             self._places(given), self._pixels_of, batch_size=self.batch_size, workers=self.workers
         ):
             probs_NK = self.probs(np.stack(pixels))
             names = [name_of(image, index) for index, image in batch]
-            rows += [
-                prediction_of(name, probs_K, self.classes, topk) for name, probs_K in zip(names, probs_NK, strict=True)
-            ]
+            rows += [self.prediction_of(name, probs_K, topk) for name, probs_K in zip(names, probs_NK, strict=True)]
         return rows
+
+    def prediction_of(self, path: str, probs_K: np.ndarray, topk: int) -> Prediction:
+        """The prediction that these probabilities of an image make."""
+        return prediction_of(path, probs_K, self.classes, topk, self.bundle.info.thresholds or None)
 
     def _places(self, given: Given) -> Iterator[tuple[int, Any]]:
         """Each image with its index; of one whose memory may be used again, a copy of its pixels in its place."""
@@ -205,7 +210,7 @@ class Predictor:
             raise BundleError(
                 f"the probabilities are not finite: {self.bundle.folder} overflows in {self.precision}. {fix}."
             )
-        check_probs(probs, self.bundle.folder)
+        check_probs(probs, self.bundle.folder, multi_label=self.bundle.info.multi_label)
         return probs
 
     def _classified(self, images_NHWC: np.ndarray) -> np.ndarray:
@@ -222,12 +227,21 @@ class Predictor:
             ) from error
 
 
-def prediction_of(path: str, probs_K: np.ndarray, classes: Sequence[str], topk: int) -> Prediction:
-    """The `topk` likeliest classes, or all where there are fewer."""
+def prediction_of(
+    path: str, probs_K: np.ndarray, classes: Sequence[str], topk: int, thresholds_K: Sequence[float] | None = None
+) -> Prediction:
+    """The `topk` likeliest classes, or all where there are fewer, and the labels that reach their thresholds.
+
+    thresholds_K: None where an image has one class.
+    """
     # a stable sort: equal probabilities in the order of the classes
-    best = np.argsort(-probs_K, kind="stable")[:topk]
-    ranked = tuple((classes[index], float(probs_K[index])) for index in best)
-    return Prediction(path, ranked[0][0], ranked[0][1], ranked)
+    order = np.argsort(-probs_K, kind="stable")
+    ranked = tuple((classes[index], float(probs_K[index])) for index in order[:topk])
+    if thresholds_K is None:
+        return Prediction(path, ranked[0][0], ranked[0][1], ranked, (ranked[0][0],))
+    apply = [place for place, index in enumerate(order) if probs_K[index] >= thresholds_K[index]]
+    ranked = tuple((classes[index], float(probs_K[index])) for index in order[: max([topk, *(at + 1 for at in apply)])])
+    return Prediction(path, ranked[0][0], ranked[0][1], ranked, tuple(ranked[place][0] for place in apply))
 
 
 def _takes_network(runtime: str) -> bool:

@@ -75,11 +75,18 @@ def test_empty_images_count_against_the_limit(tmp_path: Path, own_cache: Path) -
 
 
 @pytest.mark.parametrize("name", ["label", "image"])
-def test_columns_of_lists_are_refused_unread(tmp_path: Path, name: str) -> None:
-    columns: dict[str, Any] = {"image": [b"x"] * 4, "label": ["a"] * 4}
+def test_columns_of_lists_of_bytes_are_refused_unread(tmp_path: Path, name: str) -> None:
+    columns: dict[str, Any] = {"image": [b"x"] * 4, "label": [b"a"] * 4}
     columns = {key: [[value] for value in values] if key == name else values for key, values in columns.items()}
     with pytest.raises(DataError, match=rf"{name} is not text: it holds list<"):
         open_source(write(tmp_path, columns))
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_a_row_with_a_hundred_thousand_labels_is_refused_unread(tmp_path: Path, dictionary: bool) -> None:
+    path = write(tmp_path, {"file_name": ["0.png"], "label": [[7] * 100_000]}, use_dictionary=dictionary)
+    with pytest.raises(ArchiveError, match="over 1,000 labels a row"):
+        open_source(path)
 
 
 def test_delta_encoded_texts_are_refused(tmp_path: Path) -> None:
@@ -116,10 +123,10 @@ def test_page_headers_are_read_correctly(tmp_path: Path, compression: str, versi
             chunk = opened.metadata.row_group(0).column(number)
             pages = list(parquet._pages(path, file, chunk))
             assert len(pages) >= 3
-            assert {kind for kind, _, _ in pages} == ({2} if dictionary else set()) | {0 if version == "1.0" else 3}
+            assert {kind for kind, *_ in pages} == ({2} if dictionary else set()) | {0 if version == "1.0" else 3}
             # the chunk's sums hold the headers too
-            assert 0 < chunk.total_uncompressed_size - sum(made for _, made, _ in pages) < 200 * len(pages)
-            assert 0 < chunk.total_compressed_size - sum(stored for _, _, stored in pages) < 200 * len(pages)
+            assert 0 < chunk.total_uncompressed_size - sum(made for _, made, *_ in pages) < 200 * len(pages)
+            assert 0 < chunk.total_compressed_size - sum(stored for _, _, stored, _ in pages) < 200 * len(pages)
     assert [row["label"] for row in read_rows(path, ["label"], batch_rows=100)] == columns["label"]
 
 

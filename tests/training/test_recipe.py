@@ -37,6 +37,7 @@ OTHER = Recipe(
         val_fraction=0.2,
         on_bad_image="skip",
         allow_leaks=True,
+        multi_label=False,
         balanced_sampling=True,
     ),
     augment=AugmentConfig(

@@ -29,6 +29,7 @@ from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import BundleError, ConfigError, printable
 from vivace.files import canonical_json, sha256_of, write_json
+from vivace.metrics.multilabel import evaluate_sets
 from vivace.metrics.summary import evaluate_probs
 from vivace.outputs import check_file, check_folder, warn_of_replaced, write_sealed, writing
 from vivace.systems import ENDS_GROUPS
@@ -65,6 +66,7 @@ class Acceleration:
     speedup_low: float
     """Lower bound of the 95 % interval; NaN without one."""
     top1_before: float
+    """NaN, as `top1_after`, where images have sets of labels."""
     top1_after: float
     drop: float
     """Percentage points; NaN, as the accuracies, if they were not measured."""
@@ -74,11 +76,17 @@ class Acceleration:
     target_reached: bool | None
     """None if no speed-up was requested."""
     receipt: dict[str, Any]
+    exact_match_before: float | None = None
+    """Fraction of the images whose set of labels is predicted to the last label, which is what `drop` is about then;
+    None where images have one class."""
+    exact_match_after: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All but the report, which is in the bundle, as plain values for JSON."""
+        other = "exact_match" if self.exact_match_before is None else "top1"
+        left_out = ("receipt", f"{other}_before", f"{other}_after")
         values = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "receipt"
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in left_out
         }
         return {**values, "bundle": str(self.bundle)}
 
@@ -237,9 +245,14 @@ def _write(
     built = search.bundle_of(winner)
     assert winner.parity is not None
     assert result.splits is not None
-    metrics = evaluate_probs(*search.certify_probs(winner), built.classes).summary()
+    probs_NK, labels_N = search.certify_probs(winner)
+    sets = result.splits.certify.label_sets_MK
+    if sets is None:
+        metrics = evaluate_probs(probs_NK, labels_N, built.classes).summary()
+    else:
+        metrics = evaluate_sets(probs_NK, sets[labels_N], built.classes, built.info.thresholds).summary()
     info = dataclasses.replace(
-        built.info, parity=winner.parity.to_dict(), metrics={result.splits.certify.name: metrics}
+        built.info, parity=winner.parity.recorded(), metrics={result.splits.certify.name: metrics}
     )
 
     def add(folder: Path) -> BundleInfo:
@@ -264,10 +277,15 @@ def _acceleration(
     unknown = (math.nan, None, None)
     # if nothing is faster the answer is the baseline itself; without a baseline the ratio is unknown
     ratio = unknown if chosen is None else (1.0, 1.0, 1.0) if chosen.ratio is None else chosen.ratio
-    top1 = math.nan if receipt_json["top1_before"] is None else receipt_json["top1_before"]
+    score = "exact_match" if final.info.multi_label else "top1"
+    before = receipt_json[f"{score}_before"]
+    before = math.nan if before is None else before
     loss = None if chosen is None else chosen.certified
     # what was not measured has no drop; the baseline itself has none if it was
-    unchanged = math.nan if chosen is None or math.isnan(top1) else 0.0
+    unchanged = math.nan if chosen is None or math.isnan(before) else 0.0
+    after = before if loss is None else loss.top1_after
+    exact = (before, after) if final.info.multi_label else (None, None)
+    top1 = (math.nan, math.nan) if final.info.multi_label else (before, after)
     return Acceleration(
         bundle=final.folder,
         accelerated=result.winner is not None,
@@ -281,8 +299,10 @@ def _acceleration(
         latency_ms_after=_p50_ms(chosen),
         speedup=ratio[0],
         speedup_low=math.nan if ratio[1] is None else ratio[1],
-        top1_before=top1,
-        top1_after=top1 if loss is None else loss.top1_after,
+        top1_before=top1[0],
+        top1_after=top1[1],
+        exact_match_before=exact[0],
+        exact_match_after=exact[1],
         drop=unchanged if loss is None else 100 * loss.drop,
         drop_bound=unchanged if loss is None else 100 * loss.bound,
         num_certify_images=result.num_certify,

@@ -45,8 +45,11 @@ def _about(aa_test: Ratio) -> list[str]:
     ]
 
 
-def at_chance(results: Sequence[Result], labels_N: np.ndarray) -> str | None:
-    """A warning if the model is no more accurate than always predicting the most frequent class; else None."""
+def at_chance(results: Sequence[Result], labels_N: np.ndarray, what: str = "class") -> str | None:
+    """A warning if the model is no more accurate than always predicting the most frequent class; else None.
+
+    what: an answer is called: "class", or "set of labels".
+    """
     seen = next((loss for result in results for loss in (result.certified, result.selected) if loss is not None), None)
     if seen is None or not len(labels_N):
         return None
@@ -56,7 +59,7 @@ def at_chance(results: Sequence[Result], labels_N: np.ndarray) -> str | None:
         return None
     return (
         f"the model is at chance level: {seen.top1_before:.1%} on {seen.num_images:,} images, and always predicting "
-        f"the most frequent class gives {constant:.1%}; a bound on the accuracy drop of such a model means nothing"
+        f"the most frequent {what} gives {constant:.1%}; a bound on the accuracy drop of such a model means nothing"
     )
 
 

@@ -273,8 +273,7 @@ class Measurements:
     ) -> PairedLoss:
         """The loss from the plain model to a variant on the same images, each at its network's input size."""
         before, after = self.probs(None, own_images, part), self.probs(result, images, part)
-        labels = images.labels
-        return paired_loss(before.argmax(1) == labels, after.argmax(1) == labels, confidence=confidence)
+        return paired_loss(images.right(before), images.right(after), confidence=confidence)
 
     def parity(self, result: Result) -> Parity:
         """Agreement of a variant with its own network in PyTorch, on the selection images."""
@@ -289,6 +288,7 @@ class Measurements:
             runtime=result.candidate.runtime,
             precision=result.candidate.precision,
             images=f"{network.splits.data}, {images.name}",
+            thresholds_K=network.bundle.info.thresholds or None,
         )
 
     def _side(self, result: Result) -> Side:

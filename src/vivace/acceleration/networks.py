@@ -44,6 +44,7 @@ def rank_layers_of(network: Network, candidate: Candidate, images: Images) -> li
         images.pixels(),
         network.probs(None, images),
         precision=candidate.precision,
+        multi_label=network.bundle.info.multi_label,
     )
 
 

@@ -33,6 +33,7 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
         }
     )
     best = result.winner or nearest(result.results)
+    score = "exact_match" if bundle.info.multi_label else "top1"
     return {
         "asked": asked,
         "model": bundle.info.architecture.name,
@@ -43,10 +44,10 @@ def receipt(result: SearchResult, bundle: Bundle, asked: dict[str, Any]) -> dict
         "winner": result.winner.name if result.winner else None,
         "best": best.name if best else None,
         "baseline": result.baseline.name if result.baseline else None,
-        "top1_before": certified.top1_before if certified else None,
+        f"{score}_before": certified.top1_before if certified else None,
         "control": _ratio(result.aa_test) if result.aa_test else None,
         "images": images,
-        "rows": [_row(row) for row in result.results],
+        "rows": [_row(row, score) for row in result.results],
         "missing": result.missing,
         "profile": result.profile.to_dict() if result.profile else None,
         "evidence": result.profile.summary() if result.profile else None,
@@ -68,7 +69,7 @@ def samples(result: SearchResult) -> dict[str, np.ndarray]:
     }
 
 
-def _row(row: Result) -> dict[str, Any]:
+def _row(row: Result, score: str) -> dict[str, Any]:
     return {
         "name": row.name,
         "runtime": row.candidate.runtime,
@@ -82,8 +83,8 @@ def _row(row: Result) -> dict[str, Any]:
         "ratio": _ratio(row.ratio) if row.ratio else None,
         "screened": _timings(row.screened),
         "timed": _timings(row.timed),
-        "selected": _loss(row.selected),
-        "certified": _loss(row.certified),
+        "selected": _loss(row.selected, score),
+        "certified": _loss(row.certified, score),
         "parity": row.parity.to_dict() if row.parity else None,
     }
 
@@ -105,13 +106,14 @@ def _timings(timings: Timings | None) -> dict[str, Any] | None:
     }
 
 
-def _loss(loss: PairedLoss | None) -> dict[str, Any] | None:
+def _loss(loss: PairedLoss | None, score: str) -> dict[str, Any] | None:
+    """score: what is right of an image, top1 or exact_match."""
     if loss is None:
         return None
     return {
         "num_images": loss.num_images,
-        "top1_before": loss.top1_before,
-        "top1_after": loss.top1_after,
+        f"{score}_before": loss.top1_before,
+        f"{score}_after": loss.top1_after,
         "lost": loss.lost,
         "gained": loss.gained,
         "drop": 100 * loss.drop,
@@ -154,6 +156,8 @@ def _conditions(written: dict[str, Any]) -> str:
         f"Accuracy budget: a drop of at most {asked['max_drop']:g} percentage points, with 95 % confidence. Batch size "
         f"{asked['batch_size']}; {machine['cpu']}, {asked['threads'] or machine['num_cpus']} processors. "
     )
+    if "exact_match_before" in written:
+        text += "Accuracy is exact match: the images whose set of labels is predicted to the last label. "
     if images:
         text += (
             f"Calibrated on {images['calibrate'][1]:,} images of {images['calibrate'][0]}, selected on "

@@ -173,7 +173,8 @@ class Search:
         )
         search_result.left_out = self._steps.left_out
         if search_result.splits is not None:
-            chance = at_chance(search_result.results, search_result.splits.certify.labels)
+            what = "set of labels" if self._bundle.info.multi_label else "class"
+            chance = at_chance(search_result.results, search_result.splits.certify.labels, what)
             search_result.warnings = [] if chance is None else [chance]
         short = self.budget.shortfall() if verdict is Verdict.UNDECIDED else None
         search_result.warnings += [] if short is None else [short]
@@ -224,6 +225,10 @@ class Search:
         return result.candidate.is_baseline
 
     def _wants_training(self, selected: Sequence[Result]) -> bool:
+        if self._bundle.info.multi_label:
+            if self._options.train == "on" or self._options.target_speedup is not None:
+                self._steps.note("smaller networks are not trained: their teacher would have to answer with one class")
+            return False
         if self._options.train == "auto":
             fastest = max((result.times_faster for result in selected), default=1.0)
             return self._options.target_speedup is not None and fastest < self._options.target_speedup

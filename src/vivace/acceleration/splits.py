@@ -13,7 +13,7 @@ from vivace.bundle import Bundle
 from vivace.data.caching.cache import Cache, open_cache
 from vivace.data.caching.stored import Pixels
 from vivace.data.describe import notes_of
-from vivace.data.holdout import hold_out
+from vivace.data.holdout import hold_out, hold_out_sets
 from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
@@ -44,6 +44,10 @@ class Images:
     rows: np.ndarray
     """int64, their positions in these two arrays."""
     preprocess: Preprocess
+    label_sets_MK: np.ndarray | None = None
+    """bool, where labels are the numbers of its rows, as of a data source."""
+    thresholds_K: tuple[float, ...] = ()
+    """From which probability on each label is predicted, where images have sets of labels."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,6 +56,18 @@ class Images:
     def labels(self) -> np.ndarray:
         """int64, in the order of `batches`."""
         return np.asarray(self.labels_N[self.rows], dtype=np.int64)
+
+    def right(self, probs_NK: np.ndarray) -> np.ndarray:
+        """bool [N], whether each image was answered rightly: its class, or its set of labels to the last one.
+
+        Exact match is 0 or 1 for an image, as a class is right or wrong, so the same bound holds for its drop; it is
+        the strictest score of sets, since a single label that changes may make an image wrong.
+        """
+        if self.label_sets_MK is None:
+            right: np.ndarray = probs_NK.argmax(1) == self.labels
+        else:
+            right = ((probs_NK >= np.asarray(self.thresholds_K)) == self.label_sets_MK[self.labels]).all(1)
+        return right
 
     def batches(self, size: int = BATCH) -> Iterator[np.ndarray]:
         """uint8 [b, size, size, C], at the network's input size."""
@@ -100,7 +116,7 @@ def open_splits(
     the images that training held out are used: the same ones, if the bundle was trained on this data.
     Raises DataError if there are too few images to certify with, and what opening the data raises.
     """
-    source = open_source(data, cache_dir=cache_dir, classes=bundle.classes)
+    source = open_source(data, cache_dir=cache_dir, classes=bundle.classes, multi_label=bundle.info.multi_label)
     for line in notes_of(source):
         warn(line)
     cache = open_cache(source, bundle.preprocess, cache_dir=cache_dir, on_bad_image=on_bad_image, allow_leaks=False)
@@ -129,7 +145,15 @@ def open_splits(
 
 def _of(cache: Cache, bundle: Bundle, split: str, rows: np.ndarray) -> Images:
     cached = cache.splits[split]
-    return Images(split, cached.images_NHWC, cached.labels_N, rows, bundle.preprocess)
+    return Images(
+        split,
+        cached.images_NHWC,
+        cached.labels_N,
+        rows,
+        bundle.preprocess,
+        cache.label_sets,
+        bundle.info.thresholds,
+    )
 
 
 def _train_and_val(bundle: Bundle, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +169,10 @@ def _train_and_val(bundle: Bundle, cache: Cache) -> tuple[np.ndarray, np.ndarray
             return np.flatnonzero(known), np.flatnonzero(~known)
     recipe = bundle.info.recipe
     fraction = recipe.get("data", {}).get("val_fraction", VAL_FRACTION)
-    return hold_out(train.labels_N, train.digests_N, fraction, seed=recipe.get("seed", 0))
+    seed = recipe.get("seed", 0)
+    if cache.label_sets is not None:
+        return hold_out_sets(train.labels_N, cache.label_sets, train.digests_N, fraction, seed=seed)
+    return hold_out(train.labels_N, train.digests_N, fraction, seed=seed)
 
 
 def _spread(labels_N: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -135,6 +135,11 @@ def measure_ablation(
             cache_dir=cache_dir,
             quiet=True,
         )
+        if result.val_map is not None:
+            raise VivaceError(
+                f"an ablation compares accuracies of one class an image, and images of {data} have sets of "
+                f"labels. Compare the mAP of your own runs. The run is {result.run}."
+            )
         on_run(name, seed, result)
         return result
 

@@ -16,6 +16,7 @@ from vivace.errors import printable
 
 if TYPE_CHECKING:
     from vivace.evaluation.evaluate import Evaluation
+    from vivace.metrics.multilabel import MultiLabelMetrics
 
 # a confusion matrix of more classes does not fit a terminal
 MAX_CLASSES_PRINTED = 20
@@ -63,6 +64,7 @@ def run(options: Options) -> None:
     """Evaluate, draw, print."""
     from vivace.bars import counting_bar
     from vivace.evaluation.evaluate import evaluate
+    from vivace.metrics.summary import Metrics
     from vivace.outputs import check_file, warn_of_replaced
 
     replaced = []
@@ -100,10 +102,13 @@ def run(options: Options) -> None:
         return
     _print(evaluation)
     if options.figures is not None:
-        print(f"\nfigures  {options.figures / 'confusion.png'}  {options.figures / 'mistakes.png'}")
+        drawn = [name for name in FIGURES if name != FIGURES[0] or isinstance(evaluation.metrics, Metrics)]
+        print("\nfigures  " + "  ".join(str(options.figures / name) for name in drawn))
 
 
 def _print(evaluation: Evaluation) -> None:
+    from vivace.metrics.summary import Metrics
+
     metrics, classes = evaluation.metrics, [printable(name) for name in evaluation.classes]
     top = min(5, len(classes))
     views = "" if evaluation.tta == "none" else f", test-time augmentation: {evaluation.tta}"
@@ -112,6 +117,9 @@ def _print(evaluation: Evaluation) -> None:
     print(f"{printable(evaluation.data)}, {_images(evaluation)}, {evaluation.precision}{views}")
     if evaluation.num_images_trained_on is None:
         print("        unknown: which of these the bundle was trained on")
+    if not isinstance(metrics, Metrics):
+        _print_sets(evaluation, metrics)
+        return
     print(f"top-1   {_share(metrics.top1, metrics.top1_low, metrics.top1_high)}")
     print(f"top-{top}   {_share(metrics.top5, metrics.top5_low, metrics.top5_high)}")
     print(f"loss    {metrics.nll:.4f}")
@@ -129,11 +137,34 @@ def _print(evaluation: Evaluation) -> None:
         cell = max(len(f"{max(max(row) for row in metrics.confusion):,}"), 4) + 1
         for name, counts in zip(classes, metrics.confusion, strict=True):
             print(f"{name:<{width}} " + "".join(f"{count:>{cell},}" for count in counts))
+    _print_mistakes(evaluation)
+
+
+def _print_mistakes(evaluation: Evaluation) -> None:
     if evaluation.mistakes:
         print("\nthe most confident mistakes")
         for mistake in evaluation.mistakes[:5]:
             what = printable(f"{mistake.label} called {mistake.predicted}  {mistake.name}")
             print(f"  {100 * mistake.probability:5.1f} %  {what}")
+
+
+def _print_sets(evaluation: Evaluation, metrics: MultiLabelMetrics) -> None:
+    print(f"mAP     {100 * metrics.map:.2f} %, of all pairs of image and label {100 * metrics.map_micro:.2f} %")
+    print(f"F1      {100 * metrics.f1_macro:.2f} % (mean over labels), {100 * metrics.f1_micro:.2f} % (all pairs)")
+    print(f"exact   {_share(metrics.exact_match, metrics.exact_match_low, metrics.exact_match_high)}")
+    print(f"Hamming {100 * metrics.hamming_loss:.2f} % of the pairs are wrong")
+    print(f"loss    {metrics.bce:.4f}")
+    print(f"ECE     {metrics.ece:.4f}")
+    print(f"speed   {evaluation.images_per_second:,.0f} images/s")
+    names = [printable(row.name) for row in metrics.per_label]
+    width = max(5, *(len(name) for name in names))
+    print(f"\n{'label':<{width}}      AP  precision  recall      F1  images  threshold")
+    for name, row in zip(names, metrics.per_label, strict=True):
+        shares = f"{'n/a':>6}  {'n/a':>9}  {'n/a':>6}  {'n/a':>6}"
+        if row.average_precision is not None:
+            shares = f"{row.average_precision:6.4f}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}"
+        print(f"{name:<{width}}  {shares}  {row.support:6,}  {row.threshold:9.4f}")
+    _print_mistakes(evaluation)
 
 
 def _images(evaluation: Evaluation) -> str:
@@ -153,9 +184,14 @@ def _share(value: float, low: float, high: float) -> str:
 
 
 def _draw(evaluation: Evaluation, folder: Path) -> None:
+    from vivace.metrics.summary import Metrics
+    from vivace.notices import warn
     from vivace.report.figures import confusion, mistakes
 
-    confusion(evaluation.metrics.confusion, evaluation.classes, folder / "confusion.png")
+    if isinstance(evaluation.metrics, Metrics):
+        confusion(evaluation.metrics.confusion, evaluation.classes, folder / "confusion.png")
+    else:
+        warn("no confusion matrix is drawn: images have sets of labels")
     rows = [
         {
             "image": image,

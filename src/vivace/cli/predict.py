@@ -20,7 +20,7 @@ from vivace.cli.options import verb_options
 from vivace.errors import ConfigError, OutputPathError, printable
 
 if TYPE_CHECKING:
-    from vivace.prediction import Predictions
+    from vivace.prediction import Prediction, Predictions
 
 
 class Paths(tuple[str, ...]):
@@ -47,7 +47,7 @@ class Options:
     ]
     """Files, folders, globs, or - for a list on stdin."""
     topk: int = 5
-    """Classes per image."""
+    """Classes per image. Of sets of labels those that reach their thresholds are shown, however many."""
     out: Path | None = None
     """Write a row per image to this .csv, .jsonl or .parquet file."""
     overwrite: bool = False
@@ -103,7 +103,9 @@ def run(options: Options) -> int:
     for failure in result.failures:
         tell(f"not classified: {failure.path} ({failure.problem}) {failure.message}")
     if options.out is not None:
-        write_rows(table(result), options.out, overwrite=options.overwrite)
+        as_text = options.out.suffix.lower() == ".csv"
+        rows = table_of_sets(result, as_text=as_text) if result.multi_label else table(result)
+        write_rows(rows, options.out, overwrite=options.overwrite)
         if replaced is not None:
             warn(f"replaced: {options.out}")
     if options.json:
@@ -111,8 +113,9 @@ def run(options: Options) -> int:
         return 0 if result.rows else 1
     if options.out is None:
         for row in result.rows:
-            ranked = "  ".join(f"{printable(name)} {100 * probability:.1f} %" for name, probability in row.topk)
-            print(f"{printable(row.path)}\t{ranked}")
+            found = row.topk if not result.multi_label else applying(row)
+            ranked = "  ".join(f"{printable(name)} {100 * probability:.1f} %" for name, probability in found)
+            print(f"{printable(row.path)}\t{ranked or '–'}")
     summary = f"{len(result.rows):,} images in {result.seconds:.2f} s, {result.images_per_second:,.0f} images/s"
     if result.failures:
         summary += f"; {len(result.failures):,} could not be classified"
@@ -139,6 +142,32 @@ def check_unread(out: Path, files: Iterable[str], *, listed: bool) -> None:
                 read = file
     if read is not None:
         raise OutputPathError(f"--out is what is read: {out} and {read}. Give another name.")
+
+
+def applying(row: Prediction) -> tuple[tuple[str, float], ...]:
+    """(label, probability) of the labels that reach their thresholds, the likeliest first."""
+    probs = dict(row.topk)
+    return tuple((name, probs[name]) for name in row.labels)
+
+
+def table_of_sets(result: Predictions, *, as_text: bool) -> list[dict[str, Any]]:
+    """A row per image: path, error, labels, probabilities of these; failures have none.
+
+    as_text: both as one text, separated by semicolons, in place of lists.
+    """
+    rows: list[dict[str, Any]] = []
+    for row in result.rows:
+        found = applying(row)
+        names, probs = [name for name, _ in found], [probability for _, probability in found]
+        if as_text:
+            texts = ";".join(names), ";".join(f"{value:.6g}" for value in probs)
+            rows.append({"path": row.path, "error": "", "labels": texts[0], "probabilities": texts[1]})
+        else:
+            rows.append({"path": row.path, "error": "", "labels": names, "probabilities": probs})
+    for failure in result.failures:
+        none: Any = "" if as_text else []
+        rows.append({"path": failure.path, "error": failure.problem, "labels": none, "probabilities": none})
+    return rows
 
 
 def table(result: Predictions) -> list[dict[str, Any]]:
@@ -172,6 +201,7 @@ def to_json(result: Predictions) -> dict[str, Any]:
                 "label": row.label,
                 "probability": row.probability,
                 "topk": [{"label": name, "probability": probability} for name, probability in row.topk],
+                **({"labels": list(row.labels)} if result.multi_label else {}),
             }
             for row in result.rows
         ],

@@ -166,9 +166,10 @@ def run(options: Options) -> int:
         name = json.loads((result.run / "run.json").read_text(encoding="utf-8"))["data"]["name"]
         print_json("train", {"data": name, **result.to_dict(), "warnings": warnings})
         return status
+    score = "top-1" if result.val_map is None else "mAP"
     rows = [
-        ("validation top-1", top1_line(result.metrics["val"])),
-        ("test top-1", "no test split" if result.test_top1 is None else top1_line(result.metrics["test"])),
+        (f"validation {score}", score_line(result.metrics["val"])),
+        (f"test {score}", score_line(result.metrics["test"]) if "test" in result.metrics else "no test split"),
         ("epochs", epochs_line(result.epochs, result.num_images_seen)),
         ("time", f"{result.train_seconds:.1f} s training, {result.total_seconds:.1f} s in all"),
     ]
@@ -196,6 +197,16 @@ def epochs_line(epochs: float, num_images: int) -> str:
     if epochs == 0:
         return f"0: the head was solved on {num_images:,} views of images"
     return f"{few_digits(epochs)} ({num_images:,} images)"
+
+
+def score_line(metrics: Mapping[str, Any]) -> str:
+    """What a split's metrics come to: top-1 accuracy, or of sets of labels mAP, F1 and exact match."""
+    if "map" not in metrics:
+        return top1_line(metrics)
+    return (
+        f"{100 * metrics['map']:.2f} %, F1 {100 * metrics['f1_macro']:.2f} %, exact match "
+        f"{100 * metrics['exact_match']:.2f} % of {metrics['num_images']:,} images"
+    )
 
 
 def top1_line(metrics: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ def run(options: Options) -> int:
         told = {**parity.to_dict(), "compared": parity.compared}
         if not parity.compared:
             # a network compared with itself: no agreement was measured
-            told |= {"top1_agreement": None, "max_difference": None}
+            told |= dict.fromkeys({"top1_agreement", "set_agreement", "max_difference"} & told.keys())
         print_json("verify", {"bundle": str(bundle_place(options.bundle)), **told, "holds": parity.holds})
     else:
         print(f"{options.bundle}: every file is undamaged")

@@ -76,26 +76,36 @@ class LayerGroup:
 
 
 def rank_layers(
-    graph: Int8Graph, images_NHWC: np.ndarray, expected_NK: np.ndarray, *, precision: str
+    graph: Int8Graph,
+    images_NHWC: np.ndarray,
+    expected_NK: np.ndarray,
+    *,
+    precision: str,
+    multi_label: bool = False,
 ) -> list[LayerGroup]:
     """Groups of layers that reduce the divergence when they are reverted to float, the most per millisecond first.
 
     images_NHWC: uint8. expected_NK: the plain model's probabilities for them. precision: of what is not int8, as the
-    runtime calls it.
+    runtime calls it. multi_label: each label has a probability of its own, and their divergences are added.
     """
     layers = graph.layers()
     size = max(1, -(-len(layers) // MAX_GROUPS))
     groups = [tuple(layers[start : start + size]) for start in range(0, len(layers), size)]
-    divergence, milliseconds = _measure(graph, (), images_NHWC, expected_NK, precision)
+    divergence, milliseconds = _measure(graph, (), images_NHWC, expected_NK, precision, multi_label)
     found = []
     for group in groups:
-        without, slower = _measure(graph, group, images_NHWC, expected_NK, precision)
+        without, slower = _measure(graph, group, images_NHWC, expected_NK, precision, multi_label)
         found.append(LayerGroup(group, divergence - without, max(slower - milliseconds, MIN_COST_MS)))
     return sorted((group for group in found if group.divergence_saved > 0), key=lambda group: -group.worth)
 
 
 def _measure(
-    graph: Int8Graph, layers: Sequence[str], images_NHWC: np.ndarray, expected_NK: np.ndarray, precision: str
+    graph: Int8Graph,
+    layers: Sequence[str],
+    images_NHWC: np.ndarray,
+    expected_NK: np.ndarray,
+    precision: str,
+    multi_label: bool,
 ) -> tuple[float, float]:
     """(mean divergence from `expected_NK` with `layers` in float, ms of a call with one image)."""
     model = graph.with_float_layers(layers)
@@ -108,7 +118,10 @@ def _measure(
         programs[1](one)
         times.append(1e3 * (time.perf_counter() - start_time))
     least = np.finfo(np.float32).tiny
-    found_NK = np.maximum(np.concatenate(answers), least)
-    expected_NK = np.maximum(expected_NK, least)
+    found_NK = np.concatenate(answers)
+    if multi_label:
+        # yes and no of each label
+        found_NK, expected_NK = (np.concatenate([probs, 1 - probs], 1) for probs in (found_NK, expected_NK))
+    found_NK, expected_NK = np.maximum(found_NK, least), np.maximum(expected_NK, least)
     divergence = (expected_NK * (np.log(expected_NK) - np.log(found_NK))).sum(1).mean()
     return float(divergence), float(np.median(times[TIMED_CALLS // 3 :]))

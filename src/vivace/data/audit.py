@@ -103,12 +103,14 @@ def audit_images(
     notes: Mapping[str, Mapping[int, Sequence[str]]] | None = None,
     *,
     allow_leaks: bool = False,
+    multi_label: bool = False,
 ) -> Audit:
     """The audit of decoded splits.
 
     names, labels: int64 [N], digests: [N], all per split; equal digests mean equal pixels. problems: per split,
     position → (problem, message) of the unusable images. notes: per split, position → notes on a usable image (see
     `data.findings`). allow_leaks: an image of train that is also in another split is reported, but stays in train.
+    multi_label: classes are combinations of labels, many of them of a few images.
     """
     findings = [
         Finding(kind=problem, severity=_severity(problem), names=(f"{split}:{names[split][index]}",), message=message)
@@ -118,7 +120,9 @@ def audit_images(
     findings += _copies(names, labels, digests, problems, classes, allow_leaks)
     findings += [
         Finding(kind=kind, severity=severity, names=found, message=message)
-        for kind, severity, found, message in image_findings(names, labels, notes or {}, classes)
+        for kind, severity, found, message in image_findings(
+            names, labels, notes or {}, None if multi_label else classes
+        )
     ]
     if ignored:
         findings.append(

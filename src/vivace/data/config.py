@@ -41,6 +41,8 @@ class DataConfig:
     any number; refuse: raise an error."""
     allow_leaks: bool = False
     """Train on images that are also in another split."""
+    multi_label: bool | None = None
+    """Whether an image of a manifest has a set of labels, as `Data.multi_label` says. None: as its table tells."""
     balanced_sampling: bool = False
     """Sample every class equally often, with replacement."""
 

@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 
+from vivace.data.holdout import strata
+from vivace.data.labelsets import labels_per_image
 from vivace.data.layouts.listing import skipped_summary
 from vivace.data.splits import DataSource
 from vivace.data.text import shortened
@@ -24,10 +26,16 @@ def summary(source: DataSource, val_fraction: float = 0.0) -> str:
     names = source.classes
     ends = f" ({shortened(names[0])} … {shortened(names[-1])})" if names else ""
     sizes = {name: len(split) for name, split in source.splits.items()}
+    sets, what = source.label_sets, "class"
     parts = [f"{len(names):,} classes{ends}"]
+    if sets is not None:
+        what = "label"
+        mean = labels_per_image([split.labels for split in source.splits.values()], sets)
+        parts = [f"{len(names):,} labels{ends}, {mean:.1f} an image"]
     held = 0
     if val_fraction and "train" in sizes and "val" not in sizes:
-        counts = np.bincount(source.splits["train"].labels, minlength=len(names))
+        labels_N = source.splits["train"].labels
+        counts = np.bincount(labels_N if sets is None else strata(labels_N, sets, val_fraction), minlength=1)
         held = int(sum(max(1, round(val_fraction * count)) for count in counts.tolist() if count > 1))
     for name, size in sizes.items():
         parts.append(f"{size - (held if name == 'train' else 0):,} {name}")
@@ -36,9 +44,9 @@ def summary(source: DataSource, val_fraction: float = 0.0) -> str:
     line = ", ".join(parts)
     first = next(iter(source.splits), None)
     if first is not None and len(names) > 1:
-        counts = np.bincount(source.splits[first].labels, minlength=len(names))
+        counts = source.counts(source.splits[first].labels)
         low, high = int(counts.argmin()), int(counts.argmax())
-        line += f"; smallest class {shortened(names[low])}: {counts[low]:,}"
+        line += f"; smallest {what} {shortened(names[low])}: {counts[low]:,}"
         line += f", largest {shortened(names[high])}: {counts[high]:,}"
         line += "" if first == "train" else f" ({first})"
     return line

@@ -30,9 +30,9 @@ def image_findings(
     names: Mapping[str, Sequence[str]],
     labels: Mapping[str, np.ndarray],
     notes: Mapping[str, Mapping[int, Sequence[str]]],
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
 ) -> list[ImageFinding]:
-    """One finding per kind of note; for one_colour one per class of a split.
+    """One finding per kind of note; for one_colour one per class of a split. classes: None for sets of labels.
 
     names, labels: int64 [N] per split. notes: per split, position → notes of `workers.notes_on`: one_colour, white W,
     extension_mismatch FORMAT, several_pictures, channels_dropped.
@@ -67,22 +67,23 @@ def _of_one_colour(
     members: Sequence[tuple[str, int]],
     names: Mapping[str, Sequence[str]],
     labels: Mapping[str, np.ndarray],
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
 ) -> list[ImageFinding]:
     """A refusal where most images of a class in a split have one colour, otherwise a warning."""
     groups: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
     for split, index in members:
-        groups[split, int(labels[split][index])].append((split, index))
+        groups[split, 0 if classes is None else int(labels[split][index])].append((split, index))
     findings: list[ImageFinding] = []
     for (split, label), found in groups.items():
-        total = int((labels[split] == label).sum())
+        total = len(labels[split]) if classes is None else int((labels[split] == label).sum())
+        where = split if classes is None else f"class {shown(classes[label])}"
         listed = _named(found, names)
         findings.append(
             (
                 "one_colour",
                 "refuse" if 2 * len(found) > total else "warning",
                 listed,
-                f"{len(found):,} of {total:,} images of class {shown(classes[label])} are a single colour "
+                f"{len(found):,} of {total:,} images of {where} are a single colour "
                 f"after decoding: {first_few(listed, NUM_NAMED)}. Save them with 8 bits per channel, or remove them",
             )
         )

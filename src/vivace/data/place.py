@@ -39,6 +39,9 @@ class Data:
     None: found by its usual names."""
     label_column: str | None = None
     """Column with the classes of a manifest, a frame or a data set of Hugging Face. None: found by its usual names."""
+    multi_label: bool | None = None
+    """Whether an image of a manifest has a set of labels: several in a cell, separated by ; or |, a list, or columns of
+    0 and 1. None: as the table tells. False: one class."""
     data_root: str | Path | None = None
     """Folder for downloads of named data sets. None: inside the cache."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vivace.cachedir import clear_leftovers, default_cache_dir
+from vivace.data.labelsets import identity_sets, with_columns
 from vivace.data.layouts import archives, catalog, folders, hub, manifests, shards
 from vivace.data.objects.source import open_object
 from vivace.data.place import AnyData, Data
@@ -27,16 +28,21 @@ def open_source(
     require_train: bool = True,
     classes: Sequence[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    multi_label: bool = False,
 ) -> DataSource:
     """The data source behind a name, a folder, a manifest or an archive, or of an object.
 
     require_train: False for evaluation, where one split of any name is enough. Images without a split are put into
     "train". classes: the classes of a bundle, in its order; labels are numbered by them, and images of other classes
-    are left out. What was left out or guessed is in the source's `notes`. progress: called with (images read, images in
-    all) of an object that is read to know what it holds.
+    are left out. multi_label: with `classes`, whether an image has a set of them: its other labels are left out, and it
+    stays. What was left out or guessed is in the source's `notes`. progress: called with (images read, images in all)
+    of an object that is read to know what it holds.
     Raises DataError, ArchiveError or DownloadError.
     """
     data = Data.of(data)
+    asked = data.multi_label
+    if classes is not None and asked is None:
+        data = dataclasses.replace(data, multi_label=multi_label)
     clear_leftovers(cache_dir or default_cache_dir())
     if isinstance(data.where, DataSource):
         source = data.where
@@ -44,7 +50,13 @@ def open_source(
         source = open_object(data, require_train=require_train, progress=progress)
     else:
         source = _at_place(data, cache_dir, require_train, classes)
-    source = source if classes is None else _with_classes(source, tuple(classes))
+    if asked and source.label_sets is None:
+        raise DataError(
+            f"only a manifest can give an image several labels: got `data.multi_label=True` for {source.name}. Leave "
+            "it out, or give a table."
+        )
+    if classes is not None:
+        source = (_with_labels if multi_label else _with_classes)(source, tuple(classes))
     check_source(source, require_train=require_train and classes is None)
     return source
 
@@ -98,6 +110,7 @@ def _manifest(path: Path, data: Data, require_train: bool, *, inside_only: bool 
         follow_links=data.follow_links,
         image_column=data.image_column,
         label_column=data.label_column,
+        multi_label=data.multi_label,
     )
 
 
@@ -141,6 +154,11 @@ def _path_of(text: str) -> Path:
 
 def _with_classes(source: DataSource, classes: tuple[str, ...]) -> DataSource:
     """The source with labels numbered by `classes`, without images of other classes."""
+    if source.label_sets is not None:
+        raise DataError(
+            f"the images of {source.name} have sets of labels, and the bundle gives each image one class. Give data "
+            "with one class an image, or a bundle of several labels."
+        )
     known = {unicodedata.normalize("NFC", name): index for index, name in enumerate(classes)}
     numbers = [known.get(unicodedata.normalize("NFC", name), -1) for name in source.classes]
     strange = [name for name, number in zip(source.classes, numbers, strict=True) if number < 0]
@@ -161,3 +179,25 @@ def _with_classes(source: DataSource, classes: tuple[str, ...]) -> DataSource:
             f"{first_few(strange)}{case_hint(strange, classes)}"
         )
     return dataclasses.replace(source, classes=classes, splits=splits, notes=tuple(notes))
+
+
+def _with_labels(source: DataSource, classes: tuple[str, ...]) -> DataSource:
+    """The source with sets of these labels, in their order; an image with none of them stays, with an empty set."""
+    label_sets = identity_sets(len(source.classes)) if source.label_sets is None else source.label_sets
+    known = {unicodedata.normalize("NFC", name): index for index, name in enumerate(source.classes)}
+    columns = [known.get(unicodedata.normalize("NFC", name)) for name in classes]
+    strange = [name for index, name in enumerate(source.classes) if index not in columns]
+    if len(strange) == len(source.classes):
+        raise DataError(
+            f"the data and the bundle have no label in common: got {first_few(strange, 3)}"
+            f"{case_hint(strange, classes)}. Give labels of the bundle: {first_few(classes, 20)}."
+        )
+    label_sets, numbers_M = with_columns(label_sets, columns)
+    splits = {key: renumbered(split, numbers_M[split.labels]) for key, split in source.splits.items()}
+    notes = list(source.notes)
+    if strange:
+        notes.append(
+            f"left out {count_of(len(strange), 'label')} not in the bundle: {first_few(strange)}"
+            f"{case_hint(strange, classes)}; their images stay, without them"
+        )
+    return dataclasses.replace(source, classes=classes, label_sets=label_sets, splits=splits, notes=tuple(notes))

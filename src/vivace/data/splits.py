@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from vivace.data.labelsets import class_counts, combination_names, with_columns
 from vivace.data.layouts.listing import skipped_summary
 from vivace.errors import DataError
 
@@ -91,7 +92,7 @@ class Split:
     names: tuple[str, ...]
     """A stable id of each image: its path below the root, or for arrays such as "train/00017"."""
     labels: np.ndarray
-    """int64 [N], in [0, K)."""
+    """int64 [N], in [0, K); where the data source has `label_sets`, in [0, M)."""
     paths: tuple[str, ...] | None = None
     """Files; undecodable bytes are surrogates, as from os.fsdecode."""
     arrays: Arrays | None = None
@@ -121,6 +122,7 @@ class DataSource:
 
     name: str
     classes: tuple[str, ...]
+    """The names of the K classes, or labels."""
     splits: Mapping[str, Split]
     """train, and perhaps val and test."""
     root: Path | None = None
@@ -138,6 +140,17 @@ class DataSource:
     """Classes whose rows are all among the bad rows."""
     given: bool = False
     """It is an object of the user's program: nothing finds it again, not even by `root`, where its files may lie."""
+    label_sets: np.ndarray | None = None
+    """bool [M, K], the combinations of labels that occur: an image's label is a row of it. None: an image has one."""
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """What the values of `Split.labels` mean, for messages: classes, or combinations of labels."""
+        return self.classes if self.label_sets is None else tuple(combination_names(self.label_sets, self.classes))
+
+    def counts(self, labels_N: np.ndarray) -> np.ndarray:
+        """How many of these images have each class, int64 [K]."""
+        return class_counts(labels_N, len(self.classes), self.label_sets)
 
 
 def check_source(source: DataSource, *, require_train: bool) -> None:
@@ -148,14 +161,17 @@ def check_source(source: DataSource, *, require_train: bool) -> None:
         raise DataError(f"there are no images in {place}. Put them into one folder per class.")
     if not require_train:
         return
+    what = "class" if source.label_sets is None else "label"
+    if len(source.classes) < 2 and source.label_sets is not None:
+        raise DataError(f"there are too few labels: got {list(source.classes)}. At least 2 are needed.")
     if len(source.classes) < 2:
         raise DataError(f"there is only one class: {source.classes[0]!r}. A classifier needs at least 2 class folders.")
-    counts = np.bincount(source.splits["train"].labels, minlength=len(source.classes))
+    counts = source.counts(source.splits["train"].labels)
     for name, count in zip(source.classes, counts, strict=True):
         if count < MIN_IMAGES_PER_CLASS:
             raise DataError(
-                f"a class has too few images: {name!r} has {count}, at least {MIN_IMAGES_PER_CLASS} are "
-                "needed to train and validate. Add some, or leave the class out."
+                f"a {what} has too few images: {name!r} has {count}, at least {MIN_IMAGES_PER_CLASS} are "
+                f"needed to train and validate. Add some, or leave the {what} out."
             )
 
 
@@ -181,13 +197,15 @@ def without_lost_classes(source: DataSource, usable: Mapping[str, np.ndarray]) -
     fewer than two classes would remain.
     """
     num_classes = len(source.classes)
-    before, after = (
-        np.bincount(labels, minlength=num_classes) for labels in (source.splits["train"].labels, usable["train"])
-    )
+    before, after = (source.counts(labels) for labels in (source.splits["train"].labels, usable["train"]))
     lost_K = (after < MIN_IMAGES_PER_CLASS) & (before >= MIN_IMAGES_PER_CLASS)
     if not lost_K.any() or num_classes - lost_K.sum() < 2:
         return source, ()
-    numbers_K = np.where(lost_K, -1, np.cumsum(~lost_K) - 1)
+    numbers = np.where(lost_K, -1, np.cumsum(~lost_K) - 1)
+    label_sets = source.label_sets
+    if label_sets is not None:
+        # the images stay, without the labels
+        label_sets, numbers = with_columns(label_sets, np.flatnonzero(~lost_K).tolist())
     kept, lost = (tuple(source.classes[index] for index in np.flatnonzero(mask)) for mask in (~lost_K, lost_K))
-    splits = {key: renumbered(split, numbers_K[split.labels]) for key, split in source.splits.items()}
-    return dataclasses.replace(source, classes=kept, splits=splits), lost
+    splits = {key: renumbered(split, numbers[split.labels]) for key, split in source.splits.items()}
+    return dataclasses.replace(source, classes=kept, splits=splits, label_sets=label_sets), lost

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from vivace.data.objects.source import only_split
 from vivace.data.place import AnyData, Data
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
+from vivace.data.text import first_few
 from vivace.errors import DataError
 from vivace.evaluation.chosen import choose_images, choose_split
 from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
+from vivace.metrics.multilabel import MultiLabelMetrics, evaluate_sets
 from vivace.metrics.summary import Metrics, evaluate_probs
 from vivace.notices import collected_warnings, warn
 from vivace.prediction import Predictor, predictor_for
@@ -51,10 +54,11 @@ class Evaluation:
     data: str
     split: str
     """Its name; "all" if the data has only one; or "held out": images that were not trained on."""
-    metrics: Metrics
+    metrics: Any
+    """A `Metrics`; of a bundle for sets of labels a `MultiLabelMetrics`."""
     classes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
-    """The most confident ones first."""
+    """The most confident ones first; of sets of labels, a label that an image has not, or has and is not predicted."""
     precision: str
     tta: str
     """The views that predictions are averaged over: none, mirror or shift."""
@@ -74,7 +78,8 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        return self.metrics.top1
+        """Accuracy; NaN for sets of labels, whose metrics have others."""
+        return self.metrics.top1 if isinstance(self.metrics, Metrics) else math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; the metrics that are single numbers are on the first level."""
@@ -85,8 +90,7 @@ class Evaluation:
             "num_images_trained_on": self.num_images_trained_on,
             "num_images_left_out": self.num_images_left_out,
             "classes": list(self.classes),
-            "per_class": [to_dict(row) for row in self.metrics.per_class],
-            "confusion": [list(row) for row in self.metrics.confusion],
+            **_tables(self.metrics),
             "mistakes": [to_dict(mistake) for mistake in self.mistakes],
             "precision": self.precision,
             "tta": self.tta,
@@ -138,6 +142,7 @@ def evaluate(
             on_bad_image=on_bad_image,
             progress=progress,
         )
+        sets = source.label_sets
         if len(cached.labels_N) == 0:
             if len(source.splits) == 1:
                 raise DataError(f"no image of {source.name} can be used. 'vivace audit' lists why; fix them.")
@@ -150,11 +155,21 @@ def evaluate(
     view = predictor.bundle.preprocess.view
     probs = _probs(predictor, cached, measured.rows, tta, tta_share)
     seconds = time.perf_counter() - started
-    mistakes = _mistakes(probs, cached, measured.rows, classes)
+    metrics: Metrics | MultiLabelMetrics
+    if predictor.bundle.info.multi_label:
+        assert sets is not None
+        thresholds, hits_NK = predictor.bundle.info.thresholds, sets[cached.labels_N[measured.rows]]
+        metrics = evaluate_sets(probs, hits_NK, classes, thresholds)
+        mistakes = mistakes_of_sets(probs, hits_NK, thresholds, cached, measured.rows, classes)
+        if metrics.without_images:
+            warnings.append(f"no image of {chosen} has {first_few(metrics.without_images)}: no metrics for them")
+    else:
+        metrics = evaluate_probs(probs, cached.labels_N[measured.rows], classes)
+        mistakes = _mistakes(probs, cached, measured.rows, classes)
     return Evaluation(
         data=source.name,
         split=measured.split,
-        metrics=evaluate_probs(probs, cached.labels_N[measured.rows], classes),
+        metrics=metrics,
         classes=classes,
         mistakes=mistakes,
         precision=predictor.precision,
@@ -179,11 +194,12 @@ def _probs(predictor: Predictor, cached: CachedSplit, rows: np.ndarray, tta: str
         ]
     )
     if tta != "none":
-        chosen = least_sure(probs, tta_share)
+        chosen = least_sure(probs, tta_share, multi_label=predictor.bundle.info.multi_label)
         for start in range(0, len(chosen), batch_size):
             batch = chosen[start : start + batch_size]
             pixels = view(np.asarray(cached.images_NHWC[rows[batch]]))
-            probs[batch] = averaged_probs(predictor.probs, pixels, tta, plain_NK=probs[batch])
+            several = predictor.bundle.info.multi_label
+            probs[batch] = averaged_probs(predictor.probs, pixels, tta, plain_NK=probs[batch], multi_label=several)
     return probs
 
 
@@ -206,6 +222,7 @@ def open_split(
         require_train=False,
         classes=bundle.classes,
         progress=progress,
+        multi_label=bundle.info.multi_label,
     )
     for line in notes_of(source):
         warn(line)
@@ -223,6 +240,51 @@ def open_split(
         progress=progress,
     )
     return source, chosen, cache.splits[chosen]
+
+
+def _tables(metrics: Metrics | MultiLabelMetrics) -> dict[str, Any]:
+    if isinstance(metrics, MultiLabelMetrics):
+        return {
+            "per_label": [to_dict(row) for row in metrics.per_label],
+            "without_images": list(metrics.without_images),
+        }
+    return {
+        "per_class": [to_dict(row) for row in metrics.per_class],
+        "confusion": [list(row) for row in metrics.confusion],
+    }
+
+
+def mistakes_of_sets(
+    probs_NK: np.ndarray,
+    hits_NK: np.ndarray,
+    thresholds_K: Sequence[float],
+    split: CachedSplit,
+    rows: np.ndarray,
+    classes: tuple[str, ...],
+) -> tuple[Mistake, ...]:
+    """The most confident mistakes, one of an image: a label that is missing or too much.
+
+    `label` and `predicted` say which, as "cat" and "no cat"; `probability` is that of what was predicted.
+    """
+    predicted_NK = probs_NK >= np.asarray(thresholds_K)
+    confidence_NK = np.where(predicted_NK, probs_NK, 1 - probs_NK) * (predicted_NK != hits_NK)
+    worst_N = confidence_NK.argmax(1)
+    wrong = np.flatnonzero((predicted_NK != hits_NK).any(1))
+    order = wrong[np.argsort(-confidence_NK[wrong, worst_N[wrong]], kind="stable")][:NUM_MISTAKES]
+    found = []
+    for index in order:
+        name = classes[worst_N[index]]
+        truth, answer = (name, f"no {name}") if hits_NK[index, worst_N[index]] else (f"no {name}", name)
+        found.append(
+            Mistake(
+                name=split.names[rows[index]],
+                index=int(rows[index]),
+                label=truth,
+                predicted=answer,
+                probability=float(confidence_NK[index, worst_N[index]]),
+            )
+        )
+    return tuple(found)
 
 
 def _mistakes(

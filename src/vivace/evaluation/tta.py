@@ -29,6 +29,8 @@ VIEWS: dict[str, tuple[tuple[float, int, bool], ...]] = {
 }
 # smaller than any probability that matters; avoids log(0)
 TINY = 1e-30
+# float32 probabilities next to 1 are this far from it
+LEAST_ODDS = 1e-7
 
 
 def averaged_probs(
@@ -37,17 +39,24 @@ def averaged_probs(
     tta: str,
     *,
     plain_NK: np.ndarray | None = None,
+    multi_label: bool = False,
 ) -> np.ndarray:
     """The prediction averaged over the views of `tta`: "none", "mirror", or "shift" (mirrors, diagonal shifts by 1 px).
 
-    Log-probabilities are averaged, which equals averaging logits. plain_NK: the predictions for the images as they are,
-    if they are known. Raises ConfigError for another name.
+    Log-probabilities are averaged, which equals averaging logits; of sets of labels (multi_label) log-odds. plain_NK:
+    the predictions for the images as they are, if they are known. Raises ConfigError for another name.
     """
     check_choice("tta", tta, tuple(VIEWS))
     plain_NK = probs(images_NHWC) if plain_NK is None else plain_NK
     if tta == "none":
         return plain_NK
     (plain_weight, *_), *others = VIEWS[tta]
+    if multi_label:
+        odds_NK = plain_weight * _log_odds(plain_NK)
+        for weight, shift, mirrored in others:
+            odds_NK += weight * _log_odds(probs(_view(images_NHWC, shift, mirrored)))
+        likely: np.ndarray = (1 / (1 + np.exp(-odds_NK))).astype(np.float32)
+        return likely
     total = plain_weight * np.log(np.maximum(plain_NK, TINY))
     for weight, shift, mirrored in others:
         total += weight * np.log(np.maximum(probs(_view(images_NHWC, shift, mirrored)), TINY))
@@ -56,17 +65,27 @@ def averaged_probs(
     return averaged
 
 
-def least_sure(probs_NK: np.ndarray, share: float) -> np.ndarray:
+def least_sure(probs_NK: np.ndarray, share: float, *, multi_label: bool = False) -> np.ndarray:
     """Indices of the fraction `share`, (0, 1], of the images with the smallest margin between their top two classes.
 
+    multi_label: with a label closest to 0.5.
     The indices are sorted. More views hardly ever change the prediction for the other images.
     """
     count = math.ceil(share * len(probs_NK))
     if count == len(probs_NK) or probs_NK.shape[1] < 2:
         return np.arange(count)
+    if multi_label:
+        closest: np.ndarray = np.sort(np.argsort(np.abs(probs_NK - 0.5).min(1), kind="stable")[:count])
+        return closest
     best_N2 = np.partition(probs_NK, -2, axis=1)[:, -2:]
     chosen: np.ndarray = np.sort(np.argsort(best_N2[:, 1] - best_N2[:, 0], kind="stable")[:count])
     return chosen
+
+
+def _log_odds(probs_NK: np.ndarray) -> np.ndarray:
+    clipped = np.clip(probs_NK.astype(np.float64), LEAST_ODDS, 1 - LEAST_ODDS)
+    odds: np.ndarray = np.log(clipped) - np.log1p(-clipped)
+    return odds
 
 
 def _view(images_NHWC: np.ndarray, shift: int, mirrored: bool) -> np.ndarray:

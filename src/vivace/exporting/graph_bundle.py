@@ -44,7 +44,7 @@ def with_graph_for(
         check_parity(found[0])
         # the graph that stands for the network was compared when it was written; now there was nothing to do so with
         is_known = not found[0].compared and bundle.info.parity.get("runtime") == runtime
-        return dataclasses.replace(info, parity=bundle.info.parity if is_known else found[0].to_dict())
+        return dataclasses.replace(info, parity=bundle.info.parity if is_known else found[0].recorded())
 
     return derive_bundle(bundle, out, add), found[0]
 

@@ -11,7 +11,7 @@ from vivace.errors import ExportError, MissingExtra
 from vivace.exporting import onnx
 from vivace.exporting.export_errors import exporting
 from vivace.exporting.graphs import traced
-from vivace.exporting.labels import DESCRIBED, NAMESPACE, description
+from vivace.exporting.labels import DESCRIBED, DESCRIBED_SETS, NAMESPACE, description
 from vivace.libraries.openvino import library
 from vivace.runtimes.loading import Classifier
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
@@ -84,7 +84,7 @@ def copy_labelled(bundle: Bundle, folder: Path) -> tuple[str, str]:
 def _described(model: Any) -> dict[str, str]:
     return {
         key: str(model.get_rt_info([NAMESPACE, key]).astype(str))
-        for key in DESCRIBED
+        for key in (*DESCRIBED, *DESCRIBED_SETS)
         if model.has_rt_info([NAMESPACE, key])
     }
 

@@ -6,6 +6,7 @@ Shapes: images_NHWC uint8 at the bundle's size; probs_NK float.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,21 +45,37 @@ class Parity:
     images: str
     """Where they are from: the name of a data set and, if it has splits, the split; or "generated"."""
     num_images: int
-    top1_agreement: float
-    """Fraction of the images with the same top-1 class, [0, 1]; ties within the tolerance count as agreement."""
+    top1_agreement: float | None
+    """Fraction of the images with the same top-1 class, [0, 1]; ties within the tolerance count as agreement. None
+    where images have sets of labels."""
     max_difference: float
     """Of any probability of any image."""
     tolerance: float
     agreement_needed: float = 1.0
-    """Of `top1_agreement`: less than all in int8 alone."""
+    """Of `agreement`: less than all in int8 alone."""
     reference: str = PYTORCH
     """What it is compared with."""
+    set_agreement: float | None = None
+    """Fraction of the images with the same set of labels; one whose probability is within the tolerance of its
+    threshold counts as the same. None where images have one class."""
+
+    @property
+    def agreement(self) -> float:
+        """That of the top-1 classes, or of the sets of labels."""
+        found = self.top1_agreement if self.set_agreement is None else self.set_agreement
+        assert found is not None
+        return found
+
+    @property
+    def _agreement(self) -> str:
+        what = "top-1 agreement" if self.set_agreement is None else "agreement of the sets of labels"
+        return f"{what} {self.agreement:.2%}"
 
     @property
     def holds(self) -> bool:
-        """Whether the two agree: every probability within the tolerance, and top-1 agreement as high as needed."""
+        """Whether the two agree: every probability within the tolerance, and the agreement as high as needed."""
         # a NaN is not within it
-        return self.max_difference <= self.tolerance and self.top1_agreement >= self.agreement_needed
+        return self.max_difference <= self.tolerance and self.agreement >= self.agreement_needed
 
     @property
     def compared(self) -> bool:
@@ -77,14 +94,19 @@ class Parity:
             )
         return (
             f"{self.runtime} in {self.precision} against {self.reference} on {self._images}: "
-            f"top-1 agreement {self.top1_agreement:.2%}, probabilities differ by at most {self.max_difference:.1e} "
+            f"{self._agreement}, probabilities differ by at most {self.max_difference:.1e} "
             f"({self.tolerance:g} is allowed)"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; what it is compared with only where that is not PyTorch."""
-        values = dataclasses.asdict(self)
-        return values if self.reference != PYTORCH else {key: values[key] for key in values if key != "reference"}
+        left_out = ["reference"] if self.reference == PYTORCH else []
+        left_out += ["set_agreement"] if self.set_agreement is None else []
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+
+    def recorded(self) -> dict[str, Any]:
+        """The same without what it does not have, for a bundle."""
+        return {name: value for name, value in self.to_dict().items() if value is not None}
 
     @property
     def _images(self) -> str:
@@ -141,6 +163,7 @@ def measure_parity(
         precision=precision,
         images=images,
         reference=PYTORCH if bundle.has_code else GRAPH,
+        thresholds_K=bundle.info.thresholds or None,
     )
 
 
@@ -152,27 +175,33 @@ def compare_probs(
     precision: str,
     images: str,
     reference: str = PYTORCH,
+    thresholds_K: Sequence[float] | None = None,
 ) -> Parity:
     """The certificate, from probabilities of PyTorch (eager, float32) and of another variant for the same images.
 
-    reference: what the former are of, where they are not PyTorch's.
+    reference: what the former are of, where they are not PyTorch's. thresholds_K: from which on each label is
+    predicted, of a bundle for sets of labels.
     """
     tolerance = TOLERANCE.get(precision, INT8_TOLERANCE)
+    slack = 0 if is_quantized(precision) else tolerance
+    common: dict[str, Any] = {
+        "runtime": runtime,
+        "precision": precision,
+        "images": images,
+        "num_images": len(expected_NK),
+        "max_difference": float(np.abs(expected_NK - found_NK).max()),
+        "tolerance": tolerance,
+        "agreement_needed": INT8_AGREEMENT if is_quantized(precision) else 1.0,
+        "reference": reference,
+    }
+    if thresholds_K is not None:
+        thresholds = np.asarray(thresholds_K)
+        same_NK = ((expected_NK >= thresholds) == (found_NK >= thresholds)) | (abs(expected_NK - thresholds) <= slack)
+        return Parity(top1_agreement=None, set_agreement=float(same_NK.all(1).mean()), **common)
     rows = np.arange(len(expected_NK))
     # where two classes are as likely as each other, which of them comes first is a matter of rounding
     lead = expected_NK.max(1) - expected_NK[rows, found_NK.argmax(1)]
-    agrees = lead <= (0 if is_quantized(precision) else tolerance)
-    return Parity(
-        runtime=runtime,
-        precision=precision,
-        images=images,
-        num_images=len(expected_NK),
-        top1_agreement=float(agrees.mean()),
-        max_difference=float(np.abs(expected_NK - found_NK).max()),
-        tolerance=tolerance,
-        agreement_needed=INT8_AGREEMENT if is_quantized(precision) else 1.0,
-        reference=reference,
-    )
+    return Parity(top1_agreement=float((lead <= slack).mean()), **common)
 
 
 def check_parity(parity: Parity) -> None:
@@ -180,8 +209,8 @@ def check_parity(parity: Parity) -> None:
     if not parity.holds:
         raise ParityError(
             f"{parity.runtime} does not agree with {parity.reference}: probabilities differ by "
-            f"{parity.max_difference:.2g} ({parity.tolerance:g} is allowed), top-1 agreement is "
-            f"{parity.top1_agreement:.2%} on {parity._images}. Nothing was kept: use another runtime or precision."
+            f"{parity.max_difference:.2g} ({parity.tolerance:g} is allowed), {parity._agreement} on "
+            f"{parity._images}. Nothing was kept: use another runtime or precision."
         )
 
 

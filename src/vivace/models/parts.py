@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["count_parameters", "forward_flops", "head_parameters", "layer_groups", "scale_head"]
+__all__ = [
+    "adjust_head",
+    "count_parameters",
+    "forward_flops",
+    "head_parameters",
+    "head_shifts",
+    "layer_groups",
+    "scale_head",
+]
 
 
 def head_parameters(model: nn.Module) -> list[str]:
@@ -48,6 +56,36 @@ def scale_head(model: nn.Module, factor: float) -> None:
         layers = [layer for module in head for layer in module.modules() if list(layer.parameters(recurse=False))]
         for parameter in layers[-1].parameters(recurse=False) if layers else ():
             parameter.mul_(factor)
+
+
+def head_shifts(model: nn.Module, num_classes: int) -> bool:
+    """Whether `adjust_head` can shift the logits: the last layer of the head is linear and has a bias."""
+    layer = _last_linear(model, num_classes)
+    return layer is not None and layer.bias is not None
+
+
+@torch.no_grad()
+def adjust_head(model: nn.Module, scale_K: Tensor, shift_K: Tensor) -> bool:
+    """Make each logit scale · logit + shift, in place, in the last layer of the head; False if that can't be done.
+
+    The caller checks the result, as for `scale_head`.
+    """
+    layer = _last_linear(model, len(scale_K))
+    if layer is None or (layer.bias is None and bool(shift_K.any())):
+        return False
+    layer.weight.mul_(scale_K.view(-1, *[1] * (layer.weight.dim() - 1)))
+    if layer.bias is not None:
+        layer.bias.mul_(scale_K).add_(shift_K)
+    return True
+
+
+def _last_linear(model: nn.Module, num_classes: int) -> nn.Linear | nn.Conv2d | None:
+    """The one layer that gives the logits; None if there are several heads, or another kind of layer."""
+    heads = _heads(model)
+    layers = [layer for module in heads[0] for layer in module.modules() if list(layer.parameters(recurse=False))]
+    if len(heads) != 1 or not layers or not isinstance(layers[-1], nn.Linear | nn.Conv2d):
+        return None
+    return layers[-1] if len(layers[-1].weight) == num_classes else None
 
 
 def layer_groups(model: nn.Module) -> list[list[str]]:

@@ -65,18 +65,21 @@ def curves(metrics_csv: Path, path: Path, *, saved_epoch: float | None = None) -
     epochs = _column(rows, "epoch")
     # mark the points of a short run
     style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(rows) <= 30 else {}
-    for axes, what, label, factor in (
-        (loss_axes, "loss", "loss (nats)", 1),
-        (top1_axes, "top1", "top-1 accuracy (%)", 100),
+    has_sets = bool(rows) and "val_map" in rows[0]
+    score, trained = ("map", "label_accuracy") if has_sets else ("top1", "top1")
+    named = "mAP; in training: right labels (%)" if has_sets else "top-1 accuracy (%)"
+    for axes, what, train_what, label, factor in (
+        (loss_axes, "loss", "loss", "loss (nats)", 1),
+        (top1_axes, score, trained, named, 100),
     ):
-        axes.plot(epochs, factor * _column(rows, f"train_{what}"), color=BLUE, label="training", **style)
+        axes.plot(epochs, factor * _column(rows, f"train_{train_what}"), color=BLUE, label="training", **style)
         # dashed, to be distinguishable without colour
         axes.plot(
             epochs, factor * _column(rows, f"val_{what}"), color=ORANGE, ls=(0, (4, 1)), label="validation", **style
         )
         axes.set_ylabel(label)
         axes.legend(frameon=False)
-    val_top1 = _column(rows, "val_top1")
+    val_top1 = _column(rows, f"val_{score}")
     if len(val_top1):
         saved = len(epochs) - 1 if saved_epoch is None else int(np.abs(epochs - saved_epoch).argmin())
         top1_axes.plot(epochs[saved], 100 * val_top1[saved], marker="o", markersize=8, mfc="none", color=ORANGE)

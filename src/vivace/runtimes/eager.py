@@ -1,4 +1,4 @@
-"""PyTorch, eager: the plain network, with normalisation in front and softmax behind."""
+"""PyTorch, eager: the plain network, with normalisation in front and softmax or sigmoid behind."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from vivace.bundle import Bundle
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
 from vivace.models.own.fitting import to_channels_last
+from vivace.runtimes.graph import probabilities
 from vivace.runtimes.loading import Classifier
 
 __all__ = ["load", "on_device"]
 
 
 def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Classifier:
-    """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32, softmax in fp32.
+    """A classifier: uint8 NHWC pixels at the bundle's size → probabilities, float32, softmax or sigmoid in fp32.
 
     precision: fp32, bf16 or fp16, by autocast. Raises BundleError if the weights do not fit the network.
     """
     # weights in the layout that the pixels have: otherwise cuDNN turns them round in every call
     model = to_channels_last(bundle.build_model().to(device))
     normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
+    several = bundle.info.multi_label
 
     @torch.inference_mode()
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
         images_BCHW = on_device(images_NHWC, device)
         with autocast(device, precision):
             logits_BK = model(normalize(images_BCHW))
-        probs: np.ndarray = logits_BK.float().softmax(1).cpu().numpy()
+        probs: np.ndarray = probabilities(logits_BK, multi_label=several).cpu().numpy()
         return probs
 
     return classify

@@ -14,6 +14,7 @@ from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
 from vivace.models.own.fitting import to_channels_last
 from vivace.runtimes.eager import on_device
+from vivace.runtimes.graph import probabilities
 from vivace.runtimes.inductor_private import freeze_weights
 from vivace.runtimes.int8 import int8_graph
 from vivace.runtimes.loading import Classifier
@@ -36,11 +37,12 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
         return _int8(bundle, device)
     model = to_channels_last(bundle.build_model().to(device))
     normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
+    several = bundle.info.multi_label
 
     @torch.compile(dynamic=False)
     def probs_of(images_BCHW: torch.Tensor) -> torch.Tensor:
         logits_BK: torch.Tensor = model(normalize(images_BCHW))
-        return logits_BK.float().softmax(1)
+        return probabilities(logits_BK, multi_label=several)
 
     @torch.no_grad()
     def classify(images_NHWC: np.ndarray) -> np.ndarray:

@@ -152,20 +152,21 @@ def checked_graph(classify: Classifier, bundle: Bundle, path: Path) -> Classifie
                 f"the graph answers {list(probs_NK.shape)} for {list(expected)}, {probs_NK.dtype} for float32: {path}. "
                 "Export it again."
             )
-        check_probs(probs_NK, path)
+        check_probs(probs_NK, path, multi_label=bundle.info.multi_label)
         return probs_NK
 
     return checked
 
 
-def check_probs(probs_NK: np.ndarray, path: Path) -> None:
+def check_probs(probs_NK: np.ndarray, path: Path, *, multi_label: bool = False) -> None:
     """Raise BundleError, which names the path, unless all are in [0, 1] and rows sum to 1, or some are not finite.
 
     As near as bf16 comes to it; float32 is within 1e-5. What overflows is not looked at: its cause is another one.
+    multi_label: rows may have any sum.
     """
     sums_N = probs_NK.sum(1)
     inside = (probs_NK >= 0) & (probs_NK <= 1 + TOLERANCE / 10)
-    sums_to_one = abs(sums_N - 1) <= TOLERANCE
+    sums_to_one = np.full(len(sums_N), True) if multi_label else abs(sums_N - 1) <= TOLERANCE
     if bool((inside.all(1) & sums_to_one | ~np.isfinite(probs_NK).all(1)).all()):
         return
     raise BundleError(

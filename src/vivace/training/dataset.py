@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,18 +21,18 @@ from vivace.data.place import AnyData, Data
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
-from vivace.errors import BundleError, DataError, first_line
+from vivace.errors import BundleError, DataError, VivaceError, first_line
 from vivace.models.pretrained import pretrained_stats
 from vivace.notices import warn
 from vivace.training.folder.runfolder import RunFolder, runs_of
 from vivace.training.recipes.facts import measure_facts
-from vivace.training.recipes.named import DEFAULT_RECIPE, resolve_recipe
+from vivace.training.recipes.named import DEFAULT_RECIPE, read_recipe, resolve_recipe
 from vivace.training.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from vivace.training.techniques.distill import Teacher
 
-__all__ = ["all_grey", "open_run_cache", "open_run_source", "stored_as", "with_sizes"]
+__all__ = ["all_grey", "open_run_cache", "open_run_source", "stored_as", "with_labels_as_in", "with_sizes"]
 
 # images per read
 BLOCK = 256
@@ -226,3 +227,22 @@ def all_grey(images_NHWC: Pixels) -> bool:
         if (block[..., :1] != block[..., 1:]).any():
             return False
     return len(images_NHWC) > 0
+
+
+def with_labels_as_in(data: AnyData, recipe: Recipe, changes: dict[str, Any], resumed: str | Path | None) -> AnyData:
+    """The data, its labels read as the recipe or the changes to it say; what the data say themselves is a change to it.
+
+    resumed: the folder of the run that goes on, whose recipe says what the caller does not.
+    """
+    asked = changes.get("data.multi_label", recipe.data.multi_label)
+    given = Data.of(data)
+    if asked is None and given.multi_label is None and resumed is not None:
+        with contextlib.suppress(VivaceError):
+            saved = read_recipe(Path(resumed) / "recipe.yaml")
+            asked = saved.data.multi_label if isinstance(saved, Recipe) else None
+    if given.multi_label is not None:
+        changes["data.multi_label"] = given.multi_label
+        return data
+    # a text is that of the command line, whose type the recipe checks
+    asked = {"true": True, "false": False}.get(asked.lower()) if isinstance(asked, str) else asked
+    return data if asked is None else dataclasses.replace(given, multi_label=asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from torch import nn
 
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.config import to_dict
+from vivace.data.labelsets import class_counts
 from vivace.errors import NonFiniteError, TrainingError
 from vivace.files import write_json
 from vivace.hardware import describe
-from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import complete_arguments, forward_flops
 from vivace.notices import recorded_warnings, warn
 from vivace.training.execution import ExecutionConfig, without_own_kernels
@@ -57,7 +58,7 @@ def finish(
     model, temperature = engine.state.averaged_model, None
     if recipe.calibrate:
         model, temperature = session.calibrated(model, execution)
-    metrics = _metrics(session, model, execution)
+    metrics, thresholds = _metrics(session, model, execution)
     info = BundleInfo(
         architecture=Architecture(
             name=recipe.model.name,
@@ -77,6 +78,8 @@ def finish(
         temperature=temperature,
         starting_weights=weights,
         network=_own_network(session, model),
+        task="single_label" if session.task.label_sets_MK is None else "multi_label",
+        thresholds=thresholds,
     )
     with _disk_for(folder.bundle):
         trained_on = data.cache.splits["train"].digests_N[data.train_indices]
@@ -87,14 +90,17 @@ def finish(
         if session.network is not None and complete is not None:
             no_graph = complete(bundle, *_compared_images(session))
     total_seconds = engine.plan.clock()
-    outcome = _outcome(session, engine, budget, metrics["val"]["top1"], total_seconds)
+    score = session.task.score
+    outcome = _outcome(session, engine, budget, metrics["val"][score], total_seconds)
     for message in outcome_warnings(outcome):
         warn(message)
     result = TrainResult(
         bundle=folder.bundle,
         run=folder.path,
-        val_top1=metrics["val"]["top1"],
-        test_top1=metrics["test"]["top1"] if "test" in metrics else None,
+        val_top1=metrics["val"].get("top1", math.nan),
+        test_top1=metrics["test"].get("top1") if "test" in metrics else None,
+        val_map=metrics["val"].get("map"),
+        test_map=metrics["test"].get("map") if "test" in metrics else None,
         epochs=outcome.epochs,
         train_seconds=counters.seconds,
         total_seconds=total_seconds,
@@ -141,27 +147,40 @@ def _compared_images(session: Session) -> tuple[np.ndarray, str]:
     return np.ascontiguousarray(middle), "validation images"
 
 
-def _metrics(session: Session, model: nn.Module, execution: ExecutionConfig) -> dict[str, Any]:
-    """The metrics of the bundle on the validation split and, if there is one, on the test split."""
-    metrics = {}
+def _metrics(
+    session: Session, model: nn.Module, execution: ExecutionConfig
+) -> tuple[dict[str, Any], tuple[float, ...]]:
+    """(metrics of the bundle on the validation split and, if there is one, on the test split; thresholds of labels).
+
+    The thresholds are chosen on validation, whose F1 and exact match are therefore a little too high.
+    """
+    metrics: dict[str, Any] = {}
+    thresholds: tuple[float, ...] = ()
     execution = without_own_kernels(execution)
     for split in ("val", *(["test"] if session.data.num_test else [])):
         probs, labels = session.split_probs(model, execution, split)
         if not np.isfinite(probs).all():
             # finite on validation images, but out of range of the precision on these
             raise NonFiniteError(f"the network's answers to {split} images are NaN or Inf. Lower `optimizer.lr`.")
-        metrics[split] = evaluate_probs(probs, labels, session.data.cache.classes).summary()
-    return metrics
+        if split == "val":
+            thresholds = session.task.thresholds(probs, labels)
+        metrics[split] = dict(session.task.summary(probs, labels, session.data.cache.classes, thresholds))
+    return metrics, thresholds
 
 
-def _outcome(session: Session, engine: Engine, budget: Budget, val_top1: float, total_seconds: float) -> Outcome:
+def _outcome(session: Session, engine: Engine, budget: Budget, score: float, total_seconds: float) -> Outcome:
     data, counters = session.data, engine.counters
-    counts_K = np.bincount(data.val_labels_N if data.val_indices is None else data.val_labels_N[data.val_indices])
+    val_labels_N = data.val_labels_N if data.val_indices is None else data.val_labels_N[data.val_indices]
+    sets = data.cache.label_sets
+    counts_K = class_counts(val_labels_N, session.num_classes, sets)
     return Outcome(
         epochs=session.batches.epochs_of(counters.step),
         num_train=len(data.train_indices),
         num_images_seen=counters.num_images_seen,
-        num_right=round(val_top1 * data.num_val),
+        score=score,
+        multi_label=sets is not None,
+        chance=float(counts_K[counts_K > 0].mean() / data.num_val) if sets is not None and counts_K.any() else None,
+        num_right=round(score * data.num_val),
         num_val=data.num_val,
         num_val_commonest=int(counts_K.max()),
         commonest=data.cache.classes[int(counts_K.argmax())],

@@ -15,6 +15,8 @@ MAX_EXCESS = 0.05
 MAX_CHANCE = 0.05
 # below this many validation images, no evidence of learning is no evidence of its absence
 FEW_IMAGES = 20
+# a mAP that is not above that of random answers by this factor is no evidence of learning either
+MIN_GAIN = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,11 @@ class Outcome:
     """Validation images of their most common class."""
     commonest: str
     """The name of that class."""
+    score: float | None = None
+    """What the target is about: top-1 accuracy, or of sets of labels mAP, whose `num_right` means nothing."""
+    multi_label: bool = False
+    chance: float | None = None
+    """The mAP to expect of random answers: the mean fraction of the images that have a label."""
     within_seconds: float | None = None
     total_seconds: float = 0.0
     target: float | None = None
@@ -47,6 +54,13 @@ def outcome_warnings(outcome: Outcome) -> tuple[str, ...]:
 def _chance(outcome: Outcome) -> Iterator[str]:
     """A one-sided binomial test at 5 % against always predicting the most common class."""
     right, images = outcome.num_right, outcome.num_val
+    if outcome.multi_label:
+        if outcome.score is not None and outcome.chance is not None and outcome.score <= MIN_GAIN * outcome.chance:
+            yield (
+                f"the network may have learnt nothing: validation ended at a mAP of {outcome.score:.3f}, and random "
+                f"answers give {outcome.chance:.3f}. {_advice(outcome)}"
+            )
+        return
     rate = outcome.num_val_commonest / images
     chance = binomial_pvalue(right, images, rate)
     if chance > MAX_CHANCE and right == images:
@@ -92,7 +106,7 @@ def _budget(outcome: Outcome) -> Iterator[str]:
             "data and starting included. Give more time; with the same data the next run starts sooner."
         )
     if outcome.target is not None and not outcome.target_reached:
-        accuracy = outcome.num_right / outcome.num_val
+        accuracy = outcome.num_right / outcome.num_val if not outcome.multi_label else outcome.score
         yield f"the target was not reached: validation ended at {accuracy:.4g}, the target is {outcome.target:g}"
 
 

@@ -19,6 +19,7 @@ class TrainResult:
     bundle: Path
     run: Path
     val_top1: float
+    """NaN where images have sets of labels: see `val_map`."""
     test_top1: float | None
     """None without a test split."""
     epochs: float
@@ -41,10 +42,15 @@ class TrainResult:
     no_graph: str | None = None
     """Why the bundle of a network of your own got no graph that runs without its code; None: it has one, or the network
     is ours or timm's."""
+    val_map: float | None = None
+    """Mean average precision over the labels; None where images have one class."""
+    test_map: float | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """What was left out, guessed or missed; each was shown on stderr when it occurred."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return to_dict(self)
+        """Plain values, for JSON: the accuracies, or with sets of labels the mAP in their place."""
+        values = to_dict(self)
+        other = ("val_map", "test_map") if self.val_map is None else ("val_top1", "test_top1")
+        return {name: value for name, value in values.items() if name not in other}

@@ -11,6 +11,7 @@ from vivace.errors import CheckpointError
 from vivace.training.folder.checkpoints import load_newest
 from vivace.training.folder.runfolder import RunFolder
 from vivace.training.loop.plan import Budget
+from vivace.training.loop.progress import score_of
 from vivace.training.loop.restored import MALFORMED, check_tree, try_step
 from vivace.training.loop.state import Counters, TrainState
 from vivace.training.recipes.recipe import Recipe
@@ -92,5 +93,5 @@ def adapt_counters(
         # the schedule continues at the fraction of the new time budget that is used up
         counters.progress = min(1.0, counters.total_seconds / budget.within_seconds)
     if budget.target is not None and budget.target != saved_budget["target"]:
-        reached = bool(counters.history) and counters.history[-1]["val_top1"] >= budget.target
+        reached = bool(counters.history) and score_of(counters.history[-1]) >= budget.target
         counters.target_seconds = counters.total_seconds if reached else None

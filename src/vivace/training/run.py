@@ -93,7 +93,7 @@ def run_training(
     facts = facts_of(cache, data, source_name)
     saved = None
     if previous is None:
-        for line in balance_lines(recipe, data.train_labels_N, cache.classes):
+        for line in balance_lines(recipe, data.train_labels_N, cache.classes, cache.label_sets):
             display.on_message(worded(line))
     else:
         check_same_data(previous["data"], facts)

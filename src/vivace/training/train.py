@@ -23,7 +23,7 @@ from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.libraries.timm import load_timm
 from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
-from vivace.training.dataset import open_run_cache, open_run_source, with_sizes
+from vivace.training.dataset import open_run_cache, open_run_source, with_labels_as_in, with_sizes
 from vivace.training.folder.continuing import says_how_to_resume
 from vivace.training.folder.runfolder import RunFolder, check_run_place, new_run_path, newest_run
 from vivace.training.own import own_errors, passed_network, resumed_network
@@ -145,6 +145,7 @@ def train(
     )
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     # importing torch is one thread: decoding, in processes, overlaps with it
+    data = with_labels_as_in(data, named, changes, run if resume else None)
     importing = threading.Thread(target=_import_torch, daemon=True)
     if Data.of(data).is_object:
         # its code may import torch too, and two threads that import it at once could see partial modules
@@ -162,8 +163,9 @@ def train(
         recipe, chosen = chosen_recipe(sized), reason(sized, asked=sized is not facts)
     # a resumed run is planned if it was before
     planned = "epochs" not in changes if resume else target is not None and is_planned(recipe, changes)
-    # how long a network of the user's own takes to a target, nobody knows
-    planned = planned and network is None
+    # how long a network of the user's own takes to a target, nobody knows; what accuracy is expected when is known of
+    # one class an image alone
+    planned = planned and network is None and source.label_sets is None
     if on_cpu:
         seconds = [within_seconds, seconds_for(target, facts) if planned and target is not None else None]
         facts = dataclasses.replace(facts, seconds=min((s for s in seconds if s is not None), default=None))

@@ -187,6 +187,12 @@ def _no_bundle(run: Run) -> str:
 
 
 def _check_classes(bundles: list[Bundle], paths: tuple[str, str]) -> None:
+    for bundle, path in zip(bundles, paths, strict=True):
+        if bundle.info.multi_label:
+            raise DataError(
+                f"compare counts the images of one class that are right, and {path} predicts sets of labels. Compare "
+                "what `vivace evaluate` says of each."
+            )
     first, second = (set(bundle.classes) for bundle in bundles)
     if first == second:
         return

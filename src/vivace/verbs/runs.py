@@ -50,6 +50,9 @@ class Run:
     val_top1: float | None = None
     """Fraction, as `test_top1`."""
     test_top1: float | None = None
+    val_map: float | None = None
+    """Mean average precision, of sets of labels, in place of `val_top1`."""
+    test_map: float | None = None
     epochs: float | None = None
     seconds: float | None = None
     """Process start to saved bundle."""
@@ -171,7 +174,9 @@ def _result(folder: Path) -> dict[str, Any]:
     result = _json(path)
     when = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     return {
-        "val_top1": _value(result, "val_top1", 1, "result.json"),
+        "val_top1": _value(result, "val_top1", 1, "result.json", may_lack="val_map" in result),
+        "val_map": _value(result, "val_map", 1, "result.json", may_lack=True),
+        "test_map": _value(result, "test_map", 1, "result.json", may_lack=True),
         "test_top1": _value(result, "test_top1", 1, "result.json", may_lack=True),
         "epochs": _value(result, "epochs", MAX_NUMBER, "result.json"),
         "seconds": _value(result, "total_seconds", MAX_NUMBER, "result.json"),

@@ -46,6 +46,8 @@ class Augment:
         check_range("augment.translate", config.translate, 0, size - 1)
         check_range("augment.start_size", config.start_size, 8, size)
         self.config, self.size, self.num_classes, self.seed, self.own = config, size, num_classes, seed, own
+        self.label_sets_MK: Tensor | None = None
+        """float32, where labels are the numbers of its rows; None: labels are classes."""
 
     def __call__(
         self,
@@ -82,6 +84,7 @@ class Augment:
                 images_BCHW,
                 labels_B,
                 num_classes=self.num_classes,
+                label_sets_MK=self.label_sets_MK,
                 mixup_alpha=config.mixup,
                 cutmix_alpha=config.cutmix,
                 generator=generator,

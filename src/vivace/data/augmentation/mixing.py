@@ -19,14 +19,15 @@ def mix(
     labels_B: Tensor,
     *,
     num_classes: int,
+    label_sets_MK: Tensor | None = None,
     mixup_alpha: float,
     cutmix_alpha: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """mixup or cutmix of a batch with a permutation of itself; if both alphas are > 0, one is chosen at random.
 
-    labels_B: int64 in [0, num_classes). Returns images (float32 with mixup, else the given dtype) and soft labels,
-    float32 [B, K], rows sum to 1.
+    labels_B: int64 in [0, num_classes); with label_sets_MK, float32, the numbers of its rows. Returns images (float32
+    with mixup, else the given dtype) and soft labels, float32 [B, K]; rows sum to 1, or to the mean of two sets' sizes.
     """
     device = images_BCHW.device
     order_B = torch.randperm(len(images_BCHW), generator=generator, device=device)
@@ -38,7 +39,9 @@ def mix(
         images_BCHW = mixup(images_BCHW, order_B, lam)
     else:
         images_BCHW, lam = cutmix(images_BCHW, order_B, lam, (row, column))
-    one_hot_BK = functional.one_hot(labels_B, num_classes).float()
+    one_hot_BK = (
+        functional.one_hot(labels_B, num_classes) if label_sets_MK is None else label_sets_MK[labels_B]
+    ).float()
     return images_BCHW, torch.lerp(one_hot_BK[order_B], one_hot_BK, lam)
 
 

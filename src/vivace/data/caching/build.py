@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from vivace.cachedir import INDEX
 from vivace.data.audit import audit_images
 from vivace.data.caching.files import allocate, boot_id, keep_rows, write_splits
 from vivace.data.caching.items import decode_items
+from vivace.data.labelsets import stored_sets
 from vivace.data.preprocess import Preprocess
 from vivace.data.splits import DataSource, Split
 from vivace.data.workers import Decoded, decode_files, digest_of, is_one_colour
@@ -148,10 +150,11 @@ def _finish(
         {name: split.labels for name, split in splits.items()},
         {name: np.asarray(result.pixel_digests, dtype="S32") for name, result in decoded.items()},
         {name: result.problems for name, result in decoded.items()},
-        source.classes,
+        source.group_names,
         source.ignored,
         {name: result.notes for name, result in decoded.items()},
         allow_leaks=source.allow_leaks,
+        multi_label=source.label_sets is not None,
     )
     out = audit.quarantined | audit.unreadable
     kept_splits = {}
@@ -161,5 +164,6 @@ def _finish(
             keep_rows(folder / f"{name}.npy", np.flatnonzero(kept))
         names = [item for item, keep in zip(split.names, kept, strict=True) if keep]
         kept_splits[name] = (names, split.labels[kept], digests[name][kept])
-    facts = [preprocess.fingerprint(), list(source.classes)]
+    facts: list[Any] = [preprocess.fingerprint(), list(source.classes)]
+    facts += [] if source.label_sets is None else [stored_sets(source.label_sets)]
     write_splits(folder, kept_splits, audit, signature=signature, origin=origin_of(source), facts=facts, boot=boot)

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vivace.cachedir import building, default_cache_dir, warn_if_shared
 from vivace.config import check_choice
 from vivace.data.audit import Audit, check_audit
@@ -55,6 +57,8 @@ class Cache:
     source: DataSource
     signature: str
     """The signature of the files when the cache was opened."""
+    label_sets: np.ndarray | None = None
+    """bool [M, K]: which classes the images of each of the labels in `splits` have. None: labels are classes."""
     unlisted: frozenset[str] = frozenset()
     """Image files that were in the source's folders, but not in the source, when the cache was opened."""
 
@@ -183,6 +187,7 @@ def _open_or_build(
         audited(found.audit, source),
         source,
         signature,
+        found.label_sets,
         unlisted,
     )
 
@@ -245,6 +250,7 @@ def _place(source: DataSource, preprocess: Preprocess, cache_dir: Path, signatur
     if source.given and source.root is None:
         # many objects have the same name: the folds of a cross-validation are not to replace one another
         facts.append(signature)
+    facts += [] if source.label_sets is None else ["sets of labels"]
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:10]
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in source.name)[:60]
     return cache_dir / "images" / f"{plain}-{key}"

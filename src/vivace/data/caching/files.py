@@ -28,6 +28,7 @@ from vivace.data.audit import Audit
 from vivace.data.caching.index import MAX_INDEX_BYTES, DamagedFiles, parse_index, read_index, sealed
 from vivace.data.caching.signature import SCHEMA_VERSION
 from vivace.data.caching.stored import Pixels, StoredImages, checksums, first_changed_block, read_column
+from vivace.data.labelsets import checked_sets
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError
 from vivace.files import atomic_file, canonical_json, read_printable
@@ -58,7 +59,7 @@ class CachedSplit:
     images_NHWC: Pixels
     """uint8 [N, store_size, store_size, C], in a file; rows are read when they are indexed."""
     labels_N: np.ndarray
-    """int64."""
+    """int64, in [0, K); of images with sets of labels in [0, M)."""
     names: tuple[str, ...]
     digests_N: np.ndarray
     """bytes [N], blake2b-128 of each file in hexadecimal."""
@@ -75,6 +76,8 @@ class StoredCache:
     audit: Audit
     origin: tuple[str, str]
     """(root, name) of the source."""
+    label_sets: np.ndarray | None = None
+    """bool [M, K], as of the source."""
 
 
 def allocate(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
@@ -221,15 +224,18 @@ def read_cache(
         contents = {name: (split.labels_N, split.digests_N) for name, split in splits.items()}
         if index["fingerprint"] != _fingerprint(index["facts"], contents):
             raise DamagedFiles("the labels or digests have changed")
+        classes, stored = tuple(index["facts"][1]), index["facts"][2:]
+        label_sets = checked_sets(stored[0], len(classes)) if stored else None
         for name, split in splits.items():
-            _check_values(name, split, len(index["facts"][1]))
+            _check_values(name, split, len(classes) if label_sets is None else len(label_sets))
         return StoredCache(
             folder,
             splits,
-            tuple(index["facts"][1]),
+            classes,
             index["fingerprint"],
             Audit.from_dict(index["audit"]),
             (index["origin"][0], index["origin"][1]),
+            label_sets,
         )
     # whatever damaged contents may raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, ConfigError) as error:

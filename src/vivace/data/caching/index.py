@@ -88,7 +88,8 @@ def _is_plausible(index: dict[str, Any]) -> bool:
         and all(name.isidentifier() and _is_list(names[name], str) and _is_list(sums[name], int) for name in names)
         and _is_list(origin, str, 2)
         and isinstance(facts, list)
-        and len(facts) == 2
+        # the third, of images with sets of labels, is checked where it is read
+        and len(facts) in (2, 3)
         and _is_list(facts[1], str)
     )
 

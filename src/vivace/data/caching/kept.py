@@ -41,6 +41,7 @@ def _source_of(cache: StoredCache, preprocess: Preprocess) -> DataSource:
     return DataSource(
         name=name,
         classes=cache.classes,
+        label_sets=cache.label_sets,
         splits=splits,
         root=Path(root) if root else None,
         channels=preprocess.channels,

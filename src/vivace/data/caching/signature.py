@@ -9,6 +9,7 @@ import numpy as np
 import PIL
 
 from vivace.data.decoding.decode import EXTENSIONS
+from vivace.data.labelsets import stored_sets
 from vivace.data.preprocess import Preprocess
 from vivace.data.splits import DataSource
 from vivace.files import canonical_json
@@ -26,6 +27,7 @@ def signature_of(source: DataSource, preprocess: Preprocess) -> str:
     hasher = hashlib.blake2b(digest_size=16)
     # another version of Pillow may give other pixels, so that predictions would differ from training
     facts = [SCHEMA_VERSION, PIL.__version__, preprocess.fingerprint(), list(source.classes), list(source.ignored)]
+    facts += [] if source.label_sets is None else [stored_sets(source.label_sets)]
     hasher.update(canonical_json(facts))
     for name, split in sorted(source.splits.items()):
         hasher.update(f"{name}\0{len(split)}\0".encode())

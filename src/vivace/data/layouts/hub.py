@@ -9,6 +9,7 @@ from vivace.data.layouts.assemble import Items, assemble
 from vivace.data.layouts.badrows import Unusable, check_rows, with_bad_rows
 from vivace.data.layouts.listing import Listing, check_inside, scan
 from vivace.data.layouts.manifests import read_manifest
+from vivace.data.layouts.reading import look_at, reading_of
 from vivace.data.layouts.shards import holds_pixels, open_shards
 from vivace.data.layouts.splitnames import is_system, split_of
 from vivace.data.place import Data
@@ -29,7 +30,10 @@ def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: b
     tables = _metadata(root, "train", data.follow_links)
     if tables and ("train" in tables or not require_train):
         items: dict[str, Items] = {}
-        notes: list[str] = []
+        # the tables together: by chance one may hold no image of several labels
+        seen = look_at(tables.values(), image_column=data.image_column, label_column=data.label_column)
+        reading = reading_of(seen, data.multi_label)
+        notes = [*reading.notes]
         bad: list[Unusable] = []
         for split, table in tables.items():
             for name, rows in read_manifest(
@@ -42,6 +46,7 @@ def open_hub(root: Path, data: Data, cache_dir: Path | None, *, require_train: b
                 follow_links=data.follow_links,
                 image_column=data.image_column,
                 label_column=data.label_column,
+                reading=reading,
             ).items():
                 items.setdefault(name, []).extend(rows)
         check_rows(items, bad, str(root), require_train=require_train)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vivace.data.labelsets import names_in
 from vivace.data.layouts.assemble import Items, assemble
 from vivace.data.layouts.badrows import BadRowError, Unusable, check_rows, with_bad_rows
 from vivace.data.layouts.columns import Columns, choose_columns, flag_of
 from vivace.data.layouts.finding import Finder, quoted
+from vivace.data.layouts.reading import ONE_CLASS, Reading, hot_of, look_at, normalized, reading_of, set_in
 from vivace.data.layouts.splitnames import SPLIT_NAMES, split_of
 from vivace.data.layouts.tables import is_table, open_table
 from vivace.data.splits import BadRow, DataSource
@@ -41,11 +42,13 @@ def open_manifest(
     follow_links: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    multi_label: bool | None = None,
 ) -> DataSource:
     """The data source of a manifest. File names are relative to its folder, or absolute unless `inside_only`.
 
     follow_links: links may lead out of that folder; absolute names may lead anywhere in any case.
-    image_column, label_column: names of columns. None: found by their usual names.
+    image_column, label_column: names of columns. None: found by their usual names. multi_label: whether an image has a
+    set of labels. None: as `reading_of` finds.
 
     Rows with a missing file, a missing class or contradictory classes are left out and listed in the source's
     `bad_rows`. Raises DataError, with the line, for a missing column, an invalid value or an unknown split, and if too
@@ -62,6 +65,7 @@ def open_manifest(
         follow_links=follow_links,
         image_column=image_column,
         label_column=label_column,
+        multi_label=multi_label,
     )
     check_rows(items, bad, str(path), require_train=require_train)
     if not items:
@@ -84,14 +88,19 @@ def read_manifest(
     follow_links: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    multi_label: bool | None = None,
+    reading: Reading | None = None,
 ) -> dict[str, Items]:
-    """Split → (file, class) pairs of a manifest, sorted by file.
+    """Split → (file, class) pairs of a manifest, sorted by file; in place of a class a LabelSet, if it has several.
 
-    default: the split of rows that name none. Guesses are added to `notes`, unusable rows to `bad`. The other arguments
-    are those of `open_manifest`.
+    default: the split of rows that name none. Guesses are added to `notes`, unusable rows to `bad`. reading: how its
+    labels are read; None: as its own cells tell. The other arguments are those of `open_manifest`.
     """
+    if reading is None:
+        reading = reading_of(look_at([path], image_column=image_column, label_column=label_column), multi_label)
+        notes += reading.notes
     finder = Finder(path, inside_only=inside_only, follow_links=follow_links)
-    reader = RowReader(path, default, finder.find)
+    reader = RowReader(path, default, finder.find, reading=reading)
     with open_table(path, notes) as (names, first, rows):
         if not names:
             return {}
@@ -108,10 +117,19 @@ class RowReader:
     """Collects the rows of a table and checks each one.
 
     path: of the table, for messages. default: the split of rows that name none. find: (cell, where) → the image's file;
-    raises BadRowError. unit: what a row's number counts.
+    raises BadRowError. unit: what a row's number counts. reading: how labels are read.
     """
 
-    def __init__(self, path: Path, default: str, find: Callable[[str, str], str], *, unit: str = "line") -> None:
+    def __init__(
+        self,
+        path: Path,
+        default: str,
+        find: Callable[[str, str], str],
+        *,
+        unit: str = "line",
+        reading: Reading = ONE_CLASS,
+    ) -> None:
+        self._reading = reading
         self._path, self._default, self._find, self._unit = path, default, find, unit
         self._rows: dict[str, Items] = {}
         self._seen: dict[str, tuple[int, str, str]] = {}
@@ -133,13 +151,13 @@ class RowReader:
         split = self._split(columns, row, where)
         label = ""
         try:
-            label = unicodedata.normalize("NFC", self._label(columns, row, where))
+            label = normalized(self._label(columns, row, where))
             file = self._find(_cell(row, columns.image, where, "missing_file"), where)
         except BadRowError as error:
             name = _text(row.get(columns.image))
             found = Unusable(
                 BadRow(split, name, error.reason, (line,), f"{self._path.name}, {self._unit} {line}: {error}"),
-                frozenset([label] if label else []),
+                frozenset(names_in(label) if label else []),
             )
             (self._unlabelled if split == "test" and not label else self._bad).append(found)
             return
@@ -163,11 +181,11 @@ class RowReader:
 
     def _label(self, columns: Columns, row: Mapping[str, Any], where: str) -> str:
         if columns.label is None:
-            label = _hot(columns.one_hot, row, where)
+            label = hot_of(columns.one_hot, row, where, several=self._reading.multi_label)
             self._one_hot = self._one_hot or dict.fromkeys((name.strip() for name in columns.one_hot), False)
-            self._one_hot[label] = True
+            self._one_hot.update(dict.fromkeys(names_in(label), True))
             return label
-        label = _cell(row, columns.label, where)
+        label = set_in(self._reading, row, columns.label, where) or _cell(row, columns.label, where)
         if label in EMPTY:
             self._words.add(label)
             self._num_words += 1
@@ -198,7 +216,9 @@ class RowReader:
         out = self._contradictory
         rows = {split: [item for item in found if item[0] not in out] for split, found in self._rows.items()}
         rows = {split: found for split, found in rows.items() if found}
-        if all(WHOLE.fullmatch(label) for found in rows.values() for _, label in found):
+        if not self._reading.multi_label and all(
+            WHOLE.fullmatch(label) for found in rows.values() for _, label in found
+        ):
             # spreadsheets and pandas write integers as 1.0 if a cell of the column is empty
             rows = {split: [(file, label.partition(".")[0]) for file, label in found] for split, found in rows.items()}
             self._whole = True
@@ -215,7 +235,8 @@ class RowReader:
                 f"{self._path.name}, {self._unit}s {' and '.join(map(str, lines[:2]))}: {quoted(name)} is labelled "
                 f"{' and '.join(shortened(label, 30) for label in sorted(labels)[:2])}"
             )
-            found.append(Unusable(BadRow(rows[0][1], name, "contradiction", lines, message), labels))
+            classes = frozenset(name for label in labels for name in names_in(label))
+            found.append(Unusable(BadRow(rows[0][1], name, "contradiction", lines, message), classes))
         if self._whole:
             found = [Unusable(row, frozenset(name.partition(".")[0] for name in labels)) for row, labels in found]
         return sorted(found, key=lambda unusable: unusable.row.lines)
@@ -243,27 +264,6 @@ class RowReader:
         if self._unlabelled:
             notes.append(f"skipped {count_of(len(self._unlabelled), 'test image')} without a class")
         return notes
-
-
-def _hot(names: tuple[str, ...], row: Mapping[str, Any], where: str) -> str:
-    """The class whose column holds 1."""
-    hot = []
-    for name in names:
-        flag = flag_of(row.get(name))
-        if flag is None:
-            raise DataError(
-                f"{where}: the one-hot column {shortened(name)} is neither 0 nor 1: got {row.get(name)!r}. "
-                "If the classes are in one column, name it by `label_column`."
-            )
-        hot += [name] if flag else []
-    if not hot:
-        raise BadRowError("none of the one-hot columns is 1", "missing_label")
-    if len(hot) != 1:
-        raise DataError(
-            f"{where}: {len(hot)} one-hot columns are 1, but an image has one class: got "
-            f"{', '.join(map(shortened, hot[:3]))}. Give one class per image, or name its column by `label_column`."
-        )
-    return hot[0].strip()
 
 
 def _text(value: Any) -> str:

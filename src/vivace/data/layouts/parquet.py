@@ -16,7 +16,7 @@ from vivace.data.layouts.columns import check_width
 from vivace.data.text import shortened
 from vivace.errors import ArchiveError, DataError, MissingExtra
 
-__all__ = ["import_parquet", "read_rows", "read_schema"]
+__all__ = ["MAX_LIST", "import_parquet", "read_rows", "read_schema"]
 
 # as for archives: a file may unpack to MAX_RATIO times its size, and always to FREE_BYTES
 MAX_RATIO, FREE_BYTES = 100, 50 * 2**20
@@ -27,6 +27,8 @@ ROWS_PER_BYTE, FREE_ROWS = 20, 100_000
 # of a column, read at once; any row may hold the largest value of its dictionary
 BATCH_BYTES = 32 * 2**20
 MAX_HEADER = 1 << 20
+# values in a row of a column of lists, on average
+MAX_LIST = 1000
 # the types of thrift's compact protocol that occur in a page header
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 12
 # from parquet.thrift: the type of a dictionary page, and the encoding in which values repeat the previous ones
@@ -57,20 +59,24 @@ def read_rows(path: Path, columns: Sequence[str], *, batch_rows: int, pixels: st
     or if another column holds anything but text and numbers.
     """
     pyarrow, schema = import_parquet(), read_schema(path)
-    leaves = []
+    leaves: list[str] = []
+    lists: list[str] = []
     for name in dict.fromkeys(columns):
         kind = schema.field(name).type
         if name == pixels:
             leaves.append(f"{name}.bytes" if pyarrow.types.is_struct(kind) else name)
         elif _is_flat(kind, pyarrow.types):
             leaves.append(name)
+        elif _is_list(kind, pyarrow.types):
+            leaves.append(name)
+            lists.append(name)
         else:
             raise DataError(
                 f"{path}: {shortened(name)} is not text: it holds {shortened(str(kind))}. Name another column."
             )
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            largest = _check_pages(path, file.metadata, leaves)
+            largest = _check_pages(path, file.metadata, leaves, lists)
             size = max(1, min(batch_rows, BATCH_BYTES // max(1, largest)))
             num_rows = 0
             for batch in file.iter_batches(batch_size=size, columns=leaves):
@@ -85,27 +91,42 @@ def read_rows(path: Path, columns: Sequence[str], *, batch_rows: int, pixels: st
 
 
 def _is_flat(kind: Any, types: Any) -> bool:
-    """Whether values are text, numbers or bytes; a row of a list column may hold a billion values."""
+    """Whether values are text, numbers or bytes."""
     if types.is_dictionary(kind):
         return _is_flat(kind.value_type, types)
     tests = ("primitive", "string", "large_string", "string_view", "binary", "large_binary", "binary_view", "decimal")
     return types.is_null(kind) or any(getattr(types, f"is_{name}", lambda _: False)(kind) for name in tests)
 
 
-def _check_pages(path: Path, metadata: Any, leaves: Sequence[str]) -> int:
-    """The bytes of the largest dictionary, an upper bound for a single value. Raises ArchiveError for a bomb."""
+def _is_list(kind: Any, types: Any) -> bool:
+    """Whether values are lists of text or whole numbers, such as the labels of an image."""
+    if not any(getattr(types, f"is_{name}")(kind) for name in ("list", "large_list", "fixed_size_list")):
+        return False
+    inner = kind.value_type.value_type if types.is_dictionary(kind.value_type) else kind.value_type
+    return any(getattr(types, f"is_{name}")(inner) for name in ("string", "large_string", "integer", "null"))
+
+
+def _check_pages(path: Path, metadata: Any, leaves: Sequence[str], lists: Sequence[str]) -> int:
+    """The bytes of the largest dictionary, an upper bound for a single value. Raises ArchiveError for a bomb.
+
+    lists: the columns among them whose rows hold several values: a row of one may hold a billion, in a few bytes.
+    """
     num_bytes = path.stat().st_size
     if metadata.num_rows > max(FREE_ROWS, ROWS_PER_BYTE * num_bytes):
         raise _bomb(path, f"{metadata.num_rows:,} rows")
-    largest = total = 0
+    largest = total = listed = 0
     with path.open("rb") as file:
         for group in range(metadata.num_row_groups):
             for number in range(metadata.num_columns):
                 chunk = metadata.row_group(group).column(number)
-                if chunk.path_in_schema not in leaves:
+                column = chunk.path_in_schema.partition(".")[0]
+                if chunk.path_in_schema not in leaves and column not in lists:
                     continue
-                for kind, num_unpacked, num_stored in _pages(path, file, chunk):
+                for kind, num_unpacked, num_stored, num_values in _pages(path, file, chunk):
                     total += num_unpacked
+                    listed += num_values if column in lists and kind != DICTIONARY_PAGE else 0
+                    if listed > MAX_LIST * metadata.num_rows:
+                        raise _bomb(path, f"over {MAX_LIST:,} labels a row")
                     if num_unpacked > max(FREE_BYTES, MAX_PAGE_RATIO * num_stored):
                         raise _bomb(path, f"a page of {num_unpacked:,} bytes")
                     if total > max(FREE_BYTES, MAX_RATIO * num_bytes):
@@ -114,8 +135,8 @@ def _check_pages(path: Path, metadata: Any, leaves: Sequence[str]) -> int:
     return largest
 
 
-def _pages(path: Path, file: IO[bytes], chunk: Any) -> Iterator[tuple[int, int, int]]:
-    """(type, uncompressed bytes, stored bytes) of each page of a column chunk."""
+def _pages(path: Path, file: IO[bytes], chunk: Any) -> Iterator[tuple[int, int, int, int]]:
+    """(type, uncompressed bytes, stored bytes, number of values) of each page of a column chunk."""
     place = chunk.data_page_offset
     if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < place:
         place = chunk.dictionary_page_offset
@@ -137,7 +158,7 @@ def _pages(path: Path, file: IO[bytes], chunk: Any) -> Iterator[tuple[int, int, 
             )
         num_values += sizes[3]
         place += length + sizes[2]
-        yield sizes[0], sizes[1], sizes[2]
+        yield sizes[0], sizes[1], sizes[2], sizes[3]
 
 
 def _header(file: IO[bytes], place: int) -> tuple[dict[int, Any], int]:

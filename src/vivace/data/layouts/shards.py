@@ -16,7 +16,8 @@ from vivace.data.layouts.assemble import assemble
 from vivace.data.layouts.badrows import Unusable, check_rows, with_bad_rows
 from vivace.data.layouts.columns import Columns, choose_columns, find_column
 from vivace.data.layouts.manifests import read_manifest
-from vivace.data.layouts.parquet import import_parquet, read_rows, read_schema
+from vivace.data.layouts.parquet import MAX_LIST, import_parquet, read_rows, read_schema
+from vivace.data.layouts.reading import look_at, reading_of
 from vivace.data.layouts.tables import MAX_CELL, class_names_of
 from vivace.data.layouts.unpacked import identity, unpacked_once
 from vivace.data.place import Data
@@ -67,11 +68,13 @@ def open_shards(
             "$VIVACE_CACHE or `cache_dir` to a writable folder."
         ) from None
     bad: list[Unusable] = []
-    items = read_manifest(folder / LABELS, "train", [], bad, inside_only=True)
+    reading = reading_of(look_at([folder / LABELS], image_column=None, label_column=None), data.multi_label)
+    items = read_manifest(folder / LABELS, "train", [], bad, inside_only=True, reading=reading)
     check_rows(items, bad, name, require_train=require_train)
     if require_train and "train" not in items:
         raise DataError(f"{name} has no training images, only {', '.join(sorted(items))}. Add a shard named train.")
-    return with_bad_rows(assemble(name, folder.resolve(), items, require_train=require_train), bad)
+    source = assemble(name, folder.resolve(), items, require_train=require_train, notes=reading.notes)
+    return with_bad_rows(source, bad)
 
 
 def _unpack_all(shards: Mapping[str, Sequence[Path]], folder: Path, data: Data) -> None:
@@ -149,6 +152,8 @@ def _bytes_of(value: Any, path: Path, row: int) -> bytes:
 def _label_of(value: Any, names: Sequence[str] | None) -> Any:
     if names and isinstance(value, int | float) and value == int(value) and 0 <= value < len(names):
         return names[int(value)]
+    if isinstance(value, list) and len(value) <= MAX_LIST:
+        return [_label_of(item, names) for item in value]
     return value if isinstance(value, str | int | float) else None if value is None else str(value)[:200]
 
 

@@ -206,7 +206,7 @@ def _parquet(path: Path) -> tuple[list[str], Mapping[str, Any], Callable[[Sequen
 def _parquet_rows(path: Path, columns: Sequence[str], class_names: Mapping[str, Sequence[str]]) -> Rows:
     for line, row in enumerate(read_rows(path, columns, batch_rows=10_000), start=1):
         for name, value in row.items():
-            if isinstance(value, str | bytes) and len(value) > MAX_CELL:
+            if isinstance(value, str | bytes | list) and len(value) > MAX_CELL:
                 raise DataError(
                     f"{path}, line {line}: {name} is too long: {len(value):,} characters, the limit is {MAX_CELL:,}. "
                     "Shorten it."
@@ -215,17 +215,27 @@ def _parquet_rows(path: Path, columns: Sequence[str], class_names: Mapping[str, 
 
 
 def _class_name(value: Any, names: Sequence[str] | None) -> Any:
-    """The class name for a class index if the file has the names; else the value itself."""
+    """The class name for a class index if the file has the names, also in a list; else the value itself."""
+    if isinstance(value, list):
+        return [_class_name(item, names) for item in value]
     if names is None or not isinstance(value, int | float) or value != int(value) or not 0 <= value < len(names):
         return value
     return names[int(value)]
+
+
+def _of_list(feature: Any) -> Any:
+    """The feature of a list's items, as a Sequence or a list of one; other features are returned unchanged."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    return feature.get("feature", feature) if isinstance(feature, dict) else feature
 
 
 def class_names_of(schema: Any) -> dict[str, list[str]]:
     """Column → class names, for the ClassLabel columns that Hugging Face's datasets describes in parquet metadata."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        found = {key: value["names"] for key, value in features.items() if isinstance(value, dict) and "names" in value}
+        inner = {key: _of_list(value) for key, value in features.items()}
+        found = {key: value["names"] for key, value in inner.items() if isinstance(value, dict) and "names" in value}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return {

@@ -128,6 +128,7 @@ def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], t
         "schema_version": 1,
         "model": info.architecture.name,
         "classes": list(info.classes),
+        **({"task": info.task, "thresholds": list(info.thresholds)} if info.multi_label else {}),
         "preprocess": told["preprocess"],
         "runtime": info.runtime,
         "precision": info.precision,
@@ -180,15 +181,20 @@ def _one_line(name: str) -> str:
 
 def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) -> str:
     info = bundle.info
-    split = next((name for name in ("test", "val") if "top1" in info.metrics.get(name, {})), None)
+    score = "map" if info.multi_label else "top1"
+    split = next((name for name in ("test", "val") if score in info.metrics.get(name, {})), None)
     accuracy = ""
     if split is not None:
-        accuracy = f"Top-1 accuracy {info.metrics[split]['top1']:.2%} on {split}, as measured when it was trained."
+        what = "Mean average precision" if info.multi_label else "Top-1 accuracy"
+        accuracy = f"{what} {info.metrics[split][score]:.2%} on {split}, as measured when it was trained."
     agreement = "It was not compared with PyTorch."
     if certificate:
+        same, fraction = "first class was", certificate["top1_agreement"]
+        if info.multi_label:
+            same, fraction = "set of labels was", certificate["set_agreement"]
         agreement = (
-            f"On {certificate['num_images']:,} images ({certificate['images']}) its first class was PyTorch's on "
-            f"{certificate['top1_agreement']:.2%}, and probabilities differed by at most "
+            f"On {certificate['num_images']:,} images ({certificate['images']}) its {same} PyTorch's on "
+            f"{fraction:.2%}, and probabilities differed by at most "
             f"{certificate['max_difference']:.1e}."
         )
     origin = "images of the data set: pass the folder on only if you may pass them on"

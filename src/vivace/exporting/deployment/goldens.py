@@ -57,7 +57,7 @@ def choose_goldens(bundle: Bundle, data: AnyData | None, *, cache_dir: Path | No
     places = {name: place for place, name in enumerate(split.names)}
     # of the cache: images that the audit left out are not among them
     rows = np.array([places[name] for name in cached.names], dtype=np.int64)
-    return [_golden(split, row, bundle.classes) for row in _evenly(split, rows)]
+    return [_golden(split, row, source.group_names) for row in _evenly(split, rows)]
 
 
 def _evenly(split: Split, rows: np.ndarray) -> list[int]:

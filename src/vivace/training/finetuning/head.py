@@ -1,4 +1,6 @@
-"""The head of a frozen network: multinomial logistic regression, its regularization chosen by cross-validation.
+"""The head of a frozen network: logistic regression, its regularization chosen by cross-validation.
+
+It is multinomial where images have one class, and one against the rest for each label where they have sets of them.
 
 The features are centred, divided by a deviation that is never far below that of all features (one that is constant in a
 few images may be large in others), and rotated to their principal axes. There Böhning's bound on the curvature, ½ XᵀX
@@ -6,11 +8,14 @@ few images may be large in others), and rotated to their principal axes. There B
 so that all folds and all strengths are solved together, as columns of one matrix product, by Nesterov's accelerated
 gradient with adaptive restarts (arXiv:1204.3982).
 
+The curvature of a binary loss is half as large, ¼ XᵀX.
+
 N images, D features, r principal axes, K classes, P problems (folds × strengths).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass
@@ -47,11 +52,11 @@ class Head:
     strength: float
     """Of the L2 penalty, the one with the lowest loss on images that were left out."""
     left_out_top1: float
-    """Accuracy on images that were left out of the fit, in [0, 1]."""
+    """Accuracy on images that were left out of the fit, in [0, 1]; with sets of labels the fraction of right labels."""
     top1: float
-    """Accuracy on the images that it was fitted to."""
+    """The same on the images that it was fitted to."""
     loss: float
-    """Cross-entropy on these."""
+    """Cross-entropy on these; with sets of labels summed over the labels."""
 
 
 def fit_head(
@@ -61,6 +66,8 @@ def fit_head(
     *,
     images_N: Tensor | None = None,
     class_weights_K: Tensor | None = None,
+    label_sets_MK: Tensor | None = None,
+    positive_weights_K: Tensor | None = None,
     seed: int = 0,
     seconds: float = math.inf,
 ) -> Head:
@@ -68,16 +75,20 @@ def fit_head(
 
     features_ND: float32, one row for each view of an image. labels_N: int64 in [0, K). images_N: int64, which image a
     row is a view of: views of an image are left out together; None: each row is an image. class_weights_K: weights of
-    the classes in the loss. seconds: after which the solution is taken as far as it is, at least a few steps.
+    the classes in the loss. label_sets_MK: where labels_N are the numbers of its rows, the labels of each combination,
+    1 or 0; then positive_weights_K weights the images that have a label against those that have not. seconds: after
+    which the solution is taken as far as it is, at least a few steps.
     Deterministic for a seed and a number of threads, unless the time ends it.
     """
     features_ND = features_ND.float()
     images_N = torch.arange(len(labels_N)) if images_N is None else images_N
     weights_N = torch.ones(len(labels_N)) if class_weights_K is None else class_weights_K.cpu()[labels_N]
+    sets_MK = None if label_sets_MK is None else label_sets_MK.cpu()
+    positive_K = None if positive_weights_K is None else positive_weights_K.cpu()
     mean_D, variance_D = features_ND.mean(0), features_ND.var(0, correction=0)
     deviation_D = (variance_D + COMMON * variance_D.mean()).sqrt().clamp_min(1e-30)
     rotated_Nr, curvature_r, axes_Dr = _principal_axes((features_ND - mean_D) / deviation_D)
-    problem = _Problem(rotated_Nr, curvature_r, labels_N, weights_N, num_classes)
+    problem = _Problem(rotated_Nr, curvature_r, labels_N, weights_N, num_classes, sets_MK, positive_K)
     # a third of the time for the choice
     began = time.monotonic()
     chosen, left_out_top1 = _chosen_strength(problem, images_N, seed, until=began + seconds / 3)
@@ -89,8 +100,8 @@ def fit_head(
         bias_K=solution[0, -1] - mean_D @ weight_DK,
         strength=chosen,
         left_out_top1=left_out_top1,
-        top1=float((logits_NK.argmax(1) == labels_N).float().mean()),
-        loss=float(functional.cross_entropy(logits_NK, labels_N)),
+        top1=float(problem.right(logits_NK[:, None]).mean()),
+        loss=problem.mean_loss(logits_NK),
     )
 
 
@@ -113,7 +124,14 @@ class _Problem:
     """The penalized loss on rotated features, for several strengths and subsets of the rows at once."""
 
     def __init__(
-        self, rotated_Nr: Tensor, curvature_r: Tensor, labels_N: Tensor, weights_N: Tensor, num_classes: int
+        self,
+        rotated_Nr: Tensor,
+        curvature_r: Tensor,
+        labels_N: Tensor,
+        weights_N: Tensor,
+        num_classes: int,
+        sets_MK: Tensor | None = None,
+        positive_K: Tensor | None = None,
     ) -> None:
         ones = torch.ones(len(rotated_Nr), 1)
         # the last column is the bias, which is not penalized
@@ -121,14 +139,20 @@ class _Problem:
         # weights of the classes change the second moments; their largest value keeps the bound
         self.curvature_r = torch.cat([curvature_r, ones[:1, 0]]) * weights_N.max() / weights_N.mean()
         self.labels_N, self.weights_N, self.num_classes = labels_N, weights_N, num_classes
+        self.sets_MK, self.positive_K, self.factor = sets_MK, positive_K, 1.0
+        if sets_MK is not None:
+            # half the bound of the multinomial loss; a label's weight scales its own curvature
+            self.factor = 0.5 * (1.0 if positive_K is None else max(1.0, float(positive_K.max())))
+            self.curvature_r *= self.factor
 
     def subset(self, rows: Tensor) -> _Problem:
         """The same on some of the rows."""
-        part = _Problem(
-            self.rows_Nr[rows, :-1], self.curvature_r[:-1], self.labels_N[rows], self.weights_N[rows], self.num_classes
-        )
+        part = copy.copy(self)
+        part.rows_Nr, part.labels_N, part.weights_N = self.rows_Nr[rows], self.labels_N[rows], self.weights_N[rows]
         # the subset's own moments may be larger along some axis
-        part.curvature_r = torch.maximum(self.curvature_r, 1.2 * (part.rows_Nr**2).mean(0) * self.weights_N.max())
+        part.curvature_r = torch.maximum(
+            self.curvature_r, self.factor * 1.2 * (part.rows_Nr**2).mean(0) * self.weights_N.max()
+        )
         return part
 
     def logits(self, weights_PrK: Tensor) -> Tensor:
@@ -151,13 +175,13 @@ class _Problem:
         penalty_Pr = strengths_P[:, None] * penalized_r
         bound_Pr = 0.5 * self.curvature_r * (self.weights_N.sum() / total_P)[:, None] + penalty_Pr
         importance_NP1 = (importance_PN / total_P[:, None]).t().unsqueeze(2)
-        targets_N1K = functional.one_hot(self.labels_N, self.num_classes).float().unsqueeze(1)
+        targets_N1K = self._targets()
         weights = torch.zeros(count, width, self.num_classes)
         ahead, momentum_P = weights.clone(), torch.ones(count)
         for step in range(max_steps):
             if step >= MIN_STEPS and time.monotonic() > until:
                 break
-            residual = (self.logits(ahead).softmax(2) - targets_N1K) * importance_NP1
+            residual = self._residual(self.logits(ahead), targets_N1K) * importance_NP1
             gradient = (self.rows_Nr.t() @ residual.view(rows, -1)).view(width, count, -1).permute(1, 0, 2)
             gradient = gradient + penalty_Pr.unsqueeze(2) * ahead
             moved = ahead - gradient / bound_Pr.unsqueeze(2)
@@ -171,6 +195,39 @@ class _Problem:
             if float(gradient.abs().max()) < TOLERANCE:
                 break
         return weights
+
+    def _targets(self) -> Tensor:
+        if self.sets_MK is None:
+            return functional.one_hot(self.labels_N, self.num_classes).float().unsqueeze(1)
+        return self.sets_MK[self.labels_N].unsqueeze(1)
+
+    def _residual(self, logits_NPK: Tensor, targets_N1K: Tensor) -> Tensor:
+        """The gradient of the loss by the logits."""
+        if self.sets_MK is None:
+            return logits_NPK.softmax(2) - targets_N1K
+        residual = logits_NPK.sigmoid() - targets_N1K
+        return residual if self.positive_K is None else residual * (1 + targets_N1K * (self.positive_K - 1))
+
+    def losses(self, logits_NPK: Tensor) -> Tensor:
+        """The loss of each image, [N, P], without the weights of images."""
+        if self.sets_MK is None:
+            labels_NP = self.labels_N[:, None].expand(logits_NPK.shape[:2])
+            return functional.cross_entropy(logits_NPK.permute(0, 2, 1), labels_NP, reduction="none")
+        return functional.binary_cross_entropy_with_logits(
+            logits_NPK, self._targets().expand_as(logits_NPK), pos_weight=self.positive_K, reduction="none"
+        ).sum(2)
+
+    def mean_loss(self, logits_NK: Tensor) -> float:
+        """The mean of `losses`."""
+        if self.sets_MK is None:
+            return float(functional.cross_entropy(logits_NK, self.labels_N))
+        return float(self.losses(logits_NK[:, None]).mean())
+
+    def right(self, logits_NPK: Tensor) -> Tensor:
+        """How right each answer is, float [N, P]: 0 or 1, with sets of labels the fraction of them."""
+        if self.sets_MK is None:
+            return (logits_NPK.argmax(2) == self.labels_N[:, None]).float()
+        return ((logits_NPK > 0) == (self._targets() > 0)).float().mean(2)
 
 
 def _chosen_strength(problem: _Problem, images_N: Tensor, seed: int, *, until: float) -> tuple[float, float]:
@@ -197,12 +254,11 @@ def _chosen_strength(problem: _Problem, images_N: Tensor, seed: int, *, until: f
     weights = problem.solve(strengths.repeat(len(tested_FN)), used_PN, MAX_STEPS_CHOOSING, until=until)
     logits_NPK = problem.logits(weights)
     left_out_NP = ~used_PN.t()
-    labels_NP = problem.labels_N[:, None].expand_as(left_out_NP)
-    losses_NP = functional.cross_entropy(logits_NPK.permute(0, 2, 1), labels_NP, reduction="none")
+    losses_NP = problem.losses(logits_NPK)
     importance_NP = left_out_NP * problem.weights_N[:, None]
     by_strength = (len(tested_FN), len(strengths))
     loss_S = (losses_NP * importance_NP).sum(0).view(by_strength).sum(0)
-    right_S = ((logits_NPK.argmax(2) == labels_NP) & left_out_NP).sum(0).view(by_strength).sum(0)
+    right_S = (problem.right(logits_NPK) * left_out_NP).sum(0).view(by_strength).sum(0)
     best = int(loss_S.argmin())
     return candidates[best], float(right_S[best] / max(1, int(tested_FN.sum())))
 

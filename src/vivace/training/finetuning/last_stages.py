@@ -124,6 +124,7 @@ class LastStages:
             maps,
             labels_B,
             num_classes=self._session.num_classes,
+            label_sets_MK=self._session.task.label_sets_MK,
             mixup_alpha=config.mixup,
             cutmix_alpha=config.cutmix,
             generator=generator,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vivace.data.labelsets import class_counts
 from vivace.errors import CheckpointError, ConfigError
 from vivace.notices import warn
 from vivace.training.finetuning.features import FrozenFeatures
@@ -26,11 +27,13 @@ from vivace.training.finetuning.last_stages import LastStages
 from vivace.training.folder.checkpoints import load_checkpoint, save_checkpoint
 from vivace.training.loop.engine import Engine
 from vivace.training.loop.plan import Budget
+from vivace.training.loop.progress import score_of
 from vivace.training.loop.restored import MALFORMED, check_weights
 from vivace.training.loop.session import Session
 from vivace.training.loop.validation import Trained, Validation
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.techniques.losses import class_weights
+from vivace.training.techniques.tasks import positive_weights
 
 __all__ = [
     "Stage",
@@ -67,7 +70,7 @@ class Stage:
 
     def missed(self, target: float | None) -> str:
         """That it missed the target, and what comes next."""
-        reached = self.trained.validation.top1
+        reached = self.trained.validation.score
         return f"{self.name} have {reached:.4g} on validation, the target is {target:g}: training {WHOLE_NETWORK}"
 
 
@@ -97,7 +100,7 @@ def first_stages(
         session.recipe = whole_network(session.recipe, with_head=False)
         return None, session.recipe
     stage = _solve_head(session, features, seconds_left=left, on_message=on_message)
-    if budget.target is not None and stage.trained.validation.top1 >= budget.target:
+    if budget.target is not None and stage.trained.validation.score >= budget.target:
         # nothing is left to be trained
         session.recipe = dataclasses.replace(session.recipe, epochs=0)
         return stage, session.recipe
@@ -180,6 +183,8 @@ def _solve_head(
         session.num_classes,
         images_N=torch.arange(count).repeat(len(views)),
         class_weights_K=_class_weights(session),
+        label_sets_MK=session.task.label_sets_MK,
+        positive_weights_K=_positive_weights(session),
         seed=session.recipe.seed,
         seconds=max(1.0, seconds_left() - SECONDS_AFTER),
     )
@@ -190,18 +195,20 @@ def _solve_head(
         layer.bias.copy_(head.bias_K)
     session.answers = features.logits
     logits, labels = features.logits(session.model, "val")
-    validation = Validation.of(logits, labels)
+    validation = Validation.of(logits, labels, session.task)
+    regression = "logistic regression" if session.task.label_sets_MK is None else "a logistic regression for each label"
+    score = f"{100 * validation.score:.1f} %" + ("" if validation.map is None else " mAP")
     on_message(
-        f"the head: logistic regression on {layer.in_features:,} features, {len(views)} "
+        f"the head: {regression} on {layer.in_features:,} features, {len(views)} "
         f"{'view' if len(views) == 1 else 'views'} of each image, {features.images_per_second:,.0f} img/s; "
-        f"{100 * validation.top1:.1f} % on validation"
+        f"{score} on validation"
     )
     return Stage(
         name=HEAD_ALONE,
         trained=Trained(
             validation=validation,
             loss=head.loss,
-            top1=head.top1,
+            score=head.top1,
             num_images=count * len(views),
             seconds=time.monotonic() - began,
         ),
@@ -212,10 +219,19 @@ def _solve_head(
 
 def _class_weights(session: Session) -> Tensor | None:
     """Those of the recipe; where it balances classes by sampling, weights do the same."""
-    if not session.recipe.data.balanced_sampling:
+    if not session.recipe.data.balanced_sampling or session.task.label_sets_MK is not None:
         return session.weights_K
     balanced_K = class_weights(session.data.train_labels_N, session.num_classes)
     return balanced_K if session.weights_K is None else balanced_K * session.weights_K.cpu()
+
+
+def _positive_weights(session: Session) -> Tensor | None:
+    """Those of the recipe for labels, where images have sets of them."""
+    sets = session.data.cache.label_sets
+    if sets is None or session.recipe.loss.class_weights != "balanced":
+        return None
+    labels_N = session.data.train_labels_N
+    return positive_weights(class_counts(labels_N, session.num_classes, sets), len(labels_N))
 
 
 def begin_with(stage: Stage, engine: Engine) -> None:
@@ -237,14 +253,9 @@ def further_stage(session: Session, engine: Engine, budget: Budget) -> Stage | N
     return Stage(
         name=LAST_STAGES,
         trained=Trained(
-            validation=Validation(
-                loss=row["val_loss"],
-                top1=row["val_top1"],
-                macro_f1=row["val_macro_f1"],
-                balanced_accuracy=row["val_balanced_accuracy"],
-            ),
+            validation=Validation.of_row(row),
             loss=row["train_loss"],
-            top1=row["train_top1"],
+            score=row[f"train_{session.task.train_score}"],
             num_images=engine.counters.num_images_seen,
             seconds=0.0,
         ),
@@ -275,7 +286,7 @@ def keep_better(session: Session, engine: Engine, stage: Stage | None, on_messag
     history = engine.counters.history
     if not history or history[0]["step"] != 0 or history[-1]["step"] == 0:
         return
-    before, after = (row["val_top1"] for row in (history[0], history[-1]))
+    before, after = (score_of(row) for row in (history[0], history[-1]))
     if after >= before:
         return
     trained = WHOLE_NETWORK if session.part is None else LAST_STAGES

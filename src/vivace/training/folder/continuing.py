@@ -13,6 +13,8 @@ __all__ = ["resume_call", "says_how_to_resume"]
 
 # how the parts of a training say it, which know neither the data's name nor the folder of the run
 SHORT = "`resume=True`"
+# options of Data that the run's recipe has
+SAVED = ("multi_label",)
 
 
 def resume_call(data: AnyData, run: Path, network: str | None = None) -> str:
@@ -21,7 +23,7 @@ def resume_call(data: AnyData, run: Path, network: str | None = None) -> str:
     network: the file and name of one of the user's own, which has to be given again.
     """
     data = Data.of(data)
-    options = [f"{name}={_text(value)}" for name, value in data.options().items()]
+    options = [f"{name}={_text(value)}" for name, value in data.options().items() if name not in SAVED]
     # an object has no text that would give it again: it is the caller's `data`
     given = "data" if data.is_object else _text(data.where)
     where = f"vivace.Data({', '.join([given, *options])})" if options else given

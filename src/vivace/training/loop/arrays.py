@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from vivace.data.caching.cache import Cache
 from vivace.data.caching.stored import Pixels
-from vivace.data.holdout import hold_out
+from vivace.data.holdout import hold_out, hold_out_sets
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError
 from vivace.notices import warn
@@ -78,9 +79,10 @@ def prepare_data(cache: Cache, recipe: Recipe, *, known_N: np.ndarray | None = N
         indices = np.arange(len(train.labels_N))
         data = TrainingData(cache, cache.preprocess, indices, val.images_NHWC, val.labels_N, None)
     else:
-        indices, held_out = hold_out(
-            train.labels_N, train.digests_N, recipe.data.val_fraction, seed=recipe.seed, known_N=known_N
-        )
+        of = partial(hold_out, train.labels_N)
+        if cache.label_sets is not None:
+            of = partial(hold_out_sets, train.labels_N, cache.label_sets)
+        indices, held_out = of(train.digests_N, recipe.data.val_fraction, seed=recipe.seed, known_N=known_N)
         data = TrainingData(cache, cache.preprocess, indices, train.images_NHWC, train.labels_N, held_out)
     return dataclasses.replace(data, preprocess=_with_statistics(data, recipe))
 

@@ -40,6 +40,8 @@ MONITORS = {
     "macro_f1": Monitor("val_macro_f1", "macro F1"),
     "balanced_accuracy": Monitor("val_balanced_accuracy", "balanced accuracy"),
 }
+# of sets of labels, in place of top1
+MAP = Monitor("val_map", "mAP")
 
 
 class Best:
@@ -60,8 +62,8 @@ class Best:
 
         weights: those that were validated; None: those of the averaged network.
         """
-        counters, monitor = self._state.counters, self._monitor
-        row = counters.history[-1]
+        counters = self._state.counters
+        row, monitor = counters.history[-1], self._watched()
         value = row[monitor.column]
         if counters.best_value is None or monitor.sign * value > monitor.sign * counters.best_value:
             counters.best_value, counters.best_step = value, row["step"]
@@ -81,9 +83,13 @@ class Best:
             return None
         number = "1 validation" if self._patience == 1 else f"{self._patience} validations"
         return (
-            f"stopped early after epoch {round(counters.history[-1]['epoch'], 2):g}: {self._monitor.name} has not "
-            f"{self._monitor.improved} for {number}"
+            f"stopped early after epoch {round(counters.history[-1]['epoch'], 2):g}: {self._watched().name} has not "
+            f"{self._watched().improved} for {number}"
         )
+
+    def _watched(self) -> Monitor:
+        """What the newest validation is judged by."""
+        return self._monitor if self._monitor.column in self._state.counters.history[-1] else MAP
 
     def restore(self) -> float | None:
         """Give the averaged network the best weights, in place; returns their epoch. None: they can't be read."""

@@ -197,8 +197,8 @@ class Engine:
         result = self.stepper.step(batch, epoch)
         if self.state.hard_examples:
             self.state.hard_examples.record(batch.indices_B, result.losses_B)
-        if self.state.self_distillation:
-            self.state.self_distillation.record(batch.indices_B, result.logits_BK.softmax(1))
+        if own := self.state.self_distillation:
+            own.record(batch.indices_B, own.probs(result.logits_BK))
         self._sums.append((result, batch))
         on_cuda = result.loss_sum.device.type == "cuda"
         if not on_cuda or len(self._sums) >= CUDA_READ_EVERY:
@@ -289,8 +289,8 @@ class Engine:
         counters.count = 0
         self._clock()
         self._best.judge(weights)
-        top1 = validation.top1
-        if self.plan.target is not None and top1 >= self.plan.target and counters.target_seconds is None:
+        score = validation.score
+        if self.plan.target is not None and score >= self.plan.target and counters.target_seconds is None:
             counters.target_seconds = self.plan.clock()
         self._notify(self.callbacks.on_validation, validation_info(counters, self.plan.forecast(counters)))
         if (message := self.plan.replan(counters)) is not None:

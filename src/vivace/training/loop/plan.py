@@ -173,7 +173,7 @@ def forecast_top1(history: Sequence[dict[str, Any]], progress: float) -> float |
     history = [row for row in history if row["step"] > 0]
     if len(history) < 3 or progress <= 0:
         return None
-    steps, top1 = np.array([(row["step"], row["val_top1"]) for row in history], dtype=float).T
+    steps, top1 = np.array([(row["step"], row.get("val_map", row.get("val_top1"))) for row in history], dtype=float).T
     if steps.min() <= 0:
         return None
     fraction = steps / steps[-1] * progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vivace.training.loop.plan import Plan
@@ -9,7 +10,7 @@ from vivace.training.loop.state import Counters, TrainState
 from vivace.training.loop.validation import Validation
 from vivace.training.recording.callbacks import StepInfo, ValidationInfo
 
-__all__ = ["step_info", "validation_info", "validation_row"]
+__all__ = ["score_of", "step_info", "validation_info", "validation_row"]
 
 
 def step_info(state: TrainState, plan: Plan, *, epoch: float, images_per_second: float) -> StepInfo:
@@ -30,6 +31,7 @@ def step_info(state: TrainState, plan: Plan, *, epoch: float, images_per_second:
 def validation_row(state: TrainState, validation: Validation, steps_per_epoch: int) -> dict[str, Any]:
     """The row that a validation adds to the history, from the sums since the one before it."""
     counters = state.counters
+    trained = "top1" if validation.map is None else "label_accuracy"
     train_seconds = counters.seconds - (counters.history[-1]["seconds"] if counters.history else 0.0)
     return {
         "epoch": round(counters.step / steps_per_epoch, 4),
@@ -38,22 +40,28 @@ def validation_row(state: TrainState, validation: Validation, steps_per_epoch: i
         "seconds": counters.seconds,
         "lr": state.optimizer.param_groups[0]["lr"],
         "train_loss": counters.loss_sum / max(counters.count, 1),
-        "train_top1": counters.correct_sum / max(counters.count, 1),
+        f"train_{trained}": counters.correct_sum / max(counters.count, 1),
         "val_loss": validation.loss,
-        "val_top1": validation.top1,
-        "val_macro_f1": validation.macro_f1,
-        "val_balanced_accuracy": validation.balanced_accuracy,
+        **validation.scores(),
         "images_per_second": counters.count / max(train_seconds, 1e-9),
     }
 
 
+def score_of(row: Mapping[str, Any]) -> float:
+    """What a validation is judged by: top-1 accuracy, or of sets of labels the mean average precision."""
+    return float(row["val_map"] if "val_map" in row else row["val_top1"])
+
+
 def validation_info(counters: Counters, forecast_top1: float | None) -> ValidationInfo:
     """The newest validation, for callbacks, with the accuracy that is expected at the end of the run."""
-    best = max(counters.history, key=lambda row: row["val_top1"])
+    best, last = max(counters.history, key=score_of), counters.history[-1]
+    if "val_map" in last:
+        found = {"best_val_map": best["val_map"], "forecast_map": forecast_top1}
+    else:
+        found = {"best_val_top1": best["val_top1"], "forecast_top1": forecast_top1}
     return ValidationInfo(
-        **counters.history[-1],
-        best_val_top1=best["val_top1"],
+        **last,
+        **found,
         best_step=best["step"],
-        forecast_top1=forecast_top1,
         history=tuple(map(dict, counters.history)),
     )

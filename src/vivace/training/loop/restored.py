@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vivace.training.loop.state import Counters
-from vivace.training.recording.curves import COLUMNS
+from vivace.training.recording.curves import COLUMNS, SET_COLUMNS
 
 __all__ = ["MALFORMED", "check_tree", "check_weights", "try_step"]
 
@@ -152,6 +152,8 @@ ROW: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("progress", "val_top1", "val_macro_f1", "val_balanced_accuracy"), _number(0, 1)),
     "step": _whole(0),
 }
+# of a run on sets of labels
+SET_ROW = {**{name: ROW.get(name, _is_real) for name in (*SET_COLUMNS, "progress")}, "val_map": _number(0, 1)}
 
 
 def _check_counters(saved: Mapping[str, Any]) -> None:
@@ -160,7 +162,7 @@ def _check_counters(saved: Mapping[str, Any]) -> None:
     _check_fields(saved, COUNTERS, "")
     last = 0
     for row in saved["history"]:
-        _check_fields(row, ROW, "history.")
+        _check_fields(row, SET_ROW if isinstance(row, Mapping) and "val_map" in row else ROW, "history.")
         if not last <= row["step"] <= saved["step"]:
             raise ValueError(f"history.step is {row['step']}")
         last = row["step"]

@@ -40,8 +40,8 @@ from vivace.training.recipes.recipe import Recipe
 from vivace.training.techniques.calibrate import calibrated
 from vivace.training.techniques.distill import Teacher, make_distillation
 from vivace.training.techniques.hard_examples import HardExamples
-from vivace.training.techniques.losses import make_loss, recipe_weights
 from vivace.training.techniques.self_distillation import SelfDistillation
+from vivace.training.techniques.tasks import task_of
 
 __all__ = ["Session"]
 
@@ -104,17 +104,15 @@ class Session:
         self.part: Part | None = None
         """What is trained in place of the whole network."""
         self.own_augmentation = augment
-        self.augment = Augment(
-            recipe.augment, size=preprocess.size, num_classes=self.num_classes, seed=recipe.seed, own=augment
-        )
-        self.weights_K = recipe_weights(recipe.loss, data.train_labels_N, data.cache.classes, device)
-        self.loss = make_loss(recipe.loss, self.weights_K)
+        self.task = task_of(data.cache.label_sets, recipe, device, has_teacher=teacher is not None)
+        sizes = {"size": preprocess.size, "num_classes": self.num_classes}
+        self.augment = Augment(recipe.augment, **sizes, seed=recipe.seed, own=augment)
+        self.augment.label_sets_MK = self.task.label_sets_MK
+        classes, labels_N = data.cache.classes, data.train_labels_N
+        self.weights_K = self.task.class_weights(recipe.loss, labels_N, classes, device)
+        self.loss = self.task.loss(recipe.loss, labels_N, classes, device)
         self.distillation = make_distillation(
-            recipe.distill,
-            classes=data.cache.classes,
-            channels=preprocess.channels,
-            device=device,
-            teacher=teacher,
+            recipe.distill, classes=classes, channels=preprocess.channels, device=device, teacher=teacher
         )
         self.batches = Batches(
             train.images_NHWC,
@@ -124,7 +122,7 @@ class Session:
             device=device,
             seed=recipe.seed,
             balanced=recipe.data.balanced_sampling,
-            num_classes=self.num_classes,
+            num_classes=self.num_classes if self.task.label_sets_MK is None else len(self.task.label_sets_MK),
         )
 
     def _initialised(self, model: nn.Module, *, load: bool) -> nn.Module:
@@ -197,6 +195,7 @@ class Session:
             self.num_classes,
             label_smoothing=config.label_smoothing,
             device=self.device,
+            task=self.task,
         )
 
     def stepper(
@@ -215,6 +214,7 @@ class Session:
             clip_grad_norm=self.recipe.clip_grad_norm,
             distillation=self.distillation,
             weights_K=self.weights_K,
+            task=self.task,
             fake_quant=self.recipe.fake_quant,
             on_message=on_message,
         )
@@ -265,7 +265,7 @@ class Session:
 
     def _validate(self, execution: ExecutionConfig, model: nn.Module) -> Validation:
         logits, labels = self._validated = self._split_logits(model, execution, "val")
-        return Validation.of(logits, labels)
+        return Validation.of(logits, labels, self.task)
 
     def pass_seconds(self, model: nn.Module, execution: ExecutionConfig) -> float:
         """Expected time of a pass over the validation split, from passes over a part of it."""
@@ -291,12 +291,12 @@ class Session:
         # the logits of the last validation are those of this network, unless the best weights were restored since
         last = None if self.recipe.early_stopping else self._validated
         logits, labels = last or self._split_logits(model, execution, "val")
-        return calibrated(model, logits, labels, self.sample_images(NUM_TRIED))
+        return calibrated(model, logits, labels, self.sample_images(NUM_TRIED), self.task)
 
     def split_probs(self, model: nn.Module, execution: ExecutionConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
         """probs_NK float32 and labels_N int64 of "val" or "test"."""
         logits, labels = self._split_logits(model, execution, split)
-        return logits.softmax(1).numpy(), labels.numpy()
+        return self.task.probs(logits).numpy(), labels.numpy()
 
     def _split_logits(self, model: nn.Module, execution: ExecutionConfig, split: str) -> tuple[Tensor, Tensor]:
         if self.answers is not None:

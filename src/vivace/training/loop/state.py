@@ -64,7 +64,7 @@ class Counters:
         """Count what was trained before the loop, in place."""
         count = trained.num_images
         self.seconds, self.num_images_seen = self.seconds + trained.seconds, self.num_images_seen + count
-        self.loss_sum, self.correct_sum, self.count = trained.loss * count, trained.top1 * count, count
+        self.loss_sum, self.correct_sum, self.count = trained.loss * count, trained.score * count, count
 
 
 class Ema:

@@ -22,6 +22,7 @@ from vivace.training.loop.state import TrainState
 from vivace.training.techniques.distill import Distillation
 from vivace.training.techniques.fake_quant import FakeQuantization
 from vivace.training.techniques.losses import image_weights
+from vivace.training.techniques.tasks import ONE_CLASS, Task
 from vivace.trust import keep_compiled_programs
 
 __all__ = ["StepResult", "Stepper", "has_batch_norm"]
@@ -37,7 +38,7 @@ class StepResult:
     loss_sum: Tensor
     correct_sum: Tensor
     losses_B: Tensor
-    """float32 [B]: cross-entropy of each image without smoothing, times the weight of its class."""
+    """float32 [B]: the loss of each image without smoothing, times the weight of its class."""
     logits_BK: Tensor
     """float32 [B, K]."""
     finite: Tensor
@@ -68,6 +69,7 @@ class Stepper:
         clip_grad_norm: float | None = None,
         distillation: Distillation | None = None,
         weights_K: Tensor | None = None,
+        task: Task = ONE_CLASS,
         fake_quant: bool = False,
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
@@ -81,6 +83,7 @@ class Stepper:
         self._clip_grad_norm = clip_grad_norm
         self._distillation = distillation
         self._weights_K = weights_K
+        self._task = task
         self._fake_quant = FakeQuantization() if fake_quant else contextlib.nullcontext()
         self._on_message = on_message
         self._forward: Callable[[Tensor], Tensor] = state.model if part is None else part.forward(state.model)
@@ -116,7 +119,7 @@ class Stepper:
             finite, skipped = self._update(loss_sum)
         return StepResult(
             loss_sum,
-            correct_sum=(logits_BK.argmax(1) == batch.labels_B).sum(),
+            correct_sum=self._task.rightness(logits_BK, batch.labels_B).sum(),
             losses_B=self._plain_losses(logits_BK, batch.labels_B),
             logits_BK=logits_BK,
             finite=finite,
@@ -125,7 +128,7 @@ class Stepper:
         )
 
     def _plain_losses(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-        losses_B = nn.functional.cross_entropy(logits_BK, labels_B, reduction="none")
+        losses_B = self._task.losses(logits_BK, labels_B)
         return losses_B if self._weights_K is None else losses_B * self._weights_K[labels_B]
 
     def _gradients(self, images_BCHW: Tensor, targets: Tensor, indices_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +16,15 @@ from torch import Tensor, nn
 from vivace.data.caching.stored import Pixels
 from vivace.data.loader import iterate_eval
 from vivace.hardware import autocast
-from vivace.metrics.accuracy import balanced_accuracy, confusion_matrix, macro_f1, topk_accuracy
+from vivace.metrics.accuracy import balanced_accuracy, confusion_matrix, macro_f1
 from vivace.models.normalize import Normalize
 from vivace.training.execution import ExecutionConfig, own_kernels
+from vivace.training.techniques.tasks import ONE_CLASS, Task
 
 __all__ = ["Trained", "Validation", "central_view", "eval_batch_size", "split_logits"]
 
+# the fields of a Validation, which are columns of the history
+NAMES = ("loss", "top1", "macro_f1", "balanced_accuracy", "map")
 # 500 images of 64 px use a processor well; 500 images of 224 px would take more memory than a training step
 MAX_BATCH = 500
 MAX_BATCH_SIDE = 64
@@ -29,22 +35,44 @@ class Validation:
     """The metrics of a pass over the validation split."""
 
     loss: float
-    """Cross-entropy, without smoothing and weights, so that it can be compared between recipes."""
-    top1: float
-    macro_f1: float
-    balanced_accuracy: float
+    """Cross-entropy, without smoothing and weights, so that it can be compared between recipes; of sets of labels the
+    binary ones, summed over the labels."""
+    top1: float = math.nan
+    """This and the next two are NaN with sets of labels."""
+    macro_f1: float = math.nan
+    balanced_accuracy: float = math.nan
+    map: float | None = None
+    """Mean average precision, where images have sets of labels; None: they have one class."""
+
+    @property
+    def score(self) -> float:
+        """What a target is about: `top1`, or `map`."""
+        return self.top1 if self.map is None else self.map
 
     @classmethod
-    def of(cls, logits_NK: Tensor, labels_N: Tensor) -> Validation:
+    def of(cls, logits_NK: Tensor, labels_N: Tensor, task: Task = ONE_CLASS) -> Validation:
         """From logits_NK float32 and labels_N int64 of all images, on the CPU."""
+        loss, score = float(task.mean_loss(logits_NK, labels_N)), task.validation_score(logits_NK, labels_N)
+        if task.label_sets_MK is not None:
+            return cls(loss=loss, map=score)
         # as topk_accuracy breaks ties: the class with the lower index
         confusion_KK = confusion_matrix(logits_NK.numpy().argmax(1), labels_N.numpy(), logits_NK.shape[1])
         return cls(
-            loss=float(torch.nn.functional.cross_entropy(logits_NK, labels_N)),
-            top1=topk_accuracy(logits_NK, labels_N, k=1),
+            loss=loss,
+            top1=score,
             macro_f1=macro_f1(confusion_KK),
             balanced_accuracy=balanced_accuracy(confusion_KK),
         )
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Validation:
+        """That of a row of the history."""
+        return cls(**{name: row[f"val_{name}"] for name in NAMES if f"val_{name}" in row})
+
+    def scores(self) -> dict[str, float]:
+        """What it adds to the history beside the loss."""
+        names = ("top1", "macro_f1", "balanced_accuracy") if self.map is None else ("map",)
+        return {f"val_{name}": getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +82,8 @@ class Trained:
     validation: Validation
     loss: float
     """On `num_images` training images, as are the next two."""
-    top1: float
+    score: float
+    """Accuracy, or of sets of labels the fraction of them that are right."""
     num_images: int
     seconds: float
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vivace.data.labelsets import class_counts
 from vivace.errors import ConfigError, nearest
 from vivace.training.recipes.recipe import Recipe
 
@@ -27,10 +28,12 @@ def check_class_names(weights: object, classes: Sequence[str]) -> None:
             )
 
 
-def balance_lines(recipe: Recipe, labels_N: np.ndarray, classes: Sequence[str]) -> list[str]:
+def balance_lines(
+    recipe: Recipe, labels_N: np.ndarray, classes: Sequence[str], label_sets_MK: np.ndarray | None = None
+) -> list[str]:
     """What is said of the balance of the classes: weights by name, or that very unequal classes have none.
 
-    labels_N: of the training images.
+    labels_N: of the training images; with label_sets_MK, the numbers of its rows.
     """
     config = recipe.loss
     if isinstance(config.class_weights, Mapping):
@@ -39,14 +42,15 @@ def balance_lines(recipe: Recipe, labels_N: np.ndarray, classes: Sequence[str]) 
         others = len(classes) - len(config.class_weights)
         parts = [*shown, *([f"{more} more"] if more else []), *([f"the other {others}: 1"] if others else [])]
         return [f"class weights: {', '.join(parts)}"]
-    counts_K = np.bincount(labels_N, minlength=len(classes))
+    counts_K = class_counts(labels_N, len(classes), label_sets_MK)
     seen = np.flatnonzero(counts_K)
     if config.class_weights == "balanced" or recipe.data.balanced_sampling or len(seen) < 2:
         return []
+    what = "classes" if label_sets_MK is None else "labels"
     most, least = int(counts_K.argmax()), int(seen[counts_K[seen].argmin()])
     if counts_K[most] < MANY_TIMES * counts_K[least]:
         return []
     return [
-        f"the classes differ in size: {classes[most]:.60} has {counts_K[most]:,} training images, {classes[least]:.60} "
-        f"{counts_K[least]:,}. If rare classes matter as much, try `loss.class_weights='balanced'`"
+        f"the {what} differ in size: {classes[most]:.60} has {counts_K[most]:,} training images, {classes[least]:.60} "
+        f"{counts_K[least]:,}. If rare {what} matter as much, try `loss.class_weights='balanced'`"
     ]

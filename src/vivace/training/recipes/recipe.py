@@ -154,7 +154,7 @@ class Recipe:
     """Stop after this many validations without a better one, and save the weights of the best. None: never."""
     monitor: Literal["top1", "loss", "macro_f1", "balanced_accuracy"] = "top1"
     """Metric of the validation images that says which validation is better, for `early_stopping`; loss: the lower one.
-    Others than top1 need `early_stopping`."""
+    Others than top1 need `early_stopping`. With sets of labels top1 stands for mAP, and loss is the only other one."""
     calibrate: bool = False
     """Divide the bundle's logits by a temperature fitted on the validation images (arXiv:1706.04599); predicted classes
     do not change."""

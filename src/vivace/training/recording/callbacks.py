@@ -20,6 +20,7 @@ Random numbers that a callback draws from torch do not change the run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,7 @@ class StepInfo:
     train_loss: float | None
     """Mean since the last validation. None until it is known: on a GPU it is read once in 20 steps."""
     train_top1: float | None
+    """With sets of labels: the fraction of the labels that are right."""
     images_per_second: float
     """Of this step."""
     seconds_left: float | None
@@ -100,23 +102,30 @@ class ValidationInfo:
     lr: float
     train_loss: float
     """Mean over the training images since the last validation."""
-    train_top1: float
     val_loss: float
-    """Cross-entropy without label smoothing and class weights."""
-    val_top1: float
-    val_macro_f1: float
-    """Mean F1 of the classes that occur among labels or predictions, each of the same weight."""
-    val_balanced_accuracy: float
-    """Mean recall of the classes that have validation images."""
+    """Cross-entropy without label smoothing and class weights; of sets of labels, summed over the labels."""
     images_per_second: float
-    best_val_top1: float
-    """The highest `val_top1` so far, this one included."""
     best_step: int
-    """The step that had it first."""
-    forecast_top1: float | None
-    """`val_top1` to expect at the end of the run; None with fewer than 3 validations."""
+    """The step that had the best validation first."""
     history: tuple[Mapping[str, Any], ...]
     """All validations of the run so far, this one last, a row each, as metrics.csv has them."""
+    train_top1: float = math.nan
+    """This and the other accuracies are NaN with sets of labels."""
+    val_top1: float = math.nan
+    val_macro_f1: float = math.nan
+    """Mean F1 of the classes that occur among labels or predictions, each of the same weight."""
+    val_balanced_accuracy: float = math.nan
+    """Mean recall of the classes that have validation images."""
+    best_val_top1: float = math.nan
+    """The highest `val_top1` so far, this one included."""
+    forecast_top1: float | None = None
+    """`val_top1` to expect at the end of the run; None with fewer than 3 validations."""
+    train_label_accuracy: float | None = None
+    """With sets of labels: the fraction of them that are right, at a threshold of 0.5. None: one class an image."""
+    val_map: float | None = None
+    """Mean average precision over the labels."""
+    best_val_map: float | None = None
+    forecast_map: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

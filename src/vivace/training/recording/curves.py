@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vivace.notices import warn
 from vivace.training.recording.callbacks import Reporter, RunInfo, ValidationInfo
 from vivace.training.result import TrainResult
 
-__all__ = ["COLUMNS", "Curves"]
+__all__ = ["COLUMNS", "SET_COLUMNS", "Curves", "columns_of"]
 
 COLUMNS = (
     "epoch",
@@ -32,6 +33,15 @@ COLUMNS = (
     "val_balanced_accuracy",
     "images_per_second",
 )
+
+
+# of sets of labels
+SET_COLUMNS = (*COLUMNS[:5], "train_label_accuracy", "val_loss", "val_map", "images_per_second")
+
+
+def columns_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns of metrics.csv in a run with such validations."""
+    return SET_COLUMNS if "val_map" in row else COLUMNS
 
 
 class Curves(Reporter):
@@ -58,9 +68,10 @@ class Curves(Reporter):
     def on_validation(self, validation: ValidationInfo) -> None:
         """Write the whole table again, atomically: a resumed run leaves no row twice."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        columns = columns_of(validation.history[-1])
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: _short(row[key]) for key in COLUMNS} for row in validation.history)
+        writer.writerows({key: _short(row[key]) for key in columns} for row in validation.history)
         try:
             with atomic_file(self._csv) as file:
                 file.write(text.getvalue().encode())
@@ -73,11 +84,12 @@ class Curves(Reporter):
 
     def _add_events(self, validation: ValidationInfo) -> None:
         row = validation.history[-1]
-        for name in COLUMNS[3:]:
+        for name in columns_of(row)[3:]:
             group, _, what = name.partition("_") if name.startswith(("train_", "val_")) else ("run", "", name)
             self._writer.add_scalar(f"{group}/{what}", row[name], validation.step)
-        if validation.forecast_top1 is not None:
-            self._writer.add_scalar("run/forecast_top1", validation.forecast_top1, validation.step)
+        for name in ("forecast_top1", "forecast_map"):
+            if (value := getattr(validation, name)) is not None:
+                self._writer.add_scalar(f"run/{name}", value, validation.step)
         self._writer.flush()
 
     def on_message(self, message: str) -> None:

@@ -78,19 +78,21 @@ class LiveDisplay(Reporter):
             result.append(f"loss {step.train_loss:.3f}")
             result.append(f"train {100 * step.train_top1:.1f} %")
         if self._last is not None:
-            result.append(f"val {100 * self._last.val_top1:.1f} %")
-            if self._last.forecast_top1 is not None:
-                result.append(f"forecast {100 * self._last.forecast_top1:.1f} %")
+            score, _, forecast, name = _scores(self._last)
+            result.append(f"val{name} {100 * score:.1f} %")
+            if forecast is not None:
+                result.append(f"forecast {100 * forecast:.1f} %")
         figures = "\n".join(" · ".join(parts) for parts in (plan, result) if parts)
         self._progress.update(self._task, completed=step.progress, figures=figures)
 
     def on_validation(self, validation: ValidationInfo) -> None:
         self._last = validation
         epoch = round(validation.epoch, 2)
+        score, trained, _, name = _scores(validation)
         parts = (
-            f"epoch {epoch:>5g}  train {validation.train_loss:.4f} {100 * validation.train_top1:5.1f} %"
-            f"  val {validation.val_loss:.4f} ",
-            f"{100 * validation.val_top1:5.1f} %",
+            f"epoch {epoch:>5g}  train {validation.train_loss:.4f} {100 * trained:5.1f} %"
+            f"  val {validation.val_loss:.4f}{name} ",
+            f"{100 * score:5.1f} %",
             f"  {validation.images_per_second:>7,.0f} img/s  {_clock(validation.seconds)}",
         )
         if self._monitor is not None:
@@ -114,6 +116,13 @@ class LiveDisplay(Reporter):
         # a closed stderr must not end the run
         with contextlib.suppress(OSError, ValueError):
             print(printable(text), file=self._console.file, flush=True)
+
+
+def _scores(validation: ValidationInfo) -> tuple[float, float, float | None, str]:
+    """(score of validation, of training, forecast, what it is called beside "val" where it is no accuracy)."""
+    if validation.val_map is None or validation.train_label_accuracy is None:
+        return validation.val_top1, validation.train_top1, validation.forecast_top1, ""
+    return validation.val_map, validation.train_label_accuracy, validation.forecast_map, " mAP"
 
 
 def _clock(seconds: float) -> str:

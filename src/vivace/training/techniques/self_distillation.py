@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vivace.training.techniques.tasks import ONE_CLASS, Task
+
 __all__ = ["SelfDistillation"]
 
 
@@ -30,11 +32,14 @@ class SelfDistillation:
         *,
         label_smoothing: float,
         device: torch.device,
+        task: Task = ONE_CLASS,
     ) -> None:
         """weight: fraction of the loss for earlier predictions at the end of the run; it grows linearly from 0."""
-        self.weight = weight
-        hard_NK = functional.one_hot(torch.as_tensor(labels_N, dtype=torch.int64), num_classes).float()
-        self.probs_NK = (hard_NK * (1 - label_smoothing) + label_smoothing / num_classes).to(device)
+        self.weight, self._task = weight, task
+        hard_NK = task.targets(torch.as_tensor(labels_N, dtype=torch.int64), num_classes)
+        # the smoothed target of a label of several is half-way between yes and no
+        smoothed_into = num_classes if task.label_sets_MK is None else 2
+        self.probs_NK = (hard_NK * (1 - label_smoothing) + label_smoothing / smoothed_into).to(device)
 
     def blend(
         self,
@@ -51,8 +56,17 @@ class SelfDistillation:
         image in `loss`; None: 1.
         """
         fraction = self.weight * progress
-        losses_B = functional.cross_entropy(logits_BK.float(), self.probs_NK[indices_B], reduction="none")
+        if self._task.label_sets_MK is None:
+            losses_B = functional.cross_entropy(logits_BK.float(), self.probs_NK[indices_B], reduction="none")
+        else:
+            losses_B = functional.binary_cross_entropy_with_logits(
+                logits_BK.float(), self.probs_NK[indices_B], reduction="none"
+            ).sum(1)
         return (1 - fraction) * loss + fraction * (losses_B if weights_B is None else losses_B * weights_B).mean()
+
+    def probs(self, logits_BK: Tensor) -> Tensor:
+        """What `record` takes of an answer."""
+        return self._task.probs(logits_BK)
 
     def record(self, indices_B: Tensor, probs_BK: Tensor) -> None:
         """Store the predictions for a batch, in place."""

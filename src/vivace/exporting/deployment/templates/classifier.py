@@ -6,8 +6,9 @@
     model = Classifier()
     model.classify("rose.jpg")      # [("roses", 0.98), ("tulips", 0.01), …]
 
+A model for sets of labels answers with those whose probability reaches their threshold, perhaps none.
 An image becomes the very pixels that it became in training. Shapes: images_NHWC uint8 [N, size, size, C];
-probs_NK float32, rows sum to 1.
+probs_NK float32; rows sum to 1, except for sets of labels.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Classifier:
         self.folder = Path(folder)
         self.info = read_manifest(self.folder)
         self.classes: tuple[str, ...] = tuple(self.info["classes"])
+        # from which probability on each label applies; None where an image has one class
+        self.thresholds: tuple[float, ...] | None = tuple(self.info["thresholds"]) if "task" in self.info else None
         self.size, self.channels = (int(self.info["preprocess"][key]) for key in ("size", "channels"))
         graph = GRAPHS[self.info["runtime"]]
         if verify:
@@ -79,19 +82,25 @@ class Classifier:
         if not len(images_NHWC):
             return np.zeros((0, len(self.classes)), np.float32)
         probs_NK = self._run(np.ascontiguousarray(images_NHWC))
-        if probs_NK.shape != (len(images_NHWC), len(self.classes)) or not _are_probabilities(probs_NK):
+        if probs_NK.shape != (len(images_NHWC), len(self.classes)) or not _are_probabilities(
+            probs_NK, sets=self.thresholds is not None
+        ):
             raise ClassifierError(
                 f"the answers are no probabilities of {len(self.classes)} classes: {self.folder}. Run selftest.py."
             )
         return probs_NK
 
     def ranked(self, probs_K: np.ndarray, topk: int = 5) -> list[tuple[str, float]]:
-        """(class, probability), the likeliest first; equal ones in the order of the classes."""
-        best = np.argsort(-probs_K, kind="stable")[:topk]
+        """(class, probability), the likeliest first; equal ones in the order of the classes.
+
+        Of sets of labels: those that reach their thresholds, however many.
+        """
+        best = np.argsort(-probs_K, kind="stable")
+        best = best[:topk] if self.thresholds is None else best[(probs_K >= np.array(self.thresholds))[best]]
         return [(self.classes[index], float(probs_K[index])) for index in best]
 
     def classify(self, source: str | os.PathLike[str] | bytes, topk: int = 5) -> list[tuple[str, float]]:
-        """(class, probability) of one image, the likeliest first. Raises ImageError."""
+        """What `ranked` gives of one image. Raises ImageError."""
         return self.ranked(self.probs(self.pixels(source)[None])[0], topk)
 
     def classify_batch(
@@ -123,9 +132,9 @@ class Classifier:
         return results
 
 
-def _are_probabilities(probs_NK: np.ndarray) -> bool:
+def _are_probabilities(probs_NK: np.ndarray, *, sets: bool) -> bool:
     # in bf16 the parts of a sum are rounded to 8 bits
-    near_one = np.abs(probs_NK.sum(1) - 1) <= TOLERANCE
+    near_one = np.full(len(probs_NK), True) if sets else np.abs(probs_NK.sum(1) - 1) <= TOLERANCE
     return bool(near_one.all() and (probs_NK >= 0).all() and (probs_NK <= 1 + TOLERANCE / 10).all())
 
 
@@ -238,7 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.topk < 1 or (given.threads is not None and given.threads < 1):
         parser.error(f"--topk and --threads must be 1 or more: got {given.topk} and {given.threads}")
     try:
-        results = Classifier(threads=given.threads).classify_batch(given.images, given.topk)
+        model = Classifier(threads=given.threads)
+        results = model.classify_batch(given.images, given.topk)
     except ClassifierError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -249,10 +259,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"not classified: {shown(path)} ({result.problem}) {result}", file=sys.stderr)
             continue
         ranked = [{"label": label, "probability": probability} for label, probability in result]
-        predictions.append({"path": path, **ranked[0], "topk": ranked})
+        if model.thresholds is None:
+            predictions.append({"path": path, **ranked[0], "topk": ranked})
+        else:
+            predictions.append({"path": path, "labels": ranked})
         if not given.json:
             named = (f"{shown(label)} {100 * probability:.1f} %" for label, probability in result)
-            print(shown(path) + "\t" + "  ".join(named))
+            print(shown(path) + "\t" + ("  ".join(named) or "-"))
     if given.json:
         print(json.dumps({"predictions": predictions, "failures": failures}))
     return 0 if predictions else 1

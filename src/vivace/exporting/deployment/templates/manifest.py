@@ -61,12 +61,24 @@ def _checks(manifest: dict[str, Any]) -> list[tuple[str, bool]]:
     precision, settings = manifest.get("precision"), manifest.get("settings")
     return [
         ("classes", isinstance(classes, list) and 0 < len(classes) <= MAX_CLASSES and _are_names(classes)),
+        ("task", "task" not in manifest or _is_task(manifest["task"], manifest.get("thresholds"), classes)),
         ("precision", isinstance(precision, str) and precision.isprintable() and len(precision) <= 20),
         ("settings", isinstance(settings, dict) and all(_is_setting(*setting) for setting in settings.items())),
         ("files", isinstance(files, dict) and all(_is_file(*facts) for facts in files.items())),
         ("files", isinstance(files, dict) and all(name in files for name in GRAPHS[manifest["runtime"]])),
         ("preprocess", isinstance(preprocess, dict) and _is_preprocess(preprocess)),
     ]
+
+
+def _is_task(task: Any, thresholds: Any, classes: Any) -> bool:
+    # sets of labels, with a threshold for each
+    return (
+        task == "multi_label"
+        and isinstance(thresholds, list)
+        and isinstance(classes, list)
+        and len(thresholds) == len(classes)
+        and all(type(value) in (int, float) and 0 <= value <= 1 for value in thresholds)
+    )
 
 
 def _are_names(classes: list[Any]) -> bool:

@@ -81,12 +81,15 @@ def _check_golden(model: Classifier, image: dict[str, Any], tolerance: dict[str,
     allowed, allowed_pytorch = tolerance["deployed"] or 0.0, tolerance["pytorch"]
     # where two classes are as likely as each other, which of them comes first is a matter of rounding
     same = bool(deployed.max() - deployed[probs_K.argmax()] <= allowed)
+    if model.thresholds is not None:
+        limits = np.array(model.thresholds)
+        same = bool((((probs_K >= limits) == (deployed >= limits)) | (np.abs(deployed - limits) <= allowed)).all())
     within = from_deployed <= allowed and (allowed_pytorch is None or from_pytorch <= allowed_pytorch)
     ok = apart == 0 and same and within
     pixels = "pixels exact" if apart == 0 else f"PIXELS DIFFER by up to {apart} of 255"
-    label, probability = model.ranked(probs_K, 1)[0]
+    answer = ", ".join(f"{label} {probability:.4f}" for label, probability in model.ranked(probs_K, 1)) or "no label"
     print(
-        f"{'ok    ' if ok else 'FAILED'} {path.name}: {label} {probability:.4f}{'' if same else ' IS ANOTHER CLASS'}, "
+        f"{'ok    ' if ok else 'FAILED'} {path.name}: {answer}{'' if same else ' IS ANOTHER CLASS'}, "
         f"{pixels}, probabilities within {from_deployed:.1e} of the recorded ones ({allowed:g} is allowed), "
         f"{from_pytorch:.1e} of PyTorch's"
     )

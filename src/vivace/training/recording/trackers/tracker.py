@@ -22,17 +22,24 @@ from vivace.files import read_regular, write_json
 from vivace.notices import warn
 from vivace.training.folder.runfolder import flat
 from vivace.training.recording.callbacks import Callback, RunInfo, ValidationInfo
+from vivace.training.recording.curves import columns_of
 from vivace.training.recording.trackers.backend import Backend, Status, TrackedRun
 from vivace.training.recording.trackers.secrets import without_secrets
 from vivace.training.result import TrainResult
 
 __all__ = ["Tracker", "record_name"]
 
-METRICS = (
-    *("epoch", "seconds", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_macro_f1"),
-    *("val_balanced_accuracy", "images_per_second"),
+FIGURES = (
+    "val_top1",
+    "test_top1",
+    "val_map",
+    "test_map",
+    "epochs",
+    "train_seconds",
+    "total_seconds",
+    "num_images_seen",
+    "target_seconds",
 )
-FIGURES = ("val_top1", "test_top1", "epochs", "train_seconds", "total_seconds", "num_images_seen", "target_seconds")
 DATA = ("name", "fingerprint", "num_images", "num_train", "num_val", "num_test")
 # how long the end of a run waits for what has not been reported, after this much with a message
 MAX_WAIT_SECONDS, QUIET_SECONDS = 60.0, 2.0
@@ -78,7 +85,9 @@ class Tracker(Callback):
     def on_end(self, result: TrainResult) -> None:
         """Report the final figures, and wait until all is reported."""
         values = {name: getattr(result, name) for name in FIGURES}
-        figures = {f"final_{name}": float(value) for name, value in values.items() if value is not None}
+        figures = {
+            f"final_{name}": float(value) for name, value in values.items() if value is not None and value == value
+        }
         self._finish(figures, "finished", MAX_WAIT_SECONDS)
 
     def on_error(self, error: BaseException) -> None:
@@ -88,7 +97,7 @@ class Tracker(Callback):
 
     def _log(self, row: Mapping[str, Any]) -> None:
         step = self._last_step = int(row["step"])
-        metrics = {name: float(row[name]) for name in METRICS}
+        metrics = {name: float(row[name]) for name in columns_of(row) if name != "step"}
         self._jobs.put(lambda backend: self._report(backend, metrics, step))
 
     def _finish(self, figures: Mapping[str, float], status: Status, max_wait_seconds: float) -> None:
