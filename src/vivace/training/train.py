@@ -159,7 +159,8 @@ def train(
     facts = measure_facts(source)
     chosen = None
     if recipe == "auto" and not resume:
-        sized = _at_size(facts, changes)
+        # enlarged images remain small ones
+        sized = min(_at_size(facts, changes), facts, key=lambda facts: facts.side)
         recipe, chosen = chosen_recipe(sized), reason(sized, asked=sized is not facts)
     # a resumed run is planned if it was before
     planned = "epochs" not in changes if resume else target is not None and is_planned(recipe, changes)
