@@ -69,9 +69,10 @@ class OwnNetwork:
         known = {} if self.sha256 is None else {"sha256": self.sha256}
         return {"name": self.shown, "kind": self.kind, "module": self.module, **known}
 
-    def line(self) -> str:
-        """What is said of it at the start of a run."""
-        weights = "a copy of the instance, with its weights" if self.kind == "instance" else "random weights"
+    def line(self, *, weights: str | None = None) -> str:
+        """What is said of it at the start of a run. weights: those that it starts with; None: its own."""
+        if weights is None:
+            weights = "a copy of the instance, with its weights" if self.kind == "instance" else "random weights"
         source = "" if self.sha256 else "; its source is not known, so nobody can tell later whether it was changed"
         return f"network: {self.shown}, {weights}{source}"
 

@@ -144,10 +144,10 @@ def _own(
     if origin is not None:
         rows = rows_of_classes(model.state_dict(), build(len(classes) + 1).state_dict())
         start = _with_weights_of(origin, model, recipe, classes, rows)
-        return replace(start, line=f"{network.line()}; {start.line}", fingerprint=fingerprint)
+        return replace(start, line=network.line(weights=start.line), fingerprint=fingerprint)
     if file:
         record, line = _load_file(model, file, len(classes))
-        return Start(model, record, f"{network.line()}; {line}", fingerprint)
+        return Start(model, record, network.line(weights=line), fingerprint)
     record = {"kind": "instance"} if network.kind == "instance" else {}
     return Start(model, record, network.line(), fingerprint)
 
