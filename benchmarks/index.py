@@ -25,6 +25,7 @@ KINDS = {
     "`benchmarks/pretrained.py`",
     "turns": "the same with both programs interleaved by seconds: `benchmarks/turns.py`",
     "accelerate": "searches for a faster variant, the report of `vivace accelerate`",
+    "modules": "any torch.nn.Module made fast, a zoo of them: `benchmarks/modules.py`",
     "infer": "inference against what others or a competent user get: `benchmarks/infer.py`",
     "deployed": "deployment folders without torch: `benchmarks/deployed.py`",
     "ablation": "what each technique of a recipe is worth, the report of `vivace bench`",

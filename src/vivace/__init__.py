@@ -5,6 +5,7 @@
     result = vivace.train("path/to/images", within="10m")
     evaluation = vivace.evaluate(result.bundle, "path/to/images")
     found = vivace.accelerate(result.bundle, "path/to/images", out="fast", max_drop=0.5)
+    faster = vivace.accelerate(module, loader).module  # any torch.nn.Module and DataLoader
     bundle = vivace.load(found.bundle)
     label = bundle("one.png").label
 
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 from vivace import errors
 
 if TYPE_CHECKING:
-    from vivace.acceleration.accelerate import Acceleration, accelerate
+    from vivace.acceleration.accelerate import accelerate
+    from vivace.acceleration.modules.result import ModuleAcceleration
     from vivace.acceleration.options import SearchOptions
+    from vivace.acceleration.outcome import Acceleration
     from vivace.bundle import Bundle
     from vivace.data.place import Data
     from vivace.evaluation.evaluate import Evaluation, evaluate
@@ -52,6 +55,7 @@ __all__ = [
     "DataAudit",
     "Evaluation",
     "Exported",
+    "ModuleAcceleration",
     "Parity",
     "Prediction",
     "Predictions",
@@ -81,13 +85,14 @@ __all__ = [
 
 # name → the module that it is loaded from
 _HOMES = {
-    "Acceleration": "vivace.acceleration.accelerate",
+    "Acceleration": "vivace.acceleration.outcome",
     "Bundle": "vivace.bundle",
     "Callback": "vivace.training.recording.callbacks",
     "Data": "vivace.data.place",
     "DataAudit": "vivace.verbs.audit",
     "Evaluation": "vivace.evaluation.evaluate",
     "Exported": "vivace.exporting.export",
+    "ModuleAcceleration": "vivace.acceleration.modules.result",
     "Parity": "vivace.exporting.parity",
     "Prediction": "vivace.predictor",
     "Predictions": "vivace.prediction",

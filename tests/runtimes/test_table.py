@@ -26,7 +26,7 @@ ROOT = Path(vivace.__file__).parent
 REFERENCES = [
     reference
     for row in RUNTIMES.values()
-    for reference in (row.module, row.exporter, row.quantizer, row.layers, row.profiler)
+    for reference in (row.module, row.exporter, row.quantizer, row.layers, row.profiler, row.module_runner)
     if reference is not None
 ]
 # file → why it may name a runtime, or what is called like one
@@ -93,6 +93,8 @@ def test_what_a_row_names_is_there(reference: str) -> None:
 def test_a_row_is_consistent(row: Runtime) -> None:
     assert {variant.precision for variant in row.variants} <= set(row.precisions)
     assert (row.module is not None) or not row.variants
+    assert {variant.precision for variant in row.module_variants} <= set(row.precisions)
+    assert (row.module_runner is None) == (not row.module_variants)
     if row.graph_files:
         # the file alone has the same suffixes as the graph in a bundle, and what belongs to it must be listed there
         assert tuple(Path(name).suffix for name in row.graph_files) == row.file_suffixes

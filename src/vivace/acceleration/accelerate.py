@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 import numpy as np
+from torch import nn
 
+from vivace.acceleration.modules.accelerate import accelerate_module
+from vivace.acceleration.modules.options import ModuleKeywords, ModuleOptions
+from vivace.acceleration.modules.result import ModuleAcceleration
 from vivace.acceleration.options import SearchKeywords, SearchOptions
+from vivace.acceleration.outcome import Acceleration, acceleration_of
 from vivace.acceleration.receipt import markdown, receipt, samples
 from vivace.acceleration.results import Result, SearchResult
 from vivace.acceleration.search import Search
@@ -41,56 +44,11 @@ RECEIPT = "receipt.json"
 Draw = Callable[[dict[str, Any], Path], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Acceleration:
-    """The result of a search. Accuracies are in [0, 1], drops in percentage points, times in ms per call."""
-
-    bundle: Path
-    """The new bundle, or the one that was given if no faster one was found."""
-    accelerated: bool
-    status: str
-    """ "accelerated"; "nothing_faster": no candidate was both faster and within the accuracy budget; "noisy": the
-    timing was too noisy to decide; "undecided": the time budget ended before anything was decided."""
-    reason: str
-    """The status in words, for people."""
-    warnings: list[str]
-    """Why the result may be worth less than it seems, such as a model at chance level or an exceeded time budget."""
-    runtime: str
-    precision: str
-    batch_size: int
-    latency_ms_before: float
-    """Median of the baseline, the faster of PyTorch eager and compiled in float32, or the float32 graph of a network of
-    the user's own; NaN if it was not timed."""
-    latency_ms_after: float
-    speedup: float
-    speedup_low: float
-    """Lower bound of the 95 % interval; NaN without one."""
-    top1_before: float
-    """NaN, as `top1_after`, where images have sets of labels."""
-    top1_after: float
-    drop: float
-    """Percentage points; NaN, as the accuracies, if they were not measured."""
-    drop_bound: float
-    """One-sided upper bound on `drop` with 95 % confidence, or more if several networks were judged."""
-    num_certify_images: int
-    target_reached: bool | None
-    """None if no speed-up was requested."""
-    receipt: dict[str, Any]
-    exact_match_before: float | None = None
-    """Fraction of the images whose set of labels is predicted to the last label, which is what `drop` is about then;
-    None where images have one class."""
-    exact_match_after: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the report, which is in the bundle, as plain values for JSON."""
-        other = "exact_match" if self.exact_match_before is None else "top1"
-        left_out = ("receipt", f"{other}_before", f"{other}_after")
-        values = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in left_out
-        }
-        return {**values, "bundle": str(self.bundle)}
+def _print(message: str) -> None:
+    print(printable(message), file=sys.stderr)
 
 
+@overload
 def accelerate(
     bundle: Bundle | str | Path,
     data: AnyData,
@@ -99,10 +57,35 @@ def accelerate(
     options: SearchOptions | None = None,
     started: float | None = None,
     draw: Draw | None = None,
-    on_message: Callable[[str], None] = lambda message: print(printable(message), file=sys.stderr),
+    on_message: Callable[[str], None] = ...,
     **keywords: Unpack[SearchKeywords],
-) -> Acceleration:
-    """Find the fastest variant of a bundle whose accuracy drop is proven to be at most `max_drop` percentage points.
+) -> Acceleration: ...
+
+
+@overload
+def accelerate(
+    bundle: nn.Module,
+    data: Iterable[Any],
+    *,
+    on_message: Callable[[str], None] = ...,
+    **keywords: Unpack[ModuleKeywords],
+) -> ModuleAcceleration: ...
+
+
+def accelerate(
+    bundle: Bundle | str | Path | nn.Module,
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    options: SearchOptions | None = None,
+    started: float | None = None,
+    draw: Draw | None = None,
+    on_message: Callable[[str], None] = _print,
+    **keywords: Any,
+) -> Acceleration | ModuleAcceleration:
+    """Find the fastest variant of a bundle, or of any torch.nn.Module, whose accuracy drop is proven to be small.
+
+    At most `max_drop` percentage points, with 95 % confidence. For a module see below; for a bundle:
 
     data: as for `train`, with the bundle's classes. out: folder of the new bundle, which also holds the report
     (receipt.json, receipt.md), the raw timings (samples.npz), and pareto.png if `draw` makes one; None: the folder
@@ -113,8 +96,36 @@ def accelerate(
     with what was measured by then: work that would not fit is not started, work that is running is abandoned.
     Of a network of the user's own the baseline is its float32 graph, from which its variants are made.
     Raises ConfigError, BundleError, DataError, and VivaceError if the plain model can't be timed.
+
+    For a module, data are any iterable of (inputs, targets) batches, such as a DataLoader; inputs are a tensor, a
+    tuple of positional arguments, or a dict of keyword arguments. The result is a `ModuleAcceleration`: its `module` is
+    called like the one that was given, which stays as it is. It takes these keywords, and none of those above:
+
+    metric: "top1", "agreement" with the original, or a function of (outputs, targets) that returns a score in [0, 1]
+    for each sample; without targets in the data it gets the original's outputs for them. example: the inputs of a call
+    as it will be made, which is timed; by default the first batch. calibration: batches that ranges for int8 are
+    measured on. max_drop: of the mean score. within: "10m" by default; what has begun is not ended.
+    Raises ConfigError, DataError, and ModelError if the module itself fails on the data.
     """
-    options = _asked(options, keywords)
+    if isinstance(bundle, nn.Module):
+        for_bundles = {"out": out, "options": options, "started": started, "draw": draw}
+        given = {name: value for name, value in for_bundles.items() if value is not None}
+        return accelerate_module(bundle, data, ModuleOptions.from_dict(keywords | given), on_message=on_message)
+    return _accelerate_bundle(
+        bundle, data, out, _asked(options, keywords), started=started, draw=draw, on_message=on_message
+    )
+
+
+def _accelerate_bundle(
+    bundle: Bundle | str | Path,
+    data: AnyData,
+    out: str | Path | None,
+    options: SearchOptions,
+    *,
+    started: float | None,
+    draw: Draw | None,
+    on_message: Callable[[str], None],
+) -> Acceleration:
     if not ENDS_GROUPS:
         raise ConfigError(
             "accelerate needs Linux or macOS: on this system it can't end the processes that it times. "
@@ -154,7 +165,7 @@ def accelerate(
         # writing the bundle counts too
         late = search.budget.overrun()
         result.warnings += [] if late is None else [late]
-    return _acceleration(result, final, options, receipt_json)
+    return acceleration_of(result, final, options, receipt_json)
 
 
 def _identified(data: AnyData, bundle: Bundle, options: SearchOptions) -> tuple[AnyData, list[str]]:
@@ -194,8 +205,9 @@ def _opened(bundle: Any) -> Bundle:
     if isinstance(bundle, str | os.PathLike):
         return load_bundle(Path(bundle))
     raise ConfigError(
-        f"accelerate takes a bundle: got an object of type {type(bundle).__name__}. Give the folder that vivace train "
-        "wrote; for another network of timm or of vivace: vivace accelerate NAME DATA --weights FILE."
+        f"accelerate takes a bundle or a torch.nn.Module: got an object of type {type(bundle).__name__}. Give the "
+        "folder that vivace train wrote, or the module; for another network of timm or of vivace: vivace accelerate "
+        "NAME DATA --weights FILE."
     )
 
 
@@ -268,49 +280,3 @@ def _write(
         return info
 
     return derive_bundle(built, out, add)
-
-
-def _acceleration(
-    result: SearchResult, final: Bundle, options: SearchOptions, receipt_json: dict[str, Any]
-) -> Acceleration:
-    chosen = result.winner or result.baseline
-    unknown = (math.nan, None, None)
-    # if nothing is faster the answer is the baseline itself; without a baseline the ratio is unknown
-    ratio = unknown if chosen is None else (1.0, 1.0, 1.0) if chosen.ratio is None else chosen.ratio
-    score = "exact_match" if final.info.multi_label else "top1"
-    before = receipt_json[f"{score}_before"]
-    before = math.nan if before is None else before
-    loss = None if chosen is None else chosen.certified
-    # what was not measured has no drop; the baseline itself has none if it was
-    unchanged = math.nan if chosen is None or math.isnan(before) else 0.0
-    after = before if loss is None else loss.top1_after
-    exact = (before, after) if final.info.multi_label else (None, None)
-    top1 = (math.nan, math.nan) if final.info.multi_label else (before, after)
-    return Acceleration(
-        bundle=final.folder,
-        accelerated=result.winner is not None,
-        status=result.verdict.value,
-        reason=result.verdict.reason,
-        warnings=list(result.warnings),
-        runtime=final.info.runtime if chosen is None else chosen.candidate.runtime,
-        precision=final.info.precision if chosen is None else chosen.candidate.precision,
-        batch_size=options.images_per_call,
-        latency_ms_before=_p50_ms(result.baseline),
-        latency_ms_after=_p50_ms(chosen),
-        speedup=ratio[0],
-        speedup_low=math.nan if ratio[1] is None else ratio[1],
-        top1_before=top1[0],
-        top1_after=top1[1],
-        exact_match_before=exact[0],
-        exact_match_after=exact[1],
-        drop=unchanged if loss is None else 100 * loss.drop,
-        drop_bound=unchanged if loss is None else 100 * loss.bound,
-        num_certify_images=result.num_certify,
-        target_reached=None if options.target_speedup is None or chosen is None else ratio[0] >= options.target_speedup,
-        receipt=receipt_json,
-    )
-
-
-def _p50_ms(chosen: Result | None) -> float:
-    """NaN if it was not timed."""
-    return chosen.p50_ms if chosen is not None and math.isfinite(chosen.p50_ms) else math.nan

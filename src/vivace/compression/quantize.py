@@ -7,10 +7,8 @@ channel, and the activations between them, per tensor.
 from __future__ import annotations
 
 import contextlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,8 @@ from torch import nn
 
 from vivace.bundle import Bundle
 from vivace.errors import MissingExtra
-from vivace.libraries.openvino import core, library, without_reports
+from vivace.libraries.nncf import load_nncf
+from vivace.libraries.openvino import core, library
 from vivace.libraries.signal_stack import own_signal_stack
 from vivace.runtimes.int8 import observed_graph, save_ranges
 from vivace.runtimes.onnx import GRAPH as ONNX_GRAPH
@@ -61,7 +60,7 @@ def quantize_openvino(
     halves the step size after SiLU or GELU and makes some layers slower (docs/guide.md has measurements).
     Raises MissingExtra without nncf.
     """
-    openvino, nncf = library("int8 for OpenVINO"), _nncf()
+    openvino, nncf = library("int8 for OpenVINO"), load_nncf()
     model = core("int8 for OpenVINO").read_model(source / OPENVINO_GRAPH)
     presets = nncf.QuantizationPreset
     dataset = nncf.Dataset([images_NHWC[i : i + 1] for i in range(len(images_NHWC))])
@@ -180,13 +179,3 @@ def _graph_has_attention(folder: Path) -> bool:
 def inductor_int8(job: Int8Job, folder: Path) -> None:
     """See `quantize_inductor`."""
     quantize_inductor(job.bundle, folder, job.images_NHWC)
-
-
-def _nncf() -> Any:
-    try:
-        with without_reports():
-            import nncf
-    except ImportError:
-        raise MissingExtra("nncf", "accelerate", "int8 for OpenVINO") from None
-    nncf.set_log_level(logging.ERROR)
-    return nncf

@@ -46,6 +46,8 @@ class Variant:
     """Modules of an extra that must be installed to make it."""
     asymmetric: bool = False
     """In int8: activations have a zero point where they have negative values."""
+    channels_last: bool = False
+    """For any torch.nn.Module: images and weights of convolutions with the channels last in memory."""
     is_baseline: bool = False
     """Whether what is faster must be faster than this too."""
 
@@ -115,6 +117,10 @@ class Runtime:
     """Module with `profile(job) -> (layers, ms of each call)`."""
     variants: tuple[Variant, ...] = ()
     """What a search tries, the plainest first."""
+    module_runner: str | None = None
+    """Module with `convert(job: ModuleJob) -> Program`, which runs any torch.nn.Module, see `runtimes.modules.job`."""
+    module_variants: tuple[Variant, ...] = ()
+    """What a search tries for any torch.nn.Module, the plainest first."""
     build_order: int = 99
     """Where a search has little time, lower ones are built first: compilers take longest, int8 has most to win."""
 
@@ -130,6 +136,13 @@ _ROWS = (
         reads=(".safetensors",),
         profiler="vivace.profiling.pytorch",
         variants=(Variant(precision="fp32", is_baseline=True), Variant(precision="bf16")),
+        module_runner="vivace.runtimes.modules.eager",
+        module_variants=(
+            Variant(precision="fp32", is_baseline=True),
+            Variant(precision="fp32", channels_last=True),
+            Variant(precision="bf16"),
+            Variant(precision="bf16", channels_last=True),
+        ),
         build_order=2,
     ),
     Runtime(
@@ -144,6 +157,8 @@ _ROWS = (
         profiler="vivace.profiling.pytorch",
         # its operators for int8 are none of those that a package compiled ahead can call
         variants=(Variant(precision="fp32", is_baseline=True), Variant(precision="int8", needs=("torchao",))),
+        module_runner="vivace.runtimes.modules.inductor",
+        module_variants=(Variant(precision="fp32", is_baseline=True), Variant(precision="bf16")),
         build_order=4,
     ),
     Runtime(
@@ -190,6 +205,8 @@ _ROWS = (
             Variant(precision="fp32", needs=("onnxruntime", "onnxscript")),
             Variant(precision="int8", needs=("onnxruntime", "onnxscript", "onnx")),
         ),
+        module_runner="vivace.runtimes.modules.onnx",
+        module_variants=(Variant(precision="fp32", needs=("onnxruntime", "onnxscript")),),
         build_order=1,
     ),
     Runtime(
@@ -223,6 +240,15 @@ _ROWS = (
             # what does not multiply integers, such as sums and activations between them, in bf16
             Variant(precision="int8+bf16", needs=("openvino", "nncf")),
             # somewhat slower, and finer after SiLU and GELU, and for the pixels
+            Variant(precision="int8", needs=("openvino", "nncf"), asymmetric=True),
+            Variant(precision="int8+bf16", needs=("openvino", "nncf"), asymmetric=True),
+        ),
+        module_runner="vivace.runtimes.modules.openvino",
+        module_variants=(
+            Variant(precision="fp32", needs=("openvino",)),
+            Variant(precision="bf16", needs=("openvino",)),
+            Variant(precision="int8", needs=("openvino", "nncf")),
+            Variant(precision="int8+bf16", needs=("openvino", "nncf")),
             Variant(precision="int8", needs=("openvino", "nncf"), asymmetric=True),
             Variant(precision="int8+bf16", needs=("openvino", "nncf"), asymmetric=True),
         ),

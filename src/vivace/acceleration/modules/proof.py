@@ -1,0 +1,105 @@
+"""What drop-ins lose on samples: scores beside the original's, and the bound on the drop of their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vivace.acceleration.decide import CONFIDENCE
+from vivace.acceleration.modules.batches import Batch
+from vivace.acceleration.modules.dropin import AcceleratedModule
+from vivace.acceleration.modules.metrics import Scorer
+from vivace.acceleration.modules.subject import Subject
+from vivace.errors import VivaceError, first_line
+from vivace.statistics.bounded import ScoreLoss, score_loss
+from vivace.statistics.paired import paired_loss
+
+__all__ = ["Scored", "certified_in_order", "loss_of", "score"]
+
+
+@dataclass
+class Scored:
+    """Scores of one drop-in, for the samples that its program computed."""
+
+    before: list[np.ndarray] = field(default_factory=list)
+    after: list[np.ndarray] = field(default_factory=list)
+    num_slow: int = 0
+    """Samples that went to the original."""
+    failure: str | None = None
+    """Why it is out: what it raised, or that its outputs were no numbers."""
+
+    @property
+    def num_samples(self) -> int:
+        return sum(map(len, self.before))
+
+
+def score(
+    dropins: Sequence[AcceleratedModule],
+    batches: Iterable[Batch],
+    subject: Subject,
+    scorer: Scorer,
+    *,
+    max_samples: int,
+    stop: Callable[[], bool],
+) -> tuple[list[Scored], int]:
+    """(scores of each drop-in beside the original's, samples read), each batch computed by all of them.
+
+    stop: asked before each batch. What ends it early depends on time and number, never on scores. Raises what the
+    original and the metric on its outputs raise.
+    """
+    found, num_read = [Scored() for _ in dropins], 0
+    for batch in batches:
+        original = subject.outputs(batch)
+        before = scorer.scores(original, batch, original)
+        for dropin, scored in zip(dropins, found, strict=True):
+            if scored.failure is None:
+                _score_one(dropin, scored, batch, before, original, scorer)
+        num_read += batch.size
+        if num_read >= max_samples or stop():
+            break
+    return found, num_read
+
+
+def _score_one(
+    dropin: AcceleratedModule, scored: Scored, batch: Batch, before: np.ndarray, original: object, scorer: Scorer
+) -> None:
+    try:
+        outputs = dropin.try_fast(batch.call.args, batch.call.kwargs)
+        if outputs is None:
+            scored.num_slow += batch.size
+            return
+        after = scorer.scores(outputs[0], batch, original)
+    except VivaceError as error:
+        scored.failure = first_line(error)
+    except Exception as error:
+        # a program that fails is out, and the search goes on
+        scored.failure = f"{type(error).__name__}: {first_line(error)}"
+    else:
+        scored.before.append(before)
+        scored.after.append(after)
+
+
+def loss_of(scored: Scored, *, confidence: float = CONFIDENCE) -> ScoreLoss:
+    """The drop of the mean score, with a bound: Tango's where all scores are 0 or 1, else by betting."""
+    before, after = np.concatenate(scored.before), np.concatenate(scored.after)
+    if not np.isin(np.concatenate([before, after]), (0.0, 1.0)).all():
+        return score_loss(before, after, confidence=confidence)
+    paired = paired_loss(before == 1, after == 1, confidence=confidence)
+    return ScoreLoss(
+        num_samples=paired.num_images,
+        before=paired.top1_before,
+        after=paired.top1_after,
+        bound=paired.bound,
+        confidence=confidence,
+    )
+
+
+def certified_in_order(losses: Sequence[ScoreLoss], max_drop: float) -> int:
+    """How many of the first ones are proven to lose at most `max_drop`, a fraction.
+
+    In this order, which was fixed before any of them was looked at, until one is not: the probability that any of them
+    is wrongly called proven is 5 % at most, however many there are (Maurer, Hothorn and Lehmacher 1995).
+    """
+    return next((place for place, loss in enumerate(losses) if loss.bound > max_drop), len(losses))

@@ -1,0 +1,297 @@
+"""Builds the candidates of a module, checks what they compute against the original, and times them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivace.acceleration.budget import Budget
+from vivace.acceleration.modules.batches import Batch, batch_of
+from vivace.acceleration.modules.candidates import Care, ModuleCandidate, Workshop, difference, leaf_count
+from vivace.acceleration.modules.dropin import AcceleratedModule
+from vivace.acceleration.modules.options import ModuleOptions
+from vivace.acceleration.modules.result import CandidateResult
+from vivace.acceleration.modules.reverting import float_sets
+from vivace.acceleration.modules.signature import Call, Structure, flatten
+from vivace.acceleration.modules.subject import Subject
+from vivace.acceleration.modules.timing import per_call_ms, rounds
+from vivace.errors import DataError, first_line, one_line
+from vivace.measure import TimeUp
+from vivace.runtimes.table import RUNTIMES, is_quantized
+from vivace.statistics.bounded import ScoreLoss
+from vivace.statistics.intervals import Ratio
+
+__all__ = ["Entry", "Trials"]
+
+# rounds of the first timing, and of the last
+SCREEN_ROUNDS, FINAL_ROUNDS = 5, 15
+SCREEN_ROUND_MS, FINAL_ROUND_MS = 30.0, 60.0
+# what takes as many times as long as the module as it is is not timed for longer
+HOPELESS = 3.0
+# fraction of a short time budget that the rounds of one function may take
+FINAL_SHARE = 0.02
+# fraction of the time budget for building
+BUILD_SHARE = 0.6
+# seconds that the first of a kind takes: others are estimated by it
+FIRST_SECONDS = {"plain": 0.1, "graph": 1.0, "int8": 4.0, "compiler": 8.0}
+# and for each module without parts
+LAYER_SECONDS = {"plain": 0.0, "graph": 0.01, "int8": 0.05, "compiler": 0.15}
+CALIBRATION_SAMPLES = 256
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """A candidate in the search, and what was measured of it."""
+
+    candidate: ModuleCandidate
+    module: AcceleratedModule
+    ms: float
+    """Of a call in the newest timing."""
+    plain_ms: float
+    """Of the module as it is, in the first timing, beside it."""
+    times_faster: float
+    """Than the module as it is."""
+    selected: ScoreLoss | None = None
+    """On the samples to choose on."""
+    failure: str | None = None
+    """Why it could not be scored there."""
+    certified: ScoreLoss | None = None
+    ratio: Ratio | None = None
+    """To the baseline, in the last timing."""
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name
+
+
+class Trials:
+    """Builds, checks and times candidates of one module. What became of each candidate is in `outcomes`."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        example: Batch,
+        expected: tuple[Structure, Sequence[Tensor]],
+        select: Sequence[Batch],
+        certify: Batch,
+        options: ModuleOptions,
+        budget: Budget,
+        tell: Callable[[str], None],
+    ) -> None:
+        """example: its call is timed, and returns `expected`. certify: the first batch to prove on."""
+        self._subject, self._example, self._expected = subject, example, expected
+        self._select, self._options, self._budget, self._tell = select, options, budget, tell
+        half = self._of_another_size()
+        self._others = [batch for batch in (half, select[0], certify) if batch is not None]
+        calls = [example.call]
+        if _shapes(certify) != _shapes(example):
+            calls.append(certify.call)
+        # a module that takes one size alone must not be replaced for others
+        sides = open_sides([example, *select, certify], any_size=half is not None)
+        self._workshop = Workshop(subject, calls, expected, sides, self._calibration)
+        self.plain = self._plain()
+        self.outcomes: dict[str, CandidateResult] = {}
+        self.out_of_time = False
+        self.plain_ms = float("nan")
+        self._wrong: set[str] = set()
+
+    def try_one(self, candidate: ModuleCandidate) -> Entry | None:
+        """The candidate, timed; None for one that can't be built in time, or computes something else."""
+        return self._try(candidate, self._workshop.build)
+
+    def with_float_layers(self, entry: Entry) -> Iterator[Entry]:
+        """An int8 entry with more and more of its layers in float, those first that bring most per millisecond."""
+        name, candidate = f"{entry.name}, some layers in float", entry.candidate
+        if RUNTIMES[candidate.runtime].layers is None or not self._fits("layers", 2 * FIRST_SECONDS["int8"]):
+            return
+        self._tell(f"ranking the layers of {entry.name}")
+        try:
+            with self._budget.measured("layers"):
+                graph = self._workshop.int8_layers(candidate)
+                sets = float_sets(
+                    graph.layers(),
+                    lambda layers: self._workshop.build(candidate, graph=graph.with_float_layers(layers)),
+                    lambda module: self.call_of(module)(),
+                    self._expected[1],
+                    stop=lambda: not self._fits("layers", 0.0),
+                )
+        except Exception as error:
+            self.rule_out(name, f"failed: {type(error).__name__}: {first_line(error)}")
+            return
+        for layers in sets:
+
+            def build(candidate: ModuleCandidate) -> AcceleratedModule:
+                return self._workshop.build(candidate, graph=graph.with_float_layers(candidate.float_layers))
+
+            found = self._try(dataclasses.replace(candidate, float_layers=layers), build)
+            if found is not None:
+                yield found
+
+    def _fits(self, kind: str, seconds: float) -> bool:
+        """Whether work of a kind ends before the time for building does; seconds: what the first of it may take."""
+        until = self._budget.started + BUILD_SHARE * (self._budget.seconds or float("inf"))
+        return self._budget.fits(kind, seconds=seconds, until=until)
+
+    def _try(self, candidate: ModuleCandidate, build: Callable[[ModuleCandidate], AcceleratedModule]) -> Entry | None:
+        name, kind = candidate.name, candidate.kind
+        seconds = FIRST_SECONDS[kind] + LAYER_SECONDS[kind] * leaf_count(self._subject.module)
+        if is_quantized(candidate.precision) and candidate.runtime in self._wrong:
+            self.rule_out(name, "not tried: its graph computes something else in float already")
+            return None
+        if not self._fits(f"{candidate.runtime} {kind}", seconds):
+            self.out_of_time = True
+            self.rule_out(name, "not tried: out of time")
+            return None
+        self._tell(f"building {name}")
+        try:
+            with self._budget.measured(f"{candidate.runtime} {kind}"):
+                module = build(candidate)
+                problem = self._problem(module, candidate)
+                while problem is not None and self._takes_more_care(candidate):
+                    module = build(candidate)
+                    problem = self._problem(module, candidate)
+            if problem is not None:
+                self._wrong.add(candidate.runtime)
+                self.rule_out(name, f"failed: {problem}")
+                return None
+            times = self.timed([self.plain, self.call_of(module)])
+        except TimeUp:
+            self.out_of_time = True
+            self.rule_out(name, "not timed: out of time")
+            return None
+        except Exception as error:
+            # what a library raises rules out this candidate, not the search
+            self.rule_out(name, f"failed: {type(error).__name__}: {first_line(error)}")
+            return None
+        self.plain_ms, ms = per_call_ms(times, 0), per_call_ms(times, 1)
+        ratio = float(np.median(times[:, 0] / times[:, 1]))
+        return Entry(candidate=candidate, module=module, ms=ms, plain_ms=self.plain_ms, times_faster=ratio)
+
+    def _takes_more_care(self, candidate: ModuleCandidate) -> bool:
+        """Whether there is another way to make the candidate's graph, which is taken from now on."""
+        care = self._workshop.care
+        now = care.get(candidate.runtime, Care.USUAL)
+        if RUNTIMES[candidate.runtime].takes_network or now is Care.CLOSED or candidate.float_layers:
+            return False
+        care[candidate.runtime] = Care(now + 1)
+        return True
+
+    def _of_another_size(self) -> Batch | None:
+        """The example with half of its samples, or one sample twice: data of one size don't tell of others."""
+        example = self._example
+        if example.size > 1:
+            half = example.part(0, example.size // 2)
+        else:
+            tensors, structure = example.call.flatten()
+            twice = [torch.cat([tensor, tensor]) if tensor.ndim and len(tensor) == 1 else tensor for tensor in tensors]
+            half = Batch(Call.of(structure, twice), None, 2)
+        try:
+            if half is not None:
+                self._subject.outputs(half)
+        except Exception:
+            # the module itself takes its own size alone
+            return None
+        return half
+
+    def rule_out(
+        self, name: str, reason: str, *, speedup: float | None = None, selected: ScoreLoss | None = None
+    ) -> None:
+        """Note what became of a candidate."""
+        drop = None if selected is None else 100 * selected.drop
+        self.outcomes[name] = CandidateResult(name=name, reason=one_line(reason), speedup=speedup, drop=drop)
+        self._tell(f"{name}: {one_line(reason)}")
+
+    def call_of(self, module: AcceleratedModule) -> Callable[[], object]:
+        """A call of a drop-in with the example."""
+        return partial(module, *self._example.call.args, **self._example.call.kwargs)
+
+    def timed(self, functions: Sequence[Callable[[], object]], *, final: bool = False) -> np.ndarray:
+        """Times as `rounds`, more and longer ones if `final`. Raises TimeUp at the end of the time budget."""
+        final_ms = min(FINAL_ROUND_MS, 1e3 * FINAL_SHARE * (self._budget.seconds or float("inf")) / FINAL_ROUNDS)
+        return rounds(
+            functions,
+            self._subject.device,
+            num_rounds=FINAL_ROUNDS if final else SCREEN_ROUNDS,
+            round_ms=final_ms if final else SCREEN_ROUND_MS,
+            hopeless=float("inf") if final else HOPELESS,
+            stop=lambda: self._budget.seconds_left() <= 0,
+        )
+
+    def final_seconds(self, call_ms: float) -> float:
+        """About how long a final timing of a candidate takes, beside two of the baseline with `call_ms`."""
+        return 3 * FINAL_ROUNDS * max(FINAL_ROUND_MS, call_ms) / 1e3
+
+    def _problem(self, module: AcceleratedModule, candidate: ModuleCandidate) -> str | None:
+        """Why what it computes is not what the original does; None if it is."""
+        found = module.try_fast(self._example.call.args, self._example.call.kwargs)
+        if found is None:
+            return "it does not take the example"
+        if (problem := difference(self._expected, found[0], candidate.precision)) is not None:
+            return problem
+        for batch in self._others:
+            found = module.try_fast(batch.call.args, batch.call.kwargs)
+            if found is None:
+                continue
+            tensors, structure = flatten(self._subject.outputs(batch))
+            problem = difference((structure, tensors), found[0], candidate.precision)
+            if problem is not None:
+                return f"on a batch of {batch.size} {problem}"
+        return None
+
+    def _plain(self) -> Callable[[], object]:
+        """A call of the module as it is."""
+        call, run = self._example.call, self._subject.run
+
+        def plain() -> object:
+            with torch.inference_mode():
+                return run(call)
+
+        try:
+            plain()
+        except Exception:
+            # some modules keep tensors, which this mode does not let them change
+            return partial(run, call)
+        return plain
+
+    def _calibration(self) -> list[list[Tensor]]:
+        """The tensors of calls alike the example, about CALIBRATION_SAMPLES samples of them."""
+        _, structure = self._example.call.flatten()
+        given, subject = self._options.calibration, self._subject
+        source: Iterator[Batch] = iter(self._select)
+        if given is not None:
+            source = (batch_of(item, subject.signature, subject.device) for item in given)
+        found, count = [], 0
+        for batch in source:
+            tensors, own = batch.call.flatten()
+            if own == structure:
+                found.append(tensors)
+                count += batch.size
+            if count >= CALIBRATION_SAMPLES:
+                break
+        if not found:
+            raise DataError("no batch to calibrate on is called like the example")
+        return found
+
+
+def _shapes(batch: Batch) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in batch.call.flatten()[0]]
+
+
+def open_sides(batches: Sequence[Batch], *, any_size: bool) -> list[frozenset[int]]:
+    """For each tensor of the first batch's call, the sides that differ between batches; if `any_size`, that of the
+    samples too."""
+    first = batches[0]
+    structure = first.call.flatten()[1]
+    alike = [_shapes(batch) for batch in batches if batch.call.flatten()[1] == structure]
+    found = []
+    for place, shape in enumerate(_shapes(first)):
+        others = [shapes[place] for shapes in alike if len(shapes[place]) == len(shape)]
+        sides = {side for side in range(len(shape)) if any(other[side] != shape[side] for other in others)}
+        found.append(frozenset(sides | ({0} if any_size and shape and shape[0] == first.size else set())))
+    return found
