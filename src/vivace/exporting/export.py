@@ -152,8 +152,9 @@ def _deploy(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | N
     with scratch_folder("export") as temporary:
         deployable = [row.name for row in RUNTIMES.values() if row.deployment is not None]
         if bundle.info.runtime not in deployable:
-            # without one of its own a bundle is deployed as the graph that most programs run
-            bundle = load_bundle(_as_bundle(bundle, Path(temporary, "graph"), data, cache_dir, deployable[0]).path)
+            # without one of its own a bundle is deployed as the graph that most programs run; that graph is compared on
+            # the user's images as a deployment, not twice
+            bundle = load_bundle(_as_bundle(bundle, Path(temporary, "graph"), None, cache_dir, deployable[0]).path)
         parity = write_deployment(bundle, out, data, cache_dir)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Exported(out, DEPLOYMENT, size, parity)
