@@ -75,7 +75,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[in
             result = train(
                 data,
                 epochs=4,
-                overrides={"batch_size": 16, "precision": "fp32", "model.arguments": arguments},
+                overrides={"batch_size": 16, "precision": "fp32", "calibrate": False, "model.arguments": arguments},
                 run=tmp_path_factory.mktemp("runs") / "run",
                 tune=False,
                 quiet=True,

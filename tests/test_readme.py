@@ -85,7 +85,8 @@ def _option_names(verb: str) -> set[str]:
             if dataclasses.is_dataclass(hints[field.name]):
                 yield from names(hints[field.name])
             else:
-                yield "--" + field.name.replace("_", "-")
+                # "from" is a word of Python: its field ends with an underscore
+                yield "--" + field.name.rstrip("_").replace("_", "-")
 
     return set(names(importlib.import_module(f"vivace.cli.{verb}").Options))
 

@@ -187,13 +187,11 @@ def test_stopped_in_the_middle_no_process_is_left_and_nothing_is_written(
     assert not (out.parent / "fast-receipt.json").exists()
 
 
-@pytest.mark.parametrize("given", ["a module", 3, None, ["runs/digits"]])
+@pytest.mark.parametrize("given", [3, None, ["runs/digits"]])
 def test_what_is_no_bundle_is_refused_in_one_line_that_says_what_is_taken(given: Any, tmp_path: Path) -> None:
-    if given == "a module":
-        import torch
-
-        given = torch.nn.Linear(2, 2)
-    with pytest.raises(ConfigError, match=rf"takes a bundle: got an object of type {type(given).__name__}\.") as raised:
+    with pytest.raises(
+        ConfigError, match=rf"takes a bundle or a torch\.nn\.Module: got an object of type {type(given).__name__}\."
+    ) as raised:
         accelerate(given, "digits", out=tmp_path / "fast")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 500

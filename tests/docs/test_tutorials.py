@@ -90,5 +90,6 @@ def test_the_chinese_tutorial_is_the_same_program_with_the_same_outputs(name: st
             assert any("\u4e00" <= char <= "\u9fff" for char in theirs.source)
 
 
-def test_there_is_a_tutorial_for_each_of_the_five_jobs() -> None:
-    assert TUTORIALS == ["accelerate.ipynb", "deploy.ipynb", "fast-recipe.ipynb", "finetune.ipynb", "train.ipynb"]
+def test_there_is_a_tutorial_for_each_job() -> None:
+    jobs = ["accelerate", "deploy", "fast-recipe", "finetune", "multi-label", "train"]
+    assert [f"{job}.ipynb" for job in jobs] == TUTORIALS

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -15,6 +14,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 from torch import nn
 
+from vivace.acceleration.budget import now
 from vivace.acceleration.modules.accelerate import accelerate_module
 from vivace.acceleration.modules.options import ModuleKeywords, ModuleOptions
 from vivace.acceleration.modules.result import ModuleAcceleration
@@ -139,7 +139,8 @@ def _accelerate_bundle(
         bundle = _as_graph(bundle)
     bundle.check_finite()
     limit_threads()
-    started = time.monotonic() if started is None else started
+    # opening an object's images counts too
+    started = now() if started is None else started
     name, data, told = str(Data.of(data)), *_identified(data, bundle, options)
     facts = [bundle.info.metrics, [sha256_of(bundle.folder / name) for name in bundle.files]]
     key = hashlib.sha256(canonical_json([facts, told])).hexdigest()[:10]

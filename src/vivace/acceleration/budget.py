@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "now"]
 
 # reserved for writing the bundle, its report and figure after the search: seconds, but at most this fraction
 FINISH_SECONDS, FINISH_SHARE = 3.0, 0.1
@@ -15,6 +15,11 @@ FINISH_SECONDS, FINISH_SHARE = 3.0, 0.1
 MAX_OVERRUN = 1.05
 # what a search that decided nothing suggests: this factor times the budget, or time for the step that did not fit
 ENOUGH, SAFETY = 2.0, 1.5
+
+
+def now() -> float:
+    """The clock of budgets, s: what they are counted from."""
+    return time.monotonic()
 
 
 class Budget:

@@ -161,7 +161,6 @@ def check_source(source: DataSource, *, require_train: bool) -> None:
         raise DataError(f"there are no images in {place}. Put them into one folder per class.")
     if not require_train:
         return
-    what = "class" if source.label_sets is None else "label"
     if len(source.classes) < 2 and source.label_sets is not None:
         raise DataError(f"there are too few labels: got {list(source.classes)}. At least 2 are needed.")
     if len(source.classes) < 2:
@@ -169,10 +168,12 @@ def check_source(source: DataSource, *, require_train: bool) -> None:
     counts = source.counts(source.splits["train"].labels)
     for name, count in zip(source.classes, counts, strict=True):
         if count < MIN_IMAGES_PER_CLASS:
-            raise DataError(
-                f"a {what} has too few images: {name!r} has {count}, at least {MIN_IMAGES_PER_CLASS} are "
-                f"needed to train and validate. Add some, or leave the {what} out."
+            rest = (
+                f"{name!r} has {count}, at least {MIN_IMAGES_PER_CLASS} are needed to train and validate. Add some, or"
             )
+            if source.label_sets is not None:
+                raise DataError(f"a label has too few images: {rest} leave the label out.")
+            raise DataError(f"a class has too few images: {rest} leave the class out.")
 
 
 def renumbered(split: Split, labels: np.ndarray) -> Split:

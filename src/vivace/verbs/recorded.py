@@ -36,7 +36,8 @@ def recorded_data(first: Run, second: Run, cache_dir: str | Path | None) -> AnyD
     if first.place is None and first.data not in CATALOG:
         raise ConfigError(
             f"`data` is missing: {first.path} was trained on {first.data}, an object of a Python program, which can't "
-            "be found again. Give `data`: the same object, or images to compare on."
+            "be found again, or on data of which no place is known, so it is not opened. Give `data`: the same object, "
+            "or images to compare on."
         )
     for run in (first, second):
         if not _is_in_cache(run, cache):
