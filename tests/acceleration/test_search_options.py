@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 import pytest
 
 import vivace
-from vivace.acceleration.accelerate import _acceleration
 from vivace.acceleration.options import SearchKeywords, SearchOptions
+from vivace.acceleration.outcome import acceleration_of
 from vivace.cli import main
 from vivace.cli.accelerate import Search
 from vivace.cli.options import option_names
@@ -123,13 +123,13 @@ def test_without_a_proof_the_drop_is_unknown_and_not_zero() -> None:
         warnings=[],
         num_certify=0,
     )
-    final: Any = SimpleNamespace(folder=Path("bundle"))
-    found = _acceleration(result, final, SearchOptions(), {"top1_before": None})
+    final: Any = SimpleNamespace(folder=Path("bundle"), info=SimpleNamespace(multi_label=False))
+    found = acceleration_of(result, final, SearchOptions(), {"top1_before": None})
     assert math.isnan(found.top1_before)
     assert math.isnan(found.drop)
     assert math.isnan(found.drop_bound)
     # the baseline itself, measured
-    known = _acceleration(result, final, SearchOptions(), {"top1_before": 0.9})
+    known = acceleration_of(result, final, SearchOptions(), {"top1_before": 0.9})
     assert (known.top1_after, known.drop, known.drop_bound) == (0.9, 0.0, 0.0)
 
 

@@ -12,9 +12,9 @@ from killing import unbroken_and_resumed
 from same_weights import assert_same_weights
 
 from vivace.errors import ConfigError
-from vivace.training.loop import session as build
 from vivace.training.loop.engine import Engine
 from vivace.training.result import TrainResult
+from vivace.training.techniques import tasks
 
 RunTiny = Callable[..., TrainResult]
 # the whitening layer's bias after a third of the 9 steps, the first group after two thirds
@@ -61,7 +61,7 @@ def test_a_run_that_is_killed_with_frozen_parts_is_resumed_bitwise(
 def test_a_part_that_a_roll_back_brings_to_before_its_share_learns_again(
     run_tiny: RunTiny, seen: list[dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_loss = build.make_loss
+    make_loss = tasks.make_loss
     calls = iter(range(100))
 
     def poisoned(*arguments: Any) -> Any:
@@ -69,7 +69,7 @@ def test_a_part_that_a_roll_back_brings_to_before_its_share_learns_again(
         # the step at a progress of 5 / 9: back to the end of the first epoch, at 3 / 9
         return lambda logits, labels: loss(logits, labels) * (torch.nan if next(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(build, "make_loss", poisoned)
+    monkeypatch.setattr(tasks, "make_loss", poisoned)
     run_tiny(changes={**CHANGES, "checkpoint_minutes": 1e9})
     # five good steps, then those from the fourth on again: the fourth one moves the bias, the later ones do not
     bias = moved(seen[5:], "whiten.bias")

@@ -24,13 +24,14 @@ from vivace.training.loop.rollback import Rollback
 from vivace.training.loop.step import Stepper
 from vivace.training.loop.validation import Validation
 from vivace.training.result import TrainResult
+from vivace.training.techniques import tasks
 
 RunTiny = Callable[..., TrainResult]
 
 
 def poison_loss(monkeypatch: pytest.MonkeyPatch, is_poisoned: Callable[[int], bool], value: float = math.nan) -> None:
     """Let the loss of some calls, counted from 0, be NaN or Inf."""
-    make_loss = build.make_loss
+    make_loss = tasks.make_loss
     calls = 0
 
     def poisoned(*arguments: Any) -> Any:
@@ -44,7 +45,7 @@ def poison_loss(monkeypatch: pytest.MonkeyPatch, is_poisoned: Callable[[int], bo
 
         return bad
 
-    monkeypatch.setattr(build, "make_loss", poisoned)
+    monkeypatch.setattr(tasks, "make_loss", poisoned)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -187,7 +188,7 @@ def test_nan_that_stays_stops_the_run_and_names_the_files(
 
 def spoil_gradients(monkeypatch: pytest.MonkeyPatch, is_spoiled: Callable[[int], bool] = lambda call: True) -> None:
     """Let the gradient of some losses, counted from 0, be infinite; the losses are finite."""
-    make_loss = build.make_loss
+    make_loss = tasks.make_loss
     calls = itertools.count()
 
     class Spoil(torch.autograd.Function):
@@ -203,7 +204,7 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch, is_spoiled: Callable[[int],
         loss = make_loss(*arguments)
         return lambda logits, labels: Spoil.apply(loss(logits, labels))
 
-    monkeypatch.setattr(build, "make_loss", spoiled)
+    monkeypatch.setattr(tasks, "make_loss", spoiled)
 
 
 def test_an_infinite_gradient_behind_a_finite_loss_is_seen(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:

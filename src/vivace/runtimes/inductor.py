@@ -15,7 +15,7 @@ from vivace.models.normalize import Normalize
 from vivace.models.own.fitting import to_channels_last
 from vivace.runtimes.eager import on_device
 from vivace.runtimes.graph import probabilities
-from vivace.runtimes.inductor_private import freeze_weights
+from vivace.runtimes.inductor_private import frozen
 from vivace.runtimes.int8 import int8_graph
 from vivace.runtimes.loading import Classifier
 from vivace.runtimes.quiet import quiet
@@ -32,7 +32,6 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     weights or ranges do not fit the network, ConfigError for int8 elsewhere, MissingExtra without torchao.
     """
     keep_compiled_programs(default_cache_dir())
-    freeze_weights()
     if is_quantized(precision):
         return _int8(bundle, device)
     model = to_channels_last(bundle.build_model().to(device))
@@ -44,11 +43,14 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
         logits_BK: torch.Tensor = model(normalize(images_BCHW))
         return probabilities(logits_BK, multi_label=several)
 
+    compiled: set[int] = set()
+
     @torch.no_grad()
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
         images_BCHW = on_device(images_NHWC, device)
-        with autocast(device, precision):
+        with contextlib.nullcontext() if len(images_NHWC) in compiled else frozen(), autocast(device, precision):
             probs_BK = probs_of(images_BCHW)
+        compiled.add(len(images_NHWC))
         probs: np.ndarray = probs_BK.cpu().numpy()
         return probs
 
@@ -64,8 +66,11 @@ def _int8(bundle: Bundle, device: torch.device) -> Classifier:
 
     @torch.no_grad()
     def classify(images_NHWC: np.ndarray) -> np.ndarray:
-        # it warns of its own constants while it compiles
-        with contextlib.nullcontext() if len(images_NHWC) in compiled else quiet():
+        with contextlib.ExitStack() as stack:
+            if len(images_NHWC) not in compiled:
+                stack.enter_context(frozen())
+                # it warns of its own constants while it compiles
+                stack.enter_context(quiet())
             probs: np.ndarray = probs_of(on_device(images_NHWC, device).permute(0, 2, 3, 1)).numpy()
         compiled.add(len(images_NHWC))
         return probs

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["compile_and_package", "freeze_weights", "library_runner", "load_package", "profile_kernels"]
+__all__ = ["compile_and_package", "frozen", "library_runner", "load_package", "profile_kernels"]
 
 
-def freeze_weights() -> None:
-    """Weights as constants, from now on: laid out for the processor once, and batch norm folded into convolutions."""
+@contextlib.contextmanager
+def frozen() -> Iterator[None]:
+    """What is compiled within has its weights as constants: laid out for the processor once, batch norm folded.
+
+    Not as a setting of the process, which would freeze the user's own programs too, and not as an option of
+    torch.compile, which leaves int8 without some of its kernels (torch 2.15).
+    """
     import torch._inductor.config as settings
 
-    settings.freezing = True
+    with settings.patch(freezing=True):
+        yield
 
 
 def profile_kernels() -> None:
