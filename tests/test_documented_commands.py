@@ -41,7 +41,7 @@ RUNS = {
 SHORTER = {
     # the run is there before, for pages that come earlier
     "--run runs/images": "--run runs/from-images",
-    "--within 60s": "--within 12s",
+    "--within 60s": "--within 8s",
     "--within 5m": "--within 20s",
     # a photo of the flowers that the README shows
     "photos/tulips/100930342_92e8746431_n.jpg": "photos/val/cat/0.jpg",
