@@ -29,7 +29,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
 	$(BIN)/python -m pytest -m alone $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
 
-# the commands of every page; those of README and quickstart alone are in the tests
+# the commands of every page; those of README alone are in the tests
 pages: $(STAMP)
 	VIVACE_TEST_PAGES=all $(BIN)/python -m pytest tests/test_documented_commands.py
 
