@@ -125,6 +125,18 @@ class Runtime:
     """Where a search has little time, lower ones are built first: compilers take longest, int8 has most to win."""
 
 
+# of bundles and of modules alike
+OF_OPENVINO = (
+    Variant(precision="fp32", needs=("openvino",)),
+    Variant(precision="bf16", needs=("openvino",)),
+    Variant(precision="int8", needs=("openvino", "nncf")),
+    # what does not multiply integers, such as sums and activations between them, in bf16
+    Variant(precision="int8+bf16", needs=("openvino", "nncf")),
+    # somewhat slower, and finer after SiLU and GELU, and for the pixels
+    Variant(precision="int8", needs=("openvino", "nncf"), asymmetric=True),
+    Variant(precision="int8+bf16", needs=("openvino", "nncf"), asymmetric=True),
+)
+
 _ROWS = (
     Runtime(
         name=REFERENCE,
@@ -233,25 +245,9 @@ _ROWS = (
         quantizer="vivace.compression.quantize:openvino_int8",
         layers="vivace.compression.openvino_layers:OpenVinoLayers",
         profiler="vivace.profiling.openvino",
-        variants=(
-            Variant(precision="fp32", needs=("openvino",)),
-            Variant(precision="bf16", needs=("openvino",)),
-            Variant(precision="int8", needs=("openvino", "nncf")),
-            # what does not multiply integers, such as sums and activations between them, in bf16
-            Variant(precision="int8+bf16", needs=("openvino", "nncf")),
-            # somewhat slower, and finer after SiLU and GELU, and for the pixels
-            Variant(precision="int8", needs=("openvino", "nncf"), asymmetric=True),
-            Variant(precision="int8+bf16", needs=("openvino", "nncf"), asymmetric=True),
-        ),
+        variants=OF_OPENVINO,
         module_runner="vivace.runtimes.modules.openvino",
-        module_variants=(
-            Variant(precision="fp32", needs=("openvino",)),
-            Variant(precision="bf16", needs=("openvino",)),
-            Variant(precision="int8", needs=("openvino", "nncf")),
-            Variant(precision="int8+bf16", needs=("openvino", "nncf")),
-            Variant(precision="int8", needs=("openvino", "nncf"), asymmetric=True),
-            Variant(precision="int8+bf16", needs=("openvino", "nncf"), asymmetric=True),
-        ),
+        module_variants=OF_OPENVINO,
         build_order=0,
     ),
     Runtime(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vivace.data.labelsets import class_counts
+from vivace.data.text import shortened
 from vivace.errors import ConfigError, nearest
 from vivace.training.recipes.recipe import Recipe
 
@@ -50,7 +51,8 @@ def balance_lines(
     most, least = int(counts_K.argmax()), int(seen[counts_K[seen].argmin()])
     if counts_K[most] < MANY_TIMES * counts_K[least]:
         return []
+    common, rare = shortened(classes[most]), shortened(classes[least])
     return [
-        f"the {what} differ in size: {classes[most]:.60} has {counts_K[most]:,} training images, {classes[least]:.60} "
-        f"{counts_K[least]:,}. If rare {what} matter as much, try `loss.class_weights='balanced'`"
+        f"the {what} differ in size: {common} has {counts_K[most]:,} training images, {rare} {counts_K[least]:,}. "
+        f"If rare {what} matter as much, try `loss.class_weights='balanced'`"
     ]
