@@ -37,6 +37,8 @@ def test_a_trial_in_a_timed_run_takes_its_share_of_that_time(
     run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune_module, "MAX_SHARE", 0.01)
+    # a step that is too long for a fiftieth of 1.5 s, however fast the machine
+    monkeypatch.setattr(tune_module, "time_call", lambda *_: 50.0)
     changes = {"precision": "auto", "channels_last": "auto", "epochs": 20_000}
     result = run_tiny("run", changes, tune=True, within=1.5)
     assert json.loads((result.run / "tune.json").read_text())["source"] == "skipped"
