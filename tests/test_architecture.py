@@ -29,6 +29,7 @@ LAYER_0 = {
     "cpus",
     "hardware",
     "holes",
+    "marks",
     "measure",
     "kernels",
     "libraries",
@@ -53,7 +54,8 @@ ALLOWED = {
     "config": {"errors", "plain"},
     "holes": {"systems"},
     "files": {"systems", "errors", "notices", "holes"},
-    "outputs": {"errors", "files", "notices"},
+    "marks": set(),
+    "outputs": {"errors", "files", "marks", "notices"},
     "cpus": set(),
     "torch_private": set(),
     "hardware": {"systems", "errors", "cpus", "notices", "runtimes.table", "torch_private"},
@@ -87,10 +89,11 @@ ALLOWED = {
     "exporting": BASE | {"data", "runtimes", "evaluation"},
     "acceleration": BASE
     | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"}
-    | {"timing", "profiling", "compression", "exporting"},
+    | {"timing", "profiling", "compression", "exporting", "reporting"},
     "bench": LAYER_0 | {"training"},
-    "verbs": BASE | {"data", "training", "predictor", "evaluation", "profiling", "exporting"},
-    "report": {"errors", "files", "outputs"},
+    "verbs": BASE | {"data", "training", "predictor", "metrics", "evaluation", "profiling", "exporting", "reporting"},
+    # plain values and metrics alone: it knows no bundle and no data
+    "reporting": {"errors", "files", "outputs", "config", "plain", "statistics", "metrics"},
 }
 # what stands above all other packages of training/
 LATER = ("training.loop", "training.run", "training.resume", "training.finish", "training.train", "training.dataset")
@@ -133,6 +136,7 @@ TORCH_FREE = [
             "cache",
             "runs",
             "compare",
+            "report",
         )
     ),
     "vivace.bench.ablation",
@@ -152,7 +156,7 @@ TORCH_FREE = [
     "vivace.training.recipes.named",
     "vivace.training.train",
     "vivace.verbs.runs",
-    "vivace.report.figures",
+    "vivace.reporting.figures",
 ]
 
 

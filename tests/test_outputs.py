@@ -12,8 +12,9 @@ import pytest
 from vivace import outputs
 from vivace.errors import OutputPathError, VivaceError
 from vivace.files import read_regular, sha256_of
-from vivace.outputs import check_export, check_file, check_folder, marked, own_file, seal, write_sidecar, writing
-from vivace.report.tables import check_table
+from vivace.marks import marked
+from vivace.outputs import check_export, check_file, check_folder, own_file, seal, write_sidecar, writing
+from vivace.reporting.tables import check_table
 
 
 def contents(folder: Path) -> dict[str, bytes]:

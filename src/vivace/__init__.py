@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vivace.verbs.audit import DataAudit, audit
     from vivace.verbs.compare import RunComparison, compare
     from vivace.verbs.profile import profile
+    from vivace.verbs.report import Report, report
     from vivace.verbs.runs import Run, Runs, runs
     from vivace.verbs.train import train
 
@@ -62,6 +63,7 @@ __all__ = [
     "Predictor",
     "Profile",
     "Recipe",
+    "Report",
     "Run",
     "RunComparison",
     "Runs",
@@ -78,6 +80,7 @@ __all__ = [
     "load",
     "predict",
     "profile",
+    "report",
     "runs",
     "train",
     "verify",
@@ -99,6 +102,7 @@ _HOMES = {
     "Predictor": "vivace.predictor",
     "Profile": "vivace.profiling.profile",
     "Recipe": "vivace.training.recipes.recipe",
+    "Report": "vivace.verbs.report",
     "Run": "vivace.verbs.runs",
     "RunComparison": "vivace.verbs.compare",
     "Runs": "vivace.verbs.runs",
@@ -114,6 +118,7 @@ _HOMES = {
     "load": "vivace.predictor",
     "predict": "vivace.prediction",
     "profile": "vivace.verbs.profile",
+    "report": "vivace.verbs.report",
     "runs": "vivace.verbs.runs",
     "train": "vivace.verbs.train",
     "verify": "vivace.exporting.parity",

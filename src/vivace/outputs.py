@@ -2,8 +2,8 @@
 
 Everything that writes checks here before its work begins, and again just before it replaces something. A folder is
 replaced only if its sealed manifest (bundle.json, model.json) lists every file in it with its SHA-256; an exported file
-only if the sealed .json beside it lists it; a figure only if it holds the comment of `marked`. An empty folder may
-always be replaced.
+only if the sealed .json beside it lists it; a figure or a page only if it holds the comment of `vivace.marks`. An empty
+folder may always be replaced.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import io
 import json
 import os
 import stat
-import struct
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vivace.errors import OutputPathError, VivaceError
 from vivace.files import atomic_file, canonical_json, read_regular, remove_leftovers, sha256_of, write_json
+from vivace.marks import MARKED, is_marked, marked, marked_text
 from vivace.notices import warn
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "check_folder",
     "csv_text",
     "export_names",
-    "marked",
     "own_file",
     "own_folder",
     "seal",
@@ -41,6 +39,7 @@ __all__ = [
     "write_picture",
     "write_sealed",
     "write_sidecar",
+    "write_text",
     "writing",
 ]
 
@@ -52,8 +51,6 @@ SIDECAR, RECEIPT, SIDECAR_SEAL = "vivace-export", "vivace-receipt", "json_sha256
 # real manifests and figures are far smaller
 MAX_MANIFEST_BYTES = 64 * 2**20
 MAX_PICTURE_BYTES = 64 * 2**20
-# sizes in a PNG: the comment of `marked`, and the end chunk
-MARK_BYTES, PNG_END = 83, 12
 
 
 def seal(manifest: Mapping[str, Any], key: str = "sha256") -> dict[str, Any]:
@@ -171,9 +168,9 @@ def own_folder(path: Path, *, shown: Path | None = None, option: str = "`out`") 
 
 
 def own_file(path: Path) -> bool:
-    """Whether vivace wrote this file, and it is unchanged: a marked figure, a sealed .json, or an export listed in one.
+    """Whether vivace wrote this file, and it is unchanged: a marked figure or page, a sealed .json, or what one lists.
 
-    The .json holds the SHA-256 of the export and of itself; a figure holds that of its pixels.
+    The .json holds the SHA-256 of the export and of itself; a figure or page holds that of its own contents.
     """
     if any(_sealed(path, form, SIDECAR_SEAL) is not None for form in (SIDECAR, RECEIPT)):
         return True
@@ -183,17 +180,9 @@ def own_file(path: Path) -> bool:
         if manifest is not None and _is_listed(path, _listed(manifest, "files").get(path.name)):
             return True
     try:
-        data = read_regular(path, MAX_PICTURE_BYTES) if path.suffix.lower() == ".png" else b""
+        return path.suffix.lower() in MARKED and is_marked(read_regular(path, MAX_PICTURE_BYTES))
     except OSError:
         return False
-    return len(data) > MARK_BYTES + PNG_END and data == marked(data[: -MARK_BYTES - PNG_END] + data[-PNG_END:])
-
-
-def marked(png: bytes) -> bytes:
-    """The PNG with a comment that holds its SHA-256, by which vivace recognizes it unless it was changed."""
-    comment = b"tEXtvivace\0" + hashlib.sha256(png).hexdigest().encode()
-    chunk = struct.pack(">I", len(comment) - 4) + comment + struct.pack(">I", zlib.crc32(comment))
-    return png[:-PNG_END] + chunk + png[-PNG_END:]
 
 
 def write_picture(path: Path, png: bytes) -> None:
@@ -201,6 +190,14 @@ def write_picture(path: Path, png: bytes) -> None:
     check_file(path, option="the figure")
     with writing(path), atomic_file(path) as file:
         file.write(marked(png))
+
+
+def write_text(path: Path, text: str, *, option: str = "the page") -> None:
+    """The same for an HTML page or a Markdown text."""
+    check_file(path, option=option)
+    with writing(path), atomic_file(path) as file:
+        # names of files may hold bytes that are no UTF-8: they stand as their escapes already
+        file.write(marked_text(text.encode("utf-8", "backslashreplace")))
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ def test_the_fastest_variant_within_the_budget_wins_and_is_taken_like_any_bundle
     # the final timing has the baseline twice: the second is for the A/A test
     assert asked[1][:2] == ["eager fp32", "A/A test"]
     derived = load_bundle(result.bundle)
-    assert {"receipt.json", "receipt.md", "samples.npz", "model.xml"} <= set(derived.files)
+    assert {"receipt.json", "receipt.md", "report.html", "samples.npz", "model.xml"} <= set(derived.files)
     predictor = Predictor(derived)
     assert (predictor.runtime, predictor.precision) == ("openvino", "int8")
     measured = evaluate(derived, trained[1])

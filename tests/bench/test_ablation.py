@@ -20,7 +20,7 @@ from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError, VivaceError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
-from vivace.report.figures import ablation as draw
+from vivace.reporting.figures import ablation as draw
 from vivace.statistics.intervals import student_ratio
 from vivace.training.recipes.recipe import LossConfig, Recipe
 from vivace.training.result import TrainResult

@@ -20,6 +20,7 @@ from vivace.acceleration.modules.options import ModuleKeywords, ModuleOptions
 from vivace.acceleration.modules.result import ModuleAcceleration
 from vivace.acceleration.options import SearchKeywords, SearchOptions
 from vivace.acceleration.outcome import Acceleration, acceleration_of
+from vivace.acceleration.page import PAGE, measured_on, write_page
 from vivace.acceleration.receipt import markdown, receipt, samples
 from vivace.acceleration.results import Result, SearchResult
 from vivace.acceleration.search import Search
@@ -88,8 +89,8 @@ def accelerate(
     At most `max_drop` percentage points, with 95 % confidence. For a module see below; for a bundle:
 
     data: as for `train`, with the bundle's classes. out: folder of the new bundle, which also holds the report
-    (receipt.json, receipt.md), the raw timings (samples.npz), and pareto.png if `draw` makes one; None: the folder
-    that was given, with -accelerated appended to its name. Intermediate files
+    (receipt.json, receipt.md, report.html), the raw timings (samples.npz), and pareto.png if `draw` makes one; None:
+    the folder that was given, with -accelerated appended to its name. Intermediate files
     are in a folder beside it, from which an interrupted search continues; trained networks stay there.
     options: a `SearchOptions`, or its fields as keywords: accelerate(..., max_drop=1.0, within="20m").
     started: time.monotonic() from which `within` counts; None: from this call. When that time is over, the search ends
@@ -155,6 +156,7 @@ def _accelerate_bundle(
     if result.winner is None:
         with writing(report):
             write_sealed(report, receipt_json)
+        write_page(out.with_name(f"{out.name}-{PAGE}"), out.name, bundle.info, bundle, receipt_json, None)
         on_message(f"the report: {report}")
         final = bundle
     else:
@@ -236,7 +238,8 @@ def _checked_out(out: Path, bundle: Bundle) -> tuple[Path, Path, str | None]:
         out = out.resolve()
     replaced = check_folder(out, inputs=[bundle.folder])
     report = out.with_name(f"{out.name}-{RECEIPT}")
-    check_file(report, inputs=[bundle.folder], option="the report's file")
+    for path in (report, out.with_name(f"{out.name}-{PAGE}")):
+        check_file(path, inputs=[bundle.folder], option="the report's file")
     return out, report, replaced
 
 
@@ -278,6 +281,8 @@ def _write(
         (folder / "receipt.md").write_text(markdown(receipt_json), encoding="utf-8")
         if draw is not None:
             draw(receipt_json, folder / "pareto.png")
+        measured = measured_on(search.certify_images(winner), probs_NK)
+        write_page(folder / PAGE, out.name, info, folder, receipt_json, measured)
         return info
 
     return derive_bundle(built, out, add)

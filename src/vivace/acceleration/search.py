@@ -187,10 +187,10 @@ class Search:
 
     def certify_probs(self, result: Result) -> tuple[np.ndarray, np.ndarray]:
         """probs_NK of a variant on the certification images, and their labels_N."""
-        images = self._certify_images(result)
+        images = self.certify_images(result)
         return self._measurements.probs(result, images, "certify"), images.labels
 
-    def _certify_images(self, result: Result | None) -> Images:
+    def certify_images(self, result: Result | None) -> Images:
         """Certification images at the input size of a result's network; None: of the model's own network."""
         network = self._measurements.own if result is None else self._measurements.network_of(result)
         return dataclasses.replace(network.splits.certify, rows=self._certify)
@@ -265,12 +265,12 @@ class Search:
 
         None if there is no time for this and the final timing.
         """
-        measurements, images = self._measurements, self._certify_images(result)
+        measurements, images = self._measurements, self.certify_images(result)
         seconds = measurements.answer_seconds(result, images) + measurements.final_seconds(baseline, 1)
         try:
             if measurements.budget.fits("", seconds=seconds):
                 self._steps.tell(f"certifying {result.name} on {len(images):,} images")
-                return measurements.loss(result, images, self._certify_images(None), "certify", confidence=confidence)
+                return measurements.loss(result, images, self.certify_images(None), "certify", confidence=confidence)
         except OutOfTime:
             pass
         self._steps.leave_out(f"{result.name}: not certified")

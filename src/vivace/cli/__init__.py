@@ -23,6 +23,7 @@ VERBS = {
     "bench": "measure what each technique of a recipe contributes, on your data and machine",
     "runs": "list training runs: data, recipe, accuracy, time, size",
     "compare": "show which of two runs is more accurate, by a paired test on the same images",
+    "report": "write what to know of a run or a bundle before relying on it as one HTML file",
     "audit": "look for corrupt, duplicate, leaked and suspect images",
     "doctor": "describe this machine, what is faster on it, and what is missing",
     "cache": "list or remove what is kept in the cache: images, archives, downloads, kernels",

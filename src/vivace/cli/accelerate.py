@@ -147,7 +147,7 @@ def _draw(receipt: dict[str, Any], path: Path) -> None:
     import sys
 
     from vivace.errors import MissingExtra
-    from vivace.report.figures import pareto
+    from vivace.reporting.figures import pareto
 
     try:
         pareto(receipt["rows"], path, max_drop=receipt["asked"]["max_drop"])

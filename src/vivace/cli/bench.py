@@ -55,7 +55,7 @@ def run(options: Options) -> None:
     from vivace.bench.folder import free_folder
     from vivace.errors import MissingExtra
     from vivace.files import write_json
-    from vivace.report.figures import ablation as draw
+    from vivace.reporting.figures import ablation as draw
     from vivace.training.result import TrainResult
 
     out = free_folder(options.out)

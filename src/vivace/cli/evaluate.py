@@ -186,7 +186,7 @@ def _share(value: float, low: float, high: float) -> str:
 def _draw(evaluation: Evaluation, folder: Path) -> None:
     from vivace.metrics.summary import Metrics
     from vivace.notices import warn
-    from vivace.report.figures import confusion, mistakes
+    from vivace.reporting.figures import confusion, mistakes
 
     if isinstance(evaluation.metrics, Metrics):
         confusion(evaluation.metrics.confusion, evaluation.classes, folder / "confusion.png")

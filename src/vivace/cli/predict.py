@@ -74,7 +74,7 @@ def run(options: Options) -> int:
     from vivace.notices import warn
     from vivace.prediction import expand_paths, predict_files, predictor_for, without_repeats
     from vivace.predictor import check_whole
-    from vivace.report.tables import check_table, write_rows
+    from vivace.reporting.tables import check_table, write_rows
 
     if not options.paths:
         raise ConfigError("PATHS is missing. Give files, folders, globs, or - for a list of paths on stdin.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
@@ -15,7 +16,11 @@ from vivace.cli.common import parse_assignments
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
 from vivace.cli.runs import few_digits
+from vivace.errors import MissingExtra
 from vivace.training.recipes.keywords import FIELDS, OPENING, TrainKeywords
+
+if TYPE_CHECKING:
+    from vivace.training.result import TrainResult
 
 # parameters whose option has another name: "from" is a word of Python's
 PARAMETERS = {"start_from": "--from", "model.start_from": "--from"}
@@ -186,6 +191,7 @@ def run(options: Options) -> int:
             )
         )
     rows += [("run", str(result.run)), ("bundle", str(result.bundle)), ("curves", curves)]
+    rows.append(("report", _report_line(result)))
     rows += [("warning", message) for message in warnings]
     for name, value in rows:
         print(f"{name:<17} {value}")
@@ -215,13 +221,22 @@ def top1_line(metrics: Mapping[str, Any]) -> str:
     return f"{100 * metrics['top1']:.2f} % [{low:.2f}, {high:.2f}] of {metrics['num_images']:,} images"
 
 
+def _report_line(result: TrainResult) -> str:
+    """Where the report is, or why there is none."""
+    if result.report is not None:
+        return str(result.report)
+    if find_spec("jinja2") is None:
+        return f"not written ({MissingExtra('jinja2', 'report', 'writing a report')})"
+    return "not written"
+
+
 def _draw_curves(run: Path, saved_epoch: float | None) -> tuple[str, list[str]]:
     """(what the curves are in, warnings)."""
-    from vivace.errors import MissingExtra, VivaceError
+    from vivace.errors import VivaceError
     from vivace.notices import warn
 
     try:
-        from vivace.report.figures import curves
+        from vivace.reporting.figures import curves
 
         curves(run / "metrics.csv", run / "curves.png", saved_epoch=saved_epoch)
     except MissingExtra as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from vivace.data.labelsets import class_counts
 from vivace.errors import NonFiniteError, TrainingError
 from vivace.files import write_json
 from vivace.hardware import describe
+from vivace.metrics.measured import Measured
 from vivace.models.zoo import complete_arguments, forward_flops
 from vivace.notices import recorded_warnings, warn
+from vivace.training.completion import Complete, Finished, written_report
 from vivace.training.execution import ExecutionConfig, without_own_kernels
 from vivace.training.folder.runfolder import RunFolder
 from vivace.training.loop.engine import Engine
@@ -29,11 +33,8 @@ from vivace.training.outcome import Outcome, outcome_warnings
 from vivace.training.record import record_of
 from vivace.training.result import TrainResult
 
-__all__ = ["Complete", "finish"]
+__all__ = ["finish"]
 
-# (bundle of a network of the user's own, with its code; images_NHWC uint8 at its size; what they are) → why it got no
-# graph that runs without the code, or None
-Complete = Callable[[Bundle, np.ndarray, str], str | None]
 # validation images on which that graph is compared with PyTorch
 NUM_COMPARED = 256
 
@@ -51,14 +52,14 @@ def finish(
     """Calibrate and evaluate the trained network, write its bundle, and warn about problems of the run.
 
     weights: what the run started from, as `Start.record` has it. complete: adds a graph to the bundle of a network of
-    the user's own, which is saved before: if that fails, no training is lost.
+    the user's own, and writes the report; both after what they need is saved: if they fail, no training is lost.
     Raises NonFiniteError for predictions that are NaN or Inf, TrainingError if a file can't be written.
     """
     data, recipe, counters = session.data, session.recipe, engine.counters
     model, temperature = engine.state.averaged_model, None
     if recipe.calibrate:
         model, temperature = session.calibrated(model, execution)
-    metrics, thresholds = _metrics(session, model, execution)
+    metrics, thresholds, answers = _metrics(session, model, execution)
     info = BundleInfo(
         architecture=Architecture(
             name=recipe.model.name,
@@ -88,7 +89,7 @@ def finish(
         bundle = save_bundle(folder.bundle, model, info, trained_on=trained_on, network=session.network)
         no_graph = None
         if session.network is not None and complete is not None:
-            no_graph = complete(bundle, *_compared_images(session))
+            no_graph = complete.graph(bundle, *_compared_images(session))
     total_seconds = engine.plan.clock()
     score = session.task.score
     outcome = _outcome(session, engine, budget, metrics["val"][score], total_seconds)
@@ -117,11 +118,37 @@ def finish(
     )
     for name, value in (
         ("run.json", {**record_of(facts, budget, weights, session.network), "warnings": list(result.warnings)}),
-        ("result.json", result.to_dict()),
+        ("result.json", {name: value for name, value in result.to_dict().items() if name != "report"}),
     ):
         with _disk_for(folder.path / name):
             write_json(folder.path / name, value)
-    return result
+    report = written_report(complete, partial(_finished, session, folder, bundle, answers))
+    return dataclasses.replace(result, report=report, warnings=recorded_warnings())
+
+
+def _finished(
+    session: Session, folder: RunFolder, bundle: Bundle, answers: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> Finished:
+    cache = session.data.cache
+    measured = {name: _measured(session, name, *found) for name, found in answers.items()}
+    root = None if cache.source.given else cache.source.root
+    return Finished(run=folder.path, bundle=bundle, measured=measured, audit=cache.audit, root=root)
+
+
+def _measured(session: Session, name: str, probs_NK: np.ndarray, labels_N: np.ndarray) -> Measured:
+    """The answers to a split, with the names of the images, and their pixels as they are in the cache."""
+    data, sets = session.data, session.data.cache.label_sets
+    held_out = name == "val" and data.val_indices is not None
+    split = data.cache.splits["train" if held_out else name]
+    rows = data.val_indices if held_out and data.val_indices is not None else np.arange(len(split.labels_N))
+    return Measured(
+        split="held out" if held_out else name,
+        probs_NK=probs_NK,
+        labels_N=labels_N,
+        names=[split.names[row] for row in rows],
+        images=lambda some: data.preprocess.view(np.asarray(split.images_NHWC[rows[some]])),
+        hits_NK=None if sets is None else sets[labels_N],
+    )
 
 
 def _own_network(session: Session, model: nn.Module) -> dict[str, Any]:
@@ -149,13 +176,14 @@ def _compared_images(session: Session) -> tuple[np.ndarray, str]:
 
 def _metrics(
     session: Session, model: nn.Module, execution: ExecutionConfig
-) -> tuple[dict[str, Any], tuple[float, ...]]:
-    """(metrics of the bundle on the validation split and, if there is one, on the test split; thresholds of labels).
+) -> tuple[dict[str, Any], tuple[float, ...], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """(metrics of the bundle on validation and, if there is one, on test; thresholds of labels; probs_NK and labels_N).
 
     The thresholds are chosen on validation, whose F1 and exact match are therefore a little too high.
     """
     metrics: dict[str, Any] = {}
     thresholds: tuple[float, ...] = ()
+    answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     execution = without_own_kernels(execution)
     for split in ("val", *(["test"] if session.data.num_test else [])):
         probs, labels = session.split_probs(model, execution, split)
@@ -165,7 +193,8 @@ def _metrics(
         if split == "val":
             thresholds = session.task.thresholds(probs, labels)
         metrics[split] = dict(session.task.summary(probs, labels, session.data.cache.classes, thresholds))
-    return metrics, thresholds
+        answers[split] = probs, labels
+    return metrics, thresholds, answers
 
 
 def _outcome(session: Session, engine: Engine, budget: Budget, score: float, total_seconds: float) -> Outcome:

@@ -45,6 +45,8 @@ class TrainResult:
     val_map: float | None = None
     """Mean average precision over the labels; None where images have one class."""
     test_map: float | None = None
+    report: Path | None = None
+    """The report of the run, an HTML file; None: it was not written, as Jinja2 is not installed or a warning says."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """What was left out, guessed or missed; each was shown on stderr when it occurred."""

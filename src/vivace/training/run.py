@@ -17,6 +17,7 @@ from vivace.data.caching.cache import Cache
 from vivace.hardware import describe, device_name, keep_freed_memory, select_device
 from vivace.models.own.given import OwnNetwork
 from vivace.notices import worded
+from vivace.training.completion import Complete
 from vivace.training.execution import (
     OPTIONS,
     ExecutionConfig,
@@ -33,7 +34,7 @@ from vivace.training.finetuning.stages import (
     keep_better,
     resume_last_stages,
 )
-from vivace.training.finish import Complete, finish
+from vivace.training.finish import finish
 from vivace.training.folder.checkpoints import remove_all
 from vivace.training.folder.runfolder import RunFolder, check_same_data
 from vivace.training.loop.aim import LargerNetwork

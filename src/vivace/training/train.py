@@ -44,7 +44,7 @@ from vivace.training.resumed import resumed_recipe
 
 if TYPE_CHECKING:
     from vivace.models.own.given import OwnNetwork
-    from vivace.training.finish import Complete
+    from vivace.training.completion import Complete
     from vivace.training.techniques.distill import Teacher
 
 __all__ = ["TrainResult", "planned_recipe", "train"]
@@ -97,8 +97,8 @@ def train(
     global random numbers are seeded before each call, so that resumed runs are bitwise the same, unless it remembers
     something between calls; a resumed run needs it again. callbacks: `vivace.Callback` objects, which are told of
     steps, validations and checkpoints, and may end the run. track: experiment trackers to report to,
-    by name: "mlflow", "wandb", "trackio" ("tensorboard" is always written). complete: adds to the bundle of a network
-    of the user's own what runs without its code, before the run ends; `vivace.train` gives it.
+    by name: "mlflow", "wandb", "trackio" ("tensorboard" is always written). complete: what is done at the end of
+    the run by packages above this one; `vivace.train` gives it.
 
     Raises the errors of vivace.errors: InputError before any work, TrainingError and Interrupted during it.
     """

@@ -122,8 +122,8 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_ours(entry: Path) -> bool:
-    """Whether it is hidden, or the report of a search that vivace wrote beside the runs."""
-    return entry.name.startswith(".") or (entry.name.endswith("-receipt.json") and own_file(entry))
+    """Whether it is hidden, or a report that vivace wrote beside the runs."""
+    return entry.name.startswith(".") or (entry.name.endswith(("-receipt.json", "-report.html")) and own_file(entry))
 
 
 def read_run(folder: Path) -> Run:

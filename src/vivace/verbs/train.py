@@ -1,6 +1,6 @@
-"""vivace.train: training, after which the bundle of a network of the user's own gets a graph that needs no code.
+"""vivace.train: training, at whose end a bundle of a network of the user's own gets a graph, and a run its report.
 
-Training knows no exporters, which stand above it: it is given one here.
+Training knows neither exporters nor reports, which stand above it: it is given them here.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
+from vivace.outputs import write_text
+from vivace.training.completion import Complete, Finished
 from vivace.training.result import TrainResult
 from vivace.training.train import train as run_training
 
@@ -29,12 +32,27 @@ def _with_graph(bundle: Bundle, images_NHWC: np.ndarray, images: str) -> str | N
     return add_graph(bundle, images_NHWC, images)
 
 
+def _report(finished: Finished) -> Path:
+    from vivace.reporting.page.about import page_of
+    from vivace.reporting.page.answers import answers_of
+    from vivace.reporting.page.render import render
+    from vivace.verbs.report import findings_of
+    from vivace.verbs.reportfiles import Folder
+
+    info, folder = finished.bundle.info, Folder(finished.run, finished.run)
+    measured = finished.measured.get("test") or finished.measured["val"]
+    answers = answers_of(measured, info.classes, temperature=info.temperature, thresholds=info.thresholds)
+    sources = folder.sources(finished.bundle).with_answers(answers, findings_of(finished.audit, finished.root))
+    write_text(folder.default_out, render(page_of(sources)), option="the report")
+    return folder.default_out
+
+
 def _completed(run: Callable[P, TrainResult]) -> Callable[P, TrainResult]:
-    """The training that adds the graph; its signature is without the parameter that does so."""
+    """The training that adds both; its signature is without the parameter that does so."""
 
     @functools.wraps(run)
     def train(*args: P.args, **kwargs: P.kwargs) -> TrainResult:
-        kwargs.setdefault("complete", _with_graph)
+        kwargs.setdefault("complete", Complete(graph=_with_graph, report=_report))
         return run(*args, **kwargs)
 
     signature = inspect.signature(run)

@@ -27,7 +27,7 @@ FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping", "calibr
 # what a run writes before its first step, and everything that it writes except its recipe
 AT_START = ("env.json", "tune.json", "run.json", "left_out.csv")
 TRACKING = tuple(f"tracking.{name}.json" for name in ("mlflow", "wandb", "trackio"))
-FILES = ("metrics.csv", "result.json", "curves.png", *TRACKING, *AT_START)
+FILES = ("metrics.csv", "result.json", "curves.png", "report.html", *TRACKING, *AT_START)
 FOLDERS = ("tensorboard", "checkpoints", "bundle")
 # where the libraries of trackers write, if it is the run folder; wandb prefers .wandb if there is one
 TRACKED_FOLDERS = ("wandb", ".wandb", "mlruns")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vivace.errors import MissingExtra
-from vivace.report import figures
+from vivace.reporting import figures
 
 HEADER = "epoch,step,seconds,lr,train_loss,train_top1,val_loss,val_top1,images_per_second\n"
 # scripts without a font, what looks like a formula, line ends, bytes that are not UTF-8, an empty name, wide and long

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from vivace.errors import ConfigError, MissingExtra
-from vivace.report.tables import write_rows
+from vivace.reporting.tables import write_rows
 
 PLAIN: list[dict[str, Any]] = [
     {"path": 'a, "b"\nc.png', "error": "", "label_1": "猫", "probability_1": 0.1 + 0.2},

@@ -18,7 +18,7 @@ import numpy as np
 
 from vivace.errors import MissingExtra
 from vivace.outputs import write_picture
-from vivace.report.tables import read_rows
+from vivace.reporting.tables import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,66 @@
+"""The report of a search as an HTML page, beside its receipt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.acceleration.splits import Images
+from vivace.bundle import Bundle, BundleInfo
+from vivace.config import to_dict
+from vivace.errors import MissingExtra, first_line
+from vivace.files import sha256_of
+from vivace.metrics.measured import Measured
+from vivace.notices import warn
+from vivace.outputs import write_text
+from vivace.reporting.page.about import Sources, page_of
+from vivace.reporting.page.answers import answers_of
+from vivace.reporting.page.render import render
+
+__all__ = ["PAGE", "measured_on", "write_page"]
+
+PAGE = "report.html"
+
+
+def measured_on(images: Images, probs_NK: np.ndarray) -> Measured:
+    """The answers of a variant to the images that it was certified on, whose names are their positions."""
+    sets, stored, view = images.label_sets_MK, images.stored_NHWC, images.preprocess.view
+    return Measured(
+        split=images.name,
+        probs_NK=probs_NK,
+        labels_N=images.labels,
+        names=[f"{images.name}/{row}" for row in images.rows.tolist()],
+        images=lambda some: view(np.asarray(stored[images.rows[some]])),
+        hits_NK=None if sets is None else sets[images.labels],
+    )
+
+
+def write_page(
+    path: Path, name: str, info: BundleInfo, files: Bundle | Path, receipt: dict[str, Any], measured: Measured | None
+) -> None:
+    """Write the page of a search. name: of the new bundle. files: the bundle, or the folder that becomes one.
+
+    measured: the winner's answers; None: nothing won. What prevents it, such as a library that is not installed, is
+    a warning: the search is what counts.
+    """
+    try:
+        answers = None
+        if measured is not None:
+            # the temperature is in the weights that all variants share
+            answers = answers_of(measured, info.classes, temperature=info.temperature, thresholds=info.thresholds)
+        manifest = {**to_dict(info), "files": _facts(files)}
+        sources = Sources(name=name, place=name, manifest=manifest, receipt=receipt).with_answers(answers, None)
+        write_text(path, render(page_of(sources)), option="the report's page")
+    except MissingExtra as error:
+        warn(f"no page of the report: {error}")
+    except Exception as error:
+        warn(f"the page of the report was not written: {type(error).__name__}: {first_line(error)}")
+
+
+def _facts(files: Bundle | Path) -> dict[str, Any]:
+    """SHA-256 and size of the files of a bundle."""
+    folder = files if isinstance(files, Path) else files.folder
+    names = sorted(path.name for path in folder.iterdir()) if isinstance(files, Path) else files.files
+    return {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names}

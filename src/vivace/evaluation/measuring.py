@@ -1,0 +1,83 @@
+"""A bundle's answers to the images of a split, image by image, with what the audit found in them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vivace.data.audit import Audit
+from vivace.data.caching.cache import audit_source
+from vivace.data.place import AnyData
+from vivace.errors import DataError
+from vivace.evaluation.chosen import choose_images
+from vivace.evaluation.evaluate import open_split
+from vivace.metrics.measured import Measured
+from vivace.prediction import Predictor
+
+__all__ = ["MeasuredSplit", "measure"]
+
+
+@dataclass(frozen=True)
+class MeasuredSplit:
+    """The answers, and on what they were measured."""
+
+    data: str
+    """Name of the data."""
+    measured: Measured
+    num_trained_on: int | None
+    """How many of the images were trained on; None: the bundle has no record of that."""
+    audit: Audit
+    """Of the split, or of all of the data."""
+    root: Path | None
+    """The folder of the data; None: they are in none."""
+
+
+def measure(
+    predictor: Predictor,
+    data: AnyData,
+    *,
+    split: str | None = None,
+    cache_dir: Path | None = None,
+    on_bad_image: str = "auto",
+    audit_all: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> MeasuredSplit:
+    """The answers of a bundle to the images that `evaluate` measures; arguments as for `evaluate`.
+
+    audit_all: audit the other splits too, which are read for it unless they are in the cache.
+    Raises DataError if there are no images, and what `evaluate` raises.
+    """
+    bundle = predictor.bundle
+    source, chosen, cached = open_split(
+        bundle, data, split=split, cache_dir=cache_dir, on_bad_image=on_bad_image, progress=progress
+    )
+    if not len(cached.labels_N):
+        raise DataError(f"the split {chosen} of {source.name} has no images. Choose another by `split`.")
+    only_split = len(source.splits) == 1
+    picked = choose_images(
+        chosen, split, cached.digests_N, bundle.trained_on(), only_split=only_split, name=source.name
+    )
+    rows, view, size = picked.rows, bundle.preprocess.view, predictor.batch_size
+    probs_NK = np.concatenate(
+        [
+            predictor.probs(view(np.asarray(cached.images_NHWC[rows[start : start + size]])))
+            for start in range(0, len(rows), size)
+        ]
+    )
+    labels_N, sets = cached.labels_N[rows], source.label_sets
+    measured = Measured(
+        split=picked.split,
+        probs_NK=probs_NK,
+        labels_N=labels_N,
+        names=[cached.names[row] for row in rows],
+        images=lambda some: view(np.asarray(cached.images_NHWC[rows[some]])),
+        hits_NK=None if sets is None else sets[labels_N],
+    )
+    only = dataclasses.replace(source, splits={chosen: source.splits[chosen]})
+    audit = audit_source(source if audit_all else only, bundle.preprocess, cache_dir=cache_dir, progress=progress)
+    root = None if source.given else source.root
+    return MeasuredSplit(source.name, measured, picked.num_trained_on, audit, root)

@@ -1,0 +1,139 @@
+"""From a network's answers to the images of a split to what a report shows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vivace.metrics.calibration import expected_calibration_error
+from vivace.metrics.measured import Bin, Measured, confused_pairs, label_reliability, reliability, uncalibrated
+from vivace.metrics.multilabel import evaluate_sets
+from vivace.reporting.page.facts import Answers, Cell, ClassRow, Picture, Reliability
+from vivace.reporting.page.pictures import choose, choose_of_sets, pictures
+from vivace.reporting.page.reading import clean
+
+__all__ = ["MAX_CELLS", "MAX_ROWS", "answers_of"]
+
+# of the matrix; of a thousand classes most of a million are empty
+MAX_CELLS = 4000
+MAX_ROWS = 2000
+NAME = 120
+
+
+def answers_of(
+    measured: Measured, classes: Sequence[str], *, temperature: float | None, thresholds: Sequence[float] = ()
+) -> Answers:
+    """What is shown of the answers. temperature: by which they were calibrated; None: they were not, or by labels."""
+    names = tuple(clean(name, NAME) for name in classes)
+    if measured.hits_NK is not None:
+        return _of_sets(measured, measured.hits_NK, names, thresholds)
+    probs, labels = measured.probs_NK, measured.labels_N
+    groups = confused_pairs(probs, labels)
+    chosen, spent = choose(measured), [0]
+    confidence = probs.max(1)
+    told = [
+        (row, names[labels[row]], names[probs[row].argmax()], float(confidence[row]))
+        for row in (*chosen.mistakes, *(row for rows in chosen.pairs.values() for row in rows))
+    ]
+    made = pictures(measured, told, spent)
+    shown = {pair: tuple(made[row] for row in rows if row in made) for pair, rows in chosen.pairs.items()}
+    return Answers(
+        split=measured.split,
+        num_images=len(labels),
+        num_mistakes=int((probs.argmax(1) != labels).sum()),
+        multi_label=False,
+        classes=names,
+        cells=_cells(groups, len(names), labels, shown),
+        rows=_rows(groups, names),
+        mistakes=tuple(made[row] for row in chosen.mistakes if row in made),
+        after=Reliability(bins=reliability(probs, labels), ece=expected_calibration_error(probs, labels)),
+        before=None if temperature is None else _before(probs, labels, temperature),
+    )
+
+
+def _before(probs_NK: np.ndarray, labels_N: np.ndarray, temperature: float) -> Reliability:
+    probs = uncalibrated(probs_NK, temperature)
+    return Reliability(bins=reliability(probs, labels_N), ece=expected_calibration_error(probs, labels_N))
+
+
+def _cells(
+    groups: dict[tuple[int, int], np.ndarray],
+    num_classes: int,
+    labels_N: np.ndarray,
+    shown: dict[tuple[int, int], tuple[Picture, ...]],
+) -> tuple[Cell, ...]:
+    """The most frequent pairs in the order of the matrix; mistakes go before what is right where there are many."""
+    support = np.bincount(labels_N, minlength=num_classes)
+    kept = sorted(groups, key=lambda pair: (pair[0] == pair[1], -len(groups[pair])))[:MAX_CELLS]
+    cells = []
+    for true, predicted in sorted(kept):
+        count = len(groups[true, predicted])
+        fraction = count / int(support[true])
+        # on a square-root scale errors of 2 % are still visible
+        shade = round(0.08 + 0.84 * fraction**0.5, 3)
+        pics = shown.get((true, predicted), ())
+        cells.append(Cell(true=true, predicted=predicted, count=count, fraction=fraction, shade=shade, pictures=pics))
+    return tuple(cells)
+
+
+def _rows(groups: dict[tuple[int, int], np.ndarray], names: tuple[str, ...]) -> tuple[ClassRow, ...]:
+    """Precision, recall and F1 of the classes, the worst first; without a matrix, which of many classes is vast."""
+    hits, support, called = (np.zeros(len(names), dtype=np.int64) for _ in range(3))
+    for (true, predicted), found in groups.items():
+        support[true] += len(found)
+        called[predicted] += len(found)
+        hits[true] += len(found) * (true == predicted)
+    rows = [
+        ClassRow(
+            name=name,
+            support=int(support[row]),
+            precision=float(hits[row] / max(called[row], 1)) if support[row] else None,
+            recall=float(hits[row] / support[row]) if support[row] else None,
+            # 2 · hits / (images + predictions) is the harmonic mean of the two
+            f1=float(2 * hits[row] / (support[row] + called[row])) if support[row] else None,
+        )
+        for row, name in enumerate(names)
+    ]
+    return tuple(sorted(rows, key=_goodness)[:MAX_ROWS])
+
+
+def _goodness(row: ClassRow) -> tuple[bool, float]:
+    """Sorts the worst first, and what has no images last."""
+    return row.f1 is None, row.f1 or 0.0
+
+
+def _of_sets(measured: Measured, hits_NK: np.ndarray, names: tuple[str, ...], thresholds_K: Sequence[float]) -> Answers:
+    probs, wrong = measured.probs_NK, choose_of_sets(measured, thresholds_K)
+    told = [(row, *_said(names[label], bool(hits_NK[row, label])), sure) for row, (label, sure) in wrong.items()]
+    made = pictures(measured, told, [0])
+    metrics = evaluate_sets(probs, hits_NK, names, thresholds_K)
+    predicted = probs >= np.asarray(thresholds_K)
+    rows = [
+        ClassRow(
+            name=row.name,
+            support=row.support,
+            precision=row.precision if row.support else None,
+            recall=row.recall if row.support else None,
+            f1=row.f1 if row.support else None,
+            average_precision=row.average_precision,
+            threshold=row.threshold,
+        )
+        for row in metrics.per_label
+    ]
+    bins: tuple[Bin, ...] = label_reliability(probs, hits_NK)
+    return Answers(
+        split=measured.split,
+        num_images=len(probs),
+        num_mistakes=int((predicted != hits_NK).any(1).sum()),
+        multi_label=True,
+        classes=names,
+        rows=tuple(sorted(rows, key=_goodness)[:MAX_ROWS]),
+        mistakes=tuple(made[row] for row in wrong if row in made),
+        after=Reliability(bins=bins, ece=metrics.ece),
+    )
+
+
+def _said(name: str, has: bool) -> tuple[str, str]:
+    """(what is true of an image, what was predicted) of a label that it has or has not."""
+    return (name, f"no {name}") if has else (f"no {name}", name)

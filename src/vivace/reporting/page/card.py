@@ -1,0 +1,110 @@
+"""A model card of a run or a bundle as Markdown with the metadata that Hugging Face's hub reads.
+
+The fields of the metadata: https://huggingface.co/docs/hub/model-cards.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from vivace.plain import dump_yaml
+from vivace.reporting.page.facts import Page, Score
+
+__all__ = ["card_of"]
+
+NUM_CLASSES = 200
+# how the hub calls what is measured
+METRICS = {"top1": "accuracy", "map": "mean_average_precision", "exact_match": "exact_match"}
+# what Markdown, or the HTML in it, would take for more than text
+SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&$])")
+
+
+def card_of(page: Page) -> str:
+    """The contents of README.md. Names are escaped, as they may hold anything."""
+    front = dump_yaml(_metadata(page))
+    return f"---\n{front}---\n\n" + "\n".join(_body(page)).rstrip() + "\n"
+
+
+def _metadata(page: Page) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "pipeline_tag": "image-classification",
+        "library_name": "vivace",
+        "tags": ["image-classification", "vivace", *(["multi-label"] if page.multi_label else [])],
+        "metrics": sorted({METRICS[score.kind] for score in page.scores}),
+    }
+    if page.scores and page.data is not None:
+        values["model-index"] = [{"name": page.name, "results": [_result(page, score) for score in page.scores]}]
+    return values
+
+
+def _result(page: Page, score: Score) -> dict[str, Any]:
+    return {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": page.data, "type": page.data, "split": score.split},
+        "metrics": [{"type": METRICS[score.kind], "value": round(score.value, 6)}],
+    }
+
+
+def _body(page: Page) -> list[str]:
+    model, data = _escaped(page.model), _escaped(page.data or "unknown data")
+    trained = "" if page.num_train is None else f" on {page.num_train:,} images of {data}"
+    what = "sets of labels" if page.multi_label else "classes"
+    lines = [
+        f"# {_escaped(page.name)}",
+        "",
+        f"{model}, which tells {len(page.classes):,} {what} apart at {page.size} px; trained{trained} by vivace.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import vivace",
+        "",
+        'classifier = vivace.load("the folder of the bundle")',
+        'print(classifier("image.jpg").label)',
+        "```",
+        "",
+        "## How accurate it is",
+        "",
+        "| split | metric | value | 95 % interval | images |",
+        "| --- | --- | --- | --- | --- |",
+        *(_row(score) for score in page.scores),
+        "",
+        *(["On validation images, which training used to choose and to calibrate, it looks a little too good.", ""]),
+    ]
+    if page.search is not None and page.search.best is not None:
+        best = page.search.best
+        if best.speedup is not None and best.drop is not None and best.bound is not None:
+            lines += [
+                f"{_escaped(best.name)} is {best.speedup:.2f} times as fast as "
+                f"{_escaped(page.search.baseline or '?')}; its accuracy "
+                f"drop is {best.drop:+.2f} points, below {best.bound:.2f} with 95 % confidence.",
+                "",
+            ]
+    if page.warnings:
+        lines += ["## Warnings", "", *(f"- {_escaped(line)}" for line in page.warnings), ""]
+    lines += ["## Limits", ""]
+    lines.append("It answers every image with one of its classes, also images that show none of them.")
+    lines.append("What was measured holds for images like those that it was measured on.")
+    if page.started_from:
+        licence = f", license {_escaped(page.license)}" if page.license else ""
+        lines += ["", f"Training started from published weights: {_escaped(page.started_from)}{licence}."]
+    shown = [_escaped(name) for name in page.classes[:NUM_CLASSES]]
+    more = "" if len(page.classes) <= NUM_CLASSES else f" and {len(page.classes) - NUM_CLASSES:,} more"
+    lines += ["", "## Classes", "", ", ".join(shown) + more, "", "## Files", ""]
+    lines += [
+        "| file | SHA-256 |",
+        "| --- | --- |",
+        *(f"| {_escaped(name)} | {value} |" for name, value in page.hashes),
+    ]
+    return lines
+
+
+def _row(score: Score) -> str:
+    between = "–" if score.low is None or score.high is None else f"{100 * score.low:.2f} to {100 * score.high:.2f} %"
+    count = "–" if score.num_images is None else f"{score.num_images:,}"
+    return f"| {_escaped(score.split)} | {METRICS[score.kind]} | {100 * score.value:.2f} % | {between} | {count} |"
+
+
+def _escaped(text: str) -> str:
+    return SPECIAL.sub(r"\\\1", text)

@@ -1,0 +1,196 @@
+"""vivace.report: what a person must know of a run or a bundle before relying on it, as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vivace.bundle import Bundle, load_bundle
+from vivace.data.audit import Audit
+from vivace.data.place import AnyData, Data
+from vivace.errors import BundleError, InputError, VivaceError, first_line
+from vivace.evaluation.measuring import MeasuredSplit, measure
+from vivace.notices import collected_warnings, warn
+from vivace.outputs import check_file, warn_of_replaced, write_text
+from vivace.predictor import Predictor
+from vivace.reporting.page.about import Sources, page_of
+from vivace.reporting.page.answers import answers_of
+from vivace.reporting.page.card import card_of
+from vivace.reporting.page.render import render, sections_of
+from vivace.reporting.page.scores import measured_scores
+from vivace.reporting.page.words import translator
+from vivace.verbs.recorded import recorded_data
+from vivace.verbs.reportfiles import Folder, folder_of
+from vivace.verbs.runs import read_run
+
+__all__ = ["Report", "findings_of", "report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A report that was written."""
+
+    report: Path
+    bytes: int
+    sections: tuple[str, ...]
+    """The names of its sections: summary, curves, mistakes …"""
+    not_measured: tuple[tuple[str, str], ...]
+    """(what it does not have, the command that measures it)."""
+    card: Path | None = None
+    """The model card, if one was written."""
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        rows = [{"what": what, "command": command} for what, command in self.not_measured]
+        return {
+            "report": str(self.report),
+            "bytes": self.bytes,
+            "sections": list(self.sections),
+            "not_measured": rows,
+            "card": None if self.card is None else str(self.card),
+            "warnings": list(self.warnings),
+        }
+
+
+def report(
+    bundle: Bundle | str | Path,
+    data: AnyData | None = None,
+    *,
+    out: str | Path | None = None,
+    lang: str = "en",
+    card: str | Path | None = None,
+    split: str | None = None,
+    batch_size: int = 250,
+    threads: int | None = None,
+    device: str = "auto",
+    cache_dir: str | Path | None = None,
+    on_bad_image: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Write the report of a run or a bundle as one HTML file that needs no network and no script.
+
+    bundle: a bundle, its folder, or that of a run. data: images to look at, as for `train`; None: those that the run
+    was trained on, where they lay then, if the cache holds them; without any the report has no images. out: the file;
+    None: report.html in the run's folder, or beside a bundle its name with -report.html. lang: "en" or "zh". card: also
+    write a model card there, in the form that Hugging Face's hub reads as README.md. split, batch_size, threads,
+    device, cache_dir, on_bad_image: as for `evaluate`.
+    Raises OutputPathError if a file exists that vivace did not write, MissingExtra without Jinja2, ConfigError for an
+    unknown `lang`, and what `evaluate` raises.
+    """
+    translator(lang)
+    with collected_warnings() as warnings:
+        opened = bundle if isinstance(bundle, Bundle) else load_bundle(_path(bundle))
+        folder = folder_of(opened.folder if isinstance(bundle, Bundle) else _path(bundle), opened)
+        target = folder.default_out if out is None else Path(out)
+        places = [(target, "`out`"), *([] if card is None else [(Path(card), "`card`")])]
+        where = None if data is None else Data.of(data).where
+        outside = [Path(where)] if isinstance(where, str | Path) and Path(where).is_dir() else []
+        replaced = [
+            (path, check_file(path, inputs=[opened.folder], outside=outside, option=option)) for path, option in places
+        ]
+        found = _measured(
+            opened,
+            folder,
+            data,
+            split=split,
+            on_bad_image=on_bad_image,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            predictor={"batch_size": batch_size, "threads": threads, "device": device},
+            progress=progress,
+        )
+        page = page_of(_sources(opened, folder, found, given=data is not None))
+        html = render(page, lang=lang)
+        write_text(target, html, option="`out`")
+        if card is not None:
+            write_text(Path(card), card_of(page), option="`card`")
+        for path, what in replaced:
+            warn_of_replaced(path, what)
+    return Report(
+        report=target,
+        bytes=target.stat().st_size,
+        sections=sections_of(page),
+        not_measured=page.not_measured,
+        card=None if card is None else Path(card),
+        warnings=tuple(warnings),
+    )
+
+
+def _path(bundle: Any) -> Path:
+    if not isinstance(bundle, str | Path):
+        raise BundleError(f"neither a run nor a bundle: got {type(bundle).__name__}. Give the path of its folder.")
+    return Path(bundle)
+
+
+def _measured(
+    bundle: Bundle,
+    folder: Folder,
+    data: AnyData | None,
+    *,
+    predictor: dict[str, Any],
+    cache_dir: Path | None,
+    progress: Callable[[int, int], None],
+    **options: Any,
+) -> MeasuredSplit | None:
+    """The answers to the data, or to those of the run if they are still there; None if there are none."""
+    own = data is None
+    if own:
+        data = _data_of(folder, cache_dir)
+    if data is None:
+        return None
+    try:
+        made = Predictor(bundle, **predictor)
+        return measure(made, data, cache_dir=cache_dir, audit_all=own, progress=progress, **options)
+    except VivaceError as error:
+        if not own:
+            raise
+        # nobody asked for these data: what is known without them is still worth a report
+        warn(f"the report has no images: {first_line(error)}")
+        return None
+
+
+def _data_of(folder: Folder, cache_dir: Path | None) -> AnyData | None:
+    """The data of the run, if they are where they lay and the cache knows them; a warning says if they are not."""
+    if folder.run is None:
+        return None
+    run = read_run(folder.run)
+    if run.data is None:
+        return None
+    try:
+        return recorded_data(run, run, cache_dir)
+    except InputError as error:
+        warn(f"the report has no images: {first_line(error)}")
+        return None
+
+
+def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, given: bool) -> Sources:
+    sources = folder.sources(bundle)
+    if found is None:
+        return sources
+    info = bundle.info
+    answers = answers_of(found.measured, bundle.classes, temperature=info.temperature, thresholds=info.thresholds)
+    scores = measured_scores(found.measured, bundle.classes, info.thresholds) if given else ()
+    return sources.with_answers(
+        answers,
+        findings_of(found.audit, found.root),
+        scores=scores,
+        measured_on=found.data if given else None,
+        num_trained_on=found.num_trained_on,
+    )
+
+
+def findings_of(audit: Audit, root: Path | None) -> Sequence[tuple[str, str, int]]:
+    """(severity, message, number of images) of the findings, the most severe first; paths begin below `root`."""
+    order = ("refuse", "quarantine", "warning")
+    found = sorted(audit.findings, key=lambda finding: order.index(finding.severity))
+    # where data lie on this machine is nobody's business
+    private = [] if root is None else [f"{root}/", f"{root.resolve()}/"]
+    rows = []
+    for finding in found:
+        message = finding.message
+        for prefix in private:
+            message = message.replace(prefix, "")
+        rows.append((finding.severity, message, len(finding.names)))
+    return rows

@@ -1,0 +1,101 @@
+"""What lies in the folder of a run or a bundle that a report tells of. Any of it may come from a stranger."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vivace.bundle import Bundle
+from vivace.config import to_dict
+from vivace.errors import ConfigError, VivaceError, first_line
+from vivace.files import read_regular
+from vivace.manifest import read_manifest
+from vivace.notices import warn
+from vivace.plain import parse_json
+from vivace.reporting.page.about import Sources
+from vivace.reporting.tables import read_rows
+
+__all__ = ["Folder", "folder_of", "manifest_of"]
+
+RECEIPT, REPORT = "receipt.json", "report.html"
+# a report of a search has some hundred kilobytes
+MAX_BYTES = 8 * 2**20
+# of a metrics.csv: as many validations as a figure can show a thousand times over
+MAX_CURVES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a report's facts lie."""
+
+    place: Path
+    """As it was given: a run or a bundle."""
+    run: Path | None
+    """The run's folder; None: it is a bundle outside of a run."""
+
+    @property
+    def default_out(self) -> Path:
+        if self.run is not None:
+            return self.run / REPORT
+        # "." and ".." have no name to derive another one from
+        place = self.place if self.place.name not in ("", "..") else self.place.resolve()
+        return place.with_name(f"{place.name}-{REPORT}")
+
+    def sources(self, bundle: Bundle) -> Sources:
+        """All that is there but for answers to images."""
+        folder, run = (self.run or self.place), self.run
+        # a path of this machine says more than a reader needs to know
+        place = str(folder) if not folder.is_absolute() else folder.name
+        return Sources(
+            name=folder.resolve().name,
+            place=place,
+            manifest=manifest_of(bundle),
+            is_run=run is not None,
+            run={} if run is None else _json(run / "run.json"),
+            result={} if run is None else _json(run / "result.json"),
+            tuned={} if run is None else _json(run / "tune.json"),
+            curves=() if run is None else _curves(run / "metrics.csv"),
+            receipt=_json(bundle.checked(RECEIPT)) if RECEIPT in bundle.files else {},
+        )
+
+
+def folder_of(given: Path, bundle: Bundle) -> Folder:
+    """The folder of the run that a bundle lies in, or of the bundle alone."""
+    run = bundle.folder.parent if bundle.folder.name == "bundle" else None
+    if run is not None and (run / "recipe.yaml").is_file() and (run / "run.json").is_file():
+        return Folder(given, run)
+    return Folder(bundle.folder, None)
+
+
+def manifest_of(bundle: Bundle) -> dict[str, Any]:
+    """bundle.json as it was checked when the bundle was opened."""
+    # of one that was just written nothing is recorded yet
+    files: Mapping[str, Any] = bundle.recorded or read_manifest(bundle.folder)[1]
+    return {**to_dict(bundle.info), "files": {name: files.get(name, {}) for name in bundle.files}}
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    """{} where it is missing; damaged contents are left out with a warning."""
+    try:
+        value = parse_json(read_regular(path, MAX_BYTES), path.name)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ConfigError) as error:
+        warn(f"left out of the report: {path} ({getattr(error, 'strerror', None) or first_line(error)})")
+        return {}
+    return value if isinstance(value, Mapping) else {}
+
+
+def _curves(path: Path) -> Sequence[Mapping[str, str | None]]:
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > MAX_CURVES:
+            warn(f"left out of the report: {path} (larger than the table of any run)")
+            return ()
+        try:
+            return read_rows(path)
+        except VivaceError as error:
+            warn(f"left out of the report: {first_line(error)}")
+    return ()

@@ -1,0 +1,155 @@
+"""vivace report: one HTML file of a run or a bundle, on its own images or on those that are given."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vivace
+from answers import last_answer
+from colours import colour_folder
+from vivace.bundle import Bundle
+from vivace.cli import main
+from vivace.data.caching.cache import open_cache
+from vivace.data.sources import open_source
+from vivace.errors import BundleError, OutputPathError
+from vivace.training import completion
+from vivace.verbs import train as training_verb
+
+
+@pytest.fixture
+def run(trained: tuple[Bundle, Path], tmp_path: Path) -> Path:
+    """A run whose data lie where they lay, and whose cache has them."""
+    shutil.copytree(trained[0].folder.parent, tmp_path / "runs" / "colours-fast")
+    open_cache(open_source(trained[1]), trained[0].preprocess)
+    return tmp_path / "runs" / "colours-fast"
+
+
+def test_a_run_is_reported_on_its_own_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run), "--json"]) == 0
+    answer = last_answer(capsys.readouterr().out)
+    assert answer["report"] == str(run / "report.html")
+    assert answer["sections"] == [
+        *("summary", "curves", "mistakes", "confusion", "classes", "reliability", "audit", "made", "missing")
+    ]
+    assert [row["what"] for row in answer["not_measured"]] == ["search", "profile"]
+    html = (run / "report.html").read_text()
+    assert len(html.encode()) == answer["bytes"]
+    assert "On 120 images that it was not trained on (test)" in html.replace("\u00a0", " ")
+    assert "data:image/webp" in html
+    # where the run and its data lie on this machine is nobody's business
+    assert str(run.parent) not in html
+    # the same again replaces it, and says so
+    assert main(["report", str(run), "--lang", "zh"]) == 0
+    told = capsys.readouterr()
+    assert f"replaced a file that vivace wrote earlier: {run / 'report.html'}" in told.err
+    assert told.out.startswith(f"wrote {run / 'report.html'}, ")
+    assert '<html lang="zh-Hans">' in (run / "report.html").read_text()
+
+
+def test_a_bundle_without_its_run_has_a_report_beside_it(
+    trained: tuple[Bundle, Path], tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    bundle = tmp_path / "found"
+    shutil.copytree(trained[0].folder, bundle)
+    bare = vivace.report(bundle)
+    assert bare.report == tmp_path / "found-report.html"
+    assert not {"curves", "mistakes", "audit"} & set(bare.sections)
+    assert ("answers", "vivace report found --data DATA") in bare.not_measured
+    assert bare.bytes < 100_000
+    # its folder stays a bundle and nothing else
+    assert vivace.load(bundle).classes == trained[0].classes
+    others = make_folder("others", per_class=4)
+    (others / "red" / "broken.png").write_bytes(b"no image")
+    given = vivace.report(bundle, others, out=tmp_path / "given.html", card=tmp_path / "README.md", on_bad_image="skip")
+    html = given.report.read_text().replace("\u00a0", " ")
+    count = vivace.evaluate(bundle, others, on_bad_image="skip").metrics.num_images
+    assert f"On {count} images of others (held out)" in html
+    assert "broken.png" in html
+    assert str(others) not in html
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\npipeline_tag: image-classification\n")
+    assert given.card == tmp_path / "README.md"
+    # both are recognized and replaced
+    vivace.report(bundle, others, out=tmp_path / "given.html", card=tmp_path / "README.md", on_bad_image="skip")
+
+
+def test_nothing_is_overwritten_and_no_output_lies_in_what_is_read(run: Path, trained: tuple[Bundle, Path]) -> None:
+    (run / "report.html").write_text("<p>mine</p>")
+    with pytest.raises(OutputPathError, match="was not written by vivace"):
+        vivace.report(run)
+    assert (run / "report.html").read_text() == "<p>mine</p>"
+    written = vivace.report(run, out=run.parent / "a.html").report
+    written.write_text(written.read_text().replace("report", "Report", 1))
+    with pytest.raises(OutputPathError, match="was not written by vivace"):
+        vivace.report(run, out=written)
+    card = run.parent / "README.md"
+    card.write_text("# mine")
+    with pytest.raises(OutputPathError, match=r"`card` exists already"):
+        vivace.report(run, out=run.parent / "b.html", card=card)
+    for place in (run / "bundle" / "report.html", trained[1] / "report.html"):
+        with pytest.raises(OutputPathError):
+            vivace.report(run, trained[1], out=place)
+    assert not (run.parent / "b.html").exists()
+    with pytest.raises(BundleError, match="neither a run nor a bundle: got int"):
+        vivace.report(3)  # type: ignore[arg-type]
+
+
+def test_a_run_of_a_stranger_opens_no_folder_and_shows_its_files_as_text(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private = colour_folder(tmp_path / "private", per_class=3)
+    facts = json.loads((run / "run.json").read_text())
+    facts["data"] |= {"name": "<script>alert(1)</script>", "place": str(private), "fingerprint": "0" * 64}
+    facts["warnings"] = ["</ul><script>alert(2)</script>"]
+    (run / "run.json").write_text(json.dumps(facts))
+    (run / "result.json").write_text("{" * 100_000)
+    (run / "tune.json").write_text('{"execution": {"<b>": "<i>"}}')
+    (run / "metrics.csv").write_bytes(b"\xff\xfe epoch")
+    assert main(["report", str(run)]) == 0
+    told = capsys.readouterr()
+    assert "the report has no images: " in told.err
+    assert "left out of the report: " in told.err
+    assert "not measured: answers (vivace report" in told.out
+    html = (run / "report.html").read_text()
+    assert "<script" not in html
+    assert "<i>" not in html
+    assert "&lt;script&gt;alert(2)&lt;/script&gt;" in html
+    assert "data:image" not in html
+
+
+def test_training_writes_the_report_and_a_failure_to_is_one_line(
+    make_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = make_folder(per_class=12)
+    options: dict[str, Any] = {"size": 16, "batch_size": 8, "epochs": 1, "tune": False, "quiet": True}
+    result = vivace.train(data, run=tmp_path / "run", **options)
+    assert result.report == tmp_path / "run" / "report.html"
+    html = result.report.read_text()
+    for name in ("curves", "confusion", "reliability", "audit"):
+        assert f'<section id="{name}"' in html
+    assert 'src="data:image/webp' in html
+    assert str(data) not in html
+    # the same facts make the same page later
+    assert "report" not in json.loads((tmp_path / "run" / "result.json").read_text())
+    assert vivace.report(tmp_path / "run").report.stat().st_size > 10_000
+    vivace.train(data, run=tmp_path / "run", resume=True, **{**options, "epochs": 2})
+    capsys.readouterr()
+    assert "epochs</span>" in result.report.read_text()
+
+    def fail(finished: completion.Finished) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training_verb, "_report", fail)
+    again = vivace.train(data, run=tmp_path / "other", **options)
+    assert again.report is None
+    assert again.warnings == ("the report was not written: OSError: [Errno 28] No space left on device",)
+    assert (tmp_path / "other" / "bundle" / "bundle.json").exists()
