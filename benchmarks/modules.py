@@ -3,6 +3,7 @@
     python benchmarks/modules.py                       # all of them, about an hour
     python benchmarks/modules.py --only "LSTM" "timm resnet18"
     python benchmarks/modules.py --part 2/8            # the second of eight parts
+    python benchmarks/modules.py --missing --stop-after 400    # for about seven minutes, where it was left
 
 Each module is made and accelerated in a process of its own, with a time limit. The module that comes back is called
 once more, with the first batch: its outputs must have the structure of the original's. Writes what each gave to
@@ -22,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from module_zoo import ZOO
-from records import save, today
-from vivace.hardware import describe
+from records import RESULTS, page, save, today
+from vivace.hardware import describe, num_cpus
 
 __all__ = ["one", "table"]
 
@@ -55,7 +56,7 @@ def one(name: str, within: str, max_drop: float) -> dict[str, Any]:
         )
     if not same:
         return {"name": name, "status": "crash", "reason": "the drop-in's outputs have another structure"}
-    return {"name": name, **result.to_dict(), "seconds": round(seconds, 1)}
+    return {"name": name, **result.to_dict(), "seconds": round(seconds, 1), "threads": num_cpus()}
 
 
 def in_process(name: str, within: str, max_drop: float, limit: float) -> dict[str, Any]:
@@ -95,6 +96,23 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def markdown(record: dict[str, Any]) -> str:
+    """The page of a record."""
+    budgets = sorted({str(row.get("within")) for row in record["modules"]})
+    threads = sorted({str(row["threads"]) for row in record["modules"] if "threads" in row})
+    conditions = f"; threads of each search: {', '.join(threads)}; its time budget: {', '.join(budgets)}"
+    return page(record, "A zoo of modules", conditions, [*table(record["modules"]), "", *refusals(record["modules"])])
+
+
+def refusals(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown: why those that were not accelerated were not."""
+    lines = ["| module | result | why |", "| --- | --- | --- |"]
+    for row in rows:
+        if row["status"] != "accelerated":
+            lines.append(f"| {row['name']} | {row['status']} | {row['reason'].replace('|', '/')} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
@@ -105,6 +123,8 @@ def main() -> None:
     parser.add_argument("--max-drop", type=float, default=1.0)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for a module's process")
     parser.add_argument("--out", type=Path, default=Path("modules.jsonl"), help="file that lines are added to")
+    parser.add_argument("--missing", action="store_true", help="only those that have no line in --out yet")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which none is begun")
     parser.add_argument("--keep", action="store_true", help="put what is in --out among the results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -113,9 +133,12 @@ def main() -> None:
         return
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     if not args.keep:
-        place, parts = map(int, args.part.split("/"))
-        for name in (args.only or list(ZOO))[place - 1 :: parts]:
-            row = in_process(name, args.within, args.max_drop, args.limit)
+        began, place, parts = time.monotonic(), *map(int, args.part.split("/"))
+        done = {row["name"] for row in known} if args.missing else set()
+        for name in [name for name in (args.only or list(ZOO))[place - 1 :: parts] if name not in done]:
+            if time.monotonic() - began > args.stop_after:
+                break
+            row = {**in_process(name, args.within, args.max_drop, args.limit), "within": args.within}
             known = [other for other in known if other["name"] != name] + [row]
             args.out.write_text("".join(json.dumps(row) + "\n" for row in known))
             print(f"{name}: {row['status']}: {row['reason'][:300]}", flush=True)
@@ -123,8 +146,8 @@ def main() -> None:
     known.sort(key=lambda row: order.index(row["name"]))
     print("\n".join(table(known)))
     if args.keep:
-        record = {"date": today(), "command": shlex.join(sys.argv), "environment": describe(), "modules": known}
-        print(save(record, "modules", "zoo", lambda _: "\n".join(table(known)) + "\n"))
+        record = {"date": today(), "command": shlex.join(["python", *sys.argv]), "environment": describe()}
+        save({**record, "modules": known}, "modules", "zoo", markdown, RESULTS)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ class Small(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for place in range(4):
-            layers += [nn.Conv2d(width if place else channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            conv = nn.Conv2d(width if place else channels, width, 3, 1 if place else 2, padding=1)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(width, classes)
 

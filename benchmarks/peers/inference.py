@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Exchange", "Job", "Loaded", "program"]
+__all__ = ["Exchange", "Job", "Loaded", "peak_memory_bytes", "program"]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class _Session:
         if request["do"] == "time":
             return {"times_ms": [self._time() for _ in range(request["calls"])]}
         if request["do"] == "memory":
-            return {"peak_memory_bytes": _peak_memory_bytes()}
+            return {"peak_memory_bytes": peak_memory_bytes()}
         predicted = [
             np.asarray(self._model.classify(self._model.place(images))).argmax(1)
             for images in exchange.batches(request["split"], batch, raw=self._raw)
@@ -199,7 +199,8 @@ def _endless(values: list[Any]) -> Iterator[Any]:
         yield from values
 
 
-def _peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int:
+    """Resident, the largest so far."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

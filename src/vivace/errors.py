@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -73,6 +74,8 @@ __all__ = [
 
 
 MAX_MESSAGE = 500
+# what OpenVINO says before what went wrong
+PLACE = re.compile(r"Exception from \S+:\d+:")
 # characters kept at the end of a shortened message, which says how to fix the error
 KEPT_AT_END = 150
 # longer names are no typos, and comparing them takes long
@@ -239,8 +242,12 @@ def _similar(name: str, known: Iterable[str], limit: int) -> list[str]:
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of an error's message, since libraries raise page-long ones; the type if there is no message."""
-    return (text_of(error).splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message that says what went wrong; the type if there is no message.
+
+    Libraries raise messages as long as a page, and OpenVINO begins them with the place in its own source.
+    """
+    lines = [line for line in text_of(error).splitlines() if line.strip()]
+    return next((line for line in lines if not PLACE.fullmatch(line.strip())), (lines or [type(error).__name__])[0])
 
 
 def text_of(error: BaseException | str) -> str:

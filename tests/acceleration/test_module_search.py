@@ -392,3 +392,53 @@ def test_calibration_and_example_are_what_is_given() -> None:
     result = accelerate(module, images(), metric=metric, calibration=batches(), example=one)
     assert (result.precision, calls) == ("int8", [32, 32])
     assert close(result.module(one), result.module(torch.cat([one, one]))[:1])
+
+
+def disturbed_rounds(times: int, speed: float) -> Callable[..., np.ndarray]:
+    """As `fake_rounds`, but in the first `times` last timings the baseline's second time is half or twice its first."""
+    done = []
+
+    def measure(functions: Sequence[Callable[[], object]], *rest: Any, num_rounds: int, **options: Any) -> np.ndarray:
+        found = fake_rounds(functions, *rest, num_rounds=num_rounds, **options)
+        if len(functions) == 3 and len(done) < times:
+            done.append(num_rounds)
+            found[:, 1] = found[:, 0] / speed
+            found[::2, 2] *= 2
+            found[1::2, 2] /= 2
+        return found
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("times", "speed", "status", "warned"),
+    [
+        # once more, and now it is quiet
+        (1, 1.5, "accelerated", False),
+        # twice disturbed: twice as fast is not more than the baseline differs from itself, ten times is
+        (2, 1.5, "noisy", False),
+        (2, 10.0, "accelerated", True),
+    ],
+)
+def test_a_disturbed_timing_is_repeated_and_decides_only_what_is_beyond_doubt(
+    times: int, speed: float, status: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials_module, "rounds", disturbed_rounds(times, speed))
+    monkeypatch.setitem(SPEEDS, "openvino int8", 0.5)
+    result = accelerate(made(Net), images(), metric=exact)
+    assert result.status == status
+    assert any("the machine was busy during the timing" in warning for warning in result.warnings) == warned
+
+
+def test_rounds_that_were_cut_short_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(functions: Sequence[Callable[[], object]], *rest: Any, num_rounds: int, **options: Any) -> np.ndarray:
+        found = fake_rounds(functions, *rest, num_rounds=num_rounds, **options)
+        if len(functions) < 3:
+            return found
+        # two rounds, of which no interval is of use
+        return found[:2] * np.array([[1, 1.5, 1], [1, 0.9, 1]])
+
+    monkeypatch.setattr(trials_module, "rounds", cut)
+    result = accelerate(made(Net), images(), metric=exact)
+    assert (result.status, result.accelerated) == ("undecided", False)
+    assert "not faster for sure after 2 of 11 rounds, which were all that fitted" in result.reason

@@ -1,20 +1,25 @@
-"""Times calls of several programs in this process, interleaved."""
+"""Times calls of several programs in this process, interleaved, and says whether one is faster than the baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from vivace.acceleration import decide
 from vivace.measure import TimeUp, time_call
 from vivace.statistics.intervals import Ratio, student_ratio
 
-__all__ = ["per_call_ms", "ratio_of", "rounds"]
+__all__ = ["SETTLE_MS", "Judged", "judge", "per_call_ms", "ratio_of", "rounds"]
 
 # a round is as long as this at least, or one call: timers and interrupts matter less
 ROUND_MS = 30.0
-MAX_CALLS = 200
+# after a program with threads of its own (OpenVINO, ONNX Runtime), calls of the next one take up to three times as long
+# for 50 to 120 ms, until the system has spread its threads over the cores again: docs/log/2026-11-29.md. Whoever uses
+# one program alone never sees that, so it is no part of a round
+SETTLE_MS = 120.0
 
 
 def rounds(
@@ -28,34 +33,40 @@ def rounds(
 ) -> np.ndarray:
     """Milliseconds per call, [rounds, functions], after two calls of each; in every second round in reverse order.
 
-    Each function is called as often per round as it needs for `round_ms`. stop: asked before each round: there
-    are fewer then. hopeless: where the last function takes that many times as long as the first one, the calls before
-    the rounds are all. Raises TimeUp if there are fewer than two by then.
+    A round of a function is the median of calls that take `round_ms` together, one at least; where another function
+    ran before it, it is first called for SETTLE_MS. stop: asked before each round: there are fewer then. hopeless:
+    where the last function takes that many times as long as the first one, the calls before the rounds are all. Raises
+    TimeUp if there are fewer than two by then.
     """
     first = [min(time_call(function, device) for _ in range(2)) for function in functions]
     if first[-1] > hopeless * first[0]:
         return np.array([first, first])
-    num_calls = [int(min(MAX_CALLS, max(1, round_ms / max(ms, 1e-3)))) for ms in first]
-    found = []
+    found: list[np.ndarray] = []
+    previous: Callable[[], object] | None = None
     for index in range(num_rounds):
         if stop():
             break
         row = np.zeros(len(functions))
         places = range(len(functions))
         for place in reversed(places) if index % 2 else places:
-            row[place] = _several(functions[place], num_calls[place], device) / num_calls[place]
+            if functions[place] is not previous:
+                _calls_ms(functions[place], SETTLE_MS, device)
+            row[place] = float(np.median(_calls_ms(functions[place], round_ms, device)))
+            previous = functions[place]
         found.append(row)
     if len(found) < 2:
         raise TimeUp
     return np.array(found)
 
 
-def _several(function: Callable[[], object], num_calls: int, device: torch.device) -> float:
-    def calls() -> None:
-        for _ in range(num_calls):
-            function()
-
-    return time_call(calls, device)
+def _calls_ms(function: Callable[[], object], least_ms: float, device: torch.device) -> list[float]:
+    """Milliseconds of each of so many calls that all together take `least_ms`."""
+    found = [time_call(function, device)]
+    total = found[0]
+    while total < least_ms:
+        found.append(time_call(function, device))
+        total += found[-1]
+    return found
 
 
 def per_call_ms(times_RF: np.ndarray, place: int) -> float:
@@ -66,3 +77,35 @@ def per_call_ms(times_RF: np.ndarray, place: int) -> float:
 def ratio_of(times_RF: np.ndarray, baseline: int, candidate: int) -> Ratio:
     """(speedup, low, high) of a candidate over a baseline, with Student's 95 % interval over the rounds."""
     return student_ratio(list(times_RF[:, baseline] / times_RF[:, candidate]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What rounds of (baseline, candidate, baseline) say."""
+
+    ratio: Ratio
+    """Of the candidate to the baseline."""
+    aa_test: Ratio
+    """Of the baseline to itself."""
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the baseline differs too much from itself for a verdict, but for one that is beyond doubt."""
+        return decide.is_noisy(self.aa_test)
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the candidate is faster for sure: by more than the baseline may differ from itself, where it does."""
+        return (self.ratio[1] or 0.0) > self._least
+
+    @property
+    def _least(self) -> float:
+        _, low, high = self.aa_test
+        if decide.is_level(self.aa_test) and not self.is_noisy:
+            return 1.0
+        return max(high or float("inf"), 1 / low if low else float("inf"))
+
+
+def judge(times_R3: np.ndarray) -> Judged:
+    """The verdict on a candidate from rounds of (baseline, candidate, baseline)."""
+    return Judged(ratio=ratio_of(times_R3, 0, 1), aa_test=ratio_of(times_R3, 0, 2))

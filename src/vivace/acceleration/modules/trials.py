@@ -20,17 +20,17 @@ from vivace.acceleration.modules.result import CandidateResult
 from vivace.acceleration.modules.reverting import float_sets
 from vivace.acceleration.modules.signature import Call, Structure, flatten
 from vivace.acceleration.modules.subject import Subject
-from vivace.acceleration.modules.timing import per_call_ms, rounds
+from vivace.acceleration.modules.timing import SETTLE_MS, per_call_ms, rounds
 from vivace.errors import DataError, first_line, one_line
 from vivace.measure import TimeUp
 from vivace.runtimes.table import RUNTIMES, is_quantized
 from vivace.statistics.bounded import ScoreLoss
 from vivace.statistics.intervals import Ratio
 
-__all__ = ["Entry", "Trials"]
+__all__ = ["FINAL_ROUNDS", "Entry", "Trials"]
 
 # rounds of the first timing, and of the last
-SCREEN_ROUNDS, FINAL_ROUNDS = 5, 15
+SCREEN_ROUNDS, FINAL_ROUNDS = 3, 11
 SCREEN_ROUND_MS, FINAL_ROUND_MS = 30.0, 60.0
 # what takes as many times as long as the module as it is is not timed for longer
 HOPELESS = 3.0
@@ -225,7 +225,7 @@ class Trials:
 
     def final_seconds(self, call_ms: float) -> float:
         """About how long a final timing of a candidate takes, beside two of the baseline with `call_ms`."""
-        return 3 * FINAL_ROUNDS * max(FINAL_ROUND_MS, call_ms) / 1e3
+        return FINAL_ROUNDS * (3 * max(FINAL_ROUND_MS, call_ms) + 2 * max(SETTLE_MS, call_ms)) / 1e3
 
     def _problem(self, module: AcceleratedModule, candidate: ModuleCandidate) -> str | None:
         """Why what it computes is not what the original does; None if it is."""
