@@ -6,6 +6,7 @@ Timings are made up: what is faster does not depend on the machine.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 import random
 import threading
@@ -22,7 +23,9 @@ from vivace.acceleration.modules import search as search_module
 from vivace.acceleration.modules import trials as trials_module
 from vivace.acceleration.modules.candidates import candidates_for
 from vivace.acceleration.modules.dropin import AcceleratedModule
+from vivace.acceleration.modules.proof import num_affordable, samples_needed
 from vivace.errors import ConfigError, DataError, ModelError, VivaceError
+from vivace.runtimes.modules import openvino as openvino_module
 
 # how many times as fast as the module each candidate is, here
 SPEEDS = {"openvino fp32": 2.0, "openvino int8": 4.0, "eager bf16": 0.5}
@@ -442,3 +445,48 @@ def test_rounds_that_were_cut_short_decide_nothing(monkeypatch: pytest.MonkeyPat
     result = accelerate(made(Net), images(), metric=exact)
     assert (result.status, result.accelerated) == ("undecided", False)
     assert "not faster for sure after 2 of 11 rounds, which were all that fitted" in result.reason
+
+
+def test_as_many_finalists_are_judged_as_can_be_proven_in_the_time() -> None:
+    # an original of 2 ms a sample, 100 samples: 0.3, 0.5 and 0.8 s for one, two and three finalists
+    counts = [num_affordable([1, 2, 3], 2, samples=100, seconds=seconds) for seconds in (0.1, 0.3, 0.6, 0.8, math.inf)]
+    assert counts == [1, 1, 2, 3, 3]
+    assert num_affordable([], 2, samples=100, seconds=0.1) == 0
+    # half as many again as where no score changes
+    assert [samples_needed(max_drop) for max_drop in (0.05, 0.01, 0.005)] == [78, 402, 808]
+
+
+def test_finalists_for_which_the_time_is_too_short_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "num_affordable", lambda finalists, *_, **__: 1)
+    module = made(Net)
+    result = accelerate(
+        module, labelled(module, images()), metric=lambda outputs, targets: outputs.argmax(1) == targets
+    )
+    outcomes = {candidate.name: candidate.reason for candidate in result.candidates}
+    assert "not judged: out of time for more than 1" in outcomes.values()
+    assert sorted(outcomes.values())[0] == "accelerated"
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True), nn.GRU(16, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        return self.head(self.gru(self.lstm(steps)[0])[0][:, -1])
+
+
+def test_recurrent_layers_are_traced_as_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exported(*_: Any) -> Any:
+        raise AssertionError("exported: an operator for each step")
+
+    monkeypatch.setattr(openvino_module, "_exported", exported)
+    module = made(Recurrent)
+    generator = torch.Generator().manual_seed(0)
+    steps = list(torch.randn(320, 7, 6, generator=generator).split(32))
+    result = accelerate(module, steps, metric=exact)
+    assert (result.runtime, result.precision) == ("openvino", "fp32")
+    for batch in (steps[0], steps[0][:5], steps[0][:1]):
+        assert result.module.try_fast((batch,), {}) is not None
+        assert close(result.module(batch), module(batch))

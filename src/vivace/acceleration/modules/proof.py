@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vivace.acceleration.decide import CONFIDENCE
-from vivace.acceleration.modules.batches import Batch
+from vivace.acceleration.modules.batches import MAX_SAMPLES, Batch
 from vivace.acceleration.modules.dropin import AcceleratedModule
 from vivace.acceleration.modules.metrics import Scorer
 from vivace.acceleration.modules.subject import Subject
 from vivace.errors import VivaceError, first_line
 from vivace.statistics.bounded import ScoreLoss, score_loss
-from vivace.statistics.paired import paired_loss
+from vivace.statistics.paired import PairedLoss, images_to_prove, paired_loss
 
-__all__ = ["Scored", "certified_in_order", "loss_of", "score"]
+__all__ = ["Scored", "certified_in_order", "loss_of", "num_affordable", "samples_needed", "score"]
+
+# times the samples that are enough where no score changes: some do
+SPARE = 1.5
 
 
 @dataclass
@@ -79,6 +82,24 @@ def _score_one(
     else:
         scored.before.append(before)
         scored.after.append(after)
+
+
+def samples_needed(max_drop: float) -> int:
+    """About how many samples prove that a mean score drops by at most `max_drop`, a fraction, where few change."""
+    unchanged = PairedLoss(
+        num_images=1, top1_before=1, top1_after=1, lost=0, gained=0, bound=1.0, confidence=CONFIDENCE
+    )
+    return round(SPARE * (images_to_prove(unchanged, max_drop) or MAX_SAMPLES))
+
+
+def num_affordable(finalist_ms: Sequence[float], original_ms: float, *, samples: int, seconds: float) -> int:
+    """How many of the first finalists can be scored on so many samples in that time; at least one, if there are any.
+
+    finalist_ms, original_ms: for each sample. Samples are scored by all finalists at once, beside the original: one too
+    many, and none of them gets enough for a proof.
+    """
+    taken_ms = original_ms + np.cumsum(finalist_ms)
+    return max(min(1, len(finalist_ms)), int((taken_ms * samples <= 1e3 * seconds).sum()))
 
 
 def loss_of(scored: Scored, *, confidence: float = CONFIDENCE) -> ScoreLoss:

@@ -23,7 +23,7 @@ from vivace.acceleration.modules.batches import MAX_SAMPLES, Batch, Batches, bat
 from vivace.acceleration.modules.candidates import candidates_for
 from vivace.acceleration.modules.metrics import Scorer
 from vivace.acceleration.modules.options import ModuleOptions
-from vivace.acceleration.modules.proof import certified_in_order, loss_of, score
+from vivace.acceleration.modules.proof import certified_in_order, loss_of, num_affordable, samples_needed, score
 from vivace.acceleration.modules.result import CandidateResult
 from vivace.acceleration.modules.subject import Subject
 from vivace.acceleration.modules.timing import judge, per_call_ms
@@ -230,9 +230,19 @@ class ModuleSearch:
         """Those that are proven to lose at most the budget."""
         if not finalists:
             return []
-        self._tell(f"proving {', '.join(entry.name for entry in finalists)}")
         # for timing one of them afterwards, but most is for the proof
         reserved = min(trials.final_seconds(self.baseline_ms), FINAL_SHARE * self._budget.seconds_left())
+        count = num_affordable(
+            [entry.ms / self._example.size for entry in finalists],
+            trials.plain_ms / self._example.size,
+            samples=samples_needed(self._max_drop),
+            seconds=self._budget.seconds_left() - reserved,
+        )
+        for entry in finalists[count:]:
+            trials.out_of_time = True
+            self._rule_out(trials, entry, f"not judged: out of time for more than {count}")
+        finalists = finalists[:count]
+        self._tell(f"proving {', '.join(entry.name for entry in finalists)}")
         found, num_read = score(
             [entry.module for entry in finalists],
             certify,
@@ -243,6 +253,7 @@ class ModuleSearch:
         )
         if next(certify, None) is not None:
             self.warnings.append(f"the proof uses the first {num_read:,} samples for it: more would not fit")
+            trials.out_of_time |= num_read < MAX_SAMPLES
         losses, judged = [], []
         for entry, scored in zip(finalists, found, strict=True):
             if scored.failure is not None:
