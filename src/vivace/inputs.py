@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from vivace.data.arrays import CHANNELS, array_of, is_tensor
+from vivace.data.arrays import CHANNELS, arranged, array_of, is_tensor
 from vivace.errors import DataError, ImageError
 
 __all__ = ["Given", "Ready", "check_image", "is_encoded", "loaded", "name_of"]
@@ -23,7 +23,7 @@ WANTED = "Give a path, a file's bytes, a Pillow image, an array or a tensor, or 
 
 @dataclass(frozen=True)
 class Ready:
-    """Preprocessed pixels of an image, uint8 [size, size, C]."""
+    """Preprocessed pixels of an image, [size, size, C]."""
 
     pixels: np.ndarray
 
@@ -39,16 +39,25 @@ class Given:
     """They come from an iterator, which may reuse the memory of an image for the next one."""
 
     @classmethod
-    def of(cls, images: Any) -> Given:
+    def of(cls, images: Any, raw: int | None = None) -> Given:
         """The images in one image, a batch or an iterable.
 
+        raw: the number of channels of images that are kept as they are, where it is 1 also [N, H, W] are many; None:
+        pictures of 1 to 4 channels.
         Raises DataError for anything else, ImageError for a tensor of another shape.
         """
         if is_tensor(images):
-            array = array_of(images)
-            return cls([array], single=True) if array.ndim == 3 else cls(_checked_batch(array))
+            array = array_of(images, raw)
+            return cls([array], single=True) if array.ndim == 3 else cls(_checked_batch(array, raw))
+        if (
+            raw == 1
+            and isinstance(images, np.ndarray)
+            and images.ndim == 3
+            and 1 not in (images.shape[0], images.shape[2])
+        ):
+            images = images[..., None]
         if isinstance(images, np.ndarray) and images.ndim == 4:
-            return cls(_checked_batch(images))
+            return cls(_checked_batch(images if raw is None else arranged(images, raw), raw))
         if _is_image(images):
             return cls([images], single=True)
         no_list = isinstance(images, Mapping | bytearray | memoryview) or hasattr(images, "read")
@@ -57,13 +66,13 @@ class Given:
         return cls(images, lent=not isinstance(images, Sequence))
 
 
-def _checked_batch(images: np.ndarray) -> np.ndarray:
+def _checked_batch(images: np.ndarray, raw: int | None = None) -> np.ndarray:
     """The batch itself: a list of a million views would take far more memory than tiny images."""
-    if images.shape[3] not in CHANNELS:
+    if images.shape[3] not in (CHANNELS if raw is None else (raw,)):
         hint = ", as by numpy.moveaxis(array, 1, -1)" if images.shape[1] in CHANNELS else ""
         raise DataError(
-            f"the array is not a batch of images: {images.dtype} {list(images.shape)}. Give [N, H, W, C] with 1 to 4 "
-            f"channels{hint}."
+            f"the array is not a batch of images: {images.dtype} {list(images.shape)}. Give [N, H, W, C] with "
+            f"{'1 to 4' if raw is None else raw} channels{hint}."
         )
     if len(images) and 0 in images.shape:
         raise ImageError(f"the images are empty: {list(images.shape)}. Leave them out.", problem="empty")

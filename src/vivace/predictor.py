@@ -139,7 +139,8 @@ class Predictor:
         images: a path; an encoded file's bytes; a Pillow image of any mode; a numpy array [H, W] or [H, W, C] of uint8
         (also bool, uint16, or floats from 0 to 1), C 1 grey, 2 with alpha, 3 RGB, 4 with alpha; a torch tensor
         [C, H, W] of uint8 or of floats from 0 to 1, on any device. Many: an array [N, H, W, C], a tensor [N, C, H, W],
-        or any iterable of single images. Transparency is laid on white, EXIF's orientation applied.
+        or any iterable of single images. Transparency is laid on white, EXIF's orientation applied. A bundle for images
+        of 16 bits, of floats or of other channels takes arrays of its dtype and channels, first or last, as they are.
         Of an iterator no more than three batches are held at a time; paths and bytes that it gives are decoded by
         threads, and what else it gives at once, as its memory may be used again for the next.
         topk: classes per image, at most all.
@@ -147,7 +148,7 @@ class Predictor:
         image 3 for the one at [3]; and what `probs` raises. `vivace.predict` goes on after bad files.
         """
         check_whole("topk", topk)
-        given = Given.of(images)
+        given = Given.of(images, self.bundle.preprocess.channels if self.bundle.preprocess.is_raw else None)
         if given.single:
             (image,) = given.images
             probs_1K = self.probs(self.bundle.preprocess.load(image)[None])
@@ -181,15 +182,16 @@ class Predictor:
             raise DataError(f"image {index}: {error}") from None
 
     def probs(self, images_NHWC: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [N, K] of uint8 images [N, size, size, C], as `Preprocess.load` gives them.
+        """Probabilities float32 [N, K] of images [N, size, size, C], uint8 or float32, as `Preprocess.load` gives them.
 
         Raises DataError for other images, BundleError if the network overflows or answers something else.
         """
-        size, channels = self.bundle.preprocess.size, self.bundle.preprocess.channels
-        wanted = f"images must be a uint8 array [N, {size}, {size}, {channels}]"
+        preprocess = self.bundle.preprocess
+        size, channels = preprocess.size, preprocess.channels
+        wanted = f"images must be a {preprocess.dtype} array [N, {size}, {size}, {channels}]"
         if not isinstance(images_NHWC, np.ndarray):
             raise DataError(f"{wanted}: got {type(images_NHWC).__name__}. Use bundle.preprocess.load and numpy.stack.")
-        if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != (size, size, channels):
+        if images_NHWC.dtype != preprocess.dtype or images_NHWC.shape[1:] != (size, size, channels):
             raise DataError(
                 f"{wanted}: got {images_NHWC.dtype} {list(images_NHWC.shape)}. "
                 "Use bundle.preprocess.load and numpy.stack."

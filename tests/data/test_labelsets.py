@@ -135,7 +135,7 @@ def test_the_user_has_the_last_word(root: Path) -> None:
     assert (whole.classes, whole.label_sets) == (("cat", "cat;dog", "dog"), None)
     with pytest.raises(DataError, match="2 one-hot columns are 1, but an image has one class: got a, b"):
         open_source(Data(table(root, ["1,1", "1,0"], header="id,a,b"), multi_label=False))
-    with pytest.raises(DataError, match=r"only a manifest can give an image several labels: .* for digits"):
+    with pytest.raises(DataError, match=r"only a table or an object can give an image several labels: .* for digits"):
         open_source(Data("digits", multi_label=True))
 
 

@@ -23,7 +23,7 @@ from vivace.data.augmentation.mixing import mix
 from vivace.data.config import DataConfig
 from vivace.errors import ConfigError
 from vivace.models.zoo import create_model
-from vivace.training.dataset import with_labels_as_in
+from vivace.training.dataset import as_told
 from vivace.training.finetuning.head import fit_head
 from vivace.training.folder.continuing import resume_call
 from vivace.training.outcome import Outcome, outcome_warnings
@@ -315,15 +315,15 @@ def test_a_network_is_fine_tuned_on_sets(tmp_path: Path) -> None:
 
 def test_how_labels_are_read_is_in_the_recipe_and_a_resumed_run_keeps_it(tmp_path: Path) -> None:
     changes: dict[str, Any] = {}
-    with_labels_as_in(vivace.Data("x.csv", multi_label=True), Recipe(), changes, None)
+    as_told(vivace.Data("x.csv", multi_label=True), Recipe(), changes, None)
     assert changes == {"data.multi_label": True}
-    asked = with_labels_as_in("x.csv", Recipe(), {"data.multi_label": "false"}, None)
+    asked = as_told("x.csv", Recipe(), {"data.multi_label": "false"}, None)
     assert isinstance(asked, vivace.Data)
     assert asked.multi_label is False
     (tmp_path / "recipe.yaml").write_text(to_yaml(Recipe(data=DataConfig(multi_label=True))))
-    resumed = with_labels_as_in("x.csv", Recipe(), {}, tmp_path)
+    resumed = as_told("x.csv", Recipe(), {}, tmp_path)
     assert isinstance(resumed, vivace.Data)
     assert resumed.multi_label is True
     # it need not be said again
     assert "multi_label" not in resume_call(resumed, tmp_path)
-    assert with_labels_as_in("x.csv", Recipe(), {}, tmp_path / "none") == "x.csv"
+    assert as_told("x.csv", Recipe(), {}, tmp_path / "none") == "x.csv"

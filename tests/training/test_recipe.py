@@ -31,6 +31,7 @@ OTHER = Recipe(
         fit="pad",
         max_pixels=50_000_000,
         channels=1,
+        pixels="uint16",
         mean=(0.4,),
         std=(0.3,),
         interpolation="lanczos",

@@ -176,7 +176,8 @@ def _identified(data: AnyData, bundle: Bundle, options: SearchOptions) -> tuple[
     given = Data.of(data)
     if not given.is_object:
         return data, [str(given.where), *(str(value) for value in dataclasses.astuple(given)[1:])]
-    source = open_source(given, cache_dir=None if options.cache_dir is None else Path(options.cache_dir))
+    place = None if options.cache_dir is None else Path(options.cache_dir)
+    source = open_source(given, cache_dir=place, pixels=bundle.preprocess.pixels)
     return source, [signature_of(source, bundle.preprocess)]
 
 

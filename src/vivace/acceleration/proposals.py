@@ -125,7 +125,7 @@ def _pruned(bundle: Bundle, splits: Splits, folder: Path, flops: float) -> list[
     names = {share: f"pruned to {share:.0%}" for share in PRUNED_SHARES}
     missing = [share for share, name in names.items() if saved_bundle(folder / name) is None]
     if missing:
-        normalize = Normalize(preprocess.mean, preprocess.std)
+        normalize = Normalize(preprocess.mean, preprocess.std, white=preprocess.white)
         found = prune(model, normalize, splits.calibrate.pixels(), splits.calibrate.labels, list(PRUNED_SHARES))
         whole = {key: value for key, value in architecture.arguments.items() if key != "narrowed"}
         plain = _network(dataclasses.replace(architecture, arguments=whole))

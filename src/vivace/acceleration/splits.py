@@ -116,7 +116,13 @@ def open_splits(
     the images that training held out are used: the same ones, if the bundle was trained on this data.
     Raises DataError if there are too few images to certify with, and what opening the data raises.
     """
-    source = open_source(data, cache_dir=cache_dir, classes=bundle.classes, multi_label=bundle.info.multi_label)
+    source = open_source(
+        data,
+        cache_dir=cache_dir,
+        classes=bundle.classes,
+        multi_label=bundle.info.multi_label,
+        pixels=bundle.preprocess.pixels,
+    )
     for line in notes_of(source):
         warn(line)
     cache = open_cache(source, bundle.preprocess, cache_dir=cache_dir, on_bad_image=on_bad_image, allow_leaks=False)

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from vivace.cli.answers import print_json
+from vivace.cli.common import parse_assignments
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
 
@@ -21,6 +22,8 @@ class Options:
     """A data set's name, a folder, a manifest or an archive, as for `vivace train`."""
     size: int | None = None
     """Side of the network's input, px. Default: as `vivace train` chooses it, which then finds the images decoded."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
+    """A field of a recipe's data, as for `vivace train`, such as --set data.multi_label=true; may be repeated."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     quiet: bool = False
@@ -40,6 +43,7 @@ def run(options: Options) -> None:
         found = audit(
             options.opening.of(options.data),
             size=options.size,
+            overrides=parse_assignments(options.set),
             cache_dir=options.cache_dir,
             quiet=options.quiet,
             progress=progress,

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vivace.data.decoding.raw import arranged
 from vivace.data.decoding.tones import combined, eight_bit
 from vivace.errors import ImageError
 
-__all__ = ["array_of", "is_tensor", "picture_of"]
+__all__ = ["arranged", "array_of", "is_tensor", "picture_of"]
 
 CHANNELS = (1, 2, 3, 4)
 WANTED = "Give uint8 [H, W] or [H, W, C] with 1 to 4 channels"
@@ -31,20 +32,22 @@ def is_tensor(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def array_of(tensor: Any) -> np.ndarray:
+def array_of(tensor: Any, channels: int | None = None) -> np.ndarray:
     """The array [H, W, C] of a tensor [C, H, W], or [N, H, W, C] of [N, C, H, W]; shares its memory if possible.
 
+    channels: the number that is expected, None for those of pictures. Where it is 1, a tensor may be [H, W].
     Raises ImageError for another shape, or if the values can't be read (such as of a meta or sparse tensor).
     """
     if tensor.is_nested:
         # it has no shape
         raise _not_an_image(f"the tensor is nested: {tensor.dtype}. Give a list of its tensors: tensor.unbind().")
-    shape = tuple(tensor.shape)
-    if len(shape) not in (3, 4) or shape[-3] not in CHANNELS:
-        hint = ", as by tensor.movedim(-1, -3)" if len(shape) in (3, 4) and shape[-1] in CHANNELS else ""
+    tensor = tensor[None] if channels == 1 and tensor.ndim == 2 else tensor
+    shape, known = tuple(tensor.shape), CHANNELS if channels is None else (channels,)
+    if len(shape) not in (3, 4) or shape[-3] not in known:
+        hint = ", as by tensor.movedim(-1, -3)" if len(shape) in (3, 4) and shape[-1] in known else ""
         raise _not_an_image(
-            f"the tensor is not an image: {tensor.dtype} {list(shape)}. Give [C, H, W] or [N, C, H, W] with 1 to 4 "
-            f"channels{hint}."
+            f"the tensor is not an image: {tensor.dtype} {list(shape)}. Give [C, H, W] or [N, C, H, W] with "
+            f"{'1 to 4' if channels is None else channels} channels{hint}."
         )
     try:
         values = tensor.detach().cpu()

@@ -19,8 +19,12 @@ class DataConfig:
     """Side of the network's square input, px. None: 32 for small images, 64 or 128 for larger ones."""
     store_size: int | None = None
     """Side of the square in the cache, px, at least `size`. None: `size`, or 1.15 × `size` for random crops."""
-    channels: Literal[1, 3] | None = None
-    """1 for greyscale, 3 for colour. None: as the data set states; 3 for folders."""
+    channels: int | None = None
+    """1 for greyscale, 3 for colour; other numbers for images that are kept as they are, such as 4 or 13. None: as the
+    data set states; 3 for folders of pictures."""
+    pixels: Literal["uint8", "uint16", "float32"] | None = None
+    """dtype of images that are kept as they are, with more than 8 bits: no value is changed. None: as arrays and TIFF
+    files of many channels have it, else uint8, to which files of more bits are reduced."""
     fit: Literal["crop", "squash", "pad"] = "crop"
     """How an image becomes square. crop: its central square; squash: the whole image, distorted; pad: the whole image
     with grey margins (128 in each channel)."""
@@ -28,7 +32,8 @@ class DataConfig:
     """Images with more pixels are refused; for JPEGs decoded at a lower resolution the limit is five times as high.
     Decoding an image may take 7.68 bytes of memory for each pixel of this limit."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel for normalization, on the 0..1 scale; set for pretrained weights. None: measured."""
+    """Mean of each channel for normalization, on the 0..1 scale (of float32 pixels: on their own). None: that of
+    pretrained weights, else measured."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, on the 0..1 scale, > 0; given together with `mean` or not at all."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
@@ -52,6 +57,9 @@ class DataConfig:
         check_choice("data.fit", self.fit, ("crop", "squash", "pad"))
         if self.interpolation is not None:
             check_choice("data.interpolation", self.interpolation, ("nearest", "bilinear", "bicubic", "lanczos"))
+        check_range("data.channels", self.channels, 1, 256)
+        if self.pixels is not None:
+            check_choice("data.pixels", self.pixels, ("uint8", "uint16", "float32"))
         check_range("data.max_pixels", self.max_pixels, 10_000, 2_000_000_000)
         check_range("data.val_fraction", self.val_fraction, 0.0, 0.5, open_low=True)
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):

@@ -6,7 +6,7 @@ Shape suffixes: N images of a split, B images of a batch; images_NHWC as stored,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class Batch:
     """Images, labels and their positions, on the device."""
 
     images_BCHW: Tensor
-    """uint8, with channels_last strides."""
+    """uint8, or float32 of images that are kept as they are; with channels_last strides."""
     labels_B: Tensor
     """int64."""
     indices_B: Tensor
@@ -42,10 +42,11 @@ class Batch:
 class Batches:
     """The training batches of a split, epoch by epoch.
 
-    images_NHWC: uint8, in memory or in a file. labels_N: integers, in [0, num_classes) if num_classes is given.
+    images_NHWC: of any dtype of pixels, in memory or in a file. labels_N: in [0, num_classes) if num_classes is given.
     indices: int64 positions to use; None: all. shuffle: a new order every epoch. balanced: sample every class equally
     often, with replacement. resident: keep the images on the device; None: if they fit in a quarter of its free memory.
-    Otherwise one thread reads ahead from the file.
+    Otherwise one thread reads ahead from the file. reader: (position, epoch) → the image's pixels, called in place of
+    reading images_NHWC, in the thread that asks for the batch.
 
     With shuffle, a final batch of a single image is merged into the batch before it, because batch norm fails on it.
     Raises DataError for too few images or a label out of range, ConfigError for contradictory options.
@@ -64,6 +65,7 @@ class Batches:
         balanced: bool = False,
         num_classes: int | None = None,
         resident: bool | None = None,
+        reader: Callable[[int, int], np.ndarray] | None = None,
     ) -> None:
         if balanced and not shuffle:
             raise ConfigError("balanced sampling is random: got shuffle=False. Give shuffle=True.")
@@ -76,11 +78,14 @@ class Batches:
         self._batch_size = batch_size
         self._device = torch.device(device)
         self._shuffle, self._balanced, self._seed = shuffle, balanced, seed
+        self._reader = reader
+        if reader is not None:
+            resident = False
         if resident is None:
             resident = images_NHWC.nbytes <= RESIDENT_FRACTION * _free_bytes(self._device)
         self.resident = resident
         # the whole array is read at once; rows are selected on the device
-        self._tensor_NHWC = torch.from_numpy(np.array(images_NHWC)).to(self._device) if resident else None
+        self._tensor_NHWC = _tensor(np.array(images_NHWC)).to(self._device) if resident else None
 
     @property
     def num_images(self) -> int:
@@ -120,6 +125,12 @@ class Batches:
         order: int64 [num_images], positions in another order or another selection; None: `order(epoch)`.
         """
         chunks = self._chunks(self.order(epoch) if order is None else order)[start:]
+        if self._reader is not None:
+            for chunk in chunks:
+                images = np.stack([self._reader(position, epoch) for position in chunk.tolist()])
+                indices_B = torch.from_numpy(chunk)
+                yield _batch(_tensor(images).to(self._device), self._labels_N[indices_B], indices_B.to(self._device))
+            return
         if self._tensor_NHWC is None:
             yield from self._prefetched(chunks)
             return
@@ -156,9 +167,9 @@ class Batches:
     def _gather(self, chunk: np.ndarray) -> Batch:
         # read in file order, which is faster, then put into the order of the epoch
         by_place = np.argsort(chunk, kind="stable")
-        images = np.empty((len(chunk), *self._images_NHWC.shape[1:]), dtype=np.uint8)
+        images = np.empty((len(chunk), *self._images_NHWC.shape[1:]), dtype=self._images_NHWC.dtype)
         images[by_place] = self._images_NHWC[chunk[by_place]]
-        tensor, indices_B = torch.from_numpy(images), torch.from_numpy(chunk)
+        tensor, indices_B = _tensor(images), torch.from_numpy(chunk)
         if self._device.type == "cuda":
             tensor = tensor.pin_memory()
         tensor = tensor.to(self._device, non_blocking=True)
@@ -175,18 +186,26 @@ def iterate_eval(
 ) -> Iterator[Batch]:
     """All images, or those at `indices`, once and in order; the last batch may be smaller.
 
-    images_NHWC: uint8. labels_N: integers. indices: int64 positions; None: all.
+    images_NHWC: uint8, uint16 or float32. labels_N: integers. indices: int64 positions; None: all.
     """
     positions = np.arange(len(labels_N)) if indices is None else np.asarray(indices, dtype=np.int64)
     for start in range(0, len(positions), batch_size):
         chunk = positions[start : start + batch_size]
         # always a copy: changing a batch in place must not change the stored images
-        images = torch.from_numpy(images_NHWC[chunk]).to(device)
+        images = _tensor(images_NHWC[chunk]).to(device)
         labels = torch.from_numpy(np.asarray(labels_N[chunk], dtype=np.int64))
         yield _batch(images, labels, torch.from_numpy(chunk.copy()).to(device))
 
 
+def _tensor(images_NHWC: np.ndarray) -> Tensor:
+    # torch selects no rows of uint16
+    return torch.from_numpy(images_NHWC.view(np.int16) if images_NHWC.dtype == np.uint16 else images_NHWC)
+
+
 def _batch(images_NHWC: Tensor, labels_B: Tensor, indices_B: Tensor) -> Batch:
+    if images_NHWC.dtype == torch.int16:
+        # as `_tensor` has it: uint16, which float32 holds exactly
+        images_NHWC = (images_NHWC.int() & 0xFFFF).float()
     # permuting the stored NHWC gives BCHW with channels_last strides, without a copy
     return Batch(images_NHWC.permute(0, 3, 1, 2), labels_B.to(images_NHWC.device, non_blocking=True), indices_B)
 

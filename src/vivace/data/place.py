@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
+from vivace.data.decoding.raw import WHITE
 from vivace.data.objects.kinds import kind_of, name_of
 from vivace.data.splits import DataSource
 from vivace.errors import DataError
 
 __all__ = ["AnyData", "Data", "HasItems"]
+
+# option → a value that says as little as None; of others False
+NOT_GIVEN = {"cache": True, "multi_label": None}
 
 
 class HasItems(Protocol):
@@ -42,6 +46,12 @@ class Data:
     multi_label: bool | None = None
     """Whether an image of a manifest has a set of labels: several in a cell, separated by ; or |, a list, or columns of
     0 and 1. None: as the table tells. False: one class."""
+    pixels: Literal["uint8", "uint16", "float32"] | None = None
+    """dtype of images that are kept as they are, where no value is to be changed: uint16 for files of 16 bits, float32
+    for floats of any scale. None: as arrays and TIFF files of many channels have it; grey and RGB become 8 bits."""
+    cache: bool | None = None
+    """False, for training: a data set whose items are random is read anew for each epoch. Otherwise each item is read
+    once, and one that changes is refused."""
     data_root: str | Path | None = None
     """Folder for downloads of named data sets. None: inside the cache."""
 
@@ -53,6 +63,10 @@ class Data:
                 "data is an empty string: got ''. Give a folder, a manifest, an archive or a name; '.' is the current "
                 "folder."
             )
+        if self.cache not in (None, True, False):
+            raise DataError(f"cache is neither True nor False: got {str(self.cache)[:60]!r}. Give one of them.")
+        if self.pixels not in (None, *WHITE):
+            raise DataError(f"pixels is unknown: got {str(self.pixels)[:60]!r}. Give one of {', '.join(WHITE)}.")
         if self.is_object and not isinstance(self.where, DataSource):
             kind_of(self.where)
 
@@ -84,7 +98,7 @@ class Data:
     def options(self) -> dict[str, Any]:
         """The options that are given, by name."""
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "where"}
-        return {name: value for name, value in given.items() if value not in (None, False)}
+        return {name: value for name, value in given.items() if value not in (None, NOT_GIVEN.get(name, False))}
 
     def refuse_columns(self) -> None:
         """Raise DataError if columns are named; called for data without columns, where they would be ignored."""

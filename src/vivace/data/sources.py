@@ -14,6 +14,7 @@ from vivace.data.labelsets import identity_sets, with_columns
 from vivace.data.layouts import archives, catalog, folders, hub, manifests, shards
 from vivace.data.objects.source import open_object
 from vivace.data.place import AnyData, Data
+from vivace.data.rawfiles import with_kind_of_files
 from vivace.data.splits import DataSource, check_source, renumbered
 from vivace.data.text import case_hint, count_of, first_few
 from vivace.errors import DataError, nearest, nearest_path
@@ -29,31 +30,37 @@ def open_source(
     classes: Sequence[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     multi_label: bool = False,
+    pixels: str | None = None,
 ) -> DataSource:
     """The data source behind a name, a folder, a manifest or an archive, or of an object.
 
     require_train: False for evaluation, where one split of any name is enough. Images without a split are put into
     "train". classes: the classes of a bundle, in its order; labels are numbered by them, and images of other classes
     are left out. multi_label: with `classes`, whether an image has a set of them: its other labels are left out, and it
-    stays. What was left out or guessed is in the source's `notes`. progress: called with (images read, images in all)
-    of an object that is read to know what it holds.
+    stays. pixels: as of `Data`, where the data do not say. What was left out or guessed is in the source's `notes`.
+    progress: called with (images read, images in all) of an object that is read to know what it holds.
     Raises DataError, ArchiveError or DownloadError.
     """
     data = Data.of(data)
     asked = data.multi_label
     if classes is not None and asked is None:
         data = dataclasses.replace(data, multi_label=multi_label)
+    if pixels not in (None, "uint8") and data.pixels is None:
+        data = dataclasses.replace(data, pixels=pixels)  # type: ignore[arg-type]
     clear_leftovers(cache_dir or default_cache_dir())
+    if data.cache is False and (classes is not None or not data.is_object):
+        what = "training alone" if data.is_object else "data sets in Python, whose items may be random"
+        raise DataError(f"cache=False is for {what}: got {data}. Leave it out.")
     if isinstance(data.where, DataSource):
         source = data.where
     elif data.is_object:
         source = open_object(data, require_train=require_train, progress=progress)
     else:
-        source = _at_place(data, cache_dir, require_train, classes)
+        source = with_kind_of_files(_at_place(data, cache_dir, require_train, classes), data.pixels)
     if asked and source.label_sets is None:
         raise DataError(
-            f"only a manifest can give an image several labels: got `data.multi_label=True` for {source.name}. Leave "
-            "it out, or give a table."
+            f"only a table or an object can give an image several labels: got `data.multi_label=True` for "
+            f"{source.name}. Leave it out, or give a table."
         )
     if classes is not None:
         source = (_with_labels if multi_label else _with_classes)(source, tuple(classes))

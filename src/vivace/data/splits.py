@@ -31,7 +31,13 @@ MIN_IMAGES_PER_CLASS = 2
 
 
 class Arrays(Protocol):
-    """uint8 [N, H, W, C] with C 1 or 3, in memory or converted when it is indexed, along the first axis alone."""
+    """[N, H, W, C], in memory or converted when it is indexed, along the first axis alone.
+
+    uint8 with C 1 or 3; or what the source says of images that are kept as they are.
+    """
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -48,6 +54,7 @@ class ChosenRows:
         """rows_n: int64 [n], their positions."""
         self._arrays, self._rows_n = arrays, rows_n
         self.shape: tuple[int, ...] = (len(rows_n), *arrays.shape[1:])
+        self.dtype: np.dtype[Any] = arrays.dtype
 
     def __len__(self) -> int:
         return len(self._rows_n)
@@ -74,6 +81,7 @@ class Items(Protocol):
     def read(self, row: int) -> bytes | np.ndarray:
         """The bytes of an image file, or uint8 [H, W, C]: C is 1 grey, 3 RGB, 2 and 4 the same with alpha.
 
+        Where the source says that images are kept as they are, [H, W, C] of its dtype and channels.
         Raises ImageError.
         """
         ...
@@ -96,7 +104,7 @@ class Split:
     paths: tuple[str, ...] | None = None
     """Files; undecodable bytes are surrogates, as from os.fsdecode."""
     arrays: Arrays | None = None
-    """uint8 [N, H, W, C] with C 1 or 3."""
+    """As `Arrays` says."""
     items: Items | None = None
     """What is neither in files nor in one array."""
 
@@ -126,8 +134,10 @@ class DataSource:
     splits: Mapping[str, Split]
     """train, and perhaps val and test."""
     root: Path | None = None
-    channels: Literal[1, 3] = 3
-    """1 for a greyscale data set, otherwise 3."""
+    channels: int = 3
+    """1 for a greyscale data set, otherwise 3; another number of images that are kept as they are."""
+    pixels: Literal["uint8", "uint16", "float32"] = "uint8"
+    """dtype of the images; those of uint16 and float32 are kept as they are."""
     ignored: tuple[str, ...] = field(default=())
     """Skipped files, relative to the root; folders end in a slash."""
     allow_leaks: bool = False
@@ -140,6 +150,8 @@ class DataSource:
     """Classes whose rows are all among the bad rows."""
     given: bool = False
     """It is an object of the user's program: nothing finds it again, not even by `root`, where its files may lie."""
+    anew: bool = False
+    """Its training images are read anew for each epoch: a read may give another image than the one before."""
     label_sets: np.ndarray | None = None
     """bool [M, K], the combinations of labels that occur: an image's label is a row of it. None: an image has one."""
 

@@ -78,7 +78,7 @@ def decode_files(
     kernels: Path | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Decoded:
-    """Decode `paths` into the existing .npy file `pixels`, uint8 [N, store_size, store_size, C].
+    """Decode `paths` into the existing .npy file `pixels`, [N, store_size, store_size, C].
 
     kernels: the folder of our compiled resizing kernel, which is used for large data sets; None: Pillow resizes.
     progress: called with the number of newly decoded images. Raises DataError if a worker dies or memory runs out.
@@ -156,7 +156,12 @@ def notes_on(picture: Picture, path: str) -> list[str]:
 
 
 def is_one_colour(stored_HWC: np.ndarray, fit: str = "crop") -> bool:
-    """Whether each channel varies by at most 2 of 255 over the image, not counting the margins of a padded one."""
+    """Whether each channel varies by at most 2 of 255 over the image, not counting the margins of a padded one.
+
+    Of 16 bits and floats, whether it does not vary at all: what is little on their scale is not known.
+    """
+    if stored_HWC.dtype != np.uint8:
+        return bool((stored_HWC == stored_HWC[:1, :1]).all())
     if fit == "pad":
         inside = (stored_HWC != PAD).any(-1)
         stored_HWC = stored_HWC[inside.any(1)][:, inside.any(0)]

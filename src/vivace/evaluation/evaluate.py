@@ -68,7 +68,7 @@ class Evaluation:
     """Classification time, without decoding."""
     images_per_second: float
     images_NHWC: np.ndarray
-    """The pixels of the mistakes, uint8, in their order."""
+    """The pixels of the mistakes as the network sees them, in their order."""
     num_images_trained_on: int | None = None
     """How many of the evaluated images were trained on; None: the bundle has no record of that."""
     num_images_left_out: int = 0
@@ -223,6 +223,7 @@ def open_split(
         classes=bundle.classes,
         progress=progress,
         multi_label=bundle.info.multi_label,
+        pixels=bundle.preprocess.pixels,
     )
     for line in notes_of(source):
         warn(line)

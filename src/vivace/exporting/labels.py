@@ -28,7 +28,7 @@ def description(bundle: Bundle) -> dict[str, str]:
         "model": bundle.info.architecture.name,
         "classes": list(bundle.classes),
         "preprocess": to_dict(bundle.preprocess),
-        "input": {"name": INPUT, "dtype": "uint8", "shape": ["N", size, size, channels]},
+        "input": {"name": INPUT, "dtype": bundle.preprocess.dtype, "shape": ["N", size, size, channels]},
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["N", len(bundle.classes)], "what": "probabilities"},
     }
     if bundle.info.multi_label:

@@ -1,6 +1,6 @@
 """Whether another variant of a model gives the same probabilities as the PyTorch model on images: a certificate.
 
-Shapes: images_NHWC uint8 at the bundle's size; probs_NK float.
+Shapes: images_NHWC, uint8 or float32, at the bundle's size; probs_NK float.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from vivace.bundle import Bundle, load_bundle
 from vivace.data.place import AnyData
+from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError, ParityError
 from vivace.evaluation.evaluate import open_split
 from vivace.runtimes.loading import Classifier, load_reference, load_runtime
@@ -125,7 +126,7 @@ def parity_images(
     """
     preprocess = bundle.preprocess
     if data is None:
-        return _generated(preprocess.size, preprocess.channels), "generated"
+        return _generated(preprocess), "generated"
     source, split, cached = open_split(bundle, data, cache_dir=cache_dir, on_bad_image="skip")
     stored = cached.images_NHWC
     rows = np.unique(np.linspace(0, len(stored) - 1, min(num_images, len(stored))).round().astype(int))
@@ -134,7 +135,9 @@ def parity_images(
     return preprocess.view(np.asarray(stored[rows])), name
 
 
-def _generated(size: int, channels: int) -> np.ndarray:
+def _generated(preprocess: Preprocess) -> np.ndarray:
+    """Of images that are kept as they are, on the scale of those that were trained on."""
+    size, channels = preprocess.size, preprocess.channels
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:size, :size] / size
     frequencies = rng.uniform(0, 12, (NUM_GENERATED, channels, 2))
@@ -143,6 +146,9 @@ def _generated(size: int, channels: int) -> np.ndarray:
         2 * np.pi * np.einsum("nci,ihw->nhwc", frequencies, np.stack([rows, columns])) + phases[:, None, None]
     )
     noise = rng.normal(0, rng.uniform(0, 0.5, (NUM_GENERATED, 1, 1, 1)), (NUM_GENERATED, size, size, channels))
+    if preprocess.dtype != "uint8":
+        values = preprocess.white * (np.array(preprocess.mean) + np.array(preprocess.std) * (waves + noise))
+        return (np.rint(values).clip(0, 65535) if preprocess.pixels == "uint16" else values).astype(np.float32)
     pixels: np.ndarray = np.clip(127.5 + 100 * (waves + noise), 0, 255).astype(np.uint8)
     return pixels
 

@@ -80,7 +80,7 @@ def _told(bundle: Bundle, parity: Parity) -> dict[str, Any]:
         "model": bundle.info.architecture.name,
         "input": {
             **({"name": INPUT} if named else {}),
-            "dtype": "uint8",
+            "dtype": bundle.preprocess.dtype,
             "shape": ["N", size, size, channels],
             "one_image": row is not None and row.one_image,
         },

@@ -38,10 +38,11 @@ GRAPHS = "graphs"
 
 
 class Frozen:
-    """Computes a network on stored pixels: uint8 [N, side, side, C] → tensors of one row per image, on the CPU.
+    """Computes a network on stored pixels, [N, side, side, C] → tensors of one row per image, on the CPU.
 
     network: normalised images_BCHW → a tensor [B, …], or a tuple of several. normalize: pixels on the 0..255 scale →
-    normalised. sample: uint8 [n, side, side, C], up to 8 images on which a library's answers are compared with torch's.
+    normalised. sample: [n, side, side, C], up to 8 images on which a library's answers are
+    compared with torch's.
     cache_dir: where graphs are kept, which take seconds to make. runtime: torch; openvino, which is not compared with
     torch then; auto: openvino where it passes. Raises ConfigError where openvino is asked for and can't compute it.
     """
@@ -119,7 +120,7 @@ class Frozen:
         for start in range(0, len(images_NHWC), BATCH):
             block = images_NHWC[start : start + BATCH]
             if len(block) < BATCH:
-                block = np.concatenate([block, np.zeros((BATCH - len(block), *block.shape[1:]), np.uint8)])
+                block = np.concatenate([block, np.zeros((BATCH - len(block), *block.shape[1:]), block.dtype)])
             queue.start_async({0: np.ascontiguousarray(block)}, start)
         queue.wait_all()
         if failed:
@@ -200,7 +201,7 @@ def _check_ours(folder: Path) -> None:
 
 
 def _converted(openvino: Any, module: nn.Module, sample: np.ndarray) -> Any:
-    example = torch.zeros(BATCH, *sample.shape[1:], dtype=torch.uint8)
+    example = torch.from_numpy(np.zeros((BATCH, *sample.shape[1:]), sample.dtype))
     with warnings.catch_warnings(), without_reports(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.export.export(module, (example,), strict=False)

@@ -12,21 +12,23 @@ __all__ = ["Normalize"]
 
 
 class Normalize(nn.Module):
-    """images_BCHW on the 0..255 scale, uint8 or float → (images / 255 - mean) / std, float32.
+    """images_BCHW on the 0..white scale, uint8 or float → (images / white - mean) / std, float32.
 
-    mean, std: one value per channel on the 0..1 scale. shrink: the side of the output as a fraction of the
-    images', (0, 1], bilinear with antialiasing. Without it, strides are kept.
+    mean, std: one value per channel on the 0..1 scale. white: the pixel value that is 1 on it. shrink: the side of the
+    output as a fraction of the images', (0, 1], bilinear with antialiasing. Without it, strides are kept.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], *, shrink: float = 1.0) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], *, white: float = 255.0, shrink: float = 1.0
+    ) -> None:
         super().__init__()
         self.shrink = shrink
         mean_C, std_C = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         # one multiplication and one addition per value in place of two divisions and a subtraction
-        self.register_buffer("scale", (1 / (255 * std_C)).float().view(1, -1, 1, 1))
+        self.register_buffer("scale", (1 / (white * std_C)).float().view(1, -1, 1, 1))
         self.register_buffer("shift", (-mean_C / std_C).float().view(1, -1, 1, 1))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import numpy as np
 
 from vivace.errors import MissingExtra
 from vivace.outputs import write_picture
+from vivace.reporting.pixels import shown_pixels
 from vivace.reporting.tables import read_rows
 
 if TYPE_CHECKING:
@@ -161,8 +162,8 @@ def confusion(matrix_KK: Sequence[Sequence[int]] | np.ndarray, classes: Sequence
 def mistakes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw misclassified images, six per row, as a PNG file.
 
-    rows: each with "image" (uint8 [H, W, 1 | 3]), "label", "predicted", and "probability" of the predicted class, in
-    [0, 1]. Raises MissingExtra without matplotlib.
+    rows: each with "image" ([H, W, C], as `shown_pixels` takes it), "label", "predicted", and "probability" of the
+    predicted class, in [0, 1]. Raises MissingExtra without matplotlib.
     """
     lines = max(1, -(-len(rows) // MISTAKES_PER_ROW))
     figure = _figure(10.0, 2.2 * lines + 0.4)
@@ -170,7 +171,7 @@ def mistakes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes in grid:
         axes.axis("off")
     for axes, row in zip(grid, rows, strict=False):
-        image = np.asarray(row["image"])
+        image = shown_pixels(np.asarray(row["image"]))
         grey = image.shape[-1] == 1
         axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
         truth, predicted = (_short(row[key], MAX_TITLE_NAME_WIDTH) for key in ("label", "predicted"))

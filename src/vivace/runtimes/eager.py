@@ -22,7 +22,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     """
     # weights in the layout that the pixels have: otherwise cuDNN turns them round in every call
     model = to_channels_last(bundle.build_model().to(device))
-    normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
+    normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std, white=bundle.preprocess.white).to(device)
     several = bundle.info.multi_label
 
     @torch.inference_mode()

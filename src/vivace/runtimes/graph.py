@@ -21,7 +21,7 @@ def probabilities(logits_NK: Tensor, *, multi_label: bool) -> Tensor:
 
 
 class DeployedGraph(nn.Module):
-    """images_NHWC uint8, `size` pixels each way → probs_NK float32, as `probabilities` gives them.
+    """images_NHWC, uint8 or float32, `size` pixels each way → probs_NK float32, as `probabilities` gives them.
 
     Normalisation and softmax, or sigmoid, are part of it, so no user of the graph can get them wrong. precision: fp32
     or bf16, by autocast on a CPU, which a trace of it keeps.
@@ -59,7 +59,8 @@ class DeployedGraph(nn.Module):
 def deployed_graph(bundle: Bundle, precision: str = "fp32") -> tuple[DeployedGraph, Tensor]:
     """The graph of a bundle in eval mode on the CPU, and a batch of two blank images to trace it with."""
     preprocess = bundle.preprocess
-    normalize = Normalize(preprocess.mean, preprocess.std)
+    normalize = Normalize(preprocess.mean, preprocess.std, white=preprocess.white)
     model, several = bundle.build_model(), bundle.info.multi_label
     graph = DeployedGraph(model, normalize, preprocess.size, precision, multi_label=several).eval()
-    return graph, torch.zeros(2, preprocess.size, preprocess.size, preprocess.channels, dtype=torch.uint8)
+    sides = (preprocess.size, preprocess.size, preprocess.channels)
+    return graph, torch.zeros(2, *sides, dtype=getattr(torch, preprocess.dtype))

@@ -35,7 +35,7 @@ def load(bundle: Bundle, *, device: torch.device, precision: str = "fp32") -> Cl
     if is_quantized(precision):
         return _int8(bundle, device)
     model = to_channels_last(bundle.build_model().to(device))
-    normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
+    normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std, white=bundle.preprocess.white).to(device)
     several = bundle.info.multi_label
 
     @torch.compile(dynamic=False)

@@ -34,7 +34,7 @@ TOLERANCE = 0.02
 
 
 class Classifier(Protocol):
-    """images_NHWC uint8 at the bundle's size → probs_NK float32."""
+    """images_NHWC, uint8 or float32, at the bundle's size → probs_NK float32."""
 
     def __call__(self, images_NHWC: np.ndarray) -> np.ndarray: ...
 
@@ -130,12 +130,12 @@ def checked_graph(classify: Classifier, bundle: Bundle, path: Path) -> Classifie
     A bundle's hashes are not signed: its graph may be any graph, and one line must say what is wrong with it. Raises
     ValueError for images of another shape or type than the bundle's.
     """
-    size, channels = bundle.preprocess.size, bundle.preprocess.channels
+    size, channels, dtype = bundle.preprocess.size, bundle.preprocess.channels, bundle.preprocess.dtype
 
     def checked(images_NHWC: np.ndarray) -> np.ndarray:
-        if images_NHWC.shape[1:] != (size, size, channels) or images_NHWC.dtype != "uint8":
+        if images_NHWC.shape[1:] != (size, size, channels) or images_NHWC.dtype != dtype:
             raise ValueError(
-                f"images must be uint8 [N, {size}, {size}, {channels}]: got {images_NHWC.dtype} "
+                f"images must be {dtype} [N, {size}, {size}, {channels}]: got {images_NHWC.dtype} "
                 f"{list(images_NHWC.shape)}"
             )
         try:

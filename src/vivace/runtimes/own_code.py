@@ -64,7 +64,10 @@ def _difference(bundle: Bundle) -> float | None:
     """The largest difference of a probability, of the code and of the graph; None without a graph or what runs it."""
     preprocess = bundle.preprocess
     shape = (NUM_COMPARED, preprocess.size, preprocess.size, preprocess.channels)
-    images_NHWC = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    images_NHWC = rng.integers(0, 256, shape, dtype=np.uint8)
+    if preprocess.dtype != "uint8":
+        images_NHWC = (preprocess.white * rng.normal(preprocess.mean, preprocess.std, shape)).astype(np.float32)
     own_NK = load_reference(bundle)(images_NHWC)
     if bundle.reference_graph is None:
         return None

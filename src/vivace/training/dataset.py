@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,8 +33,10 @@ from vivace.training.recipes.recipe import Recipe
 if TYPE_CHECKING:
     from vivace.training.techniques.distill import Teacher
 
-__all__ = ["all_grey", "open_run_cache", "open_run_source", "stored_as", "with_labels_as_in", "with_sizes"]
+__all__ = ["all_grey", "as_told", "open_run_cache", "open_run_source", "stored_as", "with_sizes"]
 
+# fields of a recipe's data that say how they are opened, as those of `Data` do
+TOLD = ("multi_label", "pixels")
 # images per read
 BLOCK = 256
 
@@ -82,7 +85,7 @@ def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
 
     With weights to start from also with their statistics: a resumed run is to see the same pixels.
     """
-    data = _with_stats(recipe, channels=recipe.data.channels or source.channels)
+    data = _with_stats(recipe, _pixels_of(recipe, source), channels=recipe.data.channels or source.channels)
     size = data.size
     if size is None:
         size = 32 if side <= 40 else 64 if side <= 80 else 128
@@ -95,13 +98,17 @@ def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
     return dataclasses.replace(
         recipe,
         data=dataclasses.replace(
-            data, size=size, store_size=store_size, channels=data.channels or _told_channels(source)
+            data,
+            size=size,
+            store_size=store_size,
+            channels=data.channels or _told_channels(source),
+            pixels=_pixels_of(recipe, source),
         ),
         model=dataclasses.replace(recipe.model, name=name),
     )
 
 
-def _with_stats(recipe: Recipe, *, channels: int | None) -> DataConfig:
+def _with_stats(recipe: Recipe, pixels: str | None, *, channels: int | None) -> DataConfig:
     """How images are read, with what the weights that it starts from ask for where the recipe does not say."""
     data, model = recipe.data, recipe.model
     if not model.pretrained and not model.weights:
@@ -114,7 +121,8 @@ def _with_stats(recipe: Recipe, *, channels: int | None) -> DataConfig:
             return data
         mean, std, size, interpolation = stats
         size = data.size or (size if model.pretrained else None)
-    if data.mean is None and len(mean) == (channels or 3):
+    # images of other scales have statistics of their own
+    if data.mean is None and len(mean) == (channels or 3) and pixels in (None, "uint8"):
         data = dataclasses.replace(data, mean=mean, std=std)
     return dataclasses.replace(data, size=size, interpolation=data.interpolation or interpolation)
 
@@ -130,16 +138,29 @@ def _of_bundle(path: Path) -> Preprocess | None:
         return None
 
 
-def _told_channels(source: DataSource) -> Literal[1] | None:
-    # for files, only the pixels can tell
-    return 1 if source.channels == 1 else None
+def _told_channels(source: DataSource) -> int | None:
+    # for pictures in files, only the pixels can tell whether they are grey
+    return None if source.channels == 3 and source.pixels == "uint8" else source.channels
 
 
-def stored_as(source: DataSource, recipe: str | Path | Recipe = DEFAULT_RECIPE, size: int | None = None) -> Preprocess:
-    """The Preprocess with which `train` stores the images of a source by default; size: side of the input, px."""
+def _pixels_of(recipe: Recipe, source: DataSource) -> Literal["uint8", "uint16", "float32"] | None:
+    # what goes without saying is not written into recipes
+    return recipe.data.pixels or (None if source.pixels == "uint8" else source.pixels)
+
+
+def stored_as(
+    source: DataSource,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    size: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Preprocess:
+    """The Preprocess with which `train` stores the images of a source by default.
+
+    size: side of the input, px. changes: fields of the recipe.
+    """
     facts = measure_facts(source)
     facts = facts if size is None else dataclasses.replace(facts, side=size)
-    resolved = override(resolve_recipe(recipe, facts), {"data.size": size} if size else {})
+    resolved = override(resolve_recipe(recipe, facts), {**({"data.size": size} if size else {}), **(changes or {})})
     return _preprocess(with_sizes(resolved, facts.side, source))
 
 
@@ -162,9 +183,9 @@ def open_run_cache(
         _open_cache, source, cache_dir=cache_dir, num_workers=num_workers, quiet=quiet, fingerprint=fingerprint
     )
     cache = open_as(recipe)
-    if recipe.data.channels is not None:
+    if recipe.data.channels is not None or cache.preprocess.is_raw:
         return recipe, cache
-    channels: Literal[1, 3] = 3
+    channels = 3
     if all_grey(cache.splits["train"].images_NHWC):
         if recipe.model.has_learnt or recipe.distill.teacher or teacher:
             warn(
@@ -207,11 +228,12 @@ def _preprocess(recipe: Recipe) -> Preprocess:
     data = recipe.data
     assert data.size is not None
     assert data.store_size is not None
-    channels: Literal[1, 3] = data.channels or 3
+    channels = data.channels or 3
     return Preprocess(
         size=data.size,
         store_size=data.store_size,
         channels=channels,
+        pixels=data.pixels or "uint8",
         fit=data.fit,
         interpolation=data.interpolation or "bicubic",
         mean=(0.5,) * channels,
@@ -229,20 +251,31 @@ def all_grey(images_NHWC: Pixels) -> bool:
     return len(images_NHWC) > 0
 
 
-def with_labels_as_in(data: AnyData, recipe: Recipe, changes: dict[str, Any], resumed: str | Path | None) -> AnyData:
-    """The data, its labels read as the recipe or the changes to it say; what the data say themselves is a change to it.
+def as_told(data: AnyData, recipe: Recipe, changes: dict[str, Any], resumed: str | Path | None) -> AnyData:
+    """The data, opened as the recipe or the changes to it say; what the data say themselves is a change to it.
 
     resumed: the folder of the run that goes on, whose recipe says what the caller does not.
     """
-    asked = changes.get("data.multi_label", recipe.data.multi_label)
-    given = Data.of(data)
-    if asked is None and given.multi_label is None and resumed is not None:
+    given, saved, is_changed = Data.of(data), None, False
+    if resumed is not None:
         with contextlib.suppress(VivaceError):
             saved = read_recipe(Path(resumed) / "recipe.yaml")
-            asked = saved.data.multi_label if isinstance(saved, Recipe) else None
-    if given.multi_label is not None:
-        changes["data.multi_label"] = given.multi_label
-        return data
-    # a text is that of the command line, whose type the recipe checks
-    asked = {"true": True, "false": False}.get(asked.lower()) if isinstance(asked, str) else asked
-    return data if asked is None else dataclasses.replace(given, multi_label=asked)
+    for name in TOLD:
+        field, asked = f"data.{name}", getattr(recipe.data, name)
+        asked = changes.get(field, asked)
+        if asked is None and isinstance(saved, Recipe):
+            asked = getattr(saved.data, name)
+        # a text is that of the command line, whose type the recipe checks
+        asked = (
+            {"true": True, "false": False, "null": None}.get(asked.lower(), asked) if isinstance(asked, str) else asked
+        )
+        own = getattr(given, name)
+        if own is not None:
+            changes[field] = own
+        elif asked is not None:
+            given, is_changed = _with_option(given, {name: asked}), True
+    return given if is_changed else data
+
+
+def _with_option(data: Data, option: dict[str, Any]) -> Data:
+    return dataclasses.replace(data, **option)

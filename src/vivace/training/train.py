@@ -23,7 +23,7 @@ from vivace.hardware import has_nvidia_driver, process_seconds
 from vivace.libraries.timm import load_timm
 from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
-from vivace.training.dataset import open_run_cache, open_run_source, with_labels_as_in, with_sizes
+from vivace.training.dataset import as_told, open_run_cache, open_run_source, with_sizes
 from vivace.training.folder.continuing import says_how_to_resume
 from vivace.training.folder.runfolder import RunFolder, check_run_place, new_run_path, newest_run
 from vivace.training.own import own_errors, passed_network, resumed_network
@@ -35,6 +35,7 @@ from vivace.training.recipes.implied import unused_options, with_implied, with_s
 from vivace.training.recipes.keywords import TrainKeywords, check_keywords, data_opened_with, recipe_changes
 from vivace.training.recipes.named import DEFAULT_RECIPE, DataFacts, chosen_recipe, read_recipe, reason, resolve_recipe
 from vivace.training.recipes.origin import with_origin
+from vivace.training.recipes.raw import adapted_to_raw
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.recording.callbacks import Callback, check_callbacks
 from vivace.training.recording.display import LiveDisplay
@@ -65,6 +66,7 @@ def train(
     tune: bool = True,
     cache_dir: str | Path | None = None,
     num_workers: int | None = None,
+    cache: bool = True,
     measure_test: bool = True,
     from_scratch: bool = False,
     teacher: Teacher | None = None,
@@ -89,7 +91,8 @@ def train(
     it stops; without `epochs`, `fast` is planned to reach it soon. measure_test: look at the
     test split, once, at the end. from_scratch: start from random weights, even where the recipe "auto" would start from
     pretrained ones. quiet: nothing is shown but warnings, which `TrainResult.warnings` has too, and what
-    DATA was understood to be if anything was left out of it. teacher: a faster variant of the network that
+    DATA was understood to be if anything was left out of it. cache: False for a data set whose items are random:
+    training images are read anew for each epoch. teacher: a faster variant of the network that
     `distill.teacher` names, which answers in its place: pixels, uint8 [B, size, size, C] at the size of its bundle, →
     probabilities, float32 [B, K]. augment: an augmentation of your own, called with each batch of training images after
     those of the recipe and before mixup and cutmix: images_BCHW, uint8 tensor on the 0..255 scale, on the run's device,
@@ -126,6 +129,8 @@ def train(
     if own is not None:
         changes["augment.own"] = own.name
     data = data_opened_with(data, keywords)
+    if cache is not True:
+        data = dataclasses.replace(Data.of(data), cache=cache)
     if epochs is not None:
         changes["epochs"] = epochs
     callbacks, trackers = check_callbacks(callbacks), parse_trackers(track)
@@ -145,7 +150,7 @@ def train(
     )
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     # importing torch is one thread: decoding, in processes, overlaps with it
-    data = with_labels_as_in(data, named, changes, run if resume else None)
+    data = as_told(data, named, changes, run if resume else None)
     importing = threading.Thread(target=_import_torch, daemon=True)
     if Data.of(data).is_object:
         # its code may import torch too, and two threads that import it at once could see partial modules
@@ -157,6 +162,9 @@ def train(
     # a GPU is fast enough for the larger network with any time budget
     on_cpu = device == "cpu" or (device == "auto" and not has_nvidia_driver())
     facts = measure_facts(source)
+    if source.anew and not resume:
+        # the head and the last stages are fitted on features that are computed once
+        changes.setdefault("finetune.head", False)
     chosen = None
     if recipe == "auto" and not resume:
         # enlarged images remain small ones
@@ -183,10 +191,12 @@ def train(
             display.on_message(f"recipe: {chosen}")
         if network is not None and resolved.name == "finetune" and not resume:
             warn("finetune trains all of a network of your own, with AdamW: its head is not solved, no stage is frozen")
+        if source.anew and resolved.name == "finetune" and not resume:
+            warn("finetune trains all of the network: images that are read anew have no features to solve its head on")
         for name in unused_options(resolved, changes, timed=within_seconds is not None):
             warn(f"{name} is not used: the head alone is trained. Give `epochs` or `within` to train the network too")
         began_with = folder.saved_facts()["data"]["fingerprint"] if resume else None
-        resolved, cache = open_run_cache(
+        resolved, decoded = open_run_cache(
             source,
             resolved,
             teacher=teacher,
@@ -195,11 +205,11 @@ def train(
             quiet=quiet,
             fingerprint=began_with,
         )
-        if cache.audit.quarantined:
+        if decoded.audit.quarantined:
             # not before: it names the file, and a run that is refused leaves none
-            folder.when_begun.append(partial(write_left_out, cache.audit, folder.path / "left_out.csv"))
-        if "data.val_fraction" in changes and "val" in cache.splits:
-            num_val = len(cache.splits["val"].labels_N)
+            folder.when_begun.append(partial(write_left_out, decoded.audit, folder.path / "left_out.csv"))
+        if "data.val_fraction" in changes and "val" in decoded.splits:
+            num_val = len(decoded.splits["val"].labels_N)
             warn(f"val_fraction is not used: the data has a validation split, of {num_val:,} images")
         # before other imports of torch: two threads that import it at once could see partial modules
         importing.join()
@@ -211,7 +221,7 @@ def train(
             return run_training(
                 folder,
                 resolved,
-                cache,
+                decoded,
                 source_name=source.name,
                 data_facts=facts,
                 budget=Budget(within_seconds=within_seconds, target=target, planned=planned),
@@ -294,7 +304,12 @@ def _resolved(source: DataSource, recipe: str | Path | Recipe, changes: dict[str
     """The recipe with the changes applied and everything about the data resolved."""
     facts = _at_size(facts, changes)
     resolved = resolve_recipe(recipe, facts)
-    return with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
+    resolved, lines = adapted_to_raw(
+        with_sizes(override(resolved, with_implied(resolved, changes)), facts.side, source)
+    )
+    for line in lines:
+        warn(line)
+    return resolved
 
 
 def _at_size(facts: DataFacts, changes: Mapping[str, Any]) -> DataFacts:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vivace.cachedir import default_cache_dir
+from vivace.config import override
 from vivace.data.audit import Audit, Finding
 from vivace.data.caching.cache import audit_source, open_cache
 from vivace.data.config import DataConfig
@@ -16,9 +17,10 @@ from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
-from vivace.errors import DataError
+from vivace.errors import ConfigError, DataError
 from vivace.notices import collected_warnings
-from vivace.training.dataset import stored_as
+from vivace.training.dataset import as_told, stored_as
+from vivace.training.recipes.recipe import Recipe
 
 __all__ = ["DataAudit", "audit"]
 
@@ -62,6 +64,7 @@ def audit(
     data: AnyData,
     *,
     size: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
     quiet: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -69,16 +72,27 @@ def audit(
     """Look for corrupt, duplicate, leaked and suspect images. No file of the data is changed.
 
     data: as for `train`. size: side of the network's input, px; None: as `train` chooses it, which then finds the
-    images decoded. cache_dir: where decoded images are kept. quiet: what the data hold is shown on stderr only
+    images decoded. overrides: fields of a recipe's data, as for `train`, such as {"data.multi_label": True}. cache_dir:
+    where decoded images are kept. quiet: what the data hold is shown on stderr only
     if something is left out. progress is called with (images read, images in all).
-    Raises DataError if the data can't be opened or the cache can't be written.
+    Raises DataError if the data can't be opened or the cache can't be written, ConfigError for an unknown field.
     """
     place = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    changes = _of_data(overrides or {})
+    data = as_told(data, override(Recipe(), changes), changes, None)
     source = open_source(data, cache_dir=place, progress=progress)
     report(source, DataConfig().val_fraction, quiet=quiet)
-    preprocess = stored_as(source, size=size)
+    preprocess = stored_as(source, size=size, changes=changes)
     found = audit_source(source, preprocess, cache_dir=place, progress=progress)
     return DataAudit(data=source.name, audit=found, refusal=_refusal(source, preprocess, place))
+
+
+def _of_data(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides. Raises ConfigError for a field of another section, which says nothing about images."""
+    for name in overrides:
+        if not name.startswith("data."):
+            raise ConfigError(f"the field says nothing about images: got {name!r}. Give fields of data: data.fit=pad.")
+    return dict(overrides)
 
 
 def _refusal(source: DataSource, preprocess: Preprocess, cache_dir: Path) -> str | None:

@@ -1,8 +1,9 @@
 """`Augment` composes the batched augmentations of an `AugmentConfig`, on the device of the images.
 
-images_BCHW are uint8 or float32 on the 0..255 scale. Outputs have the same dtype (only mixup and an augmentation of the
-user's give float32) and channels_last strides. All random numbers come from the given generator, drawn for the whole
-batch at once.
+images_BCHW are uint8 or float32 on the 0..255 scale; images that are kept as they are (`decoding.raw`) are float32 or
+uint8 on their own scale, and what knows only colours of 8 bits is left out of their recipes. Outputs have the same
+dtype (only mixup and an augmentation of the user's give float32) and channels_last strides. All random numbers come
+from the given generator, drawn for the whole batch at once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Augment:
     """Applies an AugmentConfig: images at the stored size → images at the network's size, and targets.
 
     Raises ConfigError if `translate` is not below `size`, since reflection padding is limited by the image, or if
-    `start_size` is above `size`. own: an augmentation of the user's, which comes before mixup and cutmix.
+    `start_size` is above `size`. own: an augmentation of the user's, which comes before mixup and cutmix. fill: the
+    value of blanked pixels, [C]; None: 128.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class Augment:
         num_classes: int,
         seed: int = 0,
         own: OwnAugmentation | None = None,
+        fill: Tensor | None = None,
     ) -> None:
         check_range("augment.translate", config.translate, 0, size - 1)
         check_range("augment.start_size", config.start_size, 8, size)
         self.config, self.size, self.num_classes, self.seed, self.own = config, size, num_classes, seed, own
+        self.fill_C = fill
         self.label_sets_MK: Tensor | None = None
         """float32, where labels are the numbers of its rows; None: labels are classes."""
 
@@ -76,7 +80,7 @@ class Augment:
         if config.cutout:
             # the same fraction of the image at every size
             side = max(1, round(config.cutout * images_BCHW.shape[-1] / self.size))
-            images_BCHW = cutout(images_BCHW, side, generator)
+            images_BCHW = cutout(images_BCHW, side, generator, self.fill_C)
         if self.own is not None:
             images_BCHW = self.own(images_BCHW, generator)
         if config.mixup or config.cutmix:
@@ -165,8 +169,10 @@ def random_crop(
     return crop(images_BCHW, tops_B, lefts_B, size, flips_B)
 
 
-def cutout(images_BCHW: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def cutout(images_BCHW: Tensor, side: int, generator: torch.Generator, fill_C: Tensor | None = None) -> Tensor:
     """Blank a square of `side` px in each image; its centre is uniform, and it is clipped at the border.
+
+    fill_C: the value of blanked pixels; None: CUTOUT_VALUE.
 
     Source: arXiv:1708.04552.
     """
@@ -181,5 +187,9 @@ def cutout(images_BCHW: Tensor, side: int, generator: torch.Generator) -> Tensor
     places_BSS = ((first_rows + rows_BS) * width)[:, :, None] + columns_BS[:, None, :]
     blanked = images_BCHW.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
     # writes only the blanked pixels, which is faster than a mask over all
-    blanked.view(-1, channels).index_fill_(0, places_BSS.view(-1), CUTOUT_VALUE)
+    places_P, pixels_PC = places_BSS.view(-1), blanked.view(-1, channels)
+    if fill_C is None:
+        pixels_PC.index_fill_(0, places_P, CUTOUT_VALUE)
+    else:
+        pixels_PC.index_copy_(0, places_P, fill_C.to(pixels_PC).expand(len(places_P), channels))
     return blanked.permute(0, 3, 1, 2)

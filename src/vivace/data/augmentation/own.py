@@ -85,8 +85,13 @@ class OwnAugmentation:
         if given.dtype not in (torch.uint8, torch.float32):
             raise ConfigError(f"augment returned another dtype: got {_described(given)}, {wanted}. Convert it.")
         if given.dtype == torch.uint8:
+            if images_BCHW.dtype != torch.uint8:
+                raise ConfigError(f"augment returned another dtype: got {_described(given)}, {wanted}. Convert it.")
             return
         low, high = (float(value) for value in given.aminmax())
+        if images_BCHW.dtype != torch.uint8 and bool(given.isfinite().all()):
+            # images that are kept as they are have any scale
+            return
         # NaN is neither
         if not (low >= -FARTHEST and high <= FARTHEST):
             raise ConfigError(

@@ -50,7 +50,9 @@ def build(
         done += more
         progress(done, total)
 
-    _check_space(folder.parent, total * preprocess.store_size**2 * preprocess.channels)
+    _check_space(
+        folder.parent, total * preprocess.store_size**2 * preprocess.channels * np.dtype(preprocess.pixels).itemsize
+    )
     boot = boot_id()
     own = {INDEX} | {f"{name}{ending}" for name in source.splits for ending in ENDINGS}
     with atomic_folder(folder, sync=boot is None, check=lambda old: _keep_others(old, folder, own)) as temporary:
@@ -107,7 +109,7 @@ def _decode_split(
     count: Callable[[int], None],
 ) -> Decoded:
     side = preprocess.store_size
-    images = allocate(pixels, (len(split), side, side, preprocess.channels))
+    images = allocate(pixels, (len(split), side, side, preprocess.channels), preprocess.pixels)
     if split.paths is not None:
         del images
         return decode_files(split.paths, preprocess, pixels, num_workers=num_workers, kernels=kernels, progress=count)
@@ -116,7 +118,7 @@ def _decode_split(
     assert split.arrays is not None
     digests, pixel_digests = [], []
     notes: dict[int, list[str]] = {}
-    untouched = split.arrays.shape == images.shape
+    untouched = (split.arrays.shape, split.arrays.dtype) == (images.shape, images.dtype)
     for start in range(0, len(split), 1000):
         block = split.arrays[start : start + 1000]
         digests += [digest_of(array) for array in block]

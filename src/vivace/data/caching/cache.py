@@ -30,10 +30,11 @@ from vivace.data.caching.files import (
 from vivace.data.caching.index import DamagedFiles, folders_with, index_limit
 from vivace.data.caching.signature import signature_of, unlisted_images
 from vivace.data.decoding.decode import shown
+from vivace.data.decoding.raw import is_raw
 from vivace.data.layouts.badrows import audited
 from vivace.data.preprocess import Preprocess
 from vivace.data.splits import DataSource, check_source, without_lost_classes
-from vivace.data.text import first_few
+from vivace.data.text import count_of, first_few
 from vivace.errors import CacheMismatch, DataError
 from vivace.files import canonical_json
 from vivace.notices import warn
@@ -99,6 +100,7 @@ def open_cache(
     require_train if too few images remain.
     """
     check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
+    _check_kind(source, preprocess)
     source = dataclasses.replace(source, allow_leaks=allow_leaks)
     cache = _open_or_build(source, preprocess, cache_dir or default_cache_dir(), num_workers, progress, fingerprint)
     if fingerprint is not None:
@@ -129,6 +131,18 @@ def open_cache(
     for message in cache.audit.image_warnings():
         warn(message)
     return cache
+
+
+def _check_kind(source: DataSource, preprocess: Preprocess) -> None:
+    """Raise DataError if the images are known to be of another kind than those that the network sees."""
+    told, wanted = (source.pixels, source.channels), (preprocess.pixels, preprocess.channels)
+    if told != wanted and (is_raw(*told) or (preprocess.is_raw and source.given)):
+        channels = count_of(source.channels, "channel")
+        raise DataError(
+            f"the images are of another kind: {source.name} has {channels} of {source.pixels}, and "
+            f"{count_of(preprocess.channels, 'channel')} of {preprocess.pixels} are asked for. Give images as those of "
+            "training, or leave data.channels and data.pixels out."
+        )
 
 
 def audit_source(

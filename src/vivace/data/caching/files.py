@@ -1,7 +1,8 @@
 """Reads and writes the files of one cache; a damaged or incomplete cache is never used.
 
 cache.json          names, audit, signature, fingerprint, checksums of the pixels, and its own hash
-train.npy           uint8 [N, store_size, store_size, C]; its checksums are verified whenever it is opened
+train.npy           uint8 [N, store_size, store_size, C], or uint16 or float32 where images are kept as they are; its
+                    checksums are verified whenever it is opened
 train.labels.npy    int64 [N]      covered by the fingerprint
 train.digests.npy   bytes [N]      covered by the fingerprint
 
@@ -57,7 +58,7 @@ class CachedSplit:
     """The decoded images of a split, without those that the audit quarantined."""
 
     images_NHWC: Pixels
-    """uint8 [N, store_size, store_size, C], in a file; rows are read when they are indexed."""
+    """[N, store_size, store_size, C] of `Preprocess.pixels`, in a file; rows are read when they are indexed."""
     labels_N: np.ndarray
     """int64, in [0, K); of images with sets of labels in [0, M)."""
     names: tuple[str, ...]
@@ -80,9 +81,9 @@ class StoredCache:
     """bool [M, K], as of the source."""
 
 
-def allocate(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
-    """A new .npy file of uint8 zeros, mapped for writing. Raises OSError if it does not fit on the disk."""
-    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+def allocate(path: Path, shape: tuple[int, int, int, int], dtype: str = "uint8") -> np.memmap:
+    """A new .npy file of zeros, mapped for writing. Raises OSError if it does not fit on the disk."""
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     with path.open("r+b") as file:
         # writing to a sparse mapping on a full disk would kill this process by SIGBUS
         systems.reserve(file, path.stat().st_size)
@@ -90,7 +91,7 @@ def allocate(path: Path, shape: tuple[int, int, int, int]) -> np.memmap:
 
 
 def keep_rows(path: Path, kept: np.ndarray) -> None:
-    """Shorten a .npy file of uint8 to the rows `kept` (ascending), in place; block by block to save memory.
+    """Shorten a .npy file of images to the rows `kept` (ascending), in place; block by block to save memory.
 
     Does not sync: `settle`, or whoever renames the folder, does.
     """
@@ -100,11 +101,11 @@ def keep_rows(path: Path, kept: np.ndarray) -> None:
     for start in range(moved, len(kept), 1000):
         rows = kept[start : start + 1000]
         images[start : start + len(rows)] = images[rows]
-    shape, row = (len(kept), *images.shape[1:]), int(np.prod(images.shape[1:]))
-    offset = images.offset
+    shape, row = (len(kept), *images.shape[1:]), int(np.prod(images.shape[1:])) * images.dtype.itemsize
+    offset, kind = images.offset, np.lib.format.dtype_to_descr(images.dtype)
     del images
     with path.open("r+b") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
         # numpy pads the header so that the first axis may change without changing its length
         assert file.tell() == offset
         file.truncate(offset + len(kept) * row)
@@ -249,8 +250,8 @@ def _read_split(
 ) -> CachedSplit:
     pixels, names, side = folder / f"{name}.npy", index["names"][name], preprocess.store_size
     images = StoredImages(pixels)
-    if images.shape != (len(names), side, side, preprocess.channels):
-        raise DamagedFiles(f"{pixels.name} holds {images.shape}")
+    if images.shape != (len(names), side, side, preprocess.channels) or images.dtype != preprocess.pixels:
+        raise DamagedFiles(f"{pixels.name} holds {images.dtype} {images.shape}")
     changed = first_changed_block(pixels, index["checksums"][name]) if check_pixels else None
     if changed is not None:
         raise DamagedFiles(f"{pixels.name} has changed in block {changed + 1} of 4 MiB")

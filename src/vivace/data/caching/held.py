@@ -34,6 +34,7 @@ class HeldItems:
     """int64, where an image begins in the file."""
     shapes_N3: np.ndarray
     """int32, height, width and channels; of the bytes of an image file their number, 0 and 0."""
+    dtypes: tuple[str, ...]
     digests: np.ndarray
     sizes: np.ndarray
     errors: tuple[tuple[str, str] | None, ...]
@@ -48,7 +49,8 @@ class HeldItems:
             raise ImageError(error[1], problem=error[0])
         shape = self.shapes_N3[row].tolist()
         is_file = shape[1] == 0
-        count = shape[0] if is_file else shape[0] * shape[1] * shape[2]
+        dtype = np.dtype(self.dtypes[row])
+        count = shape[0] if is_file else shape[0] * shape[1] * shape[2] * dtype.itemsize
         try:
             with self.path.open("rb") as file:
                 data = systems.read_at(file.fileno(), count, int(self.offsets_N[row]))
@@ -56,7 +58,7 @@ class HeldItems:
             raise CacheDamaged(f"the images can't be read: {self.path} ({error_.strerror}). Start again.") from error_
         if len(data) != count:
             raise CacheDamaged(f"the images were cut off while they were in use: {self.path}. Start again.")
-        return data if is_file else np.frombuffer(data, np.uint8).reshape(shape)
+        return data if is_file else np.frombuffer(data, dtype).reshape(shape)
 
     def select(self, rows: np.ndarray) -> HeldItems:
         """Those at these positions, int64 [n]."""
@@ -64,6 +66,7 @@ class HeldItems:
             self,
             offsets_N=self.offsets_N[rows],
             shapes_N3=self.shapes_N3[rows],
+            dtypes=tuple(self.dtypes[row] for row in rows.tolist()),
             digests=self.digests[rows],
             sizes=self.sizes[rows],
             errors=tuple(self.errors[row] for row in rows.tolist()),
@@ -97,7 +100,7 @@ def hold(source: DataSource, folder: Path) -> DataSource:
 def _num_bytes(split: Split) -> int:
     """At least so many, for the bytes of files are not known."""
     if split.arrays is not None:
-        return int(np.prod(split.arrays.shape, dtype=np.int64))
+        return int(np.prod(split.arrays.shape, dtype=np.int64)) * split.arrays.dtype.itemsize
     if split.items is None:
         return 0
     return max(1, int(split.items.sizes.astype(np.int64).prod(1).sum()))
@@ -113,7 +116,7 @@ def _held(split: Split, stem: Path) -> Split:
 
 def _held_arrays(arrays: Arrays, path: Path) -> StoredImages:
     count, height, width, channels = arrays.shape
-    copy = allocate(path, (count, height, width, channels))
+    copy = allocate(path, (count, height, width, channels), arrays.dtype.name)
     for start in range(0, count, BLOCK):
         copy[start : start + BLOCK] = arrays[start : start + BLOCK]
     copy.flush()
@@ -125,6 +128,7 @@ def _held_items(items: Items, path: Path) -> HeldItems:
     offsets = np.zeros(len(items), dtype=np.int64)
     shapes = np.zeros((len(items), 3), dtype=np.int32)
     errors: list[tuple[str, str] | None] = []
+    dtypes = ["uint8"] * len(items)
     with path.open("wb") as file:
         for row in range(len(items)):
             offsets[row] = file.tell()
@@ -135,5 +139,7 @@ def _held_items(items: Items, path: Path) -> HeldItems:
                 continue
             errors.append(None)
             shapes[row] = (len(data), 0, 0) if isinstance(data, bytes) else data.shape
+            dtypes[row] = "uint8" if isinstance(data, bytes) else data.dtype.name
             file.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
-    return HeldItems(Path(os.path.abspath(path)), offsets, shapes, items.digests, items.sizes, tuple(errors))  # noqa: PTH100
+    place = Path(os.path.abspath(path))  # noqa: PTH100
+    return HeldItems(place, offsets, shapes, tuple(dtypes), items.digests, items.sizes, tuple(errors))

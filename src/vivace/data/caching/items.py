@@ -13,7 +13,7 @@ from vivace.data.splits import Items
 from vivace.data.workers import Decoded, digest_of, is_one_colour
 from vivace.errors import DataError, ImageError
 
-__all__ = ["decode_items"]
+__all__ = ["decode_items", "stored_item"]
 
 # images between two reports of progress
 STEP = 50
@@ -27,7 +27,7 @@ def decode_items(
     *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Decoded:
-    """Decode `items` into `images_NHWC`, uint8 [N, store_size, store_size, C], which may lie in a file.
+    """Decode `items` into `images_NHWC`, [N, store_size, store_size, C], which may lie in a file.
 
     names: of the images, for messages. progress: called with the number of newly decoded images. Raises DataError if
     memory runs out, or if an item is not what it was when it was read first.
@@ -36,7 +36,7 @@ def decode_items(
     result = Decoded(digests, pixel_digests=list(digests))
     for row, name in enumerate(names):
         try:
-            stored = _stored(items.read(row), name, preprocess)
+            stored = stored_item(items.read(row), name, preprocess)
         except ImageError as error:
             result.problems[row] = (error.problem, f"{name}: {error}")
         except MemoryError:
@@ -53,10 +53,13 @@ def decode_items(
     return result
 
 
-def _stored(data: bytes | np.ndarray, name: str, preprocess: Preprocess) -> np.ndarray:
+def stored_item(data: bytes | np.ndarray, name: str, preprocess: Preprocess) -> np.ndarray:
+    """The stored pixels of one image. Raises ImageError."""
     if isinstance(data, bytes):
         with preprocess.decoding(data) as (_, picture):
             return preprocess.store(picture, name=name)
+    if preprocess.is_raw:
+        return preprocess.store(data, name=name)
     check_size(*data.shape[1::-1], max_pixels=preprocess.max_pixels)
     with PillowGuard():
         return preprocess.store(data if data.shape[2] in (1, 3) else Image.fromarray(data), name=name)

@@ -21,6 +21,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from vivace import systems
+from vivace.data.decoding.raw import WHITE
 from vivace.errors import CacheDamaged
 from vivace.files import open_regular
 from vivace.hardware import num_cpus
@@ -29,12 +30,19 @@ __all__ = ["Pixels", "StoredImages", "checksums", "first_changed_block", "read_c
 
 # bytes of a file per checksum: CRC-32, which is over twice as fast as blake2b
 BLOCK_BYTES = 4 * 2**20
+# of pixels, in the byte order of this machine
+DTYPES = tuple(map(np.dtype, WHITE))
 # more threads are limited by memory bandwidth
 MAX_THREADS = 4
 
 
 class Pixels(Protocol):
-    """uint8 [N, H, W, C], in memory or in a file; indexing along the first axis gives numpy arrays."""
+    """[N, H, W, C], in memory or in a file; indexing along the first axis gives numpy arrays."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8; uint16 or float32 of images that are kept as they are."""
+        ...
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -50,27 +58,26 @@ class Pixels(Protocol):
 
 
 class StoredImages:
-    """uint8 [N, H, W, C] in a .npy file, read-only; indexed like an array, but only along the first axis.
+    """[N, H, W, C] of one of DTYPES in a .npy file, read-only; indexed like an array, but only along the first axis.
 
     Indexing gives copies, and raises CacheDamaged if the file was truncated or can't be read any more. The file stays
     open: another one that replaces it under the same name is ignored.
     """
 
-    dtype = np.dtype(np.uint8)
     ndim = 4
 
     def __init__(self, path: Path) -> None:
         """Raises OSError or ValueError if it is not such a file, or if its length does not match its header."""
         self._path = path.absolute()
         with open_regular(path) as file:
-            self.shape, dtype, self._offset = _header(file, path.name)
+            self.shape, self.dtype, self._offset = _header(file, path.name)
             self._descriptor = os.dup(file.fileno())
         # a plain descriptor gives no ResourceWarning; and it is not closed at exit, when threads may still read from it
         weakref.finalize(self, os.close, self._descriptor).atexit = False
-        if dtype != self.dtype or len(self.shape) != self.ndim:
-            raise ValueError(f"{path.name} holds {dtype} {self.shape}")
-        self._row_bytes = math.prod(self.shape[1:])
-        _check_size(self._descriptor, self._offset + math.prod(self.shape), path.name)
+        if self.dtype not in DTYPES or len(self.shape) != self.ndim:
+            raise ValueError(f"{path.name} holds {self.dtype} {self.shape}")
+        self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        _check_size(self._descriptor, self._offset + math.prod(self.shape) * self.dtype.itemsize, path.name)
 
     @property
     def nbytes(self) -> int:
@@ -109,7 +116,7 @@ class StoredImages:
         if positions_n.size and not -len(self) <= positions_n.min() <= positions_n.max() < len(self):
             raise IndexError(f"there are {len(self):,} images: got {positions_n.min()} to {positions_n.max()}")
         positions_n = positions_n % len(self) if positions_n.size else positions_n
-        out = np.empty((len(positions_n), *self.shape[1:]), dtype=np.uint8)
+        out = np.empty((len(positions_n), *self.shape[1:]), dtype=self.dtype)
         if out.size:
             flat = memoryview(out).cast("B")  # type: ignore[arg-type]
             # adjacent rows are read by one call

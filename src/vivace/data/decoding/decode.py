@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vivace.data.decoding.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSED_EXTENSIONS, sniff
+from vivace.data.decoding.formats import EXTENSIONS, FORMATS, HEAD_BYTES, NPY, REFUSED_EXTENSIONS, sniff
 from vivace.data.decoding.headers import Unfit
 from vivace.data.decoding.memory import READING
 from vivace.data.decoding.opening import header_size, open_picture
@@ -32,11 +32,13 @@ __all__ = [
     "check_size",
     "decode_bytes",
     "decoding",
+    "image_errors",
     "image_of",
     "load_opened",
     "mismatch",
     "read_bytes",
     "read_image",
+    "reading",
     "shown",
     "size_of",
     "sniff",
@@ -124,7 +126,7 @@ def decoding(
         with _opened(source, name, limits) as picture:
             yield source, picture
     else:
-        with _read(source) as data, _opened(data, name, limits) as picture:
+        with reading(source) as data, _opened(data, name, limits) as picture:
             yield data, picture
 
 
@@ -138,18 +140,22 @@ def decode_bytes(
 
 def mismatch(name: str, kind: str) -> bool:
     """Whether a file's extension belongs to another format than its content, which is `kind`."""
-    if name.endswith(FORMATS[kind]):
+    if name.endswith(FORMATS.get(kind, ())):
         return False
     extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 (60,000 Path objects are a second's work)
-    return extension in EXTENSIONS and extension not in FORMATS[kind] and not (kind == "JPEG" and extension == ".mpo")
+    return (
+        extension in EXTENSIONS
+        and extension not in FORMATS.get(kind, ())
+        and not (kind == "JPEG" and extension == ".mpo")
+    )
 
 
 def size_of(source: Path | str | bytes) -> tuple[int, int]:
     """(width, height) of an image file, or of its bytes, by its header, without decoding it. Raises ImageError."""
     if isinstance(source, bytes):
-        with PillowGuard(), _image_errors("the image"):
+        with PillowGuard(), image_errors("the image"):
             return header_size(source)
-    with _read(source) as data, PillowGuard(), _image_errors(str(source)):
+    with reading(source) as data, PillowGuard(), image_errors(str(source)):
         return header_size(data)
 
 
@@ -167,7 +173,7 @@ class _opened:  # noqa: N801 (a context manager; contextlib's take five times as
         self._guard = PillowGuard()
         self._guard.__enter__()
         try:
-            with _image_errors(self._name):
+            with image_errors(self._name):
                 self._open = open_picture(self._data, self._limits)
                 return self._open.__enter__()
         except BaseException:
@@ -182,7 +188,7 @@ class _opened:  # noqa: N801 (a context manager; contextlib's take five times as
             self._guard.__exit__()
 
 
-class _image_errors:  # noqa: N801 (a context manager; contextlib's take five times as long)
+class image_errors:  # noqa: N801 (a context manager; contextlib's take five times as long)
     """Turns whatever a decoder raises, except MemoryError, into an ImageError of one line."""
 
     def __init__(self, name: str) -> None:
@@ -220,14 +226,14 @@ def _reason(error: Exception) -> str:
 
 def load_opened(image: Image.Image, *, max_pixels: int) -> None:
     """Decode a lazily opened Pillow image in place. Raises ImageError as `read_image` does for its file."""
-    with _opening, PillowGuard(), _image_errors("the image"):
+    with _opening, PillowGuard(), image_errors("the image"):
         Limits(max_pixels).check(image.size)
         image.load()
 
 
 def check_size(width: int, height: int, *, max_pixels: int) -> None:
     """Raise ImageError if an image of this size is refused: bomb, too_small, extreme_aspect."""
-    with _image_errors("the image"):
+    with image_errors("the image"):
         Limits(max_pixels).check((width, height))
 
 
@@ -238,12 +244,12 @@ def image_of(pixels: np.ndarray) -> Image.Image:
 
 def read_bytes(path: Path | str) -> bytes:
     """The bytes of a regular file. Raises ImageError: unreadable, or bomb if it is larger than an image may be."""
-    with _read(path) as data:
+    with reading(path) as data:
         return data
 
 
 @contextlib.contextmanager
-def _read(path: Path | str) -> Iterator[bytes]:
+def reading(path: Path | str) -> Iterator[bytes]:
     """A context with the bytes of a file, which holds the memory for them; only the first ones if it is no image."""
     try:
         # without O_NONBLOCK opening a named pipe would block until somebody writes to it
@@ -272,7 +278,7 @@ def _read(path: Path | str) -> Iterator[bytes]:
                 # only if it is an image
                 small = facts.st_size < SMALL_FILE
                 data = os.read(descriptor, facts.st_size + 1 if small else HEAD_BYTES)
-                if len(data) != facts.st_size and sniff(data[:HEAD_BYTES]):
+                if len(data) != facts.st_size and (sniff(data[:HEAD_BYTES]) or data.startswith(NPY)):
                     data += io.FileIO(descriptor, closefd=False).readall()
             except OSError as error:
                 raise _unreadable(path, error) from None

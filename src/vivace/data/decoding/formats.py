@@ -5,7 +5,16 @@ This is an allow-list: Pillow would pass EPS to Ghostscript, for example.
 
 from __future__ import annotations
 
-__all__ = ["EXTENSIONS", "FORMATS", "HEAD_BYTES", "REFUSED_EXTENSIONS", "SUPPORTED", "sniff", "unsupported_format"]
+__all__ = [
+    "EXTENSIONS",
+    "FORMATS",
+    "HEAD_BYTES",
+    "NPY",
+    "REFUSED_EXTENSIONS",
+    "SUPPORTED",
+    "sniff",
+    "unsupported_format",
+]
 
 # Pillow's name of a format → extensions
 FORMATS = {
@@ -28,6 +37,8 @@ EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extensio
 REFUSED_EXTENSIONS = frozenset(
     (".eps", ".ps", ".pdf", ".fits", ".fit", ".svg", ".wmf", ".emf", ".psd", ".hdf5", ".h5", ".dcm", ".raw", ".dng")
 )
+# NumPy's own format, of pixels that are kept as they are
+NPY = b"\x93NUMPY"
 # bytes of a file that `sniff` needs: the brands of a HEIC or AVIF file are in its first box
 HEAD_BYTES = 64
 

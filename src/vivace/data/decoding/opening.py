@@ -35,6 +35,7 @@ from vivace.data.decoding.picture import (
     turned,
 )
 from vivace.data.decoding.ppm import decode_ppm, read_ppm_header
+from vivace.data.decoding.raw_tiff import how_to_keep, raw_shape_of, sample_format
 from vivace.data.decoding.tones import Depth
 
 __all__ = ["header_size", "open_picture"]
@@ -73,6 +74,8 @@ def header_size(data: bytes) -> tuple[int, int]:
         return check_gif(data)
     if kind is None:
         raise _unidentified(data)
+    if (raw := raw_shape_of(data)) is not None:
+        return raw[1], raw[0]
     CHECKS.get(kind, lambda data: None)(data)
     if kind == "HEIF":
         image: Image.Image = _heif_plugin()(io.BytesIO(data))
@@ -260,14 +263,9 @@ def _tiff(data: bytes, limits: Limits) -> Iterator[Picture]:
         bits = int(header.number(258, 1))
         raise Unfit(
             f"the colours can't be converted: NAME has {samples} channel{'s' * (samples > 1)} of {bits} bits "
-            f"({_sample_format(header)}). Save it as grey or RGB of 8 or 16 bits.",
+            f"({sample_format(header)}). Save it as grey or RGB of 8 or 16 bits{how_to_keep(data)}.",
             "not_convertible",
         ) from None
-
-
-def _sample_format(header: Tiff) -> str:
-    known = {1: "unsigned", 2: "signed", 3: "float"}
-    return known.get(int(header.number(339, 1)), "complex or unknown")
 
 
 def _depth_of(header: Tiff) -> Depth:

@@ -24,6 +24,7 @@ __all__ = [
     "load_picture",
     "orientation_of",
     "raw_mode",
+    "read_as",
     "turned",
 ]
 
@@ -142,14 +143,14 @@ def load_picture(
     several = getattr(image, "is_animated", False) if kind in ("WEBP", "AVIF") else False
     white = None
     if raw == GREY_ALPHA:
-        _read_as(image, "RGBA")
+        read_as(image, "RGBA")
     image.load()
     orientation = orientation_of(image)
     if raw == GREY_ALPHA:
         image, white = grey_alpha(image)
     elif raw in OTHER_BYTE and again is not None and _is_low(image, depth):
         lower = again()
-        _read_as(lower, OTHER_BYTE[raw])
+        read_as(lower, OTHER_BYTE[raw])
         lower.load()
         image, white = combined(image, lower, depth.white)
         del lower
@@ -166,7 +167,7 @@ def raw_mode(image: Image.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
-def _read_as(image: Image.Image, raw: str) -> None:
+def read_as(image: Image.Image, raw: str) -> None:
     """Make Pillow read the bytes of an image that is not decoded yet in another raw mode of the same width."""
 
     def changed(arguments: Any) -> Any:

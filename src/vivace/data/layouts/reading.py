@@ -22,7 +22,7 @@ from vivace.data.layouts.tables import open_table
 from vivace.data.text import count_of, first_few, shortened
 from vivace.errors import DataError
 
-__all__ = ["ONE_CLASS", "Reading", "hot_of", "listed", "look_at", "normalized", "reading_of", "set_in"]
+__all__ = ["ONE_CLASS", "Reading", "Seen", "hot_of", "listed", "look_at", "normalized", "reading_of", "set_in"]
 
 SEPARATORS = (";", "|")
 # of the rows with separators, the fraction whose parts must all be in other cells too

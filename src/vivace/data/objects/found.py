@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vivace.data.labelsets import names_in
 from vivace.data.layouts.badrows import Unusable
+from vivace.data.objects.pixels import Kind
 from vivace.data.splits import Arrays, Items
 
 __all__ = ["Found", "in_order"]
@@ -16,7 +18,7 @@ class Found:
     """Labelled images of one split; one of `paths`, `arrays` and `items` is given."""
 
     labels: list[str]
-    """The class name of each image."""
+    """The class name of each image, or a LabelSet."""
     order: tuple[str, ...]
     """All of its classes in their order, also those without an image."""
     names: list[str] = field(default_factory=list)
@@ -26,6 +28,8 @@ class Found:
     items: Items | None = None
     is_grey: bool = False
     """All images are known to have one channel."""
+    kind: Kind = None
+    """(channels, dtype) of images that are kept as they are."""
     notes: list[str] = field(default_factory=list)
     bad: list[Unusable] = field(default_factory=list)
 
@@ -34,4 +38,5 @@ def in_order(labels: Sequence[str], classes: tuple[str, ...] | None, *, numbers:
     """The order of classes: that of `classes` if there is one, else by number or name. numbers: names are numbers."""
     if classes is not None:
         return classes
-    return tuple(sorted(set(labels), key=(lambda name: (int(name), name)) if numbers else (lambda name: (0, name))))
+    names = {name for label in labels for name in names_in(label)}
+    return tuple(sorted(names, key=(lambda name: (int(name), name)) if numbers else (lambda name: (0, name))))

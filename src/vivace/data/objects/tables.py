@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vivace.data.labelsets import names_in
 from vivace.data.layouts.assemble import Items
 from vivace.data.layouts.badrows import Unusable
 from vivace.data.layouts.columns import Columns, choose_columns
 from vivace.data.layouts.finding import Finder
 from vivace.data.layouts.manifests import RowReader
-from vivace.data.objects.found import Found
+from vivace.data.layouts.reading import Reading, Seen, reading_of
+from vivace.data.objects.found import Found, in_order
 from vivace.data.objects.items import Progress, check_same_twice, raised_by, read_all
 from vivace.data.objects.kinds import is_made_by, name_of
 from vivace.data.objects.labels import class_names
@@ -39,6 +43,10 @@ class _Table:
     """The image of a row."""
     is_missing: Sequence[bool]
     notes: list[str] = field(default_factory=list)
+    pixels: str | None = None
+    """As of `Data`."""
+    anew: bool = False
+    """Images are random."""
     order: tuple[str, ...] | None = None
     """All classes, in their order; None: by name, as in a manifest."""
 
@@ -63,8 +71,10 @@ def open_frame(frame: Any, data: Data, split: str, progress: Progress) -> dict[s
         image=images.__getitem__,
         is_missing=[image is None for image in images],
         notes=list(columns.notes),
+        pixels=data.pixels,
+        anew=data.cache is False,
     )
-    return _found(table, split, progress)
+    return _found(table, split, progress, data.multi_label)
 
 
 def _cells(frame: Any, number: int) -> list[Any]:
@@ -72,8 +82,14 @@ def _cells(frame: Any, number: int) -> list[Any]:
     if is_made_by(frame, "pandas", "DataFrame"):
         column = frame.iloc[:, number]
         pairs = zip(column.tolist(), column.isna().tolist(), strict=True)
-        return [None if is_missing else value for value, is_missing in pairs]
-    return list(frame.to_series(number).to_list())
+        return [None if is_missing else _listed(value) for value, is_missing in pairs]
+    return [_listed(value) for value in frame.to_series(number).to_list()]
+
+
+def _listed(value: Any) -> Any:
+    # labels in an array, as parquet gives them to pandas; arrays of images have more axes
+    is_vector = isinstance(value, np.ndarray) and value.ndim == 1
+    return value.tolist() if is_vector else value
 
 
 def _files(images: Iterable[Any]) -> list[str | None] | None:
@@ -98,7 +114,9 @@ def open_huggingface(dataset: Any, data: Data, split: str, progress: Progress) -
     features, notes = dataset.features, list[str]()
     kinds = {column: type(features[column]).__name__ for column in names}
     image_column = data.image_column or next((column for column in names if kinds[column] == "Image"), None)
-    labelled = [column for column in names if kinds[column] == "ClassLabel"]
+    # of a list of classes, what it is a list of
+    inner = {column: getattr(features[column], "feature", features[column]) for column in names}
+    labelled = [column for column in names if type(inner[column]).__name__ == "ClassLabel"]
     label_column = data.label_column or (labelled[0] if len(labelled) == 1 else None)
     columns = choose_columns(names, {}, name, image_column=image_column, label_column=label_column)
     if columns.label is None:
@@ -109,7 +127,7 @@ def open_huggingface(dataset: Any, data: Data, split: str, progress: Progress) -
     # Python's own values, of the columns as they are stored
     plain = dataset.with_format(None)
     labels = list(plain.select_columns([columns.label])[columns.label])
-    order = class_names(getattr(features[columns.label], "names", None), notes)
+    order = class_names(getattr(inner[columns.label], "names", None), notes)
     if order is not None:
         labels = [_class_of(label, order) for label in labels]
     plain = plain.select_columns([columns.image])
@@ -124,13 +142,17 @@ def open_huggingface(dataset: Any, data: Data, split: str, progress: Progress) -
         image=lambda row: plain[row][columns.image],
         is_missing=[False] * len(labels),
         notes=notes,
+        pixels=data.pixels,
+        anew=data.cache is False,
         order=order,
     )
-    return _found(table, split, progress)
+    return _found(table, split, progress, data.multi_label)
 
 
 def _class_of(label: Any, names: tuple[str, ...]) -> Any:
     # test splits of competitions have -1 in place of a class
+    if isinstance(label, list | tuple):
+        return [names[one] for one in label]
     return None if label is None or (isinstance(label, int) and label < 0) else names[label]
 
 
@@ -146,19 +168,20 @@ def _files_of_rows(dataset: Any, column: str) -> list[str | None] | None:
     return files
 
 
-def _found(table: _Table, split: str, progress: Progress) -> dict[str, Found]:
+def _found(table: _Table, split: str, progress: Progress, multi_label: bool | None) -> dict[str, Found]:
     """Split → its images, sorted by file or in the order of the rows."""
     name, files = table.name, table.files
     # only its name is shown, and files are looked up nowhere but where they are said to be
     finder = Finder(Path.cwd() / name, inside_only=False, follow_links=True)
     find = finder.find if files is not None else lambda cell, where: cell
-    reader = RowReader(Path(name), split, find, unit="row")
     rest = [column for column in table.columns.all if column != table.columns.image]
+    reading = _reading(table, multi_label)
+    reader = RowReader(Path(name), split, find, unit="row", reading=reading)
     for row, is_missing in enumerate(table.is_missing):
         image = files[row] if files is not None else None if is_missing else f"{row:012d}"
         reader.add(table.columns, {table.columns.image: image, **{one: table.cells[one][row] for one in rest}}, row)
     groups, bad = reader.items(), _without_lines(reader.bad())
-    notes = [*table.notes, *finder.notes(), *reader.notes()]
+    notes = [*table.notes, *reading.notes, *finder.notes(), *reader.notes()]
     if not groups and not bad:
         # test images of a competition, which a note counts
         return {split: Found(labels=[], order=(), paths=[], notes=notes)}
@@ -170,6 +193,15 @@ def _found(table: _Table, split: str, progress: Progress) -> dict[str, Found]:
     return found
 
 
+def _reading(table: _Table, multi_label: bool | None) -> Reading:
+    """How the labels are read, by all of them."""
+    columns, seen = table.columns, Seen()
+    names = list(columns.one_hot) if columns.label is None else [columns.label]
+    for row in range(len(table.is_missing)):
+        seen.add(columns, {name: table.cells[name][row] for name in names})
+    return reading_of(seen, multi_label)
+
+
 def _without_lines(bad: list[Unusable]) -> list[Unusable]:
     # rows are counted from 0, lines of a file from 1: what the audit says of lines would mislead
     return [Unusable(row._replace(lines=()), labels) for row, labels in bad]
@@ -177,7 +209,7 @@ def _without_lines(bad: list[Unusable]) -> list[Unusable]:
 
 def _split(table: _Table, split: str, rows: Items, progress: Progress) -> Found:
     labels = [label for _, label in rows]
-    order = tuple(sorted(set(labels))) if table.order is None else table.order
+    order = in_order(labels, table.order, numbers=False)
     if table.files is not None:
         return Found(labels=labels, order=order, paths=[file for file, _ in rows])
     label_of = {int(key): label for key, label in rows}
@@ -191,12 +223,12 @@ def _split(table: _Table, split: str, rows: Items, progress: Progress) -> Found:
             raise raised_by(error) from error
 
     notes: list[str] = []
-    check_same_twice(pair, list(label_of), table.name)
-    read = read_all(pair, list(label_of), table.name, progress, notes)
+    check_same_twice(pair, list(label_of), table.name, table.pixels, anew=table.anew)
+    read = read_all(pair, list(label_of), table.name, progress, notes, table.pixels, anew=table.anew)
     bad = [
         Unusable(
             BadRow(split, f"{split}/{row:06d}", "raised", (), f"{table.name}, row {row}: {error}"),
-            frozenset([label_of[row]]),
+            frozenset(names_in(label_of[row])),
         )
         for row, error in read.raised.items()
     ]
@@ -206,6 +238,7 @@ def _split(table: _Table, split: str, rows: Items, progress: Progress) -> Found:
         names=[f"{split}/{row:06d}" for row in read.items.positions_N.tolist()],
         items=read.items,
         is_grey=read.is_grey,
+        kind=read.kind,
         notes=notes,
         bad=bad,
     )

@@ -14,6 +14,8 @@ from vivace.data.objects.found import Found, in_order
 from vivace.data.objects.items import Pair, Progress, Raised, check_same_twice, raised_by, read_all
 from vivace.data.objects.kinds import name_of
 from vivace.data.objects.labels import class_names, label_of, names_of
+from vivace.data.objects.several import given_label, named
+from vivace.data.place import Data
 from vivace.data.splits import BadRow
 from vivace.data.text import first_few
 from vivace.errors import DataError
@@ -34,11 +36,11 @@ class _Flat(NamedTuple):
     """int64, its position in the part."""
 
 
-def open_dataset(dataset: Any, split: str, progress: Progress) -> Found:
+def open_dataset(dataset: Any, split: str, progress: Progress, data: Data) -> Found:
     """What a data set holds. Files of an ImageFolder without transforms are read as those of a folder are.
 
     Items for which it raises an exception are bad images. Raises DataError for items that are no pair of image and
-    label, for random transforms, and for what `labels` refuses.
+    label, for random transforms, and for what `labels` refuses. data: the options.
     """
     name, notes = name_of(dataset), list[str]()
     flat = _flat(dataset, name)
@@ -47,22 +49,27 @@ def open_dataset(dataset: Any, split: str, progress: Progress) -> Found:
     classes = [_classes_of(part, notes) for part in flat.parts]
     if all(_is_plain_folder(part) for part in flat.parts):
         return _of_files(flat, classes, name, notes)
-    pair = _pair_of(flat, name)
+    pair, pixels = _pair_of(flat, name, data.multi_label), data.pixels
     positions = range(len(flat.index_N))
-    check_same_twice(pair, positions, name)
-    read = read_all(pair, positions, name, progress, notes)
+    check_same_twice(pair, positions, name, pixels, anew=data.cache is False)
+    read = read_all(pair, positions, name, progress, notes, pixels, anew=data.cache is False)
     part_n = flat.part_N[read.items.positions_N]
     labels = [""] * len(read.labels)
+    numbers = True
     for number, known in enumerate(classes):
         own = np.flatnonzero(part_n == number).tolist()
-        for row, label in zip(own, names_of([read.labels[row] for row in own], known, name), strict=True):
+        given = [read.labels[row] for row in own]
+        found = named(given, known, name, notes, multi_label=data.multi_label)
+        numbers = numbers and found.are_numbers
+        for row, label in zip(own, found.labels, strict=True):
             labels[row] = label
     return Found(
         labels=labels,
-        order=_order(labels, classes, numbers=all(isinstance(label, int) for label in read.labels)),
+        order=_order(labels, classes, numbers=numbers),
         names=[f"{split}/{position:06d}" for position in read.items.positions_N.tolist()],
         items=read.items,
         is_grey=read.is_grey,
+        kind=read.kind,
         notes=notes,
         bad=[_bad(split, position, name, error) for position, error in read.raised.items()],
     )
@@ -143,7 +150,7 @@ def _of_files(flat: _Flat, classes: list[tuple[str, ...] | None], name: str, not
     return Found(labels=labels, order=_order(labels, classes, numbers=False), paths=paths, notes=notes)
 
 
-def _pair_of(flat: _Flat, name: str) -> Pair:
+def _pair_of(flat: _Flat, name: str, multi_label: bool | None) -> Pair:
     def pair(position: int) -> tuple[Any, Any]:
         part = flat.parts[flat.part_N[position]]
         try:
@@ -156,7 +163,7 @@ def _pair_of(flat: _Flat, name: str) -> Pair:
         where = f"item {position} of {name}"
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"{where} is no pair: got {_told(item)}. Return (image, label) from __getitem__.")
-        return item[0], label_of(item[1], where)
+        return item[0], given_label(item[1], where, multi_label)
 
     return pair
 

@@ -1,10 +1,10 @@
 """vivace export --to deploy: a folder that classifies images without torch and without vivace.
 
-model.onnx, or model.xml and model.bin      raw uint8 pixels in, probabilities out
+model.onnx, or model.xml and model.bin      raw pixels in, probabilities out
 model.json                                  classes, preprocessing, metrics, parity, the SHA-256 of the files
 classifier.py, manifest.py, pixels.py, image_decoder/    the loader: numpy, Pillow and the runtime
 golden/, selftest.py                        images with their answers, and the program that compares
-cpp/, js/                                   examples for ONNX Runtime
+cpp/, js/                                   examples for ONNX Runtime, of pictures of 8 bits
 README.md, requirements.txt
 """
 
@@ -49,6 +49,11 @@ PROGRAMS = ("classifier.py", "manifest.py", "pixels.py", "selftest.py")
 # what turns bytes into pixels in training: it imports numpy and Pillow only, and is copied as it is
 DECODER = "image_decoder"
 SELFTEST_SECONDS = 300
+# of images that are kept as they are, for the folder's README
+KEPT = (
+    "\nThese images are kept as they are: {channels} channels of {pixels}, in TIFF, PNG or .npy, or arrays [H, W, "
+    "{channels}] or [{channels}, H, W] in Python. They are only cut and resized.\n"
+)
 
 
 def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None) -> Parity | None:
@@ -91,7 +96,7 @@ def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir:
             where=_where(info.runtime),
         )
         copy_decoder(folder)
-        for name in (*PROGRAMS, *_deployment(info.runtime).examples):
+        for name in (*PROGRAMS, *_examples(bundle)):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(TEMPLATES / name, folder / name)
         (folder / "classes.txt").write_text("".join(f"{_one_line(name)}\n" for name in info.classes), "utf-8")
@@ -135,7 +140,7 @@ def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], t
         "runtime": info.runtime,
         "precision": info.precision,
         "settings": dict(row.settings.get(info.precision, {})),
-        "input": {"name": tensors[0], "dtype": "uint8", "shape": ["N", size, size, channels]},
+        "input": {"name": tensors[0], "dtype": bundle.preprocess.dtype, "shape": ["N", size, size, channels]},
         "output": {"name": tensors[1], "dtype": "float32", "shape": ["N", len(info.classes)]},
         "metrics": told["metrics"],
         "parity": certificate,
@@ -143,7 +148,7 @@ def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], t
         "made_with": {"vivace": metadata.version("vivace"), **_where(info.runtime)},
         "files": _facts(folder, names),
         # there to be changed: the folder's own test does not ask for them, and a changed one is not replaced
-        "editable": _facts(folder, ["README.md", *_deployment(info.runtime).examples]),
+        "editable": _facts(folder, ["README.md", *_examples(bundle)]),
     }
     write_json(folder / MANIFEST, seal(manifest))
 
@@ -161,6 +166,11 @@ def _deployment(runtime: str) -> Deployment:
     found = RUNTIMES[runtime].deployment
     assert found is not None
     return found
+
+
+def _examples(bundle: Bundle) -> tuple[str, ...]:
+    # the examples in other languages read pixels of 8 bits, grey or RGB
+    return () if bundle.preprocess.is_raw else _deployment(bundle.info.runtime).examples
 
 
 def _requirements(runtime: str) -> str:
@@ -202,7 +212,7 @@ def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) 
     origin = "images of the data set: pass the folder on only if you may pass them on"
     if goldens[0].label is None:
         origin = "generated, since no data was given when the folder was made"
-    names = ["README.md", *_deployment(info.runtime).readmes]
+    names = ["README.md", *(_deployment(info.runtime).readmes if _examples(bundle) else ())]
     text = "\n".join((TEMPLATES / name).read_text("utf-8") for name in names)
     size, channels = info.preprocess.size, info.preprocess.channels
     return string.Template(text).substitute(
@@ -213,6 +223,8 @@ def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) 
         graph=RUNTIMES[info.runtime].graph_files[0],
         runtime=RUNTIMES[info.runtime].label,
         precision=info.precision,
+        dtype=info.preprocess.dtype,
+        kept=KEPT.format(channels=channels, pixels=info.preprocess.pixels) if info.preprocess.is_raw else "",
         accuracy=accuracy,
         agreement=agreement,
         origin=origin,

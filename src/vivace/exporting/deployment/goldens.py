@@ -45,19 +45,36 @@ class Golden:
 def choose_goldens(bundle: Bundle, data: AnyData | None, *, cache_dir: Path | None = None) -> list[Golden]:
     """Up to 16 images of the test split of `data`, else val, else all, of every class as many as of the others.
 
-    Files are copied as they are; other images are encoded as PNG. Without data they are generated.
+    Files are copied as they are; other images are encoded as PNG, or as .npy if that would change them. Without data
+    they are generated.
     """
     if data is None:
         images_NHWC, name = parity_images(bundle, None)
         return [
-            Golden(data=_png(pixels), extension=".png", label=None, source=name) for pixels in images_NHWC[:NUM_GOLDENS]
+            Golden(data=data, extension=extension, label=None, source=name)
+            for data, extension in (_encoded(_as_given(image, bundle), bundle) for image in images_NHWC[:NUM_GOLDENS])
         ]
     source, split_name, cached = open_split(bundle, data, cache_dir=cache_dir, on_bad_image="skip")
     split = source.splits[split_name]
     places = {name: place for place, name in enumerate(split.names)}
     # of the cache: images that the audit left out are not among them
     rows = np.array([places[name] for name in cached.names], dtype=np.int64)
-    return [_golden(split, row, source.group_names) for row in _evenly(split, rows)]
+    return [_golden(split, row, source.group_names, bundle) for row in _evenly(split, rows)]
+
+
+def _as_given(pixels: np.ndarray, bundle: Bundle) -> np.ndarray:
+    """Pixels as the network sees them, in the dtype in which images are given."""
+    return pixels.astype(bundle.preprocess.pixels)
+
+
+def _encoded(pixels: np.ndarray, bundle: Bundle) -> tuple[bytes, str]:
+    """(a file that gives these very pixels, its extension)."""
+    buffer = io.BytesIO()
+    if bundle.preprocess.is_raw:
+        np.save(buffer, pixels, allow_pickle=False)
+        return buffer.getvalue(), ".npy"
+    image_of(pixels).save(buffer, "PNG")
+    return buffer.getvalue(), ".png"
 
 
 def _evenly(split: Split, rows: np.ndarray) -> list[int]:
@@ -81,7 +98,7 @@ def _size(path: str) -> int:
     return Path(path).stat().st_size
 
 
-def _golden(split: Split, row: int, classes: Sequence[str]) -> Golden:
+def _golden(split: Split, row: int, classes: Sequence[str], bundle: Bundle) -> Golden:
     label = classes[split.labels[row]]
     if split.paths is not None:
         path = Path(split.paths[row])
@@ -89,18 +106,14 @@ def _golden(split: Split, row: int, classes: Sequence[str]) -> Golden:
     if split.items is not None:
         data = split.items.read(row)
         if not isinstance(data, bytes):
-            return Golden(data=_png(data), extension=".png", label=label, source=split.names[row])
+            file, extension = _encoded(data, bundle)
+            return Golden(data=file, extension=extension, label=label, source=split.names[row])
         # it was decoded, so its format is known
         extension = FORMATS[sniff(data[:HEAD_BYTES]) or "PNG"][0]
         return Golden(data=data, extension=extension, label=label, source=split.names[row])
     assert split.arrays is not None
-    return Golden(data=_png(split.arrays[row]), extension=".png", label=label, source=split.names[row])
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    image_of(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    file, extension = _encoded(split.arrays[row], bundle)
+    return Golden(data=file, extension=extension, label=label, source=split.names[row])
 
 
 def write_goldens(
@@ -115,6 +128,8 @@ def write_goldens(
 ) -> None:
     """Write the images, their pixels as the network sees them (NN.u8), the answers (NN.f32), and golden.json.
 
+    Pixels of float32 are in NN.pixels.f32, little-endian.
+
     deployed_NK: of the variant that is deployed; .f32 holds them, float32, little-endian. where: on which machine.
     """
     folder.mkdir()
@@ -126,12 +141,13 @@ def write_goldens(
         slug = re.sub(r"[^A-Za-z0-9]+", "-", golden.label or golden.source).strip("-")
         file = f"{name}-{slug}{golden.extension}"
         (folder / file).write_bytes(golden.data)
-        (folder / f"{name}.u8").write_bytes(pixels.tobytes())
+        seen = f"{name}.u8" if pixels.dtype == np.uint8 else f"{name}.pixels.f32"
+        (folder / seen).write_bytes(pixels.astype(pixels.dtype.newbyteorder("<")).tobytes())
         (folder / f"{name}.f32").write_bytes(deployed_K.astype("<f4").tobytes())
         rows.append(
             {
                 "file": file,
-                "pixels": f"{name}.u8",
+                "pixels": seen,
                 "probs": f"{name}.f32",
                 "label": golden.label,
                 "source": golden.source,

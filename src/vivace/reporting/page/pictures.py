@@ -13,6 +13,7 @@ from PIL import Image
 from vivace.metrics.measured import Measured, confused_pairs, worst_labels, worst_mistakes
 from vivace.reporting.page.facts import Picture
 from vivace.reporting.page.reading import clean
+from vivace.reporting.pixels import shown_pixels
 
 __all__ = ["Chosen", "choose", "choose_of_sets", "pictures"]
 
@@ -93,6 +94,7 @@ def pictures(measured: Measured, told: Iterable[tuple[int, str, str, float]], sp
 
 def _webp(image_HWC: np.ndarray) -> tuple[str, int, int, bool]:
     """(data URI, width, height, whether it is small)."""
+    image_HWC = shown_pixels(image_HWC)
     picture = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
     crisp = max(picture.size) <= MAX_CRISP
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)

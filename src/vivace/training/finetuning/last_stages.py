@@ -85,14 +85,17 @@ class LastStages:
             size=session.data.preprocess.size,
             num_classes=session.num_classes,
             own=session.own_augmentation,
+            fill=session.augment.fill_C,
         )
+        is_bytes = session.data.preprocess.dtype == "uint8"
         generator = torch.Generator().manual_seed(session.recipe.seed * 1000 + number)
 
         def crop(stored_NHWC: np.ndarray) -> np.ndarray:
-            images = torch.from_numpy(np.array(stored_NHWC)).permute(0, 3, 1, 2)
+            stored = np.array(stored_NHWC, dtype=session.data.preprocess.dtype)
+            images = torch.from_numpy(stored).permute(0, 3, 1, 2)
             blank = torch.zeros(len(images), dtype=torch.int64)
             seen, _ = augment(images, blank, blank, times_seen=0, generator=generator)
-            if seen.is_floating_point():
+            if seen.is_floating_point() and is_bytes:
                 # from an augmentation of the user's
                 seen = seen.round().clamp(0, 255).to(torch.uint8)
             pixels: np.ndarray = seen.permute(0, 2, 3, 1).contiguous().numpy()

@@ -14,7 +14,7 @@ __all__ = ["resume_call", "says_how_to_resume"]
 # how the parts of a training say it, which know neither the data's name nor the folder of the run
 SHORT = "`resume=True`"
 # options of Data that the run's recipe has
-SAVED = ("multi_label",)
+SAVED = ("multi_label", "pixels")
 
 
 def resume_call(data: AnyData, run: Path, network: str | None = None) -> str:
@@ -33,7 +33,7 @@ def resume_call(data: AnyData, run: Path, network: str | None = None) -> str:
 
 def _text(value: object) -> str:
     # a backquote would end the call in the message
-    return repr(value if value is True else str(value)).replace("`", "\\x60")
+    return repr(value if isinstance(value, bool) else str(value)).replace("`", "\\x60")
 
 
 @contextlib.contextmanager

@@ -95,6 +95,8 @@ def _with_statistics(data: TrainingData, recipe: Recipe) -> Preprocess:
                 f"data.mean and data.std have a value for each channel: got {len(recipe.data.mean)} for {channels}."
             )
         return dataclasses.replace(data.preprocess, mean=recipe.data.mean, std=recipe.data.std)
+    if data.cache.preprocess.is_raw:
+        return _with_raw_statistics(data)
     mean, std = _channel_statistics(sample(data))
     # a constant channel carries no information: do not divide by zero
     return dataclasses.replace(
@@ -102,6 +104,28 @@ def _with_statistics(data: TrainingData, recipe: Recipe) -> Preprocess:
         mean=tuple(round(float(value), 4) for value in mean),
         std=tuple(round(max(float(value), 1 / 255), 4) for value in std),
     )
+
+
+def _with_raw_statistics(data: TrainingData) -> Preprocess:
+    """Six digits each, as the values may be of any size. A constant channel is not divided by zero."""
+    preprocess = data.preprocess
+    mean, std = (values / preprocess.white for values in _raw_statistics(sample(data)))
+    if preprocess.white > 1:
+        std = np.maximum(std, 1 / preprocess.white)
+    else:
+        # the rounding of a constant is no deviation
+        std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)
+    return dataclasses.replace(
+        preprocess, mean=tuple(float(f"{m:.6g}") for m in mean), std=tuple(float(f"{s:.6g}") for s in std)
+    )
+
+
+def _raw_statistics(images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, float64 [C], of images of any dtype; block by block."""
+    blocks = [images_NHWC[start : start + 64] for start in range(0, len(images_NHWC), 64)]
+    mean = sum(block.sum((0, 1, 2), dtype=np.float64) for block in blocks) / images_NHWC[..., 0].size
+    squares = sum(((block - mean) ** 2).sum((0, 1, 2)) for block in blocks) / images_NHWC[..., 0].size
+    return np.asarray(mean), np.sqrt(squares)
 
 
 def _channel_statistics(images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,9 +139,10 @@ def _channel_statistics(images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def sample(data: TrainingData, num_images: int = NUM_STATISTICS_IMAGES) -> np.ndarray:
-    """Up to `num_images` training images, evenly spread, uint8 [n, store, store, C]."""
+    """Up to `num_images` training images, evenly spread, [n, store, store, C]; fewer of many channels."""
     indices = data.train_indices
-    count = min(num_images, len(indices))
+    # of many channels or bytes as many as take the memory of RGB
+    count = min(max(8, num_images * 3 // max(3, data.cache.preprocess.channels)), num_images, len(indices))
     # up to the last image: images are ordered by class, and an integer stride would leave out the last classes
     spread = indices[np.arange(count) * len(indices) // count]
     images: np.ndarray = data.cache.splits["train"].images_NHWC[spread]

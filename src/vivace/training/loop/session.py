@@ -18,7 +18,7 @@ from vivace.cpus import set_threads
 from vivace.data.augmentation.augment import Augment
 from vivace.data.augmentation.own import OwnAugmentation
 from vivace.data.caching.stored import Pixels
-from vivace.data.loader import Batch, Batches
+from vivace.data.loader import Batch
 from vivace.errors import ConfigError
 from vivace.hardware import autocast, seed_everything
 from vivace.kernels.depthwise import swap
@@ -29,6 +29,7 @@ from vivace.models.zoo import head_parameters, layer_groups
 from vivace.optim.optimizers import create_optimizer
 from vivace.training.execution import ExecutionConfig, trial_batch_size
 from vivace.training.loop.arrays import NUM_STATISTICS_IMAGES, TrainingData, sample
+from vivace.training.loop.batches import training_batches
 from vivace.training.loop.part import Part
 from vivace.training.loop.start import check_start_size, seen, start_network
 from vivace.training.loop.state import Ema, TrainState
@@ -73,10 +74,11 @@ class Session:
         seed_everything(recipe.seed, deterministic=recipe.deterministic)
         self.recipe, self.data, self.device, self.kernels = recipe, data, device, cache_dir / "kernels"
         self.network, self.origin = network, origin
-        preprocess, train = data.preprocess, data.cache.splits["train"]
+        preprocess = data.preprocess
         self.num_classes = len(data.cache.classes)
         self.seen = seen(recipe, preprocess)
-        self.normalize = Normalize(preprocess.mean, preprocess.std, shrink=self.seen.size / preprocess.size).to(device)
+        shrink = self.seen.size / preprocess.size
+        self.normalize = Normalize(preprocess.mean, preprocess.std, white=preprocess.white, shrink=shrink).to(device)
         self.start = start_network(
             recipe,
             data.cache.classes,
@@ -106,7 +108,9 @@ class Session:
         self.own_augmentation = augment
         self.task = task_of(data.cache.label_sets, recipe, device, has_teacher=teacher is not None)
         sizes = {"size": preprocess.size, "num_classes": self.num_classes}
-        self.augment = Augment(recipe.augment, **sizes, seed=recipe.seed, own=augment)
+        # what is blanked is near zero after normalization
+        fill = torch.tensor(preprocess.mean) * preprocess.white if preprocess.is_raw else None
+        self.augment = Augment(recipe.augment, **sizes, seed=recipe.seed, own=augment, fill=fill)
         self.augment.label_sets_MK = self.task.label_sets_MK
         classes, labels_N = data.cache.classes, data.train_labels_N
         self.weights_K = self.task.class_weights(recipe.loss, labels_N, classes, device)
@@ -114,16 +118,7 @@ class Session:
         self.distillation = make_distillation(
             recipe.distill, classes=classes, channels=preprocess.channels, device=device, teacher=teacher
         )
-        self.batches = Batches(
-            train.images_NHWC,
-            train.labels_N,
-            indices=data.train_indices,
-            batch_size=min(recipe.batch_size, len(data.train_indices)),
-            device=device,
-            seed=recipe.seed,
-            balanced=recipe.data.balanced_sampling,
-            num_classes=self.num_classes if self.task.label_sets_MK is None else len(self.task.label_sets_MK),
-        )
+        self.batches = training_batches(data, recipe, device)
 
     def _initialised(self, model: nn.Module, *, load: bool) -> nn.Module:
         """The network on the device; those of ours that start from images have seen them."""

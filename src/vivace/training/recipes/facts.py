@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 from vivace.data.decoding.decode import size_of
+from vivace.data.decoding.raw import is_raw
 from vivace.data.splits import DataSource, Split
 from vivace.errors import ImageError
 from vivace.models.pretrained import available_without_download
@@ -24,6 +25,7 @@ def measure_facts(source: DataSource) -> DataFacts:
         num_classes=len(source.classes),
         channels=source.channels,
         side=_typical_side(train),
+        raw=is_raw(source.pixels, source.channels),
         weights_at_hand=available_without_download(PACKAGED_NETWORK) is not None,
     )
 

@@ -118,11 +118,16 @@ def with_starting_weights(recipe: Any, changes: Mapping[str, Any], *, from_scrat
         return recipe, changes
     if pretrained or (file and str(changes.get("model.name", "")).startswith("timm/")):
         return "finetune", changes
-    if file or from_scratch or "model.name" in changes or changes.get("data.channels") == 1:
+    if file or from_scratch or "model.name" in changes or _is_told_otherwise(changes):
         # a file without a network's name is of the network of `fast`; one that is named without weights is trained
         # from scratch
         return "fast", changes
     return recipe, changes
+
+
+def _is_told_otherwise(changes: Mapping[str, Any]) -> bool:
+    """Whether the images are said to be other than RGB of 8 bits, which pretrained weights are of."""
+    return str(changes.get("data.channels", 3)) != "3" or changes.get("data.pixels", "uint8") != "uint8"
 
 
 def unused_options(recipe: Recipe, changes: Mapping[str, Any], *, timed: bool) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vivace.config import from_yaml
 from vivace.data.config import AugmentConfig, DataConfig
+from vivace.data.text import count_of
 from vivace.errors import ConfigError, nearest
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
@@ -45,6 +46,8 @@ class DataFacts:
     """Typical shorter side of the images, px."""
     seconds: float | None = None
     """Time budget of a run on a CPU, process start to saved bundle. None: no time budget, or a GPU."""
+    raw: bool = False
+    """Images are kept as they are: of 16 bits, of floats, or of other channels than grey and RGB."""
     weights_at_hand: bool = False
     """Whether published weights of PACKAGED_NETWORK are on this machine: in an installed package or a cache."""
 
@@ -244,7 +247,7 @@ def chosen_recipe(facts: DataFacts) -> str:
 
 def starts_from_weights(facts: DataFacts) -> bool:
     """Whether `auto` takes `finetune`: a few photos say less than a million images of ImageNet do."""
-    return facts.weights_at_hand and not facts.small and facts.channels == 3
+    return facts.weights_at_hand and not facts.small and facts.channels == 3 and not facts.raw
 
 
 def reason(facts: DataFacts, *, asked: bool = False) -> str:
@@ -252,6 +255,9 @@ def reason(facts: DataFacts, *, asked: bool = False) -> str:
     side = f"at {facts.side} px" if asked else f"typically {facts.side} px"
     if starts_from_weights(facts):
         return f"finetune: photos ({side}), and pretrained weights are at hand"
+    if facts.raw:
+        kind = "of 16 bits or floats" if facts.channels == 3 else f"of {count_of(facts.channels, 'channel')}"
+        return f"fast: images {kind} ({side}) are trained from scratch, since pretrained weights are of 8-bit RGB"
     if facts.small or facts.channels != 3:
         return f"fast: {'small' if facts.small else 'grey'} images ({side}) are trained from scratch"
     return (

@@ -55,7 +55,7 @@ class Distillation:
             )
         self._config, self._size = config, bundle.preprocess.size
         self._calibrated_by = bundle.info.temperature or 1.0
-        self._logits = _network(bundle, device) if teacher is None else _deployed(teacher)
+        self._logits = _network(bundle, device) if teacher is None else _deployed(teacher, bundle.preprocess.dtype)
 
     def __call__(self, loss: Tensor, logits_BK: Tensor, images_BCHW: Tensor, weights_B: Tensor | None = None) -> Tensor:
         """(1 - weight) · loss + weight · T² · KL(teacher ‖ student), with T the temperature.
@@ -90,7 +90,7 @@ class Distillation:
 def _network(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Tensor]:
     """images_BCHW → logits_BK float32 of the network in PyTorch, in half precision if the device supports it."""
     model = to_channels_last(bundle.build_model().to(device)).requires_grad_(False)
-    normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
+    normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std, white=bundle.preprocess.white).to(device)
     precision = next((p for p in ("bf16", "fp16") if p in supported_precisions(device)), "fp32")
 
     def logits(images_BCHW: Tensor) -> Tensor:
@@ -101,11 +101,13 @@ def _network(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Tensor]
     return logits
 
 
-def _deployed(teacher: Teacher) -> Callable[[Tensor], Tensor]:
+def _deployed(teacher: Teacher, dtype: str) -> Callable[[Tensor], Tensor]:
     """images_BCHW → log-probabilities of a teacher, whose softmax gives the same probabilities."""
 
     def logits(images_BCHW: Tensor) -> Tensor:
-        images_BHWC = images_BCHW.float().round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        images_BHWC = images_BCHW.float().permute(0, 2, 3, 1)
+        if dtype == "uint8":
+            images_BHWC = images_BHWC.round().clamp(0, 255).to(torch.uint8)
         probs_BK = torch.from_numpy(teacher(images_BHWC.contiguous().cpu().numpy()))
         return probs_BK.to(images_BCHW.device).clamp_min(LEAST_PROB).log()
 

@@ -7,8 +7,8 @@
     model.classify("rose.jpg")      # [("roses", 0.98), ("tulips", 0.01), …]
 
 A model for sets of labels answers with those whose probability reaches their threshold, perhaps none.
-An image becomes the very pixels that it became in training. Shapes: images_NHWC uint8 [N, size, size, C];
-probs_NK float32; rows sum to 1, except for sets of labels.
+An image becomes the very pixels that it became in training. Shapes: images_NHWC [N, size, size, C], uint8 or,
+of images of more bits, float32; probs_NK float32; rows sum to 1, except for sets of labels.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Classifier:
         # from which probability on each label applies; None where an image has one class
         self.thresholds: tuple[float, ...] | None = tuple(self.info["thresholds"]) if "task" in self.info else None
         self.size, self.channels = (int(self.info["preprocess"][key]) for key in ("size", "channels"))
+        # of the pixels that the network sees
+        self.dtype = "uint8" if self.info["preprocess"].get("pixels", "uint8") == "uint8" else "float32"
         graph = GRAPHS[self.info["runtime"]]
         if verify:
             for name in graph:
@@ -67,16 +69,19 @@ class Classifier:
                 "does not support that precision, deploy the float32 variant."
             ) from None
 
-    def pixels(self, source: str | os.PathLike[str] | bytes) -> np.ndarray:
-        """What the network sees of an image file (a path, or its bytes): uint8 [size, size, C]. Raises ImageError."""
+    def pixels(self, source: str | os.PathLike[str] | bytes | np.ndarray) -> np.ndarray:
+        """What the network sees of an image file (a path, or its bytes): [size, size, C]. Raises ImageError.
+
+        A model for images of 16 bits, of floats or of other channels than grey and RGB also takes arrays and .npy.
+        """
         return load_pixels(source, self.info["preprocess"])
 
     def probs(self, images_NHWC: np.ndarray) -> np.ndarray:
         """probs_NK of pixels as `pixels` gives them. Raises ClassifierError for other ones, or if they overflow."""
         shape = (self.size, self.size, self.channels)
-        if images_NHWC.dtype != np.uint8 or images_NHWC.ndim != 4 or images_NHWC.shape[1:] != shape:
+        if images_NHWC.dtype != self.dtype or images_NHWC.ndim != 4 or images_NHWC.shape[1:] != shape:
             raise ClassifierError(
-                f"images must be uint8 [N, {', '.join(map(str, shape))}]: got {images_NHWC.dtype} "
+                f"images must be {self.dtype} [N, {', '.join(map(str, shape))}]: got {images_NHWC.dtype} "
                 f"{list(images_NHWC.shape)}. Use Classifier.pixels."
             )
         if not len(images_NHWC):
@@ -99,12 +104,12 @@ class Classifier:
         best = best[:topk] if self.thresholds is None else best[(probs_K >= np.array(self.thresholds))[best]]
         return [(self.classes[index], float(probs_K[index])) for index in best]
 
-    def classify(self, source: str | os.PathLike[str] | bytes, topk: int = 5) -> list[tuple[str, float]]:
+    def classify(self, source: str | os.PathLike[str] | bytes | np.ndarray, topk: int = 5) -> list[tuple[str, float]]:
         """What `ranked` gives of one image. Raises ImageError."""
         return self.ranked(self.probs(self.pixels(source)[None])[0], topk)
 
     def classify_batch(
-        self, sources: Iterable[str | os.PathLike[str] | bytes], topk: int = 5, batch_size: int = 32
+        self, sources: Iterable[str | os.PathLike[str] | bytes | np.ndarray], topk: int = 5, batch_size: int = 32
     ) -> list[list[tuple[str, float]] | ImageError]:
         """What `classify` gives for each image, in their order; of an image that can't be used, its ImageError."""
         results: list[list[tuple[str, float]] | ImageError] = []

@@ -21,7 +21,9 @@ GRAPHS = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
 FITS = ("crop", "squash", "pad")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 HINTS = ("f32", "bf16", "f16")
+PIXELS = ("uint8", "uint16", "float32")
 MAX_BYTES, MAX_SIDE, MAX_CLASSES, MAX_PIXELS = 64 << 20, 4096, 1_000_000, 2_000_000_000
+MAX_CHANNELS = 256
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -108,7 +110,8 @@ def _is_preprocess(preprocess: dict[str, Any]) -> bool:
         return False
     return (
         1 <= size <= side <= MAX_SIDE
-        and preprocess["channels"] in (1, 3)
+        and 1 <= preprocess["channels"] <= MAX_CHANNELS
+        and preprocess.get("pixels", "uint8") in PIXELS
         and 1 <= most <= MAX_PIXELS
         and preprocess.get("fit") in FITS
         and preprocess.get("interpolation") in INTERPOLATIONS

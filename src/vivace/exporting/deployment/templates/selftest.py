@@ -70,12 +70,12 @@ def _check_golden(model: Classifier, image: dict[str, Any], tolerance: dict[str,
     path = GOLDEN / image["file"]
     try:
         found = model.pixels(path)
-        expected = np.frombuffer((GOLDEN / image["pixels"]).read_bytes(), np.uint8).reshape(found.shape)
+        expected = np.frombuffer((GOLDEN / image["pixels"]).read_bytes(), found.dtype).reshape(found.shape)
         probs_K = model.probs(found[None])[0]
     except (ImageError, ClassifierError, OSError, ValueError) as error:
         print(f"FAILED {path.name}: {error}")
         return False
-    apart = int(np.abs(found.astype(int) - expected).max())
+    apart = float(np.abs(found.astype(float) - expected).max())
     deployed, pytorch = np.array(image["deployed"]), np.array(image["pytorch"])
     from_deployed, from_pytorch = (float(np.abs(probs_K - other).max()) for other in (deployed, pytorch))
     allowed, allowed_pytorch = tolerance["deployed"] or 0.0, tolerance["pytorch"]
@@ -86,7 +86,8 @@ def _check_golden(model: Classifier, image: dict[str, Any], tolerance: dict[str,
         same = bool((((probs_K >= limits) == (deployed >= limits)) | (np.abs(deployed - limits) <= allowed)).all())
     within = from_deployed <= allowed and (allowed_pytorch is None or from_pytorch <= allowed_pytorch)
     ok = apart == 0 and same and within
-    pixels = "pixels exact" if apart == 0 else f"PIXELS DIFFER by up to {apart} of 255"
+    scale = " of 255" if found.dtype == np.uint8 else ""
+    pixels = "pixels exact" if apart == 0 else f"PIXELS DIFFER by up to {apart:g}{scale}"
     answer = ", ".join(f"{label} {probability:.4f}" for label, probability in model.ranked(probs_K, 1)) or "no label"
     print(
         f"{'ok    ' if ok else 'FAILED'} {path.name}: {answer}{'' if same else ' IS ANOTHER CLASS'}, "
