@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +80,35 @@ def test_what_is_hopeless_is_not_timed_for_longer(calls: list[str]) -> None:
 def test_without_time_for_two_rounds_there_is_no_result(calls: list[str]) -> None:
     with pytest.raises(TimeUp):
         timing.rounds([lambda: calls.append("a")] * 2, CPU, num_rounds=4, stop=lambda: True)
+
+
+FAULTS = """
+import resource, torch
+from vivace.acceleration.modules import timing
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        # 18 MB in all, of which glibc keeps 6
+        held = [torch.ones(3 * 2**18) for _ in range(6)]
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+without = faults()
+timing.rounds([lambda: None], torch.device("cpu"), num_rounds=2, round_ms=0.1)
+faults()
+print(without, faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_memory_that_calls_free_is_kept_for_the_next_ones() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    without, kept = map(int, done.stdout.split())
+    # pages of 4 kB, or huge ones where the system gives them to everybody
+    assert kept <= 100
+    assert kept < without
 
 
 def rounds_with(ratios: list[float], of_itself: list[float]) -> np.ndarray:

@@ -20,6 +20,8 @@ ROUND_MS = 30.0
 # for 50 to 120 ms, until the system has spread its threads over the cores again: docs/log/2026-11-29.md. Whoever uses
 # one program alone never sees that, so it is no part of a round
 SETTLE_MS = 120.0
+# the largest block that glibc learns from (DEFAULT_MMAP_THRESHOLD_MAX of malloc/malloc.c, 32 MiB), less its header
+LEARNED_BYTES = 2**25 - 2**16
 
 
 def rounds(
@@ -38,6 +40,7 @@ def rounds(
     where the last function takes that many times as long as the first one, the calls before the rounds are all. Raises
     TimeUp if there are fewer than two by then.
     """
+    _keep_freed_memory()
     first = [min(time_call(function, device) for _ in range(2)) for function in functions]
     if first[-1] > hopeless * first[0]:
         return np.array([first, first])
@@ -57,6 +60,16 @@ def rounds(
     if len(found) < 2:
         raise TimeUp
     return np.array(found)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what tensors of up to 32 MB free, up to 64 MB, as in a process that once freed such a tensor.
+
+    What it gives back to the system is cleared anew, page by page, when it is allocated again. Whether it does so
+    depends on what else lies in memory: the same calls of PyTorch took 12 or 22 ms, which is no property of the module.
+    """
+    # freed at once; its pages are never touched
+    torch.empty(LEARNED_BYTES, dtype=torch.uint8)
 
 
 def _calls_ms(function: Callable[[], object], least_ms: float, device: torch.device) -> list[float]:
