@@ -201,7 +201,7 @@ def _lraspp() -> Made:
     module = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=5
     )
-    return module, images(samples=192), {"metric": lambda found, original: iou(found["out"], original["out"].argmax(1))}
+    return module, images(), {"metric": lambda found, original: iou(found["out"], original["out"].argmax(1))}
 
 
 ODD: dict[str, Row] = {
