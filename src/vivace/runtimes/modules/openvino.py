@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 import warnings
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ MAX_PROGRAMS = 8
 VALUES_READ = "Converting a tensor to a Python"
 # torch's recurrent layers look at the sizes of their inputs to raise an error where they do not fit, and for nothing
 # else: exported, each of their steps is an operator of its own, which is slow to convert and to quantize
-ONLY_CHECKS = torch.nn.modules.rnn.__file__
+ONLY_CHECKS = inspect.getfile(torch.nn.LSTM)
 
 
 def convert(job: ModuleJob) -> Program:
