@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
 from vivace.training.recipes import facts as facts_module
-from vivace.training.recipes.facts import measure_facts
+from vivace.training.recipes.facts import measure_facts, training_speed
 
 MakeFolder = Callable[..., Path]
 
@@ -103,3 +103,23 @@ def test_a_decompression_bomb_is_neither_decoded_nor_warned_of(tmp_path: Path, m
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert measure_facts(source_of([path])).side == 50_000
+
+
+def test_a_machine_counts_as_slower_without_instructions_and_with_fewer_processors() -> None:
+    with_amx = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    assert training_speed(2, with_amx) == training_speed(64, with_amx) == 1.0
+    assert training_speed(1, with_amx) == 0.5
+    speeds = [training_speed(2, with_amx[:count]) for count in (1, 2, 3, 4)]
+    assert speeds == sorted(set(speeds))
+    # four cores of one kind as two that are twice as fast
+    assert training_speed(4, with_amx[:3]) == 2 * training_speed(2, with_amx[:3])
+    # of other processors nothing is known
+    assert training_speed(2, ("asimd",)) == 1.0
+
+
+def test_the_facts_hold_the_speed_of_this_machine(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts_module, "cpu_features", lambda: ("avx2",))
+    monkeypatch.setattr(facts_module, "num_cpus", lambda: 2)
+    assert measure_facts(open_source(make_folder(), cache_dir=tmp_path)).speed == training_speed(2, ("avx2",)) < 0.2

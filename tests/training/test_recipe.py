@@ -13,6 +13,7 @@ from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
+from vivace.training.recipes.expected import seconds_for
 from vivace.training.recipes.named import RECIPES, DataFacts, resolve_recipe
 from vivace.training.recipes.recipe import DistillConfig, FinetuneConfig, HardExamplesConfig, LossConfig, Recipe
 from vivace.training.result import TrainResult
@@ -228,6 +229,24 @@ def test_fast_takes_the_network_that_its_time_allows(seconds: float | None, widt
     recipe = resolve_recipe("fast", facts)
     assert recipe.model.arguments.get("widths") == widths
     assert recipe.augment.start_size == (None if widths[0] == 48 else 20)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "widths"), [(44.0, [48, 96, 192]), (45.0, [64, 128, 256]), (223.0, [64, 256, 256])]
+)
+def test_on_a_slower_machine_fast_needs_more_time_for_a_larger_network(seconds: float, widths: list[int]) -> None:
+    facts = DataFacts(num_images=50_000, num_classes=10, channels=3, side=32, seconds=seconds, speed=0.45)
+    assert resolve_recipe("fast", facts).model.arguments["widths"] == widths
+
+
+@pytest.mark.parametrize("speed", [1.0, 0.45, 0.31, 0.07])
+@pytest.mark.parametrize("num_images", [45_000, 50_000, 73_257])
+def test_the_budget_for_a_target_gives_the_network_that_is_expected_to_reach_it(speed: float, num_images: int) -> None:
+    facts = DataFacts(num_images=num_images, num_classes=10, channels=3, side=32, speed=speed)
+    for target, widths in ((0.7, [48, 96, 192]), (0.82, [64, 128, 256])):
+        seconds = seconds_for(target, facts)
+        recipe = resolve_recipe("fast", dataclasses.replace(facts, seconds=seconds))
+        assert recipe.model.arguments["widths"] == widths
 
 
 def test_with_few_images_fast_takes_the_smaller_network_and_150_steps() -> None:

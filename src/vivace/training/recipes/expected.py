@@ -175,7 +175,8 @@ def _seconds(network: Network, facts: DataFacts) -> float | None:
     """The smallest time budget with which `fast` has this network; None: it is that without a time budget."""
     for seconds, widths in WIDTHS_BY_SECONDS_PER_IMAGE[:-1]:
         if BY_WIDTHS.get(widths) is network:
-            return seconds * facts.num_images
+            # rounding must not leave it just below the limit
+            return seconds * facts.num_images / facts.speed * (1 + 1e-9)
     return 0.0 if network is SMALL else None
 
 

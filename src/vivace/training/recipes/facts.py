@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection
 
 from vivace.data.decoding.decode import size_of
 from vivace.data.decoding.raw import is_raw
 from vivace.data.splits import DataSource, Split
 from vivace.errors import ImageError
+from vivace.hardware import cpu_features, num_cpus
 from vivace.models.pretrained import available_without_download
 from vivace.training.recipes.named import PACKAGED_NETWORK, DataFacts
 
-__all__ = ["measure_facts"]
+__all__ = ["measure_facts", "training_speed"]
 
 # the typical size is taken from the headers of this many files, evenly spread
 NUM_SAMPLED = 64
+# of two cores that have an instruction, relative to two with AMX: images per second of the large network of `fast`, in
+# the faster of bf16 and fp32 with what vivace's kernels gain. Measured for the first two; the others follow from the
+# width of their products. docs/log/2026-11-29.md
+SPEEDS = (("amx_bf16", 1.0), ("avx512_bf16", 0.45), ("avx512f", 0.25), ("avx2", 0.12))
+MEASURED_CPUS = 2
 
 
 def measure_facts(source: DataSource) -> DataFacts:
@@ -26,8 +33,18 @@ def measure_facts(source: DataSource) -> DataFacts:
         channels=source.channels,
         side=_typical_side(train),
         raw=is_raw(source.pixels, source.channels),
+        speed=training_speed(num_cpus(), cpu_features()),
         weights_at_hand=available_without_download(PACKAGED_NETWORK) is not None,
     )
+
+
+def training_speed(num_cpus: int, features: Collection[str]) -> float:
+    """How fast so many processors with these instructions train, as `DataFacts.speed`. 1 where none of them is known.
+
+    Of a table and not of a trial: the network that a time budget gives is the same in every run on a machine.
+    """
+    speed = next((speed for feature, speed in SPEEDS if feature in features), 1.0)
+    return min(1.0, speed * num_cpus / MEASURED_CPUS)
 
 
 def _typical_side(split: Split) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,15 @@ class DataFacts:
     """Time budget of a run on a CPU, process start to saved bundle. None: no time budget, or a GPU."""
     raw: bool = False
     """Images are kept as they are: of 16 bits, of floats, or of other channels than grey and RGB."""
+    speed: float = 1.0
+    """How fast this machine trains, in (0, 1]: 1 is at least as fast as the one that budgets were measured on."""
     weights_at_hand: bool = False
     """Whether published weights of PACKAGED_NETWORK are on this machine: in an installed package or a cache."""
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Of the time budget, s on the machine that budgets were measured on; infinite without a budget."""
+        return math.inf if self.seconds is None else self.seconds * self.speed / self.num_images
 
     @property
     def small(self) -> bool:
@@ -58,7 +66,7 @@ class DataFacts:
 
 
 # (time budget per training image, s; widths that are the most accurate from there on); below the first one a smaller
-# network is more accurate. From measured break-even points: docs/log/2026-11-29.md
+# network is more accurate. From measured break-even points on 2 cores with AMX: docs/log/2026-11-29.md
 WIDTHS_BY_SECONDS_PER_IMAGE = ((0.4e-3, (64, 128, 256)), (2e-3, (64, 256, 256)))
 # `accurate` uses its larger network from this time budget per image on: half an hour for 50,000 images
 SECONDS_PER_IMAGE_ACCURATE = 0.036
@@ -155,11 +163,7 @@ def _self_distillation(facts: DataFacts) -> float:
 
 def _widths(facts: DataFacts) -> tuple[int, ...] | None:
     """Channels of the groups for the time budget; None: the smaller network."""
-    fitting = [
-        widths
-        for seconds, widths in WIDTHS_BY_SECONDS_PER_IMAGE
-        if facts.seconds is None or facts.seconds >= seconds * facts.num_images
-    ]
+    fitting = [widths for seconds, widths in WIDTHS_BY_SECONDS_PER_IMAGE if facts.seconds_per_image >= seconds]
     return fitting[-1] if fitting else None
 
 
@@ -185,7 +189,7 @@ def accurate(facts: DataFacts) -> Recipe:
     docs/benchmarks.md has its accuracy and time on CIFAR-10.
     """
     base = fast(facts)
-    enough = facts.seconds is None or facts.seconds >= SECONDS_PER_IMAGE_ACCURATE * facts.num_images
+    enough = facts.seconds_per_image >= SECONDS_PER_IMAGE_ACCURATE
     if facts.small and facts.num_images >= 20_000 and enough:
         size = base.data.size or 32
         model = {"widths": [128, 384, 512], "depth": [3, 3, 3], "residual": True}
