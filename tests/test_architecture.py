@@ -264,7 +264,7 @@ def test_the_package_never_trusts_a_pickle() -> None:
 # names of torch that its releases may change, however they are reached
 PRIVATE = re.compile(
     r"\btorch(\.\w+)*\._(?!_)\w+|\bfrom torch[\w.]*\._\w+|\bfrom torch[\w.]* import .*\b_[a-zA-Z]"
-    r"|\bnn\.\w+(\.\w+)*\._\w|\._(forward|backward)_(pre_)?hooks"
+    r"|\bnn\.\w+(\.\w+)*\._(?!_)\w|\._(forward|backward)_(pre_)?hooks"
 )
 
 
