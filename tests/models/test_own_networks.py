@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import linecache
 import random
 import sys
 import threading
@@ -158,6 +159,23 @@ def test_an_instance_is_copied_with_its_weights() -> None:
     assert torch.equal(again.state_dict()["head.weight"], expected)
     with pytest.raises(ModelError, match=r"model\.arguments would be ignored: got width and an instance"):
         found.build(5, in_channels=3, size=16, arguments={"width": 3})
+
+
+def test_the_source_of_a_class_in_a_notebook_is_known_by_its_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cell(name: str, text: str) -> Any:
+        # as Jupyter does: the text is in linecache alone, and __main__ has no file
+        monkeypatch.setitem(linecache.cache, name, (len(text), None, text.splitlines(keepends=True), name))
+        space: dict[str, Any] = {"__name__": "__main__", "nn": nn}
+        exec(compile(text, name, "exec"), space)
+        return own_network(space["Net"])
+
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    text = "class Net(nn.Module):\n    def forward(self, images):\n        return images\n"
+    first, same = cell("/tmp/ipykernel_1/1.py", text), cell("/tmp/ipykernel_1/2.py", text)
+    other = cell("/tmp/ipykernel_1/3.py", text.replace("return images", "return -images"))
+    assert first.name == "own/__main__:Net"
+    assert first.sha256 is not None
+    assert (first.sha256 == same.sha256, first.sha256 == other.sha256) == (True, False)
 
 
 def test_building_prints_to_stderr_and_leaves_the_random_generators(capsys: pytest.CaptureFixture[str]) -> None:

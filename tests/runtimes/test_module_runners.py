@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vivace.errors import ExportError
+from vivace.libraries.nncf import without_bars
 from vivace.runtimes.modules.job import ModuleJob, shapes_of
 from vivace.runtimes.table import RUNTIMES, imported
 
@@ -157,3 +159,12 @@ def test_channels_last_is_for_convolutions_of_images() -> None:
 
 def test_shapes_are_those_of_all_tensors() -> None:
     assert shapes_of(tensors(2)) == ((2, 3, 16, 16), (2, 6))
+
+
+def test_nncf_draws_no_bars_in_notebooks_and_what_others_draw_by_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = pytest.importorskip("rich").get_console()
+    monkeypatch.setattr(console, "is_jupyter", True)
+    with without_bars():
+        assert (console.is_jupyter, sys.stdout) == (False, None)
+    assert console.is_jupyter
+    assert sys.stdout is not None

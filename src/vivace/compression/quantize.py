@@ -6,7 +6,6 @@ channel, and the activations between them, per tensor.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from vivace.bundle import Bundle
 from vivace.errors import MissingExtra
-from vivace.libraries.nncf import load_nncf
+from vivace.libraries.nncf import load_nncf, without_bars
 from vivace.libraries.openvino import core, library
 from vivace.libraries.signal_stack import own_signal_stack
 from vivace.runtimes.int8 import observed_graph, save_ranges
@@ -65,7 +64,7 @@ def quantize_openvino(
     presets = nncf.QuantizationPreset
     dataset = nncf.Dataset([images_NHWC[i : i + 1] for i in range(len(images_NHWC))])
     # NNCF runs OpenVINO itself
-    with quiet(), contextlib.redirect_stdout(None), own_signal_stack():
+    with quiet(), without_bars(), own_signal_stack():
         quantized = nncf.quantize(
             model,
             dataset,

@@ -136,14 +136,23 @@ def source_of(code: Callable[..., Any]) -> tuple[Path | None, str | None]:
 
     None where Python does not know: at an interactive prompt, in a program that was frozen.
     """
-    try:
+    # of a class in a notebook Python says that it has no source: it looks for the file of the module
+    with contextlib.suppress(OSError, TypeError):
         file = Path(inspect.getsourcefile(code) or "")
-    except TypeError:
-        return None, None
-    if file.is_file():
-        with contextlib.suppress(OSError):
+        if file.is_file():
             return file, hashlib.sha256(file.read_bytes()).hexdigest()
     try:
-        return None, hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
+        return None, hashlib.sha256(_text_of(code).encode()).hexdigest()
     except (OSError, TypeError):
         return None, None
+
+
+def _text_of(code: Callable[..., Any]) -> str:
+    """The source of a class or function; of a class in a notebook that of its methods, which Python does find."""
+    try:
+        return inspect.getsource(code)
+    except (OSError, TypeError):
+        methods = [value for value in vars(code).values() if inspect.isfunction(value)]
+        if not inspect.isclass(code) or not methods:
+            raise
+        return "".join(map(inspect.getsource, methods))

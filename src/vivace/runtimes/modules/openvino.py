@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import threading
 import warnings
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from vivace.errors import ExportError, first_line
 from vivace.hardware import num_cpus
-from vivace.libraries.nncf import load_nncf
+from vivace.libraries.nncf import load_nncf, without_bars
 from vivace.libraries.openvino import core, library
 from vivace.libraries.signal_stack import own_signal_stack
 from vivace.runtimes.modules.job import ModuleJob, Program, Shapes, shapes_of, side_names
@@ -133,7 +132,7 @@ def _quantized(model: Any, job: ModuleJob) -> Any:
         nncf, presets = load_nncf(), load_nncf().QuantizationPreset
         arrays = [[tensor.numpy() for tensor in tensors] for tensors in job.calibration()]
         # NNCF runs OpenVINO itself
-        with quiet(), contextlib.redirect_stdout(None), own_signal_stack():
+        with quiet(), without_bars(), own_signal_stack():
             job.kept[name] = nncf.quantize(
                 model.clone(),
                 nncf.Dataset(arrays),
