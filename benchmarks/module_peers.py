@@ -154,7 +154,7 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
             slower += [] if ours["ms"] < theirs["ms"] else [result["name"]]
             seconds.append(ours["prepare_seconds"] / theirs["prepare_seconds"])
         losses = f"; slower: {', '.join(slower)}" if slower else ""
-        times = f", in {np.median(seconds):.2f} of its time (median)" if seconds else ""
+        times = f", in {np.median(seconds):.2f} of its time (median)" if seconds and peer != "eager" else ""
         lines.append(
             f"- {peer}: vivace is faster on {faster} of {faster + len(slower)}{times}{losses}. On {out} others the "
             "peer failed or is not proven to be within the budget."
@@ -170,7 +170,7 @@ def markdown(record: dict[str, Any]) -> str:
         "speed-ups over the faster of eager and compiled, one process a side"
     )
     lines = [*table(record["modules"]), "", *claims(record["modules"]), "", "The sides:", "", *about]
-    return page(record, "Ten modules against peers", conditions, lines)
+    return page(record, "Modules against peers", conditions, lines)
 
 
 def main() -> None:
