@@ -17,7 +17,7 @@ from vivace.bundle import Bundle
 from vivace.cli import main
 from vivace.data.caching.cache import open_cache
 from vivace.data.sources import open_source
-from vivace.errors import BundleError, OutputPathError
+from vivace.errors import BundleError, OutputPathError, RunFolderError
 from vivace.training import completion
 from vivace.verbs import train as training_verb
 
@@ -96,6 +96,9 @@ def test_nothing_is_overwritten_and_no_output_lies_in_what_is_read(run: Path, tr
         with pytest.raises(OutputPathError):
             vivace.report(run, trained[1], out=place)
     assert not (run.parent / "b.html").exists()
+    shutil.rmtree(run / "bundle")
+    with pytest.raises(RunFolderError, match="bundle is missing"):
+        vivace.report(run)
     with pytest.raises(BundleError, match="neither a run nor a bundle: got int"):
         vivace.report(3)  # type: ignore[arg-type]
 
@@ -129,7 +132,8 @@ def test_training_writes_the_report_and_a_failure_to_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data = make_folder(per_class=12)
+    data = make_folder(per_class=24)
+    (data / "red" / "broken.png").write_bytes(b"no image")
     options: dict[str, Any] = {"size": 16, "batch_size": 8, "epochs": 1, "tune": False, "quiet": True}
     result = vivace.train(data, run=tmp_path / "run", **options)
     assert result.report == tmp_path / "run" / "report.html"
@@ -137,7 +141,8 @@ def test_training_writes_the_report_and_a_failure_to_is_one_line(
     for name in ("curves", "confusion", "reliability", "audit"):
         assert f'<section id="{name}"' in html
     assert 'src="data:image/webp' in html
-    assert str(data) not in html
+    # the run's folder, which a warning of the run names, and that of the data
+    assert str(tmp_path) not in html
     # the same facts make the same page later
     assert "report" not in json.loads((tmp_path / "run" / "result.json").read_text())
     assert vivace.report(tmp_path / "run").report.stat().st_size > 10_000
@@ -151,5 +156,5 @@ def test_training_writes_the_report_and_a_failure_to_is_one_line(
     monkeypatch.setattr(training_verb, "_report", fail)
     again = vivace.train(data, run=tmp_path / "other", **options)
     assert again.report is None
-    assert again.warnings == ("the report was not written: OSError: [Errno 28] No space left on device",)
+    assert again.warnings[-1] == "the report was not written: OSError: [Errno 28] No space left on device"
     assert (tmp_path / "other" / "bundle" / "bundle.json").exists()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 import re
 import string
+import sys
 from html.parser import HTMLParser
 from typing import Any
 
@@ -21,7 +24,9 @@ from vivace.reporting.page import render as rendering
 from vivace.reporting.page.about import Sources, page_of
 from vivace.reporting.page.answers import answers_of
 from vivace.reporting.page.card import card_of
+from vivace.reporting.page.charts import scatter
 from vivace.reporting.page.render import MAX_BYTES, render, sections_of
+from vivace.reporting.page.scores import measured_scores
 from vivace.reporting.page.words import LANGUAGES, words_of
 
 CLASSES = ("daisy", "rose", "tulip")
@@ -107,6 +112,9 @@ def test_the_summary_says_what_was_measured() -> None:
     assert "The time budget of 60 s was kept: 59.1 s were used." in text
     assert "The target of 70.0 % was reached after 30.5 s." in text
     assert "left out 2 of 1,300 images" in text
+    manifest = {**make_sources(CLASSES).manifest, "starting_weights": {"from": "a package"}}
+    text = " ".join(read(make_sources(CLASSES, manifest=manifest)).text.split())
+    assert "3 classes. It started from published weights (a package). Training took 44 s, and 59.1 s from" in text
     late = make_sources(CLASSES, result={"within_seconds": 60.0, "total_seconds": 75.0})
     assert "The time budget of 60 s was missed: it took 75 s." in " ".join(read(late).text.split())
 
@@ -170,9 +178,6 @@ def test_large_images_become_small_ones_and_small_ones_stay_as_they_are() -> Non
             assert (one.width, one.height, one.crisp) == (min(side, 128), min(side, 128), crisp)
             assert len(one.uri) < 20_000
     # to the last bit, as a digit of 8 × 8 pixels would be nothing but blur
-    import base64
-    import io
-
     measured = make_measured(3, 30, side=8, channels=1)
     first = answers_of(measured, CLASSES, temperature=None).mistakes[0]
     row = list(measured.names).index(first.name)
@@ -247,8 +252,6 @@ def test_a_search_shows_the_winner_and_that_its_budget_was_kept() -> None:
 
 def test_images_that_were_given_come_first_and_those_trained_on_are_counted() -> None:
     measured = make_measured(3, 60, right=0.5)
-    from vivace.reporting.page.scores import measured_scores
-
     scores = measured_scores(measured, CLASSES, ())
     sources = make_sources(CLASSES, measured, scores=scores, measured_on="other", num_trained_on=7)
     text = " ".join(read(sources).text.split())
@@ -298,8 +301,6 @@ def test_an_unknown_language_and_a_missing_library_are_refused(monkeypatch: pyte
     page = page_of(make_sources(CLASSES))
     with pytest.raises(ConfigError, match=r"lang is unknown: got 'fr'.* Give en or zh"):
         render(page, lang="fr")
-    import sys
-
     monkeypatch.setitem(sys.modules, "jinja2", None)
     rendering._environment.cache_clear()
     with pytest.raises(MissingExtra, match=r"vivace\[report\]"):
@@ -321,3 +322,23 @@ def test_a_card_has_the_metadata_of_the_hub_and_escapes_what_it_names() -> None:
     assert "\n---" not in body
     assert "cd" * 32 in body
     json.dumps(values)
+
+
+def test_numbers_of_variants_that_are_as_fast_do_not_cover_each_other() -> None:
+    found = [(f"variant {number}", 0.2 + number / 1000, 0.0, 0.5, "certified") for number in range(6)]
+    figure = scatter([*found, ("slow", 2.0, 0.0, 0.5, "other")], 1.0)
+    assert figure is not None
+    labels = [(point.x, point.label) for point in figure.points]
+    for index, (x, y) in enumerate(labels):
+        assert all(abs(x - other) >= 14 or abs(y - height) >= 11 for other, height in labels[:index])
+    assert all(0 <= y <= figure.height for _, y in labels)
+    # labelled by at least two round numbers, however close the times are
+    assert len(scatter(found, None).x_ticks) >= 2  # type: ignore[union-attr]
+
+
+def test_an_accuracy_is_not_told_twice() -> None:
+    measured = make_measured(3, 360)
+    sources = make_sources(CLASSES, measured, scores=measured_scores(measured, CLASSES, ()), measured_on="photos")
+    text = " ".join(read(sources).text.split())
+    assert text.count("(test)") == 2  # of the summary and of the mistakes
+    assert "that it was not trained on (validation)" in text

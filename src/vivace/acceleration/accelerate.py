@@ -156,7 +156,7 @@ def _accelerate_bundle(
     if result.winner is None:
         with writing(report):
             write_sealed(report, receipt_json)
-        write_page(out.with_name(f"{out.name}-{PAGE}"), out.name, bundle.info, bundle, receipt_json, None)
+        write_page(out.with_name(f"{out.name}-{PAGE}"), out, bundle.info, bundle, receipt_json, None)
         on_message(f"the report: {report}")
         final = bundle
     else:
@@ -283,7 +283,7 @@ def _write(
         if draw is not None:
             draw(receipt_json, folder / "pareto.png")
         measured = measured_on(search.certify_images(winner), probs_NK)
-        write_page(folder / PAGE, out.name, info, folder, receipt_json, measured)
+        write_page(folder / PAGE, out, info, folder, receipt_json, measured)
         return info
 
     return derive_bundle(built, out, add)

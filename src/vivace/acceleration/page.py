@@ -38,9 +38,9 @@ def measured_on(images: Images, probs_NK: np.ndarray) -> Measured:
 
 
 def write_page(
-    path: Path, name: str, info: BundleInfo, files: Bundle | Path, receipt: dict[str, Any], measured: Measured | None
+    path: Path, out: Path, info: BundleInfo, files: Bundle | Path, receipt: dict[str, Any], measured: Measured | None
 ) -> None:
-    """Write the page of a search. name: of the new bundle. files: the bundle, or the folder that becomes one.
+    """Write the page of a search. out: the new bundle. files: the bundle, or the folder that becomes one.
 
     measured: the winner's answers; None: nothing won. What prevents it, such as a library that is not installed, is
     a warning: the search is what counts.
@@ -51,7 +51,10 @@ def write_page(
             # the temperature is in the weights that all variants share
             answers = answers_of(measured, info.classes, temperature=info.temperature, thresholds=info.thresholds)
         manifest = {**to_dict(info), "files": _facts(files)}
-        sources = Sources(name=name, place=name, manifest=manifest, receipt=receipt).with_answers(answers, None)
+        private = [str(folder) for folder in (out.parent, out.parent.resolve()) if folder.is_absolute()]
+        sources = Sources(
+            name=out.name, place=out.name, manifest=manifest, receipt=receipt, answers=answers, private=private
+        )
         write_text(path, render(page_of(sources)), option="the report's page")
     except MissingExtra as error:
         warn(f"no page of the report: {error}")

@@ -24,7 +24,7 @@ from vivace.training.folder.continuing import resume_call
 from vivace.verbs.recorded import recorded_data
 from vivace.verbs.runs import NO_BUNDLE, Run, read_run
 
-__all__ = ["Compared", "RunComparison", "compare"]
+__all__ = ["Compared", "RunComparison", "compare", "run_of"]
 
 # a difference that chance brings about in one of 20 comparisons of equals is not called one
 SIGNIFICANCE = 0.05
@@ -117,7 +117,7 @@ def compare(
         if not isinstance(path, str | Path):
             raise BundleError(f"neither a run nor a bundle: got {type(path).__name__}. Give the path of its folder.")
     with collected_warnings() as warnings:
-        facts = [_run_of(Path(path)) for path in (run, other)]
+        facts = [run_of(Path(path)) for path in (run, other)]
         bundles = [load_bundle(path) for path in (run, other)]
         for told in facts:
             if told is not None and told.problem:
@@ -162,7 +162,7 @@ class _Side:
     run: Run | None
 
 
-def _run_of(path: Path) -> Run | None:
+def run_of(path: Path) -> Run | None:
     """The run in a folder; None: it is a bundle's, or nothing. Raises RunFolderError for a run without a bundle."""
     if (path / "bundle.json").is_file() or not (path / "recipe.yaml").exists():
         return None

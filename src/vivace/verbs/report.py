@@ -10,7 +10,7 @@ from typing import Any
 from vivace.bundle import Bundle, load_bundle
 from vivace.data.audit import Audit
 from vivace.data.place import AnyData, Data
-from vivace.errors import BundleError, InputError, VivaceError, first_line
+from vivace.errors import BundleError, CacheDamaged, DataError, InputError, first_line
 from vivace.evaluation.measuring import MeasuredSplit, measure
 from vivace.notices import collected_warnings, warn
 from vivace.outputs import check_file, warn_of_replaced, write_text
@@ -21,6 +21,7 @@ from vivace.reporting.page.card import card_of
 from vivace.reporting.page.render import render, sections_of
 from vivace.reporting.page.scores import measured_scores
 from vivace.reporting.page.words import translator
+from vivace.verbs.compare import run_of
 from vivace.verbs.recorded import recorded_data
 from vivace.verbs.reportfiles import Folder, folder_of
 from vivace.verbs.runs import read_run
@@ -78,12 +79,12 @@ def report(
     write a model card there, in the form that Hugging Face's hub reads as README.md. split, batch_size, threads,
     device, cache_dir, on_bad_image: as for `evaluate`.
     Raises OutputPathError if a file exists that vivace did not write, MissingExtra without Jinja2, ConfigError for an
-    unknown `lang`, and what `evaluate` raises.
+    unknown `lang`, RunFolderError for a run that has not finished, and what `evaluate` raises.
     """
     translator(lang)
     with collected_warnings() as warnings:
-        opened = bundle if isinstance(bundle, Bundle) else load_bundle(_path(bundle))
-        folder = folder_of(opened.folder if isinstance(bundle, Bundle) else _path(bundle), opened)
+        opened, given = (bundle, bundle.folder) if isinstance(bundle, Bundle) else _opened(bundle)
+        folder = folder_of(given, opened)
         target = folder.default_out if out is None else Path(out)
         places = [(target, "`out`"), *([] if card is None else [(Path(card), "`card`")])]
         where = None if data is None else Data.of(data).where
@@ -118,10 +119,12 @@ def report(
     )
 
 
-def _path(bundle: Any) -> Path:
-    if not isinstance(bundle, str | Path):
-        raise BundleError(f"neither a run nor a bundle: got {type(bundle).__name__}. Give the path of its folder.")
-    return Path(bundle)
+def _opened(given: Any) -> tuple[Bundle, Path]:
+    """The bundle in a folder, and the folder. Raises RunFolderError for a run that has none yet."""
+    if not isinstance(given, str | Path):
+        raise BundleError(f"neither a run nor a bundle: got {type(given).__name__}. Give the path of its folder.")
+    run_of(Path(given))
+    return load_bundle(given), Path(given)
 
 
 def _measured(
@@ -140,11 +143,11 @@ def _measured(
         data = _data_of(folder, cache_dir)
     if data is None:
         return None
+    made = Predictor(bundle, **predictor)
     try:
-        made = Predictor(bundle, **predictor)
         return measure(made, data, cache_dir=cache_dir, audit_all=own, progress=progress, **options)
-    except VivaceError as error:
-        if not own:
+    except (DataError, CacheDamaged) as error:
+        if not own or options["split"] is not None:
             raise
         # nobody asked for these data: what is known without them is still worth a report
         warn(f"the report has no images: {first_line(error)}")
@@ -174,23 +177,16 @@ def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, giv
     scores = measured_scores(found.measured, bundle.classes, info.thresholds) if given else ()
     return sources.with_answers(
         answers,
-        findings_of(found.audit, found.root),
+        findings_of(found.audit),
         scores=scores,
         measured_on=found.data if given else None,
         num_trained_on=found.num_trained_on,
+        root=found.root,
     )
 
 
-def findings_of(audit: Audit, root: Path | None) -> Sequence[tuple[str, str, int]]:
-    """(severity, message, number of images) of the findings, the most severe first; paths begin below `root`."""
+def findings_of(audit: Audit) -> Sequence[tuple[str, str, int]]:
+    """(severity, message, number of images) of the findings, the most severe first."""
     order = ("refuse", "quarantine", "warning")
     found = sorted(audit.findings, key=lambda finding: order.index(finding.severity))
-    # where data lie on this machine is nobody's business
-    private = [] if root is None else [f"{root}/", f"{root.resolve()}/"]
-    rows = []
-    for finding in found:
-        message = finding.message
-        for prefix in private:
-            message = message.replace(prefix, "")
-        rows.append((finding.severity, message, len(finding.names)))
-    return rows
+    return [(finding.severity, finding.message, len(finding.names)) for finding in found]

@@ -52,6 +52,7 @@ class Folder:
         return Sources(
             name=folder.resolve().name,
             place=place,
+            private=[str(path) for path in (folder, folder.resolve()) if path.is_absolute()],
             manifest=manifest_of(bundle),
             is_run=run is not None,
             run={} if run is None else _json(run / "run.json"),

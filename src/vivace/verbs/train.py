@@ -42,7 +42,7 @@ def _report(finished: Finished) -> Path:
     info, folder = finished.bundle.info, Folder(finished.run, finished.run)
     measured = finished.measured.get("test") or finished.measured["val"]
     answers = answers_of(measured, info.classes, temperature=info.temperature, thresholds=info.thresholds)
-    sources = folder.sources(finished.bundle).with_answers(answers, findings_of(finished.audit, finished.root))
+    sources = folder.sources(finished.bundle).with_answers(answers, findings_of(finished.audit), root=finished.root)
     write_text(folder.default_out, render(page_of(sources)), option="the report")
     return folder.default_out
 

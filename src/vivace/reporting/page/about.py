@@ -9,6 +9,7 @@ import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vivace.plain import dump_yaml
@@ -54,6 +55,8 @@ class Sources:
     """The name of these images' data; None: they are the run's own."""
     num_trained_on: int | None = 0
     """How many of the images were trained on; None: that is not known."""
+    private: Sequence[str] = ()
+    """Folders of this machine, which are nobody's business: paths in messages begin below them."""
 
     def with_answers(
         self,
@@ -63,8 +66,9 @@ class Sources:
         scores: Sequence[Score] = (),
         measured_on: str | None = None,
         num_trained_on: int | None = 0,
+        root: Path | None = None,
     ) -> Sources:
-        """The same with what was measured."""
+        """The same with what was measured. root: the folder of the images' data."""
         return dataclasses.replace(
             self,
             answers=answers,
@@ -72,6 +76,7 @@ class Sources:
             scores=scores,
             measured_on=measured_on,
             num_trained_on=num_trained_on,
+            private=(*self.private, *(() if root is None else (str(root), str(root.resolve())))),
         )
 
 
@@ -96,7 +101,7 @@ def page_of(sources: Sources) -> Page:
         num_train=whole(data, "num_train"),
         started_from=text(mapping(manifest, "starting_weights"), "from"),
         license=text(mapping(manifest, "starting_weights"), "license"),
-        scores=_scores(mapping(manifest, "metrics")),
+        scores=tuple(score for score in _scores(mapping(manifest, "metrics")) if not _is_again(score, sources, data)),
         measured=tuple(sources.scores),
         measured_on=None if sources.measured_on is None else clean(sources.measured_on, 120),
         num_trained_on=sources.num_trained_on,
@@ -110,7 +115,7 @@ def page_of(sources: Sources) -> Page:
         warnings=_warnings(sources),
         curves=curves(sources.curves, number(result, "saved_epoch", 0, 1e9)),
         answers=sources.answers,
-        findings=_findings(sources.findings),
+        findings=_findings(sources),
         search=search,
         kernels=_kernels(sources.tuned),
         environment=_environment(mapping(manifest, "environment")),
@@ -136,22 +141,37 @@ def _scores(metrics: Mapping[str, Any]) -> tuple[Score, ...]:
     return tuple(scores)
 
 
+def _is_again(score: Score, sources: Sources, data: Mapping[str, Any]) -> bool:
+    """Whether the images that were given are those of a score that the bundle has already."""
+    return sources.measured_on == data.get("name") and any(
+        (score.split, score.kind, score.num_images) == (given.split, given.kind, given.num_images)
+        for given in sources.scores
+    )
+
+
 def _warnings(sources: Sources) -> tuple[str, ...]:
     told = [
         line
         for values in (sources.run, sources.result, sources.receipt)
         for line in texts(values, "warnings", most=MAX_WARNINGS, limit=500)
     ]
-    return tuple(dict.fromkeys(told))[:MAX_WARNINGS]
+    return tuple(dict.fromkeys(_without(sources.private, line) for line in told))[:MAX_WARNINGS]
 
 
-def _findings(found: Sequence[tuple[str, str, int]] | None) -> tuple[Found, ...] | None:
-    if found is None:
+def _findings(sources: Sources) -> tuple[Found, ...] | None:
+    if sources.findings is None:
         return None
     return tuple(
-        Found(severity=severity, message=clean(message, 400), count=count)
-        for severity, message, count in found[:MAX_FINDINGS]
+        Found(severity=severity, message=clean(_without(sources.private, message), 400), count=count)
+        for severity, message, count in sources.findings[:MAX_FINDINGS]
     )
+
+
+def _without(folders: Sequence[str], message: str) -> str:
+    """The message with paths that begin below these folders."""
+    for folder in folders:
+        message = message.replace(f"{folder}/", "")
+    return message
 
 
 def _kernels(tuned: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

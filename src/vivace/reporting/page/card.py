@@ -17,7 +17,7 @@ NUM_CLASSES = 200
 # how the hub calls what is measured
 METRICS = {"top1": "accuracy", "map": "mean_average_precision", "exact_match": "exact_match"}
 # what Markdown, or the HTML in it, would take for more than text
-SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&$])")
+SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#|~&$])")
 
 
 def card_of(page: Page) -> str:
@@ -70,8 +70,9 @@ def _body(page: Page) -> list[str]:
         "| --- | --- | --- | --- | --- |",
         *(_row(score) for score in page.scores),
         "",
-        *(["On validation images, which training used to choose and to calibrate, it looks a little too good.", ""]),
     ]
+    if page.kind == "run" and any(score.split == "val" for score in page.scores):
+        lines += ["Training used the validation images to choose and to calibrate: new ones may come out worse.", ""]
     if page.search is not None and page.search.best is not None:
         best = page.search.best
         if best.speedup is not None and best.drop is not None and best.bound is not None:

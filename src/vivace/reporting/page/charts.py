@@ -10,6 +10,8 @@ __all__ = ["Chart", "Line", "Point", "Scatter", "curves", "scatter"]
 
 WIDTH, HEIGHT = 340, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30
+# of numbers in the figure of a search: width and height
+NEAR, LETTER = 14, 11
 # of a curve; a figure has no more columns of pixels
 MAX_POINTS = 400
 # with fewer points each is marked
@@ -54,6 +56,8 @@ class Point:
     y: float
     bound: float
     """The height of its upper bound."""
+    label: float
+    """The height of its number, above those of points that are as fast."""
     kind: str
     """won, certified or other."""
 
@@ -198,13 +202,15 @@ def scatter(found: Sequence[tuple[str, float, float, float, str]], budget: float
     margin = 0.08 * max(max(logs) - min(logs), 0.1)
     across = Scale((min(logs) - margin, max(logs) + margin), (LEFT, width - RIGHT))
     along = Scale((y_ticks[0], y_ticks[-1]), (height - BOTTOM, TOP))
-    points = tuple(
-        Point(place, name, across(log), along(drop), along(max(drop, bound)), kind)
-        for place, (log, (name, _, drop, bound, kind)) in enumerate(zip(logs, found, strict=True), 1)
-    )
+    points: list[Point] = []
+    for place, (log, (name, _, drop, bound, kind)) in enumerate(zip(logs, found, strict=True), 1):
+        x, top = across(log), along(max(drop, bound))
+        beside = [other.label for other in points if x - other.x < NEAR]
+        label = round(min([top - 6, *(height - LETTER for height in beside)]), 2)
+        points.append(Point(place, name, x, along(drop), top, max(label, LETTER), kind))
     x_ticks = tuple((across(math.log10(value)), f"{value:g}") for value in _log_ticks(min(logs), max(logs), margin))
     labels = tuple((along(value), f"{value:g}") for value in y_ticks)
-    return Scatter(points, x_ticks, labels, None if budget is None else along(budget))
+    return Scatter(tuple(points), x_ticks, labels, None if budget is None else along(budget))
 
 
 def _log_ticks(low: float, high: float, margin: float) -> list[float]:
