@@ -185,6 +185,16 @@ def test_large_images_become_small_ones_and_small_ones_stay_as_they_are() -> Non
         np.testing.assert_array_equal(np.asarray(image)[..., 0], measured.images(np.array([row]))[0, ..., 0])
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 12])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_images_of_any_type_and_number_of_channels_are_shown(channels: int, dtype: str) -> None:
+    measured = make_measured(3, 30, channels=channels)
+    measured = dataclasses.replace(measured, images=lambda rows, of=measured.images: of(rows).astype(dtype) * 3)
+    answers = answers_of(measured, CLASSES, temperature=None)
+    assert len(answers.mistakes) == answers.num_mistakes > 0
+    assert all(one.width == 32 for one in answers.mistakes)
+
+
 CRAFTED: list[Any] = [None, True, -5, 10**400, 1e308, float("nan"), float("inf"), "12", "<b>", [], {}, [[]], {"a": {}}]
 
 

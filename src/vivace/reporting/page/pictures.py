@@ -92,10 +92,24 @@ def pictures(measured: Measured, told: Iterable[tuple[int, str, str, float]], sp
     return made
 
 
+def _shown(image_HWC: np.ndarray) -> np.ndarray:
+    """What a person sees of an image of any type and number of channels: uint8 [H, W] or [H, W, 3].
+
+    Of more than three channels the first three; what is no uint8 is stretched from its darkest to its brightest value.
+    """
+    some = image_HWC[..., :3] if image_HWC.shape[-1] >= 3 else image_HWC[..., 0]
+    if some.dtype == np.uint8:
+        return np.ascontiguousarray(some)
+    values = np.nan_to_num(some.astype(np.float64))
+    low, high = float(values.min()), float(values.max())
+    shown: np.ndarray = (255 * (values - low) / max(high - low, 1e-12)).clip(0, 255).astype(np.uint8)
+    return shown
+
+
 def _webp(image_HWC: np.ndarray) -> tuple[str, int, int, bool]:
     """(data URI, width, height, whether it is small)."""
     image_HWC = shown_pixels(image_HWC)
-    picture = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
+    picture = Image.fromarray(_shown(image_HWC))
     crisp = max(picture.size) <= MAX_CRISP
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
     buffer = io.BytesIO()
