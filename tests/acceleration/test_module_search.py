@@ -18,55 +18,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import vivace
+from modules import (
+    FLOAT_LAYERS,
+    SPEEDS,
+    Net,
+    accelerate,
+    close,
+    exact,
+    fake_rounds,
+    images,
+    labelled,
+    made,
+    tell_speeds,
+)
 from vivace.acceleration.modules import search as search_module
 from vivace.acceleration.modules import trials as trials_module
-from vivace.acceleration.modules.candidates import candidates_for
 from vivace.acceleration.modules.dropin import AcceleratedModule
 from vivace.acceleration.modules.proof import num_affordable, samples_needed
 from vivace.errors import ConfigError, DataError, ModelError, VivaceError
 from vivace.runtimes.modules import openvino as openvino_module
 
-# how many times as fast as the module each candidate is, here
-SPEEDS = {"openvino fp32": 2.0, "openvino int8": 4.0, "eager bf16": 0.5}
-
-
-def fake_rounds(functions: Sequence[Callable[[], object]], *_: Any, num_rounds: int, **__: Any) -> np.ndarray:
-    """Milliseconds by SPEEDS; every function is called once."""
-    times = []
-    for function in functions:
-        function()
-        module = getattr(function, "func", None)
-        name = f"{module.runtime} {module.precision}" if isinstance(module, AcceleratedModule) else ""
-        times.append(10 / SPEEDS.get(name, 1.0))
-    return np.array([times] * num_rounds) * np.random.default_rng(0).uniform(0.99, 1.01, (num_rounds, len(times)))
-
-
-FLOAT_LAYERS = trials_module.Trials.with_float_layers
-
 
 @pytest.fixture(autouse=True)
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    def few(device: torch.device) -> Any:
-        found, _ = candidates_for(device)
-        return [candidate for candidate in found if candidate.name in SPEEDS], {}
-
-    monkeypatch.setattr(search_module, "candidates_for", few)
-    # here they would be as fast as the rest of int8
-    monkeypatch.setattr(trials_module.Trials, "with_float_layers", lambda trials, entry: iter(()))
-    monkeypatch.setattr(trials_module, "rounds", fake_rounds)
-
-
-class Net(nn.Module):
-    def __init__(self, channels: int = 3) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *(nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)),
-            *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(32, 4)),
-        )
-
-    def forward(self, images: Tensor) -> Any:
-        return self.body(images)
+    tell_speeds(monkeypatch)
 
 
 @dataclasses.dataclass
@@ -82,35 +57,6 @@ class Rich(Net):
         if shift is not None:
             logits = logits + shift
         return Output(logits, {"probs": logits.softmax(1), "classes": logits.argmax(1), "count": 4})
-
-
-def images(samples: int = 320, batch: int = 32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return list(torch.randn(samples, 3, 12, 12, generator=generator).split(batch))
-
-
-def made(kind: type[nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return kind().eval()
-
-
-def labelled(module: nn.Module, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    with torch.no_grad():
-        return [(batch, module(batch).argmax(1)) for batch in batches]
-
-
-def accelerate(module: nn.Module, data: Any, **options: Any) -> Any:
-    return vivace.accelerate(module, data, on_message=lambda message: None, **{"max_drop": 5.0, **options})
-
-
-def close(one: Any, other: Any) -> bool:
-    return torch.allclose(one, other, atol=1e-4)
-
-
-def exact(outputs: Tensor, original: Tensor) -> Tensor:
-    """What float32 keeps and int8 does not."""
-    return (outputs - original).abs().amax(1) < 1e-3
 
 
 def test_the_drop_in_answers_like_the_original_for_all_batch_sizes() -> None:
@@ -334,11 +280,11 @@ class NotFinite(Net):
         (Net(), images(32), {"metric": "f1"}, ConfigError, "`metric` is unknown: got 'f1'"),
         (Net(), images(32), {"out": "folder"}, ConfigError, "`out` is for bundles"),
         (Net(), images(32), {"objective": "size"}, ConfigError, "`objective` is for bundles"),
-        (Net(), images(32), {"train": "on"}, ConfigError, "a module is not distilled"),
+        (Net(), images(32), {"train": "on"}, ConfigError, "`train` is no iterable of batches: got 'on'"),
         (Net(), images(32), {"max_dorp": 1}, ConfigError, r"'max_dorp'\. Did you mean 'max_drop'"),
         (Net(), images(32), {"max_drop": -1}, ConfigError, "max_drop is out of range: got -1"),
         (Net(), images(32), {"within": "soon"}, ConfigError, "no duration: got 'soon'"),
-        (Net(), images(32), {"calibration": 3}, ConfigError, "no iterable of batches: got int"),
+        (Net(), images(32), {"calibration": 3}, ConfigError, "no iterable of batches: got 3"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(

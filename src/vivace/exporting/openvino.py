@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vivace.bundle import Bundle
 from vivace.errors import ExportError, MissingExtra
 from vivace.exporting import onnx
@@ -20,7 +22,7 @@ from vivace.runtimes.quiet import quiet
 from vivace.runtimes.table import INPUT, OUTPUT
 from vivace.scratch import scratch_folder
 
-__all__ = ["copy_labelled", "load_file", "write_file", "write_graph"]
+__all__ = ["copy_labelled", "load_file", "write_file", "write_graph", "write_with_pixels"]
 
 
 def write_graph(bundle: Bundle, folder: Path) -> None:
@@ -45,6 +47,46 @@ def write_graph(bundle: Bundle, folder: Path) -> None:
         _label(model, bundle)
         # float32 as the weights are: a smaller file is a step of its own, with its own check
         openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
+
+
+def write_with_pixels(model: Any, output: int, bundle: Bundle, folder: Path) -> None:
+    """Write the graph of a bundle around an openvino.Model of normalised images_BCHW → …, logits_BK, …
+
+    output: place of the logits. Its layers stay as they are, so one that was quantized answers as it did.
+    Raises MissingExtra, and ExportError for a model that takes one number of images alone.
+    """
+    openvino = library("an export to OpenVINO")
+    inner = model.clone()
+    if not inner.inputs[0].get_partial_shape()[0].is_dynamic:
+        raise ExportError("the graph takes one number of images alone. Export the network again.")
+    with quiet(), exporting("openvino"):
+        pixels_NHWC, images_NCHW = _normalised(openvino, bundle)
+        for user in inner.inputs[0].get_target_inputs():
+            user.replace_source_output(images_NCHW)
+        probs_NK = _probabilities(openvino, inner.outputs[output].get_node().input_value(0), bundle)
+        whole = openvino.Model([probs_NK], [pixels_NHWC], "vivace")
+        _label(whole, bundle)
+        openvino.save_model(whole, folder / GRAPH, compress_to_fp16=False)
+
+
+def _normalised(openvino: Any, bundle: Bundle) -> tuple[Any, Any]:
+    """(input, uint8 pixels_NHWC; output, float images_NCHW as the network takes them), see `runtimes.graph`."""
+    ops, own = openvino.opset13, bundle.preprocess
+    mean_C, std_C = np.array(own.mean), np.array(own.std)
+    # one value for each of a row's values, pixel by pixel, channel by channel
+    scale, shift = (np.tile(values_C, own.size).astype(np.float32) for values_C in (1 / (255 * std_C), -mean_C / std_C))
+    pixels = ops.parameter([-1, own.size, own.size, own.channels], np.uint8)
+    # 0 stands for the side that is there already
+    rows = ops.reshape(ops.convert(pixels, "f32"), np.array([0, 0, -1]), special_zero=True)
+    rows = ops.add(ops.multiply(rows, ops.constant(scale)), ops.constant(shift))
+    images = ops.reshape(rows, np.array([0, 0, own.size, own.channels]), special_zero=True)
+    return pixels, ops.transpose(images, np.array([0, 3, 1, 2])).output(0)
+
+
+def _probabilities(openvino: Any, logits_NK: Any, bundle: Bundle) -> Any:
+    ops = openvino.opset13
+    logits_NK = ops.convert(logits_NK, "f32")
+    return ops.sigmoid(logits_NK) if bundle.info.multi_label else ops.softmax(logits_NK, 1)
 
 
 def _by_onnx(bundle: Bundle, openvino: Any, first: ExportError | None) -> Any:

@@ -60,6 +60,7 @@ def _unsupported(
         warnings=warnings,
         runtime=REFERENCE,
         precision=PRECISIONS[0],
+        network="",
         metric=metric if isinstance(metric, str) else getattr(metric, "__name__", ""),
         latency_ms_before=math.nan,
         latency_ms_after=math.nan,
@@ -99,6 +100,7 @@ def _result(module: nn.Module, search: ModuleSearch, budget: Budget) -> ModuleAc
         warnings=warnings,
         runtime=REFERENCE if winner is None else winner.candidate.runtime,
         precision=PRECISIONS[0] if winner is None else winner.candidate.precision,
+        network="" if winner is None else winner.candidate.network,
         metric=search.scorer.name,
         latency_ms_before=search.baseline_ms,
         latency_ms_after=search.baseline_ms if winner is None else winner.ms,
@@ -111,4 +113,5 @@ def _result(module: nn.Module, search: ModuleSearch, budget: Budget) -> ModuleAc
         num_certify_samples=0 if loss is None else loss.num_samples,
         candidates=search.outcomes,
         seconds=budget.elapsed(),
+        _saveable=search.saveable(),
     )

@@ -40,6 +40,8 @@ class ModuleCandidate:
     variant: Variant
     float_layers: tuple[str, ...] = ()
     """Layers of an int8 variant that compute in float."""
+    network: str = ""
+    """Name of a smaller network that replaces the module; empty: the module itself."""
 
     @property
     def precision(self) -> str:
@@ -50,12 +52,13 @@ class ModuleCandidate:
         more = ", channels last" * self.variant.channels_last + ", asymmetric" * self.variant.asymmetric
         if count := len(self.float_layers):
             more += f", {count} layer{'s' * (count > 1)} in float"
-        return f"{self.runtime} {self.precision}{more}"
+        network = f"{self.network}, " if self.network else ""
+        return f"{network}{self.runtime} {self.precision}{more}"
 
     @property
-    def risk(self) -> tuple[int, int, bool]:
+    def risk(self) -> tuple[bool, int, int, bool]:
         """Sort key, from the smallest to the largest risk to what is computed."""
-        return RISK[self.precision], -len(self.float_layers), not self.variant.asymmetric
+        return bool(self.network), RISK[self.precision], -len(self.float_layers), not self.variant.asymmetric
 
     @property
     def kind(self) -> str:
@@ -106,9 +109,15 @@ class Workshop:
         outputs: tuple[Structure, Sequence[Tensor]],
         open_sides: Sequence[frozenset[int]],
         calibration: Callable[[], Sequence[Sequence[Tensor]]],
+        *,
+        replaced: Subject | None = None,
     ) -> None:
-        """calls: those that must be fast, the one that is timed first. outputs: what that one returns."""
+        """calls: those that must be fast, the one that is timed first. outputs: what that one returns.
+
+        replaced: the module in whose place that of `subject` is called; None: that itself.
+        """
         self._subject, self._outputs = subject, outputs
+        self._replaced = replaced or subject
         flattened = [call.flatten() for call in calls]
         self._inputs = flattened[0][1], flattened[0][0]
         # others have another structure: they go to the original
@@ -137,13 +146,14 @@ class Workshop:
         """
         row = RUNTIMES[candidate.runtime]
         return AcceleratedModule(
-            self._subject.module,
+            self._replaced.module,
             imported(str(row.module_runner)).convert(self._job(candidate, graph)),
             runtime=candidate.runtime,
             precision=candidate.precision,
             inputs=self._inputs,
             outputs=self._outputs,
-            is_copy=self._subject.is_copy,
+            is_copy=self._replaced.is_copy,
+            network=candidate.network,
         )
 
     def int8_layers(self, candidate: ModuleCandidate) -> Int8Graph:

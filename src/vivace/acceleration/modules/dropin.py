@@ -36,14 +36,16 @@ class AcceleratedModule(nn.Module):
         inputs: tuple[Structure, Sequence[Tensor]],
         outputs: tuple[Structure, Sequence[Tensor]],
         is_copy: bool = True,
+        network: str = "",
     ) -> None:
         """inputs, outputs: the structure and the tensors of an example of a call, and of what it returned.
 
-        is_copy: whether `original` is ours, in evaluation mode; the user's own is put into it for each call.
+        is_copy: whether `original` is ours, in evaluation mode; the user's own is put into it for each call. network:
+        name of the smaller one that the program runs in place of the original.
         """
         super().__init__()
         self.original = original
-        self.runtime, self.precision = runtime, precision
+        self.runtime, self.precision, self.network = runtime, precision, network
         row = RUNTIMES[runtime]
         self._program, self._signature = program, Signature(original)
         self._takes_module, self._unsafe_library = row.takes_network, row.fork_unsafe_library
@@ -52,6 +54,11 @@ class AcceleratedModule(nn.Module):
         self._outputs, self._output_dtypes = outputs[0], [tensor.dtype for tensor in outputs[1]]
         self._is_copy = is_copy
         self.training = False
+
+    @property
+    def graph(self) -> Any:
+        """What the fast program runs, of its runtime's own kind, where it can be written to a file; else None."""
+        return self._program.graph
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the original's forward."""
@@ -124,4 +131,5 @@ class AcceleratedModule(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"runtime={self.runtime!r}, precision={self.precision!r}"
+        network = f"network={self.network!r}, " if self.network else ""
+        return f"{network}runtime={self.runtime!r}, precision={self.precision!r}"

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from vivace.acceleration.modules.metrics import Metric
 from vivace.acceleration.options import SearchOptions
 from vivace.config import parse_duration
-from vivace.errors import ConfigError, nearest
+from vivace.errors import ConfigError, nearest, shown
 
 __all__ = ["ModuleKeywords", "ModuleOptions"]
 
@@ -25,6 +25,7 @@ class ModuleKeywords(TypedDict, total=False):
     metric: str | Metric | None
     example: Any
     calibration: Iterable[Any] | None
+    train: Iterable[Any] | None
     max_drop: float
     within: float | str | None
 
@@ -40,6 +41,9 @@ class ModuleOptions:
     """The inputs of a call as it will be made, which is timed, in the form of the data's. None: the first batch."""
     calibration: Iterable[Any] | None = None
     """Batches that ranges for int8 are measured on. None: those to choose on."""
+    train: Iterable[Any] | None = None
+    """Batches like the data, and none of their samples: of a module that classifies images smaller networks are
+    trained on them, to answer like it. None: none are."""
     max_drop: float = 0.5
     """Budget: the largest drop of the mean score, in percentage points, proven with 95 % confidence."""
     within: float | str | None = "10m"
@@ -48,12 +52,10 @@ class ModuleOptions:
     def __post_init__(self) -> None:
         # one check for both kinds of search
         SearchOptions(max_drop=self.max_drop, within=self.within)
-        if self.calibration is not None and (
-            isinstance(self.calibration, str) or not isinstance(self.calibration, Iterable)
-        ):
-            raise ConfigError(
-                f"`calibration` is no iterable of batches: got {type(self.calibration).__name__}. Give a DataLoader."
-            )
+        for name in ("calibration", "train"):
+            given = getattr(self, name)
+            if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
+                raise ConfigError(f"`{name}` is no iterable of batches: got {shown(given)}. Give a DataLoader.")
 
     @property
     def within_seconds(self) -> float | None:
@@ -65,8 +67,6 @@ class ModuleOptions:
         """From keywords. Raises ConfigError for unknown ones."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
-            if name == "train":
-                raise ConfigError("`train` is for bundles: a module is not distilled. Leave it out.")
             if name in FOR_BUNDLES and name not in known:
                 raise ConfigError(f"`{name}` is for bundles: a module takes {', '.join(known)}. Leave it out.")
             if name not in known:

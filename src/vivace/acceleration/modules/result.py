@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from vivace.acceleration.modules.saving import Saveable, save_module
+from vivace.data.preprocess import Preprocess
+from vivace.errors import ExportError
 
 __all__ = ["CandidateResult", "ModuleAcceleration"]
 
@@ -42,6 +48,8 @@ class ModuleAcceleration:
     """What was left out, guessed or replaced, and why the result may be worth less than it seems."""
     runtime: str
     precision: str
+    network: str
+    """Name of the smaller network that was trained to replace the module; empty: the module's own."""
     metric: str
     """Name of the metric."""
     latency_ms_before: float
@@ -64,8 +72,45 @@ class ModuleAcceleration:
     candidates: list[CandidateResult]
     seconds: float
     """What it took."""
+    _saveable: Saveable | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the module, as plain values for JSON."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "module"}
+        names = [one.name for one in dataclasses.fields(self) if one.name not in ("module", "_saveable")]
+        values = {name: getattr(self, name) for name in names}
         return {**values, "candidates": [dataclasses.asdict(candidate) for candidate in self.candidates]}
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        preprocess: Preprocess | None = None,
+        multi_label: bool | None = None,
+    ) -> Path:
+        """Write a bundle that answers as `module` does, and needs none of its code; returns the folder.
+
+        For modules that classify images: one float input [B, C, H, W] of one square size, logits [B, K] out, or an
+        object that has them as `logits`. classes: names of the K classes; None: "0" to "K-1". mean, std: what the data
+        were normalised with, on the 0..1 scale, a number or one for each channel; image files are then cut to their
+        central square and resized. preprocess: in place of these, all that happens to an image file. multi_label:
+        whether an image has a set of labels; to be given where the targets are 0 or 1 for each class.
+        A program that takes the module's code is replaced by its float32 graph for ONNX Runtime, with a warning.
+        Raises ConfigError where these are missing or do not fit the data, ExportError for other modules and those that
+        can't be exported, ModelError for outputs that are probabilities, ParityError if the bundle answers otherwise,
+        OutputPathError if `folder` holds what vivace did not write, MissingExtra.
+        """
+        if self._saveable is None:
+            raise ExportError(f"a module whose status is {self.status} can't be saved as a bundle: {self.reason}.")
+        return save_module(
+            self._saveable,
+            self.to_dict(),
+            Path(folder),
+            classes=classes,
+            mean=mean,
+            std=std,
+            preprocess=preprocess,
+            multi_label=multi_label,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from vivace.runtimes.table import RUNTIMES, is_quantized
 from vivace.statistics.bounded import ScoreLoss
 from vivace.statistics.intervals import Ratio
 
-__all__ = ["FINAL_ROUNDS", "Entry", "Trials"]
+__all__ = ["BUILD_SHARE", "FINAL_ROUNDS", "Entry", "Trials", "open_sides"]
 
 # rounds of the first timing, and of the last
 SCREEN_ROUNDS, FINAL_ROUNDS = 3, 11
@@ -83,8 +84,14 @@ class Trials:
         options: ModuleOptions,
         budget: Budget,
         tell: Callable[[str], None],
+        *,
+        share: float = BUILD_SHARE,
     ) -> None:
-        """example: its call is timed, and returns `expected`. certify: the first batch to prove on."""
+        """example: its call is timed, and returns `expected`. certify: the first batch to prove on.
+
+        share: fraction of the time budget that has passed when building ends.
+        """
+        self._share = share
         self._subject, self._example, self._expected = subject, example, expected
         self._select, self._options, self._budget, self._tell = select, options, budget, tell
         half = self._of_another_size()
@@ -94,12 +101,33 @@ class Trials:
             calls.append(certify.call)
         # a module that takes one size alone must not be replaced for others
         sides = open_sides([example, *select, certify], any_size=half is not None)
+        self._calls, self._sides = calls, sides
         self._workshop = Workshop(subject, calls, expected, sides, self._calibration)
         self.plain = self._plain()
         self.outcomes: dict[str, CandidateResult] = {}
         self.out_of_time = False
         self.plain_ms = float("nan")
         self._wrong: set[str] = set()
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether the module takes other batch sizes than the example's."""
+        return 0 in self._sides[0]
+
+    def of_replacement(self, subject: Subject, *, share: float) -> Trials:
+        """Trials of another module that is called like this one: compared with itself, timed beside this one.
+
+        What became of its candidates is in `outcomes` of both. share: as for this one. Raises ModelError and
+        Unsupported for a module that fails, or can't be replaced itself.
+        """
+        other = copy.copy(self)
+        other._subject, other._share, other._wrong = subject, share, set()
+        structure, tensors = subject.check(self._example)
+        other._expected = structure, tensors
+        other._workshop = Workshop(
+            subject, self._calls, other._expected, self._sides, self._calibration, replaced=self._subject
+        )
+        return other
 
     def try_one(self, candidate: ModuleCandidate) -> Entry | None:
         """The candidate, timed; None for one that can't be built in time, or computes something else."""
@@ -135,7 +163,7 @@ class Trials:
 
     def _fits(self, kind: str, seconds: float) -> bool:
         """Whether work of a kind ends before the time for building does; seconds: what the first of it may take."""
-        until = self._budget.started + BUILD_SHARE * (self._budget.seconds or float("inf"))
+        until = self._budget.started + self._share * (self._budget.seconds or float("inf"))
         return self._budget.fits(kind, seconds=seconds, until=until)
 
     def _try(self, candidate: ModuleCandidate, build: Callable[[ModuleCandidate], AcceleratedModule]) -> Entry | None:

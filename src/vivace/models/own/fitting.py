@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vivace.errors import ModelError, first_line
 from vivace.notices import warn
 
-__all__ = ["fitted", "takes_contiguous", "to_channels_last"]
+__all__ = ["fitted", "run_only", "takes_contiguous", "to_channels_last"]
 
 # set on a network whose layers need contiguous images, such as one that flattens by .view()
 CONTIGUOUS = "vivace_takes_contiguous"
@@ -29,17 +29,60 @@ def fitted(model: nn.Module, name: str, *, num_classes: int, in_channels: int, s
     Raises ModelError, with what to change, for one that does not take such images, does not give `num_classes` logits
     for each, has nothing to train, or can't be copied or saved.
     """
-    images_BCHW = torch.randn(2, in_channels, size, size, generator=torch.Generator().manual_seed(0))
+    images_BCHW = _images(in_channels, size)
     model.to("cpu")
     _materialise(model, name, images_BCHW)
     _check_tensors(model, name)
+    _check_trainable(model, name)
     output = _forward(model, name, images_BCHW, training=False)
-    trained = _trained(model, name, images_BCHW)
-    if not (isinstance(output, Tensor) and isinstance(trained, Tensor)):
-        for one in (output, trained):
+    logits_BK = _plain_logits(model, name, output, _trained(model, name, images_BCHW))
+    _check_answers(model, name, images_BCHW, logits_BK, num_classes)
+    if _are_probs(logits_BK):
+        warn(f"{name} seems to end in a softmax: its outputs are not negative and sum to 1. Logits train better")
+    return _in_any_layout(model, images_BCHW, num_classes)
+
+
+def run_only(model: nn.Module, name: str, *, num_classes: int, in_channels: int, size: int) -> nn.Module:
+    """The same of a network that is not trained any more: it needs no gradients, and no mode for training.
+
+    Raises ModelError too where the outputs are probabilities already, of which others would be made.
+    """
+    images_BCHW = _images(in_channels, size)
+    model.to("cpu")
+    _check_tensors(model, name)
+    output = _forward(model, name, images_BCHW, training=False)
+    logits_BK = _plain_logits(model, name, output)
+    _check_answers(model, name, images_BCHW, logits_BK, num_classes)
+    if _are_probs(logits_BK):
+        raise ModelError(
+            f"{name} gives probabilities: its outputs are not negative and sum to 1. Return logits, without the "
+            "softmax at the end: a bundle has its own."
+        )
+    return _in_any_layout(model, images_BCHW, num_classes)
+
+
+def _in_any_layout(model: nn.Module, images_BCHW: Tensor, num_classes: int) -> nn.Module:
+    """The network, which from now on takes images in either memory format."""
+    if not _takes_channels_last(model, images_BCHW, num_classes):
+        model.register_forward_pre_hook(_make_contiguous)
+        setattr(model, CONTIGUOUS, True)
+    return model
+
+
+def _images(in_channels: int, size: int) -> Tensor:
+    return torch.randn(2, in_channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def _plain_logits(model: nn.Module, name: str, *outputs: Any) -> Tensor:
+    """The logits of the first output; if one is more than a tensor, the model gives a plain one from now on."""
+    if not all(isinstance(one, Tensor) for one in outputs):
+        for one in outputs:
             _check_logits(one, name)
         model.register_forward_hook(_take_logits)
-    logits_BK = _logits_of(output)
+    return _logits_of(outputs[0])
+
+
+def _check_answers(model: nn.Module, name: str, images_BCHW: Tensor, logits_BK: Tensor, num_classes: int) -> None:
     _check_shape(logits_BK, name, num_classes)
     one_BK = _logits_of(_forward(model, name, images_BCHW[:1], training=False))
     if one_BK.shape != (1, num_classes):
@@ -47,11 +90,6 @@ def fitted(model: nn.Module, name: str, *, num_classes: int, in_channels: int, s
             f"{name} gives {list(one_BK.shape)} for one image, where [1, {num_classes}] is expected: squeeze() removes "
             "the batch too. Use flatten(1) in its place."
         )
-    if not _takes_channels_last(model, images_BCHW, num_classes):
-        model.register_forward_pre_hook(_make_contiguous)
-        setattr(model, CONTIGUOUS, True)
-    _warn_of_probs(logits_BK, name)
-    return model
 
 
 def takes_contiguous(model: nn.Module) -> bool:
@@ -113,9 +151,8 @@ def _check_shape(logits_BK: Tensor, name: str, num_classes: int) -> None:
     )
 
 
-def _warn_of_probs(logits_BK: Tensor, name: str) -> None:
-    if bool((logits_BK >= 0).all()) and bool(((logits_BK.sum(1) - 1).abs() < 1e-4).all()):
-        warn(f"{name} seems to end in a softmax: its outputs are not negative and sum to 1. Logits train better")
+def _are_probs(logits_BK: Tensor) -> bool:
+    return bool((logits_BK >= 0).all()) and bool(((logits_BK.sum(1) - 1).abs() < 1e-4).all())
 
 
 def _materialise(model: nn.Module, name: str, images_BCHW: Tensor) -> None:
@@ -136,6 +173,9 @@ def _check_tensors(model: nn.Module, name: str) -> None:
                 f"{name} has weights of {str(value.dtype).removeprefix('torch.')}: {key}. Give it in float32 "
                 "(.float()); lower precisions are chosen in training."
             )
+
+
+def _check_trainable(model: nn.Module, name: str) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         count = sum(1 for _ in model.parameters())
         raise ModelError(

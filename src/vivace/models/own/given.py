@@ -22,7 +22,7 @@ from torch import nn
 
 from vivace.errors import ModelError, first_line, nearest
 from vivace.models.own.files import found_in, names_file, quietly, source_of
-from vivace.models.own.fitting import fitted
+from vivace.models.own.fitting import fitted, run_only
 from vivace.models.own.names import PASSED, PREFIX, own_name
 
 __all__ = ["OwnNetwork", "own_network"]
@@ -47,6 +47,8 @@ class OwnNetwork:
     """The class or function; of an instance, what gives a copy of it."""
     given: str | None = None
     """FILE.py:NAME, as the user wrote it."""
+    is_trained: bool = True
+    """Whether it is to be trained; one that is only run needs no gradients."""
 
     @property
     def shown(self) -> str:
@@ -62,7 +64,8 @@ class OwnNetwork:
         passed = {"num_classes": num_classes, "in_channels": in_channels, "size": size}
         with _generators_restored(), quietly():
             model = self._made(passed, arguments)
-            return fitted(model, self.shown, num_classes=num_classes, in_channels=in_channels, size=size)
+            fits = fitted if self.is_trained else run_only
+            return fits(model, self.shown, num_classes=num_classes, in_channels=in_channels, size=size)
 
     def record(self) -> dict[str, Any]:
         """Plain values for a bundle or a run: where it came from, and the hash of its source where that is known."""

@@ -62,6 +62,8 @@ class Program:
     run: Callable[..., Any]
     takes: Callable[[Sequence[Tensor]], bool]
     """Whether it can run a call with these tensors, whose dtypes are those of the examples."""
+    graph: Any = None
+    """Of the runner's own kind, what can be written to a file; None: nothing can."""
 
 
 def shapes_of(tensors: Sequence[Tensor]) -> Shapes:

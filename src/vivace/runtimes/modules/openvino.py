@@ -197,7 +197,7 @@ def _program(model: Any, job: ModuleJob) -> Program:
 
     # what can't be compiled at all is said now, not at the first call
     request_for(shapes_of(job.tensors[0]))
-    return Program(run=run, takes=takes)
+    return Program(run=run, takes=takes, graph=model)
 
 
 class _Request:
