@@ -80,8 +80,8 @@ def test_a_kind_of_work_that_took_long_is_not_started_again_where_it_would_not_e
     # not only that nothing was decided: what was left, what for, and how much time to give instead
     (warning,) = result.warnings
     told = re.fullmatch(
-        r"(\d+) s of 40 s were left when the search ended: the next step was estimated at (\d+) s, (\d+) s were left "
-        r"for it\. Try `within='2m'`",
+        r"(\d+) s of 40 s were left when the search ended: the next step was estimated at (\d+) s, (\d+) s of its "
+        r"share were left\. Try `within='2m'`",
         warning,
     )
     assert told is not None, warning

@@ -71,10 +71,13 @@ class Budget:
         if self.seconds is None:
             return None
         left = max(0.0, self.seconds - self.elapsed())
-        why, enough = "what was started did not end in its share of the time", ENOUGH * self.seconds
+        why, enough = (
+            "what was started did not end in its share of the time",
+            ENOUGH * max(self.seconds, self.elapsed()),
+        )
         if self._refused is not None and self._refused[0] > 0:
             needed, had = self._refused
-            why = f"the next step was estimated at {needed:.0f} s, {had:.0f} s were left for it"
+            why = f"the next step was estimated at {needed:.0f} s, {had:.0f} s of its share were left"
             enough = max(enough, self.seconds - had + SAFETY * needed)
         asked = f"{math.ceil(enough / 60)}m" if enough > 60 else f"{math.ceil(enough)}s"
         return f"{left:.0f} s of {self.seconds:g} s were left when the search ended: {why}. Try `within={asked!r}`"

@@ -38,14 +38,22 @@ def accelerate_module(
     try:
         subject = Subject(module)
     except Unsupported as error:
-        return _unsupported(module, error, options, [], budget)
+        return _told(_unsupported(module, error, options, [], budget), on_message)
     with subject.ready(), preserved_generators(subject.device):
         search = ModuleSearch(subject, data, options, budget, on_message)
         try:
             search.run()
         except Unsupported as error:
-            return _unsupported(module, error, options, search.warnings, budget)
-    return _result(module, search, budget)
+            return _told(_unsupported(module, error, options, search.warnings, budget), on_message)
+    return _told(_result(module, search, budget), on_message)
+
+
+def _told(found: ModuleAcceleration, tell: Callable[[str], None]) -> ModuleAcceleration:
+    """The result, after its warnings and verdict are said: one that came back as it was is easily taken for another."""
+    for warning in found.warnings:
+        tell(f"warning: {warning}")
+    tell(f"{found.status}: {found.reason}" + ("" if found.accelerated else ". The module comes back as it was"))
+    return found
 
 
 def _unsupported(

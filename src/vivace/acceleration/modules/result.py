@@ -35,7 +35,7 @@ class CandidateResult:
 class ModuleAcceleration:
     """The result of a search for a faster module. Scores are in [0, 1], drops in percentage points, times in ms."""
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     """The drop-in replacement, an `AcceleratedModule`; the module that was given if no faster one was found."""
     accelerated: bool
     status: str
@@ -61,15 +61,15 @@ class ModuleAcceleration:
     speedup_low: float
     """Lower bound of Student's 95 % interval over rounds in this process; NaN without one."""
     score_before: float
-    """Mean score of the module on the samples that prove it; NaN, as all scores and drops, without a proof."""
+    """Mean score of the module on the samples that prove it; NaN, as `score_after`, without a proof."""
     score_after: float
     drop: float
-    """score_before - score_after, percentage points."""
+    """score_before - score_after, percentage points; 0, as `drop_bound`, where the module came back as it was."""
     drop_bound: float
     """One-sided upper bound on `drop` with 95 % confidence."""
     num_certify_samples: int
     """Samples that the proof rests on; none of them was used to choose."""
-    candidates: list[CandidateResult]
+    candidates: list[CandidateResult] = field(repr=False)
     seconds: float
     """What it took."""
     _saveable: Saveable | None = field(default=None, repr=False, compare=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,10 @@ from vivace.errors import DataError, ImageError
 
 __all__ = ["open_arrays"]
 
-# images that are converted at once
-BLOCK = 256
+# images that are converted at once, of at most so many bytes unless it is one
+BLOCK, BLOCK_BYTES = 256, 64 * 2**20
+# the most that `data.max_pixels` allows for one image
+MOST_PIXELS = 2_000_000_000
 # labels of one image that are several
 VECTORS = (list, tuple, set, frozenset, np.ndarray)
 WANTED = "Give uint8 [N, H, W, C] or [N, H, W], or floats from 0 to 1"
@@ -97,7 +100,8 @@ def open_arrays(pair: tuple[Any, Any], split: str, progress: Progress, data: Dat
     else:
         arrays = Converted(images_NHWC, EXACT_HALF if half else EXACT)
         check = _rounded(arrays)
-    if images_NHWC.dtype.kind == "f" and _scanned(len(arrays), check, progress):
+    block = max(1, min(BLOCK, BLOCK_BYTES // images_NHWC[0].nbytes))
+    if images_NHWC.dtype.kind == "f" and _scanned(len(arrays), block, check, progress):
         notes.append(
             f"the images of {name} are floats between the 256 levels of 8 bits: they were rounded "
             "(vivace.Data(..., pixels='float32') keeps them)"
@@ -114,17 +118,28 @@ def open_arrays(pair: tuple[Any, Any], split: str, progress: Progress, data: Dat
     )
 
 
-def _scanned(count: int, check: Callable[[slice], bool], progress: Progress) -> bool:
-    """Whether `check` is true of a block of images. Raises DataError, with their positions, where it raises."""
+def _scanned(count: int, block: int, check: Callable[[slice], bool], progress: Progress) -> bool:
+    """Whether `check` is true of a block of images. Raises DataError, which names the first image, where it raises."""
     found = False
-    for start in range(0, count, BLOCK):
+    for start in range(0, count, block):
         progress(start, count)
         try:
-            found |= check(slice(start, start + BLOCK))
+            found |= check(slice(start, start + block))
         except ImageError as error:
-            raise DataError(f"images {start} to {min(start + BLOCK, count) - 1}: {error}") from None
+            last = min(start + block, count)
+            _name_the_first(range(start, last), check)
+            raise DataError(f"images {start} to {last - 1}: {error}") from None
     progress(count, count)
     return found
+
+
+def _name_the_first(rows: range, check: Callable[[slice], bool]) -> None:
+    """Raise DataError for the first of these images of which `check` raises."""
+    for row in rows:
+        try:
+            check(slice(row, row + 1))
+        except ImageError as error:
+            raise DataError(f"image {row}: {error}") from None
 
 
 def _rounded(arrays: Converted) -> Callable[[slice], bool]:
@@ -133,8 +148,8 @@ def _rounded(arrays: Converted) -> Callable[[slice], bool]:
 
 def _finite(arrays: Arrays) -> Callable[[slice], bool]:
     def check(rows: slice) -> bool:
-        for index, image in enumerate(arrays[rows], start=rows.start):
-            check_finite(image, f"image {index}")
+        for image in arrays[rows]:
+            check_finite(image, "the image")
         return False
 
     return check
@@ -162,6 +177,9 @@ def _images(images: Any, pixels: str | None) -> tuple[np.ndarray, bool, Kind]:
         raise DataError(str(error)) from None
     if len(images_NHWC) and 0 in images_NHWC.shape:
         raise DataError(f"the images have no pixels: got {list(array.shape)}. {WANTED}.")
+    if math.prod(images_NHWC.shape[1:3]) > MOST_PIXELS:
+        # an array may be a view that repeats one value: what it stands for would not fit into any memory
+        raise DataError(f"the images have over {MOST_PIXELS:,} pixels: got {list(array.shape)}. {WANTED}.")
     return images_NHWC, half, kind
 
 

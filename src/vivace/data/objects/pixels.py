@@ -227,6 +227,7 @@ def exact_levels(values: np.ndarray, tolerance: float = EXACT) -> tuple[np.ndarr
     # written so that NaN is refused too
     if not (low >= 0 and high <= 1):
         got = f"got {values.dtype} from {low:.4g} to {high:.4g}"
+        check_finite(values, "the image")
         if low >= 0 and 1 < high <= 255:
             raise ImageError(
                 f"the floats are not from 0 to 1: {got}. If they are from 0 to 255, give image.astype(numpy.uint8); to "
