@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_modules import SPEEDS, Net, accelerate, exact, labelled, made, tell_speeds
 from torch import Tensor, nn
 
 import vivace
-from modules import SPEEDS, Net, accelerate, exact, labelled, made, tell_speeds
 from vivace.acceleration.modules import trials as trials_module
 from vivace.bundle import load_bundle
 from vivace.data.preprocess import Preprocess
@@ -140,7 +140,7 @@ def test_a_saved_bundle_imports_no_code(tmp_path: Path) -> None:
     result = accelerate(made(Net), photos(), metric=same_class)
     folder = result.save(tmp_path / "saved", **NORMALISED)
     bundle = vivace.load(folder)
-    assert bundle.info.architecture.name == "own/modules.py:Net"
+    assert bundle.info.architecture.name == "own/small_modules.py:Net"
     with pytest.raises(BundleError, match="the network's code is needed, and a bundle holds none"):
         bundle.build_model()
     # where a module of that name would be imported from

@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
-from modules import (
+from small_modules import (
     FLOAT_LAYERS,
     SPEEDS,
     Net,
@@ -31,6 +29,8 @@ from modules import (
     made,
     tell_speeds,
 )
+from torch import Tensor, nn
+
 from vivace.acceleration.modules import search as search_module
 from vivace.acceleration.modules import trials as trials_module
 from vivace.acceleration.modules.dropin import AcceleratedModule

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_modules import SPEEDS, accelerate, made, tell_speeds
+from small_modules import Net as SmallNet
 from torch import Tensor, nn
 
 import vivace
-from modules import SPEEDS, accelerate, made, tell_speeds
-from modules import Net as SmallNet
 from vivace.acceleration.modules import replacing as replacing_module
 from vivace.acceleration.modules import students as students_module
 from vivace.acceleration.modules.classifiers import ImageClassifier

@@ -24,6 +24,7 @@ COMMANDS = {
     "accelerate": (["BUNDLE"], ["--out", "OUT", "--max-drop", "20", "--quiet"]),
     "export": (["BUNDLE", "--to", "onnx", "--out", "OUT"], []),
     "verify": (["BUNDLE"], []),
+    "report": (["BUNDLE"], ["--quiet"]),
     "bench": (["ablation"], ["--out", "OUT", "--seeds", "1", "--technique", "Muon", "--quiet", *QUICK]),
     "profile": (["BUNDLE"], ["--calls", "2"]),
     "compare": (["BUNDLE", "BUNDLE"], []),

@@ -60,7 +60,7 @@ def test_a_bundle_without_its_run_has_a_report_beside_it(
     bare = vivace.report(bundle)
     assert bare.report == tmp_path / "found-report.html"
     assert not {"curves", "mistakes", "audit"} & set(bare.sections)
-    assert ("answers", "vivace report found --data DATA") in bare.not_measured
+    assert ("answers", "vivace report found DATA") in bare.not_measured
     assert bare.bytes < 100_000
     # its folder stays a bundle and nothing else
     assert vivace.load(bundle).classes == trained[0].classes

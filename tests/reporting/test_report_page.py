@@ -123,7 +123,7 @@ def test_what_was_not_measured_is_left_out_and_named_with_its_command() -> None:
     sources = make_sources(CLASSES, findings=None, curves=())
     page = read(sources)
     assert not {"mistakes", "confusion", "classes", "reliability", "audit", "curves", "search"} & set(page.values("id"))
-    for command in ("vivace report runs/photos-fast --data DATA", "vivace audit DATA", "vivace profile"):
+    for command in ("vivace report runs/photos-fast DATA", "vivace audit DATA", "vivace profile"):
         assert command in page.text
     assert "img" not in page.tags
 

@@ -10,7 +10,7 @@ __all__ = ["modern"]
 
 RENAMED = {"accelerate": {"--batch": "--batch-size"}, "profile": {"--batch": "--batch-size"}}
 # DATA has the same position in every verb; these took it as an option
-DATA_WAS_AN_OPTION = ("accelerate", "export", "verify")
+DATA_WAS_AN_OPTION = ("accelerate", "export", "report", "verify")
 
 
 def modern(verb: str, arguments: Sequence[str], tell: Callable[[str], None]) -> list[str]:

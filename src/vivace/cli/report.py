@@ -22,7 +22,7 @@ class Options:
 
     bundle: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle's folder, or a run's."""
-    data: str | None = None
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Images to look at, as for `vivace train`. Default: those that the run was trained on, where they lay then, if
     they are in the cache."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html")] = None

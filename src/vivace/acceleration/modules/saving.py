@@ -28,7 +28,6 @@ from vivace.bundle import Architecture, Bundle, BundleInfo, derive_bundle, save_
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError, ExportError, shown
 from vivace.exporting.graph_bundle import with_graph_for
-from vivace.exporting.openvino import write_with_pixels
 from vivace.exporting.parity import check_parity, compare_probs, measure_parity
 from vivace.files import write_json
 from vivace.hardware import describe
@@ -38,7 +37,7 @@ from vivace.notices import warn
 from vivace.outputs import check_folder, warn_of_replaced, writing
 from vivace.runtimes.graph import probabilities
 from vivace.runtimes.loading import load_runtime
-from vivace.runtimes.table import PORTABLE, RUNTIMES
+from vivace.runtimes.table import PORTABLE, RUNTIMES, imported
 from vivace.scratch import scratch_folder
 from vivace.statistics.proportions import wilson_interval
 
@@ -217,7 +216,8 @@ def _add_graph(saveable: Saveable, portable: Bundle, folder: Path) -> BundleInfo
     assert saveable.classifier is not None
     if isinstance(winner, AcceleratedModule) and winner.graph is not None:
         try:
-            write_with_pixels(winner.graph, saveable.classifier.place, portable, folder)
+            exporter = imported(str(RUNTIMES[winner.runtime].exporter))
+            exporter.write_with_pixels(winner.graph, saveable.classifier.place, portable, folder)
             return dataclasses.replace(portable.info, runtime=winner.runtime, precision=winner.precision)
         except ExportError as error:
             warn(f"{error} The bundle computes by {RUNTIMES[PORTABLE].label} in fp32")

@@ -243,7 +243,7 @@ def _not_measured(sources: Sources, searched: bool) -> tuple[tuple[str, str], ..
     name = shlex.quote(sources.place)
     rows = []
     if sources.answers is None:
-        rows.append(("answers", f"vivace report {name} --data DATA"))
+        rows.append(("answers", f"vivace report {name} DATA"))
     if sources.findings is None:
         rows.append(("audit", "vivace audit DATA"))
     if not searched:
