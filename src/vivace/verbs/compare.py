@@ -113,11 +113,8 @@ def compare(
     ConfigError if `data` is None and is needed; RunFolderError for a run that has not finished; BundleError for what is
     neither a run nor a bundle.
     """
-    for path in (run, other):
-        if not isinstance(path, str | Path):
-            raise BundleError(f"neither a run nor a bundle: got {type(path).__name__}. Give the path of its folder.")
     with collected_warnings() as warnings:
-        facts = [run_of(Path(path)) for path in (run, other)]
+        facts = [run_of(path) for path in (run, other)]
         bundles = [load_bundle(path) for path in (run, other)]
         for told in facts:
             if told is not None and told.problem:
@@ -162,8 +159,14 @@ class _Side:
     run: Run | None
 
 
-def run_of(path: Path) -> Run | None:
-    """The run in a folder; None: it is a bundle's, or nothing. Raises RunFolderError for a run without a bundle."""
+def run_of(folder: str | Path) -> Run | None:
+    """The run in a folder; None: it is a bundle's, or nothing.
+
+    Raises RunFolderError for a run without a bundle, BundleError for what is no path.
+    """
+    if not isinstance(folder, str | Path):
+        raise BundleError(f"neither a run nor a bundle: got {type(folder).__name__}. Give the path of its folder.")
+    path = Path(folder)
     if (path / "bundle.json").is_file() or not (path / "recipe.yaml").exists():
         return None
     told = read_run(path)

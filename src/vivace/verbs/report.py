@@ -10,7 +10,7 @@ from typing import Any
 from vivace.bundle import Bundle, load_bundle
 from vivace.data.audit import Audit
 from vivace.data.place import AnyData, Data
-from vivace.errors import BundleError, CacheDamaged, DataError, InputError, first_line
+from vivace.errors import CacheDamaged, DataError, InputError, first_line
 from vivace.evaluation.measuring import MeasuredSplit, measure
 from vivace.notices import collected_warnings, warn
 from vivace.outputs import check_file, warn_of_replaced, write_text
@@ -121,9 +121,7 @@ def report(
 
 def _opened(given: Any) -> tuple[Bundle, Path]:
     """The bundle in a folder, and the folder. Raises RunFolderError for a run that has none yet."""
-    if not isinstance(given, str | Path):
-        raise BundleError(f"neither a run nor a bundle: got {type(given).__name__}. Give the path of its folder.")
-    run_of(Path(given))
+    run_of(given)
     return load_bundle(given), Path(given)
 
 
