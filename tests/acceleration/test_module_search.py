@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from vivace.acceleration.modules import search as search_module
 from vivace.acceleration.modules import trials as trials_module
 from vivace.acceleration.modules.dropin import AcceleratedModule
-from vivace.acceleration.modules.proof import num_affordable, samples_needed
+from vivace.acceleration.modules.proof import Scored, loss_of, num_affordable, samples_needed, unproven
 from vivace.errors import ConfigError, DataError, ModelError, VivaceError
 from vivace.runtimes.modules import openvino as openvino_module
 
@@ -403,7 +403,7 @@ def test_as_many_finalists_are_judged_as_can_be_proven_in_the_time() -> None:
 
 
 def test_finalists_for_which_the_time_is_too_short_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "num_affordable", lambda finalists, *_, **__: 1)
+    monkeypatch.setattr(search_module.proof, "num_affordable", lambda finalists, *_, **__: 1)
     module = made(Net)
     result = accelerate(
         module, labelled(module, images()), metric=lambda outputs, targets: outputs.argmax(1) == targets
@@ -436,3 +436,13 @@ def test_recurrent_layers_are_traced_as_layers(monkeypatch: pytest.MonkeyPatch) 
     for batch in (steps[0], steps[0][:5], steps[0][:1]):
         assert result.module.try_fast((batch,), {}) is not None
         assert close(result.module(batch), module(batch))
+
+
+def test_a_proof_of_too_few_samples_says_how_many_are_needed() -> None:
+    right = np.ones(42, dtype=np.float32)
+    few = loss_of(Scored(before=[right], after=[right]))
+    assert unproven(few, 0.01).endswith("1 are allowed (42 samples, 0.00 points lost; about 402 are needed)")
+    # enough samples, but too much is lost: more of them would not help
+    right = np.ones(1000, dtype=np.float32)
+    wrong = np.concatenate([np.zeros(100, dtype=np.float32), right[100:]])
+    assert unproven(loss_of(Scored(before=[right], after=[wrong])), 0.01).endswith("(1,000 samples, 10.00 points lost)")

@@ -52,7 +52,9 @@ def _told(found: ModuleAcceleration, tell: Callable[[str], None]) -> ModuleAccel
     """The result, after its warnings and verdict are said: one that came back as it was is easily taken for another."""
     for warning in found.warnings:
         tell(f"warning: {warning}")
-    tell(f"{found.status}: {found.reason}" + ("" if found.accelerated else ". The module comes back as it was"))
+    # what became of each candidate was said at the time
+    words = Verdict(found.status).reason if found.candidates and not found.accelerated else found.reason
+    tell(f"{found.status}: {words}" + ("" if found.accelerated else ". The module comes back as it was"))
     return found
 
 

@@ -16,7 +16,7 @@ from vivace.errors import VivaceError, first_line
 from vivace.statistics.bounded import ScoreLoss, score_loss
 from vivace.statistics.paired import PairedLoss, images_to_prove, paired_loss
 
-__all__ = ["Scored", "certified_in_order", "loss_of", "num_affordable", "samples_needed", "score"]
+__all__ = ["Scored", "certified_in_order", "loss_of", "num_affordable", "samples_needed", "score", "unproven"]
 
 # times the samples that are enough where no score changes: some do
 SPARE = 1.5
@@ -90,6 +90,14 @@ def samples_needed(max_drop: float) -> int:
         num_images=1, top1_before=1, top1_after=1, lost=0, gained=0, bound=1.0, confidence=CONFIDENCE
     )
     return round(SPARE * (images_to_prove(unchanged, max_drop) or MAX_SAMPLES))
+
+
+def unproven(loss: ScoreLoss, max_drop: float) -> str:
+    """Why a candidate is not proven, and how many samples are needed where even an unchanged score would not be."""
+    bound = f"it may lose {100 * loss.bound:.2f} points, {100 * max_drop:g} are allowed"
+    needed = samples_needed(max_drop)
+    more = f"; about {needed:,} are needed" if loss.num_samples < needed else ""
+    return f"not proven: {bound} ({loss.num_samples:,} samples, {100 * loss.drop:.2f} points lost{more})"
 
 
 def num_affordable(finalist_ms: Sequence[float], original_ms: float, *, samples: int, seconds: float) -> int:

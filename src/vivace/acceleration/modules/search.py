@@ -21,12 +21,12 @@ from torch import nn
 
 from vivace.acceleration import decide
 from vivace.acceleration.budget import Budget
+from vivace.acceleration.modules import proof
 from vivace.acceleration.modules.batches import MAX_SAMPLES, Batch, Batches, batch_of
 from vivace.acceleration.modules.building import Building
 from vivace.acceleration.modules.classifiers import ImageClassifier, NotAClassifier, classifier_of
 from vivace.acceleration.modules.metrics import Scorer
 from vivace.acceleration.modules.options import ModuleOptions
-from vivace.acceleration.modules.proof import certified_in_order, loss_of, num_affordable, samples_needed, score
 from vivace.acceleration.modules.replacing import OWN_SHARE, Replacing, plain_candidate
 from vivace.acceleration.modules.result import CandidateResult
 from vivace.acceleration.modules.saving import Saveable
@@ -227,10 +227,10 @@ class ModuleSearch:
             return []
         # for timing one of them afterwards, but most is for the proof
         reserved = min(trials.final_seconds(self.baseline_ms), FINAL_SHARE * self._budget.seconds_left())
-        count = num_affordable(
+        count = proof.num_affordable(
             [entry.ms / self._example.size for entry in finalists],
             trials.plain_ms / self._example.size,
-            samples=samples_needed(self._max_drop),
+            samples=proof.samples_needed(self._max_drop),
             seconds=self._budget.seconds_left() - reserved,
         )
         for entry in finalists[count:]:
@@ -238,7 +238,7 @@ class ModuleSearch:
             self._building.rule_out(trials, entry, f"not judged: out of time for more than {count}")
         finalists = finalists[:count]
         self._tell(f"proving {', '.join(entry.name for entry in finalists)}")
-        found, num_read = score(
+        found, num_read = proof.score(
             [entry.module for entry in finalists],
             certify if self._replacing is None else self._replacing.disjoint(certify),
             self._subject,
@@ -256,15 +256,14 @@ class ModuleSearch:
             elif not scored.num_samples:
                 self._building.rule_out(trials, entry, "no proof: it takes none of the batches to prove on")
             else:
-                entry.certified = loss_of(scored)
+                entry.certified = proof.loss_of(scored)
                 losses.append(entry.certified)
                 judged.append(entry)
-        proven = certified_in_order(losses, self._max_drop)
+        proven = proof.certified_in_order(losses, self._max_drop)
         for place, (entry, loss) in enumerate(list(zip(judged, losses, strict=True))[proven:]):
             reason = f"not judged: {judged[proven].name} before it was not proven"
             if not place:
-                bound = f"it may lose {100 * loss.bound:.2f} points, {self._options.max_drop:g} are allowed"
-                reason = f"not proven: {bound} ({loss.num_samples:,} samples, {100 * loss.drop:.2f} points lost)"
+                reason = proof.unproven(loss, self._max_drop)
             self._building.rule_out(trials, entry, reason)
         return judged[:proven]
 
