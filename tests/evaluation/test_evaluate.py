@@ -21,7 +21,8 @@ from vivace.cli import main
 from vivace.data.place import Data
 from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, DataError
-from vivace.evaluation.evaluate import NUM_MISTAKES, evaluate
+from vivace.evaluation.evaluate import evaluate
+from vivace.evaluation.mistakes import NUM_MISTAKES
 from vivace.evaluation.tta import averaged_probs
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import create_model

@@ -10,6 +10,7 @@ import tyro
 
 from vivace.cli.answers import print_json
 from vivace.cli.common import bundle_place
+from vivace.cli.hardened import print_corruptions
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
 from vivace.errors import printable
@@ -49,6 +50,12 @@ class Options:
     """Test-time augmentation: average over mirrors, or over mirrors and shifts of a pixel (2 and 6 times the work)."""
     tta_share: float = 1.0
     """Fraction of the images, the least certain ones, that --tta sees more than once, (0, 1]."""
+    corruptions: bool = False
+    """Also measure the accuracy under 14 common corruptions (noise, blur, weather, digital) at five severities."""
+    corruption_images: int = 1000
+    """Images for --corruptions, at most, chosen at random."""
+    seed: int = 0
+    """Of that choice and of the corruptions' noise."""
     on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
     """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
     cache_dir: Path | None = None
@@ -75,7 +82,7 @@ def run(options: Options) -> None:
         for name in FIGURES:
             path = options.figures / name
             replaced.append((path, check_file(path, inputs=inputs, outside=outside, option="--figures")))
-    progress, close = counting_bar("decoding", quiet=options.quiet)
+    progress, close = counting_bar("images", quiet=options.quiet)
     try:
         evaluation = evaluate(
             options.bundle,
@@ -89,6 +96,9 @@ def run(options: Options) -> None:
             on_bad_image=options.on_bad_image,
             tta=options.tta,
             tta_share=options.tta_share,
+            corruptions=options.corruptions,
+            corruption_images=options.corruption_images,
+            seed=options.seed,
             progress=progress,
         )
     finally:
@@ -101,6 +111,8 @@ def run(options: Options) -> None:
         print_json("evaluate", {"bundle": str(bundle_place(options.bundle)), **evaluation.to_dict()})
         return
     _print(evaluation)
+    if evaluation.corruptions is not None:
+        print_corruptions(evaluation.corruptions)
     if options.figures is not None:
         drawn = [name for name in FIGURES if name != FIGURES[0] or isinstance(evaluation.metrics, Metrics)]
         print("\nfigures  " + "  ".join(str(options.figures / name) for name in drawn))

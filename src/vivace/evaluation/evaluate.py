@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,28 +23,16 @@ from vivace.data.splits import DataSource, Split
 from vivace.data.text import first_few
 from vivace.errors import DataError
 from vivace.evaluation.chosen import choose_images, choose_split
+from vivace.evaluation.hardship import Hardship, measured_under
+from vivace.evaluation.mistakes import Mistake, mistakes_of_sets, most_confident
 from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
 from vivace.metrics.multilabel import MultiLabelMetrics, evaluate_sets
 from vivace.metrics.summary import Metrics, evaluate_probs
 from vivace.notices import collected_warnings, warn
 from vivace.prediction import Predictor, predictor_for
+from vivace.robustness.results import Corruptions
 
 __all__ = ["Evaluation", "Mistake", "evaluate", "open_split"]
-
-NUM_MISTAKES = 36
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mistake:
-    """A misclassified image."""
-
-    name: str
-    index: int
-    """Its position in the split."""
-    label: str
-    predicted: str
-    probability: float
-    """Of the predicted class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +61,8 @@ class Evaluation:
     """How many of the evaluated images were trained on; None: the bundle has no record of that."""
     num_images_left_out: int = 0
     """Number of images that were trained on and therefore not evaluated."""
+    corruptions: Corruptions | None = None
+    """Accuracy under common corruptions; None: it was not asked for."""
     warnings: tuple[str, ...] = ()
     """What else was left out or guessed, such as images of classes that the bundle does not have."""
 
@@ -97,6 +87,7 @@ class Evaluation:
             "tta_share": self.tta_share,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
+            "corruptions": None if self.corruptions is None else self.corruptions.to_dict(),
             "warnings": list(self.warnings),
         }
 
@@ -114,6 +105,9 @@ def evaluate(
     on_bad_image: str = "auto",
     tta: str = "none",
     tta_share: float = 1.0,
+    corruptions: bool = False,
+    corruption_images: int = 1000,
+    seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Evaluate a bundle on a split of `data`: test if there is one, else val, else the images not trained on.
@@ -123,16 +117,19 @@ def evaluate(
     for data without splits "train" is what was trained on. batch_size: images per forward pass. threads: CPU threads;
     None: one per processor; a Predictor keeps its own. tta: views that predictions are averaged over, "none", "mirror"
     (2 views) or "shift" (6 views: mirrors and shifts by 1 px). tta_share: fraction of the images that get more than one
-    view, those with the least certain predictions, (0, 1]. progress is called with (images decoded, images in all).
-    on_bad_image: as for `train`.
+    view, those with the least certain predictions, (0, 1]. corruptions: also measure the accuracy under common
+    corruptions, on corruption_images images at most, chosen at random by `seed`. progress is called with (images
+    decoded, images in all), then with what was measured under hardship of all of that. on_bad_image: as for `train`.
     Raises DataError if the data has none of the bundle's classes, the split does not exist or is empty, or on_bad_image
     does not permit the bad images; ConfigError for an unknown tta or a tta_share out of range; and what `Predictor`
     raises.
     """
     check_choice("tta", tta, tuple(VIEWS))
     check_range("tta_share", tta_share, 0.0, 1.0, open_low=True)
+    hardship = Hardship(corruptions=corruptions, corruption_images=corruption_images, seed=seed)
     with collected_warnings() as warnings:
         predictor = predictor_for(bundle, device, batch_size, precision, threads)
+        hardship.check(predictor)
         classes = predictor.classes
         source, chosen, cached = open_split(
             predictor.bundle,
@@ -165,7 +162,8 @@ def evaluate(
             warnings.append(f"no image of {chosen} has {first_few(metrics.without_images)}: no metrics for them")
     else:
         metrics = evaluate_probs(probs, cached.labels_N[measured.rows], classes)
-        mistakes = _mistakes(probs, cached, measured.rows, classes)
+        mistakes = most_confident(probs, cached, measured.rows, classes)
+    hardened = measured_under(hardship, predictor, cached, measured.rows, progress)
     return Evaluation(
         data=source.name,
         split=measured.split,
@@ -180,6 +178,7 @@ def evaluate(
         images_NHWC=view(np.asarray(cached.images_NHWC[[mistake.index for mistake in mistakes]])),
         num_images_trained_on=measured.num_trained_on,
         num_images_left_out=measured.num_left_out,
+        corruptions=hardened.corruptions,
         warnings=tuple(warnings),
     )
 
@@ -253,55 +252,3 @@ def _tables(metrics: Metrics | MultiLabelMetrics) -> dict[str, Any]:
         "per_class": [to_dict(row) for row in metrics.per_class],
         "confusion": [list(row) for row in metrics.confusion],
     }
-
-
-def mistakes_of_sets(
-    probs_NK: np.ndarray,
-    hits_NK: np.ndarray,
-    thresholds_K: Sequence[float],
-    split: CachedSplit,
-    rows: np.ndarray,
-    classes: tuple[str, ...],
-) -> tuple[Mistake, ...]:
-    """The most confident mistakes, one of an image: a label that is missing or too much.
-
-    `label` and `predicted` say which, as "cat" and "no cat"; `probability` is that of what was predicted.
-    """
-    predicted_NK = probs_NK >= np.asarray(thresholds_K)
-    confidence_NK = np.where(predicted_NK, probs_NK, 1 - probs_NK) * (predicted_NK != hits_NK)
-    worst_N = confidence_NK.argmax(1)
-    wrong = np.flatnonzero((predicted_NK != hits_NK).any(1))
-    order = wrong[np.argsort(-confidence_NK[wrong, worst_N[wrong]], kind="stable")][:NUM_MISTAKES]
-    found = []
-    for index in order:
-        name = classes[worst_N[index]]
-        truth, answer = (name, f"no {name}") if hits_NK[index, worst_N[index]] else (f"no {name}", name)
-        found.append(
-            Mistake(
-                name=split.names[rows[index]],
-                index=int(rows[index]),
-                label=truth,
-                predicted=answer,
-                probability=float(confidence_NK[index, worst_N[index]]),
-            )
-        )
-    return tuple(found)
-
-
-def _mistakes(
-    probs_NK: np.ndarray, split: CachedSplit, rows: np.ndarray, classes: tuple[str, ...]
-) -> tuple[Mistake, ...]:
-    predicted, labels = probs_NK.argmax(1), split.labels_N[rows]
-    wrong = np.flatnonzero(predicted != labels)
-    confidence = probs_NK[wrong, predicted[wrong]]
-    worst = wrong[np.argsort(-confidence, kind="stable")][:NUM_MISTAKES]
-    return tuple(
-        Mistake(
-            name=split.names[rows[index]],
-            index=int(rows[index]),
-            label=classes[labels[index]],
-            predicted=classes[predicted[index]],
-            probability=float(probs_NK[index, predicted[index]]),
-        )
-        for index in worst
-    )

@@ -9,11 +9,11 @@ import numpy as np
 __all__ = ["binomial_pvalue", "wilson_interval"]
 
 
-def wilson_interval(num_correct: int, num_images: int, *, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(num_correct: float, num_images: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Two-sided confidence interval (low, high) of a proportion, in [0, 1].
 
-    Wilson's score interval (1927), which is valid near 0 and 1, unlike the normal one. Raises ValueError for impossible
-    counts.
+    Wilson's score interval (1927), which is valid near 0 and 1, unlike the normal one. num_correct: where each image
+    has a score between 0 and 1, their sum; the interval is then too wide. Raises ValueError for impossible counts.
     """
     if num_images < 1 or not 0 <= num_correct <= num_images:
         raise ValueError(f"impossible counts: {num_correct} of {num_images}")
