@@ -22,7 +22,7 @@ from vivace.bundle import load_bundle
 from vivace.errors import ConfigError, MissingExtra
 from vivace.models import frozen
 from vivace.models.zoo import create_model
-from vivace.training.finetuning import features, following, stages
+from vivace.training.finetuning import features, following, solving, stages
 from vivace.training.folder.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from vivace.training.recipes.named import PACKAGED_NETWORK, DataFacts, auto, finetune, reason, starts_from_weights
 
@@ -182,12 +182,39 @@ def test_a_finished_run_goes_on_with_the_whole_network(data: Path, tmp_path: Pat
     assert result.epochs == 1
 
 
-def test_a_target_that_the_head_reaches_ends_the_run(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("enough", "expected"), [(512, 33), (7, 7)])
+def test_a_target_that_the_head_reaches_ends_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: int, expected: int
+) -> None:
+    monkeypatch.setattr(solving, "MIN_IMAGES", enough)
     result = train(data, tmp_path / "run", target=0.9)
     assert (result.epochs, result.target_reached) == (0, True)
+    # neither mirror images, which take as long again, nor more than a part of many images
+    assert result.num_images_seen == expected
     # nothing is tried out for steps that never come
     assert json.loads((tmp_path / "run" / "tune.json").read_text())["source"] == "off"
     assert load_bundle(result.bundle).info.recipe["epochs"] == 0
+
+
+def test_with_little_time_the_head_is_solved_on_some_images_of_each_class(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # as if nothing were left of the budget for features
+    monkeypatch.setattr(solving, "LEAST_SECONDS_AFTER", 3600.0)
+    monkeypatch.setattr(solving, "MIN_IMAGES", 7)
+    result = vivace.train(data, recipe="finetune", size=SIZE, within="60s", run=tmp_path / "run")
+    assert (result.epochs, result.num_images_seen) == (0, 7)
+    assert "time is left for 7 training images: the head is solved on these. Give a longer" in capsys.readouterr().err
+    assert changed(result) == {"classifier.weight", "classifier.bias"}
+
+
+def test_some_images_are_of_each_class_as_many_as_it_has_more() -> None:
+    labels = torch.tensor([0] * 90 + [2] * 9 + [1])
+    rows = solving._of_each_class(labels, 20, seed=0)
+    assert labels[rows].bincount().tolist() == [17, 1, 2]
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert labels[solving._of_each_class(labels, 1, seed=0)].tolist() == [0, 2, 1]
+    assert len(solving._of_each_class(labels, 1000, seed=0)) == 100
 
 
 def test_last_stages_go_on_with_the_runtime_that_they_began_with(
@@ -236,9 +263,16 @@ def test_a_target_that_last_stages_miss_is_tried_with_the_whole_network(
     noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(following, "EPOCHS", 1)
+    solved: list[tuple[int, bool]] = []
+    fit_head = solving.fit_head
+    monkeypatch.setattr(
+        solving, "fit_head", lambda x, *a, **k: (solved.append((len(x), k["is_quick"])), fit_head(x, *a, **k))[1]
+    )
     options = {"target": 0.99, "epochs": 1, "batch_size": 11, "tune": False}
     result = vivace.train(noise, recipe="finetune", size=SIZE, run=tmp_path / "run", **options)
     told = capsys.readouterr().err
+    # first on the images alone, as that is often enough
+    assert solved == [(33, True), (66, False)]
     assert re.search(
         r"the last stages have 0\.\d+ on validation, the target is 0\.99: training the whole network", told
     )

@@ -136,6 +136,12 @@ class FrozenFeatures:
         """features_ND, float32, of "train", "val" or "test"; computed once."""
         return self._look(split, view).features_ND
 
+    def of_some(self, split: str, rows_n: Tensor) -> Tensor:
+        """features_nD, float32, of the images in these rows of a split alone; they are not kept."""
+        part = self._split(split)
+        indices = np.arange(len(part)) if part.indices_n is None else part.indices_n
+        return self._computed(_Split(part.images_NHWC, part.labels_N, indices[rows_n.numpy()]), "plain", None)
+
     def maps(self, split: str, view: str = "plain") -> Tensor:
         """maps_NCHW, bf16, channels_last, of a network with a cut; computed once, together with the features."""
         maps = self._look(split, view).maps_NCHW
@@ -175,14 +181,18 @@ class FrozenFeatures:
         key = (split, view)
         if key not in self._known:
             part = self._split(split)
-            began = time.monotonic()
-            features = torch.empty(len(part), self.width)
             maps = None if self.cut is None else self._room(len(part), self.cut.shape)
-            self._frozen.fill(self._blocks(part, self._views[view]), [features, *([] if self.cut is None else [maps])])
-            self._known[key] = _Known(features, maps)
-            self.seconds += time.monotonic() - began
-            self.num_images += len(part)
+            self._known[key] = _Known(self._computed(part, view, maps), maps)
         return self._known[key]
+
+    def _computed(self, part: _Split, view: str, maps: Tensor | None) -> Tensor:
+        """features_ND of a view; `maps` is filled with its maps, None: they are not wanted."""
+        began = time.monotonic()
+        features = torch.empty(len(part), self.width)
+        self._frozen.fill(self._blocks(part, self._views[view]), [features, *([] if self.cut is None else [maps])])
+        self.seconds += time.monotonic() - began
+        self.num_images += len(part)
+        return features
 
     def _room(self, count: int, shape: tuple[int, ...]) -> Tensor:
         """An empty tensor for maps_NCHW, in memory as long as there is enough, then in a file."""

@@ -70,6 +70,7 @@ def fit_head(
     positive_weights_K: Tensor | None = None,
     seed: int = 0,
     seconds: float = math.inf,
+    is_quick: bool = False,
 ) -> Head:
     """The head that minimizes cross-entropy plus an L2 penalty, whose strength is chosen on images left out.
 
@@ -77,7 +78,7 @@ def fit_head(
     row is a view of: views of an image are left out together; None: each row is an image. class_weights_K: weights of
     the classes in the loss. label_sets_MK: where labels_N are the numbers of its rows, the labels of each combination,
     1 or 0; then positive_weights_K weights the images that have a label against those that have not. seconds: after
-    which the solution is taken as far as it is, at least a few steps.
+    which the solution is taken as far as it is, at least a few steps. is_quick: fewer strengths, folds and steps.
     Deterministic for a seed and a number of threads, unless the time ends it.
     """
     features_ND = features_ND.float()
@@ -91,8 +92,9 @@ def fit_head(
     problem = _Problem(rotated_Nr, curvature_r, labels_N, weights_N, num_classes, sets_MK, positive_K)
     # a third of the time for the choice
     began = time.monotonic()
-    chosen, left_out_top1 = _chosen_strength(problem, images_N, seed, until=began + seconds / 3)
-    solution = problem.solve(torch.tensor([chosen]), None, MAX_STEPS, until=began + seconds)
+    chosen, left_out_top1 = _chosen_strength(problem, images_N, seed, until=began + seconds / 3, is_quick=is_quick)
+    max_steps = MAX_STEPS_CHOOSING if is_quick else MAX_STEPS
+    solution = problem.solve(torch.tensor([chosen]), None, max_steps, until=began + seconds)
     logits_NK = problem.logits(solution)[:, 0]
     weight_DK = axes_Dr @ solution[0, :-1] / deviation_D[:, None]
     return Head(
@@ -230,15 +232,17 @@ class _Problem:
         return ((logits_NPK > 0) == (self._targets() > 0)).float().mean(2)
 
 
-def _chosen_strength(problem: _Problem, images_N: Tensor, seed: int, *, until: float) -> tuple[float, float]:
+def _chosen_strength(
+    problem: _Problem, images_N: Tensor, seed: int, *, until: float, is_quick: bool
+) -> tuple[float, float]:
     """(strength, accuracy): of the lowest loss on images that were left out, and the accuracy on these."""
     candidates, folds = STRENGTHS, FOLDS
-    if problem.rows_Nr.numel() * problem.num_classes * len(candidates) > MAX_PRODUCTS:
+    if is_quick or problem.rows_Nr.numel() * problem.num_classes * len(candidates) > MAX_PRODUCTS:
         # many images and classes: every third strength
         candidates = STRENGTHS[1::3]
     strengths = torch.tensor(candidates)
     products = problem.rows_Nr.numel() * problem.num_classes * len(strengths)
-    if products * folds > MAX_PRODUCTS:
+    if is_quick or products * folds > MAX_PRODUCTS:
         # many images: one part that is left out tells enough
         folds = 2
     fold_N = _folds(problem.labels_N, images_N, FOLDS, seed)

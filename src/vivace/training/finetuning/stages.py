@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from vivace.data.labelsets import class_counts
 from vivace.errors import CheckpointError, ConfigError
 from vivace.notices import warn
 from vivace.training.finetuning.features import FrozenFeatures
 from vivace.training.finetuning.following import begin_last, cut_of, what_follows, whole_network
-from vivace.training.finetuning.head import fit_head
 from vivace.training.finetuning.last_stages import LastStages
+from vivace.training.finetuning.solving import HEAD_ALONE, WHOLE_NETWORK, Stage, solve_head
 from vivace.training.folder.checkpoints import load_checkpoint, save_checkpoint
 from vivace.training.loop.engine import Engine
 from vivace.training.loop.plan import Budget
@@ -32,8 +26,6 @@ from vivace.training.loop.restored import MALFORMED, check_weights
 from vivace.training.loop.session import Session
 from vivace.training.loop.validation import Trained, Validation
 from vivace.training.recipes.recipe import Recipe
-from vivace.training.techniques.losses import class_weights
-from vivace.training.techniques.tasks import positive_weights
 
 __all__ = [
     "Stage",
@@ -49,29 +41,7 @@ __all__ = [
 BEFORE = "before.safetensors"
 # standard deviations of a normal variable
 ONE_IN_TEN = 1.28
-HEAD_ALONE, LAST_STAGES, WHOLE_NETWORK = "the head alone", "the last stages", "the whole network"
-
-# what follows the features in a run: the head, its validation, the bundle
-SECONDS_AFTER = 4.0
-# a second view must fit into what is left this many times
-MARGIN = 1.3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What a stage before the training loop ended with."""
-
-    name: str
-    trained: Trained
-    answers: Callable[[nn.Module, str], tuple[Tensor, Tensor]]
-    """As `Session.answers`."""
-    weights: Mapping[str, Tensor]
-    """A copy of the state dict."""
-
-    def missed(self, target: float | None) -> str:
-        """That it missed the target, and what comes next."""
-        reached = self.trained.validation.score
-        return f"{self.name} have {reached:.4g} on validation, the target is {target:g}: training {WHOLE_NETWORK}"
+LAST_STAGES = "the last stages"
 
 
 def first_stages(
@@ -99,9 +69,11 @@ def first_stages(
         # the loop has to train the head too
         session.recipe = whole_network(session.recipe, with_head=False)
         return None, session.recipe
-    stage = _solve_head(session, features, seconds_left=left, on_message=on_message)
-    if budget.target is not None and stage.trained.validation.score >= budget.target:
-        # nothing is left to be trained
+    stage = solve_head(session, features, budget.target, seconds_left=left, on_message=on_message)
+    reached = budget.target is not None and stage.trained.validation.score >= budget.target
+    # otherwise there was no time for the features of all images
+    is_whole = ("train", "plain") in features.known
+    if reached or not is_whole:
         session.recipe = dataclasses.replace(session.recipe, epochs=0)
         return stage, session.recipe
     session.recipe = what_follows(session, features, left, on_message)
@@ -148,90 +120,6 @@ def _features(session: Session, cache_dir: Path) -> FrozenFeatures | None:
             ) from None
         warn(f"the head of {session.recipe.model.name} can't be solved on its features: {error}")
         return None
-
-
-def _solve_head(
-    session: Session,
-    features: FrozenFeatures,
-    *,
-    seconds_left: Callable[[], float],
-    on_message: Callable[[str], None],
-) -> Stage:
-    """Solve the head of the session's network in place; afterwards the session validates by the frozen features.
-
-    seconds_left: of the time budget; infinite without one.
-    """
-    began = time.monotonic()
-    count = len(session.data.train_indices)
-    on_message(f"features of {count:,} training images by the frozen network ({features.runtime})")
-    views = [features.of("train")]
-    seconds_per_view = features.seconds
-    features.of("val")
-    test_seconds = session.data.num_test * seconds_per_view / count
-    left = seconds_left() - SECONDS_AFTER - test_seconds
-    # where mirrored images are other images, such as digits, the recipe does not flip them
-    mirrors = session.recipe.finetune.views > 1 and session.recipe.augment.flip != "none"
-    if mirrors and left > MARGIN * seconds_per_view:
-        views.append(features.of("train", "mirrored"))
-    elif mirrors:
-        on_message(f"mirror images are left out: they take {seconds_per_view:,.1f} s, and too little time is left")
-    if session.recipe.loss.focal_gamma:
-        on_message("the head is solved by cross-entropy: focal loss is that of the epochs")
-    head = fit_head(
-        torch.cat(views),
-        features.labels("train").repeat(len(views)),
-        session.num_classes,
-        images_N=torch.arange(count).repeat(len(views)),
-        class_weights_K=_class_weights(session),
-        label_sets_MK=session.task.label_sets_MK,
-        positive_weights_K=_positive_weights(session),
-        seed=session.recipe.seed,
-        seconds=max(1.0, seconds_left() - SECONDS_AFTER),
-    )
-    layer = session.model.get_submodule(features.head_name)
-    assert isinstance(layer, nn.Linear)
-    with torch.no_grad():
-        layer.weight.copy_(head.weight_KD)
-        layer.bias.copy_(head.bias_K)
-    session.answers = features.logits
-    logits, labels = features.logits(session.model, "val")
-    validation = Validation.of(logits, labels, session.task)
-    regression = "logistic regression" if session.task.label_sets_MK is None else "a logistic regression for each label"
-    score = f"{100 * validation.score:.1f} %" + ("" if validation.map is None else " mAP")
-    on_message(
-        f"the head: {regression} on {layer.in_features:,} features, {len(views)} "
-        f"{'view' if len(views) == 1 else 'views'} of each image, {features.images_per_second:,.0f} img/s; "
-        f"{score} on validation"
-    )
-    return Stage(
-        name=HEAD_ALONE,
-        trained=Trained(
-            validation=validation,
-            loss=head.loss,
-            score=head.top1,
-            num_images=count * len(views),
-            seconds=time.monotonic() - began,
-        ),
-        answers=features.logits,
-        weights={name: tensor.clone() for name, tensor in session.model.state_dict().items()},
-    )
-
-
-def _class_weights(session: Session) -> Tensor | None:
-    """Those of the recipe; where it balances classes by sampling, weights do the same."""
-    if not session.recipe.data.balanced_sampling or session.task.label_sets_MK is not None:
-        return session.weights_K
-    balanced_K = class_weights(session.data.train_labels_N, session.num_classes)
-    return balanced_K if session.weights_K is None else balanced_K * session.weights_K.cpu()
-
-
-def _positive_weights(session: Session) -> Tensor | None:
-    """Those of the recipe for labels, where images have sets of them."""
-    sets = session.data.cache.label_sets
-    if sets is None or session.recipe.loss.class_weights != "balanced":
-        return None
-    labels_N = session.data.train_labels_N
-    return positive_weights(class_counts(labels_N, session.num_classes, sets), len(labels_N))
 
 
 def begin_with(stage: Stage, engine: Engine) -> None:
