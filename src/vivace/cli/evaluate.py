@@ -10,7 +10,7 @@ import tyro
 
 from vivace.cli.answers import print_json
 from vivace.cli.common import bundle_place
-from vivace.cli.hardened import print_corruptions
+from vivace.cli.hardened import print_attack, print_corruptions
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
 from vivace.errors import printable
@@ -54,8 +54,17 @@ class Options:
     """Also measure the accuracy under 14 common corruptions (noise, blur, weather, digital) at five severities."""
     corruption_images: int = 1000
     """Images for --corruptions, at most, chosen at random."""
+    attack: str | None = None
+    """Also measure the accuracy under attack, within a norm and radius on pixels from 0 to 1: linf:8/255, l2:0.5."""
+    attack_images: int = 1000
+    """Images for --attack, at most, chosen at random."""
+    attack_methods: tuple[str, ...] = ()
+    """Some of fgsm, pgd, apgd-ce, apgd-t, fab-t, square. Default: all. The last four are AutoAttack's standard suite;
+    without one of them robustness is overestimated."""
+    within: str | None = None
+    """Time for --attack, such as 20m. Images that attacks do not finish by then count as robust, which is said."""
     seed: int = 0
-    """Of that choice and of the corruptions' noise."""
+    """Of the choice of images and of everything random in corruptions and attacks."""
     on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
     """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
     cache_dir: Path | None = None
@@ -98,6 +107,10 @@ def run(options: Options) -> None:
             tta_share=options.tta_share,
             corruptions=options.corruptions,
             corruption_images=options.corruption_images,
+            attack=options.attack,
+            attack_images=options.attack_images,
+            attack_methods=options.attack_methods,
+            within=options.within,
             seed=options.seed,
             progress=progress,
         )
@@ -113,6 +126,8 @@ def run(options: Options) -> None:
     _print(evaluation)
     if evaluation.corruptions is not None:
         print_corruptions(evaluation.corruptions)
+    if evaluation.attack is not None:
+        print_attack(evaluation.attack)
     if options.figures is not None:
         drawn = [name for name in FIGURES if name != FIGURES[0] or isinstance(evaluation.metrics, Metrics)]
         print("\nfigures  " + "  ".join(str(options.figures / name) for name in drawn))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from vivace.metrics.multilabel import MultiLabelMetrics, evaluate_sets
 from vivace.metrics.summary import Metrics, evaluate_probs
 from vivace.notices import collected_warnings, warn
 from vivace.prediction import Predictor, predictor_for
-from vivace.robustness.results import Corruptions
+from vivace.robustness.results import Attacked, Corruptions
 
 __all__ = ["Evaluation", "Mistake", "evaluate", "open_split"]
 
@@ -63,6 +63,8 @@ class Evaluation:
     """Number of images that were trained on and therefore not evaluated."""
     corruptions: Corruptions | None = None
     """Accuracy under common corruptions; None: it was not asked for."""
+    attack: Attacked | None = None
+    """Accuracy under attack; None: it was not asked for."""
     warnings: tuple[str, ...] = ()
     """What else was left out or guessed, such as images of classes that the bundle does not have."""
 
@@ -88,6 +90,7 @@ class Evaluation:
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
             "corruptions": None if self.corruptions is None else self.corruptions.to_dict(),
+            "attack": None if self.attack is None else self.attack.to_dict(),
             "warnings": list(self.warnings),
         }
 
@@ -107,6 +110,10 @@ def evaluate(
     tta_share: float = 1.0,
     corruptions: bool = False,
     corruption_images: int = 1000,
+    attack: str | None = None,
+    attack_images: int = 1000,
+    attack_methods: Sequence[str] = (),
+    within: str | float | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
@@ -117,16 +124,27 @@ def evaluate(
     for data without splits "train" is what was trained on. batch_size: images per forward pass. threads: CPU threads;
     None: one per processor; a Predictor keeps its own. tta: views that predictions are averaged over, "none", "mirror"
     (2 views) or "shift" (6 views: mirrors and shifts by 1 px). tta_share: fraction of the images that get more than one
-    view, those with the least certain predictions, (0, 1]. corruptions: also measure the accuracy under common
-    corruptions, on corruption_images images at most, chosen at random by `seed`. progress is called with (images
-    decoded, images in all), then with what was measured under hardship of all of that. on_bad_image: as for `train`.
+    view, those with the least certain predictions, (0, 1].corruptions: also measure the accuracy under common
+    corruptions, on corruption_images images at most, chosen at random by `seed`. attack: also measure it under attack,
+    within a norm and radius such as "linf:8/255" or "l2:0.5" on pixels from 0 to 1, on attack_images images at most, by
+    attack_methods (names of `vivace.robustness.attacks.suite.METHODS`; none: all). within: time for the attacks, such
+    as "20m"; what they do not finish counts as robust, and the result says so. progress is called with (images decoded,
+    images in all), then with the rounds of corruptions and the images of each attack. on_bad_image: as for `train`.
     Raises DataError if the data has none of the bundle's classes, the split does not exist or is empty, or on_bad_image
     does not permit the bad images; ConfigError for an unknown tta or a tta_share out of range; and what `Predictor`
     raises.
     """
     check_choice("tta", tta, tuple(VIEWS))
     check_range("tta_share", tta_share, 0.0, 1.0, open_low=True)
-    hardship = Hardship(corruptions=corruptions, corruption_images=corruption_images, seed=seed)
+    hardship = Hardship(
+        corruptions=corruptions,
+        corruption_images=corruption_images,
+        attack=attack,
+        attack_images=attack_images,
+        attack_methods=tuple(attack_methods),
+        within=within,
+        seed=seed,
+    )
     with collected_warnings() as warnings:
         predictor = predictor_for(bundle, device, batch_size, precision, threads)
         hardship.check(predictor)
@@ -179,6 +197,7 @@ def evaluate(
         num_images_trained_on=measured.num_trained_on,
         num_images_left_out=measured.num_left_out,
         corruptions=hardened.corruptions,
+        attack=hardened.attack,
         warnings=tuple(warnings),
     )
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vivace.config import shown_value
+from vivace.config import parse_duration, shown_value
 from vivace.data.caching.cache import CachedSplit
 from vivace.errors import ConfigError
 from vivace.predictor import Predictor, check_whole
-from vivace.robustness.results import Corruptions
+from vivace.robustness.results import Attacked, Corruptions
 
 __all__ = ["Hardened", "Hardship", "chosen_at_random", "measured_under"]
 
@@ -23,11 +23,25 @@ class Hardship:
     corruptions: bool = False
     corruption_images: int = 1000
     """At most, chosen at random."""
+    attack: str | None = None
+    """Such as "linf:8/255"."""
+    attack_images: int = 1000
+    """At most, chosen at random."""
+    attack_methods: tuple[str, ...] = ()
+    """Names of attacks; none: all."""
+    within: str | float | None = None
+    """Time for the attacks."""
     seed: int = 0
     """Of the choice of images and of everything random in corruptions and attacks."""
 
     def __post_init__(self) -> None:
-        check_whole("corruption_images", self.corruption_images)
+        for name in ("corruption_images", "attack_images"):
+            check_whole(name, getattr(self, name))
+        if self.attack is None and (self.within is not None or self.attack_methods):
+            name = "within" if self.within is not None else "attack_methods"
+            raise ConfigError(f"{name} would be ignored: it is for attacks. Give `attack`, such as linf:8/255, too.")
+        if self.within is not None:
+            parse_duration(self.within)
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed is out of range: got {shown_value(self.seed)}. Give a whole number below 2**31.")
 
@@ -37,6 +51,16 @@ class Hardship:
             from vivace.robustness.under_corruptions import check_corruptible
 
             check_corruptible(predictor)
+        if self.attack is not None:
+            from vivace.robustness.attacks.threat import Threat
+            from vivace.robustness.under_attack import check_attackable
+
+            check_attackable(predictor, Threat.parse(self.attack), self.attack_methods)
+
+    @property
+    def seconds(self) -> float | None:
+        """For the attacks; None: as long as they take."""
+        return None if self.within is None else parse_duration(self.within)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +68,7 @@ class Hardened:
     """What was measured; None: it was not asked for."""
 
     corruptions: Corruptions | None = None
+    attack: Attacked | None = None
 
 
 def measured_under(
@@ -54,17 +79,54 @@ def measured_under(
     progress: Callable[[int, int], None],
 ) -> Hardened:
     """The results for images among `rows` of the split."""
-    if not hardship.corruptions:
-        return Hardened()
+    return Hardened(
+        corruptions=_corrupted(hardship, predictor, split, rows, progress) if hardship.corruptions else None,
+        attack=_attacked(hardship, predictor, split, rows, progress) if hardship.attack is not None else None,
+    )
+
+
+def _corrupted(
+    hardship: Hardship,
+    predictor: Predictor,
+    split: CachedSplit,
+    rows: np.ndarray,
+    progress: Callable[[int, int], None],
+) -> Corruptions:
     from vivace.robustness.under_corruptions import measure_corruptions
 
-    chosen = chosen_at_random(rows, hardship.corruption_images, hardship.seed)
-    images_NHWC = predictor.bundle.preprocess.view(np.asarray(split.images_NHWC[chosen]))
-    return Hardened(
-        corruptions=measure_corruptions(
-            predictor, images_NHWC, split.labels_N[chosen], seed=hardship.seed, progress=progress
-        )
+    images_NHWC, labels_N = _some(predictor, split, rows, hardship.corruption_images, hardship.seed)
+    return measure_corruptions(predictor, images_NHWC, labels_N, seed=hardship.seed, progress=progress)
+
+
+def _attacked(
+    hardship: Hardship,
+    predictor: Predictor,
+    split: CachedSplit,
+    rows: np.ndarray,
+    progress: Callable[[int, int], None],
+) -> Attacked:
+    from vivace.robustness.attacks.threat import Threat
+    from vivace.robustness.under_attack import measure_attack
+
+    images_NHWC, labels_N = _some(predictor, split, rows, hardship.attack_images, hardship.seed)
+    return measure_attack(
+        predictor,
+        images_NHWC,
+        labels_N,
+        Threat.parse(str(hardship.attack)),
+        methods=hardship.attack_methods,
+        seconds=hardship.seconds,
+        seed=hardship.seed,
+        progress=progress,
     )
+
+
+def _some(
+    predictor: Predictor, split: CachedSplit, rows: np.ndarray, count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(images_NHWC as the network sees them, labels_N) of some rows."""
+    chosen = chosen_at_random(rows, count, seed)
+    return predictor.bundle.preprocess.view(np.asarray(split.images_NHWC[chosen])), split.labels_N[chosen]
 
 
 def chosen_at_random(rows: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from vivace.config import to_dict
 from vivace.statistics.proportions import wilson_interval
 
-__all__ = ["Corruptions", "Score", "score_of"]
+__all__ = ["AttackStep", "Attacked", "Corruptions", "Score", "score_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,58 @@ class Corruptions:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {**to_dict(self), "relative": self.relative}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackStep:
+    """What one attack of a suite did to the images that were left to it."""
+
+    name: str
+    """fgsm, pgd (both of all correct images), apgd-ce, apgd-t, fab-t or square."""
+    num_attacked: int
+    num_fooled: int
+    robust_so_far: float
+    """Fraction of all images that nothing has fooled the network on, after this attack."""
+    num_refused: int
+    """Results that did not hold when they were checked, and were not counted."""
+    is_complete: bool
+    """Whether it had all the time that it wanted."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked:
+    """The accuracy that attacks left of a bundle's network: the worst case over all attacks."""
+
+    threat: str
+    """Such as "linf:8/255"."""
+    norm: str
+    eps: float
+    """On pixels in [0, 1]."""
+    num_images: int
+    seed: int
+    clean: Score
+    """Of the network on these images as they are."""
+    robust: Score
+    """An image counts if it is classified correctly and nothing that was tried changed that: an upper bound."""
+    is_standard: bool
+    """Whether all of AutoAttack's standard suite ran to its end; without it the bound is loose."""
+    is_complete: bool
+    """Whether every attack that was asked for ran to its end."""
+    network: str
+    """float32: the network behind the bundle, with gradients; or "answers alone"."""
+    attacks: tuple[AttackStep, ...]
+    deployed: Score | None
+    """Of the bundle as it runs, shown what fooled the network in 8 bits; None: it runs as the network attacked."""
+    deployed_as: str
+    """Its runtime and precision."""
+    warnings: tuple[str, ...]
+    """Signs that the true robustness is lower still."""
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return to_dict(self)
 
 
 def score_of(hits_N: np.ndarray) -> Score:

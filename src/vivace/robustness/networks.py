@@ -1,0 +1,57 @@
+"""What is attacked: the float32 network behind a bundle, or, where only its answers are at hand, the bundle itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivace.bundle import Bundle
+from vivace.models.normalize import Normalize
+from vivace.predictor import Predictor
+from vivace.robustness.attacks.losses import Network
+
+__all__ = ["answers_of", "eight_bit", "float_network"]
+
+# a level that float32 puts just below a whole number is that number
+NEARLY = 1e-3
+TINY = 1e-30
+
+
+def float_network(bundle: Bundle, device: torch.device) -> Network:
+    """images_BCHW float32 in [0, 1] → logits_BK float32, differentiable: the bundle's weights in float32, eager.
+
+    Rounded logits of bf16 or int8 have no useful gradients, and stand still where the network itself does not.
+    Raises what `Bundle.build_model` raises.
+    """
+    model = bundle.build_model().to(device).requires_grad_(False)
+    model = model.to(memory_format=torch.channels_last)
+    normalize = Normalize(bundle.preprocess.mean, bundle.preprocess.std).to(device)
+    # pixels from 0 to 1: no uint8 can hold what an attack makes of them
+    normalize.scale *= 255.0
+
+    def network(images_BCHW: Tensor) -> Tensor:
+        images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+        logits_BK: Tensor = model(normalize(images_BCHW)).float()
+        return logits_BK
+
+    return network
+
+
+def answers_of(predictor: Predictor) -> Network:
+    """images_BCHW float32 in [0, 1] → log-probabilities, without gradients, of the images in 8 bits."""
+
+    def network(images_BCHW: Tensor) -> Tensor:
+        levels = (images_BCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        probs_BK = predictor.probs(np.ascontiguousarray(levels.cpu().numpy()))
+        return torch.from_numpy(np.log(np.maximum(probs_BK, TINY))).to(images_BCHW.device)
+
+    return network
+
+
+def eight_bit(points_BCHW: Tensor, images_BHWC: np.ndarray) -> np.ndarray:
+    """uint8 [B, H, W, C]: adversarial points in 8 bits, rounded towards the images, so that no change grows."""
+    changes = points_BCHW.permute(0, 2, 3, 1).cpu().numpy().astype(np.float64) * 255 - images_BHWC
+    whole = np.trunc(changes + np.copysign(NEARLY, changes)).astype(np.int64)
+    levels: np.ndarray = np.clip(images_BHWC + whole, 0, 255).astype(np.uint8)
+    return levels
