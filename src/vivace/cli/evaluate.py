@@ -120,17 +120,38 @@ def run(options: Options) -> None:
         _draw(evaluation, options.figures)
         for path, what in replaced:
             warn_of_replaced(path, what)
+    kept = _keep(options.bundle, evaluation)
     if options.json:
-        print_json("evaluate", {"bundle": str(bundle_place(options.bundle)), **evaluation.to_dict()})
+        place = str(bundle_place(options.bundle))
+        print_json("evaluate", {"bundle": place, "kept": kept, **evaluation.to_dict()})
         return
     _print(evaluation)
     if evaluation.corruptions is not None:
         print_corruptions(evaluation.corruptions)
     if evaluation.attack is not None:
         print_attack(evaluation.attack)
+    if kept is not None:
+        print(f"\nkept     {kept} (vivace report shows it)")
     if options.figures is not None:
         drawn = [name for name in FIGURES if name != FIGURES[0] or isinstance(evaluation.metrics, Metrics)]
         print("\nfigures  " + "  ".join(str(options.figures / name) for name in drawn))
+
+
+def _keep(bundle: Path, evaluation: Evaluation) -> str | None:
+    """The file that keeps the results of corruptions and attacks; None if there are none, or it can't be written."""
+    if evaluation.corruptions is None and evaluation.attack is None:
+        return None
+    from vivace.bundle import load_bundle
+    from vivace.errors import OutputPathError, VivaceError, first_line
+    from vivace.evaluation.kept import keep
+    from vivace.notices import warn
+
+    try:
+        return str(keep(load_bundle(bundle), evaluation))
+    except (OutputPathError, VivaceError) as error:
+        # nobody asked for the file
+        warn(f"the results are not kept for the report: {first_line(error)}")
+        return None
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from vivace.bundle import Bundle
 from vivace.config import to_dict
 from vivace.errors import ConfigError, VivaceError, first_line
+from vivace.evaluation.kept import kept_of
 from vivace.files import read_regular
 from vivace.manifest import read_manifest
 from vivace.notices import warn
@@ -60,6 +61,7 @@ class Folder:
             tuned={} if run is None else _json(run / "tune.json"),
             curves=() if run is None else _curves(run / "metrics.csv"),
             receipt=_json(bundle.checked(RECEIPT)) if RECEIPT in bundle.files else {},
+            robustness=kept_of(bundle),
         )
 
 

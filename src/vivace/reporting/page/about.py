@@ -16,6 +16,7 @@ from vivace.plain import dump_yaml
 from vivace.reporting.page.charts import curves
 from vivace.reporting.page.facts import Answers, Found, Page, Score
 from vivace.reporting.page.reading import clean, items, mapping, number, text, texts, whole
+from vivace.reporting.page.robustness import attacked_of, corrupted_of
 from vivace.reporting.page.searched import search_of
 
 __all__ = ["Sources", "page_of"]
@@ -43,6 +44,7 @@ class Sources:
     result: Mapping[str, Any] = field(default_factory=dict)
     tuned: Mapping[str, Any] = field(default_factory=dict)
     receipt: Mapping[str, Any] = field(default_factory=dict)
+    robustness: Mapping[str, Any] = field(default_factory=dict)
     curves: Sequence[Mapping[str, str | None]] = ()
     """Rows of metrics.csv."""
     answers: Answers | None = None
@@ -117,6 +119,8 @@ def page_of(sources: Sources) -> Page:
         answers=sources.answers,
         findings=_findings(sources),
         search=search,
+        corrupted=corrupted_of(sources.robustness),
+        attacked=attacked_of(sources.robustness),
         kernels=_kernels(sources.tuned),
         environment=_environment(mapping(manifest, "environment")),
         hashes=_hashes(manifest, data),
@@ -246,8 +250,17 @@ def _not_measured(sources: Sources, searched: bool) -> tuple[tuple[str, str], ..
         rows.append(("answers", f"vivace report {name} DATA"))
     if sources.findings is None:
         rows.append(("audit", "vivace audit DATA"))
+    if _has_one_class(sources) and corrupted_of(sources.robustness) is None:
+        rows.append(("corruptions", f"vivace evaluate {name} DATA --corruptions"))
+    if _has_one_class(sources) and attacked_of(sources.robustness) is None:
+        rows.append(("attack", f"vivace evaluate {name} DATA --attack linf:8/255"))
     if not searched:
         rows.append(("search", f"vivace accelerate {name} DATA"))
     if not searched:
         rows.append(("profile", f"vivace profile {name}"))
     return tuple(rows)
+
+
+def _has_one_class(sources: Sources) -> bool:
+    """Whether an image has one class: what is measured by sets of labels is neither corrupted nor attacked."""
+    return sources.manifest.get("task") != "multi_label"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vivace.metrics.measured import Bin
 from vivace.reporting.page.charts import Chart, Scatter
+from vivace.reporting.page.robustness import Attacked, Corrupted
 
 __all__ = ["Answers", "Candidate", "Cell", "ClassRow", "Found", "Page", "Picture", "Reliability", "Score", "Search"]
 
@@ -185,6 +186,8 @@ class Page:
     findings: tuple[Found, ...] | None = None
     """None: nothing was audited."""
     search: Search | None = None
+    corrupted: Corrupted | None = None
+    attacked: Attacked | None = None
     kernels: tuple[tuple[str, str], ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     hashes: tuple[tuple[str, str], ...] = ()

@@ -54,6 +54,7 @@ def sections_of(page: Page) -> tuple[str, ...]:
         "confusion": answers is not None and bool(answers.cells),
         "classes": answers is not None and bool(answers.rows),
         "reliability": answers is not None and answers.after is not None,
+        "robustness": page.corrupted is not None or page.attacked is not None,
         "audit": page.findings is not None,
         "made": True,
         "missing": bool(page.not_measured),
@@ -81,6 +82,7 @@ def _rendered(page: Page, lang: str) -> str:
         page=page,
         t=t,
         split=functools.partial(_split, t),
+        told_or_own=functools.partial(_told_or_own, t),
         duration=functools.partial(_duration, t),
         lang=lang,
         version=metadata.version("vivace"),
@@ -93,6 +95,11 @@ def _rendered(page: Page, lang: str) -> str:
 def _split(t: Callable[..., str], name: str) -> str:
     """What a split is called; one of a foreign bundle may have any name."""
     return t(f"split.{name}") if f"split.{name}" in words_of("en") else name
+
+
+def _told_or_own(t: Callable[..., str], name: str) -> str:
+    """The word for a name, or the name itself: attacks are called the same in every language."""
+    return t(name) if name in words_of("en") else name
 
 
 def _duration(t: Callable[..., str], seconds: float) -> str:

@@ -1,0 +1,114 @@
+"""What a report shows of corruptions and attacks, from the values of robustness.json, which may be anybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vivace.reporting.page.reading import clean, items, mapping, number, text, texts, whole
+
+__all__ = ["Attacked", "Bar", "Corrupted", "attacked_of", "corrupted_of"]
+
+MAX_ROWS, MAX_WARNINGS, NUM_SEVERITIES = 40, 8, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """An accuracy, [0, 1], with its interval where there is one."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrupted:
+    """Accuracy under corruptions."""
+
+    num_images: int
+    split: str
+    constants: str
+    clean: Bar
+    mean: Bar
+    families: tuple[Bar, ...]
+    rows: tuple[tuple[str, tuple[float, ...]], ...]
+    """(corruption, accuracy at each of the five severities)."""
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked:
+    """Accuracy under attack."""
+
+    num_images: int
+    split: str
+    threat: str
+    clean: Bar
+    robust: Bar
+    is_standard: bool
+    steps: tuple[Bar, ...]
+    """What each attack left."""
+    deployed: Bar | None
+    deployed_as: str
+    warnings: tuple[str, ...]
+
+
+def corrupted_of(kept: Mapping[str, Any]) -> Corrupted | None:
+    """None where it was not measured, or makes no sense."""
+    values = mapping(kept, "corruptions")
+    clean_bar, mean = _bar(values, "clean"), _bar(values, "mean")
+    count = whole(values, "num_images")
+    cells = mapping(values, "cells")
+    rows = tuple((clean(str(name), 40).replace("_", " "), _fractions(cells, name)) for name in list(cells)[:MAX_ROWS])
+    if clean_bar is None or mean is None or not count:
+        return None
+    families = mapping(values, "families")
+    bars = (_bar(families, name) for name in list(families)[:MAX_ROWS])
+    return Corrupted(
+        num_images=count,
+        split=text(values, "split", 40) or "?",
+        constants=text(values, "constants", 40) or "?",
+        clean=clean_bar,
+        mean=mean,
+        families=tuple(bar for bar in bars if bar is not None),
+        rows=tuple((name, row) for name, row in rows if len(row) == NUM_SEVERITIES),
+        left_out=texts(values, "left_out", most=MAX_ROWS, limit=40),
+    )
+
+
+def attacked_of(kept: Mapping[str, Any]) -> Attacked | None:
+    """None where it was not measured, or makes no sense."""
+    values = mapping(kept, "attack")
+    clean_bar, robust, count = _bar(values, "clean"), _bar(values, "robust"), whole(values, "num_images")
+    if clean_bar is None or robust is None or not count:
+        return None
+    steps = []
+    for step in items(values, "attacks")[:MAX_ROWS]:
+        name, left = text(step, "name", 20), number(step, "robust_so_far", 0, 1)
+        if name is not None and left is not None:
+            steps.append(Bar(name=name, value=left))
+    return Attacked(
+        num_images=count,
+        split=text(values, "split", 40) or "?",
+        threat=text(values, "threat", 40) or "?",
+        clean=clean_bar,
+        robust=robust,
+        is_standard=values.get("is_standard") is True,
+        steps=tuple(steps),
+        deployed=_bar(values, "deployed"),
+        deployed_as=text(values, "deployed_as", 60) or "?",
+        warnings=texts(values, "warnings", most=MAX_WARNINGS),
+    )
+
+
+def _bar(values: Mapping[str, Any], name: str) -> Bar | None:
+    score = mapping(values, name)
+    value, low, high = (number(score, key, 0, 1) for key in ("accuracy", "low", "high"))
+    return None if value is None else Bar(name=clean(str(name), 40), value=value, low=low, high=high)
+
+
+def _fractions(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    found = [cell for cell in items(values, name)[:NUM_SEVERITIES] if isinstance(cell, int | float)]
+    return tuple(float(cell) for cell in found if 0 <= cell <= 1)
