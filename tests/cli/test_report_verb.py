@@ -37,7 +37,7 @@ def test_a_run_is_reported_on_its_own_images(run: Path, capsys: pytest.CaptureFi
     assert answer["sections"] == [
         *("summary", "curves", "mistakes", "confusion", "classes", "reliability", "audit", "made", "missing")
     ]
-    assert [row["what"] for row in answer["not_measured"]] == ["search", "profile"]
+    assert [row["what"] for row in answer["not_measured"]] == ["corruptions", "attack", "search", "profile"]
     html = (run / "report.html").read_text()
     assert len(html.encode()) == answer["bytes"]
     assert "On 120 images that it was not trained on (test)" in html.replace("\u00a0", " ")
