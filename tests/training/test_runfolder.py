@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +19,8 @@ import pytest
 
 from vivace.errors import CheckpointError, DataError, RunFolderError
 from vivace.training.folder import runfolder
-from vivace.training.folder.runfolder import RunFolder, check_same_recipe, new_run_path, newest_run
+from vivace.training.folder.finding import new_run_path, run_to_resume
+from vivace.training.folder.runfolder import RunFolder, check_same_recipe
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.result import TrainResult
 
@@ -182,14 +184,43 @@ def test_a_damaged_run_file_is_refused(run_tiny: RunTiny, text: str, problem: st
 def test_the_newest_run_of_a_data_set_is_resumed_and_new_ones_get_a_number(run_tiny: RunTiny, tmp_path: Path) -> None:
     first, second = run_tiny("colours-a"), run_tiny("colours-b")
     os.utime(first.run / "run.json", (1, 1))
-    assert newest_run(tmp_path, "colours") == second.run
+    assert run_to_resume(tmp_path, ["colours"]) == second.run
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "run.json").write_text("{")
-    assert newest_run(tmp_path, "colours") == second.run
+    assert run_to_resume(tmp_path, ["colours"]) == second.run
     with pytest.raises(RunFolderError, match=r"^there is no run of cats to resume"):
-        newest_run(tmp_path, "cats")
+        run_to_resume(tmp_path, ["cats"])
     assert new_run_path(tmp_path, "colours-a").name == "colours-a-2"
     assert new_run_path(tmp_path, "colours-z").name == "colours-z"
+
+
+def test_a_run_that_has_not_ended_is_resumed_before_a_newer_one_that_has(run_tiny: RunTiny, tmp_path: Path) -> None:
+    first, second = run_tiny("first"), run_tiny("second")
+    os.utime(first.run / "run.json", (1, 1))
+    assert run_to_resume(tmp_path, ["colours"]) == second.run
+    facts = json.loads((first.run / "run.json").read_text())
+    # as it is until the end
+    del facts["warnings"]
+    (first.run / "run.json").write_text(json.dumps(facts))
+    assert run_to_resume(tmp_path, ["colours"]) == first.run
+
+
+def test_resuming_a_run_that_has_ended_changes_nothing_and_gives_its_result(run_tiny: RunTiny) -> None:
+    result = run_tiny()
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in result.run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = contents()
+    again = run_tiny(resume=True)
+    assert contents() == before
+    assert again == dataclasses.replace(result, report=again.report)
+    # what asks for more goes on
+    assert run_tiny(resume=True, epochs=result.epochs + 1).epochs == result.epochs + 1
+    # a record that can't be read is made again
+    (result.run / "result.json").write_text('{"epochs": "many"}')
+    assert run_tiny(resume=True).total_seconds > 0
+    assert json.loads((result.run / "result.json").read_text())["epochs"] == result.epochs + 1
 
 
 def test_only_the_length_of_a_run_may_change(run_tiny: RunTiny) -> None:
@@ -422,4 +453,4 @@ def test_another_runs_facts_are_no_pipe_that_is_waited_for(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe" / "run.json")
     (tmp_path / "link" / "run.json").symlink_to("/dev/zero")
     with pytest.raises(RunFolderError, match=r"^there is no run of colours to resume"):
-        newest_run(tmp_path, "colours")
+        run_to_resume(tmp_path, ["colours"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from vivace.bench.techniques import TECHNIQUES
 from vivace.errors import ConfigError
 from vivace.outputs import check_folder
-from vivace.training.folder.runfolder import new_run_path
+from vivace.training.folder.finding import new_run_path
 
 __all__ = ["folder_name", "free_folder"]
 

@@ -98,7 +98,7 @@ class Run:
     run: Path | None = None
     """The run's folder. Default: runs/DATA-RECIPE, such as runs/photos-finetune."""
     resume: bool = False
-    """Continue the run in --run, or the newest one on DATA; --epochs may be larger than before."""
+    """Continue the run in --run, or the newest one on DATA that has not ended; --epochs may be larger than before."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None

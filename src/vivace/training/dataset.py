@@ -25,7 +25,8 @@ from vivace.data.splits import DataSource
 from vivace.errors import BundleError, DataError, VivaceError, first_line
 from vivace.models.pretrained import pretrained_stats
 from vivace.notices import warn
-from vivace.training.folder.runfolder import RunFolder, runs_of
+from vivace.training.folder.finding import run_to_resume, runs_of
+from vivace.training.folder.runfolder import RunFolder
 from vivace.training.recipes.facts import measure_facts
 from vivace.training.recipes.named import DEFAULT_RECIPE, read_recipe, resolve_recipe
 from vivace.training.recipes.recipe import Recipe
@@ -57,9 +58,10 @@ def open_run_source(
         # names that runs on these data may have, for a folder, a manifest or an archive
         path = Path(str(data))
         names = (path.name, path.stem, path.name.split(".")[0])
-        place = Path(run) if run is not None else next(iter(runs_of(Path("runs"), names)), None)
-        if place is None:
+        runs = Path("runs")
+        if run is None and not runs_of(runs, names):
             raise
+        place = Path(run) if run is not None else run_to_resume(runs, names)
         folder = RunFolder(place, resume=True)
         try:
             facts, recipe = folder.saved_facts()["data"], folder.saved_recipe()

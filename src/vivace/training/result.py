@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +52,22 @@ class TrainResult:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """What was left out, guessed or missed; each was shown on stderr when it occurred."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], *, run: Path) -> TrainResult:
+        """The result of the run in this folder from its result.json; paths are those of the folder as it is now.
+
+        Raises ValueError or TypeError for values that no run has written.
+        """
+        report = run / "report.html"
+        known = {name: values[name] for name in (each.name for each in dataclasses.fields(cls)) if name in values}
+        known |= {"bundle": run / "bundle", "run": run, "report": report if report.is_file() else None}
+        known |= {"warnings": tuple(map(str, values.get("warnings", ())))}
+        result = cls(**{"val_top1": math.nan, "test_top1": None} | known)
+        for name in ("epochs", "train_seconds", "total_seconds", "num_images_seen", "val_top1"):
+            if not isinstance(getattr(result, name), int | float):
+                raise ValueError(f"{name} is no number")
+        return result
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: the accuracies, or with sets of labels the mAP in their place."""

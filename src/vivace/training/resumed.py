@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vivace.config import from_dict, override, to_dict
 from vivace.errors import ConfigError
+from vivace.files import read_regular
+from vivace.training.folder.finding import is_finished
 from vivace.training.folder.runfolder import RunFolder, check_same_recipe
 from vivace.training.recipes.named import DEFAULT_RECIPE, DataFacts, resolve_recipe
 from vivace.training.recipes.recipe import Recipe
+from vivace.training.result import TrainResult
 
-__all__ = ["resumed_recipe"]
+__all__ = ["finished_result", "resumed_recipe"]
+
+# result.json has a few kilobytes, plus the warnings
+MAX_RESULT_BYTES = 16 * 2**20
 
 
 def resumed_recipe(
@@ -37,6 +44,25 @@ def resumed_recipe(
     asked = override(saved, changes)
     check_same_recipe(saved, asked)
     return asked
+
+
+def finished_result(
+    folder: RunFolder, recipe: Recipe, within_seconds: float | None, target: float | None
+) -> TrainResult | None:
+    """What the run ended with, if it has ended and is not asked to go on: its record is not to be written over.
+
+    recipe, within_seconds, target: what is asked for now. None also where the record can't be read: the run's end is
+    then repeated.
+    """
+    contract = folder.saved_facts()["contract"]
+    longer = within_seconds not in (None, contract["within_seconds"]) or target not in (None, contract["target"])
+    if longer or to_dict(recipe) != to_dict(folder.saved_recipe()) or not is_finished(folder.path):
+        return None
+    try:
+        values = json.loads(read_regular(folder.path / "result.json", MAX_RESULT_BYTES))
+        return TrainResult.read(values, run=folder.path)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _merged(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
 from vivace.training.dataset import as_told, open_run_cache, open_run_source, with_sizes
 from vivace.training.folder.continuing import says_how_to_resume
-from vivace.training.folder.runfolder import RunFolder, check_run_place, new_run_path, newest_run
+from vivace.training.folder.finding import new_run_path, run_to_resume
+from vivace.training.folder.runfolder import RunFolder, check_run_place
 from vivace.training.own import own_errors, passed_network, resumed_network
 from vivace.training.recipes.balance import check_class_names
 from vivace.training.recipes.choices import check_device_name, check_names
@@ -41,7 +42,7 @@ from vivace.training.recording.callbacks import Callback, check_callbacks
 from vivace.training.recording.display import LiveDisplay
 from vivace.training.recording.trackers.choose import make_trackers, parse_trackers
 from vivace.training.result import TrainResult
-from vivace.training.resumed import resumed_recipe
+from vivace.training.resumed import finished_result, resumed_recipe
 
 if TYPE_CHECKING:
     from vivace.models.own.given import OwnNetwork
@@ -187,6 +188,9 @@ def train(
         report(source, resolved.data.val_fraction, quiet=quiet)
         is_open = within_seconds is not None or (planned and not resume)
         display = LiveDisplay(epochs="?" if is_open else str(resolved.epochs), quiet=quiet)
+        if resume and (ended := finished_result(folder, resolved, within_seconds, target)) is not None:
+            display.on_message(f"{folder.path} has ended: nothing was trained or written. Give more epochs to go on")
+            return ended
         if chosen is not None:
             display.on_message(f"recipe: {chosen}")
         if network is not None and resolved.name == "finetune" and not resume:
@@ -273,7 +277,7 @@ def _open_run(
     """The locked run folder, the recipe with the changes and everything about the data resolved, the network."""
     runs = Path("runs")
     if resume:
-        folder = RunFolder(Path(run) if run else newest_run(runs, source.name), resume=True)
+        folder = RunFolder(Path(run) if run else run_to_resume(runs, [source.name]), resume=True)
         try:
             network = resumed_network(folder, network)
             if network is not None:

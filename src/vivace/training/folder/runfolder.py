@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from vivace.outputs import check_folder
 from vivace.systems import OPEN_FILES_MOVE
 from vivace.training.recipes.recipe import Recipe
 
-__all__ = ["RunFolder", "check_run_place", "flat", "new_run_path", "newest_run", "runs_of"]
+__all__ = ["MAX_FACTS_BYTES", "RunFolder", "check_run_place", "flat"]
 
 # fields of the recipe that may change when a run is resumed
 FREE_KEYS = frozenset({"epochs", "checkpoint_minutes", "early_stopping", "calibrate"})
@@ -297,34 +297,3 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             values[prefix + key] = value
     return values
-
-
-def new_run_path(runs: Path, name: str) -> Path:
-    """The first of `name`, `name-2`, `name-3` … that does not exist."""
-    path, number = runs / name, 1
-    while path.exists():
-        number += 1
-        path = runs / f"{name}-{number}"
-    return path
-
-
-def newest_run(runs: Path, data_name: str) -> Path:
-    """The newest run on this data set. Raises RunFolderError if there is none."""
-    found = runs_of(runs, [data_name])
-    if not found:
-        raise RunFolderError(f"there is no run of {data_name} to resume in {runs}. Name one with `run`.")
-    return found[0]
-
-
-def runs_of(runs: Path, data_names: Sequence[str]) -> list[Path]:
-    """The runs on data sets of these names, the newest first."""
-    found = [(path.stat().st_mtime, path.parent) for path in runs.glob("*/run.json") if _data_name(path) in data_names]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def _data_name(path: Path) -> str | None:
-    try:
-        name = json.loads(read_regular(path, MAX_FACTS_BYTES))["data"]["name"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return name if isinstance(name, str) else None
