@@ -273,6 +273,8 @@ def test_help_names_every_place_and_shows_no_empty_default(
         (["predict", "b"], "PATHS is missing."),
         (["predict", "b", "p", "-x"], "the option is unknown: got '-x'."),
         (["train", "d", "--lr", "x"], "--lr is no number: got 'x'."),
+        (["train", "d", "--target", "95%"], "--target is no number: got '95%'. Give one such as 0.95."),
+        (["train", "d", "--target", "95"], "--target is out of range: got 95.0. Give an accuracy in (0, 1]: 0.95 for"),
         (["train", "d", "--precision", "None"], "got 'None'. Known: auto, fp32, bf16, fp16."),
         (["train", "d", "--epochs", "None"], "--epochs is no whole number: got 'None'."),
         (["bench", "fever", "d"], "the argument is unknown: got 'fever'. Known: ablation."),

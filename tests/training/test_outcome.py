@@ -73,8 +73,18 @@ def test_less_than_an_epoch_is_told() -> None:
 def test_a_missed_budget_is_told_beyond_five_percent() -> None:
     (told,) = warned(within_seconds=1.0, total_seconds=124.72)
     assert told.startswith("the time budget was missed: 124.7 s of 1 s (12,472 %)")
+    assert "of which 104.7 s were starting, reading the data and saving. Give more time" in warned(
+        within_seconds=1.0, total_seconds=124.72, train_seconds=20.0
+    )[0].replace("  ", " ")
     assert warned(total_seconds=62.9) == ()
     assert len(warned(total_seconds=63.1)) == 1
+
+
+def test_a_missed_budget_of_a_run_that_got_no_processor_says_so() -> None:
+    (told,) = warned(within_seconds=60.0, total_seconds=203.0, cpu_seconds=21.0)
+    assert "A processor worked for it in only 21.0 s: other programs or the disk took the rest. Give" in told
+    (told,) = warned(within_seconds=60.0, total_seconds=203.0, cpu_seconds=390.0)
+    assert "processor" not in told
 
 
 def test_a_missed_target_is_told() -> None:

@@ -219,13 +219,19 @@ MESSAGES: dict[str, Callable[..., str]] = {
         lambda verb, name, value: f"{name} is no whole number: got {value}. Give one such as 8"
     ),
     r"parsing (\S+): .*could not convert string to float: (.*)": (
-        lambda verb, name, value: f"{name} is no number: got {value}. Give one such as 0.1"
+        lambda verb, name, value: f"{name} is no number: got {value}. Give one such as {_fraction(value)}"
     ),
     r"issing value for argument '(.*?)'": lambda verb, name: f"{name} has no value. Give one after it",
     r"^Missing from [^:]*: (\S+).*": lambda verb, name: f"{SECOND.get(name, name)} is missing",
     r"nrecognized options: (-\S*)": lambda verb, name: f"the option is unknown: got '{name}'",
     r"nrecognized options: (.*)": lambda verb, names: f"more arguments than there are places: got {names}",
 }
+
+
+def _fraction(text: str) -> str:
+    """The number that a percentage in quotes means, as options take fractions; an example for anything else."""
+    percents = re.fullmatch(r"'(\d{1,3}(?:\.\d+)?)\s*%'", text)
+    return "0.1" if percents is None else f"{float(percents[1]) / 100:g}"
 
 
 def bundle_place(given: Path) -> Path:

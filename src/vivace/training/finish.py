@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from vivace.config import to_dict
 from vivace.data.labelsets import class_counts
 from vivace.errors import NonFiniteError, TrainingError
 from vivace.files import write_json
-from vivace.hardware import describe
+from vivace.hardware import describe, process_seconds
 from vivace.metrics.measured import Measured
 from vivace.models.zoo import complete_arguments, forward_flops
 from vivace.notices import recorded_warnings, warn
@@ -215,6 +216,9 @@ def _outcome(session: Session, engine: Engine, budget: Budget, score: float, tot
         commonest=data.cache.classes[int(counts_K.argmax())],
         within_seconds=budget.within_seconds,
         total_seconds=total_seconds,
+        train_seconds=counters.seconds,
+        # a run that was resumed began in another process
+        cpu_seconds=None if total_seconds > process_seconds() + 1 else sum(os.times()[:4]),
         target=budget.target,
         target_reached=counters.target_seconds is not None,
         num_rollbacks=counters.num_rollbacks,

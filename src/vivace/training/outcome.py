@@ -11,6 +11,8 @@ __all__ = ["Outcome", "outcome_warnings"]
 
 # a time budget counts as missed beyond this fraction of it
 MAX_EXCESS = 0.05
+# a run that computes keeps more than one processor busy: below this share of its time it waited for something
+LEAST_WORK = 0.7
 # significance level: a validation accuracy that chance reaches more often than this is no evidence of learning
 MAX_CHANCE = 0.05
 # below this many validation images, no evidence of learning is no evidence of its absence
@@ -40,6 +42,10 @@ class Outcome:
     """The mAP to expect of random answers: the mean fraction of the images that have a label."""
     within_seconds: float | None = None
     total_seconds: float = 0.0
+    train_seconds: float = 0.0
+    """Of them, those of the training loop."""
+    cpu_seconds: float | None = None
+    """In which a processor worked for the run, all processors together; None: not known, as of a resumed run."""
     target: float | None = None
     target_reached: bool = False
     num_rollbacks: int = 0
@@ -102,12 +108,20 @@ def _budget(outcome: Outcome) -> Iterator[str]:
     within, took = outcome.within_seconds, outcome.total_seconds
     if within is not None and took > (1 + MAX_EXCESS) * within:
         yield (
-            f"the time budget was missed: {took:.1f} s of {within:g} s ({100 * took / within:,.0f} %), reading the "
-            "data and starting included. Give more time; with the same data the next run starts sooner."
+            f"the time budget was missed: {took:.1f} s of {within:g} s ({100 * took / within:,.0f} %), of which "
+            f"{max(0.0, took - outcome.train_seconds):.1f} s were starting, reading the data and saving. "
+            f"{_waited(outcome)}Give more time; with the same data the next run starts sooner."
         )
     if outcome.target is not None and not outcome.target_reached:
         accuracy = outcome.num_right / outcome.num_val if not outcome.multi_label else outcome.score
         yield f"the target was not reached: validation ended at {accuracy:.4g}, the target is {outcome.target:g}"
+
+
+def _waited(outcome: Outcome) -> str:
+    worked = outcome.cpu_seconds
+    if worked is None or worked >= LEAST_WORK * outcome.total_seconds:
+        return ""
+    return f"A processor worked for it in only {worked:.1f} s: other programs or the disk took the rest. "
 
 
 def _rollbacks(outcome: Outcome) -> Iterator[str]:

@@ -29,7 +29,7 @@ from vivace.training.folder.finding import new_run_path, run_to_resume
 from vivace.training.folder.runfolder import RunFolder, check_run_place
 from vivace.training.own import own_errors, passed_network, resumed_network
 from vivace.training.recipes.balance import check_class_names
-from vivace.training.recipes.choices import check_device_name, check_names
+from vivace.training.recipes.choices import check_device_name, check_names, check_target
 from vivace.training.recipes.expected import is_planned, seconds_for
 from vivace.training.recipes.facts import measure_facts
 from vivace.training.recipes.implied import unused_options, with_implied, with_starting_weights
@@ -112,8 +112,7 @@ def train(
     within_seconds = None if within is None else parse_duration(within)
     if epochs is not None and within_seconds is not None:
         raise ConfigError(f"two budgets: got epochs {epochs} and within {within!r}. Give one of them.")
-    if target is not None and not 0 < target <= 1:
-        raise ConfigError(f"`target` is out of range: got {target!r}. Give an accuracy in (0, 1].")
+    check_target(target)
     check_keywords(keywords, PARAMETERS)
     # before another thread imports torch, as the user's code does
     network = passed_network(keywords.get("model"), resume=resume)

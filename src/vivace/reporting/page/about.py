@@ -122,6 +122,7 @@ def page_of(sources: Sources) -> Page:
         corrupted=corrupted_of(sources.robustness),
         attacked=attacked_of(sources.robustness),
         kernels=_kernels(sources.tuned),
+        kernels_measured=bool(items(sources.tuned, "trials")),
         environment=_environment(mapping(manifest, "environment")),
         hashes=_hashes(manifest, data),
         commands=_commands(sources, data, within, number(contract, "target", 0, 1)),

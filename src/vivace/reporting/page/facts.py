@@ -189,6 +189,8 @@ class Page:
     corrupted: Corrupted | None = None
     attacked: Attacked | None = None
     kernels: tuple[tuple[str, str], ...] = ()
+    kernels_measured: bool = False
+    """Whether a trial chose them."""
     environment: tuple[tuple[str, str], ...] = ()
     hashes: tuple[tuple[str, str], ...] = ()
     commands: tuple[str, ...] = ()

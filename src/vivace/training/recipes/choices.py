@@ -9,7 +9,7 @@ from vivace.models.config import NETWORKS
 from vivace.models.own.names import is_own
 from vivace.optim.config import OPTIMIZERS
 
-__all__ = ["check_device_name", "check_names"]
+__all__ = ["check_device_name", "check_names", "check_target"]
 
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -19,6 +19,14 @@ def check_device_name(name: str) -> None:
     if not isinstance(name, str) or DEVICE.fullmatch(name) is None:
         got = repr(name) if isinstance(name, str | None) else type(name).__name__
         raise ConfigError(f"`device` is unknown: got {got}. Give auto, cpu, cuda, cuda:N or mps.")
+
+
+def check_target(target: float | None) -> None:
+    """Raise ConfigError for what is no accuracy in (0, 1]; None: not given."""
+    if target is None or 0 < target <= 1:
+        return
+    meant = f": {target / 100:g} for {target:g} %" if 1 < target <= 100 else ""
+    raise ConfigError(f"`target` is out of range: got {target!r}. Give an accuracy in (0, 1]{meant}.")
 
 
 def check_names(network: object, optimizer: object, *, own: str | None = None) -> None:
