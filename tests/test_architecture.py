@@ -42,6 +42,7 @@ LAYER_0 = {
     "trained_on",
     "torch_private",
     "trust",
+    "uncertainty",
     # facts alone, of which all may ask
     "runtimes.table",
 }
@@ -70,6 +71,7 @@ ALLOWED = {
     "notices": set(),
     "scratch": {"files"},
     "trained_on": {"errors"},
+    "uncertainty": {"config", "errors", "files", "plain", "statistics"},
     "data": LAYER_0,
     "models": LAYER_0,
     "optim": LAYER_0,
@@ -80,7 +82,8 @@ ALLOWED = {
     "training": LAYER_0 | {"data", "models", "optim", "metrics", "bundle", "manifest"},
     "runtimes": BASE | {"models", "data.preprocess"},
     "inputs": {"errors", "data.arrays"},
-    "predictor": BASE | {"inputs", "runtimes"},
+    "predicted": BASE | {"runtimes"},
+    "predictor": BASE | {"inputs", "predicted", "runtimes"},
     "prediction": BASE | {"inputs", "predictor", "data.preprocess", "data.layouts.listing", "data.layouts.splitnames"},
     "robustness": BASE | {"models", "runtimes", "predictor"},
     "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "predictor", "prediction", "robustness"},

@@ -4,6 +4,7 @@
     model.onnx, …        the graph for another runtime, where one was exported
     reference.onnx       of a network of the user's own, what stands for it where its code is not at hand
     trained_on.digests   the first bytes of the digests of the images that it was trained on, where they are known
+    uncertainty.json     thresholds of prediction sets, abstaining and unlike images, with known_features.npy
     bundle.json          everything else, with the SHA-256 and size of every file and of itself
 
 Training writes it; acceleration, evaluation, prediction, export and serving start from it.
@@ -28,8 +29,9 @@ from vivace.errors import BundleError, ConfigError, ModelError
 from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, bundle_folder, check_file, check_files, read_manifest
 from vivace.outputs import check_folder, own_folder, seal
-from vivace.runtimes.table import PORTABLE, REFERENCE_GRAPH, RUNTIMES
+from vivace.runtimes.table import PORTABLE, REFERENCE_GRAPH, RUNTIMES, is_quantized
 from vivace.trained_on import TRAINED_ON, TrainedOn, write_trained_on
+from vivace.uncertainty.record import FEATURES, UNCERTAINTY, Calibrated, Uncertainty, read_features, write_uncertainty
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +98,14 @@ class Bundle:
     def trained_on(self) -> TrainedOn | None:
         """The images that it was trained on; None if it does not tell. Raises BundleError if that is damaged."""
         return TrainedOn.read(self.checked(TRAINED_ON)) if TRAINED_ON in self.files else None
+
+    def uncertainty(self) -> Uncertainty | None:
+        """The thresholds of its answers; None if it has none. Raises BundleError if they are damaged or do not fit."""
+        return Uncertainty.read(self.checked(UNCERTAINTY)) if UNCERTAINTY in self.files else None
+
+    def known_features(self) -> np.ndarray | None:
+        """Features of known images, float32 [M, D]; None if it has none. Raises BundleError if they are damaged."""
+        return read_features(self.checked(FEATURES)) if FEATURES in self.files else None
 
     def build_model(self) -> nn.Module:
         """The plain network with its weights, in eval mode on the CPU: normalised images_BCHW float → logits_BK.
@@ -190,12 +200,13 @@ def save_bundle(
     info: BundleInfo,
     *,
     trained_on: np.ndarray | None = None,
+    calibrated: Calibrated | None = None,
     network: OwnNetwork | None = None,
 ) -> Bundle:
     """Write the bundle atomically, read it back and return it; an older bundle in `folder` is replaced.
 
-    trained_on: digests of the images that it was trained on, as the cache has them. network: the code of the user's
-    own. Raises BundleError if a weight is
+    trained_on: digests of the images that it was trained on, as the cache has them. calibrated: the thresholds of its
+    answers. network: the code of the user's own. Raises BundleError if a weight is
     NaN or infinite: such a model must not be deployed; or if the bundle can't be read back. Raises OutputPathError if
     `folder` holds anything but a bundle that vivace wrote.
     """
@@ -207,6 +218,8 @@ def save_bundle(
         save_file(weights, temporary / WEIGHTS)
         if trained_on is not None:
             write_trained_on(temporary / TRAINED_ON, trained_on)
+        if calibrated is not None:
+            write_uncertainty(temporary, calibrated)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
         dataclasses.replace(_read_back(temporary, info), network=network).build_model()
@@ -227,12 +240,24 @@ def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo
         for name in {WEIGHTS, TRAINED_ON} & set(bundle.files):
             shutil.copyfile(bundle.checked(name), temporary / name)
         info = add(temporary)
+        for name in _thresholds_kept(bundle, info, temporary):
+            shutil.copyfile(bundle.checked(name), temporary / name)
         if bundle.reference_graph is not None and (info.runtime, info.precision) != (PORTABLE, "fp32"):
             shutil.copyfile(bundle.checked(bundle.reference_graph), temporary / REFERENCE_GRAPH)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
         _read_back(temporary, info)
     return Bundle(folder, info, names, network=bundle.network)
+
+
+def _thresholds_kept(bundle: Bundle, info: BundleInfo, folder: Path) -> list[str]:
+    """The files with thresholds that hold for another bundle with the same weights, if it has none of its own."""
+    # in 8 bits answers differ by more than a certificate of parity allows others
+    if (folder / UNCERTAINTY).exists() or (is_quantized(info.precision) and info.precision != bundle.info.precision):
+        return []
+    # graphs give probabilities alone
+    names = [UNCERTAINTY, *([FEATURES] if RUNTIMES[info.runtime].takes_network else [])]
+    return [name for name in names if name in bundle.files]
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ __all__ = [
     "Prediction",
     "Predictions",
     "Predictor",
+    "decoded",
     "expand_paths",
     "predict",
     "predict_files",
@@ -92,19 +93,21 @@ def predict(
     threads: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    coverage: float | None = None,
+    abstain: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Predictions:
     """Classify images: files, folders (all images below them), globs, or "-" for a list of paths on stdin.
 
     topk: classes per image, at most all. batch_size: images per forward pass. threads: processors to use; None:
-    all. A predictor keeps its own.
+    all. coverage, abstain: as for `Predictor`. A predictor keeps its own.
     Bad images are reported in `failures` and do not stop the others. Raises DataError when nothing is found, and what
     `Predictor` raises.
     """
     check_whole("topk", topk)
     if isinstance(paths, bytes) or not isinstance(paths, str | Path | Iterable):
         raise DataError(f"paths are no names of files: got {type(paths).__name__}. Give a path, or a list of them.")
-    predictor = predictor_for(bundle, device, batch_size, precision, threads)
+    predictor = predictor_for(bundle, device, batch_size, precision, threads, coverage=coverage, abstain=abstain)
     passed_over: list[str] = []
     files = expand_paths([paths] if isinstance(paths, str | Path) else paths, passed_over=passed_over)
     return predict_files(predictor, files, topk=topk, passed_over=passed_over, progress=progress)
@@ -126,7 +129,7 @@ def predict_files(
     rows: list[Prediction] = []
     failures: list[Failure] = []
     started = time.perf_counter()
-    for chunk, results in _decoded(files, predictor):
+    for chunk, results in decoded(files, predictor):
         good = [(path, result) for path, result in zip(chunk, results, strict=True) if isinstance(result, np.ndarray)]
         failures += [
             Failure(path, result.problem, str(result))
@@ -134,8 +137,7 @@ def predict_files(
             if isinstance(result, ImageError)
         ]
         if good:
-            probs = predictor.probs(np.stack([pixels for _, pixels in good]))
-            rows += [predictor.prediction_of(path, row, topk) for (path, _), row in zip(good, probs, strict=True)]
+            rows += predictor.predictions_of([path for path, _ in good], np.stack([pixels for _, pixels in good]), topk)
         progress(len(rows) + len(failures), len(files))
     seconds = time.perf_counter() - started
     return Predictions(
@@ -149,7 +151,7 @@ def predict_files(
     )
 
 
-def _decoded(files: Sequence[str], predictor: Predictor) -> Iterator[tuple[list[str], list[np.ndarray | ImageError]]]:
+def decoded(files: Sequence[str], predictor: Predictor) -> Iterator[tuple[list[str], list[np.ndarray | ImageError]]]:
     """Chunks of files with their pixels or errors; threads decode the next chunk while the network has this one."""
     load = predictor.bundle.preprocess.load
 

@@ -17,8 +17,10 @@ from vivace.cpus import at_most_cpus, set_threads
 from vivace.errors import BundleError, ConfigError, DataError, ImageError, VivaceError, first_line
 from vivace.hardware import Processor, is_processor, keep_freed_memory, num_cpus, select_device, supported_precisions
 from vivace.inputs import Given, Ready, check_image, is_encoded, loaded, name_of
+from vivace.predicted import Prediction, decider_for, prediction_of, with_decided
 from vivace.runtimes.loading import check_probs, load_runtime
 from vivace.runtimes.table import REFERENCE, RUNTIMES, is_quantized
+from vivace.uncertainty.scores import Answers
 
 if TYPE_CHECKING:
     import torch
@@ -27,21 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["LoadedBundle", "Prediction", "Predictor", "check_whole", "load", "prediction_of", "predictor_for"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image's result."""
-
-    path: str
-    """What the image was called: its path, or "image 3" for one that has none and was at [3]."""
-    label: str
-    probability: float
-    topk: tuple[tuple[str, float], ...]
-    """(class, probability), the likeliest first; of sets of labels at least all of `labels`."""
-    labels: tuple[str, ...] = ()
-    """All that apply, the likeliest first: the one class; or, of a bundle for sets of labels, those whose probability
-    reaches their threshold, perhaps none. `label` is the likeliest in any case."""
 
 
 class Predictor:
@@ -54,7 +41,9 @@ class Predictor:
     device: auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested). batch_size: images per forward pass. precision:
     fp32, bf16, fp16, or auto: the one that the bundle's metrics were measured with, where the device has it. runtime:
     a row of `vivace.runtimes.table`, or auto: that of the bundle, on a CPU. threads: processors that it computes on, at
-    most those of the process; torch has one such number for the whole process, and that is set.
+    most those of the process; torch has one such number for the whole process, and that is set. coverage: how often the
+    true class is in the prediction set, (0, 1); None: 0.9. abstain: the error to allow among the images that are
+    answered, (0, 1); None: 0.05. Both promises are for images like those that the bundle was validated on.
     Threads may call it at the same time. It can be pickled: the process that it is sent to opens the bundle's folder
     anew. A process that was forked from this one can't use it, for threads are not forked: it makes its own, which
     computes on one processor, and whose runtime is eager or onnx.
@@ -70,6 +59,8 @@ class Predictor:
         precision: str = "auto",
         runtime: str = "auto",
         threads: int | None = None,
+        coverage: float | None = None,
+        abstain: float | None = None,
     ) -> None:
         check_whole("batch_size", batch_size)
         if threads is not None:
@@ -99,8 +90,10 @@ class Predictor:
             if threads is not None:
                 set_threads(min(threads, num_cpus()))
         self._place = place
+        self._rates = {"coverage": coverage, "abstain": abstain}
         with at_most_cpus(threads):
             self._classify = load_runtime(runtime, self.bundle, device=place, precision=precision)
+        self.decider = decider_for(self.bundle, self._classify, **self._rates)
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = {
@@ -110,6 +103,7 @@ class Predictor:
             "precision": self.precision if self.precision in PRECISIONS else "auto",
             "runtime": self.runtime,
             "threads": self.threads,
+            **self._rates,
         }
         return _opened, (str(self.bundle.folder.absolute()), options)
 
@@ -151,15 +145,23 @@ class Predictor:
         given = Given.of(images, self.bundle.preprocess.channels if self.bundle.preprocess.is_raw else None)
         if given.single:
             (image,) = given.images
-            probs_1K = self.probs(self.bundle.preprocess.load(image)[None])
-            return self.prediction_of(name_of(image, 0), probs_1K[0], topk)
+            (row,) = self.predictions_of([name_of(image, 0)], self.bundle.preprocess.load(image)[None], topk)
+            return row
         rows: list[Prediction] = []
         for batch, pixels in loaded(
             self._places(given), self._pixels_of, batch_size=self.batch_size, workers=self.workers
         ):
-            probs_NK = self.probs(np.stack(pixels))
-            names = [name_of(image, index) for index, image in batch]
-            rows += [self.prediction_of(name, probs_K, topk) for name, probs_K in zip(names, probs_NK, strict=True)]
+            rows += self.predictions_of([name_of(image, index) for index, image in batch], np.stack(pixels), topk)
+        return rows
+
+    def predictions_of(self, names: Sequence[str], images_NHWC: np.ndarray, topk: int) -> list[Prediction]:
+        """The predictions of images as for `probs`, which raises what this raises. names: what they are called."""
+        answers = self.answers(images_NHWC)
+        decided = None if self.decider is None else self.decider.decide(answers)
+        rows = []
+        for index, (name, probs_K) in enumerate(zip(names, answers.probs_NK, strict=True)):
+            row = self.prediction_of(name, probs_K, topk)
+            rows.append(row if decided is None else with_decided(row, decided, index, probs_K, self.classes))
         return rows
 
     def prediction_of(self, path: str, probs_K: np.ndarray, topk: int) -> Prediction:
@@ -186,6 +188,17 @@ class Predictor:
 
         Raises DataError for other images, BundleError if the network overflows or answers something else.
         """
+        return self._answered(images_NHWC, more=False).probs_NK
+
+    def answers(self, images_NHWC: np.ndarray, *, everything: bool = False) -> Answers:
+        """What `probs` gives, with what the bundle's score of unlike images needs, or all that the runtime gives.
+
+        Raises what `probs` raises.
+        """
+        needed = self.decider is not None and self.decider.needs_more
+        return self._answered(images_NHWC, more=needed or (everything and hasattr(self._classify, "answers")))
+
+    def _answered(self, images_NHWC: np.ndarray, *, more: bool) -> Answers:
         preprocess = self.bundle.preprocess
         size, channels = preprocess.size, preprocess.channels
         wanted = f"images must be a {preprocess.dtype} array [N, {size}, {size}, {channels}]"
@@ -203,22 +216,26 @@ class Predictor:
                 "(multiprocessing.get_context('spawn')), or make one in each process: it computes on one processor."
             )
         parts = [
-            self._classified(images_NHWC[start : start + self.batch_size])
+            self._classified(images_NHWC[start : start + self.batch_size], more=more)
             for start in range(0, len(images_NHWC), self.batch_size)
         ]
-        probs = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+        found = Answers.joined(parts) if parts else Answers(np.zeros((0, len(self.classes)), np.float32))
+        probs = found.probs_NK
         if not np.isfinite(probs).all():
             fix = "Train again with a lower learning rate" if self.precision == "fp32" else "Use precision fp32"
             raise BundleError(
                 f"the probabilities are not finite: {self.bundle.folder} overflows in {self.precision}. {fix}."
             )
         check_probs(probs, self.bundle.folder, multi_label=self.bundle.info.multi_label)
-        return probs
+        return found
 
-    def _classified(self, images_NHWC: np.ndarray) -> np.ndarray:
+    def _classified(self, images_NHWC: np.ndarray, *, more: bool) -> Answers:
         try:
             with at_most_cpus(self.threads):
-                return self._classify(images_NHWC)
+                if more:
+                    found: Answers = self._classify.answers(images_NHWC)  # type: ignore[attr-defined]
+                    return found
+                return Answers(self._classify(images_NHWC))
         except (VivaceError, MemoryError):
             raise
         except Exception as error:
@@ -227,23 +244,6 @@ class Predictor:
                 f"{self.runtime} can't run what is in {self.bundle.folder}: {type(error).__name__}: "
                 f"{first_line(error)}. Make the bundle again, or give it less: `batch_size=1`."
             ) from error
-
-
-def prediction_of(
-    path: str, probs_K: np.ndarray, classes: Sequence[str], topk: int, thresholds_K: Sequence[float] | None = None
-) -> Prediction:
-    """The `topk` likeliest classes, or all where there are fewer, and the labels that reach their thresholds.
-
-    thresholds_K: None where an image has one class.
-    """
-    # a stable sort: equal probabilities in the order of the classes
-    order = np.argsort(-probs_K, kind="stable")
-    ranked = tuple((classes[index], float(probs_K[index])) for index in order[:topk])
-    if thresholds_K is None:
-        return Prediction(path, ranked[0][0], ranked[0][1], ranked, (ranked[0][0],))
-    apply = [place for place, index in enumerate(order) if probs_K[index] >= thresholds_K[index]]
-    ranked = tuple((classes[index], float(probs_K[index])) for index in order[: max([topk, *(at + 1 for at in apply)])])
-    return Prediction(path, ranked[0][0], ranked[0][1], ranked, tuple(ranked[place][0] for place in apply))
 
 
 def _takes_network(runtime: str) -> bool:
@@ -264,15 +264,31 @@ def check_whole(name: str, value: Any) -> None:
 
 
 def predictor_for(
-    bundle: Bundle | Predictor | str | Path, device: str, batch_size: int, precision: str, threads: int | None = None
+    bundle: Bundle | Predictor | str | Path,
+    device: str,
+    batch_size: int,
+    precision: str,
+    threads: int | None = None,
+    *,
+    coverage: float | None = None,
+    abstain: float | None = None,
 ) -> Predictor:
     """A predictor of the bundle; one that was made before is taken as it is.
 
-    Raises ConfigError if a device, precision or threads are asked of a predictor that was made with its own.
+    Raises ConfigError if a device, precision, threads or rates are asked of a predictor that was made with its own.
     """
     if not isinstance(bundle, Predictor):
-        return Predictor(bundle, device=device, batch_size=batch_size, precision=precision, threads=threads)
-    for name, value in (("device", device), ("precision", precision), ("threads", threads)):
+        return Predictor(
+            bundle,
+            device=device,
+            batch_size=batch_size,
+            precision=precision,
+            threads=threads,
+            coverage=coverage,
+            abstain=abstain,
+        )
+    given = {"device": device, "precision": precision, "threads": threads, "coverage": coverage, "abstain": abstain}
+    for name, value in given.items():
         if value not in ("auto", None):
             raise ConfigError(f"{name} would be ignored: got {value!r} and a predictor. Give it to Predictor instead.")
     return bundle

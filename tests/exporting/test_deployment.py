@@ -59,6 +59,19 @@ finally:
 """
 
 
+# of a folder with thresholds, rightly
+UNCERTAINTY = {
+    "method": "lac",
+    "penalty": 0.0,
+    "free_ranks": 0,
+    "coverage": 0.9,
+    "set_thresholds": [[0.9, 0.7]],
+    "risk": 0.05,
+    "answered_from": [[0.05, None]],
+    "ood": None,
+}
+
+
 def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-B", "-I", "-c", RUN, str(program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
@@ -206,6 +219,12 @@ def test_a_changed_manifest_is_refused(copied: Path) -> None:
         ("preprocess", {"preprocess": {"interpolation": []}}),
         ("preprocess", {"preprocess": {"channels": True}}),
         ("preprocess", {"preprocess": []}),
+        ("uncertainty", {"uncertainty": []}),
+        ("uncertainty", {"uncertainty": UNCERTAINTY | {"method": "own"}}),
+        ("uncertainty", {"uncertainty": UNCERTAINTY | {"set_thresholds": [[0.9, 1e300]]}}),
+        ("uncertainty", {"uncertainty": UNCERTAINTY | {"answered_from": [[0.05]]}}),
+        ("uncertainty", {"uncertainty": UNCERTAINTY | {"coverage": None}}),
+        ("uncertainty", {"uncertainty": UNCERTAINTY | {"ood": {"score": "entropy", "threshold": "1"}}}),
     ],
 )
 def test_a_sealed_manifest_is_not_trusted_in_any_field(copied: Path, what: str, change: dict[str, Any]) -> None:
@@ -404,7 +423,7 @@ def test_everything_that_is_copied_lies_in_the_package() -> None:
     rows = [row.deployment for row in RUNTIMES.values() if row.deployment is not None]
     added = [name for row in rows for name in (*row.examples, *row.readmes)]
     assert "README-examples.md" in added
-    for name in (*PROGRAMS, *added, "README.md"):
+    for name in (*PROGRAMS, *added, "README.md", "README-reliance.md"):
         assert (TEMPLATES / name).is_file()
     root = Path(__file__).parents[2]
     found = subprocess.run(["git", "check-ignore", "-q", "--no-index", str(TEMPLATES)], cwd=root, check=False)

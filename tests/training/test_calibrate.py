@@ -127,7 +127,7 @@ def test_the_temperature_is_that_of_the_weights_in_the_bundle(
 
     def compared(session: Session, model: nn.Module, execution: ExecutionConfig) -> tuple[nn.Module, float | None]:
         found = calibrate(session, model, execution)
-        fresh, _ = session._split_logits(model, execution, "val")
+        fresh, _ = session.logits_of_split(model, execution, "val")
         said.append(fresh)
         return found
 

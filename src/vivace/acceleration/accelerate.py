@@ -37,6 +37,7 @@ from vivace.metrics.multilabel import evaluate_sets
 from vivace.metrics.summary import evaluate_probs
 from vivace.outputs import check_file, check_folder, warn_of_replaced, write_sealed, writing
 from vivace.systems import ENDS_GROUPS
+from vivace.uncertainty.record import FEATURES, UNCERTAINTY, write_uncertainty
 
 __all__ = ["Acceleration", "accelerate", "default_out"]
 
@@ -273,9 +274,14 @@ def _write(
         built.info, parity=winner.parity.recorded(), metrics={result.splits.certify.name: metrics}
     )
 
+    calibrated = search.thresholds(winner)
+
     def add(folder: Path) -> BundleInfo:
+        if calibrated is not None:
+            write_uncertainty(folder, calibrated)
         for name in built.files:
-            if not (folder / name).exists():
+            # of thresholds that belong to others there is none beside its own
+            if not (folder / name).exists() and (calibrated is None or name not in (UNCERTAINTY, FEATURES)):
                 shutil.copyfile(built.folder / name, folder / name)
         write_json(folder / RECEIPT, receipt_json)
         raw: dict[str, Any] = samples(result)

@@ -32,6 +32,7 @@ from vivace.acceleration.results import Result, Results, SearchResult, Status, V
 from vivace.acceleration.selection import Selection
 from vivace.acceleration.splits import Images
 from vivace.acceleration.steps import Steps
+from vivace.acceleration.thresholds import thresholds_of
 from vivace.bundle import Bundle
 from vivace.compression.layers import with_int8_layers
 from vivace.data.place import AnyData
@@ -40,6 +41,7 @@ from vivace.runtimes.table import PORTABLE
 from vivace.statistics.intervals import Ratio
 from vivace.statistics.paired import PairedLoss
 from vivace.timing.interleaved import ratio_of
+from vivace.uncertainty.record import Calibrated
 
 __all__ = ["Search"]
 
@@ -189,6 +191,13 @@ class Search:
         """probs_NK of a variant on the certification images, and their labels_N."""
         images = self.certify_images(result)
         return self._measurements.probs(result, images, "certify"), images.labels
+
+    def thresholds(self, winner: Result) -> Calibrated | None:
+        """Those of its answers, for the bundle; None with sets of labels, or too few selection images."""
+        try:
+            return thresholds_of(self._measurements, winner)
+        finally:
+            self._steps.close()
 
     def certify_images(self, result: Result | None) -> Images:
         """Certification images at the input size of a result's network; None: of the model's own network."""

@@ -13,6 +13,7 @@ from vivace.cli.common import bundle_place
 from vivace.cli.hardened import print_attack, print_corruptions
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
+from vivace.cli.reliance import print_uncertainty
 from vivace.errors import printable
 
 if TYPE_CHECKING:
@@ -65,6 +66,13 @@ class Options:
     """Time for --attack, such as 20m. Images that attacks do not finish by then count as robust, which is said."""
     seed: int = 0
     """Of the choice of images and of everything random in corruptions and attacks."""
+    coverage: float | None = None
+    """How often the true class is to be in the prediction set, (0, 1). Default: 0.9."""
+    abstain: float | None = None
+    """The error to allow among the images that are answered, (0, 1): the others are abstained on. Default: 0.05."""
+    ood: str | None = None
+    """A folder, file or glob of images of another kind: how well these are told from them, and from generated ones.
+    "generated": from these alone."""
     on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
     """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
     cache_dir: Path | None = None
@@ -112,6 +120,9 @@ def run(options: Options) -> None:
             attack_methods=options.attack_methods,
             within=options.within,
             seed=options.seed,
+            coverage=options.coverage,
+            abstain=options.abstain,
+            ood=options.ood,
             progress=progress,
         )
     finally:
@@ -173,6 +184,8 @@ def _print(evaluation: Evaluation) -> None:
     print(f"loss    {metrics.nll:.4f}")
     print(f"ECE     {metrics.ece:.4f}")
     print(f"speed   {evaluation.images_per_second:,.0f} images/s")
+    if evaluation.uncertainty is not None:
+        print_uncertainty(evaluation.uncertainty)
     width = max(5, *(len(name) for name in classes))
     print(f"\n{'class':<{width}}  precision  recall      F1  images")
     for name, row in zip(classes, metrics.per_class, strict=True):

@@ -17,6 +17,7 @@ import tyro
 from vivace.cli.answers import print_json
 from vivace.cli.common import bundle_place, tell
 from vivace.cli.options import verb_options
+from vivace.cli.reliance import reliance, reliance_cells
 from vivace.errors import ConfigError, OutputPathError, printable
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class Options:
     """Write a row per image to this .csv, .jsonl or .parquet file."""
     overwrite: bool = False
     """Replace the file that --out names if it is there; never an image that is read, nor a file of a bundle or run."""
+    coverage: float | None = None
+    """How often the true class is to be in the prediction set, (0, 1). Default: 0.9."""
+    abstain: float | None = None
+    """The error to allow among the images that are answered, (0, 1): the others are abstained on. Default: 0.05."""
     batch_size: int = 64
     """Images per forward pass."""
     threads: int | None = None
@@ -92,7 +97,19 @@ def run(options: Options) -> int:
     if replaced is not None:
         assert options.out is not None
         check_unread(options.out, files, listed="-" in options.paths)
-    predictor = predictor_for(options.bundle, options.device, options.batch_size, options.precision, options.threads)
+    predictor = predictor_for(
+        options.bundle,
+        options.device,
+        options.batch_size,
+        options.precision,
+        options.threads,
+        coverage=options.coverage,
+        abstain=options.abstain,
+    )
+    asked = {"coverage": options.coverage, "abstain": options.abstain}
+    if predictor.decider is not None and any(value is not None for value in asked.values()):
+        for line in predictor.decider.notes():
+            warn(line)
     progress, close = counting_bar("predicting", quiet=options.quiet)
     try:
         result = predict_files(predictor, files, topk=options.topk, passed_over=left, progress=progress)
@@ -104,7 +121,7 @@ def run(options: Options) -> int:
         tell(f"not classified: {failure.path} ({failure.problem}) {failure.message}")
     if options.out is not None:
         as_text = options.out.suffix.lower() == ".csv"
-        rows = table_of_sets(result, as_text=as_text) if result.multi_label else table(result)
+        rows = table_of_sets(result, as_text=as_text) if result.multi_label else table(result, as_text=as_text)
         write_rows(rows, options.out, overwrite=options.overwrite)
         if replaced is not None:
             warn(f"replaced: {options.out}")
@@ -115,7 +132,7 @@ def run(options: Options) -> int:
         for row in result.rows:
             found = row.topk if not result.multi_label else applying(row)
             ranked = "  ".join(f"{printable(name)} {100 * probability:.1f} %" for name, probability in found)
-            print(f"{printable(row.path)}\t{ranked or '–'}")
+            print(f"{printable(row.path)}\t{ranked or '–'}{reliance(row)}")
     summary = f"{len(result.rows):,} images in {result.seconds:.2f} s, {result.images_per_second:,.0f} images/s"
     if result.failures:
         summary += f"; {len(result.failures):,} could not be classified"
@@ -170,19 +187,25 @@ def table_of_sets(result: Predictions, *, as_text: bool) -> list[dict[str, Any]]
     return rows
 
 
-def table(result: Predictions) -> list[dict[str, Any]]:
-    """A row per image: path, error, and label_1, probability_1, label_2 … ; failures have empty labels."""
+def table(result: Predictions, *, as_text: bool) -> list[dict[str, Any]]:
+    """A row per image: path, error, and label_1, probability_1, label_2 … ; failures have empty labels.
+
+    Of a bundle with thresholds also prediction_set, abstain, ood and ood_score. as_text: the set as one text, separated
+    by semicolons, in place of a list.
+    """
     count = max((len(row.topk) for row in result.rows), default=1)
     rows = []
     for row in result.rows:
         cells: dict[str, Any] = {"path": row.path, "error": ""}
         for rank, (name, probability) in enumerate(row.topk, start=1):
             cells[f"label_{rank}"], cells[f"probability_{rank}"] = name, probability
-        rows.append(cells)
+        rows.append(cells | reliance_cells(row, as_text=as_text))
     for failure in result.failures:
         cells = {"path": failure.path, "error": failure.problem}
         for rank in range(1, count + 1):
             cells[f"label_{rank}"], cells[f"probability_{rank}"] = "", None
+        if any(row.prediction_set is not None for row in result.rows):
+            cells |= {"prediction_set": "" if as_text else [], **dict.fromkeys(("abstain", "ood", "ood_score"))}
         rows.append(cells)
     return rows
 
@@ -202,6 +225,7 @@ def to_json(result: Predictions) -> dict[str, Any]:
                 "probability": row.probability,
                 "topk": [{"label": name, "probability": probability} for name, probability in row.topk],
                 **({"labels": list(row.labels)} if result.multi_label else {}),
+                **reliance_cells(row, as_text=False),
             }
             for row in result.rows
         ],

@@ -21,16 +21,18 @@ from vivace.data.place import AnyData, Data
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
 from vivace.data.text import first_few
-from vivace.errors import DataError
+from vivace.errors import ConfigError, DataError
 from vivace.evaluation.chosen import choose_images, choose_split
 from vivace.evaluation.hardship import Hardship, measured_under
 from vivace.evaluation.mistakes import Mistake, mistakes_of_sets, most_confident
 from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
+from vivace.evaluation.uncertainty import Scored, UncertaintyMetrics, measure_uncertainty, unlike_images
 from vivace.metrics.multilabel import MultiLabelMetrics, evaluate_sets
 from vivace.metrics.summary import Metrics, evaluate_probs
 from vivace.notices import collected_warnings, warn
 from vivace.prediction import Predictor, predictor_for
 from vivace.robustness.results import Attacked, Corruptions
+from vivace.uncertainty.generated import NUM_GENERATED
 
 __all__ = ["Evaluation", "Mistake", "evaluate", "open_split"]
 
@@ -65,6 +67,8 @@ class Evaluation:
     """Accuracy under common corruptions; None: it was not asked for."""
     attack: Attacked | None = None
     """Accuracy under attack; None: it was not asked for."""
+    uncertainty: UncertaintyMetrics | None = None
+    """Prediction sets, abstaining and unlike images; None: the bundle has no thresholds for these answers."""
     warnings: tuple[str, ...] = ()
     """What else was left out or guessed, such as images of classes that the bundle does not have."""
 
@@ -91,6 +95,7 @@ class Evaluation:
             "images_per_second": self.images_per_second,
             "corruptions": None if self.corruptions is None else self.corruptions.to_dict(),
             "attack": None if self.attack is None else self.attack.to_dict(),
+            "uncertainty": None if self.uncertainty is None else to_dict(self.uncertainty),
             "warnings": list(self.warnings),
         }
 
@@ -115,6 +120,9 @@ def evaluate(
     attack_methods: Sequence[str] = (),
     within: str | float | None = None,
     seed: int = 0,
+    coverage: float | None = None,
+    abstain: float | None = None,
+    ood: str | Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Evaluate a bundle on a split of `data`: test if there is one, else val, else the images not trained on.
@@ -124,11 +132,13 @@ def evaluate(
     for data without splits "train" is what was trained on. batch_size: images per forward pass. threads: CPU threads;
     None: one per processor; a Predictor keeps its own. tta: views that predictions are averaged over, "none", "mirror"
     (2 views) or "shift" (6 views: mirrors and shifts by 1 px). tta_share: fraction of the images that get more than one
-    view, those with the least certain predictions, (0, 1].corruptions: also measure the accuracy under common
+    view, those with the least certain predictions, (0, 1]. corruptions: also measure the accuracy under common
     corruptions, on corruption_images images at most, chosen at random by `seed`. attack: also measure it under attack,
     within a norm and radius such as "linf:8/255" or "l2:0.5" on pixels from 0 to 1, on attack_images images at most, by
     attack_methods (names of `vivace.robustness.attacks.suite.METHODS`; none: all). within: time for the attacks, such
-    as "20m"; what they do not finish counts as robust, and the result says so. progress is called with (images decoded,
+    as "20m"; what they do not finish counts as robust, and the result says so. coverage, abstain: as for `Predictor`,
+    whose promises are measured on these images. ood: a folder, file or glob of images of another kind, from which and
+    from generated ones these are to be told; "generated": from these alone. progress is called with (images decoded,
     images in all), then with the rounds of corruptions and the images of each attack. on_bad_image: as for `train`.
     Raises DataError if the data has none of the bundle's classes, the split does not exist or is empty, or on_bad_image
     does not permit the bad images; ConfigError for an unknown tta or a tta_share out of range; and what `Predictor`
@@ -146,8 +156,9 @@ def evaluate(
         seed=seed,
     )
     with collected_warnings() as warnings:
-        predictor = predictor_for(bundle, device, batch_size, precision, threads)
+        predictor = predictor_for(bundle, device, batch_size, precision, threads, coverage=coverage, abstain=abstain)
         hardship.check(predictor)
+        _check_ood(predictor, ood, tta)
         classes = predictor.classes
         source, chosen, cached = open_split(
             predictor.bundle,
@@ -168,7 +179,10 @@ def evaluate(
         )
     started = time.perf_counter()
     view = predictor.bundle.preprocess.view
-    probs = _probs(predictor, cached, measured.rows, tta, tta_share)
+    scored = _scored(predictor, cached, measured.rows, everything=ood is not None)
+    probs = scored.probs_NK
+    if tta != "none":
+        _add_views(predictor, cached, measured.rows, probs, tta, tta_share)
     seconds = time.perf_counter() - started
     metrics: Metrics | MultiLabelMetrics
     if predictor.bundle.info.multi_label:
@@ -182,6 +196,9 @@ def evaluate(
         metrics = evaluate_probs(probs, cached.labels_N[measured.rows], classes)
         mistakes = most_confident(probs, cached, measured.rows, classes)
     hardened = measured_under(hardship, predictor, cached, measured.rows, progress)
+    with collected_warnings() as more:
+        uncertainty = _uncertainty(predictor, cached, measured.rows, scored, ood, tta)
+    warnings += more
     return Evaluation(
         data=source.name,
         split=measured.split,
@@ -198,27 +215,63 @@ def evaluate(
         num_images_left_out=measured.num_left_out,
         corruptions=hardened.corruptions,
         attack=hardened.attack,
+        uncertainty=uncertainty,
         warnings=tuple(warnings),
     )
 
 
-def _probs(predictor: Predictor, cached: CachedSplit, rows: np.ndarray, tta: str, tta_share: float) -> np.ndarray:
-    """probs_NK of the images at `rows`."""
-    view, batch_size = predictor.bundle.preprocess.view, predictor.batch_size
-    probs = np.concatenate(
-        [
-            predictor.probs(view(np.asarray(cached.images_NHWC[rows[start : start + batch_size]])))
-            for start in range(0, len(rows), batch_size)
-        ]
+def _scored(predictor: Predictor, cached: CachedSplit, rows: np.ndarray, *, everything: bool) -> Scored:
+    """The answers to the images at `rows`. everything: with all scores of unlike images, not the bundle's alone."""
+    view, batch_size, decider = predictor.bundle.preprocess.view, predictor.batch_size, predictor.decider
+    names = [] if decider is None else [score.name for score in decider.scores[: None if everything else 1]]
+    batches = (
+        predictor.answers(view(np.asarray(cached.images_NHWC[rows[at : at + batch_size]])), everything=everything)
+        for at in range(0, len(rows), batch_size)
     )
+    return Scored.of(batches, decider, names=names)
+
+
+def _add_views(
+    predictor: Predictor, cached: CachedSplit, rows: np.ndarray, probs: np.ndarray, tta: str, tta_share: float
+) -> None:
+    """Average the least certain of probs_NK over several views, in place."""
+    view, batch_size, several = (
+        predictor.bundle.preprocess.view,
+        predictor.batch_size,
+        predictor.bundle.info.multi_label,
+    )
+    chosen = least_sure(probs, tta_share, multi_label=several)
+    for start in range(0, len(chosen), batch_size):
+        batch = chosen[start : start + batch_size]
+        pixels = view(np.asarray(cached.images_NHWC[rows[batch]]))
+        probs[batch] = averaged_probs(predictor.probs, pixels, tta, plain_NK=probs[batch], multi_label=several)
+
+
+def _check_ood(predictor: Predictor, ood: str | Path | None, tta: str) -> None:
+    """Raise ConfigError where `ood` would be ignored."""
+    if ood is None:
+        return
+    if predictor.decider is None or not predictor.decider.scores:
+        raise ConfigError(
+            f"ood would be ignored: got {str(ood)!r}, and {predictor.bundle.folder} has no score of unlike images. "
+            "Train or accelerate again with 20 validation images or more, of one class each, or leave it out."
+        )
     if tta != "none":
-        chosen = least_sure(probs, tta_share, multi_label=predictor.bundle.info.multi_label)
-        for start in range(0, len(chosen), batch_size):
-            batch = chosen[start : start + batch_size]
-            pixels = view(np.asarray(cached.images_NHWC[rows[batch]]))
-            several = predictor.bundle.info.multi_label
-            probs[batch] = averaged_probs(predictor.probs, pixels, tta, plain_NK=probs[batch], multi_label=several)
-    return probs
+        raise ConfigError(f"ood can't go with several views: got tta={tta!r}. Leave one of them out.")
+
+
+def _uncertainty(
+    predictor: Predictor, cached: CachedSplit, rows: np.ndarray, scored: Scored, ood: str | Path | None, tta: str
+) -> UncertaintyMetrics | None:
+    """What the thresholds of the bundle do on these images; None if it has none, or none for several views."""
+    if predictor.decider is None:
+        return None
+    if tta != "none":
+        warn("prediction sets were not measured: the thresholds of the bundle are those of single views")
+        return None
+    some = rows[np.unique(np.linspace(0, len(rows) - 1, min(NUM_GENERATED, len(rows))).astype(int))]
+    unlike = [] if ood is None else list(unlike_images(predictor, ood, np.asarray(cached.images_NHWC[some])))
+    return measure_uncertainty(predictor.decider, scored, cached.labels_N[rows], unlike)
 
 
 def open_split(

@@ -24,6 +24,7 @@ from vivace.hardware import cpu_name
 from vivace.outputs import check_export, write_sidecar
 from vivace.runtimes.table import INPUT, OUTPUT, RUNTIMES, is_quantized
 from vivace.scratch import scratch_folder
+from vivace.uncertainty.decide import Decider
 
 __all__ = ["PROGRAM", "file_targets", "names_of", "suffixes_of", "write_file"]
 
@@ -73,7 +74,7 @@ def write_file(bundle: Bundle, out: Path, target: str, data: AnyData | None, cac
 
 def _told(bundle: Bundle, parity: Parity) -> dict[str, Any]:
     size, channels = bundle.preprocess.size, bundle.preprocess.channels
-    row = RUNTIMES.get(parity.runtime)
+    row, uncertainty = RUNTIMES.get(parity.runtime), bundle.uncertainty()
     named = row is not None and bool(row.graph_files)
     return {
         "target": parity.runtime,
@@ -91,6 +92,7 @@ def _told(bundle: Bundle, parity: Parity) -> dict[str, Any]:
             "what": "probabilities",
         },
         "preprocess": to_dict(bundle.preprocess),
+        **({} if uncertainty is None else {"uncertainty": Decider(uncertainty).told()}),
         "parity": parity.to_dict(),
         "environment": {"torch": torch.__version__, **({"cpu": cpu_name()} if row and row.is_machine_code else {})},
         "classes": list(bundle.classes),

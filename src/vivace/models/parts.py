@@ -13,6 +13,7 @@ __all__ = [
     "forward_flops",
     "head_parameters",
     "head_shifts",
+    "last_layer",
     "layer_groups",
     "scale_head",
 ]
@@ -60,7 +61,7 @@ def scale_head(model: nn.Module, factor: float) -> None:
 
 def head_shifts(model: nn.Module, num_classes: int) -> bool:
     """Whether `adjust_head` can shift the logits: the last layer of the head is linear and has a bias."""
-    layer = _last_linear(model, num_classes)
+    layer = last_layer(model, num_classes)
     return layer is not None and layer.bias is not None
 
 
@@ -70,7 +71,7 @@ def adjust_head(model: nn.Module, scale_K: Tensor, shift_K: Tensor) -> bool:
 
     The caller checks the result, as for `scale_head`.
     """
-    layer = _last_linear(model, len(scale_K))
+    layer = last_layer(model, len(scale_K))
     if layer is None or (layer.bias is None and bool(shift_K.any())):
         return False
     layer.weight.mul_(scale_K.view(-1, *[1] * (layer.weight.dim() - 1)))
@@ -79,7 +80,7 @@ def adjust_head(model: nn.Module, scale_K: Tensor, shift_K: Tensor) -> bool:
     return True
 
 
-def _last_linear(model: nn.Module, num_classes: int) -> nn.Linear | nn.Conv2d | None:
+def last_layer(model: nn.Module, num_classes: int) -> nn.Linear | nn.Conv2d | None:
     """The one layer that gives the logits; None if there are several heads, or another kind of layer."""
     heads = _heads(model)
     layers = [layer for module in heads[0] for layer in module.modules() if list(layer.parameters(recurse=False))]

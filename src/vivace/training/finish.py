@@ -33,6 +33,8 @@ from vivace.training.loop.session import Session
 from vivace.training.outcome import Outcome, outcome_warnings
 from vivace.training.record import record_of
 from vivace.training.result import TrainResult
+from vivace.training.uncertainty import validated_answers, with_thresholds
+from vivace.uncertainty.scores import Answers
 
 __all__ = ["finish"]
 
@@ -60,7 +62,8 @@ def finish(
     model, temperature = engine.state.averaged_model, None
     if recipe.calibrate:
         model, temperature = session.calibrated(model, execution)
-    metrics, thresholds, answers = _metrics(session, model, execution)
+    metrics, thresholds, answers, validated = _metrics(session, model, execution)
+    calibrated = with_thresholds(session, engine, model, execution, budget, validated, answers["val"][1], temperature)
     info = BundleInfo(
         architecture=Architecture(
             name=recipe.model.name,
@@ -87,7 +90,9 @@ def finish(
         trained_on = data.cache.splits["train"].digests_N[data.train_indices]
         if session.origin is not None:
             trained_on = session.origin.with_earlier(trained_on)
-        bundle = save_bundle(folder.bundle, model, info, trained_on=trained_on, network=session.network)
+        bundle = save_bundle(
+            folder.bundle, model, info, trained_on=trained_on, calibrated=calibrated, network=session.network
+        )
         no_graph = None
         if session.network is not None and complete is not None:
             no_graph = complete.graph(bundle, *_compared_images(session))
@@ -177,8 +182,9 @@ def _compared_images(session: Session) -> tuple[np.ndarray, str]:
 
 def _metrics(
     session: Session, model: nn.Module, execution: ExecutionConfig
-) -> tuple[dict[str, Any], tuple[float, ...], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """(metrics of the bundle on validation and, if there is one, on test; thresholds of labels; probs_NK and labels_N).
+) -> tuple[dict[str, Any], tuple[float, ...], dict[str, tuple[np.ndarray, np.ndarray]], Answers]:
+    """(metrics of the bundle on validation and, if there is one, on test; thresholds of labels; probs_NK and labels_N;
+    all that was answered to validation images).
 
     The thresholds are chosen on validation, whose F1 and exact match are therefore a little too high.
     """
@@ -186,8 +192,11 @@ def _metrics(
     thresholds: tuple[float, ...] = ()
     answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     execution = without_own_kernels(execution)
+    validated, labels_N = validated_answers(session, model, execution)
     for split in ("val", *(["test"] if session.data.num_test else [])):
-        probs, labels = session.split_probs(model, execution, split)
+        probs, labels = validated.probs_NK, labels_N
+        if split == "test":
+            probs, labels = session.split_probs(model, execution, split)
         if not np.isfinite(probs).all():
             # finite on validation images, but out of range of the precision on these
             raise NonFiniteError(f"the network's answers to {split} images are NaN or Inf. Lower `optimizer.lr`.")
@@ -195,7 +204,7 @@ def _metrics(
             thresholds = session.task.thresholds(probs, labels)
         metrics[split] = dict(session.task.summary(probs, labels, session.data.cache.classes, thresholds))
         answers[split] = probs, labels
-    return metrics, thresholds, answers
+    return metrics, thresholds, answers, validated
 
 
 def _outcome(session: Session, engine: Engine, budget: Budget, score: float, total_seconds: float) -> Outcome:

@@ -2,7 +2,7 @@
 
 model.onnx, or model.xml and model.bin      raw pixels in, probabilities out
 model.json                                  classes, preprocessing, metrics, parity, the SHA-256 of the files
-classifier.py, manifest.py, pixels.py, image_decoder/    the loader: numpy, Pillow and the runtime
+classifier.py, manifest.py, pixels.py, reliance.py, image_decoder/    the loader: numpy, Pillow and the runtime
 golden/, selftest.py                        images with their answers, and the program that compares
 cpp/, js/                                   examples for ONNX Runtime, of pictures of 8 bits
 README.md, requirements.txt
@@ -39,13 +39,14 @@ from vivace.hardware import cpu_name
 from vivace.outputs import check_folder, own_folder, seal
 from vivace.runtimes.loading import graph_file, load_reference, load_runtime
 from vivace.runtimes.table import RUNTIMES, Deployment
+from vivace.uncertainty.decide import Decider
 
 __all__ = ["write_deployment"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 DECODING = Path(decoding.__file__).parent
 MANIFEST, FORMAT = "model.json", "vivace-deployment"
-PROGRAMS = ("classifier.py", "manifest.py", "pixels.py", "selftest.py")
+PROGRAMS = ("classifier.py", "manifest.py", "pixels.py", "reliance.py", "selftest.py")
 # what turns bytes into pixels in training: it imports numpy and Pillow only, and is copied as it is
 DECODER = "image_decoder"
 SELFTEST_SECONDS = 300
@@ -129,7 +130,7 @@ def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], t
     names = [*row.graph_files, *PROGRAMS, "classes.txt", "requirements.txt"]
     names += [f"{DECODER}/{path.name}" for path in sorted((folder / DECODER).iterdir())]
     names += [f"golden/{path.name}" for path in sorted((folder / "golden").iterdir())]
-    told = to_dict(info)
+    told, uncertainty = to_dict(info), bundle.uncertainty()
     manifest = {
         "format": FORMAT,
         "schema_version": 1,
@@ -142,6 +143,7 @@ def _write_manifest(folder: Path, bundle: Bundle, certificate: dict[str, Any], t
         "settings": dict(row.settings.get(info.precision, {})),
         "input": {"name": tensors[0], "dtype": bundle.preprocess.dtype, "shape": ["N", size, size, channels]},
         "output": {"name": tensors[1], "dtype": "float32", "shape": ["N", len(info.classes)]},
+        **({} if uncertainty is None else {"uncertainty": Decider(uncertainty).told()}),
         "metrics": told["metrics"],
         "parity": certificate,
         "data": told["data"],
@@ -230,6 +232,7 @@ def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) 
         origin=origin,
         goldens=len(goldens),
         first=f"{size * size * channels:,}",
+        reliance="" if bundle.uncertainty() is None else f"\n{(TEMPLATES / 'README-reliance.md').read_text('utf-8')}",
     )
 
 

@@ -174,8 +174,10 @@ class FrozenFeatures:
         """logits_NK float32 and labels_N of a split by the head that `model` has now."""
         layer = model.get_submodule(self.head_name)
         assert isinstance(layer, nn.Linear)
-        weight, bias = layer.weight.detach().cpu(), layer.bias.detach().cpu()
-        return nn.functional.linear(self.of(split), weight, bias), self.labels(split)
+        # as a call of the layer, which others may watch
+        with torch.no_grad():
+            logits_NK: Tensor = layer(self.of(split).to(layer.weight.device)).cpu()
+        return logits_NK, self.labels(split)
 
     def _look(self, split: str, view: str) -> _Known:
         key = (split, view)

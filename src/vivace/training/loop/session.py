@@ -259,7 +259,7 @@ class Session:
         return partial(self._validate, execution)
 
     def _validate(self, execution: ExecutionConfig, model: nn.Module) -> Validation:
-        logits, labels = self._validated = self._split_logits(model, execution, "val")
+        logits, labels = self._validated = self.logits_of_split(model, execution, "val")
         return Validation.of(logits, labels, self.task)
 
     def pass_seconds(self, model: nn.Module, execution: ExecutionConfig) -> float:
@@ -273,11 +273,11 @@ class Session:
         part = positions[: 2 * eval_batch_size(data.preprocess.size)]
         arrays = (data.val_images_NHWC, data.val_labels_N)
         # warm up: the first pass of a process takes up to three times as long as later ones
-        self._logits(model, execution, *arrays, part[: (len(part) + 1) // 2])
+        self.logits(model, execution, *arrays, part[: (len(part) + 1) // 2])
         taken = []
         for _ in range(2):
             started = time.monotonic()
-            self._logits(model, execution, *arrays, part)
+            self.logits(model, execution, *arrays, part)
             taken.append(time.monotonic() - started)
         return min(taken) * len(positions) / len(part)
 
@@ -285,15 +285,16 @@ class Session:
         """(calibrated network, its temperature), fitted on the validation images; or (the network itself, None)."""
         # the logits of the last validation are those of this network, unless the best weights were restored since
         last = None if self.recipe.early_stopping else self._validated
-        logits, labels = last or self._split_logits(model, execution, "val")
+        logits, labels = last or self.logits_of_split(model, execution, "val")
         return calibrated(model, logits, labels, self.sample_images(NUM_TRIED), self.task)
 
     def split_probs(self, model: nn.Module, execution: ExecutionConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
         """probs_NK float32 and labels_N int64 of "val" or "test"."""
-        logits, labels = self._split_logits(model, execution, split)
+        logits, labels = self.logits_of_split(model, execution, split)
         return self.task.probs(logits).numpy(), labels.numpy()
 
-    def _split_logits(self, model: nn.Module, execution: ExecutionConfig, split: str) -> tuple[Tensor, Tensor]:
+    def logits_of_split(self, model: nn.Module, execution: ExecutionConfig, split: str) -> tuple[Tensor, Tensor]:
+        """logits_NK float32 and labels_N int64 of "val" or "test", on the CPU."""
         if self.answers is not None:
             return self.answers(model, split)
         data = self.data
@@ -302,9 +303,9 @@ class Session:
         else:
             test = data.cache.splits["test"]
             arrays = (test.images_NHWC, test.labels_N, None)
-        return self._logits(model, execution, *arrays)
+        return self.logits(model, execution, *arrays)
 
-    def _logits(
+    def logits(
         self,
         model: nn.Module,
         execution: ExecutionConfig,
@@ -312,6 +313,7 @@ class Session:
         labels: np.ndarray,
         indices: np.ndarray | None,
     ) -> tuple[Tensor, Tensor]:
+        """The same of stored images, or of those at `indices`."""
         return split_logits(
             model,
             images,

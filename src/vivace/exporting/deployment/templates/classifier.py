@@ -1,10 +1,11 @@
 """Classify images with the model in this folder: neither PyTorch nor vivace is needed.
 
-    python classifier.py IMAGE... [--topk 5] [--threads N] [--json]
+    python classifier.py IMAGE... [--topk 5] [--threads N] [--coverage 0.9] [--abstain 0.05] [--json]
 
     from classifier import Classifier
     model = Classifier()
     model.classify("rose.jpg")      # [("roses", 0.98), ("tulips", 0.01), …]
+    model.predict("rose.jpg")       # {"label": "roses", …, "prediction_set": ["roses"], "abstain": False, "ood": False}
 
 A model for sets of labels answers with those whose probability reaches their threshold, perhaps none.
 An image becomes the very pixels that it became in training. Shapes: images_NHWC [N, size, size, C], uint8 or,
@@ -26,6 +27,7 @@ import numpy as np
 from image_decoder.decode import shown
 from manifest import GRAPHS, ClassifierError, FolderError, check_file, read_manifest
 from pixels import ImageError, load_pixels
+from reliance import Reliance, told_of
 
 __all__ = ["Classifier", "ClassifierError", "FolderError", "ImageError"]
 
@@ -37,17 +39,30 @@ class Classifier:
     """The model of a folder, loaded once to classify many images.
 
     threads: for one call; default: the processors that this process may use. verify: compare the graph with its
-    SHA-256 first. Raises FolderError.
+    SHA-256 first. coverage, abstain: how often prediction sets hold the true class, and the error to allow among what
+    is answered; default: those of model.json. Raises FolderError, and ClassifierError for rates that it does not have.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str] = HERE, *, threads: int | None = None, verify: bool = True
+        self,
+        folder: str | os.PathLike[str] = HERE,
+        *,
+        threads: int | None = None,
+        verify: bool = True,
+        coverage: float | None = None,
+        abstain: float | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.info = read_manifest(self.folder)
         self.classes: tuple[str, ...] = tuple(self.info["classes"])
         # from which probability on each label applies; None where an image has one class
         self.thresholds: tuple[float, ...] | None = tuple(self.info["thresholds"]) if "task" in self.info else None
+        # what tells whether to rely on an answer; None where the model was not calibrated for it
+        self.reliance: Reliance | None = None
+        if "uncertainty" in self.info:
+            self.reliance = Reliance(self.info["uncertainty"], coverage=coverage, risk=abstain)
+        elif coverage is not None or abstain is not None:
+            raise ClassifierError(f"coverage and abstain would be ignored: {self.folder} has no thresholds for them.")
         self.size, self.channels = (int(self.info["preprocess"][key]) for key in ("size", "channels"))
         # of the pixels that the network sees
         self.dtype = "uint8" if self.info["preprocess"].get("pixels", "uint8") == "uint8" else "float32"
@@ -108,18 +123,45 @@ class Classifier:
         """What `ranked` gives of one image. Raises ImageError."""
         return self.ranked(self.probs(self.pixels(source)[None])[0], topk)
 
+    def predict(self, source: str | os.PathLike[str] | bytes | np.ndarray, topk: int = 5) -> dict[str, Any]:
+        """label, probability and topk of one image, and whether to rely on them: prediction_set, abstain, ood.
+
+        Of sets of labels: labels. Raises ImageError.
+        """
+        return self._told(self.probs(self.pixels(source)[None])[0], topk)
+
+    def _told(self, probs_K: np.ndarray, topk: int) -> dict[str, Any]:
+        ranked = [{"label": label, "probability": probability} for label, probability in self.ranked(probs_K, topk)]
+        if self.thresholds is not None:
+            return {"labels": ranked}
+        told = {**ranked[0], "topk": ranked}
+        if self.reliance is not None:
+            found = self.reliance.of(probs_K)
+            inside = [self.classes[place] for place in found["inside"]]
+            told |= {"prediction_set": inside, "abstain": found["abstain"], "ood": found["ood"]}
+        return told
+
     def classify_batch(
         self, sources: Iterable[str | os.PathLike[str] | bytes | np.ndarray], topk: int = 5, batch_size: int = 32
     ) -> list[list[tuple[str, float]] | ImageError]:
         """What `classify` gives for each image, in their order; of an image that can't be used, its ImageError."""
-        results: list[list[tuple[str, float]] | ImageError] = []
+        return [
+            told if isinstance(told, ImageError) else [(row["label"], row["probability"]) for row in _rows(told)]
+            for told in self.predict_batch(sources, topk, batch_size)
+        ]
+
+    def predict_batch(
+        self, sources: Iterable[str | os.PathLike[str] | bytes | np.ndarray], topk: int = 5, batch_size: int = 32
+    ) -> list[dict[str, Any] | ImageError]:
+        """What `predict` gives for each image, in their order; of an image that can't be used, its ImageError."""
+        results: list[dict[str, Any] | ImageError] = []
         pending: list[np.ndarray] = []
         places: list[int] = []
 
         def flush() -> None:
             if pending:
                 for place, probs_K in zip(places, self.probs(np.stack(pending)), strict=True):
-                    results[place] = self.ranked(probs_K, topk)
+                    results[place] = self._told(probs_K, topk)
             pending.clear()
             places.clear()
 
@@ -130,11 +172,16 @@ class Classifier:
                 results.append(error)
                 continue
             places.append(len(results))
-            results.append([])
+            results.append({})
             if len(pending) >= batch_size:
                 flush()
         flush()
         return results
+
+
+def _rows(told: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = told["topk"] if "topk" in told else told["labels"]
+    return found
 
 
 def _are_probabilities(probs_NK: np.ndarray, *, sets: bool) -> bool:
@@ -247,13 +294,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--topk", type=int, default=5, help="classes for each image")
     parser.add_argument("--threads", type=int, help="default: all processors")
+    parser.add_argument("--coverage", type=float, help="how often the prediction set is to hold the true class")
+    parser.add_argument("--abstain", type=float, help="the error to allow among the images that are answered")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(arguments)
     if given.topk < 1 or (given.threads is not None and given.threads < 1):
         parser.error(f"--topk and --threads must be 1 or more: got {given.topk} and {given.threads}")
     try:
-        model = Classifier(threads=given.threads)
-        results = model.classify_batch(given.images, given.topk)
+        model = Classifier(threads=given.threads, coverage=given.coverage, abstain=given.abstain)
+        results = model.predict_batch(given.images, given.topk)
     except ClassifierError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -263,14 +312,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failures.append({"path": path, "problem": result.problem, "message": str(result)})
             print(f"not classified: {shown(path)} ({result.problem}) {result}", file=sys.stderr)
             continue
-        ranked = [{"label": label, "probability": probability} for label, probability in result]
-        if model.thresholds is None:
-            predictions.append({"path": path, **ranked[0], "topk": ranked})
-        else:
-            predictions.append({"path": path, "labels": ranked})
+        predictions.append({"path": path, **result})
         if not given.json:
-            named = (f"{shown(label)} {100 * probability:.1f} %" for label, probability in result)
-            print(shown(path) + "\t" + ("  ".join(named) or "-"))
+            named = (f"{shown(row['label'])} {100 * row['probability']:.1f} %" for row in _rows(result))
+            print(shown(path) + "\t" + ("  ".join(named) or "-") + told_of(result))
     if given.json:
         print(json.dumps({"predictions": predictions, "failures": failures}))
     return 0 if predictions else 1

@@ -24,6 +24,7 @@ HINTS = ("f32", "bf16", "f16")
 PIXELS = ("uint8", "uint16", "float32")
 MAX_BYTES, MAX_SIDE, MAX_CLASSES, MAX_PIXELS = 64 << 20, 4096, 1_000_000, 2_000_000_000
 MAX_CHANNELS = 256
+METHODS, MAX_RATES, MAX_NUMBER = ("lac", "aps", "raps"), 100, 1e9
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -64,6 +65,7 @@ def _checks(manifest: dict[str, Any]) -> list[tuple[str, bool]]:
     return [
         ("classes", isinstance(classes, list) and 0 < len(classes) <= MAX_CLASSES and _are_names(classes)),
         ("task", "task" not in manifest or _is_task(manifest["task"], manifest.get("thresholds"), classes)),
+        ("uncertainty", "uncertainty" not in manifest or _is_uncertainty(manifest["uncertainty"])),
         ("precision", isinstance(precision, str) and precision.isprintable() and len(precision) <= 20),
         ("settings", isinstance(settings, dict) and all(_is_setting(*setting) for setting in settings.items())),
         ("files", isinstance(files, dict) and all(_is_file(*facts) for facts in files.items())),
@@ -81,6 +83,32 @@ def _is_task(task: Any, thresholds: Any, classes: Any) -> bool:
         and len(thresholds) == len(classes)
         and all(type(value) in (int, float) and 0 <= value <= 1 for value in thresholds)
     )
+
+
+def _is_uncertainty(told: Any) -> bool:
+    # thresholds for some rates each, and a score of unlike images
+    if not isinstance(told, dict) or told.get("method") not in METHODS:
+        return False
+    tables, ood = [told.get(key) for key in ("set_thresholds", "answered_from")], told.get("ood", 0)
+    rates = [told.get(key) for key in ("coverage", "risk")]
+    scored = isinstance(ood, dict) and ood.get("score") == "entropy" and _is_number(ood.get("threshold"))
+    return (
+        all(isinstance(table, list) and 0 < len(table) <= MAX_RATES for table in tables)
+        and all(_is_entry(entry) for table in tables for entry in table)
+        and all(_is_number(rate) and 0 < rate < 1 for rate in rates)
+        and all(_is_number(told.get(key)) and 0 <= told[key] <= MAX_CLASSES for key in ("penalty", "free_ranks"))
+        and (ood is None or scored)
+    )
+
+
+def _is_entry(entry: Any) -> bool:
+    is_pair = isinstance(entry, list) and len(entry) == 2 and _is_number(entry[0]) and 0 < entry[0] < 1
+    return is_pair and (entry[1] is None or _is_number(entry[1]))
+
+
+def _is_number(value: Any) -> bool:
+    # json reads NaN and Infinity
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER
 
 
 def _are_names(classes: list[Any]) -> bool:

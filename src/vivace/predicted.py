@@ -1,0 +1,112 @@
+"""What is told of one image: its classes, and whether to rely on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vivace.bundle import Bundle
+from vivace.errors import ConfigError
+from vivace.runtimes.loading import Classifier
+from vivace.uncertainty.calibrate import COVERAGE, MIN_IMAGES, RISK
+from vivace.uncertainty.decide import Decided, Decider, check_rate
+
+__all__ = ["Prediction", "decider_for", "prediction_of", "with_decided"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's result."""
+
+    path: str
+    """What the image was called: its path, or "image 3" for one that has none and was at [3]."""
+    label: str
+    probability: float
+    topk: tuple[tuple[str, float], ...]
+    """(class, probability), the likeliest first; of sets of labels at least all of `labels`."""
+    labels: tuple[str, ...] = ()
+    """All that apply, the likeliest first: the one class; or, of a bundle for sets of labels, those whose probability
+    reaches their threshold, perhaps none. `label` is the likeliest in any case."""
+    prediction_set: tuple[str, ...] | None = None
+    """Classes, the likeliest first, that hold the true one at the predictor's coverage; None, as the next three: the
+    bundle has no calibrated thresholds."""
+    abstain: bool | None = None
+    """Whether the answer is too unsure for the predictor's risk; None also where no level of confidence holds it."""
+    ood: bool | None = None
+    """Whether the image is unlike those that the thresholds were calibrated on, of which 5 % are called so."""
+    ood_score: float | None = None
+    """Higher for images that are less like them."""
+
+
+def prediction_of(
+    path: str, probs_K: np.ndarray, classes: Sequence[str], topk: int, thresholds_K: Sequence[float] | None = None
+) -> Prediction:
+    """The `topk` likeliest classes, or all where there are fewer, and the labels that reach their thresholds.
+
+    thresholds_K: None where an image has one class.
+    """
+    # a stable sort: equal probabilities in the order of the classes
+    order = np.argsort(-probs_K, kind="stable")
+    ranked = tuple((classes[index], float(probs_K[index])) for index in order[:topk])
+    if thresholds_K is None:
+        return Prediction(path, ranked[0][0], ranked[0][1], ranked, (ranked[0][0],))
+    apply = [place for place, index in enumerate(order) if probs_K[index] >= thresholds_K[index]]
+    ranked = tuple((classes[index], float(probs_K[index])) for index in order[: max([topk, *(at + 1 for at in apply)])])
+    return Prediction(path, ranked[0][0], ranked[0][1], ranked, tuple(ranked[place][0] for place in apply))
+
+
+def with_decided(
+    row: Prediction, decided: Decided, index: int, probs_K: np.ndarray, classes: Sequence[str]
+) -> Prediction:
+    """The prediction of the image at `index`, with what was decided for it."""
+    inside = [place for place in np.argsort(-probs_K, kind="stable") if decided.sets_NK[index, place]]
+    return dataclasses.replace(
+        row,
+        prediction_set=tuple(classes[place] for place in inside),
+        abstain=None if decided.abstain_N is None else bool(decided.abstain_N[index]),
+        ood=None if decided.ood_N is None else bool(decided.ood_N[index]),
+        ood_score=None if decided.ood_score_N is None else float(decided.ood_score_N[index]),
+    )
+
+
+def decider_for(
+    bundle: Bundle, classify: Classifier, *, coverage: float | None, abstain: float | None
+) -> Decider | None:
+    """What applies the thresholds of a bundle; None if it has none.
+
+    coverage, abstain: as for `Predictor`. Raises ConfigError for one out of range, or that the bundle has no thresholds
+    for; BundleError if they are damaged.
+    """
+    rates = {"coverage": coverage, "abstain": abstain}
+    asked = {name: value for name, value in rates.items() if value is not None}
+    for name, value in asked.items():
+        check_rate(name, value)
+    found = bundle.uncertainty()
+    if found is None:
+        for name, value in asked.items():
+            raise ConfigError(f"{name} would be ignored: got {value}, and {_why_no_thresholds(bundle)}")
+        return None
+    more = hasattr(classify, "answers")
+    return Decider(
+        found,
+        bundle.known_features() if more else None,
+        coverage=asked.get("coverage", COVERAGE),
+        risk=asked.get("abstain", RISK),
+        before_softmax=more,
+    )
+
+
+def _why_no_thresholds(bundle: Bundle) -> str:
+    """Why a bundle has no prediction sets, and how to get them."""
+    if bundle.info.multi_label:
+        return (
+            "images have sets of labels: prediction sets and abstaining are for one class an image. Leave it out; each "
+            "label has its own threshold already."
+        )
+    return (
+        f"{bundle.folder} has no calibrated thresholds: it is older than them, or was validated on under {MIN_IMAGES} "
+        "images. Train or accelerate again, with more validation images, or leave it out."
+    )
