@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from vivace.bundle import Bundle
+from vivace.config import check_count, shown_value
 from vivace.errors import ConfigError
 from vivace.runtimes.loading import Classifier
 from vivace.uncertainty.calibrate import COVERAGE, MIN_IMAGES, RISK
 from vivace.uncertainty.decide import Decided, Decider, check_rate
 
-__all__ = ["Prediction", "decider_for", "prediction_of", "with_decided"]
+__all__ = ["Prediction", "check_whole", "decider_for", "prediction_of", "with_decided"]
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,10 @@ def _why_no_thresholds(bundle: Bundle) -> str:
         f"{bundle.folder} has no calibrated thresholds: it is older than them, or was validated on under {MIN_IMAGES} "
         "images. Train or accelerate again, with more validation images, or leave it out."
     )
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raises ConfigError unless `value` is a whole number of 1 or more, and not so many that no library takes it."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} is out of range: got {shown_value(value)}. Give a whole number of 1 or more.")
+    check_count(name, value)

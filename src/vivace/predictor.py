@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from vivace.bundle import Bundle, load_bundle
-from vivace.config import check_choice, check_count, shown_value
+from vivace.config import check_choice, shown_value
 from vivace.cpus import at_most_cpus, set_threads
 from vivace.errors import BundleError, ConfigError, DataError, ImageError, VivaceError, first_line
 from vivace.hardware import Processor, is_processor, keep_freed_memory, num_cpus, select_device, supported_precisions
 from vivace.inputs import Given, Ready, check_image, is_encoded, loaded, name_of
-from vivace.predicted import Prediction, decider_for, prediction_of, with_decided
+from vivace.predicted import Prediction, check_whole, decider_for, prediction_of, with_decided
 from vivace.runtimes.loading import check_probs, load_runtime
 from vivace.runtimes.table import REFERENCE, RUNTIMES, is_quantized
 from vivace.uncertainty.scores import Answers
@@ -254,13 +254,6 @@ def _takes_network(runtime: str) -> bool:
 def _opened(folder: str, options: dict[str, Any]) -> Predictor:
     """What a pickled predictor is made of again."""
     return Predictor(folder, **options)
-
-
-def check_whole(name: str, value: Any) -> None:
-    """Raises ConfigError unless `value` is a whole number of 1 or more, and not so many that no library takes it."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} is out of range: got {shown_value(value)}. Give a whole number of 1 or more.")
-    check_count(name, value)
 
 
 def predictor_for(

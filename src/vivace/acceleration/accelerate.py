@@ -290,7 +290,8 @@ def _write(
         if draw is not None:
             draw(receipt_json, folder / "pareto.png")
         measured = measured_on(search.certify_images(winner), probs_NK)
-        write_page(folder / PAGE, out, info, folder, receipt_json, measured)
+        thresholds = None if calibrated is None else calibrated.found
+        write_page(folder / PAGE, out, info, folder, receipt_json, measured, thresholds)
         return info
 
     return derive_bundle(built, out, add)

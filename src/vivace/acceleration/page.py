@@ -11,6 +11,7 @@ from vivace.acceleration.splits import Images
 from vivace.bundle import Bundle, BundleInfo
 from vivace.config import to_dict
 from vivace.errors import MissingExtra, first_line
+from vivace.evaluation.uncertainty import told_of
 from vivace.files import sha256_of
 from vivace.metrics.measured import Measured
 from vivace.notices import warn
@@ -18,6 +19,7 @@ from vivace.outputs import write_text
 from vivace.reporting.page.about import Sources, page_of
 from vivace.reporting.page.answers import answers_of
 from vivace.reporting.page.render import render
+from vivace.uncertainty.record import Uncertainty
 
 __all__ = ["PAGE", "measured_on", "write_page"]
 
@@ -38,18 +40,31 @@ def measured_on(images: Images, probs_NK: np.ndarray) -> Measured:
 
 
 def write_page(
-    path: Path, out: Path, info: BundleInfo, files: Bundle | Path, receipt: dict[str, Any], measured: Measured | None
+    path: Path,
+    out: Path,
+    info: BundleInfo,
+    files: Bundle | Path,
+    receipt: dict[str, Any],
+    measured: Measured | None,
+    thresholds: Uncertainty | None = None,
 ) -> None:
     """Write the page of a search. out: the new bundle. files: the bundle, or the folder that becomes one.
 
-    measured: the winner's answers; None: nothing won. What prevents it, such as a library that is not installed, is
-    a warning: the search is what counts.
+    measured: the winner's answers; None: nothing won. thresholds: those of the winner. What prevents it, such as a
+    library that is not installed, is a warning: the search is what counts.
     """
     try:
         answers = None
         if measured is not None:
             # the temperature is in the weights that all variants share
-            answers = answers_of(measured, info.classes, temperature=info.temperature, thresholds=info.thresholds)
+            labels = measured.labels_N if measured.hits_NK is None else None
+            answers = answers_of(
+                measured,
+                info.classes,
+                temperature=info.temperature,
+                thresholds=info.thresholds,
+                reliance=told_of(thresholds, measured.probs_NK, labels),
+            )
         manifest = {**to_dict(info), "files": _facts(files)}
         private = [str(folder) for folder in (out.parent, out.parent.resolve()) if folder.is_absolute()]
         sources = Sources(

@@ -269,6 +269,8 @@ def _uncertainty(
     if tta != "none":
         warn("prediction sets were not measured: the thresholds of the bundle are those of single views")
         return None
+    for line in predictor.decider.notes():
+        warn(line)
     some = rows[np.unique(np.linspace(0, len(rows) - 1, min(NUM_GENERATED, len(rows))).astype(int))]
     unlike = [] if ood is None else list(unlike_images(predictor, ood, np.asarray(cached.images_NHWC[some])))
     return measure_uncertainty(predictor.decider, scored, cached.labels_N[rows], unlike)

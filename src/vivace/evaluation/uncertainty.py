@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,18 @@ from vivace.statistics.proportions import wilson_interval
 from vivace.statistics.selective import risk_bound
 from vivace.uncertainty.decide import Decider
 from vivace.uncertainty.generated import generated_images
+from vivace.uncertainty.record import Uncertainty
 from vivace.uncertainty.scores import Answers
 
-__all__ = ["GENERATED", "Scored", "UncertaintyMetrics", "UnlikeImages", "measure_uncertainty", "unlike_images"]
+__all__ = [
+    "GENERATED",
+    "Scored",
+    "UncertaintyMetrics",
+    "UnlikeImages",
+    "measure_uncertainty",
+    "told_of",
+    "unlike_images",
+]
 
 # the value of `ood` that names no images
 GENERATED = "generated"
@@ -108,12 +118,7 @@ class Scored:
 def measure_uncertainty(
     decider: Decider, scored: Scored, labels_N: np.ndarray, unlike: Sequence[tuple[str, Scored]] = ()
 ) -> UncertaintyMetrics:
-    """What the thresholds do on images with these answers and labels. unlike: (name, answers) of images of other kinds.
-
-    A warning says what can't be promised.
-    """
-    for line in decider.notes():
-        warn(line)
+    """What the thresholds do on images with these answers and labels. unlike: (name, answers) of other images."""
     probs_NK, rows = scored.probs_NK, np.arange(len(labels_N))
     decided, exact_NK = decider.decide(Answers(probs_NK)), decider.exact_sets(probs_NK)
     covered = decided.sets_NK[rows, labels_N]
@@ -141,6 +146,32 @@ def measure_uncertainty(
         num_calibration=num_calibration,
         unlike=tuple(_unlike(decider, scored, name, others) for name, others in unlike),
     )
+
+
+def told_of(found: Uncertainty | None, probs_NK: np.ndarray, labels_N: np.ndarray | None) -> dict[str, Any] | None:
+    """What a report shows of thresholds and of answers to labelled images: the fields of its `Reliance`.
+
+    labels_N: None of sets of labels, which have no thresholds. The scores of unlike images are those that the
+    thresholds were calibrated with, on the validation images.
+    """
+    if found is None or labels_N is None:
+        return None
+    decider = Decider(found)
+    measured = measure_uncertainty(decider, Scored([probs_NK]), labels_N)
+    sizes, counts = np.unique(decider.decide(Answers(probs_NK)).sets_NK.sum(1), return_counts=True)
+    names = ("stated_coverage", "coverage", "coverage_low", "coverage_high", "mean_set_size", "rule", "stated_risk")
+    more = ("abstained", "error_answered", "error_answered_bound")
+    return {
+        **{name: getattr(measured, name) for name in (*names, *more)},
+        "sizes": tuple((int(size), float(count / len(labels_N))) for size, count in zip(sizes, counts, strict=True)),
+        "calibrated_on": measured.calibrated_on,
+        "unlike": tuple(
+            (one.name, one.result.auroc, one.result.auroc_low, one.result.auroc_high)
+            for score in found.ood[:1]
+            for one in score.generated
+        ),
+        "ood_score": found.ood[0].name if found.ood else None,
+    }
 
 
 def _answered(abstain_N: np.ndarray | None, right_N: np.ndarray) -> dict[str, float | None]:

@@ -12,6 +12,7 @@ from vivace.data.audit import Audit
 from vivace.data.place import AnyData, Data
 from vivace.errors import CacheDamaged, DataError, InputError, first_line
 from vivace.evaluation.measuring import MeasuredSplit, measure
+from vivace.evaluation.uncertainty import told_of
 from vivace.notices import collected_warnings, warn
 from vivace.outputs import check_file, warn_of_replaced, write_text
 from vivace.predictor import Predictor
@@ -171,7 +172,14 @@ def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, giv
     if found is None:
         return sources
     info = bundle.info
-    answers = answers_of(found.measured, bundle.classes, temperature=info.temperature, thresholds=info.thresholds)
+    labels = found.measured.labels_N if found.measured.hits_NK is None else None
+    answers = answers_of(
+        found.measured,
+        bundle.classes,
+        temperature=info.temperature,
+        thresholds=info.thresholds,
+        reliance=told_of(bundle.uncertainty(), found.measured.probs_NK, labels),
+    )
     scores = measured_scores(found.measured, bundle.classes, info.thresholds) if given else ()
     return sources.with_answers(
         answers,

@@ -33,6 +33,7 @@ def _with_graph(bundle: Bundle, images_NHWC: np.ndarray, images: str) -> str | N
 
 
 def _report(finished: Finished) -> Path:
+    from vivace.evaluation.uncertainty import told_of
     from vivace.reporting.page.about import page_of
     from vivace.reporting.page.answers import answers_of
     from vivace.reporting.page.render import render
@@ -41,7 +42,14 @@ def _report(finished: Finished) -> Path:
 
     info, folder = finished.bundle.info, Folder(finished.run, finished.run)
     measured = finished.measured.get("test") or finished.measured["val"]
-    answers = answers_of(measured, info.classes, temperature=info.temperature, thresholds=info.thresholds)
+    labels = measured.labels_N if measured.hits_NK is None else None
+    answers = answers_of(
+        measured,
+        info.classes,
+        temperature=info.temperature,
+        thresholds=info.thresholds,
+        reliance=told_of(finished.bundle.uncertainty(), measured.probs_NK, labels),
+    )
     sources = folder.sources(finished.bundle).with_answers(answers, findings_of(finished.audit), root=finished.root)
     write_text(folder.default_out, render(page_of(sources)), option="the report")
     return folder.default_out

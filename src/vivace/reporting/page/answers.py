@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from vivace.metrics.calibration import expected_calibration_error
 from vivace.metrics.measured import Bin, Measured, confused_pairs, label_reliability, reliability, uncalibrated
 from vivace.metrics.multilabel import evaluate_sets
-from vivace.reporting.page.facts import Answers, Cell, ClassRow, Picture, Reliability
+from vivace.reporting.page.facts import Answers, Cell, ClassRow, Picture, Reliability, Reliance
 from vivace.reporting.page.pictures import choose, choose_of_sets, pictures
 from vivace.reporting.page.reading import clean
 
@@ -19,12 +21,22 @@ __all__ = ["MAX_CELLS", "MAX_ROWS", "answers_of"]
 MAX_CELLS = 4000
 MAX_ROWS = 2000
 NAME = 120
+# sizes of prediction sets that have a bar of their own
+MAX_SIZES = 9
 
 
 def answers_of(
-    measured: Measured, classes: Sequence[str], *, temperature: float | None, thresholds: Sequence[float] = ()
+    measured: Measured,
+    classes: Sequence[str],
+    *,
+    temperature: float | None,
+    thresholds: Sequence[float] = (),
+    reliance: Mapping[str, Any] | None = None,
 ) -> Answers:
-    """What is shown of the answers. temperature: by which they were calibrated; None: they were not, or by labels."""
+    """What is shown of the answers. temperature: by which they were calibrated; None: they were not, or by labels.
+
+    reliance: the fields of a `Reliance`; None: the bundle has no thresholds.
+    """
     names = tuple(clean(name, NAME) for name in classes)
     if measured.hits_NK is not None:
         return _of_sets(measured, measured.hits_NK, names, thresholds)
@@ -49,6 +61,20 @@ def answers_of(
         mistakes=tuple(made[row] for row in chosen.mistakes if row in made),
         after=Reliability(bins=reliability(probs, labels), ece=expected_calibration_error(probs, labels)),
         before=None if temperature is None else _before(probs, labels, temperature),
+        reliance=None if reliance is None else _cleaned(reliance),
+    )
+
+
+def _cleaned(reliance: Mapping[str, Any]) -> Reliance:
+    """Texts of a bundle may be anybody's; of many sizes of sets the first ones are shown, with the rest as one."""
+    found = Reliance(**reliance)
+    rest = sum(fraction for _, fraction in found.sizes[MAX_SIZES:])
+    last = ((found.sizes[MAX_SIZES][0], rest),) if rest else ()
+    return dataclasses.replace(
+        found,
+        calibrated_on=clean(found.calibrated_on, 300),
+        unlike=tuple((clean(name, 60), *numbers) for name, *numbers in found.unlike[:20]),  # type: ignore[misc]
+        sizes=(*found.sizes[:MAX_SIZES], *last),
     )
 
 

@@ -8,7 +8,19 @@ from vivace.metrics.measured import Bin
 from vivace.reporting.page.charts import Chart, Scatter
 from vivace.reporting.page.robustness import Attacked, Corrupted
 
-__all__ = ["Answers", "Candidate", "Cell", "ClassRow", "Found", "Page", "Picture", "Reliability", "Score", "Search"]
+__all__ = [
+    "Answers",
+    "Candidate",
+    "Cell",
+    "ClassRow",
+    "Found",
+    "Page",
+    "Picture",
+    "Reliability",
+    "Reliance",
+    "Score",
+    "Search",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +97,30 @@ class Reliability:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reliance:
+    """What the bundle's thresholds do on the images. Rates in [0, 1]."""
+
+    stated_coverage: float
+    coverage: float
+    """Of the prediction sets, with its 95 % interval."""
+    coverage_low: float
+    coverage_high: float
+    mean_set_size: float
+    rule: str
+    stated_risk: float
+    abstained: float | None
+    """None: no level of confidence holds the risk."""
+    error_answered: float | None
+    error_answered_bound: float | None
+    sizes: tuple[tuple[int, float], ...]
+    """(classes in a set, fraction of the images)."""
+    calibrated_on: str
+    unlike: tuple[tuple[str, float, float, float], ...] = ()
+    """(kind of generated images, AUROC, its 95 % interval), against the validation images."""
+    ood_score: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answers:
     """What was measured image by image."""
 
@@ -100,6 +136,8 @@ class Answers:
     after: Reliability | None = None
     before: Reliability | None = None
     """Of the probabilities as they were before calibration; None: they were not calibrated, or that is not known."""
+    reliance: Reliance | None = None
+    """None: the bundle has no thresholds."""
 
 
 @dataclass(frozen=True, kw_only=True)

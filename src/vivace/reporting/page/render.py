@@ -54,6 +54,7 @@ def sections_of(page: Page) -> tuple[str, ...]:
         "confusion": answers is not None and bool(answers.cells),
         "classes": answers is not None and bool(answers.rows),
         "reliability": answers is not None and answers.after is not None,
+        "reliance": answers is not None and answers.reliance is not None,
         "robustness": page.corrupted is not None or page.attacked is not None,
         "audit": page.findings is not None,
         "made": True,
