@@ -53,8 +53,11 @@ def test_training_leaves_thresholds_of_the_validation_images(run: tuple[Bundle, 
     assert (found.num_images, found.num_choosing, found.images) == (58, 14, "held-out images")
     assert found.variant == f"eager {bundle.info.precision}"
     assert found.also_chose == ("the temperature",)
-    # not one of them was trained on
+    # not one of them was trained on, and what is measured on them is said to show nothing
     result = evaluate(bundle, data, split="val")
+    assert result.uncertainty is not None
+    assert result.uncertainty.on_calibration_images
+    assert any("calibrated on: coverage and errors show nothing of others" in line for line in result.warnings)
     assert result.num_images_trained_on == 0
     assert result.metrics.num_images == 72
     features = bundle.known_features()
@@ -106,6 +109,7 @@ def test_evaluate_measures_the_promises_and_prints_them(
     assert found.abstained == np.mean([row.abstain for row in rows])
     assert found.ood_flagged == np.mean([row.ood for row in rows])
     assert found.unlike == ()
+    assert not found.on_calibration_images
     other = colour_folder(tmp_path / "other", per_class=3)
     (other / "blue" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     options = ["--ood", str(other), "--quiet"]

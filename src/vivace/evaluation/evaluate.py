@@ -273,7 +273,13 @@ def _uncertainty(
         warn(line)
     some = rows[np.unique(np.linspace(0, len(rows) - 1, min(NUM_GENERATED, len(rows))).astype(int))]
     unlike = [] if ood is None else list(unlike_images(predictor, ood, np.asarray(cached.images_NHWC[some])))
-    return measure_uncertainty(predictor.decider, scored, cached.labels_N[rows], unlike)
+    found = measure_uncertainty(predictor.decider, scored, cached.labels_N[rows], unlike)
+    if found.on_calibration_images:
+        warn(
+            "these are the images that the thresholds were calibrated on: coverage and errors show nothing of others. "
+            "Measure them on a test split"
+        )
+    return found
 
 
 def open_split(

@@ -12,7 +12,7 @@ import numpy as np
 from vivace.errors import DataError, ImageError
 from vivace.notices import warn
 from vivace.prediction import Predictor, decoded, expand_paths
-from vivace.statistics.conformal import coverage_band
+from vivace.statistics.conformal import coverage_band, true_scores
 from vivace.statistics.detection import Detection, detection
 from vivace.statistics.proportions import wilson_interval
 from vivace.statistics.selective import risk_bound
@@ -31,6 +31,8 @@ __all__ = [
     "unlike_images",
 ]
 
+# scores below it are alike without being of the same image
+SURE = 1e-3
 # the value of `ood` that names no images
 GENERATED = "generated"
 
@@ -79,6 +81,8 @@ class UncertaintyMetrics:
     """Fraction of these images that it calls unlike: about 5 % is meant to be."""
     calibrated_on: str
     num_calibration: int
+    on_calibration_images: bool = False
+    """Whether the images are those that the thresholds were calibrated on, going by their scores: nothing is shown."""
     unlike: tuple[UnlikeImages, ...] = ()
 
 
@@ -144,8 +148,16 @@ def measure_uncertainty(
         ood_flagged=None if known is None or limit is None else float((known > limit).mean()),
         calibrated_on=decider.origin(),
         num_calibration=num_calibration,
+        on_calibration_images=_are_known(decider, true_scores(probs_NK, labels_N, decider.found.rule)),
         unlike=tuple(_unlike(decider, scored, name, others) for name, others in unlike),
     )
+
+
+def _are_known(decider: Decider, scores_N: np.ndarray) -> bool:
+    """Whether nearly all scores of the calibration images are among these, to six digits, certain answers apart."""
+    known = np.array([score for score in decider.found.scores if score > SURE])
+    rounded = np.unique(np.round(scores_N, 6))
+    return bool(len(known) >= 10 and np.isin(np.round(known, 6), rounded).mean() > 0.9)
 
 
 def told_of(found: Uncertainty | None, probs_NK: np.ndarray, labels_N: np.ndarray | None) -> dict[str, Any] | None:
