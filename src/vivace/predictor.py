@@ -196,7 +196,9 @@ class Predictor:
         Raises what `probs` raises.
         """
         needed = self.decider is not None and self.decider.needs_more
-        return self._answered(images_NHWC, more=needed or (everything and hasattr(self._classify, "answers")))
+        if needed or (everything and hasattr(self._classify, "answers")):
+            return self._answered(images_NHWC, more=True)
+        return Answers(self.probs(images_NHWC))
 
     def _answered(self, images_NHWC: np.ndarray, *, more: bool) -> Answers:
         preprocess = self.bundle.preprocess

@@ -108,8 +108,8 @@ def run(options: Options) -> int:
     )
     asked = {"coverage": options.coverage, "abstain": options.abstain}
     if predictor.decider is not None and any(value is not None for value in asked.values()):
-        for line in predictor.decider.notes():
-            warn(line)
+        for note in predictor.decider.notes():
+            warn(note)
     progress, close = counting_bar("predicting", quiet=options.quiet)
     try:
         result = predict_files(predictor, files, topk=options.topk, passed_over=left, progress=progress)

@@ -5,6 +5,7 @@ Scores are higher for images that are less like the known ones. Shapes: n known 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -39,7 +40,8 @@ def detection(known_n: np.ndarray, others_m: np.ndarray) -> Detection:
     """The figures of scores of known images and of others. Raises ValueError if there are none of either."""
     value = auroc(known_n, others_m)
     low, high = auroc_interval(value, len(known_n), len(others_m))
-    threshold = np.quantile(known_n, ACCEPTED, method="higher")
+    # the smallest score up to which 95 % of the known images are; (n · 0.95) may be a rounding above a whole number
+    threshold = np.sort(known_n)[math.ceil(len(known_n) * ACCEPTED - 1e-9) - 1]
     accepted = int((others_m <= threshold).sum())
     least, most = wilson_interval(accepted, len(others_m))
     return Detection(

@@ -89,21 +89,27 @@ def _is_uncertainty(told: Any) -> bool:
     # thresholds for some rates each, and a score of unlike images
     if not isinstance(told, dict) or told.get("method") not in METHODS:
         return False
-    tables, ood = [told.get(key) for key in ("set_thresholds", "answered_from")], told.get("ood", 0)
-    rates = [told.get(key) for key in ("coverage", "risk")]
+    ood, rates = told.get("ood", 0), [told.get(key) for key in ("coverage", "risk")]
     scored = isinstance(ood, dict) and ood.get("score") == "entropy" and _is_number(ood.get("threshold"))
     return (
-        all(isinstance(table, list) and 0 < len(table) <= MAX_RATES for table in tables)
-        and all(_is_entry(entry) for table in tables for entry in table)
-        and all(_is_number(rate) and 0 < rate < 1 for rate in rates)
+        all(_is_table(told.get(key)) for key in ("set_thresholds", "answered_from"))
+        and all(_is_rate(rate) for rate in rates)
         and all(_is_number(told.get(key)) and 0 <= told[key] <= MAX_CLASSES for key in ("penalty", "free_ranks"))
         and (ood is None or scored)
     )
 
 
+def _is_table(table: Any) -> bool:
+    return isinstance(table, list) and 0 < len(table) <= MAX_RATES and all(_is_entry(entry) for entry in table)
+
+
 def _is_entry(entry: Any) -> bool:
-    is_pair = isinstance(entry, list) and len(entry) == 2 and _is_number(entry[0]) and 0 < entry[0] < 1
+    is_pair = isinstance(entry, list) and len(entry) == 2 and _is_rate(entry[0])
     return is_pair and (entry[1] is None or _is_number(entry[1]))
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_number(value) and 0 < value < 1
 
 
 def _is_number(value: Any) -> bool:
