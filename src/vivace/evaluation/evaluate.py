@@ -21,18 +21,17 @@ from vivace.data.place import AnyData, Data
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
 from vivace.data.text import first_few
-from vivace.errors import ConfigError, DataError
+from vivace.errors import DataError
 from vivace.evaluation.chosen import choose_images, choose_split
 from vivace.evaluation.hardship import Hardship, measured_under
 from vivace.evaluation.mistakes import Mistake, mistakes_of_sets, most_confident
 from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
-from vivace.evaluation.uncertainty import Scored, UncertaintyMetrics, measure_uncertainty, unlike_images
+from vivace.evaluation.uncertainty import Scored, UncertaintyMetrics, check_ood, uncertainty_of
 from vivace.metrics.multilabel import MultiLabelMetrics, evaluate_sets
 from vivace.metrics.summary import Metrics, evaluate_probs
 from vivace.notices import collected_warnings, warn
 from vivace.prediction import Predictor, predictor_for
 from vivace.robustness.results import Attacked, Corruptions
-from vivace.uncertainty.generated import NUM_GENERATED
 
 __all__ = ["Evaluation", "Mistake", "evaluate", "open_split"]
 
@@ -158,7 +157,7 @@ def evaluate(
     with collected_warnings() as warnings:
         predictor = predictor_for(bundle, device, batch_size, precision, threads, coverage=coverage, abstain=abstain)
         hardship.check(predictor)
-        _check_ood(predictor, ood, tta)
+        check_ood(predictor, ood, tta)
         classes = predictor.classes
         source, chosen, cached = open_split(
             predictor.bundle,
@@ -197,7 +196,7 @@ def evaluate(
         mistakes = most_confident(probs, cached, measured.rows, classes)
     hardened = measured_under(hardship, predictor, cached, measured.rows, progress)
     with collected_warnings() as more:
-        uncertainty = _uncertainty(predictor, cached, measured.rows, scored, ood, tta)
+        uncertainty = uncertainty_of(predictor, cached, measured.rows, scored, ood, tta)
     warnings += more
     return Evaluation(
         data=source.name,
@@ -245,41 +244,6 @@ def _add_views(
         batch = chosen[start : start + batch_size]
         pixels = view(np.asarray(cached.images_NHWC[rows[batch]]))
         probs[batch] = averaged_probs(predictor.probs, pixels, tta, plain_NK=probs[batch], multi_label=several)
-
-
-def _check_ood(predictor: Predictor, ood: str | Path | None, tta: str) -> None:
-    """Raise ConfigError where `ood` would be ignored."""
-    if ood is None:
-        return
-    if predictor.decider is None or not predictor.decider.scores:
-        raise ConfigError(
-            f"ood would be ignored: got {str(ood)!r}, and {predictor.bundle.folder} has no score of unlike images. "
-            "Train or accelerate again with 20 validation images or more, of one class each, or leave it out."
-        )
-    if tta != "none":
-        raise ConfigError(f"ood can't go with several views: got tta={tta!r}. Leave one of them out.")
-
-
-def _uncertainty(
-    predictor: Predictor, cached: CachedSplit, rows: np.ndarray, scored: Scored, ood: str | Path | None, tta: str
-) -> UncertaintyMetrics | None:
-    """What the thresholds of the bundle do on these images; None if it has none, or none for several views."""
-    if predictor.decider is None:
-        return None
-    if tta != "none":
-        warn("prediction sets were not measured: the thresholds of the bundle are those of single views")
-        return None
-    for line in predictor.decider.notes():
-        warn(line)
-    some = rows[np.unique(np.linspace(0, len(rows) - 1, min(NUM_GENERATED, len(rows))).astype(int))]
-    unlike = [] if ood is None else list(unlike_images(predictor, ood, np.asarray(cached.images_NHWC[some])))
-    found = measure_uncertainty(predictor.decider, scored, cached.labels_N[rows], unlike)
-    if found.on_calibration_images:
-        warn(
-            "these are the images that the thresholds were calibrated on: coverage and errors show nothing of others. "
-            "Measure them on a test split"
-        )
-    return found
 
 
 def open_split(

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vivace.errors import DataError, ImageError
+from vivace.data.caching.cache import CachedSplit
+from vivace.errors import ConfigError, DataError, ImageError
 from vivace.notices import warn
 from vivace.prediction import Predictor, decoded, expand_paths
 from vivace.statistics.conformal import coverage_band, true_scores
@@ -17,7 +18,7 @@ from vivace.statistics.detection import Detection, detection
 from vivace.statistics.proportions import wilson_interval
 from vivace.statistics.selective import risk_bound
 from vivace.uncertainty.decide import Decider
-from vivace.uncertainty.generated import generated_images
+from vivace.uncertainty.generated import NUM_GENERATED, generated_images
 from vivace.uncertainty.record import Uncertainty
 from vivace.uncertainty.scores import Answers
 
@@ -26,8 +27,10 @@ __all__ = [
     "Scored",
     "UncertaintyMetrics",
     "UnlikeImages",
+    "check_ood",
     "measure_uncertainty",
     "told_of",
+    "uncertainty_of",
     "unlike_images",
 ]
 
@@ -151,6 +154,41 @@ def measure_uncertainty(
         on_calibration_images=_are_known(decider, true_scores(probs_NK, labels_N, decider.found.rule)),
         unlike=tuple(_unlike(decider, scored, name, others) for name, others in unlike),
     )
+
+
+def check_ood(predictor: Predictor, ood: str | Path | None, tta: str) -> None:
+    """Raises ConfigError where `ood` would be ignored."""
+    if ood is None:
+        return
+    if predictor.decider is None or not predictor.decider.scores:
+        raise ConfigError(
+            f"ood would be ignored: got {str(ood)!r}, and {predictor.bundle.folder} has no score of unlike images. "
+            "Train or accelerate again with 20 validation images or more, of one class each, or leave it out."
+        )
+    if tta != "none":
+        raise ConfigError(f"ood can't go with several views: got tta={tta!r}. Leave one of them out.")
+
+
+def uncertainty_of(
+    predictor: Predictor, cached: CachedSplit, rows: np.ndarray, scored: Scored, ood: str | Path | None, tta: str
+) -> UncertaintyMetrics | None:
+    """What the thresholds of the bundle do on these images; None if it has none, or none for several views."""
+    if predictor.decider is None:
+        return None
+    if tta != "none":
+        warn("prediction sets were not measured: the thresholds of the bundle are those of single views")
+        return None
+    for line in predictor.decider.notes():
+        warn(line)
+    some = rows[np.unique(np.linspace(0, len(rows) - 1, min(NUM_GENERATED, len(rows))).astype(int))]
+    unlike = [] if ood is None else list(unlike_images(predictor, ood, np.asarray(cached.images_NHWC[some])))
+    found = measure_uncertainty(predictor.decider, scored, cached.labels_N[rows], unlike)
+    if found.on_calibration_images:
+        warn(
+            "these are the images that the thresholds were calibrated on: coverage and errors show nothing of others. "
+            "Measure them on a test split"
+        )
+    return found
 
 
 def _are_known(decider: Decider, scores_N: np.ndarray) -> bool:
