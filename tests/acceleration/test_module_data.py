@@ -134,7 +134,7 @@ def test_a_batch_that_was_there_counts_once() -> None:
     batches = read(itertools.cycle([X, X + 10, X]))
     select, certify = batches.deal(lambda batch: True)
     assert len(samples(select)) + len(samples(certify)) == 8
-    assert batches.repeated == 100
+    assert batches.num_repeated == 4 * 100
 
 
 def scores(metric: Any, outputs: Any, targets: Any, *, original: Any = None, size: int = 4) -> list[float]:

@@ -254,6 +254,9 @@ def test_what_cannot_be_replaced_cannot_be_saved(tmp_path: Path) -> None:
         ({**NORMALISED, "classes": ["a", "b"]}, "do not fit the module's 4 outputs: got 2, 2 of them different"),
         ({**NORMALISED, "classes": ["a", "b", "c", "a"]}, "got 4, 3 of them different"),
         ({**NORMALISED, "classes": "abcd"}, "`classes` are no names: got 'abcd'"),
+        ({**NORMALISED, "classes": 4}, "`classes` are no names: got 4"),
+        ({**NORMALISED, "classes": {"a", "b", "c", "d"}}, "`classes` are no names: got "),
+        ({**NORMALISED, "classes": ["a", "b", "c", " "]}, "`classes` are no names: got "),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_refused(keywords: dict[str, Any], message: str, tmp_path: Path) -> None:

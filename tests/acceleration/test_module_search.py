@@ -273,6 +273,7 @@ class NotFinite(Net):
     [
         (Failing(), images(32), {}, ModelError, r"failed on a batch of 32: ValueError: no\. .* \(images: float32 \[32"),
         (NotFinite(), images(32), {}, ModelError, "outputs are NaN on a batch of 32"),
+        (nn.LazyLinear(4), images(32), {}, ModelError, "the weight 'weight' has no shape yet"),
         (nn.Module(), images(32), {}, ModelError, "the module has no forward: got Module"),
         (Net(), [], {}, DataError, "the data hold no batch"),
         (Net(), "photos", {}, DataError, "got 'photos'"),
@@ -315,7 +316,11 @@ def test_what_is_guessed_or_left_out_is_said() -> None:
     module = made(Net)
     result = accelerate(module, (batch for batch in [*images(), images()[0]]))
     assert result.metric == "agreement"
-    for said in ("no targets: what is kept is agreement", "an iterator, which was read once", "1 batches were there"):
+    for said in (
+        "no targets: what is kept is agreement",
+        "an iterator, which was read once",
+        "32 samples were there before",
+    ):
         assert any(said in warning for warning in result.warnings), said
     assert any("torch.compile was not timed" in warning for warning in result.warnings)
 

@@ -191,7 +191,7 @@ def read(train: Any, classifier: ImageClassifier = CLASSIFIER, *, stop: Callable
         ([], "`train` holds no batch"),
         ([torch.zeros(4, 1, 9, 9)], r"`train` holds images \[1, 9, 9\], and the data \[1, 8, 8\]"),
         ([torch.zeros(4, 8)], r"`train` holds other batches than the data: its input is no float \[batch"),
-        (iter([torch.zeros(4, 1, 8, 8), 3]), r"the data must be batches of \(inputs, targets\): got int"),
+        (iter([torch.zeros(4, 1, 8, 8), 3]), r"`train`: batches of \(inputs, targets\) are needed: got int"),
     ],
 )
 def test_batches_to_train_on_that_are_refused(train: Any, message: str) -> None:

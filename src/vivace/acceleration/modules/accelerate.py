@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from vivace.acceleration.budget import Budget
+from vivace.acceleration.modules.dropin import AcceleratedModule
 from vivace.acceleration.modules.options import ModuleOptions
 from vivace.acceleration.modules.preserving import preserved_generators
 from vivace.acceleration.modules.result import ModuleAcceleration
@@ -31,6 +32,8 @@ def accelerate_module(
     ConfigError, DataError and ModelError for wrong options, data, and a module that fails on them.
     """
     budget = Budget(options.within_seconds)
+    if isinstance(module, AcceleratedModule):
+        raise ModelError("the module is accelerated already. Give the one that it replaces: its `original`.")
     # what torch.jit scripts has none in its class
     if getattr(type(module), "forward", None) is nn.Module.forward and "forward" not in vars(module):
         raise ModelError(f"the module has no forward: got {type(module).__name__}. Give one that can be called.")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vivace.acceleration.modules.digests import sample_digests
 from vivace.acceleration.modules.signature import Call, Signature, flatten, rebuild
 from vivace.errors import DataError, first_line, shown
 from vivace.hardware import available_memory_bytes
 
-__all__ = ["Batch", "Batches", "batch_of"]
+__all__ = ["Batch", "Batches", "batch_of", "read_batches"]
 
 # samples to choose on; every fourth batch is for it until there are as many
 SELECT_SAMPLES = 512
@@ -28,7 +28,7 @@ MIN_BATCHES = 8
 MAX_SAMPLES = 10_000
 # of the memory that is there, for batches that were read and are not used yet
 MEMORY_SHARE = 0.25
-# batches in a row that were all there before: the data repeat themselves
+# batches in a row whose samples were all there before: the data repeat themselves
 MAX_REPEATED = 100
 # what data sets call their labels, in a batch that is a dict
 LABELS = ("labels", "label", "targets", "target")
@@ -42,6 +42,12 @@ class Batch:
     targets: Any
     """None: there are none."""
     size: int
+    counted_B: np.ndarray | None = None
+    """bool: the samples that count; others were there before. None: all do."""
+
+    @property
+    def num_counted(self) -> int:
+        return self.size if self.counted_B is None else int(self.counted_B.sum())
 
     @property
     def num_bytes(self) -> int:
@@ -55,7 +61,8 @@ class Batch:
         if not any(len(tensor) == self.size for tensor in arguments):
             return None
         call = Call.of(structure, [_rows(tensor, self.size, first, last) for tensor in tensors])
-        return Batch(call, _part_of(self.targets, self.size, first, last), last - first)
+        counted_B = None if self.counted_B is None else self.counted_B[first:last]
+        return Batch(call, _part_of(self.targets, self.size, first, last), last - first, counted_B)
 
 
 def _rows(tensor: Tensor, size: int, first: int, last: int) -> Tensor:
@@ -75,9 +82,12 @@ def _part_of(targets: Any, size: int, first: int, last: int) -> Any:
 def batch_of(item: Any, signature: Signature, device: torch.device) -> Batch:
     """A batch of what the data yield: (inputs, targets), (inputs,), a tensor, or a dict with or without labels.
 
-    inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments. They are moved to
-    `device`. Raises DataError.
+    inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments. They are copied to
+    `device`, and targets too: some loaders write the next batch into the memory of this one. A Batch is taken as it
+    is. Raises DataError.
     """
+    if isinstance(item, Batch):
+        return item
     inputs, targets = _parted(item)
     if isinstance(inputs, Mapping):
         if not all(isinstance(name, str) for name in inputs):
@@ -97,8 +107,20 @@ def batch_of(item: Any, signature: Signature, device: torch.device) -> Batch:
     size = _size(call, targets)
     if size == 0:
         raise DataError("a batch holds no samples. Leave it out.")
-    call = Call.of(structure, [tensor.detach().to(device) for tensor in tensors])
-    return Batch(call, targets, size)
+    call = Call.of(structure, [tensor.detach().to(device, copy=True) for tensor in tensors])
+    return Batch(call, _copied(targets), size)
+
+
+def _copied(targets: Any) -> Any:
+    if isinstance(targets, Tensor):
+        return targets.detach().clone()
+    if isinstance(targets, np.ndarray):
+        return targets.copy()
+    if type(targets) in (list, tuple):
+        return type(targets)(_copied(one) for one in targets)
+    if type(targets) is dict:
+        return {name: _copied(one) for name, one in targets.items()}
+    return targets
 
 
 def _parted(item: Any) -> tuple[Any, Any]:
@@ -112,7 +134,7 @@ def _parted(item: Any) -> tuple[Any, Any]:
         return item[0], (item[1] if len(item) == 2 else None)
     got = f"{len(item)} parts" if isinstance(item, tuple | list) else type(item).__name__
     raise DataError(
-        f"the data must be batches of (inputs, targets): got {got}. Several inputs are a tuple or dict of their own: "
+        f"batches of (inputs, targets) are needed: got {got}. Several inputs are a tuple or dict of their own: "
         "((first, second), targets)."
     )
 
@@ -159,46 +181,67 @@ class Batches:
         device: torch.device,
         *,
         stop: Callable[[], bool] = lambda: False,
+        withheld: frozenset[bytes] = frozenset(),
     ) -> None:
-        """stop: whether to stop reading; asked before each batch. Raises DataError for data without a sample."""
+        """stop: whether to stop reading; asked before each batch. withheld: digests of samples that must not count.
+
+        Raises DataError for data without a sample.
+        """
         if isinstance(data, str | bytes) or not isinstance(data, Iterable):
             raise DataError(
                 f"the data of a module are batches of (inputs, targets): got {shown(data)}. Give a DataLoader, or any "
                 "iterable of batches."
             )
         self.one_shot = isinstance(data, Iterator)
-        self.repeated = 0
+        self.num_repeated, self.num_withheld = 0, 0
+        """Samples that do not count: they were there before, or are in `withheld`."""
         self._seen: set[bytes] = set()
-        self._stop = stop
-        self._read = self._unique(data, signature, device)
+        self._withheld, self._stop = withheld, stop
+        self._read = self._distinct(data, signature, device)
         first = next(self._read, None)
+        if first is None and self.num_withheld:
+            raise DataError(
+                "all samples of the data are in `calibration`: what was fitted to them proves nothing on them. Give "
+                "others to calibrate on, or leave it out."
+            )
         if first is None:
             raise DataError("the data hold no batch. Give at least two samples.")
         self.first = first
 
-    def _unique(self, data: Iterable[Any], signature: Signature, device: torch.device) -> Iterator[Batch]:
-        """Batches that were not there before: what is repeated proves nothing."""
+    def _distinct(self, data: Iterable[Any], signature: Signature, device: torch.device) -> Iterator[Batch]:
+        """Batches with samples that were not there before: what is repeated proves nothing."""
         repeated = 0
-        try:
-            for item in data:
-                batch = batch_of(item, signature, device)
-                digest = _digest(batch)
-                if digest in self._seen:
-                    self.repeated += 1
-                    repeated += 1
-                    if repeated == MAX_REPEATED:
-                        return
-                    continue
-                self._seen.add(digest)
-                repeated = 0
+        for batch in read_batches(data, "the data", signature, device):
+            batch = dataclasses.replace(batch, counted_B=self._counted(sample_digests(batch.call, batch.size)))
+            repeated = 0 if batch.num_counted else repeated + 1
+            if batch.num_counted:
                 yield batch
-        except DataError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"the data could not be read: {type(error).__name__}: {first_line(error)}. Do they yield batches of "
-                "(inputs, targets)?"
-            ) from error
+            elif repeated == MAX_REPEATED:
+                return
+
+    def _counted(self, digests: list[bytes]) -> np.ndarray | None:
+        """Whether each sample is new and none of those withheld; None: all are."""
+        found = np.ones(len(digests), bool)
+        for place, digest in enumerate(digests):
+            if digest in self._withheld:
+                self.num_withheld += 1
+                found[place] = False
+            elif digest in self._seen:
+                self.num_repeated += 1
+                found[place] = False
+            self._seen.add(digest)
+        return None if found.all() else found
+
+    def notices(self) -> list[str]:
+        """What is to be said of what was read."""
+        found = []
+        if self.num_repeated:
+            found.append(f"{self.num_repeated:,} samples were there before: each counts once")
+        if self.num_withheld:
+            found.append(f"{self.num_withheld:,} samples are in `calibration`, which was fitted to them: none counts")
+        if self.one_shot:
+            found.append("the data are an iterator, which was read once: it may be at its end now")
+        return found
 
     def deal(self, accepts: Callable[[Batch], bool]) -> tuple[list[Batch], Iterator[Batch]]:
         """(batches to choose on, batches to prove on), with no sample in both; the latter are read as they are used.
@@ -206,7 +249,7 @@ class Batches:
         accepts: whether the module takes a batch of this size; asked for parts of batches. Raises DataError if there
         are too few samples for both.
         """
-        held, num_select, num_bytes = [self.first], self.first.size, self.first.num_bytes
+        held, num_select, num_bytes = [self.first], self.first.num_counted, self.first.num_bytes
         limit = MEMORY_SHARE * (available_memory_bytes() or 2**33)
         ended = False
         while num_select < SELECT_SAMPLES and num_bytes < limit and not self._stop():
@@ -214,9 +257,13 @@ class Batches:
             if batch is None:
                 ended = True
                 break
-            num_select += batch.size if len(held) % DEAL == 0 else 0
+            num_select += batch.num_counted if len(held) % DEAL == 0 else 0
             num_bytes += batch.num_bytes
             held.append(batch)
+        if not ended and len(held) == 1:
+            # out of time already: is there another one to prove on?
+            following = list(itertools.islice(self._read, 1))
+            held, ended = held + following, not following
         if ended and len(held) < MIN_BATCHES:
             return self._cut(held, accepts)
         chosen, others = held[::DEAL], [batch for place, batch in enumerate(held) if place % DEAL]
@@ -242,14 +289,22 @@ class Batches:
         return held[::DEAL], iter([batch for place, batch in enumerate(held) if place % DEAL])
 
 
-def _digest(batch: Batch) -> bytes:
-    """Of all tensors of a batch: equal for equal inputs. Of sparse and nested ones, which have no bytes in a row, none
-    is equal to another."""
-    found = hashlib.blake2b(digest_size=16)
-    for tensor in batch.call.flatten()[0]:
-        found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        try:
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        except (RuntimeError, TypeError, NotImplementedError):
-            return os.urandom(16)
-    return found.digest()
+def read_batches(data: Iterable[Any], name: str, signature: Signature, device: torch.device) -> Iterator[Batch]:
+    """What the user's iterable yields, as `batch_of`. Raises DataError for whatever it raises."""
+    try:
+        for item in data:
+            yield batch_of(item, signature, device)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    except Exception as error:
+        raise DataError(
+            f"{name} could not be read: {_cause(error)}. Batches of (inputs, targets) are needed."
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """In one line; of what a worker of a DataLoader raised, what it was there."""
+    lines = str(error).strip().splitlines()
+    if len(lines) > 1 and lines[0].startswith("Caught "):
+        return lines[-1].strip()
+    return f"{type(error).__name__}: {first_line(error)}"

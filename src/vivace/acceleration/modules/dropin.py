@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ class AcceleratedModule(nn.Module):
 
     A call that the fast program does not take goes to `original`, a copy of the module in evaluation mode: another
     batch size than it was made for, another structure of arguments, inputs that require gradients, or a process that
-    was forked. Attributes and methods that it lacks are the original's. It can't be trained, pickled or saved.
+    was forked. Attributes and methods that it lacks are the original's. It can't be trained, moved,
+    converted, pickled or saved, and takes no other weights.
     """
 
     def __init__(
@@ -120,6 +121,30 @@ class AcceleratedModule(nn.Module):
                 raise
             return getattr(original, name)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AcceleratedModule:
+        """As of nn.Module, which `to`, `half`, `cuda` and the like call: nothing but what changes nothing."""
+        for tensor in (*self.original.parameters(), *self.original.buffers()):
+            found = fn(tensor)
+            if found.dtype != tensor.dtype or found.device != tensor.device:
+                raise TypeError(
+                    "an accelerated module can't be moved or converted: its program is compiled for "
+                    f"{_shown(tensor)}, got {_shown(found)}. Convert the original, and accelerate it again."
+                )
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """As of nn.Module, for itself and for what holds it: the weights may be those that it has, no others."""
+        *_, errors = rest
+        own = self.original.state_dict(prefix=f"{prefix}original.")
+        others = [name for name, tensor in own.items() if name in state_dict and not _same(state_dict[name], tensor)]
+        if others:
+            errors.append(
+                f"{others[0]} differs from the weights that the accelerated module was compiled with. Load it into the "
+                "original, and accelerate that."
+            )
+            # what torch goes on to load
+            state_dict.update({name: own[name] for name in others})
+
     def __deepcopy__(self, memo: dict[int, Any]) -> AcceleratedModule:
         # compiled programs can't be copied, and nothing of it changes
         return self
@@ -133,3 +158,11 @@ class AcceleratedModule(nn.Module):
     def extra_repr(self) -> str:
         network = f"network={self.network!r}, " if self.network else ""
         return f"{network}runtime={self.runtime!r}, precision={self.precision!r}"
+
+
+def _same(given: Any, tensor: Tensor) -> bool:
+    return isinstance(given, Tensor) and torch.equal(given.to(tensor), tensor)
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"

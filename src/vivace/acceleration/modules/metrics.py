@@ -50,17 +50,30 @@ def top1(outputs: Any, targets: Any) -> Tensor:
     Raises DataError for other shapes, and for indices that are none of the K classes.
     """
     logits_BK = logits_of(outputs)
-    labels_B = torch.as_tensor(targets).to(logits_BK.device)
-    if labels_B.shape != logits_BK.shape[:1] or labels_B.is_floating_point() or labels_B.dtype == torch.bool:
+    labels_B = _labels_of(targets, len(logits_BK)).to(logits_BK.device)
+    outside = (labels_B < 0) | (labels_B >= logits_BK.shape[1])
+    if bool(outside.any()):
         raise DataError(
-            f"the metric top1 needs an integer for each of {len(logits_BK)} samples as targets: got "
-            f"{str(labels_B.dtype).removeprefix('torch.')} {list(labels_B.shape)}. Give class indices, or `metric=`."
-        )
-    if bool((labels_B >= logits_BK.shape[1]).any()):
-        raise DataError(
-            f"a target is none of the module's {logits_BK.shape[1]} classes: got {int(labels_B.max())}. Correct it."
+            f"a target is none of the module's {logits_BK.shape[1]} classes: got {int(labels_B[outside][0])}. Correct "
+            'it; of data without labels, `metric="agreement"` compares with the original.'
         )
     return logits_BK.argmax(1) == labels_B
+
+
+def _labels_of(targets: Any, size: int) -> Tensor:
+    """Whole numbers [B], as int or as float."""
+    try:
+        labels_B = torch.as_tensor(targets)
+        got = f"{str(labels_B.dtype).removeprefix('torch.')} {list(labels_B.shape)}"
+    except (TypeError, ValueError, RuntimeError):
+        labels_B, got = torch.empty(0), shown(targets)
+    fits = labels_B.shape == (size,) and labels_B.dtype != torch.bool and not labels_B.is_complex()
+    if not fits or (labels_B.is_floating_point() and bool((labels_B != labels_B.round()).any())):
+        raise DataError(
+            f"the metric top1 needs an integer for each of {size} samples as targets: got {got}. Give class indices, "
+            "or `metric=`."
+        )
+    return labels_B.long()
 
 
 def agreement(outputs: Any, original: Any, *, size: int | None = None) -> Tensor:
@@ -119,6 +132,18 @@ class Scorer:
             raise DataError("the metric top1 needs targets, and the data have none. Give (inputs, targets) batches.")
         # what the original computes is the target where nothing else is
         self.by_original = not has_targets or self._function is agreement
+        self.by_batch = False
+        """Whether a score depends on the other samples of its batch: then batches are compared, by their mean score."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a function of the user's."""
+        return self._function not in METRICS.values()
+
+    def units(self, scores_B: np.ndarray, batch: Batch) -> np.ndarray:
+        """What is compared, of a batch: the scores of the samples that count, or their mean. None depends on others."""
+        counted = scores_B if batch.counted_B is None else scores_B[batch.counted_B]
+        return counted.mean(keepdims=True) if self.by_batch and len(counted) else counted
 
     def scores(self, outputs: Any, batch: Batch, original: Any) -> np.ndarray:
         """float64 [B] in [0, 1]. original: the original's outputs. Raises DataError for what is no score."""
@@ -137,12 +162,19 @@ class Scorer:
         return self._checked(found, batch.size)
 
     def _checked(self, found: Any, size: int) -> np.ndarray:
+        kind = type(found).__name__
         try:
-            array = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found, np.float64)
-        except (TypeError, ValueError):
+            if isinstance(found, list | tuple):
+                found = [one.item() if isinstance(one, Tensor) else one for one in found]
+            if isinstance(found, Tensor):
+                # NumPy has no bfloat16, and complex numbers are no scores
+                found = found.detach().cpu().to(torch.promote_types(found.dtype, torch.float64)).numpy()
+            if np.iscomplexobj(found):
+                raise TypeError
+            array = np.asarray(found, np.float64)
+        except (TypeError, ValueError, RuntimeError):
             raise DataError(
-                f"the metric {self.name} returned no numbers: got {type(found).__name__}. Return a score in [0, 1] "
-                "for each sample."
+                f"the metric {self.name} returned no numbers: got {kind}. Return a score in [0, 1] for each sample."
             ) from None
         if array.shape != (size,):
             raise DataError(

@@ -47,7 +47,7 @@ def score(
     max_samples: int,
     stop: Callable[[], bool],
 ) -> tuple[list[Scored], int]:
-    """(scores of each drop-in beside the original's, samples read), each batch computed by all of them.
+    """(scores of each drop-in beside the original's, samples that count), each batch computed by all of them.
 
     stop: asked before each batch. What ends it early depends on time and number, never on scores. Raises what the
     original and the metric on its outputs raise.
@@ -59,7 +59,7 @@ def score(
         for dropin, scored in zip(dropins, found, strict=True):
             if scored.failure is None:
                 _score_one(dropin, scored, batch, before, original, scorer)
-        num_read += batch.size
+        num_read += batch.num_counted
         if num_read >= max_samples or stop():
             break
     return found, num_read
@@ -80,8 +80,8 @@ def _score_one(
         # a program that fails is out, and the search goes on
         scored.failure = f"{type(error).__name__}: {first_line(error)}"
     else:
-        scored.before.append(before)
-        scored.after.append(after)
+        scored.before.append(scorer.units(before, batch))
+        scored.after.append(scorer.units(after, batch))
 
 
 def samples_needed(max_drop: float) -> int:

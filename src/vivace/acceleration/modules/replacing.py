@@ -20,11 +20,12 @@ from vivace.acceleration.budget import Budget
 from vivace.acceleration.modules.batches import Batch
 from vivace.acceleration.modules.candidates import ModuleCandidate
 from vivace.acceleration.modules.classifiers import ImageClassifier
+from vivace.acceleration.modules.digests import sample_digests
 from vivace.acceleration.modules.distilling import Limits, distil
 from vivace.acceleration.modules.signature import Call, flatten
 from vivace.acceleration.modules.students import ModuleStudent, Replacement, StudentNetwork, proposed
 from vivace.acceleration.modules.subject import Subject
-from vivace.acceleration.modules.training_images import TrainingImages, read_training_images, sample_digests
+from vivace.acceleration.modules.training_images import TrainingImages, read_training_images
 from vivace.acceleration.modules.trials import Entry, Trials
 from vivace.errors import DataError, VivaceError, first_line
 from vivace.models.zoo import forward_flops
@@ -127,7 +128,7 @@ class Replacing:
         return self._budget.elapsed() > share * self._seconds
 
     def _overlaps(self, batch: Batch) -> bool:
-        return bool(self._digests) and not self._digests.isdisjoint(sample_digests(batch))
+        return bool(self._digests) and not self._digests.isdisjoint(sample_digests(batch.call, batch.size))
 
     def _flops(self) -> float:
         """Operations of the module for an image; infinite where they can't be counted, and any student is smaller."""

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,18 +103,23 @@ class BundleFacts:
         )
 
 
-def _class_names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    if classes is None:
+def _class_names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    if given is None:
         warn(f'the classes are called "0" to "{count - 1}". Give `classes` for others')
         return tuple(map(str, range(count)))
-    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-        raise ConfigError(f"`classes` are no names: got {shown(classes)}. Give a list of texts.")
+    # a set has no order
+    is_list = isinstance(given, Iterable) and not isinstance(given, str | Set)
+    classes = tuple(given) if is_list else ()
+    if not is_list or not all(isinstance(name, str) and name.strip() for name in classes):
+        raise ConfigError(
+            f"`classes` are no names: got {shown(given)}. Give a list of texts, in the order of the outputs."
+        )
     if len(classes) != count or len(set(classes)) != count:
         raise ConfigError(
             f"`classes` do not fit the module's {count} outputs: got {len(classes)}, {len(set(classes))} of them "
             "different. Give a name for each, in the order of the outputs."
         )
-    return tuple(classes)
+    return classes
 
 
 def save_module(saveable: Saveable, report: dict[str, Any], folder: Path, **asked: Any) -> Path:

@@ -22,11 +22,13 @@ from torch import nn
 from vivace.acceleration import decide
 from vivace.acceleration.budget import Budget
 from vivace.acceleration.modules import proof
-from vivace.acceleration.modules.batches import MAX_SAMPLES, Batch, Batches, batch_of
+from vivace.acceleration.modules.batches import MAX_SAMPLES, Batch, batch_of
 from vivace.acceleration.modules.building import Building
 from vivace.acceleration.modules.classifiers import ImageClassifier, NotAClassifier, classifier_of
+from vivace.acceleration.modules.metric_checks import check_metric
 from vivace.acceleration.modules.metrics import Scorer
 from vivace.acceleration.modules.options import ModuleOptions
+from vivace.acceleration.modules.reading import opened
 from vivace.acceleration.modules.replacing import OWN_SHARE, Replacing, plain_candidate
 from vivace.acceleration.modules.result import CandidateResult
 from vivace.acceleration.modules.saving import Saveable
@@ -57,10 +59,10 @@ class ModuleSearch:
         self, subject: Subject, data: Any, options: ModuleOptions, budget: Budget, tell: Callable[[str], None]
     ) -> None:
         """Reads the first batch. Raises DataError and ConfigError."""
-        self._subject, self._options, self._budget, self._tell = subject, options, budget, tell
+        self._subject, self._budget, self._tell = subject, budget, tell
         self._max_drop = options.max_drop / 100
         self._seconds = budget.seconds or float("inf")
-        self.warnings = list(subject.notes)
+        self.warnings = subject.notes
         self.winner: Entry | None = None
         self.verdict = Verdict.UNDECIDED
         self.baseline_ms = float("nan")
@@ -68,8 +70,8 @@ class ModuleSearch:
         self._no_classifier = ""
         self._replacing: Replacing | None = None
         self._trials: Trials | None = None
-        self._batches = Batches(
-            data, subject.signature, subject.device, stop=lambda: budget.elapsed() > READ_SHARE * self._seconds
+        self._batches, self._options = opened(
+            data, options, subject, stop=lambda: budget.elapsed() > READ_SHARE * self._seconds
         )
         self.scorer = Scorer(options.metric, has_targets=self._batches.first.targets is not None)
         self._example = self._batches.first
@@ -88,7 +90,8 @@ class ModuleSearch:
         # first of all: a module that changes its inputs must not get those of the user
         expected = self._subject.check(self._example)
         original = self._subject.outputs(first)
-        self.scorer.scores(original, first, original)
+        self.warnings += check_metric(self.scorer, original, first)
+        self.scorer.by_batch |= self._subject.mixes_samples(first, original)
         if self.scorer.guessed:
             self.warnings.append("the data have no targets: what is kept is agreement with the original")
         select, certify = self._batches.deal(self._accepts)
@@ -112,7 +115,7 @@ class ModuleSearch:
         self._building.baseline = self._baseline(trials, entries)
         if trains:
             entries += self._students(trials, entries, [*select, first_certify])
-        finalists = self._select(trials, self._faster(trials, entries), sum(batch.size for batch in select))
+        finalists = self._select(trials, self._faster(trials, entries), sum(batch.num_counted for batch in select))
         certified = self._certify(trials, finalists, itertools.chain([first_certify], certify))
         self._time(trials, certified)
         self._say_what_was_read()
@@ -320,10 +323,7 @@ class ModuleSearch:
             self._building.rule_out(trials, entry, f"proven, and not faster for sure: {entry.ratio[0]:.2f} times")
 
     def _say_what_was_read(self) -> None:
-        if self._batches.repeated:
-            self.warnings.append(f"{self._batches.repeated} batches were there before: each counts once")
-        if self._batches.one_shot:
-            self.warnings.append("the data are an iterator, which was read once: it may be at its end now")
+        self.warnings += self._batches.notices()
         if self._replacing is not None and self._replacing.num_left_out:
             left_out = self._replacing.num_left_out
             self.warnings.append(f"{left_out} batches hold images of `train`: nothing is proven on them")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ __all__ = ["Subject", "Unsupported"]
 
 # of two calls with the same inputs: sums in another order differ less, dropout differs more
 MAX_NOISE = 1e-3
+# of a sample in batches of two sizes: bf16 and dynamic int8 differ less, normalising over the batch differs more
+MAX_MIXED = 0.05
 
 
 class Unsupported(VivaceError):
@@ -30,7 +34,10 @@ class Subject:
     """A module, in evaluation mode, that nothing here changes; and what is known of it."""
 
     def __init__(self, given: nn.Module) -> None:
-        """Raises Unsupported for a module on several devices or none."""
+        """Raises Unsupported for a module on several devices or none, ModelError for one without weights yet."""
+        lazy = next((name for name, weight in given.named_parameters() if nn.parameter.is_lazy(weight)), None)
+        if lazy is not None:
+            raise ModelError(f"the weight {lazy!r} has no shape yet. Call the module with a batch first.")
         self.given = given
         self.signature = Signature(given)
         self.device = _device_of(given)
@@ -82,8 +89,11 @@ class Subject:
         """
         tensors, structure = batch.call.flatten()
         own = Call.of(structure, [tensor.clone() for tensor in tensors])
-        inputs, state = own.flatten()[0], _state(self.module)
+        inputs, state, plain = own.flatten()[0], _state(self.module), _plain_state(self.module)
+        generators = _generators()
         first, kept = self._copied(Batch(own, batch.targets, batch.size))
+        if generators != _generators():
+            self.notes.append("its forward draws random numbers, and was the same twice: it may differ at another call")
         if any(not _equal(one, other) for one, other in zip(inputs, tensors, strict=True)):
             raise Unsupported("its forward changes its inputs in place, which no other program would do")
         changed = [name for name, facts in _state(self.module).items() if state.get(name) != facts]
@@ -94,7 +104,33 @@ class Subject:
             raise Unsupported("its outputs differ in structure from call to call with the same inputs")
         if not all(map(_near, kept, again)):
             raise Unsupported("its outputs are random: two calls with the same inputs differ")
+        if counted := [name for name, value in _plain_state(self.module).items() if plain.get(name, value) != value]:
+            self.notes.append(f"its forward changes {counted[0]!r}: a faster program computes as it does at first")
         return first, kept
+
+    def mixes_samples(self, batch: Batch, outputs: Any) -> bool:
+        """Whether its outputs for a sample depend on the other samples of the batch, which is noted: whether half of
+        it has other outputs alone. Raises nothing: some modules take one size alone."""
+        tensors = flatten(outputs)[0]
+        half = batch.part(0, batch.size // 2) if batch.size > 1 else None
+        try:
+            found = [] if half is None else flatten(self.outputs(half))[0]
+        except ModelError:
+            return False
+        if half is None or len(found) != len(tensors):
+            return False
+        pairs = [
+            (one[: half.size], other)
+            for one, other in zip(tensors, found, strict=True)
+            if one.is_floating_point() and one.ndim and len(one) == batch.size and len(other) == half.size
+        ]
+        mixed = any(one.shape == other.shape and not _near(one, other, MAX_MIXED) for one, other in pairs)
+        if mixed:
+            self.notes.append(
+                "its outputs for a sample depend on the other samples of the batch: batches are compared by their mean "
+                "score, and a batch counts as one sample"
+            )
+        return mixed
 
     def _copied(self, batch: Batch) -> tuple[Structure, list[Tensor]]:
         tensors, structure = flatten(self.outputs(batch))
@@ -124,7 +160,24 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def _near(one: Tensor, other: Tensor) -> bool:
+def _generators() -> tuple[Any, ...]:
+    """The state of the random generators of Python, NumPy and torch."""
+    arrays = np.random.get_state(legacy=False)["state"]
+    return random.getstate(), arrays["key"].tobytes(), arrays["pos"], torch.get_rng_state().numpy().tobytes()
+
+
+def _plain_state(module: nn.Module) -> dict[str, Any]:
+    """Of each part, the attributes that are numbers or texts."""
+    parts = module.named_modules()
+    return {
+        f"{name}.{key}".lstrip("."): value
+        for name, part in parts
+        for key, value in vars(part).items()
+        if isinstance(value, bool | int | float | str) and key != "training"
+    }
+
+
+def _near(one: Tensor, other: Tensor, most: float = MAX_NOISE) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if not one.is_floating_point():
@@ -132,7 +185,7 @@ def _near(one: Tensor, other: Tensor) -> bool:
     # infinities are equal or not
     same = one == other
     difference = (one.float() - other.float()).masked_fill(same, 0)
-    return float(difference.norm()) <= MAX_NOISE * float(one.float().masked_fill(~one.isfinite(), 0).norm())
+    return float(difference.norm()) <= most * float(one.float().masked_fill(~one.isfinite(), 0).norm())
 
 
 def _shown(call: Call) -> str:

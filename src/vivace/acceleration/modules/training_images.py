@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivace.acceleration.modules.batches import Batch, batch_of
+from vivace.acceleration.modules.batches import Batch, read_batches
 from vivace.acceleration.modules.classifiers import ImageClassifier, NotAClassifier, image_of
+from vivace.acceleration.modules.digests import sample_digests
 from vivace.acceleration.modules.signature import Signature
-from vivace.errors import DataError, first_line
+from vivace.errors import DataError
 from vivace.hardware import available_memory_bytes
 
-__all__ = ["TrainingImages", "read_training_images", "sample_digests"]
+__all__ = ["TrainingImages", "read_training_images"]
 
 # of the memory that is there
 MEMORY_SHARE = 0.25
@@ -46,12 +46,6 @@ class TrainingImages:
         return some.mean((0, 2, 3)).float(), some.std((0, 2, 3)).float()
 
 
-def sample_digests(batch: Batch) -> list[bytes]:
-    """Of each image of a batch; equal for equal ones."""
-    images_BCHW = image_of(batch).detach().cpu().float().contiguous().numpy()
-    return [hashlib.blake2b(image.data, digest_size=16).digest() for image in images_BCHW]
-
-
 def read_training_images(
     train: Iterable[Any],
     classifier: ImageClassifier,
@@ -68,20 +62,14 @@ def read_training_images(
     digests: set[bytes] = set()
     left = MEMORY_SHARE * (available_memory_bytes() or 2**33)
     is_cut = False
-    try:
-        for item in train:
-            if left <= 0 or (images and stop()):
-                is_cut = True
-                break
-            batch = batch_of(item, signature, torch.device("cpu"))
-            images.append(_stored(_checked(batch, classifier)))
-            labels.append(_labels_of(batch, classifier))
-            digests.update(sample_digests(batch))
-            left -= images[-1].numel() * images[-1].element_size()
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"`train` could not be read: {type(error).__name__}: {first_line(error)}.") from error
+    for batch in read_batches(train, "`train`", signature, torch.device("cpu")):
+        if left <= 0 or (images and stop()):
+            is_cut = True
+            break
+        images.append(_stored(_checked(batch, classifier)))
+        labels.append(_labels_of(batch, classifier))
+        digests.update(sample_digests(batch.call, batch.size))
+        left -= images[-1].numel() * images[-1].element_size()
     if not images:
         raise DataError("`train` holds no batch. Give batches to train on, or leave it out.")
     known = [one for one in labels if one is not None]

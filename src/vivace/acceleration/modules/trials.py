@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from vivace.acceleration.budget import Budget
-from vivace.acceleration.modules.batches import Batch, batch_of
+from vivace.acceleration.modules.batches import Batch
 from vivace.acceleration.modules.candidates import Care, ModuleCandidate, Workshop, difference, leaf_count
 from vivace.acceleration.modules.dropin import AcceleratedModule
 from vivace.acceleration.modules.options import ModuleOptions
+from vivace.acceleration.modules.reading import CALIBRATION_SAMPLES
 from vivace.acceleration.modules.result import CandidateResult
 from vivace.acceleration.modules.reverting import float_sets
 from vivace.acceleration.modules.signature import Call, Structure, flatten
@@ -43,7 +44,6 @@ BUILD_SHARE = 0.6
 FIRST_SECONDS = {"plain": 0.1, "graph": 1.0, "int8": 4.0, "compiler": 8.0}
 # and for each module without parts
 LAYER_SECONDS = {"plain": 0.0, "graph": 0.01, "int8": 0.05, "compiler": 0.15}
-CALIBRATION_SAMPLES = 256
 
 
 @dataclass(kw_only=True)
@@ -290,12 +290,8 @@ class Trials:
     def _calibration(self) -> list[list[Tensor]]:
         """The tensors of calls alike the example, about CALIBRATION_SAMPLES samples of them."""
         _, structure = self._example.call.flatten()
-        given, subject = self._options.calibration, self._subject
-        source: Iterator[Batch] = iter(self._select)
-        if given is not None:
-            source = (batch_of(item, subject.signature, subject.device) for item in given)
-        found, count = [], 0
-        for batch in source:
+        given, found, count = self._options.calibration, [], 0
+        for batch in self._select if given is None else given:
             tensors, own = batch.call.flatten()
             if own == structure:
                 found.append(tensors)

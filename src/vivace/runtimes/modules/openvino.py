@@ -183,6 +183,9 @@ def _program(model: Any, job: ModuleJob) -> Program:
         if shapes in refused or not fits(shapes) or (len(compiled) >= MAX_PROGRAMS and not may_share):
             return False
         with compiling:
+            # another thread may have compiled the last one meanwhile
+            if len(compiled) >= MAX_PROGRAMS and shapes not in compiled and not may_share:
+                return False
             try:
                 request_for(shapes)
             except Exception:
