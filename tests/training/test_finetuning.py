@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from killing import Killed, die_after
 from PIL import Image
 from safetensors.torch import save_file
 from same_weights import assert_same_weights
+from torch import nn
 
 import vivace
 from vivace import systems
@@ -25,6 +27,7 @@ from vivace.models.zoo import create_model
 from vivace.training.finetuning import features, following, solving, stages
 from vivace.training.folder.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from vivace.training.recipes.named import PACKAGED_NETWORK, DataFacts, auto, finetune, reason, starts_from_weights
+from vivace.training.recipes.recipe import Recipe
 
 MakeFolder = Callable[..., Path]
 SIZE = 64
@@ -174,6 +177,26 @@ def test_a_resumed_run_keeps_a_head_that_training_spoils(
     assert (result.val_top1, result.saved_epoch) == (1.0, 0.0)
     assert "the head alone is kept: 100.0 % on validation, " in capsys.readouterr().err
     assert changed(result) == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize(("loss", "kept"), [(0.4, 1.0), (0.6, 0.0)])
+def test_where_few_images_can_not_tell_the_loss_decides_what_is_kept(loss: float, kept: float) -> None:
+    rows = [{"step": 0, "val_top1": 0.95, "val_loss": 0.5}, {"step": 9, "val_top1": 0.9, "val_loss": loss}]
+    network = nn.Linear(1, 1)
+    before = {name: torch.zeros_like(tensor) for name, tensor in network.state_dict().items()}
+    engine: Any = SimpleNamespace(
+        recipe=Recipe(),
+        counters=SimpleNamespace(history=rows),
+        state=SimpleNamespace(averaged_model=network),
+        saved_epoch=1.0,
+    )
+    session: Any = SimpleNamespace(part=None, data=SimpleNamespace(num_val=20), answers=None)
+    stage: Any = SimpleNamespace(name=stages.HEAD_ALONE, weights=before, answers=None)
+    told: list[str] = []
+    stages.keep_better(session, engine, stage, told.append)
+    assert engine.saved_epoch == kept
+    assert (network.weight.abs().sum() == 0) == (kept == 0.0)
+    assert ("the head alone is kept" in told[0]) == (kept == 0.0)
 
 
 def test_a_finished_run_goes_on_with_the_whole_network(data: Path, tmp_path: Path) -> None:

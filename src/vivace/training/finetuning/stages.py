@@ -164,7 +164,9 @@ def _noise(before: float, after: float, num_images: int) -> float:
 
 
 def keep_better(session: Session, engine: Engine, stage: Stage | None, on_message: Callable[[str], None]) -> None:
-    """Give the network back the weights of the stage before the loop if validation is worse after it, beyond noise.
+    """Give the network back the weights of the stage before the loop if validation is worse after it.
+
+    Accuracies that differ by less than noise are no reason, unless the loss is no better either.
 
     stage: None in a run that was resumed, which reads them from beside its checkpoints. With early stopping the best
     weights of all were restored, those of the stage among them.
@@ -179,8 +181,13 @@ def keep_better(session: Session, engine: Engine, stage: Stage | None, on_messag
         return
     trained = WHOLE_NETWORK if session.part is None else LAST_STAGES
     told = f"{100 * before:.1f} % on validation, {100 * after:.1f} % after training {trained}"
-    if before - after <= _noise(before, after, session.data.num_val):
-        on_message(f"{told}, which {session.data.num_val:,} images can't tell apart: the latter is kept")
+    losses = [row.get("val_loss", math.nan) for row in (history[0], history[-1])]
+    # images too few to tell the accuracies apart may still agree with their losses, which tell more of each image
+    if before - after <= _noise(before, after, session.data.num_val) and losses[1] < losses[0]:
+        on_message(
+            f"{told}, which {session.data.num_val:,} images can't tell apart, and the validation loss fell from "
+            f"{losses[0]:.3g} to {losses[1]:.3g}: the latter is kept"
+        )
         return
     network = engine.state.averaged_model
     try:
