@@ -19,7 +19,9 @@ from vivace.kernels.status import kernel_statuses
 
 HERE = Path(__file__).parent
 SOURCES = Path(build.__file__).parent
-FOUND = [name for name in ("gcc", "clang", *(f"gcc-{version}" for version in range(11, 17))) if shutil.which(name)]
+NAMES = ("gcc", "clang", *(f"gcc-{version}" for version in range(11, 17)))
+# each once: gcc is mostly another name of one with a version
+FOUND = list({os.path.realpath(path): name for name in NAMES[::-1] if (path := shutil.which(name))}.values())[::-1]
 # instruction sets that this machine may lack: compiled for, not run. x86-64 has no vector that holds 16 values
 PROCESSORS = ("native", "x86-64", "x86-64-v3", "sapphirerapids", "znver4", "x86-64-v4 -mavx512bf16")
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="there is no C compiler")
