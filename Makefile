@@ -6,6 +6,12 @@ BIN := $(VENV)/bin
 JOBS := $(shell nproc 2>/dev/null || echo 1)
 # pytest's status where PYTEST="…" leaves no test
 NONE_CHOSEN := 5
+# tests start hundreds of processes: where the environment forbids it, each would compile all that it imports
+unexport PYTHONDONTWRITEBYTECODE
+# to read the other files takes longer than what they hold: 20 s
+ALONE := $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
+# further options of pip
+PIP_OPTIONS ?=
 # installed again when what is asked for changes
 STAMP := $(VENV)/.installed
 
@@ -17,8 +23,8 @@ KILLS ?= 200
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps trackio
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check --constraint constraints.txt --no-deps trackio
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -27,7 +33,7 @@ demo: $(STAMP)
 # the tests that bear company side by side, a processor each; then those that do not, one after the other
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
-	$(BIN)/python -m pytest -m alone $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
+	$(BIN)/python -m pytest -m alone $(or $(PYTEST),$(ALONE)) || test $$? -eq $(NONE_CHOSEN)
 
 # the commands of every page; those of README alone are in the tests
 pages: $(STAMP)
