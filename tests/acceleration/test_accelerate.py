@@ -14,7 +14,6 @@ import pytest
 from fakes import COSTS, fake_times, keep_fake_variants, run
 from PIL import Image
 
-from answers import last_answer
 from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration import measurements as measurements_module
 from vivace.acceleration.accelerate import accelerate
@@ -37,7 +36,7 @@ MakeFolder = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_variants(graphs_made_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     keep_fake_variants(monkeypatch)
 
 
@@ -313,7 +312,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(trained: tuple[Bundle,
         accelerate(trained[0], trained[1], out=trained[0].folder)
 
 
-def test_the_command_really_times_and_says_no_by_its_exit_status(
+def test_the_command_really_times(
     trained: tuple[Bundle, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -327,13 +326,10 @@ def test_the_command_really_times_and_says_no_by_its_exit_status(
     monkeypatch.setattr(measurements_module, "FINAL_PROCESSES", 2)
     bundle, data = trained
     command = ["accelerate", str(bundle.folder), str(data), "--out", str(tmp_path / "fast"), "--quiet"]
-    assert main([*command, "--max-drop", "0.01", "--json"]) == 3
-    said = last_answer(capsys.readouterr().out)
-    assert (said["accelerated"], said["bundle"], said["num_certify_images"]) == (False, str(bundle.folder), 120)
     status = main([*command, "--max-drop", "25", "--threads", "1"])
-    out = capsys.readouterr().out
+    said = capsys.readouterr()
     # a tiny network beside other tests: mostly faster, and told either way
-    assert status in (0, 3)
-    assert "| eager fp32 |" in out
+    assert status in (0, 3), said.err
+    assert "| eager fp32 |" in said.out
     if status == 0:
         assert (tmp_path / "fast" / "pareto.png").stat().st_size > 5000

@@ -15,6 +15,7 @@ from fakes import COSTS, fake_times
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from answers import last_answer
 from factories import make_bundle
 from vivace import bundle as bundle_module
 from vivace import hardware
@@ -76,7 +77,7 @@ def make_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[C
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> Bundle:
+def plain(tmp_path: Path, graphs_made_once: None) -> Bundle:
     return make_bundle(tmp_path / "bundle", widths=[8, 16], depth=1)
 
 
@@ -225,6 +226,8 @@ def test_where_no_variant_is_within_the_budget_the_best_one_is_named(
     out = tmp_path / "fast"
     assert accelerate(plain, data, out, "--max-drop", "0.01", "--json") == 3
     said = capsys.readouterr()
+    answer = last_answer(said.out)
+    assert (answer["accelerated"], answer["bundle"], answer["num_certify_images"]) == (False, str(plain.folder), 120)
     best = receipt(out)["best"]
     assert best in statuses(receipt(out))
     assert best in said.err.splitlines()[-1]

@@ -104,6 +104,7 @@ def test_what_is_not_faster_is_saved_as_it_is(tmp_path: Path) -> None:
     assert module.training
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_a_program_that_takes_code_is_replaced_by_the_graph_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_program_that_takes_code_is_replaced_by_the_graph_and_that_is_said(
         assert any(line in one for one in said), line
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_image_files_are_seen_as_the_data_were(tmp_path: Path) -> None:
     module = made(Net)
     result = accelerate(module, labelled(module, photos()))
@@ -136,6 +138,7 @@ def test_image_files_are_seen_as_the_data_were(tmp_path: Path) -> None:
     assert vivace.load(folder).info.metrics["certify"]["top1"] == result.score_after
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_a_saved_bundle_imports_no_code(tmp_path: Path) -> None:
     result = accelerate(made(Net), photos(), metric=same_class)
     folder = result.save(tmp_path / "saved", **NORMALISED)
@@ -273,6 +276,7 @@ def test_a_normalisation_that_hardly_uses_the_scale_is_said(tmp_path: Path) -> N
     assert any("the pixels of the data only go from 0.47 to 0.53" in one for one in said)
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_sets_of_labels_are_saved_as_such_if_that_is_said(tmp_path: Path) -> None:
     module = made(Net)
     with torch.no_grad():
@@ -288,6 +292,7 @@ def test_sets_of_labels_are_saved_as_such_if_that_is_said(tmp_path: Path) -> Non
     assert [one.labels for one in found] == [tuple(str(int(k)) for k in row.nonzero()) for row in expected]
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_a_graph_for_one_batch_size_alone_is_written_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(trials_module.Trials, "_of_another_size", lambda trials: None)
     result = accelerate(made(Net), photos(), metric=exact)

@@ -18,7 +18,6 @@ import pytest
 import torch
 from small_modules import (
     FLOAT_LAYERS,
-    SPEEDS,
     Net,
     accelerate,
     close,
@@ -109,6 +108,7 @@ def test_int8_that_loses_too_much_gets_layers_in_float(monkeypatch: pytest.Monke
     assert not torch.equal(result.module(images()[0]), module(images()[0]))
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_structures_of_inputs_and_outputs_are_kept() -> None:
     module = made(Rich)
     data = [({"images": batch, "shift": torch.randn(4)}, None) for batch in images()]
@@ -132,6 +132,7 @@ def test_structures_of_inputs_and_outputs_are_kept() -> None:
         result.module(batch, size=3)
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_the_module_and_the_process_stay_as_they_were() -> None:
     module = made(Net)
     module.train()
@@ -152,6 +153,7 @@ def test_the_module_and_the_process_stay_as_they_were() -> None:
     assert any("hooks" in warning for warning in result.warnings)
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_a_drop_in_is_for_inference() -> None:
     module = made(Net)
     faster = accelerate(module, images(), metric=exact).module
@@ -243,6 +245,7 @@ class OnlyFour(Net):
         return self.body(images.view(4, 3, 12, 12))
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_sizes_that_a_trace_gets_wrong_are_exported_and_a_module_of_one_size_stays_one() -> None:
     module = made(OfOneSize)
     # in all batches as many: only another size shows it
@@ -296,6 +299,7 @@ def test_wrong_input_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_a_module_that_cannot_be_copied_is_used_itself() -> None:
     module = made(Net).train()
     module.lock = threading.Lock()
@@ -312,6 +316,7 @@ def test_a_module_that_cannot_be_copied_is_used_itself() -> None:
     assert module.body.training
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_what_is_guessed_or_left_out_is_said() -> None:
     module = made(Net)
     result = accelerate(module, (batch for batch in [*images(), images()[0]]))
@@ -374,16 +379,17 @@ def disturbed_rounds(times: int, speed: float) -> Callable[..., np.ndarray]:
         (2, 10.0, "accelerated", True),
     ],
 )
+@pytest.mark.usefixtures("without_int8")
 def test_a_disturbed_timing_is_repeated_and_decides_only_what_is_beyond_doubt(
     times: int, speed: float, status: str, warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials_module, "rounds", disturbed_rounds(times, speed))
-    monkeypatch.setitem(SPEEDS, "openvino int8", 0.5)
     result = accelerate(made(Net), images(), metric=exact)
     assert result.status == status
     assert any("the machine was busy during the timing" in warning for warning in result.warnings) == warned
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_rounds_that_were_cut_short_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(functions: Sequence[Callable[[], object]], *rest: Any, num_rounds: int, **options: Any) -> np.ndarray:
         found = fake_rounds(functions, *rest, num_rounds=num_rounds, **options)
@@ -428,6 +434,7 @@ class Recurrent(nn.Module):
         return self.head(self.gru(self.lstm(steps)[0])[0][:, -1])
 
 
+@pytest.mark.usefixtures("without_int8")
 def test_recurrent_layers_are_traced_as_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     def exported(*_: Any) -> Any:
         raise AssertionError("exported: an operator for each step")

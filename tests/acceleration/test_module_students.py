@@ -33,7 +33,7 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     # quantizing three networks takes longer than all the rest
     monkeypatch.delitem(SPEEDS, "openvino int8")
     # small ones for a short time, which are good enough here
-    monkeypatch.setattr(students_module, "SMALL_WIDTHS", (((48, 96, 96), 1), ((32, 64, 96), 1)))
+    monkeypatch.setattr(students_module, "SMALL_WIDTHS", (((24, 48, 48), 1), ((16, 32, 48), 1)))
     monkeypatch.setattr(replacing_module, "MIN_EPOCHS", 10)
     monkeypatch.setattr(replacing_module, "MAX_EPOCHS", 10)
 
@@ -46,7 +46,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 class Net(nn.Module):
-    def __init__(self, width: int = 96) -> None:
+    def __init__(self, width: int = 48) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for channels in (1, width, width):
@@ -90,6 +90,12 @@ def batches(digits: tuple[Tensor, Tensor], first: int, last: int, size: int = 64
     return list(zip(*(values[first:last].split(size) for values in digits), strict=True))
 
 
+def untrained(student: Any, *_: Any, **__: Any) -> int:
+    """In place of its training."""
+    student.network.eval()
+    return 0
+
+
 def test_a_student_replaces_the_module_where_it_is_faster_and_proven(digits: Any, trained: Net, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     result = accelerate(trained, batches(digits, 900, 1797), train=batches(digits, 0, 900))
@@ -117,7 +123,10 @@ def test_a_student_replaces_the_module_where_it_is_faster_and_proven(digits: Any
     assert {path.name for path in folder.iterdir()} >= {"reference.onnx", "acceleration.json"}
 
 
-def test_its_outputs_have_the_structure_of_the_module_s(digits: Any, trained: Net) -> None:
+def test_its_outputs_have_the_structure_of_the_module_s(
+    monkeypatch: pytest.MonkeyPatch, digits: Any, trained: Net
+) -> None:
+    monkeypatch.setattr(students_module, "SMALL_WIDTHS", students_module.SMALL_WIDTHS[:1])
     data = [({"pixel_values": images}, labels) for images, labels in batches(digits, 900, 1797)]
     train = ({"pixel_values": images, "labels": labels} for images, labels in batches(digits, 0, 900))
     result = accelerate(Rich(trained), data, train=train)
@@ -129,14 +138,15 @@ def test_its_outputs_have_the_structure_of_the_module_s(digits: Any, trained: Ne
 
 
 def test_a_student_that_loses_too_much_is_not_built(monkeypatch: pytest.MonkeyPatch, digits: Any, trained: Net) -> None:
-    monkeypatch.setattr(replacing_module, "distil", lambda student, *_, **__: student.network.eval() and 0)
+    monkeypatch.setattr(replacing_module, "distil", untrained)
     result = accelerate(trained, batches(digits, 900, 1797), train=batches(digits, 0, 900))
     assert (result.network, result.accelerated) == ("", True)
     (student,) = [one for one in result.candidates if "fast_cnn" in one.name]
     assert "points on the samples to choose on" in student.reason
 
 
-def test_images_of_the_data_are_not_trained_on(digits: Any, trained: Net) -> None:
+def test_images_of_the_data_are_not_trained_on(monkeypatch: pytest.MonkeyPatch, digits: Any, trained: Net) -> None:
+    monkeypatch.setattr(replacing_module, "distil", untrained)
     data = batches(digits, 900, 1797)
     with pytest.raises(DataError, match="`train` holds images of the data, which choose and prove"):
         accelerate(trained, data, train=data)

@@ -16,7 +16,7 @@ from vivace.compression.layers import Int8Graph, LayerGroup
 
 
 @pytest.fixture(autouse=True)
-def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_variants(graphs_made_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     keep_fake_variants(monkeypatch)
 
 
