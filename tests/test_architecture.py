@@ -96,6 +96,8 @@ ALLOWED = {
     | {"timing", "profiling", "compression", "exporting", "reporting"},
     "bench": LAYER_0 | {"training"},
     "verbs": BASE | {"data", "training", "predictor", "metrics", "evaluation", "profiling", "exporting", "reporting"},
+    # of a bundle it knows what predicts, and nothing of what made it
+    "serving": BASE | {"predictor", "prediction", "data.preprocess", "data.arrays"},
     # plain values and metrics alone: it knows no bundle and no data
     "reporting": {"errors", "files", "outputs", "config", "plain", "statistics", "metrics"},
 }
@@ -141,6 +143,7 @@ TORCH_FREE = [
             "runs",
             "compare",
             "report",
+            "serve",
         )
     ),
     "vivace.bench.ablation",
@@ -161,6 +164,8 @@ TORCH_FREE = [
     "vivace.training.train",
     "vivace.verbs.runs",
     "vivace.reporting.figures",
+    "vivace.serving.bundles",
+    "vivace.serving.server",
 ]
 
 

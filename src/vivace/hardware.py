@@ -288,6 +288,7 @@ LIBRARIES = (
     _Library("pyarrow", "data"),
     _Library("scipy", "data"),
     _Library("matplotlib", "report"),
+    _Library("uvicorn", "serve"),
     *(_Library(row.library, row.extra) for row in RUNTIMES.values() if row.module and row.extra),
 )
 

@@ -234,6 +234,7 @@ PLACES = {
     "verify": ["BUNDLE", "[DATA]"],
     "export": ["BUNDLE", "[DATA]"],
     "profile": ["BUNDLE", "[DATA]"],
+    "serve": ["BUNDLES"],
     "runs": ["[FOLDER]"],
     "compare": ["RUN", "[DATA]"],
     "bench": ["ablation", "DATA"],

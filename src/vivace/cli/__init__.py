@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a classifier on a folder of images and write its bundle",
     "evaluate": "measure a bundle on labelled images",
     "predict": "classify images with a bundle",
+    "serve": "answer requests over HTTP with one or more bundles",
     "accelerate": "find the fastest variant of a bundle whose accuracy drop is proven to be within a budget",
     "profile": "show where a bundle's time goes, layer by layer, and in which precision its kernels ran",
     "export": "write a bundle for another runtime or for phones, checked against PyTorch",

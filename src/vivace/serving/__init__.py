@@ -1,0 +1,1 @@
+"""`vivace serve`: bundles behind HTTP."""

@@ -1,0 +1,238 @@
+// Everything that is shown is set as text, never as HTML: names of classes and files may be anybody's.
+import { words } from "./words.js";
+
+const TOPK = 5;
+const ROUNDS = 20;
+// fields of a prediction that have a place of their own
+const KNOWN = ["name", "label", "probability", "topk", "labels"];
+
+const find = (id) => document.getElementById(id);
+const asked = new URLSearchParams(location.search).get("lang");
+let language = asked in words ? asked : navigator.language.startsWith("zh") ? "zh" : "en";
+let token = "";
+let bundles = [];
+let image = null;
+let answers = [];
+let turn = 0;
+
+const say = (key, ...values) => words[language][key].replace(/\{(\d)\}/g, (_, index) => values[Number(index)]);
+const percent = (value) => (100 * value).toFixed(1);
+
+function element(name, text = "", className = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+async function ask(path, body) {
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const options = body ? { method: "POST", body, headers: { ...headers, "Content-Type": "application/octet-stream" } } : { headers };
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Error(say("offline"));
+  }
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) {
+    if (response.status === 401) find("token-form").hidden = false;
+    throw Object.assign(new Error(answer.error ?? `HTTP ${response.status}`), { status: response.status });
+  }
+  return answer;
+}
+
+const place = (bundle, topk = TOPK) => `predict?bundle=${encodeURIComponent(bundle)}&topk=${topk}`;
+
+function problem(text) {
+  find("problem").textContent = text;
+  find("problem").hidden = !text;
+}
+
+async function open() {
+  try {
+    bundles = (await ask("bundles")).bundles;
+    find("token-form").hidden = true;
+    problem("");
+  } catch (error) {
+    problem(error.status === 401 ? (token ? say("wrongToken") : "") : `${say("noBundles")}: ${error.message}`);
+  }
+}
+
+async function classify(file) {
+  if (!file) return;
+  const mine = ++turn;
+  problem("");
+  image = file;
+  answers = [];
+  show();
+  find("status").textContent = say("working");
+  const preview = find("preview");
+  if (preview.src) URL.revokeObjectURL(preview.src);
+  preview.src = URL.createObjectURL(file);
+  preview.hidden = false;
+  try {
+    if (!bundles.length) await open();
+    // one after the other: side by side they would slow each other down
+    const found = [];
+    for (const bundle of bundles) {
+      const began = performance.now();
+      const answer = await ask(place(bundle.name), file);
+      found.push({ bundle, prediction: answer.predictions[0], server: answer.milliseconds, all: performance.now() - began });
+    }
+    if (mine !== turn) return;
+    answers = found;
+  } catch (error) {
+    if (mine === turn) problem(error.message);
+  }
+  if (mine !== turn) return;
+  find("speed-found").textContent = "";
+  show();
+}
+
+function card({ bundle, prediction, server, all }) {
+  const made = element("article");
+  made.append(element("h3", bundle.name));
+  made.append(element("p", say("details", bundle.classes.length, bundle.size, bundle.runtime, bundle.precision), "quiet"));
+  const multiple = bundle.task === "multi_label";
+  const label = multiple ? (prediction.labels.length ? prediction.labels.join(", ") : say("none")) : prediction.label;
+  made.append(element("p", label, "label"));
+  const list = element("ol", "", "bars");
+  for (const row of prediction.topk) {
+    const item = element("li");
+    const bar = element("meter");
+    bar.value = row.probability;
+    bar.setAttribute("aria-hidden", "true");
+    item.append(element("span", row.label, "name"), element("span", `${percent(row.probability)} %`, "percent"), bar);
+    list.append(item);
+  }
+  made.append(list);
+  const others = element("dl");
+  for (const [name, value] of Object.entries(prediction)) {
+    if (KNOWN.includes(name)) continue;
+    others.append(element("dt", name.replaceAll("_", " ")), element("dd", shown(value)));
+  }
+  if (others.children.length) made.append(others);
+  made.append(element("p", say("milliseconds", server.toFixed(1), all.toFixed(1)), "quiet"));
+  return made;
+}
+
+function shown(value) {
+  if (typeof value === "boolean") return say(value ? "yes" : "no");
+  if (typeof value === "number") return String(Number(value.toPrecision(4)));
+  if (Array.isArray(value)) return value.map(shown).join(", ") || "–";
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+function show() {
+  for (const node of document.querySelectorAll("[data-word]")) node.textContent = say(node.dataset.word);
+  document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
+  find("language").textContent = language === "zh" ? "English" : "中文";
+  find("language").lang = language === "zh" ? "en" : "zh";
+  find("preview").alt = image ? say("preview") : "";
+  find("results").hidden = find("again").hidden = !answers.length;
+  find("cards").replaceChildren(...answers.map(card));
+  const heard = answers.map(({ bundle, prediction }) => say("heard", bundle.name, prediction.label, percent(prediction.probability)));
+  if (answers.length > 1) {
+    const all = new Set(answers.map(({ prediction }) => prediction.label));
+    heard.push(say(all.size === 1 ? "same" : "different"));
+  }
+  find("status").textContent = heard.join(language === "zh" ? "；" : "; ");
+  find("speed-row").hidden = answers.length < 2;
+  if (answers.length) tell();
+}
+
+function tell() {
+  const url = new URL(place(bundles[0].name), location.href);
+  const name = image.name || "image.png";
+  // in single quotes a shell takes all but the quote itself as it is
+  const quoted = `'${name.replaceAll("'", "'\\''")}'`;
+  const secret = token ? ` -H "Authorization: Bearer $VIVACE_SERVE_TOKEN"` : "";
+  find("curl").textContent = `curl${secret} --data-binary @${quoted} '${url}'`;
+  const headers = token ? `, headers={"Authorization": f"Bearer {os.environ['VIVACE_SERVE_TOKEN']}"}` : "";
+  find("python").textContent = [
+    ...(token ? ["import os"] : []),
+    "import json, urllib.request",
+    "",
+    `with open(${JSON.stringify(name)}, "rb") as file:`,
+    `    request = urllib.request.Request(${JSON.stringify(String(url))}, file.read()${headers})`,
+    "answer = json.load(urllib.request.urlopen(request))",
+    'print(answer["predictions"][0]["label"])',
+  ].join("\n");
+}
+
+async function compare() {
+  const [first, second] = answers.map(({ bundle }) => bundle.name);
+  const times = { [first]: [], [second]: [] };
+  find("speed").disabled = true;
+  find("speed-found").textContent = say("comparing");
+  try {
+    for (let round = 0; round < ROUNDS; round++) {
+      for (const name of [first, second]) times[name].push((await ask(place(name), image)).milliseconds);
+    }
+    const median = (values) => values.toSorted((a, b) => a - b)[ROUNDS / 2];
+    const [one, two] = [median(times[first]), median(times[second])];
+    const ratio = Math.max(one, two) / Math.min(one, two);
+    const [fast, slow] = one < two ? [first, second] : [second, first];
+    const [less, more] = [Math.min(one, two).toFixed(1), Math.max(one, two).toFixed(1)];
+    find("speed-found").textContent = ratio < 1.05 ? say("alike", less, more) : say("faster", fast, ratio.toFixed(1), slow, less, more);
+  } catch (error) {
+    find("speed-found").textContent = "";
+    problem(error.message);
+  }
+  find("speed").disabled = false;
+}
+
+find("choose").addEventListener("click", () => find("file").click());
+find("file").addEventListener("change", () => {
+  classify(find("file").files[0]);
+  find("file").value = "";
+});
+find("language").addEventListener("click", () => {
+  language = language === "zh" ? "en" : "zh";
+  show();
+});
+find("speed").addEventListener("click", compare);
+find("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = find("token").value.trim();
+  find("token").value = "";
+  open();
+});
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.addEventListener("click", async () => {
+    const text = find(button.dataset.copy);
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+      button.textContent = say("copied");
+      setTimeout(() => (button.textContent = say("copy")), 2000);
+    } catch {
+      // beyond this machine a page without TLS may not: it is selected instead
+      getSelection().selectAllChildren(text);
+    }
+  });
+}
+const drop = find("drop");
+for (const name of ["dragenter", "dragover"]) {
+  addEventListener(name, (event) => {
+    event.preventDefault();
+    drop.classList.add("over");
+  });
+}
+for (const name of ["dragleave", "drop"]) addEventListener(name, () => drop.classList.remove("over"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  take(event.dataTransfer);
+});
+addEventListener("paste", (event) => {
+  if (!["INPUT", "TEXTAREA"].includes(document.activeElement.tagName)) take(event.clipboardData);
+});
+
+function take(data) {
+  const [file] = data.files;
+  if (file) classify(file);
+  else problem(say("notImage"));
+}
+
+show();
+open();

@@ -1,0 +1,126 @@
+"""What every protocol does with images: hands them to a bundle's batcher, and watches whether the client stays."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+
+from vivace.predictor import Prediction
+from vivace.serving.batching import Item, Job
+from vivace.serving.bundles import Bundles, Served
+from vivace.serving.settings import Settings
+from vivace.serving.web.exchange import exchange_of
+from vivace.serving.web.refusals import Refusal
+
+__all__ = ["Classifying", "check_topk", "from_base64", "plain_prediction"]
+
+# most answers are there earlier; a client that leaves later spares work
+WATCH_AFTER = 0.02
+MAX_TOPK = 10_000
+URLS = (b"http://", b"https://", b"ftp://", b"file://", b"s3://", b"data:")
+
+
+class Classifying:
+    """The bundles and bounds that all protocols share."""
+
+    def __init__(self, bundles: Bundles, settings: Settings) -> None:
+        self.bundles, self.settings = bundles, settings
+
+    def bundle_for(self, request: Request, name: str | None) -> Served:
+        """The bundle that is to answer, noted in the request's log line. Raises Refusal: 404, or 503 if it is busy."""
+        served = self.bundles.get(name)
+        exchange_of(request.scope).bundle = served.name
+        if served.batcher.is_full:
+            # said before the body is read
+            raise served.batcher.refusal()
+        return served
+
+    async def items(self, request: Request, served: Served, images: Sequence[bytes | np.ndarray]) -> list[Item]:
+        """The classified images, in order; each has probabilities or an error.
+
+        Raises Refusal: 413 for too many images, 503 if the queue is full, 499 if the client left.
+        """
+        if len(images) > self.settings.max_images:
+            raise Refusal(
+                413,
+                "too_many",
+                f"too many images: got {len(images)}, a request may have {self.settings.max_images}. Send several.",
+            )
+        exchange_of(request.scope).images = len(images)
+        job = Job(images, self.settings.answer_seconds)
+        for item in job.items:
+            _refuse_url(item)
+        loop, watching = asyncio.get_running_loop(), []
+        timer = loop.call_later(WATCH_AFTER, lambda: watching.append(loop.create_task(_watch(request.receive, job))))
+        try:
+            items = await served.batcher.classify(job)
+        finally:
+            timer.cancel()
+            for task in watching:
+                task.cancel()
+        if job.gone:
+            raise Refusal(499, "client_gone", "the client has left")
+        return items
+
+
+async def _watch(receive: Any, job: Job) -> None:
+    # the body is read, so that nothing else comes than the end
+    while (await receive())["type"] == "http.request":
+        pass
+    job.leave()
+
+
+def _refuse_url(item: Item) -> None:
+    source = item.source
+    if isinstance(source, bytes) and len(source) < 4096 and source[:10].lstrip().lower().startswith(URLS):
+        raise Refusal(422, "url", "a URL in place of an image: nothing is fetched. Send the image's bytes.")
+
+
+def check_topk(given: Any, default: int = 5) -> int:
+    """The number of classes that is asked for. Raises Refusal (422) for what is none."""
+    if given is None:
+        return default
+    text = str(given)
+    if isinstance(given, bool) or not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_TOPK:
+        raise Refusal(422, "topk", f"topk is no whole number from 1: got {text[:40]!r}. Give one such as 5.")
+    return int(text[:9])
+
+
+def from_base64(text: Any, what: str) -> bytes:
+    """The bytes of an image in JSON. Raises Refusal (422) for a URL or what is no base64."""
+    if not isinstance(text, str):
+        raise Refusal(422, "no_base64", f"{what} is no text: got {type(text).__name__}. Send the image as base64.")
+    if text[:10].lower().lstrip().encode("ascii", "replace").startswith(URLS[:-1]):
+        raise Refusal(422, "url", f"{what} is a URL: nothing is fetched. Send the image as base64.")
+    if text[:5].lower() == "data:":
+        _, marked, text = text.partition(";base64,")
+        if not marked:
+            raise Refusal(422, "no_base64", f"{what} is a data URL without base64. Send the image as base64.")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refusal(
+            422,
+            "no_base64",
+            f"{what} is no base64: got {text[:20]!r}, {len(text):,} characters. Send the image as that.",
+        ) from None
+
+
+def plain_prediction(prediction: Prediction, *, multi_label: bool) -> dict[str, Any]:
+    """A prediction as JSON holds it: all that it carries, under the names that it has in Python."""
+    told: dict[str, Any] = {"name": prediction.path}
+    for field in dataclasses.fields(prediction):
+        value = getattr(prediction, field.name)
+        if field.name == "path" or value is None or (field.name == "labels" and not multi_label):
+            continue
+        if field.name == "topk":
+            value = [{"label": label, "probability": probability} for label, probability in value]
+        told[field.name] = list(value) if isinstance(value, tuple) else value
+    return told

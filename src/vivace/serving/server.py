@@ -1,0 +1,210 @@
+"""The server: an address, the application behind it, and signals.
+
+SIGTERM    not ready; answers what was sent for `drain_seconds`, then what was taken, and ends
+SIGINT     the same without waiting for more
+SIGHUP     opens the bundles anew
+a second SIGTERM or SIGINT ends at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vivace.errors import ConfigError
+from vivace.serving.app import Application, check_libraries
+from vivace.serving.settings import Settings
+from vivace.serving.web.logs import Log
+
+__all__ = ["bound_socket", "serve"]
+
+BACKLOG = 1024
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket at that address, which takes no connection yet. Raises ConfigError if it can't be had."""
+    try:
+        (family, kind, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = socket.socket(family, kind)
+    except OSError as error:
+        raise ConfigError(
+            f"host is no address of this machine: got {host!r} ({error.strerror}). Try 127.0.0.1."
+        ) from None
+    try:
+        if sys.platform != "win32":
+            # else a server that ends leaves its port taken for a minute
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        found.close()
+        raise ConfigError(
+            f"the address can't be listened on: {host} port {port} ({error.strerror}). Give another `port`, or 0 for a "
+            "free one."
+        ) from None
+    return found
+
+
+def serve(
+    folders: Mapping[str, Path],
+    settings: Settings,
+    *,
+    threads: int | None = None,
+    ready: Callable[[str, Application], None] = lambda url, application: None,
+) -> None:
+    """Serve bundles until a signal ends it. ready: called with the URL once it takes requests.
+
+    folders: name → folder. Raises what `Settings`, `bound_socket` and opening a bundle raise.
+    """
+    check_libraries()
+    with contextlib.closing(bound_socket(settings.host, settings.port)) as listening:
+        log = Log(settings.log)
+        application = Application(folders, settings, threads=threads, log=log)
+        host, port = listening.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        with _libraries_log(log), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(application, listening, lambda: ready(url, application)))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        # there is none for Windows
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(application: Application, listening: socket.socket, ready: Callable[[], None]) -> None:
+    import uvicorn
+
+    from vivace.serving.web.connections import connection_class, sweep
+
+    settings, log = application.settings, application.log
+    protocol, last = connection_class(settings, application.meters), listening.dup()
+
+    class Server(uvicorn.Server):
+        """uvicorn's, without its signal handlers: they would end by the signal and not by a status."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            ready()
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            # the system resets the connections that a closed socket has not handed over yet: these are taken first
+            waiting = _waiting(self.servers, last)
+            loop = asyncio.get_running_loop()
+            for found in waiting:
+                await loop.connect_accepted_socket(
+                    lambda: protocol(config=config, server_state=self.server_state, app_state={}, _loop=loop), found
+                )
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        application,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=int(settings.answer_seconds) + 5,
+    )
+    server = Server(config)
+    sweeping = asyncio.create_task(sweep(server.server_state.connections))
+    with _signals(application, server):
+        await server.serve(sockets=[listening])
+    sweeping.cancel()
+    await application.stop()
+    log.event("stopped")
+
+
+def _waiting(servers: list[Any], listening: socket.socket) -> list[socket.socket]:
+    """The connections that no server has accepted yet; from then on nobody listens."""
+    for server in servers:
+        server.close()
+    listening.setblocking(False)
+    found = []
+    with contextlib.closing(listening), contextlib.suppress(OSError):
+        while True:
+            found.append(listening.accept()[0])
+    return found
+
+
+@contextlib.contextmanager
+def _signals(application: Application, server: Any) -> Iterator[None]:
+    loop, log, tasks = asyncio.get_running_loop(), application.log, set[Any]()
+
+    def stop(number: int) -> None:
+        if application.draining:
+            log.event("stopping_at_once", level="warning", signal=signal.Signals(number).name)
+            server.should_exit = server.force_exit = True
+            return
+        # whoever presses Ctrl-C waits for it
+        wait = application.settings.drain_seconds if number == signal.SIGTERM else 0.0
+        log.event("stopping", signal=signal.Signals(number).name, drain_seconds=wait)
+        application.begin_to_stop()
+        loop.call_later(wait, lambda: setattr(server, "should_exit", True))
+
+    def reload() -> None:
+        log.event("reloading")
+        task = loop.create_task(application.reload())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def handing_over(handler: Callable[[], None]) -> Callable[..., Any]:
+        # not the loop's own handlers, which Windows lacks
+        return lambda *_: loop.call_soon_threadsafe(handler)
+
+    handlers: dict[int, Callable[[], None]] = {
+        number: functools.partial(stop, number) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    if hasattr(signal, "SIGHUP"):
+        handlers[signal.SIGHUP] = reload
+    before = {}
+    try:
+        for number, handler in handlers.items():
+            before[number] = signal.signal(number, handing_over(handler))
+    except ValueError:
+        # in another thread than the main one a program has its own way to stop it
+        pass
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+@contextlib.contextmanager
+def _libraries_log(log: Log) -> Iterator[None]:
+    """What uvicorn and asyncio report as errors becomes lines of our log, without their tracebacks."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            error = record.exc_info[1] if record.exc_info else None
+            log.event("library", level="error", message=record.getMessage()[:300], error=repr(error)[:300])
+
+    handler = Handler(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True

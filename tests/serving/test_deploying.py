@@ -1,0 +1,81 @@
+"""What --print prints: files that their own readers take, for a bundle with and without PyTorch."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from answers import last_answer
+from vivace.cli import main
+from vivace.serving.deploying.files import KINDS, SERVE, WITHOUT_TORCH, printed
+
+INSTRUCTIONS = {"FROM", "COPY", "RUN", "USER", "ENV", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_file_is_filled_in_and_names_the_bundle(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--print", kind, "--json"]) == 0
+    text = last_answer(capsys.readouterr().out)["file"]
+    assert "bundle" in text
+    assert not re.search(r"\$(name|label|install)", text)
+    assert main(["serve", "--print", kind]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_the_image_has_no_torch_where_the_bundle_needs_none(
+    folder: Path, graph_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", f"mine={graph_folder}", "--print", "docker"]) == 0
+    without = capsys.readouterr().out
+    assert "--no-deps /tmp/vivace-*.whl" in without
+    assert {*WITHOUT_TORCH, *SERVE, "onnxruntime"} <= set(without.split())
+    assert "COPY mine /bundles/mine" in without
+    assert main(["serve", str(folder), "--print", "docker"]) == 0
+    assert "[serve]" in capsys.readouterr().out
+    # every instruction is one of Docker's, and it does not run as root
+    for text in (without, printed("docker", "x")):
+        lines = re.sub(r"\\\n", " ", text).splitlines()
+        words = [line.split()[0] for line in lines if line and not line.startswith("#")]
+        assert set(words) <= INSTRUCTIONS
+        assert words[0] == "FROM"
+        for line in lines:
+            if line.startswith(("CMD", "ENTRYPOINT")):
+                json.loads(line.partition(" ")[2])
+        assert "USER 65534:65534" in text
+
+
+def test_manifests_are_of_kubernetes_and_give_the_server_nothing_that_it_does_not_need() -> None:
+    deployment, service = yaml.safe_load_all(printed("k8s", "My Bundle", "onnx"))
+    assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    # names that it takes, and the same ones on both sides
+    assert deployment["metadata"]["name"] == "my-bundle"
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == {"app": "my-bundle"}
+    # it has the time that answering takes
+    assert pod["terminationGracePeriodSeconds"] > 30 + int(container["args"][-1])
+    (kserve,) = yaml.safe_load_all(printed("kserve", "My Bundle", "onnx"))
+    assert kserve["kind"] == "InferenceService"
+    assert kserve["spec"]["predictor"]["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
+
+
+def test_the_unit_reloads_by_sighup_and_ends_by_sigterm() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string(printed("systemd", "photos", "onnx"))
+    assert unit["Service"]["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert unit["Service"]["KillSignal"] == "SIGTERM"
+    assert "/var/lib/vivace/photos" in unit["Service"]["ExecStart"]
+
+
+def test_more_than_one_bundle_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", f"a={folder}", f"b={folder}", "--print", "k8s"]) == 2
+    assert "--print is for one bundle: got 2" in capsys.readouterr().err
