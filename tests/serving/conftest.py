@@ -42,6 +42,13 @@ def shared(folder: Path) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def server(graph_folder: Path) -> Iterator[str]:
-    """The URL of a server in another process, without torch, with short patience."""
-    with process({"graph": graph_folder}, header_seconds=0.4, idle_seconds=0.4) as (_, url):
+    """The URL of a server in another process, without torch."""
+    with process({"graph": graph_folder}, header_seconds=120.0, idle_seconds=120.0) as (_, url):
+        yield url
+
+
+@pytest.fixture(scope="session")
+def impatient(graph_folder: Path) -> Iterator[str]:
+    """The same with very short patience."""
+    with process({"graph": graph_folder}, header_seconds=0.2, idle_seconds=0.2) as (_, url):
         yield url

@@ -98,7 +98,8 @@ class _Bounded(HttpToolsProtocol):
     def shutdown(self) -> None:
         """End it once it has answered what is under way, or what a client may just be sending."""
         if self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(LINGER_SECONDS, self._end_if_idle)
+            # twice: where the loop was late, the first finds it before what has come meanwhile is read
+            self.loop.call_later(LINGER_SECONDS, self.loop.call_later, LINGER_SECONDS / 4, self._end_if_idle)
         else:
             super().shutdown()
 
