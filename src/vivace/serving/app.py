@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,6 @@ class Application:
     def _router(self) -> Any:
         from starlette.routing import Route, Router
 
-        from vivace import __version__
         from vivace.serving.page.files import page_file
         from vivace.serving.protocols.classifying import Classifying
         from vivace.serving.protocols.huggingface import HuggingFace
@@ -89,7 +89,7 @@ class Application:
 
         classifying = Classifying(self.bundles, self.settings)
         native, task = Native(classifying), HuggingFace(classifying)
-        v2 = OpenInference(classifying, __version__, ready=lambda: not self.draining)
+        v2 = OpenInference(classifying, metadata.version("vivace"), ready=lambda: not self.draining)
         handlers = [
             # what is asked for most comes first: routes are tried one after the other
             ("POST", "/predict", native.predict),

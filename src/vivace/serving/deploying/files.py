@@ -24,20 +24,12 @@ def printed(kind: str, name: str, runtime: str = REFERENCE) -> str:
     if kind not in KINDS:
         raise ConfigError(f"`print` is unknown: got {kind!r:.80}.{nearest(kind, KINDS)} Known: {', '.join(KINDS)}.")
     row = RUNTIMES[runtime]
-    if row.takes_network:
-        install = [
-            "# a bundle whose network PyTorch runs; export it to onnx or openvino for an image of a fifth of the size",
-            "RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \\",
-            '    "$(ls /tmp/vivace-*.whl)[serve]"',
-        ]
-    else:
-        needed = " ".join([*WITHOUT_TORCH, *SERVE, str(row.library)])
-        install = [
-            f"# a bundle for {row.label} needs no PyTorch: vivace without its requirements, and what serving needs",
-            "RUN pip install --no-cache-dir --no-deps /tmp/vivace-*.whl \\",
-            f" && pip install --no-cache-dir {needed}",
-        ]
+    needed = " ".join([*WITHOUT_TORCH, *SERVE, str(row.library)])
+    install = _filled("install-torch" if row.takes_network else "install-graph", runtime=row.label, needed=needed)
     # what Kubernetes takes as a name
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "bundle"
-    values = {"install": "\n".join(install), "name": name, "label": label}
-    return Template((TEMPLATES / KINDS[kind]).read_text("utf-8")).substitute(values)
+    return _filled(KINDS[kind], install=install.rstrip(), name=name, label=label)
+
+
+def _filled(template: str, **values: str) -> str:
+    return Template((TEMPLATES / template).read_text("utf-8")).substitute(values)

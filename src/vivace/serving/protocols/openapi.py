@@ -6,9 +6,9 @@ A test holds it to the application: every route is in it, and real answers fit i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
-from vivace import __version__
 from vivace.runtimes.table import INPUT, OUTPUT
 from vivace.serving.settings import Settings
 
@@ -44,7 +44,7 @@ def description(settings: Settings, *, guarded: bool) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "vivace",
-            "version": __version__,
+            "version": metadata.version("vivace"),
             "description": "Image classifiers behind HTTP. Every error is JSON with error, code and request_id.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

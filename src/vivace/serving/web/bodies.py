@@ -119,7 +119,7 @@ async def _too_large(request: Request, settings: Settings, received: int) -> Ref
         413,
         "too_large",
         f"the body is too large: got {received:,} bytes or more, {settings.max_body_bytes:,} are allowed. Send a "
-        "smaller image, or start the server with a larger --max-body.",
+        "smaller image, or raise the limit (vivace serve --max-body).",
         close=True,
     )
 

@@ -105,7 +105,7 @@ class Guard:
                 421,
                 "unknown_host",
                 f"the Host is none of this server's names: got {host[:100]!r}. Use one of "
-                f"{', '.join(sorted(self._hosts))}, or start it with --allow-host NAME.",
+                f"{', '.join(sorted(self._hosts))}, or add it (vivace serve --allow-host).",
                 close=True,
             )
         origin = headers.get(b"origin")
