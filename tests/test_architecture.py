@@ -97,7 +97,7 @@ ALLOWED = {
     "bench": LAYER_0 | {"training"},
     "verbs": BASE | {"data", "training", "predictor", "metrics", "evaluation", "profiling", "exporting", "reporting"},
     # of a bundle it knows what predicts, and nothing of what made it
-    "serving": BASE | {"predictor", "prediction", "data.preprocess", "data.arrays"},
+    "serving": BASE | {"predictor", "predicted", "prediction", "data.preprocess", "data.arrays"},
     # plain values and metrics alone: it knows no bundle and no data
     "reporting": {"errors", "files", "outputs", "config", "plain", "statistics", "metrics"},
 }

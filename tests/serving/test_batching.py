@@ -37,7 +37,7 @@ def test_answers_are_bitwise_those_of_a_predictor_that_is_given_the_same_batch(c
     assert [len(batch) for batch in gate.batches] == [1, 5]
     load = gate.predictor.bundle.preprocess.load
     for batch in gate.batches:
-        expected = gate._probs(batch)
+        expected = gate.answers(batch).probs_NK
         for row, probs in zip(batch, expected, strict=True):
             (index,) = [i for i, image in enumerate(images) if np.array_equal(load(image), row)]
             assert probabilities(answers[index].json()) == {
@@ -125,14 +125,14 @@ def test_an_image_that_has_waited_too_long_is_not_worked_on(folder: Path) -> Non
 
 def test_an_image_at_fault_does_not_fail_those_that_it_shares_a_batch_with(client: Client) -> None:
     predictor = client.app.bundles.get(None).predictor
-    right = predictor.probs
+    right = predictor.answers
 
-    def failing(images_NHWC: np.ndarray) -> np.ndarray:
+    def failing(images_NHWC: np.ndarray) -> Any:
         if (images_NHWC == 7).all((1, 2, 3)).any():
             raise BundleError(f"the probabilities are not finite: {predictor.bundle.folder}")
         return right(images_NHWC)
 
-    predictor.probs = failing  # type: ignore[method-assign]
+    predictor.answers = failing  # type: ignore[method-assign]
     bad = as_png(np.full((48, 48, 3), 7, np.uint8))
     files = [("image", ("good", png(0))), ("image", ("bad", bad)), ("image", ("good too", png(1)))]
     answer = client.post("/predict", files=files).json()

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from served import Client, answering, png
 
 from factories import pixels
-from vivace.predictor import Prediction
+from vivace.predicted import Prediction
 from vivace.serving.protocols.classifying import plain_prediction
 
 

@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ clock = time.perf_counter
 class Item:
     """One image on its way."""
 
-    __slots__ = ("error", "job", "pixels", "probs", "ready", "source")
+    __slots__ = ("decided", "error", "job", "pixels", "probs", "ready", "source")
 
     def __init__(self, job: Job, source: Source) -> None:
         self.job = job
@@ -39,6 +40,8 @@ class Item:
         self.pixels: np.ndarray | None = None
         self.probs: np.ndarray | None = None
         """float32 [K], once it is classified."""
+        self.decided: tuple[Any, int] | None = None
+        """What the bundle's thresholds say of its batch, and its place there; None: the bundle has none."""
         self.error: Refusal | None = None
         self.ready = 0.0
 
@@ -232,7 +235,9 @@ class Batcher:
 
     def _classify(self, items: list[Item]) -> None:
         try:
-            probs_NK = self.predictor.probs(np.stack([item.pixels for item in items]))  # type: ignore[misc]
+            answers = self.predictor.answers(np.stack([item.pixels for item in items]))  # type: ignore[misc]
+            decider = self.predictor.decider
+            decided = None if decider is None else decider.decide(answers)
         except MemoryError:
             for item in items:
                 self._fail(item, too_busy("there is no memory for this batch", 1, code="no_memory"), "failed")
@@ -244,8 +249,9 @@ class Batcher:
                 return
             self._fail(items[0], internal(error), "failed")
         else:
-            for item, probs_K in zip(items, probs_NK, strict=True):
+            for index, (item, probs_K) in enumerate(zip(items, answers.probs_NK, strict=True)):
                 item.probs = probs_K
+                item.decided = None if decided is None else (decided, index)
                 self._meters.results["classified"]()
 
     def _is_void(self, item: Item, now: float) -> bool:

@@ -6,20 +6,21 @@ import asyncio
 import base64
 import binascii
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from starlette.requests import Request
 
-from vivace.predictor import Prediction
+from vivace.predicted import Prediction, with_decided
 from vivace.serving.batching import Item, Job
 from vivace.serving.bundles import Bundles, Served
 from vivace.serving.settings import Settings
 from vivace.serving.web.exchange import exchange_of
 from vivace.serving.web.refusals import Refusal
 
-__all__ = ["Classifying", "check_topk", "from_base64", "plain_prediction"]
+__all__ = ["Classifying", "check_topk", "from_base64", "plain_prediction", "prediction_of"]
 
 # most answers are there earlier; a client that leaves later spares work
 WATCH_AFTER = 0.02
@@ -113,6 +114,14 @@ def from_base64(text: Any, what: str) -> bytes:
         ) from None
 
 
+def prediction_of(served: Served, name: str, item: Item, topk: int) -> Prediction:
+    """The prediction of a classified image, with what the bundle's thresholds say of it."""
+    assert item.probs is not None
+    predictor = served.predictor
+    found = predictor.prediction_of(name, item.probs, topk)
+    return found if item.decided is None else with_decided(found, *item.decided, item.probs, predictor.classes)
+
+
 def plain_prediction(prediction: Prediction, *, multi_label: bool) -> dict[str, Any]:
     """A prediction as JSON holds it: all that it carries, under the names that it has in Python."""
     told: dict[str, Any] = {"name": prediction.path}
@@ -122,5 +131,8 @@ def plain_prediction(prediction: Prediction, *, multi_label: bool) -> dict[str, 
             continue
         if field.name == "topk":
             value = [{"label": label, "probability": probability} for label, probability in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            # JSON has no such number
+            value = None
         told[field.name] = list(value) if isinstance(value, tuple) else value
     return told

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vivace.serving.protocols.classifying import Classifying, check_topk, plain_prediction
+from vivace.serving.protocols.classifying import Classifying, check_topk, plain_prediction, prediction_of
 from vivace.serving.web.bodies import File, media_type, read_body, read_form
 from vivace.serving.web.exchange import exchange_of, json_response
 from vivace.serving.web.refusals import Refusal
@@ -56,7 +56,7 @@ class Native:
         predictions, failures = [], []
         for file, item in zip(files, items, strict=True):
             if item.probs is not None:
-                found = served.predictor.prediction_of(file.name, item.probs, topk)
+                found = prediction_of(served, file.name, item, topk)
                 predictions.append(plain_prediction(found, multi_label=served.predictor.bundle.info.multi_label))
             else:
                 failures.append((file.name, item.error))
