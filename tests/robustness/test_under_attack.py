@@ -20,6 +20,7 @@ from vivace.errors import ConfigError
 from vivace.evaluation.evaluate import evaluate
 from vivace.prediction import Predictor
 from vivace.robustness import under_attack
+from vivace.robustness.attacks import square
 from vivace.robustness.attacks.threat import Threat
 from vivace.robustness.networks import answers_of, eight_bit, float_network
 from vivace.robustness.under_attack import measure_attack
@@ -115,6 +116,12 @@ def test_the_whole_suite_is_the_worst_case_over_its_attacks(bundle: Bundle) -> N
     assert seen[0] == (12, 12)
 
 
+def test_that_views_are_not_averaged_under_attack_is_said(bundle: Bundle, make_folder: Callable[..., Path]) -> None:
+    options: dict[str, Any] = {"attack": "linf:1/255", "attack_methods": ["fgsm"], "device": "cpu"}
+    found = evaluate(bundle, make_folder(per_class=2), tta="mirror", **options)
+    assert "corruptions and attacks are measured without test-time augmentation (mirror)" in found.warnings
+
+
 def _measured(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, network: Any, **options: Any) -> tuple[str, ...]:
     """The warnings of an attack on a network that stands in for the bundle's."""
     images = some_images(40, 32)
@@ -162,3 +169,23 @@ def test_what_would_be_ignored_or_is_unknown_is_refused(bundle: Bundle, make_fol
     ):
         with pytest.raises(ConfigError, match=message):
             evaluate(bundle, folder, device="cpu", **options)
+
+
+def test_a_bundle_without_code_is_asked_for_its_answers_by_square_alone(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(bundle, device="cpu", precision="fp32")
+    images = pixels(6)
+    labels = predictor.probs(images).argmax(1)
+    monkeypatch.setattr(Bundle, "has_code", property(lambda bundle: False))
+    monkeypatch.setattr(square, "QUERIES", 40)
+    found = measure_attack(predictor, images, labels, Threat.parse("linf:32/255"))
+    assert [step.name for step in found.attacks] == ["square"]
+    assert found.network == "answers alone"
+    assert not found.is_standard
+    assert found.deployed is not None
+    # what it was asked in 8 bits fools it in 8 bits
+    assert found.deployed.accuracy == found.robust.accuracy < 1
+    for threat, methods in ((Threat.parse("l2:0.5"), ()), (LINF, ("pgd",))):
+        with pytest.raises(ConfigError, match="it can be asked by Square within Linf alone"):
+            measure_attack(predictor, images, labels, threat, methods=methods)

@@ -158,6 +158,8 @@ def evaluate(
         predictor = predictor_for(bundle, device, batch_size, precision, threads, coverage=coverage, abstain=abstain)
         hardship.check(predictor)
         check_ood(predictor, ood, tta)
+        if tta != "none" and (corruptions or attack is not None):
+            warn(f"corruptions and attacks are measured without test-time augmentation ({tta})")
         classes = predictor.classes
         source, chosen, cached = open_split(
             predictor.bundle,
