@@ -183,6 +183,8 @@ async function compare() {
   find("speed").disabled = false;
 }
 
+// what the browser can't show (HEIC, say) the server may still read
+find("preview").addEventListener("error", () => (find("preview").hidden = true));
 find("choose").addEventListener("click", () => find("file").click());
 find("file").addEventListener("change", () => {
   classify(find("file").files[0]);
