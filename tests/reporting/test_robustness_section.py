@@ -78,6 +78,10 @@ def test_an_incomplete_suite_is_called_an_upper_bound() -> None:
     assert "At most 41.0 % of the images are still right. This is an upper bound, not the robustness" in html
     assert "gradients may be masked: &lt;b&gt;" in html
     assert "55.0 %" in html
+    steps = [{"name": "pgd", "robust_so_far": 0.47}, {"name": "square", "robust_so_far": 0.47, "is_complete": False}]
+    html = html_of(make_kept(is_standard=False, attacks=steps))
+    assert ">pgd<" in html
+    assert ">square<" not in html
 
 
 def test_what_was_not_measured_is_named_with_its_command() -> None:

@@ -49,7 +49,7 @@ class Attacked:
     robust: Bar
     is_standard: bool
     steps: tuple[Bar, ...]
-    """What each attack left."""
+    """What the attacks left that ran to their end."""
     deployed: Bar | None
     deployed_as: str
     warnings: tuple[str, ...]
@@ -87,7 +87,8 @@ def attacked_of(kept: Mapping[str, Any]) -> Attacked | None:
     steps = []
     for step in items(values, "attacks")[:MAX_ROWS]:
         name, left = text(step, "name", 20), number(step, "robust_so_far", 0, 1)
-        if name is not None and left is not None:
+        # what did not run to its end left nothing that it could have found
+        if name is not None and left is not None and step.get("is_complete") is not False:
             steps.append(Bar(name=name, value=left))
     return Attacked(
         num_images=count,
