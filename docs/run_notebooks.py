@@ -22,17 +22,20 @@ TIMEOUT = 600
 WARNING = re.compile(r"^.*site-packages.*Warning: .*\n(?:[ \t].*\n?)*\n?", flags=re.MULTILINE)
 
 
-def execute(path: Path, folder: Path, *, shorter: dict[str, str] | None = None) -> nbformat.NotebookNode:
-    """A notebook with the outputs of its cells, run in `folder`, with a cache there; `shorter`: text to be replaced.
+def execute(
+    path: Path, folder: Path, *, shorter: dict[str, str] | None = None, programs: Path = Path(sys.executable).parent
+) -> nbformat.NotebookNode:
+    """A notebook with the outputs of its cells, run in `folder`, with a cache there.
 
+    shorter: text to be replaced. programs: the folder of the command `vivace`.
     Raises nbclient's CellExecutionError where Python raises. A command that fails shows in its output alone.
     """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         for long, short in (shorter or {}).items():
             cell.source = cell.source.replace(long, short)
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": programs, "VIVACE_CACHE": str(folder / "cache"), "COLUMNS": "110", "NO_COLOR": "1"}
+    places = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": places, "VIVACE_CACHE": str(folder / "cache"), "COLUMNS": "110", "NO_COLOR": "1"}
     client = NotebookClient(notebook, timeout=TIMEOUT, resources={"metadata": {"path": str(folder)}})
     client.execute(env=env)
     return notebook

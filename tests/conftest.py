@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from colours import colour_folder
+from warm import warm_program
 
 if TYPE_CHECKING:
     from vivace.bundle import Bundle
@@ -91,6 +92,13 @@ def trained(trained_once: Callable[..., Any]) -> tuple[Bundle, Path]:
     """A bundle, and its data: 40 images a class to train on, as many to test on."""
     bundle, data = trained_once((8, 16))
     return bundle, data
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Path]:
+    """A folder for the front of PATH: its `vivace` does what the real one does, and starts at once."""
+    with warm_program() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

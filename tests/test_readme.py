@@ -36,15 +36,15 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "VIVACE_CACHE": str(tmp_path / "cache"),
     }
-    executed = 0
-    for language, text in blocks("README.md"):
-        argv = {"bash": ["bash", "-euc", text], "python": [sys.executable, "-c", text]}.get(language)
-        if argv is None:
-            continue
+    shown = [text for language, text in blocks("README.md") if language == "bash"]
+    programs = [text for language, text in blocks("README.md") if language == "python"]
+    assert shown
+    assert programs
+    # the programs in one process, each in a namespace of its own
+    each = f"for text in {programs!r}: exec(compile(text, text, 'exec'), {{'__name__': '__main__'}})"
+    for argv in (*(["bash", "-euc", text] for text in shown), [sys.executable, "-c", each]):
         done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-        executed += 1
-    assert executed >= 2
+        assert done.returncode == 0, f"{argv[2]}\n{done.stdout}\n{done.stderr}"
     for path in ("runs/digits/curves.png", "runs/digits/bundle/bundle.json", "runs/digits/evaluation/confusion.png"):
         assert (tmp_path / path).stat().st_size > 0
 

@@ -20,7 +20,7 @@ pytest.importorskip("ipykernel")
 TUTORIALS = sorted(path.name for path in (DOCS / "tutorials").glob("*.ipynb"))
 # a search that is cut off shows as much of its pages, and takes less time
 SHORTER = {
-    "--within 5m": "--within 25s",
+    "--within 5m": "--within 15s",
     "--within 60s": "--within 8s",
     "--epochs 8 --run runs/pictures": "--epochs 2 --run runs/pictures",
     # the head alone reaches it: no epochs of the whole network
@@ -63,12 +63,12 @@ def printed(notebook: Any) -> list[str]:
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", TUTORIALS)
-def test_a_tutorial_runs(runner: ModuleType, name: str, tmp_path: Path) -> None:
+def test_a_tutorial_runs(runner: ModuleType, programs: Path, name: str, tmp_path: Path) -> None:
     for library in ("sklearn", "matplotlib", "onnxruntime", "openvino"):
         pytest.importorskip(library)
     if name == "finetune.ipynb" and available_without_download(PACKAGED_NETWORK) is None:
         pytest.skip("needs pretrained weights")
-    done = printed(runner.execute(DOCS / "tutorials" / name, tmp_path, shorter=SHORTER))
+    done = printed(runner.execute(DOCS / "tutorials" / name, tmp_path, shorter=SHORTER, programs=programs))
     assert not [text for text in done if any(sign in text for sign in FAILURES)]
     # a cell that prints nothing here printed nothing when it was stored
     assert [bool(text) for text in done] == [bool(text) for text in printed(read(name))]
