@@ -11,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,9 @@ import pytest
 from answers import last_answer
 from colours import colour_folder
 from factories import make_bundle
+from vivace.acceleration.candidates import Candidate
+from vivace.acceleration.networks import open_network
+from vivace.acceleration.thresholds import thresholds_of
 from vivace.bundle import Bundle, derive_bundle, load_bundle
 from vivace.cli import main
 from vivace.errors import BundleError, ConfigError, DataError
@@ -190,6 +195,29 @@ def test_a_folder_without_torch_decides_as_the_bundle_does(run: tuple[Bundle, Pa
     done = subprocess.run([*program, str(files[0]), "--coverage", "0.97"], capture_output=True, text=True, check=False)
     assert (done.returncode, "no threshold for 0.97. Known: 0.8, 0.9, 0.95, 0.98, 0.99" in done.stderr) == (2, True)
     assert "Before you rely on an answer" in (out / "README.md").read_text("utf-8")
+
+
+def test_what_a_search_chose_gets_thresholds_of_its_own_answers(run: tuple[Bundle, Path], tmp_path: Path) -> None:
+    bundle, data = run
+    network = open_network("", bundle, data, tmp_path / "work", cache_dir=None, on_bad_image="auto")
+    notes: list[str] = []
+    steps = SimpleNamespace(run=lambda function, *arguments: function(*arguments), note=notes.append)
+    winner = SimpleNamespace(candidate=Candidate(runtime="onnx", precision="fp32"))
+    measurements: Any = SimpleNamespace(
+        network_of=lambda result: network,
+        probs=lambda result, images, part: network.probs(result.candidate, images),
+        steps=steps,
+    )
+    made = thresholds_of(measurements, winner)  # type: ignore[arg-type]
+    assert made is not None
+    found = made.found
+    assert (found.variant, found.images, found.num_images) == ("onnx fp32", "selection images", 58)
+    assert found.also_chose == ("the variant", "the temperature")
+    assert [(score.name, len(score.generated)) for score in found.ood] == [("entropy", 4)]
+    few = dataclasses.replace(network.splits, select=network.splits.select.some(19))
+    network = dataclasses.replace(network, splits=few)
+    assert thresholds_of(measurements, winner) is None  # type: ignore[arg-type]
+    assert "19 of 20 selection images" in notes[0]
 
 
 def test_of_8_bits_the_thresholds_of_the_network_before_are_not_kept(run: tuple[Bundle, Path], tmp_path: Path) -> None:
