@@ -22,7 +22,7 @@ from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
 from vivace.data.text import first_few
 from vivace.errors import DataError
-from vivace.evaluation.chosen import choose_images, choose_split
+from vivace.evaluation.chosen import HELD_OUT, choose_images, choose_split
 from vivace.evaluation.hardship import Hardship, measured_under
 from vivace.evaluation.mistakes import Mistake, mistakes_of_sets, most_confident
 from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
@@ -198,7 +198,9 @@ def evaluate(
         mistakes = most_confident(probs, cached, measured.rows, classes)
     hardened = measured_under(hardship, predictor, cached, measured.rows, progress)
     with collected_warnings() as more:
-        uncertainty = uncertainty_of(predictor, cached, measured.rows, scored, ood, tta)
+        # of the data that it was trained on, by name
+        own = predictor.bundle.info.data.get("name") == source.name and measured.split in ("val", HELD_OUT)
+        uncertainty = uncertainty_of(predictor, cached, measured.rows, scored, ood, tta, calibrated=own)
     warnings += more
     return Evaluation(
         data=source.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ class UncertaintyMetrics:
     calibrated_on: str
     num_calibration: int
     on_calibration_images: bool = False
-    """Whether the images are those that the thresholds were calibrated on, going by their scores: nothing is shown."""
+    """Whether the images are those that the thresholds were calibrated on, going by their name or scores."""
     unlike: tuple[UnlikeImages, ...] = ()
 
 
@@ -170,9 +171,19 @@ def check_ood(predictor: Predictor, ood: str | Path | None, tta: str) -> None:
 
 
 def uncertainty_of(
-    predictor: Predictor, cached: CachedSplit, rows: np.ndarray, scored: Scored, ood: str | Path | None, tta: str
+    predictor: Predictor,
+    cached: CachedSplit,
+    rows: np.ndarray,
+    scored: Scored,
+    ood: str | Path | None,
+    tta: str,
+    *,
+    calibrated: bool = False,
 ) -> UncertaintyMetrics | None:
-    """What the thresholds of the bundle do on these images; None if it has none, or none for several views."""
+    """What the thresholds of the bundle do on these images; None if it has none, or none for several views.
+
+    calibrated: by their name and split the images are those that the thresholds were calibrated on.
+    """
     if predictor.decider is None:
         return None
     if tta != "none":
@@ -183,6 +194,7 @@ def uncertainty_of(
     some = rows[np.unique(np.linspace(0, len(rows) - 1, min(NUM_GENERATED, len(rows))).astype(int))]
     unlike = [] if ood is None else list(unlike_images(predictor, ood, np.asarray(cached.images_NHWC[some])))
     found = measure_uncertainty(predictor.decider, scored, cached.labels_N[rows], unlike)
+    found = dataclasses.replace(found, on_calibration_images=found.on_calibration_images or calibrated)
     if found.on_calibration_images:
         warn(
             "these are the images that the thresholds were calibrated on: coverage and errors show nothing of others. "
