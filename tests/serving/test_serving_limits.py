@@ -152,7 +152,9 @@ def test_names_of_this_machine_are_taken(shared: Client, host: str) -> None:
     assert shared.get("/healthz", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9", "file://"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9", "file://", "http://[", "127.0.0.1", ""]
+)
 def test_a_page_of_another_site_is_refused(shared: Client, origin: str) -> None:
     refused = shared.post("/predict", content=png(0), headers={"origin": origin})
     assert (refused.status_code, refused.json()["code"]) == (403, "other_origin")

@@ -65,7 +65,7 @@ async def read_body(request: Request, settings: Settings) -> bytes:
             close=True,
         )
     length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length[:20]) > settings.max_body_bytes:
+    if length.isascii() and length.isdigit() and int(length[:20]) > settings.max_body_bytes:
         raise await _too_large(request, settings, int(length[:20]))
     guard, exchange, began = request.scope["app"], exchange_of(request.scope), time.monotonic()
     # not a list of pieces: a client that sends single bytes would make each an object of forty
@@ -230,7 +230,6 @@ def _multipart(cause: str) -> Refusal:
 
 def _form(data: bytes, boundary: bytes, max_images: int) -> Form:
     try:
-        from python_multipart.exceptions import FormParserError
         from python_multipart.multipart import MultipartParser
     except ImportError:
         raise MissingExtra("python-multipart", "serve", "serving") from None
@@ -243,7 +242,8 @@ def _form(data: bytes, boundary: bytes, max_images: int) -> Form:
     try:
         parser.write(data)
         parser.finalize()
-    except FormParserError:
+    except (ValueError, LookupError):
+        # also what odd parameters of its headers make of a parser
         raise _multipart("it does not follow its boundary") from None
     if not parts.ended:
         raise _multipart("it ends before its last boundary")

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -109,7 +108,7 @@ class Guard:
                 close=True,
             )
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host:
+        if origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host:
             raise Refusal(
                 403,
                 "other_origin",
