@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -163,6 +164,19 @@ def distance(outputs: Tensor, original: Tensor) -> Tensor:
     return (outputs - original).norm(dim=1).clamp(0, 1)
 
 
+class Nameless:
+    @property
+    def __name__(self) -> str:
+        raise RuntimeError
+
+    def __call__(self, outputs: Tensor, targets: Any) -> Tensor:
+        return outputs.softmax(1)[:, 0]
+
+
+def test_a_metric_may_be_an_object_without_a_name() -> None:
+    assert checked(Nameless())[1].name == "Nameless"
+
+
 CALLS: list[int] = []
 
 
@@ -196,7 +210,10 @@ def test_doubtful_metrics_are_told_of() -> None:
     assert "is lower for the module's outputs (0) than for those of other samples" in said
     assert said.endswith("If it is a loss, return 1 - loss: a drop of it is no harm")
     (said,), *_ = checked(lambda outputs, targets: np.full(8, 0.25))
-    assert "is 0.25 for each sample of the first batch, for the outputs of other samples too" in said
+    assert "is 0.25 for each sample of the first batch, whatever the outputs are" in said
+    # of one class, all right: the metric does see the outputs
+    of_class = LOGITS.index_fill(1, torch.tensor([1]), 9.0)
+    assert checked(lambda outputs, targets: outputs.argmax(1) == targets, torch.ones(8), of_class)[0] == []
     for honest in (
         lambda outputs, targets: [one.requires_grad_() for one in (outputs.argmax(1) == targets).float()],
         lambda outputs, targets: outputs.softmax(1)[range(8), targets].bfloat16(),
@@ -254,6 +271,11 @@ def test_an_accelerated_module_refuses_what_its_program_would_not_follow(openvin
     expected = faster(batch)
     with pytest.raises(ModelError, match=r"is accelerated already\. Give the one that it replaces"):
         accelerate(faster, images())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(faster, batch)
+    # not what the program computed as it was traced
+    assert torch.allclose(traced(batch + 1), module(batch + 1), atol=1e-4)
     # what changes nothing
     outer.to("cpu").float().load_state_dict(outer.state_dict())
     assert torch.equal(outer(batch), expected)

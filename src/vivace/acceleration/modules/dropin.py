@@ -22,9 +22,9 @@ class AcceleratedModule(nn.Module):
     """A drop-in replacement of a module for inference: the same arguments, and outputs of the same structure.
 
     A call that the fast program does not take goes to `original`, a copy of the module in evaluation mode: another
-    batch size than it was made for, another structure of arguments, inputs that require gradients, or a process that
-    was forked. Attributes and methods that it lacks are the original's. It can't be trained, moved,
-    converted, pickled or saved, and takes no other weights.
+    batch size than it was made for, another structure of arguments, inputs that require gradients, a trace by
+    torch.jit, or a process that was forked. Attributes and methods that it lacks are the original's. It can't be
+    trained, moved, converted, pickled or saved, and takes no other weights.
     """
 
     def __init__(
@@ -92,6 +92,9 @@ class AcceleratedModule(nn.Module):
         ]
 
     def _fits(self, tensors: Sequence[Tensor]) -> bool:
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            # of the program a trace keeps its outputs, as constants
+            return False
         needs_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         same = all(
             tensor.dtype == dtype and tensor.device == self._device

@@ -70,7 +70,9 @@ def _what_is_better(scorer: Scorer, scores_B: np.ndarray, outputs: Any, batch: B
     if others_B is None or batch.size < 2:
         return []
     gained = others_B - scores_B
+    # no outputs can be better than the original's own; of labels, a module may know little
     least = max(HIGHER, ERRORS * float(gained.std(ddof=1)) / batch.size**0.5)
+    least = 10 * ROUNDING if scorer.by_original else least
     if gained.mean() > least:
         found = (
             f"the metric {scorer.name} is lower for the module's outputs ({scores_B.mean():.3g}) than for those of "
@@ -79,18 +81,27 @@ def _what_is_better(scorer: Scorer, scores_B: np.ndarray, outputs: Any, batch: B
         if scorer.by_original:
             raise DataError(f"{found}. Of a loss in [0, 1], return 1 - loss.")
         return [f"{found}. If it is a loss, return 1 - loss: a drop of it is no harm"]
-    if np.ptp(np.concatenate([scores_B, others_B])) == 0 and not scorer.by_original:
+    opposite_B = _scores_of(scorer, outputs, batch, batch.size, slice(None), sign=-1)
+    if opposite_B is not None and np.ptp(np.concatenate([scores_B, others_B, opposite_B])) == 0:
         return [
-            f"the metric {scorer.name} is {scores_B[0]:g} for each sample of the first batch, for the outputs of other "
-            "samples too: if that is so for all, the proof says nothing"
+            f"the metric {scorer.name} is {scores_B[0]:g} for each sample of the first batch, whatever the outputs "
+            "are: if that is so for all, the proof says nothing"
         ]
     return []
 
 
-def _scores_of(scorer: Scorer, outputs: Any, batch: Batch, size: int, rows: Any) -> np.ndarray | None:
+def _negated(outputs: Any) -> Any:
+    """Outputs whose floats have the opposite sign."""
+    tensors, structure = flatten(outputs)
+    return rebuild(structure, [-one if one.is_floating_point() else one for one in tensors])
+
+
+def _scores_of(scorer: Scorer, outputs: Any, batch: Batch, size: int, rows: Any, *, sign: int = 1) -> np.ndarray | None:
     """Of other outputs than the module gave; None where they have no rows, or the metric does not take them."""
     try:
-        return scorer.scores(_rows(outputs, size, rows), batch, _rows(outputs, size, slice(batch.size)))
+        found = _rows(outputs, size, rows)
+        found = _negated(found) if sign < 0 else found
+        return scorer.scores(found, batch, _rows(outputs, size, slice(batch.size)))
     except Exception:
         return None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vivace.acceleration.modules.batches import Batch
 from vivace.acceleration.modules.signature import flatten
-from vivace.errors import ConfigError, DataError, first_line, nearest, shown
+from vivace.errors import ConfigError, DataError, first_line, nearest, one_line, shown
 
 __all__ = ["METRICS", "Metric", "Scorer", "agreement", "top1"]
 
@@ -109,6 +109,14 @@ def agreement(outputs: Any, original: Any, *, size: int | None = None) -> Tensor
 METRICS: dict[str, Metric] = {"top1": top1, "agreement": agreement}
 
 
+def _name_of(metric: Any) -> str:
+    try:
+        return one_line(str(metric.__name__))
+    except Exception:
+        # an object, which may have none or raise what it likes
+        return type(metric).__name__
+
+
 class Scorer:
     """Scores of batches by a metric, checked."""
 
@@ -117,7 +125,7 @@ class Scorer:
         self.name = metric if isinstance(metric, str) else "agreement" if not has_targets else "top1"
         self.guessed = metric is None and not has_targets
         if callable(metric):
-            self.name = getattr(metric, "__name__", type(metric).__name__)
+            self.name = _name_of(metric)
             self._function = metric
         elif metric is not None and not isinstance(metric, str):
             raise ConfigError(f"`metric` has the wrong type: got {shown(metric)}. Give a name or a function.")
