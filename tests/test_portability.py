@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,6 +134,18 @@ assert num_cpus() >= 1
 """
 
 
+# commands one after the other, and the answer of each
+COMMANDS = """
+import contextlib, io, json, sys
+from vivace.cli import main
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = main([*words, "--json"])
+    assert status == 0, (words, status)
+    print(said.getvalue().splitlines()[-1])
+"""
+
+
 def _environment(folder: Path, without: bool) -> dict[str, str]:
     (folder / "site").mkdir(parents=True)
     (folder / "temporary").mkdir()
@@ -151,43 +163,49 @@ def _environment(folder: Path, without: bool) -> dict[str, str]:
 
 def _run(environment: dict[str, str], *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=250, check=False
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=850, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     return done.stdout
 
 
-def _vivace(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(_run(environment, "-m", "vivace", *arguments, "--json").splitlines()[-1])
-    return answer
+def _vivace(environment: dict[str, str], *commands: Sequence[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _run(environment, "-c", COMMANDS, json.dumps(commands)).splitlines()]
 
 
-def _train(environment: dict[str, str], folder: Path, *arguments: str) -> dict[str, Any]:
+def _train(folder: Path, *arguments: str) -> tuple[str, ...]:
     # without /proc the CPU's features are unknown, so the two would choose different precisions
     fp32 = ("--precision", "fp32", "--set", "optimizer.options.ns_dtype=fp32")
     plain = ("--run", str(folder / "run"), "--device", "cpu", "--seed", "1", "--quiet")
-    return _vivace(environment, "train", "digits", *plain, *fp32, *arguments)
+    return ("train", "digits", *plain, *fp32, *arguments)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_daily_work_continues_without_system_specific_modules(tmp_path: Path) -> None:
-    plain = _train(_environment(tmp_path / "plain", False), tmp_path / "plain", "--epochs", "1", "--tune", "off")
+    once = ("--epochs", "1", "--tune", "off")
+    (plain,) = _vivace(_environment(tmp_path / "plain", False), _train(tmp_path / "plain", *once))
     folder = tmp_path / "bare"
     bare = _environment(folder, True)
     image, bundle = str(tmp_path / "a.png"), str(folder / "run" / "bundle")
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(image)
 
-    found = _train(bare, folder, "--epochs", "1", "--tune", "off")
+    found, evaluated, predicted, exported = _vivace(
+        bare,
+        _train(folder, *once),
+        ("evaluate", bundle, "digits", "--device", "cpu"),
+        ("predict", bundle, image, "--device", "cpu"),
+        ("export", bundle, "--to", "onnx", "--out", str(folder / "graph"), "digits"),
+    )
     assert (found["test_top1"], found["val_top1"]) == (plain["test_top1"], plain["val_top1"])
-    assert _vivace(bare, "evaluate", bundle, "digits", "--device", "cpu")["top1"] == plain["test_top1"]
-    (predicted,) = _vivace(bare, "predict", bundle, image, "--device", "cpu")["predictions"]
-    assert predicted["label"] in "0123456789"
-    graph = ("export", bundle, "--to", "onnx", "--out", str(folder / "graph"), "digits")
-    assert _vivace(bare, *graph)["parity"]["top1_agreement"] == 1.0
-    resumed = _train(bare, folder, "--epochs", "2", "--resume")
+    assert evaluated["top1"] == plain["test_top1"]
+    (prediction,) = predicted["predictions"]
+    assert prediction["label"] in "0123456789"
+    assert exported["parity"]["top1_agreement"] == 1.0
+    # as anybody would, in another process
+    (resumed,) = _vivace(bare, _train(folder, "--epochs", "2", "--resume"))
     assert resumed["epochs"] == 2.0
     assert resumed["test_top1"] > 0.5
     _run(bare, "-c", DECODE, image, str(tmp_path / "pixels.npy"))
