@@ -60,7 +60,7 @@ def solve_head(
 ) -> Stage:
     """Solve the head of the session's network in place; afterwards the session validates by the frozen features.
 
-    target: accuracy; tried first is a head for some of many images, then for all, then for their mirror images too.
+    target: accuracy; of many images a head for some is tried first, then for all, then for their mirror images too.
     seconds_left: of the time budget; infinite without one.
     """
     began = time.monotonic()
@@ -102,7 +102,7 @@ def solve_head(
         on_message(f"mirror images are left out: they take {per_image * count:,.1f} s, and too little time is left")
         mirrors = False
     seconds = max(1.0, seconds_left() - SECONDS_AFTER)
-    if mirrors and target is not None:
+    if mirrors and target is not None and count > MIN_IMAGES:
         # a second view takes as long as the first, and its head longer
         stage = solve(views, labels_N, seconds=seconds, is_quick=True)
         if reached(stage):
