@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pages import DOCS, ROOT, blocks, shell_commands, site_pages
 from vivace.models.pretrained import available_without_download
+from vivace.models.zoo import create_model
 from vivace.training.recipes.named import PACKAGED_NETWORK
 
 # what is Chinese shows the same commands: tests/docs holds that
@@ -131,6 +133,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Ground:
     small_photos(root / "path/to/more", seed=99, count=3)
     # the network that a page writes
     (root / "nets.py").write_text(next(text for language, text in blocks(OWN) if "# nets.py" in text))
+    # of the network that SHORTER has in its place
+    torch.save(create_model("timm/test_resnet", 1000, size=64).state_dict(), root / "resnet50.pth")
     ground = Ground(root, programs)
     for name, data in RUNS.items():
         if not any(f" {name}" in command for _, command in each_once()):
