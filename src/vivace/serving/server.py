@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vivace import systems
 from vivace.errors import ConfigError
 from vivace.serving.app import Application, check_libraries
 from vivace.serving.settings import Settings
@@ -172,8 +173,8 @@ def _signals(application: Application, server: Any) -> Iterator[None]:
     handlers: dict[int, Callable[[], None]] = {
         number: functools.partial(stop, number) for number in (signal.SIGINT, signal.SIGTERM)
     }
-    if hasattr(signal, "SIGHUP"):
-        handlers[signal.SIGHUP] = reload
+    if systems.HANGUP is not None:
+        handlers[systems.HANGUP] = reload
     before = {}
     try:
         for number, handler in handlers.items():

@@ -32,6 +32,7 @@ from vivace.systems.files import (
 from vivace.systems.locking import FileLock, close, close_if_immovable, holder, lock, open_to_lock
 from vivace.systems.processes import (
     ENDS_GROUPS,
+    HANGUP,
     NEW_GROUP,
     WAIT_SECONDS,
     end_group,
@@ -45,6 +46,7 @@ from vivace.systems.processes import (
 __all__ = [
     "CACHE_PLACES",
     "ENDS_GROUPS",
+    "HANGUP",
     "NEW_GROUP",
     "OPEN_FILES_MOVE",
     "PRIVATE",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -13,6 +14,7 @@ from vivace.systems.modules import optional_module
 
 __all__ = [
     "ENDS_GROUPS",
+    "HANGUP",
     "NEW_GROUP",
     "WAIT_SECONDS",
     "end_group",
@@ -27,6 +29,8 @@ resource = optional_module("resource")
 
 NEW_GROUP: int = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 """For subprocess.Popen's creationflags, together with process_group=0: one of the two has no effect on each system."""
+HANGUP: int | None = getattr(signal, "SIGHUP", None)
+"""The signal by which a service is told to read its files anew; None where there is none, as on Windows."""
 # SIGKILL, which Windows lacks
 KILL = 9
 ENDS_GROUPS = hasattr(os, "killpg")
