@@ -30,8 +30,7 @@ from records import RESULTS, page, save, today
 from vivace.acceleration.modules.batches import batch_of
 from vivace.acceleration.modules.candidates import ModuleCandidate, Workshop
 from vivace.acceleration.modules.subject import Subject
-from vivace.acceleration.modules.timing import SETTLE_MS, judge, rounds
-from vivace.acceleration.modules.trials import FINAL_ROUND_MS, FINAL_ROUNDS
+from vivace.acceleration.modules.timing import FINAL_ROUND_MS, FINAL_ROUNDS, SETTLE_MS, judge, rounds
 from vivace.hardware import describe, limit_threads
 from vivace.runtimes.table import RUNTIMES
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import vivace
 from vivace.acceleration.modules import building as building_module
+from vivace.acceleration.modules import timing as timing_module
 from vivace.acceleration.modules import trials as trials_module
 from vivace.acceleration.modules.candidates import candidates_for
 from vivace.acceleration.modules.dropin import AcceleratedModule
@@ -60,7 +61,7 @@ def tell_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building_module, "candidates_for", few)
     # here they would be as fast as the rest of int8
     monkeypatch.setattr(trials_module.Trials, "with_float_layers", lambda trials, entry: iter(()))
-    monkeypatch.setattr(trials_module, "rounds", fake_rounds)
+    monkeypatch.setattr(timing_module, "rounds", fake_rounds)
 
 
 class Net(nn.Module):

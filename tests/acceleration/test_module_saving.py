@@ -109,7 +109,7 @@ def test_a_program_that_takes_code_is_replaced_by_the_graph_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(SPEEDS, "eager bf16", 9.0)
-    result = accelerate(made(Net), photos(), metric=same_class)
+    result = accelerate(made(Net), photos(), metric=same_class, thorough=True)
     assert (result.runtime, result.precision) == ("eager", "bf16")
     with collected_warnings() as said:
         folder = result.save(tmp_path / "saved", **NORMALISED)

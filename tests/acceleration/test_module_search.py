@@ -30,7 +30,9 @@ from small_modules import (
 )
 from torch import Tensor, nn
 
+import vivace
 from vivace.acceleration.modules import search as search_module
+from vivace.acceleration.modules import timing as timing_module
 from vivace.acceleration.modules import trials as trials_module
 from vivace.acceleration.modules.dropin import AcceleratedModule
 from vivace.acceleration.modules.proof import Scored, loss_of, num_affordable, samples_needed, unproven
@@ -359,7 +361,7 @@ def disturbed_rounds(times: int, speed: float) -> Callable[..., np.ndarray]:
 
     def measure(functions: Sequence[Callable[[], object]], *rest: Any, num_rounds: int, **options: Any) -> np.ndarray:
         found = fake_rounds(functions, *rest, num_rounds=num_rounds, **options)
-        if len(functions) == 3 and len(done) < times:
+        if num_rounds > timing_module.FIRST_ROUNDS and len(done) < times:
             done.append(num_rounds)
             found[:, 1] = found[:, 0] / speed
             found[::2, 2] *= 2
@@ -383,7 +385,7 @@ def disturbed_rounds(times: int, speed: float) -> Callable[..., np.ndarray]:
 def test_a_disturbed_timing_is_repeated_and_decides_only_what_is_beyond_doubt(
     times: int, speed: float, status: str, warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials_module, "rounds", disturbed_rounds(times, speed))
+    monkeypatch.setattr(timing_module, "rounds", disturbed_rounds(times, speed))
     result = accelerate(made(Net), images(), metric=exact)
     assert result.status == status
     assert any("the machine was busy during the timing" in warning for warning in result.warnings) == warned
@@ -393,12 +395,12 @@ def test_a_disturbed_timing_is_repeated_and_decides_only_what_is_beyond_doubt(
 def test_rounds_that_were_cut_short_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(functions: Sequence[Callable[[], object]], *rest: Any, num_rounds: int, **options: Any) -> np.ndarray:
         found = fake_rounds(functions, *rest, num_rounds=num_rounds, **options)
-        if len(functions) < 3:
+        if num_rounds == timing_module.FIRST_ROUNDS:
             return found
         # two rounds, of which no interval is of use
         return found[:2] * np.array([[1, 1.5, 1], [1, 0.9, 1]])
 
-    monkeypatch.setattr(trials_module, "rounds", cut)
+    monkeypatch.setattr(timing_module, "rounds", cut)
     result = accelerate(made(Net), images(), metric=exact)
     assert (result.status, result.accelerated) == ("undecided", False)
     assert "not faster for sure after 2 of 11 rounds, which were all that fitted" in result.reason
@@ -422,6 +424,54 @@ def test_finalists_for_which_the_time_is_too_short_are_named(monkeypatch: pytest
     outcomes = {candidate.name: candidate.reason for candidate in result.candidates}
     assert "not judged: out of time for more than 1" in outcomes.values()
     assert sorted(outcomes.values())[0] == "accelerated"
+
+
+def test_what_can_hardly_be_faster_is_left_untried_in_one_line() -> None:
+    module = made(Net)
+    data = labelled(module, images())
+    said: list[str] = []
+    result = vivace.accelerate(module, data, max_drop=5.0, on_message=said.append)
+    reasons = {candidate.name: candidate.reason for candidate in result.candidates}
+    why = "openvino int8 is 4.0 times as fast as the module"
+    assert reasons["eager bf16"] == f"not tried: {why}"
+    more = "and they are hardly ever faster by more than 10 %. `thorough=True` tries them"
+    assert [line for line in said if "hardly" in line] == [f"not tried: eager bf16: {why}, {more}"]
+    assert (result.precision, result.num_certify_samples) == ("int8", 224)
+    thorough = accelerate(module, data, thorough=True)
+    reasons = {candidate.name: candidate.reason for candidate in thorough.candidates}
+    assert (thorough.precision, reasons["eager bf16"][:11]) == ("int8", "not faster:")
+    # int8 loses too much, and float32 may be slower than what the compiler makes
+    result = accelerate(module, images(), metric=exact)
+    assert {one.name: one.reason[:11] for one in result.candidates}["eager bf16"] == "not faster:"
+
+
+def test_an_early_end_that_proved_nothing_in_less_than_float32_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(search_module.Building, "compiled", lambda *_: asked.append("compiled") or [])
+    module = made(Net)
+    accelerate(module, labelled(module, images()))
+    assert not asked
+    monkeypatch.setattr(search_module.proof, "certified_in_order", lambda losses, max_drop: 1)
+    result = accelerate(module, labelled(module, images()))
+    assert (result.precision, result.accelerated) == ("fp32", True)
+    assert any("what was not tried may be faster. Give `thorough=True`" in warning for warning in result.warnings)
+    # its speed-up is over the compiled module, if that can be built in time
+    assert asked == ["compiled"]
+
+
+class Reused(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        # its own memory, which the next call writes to
+        if not hasattr(self, "answers"):
+            self.answers = torch.empty(0)
+        self.answers.resize_(len(images), 4).copy_(self.body(images))
+        return self.answers
+
+
+def test_outputs_that_the_next_call_overwrites_are_compared_with_their_own_batch() -> None:
+    result = accelerate(made(Reused), images(), metric=exact, thorough=True)
+    reasons = {candidate.name: candidate for candidate in result.candidates}
+    assert (result.precision, result.drop, reasons["openvino fp32"].drop) == ("fp32", 0, 0)
 
 
 class Recurrent(nn.Module):

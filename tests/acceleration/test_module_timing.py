@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from vivace.acceleration.budget import Budget
 from vivace.acceleration.modules import timing
-from vivace.acceleration.modules.trials import FINAL_ROUNDS
+from vivace.acceleration.modules.timing import FINAL_ROUNDS
 from vivace.measure import TimeUp
 
 CPU = torch.device("cpu")
@@ -75,6 +76,36 @@ def test_what_is_hopeless_is_not_timed_for_longer(calls: list[str]) -> None:
     functions = [lambda: calls.append("a"), lambda: calls.append("b")]
     assert timing.rounds(functions, CPU, num_rounds=4, hopeless=3.0).tolist() == [[10, 50]] * 2
     assert len(calls) == 4
+    # beside others it has its first calls alone
+    calls.clear()
+    assert timing.rounds([*functions, functions[0]], CPU, num_rounds=2, hopeless=3.0).tolist() == [[10, 50, 10]] * 2
+    assert calls.count("b") == 2
+
+
+@pytest.mark.parametrize(
+    ("speed", "expected", "counts"),
+    [
+        # clear, and so it shows
+        (2.0, 2.0, [timing.CLEAR_ROUNDS]),
+        (1.1, 1.1, [FINAL_ROUNDS]),
+        # it was not as fast as it seemed
+        (1.0, 2.0, [timing.CLEAR_ROUNDS, FINAL_ROUNDS]),
+    ],
+)
+def test_what_is_much_faster_is_timed_in_fewer_rounds(
+    speed: float, expected: float, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def told(functions: object, device: object, *, num_rounds: int, **_: object) -> np.ndarray:
+        asked.append(num_rounds)
+        noise = np.random.default_rng(0).uniform(0.99, 1.01, (num_rounds, 3))
+        return np.array([[10.0, 10.0 / speed, 10.0]] * num_rounds) * noise
+
+    monkeypatch.setattr(timing, "rounds", told)
+    timer = timing.Timer(CPU, Budget(None), lambda _: None)
+    times = timer.final(lambda: None, lambda: None, expected=expected)
+    assert (asked, len(times)) == (counts, counts[-1])
 
 
 def test_without_time_for_two_rounds_there_is_no_result(calls: list[str]) -> None:

@@ -107,8 +107,9 @@ def accelerate(
     for each sample; without targets in the data it gets the original's outputs for them. example: the inputs of a call
     as it will be made, which is timed; by default the first batch. calibration: batches that ranges for int8 are
     measured on. train: batches to train smaller networks on, to answer like a module that classifies images, with none
-    of the samples of `data`. max_drop: of the mean score. within: "10m" by default; what has begun is not ended.
-    Raises ConfigError, DataError, and ModelError if the module itself fails on the data.
+    of the samples of `data`. max_drop: of the mean score. thorough: whether to try what can hardly be faster too.
+    within: "10m" by default; what has begun is not ended. Raises ConfigError, DataError, and ModelError if the
+    module itself fails on the data.
     """
     if isinstance(bundle, nn.Module):
         for_bundles = {"out": out, "options": options, "started": started, "draw": draw}

@@ -121,6 +121,8 @@ class Runtime:
     """Module with `convert(job: ModuleJob) -> Program`, which runs any torch.nn.Module, see `runtimes.modules.job`."""
     module_variants: tuple[Variant, ...] = ()
     """What a search tries for any torch.nn.Module, the plainest first."""
+    leads: bool = False
+    """Whether others are hardly faster than this one in less than float32: a search for a module may end with it."""
     build_order: int = 99
     """Where a search has little time, lower ones are built first: compilers take longest, int8 has most to win."""
 
@@ -248,6 +250,7 @@ _ROWS = (
         variants=OF_OPENVINO,
         module_runner="vivace.runtimes.modules.openvino",
         module_variants=OF_OPENVINO,
+        leads=True,
         build_order=0,
     ),
     Runtime(

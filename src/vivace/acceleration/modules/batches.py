@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from vivace.acceleration.modules.signature import Call, Signature, flatten, rebu
 from vivace.errors import DataError, first_line, shown
 from vivace.hardware import available_memory_bytes
 
-__all__ = ["Batch", "Batches", "batch_of", "read_batches"]
+__all__ = ["Batch", "Batches", "batch_of", "open_sides", "read_batches", "shapes_of_call"]
 
 # samples to choose on; every fourth batch is for it until there are as many
 SELECT_SAMPLES = 512
@@ -165,6 +165,25 @@ def _num_targets(targets: Any, rows: list[int]) -> int | None:
     if isinstance(targets, np.ndarray):
         return len(targets) if targets.ndim else None
     return next((len(tensor) for tensor in flatten(targets)[0] if tensor.ndim), None)
+
+
+def shapes_of_call(batch: Batch) -> list[tuple[int, ...]]:
+    """Of each tensor of its call."""
+    return [tuple(tensor.shape) for tensor in batch.call.flatten()[0]]
+
+
+def open_sides(batches: Sequence[Batch], *, any_size: bool) -> list[frozenset[int]]:
+    """For each tensor of the first batch's call, the sides that differ between batches; if `any_size`, that of the
+    samples too."""
+    first = batches[0]
+    structure = first.call.flatten()[1]
+    alike = [shapes_of_call(batch) for batch in batches if batch.call.flatten()[1] == structure]
+    found = []
+    for place, shape in enumerate(shapes_of_call(first)):
+        others = [shapes[place] for shapes in alike if len(shapes[place]) == len(shape)]
+        sides = {side for side in range(len(shape)) if any(other[side] != shape[side] for other in others)}
+        found.append(frozenset(sides | ({0} if any_size and shape and shape[0] == first.size else set())))
+    return found
 
 
 class Batches:

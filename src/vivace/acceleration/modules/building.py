@@ -8,41 +8,89 @@ from collections.abc import Sequence
 from vivace.acceleration import decide
 from vivace.acceleration.budget import Budget
 from vivace.acceleration.modules.batches import MAX_SAMPLES, Batch
-from vivace.acceleration.modules.candidates import candidates_for
+from vivace.acceleration.modules.candidates import ModuleCandidate, candidates_for
 from vivace.acceleration.modules.metrics import Scorer
+from vivace.acceleration.modules.options import ModuleOptions
 from vivace.acceleration.modules.proof import loss_of, score
 from vivace.acceleration.modules.subject import Subject
 from vivace.acceleration.modules.trials import Entry, Trials
-from vivace.runtimes.table import is_quantized
+from vivace.runtimes.table import PRECISIONS, RUNTIMES, is_quantized
 
 __all__ = ["Building"]
+
+# where a runtime that `leads` was in bf16 or int8 so many times as fast as the module, no other runtime was faster than
+# it by as much as the other number, on 34 modules of benchmarks/module_zoo.py: docs/log/2026-11-29.md
+ENOUGH, HARDLY = 1.5, 1.1
 
 
 class Building:
     """The candidates of one search, before any of them is proven."""
 
     def __init__(
-        self, subject: Subject, scorer: Scorer, select: Sequence[Batch], max_drop: float, budget: Budget, share: float
+        self,
+        subject: Subject,
+        scorer: Scorer,
+        select: Sequence[Batch],
+        options: ModuleOptions,
+        budget: Budget,
+        share: float,
     ) -> None:
-        """select: to choose on. max_drop: the accuracy budget, a fraction. share: of the time, when scoring ends."""
+        """select: to choose on. share: of the time, when scoring ends."""
         self._subject, self._scorer, self._select, self._budget = subject, scorer, select, budget
-        self._max_drop, self._share = max_drop, share
+        self._max_drop, self._thorough, self._share = options.max_drop / 100, options.thorough, share
         self.baseline: Entry | None = None
         """The module compiled in float32, where that is faster than as it is."""
+        self.untried: list[ModuleCandidate] = []
+        """What could hardly be faster."""
 
     def build(self, trials: Trials, network: str = "") -> list[Entry]:
         """The candidates that could be built and timed, of the module or of a student."""
         candidates, missing = candidates_for(self._subject.device)
         for name, reason in () if network else missing.items():
             trials.rule_out(name, f"not tried: {reason}")
+        waiting = [dataclasses.replace(candidate, network=network) for candidate in candidates]
         entries: list[Entry] = []
-        for candidate in (dataclasses.replace(candidate, network=network) for candidate in candidates):
-            int8 = [entry for entry in entries if is_quantized(entry.candidate.precision)]
-            if candidate.variant.asymmetric and not self._all_lose(int8):
-                trials.rule_out(candidate.name, "not tried: for where int8 without zero points loses too much")
-            elif (entry := trials.try_one(candidate)) is not None:
-                entries.append(entry)
+        while waiting and not self._may_end(trials, entries, waiting):
+            runtime = waiting[0].runtime
+            group = [candidate for candidate in waiting if candidate.runtime == runtime]
+            waiting = waiting[len(group) :]
+            entries += trials.try_all([candidate for candidate in group if not candidate.variant.asymmetric])
+            for candidate in group:
+                if not candidate.variant.asymmetric:
+                    continue
+                if self._all_lose([entry for entry in entries if is_quantized(entry.candidate.precision)]):
+                    entries += trials.try_all([candidate])
+                else:
+                    trials.rule_out(candidate.name, "not tried: for where int8 without zero points loses too much")
         return entries + self._reverted(trials, entries)
+
+    def _may_end(self, trials: Trials, entries: Sequence[Entry], waiting: Sequence[ModuleCandidate]) -> bool:
+        """Whether what was built keeps the budget on the samples to choose on, and the rest is hardly faster."""
+        leading = [
+            entry
+            for entry in entries
+            if RUNTIMES[entry.candidate.runtime].leads
+            and entry.candidate.precision != PRECISIONS[0]
+            and entry.times_faster >= ENOUGH
+        ]
+        if self._thorough or not leading:
+            return False
+        self.score(leading)
+        kept = [entry for entry in leading if entry.selected is not None and not self.loses_too_much(entry)]
+        best = max(kept, key=lambda entry: entry.times_faster, default=None)
+        if best is None:
+            return False
+        trials.leave_out(
+            [candidate.name for candidate in waiting],
+            f"{best.name} is {best.times_faster:.1f} times as fast as the module",
+            f"and they are hardly ever faster by more than {100 * (HARDLY - 1):.0f} %. `thorough=True` tries them",
+        )
+        self.untried += waiting
+        return True
+
+    def compiled(self, trials: Trials) -> list[Entry]:
+        """The module compiled in float32, if it was left untried."""
+        return trials.try_all([candidate for candidate in self.untried if candidate.variant.is_baseline])
 
     def _reverted(self, trials: Trials, entries: Sequence[Entry]) -> list[Entry]:
         """If all int8 lose too much, the one that loses least with as few layers in float as are enough, if any are.

@@ -27,6 +27,7 @@ class ModuleKeywords(TypedDict, total=False):
     calibration: Iterable[Any] | None
     train: Iterable[Any] | None
     max_drop: float
+    thorough: bool
     within: float | str | None
 
 
@@ -46,12 +47,16 @@ class ModuleOptions:
     trained on them, to answer like it. None: none are."""
     max_drop: float = 0.5
     """Budget: the largest drop of the mean score, in percentage points, proven with 95 % confidence."""
+    thorough: bool = False
+    """Whether to try what can hardly be faster too, and to time the module compiled as a baseline for sure."""
     within: float | str | None = "10m"
     """Time budget. Work that would not fit is not begun; what has begun is not ended."""
 
     def __post_init__(self) -> None:
         # one check for both kinds of search
         SearchOptions(max_drop=self.max_drop, within=self.within)
+        if not isinstance(self.thorough, bool):
+            raise ConfigError(f"`thorough` is True or False: got {shown(self.thorough)}.")
         for name in ("calibration", "train"):
             given = getattr(self, name)
             if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):

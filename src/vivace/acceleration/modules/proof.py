@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from vivace.acceleration.decide import CONFIDENCE
 from vivace.acceleration.modules.batches import MAX_SAMPLES, Batch
 from vivace.acceleration.modules.dropin import AcceleratedModule
 from vivace.acceleration.modules.metrics import Scorer
+from vivace.acceleration.modules.signature import flatten, rebuild
 from vivace.acceleration.modules.subject import Subject
 from vivace.errors import VivaceError, first_line
 from vivace.statistics.bounded import ScoreLoss, score_loss
@@ -20,6 +23,9 @@ __all__ = ["Scored", "certified_in_order", "loss_of", "num_affordable", "samples
 
 # times the samples that are enough where no score changes: some do
 SPARE = 1.5
+# each program computes as many batches in a row as the original does in this time, or as its outputs have bytes: right
+# after another program each is slower (see `timing`), and outputs are kept meanwhile
+RUN_SECONDS, RUN_BYTES = 0.3, 64 * 2**20
 
 
 @dataclass
@@ -49,20 +55,46 @@ def score(
 ) -> tuple[list[Scored], int]:
     """(scores of each drop-in beside the original's, samples that count), each batch computed by all of them.
 
-    stop: asked before each batch. What ends it early depends on time and number, never on scores. Raises what the
-    original and the metric on its outputs raise.
+    In runs of batches, one program after the other. stop: asked after each batch. What ends it early depends on time
+    and number, never on scores. Raises what the original and the metric on its outputs raise.
     """
     found, num_read = [Scored() for _ in dropins], 0
+    run: list[tuple[Batch, np.ndarray, Any]] = []
+    began, num_bytes = time.monotonic(), 0
+
+    def end_run() -> None:
+        for dropin, scored in zip(dropins, found, strict=True):
+            for batch, before, original in run:
+                if scored.failure is None:
+                    _score_one(dropin, scored, batch, before, original, scorer)
+        run.clear()
+
     for batch in batches:
         original = subject.outputs(batch)
         before = scorer.scores(original, batch, original)
-        for dropin, scored in zip(dropins, found, strict=True):
-            if scored.failure is None:
-                _score_one(dropin, scored, batch, before, original, scorer)
+        kept = _kept(original)
+        run.append((batch, before, original if kept is None else kept))
         num_read += batch.num_counted
+        num_bytes += batch.num_bytes + sum(tensor.nbytes for tensor in flatten(original)[0])
+        if kept is None or num_bytes > RUN_BYTES or time.monotonic() - began > RUN_SECONDS:
+            end_run()
+            began, num_bytes = time.monotonic(), 0
         if num_read >= max_samples or stop():
             break
+    end_run()
     return found, num_read
+
+
+def _kept(outputs: Any) -> Any:
+    """A copy of what a module returned, which may be its own memory; None for what can't be copied."""
+    tensors, structure = flatten(outputs)
+    if structure.opaque_types():
+        return None
+    try:
+        return rebuild(structure, [tensor.clone() for tensor in tensors])
+    except Exception:
+        # a mapping with a constructor of its own
+        return None
 
 
 def _score_one(

@@ -22,7 +22,7 @@ from torch import nn
 from vivace.acceleration import decide
 from vivace.acceleration.budget import Budget
 from vivace.acceleration.modules import proof
-from vivace.acceleration.modules.batches import MAX_SAMPLES, Batch, batch_of
+from vivace.acceleration.modules.batches import MAX_SAMPLES, Batch, batch_of, open_sides
 from vivace.acceleration.modules.building import Building
 from vivace.acceleration.modules.classifiers import ImageClassifier, NotAClassifier, classifier_of
 from vivace.acceleration.modules.metric_checks import check_metric
@@ -33,11 +33,12 @@ from vivace.acceleration.modules.replacing import OWN_SHARE, Replacing, plain_ca
 from vivace.acceleration.modules.result import CandidateResult
 from vivace.acceleration.modules.saving import Saveable
 from vivace.acceleration.modules.subject import Subject
-from vivace.acceleration.modules.timing import judge, per_call_ms
-from vivace.acceleration.modules.trials import BUILD_SHARE, FINAL_ROUNDS, Entry, Trials, open_sides
+from vivace.acceleration.modules.timing import FINAL_ROUNDS, judge, per_call_ms
+from vivace.acceleration.modules.trials import BUILD_SHARE, Entry, Trials
 from vivace.acceleration.results import Verdict
 from vivace.errors import DataError, VivaceError
 from vivace.measure import TimeUp
+from vivace.runtimes.table import PRECISIONS
 
 __all__ = ["ModuleSearch"]
 
@@ -66,6 +67,7 @@ class ModuleSearch:
         self.winner: Entry | None = None
         self.verdict = Verdict.UNDECIDED
         self.baseline_ms = float("nan")
+        self._compiled_is_known = False
         self._classifier: ImageClassifier | None = None
         self._no_classifier = ""
         self._replacing: Replacing | None = None
@@ -110,14 +112,22 @@ class ModuleSearch:
             share=OWN_SHARE if trains else BUILD_SHARE,
         )
         share = STUDENTS_SELECT_SHARE if trains else SELECT_SHARE
-        self._building = Building(self._subject, self.scorer, select, self._max_drop, self._budget, share)
+        self._building = Building(self._subject, self.scorer, select, self._options, self._budget, share)
         entries = self._building.build(trials)
         self._building.baseline = self._baseline(trials, entries)
         if trains:
             entries += self._students(trials, entries, [*select, first_certify])
         finalists = self._select(trials, self._faster(trials, entries), sum(batch.num_counted for batch in select))
         certified = self._certify(trials, finalists, itertools.chain([first_certify], certify))
+        if self._building.untried and all(entry.candidate.precision == PRECISIONS[0] for entry in certified):
+            self.warnings.append(
+                "nothing in less than float32 was proven: what was not tried may be faster. Give `thorough=True`"
+            )
+            # of float32 a compiler may make as much
+            self._building.baseline = self._baseline(trials, self._building.compiled(trials) if certified else [])
         self._time(trials, certified)
+        if not self._compiled_is_known:
+            self.warnings.append("the baseline is the module as it is: torch.compile was not timed, see the candidates")
         self._say_what_was_read()
 
     def _students(self, trials: Trials, own: Sequence[Entry], others: Sequence[Batch]) -> list[Entry]:
@@ -174,8 +184,8 @@ class ModuleSearch:
         self.baseline_ms = trials.plain_ms
         compiled = next((entry for entry in entries if entry.candidate.variant.is_baseline), None)
         if compiled is None:
-            self.warnings.append("the baseline is the module as it is: torch.compile was not timed, see the candidates")
             return None
+        self._compiled_is_known = True
         entries.remove(compiled)
         if compiled.times_faster <= 1:
             trials.rule_out(compiled.name, "slower than the module as it is, which is the baseline")
@@ -229,7 +239,7 @@ class ModuleSearch:
         if not finalists:
             return []
         # for timing one of them afterwards, but most is for the proof
-        reserved = min(trials.final_seconds(self.baseline_ms), FINAL_SHARE * self._budget.seconds_left())
+        reserved = min(trials.timer.final_seconds(self.baseline_ms), FINAL_SHARE * self._budget.seconds_left())
         count = proof.num_affordable(
             [entry.ms / self._example.size for entry in finalists],
             trials.plain_ms / self._example.size,
@@ -280,21 +290,12 @@ class ModuleSearch:
                 continue
             self._tell(f"timing {entry.name}")
             try:
-                times = self._final_times(trials, [baseline, trials.call_of(entry.module), baseline])
+                times = trials.timer.final(baseline, trials.call_of(entry.module), expected=self._building.speed(entry))
             except TimeUp:
                 self.verdict = Verdict.UNDECIDED
                 self._building.rule_out(trials, entry, "proven, and not timed: out of time")
                 continue
             self._judge_speed(trials, entry, times)
-
-    def _final_times(self, trials: Trials, functions: Sequence[Callable[[], object]]) -> np.ndarray:
-        """Times of the functions; once more if the baseline differed too much from itself and the time allows it."""
-        times = trials.timed(functions, final=True)
-        seconds = trials.final_seconds(per_call_ms(times, 0))
-        if not judge(times).is_noisy or self._budget.seconds_left() < seconds:
-            return times
-        self._tell("the machine was busy with something else: timing once more")
-        return trials.timed(functions, final=True)
 
     def _judge_speed(self, trials: Trials, entry: Entry, times: np.ndarray) -> None:
         """Make an entry the winner, or say why it is none."""

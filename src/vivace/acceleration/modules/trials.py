@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vivace.acceleration.budget import Budget
-from vivace.acceleration.modules.batches import Batch
+from vivace.acceleration.modules.batches import Batch, open_sides, shapes_of_call
 from vivace.acceleration.modules.candidates import Care, ModuleCandidate, Workshop, difference, leaf_count
 from vivace.acceleration.modules.dropin import AcceleratedModule
 from vivace.acceleration.modules.options import ModuleOptions
@@ -22,22 +22,15 @@ from vivace.acceleration.modules.result import CandidateResult
 from vivace.acceleration.modules.reverting import float_sets
 from vivace.acceleration.modules.signature import Call, Structure, flatten
 from vivace.acceleration.modules.subject import Subject
-from vivace.acceleration.modules.timing import SETTLE_MS, per_call_ms, rounds
+from vivace.acceleration.modules.timing import Timer, per_call_ms
 from vivace.errors import DataError, first_line, one_line
 from vivace.measure import TimeUp
 from vivace.runtimes.table import RUNTIMES, is_quantized
 from vivace.statistics.bounded import ScoreLoss
 from vivace.statistics.intervals import Ratio
 
-__all__ = ["BUILD_SHARE", "FINAL_ROUNDS", "Entry", "Trials", "open_sides"]
+__all__ = ["BUILD_SHARE", "Entry", "Trials"]
 
-# rounds of the first timing, and of the last
-SCREEN_ROUNDS, FINAL_ROUNDS = 3, 11
-SCREEN_ROUND_MS, FINAL_ROUND_MS = 30.0, 60.0
-# what takes as many times as long as the module as it is is not timed for longer
-HOPELESS = 3.0
-# fraction of a short time budget that the rounds of one function may take
-FINAL_SHARE = 0.02
 # fraction of the time budget for building
 BUILD_SHARE = 0.6
 # seconds that the first of a kind takes: others are estimated by it
@@ -54,8 +47,6 @@ class Entry:
     module: AcceleratedModule
     ms: float
     """Of a call in the newest timing."""
-    plain_ms: float
-    """Of the module as it is, in the first timing, beside it."""
     times_faster: float
     """Than the module as it is."""
     selected: ScoreLoss | None = None
@@ -97,13 +88,14 @@ class Trials:
         half = self._of_another_size()
         self._others = [batch for batch in (half, select[0], certify) if batch is not None]
         calls = [example.call]
-        if _shapes(certify) != _shapes(example):
+        if shapes_of_call(certify) != shapes_of_call(example):
             calls.append(certify.call)
         # a module that takes one size alone must not be replaced for others
         sides = open_sides([example, *select, certify], any_size=half is not None)
         self._calls, self._sides = calls, sides
         self._workshop = Workshop(subject, calls, expected, sides, self._calibration)
         self.plain = self._plain()
+        self.timer = Timer(subject.device, budget, tell)
         self.outcomes: dict[str, CandidateResult] = {}
         self.out_of_time = False
         self.plain_ms = float("nan")
@@ -129,9 +121,14 @@ class Trials:
         )
         return other
 
+    def try_all(self, candidates: Sequence[ModuleCandidate]) -> list[Entry]:
+        """Those that can be built in time and compute what the module does, timed together."""
+        built = [(candidate, self._built(candidate, self._workshop.build)) for candidate in candidates]
+        return self._entries([(candidate, module) for candidate, module in built if module is not None])
+
     def try_one(self, candidate: ModuleCandidate) -> Entry | None:
-        """The candidate, timed; None for one that can't be built in time, or computes something else."""
-        return self._try(candidate, self._workshop.build)
+        """One of them; None if it can't, or does not."""
+        return next(iter(self.try_all([candidate])), None)
 
     def with_float_layers(self, entry: Entry) -> Iterator[Entry]:
         """An int8 entry with more and more of its layers in float, those first that bring most per millisecond."""
@@ -157,16 +154,18 @@ class Trials:
             def build(candidate: ModuleCandidate) -> AcceleratedModule:
                 return self._workshop.build(candidate, graph=graph.with_float_layers(candidate.float_layers))
 
-            found = self._try(dataclasses.replace(candidate, float_layers=layers), build)
-            if found is not None:
-                yield found
+            reverted = dataclasses.replace(candidate, float_layers=layers)
+            module = self._built(reverted, build)
+            yield from self._entries([] if module is None else [(reverted, module)])
 
     def _fits(self, kind: str, seconds: float) -> bool:
         """Whether work of a kind ends before the time for building does; seconds: what the first of it may take."""
         until = self._budget.started + self._share * (self._budget.seconds or float("inf"))
         return self._budget.fits(kind, seconds=seconds, until=until)
 
-    def _try(self, candidate: ModuleCandidate, build: Callable[[ModuleCandidate], AcceleratedModule]) -> Entry | None:
+    def _built(
+        self, candidate: ModuleCandidate, build: Callable[[ModuleCandidate], AcceleratedModule]
+    ) -> AcceleratedModule | None:
         name, kind = candidate.name, candidate.kind
         seconds = FIRST_SECONDS[kind] + LAYER_SECONDS[kind] * leaf_count(self._subject.module)
         if is_quantized(candidate.precision) and candidate.runtime in self._wrong:
@@ -188,18 +187,39 @@ class Trials:
                 self._wrong.add(candidate.runtime)
                 self.rule_out(name, f"failed: {problem}")
                 return None
-            times = self.timed([self.plain, self.call_of(module)])
-        except TimeUp:
-            self.out_of_time = True
-            self.rule_out(name, "not timed: out of time")
-            return None
         except Exception as error:
             # what a library raises rules out this candidate, not the search
             self.rule_out(name, f"failed: {type(error).__name__}: {first_line(error)}")
             return None
-        self.plain_ms, ms = per_call_ms(times, 0), per_call_ms(times, 1)
-        ratio = float(np.median(times[:, 0] / times[:, 1]))
-        return Entry(candidate=candidate, module=module, ms=ms, plain_ms=self.plain_ms, times_faster=ratio)
+        return module
+
+    def _entries(self, built: Sequence[tuple[ModuleCandidate, AcceleratedModule]]) -> list[Entry]:
+        """Programs timed in the same rounds: what disturbs them disturbs all."""
+        if not built:
+            return []
+        try:
+            times = self.timer.first([self.plain, *(self.call_of(module) for _, module in built)])
+        except TimeUp:
+            self.out_of_time = True
+            for candidate, _ in built:
+                self.rule_out(candidate.name, "not timed: out of time")
+            return []
+        except Exception as error:
+            if len(built) > 1:
+                # it must not take the others along
+                return [entry for one in built for entry in self._entries([one])]
+            self.rule_out(built[0][0].name, f"failed: {type(error).__name__}: {first_line(error)}")
+            return []
+        self.plain_ms = per_call_ms(times, 0)
+        return [
+            Entry(
+                candidate=candidate,
+                module=module,
+                ms=per_call_ms(times, place),
+                times_faster=float(np.median(times[:, 0] / times[:, place])),
+            )
+            for place, (candidate, module) in enumerate(built, 1)
+        ]
 
     def _takes_more_care(self, candidate: ModuleCandidate) -> bool:
         """Whether there is another way to make the candidate's graph, which is taken from now on."""
@@ -235,25 +255,14 @@ class Trials:
         self.outcomes[name] = CandidateResult(name=name, reason=one_line(reason), speedup=speedup, drop=drop)
         self._tell(f"{name}: {one_line(reason)}")
 
+    def leave_out(self, names: Sequence[str], reason: str, more: str) -> None:
+        """Note that candidates are not tried; say so, and more of it, in one line."""
+        self.outcomes |= {name: CandidateResult(name=name, reason=f"not tried: {reason}") for name in names}
+        self._tell(f"not tried: {', '.join(names)}: {reason}, {more}")
+
     def call_of(self, module: AcceleratedModule) -> Callable[[], object]:
         """A call of a drop-in with the example."""
         return partial(module, *self._example.call.args, **self._example.call.kwargs)
-
-    def timed(self, functions: Sequence[Callable[[], object]], *, final: bool = False) -> np.ndarray:
-        """Times as `rounds`, more and longer ones if `final`. Raises TimeUp at the end of the time budget."""
-        final_ms = min(FINAL_ROUND_MS, 1e3 * FINAL_SHARE * (self._budget.seconds or float("inf")) / FINAL_ROUNDS)
-        return rounds(
-            functions,
-            self._subject.device,
-            num_rounds=FINAL_ROUNDS if final else SCREEN_ROUNDS,
-            round_ms=final_ms if final else SCREEN_ROUND_MS,
-            hopeless=float("inf") if final else HOPELESS,
-            stop=lambda: self._budget.seconds_left() <= 0,
-        )
-
-    def final_seconds(self, call_ms: float) -> float:
-        """About how long a final timing of a candidate takes, beside two of the baseline with `call_ms`."""
-        return FINAL_ROUNDS * (3 * max(FINAL_ROUND_MS, call_ms) + 2 * max(SETTLE_MS, call_ms)) / 1e3
 
     def _problem(self, module: AcceleratedModule, candidate: ModuleCandidate) -> str | None:
         """Why what it computes is not what the original does; None if it is."""
@@ -301,21 +310,3 @@ class Trials:
         if not found:
             raise DataError("no batch to calibrate on is called like the example")
         return found
-
-
-def _shapes(batch: Batch) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in batch.call.flatten()[0]]
-
-
-def open_sides(batches: Sequence[Batch], *, any_size: bool) -> list[frozenset[int]]:
-    """For each tensor of the first batch's call, the sides that differ between batches; if `any_size`, that of the
-    samples too."""
-    first = batches[0]
-    structure = first.call.flatten()[1]
-    alike = [_shapes(batch) for batch in batches if batch.call.flatten()[1] == structure]
-    found = []
-    for place, shape in enumerate(_shapes(first)):
-        others = [shapes[place] for shapes in alike if len(shapes[place]) == len(shape)]
-        sides = {side for side in range(len(shape)) if any(other[side] != shape[side] for other in others)}
-        found.append(frozenset(sides | ({0} if any_size and shape and shape[0] == first.size else set())))
-    return found
