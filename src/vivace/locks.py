@@ -118,7 +118,7 @@ def waiting_lock(path: Path, what: str) -> Iterator[None]:
     try:
         descriptor = _open_lock(path)
     except _NotALock as error:
-        raise _NotALock(f"its lock {path.name} {error.strerror}") from None
+        raise _NotALock(f"its lock {path.name} {error.strerror}: remove it, unless it is a file of yours") from None
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(descriptor, ended), daemon=True, name=BEATING)
     try:

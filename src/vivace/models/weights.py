@@ -116,9 +116,8 @@ def _unfit(cause: str) -> ModelError:
 def _read(path: Path) -> Any:
     """What the file holds, on the CPU."""
     if not path.is_file():
-        raise ModelError(
-            f"the weights file was not found: {path}. Give a .safetensors or .pth file, or a bundle's folder."
-        )
+        problem = "file was not found" if not path.exists() else "are in no regular file"
+        raise ModelError(f"the weights {problem}: {path}. Give a .safetensors or .pth file, or a bundle's folder.")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -149,7 +148,10 @@ def _read(path: Path) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> ModelError:
     reason = " ".join(str(error).split()).split(". ")[0][:120]
-    return ModelError(f"the weights can't be read: {path} ({type(error).__name__}: {reason}). Restore the file.")
+    return ModelError(
+        f"the weights can't be read: {path} ({type(error).__name__}: {reason}). "
+        "Give a .safetensors file, or a state dict that torch.save wrote."
+    )
 
 
 def _unwrapped(loaded: Any, expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
