@@ -47,8 +47,8 @@ OTHER_NAMES = {"overrides": "set", "start_from": "from"}
 
 
 def test_the_verbs_that_work_on_data_and_bundles_are_functions() -> None:
-    # bench, cache and doctor are for people
-    assert {*VERBS} - {*FUNCTIONS} == {"bench", "cache", "doctor"}
+    # bench, cache and doctor are for people; serve is a program that runs until it is stopped
+    assert {*VERBS} - {*FUNCTIONS} == {"bench", "cache", "doctor", "serve"}
     assert "load" in vivace.__all__
     for name in vivace.__all__:
         assert getattr(vivace, name) is not None

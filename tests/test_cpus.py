@@ -179,7 +179,7 @@ def test_a_deployed_folder_counts_as_vivace_does(tmp_path: Path, monkeypatch: py
 
     template = Path(deployment.__file__).parent / "templates" / "classifier.py"
     # the decoder lies beside it only where it was deployed, and counts no processors
-    for name in ("pixels", "manifest", "image_decoder", "image_decoder.decode"):
+    for name in ("pixels", "manifest", "reliance", "image_decoder", "image_decoder.decode"):
         beside = types.ModuleType(name)
         beside.__getattr__ = lambda _: ValueError  # type: ignore[method-assign]
         monkeypatch.setitem(sys.modules, name, beside)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,13 @@ def die_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         after_step(self, *arguments)
 
     monkeypatch.setattr(Engine, "_after_step", dying)
+
+
+def not_ended(run: Path) -> None:
+    """Make the record of a run that has ended that of one which was killed right before its end."""
+    facts = json.loads((run / "run.json").read_text())
+    del facts["warnings"]
+    (run / "run.json").write_text(json.dumps(facts))
 
 
 def unbroken_and_resumed(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from judging import judged_as
-from killing import Killed, die_after
+from killing import Killed, die_after, not_ended
 from same_weights import assert_same_weights, bundle_weights
 from torch import nn
 
@@ -208,6 +208,7 @@ def test_best_weights_that_are_damaged_are_told_and_the_last_ones_bundled(
 ) -> None:
     first = run_tiny(changes={"early_stopping": 2, "epochs": 50})
     (first.run / "checkpoints" / "best.safetensors").write_bytes(b"damaged")
+    not_ended(first.run)
     resumed = run_tiny(resume=True, quiet=False)
     assert "the last weights are kept in place of the best: the checkpoint can't be read" in " ".join(
         capfd.readouterr().err.split()

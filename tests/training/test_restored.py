@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import not_ended
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -218,5 +219,6 @@ def test_best_weights_that_do_not_fit_leave_the_last_ones(
     tree = load_checkpoint(best)
     for wrong in ({}, {"model": {}}, {"model": 5, "step": "x"}):
         save_checkpoint(best, {**tree, **wrong} if wrong else {"step": 1})
+        not_ended(run)
         run_tiny(resume=True, quiet=False)
         assert "the last weights are kept in place of the best" in capfd.readouterr().err.replace("\n", " ")

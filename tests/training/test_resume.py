@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from judging import judged_as
-from killing import Killed, die_after, unbroken_and_resumed
+from killing import Killed, die_after, not_ended, unbroken_and_resumed
 from same_weights import assert_same_weights
 from torch.amp import GradScaler
 
@@ -393,6 +393,7 @@ def test_a_sealed_checkpoint_of_wrong_types_is_refused_in_one_line(
     run_tiny: Callable[..., Any], key: str, value: object
 ) -> None:
     folder = run_tiny(changes={"epochs": 1}).run / "checkpoints"
+    not_ended(folder.parent)
     path = max(folder.glob("step-*.safetensors"))
     tree = load_checkpoint(path)
     (tree["counters"] if key in tree["counters"] else tree)[key] = value

@@ -46,17 +46,12 @@ def resumed_recipe(
     return asked
 
 
-def finished_result(
-    folder: RunFolder, recipe: Recipe, within_seconds: float | None, target: float | None
-) -> TrainResult | None:
-    """What the run ended with, if it has ended and is not asked to go on: its record is not to be written over.
+def finished_result(folder: RunFolder, recipe: Recipe) -> TrainResult | None:
+    """What the run ended with, if it has ended and `recipe` asks for nothing else: its record is not written over.
 
-    recipe, within_seconds, target: what is asked for now. None also where the record can't be read: the run's end is
-    then repeated.
+    None also where the record can't be read: the run's end is then repeated.
     """
-    contract = folder.saved_facts()["contract"]
-    longer = within_seconds not in (None, contract["within_seconds"]) or target not in (None, contract["target"])
-    if longer or to_dict(recipe) != to_dict(folder.saved_recipe()) or not is_finished(folder.path):
+    if to_dict(recipe) != to_dict(folder.saved_recipe()) or not is_finished(folder.path):
         return None
     try:
         values = json.loads(read_regular(folder.path / "result.json", MAX_RESULT_BYTES))

@@ -55,6 +55,7 @@ from vivace.training.recording.dispatch import Dispatcher
 from vivace.training.recording.display import LiveDisplay
 from vivace.training.result import TrainResult
 from vivace.training.resume import adapt_counters, fitting, newest_state, restore, resumed_budget
+from vivace.training.resumed import finished_result
 from vivace.training.techniques.distill import Teacher
 from vivace.training.tuning.tune import Receipt, plain_execution, receipt_path, stored_receipt
 from vivace.training.tuning.tune import tune as run_trial
@@ -70,6 +71,7 @@ def run_training(
     source_name: str,
     data_facts: DataFacts,
     budget: Budget,
+    goes_on: bool,
     resume: bool,
     device_choice: str,
     tune: bool,
@@ -83,7 +85,10 @@ def run_training(
     callbacks: Sequence[Callback],
     clock: Callable[[], float],
 ) -> TrainResult:
-    """Train as the recipe says, within the budget, and write the bundle into the run folder."""
+    """Train as the recipe says, within the budget, and write the bundle into the run folder.
+
+    goes_on: a length was asked for, so that a resumed run which has ended goes on; a budget says the same.
+    """
     device = select_device(device_choice)
     keep_freed_memory()
     previous = folder.saved_facts() if resume else None
@@ -98,8 +103,12 @@ def run_training(
             display.on_message(worded(line))
     else:
         check_same_data(previous["data"], facts)
+        goes_on = goes_on or budget.within_seconds is not None or budget.target is not None
         budget = resumed_budget(budget, previous["contract"])
         saved = newest_state(folder, device.type, display.on_message)
+        if not goes_on and (ended := finished_result(folder, recipe)) is not None:
+            display.on_message(f"{folder.path} has ended: nothing was trained or written. Give more epochs to go on")
+            return ended
     dispatcher: Dispatcher | None = None
     seconds_before = spent = 0.0
     with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

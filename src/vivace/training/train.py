@@ -42,7 +42,7 @@ from vivace.training.recording.callbacks import Callback, check_callbacks
 from vivace.training.recording.display import LiveDisplay
 from vivace.training.recording.trackers.choose import make_trackers, parse_trackers
 from vivace.training.result import TrainResult
-from vivace.training.resumed import finished_result, resumed_recipe
+from vivace.training.resumed import resumed_recipe
 
 if TYPE_CHECKING:
     from vivace.models.own.given import OwnNetwork
@@ -187,9 +187,6 @@ def train(
         report(source, resolved.data.val_fraction, quiet=quiet)
         is_open = within_seconds is not None or (planned and not resume)
         display = LiveDisplay(epochs="?" if is_open else str(resolved.epochs), quiet=quiet)
-        if resume and (ended := finished_result(folder, resolved, within_seconds, target)) is not None:
-            display.on_message(f"{folder.path} has ended: nothing was trained or written. Give more epochs to go on")
-            return ended
         if chosen is not None:
             display.on_message(f"recipe: {chosen}")
         if network is not None and resolved.name == "finetune" and not resume:
@@ -228,6 +225,7 @@ def train(
                 source_name=source.name,
                 data_facts=facts,
                 budget=Budget(within_seconds=within_seconds, target=target, planned=planned),
+                goes_on=epochs is not None,
                 resume=resume,
                 device_choice=device,
                 tune=tune,
