@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -53,13 +52,13 @@ def test_the_command_line_ends_with_the_warnings(
 
 
 def test_a_run_at_chance_level_says_so(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Session.split_probs
+    plain = Session.logits_of_split
 
-    def constant(self: Session, model: torch.nn.Module, execution: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-        probs, labels = plain(self, model, execution, split)
-        return np.broadcast_to(np.float32([0.4, 0.3, 0.3]), probs.shape), labels
+    def constant(self: Session, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logits_NK, labels_N = plain(self, *arguments)
+        return torch.tensor([0.4, 0.3, 0.3]).log().expand_as(logits_NK), labels_N
 
-    monkeypatch.setattr(Session, "split_probs", constant)
+    monkeypatch.setattr(Session, "logits_of_split", constant)
     result = run_tiny()
     (told,) = [message for message in result.warnings if "has learnt anything" in message]
     # of three classes two images each are held out
