@@ -107,7 +107,10 @@ def run_training(
         budget = resumed_budget(budget, previous["contract"])
         saved = newest_state(folder, device.type, display.on_message)
         if not goes_on and (ended := finished_result(folder, recipe)) is not None:
-            display.on_message(f"{folder.path} has ended: nothing was trained or written. Give more epochs to go on")
+            # a run that was begun with a time budget takes no epochs
+            longer = "epochs" if budget.within_seconds is None else "time by `within`"
+            line = f"{folder.path} has ended: nothing was trained or written. Give more {longer} to go on"
+            display.on_message(worded(line))
             return ended
     dispatcher: Dispatcher | None = None
     seconds_before = spent = 0.0
