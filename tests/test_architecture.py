@@ -78,7 +78,9 @@ ALLOWED = {
     "metrics": LAYER_0,
     "manifest": LAYER_0,
     "bundleinfo": LAYER_0 | {"manifest", "models", "data.preprocess"},
-    "bundle": LAYER_0 | {"bundleinfo", "manifest", "models", "data.preprocess"},
+    "sbom": LAYER_0 | {"bundleinfo", "manifest"},
+    "bundle": LAYER_0 | {"bundleinfo", "manifest", "sbom", "models", "data.preprocess"},
+    "signing": BASE,
     "training": LAYER_0 | {"data", "models", "optim", "metrics", "bundle", "manifest"},
     "runtimes": BASE | {"models", "data.preprocess"},
     "inputs": {"errors", "data.arrays"},
@@ -90,7 +92,7 @@ ALLOWED = {
     "timing": BASE | {"runtimes", "data.preprocess"},
     "profiling": BASE | {"runtimes"},
     "compression": BASE | {"models", "runtimes"},
-    "exporting": BASE | {"data", "runtimes", "evaluation"},
+    "exporting": BASE | {"data", "runtimes", "evaluation", "signing"},
     "acceleration": BASE
     | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"}
     | {"timing", "profiling", "compression", "exporting", "reporting"},
@@ -136,6 +138,7 @@ TORCH_FREE = [
             "profile",
             "export",
             "verify",
+            "sign",
             "bench",
             "audit",
             "doctor",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vivace.prediction import Predictions, predict
     from vivace.predictor import Prediction, Predictor, load
     from vivace.profiling.profile import Profile
+    from vivace.signing import sign
     from vivace.training.recipes.recipe import Recipe
     from vivace.training.recording.callbacks import Callback, StopTraining
     from vivace.training.result import TrainResult
@@ -82,6 +83,7 @@ __all__ = [
     "profile",
     "report",
     "runs",
+    "sign",
     "train",
     "verify",
 ]
@@ -120,6 +122,7 @@ _HOMES = {
     "profile": "vivace.verbs.profile",
     "report": "vivace.verbs.report",
     "runs": "vivace.verbs.runs",
+    "sign": "vivace.signing",
     "train": "vivace.verbs.train",
     "verify": "vivace.exporting.parity",
 }

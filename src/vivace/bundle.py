@@ -4,6 +4,7 @@
     model.onnx, …        the graph for another runtime, where one was exported
     reference.onnx       of a network of the user's own, what stands for it where its code is not at hand
     trained_on.digests   the first bytes of the digests of the images that it was trained on, where they are known
+    sbom.cdx.json        the software bill of materials
     uncertainty.json     thresholds of prediction sets, abstaining and unlike images, with known_features.npy
     bundle.json          everything else, with the SHA-256 and size of every file and of itself
 
@@ -30,6 +31,7 @@ from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, bundle_folder, check_file, check_files, read_manifest
 from vivace.outputs import check_folder, own_folder, seal
 from vivace.runtimes.table import PORTABLE, REFERENCE_GRAPH, RUNTIMES, is_quantized
+from vivace.sbom import write_sbom
 from vivace.trained_on import TRAINED_ON, TrainedOn, write_trained_on
 from vivace.uncertainty.record import FEATURES, UNCERTAINTY, Calibrated, Uncertainty, read_features, write_uncertainty
 
@@ -220,6 +222,7 @@ def save_bundle(
             write_trained_on(temporary / TRAINED_ON, trained_on)
         if calibrated is not None:
             write_uncertainty(temporary, calibrated)
+        write_sbom(temporary, info)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
         dataclasses.replace(_read_back(temporary, info), network=network).build_model()
@@ -244,6 +247,7 @@ def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo
             shutil.copyfile(bundle.checked(name), temporary / name)
         if bundle.reference_graph is not None and (info.runtime, info.precision) != (PORTABLE, "fp32"):
             shutil.copyfile(bundle.checked(bundle.reference_graph), temporary / REFERENCE_GRAPH)
+        write_sbom(temporary, info)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
         _read_back(temporary, info)

@@ -232,6 +232,7 @@ PLACES = {
     "predict": ["BUNDLE", "PATHS"],
     "accelerate": ["BUNDLE", "DATA"],
     "verify": ["BUNDLE", "[DATA]"],
+    "sign": ["[BUNDLE]"],
     "export": ["BUNDLE", "[DATA]"],
     "profile": ["BUNDLE", "[DATA]"],
     "serve": ["BUNDLES"],

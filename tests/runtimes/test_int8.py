@@ -76,7 +76,7 @@ def test_the_bundle_holds_ranges_and_the_graph_is_built_from_them_the_same_each_
     bundle: Bundle, ranges_of_it: Path, tmp_path: Path
 ) -> None:
     derived = load_bundle(quantized(bundle, ranges_of_it, tmp_path / "int8").folder)
-    assert sorted(derived.files) == [RANGES, "model.safetensors"]
+    assert sorted(derived.files) == [RANGES, "model.safetensors", "sbom.cdx.json"]
     ranges = json.loads((derived.folder / RANGES).read_bytes())["activations"]
     assert len(ranges) >= 3
     for scale, zero_point in ranges.values():

@@ -23,6 +23,8 @@ class Options:
     """A bundle's folder, or a run's."""
     data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Images to compare on, as for vivace train: test, else val, else all, 1,000 at most. Default: generated ones."""
+    key: Annotated[Path | None, tyro.conf.arg(metavar="KEY.pub")] = None
+    """Check its signature too, with this public key: the bundle is just what the key's owner has signed, or refused."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False
@@ -34,15 +36,19 @@ def run(options: Options) -> int:
     """Check, and print what was found; a bundle that does not agree is an error. Returns the exit status."""
     from vivace.exporting.parity import check_parity, verify
 
-    parity = verify(options.bundle, data=options.opening.of_optional(options.data), cache_dir=options.cache_dir)
+    data = options.opening.of_optional(options.data)
+    parity = verify(options.bundle, data=data, key=options.key, cache_dir=options.cache_dir)
     if options.json:
-        told = {**parity.to_dict(), "compared": parity.compared}
+        signed_by = None if options.key is None else str(options.key)
+        told = {**parity.to_dict(), "compared": parity.compared, "signed_by": signed_by}
         if not parity.compared:
             # a network compared with itself: no agreement was measured
             told |= dict.fromkeys({"top1_agreement", "set_agreement", "max_difference"} & told.keys())
         print_json("verify", {"bundle": str(bundle_place(options.bundle)), **told, "holds": parity.holds})
     else:
         print(f"{options.bundle}: every file is undamaged")
+        if options.key is not None:
+            print(f"{options.bundle}: signed with the key of {options.key}, and all that was signed is there unchanged")
         print(parity.summary())
     try:
         check_parity(parity)

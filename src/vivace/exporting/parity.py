@@ -19,8 +19,10 @@ from vivace.data.place import AnyData
 from vivace.data.preprocess import Preprocess
 from vivace.errors import ConfigError, ParityError
 from vivace.evaluation.evaluate import open_split
+from vivace.notices import warn
 from vivace.runtimes.loading import Classifier, load_reference, load_runtime
 from vivace.runtimes.table import PORTABLE, REFERENCE, is_quantized
+from vivace.signing import check_signature, is_signed
 
 __all__ = ["PLAIN", "Parity", "check_parity", "compare_probs", "measure_parity", "parity_images", "verify"]
 
@@ -220,12 +222,24 @@ def check_parity(parity: Parity) -> None:
         )
 
 
-def verify(bundle: Bundle | str | Path, *, data: AnyData | None = None, cache_dir: str | Path | None = None) -> Parity:
+def verify(
+    bundle: Bundle | str | Path,
+    *,
+    data: AnyData | None = None,
+    key: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> Parity:
     """The certificate of a bundle on disk, measured again after every hash was checked.
 
     data: images, as for `train`; None: generated ones, which say nothing about an int8 variant: its ranges are those of
-    real images. Raises BundleError if a file is damaged, ConfigError for an int8 variant without data.
+    real images. key: a file with a public key, by which the signature is checked before anything is run. Raises
+    BundleError if a file is damaged, or with a key, if the bundle is not just what its owner has signed; ConfigError
+    for an int8 variant without data.
     """
+    if key is not None:
+        check_signature(bundle, key=key)
+    elif is_signed(bundle.folder if isinstance(bundle, Bundle) else bundle):
+        warn("the bundle has a signature that was not checked: give the public `key`")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     if is_quantized(bundle.info.precision) and data is None:
         raise ConfigError(f"an int8 variant is compared on real images: {bundle.folder}. Give `data`.")
