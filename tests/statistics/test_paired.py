@@ -18,7 +18,7 @@ def test_lost_and_gained_count_changed_predictions() -> None:
     assert loss.bound > loss.drop
 
 
-@pytest.mark.parametrize(("lost", "gained", "n"), [(12, 1, 44), (3, 0, 200), (0, 4, 90), (30, 22, 1000)])
+@pytest.mark.parametrize(("lost", "gained", "n"), [(12, 1, 44), (3, 2, 200), (0, 4, 90), (30, 22, 1000)])
 def test_at_the_bound_the_score_is_that_of_the_level(lost: int, gained: int, n: int) -> None:
     bound = loss_bound(lost, gained, n)
     # the most likely proportions under the assumed drop, found by a grid search
@@ -33,9 +33,24 @@ def test_at_the_bound_the_score_is_that_of_the_level(lost: int, gained: int, n: 
 
 
 @pytest.mark.parametrize("n", [50, 1000, 100_000])
-def test_without_changed_predictions_the_bound_is_near_the_rule_of_three(n: int) -> None:
-    z2 = 1.6448536**2
-    assert loss_bound(0, 0, n) == pytest.approx(z2 / (n + z2), rel=1e-6)
+def test_without_changed_predictions_the_bound_is_exact(n: int) -> None:
+    assert loss_bound(0, 0, n) == pytest.approx(1 - 0.05 ** (1 / n), rel=1e-9)
+
+
+@pytest.mark.parametrize("budget", [0.005, 0.01, 0.02])
+def test_a_drop_of_just_the_budget_is_rarely_called_proven(budget: float) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    # no image is ever gained, and the images are just enough: there the score test alone errs in 6.7 %
+    for n in {round(factor * (1 - budget) / budget) for factor in (2.71, 2.8, 3.0, 4.9)}:
+        most = max((lost for lost in range(20) if loss_bound(lost, 0, n) <= budget), default=-1)
+        assert stats.binom.cdf(most, n, budget) <= 0.0503, n
+
+
+def test_without_gained_images_it_is_the_exact_bound_where_that_is_larger() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for lost, n in ((1, 90), (3, 200), (40, 1000)):
+        assert loss_bound(lost, 0, n) >= stats.beta.ppf(0.95, lost + 1, n - lost) - 1e-12
+        assert loss_bound(lost, 0, n) > loss_bound(lost, 1, n)
 
 
 def test_more_lost_images_and_more_confidence_raise_it_and_more_images_lower_it() -> None:

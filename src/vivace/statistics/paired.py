@@ -16,6 +16,8 @@ from vivace.statistics.proportions import binomial_pvalue
 
 __all__ = ["PairedLoss", "exact_p_value", "images_to_prove", "loss_bound", "paired_loss"]
 
+MAX_EXACT = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairedLoss:
@@ -62,8 +64,9 @@ def loss_bound(lost: float, gained: float, num_images: int, *, confidence: float
     """One-sided upper bound on the accuracy drop, in [-1, 1], by Tango's score test for paired proportions.
 
     This is the largest drop that a test at level 1 - confidence does not reject (Tango 1998, Statistics in Medicine
-    17:891). Unlike the normal interval it does not collapse to a point if no prediction changed: with 0 lost of 1,000
-    the bound is 0.27 %. Raises ValueError for impossible counts.
+    17:891). Where no image was gained that test may err in 6.8 % for 5 %, so that the bound is then at least the exact
+    one on the fraction of lost images (Clopper & Pearson 1934, Biometrika 26:404): with 0 lost of 1,000 it is 0.30 %.
+    With both, and just enough images, the error is 5.3 % at most. Raises ValueError for impossible counts.
     """
     if num_images < 1 or min(lost, gained) < 0 or lost + gained > num_images:
         raise ValueError(f"impossible counts: {lost} lost and {gained} gained of {num_images}")
@@ -76,6 +79,28 @@ def loss_bound(lost: float, gained: float, num_images: int, *, confidence: float
             high = middle
         else:
             low = middle
+    # of more lost images the two agree to a thousandth, and the exact one takes long
+    if gained == 0 and lost <= MAX_EXACT:
+        high = max(high, _exact_bound(math.ceil(lost), num_images, confidence))
+    return high
+
+
+def _exact_bound(lost: int, n: int, confidence: float) -> float:
+    """The largest fraction at which so few lost images are as likely as 1 - confidence."""
+    if lost >= n:
+        return 1.0
+    counts = np.arange(lost + 1)
+    ways = np.concatenate([[0.0], np.cumsum(np.log(n - counts[:-1]) - np.log(counts[1:]))])
+    low, high = lost / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        logs = ways + counts * math.log(middle) + (n - counts) * math.log1p(-middle)
+        if np.exp(logs).sum() > 1 - confidence:
+            low = middle
+        else:
+            high = middle
     return high
 
 
