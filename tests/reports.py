@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vivace.metrics.measured import Measured
-from vivace.reporting.page.about import Sources
+from vivace.reporting.page.about import Sources, page_of
 from vivace.reporting.page.answers import answers_of
+from vivace.reporting.page.compared import Verdict, Versus, versus_of
 
-__all__ = ["HOSTILE", "make_measured", "make_receipt", "make_sources"]
+__all__ = ["HOSTILE", "make_measured", "make_receipt", "make_sources", "make_versus"]
 
 # class names as a stranger may write them: markup, an attribute, a template, other directions, 73 letters, bytes
 HOSTILE = (
@@ -133,3 +135,22 @@ def make_sources(classes: Sequence[str], measured: Measured | None = None, **cha
         "answers": None if measured is None else answers_of(measured, classes, temperature=0.6),
     }
     return Sources(**{**values, **changes})
+
+
+def make_versus(classes: Sequence[str], **changes: Any) -> Versus:
+    """Two runs on the same 100 images, of which the second has more right."""
+    first, second = (make_measured(len(classes), 100, right=right, seed=seed) for right, seed in ((0.6, 0), (0.9, 1)))
+    verdict = Verdict(
+        data="photos", split="test", num_images=100, num_left_out=0, difference=0.3, low=0.2, high=0.4, p_value=1e-5,
+        better="B",
+    )  # fmt: skip
+    sources = make_sources(classes)
+    return versus_of(
+        dataclasses.replace(verdict, **changes),
+        classes,
+        (first, second),
+        (page_of(sources), page_of(sources)),
+        ("runs/one", "runs/other"),
+        (sources.curves, sources.curves),
+        ((0.6, 0.5, 0.7), (0.9, 0.83, 0.95)),
+    )

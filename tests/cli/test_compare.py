@@ -19,7 +19,7 @@ from vivace.bundle import Bundle, save_bundle
 from vivace.cli import main
 from vivace.data.caching.cache import open_cache
 from vivace.data.sources import open_source
-from vivace.errors import BundleError, ConfigError, DataError, RunFolderError
+from vivace.errors import BundleError, ConfigError, DataError, OutputPathError, RunFolderError
 
 
 @pytest.fixture
@@ -222,3 +222,33 @@ def test_swapped_arguments_are_named_with_the_right_command(
 ) -> None:
     assert main(["evaluate", str(trained[1]), str(run)]) == 2
     assert capsys.readouterr().err.endswith(f"Write vivace evaluate {run} {trained[1]}\n")
+
+
+def test_both_are_written_side_by_side_where_the_classes_have_another_order(
+    run: Path, trained: tuple[Bundle, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = trained[0].classes
+    # the same network, whose answers have another order with their names
+    other = changed(run, "turned", [2, 0, 1], (classes[2], classes[0], classes[1]))
+    weak = changed(run, "weak", [1, 0, 2])
+    page = tmp_path / "page.html"
+    main(["compare", str(run), str(other), str(trained[1]), "--report", str(page), "--json"])
+    answer = last_answer(capsys.readouterr().out)
+    assert answer["report"] == str(page)
+    assert answer["difference"] == 0
+    assert "not significant" in page.read_text()
+    assert "data:image" not in page.read_text()
+    # a page of vivace's own is replaced, and that is said; anything else is not
+    main(["compare", str(weak), str(other), str(trained[1]), "--report", str(page), "--lang", "zh"])
+    shown = capsys.readouterr()
+    assert f"wrote {page}" in shown.out
+    assert "page.html" in shown.err
+    assert "B 更好" in page.read_text()
+    assert "data:image/webp" in page.read_text()
+    mine = tmp_path / "mine.html"
+    mine.write_text("notes")
+    with pytest.raises(OutputPathError, match=r"mine\.html"):
+        vivace.compare(run, other, trained[1], report=mine)
+    assert mine.read_text() == "notes"
+    with pytest.raises(ConfigError, match="lang is unknown"):
+        vivace.compare(run, other, trained[1], report=page, lang="de")

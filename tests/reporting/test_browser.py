@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reports import HOSTILE, make_measured, make_receipt, make_sources
+from reports import HOSTILE, make_measured, make_receipt, make_sources, make_versus
 from vivace.reporting.page.about import page_of
-from vivace.reporting.page.render import render
+from vivace.reporting.page.render import render, render_versus
 
 # whose window is the page and nothing else, however narrow
 BROWSERS = ("chromium-headless-shell", "chrome-headless-shell")
@@ -114,6 +114,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ):
         written[name] = folder / f"{name}.html"
         written[name].write_text(render(page_of(sources), lang=lang))
+    for name, names, lang in (("versus", NAMES, "en"), ("versus-zh", NAMES, "zh"), ("versus-hostile", HOSTILE, "en")):
+        written[name] = folder / f"{name}.html"
+        written[name].write_text(render_versus(make_versus(names), lang=lang))
     return written
 
 
@@ -127,11 +130,12 @@ def test_a_report_asks_no_host_for_anything(
     browser.look(control, "--dump-dom")
     assert sorted(asked[0]) == ["fonts.invalid:443", "http://pictures.invalid/a"]
     asked[0].clear()
-    assert "</html>" in browser.look(pages["hostile"], "--dump-dom")
+    for name in ("hostile", "versus-hostile"):
+        assert "</html>" in browser.look(pages[name], "--dump-dom")
     assert asked[0] == []
 
 
-@pytest.mark.parametrize(("name", "size"), [("en", PHONE), ("zh", DESKTOP), ("search", PHONE)])
+@pytest.mark.parametrize(("name", "size"), [("en", PHONE), ("zh", DESKTOP), ("search", PHONE), ("versus", PHONE)])
 def test_a_report_fits_the_width(browser: Browser, pages: dict[str, Path], name: str, size: tuple[int, int]) -> None:
     wide = "document.documentElement.scrollWidth"
     # images that are no images have no width
@@ -147,15 +151,24 @@ def test_a_cell_opens_its_images_without_a_script(browser: Browser, pages: dict[
 
 def test_hostile_names_run_nothing_even_where_scripts_may_run(browser: Browser, pages: dict[str, Path]) -> None:
     assert browser.measured(pages["hostile"], "document.title.endsWith(': report')", DESKTOP) == "true"
+    assert browser.measured(pages["versus-hostile"], "document.title.endsWith(': comparison')", DESKTOP) == "true"
 
 
 @pytest.mark.parametrize(
-    ("lang", "size", "dark"), [("en", PHONE, False), ("en", DESKTOP, True), ("zh", PHONE, True), ("zh", DESKTOP, False)]
+    ("name", "size", "dark"),
+    [
+        ("en", PHONE, False),
+        ("en", DESKTOP, True),
+        ("zh", PHONE, True),
+        ("zh", DESKTOP, False),
+        ("versus", DESKTOP, True),
+        ("versus-zh", PHONE, False),
+    ],
 )
 def test_both_languages_are_seen_in_light_and_dark_at_both_widths(
-    browser: Browser, pages: dict[str, Path], lang: str, size: tuple[int, int], dark: bool, tmp_path: Path
+    browser: Browser, pages: dict[str, Path], name: str, size: tuple[int, int], dark: bool, tmp_path: Path
 ) -> None:
-    seen = browser.picture(pages[lang], tmp_path / "seen.png", size, dark=dark)
+    seen = browser.picture(pages[name], tmp_path / "seen.png", size, dark=dark)
     assert seen.shape == (size[1], size[0], 3)
     corner, ink = seen[:8, :8].mean(), np.abs(seen.astype(int) - seen[0, 0]).sum(2) > 60
     assert (corner < 60) if dark else (corner > 240)

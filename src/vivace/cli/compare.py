@@ -41,6 +41,10 @@ class Options:
     """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
+    report: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html")] = None
+    """Write both side by side as one HTML file: where they differ, by class and image by image."""
+    lang: Literal["en", "zh"] = "en"
+    """The language of that file: en or zh (Chinese)."""
     quiet: bool = False
     """No progress display."""
     json: bool = False
@@ -65,6 +69,8 @@ def run(options: Options) -> None:
             device=options.device,
             cache_dir=options.cache_dir,
             on_bad_image=options.on_bad_image,
+            report=options.report,
+            lang=options.lang,
             progress=progress,
         )
     finally:
@@ -86,6 +92,7 @@ def lines(compared: RunComparison) -> list[str]:
         *(_line(one, width) for one in compared.runs),
         f"difference {100 * compared.difference:+.2f} points [{low:+.2f}, {high:+.2f}], 95 %",
         compared.verdict(),
+        *([] if compared.report is None else [f"wrote {printable(compared.report)}"]),
     ]
 
 

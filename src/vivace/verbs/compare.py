@@ -16,11 +16,13 @@ from vivace.data.place import AnyData
 from vivace.errors import BundleError, ConfigError, DataError, RunFolderError
 from vivace.evaluation.chosen import ALL, HELD_OUT
 from vivace.evaluation.evaluate import open_split
+from vivace.metrics.measured import Measured
 from vivace.notices import collected_warnings, warn
 from vivace.predictor import Predictor
 from vivace.statistics.paired import exact_p_value, loss_bound
 from vivace.statistics.proportions import wilson_interval
 from vivace.training.folder.continuing import resume_call
+from vivace.verbs.comparisonfile import ComparisonFile, Side
 from vivace.verbs.recorded import recorded_data
 from vivace.verbs.runs import NO_BUNDLE, Run, read_run
 
@@ -69,6 +71,8 @@ class RunComparison:
     """Of McNemar's exact test, two-sided."""
     better: str | None
     """The path of the better one; None: the difference is not significant (p of 0.05 or more)."""
+    report: str | None = None
+    """The page that was written."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -100,6 +104,8 @@ def compare(
     device: str = "auto",
     cache_dir: str | Path | None = None,
     on_bad_image: str = "auto",
+    report: str | Path | None = None,
+    lang: str = "en",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RunComparison:
     """Classify the same images with two runs or bundles, and test whether one of them is better.
@@ -108,14 +114,16 @@ def compare(
     that both were trained on, where they lay then, if the cache holds the images of both from there: a run of a
     stranger's may name any place, which is not opened. split: train, val, test or all; None: test if there is one, else
     val, else all. Images that one of the two was trained on are left out, but for split "train" and "all". batch_size,
-    threads, device, cache_dir, on_bad_image: as for `evaluate`.
+    threads, device, cache_dir, on_bad_image: as for `evaluate`. report: also write both side by side there, as one HTML
+    file; lang: its language, "en" or "zh".
     Raises DataError if the classes differ, the runs had different data and `data` is None, or no image is left;
     ConfigError if `data` is None and is needed; RunFolderError for a run that has not finished; BundleError for what is
-    neither a run nor a bundle.
+    neither a run nor a bundle; and with `report` OutputPathError, MissingExtra and ConfigError as `vivace.report`.
     """
     with collected_warnings() as warnings:
         facts = [run_of(path) for path in (run, other)]
         bundles = [load_bundle(path) for path in (run, other)]
+        page = None if report is None else ComparisonFile(Path(report), lang, inputs=[one.folder for one in bundles])
         for told in facts:
             if told is not None and told.problem:
                 warn(f"the run is {told.status}, and only its bundle was used: {told.path} ({told.problem})")
@@ -135,28 +143,32 @@ def compare(
                 f"{num_left_out:,} of {source.name}. Give `data` that neither has seen, or train both with the same "
                 "seed: they then hold out the same images."
             )
-        right = [
-            _right(Predictor(bundle, device=device, batch_size=batch_size, threads=threads), cached, own)
+        probs = [
+            _probs(Predictor(bundle, device=device, batch_size=batch_size, threads=threads), cached, own)
             for bundle, cached, own in zip(bundles, splits, rows, strict=True)
         ]
-    undivided = list(source.splits) == ["train"]
-    held_out = chosen == "train" and (num_left_out or split == "val")
-    name = HELD_OUT if held_out else ALL if undivided and split != "train" else chosen
-    return _comparison(
-        tuple(_Side(str(path), bundle, told) for path, bundle, told in zip((run, other), bundles, facts, strict=True)),
-        right,
-        data=source.name,
-        split=name,
-        num_left_out=num_left_out,
-        warnings=tuple(warnings),
-    )
-
-
-@dataclass(frozen=True)
-class _Side:
-    path: str
-    bundle: Bundle
-    run: Run | None
+        undivided = list(source.splits) == ["train"]
+        held_out = chosen == "train" and (num_left_out or split == "val")
+        name = HELD_OUT if held_out else ALL if undivided and split != "train" else chosen
+        sides = tuple(
+            Side(str(path), bundle, told) for path, bundle, told in zip((run, other), bundles, facts, strict=True)
+        )
+        labels = [cached.labels_N[own] for cached, own in zip(splits, rows, strict=True)]
+        compared = _comparison(
+            sides,
+            [answers.argmax(1) == true for answers, true in zip(probs, labels, strict=True)],
+            data=source.name,
+            split=name,
+            num_left_out=num_left_out,
+        )
+        if page is not None:
+            first, second = (
+                _measured(name, bundle, cached, own, answers)
+                for bundle, cached, own, answers in zip(bundles, splits, rows, probs, strict=True)
+            )
+            page.write(dataclasses.replace(compared, warnings=tuple(warnings)), sides, (first, second))
+            compared = dataclasses.replace(compared, report=str(report))
+    return dataclasses.replace(compared, warnings=tuple(warnings))
 
 
 def run_of(folder: str | Path) -> Run | None:
@@ -243,25 +255,34 @@ def _same_images(
     return [own[~known] for own in rows], num_known
 
 
-def _right(predictor: Predictor, cached: CachedSplit, rows: np.ndarray) -> np.ndarray:
-    """bool: whether each image was classified rightly."""
+def _probs(predictor: Predictor, cached: CachedSplit, rows: np.ndarray) -> np.ndarray:
+    """float32 [N, K]: the probabilities of these rows."""
     view, size = predictor.bundle.preprocess.view, predictor.batch_size
     answers = [
-        predictor.probs(view(np.asarray(cached.images_NHWC[rows[start : start + size]]))).argmax(1)
+        predictor.probs(view(np.asarray(cached.images_NHWC[rows[start : start + size]])))
         for start in range(0, len(rows), size)
     ]
-    right: np.ndarray = np.concatenate(answers) == cached.labels_N[rows]
-    return right
+    return np.concatenate(answers)
+
+
+def _measured(split: str, bundle: Bundle, cached: CachedSplit, rows: np.ndarray, probs_NK: np.ndarray) -> Measured:
+    view = bundle.preprocess.view
+    return Measured(
+        split=split,
+        probs_NK=probs_NK,
+        labels_N=cached.labels_N[rows],
+        names=[cached.names[row] for row in rows],
+        images=lambda some: view(np.asarray(cached.images_NHWC[rows[some]])),
+    )
 
 
 def _comparison(
-    sides: tuple[_Side, ...],
+    sides: tuple[Side, ...],
     right: list[np.ndarray],
     *,
     data: str,
     split: str,
     num_left_out: int,
-    warnings: tuple[str, ...],
 ) -> RunComparison:
     count = len(right[0])
     only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
@@ -296,5 +317,4 @@ def _comparison(
         difference_high=loss_bound(only[1], only[0], count, confidence=0.975),
         p_value=p_value,
         better=better,
-        warnings=warnings,
     )

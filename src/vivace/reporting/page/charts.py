@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Chart", "Line", "Point", "Scatter", "curves", "scatter"]
+__all__ = ["Chart", "Line", "Point", "Scatter", "curves", "overlaid", "scatter"]
 
 WIDTH, HEIGHT = 340, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30
@@ -25,7 +25,7 @@ class Line:
     """A curve in parts: a missing value leaves a gap."""
 
     kind: str
-    """training, validation or rate: its colour."""
+    """training, validation or rate, or of two runs first and second: its colour."""
     parts: tuple[str, ...]
     """Points as SVG has them, "x,y x,y"."""
     dots: tuple[tuple[float, float], ...] = ()
@@ -89,6 +89,29 @@ def curves(rows: Sequence[Mapping[str, str | None]], saved_epoch: float | None) 
     return tuple(chart for chart in charts if chart is not None)
 
 
+def overlaid(
+    first: Sequence[Mapping[str, str | None]], second: Sequence[Mapping[str, str | None]]
+) -> tuple[Chart, ...]:
+    """Validation accuracy and loss of two runs over their epochs, from each one's metrics.csv.
+
+    A chart is left out where one of the two has no number for it.
+    """
+    both = [[rows[index] for index in _spread(len(rows))] for rows in (first, second)]
+    charts = []
+    for what, name, factor in (("top1", "val_top1", 100.0), ("loss", "val_loss", 1.0)):
+        # one table with a column for each: a row knows only its own run
+        rows = [
+            {"epoch": row.get("epoch"), kind: row.get(name)}
+            for kind, own in zip(("first", "second"), both, strict=True)
+            for row in own
+        ]
+        epochs = _column(rows, "epoch")
+        if all(_finite(_column(rows, kind), epochs) for kind in ("first", "second")):
+            chart = _chart(what, epochs, {"first": "first", "second": "second"}, rows, factor, None)
+            charts += [] if chart is None else [chart]
+    return tuple(charts)
+
+
 def _spread(count: int) -> list[int]:
     if count <= MAX_POINTS:
         return list(range(count))
@@ -133,7 +156,9 @@ def _chart(
         tuple(lines),
         tuple((across(value), f"{value:g}") for value in x_ticks),
         tuple((along(value), f"{value:g}") for value in y_ticks),
-        _mark(epochs, series.get("validation", ()), saved_epoch, across, along) if what in ("top1", "map") else None,
+        _mark(epochs, series["validation"], saved_epoch, across, along)
+        if what in ("top1", "map") and "validation" in series
+        else None,
     )
 
 

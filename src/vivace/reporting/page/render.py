@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vivace.errors import MissingExtra
+from vivace.reporting.page.compared import Versus
 from vivace.reporting.page.facts import Answers, Page
 from vivace.reporting.page.words import NO_BREAK, translator, words_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["MAX_BYTES", "render", "sections_of"]
+__all__ = ["MAX_BYTES", "check_renders", "render", "render_versus", "sections_of"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 3_000_000
@@ -41,6 +43,30 @@ def render(page: Page, *, lang: str = "en") -> str:
             break
         html = _rendered(_smaller(page, share), lang)
     return html
+
+
+def render_versus(versus: Versus, *, lang: str = "en") -> str:
+    """The HTML of two runs side by side; as `render`."""
+    t, template = translator(lang), _environment().get_template("compare.html")
+    for share in (1.0, 0.5, 0.0):
+        html = template.render(
+            versus=versus,
+            t=t,
+            split=functools.partial(_split, t),
+            duration=functools.partial(_duration, t),
+            lang=lang,
+            version=metadata.version("vivace"),
+            num_shown=math.ceil(share * max(len(versus.only_first), len(versus.only_second))),
+            NUM_ROWS_OPEN=NUM_ROWS_OPEN,
+        )
+        if len(html.encode("utf-8", "backslashreplace")) <= MAX_BYTES:
+            break
+    return html
+
+
+def check_renders() -> None:
+    """Raise MissingExtra without Jinja2."""
+    _environment()
 
 
 def sections_of(page: Page) -> tuple[str, ...]:
