@@ -87,6 +87,10 @@ class AugmentConfig:
     """One random operation of random strength per image (arXiv:2103.10158)."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation, [0, 1]."""
+    mix: Literal["none", "augmix", "prime"] = "none"
+    """Mix each image with three chains of random operations, for accuracy under corruptions. augmix: turns, shears,
+    shifts and tones (arXiv:1912.02781); prime: random smooth filters, colours and distortions (after
+    arXiv:2112.13547). None of their operations is a corruption that `vivace evaluate --corruptions` measures."""
     cutout: int = 0
     """Side of the blanked square, px (arXiv:1708.04552); 0: none."""
     mixup: float = 0.0
@@ -111,6 +115,7 @@ class AugmentConfig:
         check_range("augment.translate", self.translate, 0, 512)
         check_choice("augment.flip", self.flip, ("none", "random", "alternating"))
         check_range("augment.color_jitter", self.color_jitter, 0.0, 1.0)
+        check_choice("augment.mix", self.mix, ("none", "augmix", "prime"))
         check_range("augment.cutout", self.cutout, 0, 2048)
         check_range("augment.mixup", self.mixup, 0.0, 100.0)
         check_range("augment.cutmix", self.cutmix, 0.0, 100.0)

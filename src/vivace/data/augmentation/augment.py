@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vivace.config import check_range
+from vivace.data.augmentation.chains import MIXTURES, mix_chains
 from vivace.data.augmentation.color import color_jitter
 from vivace.data.augmentation.crops import crop, crop_boxes, resized_crop
 from vivace.data.augmentation.mixing import mix
@@ -77,6 +78,8 @@ class Augment:
             images_BCHW = trivial_augment(images_BCHW, generator)
         if config.color_jitter:
             images_BCHW = color_jitter(images_BCHW, config.color_jitter, generator)
+        if config.mix != "none":
+            images_BCHW = mix_chains(images_BCHW, MIXTURES[config.mix], generator)
         if config.cutout:
             # the same fraction of the image at every size
             side = max(1, round(config.cutout * images_BCHW.shape[-1] / self.size))

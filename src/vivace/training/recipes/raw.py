@@ -13,7 +13,7 @@ from vivace.training.recipes.recipe import Recipe
 __all__ = ["adapted_to_raw"]
 
 # augmentations of colours of 8 bits → what they are when they are left out
-OF_COLOURS: dict[str, Any] = {"trivial_augment": False, "color_jitter": 0.0}
+OF_COLOURS: dict[str, Any] = {"trivial_augment": False, "color_jitter": 0.0, "mix": "none"}
 # of published weights
 RGB = 3
 # of whitening: the default of FastCNN, for RGB, and a limit, beyond which the first layer costs most of a step
