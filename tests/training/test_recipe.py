@@ -13,6 +13,7 @@ from vivace.data.config import AugmentConfig, DataConfig
 from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
+from vivace.training.recipes.attack import AttackConfig
 from vivace.training.recipes.expected import seconds_for
 from vivace.training.recipes.named import RECIPES, DataFacts, resolve_recipe
 from vivace.training.recipes.recipe import DistillConfig, FinetuneConfig, HardExamplesConfig, LossConfig, Recipe
@@ -48,6 +49,7 @@ OTHER = Recipe(
         flip="alternating",
         trivial_augment=True,
         color_jitter=0.1,
+        mix="prime",
         cutout=8,
         mixup=0.2,
         cutmix=1.0,
@@ -65,15 +67,18 @@ OTHER = Recipe(
         bias_lr_factor=64.0,
         aux_lr=0.003,
         layer_decay=0.75,
+        sam=0.05,
+        sam_adaptive=True,
         options={"betas": [0.9, 0.95]},
     ),
     schedule=ScheduleConfig(
         name="step", warmup=0.1, cooldown=0.4, start=0.2, end=0.01, milestones=(0.3, 0.6, 0.9), gamma=0.2
     ),
-    loss=LossConfig(label_smoothing=0.1, class_weights={"daisy": 2.0}, focal_gamma=2.0),
+    loss=LossConfig(label_smoothing=0.1, class_weights={"daisy": 2.0}, focal_gamma=2.0, alpha=0.2, beta=2.0, q=0.5),
     focus=HardExamplesConfig(start=0.1, end=0.9),
     distill=DistillConfig(teacher="other", weight=0.5, temperature=4.0, mirrored=True),
     finetune=FinetuneConfig(head=True, trains="last", cut="blocks.5.0", views=3, runtime="torch"),
+    attack=AttackConfig(noise=1.0, step=1.25, probe_images=100, probe_steps=5, max_rollbacks=2),
     epochs=7,
     batch_size=32,
     micro_batch_size=16,
@@ -116,11 +121,14 @@ def test_the_other_recipe_differs_in_every_field() -> None:
 
     default, other = flat(to_dict(Recipe())), flat(to_dict(OTHER))
     # a run starts from one kind of weights, the hardest images can't be told where images are mixed, nor what was
-    # answered to one, and a compiler does not see what is rounded
+    # answered to one, a compiler does not see what is rounded, a solved head is not attacked, and focal loss is a loss
+    # of its own
     assert {key for key in default if default[key] == other[key]} == {
         "model.start_from",
         "loss.self_distillation",
+        "loss.name",
         "focus.share",
+        "attack.eps",
         "fake_quant",
     }
 

@@ -41,6 +41,11 @@ class OptimizerConfig:
     """With muon: learning rate of the parameters it does not treat (head, biases, norms). None: `lr` / 10."""
     layer_decay: float | None = None
     """Learning rate of a layer as a multiple of the next layer's, (0, 1]; for fine-tuning (arXiv:2003.10555)."""
+    sam: float = 0.0
+    """Sharpness-aware minimisation (arXiv:2010.01412): how far weights are moved along their gradient before the
+    gradient of the step is taken, [0, 10]; 0.05 is usual. A step then costs twice as much. 0: off."""
+    sam_adaptive: bool = False
+    """Measure that distance relative to the size of each weight (ASAM, arXiv:2102.11600), where `sam` 0.5 is usual."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the optimizer, such as {"betas": [0.9, 0.95]}."""
 
@@ -51,6 +56,11 @@ class OptimizerConfig:
         check_range("optimizer.bias_lr_factor", self.bias_lr_factor, 0.0, MAX_RATE, open_low=True)
         check_range("optimizer.aux_lr", self.aux_lr, 0.0, MAX_RATE, open_low=True)
         check_range("optimizer.layer_decay", self.layer_decay, 0.0, 1.0, open_low=True)
+        check_range("optimizer.sam", self.sam, 0.0, 10.0)
+        if self.sam_adaptive and not self.sam:
+            raise ConfigError(
+                "optimizer.sam_adaptive needs optimizer.sam: got sam 0. Set optimizer.sam=0.5, or sam_adaptive=false."
+            )
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
                 "optimizer.nesterov needs a momentum: got nesterov true and momentum 0. "

@@ -28,6 +28,7 @@ from vivace.training.completion import Complete, Finished, written_report
 from vivace.training.execution import ExecutionConfig, without_own_kernels
 from vivace.training.folder.runfolder import RunFolder
 from vivace.training.loop.engine import Engine
+from vivace.training.loop.overfitting import robust_of
 from vivace.training.loop.plan import Budget
 from vivace.training.loop.session import Session
 from vivace.training.outcome import Outcome, outcome_warnings
@@ -119,6 +120,7 @@ def finish(
         within_seconds=budget.within_seconds,
         temperature=temperature,
         no_graph=no_graph,
+        robust=robust_of(recipe, counters, engine.saved_epoch),
         metrics=metrics,
         warnings=recorded_warnings(),
     )
@@ -232,6 +234,8 @@ def _outcome(session: Session, engine: Engine, budget: Budget, score: float, tot
         target_reached=counters.target_seconds is not None,
         num_rollbacks=counters.num_rollbacks,
         lr_scale=counters.lr_scale,
+        num_overfits=counters.num_overfits,
+        robust=robust_of(session.recipe, counters, engine.saved_epoch),
     )
 
 

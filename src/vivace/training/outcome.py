@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vivace.statistics.proportions import binomial_pvalue
+from vivace.training.result import Robust
 
 __all__ = ["Outcome", "outcome_warnings"]
 
@@ -50,11 +51,14 @@ class Outcome:
     target_reached: bool = False
     num_rollbacks: int = 0
     lr_scale: float = 1.0
+    num_overfits: int = 0
+    robust: Robust | None = None
+    """Of adversarial training."""
 
 
 def outcome_warnings(outcome: Outcome) -> tuple[str, ...]:
     """A line for each problem that a reader of the accuracies must know; empty if there is none."""
-    return (*_chance(outcome), *_length(outcome), *_budget(outcome), *_rollbacks(outcome))
+    return (*_chance(outcome), *_length(outcome), *_budget(outcome), *_rollbacks(outcome), *_robust(outcome))
 
 
 def _chance(outcome: Outcome) -> Iterator[str]:
@@ -129,4 +133,20 @@ def _rollbacks(outcome: Outcome) -> Iterator[str]:
         yield (
             f"the run went back {outcome.num_rollbacks} × after NaN or Inf: its learning rate ended at "
             f"{outcome.lr_scale:g} of what was asked for"
+        )
+
+
+def _robust(outcome: Outcome) -> Iterator[str]:
+    found, rate = outcome.robust, outcome.num_val_commonest / outcome.num_val
+    if outcome.num_overfits:
+        times = "once" if outcome.num_overfits == 1 else f"{outcome.num_overfits} ×"
+        yield (
+            f"the run went back {times} after catastrophic overfitting, each time with 1.5 × the noise and 0.75 × the "
+            "step of its attack. Set attack.noise higher, or `optimizer.lr` lower."
+        )
+    if found is not None and binomial_pvalue(found.num_right, found.num_images, rate) > MAX_CHANCE:
+        yield (
+            f"the network is not robust: PGD left {found.num_right:,} of {found.num_images:,} held-out images right "
+            f"({100 * found.accuracy:.1f} %), and always answering {outcome.commonest[:60]!r} gives "
+            f"{100 * rate:.1f} %. Set attack.noise=2, or attack.eps lower."
         )

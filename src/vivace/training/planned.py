@@ -9,6 +9,7 @@ from vivace.training.folder.runfolder import RunFolder
 from vivace.training.loop.aim import Aim, aim_of
 from vivace.training.loop.arrays import FileWatch
 from vivace.training.loop.engine import Engine
+from vivace.training.loop.overfitting import num_probe_passes, prober
 from vivace.training.loop.plan import Budget, Plan
 from vivace.training.loop.session import Session
 from vivace.training.loop.state import TrainState
@@ -71,6 +72,7 @@ def make_engine(
         aim=aim_for(session, budget),
         clock=lambda: seconds_before + clock(),
     )
+    probe = prober(session, execution.precision)
     if plan.within_seconds is not None and recipe.epochs:
         seconds = session.pass_seconds(state.averaged_model, without_own_kernels(execution))
         # the last validation, and the metrics of the bundle on validation and test
@@ -78,6 +80,8 @@ def make_engine(
         if session.settler(execution) is not None:
             # before the last validation, batch-norm statistics are estimated from these training images
             passes += min(NUM_IMAGES_LAST, len(data.train_indices)) / max(data.num_val, 1)
+        # the probe of the last validation
+        passes += num_probe_passes(recipe) / max(data.num_val, 1)
         plan.reserve_seconds = seconds * passes + SAVE_SECONDS + (GRAPH_SECONDS if session.network else 0)
     return Engine(
         recipe=recipe,
@@ -87,6 +91,7 @@ def make_engine(
         names=data.cache.splits["train"].names,
         validate=session.validator(execution),
         settle=session.settler(execution),
+        probe=probe,
         plan=plan,
         checkpoints=folder.checkpoints,
         callbacks=callbacks,

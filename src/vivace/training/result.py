@@ -9,9 +9,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vivace.config import to_dict
+from vivace.config import from_dict, to_dict
 
-__all__ = ["TrainResult"]
+__all__ = ["Robust", "TrainResult"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robust:
+    """What adversarial training came to, by its own probe: an upper bound of the robustness.
+
+    `vivace.evaluate(..., attack="linf:8/255")` measures it by stronger attacks.
+    """
+
+    accuracy: float
+    """Fraction of held-out images that PGD left right, of the weights in the bundle."""
+    num_right: int
+    num_images: int
+    threat: str
+    """Such as linf:8/255."""
+    steps: int
+    """Of that PGD."""
+    num_overfits: int
+    """How often the run went back after catastrophic overfitting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +66,8 @@ class TrainResult:
     val_map: float | None = None
     """Mean average precision over the labels; None where images have one class."""
     test_map: float | None = None
+    robust: Robust | None = None
+    """None: the run was not adversarial."""
     report: Path | None = None
     """The report of the run, an HTML file; None: it was not written, as Jinja2 is not installed or a warning says."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +84,7 @@ class TrainResult:
         known = {name: values[name] for name in (each.name for each in dataclasses.fields(cls)) if name in values}
         known |= {"bundle": run / "bundle", "run": run, "report": report if report.is_file() else None}
         known |= {"warnings": tuple(map(str, values.get("warnings", ())))}
+        known["robust"] = None if known.get("robust") is None else from_dict(Robust, known["robust"])
         result = cls(**{"val_top1": math.nan, "test_top1": None} | known)
         for name in ("epochs", "train_seconds", "total_seconds", "num_images_seen", "val_top1"):
             if not isinstance(getattr(result, name), int | float):
@@ -72,5 +94,6 @@ class TrainResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: the accuracies, or with sets of labels the mAP in their place."""
         values = to_dict(self)
-        other = ("val_map", "test_map") if self.val_map is None else ("val_top1", "test_top1")
+        other: tuple[str, ...] = ("val_map", "test_map") if self.val_map is None else ("val_top1", "test_top1")
+        other += () if self.robust else ("robust",)
         return {name: value for name, value in values.items() if name not in other}

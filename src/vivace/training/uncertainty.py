@@ -52,7 +52,7 @@ def with_thresholds(
         return None
     chose = {
         "the temperature": temperature is not None,
-        "the saved epoch": session.recipe.early_stopping is not None,
+        "the saved epoch": session.recipe.keeps_best,
         "the end of training": budget.target is not None,
         "the stage of training that was kept": session.recipe.finetune.head,
     }

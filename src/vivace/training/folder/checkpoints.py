@@ -113,12 +113,13 @@ def prune(folder: Path, newest: Path, *, keep: int = 2) -> None:
     for path in paths:
         if path not in kept:
             path.unlink(missing_ok=True)
-    remove_leftovers(folder, re.compile(r"(step-\d+|best|before)\.safetensors"))
+    remove_leftovers(folder, re.compile(r"(step-\d+|best|before|sound)\.safetensors"))
 
 
 def remove_all(folder: Path) -> None:
     """Remove all checkpoints of a run, which starts again."""
-    for path in (*folder.glob("step-*.safetensors"), folder / "best.safetensors", folder / "before.safetensors"):
+    others = (folder / f"{name}.safetensors" for name in ("best", "before", "sound"))
+    for path in (*folder.glob("step-*.safetensors"), *others):
         path.unlink(missing_ok=True)
 
 

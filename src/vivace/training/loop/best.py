@@ -39,13 +39,14 @@ MONITORS = {
     "loss": Monitor("val_loss", "validation loss", -1),
     "macro_f1": Monitor("val_macro_f1", "macro F1"),
     "balanced_accuracy": Monitor("val_balanced_accuracy", "balanced accuracy"),
+    "robust": Monitor("val_robust", "robust accuracy"),
 }
 # of sets of labels, in place of top1
 MAP = Monitor("val_map", "mAP")
 
 
 class Best:
-    """Judges each validation by the recipe's `monitor`; with `early_stopping`, keeps the best weights in a file.
+    """Judges each validation by the recipe's `monitor`; where the recipe `keeps_best`, has the best weights in a file.
 
     What it knows is in the counters and the history of the state, so that a resumed run judges as the unbroken one.
     """
@@ -53,7 +54,8 @@ class Best:
     def __init__(self, recipe: Recipe, state: TrainState, path: Path, on_message: Callable[[str], None]) -> None:
         self._patience, self._monitor = recipe.early_stopping, MONITORS[recipe.monitor]
         self._state, self._path, self._on_message = state, path, on_message
-        if self._patience is not None and not path.exists():
+        self._keeps = recipe.keeps_best
+        if self._keeps and not path.exists():
             # earlier validations may have been better, but their weights were not kept
             state.counters.best_value = None
 
@@ -67,7 +69,7 @@ class Best:
         value = row[monitor.column]
         if counters.best_value is None or monitor.sign * value > monitor.sign * counters.best_value:
             counters.best_value, counters.best_step = value, row["step"]
-            if self._patience is not None:
+            if self._keeps:
                 weights = self._state.averaged_model.state_dict() if weights is None else weights
                 save_checkpoint(self._path, {"step": row["step"], "model": dict(weights)})
         elif (reason := self.reason()) is not None:

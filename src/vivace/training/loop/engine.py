@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -17,6 +18,7 @@ from vivace.data.loader import Batch, Batches
 from vivace.errors import CallbackError, Interrupted
 from vivace.training.folder.checkpoints import prune, save_checkpoint
 from vivace.training.loop.best import Best
+from vivace.training.loop.overfitting import Guard, Overfitted
 from vivace.training.loop.plan import Plan
 from vivace.training.loop.progress import step_info, validation_info, validation_row
 from vivace.training.loop.rollback import MAX_SKIPPED, NonFinite, Rollback
@@ -24,7 +26,7 @@ from vivace.training.loop.signals import StopSignals
 from vivace.training.loop.state import Counters, TrainState
 from vivace.training.loop.statistics import NUM_STEPS
 from vivace.training.loop.step import Stepper, StepResult
-from vivace.training.loop.validation import Trained, Validation
+from vivace.training.loop.validation import Robustness, Trained, Validation
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.recording.callbacks import CheckpointInfo, StopTraining
 from vivace.training.recording.dispatch import Dispatcher
@@ -53,6 +55,8 @@ class Engine:
     callbacks: Dispatcher
     check_files: Callable[[], None]
     """Warns if an image file has changed since the cache was made; the run continues with the cache."""
+    probe: Callable[[TrainState], Robustness] | None = None
+    """Measures the robust accuracy at each validation; None: the run is not adversarial."""
     head: frozenset[str] = frozenset()
     """Names of the head's parameters, the only ones that are trained in the first `head_epochs`."""
     parts: Sequence[Sequence[str]] = ()
@@ -68,6 +72,7 @@ class Engine:
         """The epoch of the validation whose weights the averaged network has after `run`."""
         path = self.checkpoints / "best.safetensors"
         self._best = Best(self.recipe, self.state, path, self.callbacks.on_message)
+        self._guard = Guard(self.recipe, self.state, self.checkpoints / "sound.safetensors")
         self._trainable = {name: p for name, p in self.state.model.named_parameters() if p.requires_grad}
         self._validate_steps = max(1, round(self.recipe.validate_every * len(self.batches)))
 
@@ -105,13 +110,16 @@ class Engine:
                     else:
                         self._run_epoch(signals)
                 except NonFinite as error:
-                    self._roll_back(error.batch)
+                    self._go_back(partial(self._rollback.restore, error.batch))
+                except Overfitted:
+                    self._go_back(self._guard.go_back)
+                    self._rollback.mark()
         if not self.counters.finished:
             self.save()
         if self._failure is not None:
             raise self._failure
         self.saved_epoch = self.counters.history[-1]["epoch"] if self.counters.history else None
-        if self.recipe.early_stopping is not None:
+        if self.recipe.keeps_best:
             # after the checkpoint: an extended run continues from its last weights, not from the best ones
             self._restore_best()
 
@@ -272,13 +280,17 @@ class Engine:
 
     def _settle(self) -> None:
         # a frozen body keeps its statistics
-        if self.settle is not None and self.counters.step <= NUM_STEPS and not self.counters.head_only:
+        # the average of weights that are attacked: statistics of the newest batch do not fit it
+        is_due = self.counters.step <= NUM_STEPS or self.probe is not None
+        if self.settle is not None and is_due and not self.counters.head_only:
             self.settle(self.state.averaged_model, self._finished)
 
     def _validate(self, known: Validation | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
         self._read_sums()
         self._clock()
         validation = known or self.validate(self.state.averaged_model)
+        if self.probe is not None:
+            validation = replace(validation, robust=self.probe(self.state))
         self._train_mode()
         if not math.isfinite(validation.loss):
             # weights may be finite and still so large that the loss is not
@@ -288,11 +300,14 @@ class Engine:
         counters.loss_sum = counters.correct_sum = 0.0
         counters.count = 0
         self._clock()
-        self._best.judge(weights)
-        score = validation.score
-        if self.plan.target is not None and score >= self.plan.target and counters.target_seconds is None:
+        is_sound, score = self._guard.judge(), validation.score
+        if is_sound:
+            self._best.judge(weights)
+        if is_sound and self.plan.target is not None and score >= self.plan.target and counters.target_seconds is None:
             counters.target_seconds = self.plan.clock()
         self._notify(self.callbacks.on_validation, validation_info(counters, self.plan.forecast(counters)))
+        if not is_sound:
+            raise Overfitted
         if (message := self.plan.replan(counters)) is not None:
             self.callbacks.on_message(message)
 
@@ -300,9 +315,9 @@ class Engine:
         epoch = self._best.restore()
         self.saved_epoch = self.saved_epoch if epoch is None else epoch
 
-    def _roll_back(self, batch: Batch | None) -> None:
+    def _go_back(self, restore: Callable[[], str]) -> None:
         self._sums, self._num_skipped = [], 0
-        self.callbacks.on_message(self._rollback.restore(batch))
+        self.callbacks.on_message(restore())
         # at once: if the run is killed now, it must not resume from the discarded steps or forget the retry
         self.save()
 

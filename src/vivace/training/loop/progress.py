@@ -43,6 +43,7 @@ def validation_row(state: TrainState, validation: Validation, steps_per_epoch: i
         f"train_{trained}": counters.correct_sum / max(counters.count, 1),
         "val_loss": validation.loss,
         **validation.scores(),
+        **({} if validation.robust is None else {"num_overfits": counters.num_overfits}),
         "images_per_second": counters.count / max(train_seconds, 1e-9),
     }
 

@@ -133,7 +133,7 @@ def _is_real(value: Any) -> bool:
 
 
 COUNTERS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("step", "epoch", "batch", "num_images_seen", "num_rollbacks", "count"), _whole(0)),
+    **dict.fromkeys(("step", "epoch", "batch", "num_images_seen", "num_rollbacks", "num_overfits", "count"), _whole(0)),
     **dict.fromkeys(("seconds", "total_seconds", "correct_sum"), _number(0)),
     "loss_sum": _number(-MAX_NUMBER),
     **dict.fromkeys(("stopped_early", "finished", "head_only"), _flag),
@@ -152,6 +152,11 @@ ROW: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("progress", "val_top1", "val_macro_f1", "val_balanced_accuracy"), _number(0, 1)),
     "step": _whole(0),
 }
+# of adversarial training, beside the others
+ROBUST_ROW: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("val_robust", "val_robust_newest"), _number(0, 1)),
+    **dict.fromkeys(("num_probed", "num_overfits"), _whole(0)),
+}
 # of a run on sets of labels
 SET_ROW = {**{name: ROW.get(name, _is_real) for name in (*SET_COLUMNS, "progress")}, "val_map": _number(0, 1)}
 
@@ -163,6 +168,8 @@ def _check_counters(saved: Mapping[str, Any]) -> None:
     last = 0
     for row in saved["history"]:
         _check_fields(row, SET_ROW if isinstance(row, Mapping) and "val_map" in row else ROW, "history.")
+        if "val_robust" in row:
+            _check_fields(row, ROBUST_ROW, "history.")
         if not last <= row["step"] <= saved["step"]:
             raise ValueError(f"history.step is {row['step']}")
         last = row["step"]

@@ -38,6 +38,7 @@ from vivace.training.loop.step import Stepper, has_batch_norm
 from vivace.training.loop.validation import Validation, eval_batch_size, split_logits
 from vivace.training.recipes.origin import Origin
 from vivace.training.recipes.recipe import Recipe
+from vivace.training.techniques.adversarial import adversary_of
 from vivace.training.techniques.calibrate import calibrated
 from vivace.training.techniques.distill import Teacher, make_distillation
 from vivace.training.techniques.hard_examples import HardExamples
@@ -73,7 +74,7 @@ class Session:
         """
         seed_everything(recipe.seed, deterministic=recipe.deterministic)
         self.recipe, self.data, self.device, self.kernels = recipe, data, device, cache_dir / "kernels"
-        self.network, self.origin = network, origin
+        self.network, self.origin, self.own_augmentation = network, origin, augment
         preprocess = data.preprocess
         self.num_classes = len(data.cache.classes)
         self.seen = seen(recipe, preprocess)
@@ -105,7 +106,6 @@ class Session:
         """(network, split) → logits_NK and labels_N, while the features of the frozen body are known. None: passes."""
         self.part: Part | None = None
         """What is trained in place of the whole network."""
-        self.own_augmentation = augment
         self.task = task_of(data.cache.label_sets, recipe, device, has_teacher=teacher is not None)
         sizes = {"size": preprocess.size, "num_classes": self.num_classes}
         # what is blanked is near zero after normalization
@@ -118,6 +118,7 @@ class Session:
         self.distillation = make_distillation(
             recipe.distill, classes=classes, channels=preprocess.channels, device=device, teacher=teacher
         )
+        self.adversary = adversary_of(recipe.attack, is_raw=preprocess.is_raw)
         self.batches = training_batches(data, recipe, device)
 
     def _initialised(self, model: nn.Module, *, load: bool) -> nn.Module:
@@ -206,11 +207,13 @@ class Session:
             part=self.part,
             device=self.device,
             kernels=self.kernels,
+            optimizer=self.recipe.optimizer,
             clip_grad_norm=self.recipe.clip_grad_norm,
             distillation=self.distillation,
             weights_K=self.weights_K,
             task=self.task,
             fake_quant=self.recipe.fake_quant,
+            adversary=self.adversary,
             on_message=on_message,
         )
 
@@ -284,7 +287,7 @@ class Session:
     def calibrated(self, model: nn.Module, execution: ExecutionConfig) -> tuple[nn.Module, float | None]:
         """(calibrated network, its temperature), fitted on the validation images; or (the network itself, None)."""
         # the logits of the last validation are those of this network, unless the best weights were restored since
-        last = None if self.recipe.early_stopping else self._validated
+        last = None if self.recipe.keeps_best else self._validated
         logits, labels = last or self.logits_of_split(model, execution, "val")
         return calibrated(model, logits, labels, self.sample_images(NUM_TRIED), self.task)
 

@@ -38,6 +38,8 @@ class Counters:
     lr_scale: float = 1.0
     """Halved by each roll-back after NaN or Inf."""
     num_rollbacks: int = 0
+    num_overfits: int = 0
+    """Roll-backs after catastrophic overfitting in adversarial training, which change how images are attacked."""
     micro_batch_size: int | None = None
     """Images per forward pass since memory ran out; None: it has not run out."""
     loss_sum: float = 0.0

@@ -15,10 +15,13 @@ from vivace.data.loader import Batch
 from vivace.errors import OutOfMemoryError, first_line
 from vivace.hardware import autocast
 from vivace.models.normalize import Normalize
+from vivace.optim.config import OptimizerConfig
+from vivace.optim.sam import ascended
 from vivace.torch_private import BatchNorm, foreach_mul_, foreach_norm
 from vivace.training.execution import ExecutionConfig, own_kernels
 from vivace.training.loop.part import Part
 from vivace.training.loop.state import TrainState
+from vivace.training.techniques.adversarial import Adversary
 from vivace.training.techniques.distill import Distillation
 from vivace.training.techniques.fake_quant import FakeQuantization
 from vivace.training.techniques.losses import image_weights
@@ -27,6 +30,7 @@ from vivace.trust import keep_compiled_programs
 
 __all__ = ["StepResult", "Stepper", "has_batch_norm"]
 
+PLAIN = OptimizerConfig()
 # in messages of torch, its CPU allocator, cuBLAS and cuDNN
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
@@ -66,11 +70,13 @@ class Stepper:
         part: Part | None = None,
         device: torch.device,
         kernels: Path,
+        optimizer: OptimizerConfig = PLAIN,
         clip_grad_norm: float | None = None,
         distillation: Distillation | None = None,
         weights_K: Tensor | None = None,
         task: Task = ONE_CLASS,
         fake_quant: bool = False,
+        adversary: Adversary | None = None,
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.state = state
@@ -80,11 +86,13 @@ class Stepper:
         self._augment: Callable[..., tuple[Tensor, Tensor]] = part or augment
         self._device = device
         self._kernels_folder = kernels
+        self._optimizer = optimizer
         self._clip_grad_norm = clip_grad_norm
         self._distillation = distillation
         self._weights_K = weights_K
         self._task = task
         self._fake_quant = FakeQuantization() if fake_quant else contextlib.nullcontext()
+        self._adversary = adversary
         self._on_message = on_message
         self._forward: Callable[[Tensor], Tensor] = state.model if part is None else part.forward(state.model)
         if execution.compile:
@@ -113,7 +121,11 @@ class Stepper:
                 generator=self.state.generator,
                 progress=self.state.counters.progress,
             )
-        loss_sum, logits_BK = self._gradients(images_BCHW, targets, batch.indices_B)
+            starts_BCHW = self._starts(images_BCHW)
+        loss_sum, logits_BK = self._gradients(images_BCHW, starts_BCHW, targets, batch.indices_B)
+        if self._optimizer.sam:
+            with ascended(self.state.model, self._optimizer.sam, adaptive=self._optimizer.sam_adaptive):
+                self._gradients(images_BCHW, starts_BCHW, targets, batch.indices_B)
         # never repeated: some weights would be updated twice
         with _memory_for("updating the weights", "Give a smaller `model.name`"):
             finite, skipped = self._update(loss_sum)
@@ -131,11 +143,19 @@ class Stepper:
         losses_B = self._task.losses(logits_BK, labels_B)
         return losses_B if self._weights_K is None else losses_B * self._weights_K[labels_B]
 
-    def _gradients(self, images_BCHW: Tensor, targets: Tensor, indices_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _starts(self, images_BCHW: Tensor) -> Tensor:
+        """What the attack starts from; without one, the images themselves."""
+        if self._adversary is None:
+            return images_BCHW
+        return self._adversary.starts(images_BCHW, self.state.generator, num_rollbacks=self.state.counters.num_overfits)
+
+    def _gradients(
+        self, images_BCHW: Tensor, starts_BCHW: Tensor, targets: Tensor, indices_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The sum of the losses, and logits_BK float32; the gradients of the mean loss are in the parameters."""
         while True:
             try:
-                return self._accumulate(images_BCHW, targets, indices_B)
+                return self._accumulate(images_BCHW, starts_BCHW, targets, indices_B)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -143,20 +163,47 @@ class Stepper:
             # outside the handler, whose traceback would keep the activations alive
             self._halve(len(images_BCHW), reason)
 
-    def _accumulate(self, images_BCHW: Tensor, targets: Tensor, indices_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _answers(self, images_BCHW: Tensor) -> Tensor:
+        """logits_BK of stored images, by a forward pass as `execution` says."""
+        with (
+            autocast(self._device, self.execution.precision),
+            own_kernels(self.execution, self._kernels_folder),
+            # innermost: the kernels get the rounded values
+            self._fake_quant,
+        ):
+            return self._forward(self._normalize(images_BCHW))
+
+    def _attacked(self, starts_BCHW: Tensor, targets: Tensor) -> Tensor:
+        """The images to train on: the starts after the step of the attack; without one, the starts themselves."""
+        if self._adversary is None:
+            return starts_BCHW
+        scaler = self.state.scaler
+
+        def loss(images_BCHW: Tensor) -> Tensor:
+            # the sum: gradients of a mean over many images may be below what fp16 can hold
+            value = self._loss(self._answers(images_BCHW), targets) * len(images_BCHW)
+            return scaler.scale(value) if scaler else value
+
+        # gradients of the weights are a third of a step, and nothing asks for them here
+        weights = [weight for weight in self.state.model.parameters() if weight.requires_grad]
+        try:
+            for weight in weights:
+                weight.requires_grad_(False)
+            return self._adversary.attacked(starts_BCHW, loss, num_rollbacks=self.state.counters.num_overfits)
+        finally:
+            for weight in weights:
+                weight.requires_grad_(True)
+
+    def _accumulate(
+        self, images_BCHW: Tensor, starts_BCHW: Tensor, targets: Tensor, indices_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
         num_images, scaler, own = len(images_BCHW), self.state.scaler, self.state.self_distillation
         self.state.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self._device)
         answers: list[Tensor] = []
         for chunk in _chunks(num_images, self.micro_batch_size):
-            with (
-                autocast(self._device, self.execution.precision),
-                own_kernels(self.execution, self._kernels_folder),
-                # innermost: the kernels get the rounded values
-                self._fake_quant,
-            ):
-                logits_BK = self._forward(self._normalize(images_BCHW[chunk]))
-                loss = self._loss(logits_BK, targets[chunk])
+            logits_BK = self._answers(self._attacked(starts_BCHW[chunk], targets[chunk]))
+            loss = self._loss(logits_BK, targets[chunk])
             weights_B = None if self._weights_K is None else image_weights(self._weights_K, targets[chunk])
             if own is not None:
                 progress = self.state.counters.progress

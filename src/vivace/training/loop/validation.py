@@ -21,13 +21,24 @@ from vivace.models.normalize import Normalize
 from vivace.training.execution import ExecutionConfig, own_kernels
 from vivace.training.techniques.tasks import ONE_CLASS, Task
 
-__all__ = ["Trained", "Validation", "central_view", "eval_batch_size", "split_logits"]
+__all__ = ["Robustness", "Trained", "Validation", "central_view", "eval_batch_size", "split_logits"]
 
 # the fields of a Validation, which are columns of the history
 NAMES = ("loss", "top1", "macro_f1", "balanced_accuracy", "map")
 # 500 images of 64 px use a processor well; 500 images of 224 px would take more memory than a training step
 MAX_BATCH = 500
 MAX_BATCH_SIDE = 64
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracy under PGD of held-out images, in [0, 1]."""
+
+    averaged: float
+    """Of the network that is validated and bundled."""
+    newest: float
+    """Of the weights that are trained, which collapse before their average does."""
+    num_images: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,8 @@ class Validation:
     balanced_accuracy: float = math.nan
     map: float | None = None
     """Mean average precision, where images have sets of labels; None: they have one class."""
+    robust: Robustness | None = None
+    """In adversarial training."""
 
     @property
     def score(self) -> float:
@@ -72,7 +85,11 @@ class Validation:
     def scores(self) -> dict[str, float]:
         """What it adds to the history beside the loss."""
         names = ("top1", "macro_f1", "balanced_accuracy") if self.map is None else ("map",)
-        return {f"val_{name}": getattr(self, name) for name in names}
+        found = {f"val_{name}": getattr(self, name) for name in names}
+        if self.robust is not None:
+            found |= {"val_robust": self.robust.averaged, "val_robust_newest": self.robust.newest}
+            found |= {"num_probed": self.robust.num_images}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

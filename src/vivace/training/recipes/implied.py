@@ -65,11 +65,16 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     options take its usual values. Hard-example sampling and self-distillation, which need a loss or a prediction of
     each image, are off if images are mixed; the former also with balanced sampling. With class weights, gradients are
     clipped. From a trained run, `fast` and `accurate` take a part of their epochs and of their rate. With focal loss,
-    label smoothing (whose part of the loss it does not lower), self-distillation and hard-example sampling are off.
+    label smoothing (whose part of the loss it does not lower), self-distillation and hard-example sampling are off, and
+    so they are with a loss for wrong labels. Under attack, the best weights are those of the best probe; hard-example
+    sampling and self-distillation are off.
     """
     implied: dict[str, Any] = {}
-    if changes.get("loss.focal_gamma"):
+    # a loss for wrong labels: smoothing bounds the loss no more, and the hardest images are those with wrong labels
+    if changes.get("loss.focal_gamma") or changes.get("loss.name", "cross_entropy") not in ("cross_entropy", None):
         implied |= dict.fromkeys(LEFT_OUT_WITH_FOCAL, 0.0) | {"focus.share": 1.0}
+    if str(changes.get("attack.eps", 0)).strip("0.") != "":
+        implied |= {"monitor": "robust", "focus.share": 1.0, "loss.self_distillation": 0.0}
     mixed = changes.get("augment.mixup") or changes.get("augment.cutmix")
     if mixed or changes.get("data.balanced_sampling"):
         implied["focus.share"] = 1.0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,8 @@ from vivace.data.text import count_of
 from vivace.errors import ConfigError, nearest
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
+from vivace.training.recipes.datafacts import DataFacts
+from vivace.training.recipes.hardened import robust
 from vivace.training.recipes.recipe import FinetuneConfig, HardExamplesConfig, LossConfig, Recipe
 
 __all__ = [
@@ -35,36 +35,6 @@ DEFAULT_RECIPE = "auto"
 PACKAGED_NETWORK = "timm/tf_efficientnet_lite0"
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """The facts that a recipe may depend on."""
-
-    num_images: int
-    """Images in the training split, the validation images included."""
-    num_classes: int
-    channels: int
-    side: int
-    """Typical shorter side of the images, px."""
-    seconds: float | None = None
-    """Time budget of a run on a CPU, process start to saved bundle. None: no time budget, or a GPU."""
-    raw: bool = False
-    """Images are kept as they are: of 16 bits, of floats, or of other channels than grey and RGB."""
-    speed: float = 1.0
-    """How fast this machine trains, in (0, 1]: 1 is at least as fast as the one that budgets were measured on."""
-    weights_at_hand: bool = False
-    """Whether published weights of PACKAGED_NETWORK are on this machine: in an installed package or a cache."""
-
-    @property
-    def seconds_per_image(self) -> float:
-        """Of the time budget, s on the machine that budgets were measured on; infinite without a budget."""
-        return math.inf if self.seconds is None else self.seconds * self.speed / self.num_images
-
-    @property
-    def small(self) -> bool:
-        """Whether these are small images and not photos."""
-        return self.side <= 64
-
-
 # (time budget per training image, s; widths that are the most accurate from there on); below the first one a smaller
 # network is more accurate. From measured break-even points on 2 cores with AMX: docs/log/2026-11-29.md
 WIDTHS_BY_SECONDS_PER_IMAGE = ((0.4e-3, (64, 128, 256)), (2e-3, (64, 256, 256)))
@@ -76,10 +46,6 @@ MIN_FINETUNE_STEPS = 80
 MANY_TO_FINETUNE = 20_000
 # self-distillation stores predictions of up to this many images × classes: 80 MB
 MAX_ANSWERS = 20_000_000
-
-
-def _small_side(side: int) -> int:
-    return 32 if side <= 40 else 64
 
 
 def article(facts: DataFacts) -> Recipe:
@@ -107,7 +73,7 @@ def fast(facts: DataFacts) -> Recipe:
 
 
 def _fast_small(facts: DataFacts) -> Recipe:
-    size = _small_side(facts.side)
+    size = facts.small_size
     mirrored = facts.channels == 3  # grey images are often digits or letters, which mirroring changes
     many = facts.num_images >= 20_000
     widths = _widths(facts) if many else None
@@ -275,6 +241,7 @@ RECIPES: dict[str, Callable[[DataFacts], Recipe]] = {
     "fast": fast,
     "accurate": accurate,
     "finetune": finetune,
+    "robust": robust,
     "article": article,
 }
 

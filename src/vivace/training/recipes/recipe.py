@@ -12,16 +12,28 @@ from vivace.errors import ConfigError
 from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.training.execution import PRECISIONS, switches
+from vivace.training.recipes.attack import AttackConfig
 
 __all__ = ["DistillConfig", "FinetuneConfig", "HardExamplesConfig", "LossConfig", "Recipe"]
 
 MAX_CLASS_WEIGHT = 1e6
+LOSSES = ("cross_entropy", "symmetric", "generalized")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Cross-entropy and its variations."""
 
+    name: Literal["cross_entropy", "symmetric", "generalized"] = "cross_entropy"
+    """symmetric (arXiv:1908.06112) and generalized (arXiv:1805.07836) cross-entropy fit wrong labels less: the loss of
+    an image whose label contradicts what the network has learnt is bounded. They need one class an image."""
+    alpha: float = 0.1
+    """symmetric: weight of the cross-entropy, [0, 100]."""
+    beta: float = 1.0
+    """symmetric: weight of the reverse cross-entropy, in which log 0 counts as -6, [0, 100]."""
+    q: float = 0.7
+    """generalized: (1 - p^q) / q for the probability p of the label, (0, 1]: near 0 it is cross-entropy, 1 is the mean
+    absolute error."""
     label_smoothing: float = 0.0
     """Fraction of the target that is spread over all classes, [0, 1) (arXiv:1512.00567)."""
     class_weights: Literal["none", "balanced"] | Mapping[str, float] = "none"
@@ -36,6 +48,10 @@ class LossConfig:
     linearly from 0 (arXiv:2006.12000)."""
 
     def __post_init__(self) -> None:
+        check_choice("loss.name", self.name, LOSSES)
+        check_range("loss.alpha", self.alpha, 0.0, 100.0)
+        check_range("loss.beta", self.beta, 0.0, 100.0)
+        check_range("loss.q", self.q, 0.0, 1.0, open_low=True)
         check_range("loss.label_smoothing", self.label_smoothing, 0.0, 1.0, open_high=True)
         check_range("loss.self_distillation", self.self_distillation, 0.0, 1.0, open_high=True)
         check_range("loss.focal_gamma", self.focal_gamma, 0.0, 10.0)
@@ -43,6 +59,11 @@ class LossConfig:
             _check_class_weights(self.class_weights)
         else:
             check_choice("loss.class_weights", self.class_weights, ("none", "balanced"))
+        if self.focal_gamma and self.name != "cross_entropy":
+            raise ConfigError(
+                f"loss.focal_gamma can't go with loss.name={self.name} (focal loss stresses images that are hard to "
+                f"fit, wrong labels first): got {self.focal_gamma:g}. Set one of them alone."
+            )
         if self.focal_gamma and self.self_distillation:
             raise ConfigError(
                 "loss.focal_gamma can't go with loss.self_distillation (its target is a mixture of the label and what "
@@ -139,6 +160,8 @@ class Recipe:
     """Hard-example sampling."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    """Adversarial training."""
     epochs: int = 10
     """Passes over the training images, >= 1; with finetune.head also 0, which leaves the body as it is. With a time
     budget, whether there are any depends on what is left of it."""
@@ -152,9 +175,11 @@ class Recipe:
     """Maximum norm of the gradient of all parameters, > 0. None: not clipped."""
     early_stopping: int | None = None
     """Stop after this many validations without a better one, and save the weights of the best. None: never."""
-    monitor: Literal["top1", "loss", "macro_f1", "balanced_accuracy"] = "top1"
+    monitor: Literal["top1", "loss", "macro_f1", "balanced_accuracy", "robust"] = "top1"
     """Metric of the validation images that says which validation is better, for `early_stopping`; loss: the lower one.
-    Others than top1 need `early_stopping`. With sets of labels top1 stands for mAP, and loss is the only other one."""
+    Others than top1 need `early_stopping`, but for robust: the accuracy that adversarial training (`attack.eps`)
+    probes, whose best weights are always saved. With sets of labels top1 stands for mAP, and loss is the only other
+    one."""
     calibrate: bool = False
     """Divide the bundle's logits by a temperature fitted on the validation images (arXiv:1706.04599); predicted classes
     do not change."""
@@ -195,12 +220,13 @@ class Recipe:
         check_range("ema_decay", self.ema_decay, 0.0, 1.0, open_low=True, open_high=True)
         check_range("clip_grad_norm", self.clip_grad_norm, 0.0, open_low=True)
         check_range("early_stopping", self.early_stopping, 1)
-        check_choice("monitor", self.monitor, ("top1", "loss", "macro_f1", "balanced_accuracy"))
-        if self.monitor != "top1" and self.early_stopping is None:
+        check_choice("monitor", self.monitor, ("top1", "loss", "macro_f1", "balanced_accuracy", "robust"))
+        if self.monitor not in ("top1", "robust") and self.early_stopping is None:
             raise ConfigError(
                 f"monitor needs early_stopping: got {self.monitor!r} without it. Set early_stopping to a number of "
                 "validations."
             )
+        self._check_attack()
         check_range("head_epochs", self.head_epochs, 0, self.epochs)
         for share in self.freeze_after:
             check_range("freeze_after", share, 0.0, 1.0, open_low=True)
@@ -243,3 +269,19 @@ class Recipe:
                 f"head_epochs needs a network that has learnt something: got head_epochs {self.head_epochs} without "
                 "pretrained weights. Give `model.pretrained` or `model.weights`, or set head_epochs=0."
             )
+
+    def _check_attack(self) -> None:
+        if self.monitor == "robust" and not self.attack.eps:
+            raise ConfigError(
+                "monitor=robust needs adversarial training: got attack.eps 0. Set attack.eps=8, or another monitor."
+            )
+        if self.attack.eps and self.finetune.head:
+            raise ConfigError(
+                f"attack.eps can't go with finetune.head (features of the frozen network are computed once, and no "
+                f"attack moves them): got {self.attack.eps:g}. Set finetune.head=false."
+            )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the best validation are saved rather than the last ones."""
+        return self.early_stopping is not None or self.monitor == "robust"

@@ -125,6 +125,15 @@ class ValidationInfo:
     val_map: float | None = None
     """Mean average precision over the labels."""
     best_val_map: float | None = None
+    val_robust: float | None = None
+    """In adversarial training: the accuracy under PGD of the network that is validated, an upper bound of its
+    robustness. None: the run is not adversarial."""
+    val_robust_newest: float | None = None
+    """The same of the newest weights, whose average is validated."""
+    num_probed: int | None = None
+    """Held-out images of that probe."""
+    num_overfits: int | None = None
+    """How often the run went back after catastrophic overfitting so far."""
     forecast_map: float | None = None
 
 

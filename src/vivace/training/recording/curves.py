@@ -18,7 +18,7 @@ from vivace.notices import warn
 from vivace.training.recording.callbacks import Reporter, RunInfo, ValidationInfo
 from vivace.training.result import TrainResult
 
-__all__ = ["COLUMNS", "SET_COLUMNS", "Curves", "columns_of"]
+__all__ = ["COLUMNS", "ROBUST_COLUMNS", "SET_COLUMNS", "Curves", "columns_of"]
 
 COLUMNS = (
     "epoch",
@@ -36,12 +36,15 @@ COLUMNS = (
 
 
 # of sets of labels
+# of adversarial training
+ROBUST_COLUMNS = ("val_robust", "val_robust_newest", "num_probed", "num_overfits")
 SET_COLUMNS = (*COLUMNS[:5], "train_label_accuracy", "val_loss", "val_map", "images_per_second")
 
 
 def columns_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns of metrics.csv in a run with such validations."""
-    return SET_COLUMNS if "val_map" in row else COLUMNS
+    columns = SET_COLUMNS if "val_map" in row else COLUMNS
+    return (*columns, *ROBUST_COLUMNS) if "val_robust" in row else columns
 
 
 class Curves(Reporter):

@@ -95,7 +95,10 @@ class LiveDisplay(Reporter):
             f"{100 * score:5.1f} %",
             f"  {validation.images_per_second:>7,.0f} img/s  {_clock(validation.seconds)}",
         )
-        if self._monitor is not None:
+        if validation.val_robust is not None:
+            judged = f"  robust ≤ {100 * validation.val_robust:.1f} %"
+            parts = (parts[0], parts[1], judged + parts[2])
+        elif self._monitor is not None:
             judged = f"  {self._monitor} {100 * getattr(validation, self._column):5.1f} %"
             parts = (parts[0], parts[1], judged + parts[2])
         if self._live:

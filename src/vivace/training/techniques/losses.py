@@ -1,10 +1,11 @@
-"""The loss of a recipe: cross-entropy or focal loss with label smoothing and class weights.
+"""The loss of a recipe: cross-entropy, focal loss, and two for wrong labels, with label smoothing and class weights.
 
 B images in a batch, K classes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -19,14 +20,18 @@ from vivace.training.recipes.recipe import LossConfig
 __all__ = [
     "class_weights",
     "focal_losses",
+    "generalized_losses",
     "image_weights",
     "make_loss",
     "own_weights",
     "recipe_weights",
+    "symmetric_losses",
 ]
 
 # below this, 1 - p is rounding: the slope of its power would be infinite there for an exponent below 1
 SMALLEST_MISS = 1e-7
+# what log 0 counts as in the reverse cross-entropy
+LOG_OF_ZERO = -6.0
 
 
 def class_weights(labels_N: np.ndarray, num_classes: int) -> Tensor:
@@ -90,6 +95,40 @@ def focal_losses(logits_BK: Tensor, targets: Tensor, gamma: float, *, label_smoo
     return torch.lerp(losses_B, losses_BK.mean(1), label_smoothing) if label_smoothing else losses_B
 
 
+def symmetric_losses(
+    logits_BK: Tensor, targets: Tensor, alpha: float, beta: float, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """alpha · cross-entropy + beta · reverse cross-entropy of each image, float32 [B] (arXiv:1908.06112).
+
+    targets: labels_B int64, or labels_BK float (mixup). The reverse one is -Σ p · ln t, where ln 0 counts as -6: of a
+    label, 6 · (1 - p) with p its probability, which is bounded. Smoothing is of the cross-entropy alone.
+    """
+    losses_B = functional.cross_entropy(logits_BK.float(), targets, label_smoothing=label_smoothing, reduction="none")
+    probs_BK = logits_BK.float().softmax(1)
+    if targets.is_floating_point():
+        logs_BK = targets.clamp_min(math.exp(LOG_OF_ZERO)).log()
+        reverse_B = -(probs_BK * logs_BK).sum(1)
+    else:
+        reverse_B = -LOG_OF_ZERO * (1 - probs_BK.gather(1, targets[:, None])[:, 0])
+    return alpha * losses_B + beta * reverse_B
+
+
+def generalized_losses(logits_BK: Tensor, targets: Tensor, q: float, *, label_smoothing: float = 0.0) -> Tensor:
+    """Generalised cross-entropy of each image, float32 [B]: the sum over classes of t · (1 - p^q) / q.
+
+    targets: labels_B int64, or labels_BK float (mixup). q in (0, 1]: towards 0 it is cross-entropy, at 1 half of the
+    mean absolute error, whose gradient does not grow with how wrong an answer is (arXiv:1805.07836, equation 6). It
+    is linear in the target, which is smoothed as that of focal loss.
+    """
+    # 1 - p^q without cancellation for p near 1
+    losses_BK = -torch.expm1(q * functional.log_softmax(logits_BK.float(), 1)) / q
+    if targets.is_floating_point():
+        losses_B = (targets * losses_BK).sum(1)
+    else:
+        losses_B = losses_BK.gather(1, targets[:, None])[:, 0]
+    return torch.lerp(losses_B, losses_BK.mean(1), label_smoothing) if label_smoothing else losses_B
+
+
 def make_loss(config: LossConfig, weights_K: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
     """A function (logits_BK float, labels_B int64 or mixed labels_BK float) → mean loss, a float32 scalar.
 
@@ -107,6 +146,10 @@ def make_loss(config: LossConfig, weights_K: Tensor | None = None) -> Callable[[
         logits_BK, smoothing = logits_BK.float(), config.label_smoothing
         if config.focal_gamma:
             losses_B = focal_losses(logits_BK, targets, config.focal_gamma, label_smoothing=smoothing)
+        elif config.name == "symmetric":
+            losses_B = symmetric_losses(logits_BK, targets, config.alpha, config.beta, label_smoothing=smoothing)
+        elif config.name == "generalized":
+            losses_B = generalized_losses(logits_BK, targets, config.q, label_smoothing=smoothing)
         else:
             losses_B = functional.cross_entropy(logits_BK, targets, label_smoothing=smoothing, reduction="none")
         if weights_K is not None:

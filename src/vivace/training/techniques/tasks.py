@@ -242,6 +242,15 @@ def _check_for_sets(recipe: Recipe, *, has_teacher: bool) -> None:
         raise ConfigError(
             f"distill.teacher can't go with sets of labels: got {recipe.distill.teacher}. Train without a teacher."
         )
+    if recipe.attack.eps:
+        raise ConfigError(
+            f"attack.eps can't go with sets of labels (its probe counts images whose class is right): got "
+            f"{recipe.attack.eps:g}. Set attack.eps=0."
+        )
+    if recipe.loss.name != "cross_entropy":
+        raise ConfigError(
+            f"loss.name={recipe.loss.name} is for one class an image: got sets of labels. Set loss.name=cross_entropy."
+        )
     if recipe.data.balanced_sampling:
         raise ConfigError(
             "data.balanced_sampling can't go with sets of labels: an image of a rare label has common ones too. Set "
