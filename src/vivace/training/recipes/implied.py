@@ -51,7 +51,7 @@ LEFT_OUT_WITH_FOCAL = ("loss.label_smoothing", "loss.self_distillation")
 # fields that matter to the epochs of a run
 OF_EPOCHS = (
     *("optimizer.", "schedule.", "augment.", "batch_size", "ema_decay", "clip_grad_norm", "early_stopping"),
-    *("monitor", "loss.focal_gamma"),
+    *("monitor", "loss.focal_gamma", "loss.name", "loss.alpha", "loss.beta", "loss.q"),
 )
 OTHERS: dict[str, Any] = {"lr": 1e-3, "nesterov": False, "weight_decay": 0.0}
 
