@@ -37,6 +37,7 @@ LAYER_0 = {
     "locks",
     "notices",
     "scratch",
+    "screen",
     "statistics",
     "systems",
     "trained_on",
@@ -61,6 +62,7 @@ ALLOWED = {
     "torch_private": set(),
     "hardware": {"systems", "errors", "cpus", "notices", "runtimes.table", "torch_private"},
     "locks": {"systems", "errors", "notices"},
+    "screen": set(),
     "statistics": set(),
     "systems": set(),
     "measure": {"statistics"},
@@ -86,9 +88,13 @@ ALLOWED = {
     "inputs": {"errors", "data.arrays"},
     "predicted": BASE | {"runtimes"},
     "predictor": BASE | {"inputs", "predicted", "runtimes"},
-    "prediction": BASE | {"inputs", "predictor", "data.preprocess", "data.layouts.listing", "data.layouts.splitnames"},
+    "heatmaps": BASE | {"models", "metrics", "runtimes", "inputs", "predicted", "predictor"},
+    "prediction": BASE
+    | {"inputs", "predictor", "heatmaps", "data.preprocess", "data.layouts.listing", "data.layouts.splitnames"},
     "robustness": BASE | {"models", "runtimes", "predictor"},
-    "evaluation": BASE | {"data", "models", "optim", "metrics", "runtimes", "predictor", "prediction", "robustness"},
+    "evaluation": BASE
+    | {"data", "models", "optim", "metrics", "runtimes", "predictor", "prediction", "robustness"}
+    | {"heatmaps"},
     "timing": BASE | {"runtimes", "data.preprocess"},
     "profiling": BASE | {"runtimes"},
     "compression": BASE | {"models", "runtimes"},
@@ -97,11 +103,13 @@ ALLOWED = {
     | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"}
     | {"timing", "profiling", "compression", "exporting", "reporting"},
     "bench": LAYER_0 | {"training"},
-    "verbs": BASE | {"data", "training", "predictor", "metrics", "evaluation", "profiling", "exporting", "reporting"},
+    "verbs": BASE
+    | {"data", "training", "predictor", "metrics", "evaluation", "profiling", "exporting", "reporting"}
+    | {"heatmaps"},
     # of a bundle it knows what predicts, and nothing of what made it
     "serving": BASE | {"predictor", "predicted", "prediction", "data.preprocess", "data.arrays"},
     # plain values and metrics alone: it knows no bundle and no data
-    "reporting": {"errors", "files", "outputs", "config", "plain", "statistics", "metrics"},
+    "reporting": {"errors", "files", "outputs", "config", "plain", "screen", "statistics", "metrics"},
 }
 # what stands above all other packages of training/
 LATER = ("training.loop", "training.run", "training.resume", "training.finish", "training.train", "training.dataset")

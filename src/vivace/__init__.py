@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vivace.exporting.export import Exported, export
     from vivace.exporting.parity import Parity, verify
     from vivace.exporting.state_dict import export_state_dict
+    from vivace.heatmaps.explain import HeatMap, heat_maps
     from vivace.prediction import Predictions, predict
     from vivace.predictor import Prediction, Predictor, load
     from vivace.profiling.profile import Profile
@@ -57,6 +58,7 @@ __all__ = [
     "DataAudit",
     "Evaluation",
     "Exported",
+    "HeatMap",
     "ModuleAcceleration",
     "Parity",
     "Prediction",
@@ -78,6 +80,7 @@ __all__ = [
     "evaluate",
     "export",
     "export_state_dict",
+    "heat_maps",
     "load",
     "predict",
     "profile",
@@ -97,6 +100,7 @@ _HOMES = {
     "DataAudit": "vivace.verbs.audit",
     "Evaluation": "vivace.evaluation.evaluate",
     "Exported": "vivace.exporting.export",
+    "HeatMap": "vivace.heatmaps.explain",
     "ModuleAcceleration": "vivace.acceleration.modules.result",
     "Parity": "vivace.exporting.parity",
     "Prediction": "vivace.predictor",
@@ -117,6 +121,7 @@ _HOMES = {
     "evaluate": "vivace.evaluation.evaluate",
     "export": "vivace.exporting.export",
     "export_state_dict": "vivace.exporting.state_dict",
+    "heat_maps": "vivace.heatmaps.explain",
     "load": "vivace.predictor",
     "predict": "vivace.prediction",
     "profile": "vivace.verbs.profile",

@@ -41,6 +41,8 @@ class Prediction:
     """Whether the image is unlike those that the thresholds were calibrated on, of which 5 % are called so."""
     ood_score: float | None = None
     """Higher for images that are less like them."""
+    heat_map: str | None = None
+    """The picture of the image beside the places that speak for `label`; None: it was not asked for."""
 
 
 def prediction_of(

@@ -29,6 +29,7 @@ __all__ = [
     "Predictor",
     "decoded",
     "expand_paths",
+    "folders_of",
     "predict",
     "predict_files",
     "predictor_for",
@@ -95,12 +96,14 @@ def predict(
     precision: str = "auto",
     coverage: float | None = None,
     abstain: float | None = None,
+    heat_maps: str | Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Predictions:
     """Classify images: files, folders (all images below them), globs, or "-" for a list of paths on stdin.
 
     topk: classes per image, at most all. batch_size: images per forward pass. threads: processors to use; None:
-    all. coverage, abstain: as for `Predictor`. A predictor keeps its own.
+    all. coverage, abstain: as for `Predictor`. A predictor keeps its own. heat_maps: a folder for a picture of each
+    image beside the places that speak for its class, made as by `vivace.heat_maps`.
     Bad images are reported in `failures` and do not stop the others. Raises DataError when nothing is found, and what
     `Predictor` raises.
     """
@@ -109,8 +112,17 @@ def predict(
         raise DataError(f"paths are no names of files: got {type(paths).__name__}. Give a path, or a list of them.")
     predictor = predictor_for(bundle, device, batch_size, precision, threads, coverage=coverage, abstain=abstain)
     passed_over: list[str] = []
-    files = expand_paths([paths] if isinstance(paths, str | Path) else paths, passed_over=passed_over)
-    return predict_files(predictor, files, topk=topk, passed_over=passed_over, progress=progress)
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    files = expand_paths(given, passed_over=passed_over)
+    return predict_files(
+        predictor,
+        files,
+        topk=topk,
+        passed_over=passed_over,
+        heat_maps=heat_maps,
+        folders=folders_of(given),
+        progress=progress,
+    )
 
 
 def predict_files(
@@ -119,10 +131,21 @@ def predict_files(
     *,
     topk: int = 5,
     passed_over: Iterable[str] = (),
+    heat_maps: str | Path | None = None,
+    folders: Sequence[Path] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Predictions:
-    """`predict` for files that `expand_paths` found, whatever their names. passed_over: what it added there."""
+    """`predict` for files that `expand_paths` found, whatever their names.
+
+    passed_over: what it added there. folders: those that files were looked for in, which must not contain `heat_maps`.
+    """
     check_whole("topk", topk)
+    draw = None
+    if heat_maps is not None:
+        # it needs torch, which a graph's runtime does without
+        from vivace.heatmaps.drawn import Drawing
+
+        draw = Drawing(heat_maps, predictor, files, folders)
     classes = predictor.classes
     if len(files) >= MANY_IMAGES:
         use_fast_resize(default_cache_dir() / "kernels")
@@ -137,7 +160,9 @@ def predict_files(
             if isinstance(result, ImageError)
         ]
         if good:
-            rows += predictor.predictions_of([path for path, _ in good], np.stack([pixels for _, pixels in good]), topk)
+            images_NHWC = np.stack([pixels for _, pixels in good])
+            found = predictor.predictions_of([path for path, _ in good], images_NHWC, topk)
+            rows += found if draw is None else draw.with_pictures(found, images_NHWC)
         progress(len(rows) + len(failures), len(files))
     seconds = time.perf_counter() - started
     return Predictions(
@@ -203,6 +228,11 @@ def expand_paths(
     if not files:
         raise DataError("no images are named: got an empty list. Give files, folders, globs, or - for a list on stdin.")
     return files
+
+
+def folders_of(paths: Iterable[str | Path]) -> list[Path]:
+    """The folders among paths."""
+    return [Path(path) for path in paths if os.path.isdir(path)]  # noqa: PTH112
 
 
 def without_repeats(files: Iterable[str]) -> list[str]:

@@ -35,7 +35,7 @@ def test_a_run_is_reported_on_its_own_images(run: Path, capsys: pytest.CaptureFi
     answer = last_answer(capsys.readouterr().out)
     assert answer["report"] == str(run / "report.html")
     assert answer["sections"] == [
-        *("summary", "curves", "mistakes", "confusion", "classes", "reliability", "audit", "made", "missing")
+        *("summary", "curves", "mistakes", "confusion", "classes", "slices", "reliability", "audit", "made", "missing")
     ]
     assert [row["what"] for row in answer["not_measured"]] == ["corruptions", "attack", "search", "profile"]
     html = (run / "report.html").read_text()

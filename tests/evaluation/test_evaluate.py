@@ -27,6 +27,7 @@ from vivace.evaluation.tta import averaged_probs
 from vivace.metrics.summary import evaluate_probs
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor
+from vivace.uncertainty.scores import Answers
 
 
 def make_bundle(folder: Path, classes: Sequence[str]) -> Bundle:
@@ -79,13 +80,13 @@ def test_only_the_least_sure_share_gets_other_views(
     folder = make_folder(per_class=5)
     predictor = Predictor(bundle, device="cpu", batch_size=4)
     asked: list[int] = []
-    probs = predictor.probs
+    answered = predictor._answered
 
-    def counting(pixels: np.ndarray) -> np.ndarray:
+    def counting(pixels: np.ndarray, *, more: bool) -> Answers:
         asked.append(len(pixels))
-        return probs(pixels)
+        return answered(pixels, more=more)
 
-    monkeypatch.setattr(predictor, "probs", counting)
+    monkeypatch.setattr(predictor, "_answered", counting)
     plain = evaluate(predictor, folder)
     assert sum(asked) == 15
     asked.clear()

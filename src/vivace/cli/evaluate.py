@@ -10,10 +10,12 @@ import tyro
 
 from vivace.cli.answers import print_json
 from vivace.cli.common import bundle_place
+from vivace.cli.explained import print_heat_maps
 from vivace.cli.hardened import print_attack, print_corruptions
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
 from vivace.cli.reliance import print_uncertainty
+from vivace.cli.sliced import print_slices
 from vivace.errors import printable
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class Options:
     ood: str | None = None
     """A folder, file or glob of images of another kind: how well these are told from them, and from generated ones.
     "generated": from these alone."""
+    heat_maps: Path | None = None
+    """Draw the mistakes into this folder, beside the places that speak for the predicted class and for the true one."""
     on_bad_image: Literal["auto", "refuse", "skip"] = "auto"
     """What to do with images that are corrupt or contradict each other. auto: leave them out, up to 5 %."""
     cache_dir: Path | None = None
@@ -123,6 +127,7 @@ def run(options: Options) -> None:
             coverage=options.coverage,
             abstain=options.abstain,
             ood=options.ood,
+            heat_maps=options.heat_maps,
             progress=progress,
         )
     finally:
@@ -137,10 +142,14 @@ def run(options: Options) -> None:
         print_json("evaluate", {"bundle": place, "kept": kept, **evaluation.to_dict()})
         return
     _print(evaluation)
+    if evaluation.slices is not None:
+        print_slices(evaluation.slices)
     if evaluation.corruptions is not None:
         print_corruptions(evaluation.corruptions)
     if evaluation.attack is not None:
         print_attack(evaluation.attack)
+    if evaluation.heat_maps is not None:
+        print_heat_maps(evaluation.heat_maps)
     if kept is not None:
         print(f"\nkept     {kept} (vivace report shows it)")
     if options.figures is not None:

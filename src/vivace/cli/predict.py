@@ -57,6 +57,8 @@ class Options:
     """How often the true class is to be in the prediction set, (0, 1). Default: 0.9."""
     abstain: float | None = None
     """The error to allow among the images that are answered, (0, 1): the others are abstained on. Default: 0.05."""
+    heat_maps: Path | None = None
+    """Draw each image beside the places that speak for its class into this folder, as PNG."""
     batch_size: int = 64
     """Images per forward pass."""
     threads: int | None = None
@@ -77,7 +79,7 @@ def run(options: Options) -> int:
     from vivace.data.layouts.listing import skipped_summary
     from vivace.data.text import count_of
     from vivace.notices import warn
-    from vivace.prediction import expand_paths, predict_files, predictor_for, without_repeats
+    from vivace.prediction import expand_paths, folders_of, predict_files, predictor_for, without_repeats
     from vivace.predictor import check_whole
     from vivace.reporting.tables import check_table, write_rows
 
@@ -112,7 +114,15 @@ def run(options: Options) -> int:
             warn(note)
     progress, close = counting_bar("predicting", quiet=options.quiet)
     try:
-        result = predict_files(predictor, files, topk=options.topk, passed_over=left, progress=progress)
+        result = predict_files(
+            predictor,
+            files,
+            topk=options.topk,
+            passed_over=left,
+            heat_maps=options.heat_maps,
+            folders=folders_of(options.paths),
+            progress=progress,
+        )
     finally:
         close()
     if line := skipped_summary(result.passed_over, len(result.rows) + len(result.failures)):
@@ -138,6 +148,8 @@ def run(options: Options) -> int:
         summary += f"; {len(result.failures):,} could not be classified"
     if options.out is not None:
         summary += f"; written to {options.out}"
+    if options.heat_maps is not None:
+        summary += f"; heat maps in {options.heat_maps}"
     print(summary, file=sys.stderr)
     return 0 if result.rows else 1
 
@@ -226,6 +238,7 @@ def to_json(result: Predictions) -> dict[str, Any]:
                 "topk": [{"label": name, "probability": probability} for name, probability in row.topk],
                 **({"labels": list(row.labels)} if result.multi_label else {}),
                 **reliance_cells(row, as_text=False),
+                **({} if row.heat_map is None else {"heat_map": row.heat_map}),
             }
             for row in result.rows
         ],

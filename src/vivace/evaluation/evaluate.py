@@ -22,12 +22,16 @@ from vivace.data.sources import open_source
 from vivace.data.splits import DataSource, Split
 from vivace.data.text import first_few
 from vivace.errors import DataError
+from vivace.evaluation.answered import add_views, scored_answers
 from vivace.evaluation.chosen import HELD_OUT, choose_images, choose_split
+from vivace.evaluation.explained import HeatMaps, explained, heat_map_folder
 from vivace.evaluation.hardship import Hardship, measured_under
 from vivace.evaluation.mistakes import Mistake, mistakes_of_sets, most_confident
-from vivace.evaluation.tta import VIEWS, averaged_probs, least_sure
-from vivace.evaluation.uncertainty import Scored, UncertaintyMetrics, check_ood, uncertainty_of
+from vivace.evaluation.slicing import measured_answers, slices_of
+from vivace.evaluation.tta import VIEWS
+from vivace.evaluation.uncertainty import UncertaintyMetrics, check_ood, uncertainty_of
 from vivace.metrics.multilabel import MultiLabelMetrics, evaluate_sets
+from vivace.metrics.slices import Slices
 from vivace.metrics.summary import Metrics, evaluate_probs
 from vivace.notices import collected_warnings, warn
 from vivace.prediction import Predictor, predictor_for
@@ -68,6 +72,10 @@ class Evaluation:
     """Accuracy under attack; None: it was not asked for."""
     uncertainty: UncertaintyMetrics | None = None
     """Prediction sets, abstaining and unlike images; None: the bundle has no thresholds for these answers."""
+    heat_maps: HeatMaps | None = None
+    """Pictures of what speaks for the classes of the mistakes; None: they were not asked for."""
+    slices: Slices | None = None
+    """The parts of the images on which it is worst."""
     warnings: tuple[str, ...] = ()
     """What else was left out or guessed, such as images of classes that the bundle does not have."""
 
@@ -95,6 +103,8 @@ class Evaluation:
             "corruptions": None if self.corruptions is None else self.corruptions.to_dict(),
             "attack": None if self.attack is None else self.attack.to_dict(),
             "uncertainty": None if self.uncertainty is None else to_dict(self.uncertainty),
+            "heat_maps": None if self.heat_maps is None else self.heat_maps.to_dict(),
+            "slices": None if self.slices is None else self.slices.to_dict(),
             "warnings": list(self.warnings),
         }
 
@@ -122,6 +132,7 @@ def evaluate(
     coverage: float | None = None,
     abstain: float | None = None,
     ood: str | Path | None = None,
+    heat_maps: str | Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Evaluate a bundle on a split of `data`: test if there is one, else val, else the images not trained on.
@@ -137,8 +148,10 @@ def evaluate(
     attack_methods (names of `vivace.robustness.attacks.suite.METHODS`; none: all). within: time for the attacks, such
     as "20m"; what they do not finish counts as robust, and the result says so. coverage, abstain: as for `Predictor`,
     whose promises are measured on these images. ood: a folder, file or glob of images of another kind, from which and
-    from generated ones these are to be told; "generated": from these alone. progress is called with (images decoded,
-    images in all), then with the rounds of corruptions and the images of each attack. on_bad_image: as for `train`.
+    from generated ones these are to be told; "generated": from these alone. heat_maps: a folder for pictures of the
+    mistakes with the places that speak for the predicted class and for the true one, made as by `vivace.heat_maps`.
+    progress is called with (images decoded, images in all), then with the rounds of corruptions and the images of each
+    attack. on_bad_image: as for `train`.
     Raises DataError if the data has none of the bundle's classes, the split does not exist or is empty, or on_bad_image
     does not permit the bad images; ConfigError for an unknown tta or a tta_share out of range; and what `Predictor`
     raises.
@@ -158,6 +171,7 @@ def evaluate(
         predictor = predictor_for(bundle, device, batch_size, precision, threads, coverage=coverage, abstain=abstain)
         hardship.check(predictor)
         check_ood(predictor, ood, tta)
+        folder = None if heat_maps is None else heat_map_folder(heat_maps, predictor, data)
         if tta != "none" and (corruptions or attack is not None):
             warn(f"corruptions and attacks are measured without test-time augmentation ({tta})")
         classes = predictor.classes
@@ -180,12 +194,13 @@ def evaluate(
         )
     started = time.perf_counter()
     view = predictor.bundle.preprocess.view
-    scored = _scored(predictor, cached, measured.rows, everything=ood is not None)
+    scored, kept = scored_answers(predictor, cached, measured.rows, everything=ood is not None, seed=seed)
     probs = scored.probs_NK
     if tta != "none":
-        _add_views(predictor, cached, measured.rows, probs, tta, tta_share)
+        add_views(predictor, cached, measured.rows, probs, tta, tta_share)
     seconds = time.perf_counter() - started
     metrics: Metrics | MultiLabelMetrics
+    hits_NK = None
     if predictor.bundle.info.multi_label:
         assert sets is not None
         thresholds, hits_NK = predictor.bundle.info.thresholds, sets[cached.labels_N[measured.rows]]
@@ -196,11 +211,16 @@ def evaluate(
     else:
         metrics = evaluate_probs(probs, cached.labels_N[measured.rows], classes)
         mistakes = most_confident(probs, cached, measured.rows, classes)
+    answers = measured_answers(measured, source.splits[chosen], cached, probs, view, hits_NK)
+    slices = slices_of(answers, classes, predictor.bundle.info.thresholds, clusters_N=kept.clusters(), seed=seed)
     hardened = measured_under(hardship, predictor, cached, measured.rows, progress)
     with collected_warnings() as more:
         # of the data that it was trained on, by name
         own = predictor.bundle.info.data.get("name") == source.name and measured.split in ("val", HELD_OUT)
         uncertainty = uncertainty_of(predictor, cached, measured.rows, scored, ood, tta, calibrated=own)
+        drawn = None
+        if folder is not None:
+            mistakes, drawn = explained(folder, predictor, cached, measured.rows, mistakes, seed=seed)
     warnings += more
     return Evaluation(
         data=source.name,
@@ -219,35 +239,10 @@ def evaluate(
         corruptions=hardened.corruptions,
         attack=hardened.attack,
         uncertainty=uncertainty,
+        heat_maps=drawn,
+        slices=slices,
         warnings=tuple(warnings),
     )
-
-
-def _scored(predictor: Predictor, cached: CachedSplit, rows: np.ndarray, *, everything: bool) -> Scored:
-    """The answers to the images at `rows`. everything: with all scores of unlike images, not the bundle's alone."""
-    view, batch_size, decider = predictor.bundle.preprocess.view, predictor.batch_size, predictor.decider
-    names = [] if decider is None else [score.name for score in decider.scores[: None if everything else 1]]
-    batches = (
-        predictor.answers(view(np.asarray(cached.images_NHWC[rows[at : at + batch_size]])), everything=everything)
-        for at in range(0, len(rows), batch_size)
-    )
-    return Scored.of(batches, decider, names=names)
-
-
-def _add_views(
-    predictor: Predictor, cached: CachedSplit, rows: np.ndarray, probs: np.ndarray, tta: str, tta_share: float
-) -> None:
-    """Average the least certain of probs_NK over several views, in place."""
-    view, batch_size, several = (
-        predictor.bundle.preprocess.view,
-        predictor.batch_size,
-        predictor.bundle.info.multi_label,
-    )
-    chosen = least_sure(probs, tta_share, multi_label=several)
-    for start in range(0, len(chosen), batch_size):
-        batch = chosen[start : start + batch_size]
-        pixels = view(np.asarray(cached.images_NHWC[rows[batch]]))
-        probs[batch] = averaged_probs(predictor.probs, pixels, tta, plain_NK=probs[batch], multi_label=several)
 
 
 def open_split(

@@ -15,6 +15,7 @@ from vivace.data.place import AnyData
 from vivace.errors import DataError
 from vivace.evaluation.chosen import choose_images
 from vivace.evaluation.evaluate import open_split
+from vivace.evaluation.slicing import FeatureKeeper, measured_answers
 from vivace.metrics.measured import Measured
 from vivace.prediction import Predictor
 
@@ -34,6 +35,8 @@ class MeasuredSplit:
     """Of the split, or of all of the data."""
     root: Path | None
     """The folder of the data; None: they are in none."""
+    clusters_N: np.ndarray | None = None
+    """int64, the cluster of features of each image; None: the runtime gives no features."""
 
 
 def measure(
@@ -62,22 +65,19 @@ def measure(
         chosen, split, cached.digests_N, bundle.trained_on(), only_split=only_split, name=source.name
     )
     rows, view, size = picked.rows, bundle.preprocess.view, predictor.batch_size
+    keeper = FeatureKeeper(len(rows))
     probs_NK = np.concatenate(
         [
-            predictor.probs(view(np.asarray(cached.images_NHWC[rows[start : start + size]])))
+            keeper.take(
+                predictor.answers(view(np.asarray(cached.images_NHWC[rows[start : start + size]])), everything=True)
+            ).probs_NK
             for start in range(0, len(rows), size)
         ]
     )
-    labels_N, sets = cached.labels_N[rows], source.label_sets
-    measured = Measured(
-        split=picked.split,
-        probs_NK=probs_NK,
-        labels_N=labels_N,
-        names=[cached.names[row] for row in rows],
-        images=lambda some: view(np.asarray(cached.images_NHWC[rows[some]])),
-        hits_NK=None if sets is None else sets[labels_N],
-    )
+    sets = source.label_sets
+    hits_NK = None if sets is None else sets[cached.labels_N[rows]]
+    measured = measured_answers(picked, source.splits[chosen], cached, probs_NK, view, hits_NK)
     only = dataclasses.replace(source, splits={chosen: source.splits[chosen]})
     audit = audit_source(source if audit_all else only, bundle.preprocess, cache_dir=cache_dir, progress=progress)
     root = None if source.given else source.root
-    return MeasuredSplit(source.name, measured, picked.num_trained_on, audit, root)
+    return MeasuredSplit(source.name, measured, picked.num_trained_on, audit, root, keeper.clusters())

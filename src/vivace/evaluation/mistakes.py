@@ -25,6 +25,8 @@ class Mistake:
     predicted: str
     probability: float
     """Of the predicted class."""
+    heat_map: str | None = None
+    """The picture of what speaks for the predicted class and for the true one; None: not asked for."""
 
 
 def mistakes_of_sets(

@@ -5,16 +5,18 @@ Shape suffixes: N images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 __all__ = [
     "Bin",
+    "Heat",
     "Measured",
     "confused_pairs",
     "label_reliability",
+    "mistaken_classes",
     "reliability",
     "uncalibrated",
     "worst_labels",
@@ -40,6 +42,23 @@ class Measured:
     """Positions int64 [n] → the pixels that the network saw, uint8 [n, H, W, C]."""
     hits_NK: np.ndarray | None = None
     """bool: the labels of each image; None: images have one class."""
+    sizes: Callable[[], np.ndarray | None] | None = None
+    """Gives width and height of the files, px, int64 [N, 2], 0 where they are not known; None: there are no files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heat:
+    """Heat maps of mistakes: the images under the colours of what speaks for the predicted class."""
+
+    pictures: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """Position → uint8 [H, W, 3]."""
+    method: str = ""
+    layer: str = ""
+    """The network's layer that they are of; of a transformer how many attention layers."""
+    side: int = 0
+    """Its places on a side: a map is no finer."""
+    missing: str | None = None
+    """Why there are none; None: there are, or nothing is wrong."""
 
 
 @dataclass(frozen=True)
@@ -126,3 +145,15 @@ def worst_labels(
     rows = np.flatnonzero(wrong_NK.any(1))
     rows = rows[np.argsort(-confidence_NK[rows, worst_N[rows]], kind="stable")]
     return [(int(row), int(worst_N[row]), float(confidence_NK[row, worst_N[row]])) for row in rows]
+
+
+def mistaken_classes(measured: Measured, thresholds_K: Sequence[float], count: int) -> dict[int, int]:
+    """position → class whose heat map tells of a mistake, of the `count` most confident mistakes, the worst first.
+
+    It is the predicted class; of sets of labels the label that is missing or too much.
+    """
+    if measured.hits_NK is not None:
+        found = worst_labels(measured.probs_NK, measured.hits_NK, thresholds_K)[:count]
+        return {row: label for row, label, _ in found}
+    rows = worst_mistakes(measured.probs_NK, measured.labels_N)[:count]
+    return {int(row): int(measured.probs_NK[row].argmax()) for row in rows}

@@ -18,8 +18,8 @@ import numpy as np
 
 from vivace.errors import MissingExtra
 from vivace.outputs import write_picture
-from vivace.reporting.pixels import shown_pixels
 from vivace.reporting.tables import read_rows
+from vivace.screen import shown_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,6 +17,7 @@ from torch import nn
 
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.config import to_dict
+from vivace.data.filesizes import image_sizes
 from vivace.data.labelsets import class_counts
 from vivace.errors import NonFiniteError, TrainingError
 from vivace.files import write_json
@@ -147,15 +148,18 @@ def _measured(session: Session, name: str, probs_NK: np.ndarray, labels_N: np.nd
     """The answers to a split, with the names of the images, and their pixels as they are in the cache."""
     data, sets = session.data, session.data.cache.label_sets
     held_out = name == "val" and data.val_indices is not None
-    split = data.cache.splits["train" if held_out else name]
+    split_name = "train" if held_out else name
+    split = data.cache.splits[split_name]
     rows = data.val_indices if held_out and data.val_indices is not None else np.arange(len(split.labels_N))
+    names = [split.names[row] for row in rows]
     return Measured(
         split="held out" if held_out else name,
         probs_NK=probs_NK,
         labels_N=labels_N,
-        names=[split.names[row] for row in rows],
+        names=names,
         images=lambda some: data.preprocess.view(np.asarray(split.images_NHWC[rows[some]])),
         hits_NK=None if sets is None else sets[labels_N],
+        sizes=partial(image_sizes, data.cache.source.splits[split_name], names),
     )
 
 

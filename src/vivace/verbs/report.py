@@ -12,7 +12,9 @@ from vivace.data.audit import Audit
 from vivace.data.place import AnyData, Data
 from vivace.errors import CacheDamaged, DataError, InputError, first_line
 from vivace.evaluation.measuring import MeasuredSplit, measure
+from vivace.evaluation.slicing import slices_of
 from vivace.evaluation.uncertainty import told_of
+from vivace.heatmaps.mistakes import heat_of
 from vivace.notices import collected_warnings, warn
 from vivace.outputs import check_file, warn_of_replaced, write_text
 from vivace.predictor import Predictor
@@ -103,7 +105,7 @@ def report(
             predictor={"batch_size": batch_size, "threads": threads, "device": device},
             progress=progress,
         )
-        page = page_of(_sources(opened, folder, found, given=data is not None))
+        page = page_of(_sources(opened, folder, found, given=data is not None, device=device))
         html = render(page, lang=lang)
         write_text(target, html, option="`out`")
         if card is not None:
@@ -167,7 +169,7 @@ def _data_of(folder: Folder, cache_dir: Path | None) -> AnyData | None:
         return None
 
 
-def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, given: bool) -> Sources:
+def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, given: bool, device: str) -> Sources:
     sources = folder.sources(bundle)
     if found is None:
         return sources
@@ -179,6 +181,8 @@ def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, giv
         temperature=info.temperature,
         thresholds=info.thresholds,
         reliance=told_of(bundle.uncertainty(), found.measured.probs_NK, labels),
+        heat=heat_of(bundle, found.measured, info.thresholds, device=device),
+        slices=slices_of(found.measured, bundle.classes, info.thresholds, clusters_N=found.clusters_N),
     )
     scores = measured_scores(found.measured, bundle.classes, info.thresholds) if given else ()
     return sources.with_answers(

@@ -33,7 +33,9 @@ def _with_graph(bundle: Bundle, images_NHWC: np.ndarray, images: str) -> str | N
 
 
 def _report(finished: Finished) -> Path:
+    from vivace.evaluation.slicing import slices_of
     from vivace.evaluation.uncertainty import told_of
+    from vivace.heatmaps.mistakes import heat_of
     from vivace.reporting.page.about import page_of
     from vivace.reporting.page.answers import answers_of
     from vivace.reporting.page.render import render
@@ -49,6 +51,8 @@ def _report(finished: Finished) -> Path:
         temperature=info.temperature,
         thresholds=info.thresholds,
         reliance=told_of(finished.bundle.uncertainty(), measured.probs_NK, labels),
+        heat=heat_of(finished.bundle, measured, info.thresholds),
+        slices=slices_of(measured, info.classes, info.thresholds),
     )
     sources = folder.sources(finished.bundle).with_answers(answers, findings_of(finished.audit), root=finished.root)
     write_text(folder.default_out, render(page_of(sources)), option="the report")

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from vivace.metrics.calibration import expected_calibration_error
-from vivace.metrics.measured import Bin, Measured, confused_pairs, label_reliability, reliability, uncalibrated
+from vivace.metrics.measured import Bin, Heat, Measured, confused_pairs, label_reliability, reliability, uncalibrated
 from vivace.metrics.multilabel import evaluate_sets
-from vivace.reporting.page.facts import Answers, Cell, ClassRow, Picture, Reliability, Reliance
+from vivace.metrics.slices import Slices
+from vivace.reporting.page.facts import Answers, Cell, ClassRow, HeatFacts, Picture, Reliability, Reliance
 from vivace.reporting.page.pictures import choose, choose_of_sets, pictures
 from vivace.reporting.page.reading import clean
+from vivace.reporting.page.slices import examples_of, slice_facts
 
 __all__ = ["MAX_CELLS", "MAX_ROWS", "answers_of"]
 
@@ -32,23 +34,27 @@ def answers_of(
     temperature: float | None,
     thresholds: Sequence[float] = (),
     reliance: Mapping[str, Any] | None = None,
+    heat: Heat | None = None,
+    slices: Slices | None = None,
 ) -> Answers:
     """What is shown of the answers. temperature: by which they were calibrated; None: they were not, or by labels.
 
-    reliance: the fields of a `Reliance`; None: the bundle has no thresholds.
+    reliance: the fields of a `Reliance`; None: the bundle has no thresholds. heat: of the worst mistakes. slices: the
+    worst parts of the images.
     """
     names = tuple(clean(name, NAME) for name in classes)
+    heat = Heat() if heat is None else heat
     if measured.hits_NK is not None:
-        return _of_sets(measured, measured.hits_NK, names, thresholds)
+        return _of_sets(measured, measured.hits_NK, names, thresholds, heat, slices)
     probs, labels = measured.probs_NK, measured.labels_N
     groups = confused_pairs(probs, labels)
     chosen, spent = choose(measured), [0]
     confidence = probs.max(1)
     told = [
         (row, names[labels[row]], names[probs[row].argmax()], float(confidence[row]))
-        for row in (*chosen.mistakes, *(row for rows in chosen.pairs.values() for row in rows))
+        for row in (*chosen.mistakes, *examples_of(slices), *(row for rows in chosen.pairs.values() for row in rows))
     ]
-    made = pictures(measured, told, spent)
+    made = pictures(measured, told, spent, heat.pictures)
     shown = {pair: tuple(made[row] for row in rows if row in made) for pair, rows in chosen.pairs.items()}
     return Answers(
         split=measured.split,
@@ -62,7 +68,15 @@ def answers_of(
         after=Reliability(bins=reliability(probs, labels), ece=expected_calibration_error(probs, labels)),
         before=None if temperature is None else _before(probs, labels, temperature),
         reliance=None if reliance is None else _cleaned(reliance),
+        slices=slice_facts(slices, made),
+        **_heat_facts(heat),
     )
+
+
+def _heat_facts(heat: Heat) -> dict[str, Any]:
+    """What is said of heat maps; the names of layers are those of a network, which may be anybody's."""
+    facts = HeatFacts(method=heat.method, layer=clean(heat.layer, 120), side=heat.side) if heat.pictures else None
+    return {"heat": facts, "no_heat": None if heat.missing is None else clean(heat.missing, 300)}
 
 
 def _cleaned(reliance: Mapping[str, Any]) -> Reliance:
@@ -129,10 +143,17 @@ def _goodness(row: ClassRow) -> tuple[bool, float]:
     return row.f1 is None, row.f1 or 0.0
 
 
-def _of_sets(measured: Measured, hits_NK: np.ndarray, names: tuple[str, ...], thresholds_K: Sequence[float]) -> Answers:
+def _of_sets(
+    measured: Measured,
+    hits_NK: np.ndarray,
+    names: tuple[str, ...],
+    thresholds_K: Sequence[float],
+    heat: Heat,
+    slices: Slices | None,
+) -> Answers:
     probs, wrong = measured.probs_NK, choose_of_sets(measured, thresholds_K)
     told = [(row, *_said(names[label], bool(hits_NK[row, label])), sure) for row, (label, sure) in wrong.items()]
-    made = pictures(measured, told, [0])
+    made = pictures(measured, told, [0], heat.pictures)
     metrics = evaluate_sets(probs, hits_NK, names, thresholds_K)
     predicted = probs >= np.asarray(thresholds_K)
     rows = [
@@ -157,6 +178,8 @@ def _of_sets(measured: Measured, hits_NK: np.ndarray, names: tuple[str, ...], th
         rows=tuple(sorted(rows, key=_goodness)[:MAX_ROWS]),
         mistakes=tuple(made[row] for row in wrong if row in made),
         after=Reliability(bins=bins, ece=metrics.ece),
+        slices=slice_facts(slices, made),
+        **_heat_facts(heat),
     )
 
 

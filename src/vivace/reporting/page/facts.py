@@ -14,12 +14,15 @@ __all__ = [
     "Cell",
     "ClassRow",
     "Found",
+    "HeatFacts",
     "Page",
     "Picture",
     "Reliability",
     "Reliance",
     "Score",
     "Search",
+    "SliceFacts",
+    "SliceRow",
 ]
 
 
@@ -51,6 +54,8 @@ class Picture:
     predicted: str
     percent: float
     """Probability of what was predicted."""
+    heat: str | None = None
+    """The same image under the colours of its heat map, as `uri`; None: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +126,46 @@ class Reliance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SliceRow:
+    """A part of the images. Rates are of mistakes, in [0, 1]."""
+
+    kind: str
+    """class, brightness, size, aspect, pair or cluster."""
+    names: tuple[str, ...]
+    """Of its classes."""
+    part: int
+    least: float
+    most: float
+    num_images: int
+    wrong: float
+    """Of a pair: taken for each other."""
+    low: float
+    high: float
+    elsewhere: float
+    """Of the other images; of a pair, if mistakes fell on all classes alike."""
+    is_worse: bool
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceFacts:
+    """The worst parts of the images, the worst first."""
+
+    rows: tuple[SliceRow, ...]
+    num_tested: int
+    num_worse: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatFacts:
+    """How the heat maps of the mistakes were made."""
+
+    method: str
+    layer: str
+    side: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answers:
     """What was measured image by image."""
 
@@ -138,6 +183,12 @@ class Answers:
     """Of the probabilities as they were before calibration; None: they were not calibrated, or that is not known."""
     reliance: Reliance | None = None
     """None: the bundle has no thresholds."""
+    heat: HeatFacts | None = None
+    """None: no mistake has a heat map."""
+    no_heat: str | None = None
+    """Why."""
+    slices: SliceFacts | None = None
+    """None: the images were not parted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from vivace.metrics.measured import Measured, confused_pairs, worst_labels, worst_mistakes
 from vivace.reporting.page.facts import Picture
 from vivace.reporting.page.reading import clean
-from vivace.reporting.pixels import shown_pixels
+from vivace.screen import shown_pixels
 
 __all__ = ["Chosen", "choose", "choose_of_sets", "pictures"]
 
@@ -64,10 +64,16 @@ def choose_of_sets(measured: Measured, thresholds_K: Sequence[float]) -> dict[in
     return {row: (label, confidence) for row, label, confidence in found[:NUM_MISTAKES]}
 
 
-def pictures(measured: Measured, told: Iterable[tuple[int, str, str, float]], spent: list[int]) -> dict[int, Picture]:
+def pictures(
+    measured: Measured,
+    told: Iterable[tuple[int, str, str, float]],
+    spent: list[int],
+    heat: Mapping[int, np.ndarray] | None = None,
+) -> dict[int, Picture]:
     """position → picture, for (position, label, predicted, probability); none is made beyond MAX_BYTES in all.
 
-    spent: the bytes so far, a list of one number, which is added to.
+    spent: the bytes so far, a list of one number, which is added to. heat: position → the image under its heat map,
+    uint8 [H, W, 3].
     """
     rows = list({row[0]: row for row in told}.values())
     if not rows:
@@ -76,7 +82,8 @@ def pictures(measured: Measured, told: Iterable[tuple[int, str, str, float]], sp
     made = {}
     for (position, label, predicted, probability), image in zip(rows, pixels, strict=True):
         uri, width, height, crisp = _webp(image)
-        spent[0] += len(uri)
+        warm = None if heat is None or position not in heat else _webp(heat[position])[0]
+        spent[0] += len(uri) + len(warm or "")
         if spent[0] > MAX_BYTES:
             break
         made[position] = Picture(
@@ -88,6 +95,7 @@ def pictures(measured: Measured, told: Iterable[tuple[int, str, str, float]], sp
             label=label,
             predicted=predicted,
             percent=100 * probability,
+            heat=warm,
         )
     return made
 

@@ -79,6 +79,7 @@ def sections_of(page: Page) -> tuple[str, ...]:
         "mistakes": answers is not None,
         "confusion": answers is not None and bool(answers.cells),
         "classes": answers is not None and bool(answers.rows),
+        "slices": answers is not None and answers.slices is not None,
         "reliability": answers is not None and answers.after is not None,
         "reliance": answers is not None and answers.reliance is not None,
         "robustness": page.corrupted is not None or page.attacked is not None,

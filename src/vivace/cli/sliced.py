@@ -1,0 +1,31 @@
+"""What `vivace evaluate` prints of the worst parts of the images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vivace.errors import printable
+
+if TYPE_CHECKING:
+    from vivace.metrics.slices import Slices
+
+__all__ = ["print_slices"]
+
+# parts that may be at the top by chance, where none is surely worse
+NUM_UNSURE = 3
+
+
+def print_slices(found: Slices) -> None:
+    """The parts that are surely worse, or that none is, with the first ones."""
+    if not found.rows:
+        return
+    worse = f"{found.num_worse:,} surely have" if found.num_worse else "none surely has"
+    print(
+        f"\nslices  of {found.num_tested:,} parts of the images {worse} more mistakes than the rest (Holm, 5 % for all)"
+    )
+    shown = found.rows[: found.num_worse or NUM_UNSURE]
+    names = [printable(row.name) for row in shown]
+    width = max(len(name) for name in names)
+    for name, row in zip(names, shown, strict=True):
+        rates = f"[{100 * (1 - row.high):.1f}, {100 * (1 - row.low):.1f}], elsewhere {100 * (1 - row.expected):.1f} %"
+        print(f"  {name:<{width}}  {100 * (1 - row.accuracy):5.1f} % wrong  {rates}, {row.num_images:,} images")

@@ -1,0 +1,69 @@
+"""Heat maps as PNG files: the image as the network sees it, beside the places that speak for a class."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vivace.heatmaps.overlay import overlaid, side_by_side
+from vivace.outputs import check_file, warn_of_replaced, write_picture
+from vivace.screen import shown_pixels
+
+__all__ = ["HeatMapFolder", "panels"]
+
+OPTION = "`heat_maps`"
+# px; smaller images are enlarged
+LEAST_SIDE = 224
+# of the name of an image in that of its picture
+MAX_STEM = 60
+
+
+def panels(image_HWC: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The image, and the image under each of the maps: uint8 [H, W, 1 | 3]. Of any dtype and channels."""
+    shown = shown_pixels(image_HWC)
+    return [shown, *(overlaid(shown, map_HW) for map_HW in maps)]
+
+
+class HeatMapFolder:
+    """A folder of pictures of heat maps, one PNG for each image; a picture that vivace wrote before is replaced."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        names: Iterable[str],
+        *,
+        inputs: Iterable[Path] = (),
+        outside: Iterable[Path] = (),
+    ) -> None:
+        """names: of the images, from which the files get theirs, with the number of the image before it.
+
+        inputs: what is read. outside: folders of images, which must not contain `folder`.
+        Raises OutputPathError, before anything is written, if a file of one of these names is there that vivace did not
+        write, or none can be written.
+        """
+        self.folder = Path(folder)
+        known = list(names)
+        width = len(str(len(known)))
+        self.paths = [
+            self.folder / f"{number:0{width}}-{_stem(name)}.png" for number, name in enumerate(known, start=1)
+        ]
+        inputs, outside = list(inputs), list(outside)
+        self._replaced = {path: check_file(path, inputs=inputs, outside=outside, option=OPTION) for path in self.paths}
+
+    def write(self, index: int, image_HWC: np.ndarray, maps: Sequence[np.ndarray]) -> Path:
+        """The file of an image's picture, with one panel for each map. Raises what `write_picture` raises."""
+        path, buffer = self.paths[index], io.BytesIO()
+        side_by_side(panels(image_HWC, maps), least_side=LEAST_SIDE).save(buffer, "PNG")
+        write_picture(path, buffer.getvalue())
+        warn_of_replaced(path, self._replaced[path])
+        return path
+
+
+def _stem(name: str) -> str:
+    """Letters, digits and a few signs of the last part of an image's name: safe as a file's on every system."""
+    stem = Path(name.replace("\\", "/")).stem
+    return re.sub(r"[^\w.-]+", "_", stem, flags=re.ASCII).strip("._-")[:MAX_STEM] or "image"
