@@ -26,6 +26,7 @@ from vivace.kernels import resize
 from vivace.kernels.build import COMPILERS
 from vivace.models.zoo import create_model
 from vivace.prediction import Predictor, expand_paths, predict, without_repeats
+from vivace.uncertainty.scores import Answers
 
 COMPILER = any(map(shutil.which, COMPILERS))
 CLASSES = ("blue", "green", "red", "violet", "white", "yellow")
@@ -91,14 +92,14 @@ def test_predict_sees_the_pixels_of_evaluate_and_says_the_same_to_the_last_bit(
     for name, save in KINDS.items():
         save(folder / name)
     seen: list[tuple[np.ndarray, np.ndarray]] = []
-    original = Predictor.probs
+    original = Predictor._answered
 
-    def record(self: Predictor, images_NHWC: np.ndarray) -> np.ndarray:
-        probs = original(self, images_NHWC)
-        seen.append((np.array(images_NHWC), probs))
-        return probs
+    def record(self: Predictor, images_NHWC: np.ndarray, *, more: bool) -> Answers:
+        answers = original(self, images_NHWC, more=more)
+        seen.append((np.array(images_NHWC), answers.probs_NK))
+        return answers
 
-    monkeypatch.setattr(Predictor, "probs", record)
+    monkeypatch.setattr(Predictor, "_answered", record)
     evaluate(bundle, folder.parent, device="cpu")
     result = predict(bundle, folder, topk=6, device="cpu")
     assert bool(list(own_cache.glob("kernels/resize-*.so"))) == (many and COMPILER)
