@@ -60,7 +60,7 @@ def heat_maps(
     images: as for `Predictor`: a path, an array, a Pillow image …, or many of them. label: the class that all maps are
     of; None: of each image the one that the bundle predicts. batch_size: images per pass.
     The network is computed in float32 by PyTorch, whatever the bundle runs on. Convolutional networks, ours, timm's,
-    torchvision's and those of your own, get Grad-CAM (arXiv:1610.02391) of the last layer with 4 x 4 places or more,
+    torchvision's and those of your own, get Grad-CAM (arXiv:1610.02391) of the last layer with 3 x 3 places or more,
     and transformers attention-gradient rollout (arXiv:2103.15679), or gradient x input of their last tokens where their
     attention can't be read.
     A map shows what the network used, and not why; `vivace evaluate --heat-maps` measures how far it can be relied on.

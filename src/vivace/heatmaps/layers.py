@@ -18,8 +18,9 @@ from vivace.errors import ModelError
 
 __all__ = ["Layer", "find_layer", "replaced_output"]
 
-# a map of fewer positions on a side tells a corner from another and no more
-MIN_SIDE = 4
+# a map of 2 × 2 tells a corner from another and no more; before a map of 3 × 3 there often is only a convolution without
+# its activation, whose maps are worse in the deletion test
+MIN_SIDE = 3
 # class and register tokens
 MAX_PREFIX = 16
 # these hand on what another layer made, or weigh places against each other: an attention matrix is no map
@@ -52,7 +53,7 @@ class Layer:
 def find_layer(model: nn.Module, images_BCHW: Tensor) -> Layer:
     """The last layer with a value for each place that the logits depend on, by one pass forwards and one back.
 
-    images_BCHW: two normalised images or more, float32. The layer has 4 × 4 places or more, or as many as there are
+    images_BCHW: two normalised images or more, float32. The layer has 3 × 3 places or more, or as many as there are
     anywhere in the network. Raises ModelError for a network without such a layer.
     """
     records, logits_BK = _recorded(model, images_BCHW)
