@@ -55,7 +55,7 @@ def test_an_evaluation_tells_slices_of_every_kind(
     (wide,) = [row for row in rows if row["kind"] == "aspect" and row["part"] == 3]
     assert (wide["name"], wide["num_images"]) == ("wider than 5:4", 40)
     assert main(["evaluate", str(bundle.folder), str(photos), "--device", "cpu", "--quiet"]) == 0
-    assert f"of {slices['num_tested']} parts of the images" in capsys.readouterr().out
+    assert f"of {slices['num_tested']} parts of the images (Holm, 5 %)" in capsys.readouterr().out
 
 
 def test_a_report_has_the_slices_of_an_evaluation(bundle: Bundle, photos: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_terminal_tells_those_that_are_worse_or_the_first_ones(capsys: pytes
     )
     print_slices(slices_of(measured, ("good", "bad")))
     told = capsys.readouterr().out
-    assert "of 2 parts of the images 1 surely have more mistakes than the rest" in told
+    assert "mistakes are surely more frequent in 1 of 2 parts of the images" in told
     assert "bad   50.0 % wrong" in told
     assert "elsewhere 0.0 %, 60 images" in told
     assert "good" not in told

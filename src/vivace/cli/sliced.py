@@ -19,9 +19,9 @@ def print_slices(found: Slices) -> None:
     """The parts that are surely worse, or that none is, with the first ones."""
     if not found.rows:
         return
-    worse = f"{found.num_worse:,} surely have" if found.num_worse else "none surely has"
+    worse = f"{found.num_worse:,}" if found.num_worse else "none"
     print(
-        f"\nslices  of {found.num_tested:,} parts of the images {worse} more mistakes than the rest (Holm, 5 % for all)"
+        f"\nslices  mistakes are surely more frequent in {worse} of {found.num_tested:,} parts of the images (Holm, 5 %)"
     )
     shown = found.rows[: found.num_worse or NUM_UNSURE]
     names = [printable(row.name) for row in shown]

@@ -18,8 +18,8 @@ from vivace.errors import ModelError
 
 __all__ = ["Layer", "find_layer", "replaced_output"]
 
-# a map of 2 × 2 tells a corner from another and no more; before a map of 3 × 3 there often is only a convolution without
-# its activation, whose maps are worse in the deletion test
+# a map of 2 × 2 tells a corner from another and no more; what comes before one of 3 × 3 is often a convolution without
+# its activation, whose maps do worse in the deletion test
 MIN_SIDE = 3
 # class and register tokens
 MAX_PREFIX = 16

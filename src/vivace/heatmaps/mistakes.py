@@ -19,7 +19,7 @@ __all__ = ["heat_of"]
 NUM_MISTAKES = 24
 BATCH_SIZE = 8
 # once these have passed, further mistakes have none
-MAX_SECONDS = 5.0
+MAX_SECONDS = 10.0
 
 
 def heat_of(bundle: Bundle, measured: Measured, thresholds: Sequence[float] = (), *, device: str = "auto") -> Heat:
@@ -30,9 +30,9 @@ def heat_of(bundle: Bundle, measured: Measured, thresholds: Sequence[float] = ()
     asked = mistaken_classes(measured, thresholds, NUM_MISTAKES)
     if not asked:
         return Heat()
-    started = time.perf_counter()
     try:
         mapper = HeatMapper(bundle, device=device)
+        started = time.perf_counter()
         rows, pictures = list(asked), {}
         for start in range(0, len(rows), BATCH_SIZE):
             some = rows[start : start + BATCH_SIZE]

@@ -175,7 +175,7 @@ def _by_looks(
         yield from _by_quantile("brightness", looks.brightness_N, np.isfinite(looks.brightness_N), FIFTHS)
     if looks.sizes_N2 is not None:
         sides = looks.sizes_N2.astype(np.float64)
-        known_N: np.ndarray = (sides > 0).all(1)
+        known_N = np.asarray((sides > 0).all(1))
         yield from _by_quantile("size", np.sqrt(sides.prod(1)), known_N, THIRDS)
         ratio_N = sides[:, 0] / np.maximum(sides[:, 1], 1)
         third_N = np.where(ratio_N < TALL, 1, np.where(ratio_N > WIDE, 3, 2))
