@@ -20,9 +20,8 @@ def print_slices(found: Slices) -> None:
     if not found.rows:
         return
     worse = f"{found.num_worse:,}" if found.num_worse else "none"
-    print(
-        f"\nslices  mistakes are surely more frequent in {worse} of {found.num_tested:,} parts of the images (Holm, 5 %)"
-    )
+    parts = f"{worse} of {found.num_tested:,} parts of the images"
+    print(f"\nslices  mistakes are surely more frequent in {parts} (Holm, 5 %)")
     shown = found.rows[: found.num_worse or NUM_UNSURE]
     names = [printable(row.name) for row in shown]
     width = max(len(name) for name in names)
