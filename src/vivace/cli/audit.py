@@ -24,6 +24,8 @@ class Options:
     """Side of the network's input, px. Default: as `vivace train` chooses it, which then finds the images decoded."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
     """A field of a recipe's data, as for `vivace train`, such as --set data.multi_label=true; may be repeated."""
+    near: bool = True
+    """Look for near duplicates too: resized, recompressed, mirrored, turned, cropped, recoloured or lettered copies."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     quiet: bool = False
@@ -38,12 +40,13 @@ def run(options: Options) -> None:
     from vivace.bars import counting_bar
     from vivace.verbs.audit import SEVERITIES, audit
 
-    progress, close = counting_bar("reading", quiet=options.quiet)
+    progress, close = counting_bar("auditing", quiet=options.quiet)
     try:
         found = audit(
             options.opening.of(options.data),
             size=options.size,
             overrides=parse_assignments(options.set),
+            near=options.near,
             cache_dir=options.cache_dir,
             quiet=options.quiet,
             progress=progress,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vivace.cachedir import default_cache_dir
-from vivace.config import override
+from vivace.config import override, to_dict
+from vivace.data.alike.findings import near_findings
+from vivace.data.alike.near import Alike, near_duplicates
 from vivace.data.audit import Audit, Finding
-from vivace.data.caching.cache import audit_source, open_cache
+from vivace.data.caching.cache import Cache, audited_cache, open_cache
 from vivace.data.config import DataConfig
 from vivace.data.describe import report
 from vivace.data.place import AnyData
@@ -37,11 +39,16 @@ class DataAudit:
     audit: Audit
     refusal: str | None
     """Why `train` refuses these data; None: it takes them."""
+    alike: Alike | None = None
+    """The near duplicates; None: they were not looked for."""
+    more: tuple[Finding, ...] = field(default=())
+    """Findings beside those of `audit`: near duplicates."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What was found, the most severe first."""
-        return tuple(sorted(self.audit.findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+        found = (*self.audit.findings, *self.more)
+        return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
     @property
     def num_images(self) -> int:
@@ -57,7 +64,21 @@ class DataAudit:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"data": self.data, **self.audit.to_dict(), "train": self.summary()}
+        near = None
+        if self.alike is not None:
+            near = {
+                "num_groups": len(self.alike.groups),
+                "num_compared": self.alike.num_compared,
+                "num_flat": self.alike.num_flat,
+            }
+        found = [to_dict(finding) for finding in self.findings]
+        return {
+            "data": self.data,
+            "num_images": self.num_images,
+            "findings": found,
+            "near_duplicates": near,
+            "train": self.summary(),
+        }
 
 
 def audit(
@@ -65,6 +86,7 @@ def audit(
     *,
     size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    near: bool = True,
     cache_dir: str | Path | None = None,
     quiet: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -72,9 +94,10 @@ def audit(
     """Look for corrupt, duplicate, leaked and suspect images. No file of the data is changed.
 
     data: as for `train`. size: side of the network's input, px; None: as `train` chooses it, which then finds the
-    images decoded. overrides: fields of a recipe's data, as for `train`, such as {"data.multi_label": True}. cache_dir:
-    where decoded images are kept. quiet: what the data hold is shown on stderr only
-    if something is left out. progress is called with (images read, images in all).
+    images decoded. overrides: fields of a recipe's data, as for `train`, such as {"data.multi_label": True}. near: look
+    for near duplicates too, such as resized, mirrored, turned, cropped or recoloured copies. cache_dir: where decoded
+    images are kept. quiet: what the data hold is shown on stderr only if something is left out. progress is called with
+    (images read, images in all), and then with (steps done, steps in all) of the search for near duplicates.
     Raises DataError if the data can't be opened or the cache can't be written, ConfigError for an unknown field.
     """
     place = Path(cache_dir) if cache_dir is not None else default_cache_dir()
@@ -83,8 +106,22 @@ def audit(
     source = open_source(data, cache_dir=place, progress=progress)
     report(source, DataConfig().val_fraction, quiet=quiet)
     preprocess = stored_as(source, size=size, changes=changes)
-    found = audit_source(source, preprocess, cache_dir=place, progress=progress)
-    return DataAudit(data=source.name, audit=found, refusal=_refusal(source, preprocess, place))
+    cache = audited_cache(source, preprocess, cache_dir=place, progress=progress)
+    refusal = _refusal(source, preprocess, place)
+    if not near:
+        return DataAudit(data=source.name, audit=cache.audit, refusal=refusal)
+    alike, more = _near(cache, progress)
+    return DataAudit(data=source.name, audit=cache.audit, refusal=refusal, alike=alike, more=more)
+
+
+def _near(cache: Cache, progress: Callable[[int, int], None]) -> tuple[Alike, tuple[Finding, ...]]:
+    # what was trained on is named first
+    order = sorted(cache.splits, key=("train", "val", "test").index)
+    images = {name: cache.splits[name].images_NHWC for name in order}
+    alike = near_duplicates(images, padded=cache.preprocess.fit == "pad", progress=progress)
+    names = {name: split.names for name, split in cache.splits.items()}
+    labels = {name: split.labels_N for name, split in cache.splits.items()}
+    return alike, near_findings(alike.groups, names, labels, cache.source.group_names)
 
 
 def _of_data(overrides: Mapping[str, Any]) -> dict[str, Any]:

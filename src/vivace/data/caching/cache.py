@@ -39,7 +39,7 @@ from vivace.errors import CacheMismatch, DataError
 from vivace.files import canonical_json
 from vivace.notices import warn
 
-__all__ = ["Cache", "CachedSplit", "audit_source", "open_cache"]
+__all__ = ["Cache", "CachedSplit", "audit_source", "audited_cache", "open_cache"]
 
 ON_BAD_IMAGE = ("auto", "refuse", "skip")
 
@@ -154,7 +154,19 @@ def audit_source(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Audit:
     """The audit of a source, from the same pass over the files as for training; nothing is refused."""
-    return _open_or_build(source, preprocess, cache_dir or default_cache_dir(), num_workers, progress).audit
+    return audited_cache(source, preprocess, cache_dir=cache_dir, num_workers=num_workers, progress=progress).audit
+
+
+def audited_cache(
+    source: DataSource,
+    preprocess: Preprocess,
+    *,
+    cache_dir: Path | None = None,
+    num_workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Cache:
+    """The cache of a source, of which nothing is refused: the images that can be used, and the audit of all."""
+    return _open_or_build(source, preprocess, cache_dir or default_cache_dir(), num_workers, progress)
 
 
 def _open_or_build(

@@ -1,0 +1,1 @@
+"""Near duplicates: images that show the same picture, resized, turned, cropped, recoloured or lettered."""
