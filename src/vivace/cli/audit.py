@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -24,8 +24,12 @@ class Options:
     """Side of the network's input, px. Default: as `vivace train` chooses it, which then finds the images decoded."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
     """A field of a recipe's data, as for `vivace train`, such as --set data.multi_label=true; may be repeated."""
-    near: bool = True
+    near: Literal["on", "off"] = "on"
     """Look for near duplicates too: resized, recompressed, mirrored, turned, cropped, recoloured or lettered copies."""
+    bundle: Path | None = None
+    """A bundle or run trained on DATA: labels that are probably wrong are found too, by its features."""
+    fdr: float | None = None
+    """Of the labels that are called wrong, the fraction that may be right. Default: 0.1."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     quiet: bool = False
@@ -46,7 +50,9 @@ def run(options: Options) -> None:
             options.opening.of(options.data),
             size=options.size,
             overrides=parse_assignments(options.set),
-            near=options.near,
+            near=options.near == "on",
+            bundle=options.bundle,
+            fdr=options.fdr,
             cache_dir=options.cache_dir,
             quiet=options.quiet,
             progress=progress,

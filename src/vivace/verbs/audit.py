@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vivace.bundle import Bundle
 from vivace.cachedir import default_cache_dir
 from vivace.config import override, to_dict
 from vivace.data.alike.findings import near_findings
@@ -15,19 +16,24 @@ from vivace.data.audit import Audit, Finding
 from vivace.data.caching.cache import Cache, audited_cache, open_cache
 from vivace.data.config import DataConfig
 from vivace.data.describe import report
-from vivace.data.place import AnyData
+from vivace.data.place import AnyData, Data
 from vivace.data.preprocess import Preprocess
+from vivace.data.shortcuts import Shortcut, find_shortcuts
 from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import ConfigError, DataError
 from vivace.notices import collected_warnings
+from vivace.predictor import Predictor
 from vivace.training.dataset import as_told, stored_as
 from vivace.training.recipes.recipe import Recipe
+from vivace.verbs.labelcheck import LabelCheck, check_labels
 
 __all__ = ["DataAudit", "audit"]
 
 # the most severe first
 SEVERITIES = ("refuse", "quarantine", "warning")
+# of the labels that are called wrong, the fraction that may be right
+FDR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +47,12 @@ class DataAudit:
     """Why `train` refuses these data; None: it takes them."""
     alike: Alike | None = None
     """The near duplicates; None: they were not looked for."""
+    shortcuts: tuple[Shortcut, ...] = field(default=())
+    """Facts beside the picture that tell the classes apart."""
+    labels: LabelCheck | None = None
+    """What a bundle's features say of the labels; None: no bundle was given, or they can't be judged."""
     more: tuple[Finding, ...] = field(default=())
-    """Findings beside those of `audit`: near duplicates."""
+    """Findings beside those of `audit`: near duplicates, shortcuts, label errors."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -72,11 +82,23 @@ class DataAudit:
                 "num_flat": self.alike.num_flat,
             }
         found = [to_dict(finding) for finding in self.findings]
+        labels = None
+        if self.labels is not None:
+            labels = {
+                "num_judged": self.labels.num_judged,
+                "num_called_wrong": len(self.labels.findings),
+                "fdr": self.labels.fdr,
+                "expected_fdr": self.labels.expected_fdr,
+                "estimated_rate": self.labels.rate,
+                "agreement": self.labels.agreement,
+            }
         return {
             "data": self.data,
             "num_images": self.num_images,
             "findings": found,
             "near_duplicates": near,
+            "shortcuts": [to_dict(shortcut) for shortcut in self.shortcuts],
+            "label_errors": labels,
             "train": self.summary(),
         }
 
@@ -87,6 +109,8 @@ def audit(
     size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     near: bool = True,
+    bundle: Bundle | str | Path | None = None,
+    fdr: float | None = None,
     cache_dir: str | Path | None = None,
     quiet: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -95,23 +119,67 @@ def audit(
 
     data: as for `train`. size: side of the network's input, px; None: as `train` chooses it, which then finds the
     images decoded. overrides: fields of a recipe's data, as for `train`, such as {"data.multi_label": True}. near: look
-    for near duplicates too, such as resized, mirrored, turned, cropped or recoloured copies. cache_dir: where decoded
-    images are kept. quiet: what the data hold is shown on stderr only if something is left out. progress is called with
-    (images read, images in all), and then with (steps done, steps in all) of the search for near duplicates.
-    Raises DataError if the data can't be opened or the cache can't be written, ConfigError for an unknown field.
+    for near duplicates too, such as resized, mirrored, turned, cropped or recoloured copies. bundle: trained on these
+    data; its features judge the labels, and images are decoded as it sees them. fdr: of the labels that are called
+    wrong, the fraction that may be right, in (0, 0.5]; None: 0.1. cache_dir: where decoded images are kept. quiet: what
+    the data hold is shown on stderr only if something is left out. progress is called with (images read, images in
+    all), and then with (steps done, steps in all) of each search.
+    Raises DataError if the data can't be opened or the cache can't be written, ConfigError for an unknown field
+    or an option that would be ignored, and what opening a bundle raises.
     """
+    _check(size=size, overrides=overrides, bundle=bundle, fdr=fdr)
     place = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    changes = _of_data(overrides or {})
-    data = as_told(data, override(Recipe(), changes), changes, None)
-    source = open_source(data, cache_dir=place, progress=progress)
-    report(source, DataConfig().val_fraction, quiet=quiet)
-    preprocess = stored_as(source, size=size, changes=changes)
+    if bundle is None:
+        changes = _of_data(overrides or {})
+        data = as_told(data, override(Recipe(), changes), changes, None)
+        source = open_source(data, cache_dir=place, progress=progress)
+        preprocess, predictor = stored_as(source, size=size, changes=changes), None
+    else:
+        predictor = Predictor(bundle)
+        source, preprocess = _as_seen_by(predictor, data, place, progress), predictor.bundle.preprocess
+    if "train" in source.splits:
+        report(source, DataConfig().val_fraction, quiet=quiet)
     cache = audited_cache(source, preprocess, cache_dir=place, progress=progress)
-    refusal = _refusal(source, preprocess, place)
-    if not near:
-        return DataAudit(data=source.name, audit=cache.audit, refusal=refusal)
-    alike, more = _near(cache, progress)
-    return DataAudit(data=source.name, audit=cache.audit, refusal=refusal, alike=alike, more=more)
+    alike, more = _near(cache, progress) if near else (None, ())
+    shortcuts = find_shortcuts(cache)
+    more += tuple(
+        Finding(kind="shortcut", severity="warning", names=(), message=shortcut.message()) for shortcut in shortcuts
+    )
+    labels = None if predictor is None else check_labels(predictor, cache, fdr=fdr or FDR, progress=progress)
+    return DataAudit(
+        data=source.name,
+        audit=cache.audit,
+        refusal=_refusal(source, preprocess, place),
+        alike=alike,
+        shortcuts=shortcuts,
+        labels=labels,
+        more=more + (() if labels is None else labels.findings),
+    )
+
+
+def _check(*, size: int | None, overrides: Mapping[str, Any] | None, bundle: object, fdr: float | None) -> None:
+    if bundle is not None and (size is not None or overrides):
+        raise ConfigError("`size` and fields of data are the bundle's own: leave them out, or the bundle.")
+    if fdr is not None and bundle is None:
+        raise ConfigError(f"`fdr` is of labels, which only a bundle can judge: got {fdr:g}. Give a bundle too.")
+    if fdr is not None and not 0 < fdr <= 0.5:
+        raise ConfigError(f"`fdr` must be above 0 and at most 0.5: got {fdr:g}. The usual one is {FDR:g}.")
+
+
+def _as_seen_by(
+    predictor: Predictor, data: AnyData, cache_dir: Path, progress: Callable[[int, int], None]
+) -> DataSource:
+    """The data with the classes and the kind of images that the bundle knows."""
+    info, preprocess = predictor.bundle.info, predictor.bundle.preprocess
+    return open_source(
+        Data.of(data),
+        cache_dir=cache_dir,
+        require_train=False,
+        classes=predictor.bundle.classes,
+        progress=progress,
+        multi_label=info.multi_label,
+        pixels=preprocess.pixels,
+    )
 
 
 def _near(cache: Cache, progress: Callable[[int, int], None]) -> tuple[Alike, tuple[Finding, ...]]:

@@ -150,14 +150,14 @@ def _refined(a_BTT: np.ndarray, b_BTT: np.ndarray, warps_B4: np.ndarray, *, step
         slope[:, 3, 1:-1] = (laid[:, 2:] - laid[:, :-2]) * (side / 4 / warps[:, 2, None, None])
         slope[:, 0], slope[:, 2] = slope[:, 1] * place, slope[:, 3] * place[:, None]
         slope[:, 4], slope[:, 5] = laid, 1
-        slope = slope.reshape(batch, 6, -1)
+        slopes: np.ndarray = slope.reshape(batch, 6, -1)
         within = inside.reshape(batch, -1)
-        gain, rest = _fitted(slope[:, 4], target, within)
+        gain, rest = _fitted(slopes[:, 4], target, within)
         spread = np.sqrt((rest * rest * within).sum(1) / within.sum(1)) + 1e-3
         trust = within / (1 + (rest / (1.5 * spread[:, None])) ** 2)
-        slope[:, :4] *= gain[:, None, None]
-        weighted = slope * trust[:, None]
-        normal = weighted @ slope.transpose(0, 2, 1)
+        slopes[:, :4] *= gain[:, None, None]
+        weighted = slopes * trust[:, None]
+        normal = weighted @ slopes.transpose(0, 2, 1)
         size = np.trace(normal, axis1=1, axis2=2)[:, None, None] / 6
         normal += np.eye(6, dtype=np.float32) * (1e-4 * size + 1e-6)
         step = np.linalg.solve(normal, weighted @ rest[:, :, None])[:, :4, 0]
@@ -197,7 +197,7 @@ def _trimmed(a_BTT: np.ndarray, b_BTT: np.ndarray, inside_BTT: np.ndarray) -> tu
     """(correlation [B], standard deviation of b [B], weights [B, T, T]) without the blocks that differ most."""
     batch, side, _ = a_BTT.shape
     a, b, inside = (values.reshape(batch, -1) for values in (a_BTT, b_BTT, inside_BTT))
-    within = inside
+    within: np.ndarray = inside
     for _ in range(2):
         # fitted anew without the blocks that the first fit found to differ
         _, rest = _fitted(a, b, within)
@@ -207,8 +207,8 @@ def _trimmed(a_BTT: np.ndarray, b_BTT: np.ndarray, inside_BTT: np.ndarray) -> tu
         limit = np.sort(error, axis=1)[:, -int(LEFT_OUT * GRID * GRID) - 1]
         kept = (error <= limit[:, None]).reshape(batch, GRID, GRID).astype(np.float32)
         within = inside * kept.repeat(side // GRID, 1).repeat(side // GRID, 2).reshape(batch, -1)
-    within = within.reshape(batch, side, side)
-    return *_alike(a_BTT, b_BTT, within), within
+    left = within.reshape(batch, side, side)
+    return *_alike(a_BTT, b_BTT, left), left
 
 
 def _alike(a_BTT: np.ndarray, b_BTT: np.ndarray, within_BTT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -35,5 +35,5 @@ def warp(images_BTT: np.ndarray, warps_B4: np.ndarray) -> tuple[np.ndarray, np.n
 
 def warped(images_BTT: np.ndarray, scale: float) -> np.ndarray:
     """All images scaled about their centres, float32 [B, T, T]."""
-    weights, _ = _interpolation(np.float32([scale]), np.float32([0]), images_BTT.shape[-1])
+    weights, _ = _interpolation(np.array([scale], np.float32), np.array([0], np.float32), images_BTT.shape[-1])
     return weights[0] @ images_BTT.astype(np.float32) @ weights[0].T
