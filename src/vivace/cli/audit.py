@@ -30,6 +30,13 @@ class Options:
     """A bundle or run trained on DATA: labels that are probably wrong are found too, by its features."""
     fdr: float | None = None
     """Of the labels that are called wrong, the fraction that may be right. Default: 0.1."""
+    report: Path | None = None
+    """Write a page with pictures of the findings there, such as audit.html."""
+    fix: Path | None = None
+    """Write a manifest there (.csv) without what was found: what training leaves out, and copies, of which those in
+    test stay. No file of DATA is changed."""
+    fix_labels: bool = False
+    """With --fix and --bundle: leave training images out whose labels are probably wrong."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     quiet: bool = False
@@ -53,6 +60,9 @@ def run(options: Options) -> None:
             near=options.near == "on",
             bundle=options.bundle,
             fdr=options.fdr,
+            report=options.report,
+            fix=options.fix,
+            fix_labels=options.fix_labels,
             cache_dir=options.cache_dir,
             quiet=options.quiet,
             progress=progress,
@@ -69,4 +79,10 @@ def run(options: Options) -> None:
         f"{found.num_images:,} images: {counts['refuse']} findings to refuse, {counts['quarantine']} to quarantine, "
         f"{counts['warning']} warnings"
     )
+    for line in found.lines()[1:]:
+        print(line)
+    if found.report is not None:
+        print(f"report: {found.report}")
+    if found.fixed is not None:
+        print(f"manifest: {found.fixed}, {found.num_fixed:,} of {found.num_images:,} images")
     print(f"vivace train {found.summary()}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from vivace.data.alike.near import Alike, near_duplicates
 from vivace.data.audit import Audit, Finding
 from vivace.data.caching.cache import Cache, audited_cache, open_cache
 from vivace.data.config import DataConfig
-from vivace.data.describe import report
+from vivace.data.describe import report as describe_data
 from vivace.data.place import AnyData, Data
 from vivace.data.preprocess import Preprocess
 from vivace.data.shortcuts import Shortcut, find_shortcuts
@@ -23,9 +23,13 @@ from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import ConfigError, DataError
 from vivace.notices import collected_warnings
+from vivace.outputs import check_file, warn_of_replaced
 from vivace.predictor import Predictor
+from vivace.reporting.page.render import environment
 from vivace.training.dataset import as_told, stored_as
 from vivace.training.recipes.recipe import Recipe
+from vivace.verbs.auditfix import check_fix, removed_names, write_fixed
+from vivace.verbs.auditgallery import write_gallery
 from vivace.verbs.labelcheck import LabelCheck, check_labels
 
 __all__ = ["DataAudit", "audit"]
@@ -51,6 +55,12 @@ class DataAudit:
     """Facts beside the picture that tell the classes apart."""
     labels: LabelCheck | None = None
     """What a bundle's features say of the labels; None: no bundle was given, or they can't be judged."""
+    report: Path | None = None
+    """The page with pictures of the findings, if it was asked for."""
+    fixed: Path | None = None
+    """The manifest without what was found, if it was asked for."""
+    num_fixed: int | None = None
+    """The images that it lists."""
     more: tuple[Finding, ...] = field(default=())
     """Findings beside those of `audit`: near duplicates, shortcuts, label errors."""
 
@@ -71,6 +81,23 @@ class DataAudit:
         if left_out := len(self.audit.quarantined):
             return f"leaves out {left_out:,} of {self.num_images:,} images: {self.audit.reasons()}"
         return f"takes all {self.num_images:,} of these images"
+
+    def lines(self) -> list[str]:
+        """What is said beside the findings, for people: how much was looked at, and what `train` does."""
+        said = [f"{self.num_images:,} images. vivace train {self.summary()}."]
+        if self.alike is not None:
+            flat = f"; {self.alike.num_flat:,} have too little detail" if self.alike.num_flat else ""
+            said.append(
+                f"{self.alike.num_compared:,} images were compared for near duplicates{flat}: "
+                f"{len(self.alike.groups):,} groups."
+            )
+        if self.labels is not None:
+            said.append(
+                f"{self.labels.num_judged:,} labels were judged out of fold, which agrees with "
+                f"{100 * self.labels.agreement:.1f} %: {len(self.labels.findings):,} are probably wrong, of which at "
+                f"most {100 * self.labels.fdr:g} % may be right; about {100 * self.labels.rate:.1f} % of all are."
+            )
+        return said
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -99,6 +126,9 @@ class DataAudit:
             "near_duplicates": near,
             "shortcuts": [to_dict(shortcut) for shortcut in self.shortcuts],
             "label_errors": labels,
+            "report": None if self.report is None else str(self.report),
+            "fixed": None if self.fixed is None else str(self.fixed),
+            "num_fixed": self.num_fixed,
             "train": self.summary(),
         }
 
@@ -111,6 +141,9 @@ def audit(
     near: bool = True,
     bundle: Bundle | str | Path | None = None,
     fdr: float | None = None,
+    report: str | Path | None = None,
+    fix: str | Path | None = None,
+    fix_labels: bool = False,
     cache_dir: str | Path | None = None,
     quiet: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -121,13 +154,19 @@ def audit(
     images decoded. overrides: fields of a recipe's data, as for `train`, such as {"data.multi_label": True}. near: look
     for near duplicates too, such as resized, mirrored, turned, cropped or recoloured copies. bundle: trained on these
     data; its features judge the labels, and images are decoded as it sees them. fdr: of the labels that are called
-    wrong, the fraction that may be right, in (0, 0.5]; None: 0.1. cache_dir: where decoded images are kept. quiet: what
-    the data hold is shown on stderr only if something is left out. progress is called with (images read, images in
-    all), and then with (steps done, steps in all) of each search.
+    wrong, the fraction that may be right, in (0, 0.5]; None: 0.1. report: a page to write, with pictures of findings.
+    fix: a new manifest to write, without what `train` leaves out and without copies (`removed_names` has the rule);
+    fix_labels: without training images whose labels are probably wrong too. cache_dir: where decoded images are kept.
+    quiet: what the data hold is shown on stderr only if something is left out. progress is called with (images read,
+    images in all), and then with (steps done, steps in all) of each search.
     Raises DataError if the data can't be opened or the cache can't be written, ConfigError for an unknown field
-    or an option that would be ignored, and what opening a bundle raises.
+    or an option that would be ignored, OutputPathError for a file that may not be written, MissingExtra for a report
+    without Jinja2, and what opening a bundle raises.
     """
     _check(size=size, overrides=overrides, bundle=bundle, fdr=fdr)
+    if fix_labels and (fix is None or bundle is None):
+        raise ConfigError("`fix_labels` needs `fix`, where it takes effect, and a bundle, which judges the labels.")
+    pages = [None if one is None else Path(one) for one in (report, fix)]
     place = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     if bundle is None:
         changes = _of_data(overrides or {})
@@ -138,7 +177,14 @@ def audit(
         predictor = Predictor(bundle)
         source, preprocess = _as_seen_by(predictor, data, place, progress), predictor.bundle.preprocess
     if "train" in source.splits:
-        report(source, DataConfig().val_fraction, quiet=quiet)
+        describe_data(source, DataConfig().val_fraction, quiet=quiet)
+    page, manifest = pages
+    replaced = None if page is None else check_file(page, option="`report`")
+    if page is not None:
+        # tells that Jinja2 is missing before the work and not after it
+        environment()
+    if manifest is not None:
+        check_fix(manifest, Data.of(data).where)
     cache = audited_cache(source, preprocess, cache_dir=place, progress=progress)
     alike, more = _near(cache, progress) if near else (None, ())
     shortcuts = find_shortcuts(cache)
@@ -146,15 +192,24 @@ def audit(
         Finding(kind="shortcut", severity="warning", names=(), message=shortcut.message()) for shortcut in shortcuts
     )
     labels = None if predictor is None else check_labels(predictor, cache, fdr=fdr or FDR, progress=progress)
-    return DataAudit(
+    found = DataAudit(
         data=source.name,
         audit=cache.audit,
         refusal=_refusal(source, preprocess, place),
         alike=alike,
         shortcuts=shortcuts,
         labels=labels,
+        report=page,
+        fixed=manifest,
         more=more + (() if labels is None else labels.findings),
     )
+    if page is not None:
+        write_gallery(page, cache, found.findings, found.lines())
+        warn_of_replaced(page, replaced)
+    if manifest is None:
+        return found
+    out = removed_names(cache.audit, found.findings, fix_labels=fix_labels)
+    return replace(found, num_fixed=write_fixed(manifest, cache, out))
 
 
 def _check(*, size: int | None, overrides: Mapping[str, Any] | None, bundle: object, fdr: float | None) -> None:

@@ -15,7 +15,7 @@ from vivace.reporting.page.facts import Picture
 from vivace.reporting.page.reading import clean
 from vivace.screen import shown_pixels
 
-__all__ = ["Chosen", "choose", "choose_of_sets", "pictures"]
+__all__ = ["Chosen", "choose", "choose_of_sets", "encoded", "pictures"]
 
 # px; what is smaller stays as it is
 SIDE = 128
@@ -81,8 +81,8 @@ def pictures(
     pixels = measured.images(np.asarray([row[0] for row in rows], dtype=np.int64))
     made = {}
     for (position, label, predicted, probability), image in zip(rows, pixels, strict=True):
-        uri, width, height, crisp = _webp(image)
-        warm = None if heat is None or position not in heat else _webp(heat[position])[0]
+        uri, width, height, crisp = encoded(image)
+        warm = None if heat is None or position not in heat else encoded(heat[position])[0]
         spent[0] += len(uri) + len(warm or "")
         if spent[0] > MAX_BYTES:
             break
@@ -114,7 +114,7 @@ def _shown(image_HWC: np.ndarray) -> np.ndarray:
     return shown
 
 
-def _webp(image_HWC: np.ndarray) -> tuple[str, int, int, bool]:
+def encoded(image_HWC: np.ndarray) -> tuple[str, int, int, bool]:
     """(data URI, width, height, whether it is small)."""
     image_HWC = shown_pixels(image_HWC)
     picture = Image.fromarray(_shown(image_HWC))

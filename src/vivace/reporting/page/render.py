@@ -18,7 +18,7 @@ from vivace.reporting.page.words import NO_BREAK, translator, words_of
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["MAX_BYTES", "check_renders", "render", "render_versus", "sections_of"]
+__all__ = ["MAX_BYTES", "check_renders", "environment", "render", "render_versus", "sections_of"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 3_000_000
@@ -47,7 +47,7 @@ def render(page: Page, *, lang: str = "en") -> str:
 
 def render_versus(versus: Versus, *, lang: str = "en") -> str:
     """The HTML of two runs side by side; as `render`."""
-    t, template = translator(lang), _environment().get_template("compare.html")
+    t, template = translator(lang), environment().get_template("compare.html")
     for share in (1.0, 0.5, 0.0):
         html = template.render(
             versus=versus,
@@ -66,7 +66,7 @@ def render_versus(versus: Versus, *, lang: str = "en") -> str:
 
 def check_renders() -> None:
     """Raise MissingExtra without Jinja2."""
-    _environment()
+    environment()
 
 
 def sections_of(page: Page) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ def _smaller(page: Page, share: float) -> Page:
 
 
 def _rendered(page: Page, lang: str) -> str:
-    template = _environment().get_template("page.html")
+    template = environment().get_template("page.html")
     t = translator(lang)
     return template.render(
         page=page,
@@ -151,7 +151,7 @@ def _matrix(answers: Answers | None) -> dict[str, Any]:
 
 
 @functools.cache
-def _environment() -> Environment:
+def environment() -> Environment:
     try:
         import jinja2
     except ImportError:
