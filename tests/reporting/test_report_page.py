@@ -312,10 +312,10 @@ def test_an_unknown_language_and_a_missing_library_are_refused(monkeypatch: pyte
     with pytest.raises(ConfigError, match=r"lang is unknown: got 'fr'.* Give en or zh"):
         render(page, lang="fr")
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    rendering._environment.cache_clear()
+    rendering.environment.cache_clear()
     with pytest.raises(MissingExtra, match=r"vivace\[report\]"):
         render(page)
-    rendering._environment.cache_clear()
+    rendering.environment.cache_clear()
 
 
 def test_a_card_has_the_metadata_of_the_hub_and_escapes_what_it_names() -> None:

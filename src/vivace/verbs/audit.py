@@ -25,7 +25,7 @@ from vivace.errors import ConfigError, DataError
 from vivace.notices import collected_warnings
 from vivace.outputs import check_file, warn_of_replaced
 from vivace.predictor import Predictor
-from vivace.reporting.page.render import environment
+from vivace.reporting.page.render import check_renders
 from vivace.training.dataset import as_told, stored_as
 from vivace.training.recipes.recipe import Recipe
 from vivace.verbs.auditfix import check_fix, removed_names, write_fixed
@@ -182,7 +182,7 @@ def audit(
     replaced = None if page is None else check_file(page, option="`report`")
     if page is not None:
         # tells that Jinja2 is missing before the work and not after it
-        environment()
+        check_renders()
     if manifest is not None:
         check_fix(manifest, Data.of(data).where)
     cache = audited_cache(source, preprocess, cache_dir=place, progress=progress)
