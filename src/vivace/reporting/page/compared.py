@@ -16,7 +16,7 @@ from vivace.reporting.page.charts import Chart, overlaid
 from vivace.reporting.page.facts import Page, Picture, Reliability
 from vivace.reporting.page.pictures import pictures
 from vivace.reporting.page.reading import clean
-from vivace.statistics.multiplicity import holm
+from vivace.statistics.multiple import holm
 from vivace.statistics.paired import exact_p_value
 
 __all__ = ["ClassChange", "Differing", "Side", "Verdict", "Versus", "versus_of"]
@@ -156,7 +156,7 @@ def _class_changes(
     support = np.bincount(labels_N, minlength=count)
     hits, alone = ([np.bincount(labels_N[some], minlength=count) for some in both] for both in (right, only))
     there = np.flatnonzero(support)
-    adjusted = holm([exact_p_value(int(alone[0][row]), int(alone[1][row])) for row in there])
+    adjusted = holm(np.array([exact_p_value(int(alone[0][row]), int(alone[1][row])) for row in there]))
     found = [
         ClassChange(
             name=names[int(row)],
@@ -165,7 +165,7 @@ def _class_changes(
             second=float(hits[1][row] / support[row]),
             num_only_first=int(alone[0][row]),
             num_only_second=int(alone[1][row]),
-            p_value=p_value,
+            p_value=float(p_value),
         )
         for row, p_value in zip(there, adjusted, strict=True)
     ]
