@@ -34,7 +34,7 @@ KINDS = {
     "false-verdicts": "how often equals are called faster (A/A tests): `benchmarks/false_verdicts.py`",
     "attacks": "accuracy under attacks and corruptions, against AutoAttack's own code: `benchmarks/trust_attacks.py`",
     "honesty": "how often a proven accuracy drop is exceeded on untouched images: `benchmarks/honesty.py`",
-    "trust": "whether what is said of answers holds, prediction sets and unlike images: `benchmarks/trust.py`",
+    "trust": "whether what is said of answers and of data holds: `benchmarks/trust.py`, `benchmarks/audit.py`",
 }
 
 
