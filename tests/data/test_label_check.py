@@ -28,7 +28,8 @@ def test_replaced_labels_are_found_and_the_rest_is_not(
         source.rename(target)
         moved.append(f"train:{target.relative_to(root)}")
     cache = tmp_path / "cache"
-    found = vivace.audit(root, bundle=bundle, near=False, cache_dir=cache, quiet=True)
+    # of so few the margin for chance is wide
+    found = vivace.audit(root, bundle=bundle, near=False, fdr=0.3, cache_dir=cache, quiet=True)
     assert found.labels is not None
     errors = [finding for finding in found.findings if finding.kind == "label_error"]
     assert {finding.names[0] for finding in errors} == set(moved)
@@ -36,12 +37,12 @@ def test_replaced_labels_are_found_and_the_rest_is_not(
     (red,) = [finding for finding in errors if finding.names[0] == "train:train/blue/moved0.png"]
     assert red.message.startswith("labelled blue, probably red (0.")
     assert found.labels.num_judged == 240
-    assert found.labels.expected_fdr <= found.labels.fdr == 0.1
+    assert found.labels.expected_fdr <= found.labels.fdr == 0.3
     capsys.readouterr()
-    arguments = ["audit", str(root), "--bundle", str(bundle.folder), "--fdr", "0.2", "--near", "off", "--json"]
+    arguments = ["audit", str(root), "--bundle", str(bundle.folder), "--fdr", "0.4", "--near", "off", "--json"]
     assert main([*arguments, "--cache-dir", str(cache)]) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (answer["label_errors"]["fdr"], answer["label_errors"]["num_called_wrong"]) == (0.2, 3)
+    assert (answer["label_errors"]["fdr"], answer["label_errors"]["num_called_wrong"]) == (0.4, 3)
 
 
 def test_options_that_would_be_ignored_are_refused(trained: tuple[Bundle, Path]) -> None:
