@@ -287,7 +287,7 @@ LIBRARIES = (
     _Library("scikit-learn", "data"),
     _Library("pyarrow", "data"),
     _Library("scipy", "data"),
-    _Library("matplotlib", "report"),
+    *(_Library(*pair) for pair in (("matplotlib", "report"), ("model-signing", "sign"), ("opacus", "private"))),
     _Library("uvicorn", "serve"),
     *(_Library(row.library, row.extra) for row in RUNTIMES.values() if row.module and row.extra),
 )

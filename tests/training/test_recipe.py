@@ -16,6 +16,7 @@ from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.training.recipes.attack import AttackConfig
 from vivace.training.recipes.expected import seconds_for
 from vivace.training.recipes.named import RECIPES, DataFacts, resolve_recipe
+from vivace.training.recipes.privacy import PrivacyConfig
 from vivace.training.recipes.recipe import DistillConfig, FinetuneConfig, HardExamplesConfig, LossConfig, Recipe
 from vivace.training.result import TrainResult
 
@@ -79,6 +80,7 @@ OTHER = Recipe(
     distill=DistillConfig(teacher="other", weight=0.5, temperature=4.0, mirrored=True),
     finetune=FinetuneConfig(head=True, trains="last", cut="blocks.5.0", views=3, runtime="torch"),
     attack=AttackConfig(noise=1.0, step=1.25, probe_images=100, probe_steps=5, max_rollbacks=2),
+    privacy=PrivacyConfig(delta=1e-6, trains="whole", epochs=3.0, clip_norm=0.5, views=4, center=0.1),
     epochs=7,
     batch_size=32,
     micro_batch_size=16,
@@ -121,12 +123,13 @@ def test_the_other_recipe_differs_in_every_field() -> None:
 
     default, other = flat(to_dict(Recipe())), flat(to_dict(OTHER))
     # a run starts from one kind of weights, the hardest images can't be told where images are mixed, nor what was
-    # answered to one, a compiler does not see what is rounded, a solved head is not attacked, and focal loss is a loss
-    # of its own
+    # answered to one, a compiler does not see what is rounded, a solved head is not attacked, focal loss is a loss
+    # of its own, and a private run takes few of the others
     assert {key for key in default if default[key] == other[key]} == {
         "model.start_from",
         "loss.self_distillation",
         "loss.name",
+        "privacy.epsilon",
         "focus.share",
         "attack.eps",
         "fake_quant",

@@ -30,10 +30,10 @@ PARAMETERS = {"start_from": "--from", "model.start_from": "--from"}
 class Network:
     """What is trained, and how."""
 
-    recipe: Literal["auto", "fast", "accurate", "finetune", "robust", "article"] = "auto"
+    recipe: Literal["auto", "fast", "accurate", "finetune", "private", "robust", "article"] = "auto"
     """A named recipe. auto: finetune for photos in colour if pretrained weights are on this machine, else fast.
     finetune: from pretrained weights. fast: from random weights. accurate: fast, longer. robust: against attacks within
-    L∞ 8/255, at some cost of plain accuracy. article: a plain network."""
+    L∞ 8/255, at some cost of plain accuracy. private: with differential privacy. article: a plain network."""
     config: Path | None = None
     """A recipe as YAML, such as the recipe.yaml of an earlier run, in place of --recipe."""
     model: str | None = None

@@ -14,7 +14,7 @@ from vivace.models.own.names import check_own_arguments, check_own_name, is_own
 __all__ = ["NETWORKS", "ModelConfig"]
 
 # our own, in the order of the zoo
-NETWORKS = ("simple_cnn", "fast_cnn", "fast_photo")
+NETWORKS = ("simple_cnn", "fast_cnn", "fast_photo", "scatter_linear")
 
 
 @dataclass(frozen=True, kw_only=True)

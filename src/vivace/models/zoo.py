@@ -20,6 +20,7 @@ from vivace.models.limits import blank_network, check_forward
 from vivace.models.narrowing import narrow
 from vivace.models.parts import count_parameters, forward_flops, head_parameters, layer_groups
 from vivace.models.pretrained import WeightsSource, advice_without, find_weights, pretrained_stats
+from vivace.models.scattering import ScatterLinear
 from vivace.models.timm_models import check_timm_name, create_timm, list_timm, near_timm
 from vivace.models.weights import load_weights
 
@@ -42,6 +43,7 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "simple_cnn": SimpleCNN,
     "fast_cnn": FastCNN,
     "fast_photo": FastPhoto,
+    "scatter_linear": ScatterLinear,
 }
 TIMM = "timm/"
 # what every network gets in addition to its own arguments

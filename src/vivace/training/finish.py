@@ -27,12 +27,15 @@ from vivace.models.zoo import complete_arguments, forward_flops
 from vivace.notices import recorded_warnings, warn
 from vivace.training.completion import Complete, Finished, written_report
 from vivace.training.execution import ExecutionConfig, without_own_kernels
+from vivace.training.finetuning.stages import Stage
 from vivace.training.folder.runfolder import RunFolder
 from vivace.training.loop.engine import Engine
 from vivace.training.loop.overfitting import robust_of
 from vivace.training.loop.plan import Budget
 from vivace.training.loop.session import Session
 from vivace.training.outcome import Outcome, outcome_warnings
+from vivace.training.private.stage import PrivateStage
+from vivace.training.private.telling import public_facts, warn_of_leaks
 from vivace.training.record import record_of
 from vivace.training.result import TrainResult
 from vivace.training.uncertainty import validated_answers, with_thresholds
@@ -52,12 +55,15 @@ def finish(
     facts: dict[str, Any],
     budget: Budget,
     weights: Mapping[str, Any],
+    stage: Stage | None = None,
     complete: Complete | None = None,
 ) -> TrainResult:
     """Calibrate and evaluate the trained network, write its bundle, and warn about problems of the run.
 
-    weights: what the run started from, as `Start.record` has it. complete: adds a graph to the bundle of a network of
-    the user's own, and writes the report; both after what they need is saved: if they fail, no training is lost.
+    weights: what the run started from, as `Start.record` has it. stage: what came before the loop; the bundle of a
+    private one says what was spent, and holds nothing else that is of its training images. complete: adds a graph to
+    the bundle of a network of the user's own, and writes the report; both after what they need is saved: if they fail,
+    no training is lost.
     Raises NonFiniteError for predictions that are NaN or Inf, TrainingError if a file can't be written.
     """
     data, recipe, counters = session.data, session.recipe, engine.counters
@@ -65,7 +71,14 @@ def finish(
     if recipe.calibrate:
         model, temperature = session.calibrated(model, execution)
     metrics, thresholds, answers, validated = _metrics(session, model, execution)
-    calibrated = with_thresholds(session, engine, model, execution, budget, validated, answers["val"][1], temperature)
+    spent = stage.spent if isinstance(stage, PrivateStage) else None
+    calibrated = None
+    if spent is None:
+        val_labels_N = answers["val"][1]
+        calibrated = with_thresholds(session, engine, model, execution, budget, validated, val_labels_N, temperature)
+    else:
+        metrics["privacy"] = spent.metrics()
+        warn_of_leaks(spent, num_held_out=None if data.val_indices is None else data.num_val)
     info = BundleInfo(
         architecture=Architecture(
             name=recipe.model.name,
@@ -81,7 +94,7 @@ def finish(
         recipe=to_dict(recipe),
         environment=describe(),
         # bundles are shared: the path of the data is private
-        data={name: value for name, value in facts.items() if name != "place"},
+        data=public_facts(facts) if spent else {name: value for name, value in facts.items() if name != "place"},
         temperature=temperature,
         starting_weights=weights,
         network=_own_network(session, model),
@@ -89,8 +102,8 @@ def finish(
         thresholds=thresholds,
     )
     with _disk_for(folder.bundle):
-        trained_on = data.cache.splits["train"].digests_N[data.train_indices]
-        if session.origin is not None:
+        trained_on = None if spent else data.cache.splits["train"].digests_N[data.train_indices]
+        if session.origin is not None and trained_on is not None:
             trained_on = session.origin.with_earlier(trained_on)
         bundle = save_bundle(
             folder.bundle, model, info, trained_on=trained_on, calibrated=calibrated, network=session.network
@@ -120,6 +133,8 @@ def finish(
         target_seconds=counters.target_seconds,
         within_seconds=budget.within_seconds,
         temperature=temperature,
+        epsilon=None if spent is None else spent.epsilon,
+        delta=None if spent is None else spent.delta,
         no_graph=no_graph,
         robust=robust_of(recipe, counters, engine.saved_epoch),
         metrics=metrics,

@@ -60,6 +60,10 @@ class TrainResult:
     within_seconds: float | None = None
     temperature: float | None = None
     """By which the bundle divides the logits, for calibrated probabilities; None: not calibrated."""
+    epsilon: float | None = None
+    """Of a private run: what was spent, at most what was asked for. None: training was not private."""
+    delta: float | None = None
+    """The probability with which that may not hold."""
     no_graph: str | None = None
     """Why the bundle of a network of your own got no graph that runs without its code; None: it has one, or the network
     is ours or timm's."""

@@ -43,6 +43,8 @@ from vivace.training.loop.engine import Engine
 from vivace.training.loop.plan import Budget
 from vivace.training.loop.session import Session
 from vivace.training.planned import aim_for, announce, make_engine
+from vivace.training.private.stage import private_stage
+from vivace.training.private.telling import check_not_resumed
 from vivace.training.recipes.balance import balance_lines
 from vivace.training.recipes.expected import with_network
 from vivace.training.recipes.named import DataFacts
@@ -105,6 +107,7 @@ def run_training(
         check_same_data(previous["data"], facts)
         goes_on = goes_on or budget.within_seconds is not None or budget.target is not None
         budget = resumed_budget(budget, previous["contract"])
+        check_not_resumed(recipe, folder.path, is_finished=not goes_on and finished_result(folder, recipe) is not None)
         saved = newest_state(folder, device.type, display.on_message)
         if not goes_on and (ended := finished_result(folder, recipe)) is not None:
             # a run that was begun with a time budget takes no epochs
@@ -139,6 +142,9 @@ def run_training(
             elif saved is not None:
                 with fitting(folder):
                     resume_last_stages(session, saved, cache_dir=cache_dir)
+            elif recipe.privacy.is_private:
+                with _nothing_to_resume(display.on_message):
+                    stage = private_stage(session, cache_dir=cache_dir, on_message=display.on_message)
             elif recipe.finetune.head:
                 with _nothing_to_resume(display.on_message):
                     stage, recipe = first_stages(
@@ -187,7 +193,7 @@ def run_training(
                 keep_better(session, engine, stage, display.on_message)
                 # the engine checks only from time to time
                 engine.check_files()
-                result = finish(session, engine, execution, folder, facts, budget, weights, complete)
+                result = finish(session, engine, execution, folder, facts, budget, weights, stage, complete)
             except LargerNetwork as error:
                 dispatcher.on_message(str(error))
                 recipe, saved, previous = with_network(recipe, data_facts, error.choice.network), None, None

@@ -36,6 +36,7 @@ from vivace.training.recipes.implied import unused_options, with_implied, with_s
 from vivace.training.recipes.keywords import TrainKeywords, check_keywords, data_opened_with, recipe_changes
 from vivace.training.recipes.named import DEFAULT_RECIPE, DataFacts, chosen_recipe, read_recipe, reason, resolve_recipe
 from vivace.training.recipes.origin import with_origin
+from vivace.training.recipes.privacy import check_private_run
 from vivace.training.recipes.raw import adapted_to_raw
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.recording.callbacks import Callback, check_callbacks
@@ -184,6 +185,7 @@ def train(
         importing = threading.Thread(target=_import_timm, args=(first,), daemon=True)
         importing.start()
     try:
+        check_private_run(resolved, within=within_seconds, target=target, resume=resume)
         report(source, resolved.data.val_fraction, quiet=quiet)
         is_open = within_seconds is not None or (planned and not resume)
         display = LiveDisplay(epochs="?" if is_open else str(resolved.epochs), quiet=quiet)

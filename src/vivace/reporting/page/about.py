@@ -70,7 +70,14 @@ class Sources:
         num_trained_on: int | None = 0,
         root: Path | None = None,
     ) -> Sources:
-        """The same with what was measured. root: the folder of the images' data."""
+        """The same with what was measured. root: the folder of the images' data.
+
+        Of a private run's own images those of its test split alone are shown: others may have been trained on, and the
+        audit's findings name them.
+        """
+        if measured_on is None and _privacy(self.manifest) is not None:
+            answers = answers if answers is not None and answers.split == "test" else None
+            findings = None
         return dataclasses.replace(
             self,
             answers=answers,
@@ -86,7 +93,9 @@ def page_of(sources: Sources) -> Page:
     """The page. Raises nothing for values that make no sense: they are left out."""
     manifest, run, result = sources.manifest, sources.run, sources.result
     architecture, contract = mapping(manifest, "architecture"), mapping(run, "contract")
-    data = mapping(run, "data") or mapping(manifest, "data")
+    privacy = _privacy(manifest)
+    # a private bundle says less of its data than its run does, and no curve is of training images
+    data = (mapping(run, "data") if privacy is None else {}) or mapping(manifest, "data")
     search = search_of(sources.receipt)
     within = number(result, "within_seconds", 0) or number(contract, "within_seconds", 0)
     return Page(
@@ -115,7 +124,8 @@ def page_of(sources: Sources) -> Page:
         target_reached=result.get("target_reached") if isinstance(result.get("target_reached"), bool) else None,
         target_seconds=number(result, "target_seconds", 0, 1e9),
         warnings=_warnings(sources),
-        curves=curves(sources.curves, number(result, "saved_epoch", 0, 1e9)),
+        privacy=privacy,
+        curves=() if privacy is not None else curves(sources.curves, number(result, "saved_epoch", 0, 1e9)),
         answers=sources.answers,
         findings=_findings(sources),
         search=search,
@@ -144,6 +154,13 @@ def _scores(metrics: Mapping[str, Any]) -> tuple[Score, ...]:
             count = whole(values, "num_images")
             scores.append(Score(split=clean(split), kind=kind, value=value, low=low, high=high, num_images=count))
     return tuple(scores)
+
+
+def _privacy(manifest: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Epsilon and delta of a private bundle."""
+    spent = mapping(mapping(manifest, "metrics"), "privacy")
+    epsilon, delta = number(spent, "epsilon", 0), number(spent, "delta", 0, 1)
+    return None if epsilon is None or delta is None else (epsilon, delta)
 
 
 def _is_again(score: Score, sources: Sources, data: Mapping[str, Any]) -> bool:

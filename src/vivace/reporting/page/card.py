@@ -82,6 +82,9 @@ def _body(page: Page) -> list[str]:
                 f"drop is {best.drop:+.2f} points, below {best.bound:.2f} with 95 % confidence.",
                 "",
             ]
+    if page.privacy is not None:
+        epsilon, delta = page.privacy
+        lines += [f"Training was differentially private: epsilon {epsilon:.3g} at delta {delta:g}.", ""]
     if page.warnings:
         lines += ["## Warnings", "", *(f"- {_escaped(line)}" for line in page.warnings), ""]
     lines += ["## Limits", ""]

@@ -270,6 +270,8 @@ class Page:
     target_reached: bool | None = None
     target_seconds: float | None = None
     warnings: tuple[str, ...] = ()
+    privacy: tuple[float, float] | None = None
+    """Epsilon and delta of a private training; None: it was not private."""
     curves: tuple[Chart, ...] = ()
     answers: Answers | None = None
     findings: tuple[Found, ...] | None = None

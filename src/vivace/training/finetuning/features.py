@@ -142,6 +142,16 @@ class FrozenFeatures:
         indices = np.arange(len(part)) if part.indices_n is None else part.indices_n
         return self._computed(_Split(part.images_NHWC, part.labels_N, indices[rows_n.numpy()]), "plain", None)
 
+    def once(self, split: str, view: str = "plain") -> Tensor:
+        """The same, which is not kept."""
+        return self._computed(self._split(split), view, None)
+
+    def of_pixels(self, images_NHWC: np.ndarray) -> Tensor:
+        """features_ND, float32, of images at the network's size, uint8 [N, size, size, C]."""
+        features = torch.empty(len(images_NHWC), self.width)
+        self._frozen.fill(iter([images_NHWC]), [features, *([] if self.cut is None else [None])])
+        return features
+
     def maps(self, split: str, view: str = "plain") -> Tensor:
         """maps_NCHW, bf16, channels_last, of a network with a cut; computed once, together with the features."""
         maps = self._look(split, view).maps_NCHW

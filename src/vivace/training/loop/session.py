@@ -128,7 +128,7 @@ class Session:
             # torch's gradients of depthwise convolutions take most of a step
             swap(model, self.kernels)
         init = None if self.start.fingerprint else getattr(model, "init_from_images", None)
-        if init is not None and load and not self.recipe.model.has_learnt:
+        if init is not None and load and not (self.recipe.model.has_learnt or self.recipe.privacy.is_private):
             with torch.no_grad():
                 init(self.sample_images())
         return model

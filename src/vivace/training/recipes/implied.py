@@ -10,6 +10,7 @@ from typing import Any
 
 from vivace.errors import ConfigError
 from vivace.models.own.names import is_own
+from vivace.training.recipes.private import private_changes
 from vivace.training.recipes.recipe import Recipe
 
 __all__ = ["unused_options", "with_implied", "with_starting_weights"]
@@ -70,6 +71,8 @@ def with_implied(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     sampling and self-distillation are off.
     """
     implied: dict[str, Any] = {}
+    if recipe.name == "private":
+        implied |= private_changes(changes)
     # a loss for wrong labels: smoothing bounds the loss no more, and the hardest images are those with wrong labels
     if changes.get("loss.focal_gamma") or changes.get("loss.name", "cross_entropy") not in ("cross_entropy", None):
         implied |= dict.fromkeys(LEFT_OUT_WITH_FOCAL, 0.0) | {"focus.share": 1.0}

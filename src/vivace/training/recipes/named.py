@@ -15,6 +15,7 @@ from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.training.recipes.datafacts import DataFacts
 from vivace.training.recipes.hardened import robust
+from vivace.training.recipes.private import private_recipe
 from vivace.training.recipes.recipe import FinetuneConfig, HardExamplesConfig, LossConfig, Recipe
 
 __all__ = [
@@ -205,6 +206,11 @@ def finetune(facts: DataFacts) -> Recipe:
     )
 
 
+def private(facts: DataFacts) -> Recipe:
+    """With differential privacy: a linear head by DP-SGD on features of pretrained weights or of wavelet scattering."""
+    return private_recipe(facts, PACKAGED_NETWORK if starts_from_weights(facts) else None)
+
+
 def auto(facts: DataFacts) -> Recipe:
     """The default: `finetune` for photos if weights for it are at hand, else `fast`."""
     return RECIPES[chosen_recipe(facts)](facts)
@@ -242,6 +248,7 @@ RECIPES: dict[str, Callable[[DataFacts], Recipe]] = {
     "accurate": accurate,
     "finetune": finetune,
     "robust": robust,
+    "private": private,
     "article": article,
 }
 

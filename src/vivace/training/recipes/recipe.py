@@ -13,6 +13,7 @@ from vivace.models.config import ModelConfig
 from vivace.optim.config import OptimizerConfig, ScheduleConfig
 from vivace.training.execution import PRECISIONS, switches
 from vivace.training.recipes.attack import AttackConfig
+from vivace.training.recipes.privacy import PrivacyConfig, check_private
 
 __all__ = ["DistillConfig", "FinetuneConfig", "HardExamplesConfig", "LossConfig", "Recipe"]
 
@@ -162,8 +163,11 @@ class Recipe:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     """Adversarial training."""
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    """Training with differential privacy."""
     epochs: int = 10
-    """Passes over the training images, >= 1; with finetune.head also 0, which leaves the body as it is. With a time
+    """Passes over the training images, >= 1; with finetune.head also 0, which leaves the body as it is; 0 in a private
+    run, which has privacy.epochs. With a time
     budget, whether there are any depends on what is left of it."""
     batch_size: int = 64
     """Images per optimizer step, >= 2."""
@@ -214,7 +218,10 @@ class Recipe:
     """Refuse kernels with non-deterministic results (CUDA); a CPU with a fixed number of threads needs no check."""
 
     def __post_init__(self) -> None:
-        check_range("epochs", self.epochs, 0 if self.finetune.head else 1, 100_000)
+        if self.privacy.is_private:
+            check_private(self)
+        least = 0 if self.finetune.head or self.privacy.is_private else 1
+        check_range("epochs", self.epochs, least, 100_000)
         check_range("batch_size", self.batch_size, 2, 1_000_000)
         check_range("micro_batch_size", self.micro_batch_size, 1, self.batch_size)
         check_range("ema_decay", self.ema_decay, 0.0, 1.0, open_low=True, open_high=True)
