@@ -33,12 +33,12 @@ SIDES: dict[str, dict[str, Any]] = {
 }
 
 
-def images_of(folder: Path, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of each class folder, uint8 [N, H, W, 3], and labels."""
+def images_of(folder: Path, per_class: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of each class folder, uint8 [N, side, side, 3], and labels."""
     images, labels = [], []
     for label, name in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
         for path in sorted(name.iterdir())[:per_class]:
-            images.append(np.asarray(Image.open(path).convert("RGB")))
+            images.append(np.asarray(Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BOX)))
             labels.append(label)
     return np.stack(images), np.array(labels)
 
@@ -47,14 +47,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="CIFAR-10 as folders, with train/")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--per-class", type=int, default=100)
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--eps", type=float, default=8.0)
-    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--per-class", type=int, default=80, help="half of them are held out and probed")
+    parser.add_argument("--side", type=int, default=16, help="px")
+    parser.add_argument("--widths", type=int, nargs="*", default=[32, 64])
+    parser.add_argument("--batch-size", type=int, default=25)
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--eps", type=float, default=12.0)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--sides", nargs="*", choices=list(SIDES), default=list(SIDES))
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     arguments = parser.parse_args()
-    data = images_of(arguments.data / "train", arguments.per_class)
+    data = images_of(arguments.data / "train", arguments.per_class, arguments.side)
     rows = []
     for seed in range(arguments.seeds):
         for side in arguments.sides:
@@ -81,24 +84,26 @@ def run(
         {
             "model.name": "fast_cnn",
             "model.arguments": {
-                "widths": [32, 64],
+                "widths": arguments.widths,
                 "depth": 2,
                 "stride": 2,
                 "activation": "relu",
                 "whitening": False,
                 "num_directions": 8,
             },
-            "data.val_fraction": 0.2,
+            "data.val_fraction": 0.5,
+            "data.size": arguments.side,
             "optimizer.name": "sgd",
             "optimizer.lr": arguments.lr,
             "optimizer.nesterov": True,
             "attack.eps": arguments.eps,
-            "attack.probe_images": 200,
+            "attack.probe_images": 10 * arguments.per_class // 2,
             "monitor": "robust",
             "epochs": arguments.epochs,
-            "batch_size": 100,
+            "batch_size": arguments.batch_size,
             "ema_decay": 0.95,
             "precision": "fp32",
+            "threads": 1,
             "seed": seed,
             **changes,
         },
