@@ -252,3 +252,18 @@ def test_both_are_written_side_by_side_where_the_classes_have_another_order(
     assert mine.read_text() == "notes"
     with pytest.raises(ConfigError, match="lang is unknown"):
         vivace.compare(run, other, trained[1], report=page, lang="de")
+
+
+def test_a_page_shows_no_images_that_a_private_run_may_have_been_trained_on(run: Path, tmp_path: Path) -> None:
+    weak = changed(run, "weak", [1, 0, 2])
+    vivace.compare(run, weak, split="val", report=tmp_path / "shown.html")
+    assert "data:image/webp" in (tmp_path / "shown.html").read_text()
+    info = vivace.load(weak).info
+    metrics = {**info.metrics, "privacy": {"epsilon": 3.0, "delta": 1e-5}}
+    save_bundle(weak / "bundle", vivace.load(weak).build_model(), dataclasses.replace(info, metrics=metrics))
+    for split, shown in (("val", False), ("test", True)):
+        vivace.compare(run, weak, split=split, report=tmp_path / f"{split}.html")
+        html = (tmp_path / f"{split}.html").read_text()
+        assert ("data:image/webp" in html) == shown
+        # nor how its validations went
+        assert "<polyline" not in html

@@ -128,6 +128,7 @@ def compare(
             if told is not None and told.problem:
                 warn(f"the run is {told.status}, and only its bundle was used: {told.path} ({told.problem})")
         _check_classes(bundles, (str(run), str(other)))
+        is_given = data is not None
         if data is None:
             data = _common_data(facts, (str(run), str(other)), cache_dir)
         opened = [
@@ -166,7 +167,8 @@ def compare(
                 _measured(name, bundle, cached, own, answers)
                 for bundle, cached, own, answers in zip(bundles, splits, rows, probs, strict=True)
             )
-            page.write(dataclasses.replace(compared, warnings=tuple(warnings)), sides, (first, second))
+            told = dataclasses.replace(compared, warnings=tuple(warnings))
+            page.write(told, sides, (first, second), is_given=is_given)
             compared = dataclasses.replace(compared, report=str(report))
     return dataclasses.replace(compared, warnings=tuple(warnings))
 

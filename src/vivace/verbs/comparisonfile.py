@@ -47,20 +47,29 @@ class ComparisonFile:
         self.path, self.lang = path, lang
         self._replaced = check_file(path, inputs=inputs, option="`report`")
 
-    def write(self, compared: RunComparison, sides: Sequence[Side], answers: tuple[Measured, Measured]) -> None:
-        """Write it. answers: of each to the same images in the same order."""
+    def write(
+        self, compared: RunComparison, sides: Sequence[Side], answers: tuple[Measured, Measured], *, is_given: bool
+    ) -> None:
+        """Write it. answers: of each to the same images in the same order. is_given: the user named these images.
+
+        Where one of the two was trained privately, its validations are nobody's business, and of its own images those
+        of the test split alone are shown: others may have been trained on.
+        """
         sources = [folder_of(Path(side.path), side.bundle).sources(side.bundle) for side in sides]
+        pages = page_of(sources[0]), page_of(sources[1])
+        is_private = any(page.privacy is not None for page in pages)
         first, second = answers
         html = render_versus(
             versus_of(
                 _verdict(compared),
                 sides[0].bundle.classes,
                 (first, _reordered(second, sides[1].bundle.classes, sides[0].bundle.classes)),
-                (page_of(sources[0]), page_of(sources[1])),
+                pages,
                 # a path of this machine says more than a reader needs to know
                 (sources[0].place, sources[1].place),
-                (sources[0].curves, sources[1].curves),
+                ((), ()) if is_private else (sources[0].curves, sources[1].curves),
                 _top1(compared),
+                shows_images=is_given or not is_private or compared.split == "test",
             ),
             lang=self.lang,
         )

@@ -111,11 +111,13 @@ def versus_of(
     paths: tuple[str, str],
     rows: tuple[Sequence[Mapping[str, str | None]], Sequence[Mapping[str, str | None]]],
     top1: tuple[tuple[float, float, float], tuple[float, float, float]],
+    *,
+    shows_images: bool = True,
 ) -> Versus:
     """What is shown of two sets of answers to the same images, whose classes have one order.
 
     names: of the K classes. paths: as the two were named. rows: of each one's metrics.csv. top1: accuracy with its
-    interval, of each.
+    interval, of each. shows_images: whether the page may have pictures.
     """
     shown = [clean(str(name), NAME) for name in names]
     probs = [found.probs_NK for found in answers]
@@ -143,8 +145,8 @@ def versus_of(
         first=sides[0],
         second=sides[1],
         classes=_class_changes(shown, labels, right, only),
-        only_first=_differing(answers, shown, only[0], spent, winner=0),
-        only_second=_differing(answers, shown, only[1], spent, winner=1),
+        only_first=_differing(answers, shown, only[0], spent, winner=0) if shows_images else (),
+        only_second=_differing(answers, shown, only[1], spent, winner=1) if shows_images else (),
         curves=overlaid(*rows),
     )
 
