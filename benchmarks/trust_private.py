@@ -48,6 +48,8 @@ RATES = (0.001, 0.01, 0.1)
 # fewer shadow models tell too little of an image's own spread: one for all (arXiv:2112.03570, section V)
 MIN_OWN_SPREAD = 64
 NUM_RESAMPLED = 200
+# of the resampled rates, what lies outside of the 95 % interval on each side
+LEVEL = 1 / 40
 
 
 def trained(args: argparse.Namespace) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def attacked(scores_MN: np.ndarray, members_MN: np.ndarray, seed: int) -> dict[s
         for _ in range(NUM_RESAMPLED):
             some = rng.integers(0, count, count)
             again.append(true_positive_rate(ratios_MN[:, some].ravel(), members_MN[:, some].ravel(), rate))
-        low, high = np.quantile(again, (0.025, 0.975))
+        low, high = np.quantile(again, (LEVEL, 1 - LEVEL))
         found[str(rate)] = {"tpr": value, "low": float(low), "high": float(high)}
     return found
 

@@ -149,6 +149,9 @@ def test_the_same_thing_has_the_same_name_and_data_the_same_place_in_every_verb(
         # of training `cache` says whether items are read once
         others = {name for name in parameters if (verb, name) != ("train", "cache")}
         assert not {"batch", "num_threads", "within_seconds", "output", "dataset", "cache"} & others, verb
+        if verb == "audit":
+            # of data: a bundle is one of its options
+            continue
         options = list(import_module(f"vivace.cli.{verb}").Options.__annotations__)
         if "data" in options and "bundle" in options:
             assert options[:2] == ["bundle", "data"], verb

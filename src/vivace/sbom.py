@@ -7,7 +7,6 @@ libraries gives the same bytes. Nobody reads it here; it is for those who check 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -66,7 +65,7 @@ def _libraries(info: BundleInfo) -> Iterator[dict[str, Any]]:
     for name in sorted({*LIBRARIES, *own, *([] if runtime is None else [runtime.library])}):
         version = _version(name)
         purl = f"pkg:pypi/{name}" + ("" if version is None else f"@{quote(version, safe='')}")
-        licenses = None if version is None else metadata.metadata(name).get_all("License-Expression")
+        licenses = None if version is None else _metadata().metadata(name).get_all("License-Expression")
         yield {
             "type": "framework" if name == "torch" else "library",
             "bom-ref": purl,
@@ -112,7 +111,16 @@ def _optional(**values: Any) -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
+    metadata = _metadata()
     try:
-        return metadata.version(name)
+        found: str = metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+    return found
+
+
+def _metadata() -> Any:
+    """importlib.metadata, which a prediction does without: it takes as long as an image."""
+    from importlib import metadata
+
+    return metadata

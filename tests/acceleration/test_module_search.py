@@ -90,7 +90,7 @@ def test_the_budget_is_enforced_by_the_metric_that_is_given() -> None:
     # too few samples to prove half a point
     result = accelerate(module, data, metric=exact, max_drop=0.5)
     assert (result.accelerated, result.status, result.module) == (False, "nothing_faster", module)
-    assert "openvino fp32: not proven: it may lose 1.19 points, 0.5 are allowed (224 samples" in result.reason
+    assert "openvino fp32: not proven: it may lose 1.33 points, 0.5 are allowed (224 samples" in result.reason
 
 
 def test_int8_that_loses_too_much_gets_layers_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,7 +412,7 @@ def test_as_many_finalists_are_judged_as_can_be_proven_in_the_time() -> None:
     assert counts == [1, 1, 2, 3, 3]
     assert num_affordable([], 2, samples=100, seconds=0.1) == 0
     # half as many again as where no score changes
-    assert [samples_needed(max_drop) for max_drop in (0.05, 0.01, 0.005)] == [78, 402, 808]
+    assert [samples_needed(max_drop) for max_drop in (0.05, 0.01, 0.005)] == [88, 448, 897]
 
 
 def test_finalists_for_which_the_time_is_too_short_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,7 +503,7 @@ def test_recurrent_layers_are_traced_as_layers(monkeypatch: pytest.MonkeyPatch) 
 def test_a_proof_of_too_few_samples_says_how_many_are_needed() -> None:
     right = np.ones(42, dtype=np.float32)
     few = loss_of(Scored(before=[right], after=[right]))
-    assert unproven(few, 0.01).endswith("1 are allowed (42 samples, 0.00 points lost; about 402 are needed)")
+    assert unproven(few, 0.01).endswith("1 are allowed (42 samples, 0.00 points lost; about 448 are needed)")
     # enough samples, but too much is lost: more of them would not help
     right = np.ones(1000, dtype=np.float32)
     wrong = np.concatenate([np.zeros(100, dtype=np.float32), right[100:]])

@@ -629,7 +629,11 @@ def test_a_program_that_lets_half_images_pass_does_not_change_ours(
 
 def test_the_bundle_is_not_touched(made: dict[str, Path]) -> None:
     bundle: Bundle = load_bundle(made["bundle"])
-    assert sorted(path.name for path in bundle.folder.iterdir()) == ["bundle.json", "model.safetensors"]
+    assert sorted(path.name for path in bundle.folder.iterdir()) == [
+        "bundle.json",
+        "model.safetensors",
+        "sbom.cdx.json",
+    ]
 
 
 def test_a_relative_folder_passes_its_own_test_and_the_names_are_those_of_the_graph(

@@ -100,7 +100,11 @@ def test_it_answers_as_pytorch_and_later_processes_load_what_the_first_compiled(
     # neither the compiler nor the network in Python: that is what makes it start soon
     assert later.stdout.strip() == "[]"
     # no file beside the bundle's own: it carries nothing that could run
-    assert sorted(path.name for path in bundle.folder.iterdir()) == ["bundle.json", "model.safetensors"]
+    assert sorted(path.name for path in bundle.folder.iterdir()) == [
+        "bundle.json",
+        "model.safetensors",
+        "sbom.cdx.json",
+    ]
 
 
 def test_the_library_of_something_else_is_not_taken(

@@ -140,7 +140,8 @@ def _is_told_otherwise(changes: Mapping[str, Any]) -> bool:
 
 def unused_options(recipe: Recipe, changes: Mapping[str, Any], *, timed: bool) -> list[str]:
     """Of the changes, the fields that matter to epochs alone, where the recipe has none and no time budget for any."""
-    if recipe.epochs > 0 or timed:
+    # a private head is trained by the same optimizer, in privacy.epochs
+    if recipe.epochs > 0 or timed or recipe.privacy.is_private:
         return []
     return [name for name in changes if name.startswith(OF_EPOCHS)]
 
