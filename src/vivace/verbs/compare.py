@@ -167,8 +167,8 @@ def compare(
                 _measured(name, bundle, cached, own, answers)
                 for bundle, cached, own, answers in zip(bundles, splits, rows, probs, strict=True)
             )
-            told = dataclasses.replace(compared, warnings=tuple(warnings))
-            page.write(told, sides, (first, second), is_given=is_given)
+            shown = dataclasses.replace(compared, warnings=tuple(warnings))
+            page.write(shown, sides, (first, second), is_given=is_given)
             compared = dataclasses.replace(compared, report=str(report))
     return dataclasses.replace(compared, warnings=tuple(warnings))
 
