@@ -101,7 +101,7 @@ ALLOWED = {
     "exporting": BASE | {"data", "runtimes", "evaluation", "signing"},
     "acceleration": BASE
     | {"data", "models", "optim", "metrics", "runtimes", "prediction", "evaluation", "training"}
-    | {"timing", "profiling", "compression", "exporting", "reporting"},
+    | {"timing", "profiling", "compression", "exporting", "heatmaps", "reporting"},
     "bench": LAYER_0 | {"training"},
     "verbs": BASE
     | {"data", "training", "predictor", "metrics", "evaluation", "profiling", "exporting", "reporting"}

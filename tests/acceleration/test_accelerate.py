@@ -119,6 +119,10 @@ def test_the_fastest_variant_within_the_budget_wins_and_is_taken_like_any_bundle
     assert asked[1][:2] == ["eager fp32", "A/A test"]
     derived = load_bundle(result.bundle)
     assert {"receipt.json", "receipt.md", "report.html", "samples.npz", "model.xml"} <= set(derived.files)
+    page = (derived.folder / "report.html").read_text(encoding="utf-8")
+    # of its own mistakes, by its own network
+    assert 'id="slices"' in page
+    assert "Grad-CAM" in page
     predictor = Predictor(derived)
     assert (predictor.runtime, predictor.precision) == ("openvino", "int8")
     measured = evaluate(derived, trained[1])

@@ -24,7 +24,7 @@ from vivace.reporting.page import render as rendering
 from vivace.reporting.page.about import Sources, page_of
 from vivace.reporting.page.answers import answers_of
 from vivace.reporting.page.card import card_of
-from vivace.reporting.page.charts import scatter
+from vivace.reporting.page.charts import curves, scatter
 from vivace.reporting.page.render import MAX_BYTES, render, sections_of
 from vivace.reporting.page.scores import measured_scores
 from vivace.reporting.page.words import LANGUAGES, words_of
@@ -243,6 +243,19 @@ def test_one_validation_is_a_point_and_a_gap_is_no_line() -> None:
     rows = [{"epoch": str(n), "val_loss": "nan" if n == 3 else str(n), "train_loss": "1e999"} for n in range(1, 6)]
     parts = read(make_sources(CLASSES, curves=rows)).values("points")
     assert [len(part.split()) for part in parts] == [2, 2]
+
+
+def test_a_run_under_attack_shows_how_robust_it_was_meanwhile() -> None:
+    rows = [{"epoch": str(epoch), "val_top1": "0.5", "val_robust": f"0.{epoch}"} for epoch in (1, 2, 3)]
+    html = render(page_of(make_sources(CLASSES, curves=rows)))
+    assert 'class="curve attacked"' in html
+    assert words_of("en")["attacked"] in html
+    assert words_of("en")["attacked"] not in render(page_of(make_sources(CLASSES)))
+
+
+def test_a_validation_before_the_first_step_alone_has_an_axis() -> None:
+    (chart,) = curves([{"epoch": "0", "val_top1": "0.5"}], None)
+    assert chart.x_ticks[-1][1] == "1"
 
 
 def test_a_search_shows_the_winner_and_that_its_budget_was_kept() -> None:

@@ -292,7 +292,7 @@ def _write(
             draw(receipt_json, folder / "pareto.png")
         measured = measured_on(search.certify_images(winner), probs_NK)
         thresholds = None if calibrated is None else calibrated.found
-        write_page(folder / PAGE, out, info, folder, receipt_json, measured, thresholds)
+        write_page(folder / PAGE, out, info, folder, receipt_json, measured, thresholds, network=built)
         return info
 
     return derive_bundle(built, out, add)

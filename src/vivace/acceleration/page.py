@@ -11,8 +11,10 @@ from vivace.acceleration.splits import Images
 from vivace.bundle import Bundle, BundleInfo
 from vivace.config import to_dict
 from vivace.errors import MissingExtra, first_line
+from vivace.evaluation.slicing import slices_of
 from vivace.evaluation.uncertainty import told_of
 from vivace.files import sha256_of
+from vivace.heatmaps.mistakes import heat_of
 from vivace.metrics.measured import Measured
 from vivace.notices import warn
 from vivace.outputs import write_text
@@ -47,11 +49,13 @@ def write_page(
     receipt: dict[str, Any],
     measured: Measured | None,
     thresholds: Uncertainty | None = None,
+    network: Bundle | None = None,
 ) -> None:
     """Write the page of a search. out: the new bundle. files: the bundle, or the folder that becomes one.
 
-    measured: the winner's answers; None: nothing won. thresholds: those of the winner. What prevents it, such as a
-    library that is not installed, is a warning: the search is what counts.
+    measured: the winner's answers; None: nothing won. thresholds: those of the winner. network: the winner, of whose
+    network heat maps are made, in float32. What prevents it, such as a library that is not installed, is a warning:
+    the search is what counts.
     """
     try:
         answers = None
@@ -64,6 +68,8 @@ def write_page(
                 temperature=info.temperature,
                 thresholds=info.thresholds,
                 reliance=told_of(thresholds, measured.probs_NK, labels),
+                heat=None if network is None else heat_of(network, measured, info.thresholds),
+                slices=slices_of(measured, info.classes, info.thresholds),
             )
         manifest = {**to_dict(info), "files": _facts(files)}
         private = [str(folder) for folder in (out.parent, out.parent.resolve()) if folder.is_absolute()]

@@ -25,7 +25,7 @@ class Line:
     """A curve in parts: a missing value leaves a gap."""
 
     kind: str
-    """training, validation or rate, or of two runs first and second: its colour."""
+    """training, validation, attacked or rate, or of two runs first and second: its colour."""
     parts: tuple[str, ...]
     """Points as SVG has them, "x,y x,y"."""
     dots: tuple[tuple[float, float], ...] = ()
@@ -44,6 +44,10 @@ class Chart:
     """Where the bundle's weights were validated."""
     width: int = WIDTH
     height: int = HEIGHT
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(line.kind for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,12 @@ def curves(rows: Sequence[Mapping[str, str | None]], saved_epoch: float | None) 
     epochs = _column(kept, "epoch")
     has_sets = bool(rows) and "val_map" in rows[0]
     score, trained = ("map", "train_label_accuracy") if has_sets else ("top1", "train_top1")
+    judged = {"training": trained, "validation": f"val_{score}"}
+    if bool(rows) and "val_robust" in rows[0]:
+        judged["attacked"] = "val_robust"
     charts = (
         _chart("loss", epochs, {"training": "train_loss", "validation": "val_loss"}, kept, 1.0, None),
-        _chart(score, epochs, {"training": trained, "validation": f"val_{score}"}, kept, 100.0, saved_epoch),
+        _chart(score, epochs, judged, kept, 100.0, saved_epoch),
         _chart("lr", epochs, {"rate": "lr"}, kept, 1.0, None),
     )
     return tuple(chart for chart in charts if chart is not None)
@@ -142,7 +149,9 @@ def _chart(
     if not seen:
         return None
     # room for one point as for many
-    high = max(*(epoch for epoch in epochs if math.isfinite(epoch)), 1e-9)
+    high = max(epoch for epoch in epochs if math.isfinite(epoch))
+    # what was validated before the first step alone has an axis too
+    high = high if high > 0 else 1.0
     x_ticks, y_ticks = _ticks(0.0, high), _ticks(min(0.0, *seen) if what == "lr" else min(seen), max(seen))
     across = Scale((min(x_ticks[0], 0.0), max(high, x_ticks[-1])), (LEFT, WIDTH - RIGHT))
     along = Scale((y_ticks[0], y_ticks[-1]), (HEIGHT - BOTTOM, TOP))

@@ -33,11 +33,9 @@ COLUMNS = (
     "val_balanced_accuracy",
     "images_per_second",
 )
-
-
-# of sets of labels
-# of adversarial training
+# of adversarial training, after the others
 ROBUST_COLUMNS = ("val_robust", "val_robust_newest", "num_probed", "num_overfits")
+# of sets of labels
 SET_COLUMNS = (*COLUMNS[:5], "train_label_accuracy", "val_loss", "val_map", "images_per_second")
 
 
