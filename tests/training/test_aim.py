@@ -22,6 +22,7 @@ from vivace.training.recipes.expected import (
     cheapest,
     is_planned,
     logit,
+    most_accurate,
     network_of,
     networks_for,
     seconds_for,
@@ -214,3 +215,22 @@ def test_only_fast_without_a_length_of_its_own_is_planned() -> None:
         ("fast", {"schedule.name": "cosine"}),
     ):
         assert not is_planned(name, changes)
+
+
+@pytest.mark.parametrize(
+    ("network", "length", "wanted"),
+    [
+        # 1.6 and 4 of its 8 epochs, and a run that is too short for anything but the smallest
+        (LARGE, 0.2, MEDIUM),
+        (LARGE, 0.5, LARGE),
+        (MEDIUM, 0.03, SMALL),
+        (SMALL, 8.0, LARGE),
+        # of these there is one
+        (PHOTOS, 0.01, PHOTOS),
+    ],
+)
+def test_the_most_accurate_network_for_a_time(network: Network, length: float, wanted: Network) -> None:
+    found, its_length = most_accurate(network, length)
+    assert found is wanted
+    # the time is the same
+    assert its_length * found.cost == pytest.approx(length * network.cost)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vivace.measure import time_call
 from vivace.training.execution import ExecutionConfig, without_own_kernels
 from vivace.training.folder.runfolder import RunFolder
 from vivace.training.loop.aim import Aim, aim_of
@@ -14,12 +15,21 @@ from vivace.training.loop.plan import Budget, Plan
 from vivace.training.loop.session import Session
 from vivace.training.loop.state import TrainState
 from vivace.training.loop.statistics import NUM_IMAGES_LAST
+from vivace.training.recipes.expected import most_accurate, network_of, networks_for, top1_of, with_network
+from vivace.training.recipes.named import DataFacts
+from vivace.training.recipes.recipe import Recipe
 from vivace.training.recording.dispatch import Dispatcher
 
-__all__ = ["aim_for", "announce", "make_engine"]
+__all__ = ["aim_for", "announce", "fitting_network", "make_engine"]
 
 # time to write the bundle and exit on a slow disk, and for the graph of a network of the user's own
 SAVE_SECONDS, GRAPH_SECONDS = 0.7, 5.0
+# steps that tell how fast this machine is now: a quarter of a batch each, the first one not counted
+TIMED_PART, NUM_TIMED = 4, 2
+# of a time budget, what is left for validations and saving
+RESERVED = 0.05
+# points of progress at which the size of growing images is asked for
+NUM_SIZES = 20
 
 
 def aim_for(session: Session, budget: Budget) -> Aim | None:
@@ -34,6 +44,42 @@ def aim_for(session: Session, budget: Budget) -> Aim | None:
         num_val=session.data.num_val,
         # with a time budget the network was chosen for it
         may_grow=budget.within_seconds is None,
+    )
+
+
+def fitting_network(
+    session: Session, recipe: Recipe, execution: ExecutionConfig, budget: Budget, facts: DataFacts, *, used: float
+) -> tuple[Recipe, str] | None:
+    """The recipe with the network of `fast` that is expected to be the most accurate in the time, and why.
+
+    None: it has that network, or nothing is known of it. The table by which the recipe was chosen knows the processor,
+    but neither how busy it is nor how fast its memory is: so a step is timed. used: seconds of the time budget.
+    """
+    known = recipe.name == "fast" and session.device.type == "cpu" and session.network is None
+    network = network_of(recipe)
+    if budget.within_seconds is None or not known or len(networks_for(network)) < 2:
+        return None
+    left = (1 - RESERVED) * budget.within_seconds - used
+    count = -(-recipe.batch_size // TIMED_PART)
+    step = session.trial_step(execution, count)
+    time_call(step, session.device)
+    step_ms = min(time_call(step, session.device) for _ in range(NUM_TIMED))
+    sizes = [session.augment.size_at((index + 0.5) / NUM_SIZES) for index in range(NUM_SIZES)]
+    # a step of small images takes so much of one of the final size
+    growing = sum((size / session.seen.size) ** 2 for size in sizes) / NUM_SIZES
+    epoch_seconds = len(session.data.train_indices) / count * step_ms / 1e3 * growing
+    length = left / epoch_seconds / recipe.epochs
+    if length <= 0:
+        return None
+    better, longer = most_accurate(network, length)
+    changed = recipe if better is network else with_network(recipe, facts, better)
+    # a network that was asked for is kept
+    if changed.model == recipe.model:
+        return None
+    here, there = (100 * top1_of(one.logit(long)) for one, long in ((network, length), (better, longer)))
+    return changed, (
+        f"network: {better.name}. At the speed measured just now the time is for {length * recipe.epochs:.2g} epochs "
+        f"of {network.name}: {here:.0f} % where these were measured, {there:.0f} % with {better.name}"
     )
 
 

@@ -42,7 +42,7 @@ from vivace.training.loop.arrays import prepare_data
 from vivace.training.loop.engine import Engine
 from vivace.training.loop.plan import Budget
 from vivace.training.loop.session import Session
-from vivace.training.planned import aim_for, announce, make_engine
+from vivace.training.planned import aim_for, announce, fitting_network, make_engine
 from vivace.training.private.stage import private_stage
 from vivace.training.private.telling import check_not_resumed
 from vivace.training.recipes.balance import balance_lines
@@ -120,7 +120,8 @@ def run_training(
     with _global_settings_restored(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         limit_threads()
         further: Stage | None = None
-        # more than once only if a larger network, or more of it, is to reach the target
+        fitted: Receipt | None = None
+        # more than once only if another network fits the time, or a larger one, or more of it, is to reach the target
         while True:
             session = Session(
                 recipe,
@@ -151,9 +152,16 @@ def run_training(
                         session, budget, clock, cache_dir=cache_dir, on_message=display.on_message
                     )
             tunes = tune and not resume and recipe.epochs > 0 and session.part is None and further is None
-            receipt = _receipt(session, recipe, budget, tune=tunes, cache_dir=cache_dir, used=clock())
+            # what is the fastest for a network is so for one of the same make
+            receipt = fitted or _receipt(session, recipe, budget, tune=tunes, cache_dir=cache_dir, used=clock())
             execution = receipt.execution
             set_threads(execution.threads)
+            if tunes and fitted is None:
+                other = fitting_network(session, recipe, execution, budget, data_facts, used=clock())
+                if other is not None:
+                    (recipe, line), fitted = other, receipt
+                    display.on_message(line)
+                    continue
             session.recipe = recipe = _resolved(recipe, execution)
             # the trial has drawn random numbers: seed again
             torch.manual_seed(recipe.seed)

@@ -28,6 +28,7 @@ __all__ = [
     "cheapest",
     "is_planned",
     "logit",
+    "most_accurate",
     "network_of",
     "networks_for",
     "seconds_for",
@@ -39,6 +40,8 @@ __all__ = [
 MIN_LENGTH, MAX_LENGTH = 0.02, 4.0
 # how many times longer than measured a run of a smaller network may be
 MAX_BEYOND = 1.5
+# accuracy, in [0, 1], by which another network must be better to be taken in place of that of the table
+MIN_GAIN = 0.01
 # accuracies are clipped to this distance from 0 and 1, whose logits are infinite
 MARGIN = 1e-3
 
@@ -204,6 +207,24 @@ def cheapest(networks: Sequence[Network], wanted: float, *, shift: float = 0.0) 
     if not choices:
         return Choice(network=networks[-1], length=MAX_LENGTH, reaches=False)
     return min(choices, key=lambda choice: choice.cost)
+
+
+def most_accurate(network: Network, length: float) -> tuple[Network, float]:
+    """The network that is most accurate in the time that `network` takes for a run of this length, and its own length.
+
+    Another one than `network` must be expected to be better by MIN_GAIN on the data that were measured.
+    """
+    networks = networks_for(network)
+
+    def top1(one: Network, its_length: float) -> float:
+        # far beyond what was measured a smaller network gains less than its line says
+        return top1_of(one.logit(min(its_length, _longest(one, networks))))
+
+    lengths = {one.name: length * network.cost / one.cost for one in networks}
+    best = max(networks, key=lambda one: top1(one, lengths[one.name]))
+    if top1(best, lengths[best.name]) - top1(network, length) <= MIN_GAIN:
+        best = network
+    return best, lengths[best.name]
 
 
 def _longest(network: Network, networks: Sequence[Network]) -> float:

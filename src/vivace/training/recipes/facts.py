@@ -41,7 +41,8 @@ def measure_facts(source: DataSource) -> DataFacts:
 def training_speed(num_cpus: int, features: Collection[str]) -> float:
     """How fast so many processors with these instructions train, as `DataFacts.speed`. 1 where none of them is known.
 
-    Of a table and not of a trial: the network that a time budget gives is the same in every run on a machine.
+    Of a table, which is all that is known before the network is built; a step that is timed then may say otherwise
+    (`training.planned.fitting_network`).
     """
     speed = next((speed for feature, speed in SPEEDS if feature in features), 1.0)
     return min(1.0, speed * num_cpus / MEASURED_CPUS)
