@@ -122,7 +122,7 @@ def test_the_fastest_variant_within_the_budget_wins_and_is_taken_like_any_bundle
     page = (derived.folder / "report.html").read_text(encoding="utf-8")
     # of its own mistakes, by its own network
     assert 'id="slices"' in page
-    assert "Grad-CAM" in page
+    assert ("Grad-CAM" in page) == (result.top1_after < 1)
     predictor = Predictor(derived)
     assert (predictor.runtime, predictor.precision) == ("openvino", "int8")
     measured = evaluate(derived, trained[1])
