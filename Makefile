@@ -17,7 +17,10 @@ STAMP := $(VENV)/.installed
 
 # longer than a check may take: damaged inputs by the thousand, and SIGKILL at random moments
 INPUTS ?= 100000
+CASES ?= 10000
 KILLS ?= 200
+TERMS ?= 100
+OVERLOAD ?= 300
 
 .PHONY: demo pages fuzz soak test lint types types-elsewhere docs check clean
 
@@ -41,9 +44,11 @@ pages: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS)
+	$(BIN)/python tests/serving/described.py --cases $(CASES)
 
 soak: $(STAMP)
 	$(BIN)/python tests/soak/run.py --kills $(KILLS)
+	$(BIN)/python tests/soak/servers.py --terms $(TERMS) --overload $(OVERLOAD)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -73,7 +73,7 @@ ALLOWED = {
     "notices": set(),
     "scratch": {"files"},
     "trained_on": {"errors"},
-    "uncertainty": {"config", "errors", "files", "plain", "statistics"},
+    "uncertainty": {"config", "errors", "files", "plain", "runtimes.table", "statistics"},
     "data": LAYER_0,
     "models": LAYER_0,
     "optim": LAYER_0,
@@ -107,7 +107,7 @@ ALLOWED = {
     | {"data", "training", "predictor", "metrics", "evaluation", "profiling", "exporting", "reporting"}
     | {"heatmaps"},
     # of a bundle it knows what predicts, and nothing of what made it
-    "serving": BASE | {"predictor", "predicted", "prediction", "data.preprocess", "data.arrays"},
+    "serving": BASE | {"predictor", "predicted", "prediction", "heatmaps", "data.preprocess", "data.arrays"},
     # plain values and metrics alone: it knows no bundle and no data
     "reporting": {"errors", "files", "outputs", "config", "plain", "screen", "statistics", "metrics"},
 }

@@ -6,6 +6,7 @@
     trained_on.digests   the first bytes of the digests of the images that it was trained on, where they are known
     sbom.cdx.json        the software bill of materials
     uncertainty.json     thresholds of prediction sets, abstaining and unlike images, with known_features.npy
+    validation.json      how often each class was predicted on validation images, and with what confidence
     bundle.json          everything else, with the SHA-256 and size of every file and of itself
 
 Training writes it; acceleration, evaluation, prediction, export and serving start from it.
@@ -30,10 +31,12 @@ from vivace.errors import BundleError, ConfigError, ModelError
 from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, bundle_folder, check_file, check_files, read_manifest
 from vivace.outputs import check_folder, own_folder, seal
-from vivace.runtimes.table import PORTABLE, REFERENCE_GRAPH, RUNTIMES, is_quantized
+from vivace.runtimes.table import PORTABLE, REFERENCE_GRAPH, RUNTIMES
 from vivace.sbom import write_sbom
 from vivace.trained_on import TRAINED_ON, TrainedOn, write_trained_on
+from vivace.uncertainty.kept import answers_kept
 from vivace.uncertainty.record import FEATURES, UNCERTAINTY, Calibrated, Uncertainty, read_features, write_uncertainty
+from vivace.uncertainty.validated import VALIDATED, Validated, write_validated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +107,10 @@ class Bundle:
     def uncertainty(self) -> Uncertainty | None:
         """The thresholds of its answers; None if it has none. Raises BundleError if they are damaged or do not fit."""
         return Uncertainty.read(self.checked(UNCERTAINTY)) if UNCERTAINTY in self.files else None
+
+    def validated(self) -> Validated | None:
+        """Its answers to validation images; None: it has none. Raises BundleError if they are damaged or do not fit."""
+        return Validated.read(self.checked(VALIDATED), len(self.classes)) if VALIDATED in self.files else None
 
     def known_features(self) -> np.ndarray | None:
         """Features of known images, float32 [M, D]; None if it has none. Raises BundleError if they are damaged."""
@@ -203,14 +210,15 @@ def save_bundle(
     *,
     trained_on: np.ndarray | None = None,
     calibrated: Calibrated | None = None,
+    validated: Validated | None = None,
     network: OwnNetwork | None = None,
 ) -> Bundle:
     """Write the bundle atomically, read it back and return it; an older bundle in `folder` is replaced.
 
     trained_on: digests of the images that it was trained on, as the cache has them. calibrated: the thresholds of its
-    answers. network: the code of the user's own. Raises BundleError if a weight is
-    NaN or infinite: such a model must not be deployed; or if the bundle can't be read back. Raises OutputPathError if
-    `folder` holds anything but a bundle that vivace wrote.
+    answers. validated: these to validation images. network: the code of the user's own. Raises BundleError if a weight
+    is NaN or infinite: such a model must not be deployed; or if the bundle can't be read back. Raises OutputPathError
+    if `folder` holds anything but a bundle that vivace wrote.
     """
     from safetensors.torch import save_file
 
@@ -222,6 +230,8 @@ def save_bundle(
             write_trained_on(temporary / TRAINED_ON, trained_on)
         if calibrated is not None:
             write_uncertainty(temporary, calibrated)
+        if validated is not None:
+            write_validated(temporary, validated)
         write_sbom(temporary, info)
         names = tuple(sorted(path.name for path in temporary.iterdir()))
         _write_manifest(temporary, info)
@@ -243,7 +253,7 @@ def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo
         for name in {WEIGHTS, TRAINED_ON} & set(bundle.files):
             shutil.copyfile(bundle.checked(name), temporary / name)
         info = add(temporary)
-        for name in _thresholds_kept(bundle, info, temporary):
+        for name in answers_kept(bundle.files, bundle.info, info, temporary):
             shutil.copyfile(bundle.checked(name), temporary / name)
         if bundle.reference_graph is not None and (info.runtime, info.precision) != (PORTABLE, "fp32"):
             shutil.copyfile(bundle.checked(bundle.reference_graph), temporary / REFERENCE_GRAPH)
@@ -252,16 +262,6 @@ def derive_bundle(bundle: Bundle, folder: Path, add: Callable[[Path], BundleInfo
         _write_manifest(temporary, info)
         _read_back(temporary, info)
     return Bundle(folder, info, names, network=bundle.network)
-
-
-def _thresholds_kept(bundle: Bundle, info: BundleInfo, folder: Path) -> list[str]:
-    """The files with thresholds that hold for another bundle with the same weights, if it has none of its own."""
-    # in 8 bits answers differ by more than a certificate of parity allows others
-    if (folder / UNCERTAINTY).exists() or (is_quantized(info.precision) and info.precision != bundle.info.precision):
-        return []
-    # graphs give probabilities alone
-    names = [UNCERTAINTY, *([FEATURES] if RUNTIMES[info.runtime].takes_network else [])]
-    return [name for name in names if name in bundle.files]
 
 
 @contextlib.contextmanager

@@ -54,12 +54,17 @@ def prediction_of(
     """
     # a stable sort: equal probabilities in the order of the classes
     order = np.argsort(-probs_K, kind="stable")
-    ranked = tuple((classes[index], float(probs_K[index])) for index in order[:topk])
     if thresholds_K is None:
+        ranked = _ranked(order[:topk], probs_K, classes)
         return Prediction(path, ranked[0][0], ranked[0][1], ranked, (ranked[0][0],))
     apply = [place for place, index in enumerate(order) if probs_K[index] >= thresholds_K[index]]
-    ranked = tuple((classes[index], float(probs_K[index])) for index in order[: max([topk, *(at + 1 for at in apply)])])
+    ranked = _ranked(order[: max([topk, *(at + 1 for at in apply)])], probs_K, classes)
     return Prediction(path, ranked[0][0], ranked[0][1], ranked, tuple(ranked[place][0] for place in apply))
+
+
+def _ranked(order: np.ndarray, probs_K: np.ndarray, classes: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    # as lists of Python's own numbers: a third of the time that numpy's take one by one
+    return tuple(zip([classes[index] for index in order.tolist()], probs_K[order].tolist(), strict=True))
 
 
 def with_decided(

@@ -118,6 +118,10 @@ def test_the_fastest_variant_within_the_budget_wins_and_is_taken_like_any_bundle
     # the final timing has the baseline twice: the second is for the A/A test
     assert asked[1][:2] == ["eager fp32", "A/A test"]
     derived = load_bundle(result.bundle)
+    # its own answers, not those of the network that it replaces
+    validated = derived.validated()
+    assert validated is not None
+    assert (validated.variant, validated.images, validated.num_images) == ("openvino int8", "certification images", 120)
     assert {"receipt.json", "receipt.md", "report.html", "samples.npz", "model.xml"} <= set(derived.files)
     page = (derived.folder / "report.html").read_text(encoding="utf-8")
     # of its own mistakes, by its own network

@@ -106,14 +106,16 @@ from pathlib import Path
 from vivace.serving.server import serve
 from vivace.serving.settings import Settings
 folders, settings = json.loads(sys.argv[1])
-ready = lambda url, application: print(url, 'torch' in sys.modules, flush=True)
+ready = lambda url, app: print(url, 'torch' in sys.modules, app.grpc_address, flush=True)
 serve({name: Path(folder) for name, folder in folders.items()}, Settings(port=0, max_batch=8, **settings), ready=ready)
 """
 
 
 @contextlib.contextmanager
-def process(folders: dict[str, Path], **settings: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """(the process, its URL) of a server; it is ended, and its status is left to the test."""
+def process(
+    folders: dict[str, Path], *, torch: bool = False, **settings: Any
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """(the process, its URL) of a server; it is ended, and its status is left to the test. torch: it needs that."""
     given = json.dumps([{name: str(folder) for name, folder in folders.items()}, settings])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::RuntimeWarning"}
     running = subprocess.Popen(
@@ -129,8 +131,9 @@ def process(folders: dict[str, Path], **settings: Any) -> Iterator[tuple[subproc
         line = running.stdout.readline()
         if not line:
             raise AssertionError(running.stderr.read())
-        url, has_torch = line.split()
-        assert has_torch == "False"
+        url, has_torch, grpc_address = line.split()
+        assert has_torch == str(torch)
+        running.grpc_address = grpc_address  # type: ignore[attr-defined]
         yield running, url
     finally:
         running.terminate()

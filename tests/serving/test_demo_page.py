@@ -24,9 +24,9 @@ def tabs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tabs]:
 
 
 @pytest.fixture(scope="module")
-def two(graph_folder: Path) -> Iterator[str]:
-    """The URL of a server of two bundles."""
-    with process({"fast": graph_folder, "plain": graph_folder}) as (_, url):
+def two(graph_folder: Path, folder: Path) -> Iterator[str]:
+    """The URL of a server of two bundles, of which one has gradients."""
+    with process({"fast": graph_folder, "plain": folder}, torch=True) as (_, url):
         yield url
 
 
@@ -41,9 +41,12 @@ def test_an_image_is_classified_by_both_bundles_and_no_other_host_is_asked(two: 
     with tabs() as tab:
         tab.open(f"{two}/?lang=en")
         tab.choose("#file", photo)
-        tab.until("document.querySelectorAll('article').length === 2")
-        assert tab.run("[...document.querySelectorAll('article h3')].map(one => one.textContent)") == ["fast", "plain"]
-        assert tab.run("document.querySelectorAll('article li').length") == 6
+        tab.until("document.querySelectorAll('#cards article').length === 2")
+        assert tab.run("[...document.querySelectorAll('#cards article h3')].map(one => one.textContent)") == [
+            "fast",
+            "plain",
+        ]
+        assert tab.run("document.querySelectorAll('#cards article li').length") == 6
         assert tab.run("document.getElementById('status').textContent").endswith("Same answer.")
         # what can be copied is what was done, with the name of the file safe in a shell
         assert tab.run("document.getElementById('curl').textContent") == (
@@ -62,6 +65,36 @@ def test_an_image_is_classified_by_both_bundles_and_no_other_host_is_asked(two: 
         assert tab.said == []
 
 
+def test_the_heat_map_of_a_bundle_is_shown_and_one_that_has_none_says_why(two: str, photo: Path, tabs: Tabs) -> None:
+    with tabs() as tab:
+        tab.open(f"{two}/?lang=en")
+        tab.choose("#file", photo)
+        tab.until("document.querySelectorAll('#cards article').length === 2")
+        cards = "[...document.querySelectorAll('#cards article')].map(one => one.innerText)"
+        without, offered = tab.run(cards)
+        assert "No heat map: onnx gives no gradients." in without
+        assert offered.endswith("Heat map")
+        assert tab.run("document.querySelectorAll('#cards button').length") == 1
+        tab.run("document.querySelector('#cards button').click()")
+        tab.until("document.querySelector('figure img')?.naturalWidth")
+        assert tab.run("document.querySelector('figure img').naturalWidth") == 224
+        label = tab.run("document.querySelectorAll('#cards .label')[1].textContent")
+        assert f"Yellow speaks most for {label}." in tab.run(cards)[1]
+        # it stays in the other language, and goes with the image
+        tab.run("document.getElementById('language').click()")
+        assert f"黄色处最支持 {label}。" in tab.run(cards)[1]
+        tab.choose("#file", photo)
+        tab.until("document.querySelectorAll('#cards button').length === 1")
+        assert tab.said == []
+
+
+def test_drift_is_shown_where_it_is_watched_and_elsewhere_why_not(two: str, tabs: Tabs) -> None:
+    with tabs() as tab:
+        tab.open(f"{two}/?lang=en")
+        tab.until("document.querySelectorAll('#drift-cards article').length === 2")
+        assert "Not watched: the bundle does not say" in tab.run("document.getElementById('drift').innerText")
+
+
 def test_what_is_no_image_is_said_and_the_next_is_taken(two: str, photo: Path, tmp_path: Path, tabs: Tabs) -> None:
     text = tmp_path / "text.png"
     text.write_text("<img src=x onerror=alert(1)>")
@@ -72,7 +105,7 @@ def test_what_is_no_image_is_said_and_the_next_is_taken(two: str, photo: Path, t
         assert "not an image" in tab.run("document.getElementById('problem').textContent")
         assert tab.run("document.getElementById('results').hidden")
         tab.choose("#file", photo)
-        tab.until("document.querySelectorAll('article').length === 2")
+        tab.until("document.querySelectorAll('#cards article').length === 2")
         assert tab.run("document.getElementById('problem').hidden")
 
 
@@ -81,7 +114,7 @@ def test_it_fits_a_phone_and_is_used_by_keyboard(two: str, photo: Path, tabs: Ta
     with tabs() as tab:
         tab.open(f"{two}/?lang=zh", size=PHONE, dark=dark)
         tab.choose("#file", photo)
-        tab.until("document.querySelectorAll('article').length === 2")
+        tab.until("document.querySelectorAll('#cards article').length === 2")
         assert tab.run("document.documentElement.scrollWidth") <= PHONE[0]
         # what is pressed is large enough for a finger
         heights = (
@@ -115,7 +148,7 @@ def test_an_image_that_is_pasted_is_classified(two: str, tabs: Tabs) -> None:
                 dispatchEvent(new ClipboardEvent("paste", {clipboardData: data}));
             })()"""
         )
-        tab.until("document.querySelectorAll('article').length === 2")
+        tab.until("document.querySelectorAll('#cards article').length === 2")
 
 
 def test_a_server_with_a_token_is_used_by_whoever_has_it(graph_folder: Path, photo: Path, tabs: Tabs) -> None:
@@ -127,7 +160,7 @@ def test_a_server_with_a_token_is_used_by_whoever_has_it(graph_folder: Path, pho
         tab.run("document.querySelector('#token-form button').click()")
         tab.until("document.getElementById('token-form').hidden")
         tab.choose("#file", photo)
-        tab.until("document.querySelectorAll('article').length === 1")
+        tab.until("document.querySelectorAll('#cards article').length === 1")
         assert "$VIVACE_SERVE_TOKEN" in tab.run("document.getElementById('curl').textContent")
         assert token not in tab.run("document.documentElement.outerHTML")
 

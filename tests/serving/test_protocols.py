@@ -95,7 +95,7 @@ def test_a_topk_that_is_none_is_refused(shared: Client, given: str) -> None:
 def test_a_misspelt_parameter_is_refused(shared: Client) -> None:
     refused = shared.post("/predict?top_k=3", content=png(0))
     assert refused.status_code == 422
-    assert "got 'top_k'. Known: bundle, topk." in refused.json()["error"]
+    assert "got 'top_k'. Known: bundle, topk, live." in refused.json()["error"]
 
 
 def test_hugging_faces_task_is_answered_for_bytes_and_for_json(shared: Client) -> None:

@@ -329,10 +329,10 @@ def test_the_log_has_no_query_and_no_line_that_a_client_wrote(folder: Path) -> N
         client.get("/nothing%0a%7b%22event%22:%22forged%22%7d%1b[2J?token=secret")
         client.post("/predict?topk=1", content=png(0))
         lines = client.log()
-    assert [line["event"] for line in lines] == ["bundle_opened", "request", "request"]
-    assert [line["status"] for line in lines[1:]] == [404, 200]
+    assert [line["event"] for line in lines] == ["bundle_opened", "drift_not_watched", "request", "request"]
+    assert [line["status"] for line in lines[2:]] == [404, 200]
     assert "secret" not in str(lines)
-    assert (lines[2]["bundle"], lines[2]["images"]) == ("plain", 1)
+    assert (lines[3]["bundle"], lines[3]["images"]) == ("plain", 1)
 
 
 def test_metrics_count_routes_and_not_what_clients_made_up(shared: Client) -> None:

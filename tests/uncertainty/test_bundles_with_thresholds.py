@@ -34,6 +34,7 @@ from vivace.statistics.conformal import class_scores
 from vivace.training.train import train
 from vivace.uncertainty.record import FEATURES, UNCERTAINTY
 from vivace.uncertainty.scores import generalised_entropy
+from vivace.uncertainty.validated import EDGES, VALIDATED
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,19 @@ def test_training_leaves_thresholds_of_the_validation_images(run: tuple[Bundle, 
     assert features.shape == (72, 16)
     assert [score.name for score in found.ood] != []
     assert all(len(score.generated) == 4 for score in found.ood)
+
+
+def test_training_leaves_what_was_answered_to_validation_images(run: tuple[Bundle, Path]) -> None:
+    bundle, data = run
+    found = bundle.validated()
+    assert found is not None
+    assert (found.num_images, found.images, found.variant) == (72, "held-out images", f"eager {bundle.info.precision}")
+    # as `evaluate` counts them, whose images are the same
+    result = evaluate(bundle, data, split="val")
+    predicted_K = np.array(result.metrics.confusion).sum(0)
+    assert list(found.class_counts) == predicted_K.tolist()
+    assert sum(found.confidence_counts) == 72
+    assert len(found.below_counts) == len(EDGES)
 
 
 def test_a_prediction_tells_set_abstaining_and_whether_it_is_unlike(run: tuple[Bundle, Path]) -> None:
@@ -166,6 +180,7 @@ def test_a_graph_keeps_the_thresholds_and_scores_by_probabilities(run: tuple[Bun
     graph = load_bundle(export(bundle, "onnx", tmp_path / "graph").path)
     assert UNCERTAINTY in graph.files
     assert FEATURES not in graph.files
+    assert graph.validated() == bundle.validated()
     predictor = Predictor(graph)
     assert predictor.decider is not None
     assert predictor.decider.ood is not None
@@ -223,7 +238,8 @@ def test_what_a_search_chose_gets_thresholds_of_its_own_answers(run: tuple[Bundl
 def test_of_8_bits_the_thresholds_of_the_network_before_are_not_kept(run: tuple[Bundle, Path], tmp_path: Path) -> None:
     bundle, _ = run
     int8 = dataclasses.replace(bundle.info, precision="int8")
-    assert UNCERTAINTY not in derive_bundle(bundle, tmp_path / "int8", lambda folder: int8).files
+    files = derive_bundle(bundle, tmp_path / "int8", lambda folder: int8).files
+    assert not {UNCERTAINTY, VALIDATED} & set(files)
     assert UNCERTAINTY in derive_bundle(bundle, tmp_path / "same", lambda folder: bundle.info).files
 
 
@@ -258,7 +274,7 @@ def test_what_can_not_go_together_is_refused(run: tuple[Bundle, Path], tmp_path:
     assert evaluate(bundle, data, tta="mirror").uncertainty is None
 
 
-@pytest.mark.parametrize("name", [UNCERTAINTY, FEATURES])
+@pytest.mark.parametrize("name", [UNCERTAINTY, FEATURES, VALIDATED])
 def test_thresholds_that_were_changed_are_refused(name: str, run: tuple[Bundle, Path], tmp_path: Path) -> None:
     """By the hash; and where somebody sealed the bundle anew, by what is in them."""
     folder = tmp_path / "bundle"
@@ -273,5 +289,6 @@ def test_thresholds_that_were_changed_are_refused(name: str, run: tuple[Bundle, 
     manifest["files"][name] = {"sha256": sha256_of(folder / name), "bytes": 2}
     manifest["sha256"] = manifest_hash(manifest)
     (folder / "bundle.json").write_text(json.dumps(manifest))
+    opens = (lambda place: load_bundle(place).validated()) if name == VALIDATED else Predictor
     with pytest.raises(BundleError, match=rf"{name} (is wrong|does not hold)"):
-        Predictor(folder)
+        opens(folder)

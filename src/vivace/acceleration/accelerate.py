@@ -38,6 +38,7 @@ from vivace.metrics.summary import evaluate_probs
 from vivace.outputs import check_file, check_folder, warn_of_replaced, write_sealed, writing
 from vivace.systems import ENDS_GROUPS
 from vivace.uncertainty.record import FEATURES, UNCERTAINTY, write_uncertainty
+from vivace.uncertainty.validated import Validated, write_validated
 
 __all__ = ["Acceleration", "accelerate", "default_out"]
 
@@ -276,10 +277,12 @@ def _write(
     )
 
     calibrated = search.thresholds(winner)
+    variant = f"{winner.candidate.runtime} {winner.candidate.precision}"
 
     def add(folder: Path) -> BundleInfo:
         if calibrated is not None:
             write_uncertainty(folder, calibrated)
+        write_validated(folder, Validated.of(probs_NK, variant=variant, images="certification images"))
         for name in built.files:
             # of thresholds that belong to others there is none beside its own
             if not (folder / name).exists() and (calibrated is None or name not in (UNCERTAINTY, FEATURES)):

@@ -41,6 +41,8 @@ class Options:
     """Address to listen on. Any but this machine's own needs a token."""
     port: int = 8000
     """0: one that is free."""
+    grpc_port: int | None = None
+    """Port of Open Inference Protocol v2 over gRPC (extra `grpc`). Default: it is not spoken. 0: one that is free."""
     token: Path | None = None
     """A file with the token that clients are to send. Default: $VIVACE_SERVE_TOKEN."""
     allow_host: str | None = None
@@ -82,6 +84,7 @@ def run(options: Options) -> int:
     settings = Settings(
         host=options.host,
         port=options.port,
+        grpc_port=options.grpc_port,
         token=read_token(options.token),
         allow_hosts=tuple(name.strip() for name in (options.allow_host or "").split(",") if name.strip()),
         max_batch=options.max_batch,
@@ -95,9 +98,11 @@ def run(options: Options) -> int:
 
     def ready(url: str, application: Application) -> None:
         if options.json:
-            print_json("serve", {"url": url, "bundles": [served.describe() for served in application.bundles.all]})
+            told = {"bundles": [served.describe() for served in application.bundles.all]}
+            print_json("serve", {"url": url, "grpc": application.grpc_address, **told})
         else:
-            print(f"{url} answers with {', '.join(application.bundles.names)}", flush=True)
+            beside = f" (gRPC: {application.grpc_address})" if application.grpc_address else ""
+            print(f"{url}{beside} answers with {', '.join(application.bundles.names)}", flush=True)
 
     serve(folders, settings, threads=options.threads, ready=ready)
     return 0
@@ -119,7 +124,7 @@ def print_file(options: Options) -> int:
         runtime = load_bundle(folder).info.runtime
     text = printed(options.print_, name, runtime)
     if options.json:
-        print_json("serve", {"url": None, "bundles": [], "file": text})
+        print_json("serve", {"url": None, "grpc": None, "bundles": [], "file": text})
     else:
         print(text, end="")
     return 0

@@ -57,7 +57,9 @@ class Application:
         self.settings = settings or Settings()
         self.log = log or Log(self.settings.log)
         self.meters = Meters()
-        self.draining = False
+        self.draining = self.stops_at_once = False
+        self.grpc_address: str | None = None
+        """HOST:PORT of the server for gRPC beside this, while there is one."""
         self.bundles = Bundles(folders, self.settings, self.meters, self.log, threads=threads)
         self.guard = Guard(self._router(), self.settings, self.meters, self.log, draining=lambda: self.draining)
 
@@ -100,6 +102,7 @@ class Application:
             ("GET", "/readyz", self._readyz),
             ("GET", "/metrics", self._metrics),
             ("GET", "/bundles", native.bundles),
+            ("POST", "/heatmap", native.heat_map),
             ("GET", "/models/{name}", task.describe),
             ("GET", "/v2", v2.server),
             ("GET", "/v2/health/live", v2.live),
@@ -126,6 +129,9 @@ class Application:
     async def _metrics(self, request: Request) -> Response:
         from starlette.responses import Response
 
+        for served in self.bundles.all:
+            # up to the last image
+            served.drift.describe()
         return Response(self.meters.text(), headers={"content-type": CONTENT_TYPE})
 
     async def _openapi(self, request: Request) -> Response:

@@ -12,7 +12,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,14 +49,16 @@ class Item:
 class Job:
     """The images of one request."""
 
-    __slots__ = ("done", "gone", "items", "late", "left", "started")
+    __slots__ = ("done", "gone", "items", "late", "left", "live", "started")
 
-    def __init__(self, images: Sequence[Source], seconds: float) -> None:
+    def __init__(self, images: Sequence[Source], seconds: float, *, live: bool = True) -> None:
         self.started = clock()
         self.late = self.started + seconds
         """When it is not worth working on any more."""
         self.gone = False
         """Whether the client has left."""
+        self.live = live
+        """Whether its images count as live traffic, whose drift is watched."""
         self.items = [Item(self, image) for image in images]
         self.left = len(self.items)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -111,7 +113,10 @@ class Batcher:
         max_batch: int,
         max_wait: float,
         capacity: int,
+        observe: Callable[[np.ndarray], None] = lambda probs_NK: None,
     ) -> None:
+        """observe: called with the probabilities of the images of each batch that are live traffic."""
+        self._observe = observe
         self.predictor, self.max_batch, self.max_wait, self.capacity = predictor, max_batch, max_wait, capacity
         self.pending = 0
         """Images on their way; changed by the event loop alone."""
@@ -253,6 +258,9 @@ class Batcher:
                 item.probs = probs_K
                 item.decided = None if decided is None else (decided, index)
                 self._meters.results["classified"]()
+            live = [index for index, item in enumerate(items) if item.job.live]
+            if live:
+                self._observe(answers.probs_NK if len(live) == len(items) else answers.probs_NK[live])
 
     def _is_void(self, item: Item, now: float) -> bool:
         """Whether nobody waits for it any more."""

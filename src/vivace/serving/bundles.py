@@ -17,6 +17,8 @@ from vivace.errors import BundleError, ConfigError, VivaceError, nearest
 from vivace.predictor import Predictor
 from vivace.runtimes.table import REFERENCE
 from vivace.serving.batching import Batcher, Decoders
+from vivace.serving.drift import DriftMonitor, Unwatched, watch_for
+from vivace.serving.heat import HeatMaps
 from vivace.serving.metrics import Meters
 from vivace.serving.settings import Settings
 from vivace.serving.trial import SIZES, Batching, run_trial
@@ -69,6 +71,13 @@ class Served:
     """1 for the first of this name; one more after each reload."""
     opened_at: float
     """Unix time."""
+    drift: DriftMonitor | Unwatched
+    heat: HeatMaps
+
+    async def stop(self) -> None:
+        """End its threads once all images that it took are through."""
+        await self.batcher.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self.heat.close)
 
     def describe(self) -> dict[str, Any]:
         """What clients may know of it: no folder of this machine."""
@@ -86,6 +95,8 @@ class Served:
             "max_batch": self.batcher.max_batch,
             "max_wait_ms": round(self.batcher.max_wait * 1000, 3),
             "generation": self.generation,
+            "drift": self.drift.describe(),
+            "heat_map": self.heat.describe(),
         }
 
 
@@ -148,14 +159,14 @@ class Bundles:
         if old.predictor.classes != found[0].classes:
             self._log.event("classes_changed", level="warning", bundle=name, classes=len(found[0].classes))
         # those that it has are answered still
-        task = asyncio.create_task(old.batcher.stop())
+        task = asyncio.create_task(old.stop())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
         return True
 
     async def stop(self) -> None:
         """Answer what was taken, then end all threads."""
-        await asyncio.gather(*self._retiring, *(served.batcher.stop() for served in self.all))
+        await asyncio.gather(*self._retiring, *(served.stop() for served in self.all))
         await asyncio.get_running_loop().run_in_executor(None, self.decoders.stop)
 
     def _opened(self, name: str, *, generation: int) -> tuple[Predictor, Batching]:
@@ -187,6 +198,12 @@ class Bundles:
         return predictor, batching
 
     def _running(self, name: str, predictor: Predictor, batching: Batching, *, generation: int) -> Served:
+        def drifted(told: dict[str, Any]) -> None:
+            self._log.event("drift", level="warning", bundle=name, generation=generation, **told)
+
+        drift = watch_for(predictor.bundle, self._meters.of_drift(name), drifted)
+        if isinstance(drift, Unwatched):
+            self._log.event("drift_not_watched", bundle=name, reason=drift.reason)
         batcher = Batcher(
             predictor,
             self.decoders,
@@ -194,8 +211,19 @@ class Bundles:
             max_batch=batching.max_batch,
             max_wait=batching.max_wait,
             capacity=self._settings.queue,
+            observe=drift.observe,
         )
-        return Served(name, self._folders[name], predictor, batcher, batching, generation, time.time())
+        return Served(
+            name=name,
+            folder=self._folders[name],
+            predictor=predictor,
+            batcher=batcher,
+            batching=batching,
+            generation=generation,
+            opened_at=time.time(),
+            drift=drift,
+            heat=HeatMaps(predictor),
+        )
 
 
 def _check_certificate(bundle: Any) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from vivace import systems
 from vivace.errors import ConfigError
 from vivace.serving.app import Application, check_libraries
+from vivace.serving.rpc.listening import check_grpc, rpc_server
 from vivace.serving.settings import Settings
 from vivace.serving.web.logs import Log
 
@@ -65,6 +66,8 @@ def serve(
     folders: name → folder. Raises what `Settings`, `bound_socket` and opening a bundle raise.
     """
     check_libraries()
+    if settings.grpc_port is not None:
+        check_grpc()
     with contextlib.closing(bound_socket(settings.host, settings.port)) as listening:
         log = Log(settings.log)
         application = Application(folders, settings, threads=threads, log=log)
@@ -127,7 +130,8 @@ async def _serve(application: Application, listening: socket.socket, ready: Call
     server = Server(config)
     sweeping = asyncio.create_task(sweep(server.server_state.connections))
     with _signals(application, server):
-        await server.serve(sockets=[listening])
+        async with rpc_server(application) as application.grpc_address:
+            await server.serve(sockets=[listening])
     sweeping.cancel()
     await application.stop()
     log.event("stopped")
@@ -152,7 +156,7 @@ def _signals(application: Application, server: Any) -> Iterator[None]:
     def stop(number: int) -> None:
         if application.draining:
             log.event("stopping_at_once", level="warning", signal=signal.Signals(number).name)
-            server.should_exit = server.force_exit = True
+            server.should_exit = server.force_exit = application.stops_at_once = True
             return
         # whoever presses Ctrl-C waits for it
         wait = application.settings.drain_seconds if number == signal.SIGTERM else 0.0

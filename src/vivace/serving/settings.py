@@ -34,6 +34,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     """0: one that is free."""
+    grpc_port: int | None = None
+    """Of Open Inference Protocol v2 over gRPC; None: it is not spoken; 0: one that is free."""
     token: str | None = field(default=None, repr=False)
     """What clients send as `Authorization: Bearer …`."""
     allow_hosts: tuple[str, ...] = ()
@@ -68,6 +70,10 @@ class Settings:
         if not HOST.fullmatch(self.host):
             raise ConfigError(f"host is no address: got {shown_value(self.host)}. Give one such as 127.0.0.1.")
         check_range("port", self.port, 0, 65535)
+        if self.grpc_port is not None:
+            check_range("grpc_port", self.grpc_port, 0, 65535)
+            if self.grpc_port == self.port != 0:
+                raise ConfigError(f"grpc_port is the port of HTTP: got {self.port} for both. Give another one.")
         for name in ("queue", "max_images", "max_body_bytes", "max_connections"):
             check_whole(name, getattr(self, name))
         if self.max_batch is not None:

@@ -38,8 +38,9 @@ from vivace.training.private.stage import PrivateStage
 from vivace.training.private.telling import public_facts, warn_of_leaks
 from vivace.training.record import record_of
 from vivace.training.result import TrainResult
-from vivace.training.uncertainty import validated_answers, with_thresholds
+from vivace.training.uncertainty import name_of_images, validated_answers, with_thresholds
 from vivace.uncertainty.scores import Answers
+from vivace.uncertainty.validated import Validated
 
 __all__ = ["finish"]
 
@@ -72,9 +73,10 @@ def finish(
         model, temperature = session.calibrated(model, execution)
     metrics, thresholds, answers, validated = _metrics(session, model, execution)
     spent = stage.spent if isinstance(stage, PrivateStage) else None
-    calibrated = None
+    calibrated = seen = None
     if spent is None:
-        val_labels_N = answers["val"][1]
+        probs_NK, val_labels_N = answers["val"]
+        seen = Validated.of(probs_NK, variant=f"eager {execution.precision}", images=name_of_images(session))
         calibrated = with_thresholds(session, engine, model, execution, budget, validated, val_labels_N, temperature)
     else:
         metrics["privacy"] = spent.metrics()
@@ -106,7 +108,13 @@ def finish(
         if session.origin is not None and trained_on is not None:
             trained_on = session.origin.with_earlier(trained_on)
         bundle = save_bundle(
-            folder.bundle, model, info, trained_on=trained_on, calibrated=calibrated, network=session.network
+            folder.bundle,
+            model,
+            info,
+            trained_on=trained_on,
+            calibrated=calibrated,
+            validated=seen,
+            network=session.network,
         )
         no_graph = None
         if session.network is not None and complete is not None:

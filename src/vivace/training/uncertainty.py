@@ -16,10 +16,15 @@ from vivace.uncertainty.generated import NUM_GENERATED, generated_images
 from vivace.uncertainty.record import Calibrated
 from vivace.uncertainty.scores import Answers, energy
 
-__all__ = ["validated_answers", "with_thresholds"]
+__all__ = ["name_of_images", "validated_answers", "with_thresholds"]
 
 # generated images of each kind, beside the validation images: all kinds together take no more than these do
 SHARE = 0.25
+
+
+def name_of_images(session: Session) -> str:
+    """What the validation images are called."""
+    return "held-out images" if session.data.val_indices is not None else "validation images"
 
 
 def validated_answers(session: Session, model: nn.Module, execution: ExecutionConfig) -> tuple[Answers, np.ndarray]:
@@ -61,7 +66,7 @@ def with_thresholds(
         labels_N,
         _generated(session, engine, model, without_own_kernels(execution), budget),
         variant=f"eager {execution.precision}",
-        images="held-out images" if session.data.val_indices is not None else "validation images",
+        images=name_of_images(session),
         also_chose=[what for what, holds in chose.items() if holds],
     )
 

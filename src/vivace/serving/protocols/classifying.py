@@ -20,7 +20,7 @@ from vivace.serving.settings import Settings
 from vivace.serving.web.exchange import exchange_of
 from vivace.serving.web.refusals import Refusal
 
-__all__ = ["Classifying", "check_topk", "from_base64", "plain_prediction", "prediction_of"]
+__all__ = ["Classifying", "check_live", "check_topk", "from_base64", "plain_prediction", "prediction_of"]
 
 # most answers are there earlier; a client that leaves later spares work
 WATCH_AFTER = 0.02
@@ -43,21 +43,15 @@ class Classifying:
             raise served.batcher.refusal()
         return served
 
-    async def items(self, request: Request, served: Served, images: Sequence[bytes | np.ndarray]) -> list[Item]:
-        """The classified images, in order; each has probabilities or an error.
+    async def items(
+        self, request: Request, served: Served, images: Sequence[bytes | np.ndarray], *, live: bool = True
+    ) -> list[Item]:
+        """The classified images, in order; each has probabilities or an error. live: whether their drift is watched.
 
         Raises Refusal: 413 for too many images, 503 if the queue is full, 499 if the client left.
         """
-        if len(images) > self.settings.max_images:
-            raise Refusal(
-                413,
-                "too_many",
-                f"too many images: got {len(images)}, a request may have {self.settings.max_images}. Send several.",
-            )
         exchange_of(request.scope).images = len(images)
-        job = Job(images, self.settings.answer_seconds)
-        for item in job.items:
-            _refuse_url(item)
+        job = self.job(images, live=live)
         loop, watching = asyncio.get_running_loop(), []
         timer = loop.call_later(WATCH_AFTER, lambda: watching.append(loop.create_task(_watch(request.receive, job))))
         try:
@@ -69,6 +63,19 @@ class Classifying:
         if job.gone:
             raise Refusal(499, "client_gone", "the client has left")
         return items
+
+    def job(self, images: Sequence[bytes | np.ndarray], *, seconds: float | None = None, live: bool = True) -> Job:
+        """The images of a request, to be classified within so many seconds. Raises Refusal: 413, or 422 for a URL."""
+        if len(images) > self.settings.max_images:
+            raise Refusal(
+                413,
+                "too_many",
+                f"too many images: got {len(images)}, a request may have {self.settings.max_images}. Send several.",
+            )
+        job = Job(images, self.settings.answer_seconds if seconds is None else seconds, live=live)
+        for item in job.items:
+            _refuse_url(item)
+        return job
 
 
 async def _watch(receive: Any, job: Job) -> None:
@@ -92,6 +99,13 @@ def check_topk(given: Any, default: int = 5) -> int:
     if isinstance(given, bool) or not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_TOPK:
         raise Refusal(422, "topk", f"topk is no whole number from 1: got {text[:40]!r}. Give one such as 5.")
     return int(text[:9])
+
+
+def check_live(given: Any) -> bool:
+    """Whether an image counts as live traffic. Raises Refusal (422) for what is neither true nor false."""
+    if given not in (None, "true", "false"):
+        raise Refusal(422, "live", f"live is neither true nor false: got {str(given)[:40]!r}. Give one of these.")
+    return given != "false"
 
 
 def from_base64(text: Any, what: str) -> bytes:

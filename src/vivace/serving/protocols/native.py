@@ -9,14 +9,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vivace.serving.protocols.classifying import Classifying, check_topk, plain_prediction, prediction_of
+from vivace.serving.protocols.classifying import Classifying, check_live, check_topk, plain_prediction, prediction_of
 from vivace.serving.web.bodies import File, media_type, read_body, read_form
 from vivace.serving.web.exchange import exchange_of, json_response
 from vivace.serving.web.refusals import Refusal
 
 __all__ = ["Native"]
 
-PARAMETERS = ("bundle", "topk")
+PARAMETERS = ("bundle", "topk", "live")
+HEAT_PARAMETERS = ("bundle", "label")
 
 
 class Native:
@@ -47,12 +48,12 @@ class Native:
             raise Refusal(415, "json", "the body is JSON. Send an image's bytes, or files as multipart/form-data.")
         else:
             files = (File("image 0", await read_body(request, settings)),)
-        topk = check_topk(asked.get("topk"))
+        topk, live = check_topk(asked.get("topk")), check_live(asked.get("live"))
         if not files:
             raise Refusal(
                 422, "empty", "no image was sent. Send its bytes as the body, or files as multipart/form-data."
             )
-        items = await self._classifying.items(request, served, [file.data for file in files])
+        items = await self._classifying.items(request, served, [file.data for file in files], live=live)
         predictions, failures = [], []
         for file, item in zip(files, items, strict=True):
             if item.probs is not None:
@@ -75,6 +76,14 @@ class Native:
         }
         return json_response(json.dumps(answer).encode())
 
+    async def heat_map(self, request: Request) -> Response:
+        """A PNG of an image under the heat map of a class, by default the predicted one. It is no live traffic."""
+        asked = dict(request.query_params)
+        _check_known(asked, "parameter", HEAT_PARAMETERS)
+        served = self._classifying.bundle_for(request, asked.get("bundle"))
+        picture = await served.heat.png(await read_body(request, self._classifying.settings), asked.get("label"))
+        return Response(picture, 200, {"content-type": "image/png", "cache-control": "no-store"})
+
     async def bundles(self, request: Request) -> Response:
         """What is served."""
         return json_response(
@@ -82,11 +91,11 @@ class Native:
         )
 
 
-def _check_known(given: dict[str, Any], what: str) -> None:
+def _check_known(given: dict[str, Any], what: str, known: tuple[str, ...] = PARAMETERS) -> None:
     for name in given:
-        if name not in PARAMETERS:
+        if name not in known:
             raise Refusal(
-                422, "unknown_parameter", f"the {what} is unknown: got {name[:40]!r}. Known: {', '.join(PARAMETERS)}."
+                422, "unknown_parameter", f"the {what} is unknown: got {name[:40]!r}. Known: {', '.join(known)}."
             )
 
 

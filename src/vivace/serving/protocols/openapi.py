@@ -60,14 +60,21 @@ def description(settings: Settings, *, guarded: bool) -> dict[str, Any]:
 def _paths(settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
     topk = _parameter("topk", "query", {"type": "integer", "minimum": 1, "default": 5}, "Classes per image.")
     bundle = _parameter("bundle", "query", TEXT, "Its name; the first one where it is left out.")
+    live = _parameter(
+        "live",
+        "query",
+        {"type": "string", "enum": ["true", "false"], "default": "true"},
+        "Whether it is live traffic, whose drift is watched: false for trials.",
+    )
     name = _parameter("name", "path", TEXT, "A bundle's name.")
     version = _parameter("version", "path", TEXT, "Its version: 1, and one more after each reload.")
     files = {
         "type": "object",
         "properties": {
             "image": {"type": "array", "items": FILE, "maxItems": settings.max_images},
-            "topk": WHOLE,
+            "topk": {"type": "integer", "minimum": 1},
             "bundle": TEXT,
+            "live": {"type": "string", "enum": ["true", "false"]},
         },
     }
     yield (
@@ -77,11 +84,17 @@ def _paths(settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
                 "predict",
                 "Classify an image, or several.",
                 "Prediction",
-                [bundle, topk],
+                [bundle, topk, live],
                 {"image/*": {"schema": FILE}, "multipart/form-data": {"schema": files}},
             )
         },
     )
+    label = _parameter("label", "query", TEXT, "The class that it is of; the predicted one where it is left out.")
+    heat = _operation(
+        "heat_map", "Where an image speaks for a class.", "Error", [bundle, label], {"image/*": {"schema": FILE}}
+    )
+    heat["responses"]["200"]["content"] = {"image/png": {"schema": FILE}}
+    yield "/heatmap", {"post": heat}
     yield "/bundles", {"get": _operation("bundles", "What is served.", "Bundles")}
     task = {"image/*": {"schema": FILE}, JSON: {"schema": _reference("TaskRequest")}}
     first = _operation("classify_by_the_first", "Hugging Face's task image-classification.", "Scores", [], task)
@@ -199,7 +212,27 @@ SCHEMAS: dict[str, Any] = {
             "max_batch": WHOLE,
             "max_wait_ms": NUMBER,
             "generation": WHOLE,
+            "drift": _reference("Drift"),
+            "heat_map": _object({"offered": {"type": "boolean"}}, {"why": TEXT, "reason": TEXT}),
         }
+    ),
+    "Drift": _object(
+        {"watched": {"type": "boolean"}},
+        {
+            "reason": {"type": "string", "description": "Why it is not watched."},
+            "alarm": {"type": "boolean"},
+            "alarm_at_image": {"type": ["integer", "null"]},
+            "images": WHOLE,
+            "evidence": {"type": "number", "minimum": 0, "description": "Of drift: about 1 without any."},
+            "alarm_from": NUMBER,
+            "false_alarm_rate": {
+                "type": "number",
+                "description": "Of servers without drift, those that ever raise an alarm, at most.",
+            },
+            "validation_images": WHOLE,
+            "validated": TEXT,
+            "window": {"type": ["object", "null"], "description": "The last 50 images beside the validation images."},
+        },
     ),
     "Bundles": _object({"bundles": _list(_reference("Bundle"))}),
     "Prediction": _object(

@@ -34,6 +34,7 @@ async function ask(path, body) {
   } catch {
     throw new Error(say("offline"));
   }
+  if (response.ok && response.headers.get("Content-Type") === "image/png") return response.blob();
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) {
     if (response.status === 401) find("token-form").hidden = false;
@@ -42,7 +43,7 @@ async function ask(path, body) {
   return answer;
 }
 
-const place = (bundle, topk = TOPK) => `predict?bundle=${encodeURIComponent(bundle)}&topk=${topk}`;
+const place = (bundle, more = "") => `predict?bundle=${encodeURIComponent(bundle)}&topk=${TOPK}${more}`;
 
 function problem(text) {
   find("problem").textContent = text;
@@ -54,6 +55,7 @@ async function open() {
     bundles = (await ask("bundles")).bundles;
     find("token-form").hidden = true;
     problem("");
+    showDrift();
   } catch (error) {
     problem(error.status === 401 ? (token ? say("wrongToken") : "") : `${say("noBundles")}: ${error.message}`);
   }
@@ -64,6 +66,7 @@ async function classify(file) {
   const mine = ++turn;
   problem("");
   image = file;
+  for (const { heat } of answers) if (heat) URL.revokeObjectURL(heat);
   answers = [];
   show();
   find("status").textContent = say("working");
@@ -82,6 +85,8 @@ async function classify(file) {
     }
     if (mine !== turn) return;
     answers = found;
+    // with what they have answered by now
+    bundles = (await ask("bundles")).bundles;
   } catch (error) {
     if (mine === turn) problem(error.message);
   }
@@ -90,7 +95,8 @@ async function classify(file) {
   show();
 }
 
-function card({ bundle, prediction, server, all }) {
+function card(answer) {
+  const { bundle, prediction, server, all } = answer;
   const made = element("article");
   made.append(element("h3", bundle.name));
   made.append(element("p", say("details", bundle.classes.length, bundle.size, bundle.runtime, bundle.precision), "quiet"));
@@ -113,8 +119,40 @@ function card({ bundle, prediction, server, all }) {
     others.append(element("dt", name.replaceAll("_", " ")), element("dd", shown(value)));
   }
   if (others.children.length) made.append(others);
-  made.append(element("p", say("milliseconds", server.toFixed(1), all.toFixed(1)), "quiet"));
+  made.append(element("p", say("milliseconds", server.toFixed(1), all.toFixed(1)), "quiet"), heatOf(answer));
   return made;
+}
+
+function heatOf(answer) {
+  const { bundle, prediction, heat } = answer;
+  if (!bundle.heat_map.offered) return element("p", say(bundle.heat_map.why, bundle.runtime), "quiet");
+  if (!heat) {
+    const button = element("button", say("heat"));
+    button.type = "button";
+    button.addEventListener("click", () => makeHeat(answer, button));
+    return button;
+  }
+  const made = element("figure");
+  const picture = element("img");
+  picture.src = heat;
+  picture.alt = say("heatAlt", prediction.label);
+  made.append(picture, element("figcaption", say("heatSays", prediction.label), "quiet"));
+  return made;
+}
+
+async function makeHeat(answer, button) {
+  const mine = turn;
+  button.disabled = true;
+  button.textContent = say("heatMaking");
+  try {
+    const asks = `bundle=${encodeURIComponent(answer.bundle.name)}&label=${encodeURIComponent(answer.prediction.label)}`;
+    const picture = await ask(`heatmap?${asks}`, image);
+    if (mine !== turn) return;
+    answer.heat = URL.createObjectURL(picture);
+  } catch (error) {
+    if (mine === turn) problem(error.message);
+  }
+  if (mine === turn) show();
 }
 
 function shown(value) {
@@ -140,6 +178,49 @@ function show() {
   find("status").textContent = heard.join(language === "zh" ? "；" : "; ");
   find("speed-row").hidden = answers.length < 2;
   if (answers.length) tell();
+  showDrift();
+}
+
+function showDrift() {
+  find("drift").hidden = !bundles.length;
+  const watched = bundles.find(({ drift }) => drift.watched);
+  find("drift-rate").textContent = watched ? say("driftRate", Math.round(1 / watched.drift.false_alarm_rate)) : "";
+  find("drift-cards").replaceChildren(...bundles.map(driftCard));
+}
+
+function driftCard({ name, drift }) {
+  const made = element("article");
+  made.append(element("h3", name), element("p", driftLine(drift), drift.alarm ? "alarm" : ""));
+  const seen = drift.window;
+  if (!seen) return made;
+  const details = element("details");
+  details.open = drift.alarm;
+  const table = element("table");
+  const head = element("thead");
+  head.append(row("th", say("driftClass"), say("driftLive"), say("driftValidation")));
+  const body = element("tbody");
+  for (const { label, live, validation } of seen.classes) body.append(row("td", label, `${percent(live)} %`, `${percent(validation)} %`));
+  body.append(row("td", say("driftConfidence"), `${percent(seen.mean_confidence)} %`, `${percent(seen.validation_mean_confidence)} %`));
+  table.append(head, body);
+  details.append(element("summary", say("driftWindow", seen.images)), table);
+  made.append(details);
+  return made;
+}
+
+function driftLine(drift) {
+  if (!drift.watched) return say("driftUnwatched", drift.reason);
+  if (!drift.images) return say("driftNothing");
+  if (!drift.alarm) return say("driftNone", drift.images);
+  const { what, live, validation } = drift.window.strongest;
+  return say("driftAlarm", drift.alarm_at_image, drift.window.images, what, percent(live), percent(validation));
+}
+
+function row(kind, first, ...others) {
+  const made = element("tr");
+  const name = element("th", first);
+  name.scope = kind === "th" ? "col" : "row";
+  made.append(name, ...others.map((text) => element(kind, text)));
+  return made;
 }
 
 function tell() {
@@ -168,7 +249,7 @@ async function compare() {
   find("speed-found").textContent = say("comparing");
   try {
     for (let round = 0; round < ROUNDS; round++) {
-      for (const name of [first, second]) times[name].push((await ask(place(name), image)).milliseconds);
+      for (const name of [first, second]) times[name].push((await ask(place(name, "&live=false"), image)).milliseconds);
     }
     const median = (values) => values.toSorted((a, b) => a - b)[ROUNDS / 2];
     const [one, two] = [median(times[first]), median(times[second])];

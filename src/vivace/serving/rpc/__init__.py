@@ -1,0 +1,1 @@
+"""Open Inference Protocol v2 over gRPC: its messages, its methods, and the server beside that for HTTP."""
