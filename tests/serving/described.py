@@ -23,6 +23,7 @@ import schemathesis
 from hypothesis import strategies
 from PIL import Image
 from schemathesis import checks
+from schemathesis.core.failures import FailureGroup
 
 # where `factories` is
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -129,8 +130,9 @@ def _try(case: Any, url: str, session: requests.Session, statuses: Counter[int],
         return
     try:
         case.validate_response(response, checks=_chosen())
-    except Exception as error:
-        failures.append(f"{case.as_curl_command()}\n{response.status_code} {response.content[:300]!r}\n{error}")
+    except FailureGroup as group:
+        found = "\n".join(str(error) for error in group.exceptions)
+        failures.append(f"{case.as_curl_command()}\n{response.status_code} {response.content[:300]!r}\n{found}")
 
 
 def _chosen() -> list[Any]:
