@@ -89,8 +89,9 @@ ALLOWED = {
     "predicted": BASE | {"runtimes"},
     "predictor": BASE | {"inputs", "predicted", "runtimes"},
     "heatmaps": BASE | {"models", "metrics", "runtimes", "inputs", "predicted", "predictor"},
-    "prediction": BASE
-    | {"inputs", "predictor", "heatmaps", "data.preprocess", "data.layouts.listing", "data.layouts.splitnames"},
+    "sources": BASE | {"data.decoding", "data.layouts"},
+    "prediction": BASE | {"inputs", "predictor", "heatmaps", "sources", "data.preprocess"},
+    "batch": BASE | {"sources", "predicted", "predictor", "prediction", "data.decoding", "data.layouts.listing"},
     "robustness": BASE | {"models", "runtimes", "predictor"},
     "evaluation": BASE
     | {"data", "models", "optim", "metrics", "runtimes", "predictor", "prediction", "robustness"}
@@ -170,6 +171,7 @@ TORCH_FREE = [
     "vivace.data.workers",
     "vivace.predictor",
     "vivace.prediction",
+    "vivace.batch.run",
     "vivace.training.recipes.facts",
     "vivace.training.recipes.named",
     "vivace.training.train",

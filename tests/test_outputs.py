@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from vivace import outputs
+from vivace.batch.outputs import check_table
 from vivace.errors import OutputPathError, VivaceError
 from vivace.files import read_regular, sha256_of
 from vivace.marks import marked
 from vivace.outputs import check_export, check_file, check_folder, own_file, seal, write_sidecar, writing
-from vivace.reporting.tables import check_table
 
 
 def contents(folder: Path) -> dict[str, bytes]:

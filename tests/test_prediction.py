@@ -349,8 +349,8 @@ def test_names_that_are_no_utf8_survive_in_a_table(bundle: Bundle, undecodable: 
     folder, table = os.path.dirname(undecodable), tmp_path / "out.csv"  # noqa: PTH120
     assert main(["predict", str(bundle.folder), folder, "--device", "cpu", "--quiet", "--out", str(table)]) == 0
     rows = list(csv.DictReader(io.StringIO(table.read_bytes().decode("utf-8", "surrogateescape"))))
-    assert [row["path"] for row in rows] == [undecodable, os.path.join(folder, "b\udce4d.png")]  # noqa: PTH118
-    assert [row["error"] for row in rows] == ["", "empty"]
+    assert [row["path"] for row in rows] == [os.path.join(folder, "b\udce4d.png"), undecodable]  # noqa: PTH118
+    assert [row["error"] for row in rows] == ["empty", ""]
 
 
 def test_a_list_on_real_stdin_is_read_as_bytes(

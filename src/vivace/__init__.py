@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from vivace.acceleration.modules.result import ModuleAcceleration
     from vivace.acceleration.options import SearchOptions
     from vivace.acceleration.outcome import Acceleration
+    from vivace.batch.files import predict_to
+    from vivace.batch.run import Streamed
     from vivace.bundle import Bundle
     from vivace.data.place import Data
     from vivace.evaluation.evaluate import Evaluation, evaluate
@@ -72,6 +74,7 @@ __all__ = [
     "Runs",
     "SearchOptions",
     "StopTraining",
+    "Streamed",
     "TrainResult",
     "accelerate",
     "audit",
@@ -83,6 +86,7 @@ __all__ = [
     "heat_maps",
     "load",
     "predict",
+    "predict_to",
     "profile",
     "report",
     "runs",
@@ -113,6 +117,7 @@ _HOMES = {
     "RunComparison": "vivace.verbs.compare",
     "Runs": "vivace.verbs.runs",
     "SearchOptions": "vivace.acceleration.options",
+    "Streamed": "vivace.batch.run",
     "StopTraining": "vivace.training.recording.callbacks",
     "TrainResult": "vivace.training.result",
     "accelerate": "vivace.acceleration.accelerate",
@@ -124,6 +129,7 @@ _HOMES = {
     "heat_maps": "vivace.heatmaps.explain",
     "load": "vivace.predictor",
     "predict": "vivace.prediction",
+    "predict_to": "vivace.batch.files",
     "profile": "vivace.verbs.profile",
     "report": "vivace.verbs.report",
     "runs": "vivace.verbs.runs",

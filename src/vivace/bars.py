@@ -9,8 +9,10 @@ from typing import Any
 __all__ = ["counting_bar", "terminal"]
 
 
-def counting_bar(description: str, *, quiet: bool = False) -> tuple[Callable[[int, int], None], Callable[[], None]]:
-    """(progress(done, total), close): a progress bar if stderr is a terminal, otherwise nothing."""
+def counting_bar(
+    description: str, *, quiet: bool = False
+) -> tuple[Callable[[int, int | None], None], Callable[[], None]]:
+    """(progress(done, total), close): a progress bar if stderr is a terminal. total: None, unknown."""
     if quiet or not sys.stderr.isatty():
         return (lambda done, total: None), (lambda: None)
     from rich.console import Console
@@ -27,7 +29,7 @@ def counting_bar(description: str, *, quiet: bool = False) -> tuple[Callable[[in
     task = bar.add_task(description, total=None)
     bar.start()
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int | None) -> None:
         bar.update(task, completed=done, total=total)
 
     return progress, bar.stop

@@ -288,7 +288,7 @@ LIBRARIES = (
     _Library("pyarrow", "data"),
     _Library("scipy", "data"),
     *(_Library(*pair) for pair in (("matplotlib", "report"), ("model-signing", "sign"), ("opacus", "private"))),
-    *(_Library(*pair) for pair in (("uvicorn", "serve"), ("grpcio", "grpc"))),
+    *(_Library(*pair) for pair in (("uvicorn", "serve"), ("grpcio", "grpc"), ("aiohttp", "remote"))),
     *(_Library(row.library, row.extra) for row in RUNTIMES.values() if row.module and row.extra),
 )
 

@@ -16,7 +16,7 @@ from vivace.runtimes.loading import Classifier
 from vivace.uncertainty.calibrate import COVERAGE, MIN_IMAGES, RISK
 from vivace.uncertainty.decide import Decided, Decider, check_rate
 
-__all__ = ["Prediction", "check_whole", "decider_for", "prediction_of", "with_decided"]
+__all__ = ["Prediction", "check_whole", "decider_for", "prediction_of", "reliance_cells", "with_decided"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,17 @@ def with_decided(
         ood=None if decided.ood_N is None else bool(decided.ood_N[index]),
         ood_score=None if decided.ood_score_N is None else float(decided.ood_score_N[index]),
     )
+
+
+def reliance_cells(row: Prediction, *, as_text: bool) -> dict[str, Any]:
+    """Its prediction set and what else tells whether to rely on it, for tables and JSON; nothing where it has none.
+
+    as_text: the set as one text, separated by semicolons, in place of a list.
+    """
+    if row.prediction_set is None:
+        return {}
+    found: Any = ";".join(row.prediction_set) if as_text else list(row.prediction_set)
+    return {"prediction_set": found, "abstain": row.abstain, "ood": row.ood, "ood_score": row.ood_score}
 
 
 def decider_for(

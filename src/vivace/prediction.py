@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import overload
 
 import numpy as np
 
 from vivace.bundle import Bundle
 from vivace.cachedir import default_cache_dir
-from vivace.data.layouts.listing import is_candidate, unreadable_folder
-from vivace.data.layouts.splitnames import is_system
 from vivace.errors import DataError, ImageError
 from vivace.inputs import loaded
 from vivace.kernels.resize import use_fast_resize
 from vivace.predictor import Prediction, Predictor, check_whole, predictor_for
+from vivace.sources.paths import expand_paths, folders_of, without_repeats
 
 __all__ = [
     "Failure",
@@ -193,81 +189,3 @@ def decoded(files: Sequence[str], predictor: Predictor) -> Iterator[tuple[list[s
         yield [files[0]], [pixels(files[0])]
         return
     yield from loaded(files, pixels, batch_size=predictor.batch_size, workers=predictor.workers)
-
-
-def expand_paths(
-    paths: Iterable[str | Path], *, stdin: BinaryIO | None = None, passed_over: list[str] | None = None
-) -> list[str]:
-    """The files behind paths: a folder's images, a glob's matches, stdin's lines for "-"; in the order given.
-
-    Lines of stdin may end in a zero byte instead (find -print0), for names that hold newlines. Below folders, files
-    count that are images by extension or content; links to folders, hidden ones and those of the system are not
-    followed. What is not taken is added to `passed_over`. A file that was
-    named itself is taken whatever its extension, even if it is not there: it is then a failure.
-    Raises DataError if there is nothing behind one of the paths, or a folder can't be read.
-    """
-    files: list[str] = []
-    left = [] if passed_over is None else passed_over
-    for given in paths:
-        if not isinstance(given, str | bytes | os.PathLike):
-            raise DataError(
-                f"a path is not the name of a file: got {type(given).__name__}. Give text or a pathlib.Path."
-            )
-        # bytes that are no UTF-8 become surrogates, and bytes again when the file is opened
-        path = os.fsdecode(given)
-        if path == "-":
-            found = _named(_listed(sys.stdin.buffer if stdin is None else stdin), left)
-        elif glob.has_magic(path) and not os.path.lexists(path):
-            matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
-            found = _named((match for match in matches if os.path.isfile(match) or os.path.isdir(match)), left)  # noqa: PTH112, PTH113
-        else:
-            found = _named([path], left)
-        if not found:
-            raise DataError(f"there are no images in {path!r}. Give files, folders, globs, or - for a list on stdin.")
-        files += found
-    if not files:
-        raise DataError("no images are named: got an empty list. Give files, folders, globs, or - for a list on stdin.")
-    return files
-
-
-def folders_of(paths: Iterable[str | Path]) -> list[Path]:
-    """The folders among paths."""
-    return [Path(path) for path in paths if os.path.isdir(path)]  # noqa: PTH112
-
-
-def without_repeats(files: Iterable[str]) -> list[str]:
-    """Each file once, at its first position: a file may be named itself and lie in a folder or glob as well."""
-    first: dict[str, str] = {}
-    for file in files:
-        first.setdefault(os.path.abspath(file), file)  # noqa: PTH100 (a million names)
-    return list(first.values())
-
-
-def _listed(stdin: BinaryIO) -> list[str]:
-    listing = stdin.read()
-    lines = listing.split(b"\0") if b"\0" in listing else [line.removesuffix(b"\r") for line in listing.split(b"\n")]
-    return [os.fsdecode(line) for line in lines if line]
-
-
-def _named(paths: Iterable[str], left: list[str]) -> list[str]:
-    return [file for path in paths for file in (_images_below(path, left) if os.path.isdir(path) else [path])]  # noqa: PTH112
-
-
-def _images_below(folder: str, left: list[str]) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise unreadable_folder(error.filename, error)
-
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        left += [os.path.join(parent, name, "") for name in folders if is_system(name)]  # noqa: PTH118
-        folders[:] = sorted(name for name in folders if not is_system(name))
-        for name in sorted(names):
-            path = os.path.join(parent, name)  # noqa: PTH118
-            if is_system(name):
-                continue
-            # reading a pipe would wait for ever; a link that leads nowhere is reported as a failure
-            if is_candidate(path) and (os.path.isfile(path) or not os.path.exists(path)):  # noqa: PTH110, PTH113
-                found.append(path)
-            else:
-                left.append(path)
-    return found

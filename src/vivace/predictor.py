@@ -156,7 +156,10 @@ class Predictor:
 
     def predictions_of(self, names: Sequence[str], images_NHWC: np.ndarray, topk: int) -> list[Prediction]:
         """The predictions of images as for `probs`, which raises what this raises. names: what they are called."""
-        answers = self.answers(images_NHWC)
+        return self.predictions_from(names, self.answers(images_NHWC), topk)
+
+    def predictions_from(self, names: Sequence[str], answers: Answers, topk: int) -> list[Prediction]:
+        """The predictions that answers of `answers` make. names: what the images are called."""
         decided = None if self.decider is None else self.decider.decide(answers)
         rows = []
         for index, (name, probs_K) in enumerate(zip(names, answers.probs_NK, strict=True)):

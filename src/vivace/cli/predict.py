@@ -1,14 +1,12 @@
-"""Classify images with BUNDLE: files, folders, globs, or - for a list of paths on stdin.
+"""Classify images with BUNDLE: files, folders, globs, tars, parquet files, URLs, or - for a list of such on stdin.
 
-Ends with 0 if at least one image was classified (the others are listed on stderr), with 1 if none was.
+Any number of them: each is written as soon as it is classified. Ends with 0 if at least one image was classified (the
+first of the others are listed on stderr), with 1 if none was.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,11 +15,15 @@ import tyro
 from vivace.cli.answers import print_json
 from vivace.cli.common import bundle_place, tell
 from vivace.cli.options import verb_options
-from vivace.cli.reliance import reliance, reliance_cells
-from vivace.errors import ConfigError, OutputPathError, printable
+from vivace.cli.reliance import reliance
+from vivace.errors import ConfigError, printable
 
 if TYPE_CHECKING:
-    from vivace.prediction import Prediction, Predictions
+    from vivace.batch.run import Streamed
+    from vivace.prediction import Failure, Prediction
+
+# failures that are told one by one
+NUM_TOLD = 20
 
 
 class Paths(tuple[str, ...]):
@@ -46,13 +48,19 @@ class Options:
     paths: Annotated[
         tyro.conf.Positional[Paths], PATHS, tyro.conf.arg(metavar="PATHS", help_behavior_hint="(required)")
     ]
-    """Files, folders, globs, or - for a list on stdin."""
+    """Files, folders, globs, tars and parquet files that hold images, URLs of these, or - for a list on stdin."""
     topk: int = 5
     """Classes per image. Of sets of labels those that reach their thresholds are shown, however many."""
     out: Path | None = None
     """Write a row per image to this .csv, .jsonl or .parquet file."""
     overwrite: bool = False
     """Replace the file that --out names if it is there; never an image that is read, nor a file of a bundle or run."""
+    resume: bool = False
+    """Go on where the same command was killed; its output is that of a run that nothing stopped, to the last byte."""
+    sort_into: Path | None = None
+    """Link each image into a folder for its class below this one; copies where there can be no links."""
+    embeddings: Path | None = None
+    """Write features, what the network's last layer is given, to this .parquet file."""
     coverage: float | None = None
     """How often the true class is to be in the prediction set, (0, 1). Default: 0.9."""
     abstain: float | None = None
@@ -76,29 +84,22 @@ class Options:
 def run(options: Options) -> int:
     """Predict, write, print. 1 if no image could be classified."""
     from vivace.bars import counting_bar
-    from vivace.data.layouts.listing import skipped_summary
+    from vivace.batch.outputs import Outputs
+    from vivace.batch.run import predict_stream
     from vivace.data.text import count_of
     from vivace.notices import warn
-    from vivace.prediction import expand_paths, folders_of, predict_files, predictor_for, without_repeats
-    from vivace.predictor import check_whole
-    from vivace.reporting.tables import check_table, write_rows
+    from vivace.predictor import check_whole, predictor_for
 
-    if not options.paths:
-        raise ConfigError("PATHS is missing. Give files, folders, globs, or - for a list of paths on stdin.")
-    replaced = None
-    if options.out is not None:
-        replaced = check_table(options.out, inputs=[bundle_place(options.bundle)], overwrite=options.overwrite)
-    elif options.overwrite:
-        raise ConfigError("--overwrite goes with --out: got no --out. Leave it out.")
+    _check(options)
+    outputs = Outputs(
+        options.out,
+        overwrite=options.overwrite,
+        sort_into=options.sort_into,
+        embeddings=options.embeddings,
+        inputs=[bundle_place(options.bundle)],
+    )
+    outputs.check(options.paths, resuming=options.resume)
     check_whole("topk", options.topk)
-    left: list[str] = []
-    named = expand_paths(options.paths, passed_over=left)
-    files, left = without_repeats(named), without_repeats(left)
-    if repeated := len(named) - len(files):
-        warn(f"{count_of(repeated, 'name')} left out, of files that are named already: each is classified once")
-    if replaced is not None:
-        assert options.out is not None
-        check_unread(options.out, files, listed="-" in options.paths)
     predictor = predictor_for(
         options.bundle,
         options.device,
@@ -112,138 +113,138 @@ def run(options: Options) -> int:
     if predictor.decider is not None and any(value is not None for value in asked.values()):
         for note in predictor.decider.notes():
             warn(note)
+    told = _Told(options, predictor.bundle.info.multi_label)
     progress, close = counting_bar("predicting", quiet=options.quiet)
     try:
-        result = predict_files(
+        result = predict_stream(
             predictor,
-            files,
+            options.paths,
             topk=options.topk,
-            passed_over=left,
-            heat_maps=options.heat_maps,
-            folders=folders_of(options.paths),
-            progress=progress,
+            outputs=outputs,
+            resume=options.resume,
+            draw=None if options.heat_maps is None else _pictures(options, predictor),
+            each=told,
+            progress=progress if sys.stderr.isatty() and not options.quiet else None,
         )
     finally:
         close()
-    if line := skipped_summary(result.passed_over, len(result.rows) + len(result.failures)):
+    told.close()
+    if repeated := result.num_repeated:
+        warn(f"{count_of(repeated, 'name')} left out, of files that are named already: each is classified once")
+    if line := result.skipped.summary(result.num_images + result.num_failures):
         warn(line)
-    for failure in result.failures:
-        tell(f"not classified: {failure.path} ({failure.problem}) {failure.message}")
-    if options.out is not None:
-        as_text = options.out.suffix.lower() == ".csv"
-        rows = table_of_sets(result, as_text=as_text) if result.multi_label else table(result, as_text=as_text)
-        write_rows(rows, options.out, overwrite=options.overwrite)
-        if replaced is not None:
-            warn(f"replaced: {options.out}")
+    if outputs.replaced is not None:
+        warn(f"replaced: {options.out}")
     if options.json:
-        print_json("predict", {"bundle": str(predictor.bundle.folder), **to_json(result)})
-        return 0 if result.rows else 1
-    if options.out is None:
-        for row in result.rows:
-            found = row.topk if not result.multi_label else applying(row)
+        print_json("predict", {"bundle": str(predictor.bundle.folder), **told.to_json(result)})
+    else:
+        print(_summary(options, result), file=sys.stderr)
+    return 0 if result.num_images else 1
+
+
+def _check(options: Options) -> None:
+    """Raises ConfigError for options that do not go together."""
+    if not options.paths:
+        raise ConfigError("PATHS is missing. Give files, folders, globs, or - for a list of paths on stdin.")
+    if options.out is None and options.overwrite:
+        raise ConfigError("--overwrite goes with --out: got no --out. Leave it out.")
+    if options.resume and options.out is options.embeddings is options.sort_into is None:
+        raise ConfigError("--resume goes with --out: got no --out. Give the one of the run that was killed.")
+    for name, given in (("--json", options.json), ("--heat-maps", options.heat_maps is not None)):
+        if options.resume and given:
+            raise ConfigError(
+                f"--resume and {name} exclude each other: only the images that are left would be in it. Leave one out."
+            )
+
+
+def _pictures(options: Options, predictor: Any) -> Any:
+    """What draws the heat maps of all items beside them, in a folder."""
+    # it needs torch, which a graph's runtime does without
+    from vivace.heatmaps.drawn import Drawing
+    from vivace.sources.paths import folders_of
+
+    folder = options.heat_maps
+    assert folder is not None
+    return lambda items: (
+        Drawing(folder, predictor, [item.name for item in items], folders_of(options.paths)).with_pictures
+    )
+
+
+class _Told:
+    """What is said of each outcome as it comes; what --json prints is kept for the end."""
+
+    def __init__(self, options: Options, multi_label: bool) -> None:
+        self._json, self._multi_label = options.json, multi_label
+        self._prints = options.out is None and not options.json
+        self._rows: list[Prediction] = []
+        self._failures: list[Failure] = []
+        self._num_failures = 0
+
+    def __call__(self, outcome: Prediction | Failure) -> None:
+        from vivace.prediction import Failure
+
+        if isinstance(outcome, Failure):
+            self._num_failures += 1
+            if self._num_failures <= NUM_TOLD:
+                tell(f"not classified: {outcome.path} ({outcome.problem}) {outcome.message}")
+            if self._json:
+                self._failures.append(outcome)
+        elif self._json:
+            self._rows.append(outcome)
+        elif self._prints:
+            from vivace.batch.rows import applying
+
+            found = outcome.topk if not self._multi_label else applying(outcome)
             ranked = "  ".join(f"{printable(name)} {100 * probability:.1f} %" for name, probability in found)
-            print(f"{printable(row.path)}\t{ranked or '–'}{reliance(row)}")
-    summary = f"{len(result.rows):,} images in {result.seconds:.2f} s, {result.images_per_second:,.0f} images/s"
-    if result.failures:
-        summary += f"; {len(result.failures):,} could not be classified"
+            print(f"{printable(outcome.path)}\t{ranked or '–'}{reliance(outcome)}")
+
+    def close(self) -> None:
+        """Says how many failures were not told."""
+        if (more := self._num_failures - NUM_TOLD) > 0:
+            tell(f"not classified: {more:,} more, which have an error in the output")
+
+    def to_json(self, result: Streamed) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "num_images": result.num_images,
+            "num_failures": result.num_failures,
+            "num_passed_over": len(result.skipped),
+            "images_per_second": result.images_per_second,
+            "seconds": result.seconds,
+            "predictions": [self._plain(row) for row in self._rows],
+            "failures": [
+                {"path": failure.path, "problem": failure.problem, "message": failure.message}
+                for failure in self._failures
+            ],
+        }
+
+    def _plain(self, row: Prediction) -> dict[str, Any]:
+        from vivace.predicted import reliance_cells
+
+        return {
+            "path": row.path,
+            "label": row.label,
+            "probability": row.probability,
+            "topk": [{"label": name, "probability": probability} for name, probability in row.topk],
+            **({"labels": list(row.labels)} if self._multi_label else {}),
+            **reliance_cells(row, as_text=False),
+            **({} if row.heat_map is None else {"heat_map": row.heat_map}),
+        }
+
+
+def _summary(options: Options, result: Streamed) -> str:
+    """One line of what was done."""
+    summary = f"{result.num_images:,} images in {result.seconds:.2f} s, {result.images_per_second:,.0f} images/s"
+    if result.num_resumed:
+        summary += f"; {result.num_resumed:,} were done before"
+    if result.num_failures:
+        summary += f"; {result.num_failures:,} could not be classified"
     if options.out is not None:
         summary += f"; written to {options.out}"
+    if options.embeddings is not None:
+        summary += f"; features in {options.embeddings}"
+    if options.sort_into is not None:
+        summary += f"; sorted into {options.sort_into}"
     if options.heat_maps is not None:
         summary += f"; heat maps in {options.heat_maps}"
-    print(summary, file=sys.stderr)
-    return 0 if result.rows else 1
-
-
-def check_unread(out: Path, files: Iterable[str], *, listed: bool) -> None:
-    """Raises OutputPathError if `out`, a file that is there, is one of the files that are read, by whatever name.
-
-    listed: their list is read from stdin, which may be a file too.
-    """
-    place = out.stat()
-    read: str | None = None
-    with contextlib.suppress(OSError, ValueError):
-        # a stdin that is no file of the system has no number
-        if listed and os.path.samestat(place, os.fstat(sys.stdin.fileno())):
-            read = "the list on stdin"
-    for file in files:
-        with contextlib.suppress(OSError, ValueError):
-            if os.path.samestat(place, os.stat(file)):  # noqa: PTH116
-                read = file
-    if read is not None:
-        raise OutputPathError(f"--out is what is read: {out} and {read}. Give another name.")
-
-
-def applying(row: Prediction) -> tuple[tuple[str, float], ...]:
-    """(label, probability) of the labels that reach their thresholds, the likeliest first."""
-    probs = dict(row.topk)
-    return tuple((name, probs[name]) for name in row.labels)
-
-
-def table_of_sets(result: Predictions, *, as_text: bool) -> list[dict[str, Any]]:
-    """A row per image: path, error, labels, probabilities of these; failures have none.
-
-    as_text: both as one text, separated by semicolons, in place of lists.
-    """
-    rows: list[dict[str, Any]] = []
-    for row in result.rows:
-        found = applying(row)
-        names, probs = [name for name, _ in found], [probability for _, probability in found]
-        if as_text:
-            texts = ";".join(names), ";".join(f"{value:.6g}" for value in probs)
-            rows.append({"path": row.path, "error": "", "labels": texts[0], "probabilities": texts[1]})
-        else:
-            rows.append({"path": row.path, "error": "", "labels": names, "probabilities": probs})
-    for failure in result.failures:
-        none: Any = "" if as_text else []
-        rows.append({"path": failure.path, "error": failure.problem, "labels": none, "probabilities": none})
-    return rows
-
-
-def table(result: Predictions, *, as_text: bool) -> list[dict[str, Any]]:
-    """A row per image: path, error, and label_1, probability_1, label_2 … ; failures have empty labels.
-
-    Of a bundle with thresholds also prediction_set, abstain, ood and ood_score. as_text: the set as one text, separated
-    by semicolons, in place of a list.
-    """
-    count = max((len(row.topk) for row in result.rows), default=1)
-    rows = []
-    for row in result.rows:
-        cells: dict[str, Any] = {"path": row.path, "error": ""}
-        for rank, (name, probability) in enumerate(row.topk, start=1):
-            cells[f"label_{rank}"], cells[f"probability_{rank}"] = name, probability
-        rows.append(cells | reliance_cells(row, as_text=as_text))
-    for failure in result.failures:
-        cells = {"path": failure.path, "error": failure.problem}
-        for rank in range(1, count + 1):
-            cells[f"label_{rank}"], cells[f"probability_{rank}"] = "", None
-        if any(row.prediction_set is not None for row in result.rows):
-            cells |= {"prediction_set": "" if as_text else [], **dict.fromkeys(("abstain", "ood", "ood_score"))}
-        rows.append(cells)
-    return rows
-
-
-def to_json(result: Predictions) -> dict[str, Any]:
-    """Plain values."""
-    return {
-        "num_images": len(result.rows),
-        "num_failures": len(result.failures),
-        "num_passed_over": len(result.passed_over),
-        "images_per_second": result.images_per_second,
-        "seconds": result.seconds,
-        "predictions": [
-            {
-                "path": row.path,
-                "label": row.label,
-                "probability": row.probability,
-                "topk": [{"label": name, "probability": probability} for name, probability in row.topk],
-                **({"labels": list(row.labels)} if result.multi_label else {}),
-                **reliance_cells(row, as_text=False),
-                **({} if row.heat_map is None else {"heat_map": row.heat_map}),
-            }
-            for row in result.rows
-        ],
-        "failures": [
-            {"path": failure.path, "problem": failure.problem, "message": failure.message}
-            for failure in result.failures
-        ],
-    }
+    return summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vivace.errors import printable
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from vivace.evaluation.uncertainty import UncertaintyMetrics
     from vivace.predicted import Prediction
 
-__all__ = ["print_uncertainty", "reliance", "reliance_cells"]
+__all__ = ["print_uncertainty", "reliance"]
 
 
 def reliance(row: Prediction) -> str:
@@ -23,14 +23,6 @@ def reliance(row: Prediction) -> str:
     if row.ood:
         told.append("unlike the known images")
     return f"\t{'; '.join(told)}" if told else ""
-
-
-def reliance_cells(row: Prediction, *, as_text: bool) -> dict[str, Any]:
-    """The same for tables and JSON; nothing of a bundle without thresholds. as_text: the set as one text."""
-    if row.prediction_set is None:
-        return {}
-    found: Any = ";".join(row.prediction_set) if as_text else list(row.prediction_set)
-    return {"prediction_set": found, "abstain": row.abstain, "ood": row.ood, "ood_score": row.ood_score}
 
 
 def print_uncertainty(found: UncertaintyMetrics) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -14,7 +14,7 @@ from vivace.data.decoding.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSE
 from vivace.data.layouts.splitnames import SYSTEM_FILES, is_system
 from vivace.errors import DataError
 
-__all__ = ["Listing", "check_inside", "is_candidate", "scan", "skipped_summary", "unreadable_folder"]
+__all__ = ["Listing", "Skipped", "check_inside", "is_candidate", "scan", "skipped_summary", "unreadable_folder"]
 
 # kinds of skipped files that a summary names
 NUM_KINDS = 6
@@ -216,26 +216,55 @@ def heif_is_read() -> bool:
     return find_spec("pillow_heif") is not None
 
 
-def skipped_summary(ignored: Sequence[str], num_taken: int) -> str | None:
-    """One line with the number of skipped files and their kinds; None if there are none.
+class Skipped:
+    """Files that are skipped, counted by their kinds: a folder may hold millions."""
 
-    ignored: as in `Listing.ignored`. num_taken: files that were used.
-    """
-    files = [name for name in ignored if not name.endswith(os.sep)]
-    folders = Counter(os.path.basename(name[:-1]) for name in ignored if name.endswith(os.sep))  # noqa: PTH119
-    parts = []
-    if files:
-        kinds = Counter(_kind(name) for name in files).most_common()
-        listed = [f"{count:,} {kind}" for kind, count in kinds[:NUM_KINDS]]
-        if rest := sum(count for _, count in kinds[NUM_KINDS:]):
-            listed.append(f"{rest:,} others")
-        heic = not heif_is_read() and any(_extension(name) in FORMATS["HEIF"] for name in files)
-        hint = "; to read HEIC: pip install 'vivace[heic]'" if heic else ""
-        parts.append(f"skipped {len(files):,} of {num_taken + len(files):,} files: {', '.join(listed)}{hint}")
-    if folders:
-        listed = [f"{name} ({count:,})" if count > 1 else name for name, count in folders.most_common(NUM_KINDS)]
-        parts.append(f"skipped folders of the system, or linked twice: {', '.join(map(shown, listed))}")
-    return "; ".join(parts) or None
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        """names: as in `Listing.ignored`."""
+        self.num_files = 0
+        self._kinds: Counter[str] = Counter()
+        self._folders: Counter[str] = Counter()
+        self._heic = False
+        for name in names:
+            self.append(name)
+
+    def __len__(self) -> int:
+        """Number of files, and of folders of the system."""
+        return self.num_files + self._folders.total()
+
+    def append(self, name: str) -> None:
+        """Count a file, or a folder whose name ends in a slash."""
+        if name.endswith(os.sep):
+            self._folders[os.path.basename(name[:-1])] += 1  # noqa: PTH119
+        else:
+            self.num_files += 1
+            self._kinds[_kind(name)] += 1
+            self._heic = self._heic or _extension(name) in FORMATS["HEIF"]
+
+    def summary(self, num_taken: int) -> str | None:
+        """One line with the number of skipped files and their kinds; None if there are none.
+
+        num_taken: files that were used.
+        """
+        parts = []
+        if self.num_files:
+            kinds = self._kinds.most_common()
+            listed = [f"{count:,} {kind}" for kind, count in kinds[:NUM_KINDS]]
+            if rest := sum(count for _, count in kinds[NUM_KINDS:]):
+                listed.append(f"{rest:,} others")
+            hint = "; to read HEIC: pip install 'vivace[heic]'" if self._heic and not heif_is_read() else ""
+            total = num_taken + self.num_files
+            parts.append(f"skipped {self.num_files:,} of {total:,} files: {', '.join(listed)}{hint}")
+        if self._folders:
+            common = self._folders.most_common(NUM_KINDS)
+            listed = [f"{name} ({count:,})" if count > 1 else name for name, count in common]
+            parts.append(f"skipped folders of the system, or linked twice: {', '.join(map(shown, listed))}")
+        return "; ".join(parts) or None
+
+
+def skipped_summary(ignored: Iterable[str], num_taken: int) -> str | None:
+    """`Skipped.summary` of these names."""
+    return Skipped(ignored).summary(num_taken)
 
 
 def _kind(name: str) -> str:

@@ -51,10 +51,13 @@ def read_schema(path: Path) -> Any:
     return schema
 
 
-def read_rows(path: Path, columns: Sequence[str], *, batch_rows: int, pixels: str | None = None) -> Iterator[Any]:
+def read_rows(
+    path: Path, columns: Sequence[str], *, batch_rows: int, pixels: str | None = None, first: int = 0
+) -> Iterator[Any]:
     """Yields rows as dictionaries, with the given columns only.
 
-    pixels: the one column that may hold encoded images, as bytes or as a struct with a field "bytes". Raises
+    pixels: the one column that may hold encoded images, as bytes or as a struct with a field "bytes". first: rows
+    before this one are left out, whole row groups of them unread. Raises
     ArchiveError for a file that expands to far more memory or rows than its size allows, DataError if it can't be read
     or if another column holds anything but text and numbers.
     """
@@ -78,16 +81,27 @@ def read_rows(path: Path, columns: Sequence[str], *, batch_rows: int, pixels: st
         with pyarrow.parquet.ParquetFile(path) as file:
             largest = _check_pages(path, file.metadata, leaves, lists)
             size = max(1, min(batch_rows, BATCH_BYTES // max(1, largest)))
-            num_rows = 0
-            for batch in file.iter_batches(batch_size=size, columns=leaves):
-                num_rows += batch.num_rows
+            num_rows, groups = _groups_from(file.metadata, first)
+            for batch in file.iter_batches(batch_size=size, columns=leaves, row_groups=groups):
+                before, num_rows = num_rows, num_rows + batch.num_rows
                 if num_rows > file.metadata.num_rows:
                     raise ArchiveError(
                         f"{path} holds more rows than the {file.metadata.num_rows:,} that it states. Write it again."
                     )
-                yield from batch.to_pylist()
+                yield from batch.slice(max(0, first - before)).to_pylist()
     except _errors() as error:
         raise _unreadable(path, error) from None
+
+
+def _groups_from(metadata: Any, first: int) -> tuple[int, list[int]]:
+    """(the first row, the numbers) of the row groups that hold the row `first` and those after it."""
+    before = 0
+    for group in range(metadata.num_row_groups):
+        after = before + metadata.row_group(group).num_rows
+        if after > first:
+            return before, list(range(group, metadata.num_row_groups))
+        before = after
+    return before, []
 
 
 def _is_flat(kind: Any, types: Any) -> bool:

@@ -25,7 +25,7 @@ from vivace.data.splits import DataSource
 from vivace.data.text import first_few
 from vivace.errors import ArchiveError, DataError
 
-__all__ = ["holds_pixels", "open_shards"]
+__all__ = ["bytes_of", "holds_pixels", "open_shards", "pixels_column"]
 
 # photos of some MB each
 ROWS_AT_ONCE = 32
@@ -39,7 +39,7 @@ def holds_pixels(path: Path, image_column: str | None = None) -> bool:
     """
     if path.suffix.lower() != ".parquet":
         return False
-    return _pixels_column(read_schema(path), image_column) is not None
+    return pixels_column(read_schema(path), image_column) is not None
 
 
 def open_shards(
@@ -105,7 +105,7 @@ class _ByteBudget:
 
 def _unpack(path: Path, folder: Path, stem: str, split: str, labels: IO[str], budget: _ByteBudget, data: Data) -> None:
     schema = read_schema(path)
-    pixels = _pixels_column(schema, data.image_column)
+    pixels = pixels_column(schema, data.image_column)
     if pixels is None and data.image_column is not None:
         raise DataError(
             f"{path}: there is no column {data.image_column!r} of images; images are in "
@@ -120,7 +120,7 @@ def _unpack(path: Path, folder: Path, stem: str, split: str, labels: IO[str], bu
     assert columns.label is not None
     rows = read_rows(path, [pixels, columns.label], batch_rows=ROWS_AT_ONCE, pixels=pixels)
     for row_number, row in enumerate(rows, start=1):
-        encoded = _bytes_of(row[pixels], path, row_number)
+        encoded = bytes_of(row[pixels], path, row_number)
         # an empty file takes space too
         budget.take(max(len(encoded), MEMBER_BYTES), path)
         kind = sniff(encoded[:HEAD_BYTES])
@@ -142,7 +142,7 @@ def _columns(schema: Any, pixels: str, path: Path, label_column: str | None) -> 
     return columns
 
 
-def _bytes_of(value: Any, path: Path, row: int) -> bytes:
+def bytes_of(value: Any, path: Path, row: int) -> bytes:
     encoded = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(encoded, bytes):
         raise DataError(f"{path}, row {row}: the image has no bytes, only a path or nothing. Embed the images.")
@@ -157,7 +157,7 @@ def _label_of(value: Any, names: Sequence[str] | None) -> Any:
     return value if isinstance(value, str | int | float) else None if value is None else str(value)[:200]
 
 
-def _pixels_column(schema: Any, wanted: str | None) -> str | None:
+def pixels_column(schema: Any, wanted: str | None) -> str | None:
     """The column `wanted` if it holds images, or the first that does if `wanted` is None."""
     names = _pixels_columns(schema)
     if wanted is not None:

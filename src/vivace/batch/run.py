@@ -1,0 +1,267 @@
+"""A prediction of any number of images: from sources to outputs, in bounded memory, continued after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vivace.batch.outputs import Outputs
+from vivace.batch.pipeline import Batch, Draw, classified
+from vivace.batch.unfinished import Unfinished, folder_of
+from vivace.cachedir import default_cache_dir
+from vivace.data.layouts.listing import Skipped
+from vivace.errors import ConfigError, OutputPathError
+from vivace.files import sha256_of
+from vivace.hardware import num_cpus
+from vivace.kernels.resize import use_fast_resize
+from vivace.notices import warn
+from vivace.prediction import MANY_IMAGES, Failure
+from vivace.predictor import Prediction, Predictor, check_whole
+from vivace.sources.items import Item
+from vivace.sources.kinds import READERS
+from vivace.sources.stream import Sources
+
+__all__ = ["Streamed", "predict_stream"]
+
+# at most so much is done again after a kill
+COMMIT_SECONDS = 1.0
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """What came of a stream of images."""
+
+    num_images: int
+    """Classified, those of the runs that this one continued among them."""
+    num_failures: int
+    num_resumed: int
+    """Images and failures of earlier runs among them."""
+    num_repeated: int
+    """Names left out, of files that were named before."""
+    skipped: Skipped
+    """Files that were no images."""
+    seconds: float
+    """Finding, decoding, classifying and writing in this run, without loading the bundle."""
+    images_per_second: float
+    """Classified in this run."""
+
+
+def predict_stream(
+    predictor: Predictor,
+    paths: Iterable[str | Path],
+    *,
+    topk: int = 5,
+    outputs: Outputs | None = None,
+    resume: bool = False,
+    draw: Callable[[list[Item]], Draw] | None = None,
+    each: Callable[[Prediction | Failure], None] = lambda outcome: None,
+    stdin: BinaryIO | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Streamed:
+    """Classify the images behind paths (as for `Sources`), and write each as soon as it is classified, in their order.
+
+    outputs: what is written; None: nothing. resume: go on where a killed run of the same outputs was. draw: makes what
+    draws, of all items, which are held in memory then. each: called with every outcome of this run. progress: called
+    with the number of images that are done, and about that of all, None where it is unknown.
+    Few batches of images are held. Raises DataError when nothing is found, OutputPathError for an output that
+    can't be written or resumed, and what `Predictor.answers` raises; what is done is kept for `resume`.
+    """
+    check_whole("topk", topk)
+    if resume and (outputs is None or outputs.anchor is None):
+        raise ConfigError("`resume` needs an output that is written: got none. Give `out`.")
+    skipped = Skipped()
+    given = list(paths)
+    if outputs is None or outputs.anchor is None:
+        sources = Sources(given, left=skipped, stdin=stdin)
+        return _Stream(predictor, sources, topk, skipped, each, progress).run(draw)
+    outputs.check(given, resuming=resume)
+    made_from = {
+        "vivace's format": VERSION,
+        "the bundle": sha256_of(predictor.bundle.folder / "bundle.json"),
+        "the list of paths": [os.fsdecode(path) for path in given],
+        "topk": topk,
+        "batch_size": predictor.batch_size,
+        "device": str(predictor._place),
+        "runtime": predictor.runtime,
+        "precision": predictor.precision,
+        "threads": predictor.threads or num_cpus(),
+        **predictor._rates,
+        **outputs.made_from(),
+    }
+    sources = Sources(given, left=_Outside(skipped, folder_of(outputs.anchor)), stdin=stdin)
+    with Unfinished(outputs.anchor, made_from, resume=resume) as unfinished:
+        try:
+            if resume and not unfinished.resumed:
+                outputs.check_unmade()
+                warn(f"nothing to resume: no unfinished run of {outputs.anchor} is there, so it begins")
+            if unfinished.resumed and not unfinished.state.complete:
+                # a file that came meanwhile is better told now than at the end
+                outputs.check(given, resuming=False)
+            sources.done = unfinished.state.num_items
+            outputs.begin(unfinished, predictor, topk)
+            stream = _Stream(predictor, sources, topk, skipped, each, progress, outputs, unfinished)
+            return stream.run(draw)
+        except BaseException:
+            _keep_or_remove(unfinished)
+            raise
+        finally:
+            outputs.close()
+
+
+def _keep_or_remove(unfinished: Unfinished) -> None:
+    if unfinished.committed is None:
+        unfinished.remove()
+    else:
+        warn(f"{unfinished.committed:,} images are done, and kept in {unfinished.folder}: `resume=True` goes on")
+
+
+@dataclass
+class _Stream:
+    """A run: what it reads, what it writes, and how far it is."""
+
+    predictor: Predictor
+    sources: Sources
+    topk: int
+    skipped: Skipped
+    each: Callable[[Prediction | Failure], None]
+    progress: Callable[[int, int | None], None] | None
+    outputs: Outputs | None = None
+    unfinished: Unfinished | None = None
+    num_done: int = 0
+    num_good: int = 0
+
+    def run(self, draw: Callable[[list[Item]], Draw] | None) -> Streamed:
+        started = time.perf_counter()
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._committed = started
+        self._total = None if self.progress is None else self.sources.count()
+        items = _noted(self.sources, self.outputs)
+        complete = False
+        if self.unfinished is not None:
+            state = self.unfinished.state
+            complete, self.num_done, self.num_good = state.complete, state.num_items, state.num_classified
+            _pass_over(items, self.num_done, self._digest, self.unfinished)
+        resumed, good_before = self.num_done, self.num_good
+        if not complete:
+            self._classify(items, draw, resumed=resumed > 0)
+        if self.outputs is not None and self.unfinished is not None:
+            self.outputs.finish()
+            self.unfinished.remove()
+        seconds = time.perf_counter() - started
+        return Streamed(
+            num_images=self.num_good,
+            num_failures=self.num_done - self.num_good,
+            num_resumed=resumed,
+            num_repeated=self.sources.num_repeated,
+            skipped=self.skipped,
+            seconds=seconds,
+            images_per_second=(self.num_good - good_before) / max(seconds, 1e-9),
+        )
+
+    def _classify(self, items: Iterator[Item], draw: Callable[[list[Item]], Draw] | None, *, resumed: bool) -> None:
+        pictures = None
+        if draw is not None:
+            known = list(items)
+            items, pictures = iter(known), draw(known)
+        many = False
+        for batch in classified(
+            items,
+            self.predictor,
+            self.topk,
+            draw=pictures,
+            embedder=None if self.outputs is None else self.outputs.embedder,
+            workers=max(READERS, self.predictor.workers) if self.sources.remote else None,
+            resumed=resumed,
+        ):
+            self._take(batch)
+            if self.num_done >= MANY_IMAGES and not many:
+                # pixels are the same: what it costs to build is less than what it saves from here on
+                many = True
+                use_fast_resize(default_cache_dir() / "kernels")
+        if self.unfinished is not None:
+            self.unfinished.state.complete = True
+            self.unfinished.commit()
+
+    def _take(self, batch: Batch) -> None:
+        """Write a batch, and note now and then how far it is."""
+        if self.outputs is not None:
+            self.outputs.write(batch, self.num_done)
+        for outcome in batch.outcomes:
+            self.num_good += isinstance(outcome, Prediction)
+            self.each(outcome)
+        self.num_done += len(batch.items)
+        if self.progress is not None:
+            self.progress(self.num_done, self._total)
+        if self.unfinished is None:
+            return
+        for item in batch.items:
+            _update(self._digest, item)
+        state = self.unfinished.state
+        state.num_items, state.num_classified = self.num_done, self.num_good
+        state.num_failures = self.num_done - self.num_good
+        state.items_digest = self._digest.hexdigest()
+        if time.perf_counter() - self._committed >= COMMIT_SECONDS:
+            self.unfinished.commit()
+            self._committed = time.perf_counter()
+
+
+def _pass_over(items: Iterator[Item], count: int, digest: Any, unfinished: Unfinished) -> None:
+    """Take the items that are done. Raises OutputPathError unless they are the same as then."""
+    for number in range(count):
+        item = next(items, None)
+        if item is None:
+            raise OutputPathError(
+                f"it can't be resumed, for the images changed: there were {count:,} before, and are {number:,} now. "
+                f"Restore them, or remove {unfinished.folder} to begin anew."
+            )
+        _update(digest, item)
+    if count and digest.hexdigest() != unfinished.state.items_digest:
+        raise OutputPathError(
+            f"it can't be resumed, for the images changed: of {count:,} that are done some have another name or date. "
+            f"Restore them, or remove {unfinished.folder} to begin anew."
+        )
+
+
+def _update(digest: Any, item: Item) -> None:
+    digest.update(f"{item.name}\0{item.stamp}\n".encode("utf-8", "surrogatepass"))
+
+
+def _noted(sources: Sources, outputs: Outputs | None) -> Iterator[Item]:
+    """The items of sources. Raises OutputPathError for one that is the file that is to be replaced."""
+    replaced = None if outputs is None else outputs.replaced
+    if replaced is None:
+        yield from sources
+        return
+    place = replaced.stat()
+    with contextlib.suppress(OSError, ValueError):
+        # a stdin that is no file of the system has no number
+        if "-" in sources.given and os.path.samestat(place, os.fstat(sys.stdin.fileno())):
+            raise _is_read(replaced, "the list on stdin")
+    for item in sources:
+        with contextlib.suppress(OSError, ValueError):
+            if item.path is not None and os.path.samestat(place, os.stat(item.path)):  # noqa: PTH116
+                raise _is_read(replaced, item.path)
+        yield item
+
+
+def _is_read(out: Path, read: str) -> OutputPathError:
+    return OutputPathError(f"`out` is what is read: {out} and {read}. Give another name.")
+
+
+class _Outside:
+    """Counts what is passed over outside of a folder."""
+
+    def __init__(self, skipped: Skipped, folder: Path) -> None:
+        self._skipped, self._folder = skipped, os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+
+    def append(self, name: str, /) -> None:
+        if not os.path.realpath(name).startswith(self._folder):
+            self._skipped.append(name)
