@@ -100,7 +100,7 @@ def test_what_no_manifest_could_say_is_refused(data: Path, tmp_path: Path) -> No
         vivace.audit((images, np.arange(4) % 2), size=32, fix=tmp_path / "arrays.csv", quiet=True)
     (data / "train" / "a").rename(data / "train" / "NaN")
     (data / "test" / "a").rename(data / "test" / "NaN")
-    with pytest.raises(DataError, match="a table would be read otherwise than data is"):
+    with pytest.raises(DataError, match="a table would be read otherwise than data is, as by the name NaN"):
         vivace.audit(data, size=32, fix=tmp_path / "nan.csv", quiet=True)
     assert not list(tmp_path.glob("*.csv"))
 

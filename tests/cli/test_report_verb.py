@@ -37,6 +37,7 @@ def test_a_run_is_reported_on_its_own_images(run: Path, capsys: pytest.CaptureFi
     assert answer["sections"] == [
         *("summary", "curves", "mistakes", "confusion", "classes", "slices", "reliability", "audit", "made", "missing")
     ]
+    assert "vivace train PATH/TO/colours --config" in (run / "report.html").read_text().replace("&#39;", "'")
     assert [row["what"] for row in answer["not_measured"]] == ["corruptions", "attack", "search", "profile"]
     html = (run / "report.html").read_text()
     assert len(html.encode()) == answer["bytes"]
@@ -62,6 +63,9 @@ def test_a_bundle_without_its_run_has_a_report_beside_it(
     assert not {"curves", "mistakes", "audit"} & set(bare.sections)
     assert ("answers", "vivace report found DATA") in bare.not_measured
     assert bare.bytes < 100_000
+    # which are in the run's files, and not in the bundle
+    assert "There were no warnings" not in bare.report.read_text()
+    assert "does not hold the warnings" in bare.report.read_text()
     # its folder stays a bundle and nothing else
     assert vivace.load(bundle).classes == trained[0].classes
     others = make_folder("others", per_class=4)
@@ -92,6 +96,26 @@ def test_nothing_is_overwritten_and_no_output_lies_in_what_is_read(run: Path, tr
     card.write_text("# mine")
     with pytest.raises(OutputPathError, match=r"`card` exists already"):
         vivace.report(run, out=run.parent / "b.html", card=card)
+    both = run.parent / "both.html"
+    with pytest.raises(OutputPathError, match=r"`card` is the report itself"):
+        vivace.report(run, out=both, card=both)
+    # vivace wrote it, and what is reported now does not bring it back
+    (other := run.with_name("other")).mkdir()
+    for name in ("run.json", "recipe.yaml"):
+        shutil.copy(run / name, other)
+    (run / "report.html").unlink()
+    shutil.copy(vivace.report(run).report, other)
+    for writes in (
+        lambda place: vivace.report(run, out=place),
+        lambda place: vivace.audit(trained[1], near=False, report=place, quiet=True),
+        lambda place: vivace.compare(run, run / "bundle", trained[1], report=place),
+    ):
+        with pytest.raises(OutputPathError, match="is the report of a run"):
+            writes(other / "report.html")
+    with pytest.raises(OutputPathError, match="inside the data"):
+        vivace.audit(trained[1], near=False, report=trained[1] / "audit.html", quiet=True)
+    with pytest.raises(OutputPathError, match="inside the data"):
+        vivace.compare(run, run / "bundle", trained[1], report=trained[1] / "page.html")
     for place in (run / "bundle" / "report.html", trained[1] / "report.html"):
         with pytest.raises(OutputPathError):
             vivace.report(run, trained[1], out=place)

@@ -336,7 +336,7 @@ def test_audit_says_what_train_does_and_leaves_the_images_for_it(
     assert main(arguments) == 0
     told = capsys.readouterr()
     assert told.out.splitlines()[-1] == "vivace train leaves out 1 of 60 images: 1 empty"
-    assert told.err.startswith("data: 3 classes (blue … red), 54 train, 6 val (held out); smallest class blue: 20")
+    assert told.err.startswith("data: 3 classes (blue … red), 54 train, 6 val (held out); 20 of each class")
     assert len(list((tmp_path / "cache" / "images").glob("colours-*"))) == 1
     for index in range(1, 9):
         (root / "red" / f"{index:03d}.png").write_bytes(b"")

@@ -222,7 +222,7 @@ def test_a_quiet_report_has_notes_only(tmp_path: Path, capsys: pytest.CaptureFix
     report(open_source(root), quiet=True)
     assert capsys.readouterr().err == ""
     report(open_source(root))
-    assert capsys.readouterr().err == "data: 2 classes (A … B), 40 train; smallest class A: 20, largest A: 20\n"
+    assert capsys.readouterr().err == "data: 2 classes (A … B), 40 train; 20 of each class\n"
     (root / "A" / "notes.txt").write_text("x")
     report(open_source(root), quiet=True)
     assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["data", "warning"]

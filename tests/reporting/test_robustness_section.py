@@ -92,6 +92,13 @@ def test_what_was_not_measured_is_named_with_its_command() -> None:
     assert missing["attack"].endswith("DATA --attack linf:8/255")
 
 
+def test_more_right_answers_under_attack_than_without_one_make_no_sense() -> None:
+    kept = make_kept()
+    kept["attack"]["robust"] = {**kept["attack"]["clean"], "accuracy": 1.0}
+    assert kept["attack"]["clean"]["accuracy"] < 1
+    assert page_of(make_sources(CLASSES, robustness=kept)).attacked is None
+
+
 @pytest.mark.parametrize("junk", [*HOSTILE[:4], None, -1, 1e99, [], {}, {"accuracy": "1"}, [["x"]]])
 def test_what_makes_no_sense_is_left_out(junk: Any) -> None:
     for part in ("corruptions", "attack"):

@@ -35,8 +35,13 @@ def print_uncertainty(found: UncertaintyMetrics) -> None:
     if found.empty_sets >= 0.005:
         print(
             f"        the likeliest class alone covers more: without it {_rate(found.empty_sets)} of sets are empty, "
-            f"and the coverage is {_rate(found.exact_coverage)} (95 % of the time {_rate(found.band_low)} to "
-            f"{_rate(found.band_high)})"
+            f"and the coverage is {_rate(found.exact_coverage)}"
+        )
+    if not found.on_calibration_images:
+        within = "" if found.exact_coverage >= found.band_low else "; it is less: these images differ, or by chance"
+        print(
+            f"        with {found.num_calibration:,} calibration images {_rate(found.band_low)} to "
+            f"{_rate(found.band_high)} is expected of images like these (95 %){within}"
         )
     if found.abstained is not None:
         error = "nothing is answered"

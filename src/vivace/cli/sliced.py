@@ -28,4 +28,5 @@ def print_slices(found: Slices) -> None:
     width = max((len(name) for name in names), default=0)
     for name, row in zip(names, shown, strict=True):
         rates = f"[{100 * (1 - row.high):.1f}, {100 * (1 - row.low):.1f}], elsewhere {100 * (1 - row.expected):.1f} %"
-        print(f"  {name:<{width}}  {100 * (1 - row.accuracy):5.1f} % wrong  {rates}, {row.num_images:,} images")
+        what = "swapped" if row.kind == "pair" else "wrong"
+        print(f"  {name:<{width}}  {100 * (1 - row.accuracy):5.1f} % {what}  {rates}, {row.num_images:,} images")

@@ -24,10 +24,10 @@ def summary(source: DataSource, val_fraction: float = 0.0) -> str:
     val_fraction: the fraction of train that will be held out if there is no val (the counts are estimates); 0: none.
     """
     names = source.classes
-    ends = f" ({shortened(names[0])} … {shortened(names[-1])})" if names else ""
+    ends = f" ({shortened(names[0])} … {shortened(names[-1])})" if len(names) > 1 else ""
     sizes = {name: len(split) for name, split in source.splits.items()}
     sets, what = source.label_sets, "class"
-    parts = [f"{len(names):,} classes{ends}"]
+    parts = [f"1 class ({shortened(names[0])})" if len(names) == 1 else f"{len(names):,} classes{ends}"]
     if sets is not None:
         what = "label"
         mean = labels_per_image([split.labels for split in source.splits.values()], sets)
@@ -46,8 +46,11 @@ def summary(source: DataSource, val_fraction: float = 0.0) -> str:
     if first is not None and len(names) > 1:
         counts = source.counts(source.splits[first].labels)
         low, high = int(counts.argmin()), int(counts.argmax())
-        line += f"; smallest {what} {shortened(names[low])}: {counts[low]:,}"
-        line += f", largest {shortened(names[high])}: {counts[high]:,}"
+        if counts[low] == counts[high]:
+            line += f"; {counts[low]:,} of each {what}"
+        else:
+            line += f"; smallest {what} {shortened(names[low])}: {counts[low]:,}"
+            line += f", largest {shortened(names[high])}: {counts[high]:,}"
         line += "" if first == "train" else f" ({first})"
     return line
 

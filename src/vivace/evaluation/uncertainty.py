@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,8 +224,9 @@ def told_of(found: Uncertainty | None, probs_NK: np.ndarray, labels_N: np.ndarra
     sizes, counts = np.unique(decider.decide(Answers(probs_NK)).sets_NK.sum(1), return_counts=True)
     names = ("stated_coverage", "coverage", "coverage_low", "coverage_high", "mean_set_size", "rule", "stated_risk")
     more = ("abstained", "error_answered", "error_answered_bound")
+    band = ("num_calibration", "exact_coverage", "band_low", "band_high")
     return {
-        **{name: getattr(measured, name) for name in (*names, *more)},
+        **{name: getattr(measured, name) for name in (*names, *more, *band)},
         "sizes": tuple((int(size), float(count / len(labels_N))) for size, count in zip(sizes, counts, strict=True)),
         "calibrated_on": measured.calibrated_on,
         "unlike": tuple(
@@ -268,6 +270,8 @@ def unlike_images(predictor: Predictor, where: str | Path, stored_NHWC: np.ndarr
     decider, view, size = predictor.decider, predictor.bundle.preprocess.view, predictor.batch_size
     names = [] if decider is None else [score.name for score in decider.scores]
     if str(where) != GENERATED:
+        if not glob.has_magic(str(where)) and not Path(where).exists():
+            raise DataError(f"the images to tell apart were not found: got {str(where)!r}. Check the path.")
         answers, failed = [], 0
         for _, results in decoded(expand_paths([where]), predictor):
             good = [result for result in results if not isinstance(result, ImageError)]

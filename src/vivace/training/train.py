@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import threading
@@ -251,16 +252,20 @@ PARAMETERS = tuple(name for name in inspect.signature(train).parameters if name 
 
 
 def _import_torch() -> None:
-    # also the compiler, which torch's first optimizer imports and which takes as long as torch itself
-    from vivace.torch_private import load_compiler
+    # what prevents it shows where it is imported next; a command that is refused meanwhile ends while it goes on, and
+    # what that breaks is nobody's business
+    with contextlib.suppress(Exception):
+        # also the compiler, which torch's first optimizer imports and which takes as long as torch itself
+        from vivace.torch_private import load_compiler
 
-    load_compiler()
+        load_compiler()
 
 
 def _import_timm(first: threading.Thread) -> None:
     # after torch: two threads that import it at once could see partial modules
     first.join()
-    load_timm()
+    with contextlib.suppress(Exception):
+        load_timm()
 
 
 def _open_run(

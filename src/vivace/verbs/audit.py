@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import ConfigError, DataError
 from vivace.notices import collected_warnings
-from vivace.outputs import check_file, warn_of_replaced
+from vivace.outputs import warn_of_replaced
 from vivace.predictor import Predictor
 from vivace.reporting.page.render import check_renders
 from vivace.training.dataset import as_told, stored_as
@@ -31,6 +32,7 @@ from vivace.training.recipes.recipe import Recipe
 from vivace.verbs.auditfix import check_fix, removed_names, write_fixed
 from vivace.verbs.auditgallery import write_gallery
 from vivace.verbs.labelcheck import LabelCheck, check_labels
+from vivace.verbs.reportfiles import check_page, data_folders
 
 __all__ = ["DataAudit", "audit"]
 
@@ -163,6 +165,7 @@ def audit(
     or an option that would be ignored, OutputPathError for a file that may not be written, MissingExtra for a report
     without Jinja2, and what opening a bundle raises.
     """
+    refused: str | None = None
     _check(size=size, overrides=overrides, bundle=bundle, fdr=fdr)
     if fix_labels and (fix is None or bundle is None):
         raise ConfigError("`fix_labels` needs `fix`, where it takes effect, and a bundle, which judges the labels.")
@@ -171,7 +174,7 @@ def audit(
     if bundle is None:
         changes = _of_data(overrides or {})
         data = as_told(data, override(Recipe(), changes), changes, None)
-        source = open_source(data, cache_dir=place, progress=progress)
+        source, refused = _opened(data, place, progress)
         preprocess, predictor = stored_as(source, size=size, changes=changes), None
     else:
         predictor = Predictor(bundle)
@@ -179,12 +182,13 @@ def audit(
     if "train" in source.splits:
         describe_data(source, DataConfig().val_fraction, quiet=quiet)
     page, manifest = pages
-    replaced = None if page is None else check_file(page, option="`report`")
+    where = Data.of(data).where
+    replaced = None if page is None else check_page(page, outside=data_folders(where), option="`report`")
     if page is not None:
         # tells that Jinja2 is missing before the work and not after it
         check_renders()
     if manifest is not None:
-        check_fix(manifest, Data.of(data).where)
+        check_fix(manifest, where)
     cache = audited_cache(source, preprocess, cache_dir=place, progress=progress)
     alike, more = _near(cache, progress) if near else (None, ())
     shortcuts = find_shortcuts(cache)
@@ -195,7 +199,7 @@ def audit(
     found = DataAudit(
         data=source.name,
         audit=cache.audit,
-        refusal=_refusal(source, preprocess, place),
+        refusal=refused or _refusal(source, preprocess, place),
         alike=alike,
         shortcuts=shortcuts,
         labels=labels,
@@ -219,6 +223,20 @@ def _check(*, size: int | None, overrides: Mapping[str, Any] | None, bundle: obj
         raise ConfigError(f"`fdr` is of labels, which only a bundle can judge: got {fdr:g}. Give a bundle too.")
     if fdr is not None and not 0 < fdr <= 0.5:
         raise ConfigError(f"`fdr` must be above 0 and at most 0.5: got {fdr:g}. The usual one is {FDR:g}.")
+
+
+def _opened(data: AnyData, cache_dir: Path, progress: Callable[[int, int], None]) -> tuple[DataSource, str | None]:
+    """The data, and why `train` refuses them whatever the images are like, as with one class alone; None: it does not.
+
+    Raises the DataError of `train` where there is nothing to look at.
+    """
+    try:
+        return open_source(data, cache_dir=cache_dir, progress=progress), None
+    except DataError as error:
+        with contextlib.suppress(DataError):
+            source = open_source(data, cache_dir=cache_dir, require_train=False, progress=progress)
+            return source, str(error)
+        raise
 
 
 def _as_seen_by(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vivace.data.audit import Audit, Finding
 from vivace.data.caching.cache import Cache
+from vivace.data.decoding.decode import shown
 from vivace.data.labelsets import names_in
 from vivace.data.layouts.manifests import open_manifest
 from vivace.data.splits import DataSource
@@ -16,6 +18,7 @@ from vivace.errors import DataError, OutputPathError, VivaceError
 from vivace.files import atomic_file
 from vivace.notices import collected_warnings
 from vivace.outputs import check_file, writing
+from vivace.verbs.reportfiles import data_folders
 
 __all__ = ["check_fix", "removed_names", "write_fixed"]
 
@@ -27,8 +30,9 @@ def check_fix(path: Path, where: object) -> None:
 
     where: the data; a manifest in a folder of images could change how that is read.
     """
-    outside = [Path(where)] if isinstance(where, str | Path) and Path(where).is_dir() else []
-    check_file(path, outside=outside, option="`fix`")
+    if os.path.lexists(path):
+        raise OutputPathError(f"`fix` exists already, and a manifest is never replaced: {path}. Give another name.")
+    check_file(path, outside=data_folders(where), option="`fix`")
     if path.suffix.lower() != ".csv":
         raise OutputPathError(f"`fix` is a table: got {path.name}. Give a name that ends in .csv.")
 
@@ -123,10 +127,16 @@ def _check_read_back(path: Path, source: DataSource, rows: Sequence[tuple[str, s
         same = False
     if not same:
         path.unlink()
+        odd = next((text for file, cell, _ in rows for text in (Path(file).name, cell) if _is_odd(text)), None)
+        such = "a class called NaN or names with ';'" if odd is None else f"the name {shown(odd)}"
         raise DataError(
-            f"a table would be read otherwise than {source.name} is, as by a class called NaN or names with ';'. "
-            "Rename these, or leave `fix` out."
+            f"a table would be read otherwise than {source.name} is, as by {such}. Rename it, or leave `fix` out."
         )
+
+
+def _is_odd(name: str) -> bool:
+    """Whether a table may read a name as something else."""
+    return not name.isprintable() or ";" in name or name != name.strip() or name.lower() in ("", "nan", "none", "null")
 
 
 def _names(source: DataSource, label: int) -> list[str]:

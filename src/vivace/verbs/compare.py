@@ -123,10 +123,13 @@ def compare(
     with collected_warnings() as warnings:
         facts = [run_of(path) for path in (run, other)]
         bundles = [load_bundle(path) for path in (run, other)]
-        page = None if report is None else ComparisonFile(Path(report), lang, inputs=[one.folder for one in bundles])
+        inputs = [one.folder for one in bundles]
+        page = None if report is None else ComparisonFile(Path(report), lang, inputs=inputs, data=data)
         for told in facts:
             if told is not None and told.problem:
                 warn(f"the run is {told.status}, and only its bundle was used: {told.path} ({told.problem})")
+        if bundles[0].recorded == bundles[1].recorded:
+            warn("both are the same bundle: their files have the same hashes")
         _check_classes(bundles, (str(run), str(other)))
         is_given = data is not None
         if data is None:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vivace.bundle import Bundle
+from vivace.data.place import AnyData, Data
 from vivace.metrics.measured import Measured
-from vivace.outputs import check_file, warn_of_replaced, write_text
+from vivace.outputs import warn_of_replaced, write_text
 from vivace.reporting.page.about import page_of
 from vivace.reporting.page.compared import Verdict, versus_of
 from vivace.reporting.page.reading import clean
 from vivace.reporting.page.render import check_renders, render_versus
 from vivace.reporting.page.words import translator
-from vivace.verbs.reportfiles import folder_of
+from vivace.verbs.reportfiles import check_page, data_folders, folder_of
 from vivace.verbs.runs import Run
 
 if TYPE_CHECKING:
@@ -41,11 +42,13 @@ class Side:
 class ComparisonFile:
     """Where a page goes. Raises ConfigError, MissingExtra or OutputPathError at once, before anything is computed."""
 
-    def __init__(self, path: Path, lang: str, *, inputs: Sequence[Path]) -> None:
+    def __init__(self, path: Path, lang: str, *, inputs: Sequence[Path], data: AnyData | None = None) -> None:
+        """inputs: the bundles. data: the images, if they were named: in a folder of these no page may lie."""
         translator(lang)
         check_renders()
         self.path, self.lang = path, lang
-        self._replaced = check_file(path, inputs=inputs, option="`report`")
+        outside = [] if data is None else data_folders(Data.of(data).where)
+        self._replaced = check_page(path, inputs=inputs, outside=outside, option="`report`")
 
     def write(
         self, compared: RunComparison, sides: Sequence[Side], answers: tuple[Measured, Measured], *, is_given: bool

@@ -10,13 +10,13 @@ from typing import Any
 from vivace.bundle import Bundle, load_bundle
 from vivace.data.audit import Audit
 from vivace.data.place import AnyData, Data
-from vivace.errors import CacheDamaged, DataError, InputError, first_line
+from vivace.errors import CacheDamaged, DataError, InputError, OutputPathError, first_line
 from vivace.evaluation.measuring import MeasuredSplit, measure
 from vivace.evaluation.slicing import slices_of
 from vivace.evaluation.uncertainty import told_of
 from vivace.heatmaps.mistakes import heat_of
 from vivace.notices import collected_warnings, warn
-from vivace.outputs import check_file, warn_of_replaced, write_text
+from vivace.outputs import warn_of_replaced, write_text
 from vivace.predictor import Predictor
 from vivace.reporting.page.about import Sources, page_of
 from vivace.reporting.page.answers import answers_of
@@ -26,7 +26,7 @@ from vivace.reporting.page.scores import measured_scores
 from vivace.reporting.page.words import translator
 from vivace.verbs.compare import run_of
 from vivace.verbs.recorded import recorded_data
-from vivace.verbs.reportfiles import Folder, folder_of
+from vivace.verbs.reportfiles import Folder, check_page, data_folders, folder_of
 from vivace.verbs.runs import read_run
 
 __all__ = ["Report", "findings_of", "report"]
@@ -89,12 +89,14 @@ def report(
         opened, given = (bundle, bundle.folder) if isinstance(bundle, Bundle) else _opened(bundle)
         folder = folder_of(given, opened)
         target = folder.default_out if out is None else Path(out)
-        places = [(target, "`out`"), *([] if card is None else [(Path(card), "`card`")])]
-        where = None if data is None else Data.of(data).where
-        outside = [Path(where)] if isinstance(where, str | Path) and Path(where).is_dir() else []
-        replaced = [
-            (path, check_file(path, inputs=[opened.folder], outside=outside, option=option)) for path, option in places
-        ]
+        if card is not None and Path(card).resolve() == target.resolve():
+            raise OutputPathError(f"`card` is the report itself: got {card} for both. Give another name for one.")
+        outside = [] if data is None else data_folders(Data.of(data).where)
+        told = check_page(target, own=folder.run, inputs=[opened.folder], outside=outside, option="`out`")
+        replaced = [(target, told)]
+        if card is not None:
+            # a card is no page: none of a run's files is one
+            replaced += [(Path(card), check_page(Path(card), inputs=[opened.folder], outside=outside, option="`card`"))]
         found = _measured(
             opened,
             folder,

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vivace.bundle import Bundle
 from vivace.config import to_dict
-from vivace.errors import ConfigError, VivaceError, first_line
+from vivace.data.layouts.catalog import CATALOG
+from vivace.errors import ConfigError, OutputPathError, VivaceError, first_line
 from vivace.evaluation.kept import kept_of
 from vivace.files import read_regular
 from vivace.manifest import read_manifest
 from vivace.notices import warn
+from vivace.outputs import check_file
 from vivace.plain import parse_json
 from vivace.reporting.page.about import Sources
 from vivace.reporting.tables import read_rows
 
-__all__ = ["Folder", "folder_of", "manifest_of"]
+__all__ = ["Folder", "check_page", "data_folders", "folder_of", "manifest_of"]
 
 RECEIPT, REPORT = "receipt.json", "report.html"
 # a report of a search has some hundred kilobytes
@@ -50,13 +52,16 @@ class Folder:
         folder, run = (self.run or self.place), self.run
         # a path of this machine says more than a reader needs to know
         place = str(folder) if not folder.is_absolute() else folder.name
+        began = {} if run is None else _json(run / "run.json")
+        data = began.get("data")
         return Sources(
             name=folder.resolve().name,
             place=place,
             private=[str(path) for path in (folder, folder.resolve()) if path.is_absolute()],
             manifest=manifest_of(bundle),
             is_run=run is not None,
-            run={} if run is None else _json(run / "run.json"),
+            is_named=isinstance(data, Mapping) and data.get("name") in CATALOG,
+            run=began,
             result={} if run is None else _json(run / "result.json"),
             tuned={} if run is None else _json(run / "tune.json"),
             curves=() if run is None else _curves(run / "metrics.csv"),
@@ -71,6 +76,26 @@ def folder_of(given: Path, bundle: Bundle) -> Folder:
     if run is not None and (run / "recipe.yaml").is_file() and (run / "run.json").is_file():
         return Folder(given, run)
     return Folder(bundle.folder, None)
+
+
+def check_page(
+    path: Path, *, own: Path | None = None, inputs: Iterable[Path] = (), outside: Iterable[Path] = (), option: str
+) -> str | None:
+    """What writing a page would replace, as for `vivace.outputs.check_file`, which raises more than this.
+
+    own: the folder of the run that the page tells of. Raises OutputPathError for the report of another run: vivace
+    wrote it, but what the page is about does not bring it back.
+    """
+    place = path.resolve()
+    of_a_run = place.name == REPORT and (place.parent / "run.json").is_file()
+    if of_a_run and place.exists() and (own is None or own.resolve() != place.parent):
+        raise OutputPathError(f"{option} is the report of a run: {path}. Give another name.")
+    return check_file(path, inputs=inputs, outside=outside, option=option)
+
+
+def data_folders(*given: object) -> list[Path]:
+    """The folders among data, in which nothing may be written: it would be read as a part of them."""
+    return [Path(where) for where in given if isinstance(where, str | Path) and Path(where).is_dir()]
 
 
 def manifest_of(bundle: Bundle) -> dict[str, Any]:

@@ -51,6 +51,8 @@ class Sources:
     findings: Sequence[tuple[str, str, int]] | None = None
     """(severity, message, number of images) of the audit; None: there was none."""
     is_run: bool = False
+    is_named: bool = False
+    """Whether the run's data are a data set that vivace knows by name."""
     scores: Sequence[Score] = ()
     """On images that were given."""
     measured_on: str | None = None
@@ -118,7 +120,8 @@ def page_of(sources: Sources) -> Page:
         num_trained_on=sources.num_trained_on,
         epochs=number(result, "epochs", 0, 1e9),
         train_seconds=number(result, "train_seconds", 0, 1e9),
-        total_seconds=number(result, "total_seconds", 0, 1e9),
+        # all of a run takes no less than its steps
+        total_seconds=number(result, "total_seconds", number(result, "train_seconds", 0, 1e9) or 0, 1e9),
         within_seconds=within,
         target=number(contract, "target", 0, 1),
         target_reached=result.get("target_reached") if isinstance(result.get("target_reached"), bool) else None,
@@ -243,7 +246,8 @@ def _commands(sources: Sources, data: Mapping[str, Any], within: float | None, t
                 words += _option(key, clean(str(value)[:80], 40))
         return (shlex.join(words),)
     recipe = f"{sources.place}/recipe.yaml" if sources.is_run else "recipe.yaml"
-    words = ["vivace", "train", name, *_option("config", recipe)]
+    # where the data lie on this machine is nobody's business, and the name alone would be no place
+    words = ["vivace", "train", name if sources.is_named else f"PATH/TO/{name}", *_option("config", recipe)]
     words += _option("within", f"{within:g}s") if within else []
     words += _option("target", f"{target:g}") if target else []
     return (shlex.join(words),)

@@ -123,6 +123,12 @@ class Reliance:
     unlike: tuple[tuple[str, float, float, float], ...] = ()
     """(kind of generated images, AUROC, its 95 % interval), against the validation images."""
     ood_score: str | None = None
+    num_calibration: int = 0
+    exact_coverage: float | None = None
+    """Of sets that may be empty, which is what the band is of."""
+    band_low: float | None = None
+    """Where that is with a probability of 95 %, for images like those of the calibration."""
+    band_high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

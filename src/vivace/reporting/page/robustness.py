@@ -27,6 +27,8 @@ class Bar:
 class Corrupted:
     """Accuracy under corruptions."""
 
+    data: str
+    """The name of the images' data."""
     num_images: int
     split: str
     constants: str
@@ -42,6 +44,8 @@ class Corrupted:
 class Attacked:
     """Accuracy under attack."""
 
+    data: str
+    """The name of the images' data."""
     num_images: int
     split: str
     threat: str
@@ -67,6 +71,7 @@ def corrupted_of(kept: Mapping[str, Any]) -> Corrupted | None:
     families = mapping(values, "families")
     bars = (_bar(families, name) for name in list(families)[:MAX_ROWS])
     return Corrupted(
+        data=text(values, "data", 120) or "?",
         num_images=count,
         split=text(values, "split", 40) or "?",
         constants=text(values, "constants", 40) or "?",
@@ -82,7 +87,8 @@ def attacked_of(kept: Mapping[str, Any]) -> Attacked | None:
     """None where it was not measured, or makes no sense."""
     values = mapping(kept, "attack")
     clean_bar, robust, count = _bar(values, "clean"), _bar(values, "robust"), whole(values, "num_images")
-    if clean_bar is None or robust is None or not count:
+    # an attack finds mistakes and mends none
+    if clean_bar is None or robust is None or not count or robust.value > clean_bar.value:
         return None
     steps = []
     for step in items(values, "attacks")[:MAX_ROWS]:
@@ -91,6 +97,7 @@ def attacked_of(kept: Mapping[str, Any]) -> Attacked | None:
         if name is not None and left is not None and step.get("is_complete") is not False:
             steps.append(Bar(name=name, value=left))
     return Attacked(
+        data=text(values, "data", 120) or "?",
         num_images=count,
         split=text(values, "split", 40) or "?",
         threat=text(values, "threat", 40) or "?",

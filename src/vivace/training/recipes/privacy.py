@@ -17,6 +17,8 @@ __all__ = ["PrivacyConfig", "check_private", "check_private_run"]
 
 # field → (the value at which a private run has it, why)
 UNUSED = {
+    # before clip_grad_norm, which it implies
+    "loss.class_weights": ("none", "its loss is plain cross-entropy"),
     "finetune.head": (False, "that head would be solved without noise"),
     "epochs": (0, "its steps are those of privacy.epochs"),
     "early_stopping": (None, "choosing an epoch on images held out of the training images is not private"),
@@ -37,7 +39,6 @@ UNUSED = {
     "loss.label_smoothing": (0.0, "its loss is plain cross-entropy"),
     "loss.focal_gamma": (0.0, "its loss is plain cross-entropy"),
     "loss.self_distillation": (0.0, "its loss is plain cross-entropy"),
-    "loss.class_weights": ("none", "its loss is plain cross-entropy"),
     "focus.share": (1.0, "images are drawn at random, all with the same probability"),
     "data.balanced_sampling": (False, "images are drawn at random, all with the same probability"),
 }
