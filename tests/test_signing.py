@@ -122,6 +122,9 @@ def test_a_signature_that_leaves_a_file_out_is_refused(signed: Path) -> None:
 
 def test_a_signed_bundle_holds_for_us_and_for_model_signing(signed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, key = signed / "bundle", signed / "key.pem.pub"
+    # by another name, too
+    (signed / "link").symlink_to(bundle)
+    check_signature(signed / "link", key=key)
     assert main(["verify", str(bundle), "--key", str(key), "--json"]) == 0
     assert last_answer(capsys.readouterr().out)["signed_by"] == str(key)
     command = ["-m", "model_signing", "verify", "key", str(bundle)]

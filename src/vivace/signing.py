@@ -32,7 +32,11 @@ CURVES = ("secp256r1", "secp384r1", "secp521r1")
 # a signature lists up to a thousand files; keys have some hundred bytes
 MAX_SIGNATURE_BYTES, MAX_KEY_BYTES = 4 * 2**20, 64 * 2**10
 PURPOSE = "signing a bundle"
-HOW_TO_MAKE = "Make one: vivace sign --new-key KEY.pem"
+# whether a private key is wanted → what to do without one
+ADVICE = {
+    True: "Make one: vivace sign --new-key KEY.pem",
+    False: "Ask whoever signed the bundle for the public key, such as KEY.pem.pub.",
+}
 
 
 def is_signed(bundle: str | Path) -> bool:
@@ -83,7 +87,7 @@ def sign(bundle: Bundle | str | Path, *, key: str | Path) -> Path:
     _check_alone(found)
     with _temporary(pem) as private, _temporary(b"") as made:
         config = signing.Config().use_elliptic_key_signer(private_key=private)
-        config.set_hashing_config(_strictly(hashing)).sign(found.folder, made)
+        config.set_hashing_config(_strictly(hashing)).sign(found.folder.resolve(), made)
         signature = made.read_bytes()
         # as whoever gets it will
         _check(found, signature, _public_of(pem))
@@ -119,7 +123,7 @@ def _check(bundle: Bundle, signature: bytes, public_pem: bytes) -> None:
             # what it says of old formats is no answer of ours
             with contextlib.redirect_stdout(io.StringIO()):
                 config = verifying.Config().use_elliptic_key_verifier(public_key=key)
-                config.set_hashing_config(_strictly(hashing)).verify(bundle.folder, path)
+                config.set_hashing_config(_strictly(hashing)).verify(bundle.folder.resolve(), path)
         except Exception as error:
             # of untrusted bytes it raises whatever its parsers do
             raise BundleError(f"{refused} ({first_line(error)[:160]}). Do not use it.") from None
@@ -162,7 +166,7 @@ def _read_key(path: Path, *, is_private: bool) -> bytes:
         pem = read_regular(path, MAX_KEY_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"`key` can't be read: {path} ({reason}). {HOW_TO_MAKE}") from None
+        raise ConfigError(f"`key` can't be read: {path} ({reason}). {ADVICE[is_private]}") from None
     if b"PRIVATE KEY" in pem and not is_private:
         raise ConfigError(
             f"`key` is a private key: got {path}. Give the public one, which checks what that has signed."
@@ -173,11 +177,12 @@ def _read_key(path: Path, *, is_private: bool) -> bytes:
         raise ConfigError(f"`key` has a password: got {path}. Give one without: openssl pkey -in {path}") from None
     except Exception:
         hint = f"it is a {other} key" if b"PUBLIC KEY" in pem and is_private else "it is no key in PEM"
-        raise ConfigError(f"`key` is no {kind} key: got {path} ({hint}). {HOW_TO_MAKE}") from None
+        raise ConfigError(f"`key` is no {kind} key: got {path} ({hint}). {ADVICE[is_private]}") from None
     curve = getattr(getattr(key, "curve", None), "name", None)
     if curve not in CURVES:
         got = curve or type(key).__name__
-        raise ConfigError(f"`key` is of another kind: got {got}, expected one of {', '.join(CURVES)}. {HOW_TO_MAKE}")
+        expected = ", ".join(CURVES)
+        raise ConfigError(f"`key` is of another kind: got {got}, expected one of {expected}. {ADVICE[is_private]}")
     if is_private and os.name == "posix" and path.stat().st_mode & 0o077:
         from vivace.notices import warn
 
