@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import threading
@@ -21,9 +20,9 @@ from vivace.data.sources import open_source
 from vivace.data.splits import DataSource
 from vivace.errors import ConfigError
 from vivace.hardware import has_nvidia_driver, process_seconds
-from vivace.libraries.timm import load_timm
 from vivace.notices import collected_warnings, warn
 from vivace.systems import possible_name
+from vivace.training.ahead import import_timm, import_torch
 from vivace.training.dataset import as_told, open_run_cache, open_run_source, with_sizes
 from vivace.training.folder.continuing import says_how_to_resume
 from vivace.training.folder.finding import new_run_path, run_to_resume
@@ -153,7 +152,7 @@ def train(
     cache_path = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     # importing torch is one thread: decoding, in processes, overlaps with it
     data = as_told(data, named, changes, run if resume else None)
-    importing = threading.Thread(target=_import_torch, daemon=True)
+    importing = threading.Thread(target=import_torch, daemon=True)
     if Data.of(data).is_object:
         # its code may import torch too, and two threads that import it at once could see partial modules
         source = open_run_source(data, run, resume, cache_path, quiet=quiet)
@@ -183,7 +182,7 @@ def train(
     folder, resolved, network = _open_run(source, recipe, changes, run, resume, facts, own, network)
     if resolved.model.name.startswith("timm/"):
         first = importing
-        importing = threading.Thread(target=_import_timm, args=(first,), daemon=True)
+        importing = threading.Thread(target=import_timm, args=(first,), daemon=True)
         importing.start()
     try:
         check_private_run(resolved, within=within_seconds, target=target, resume=resume)
@@ -249,23 +248,6 @@ def train(
 
 # beside the keywords
 PARAMETERS = tuple(name for name in inspect.signature(train).parameters if name != "keywords")
-
-
-def _import_torch() -> None:
-    # what prevents it shows where it is imported next; a command that is refused meanwhile ends while it goes on, and
-    # what that breaks is nobody's business
-    with contextlib.suppress(Exception):
-        # also the compiler, which torch's first optimizer imports and which takes as long as torch itself
-        from vivace.torch_private import load_compiler
-
-        load_compiler()
-
-
-def _import_timm(first: threading.Thread) -> None:
-    # after torch: two threads that import it at once could see partial modules
-    first.join()
-    with contextlib.suppress(Exception):
-        load_timm()
 
 
 def _open_run(
