@@ -1,7 +1,7 @@
 """Decides where results may be written: nothing that vivace did not write is ever replaced.
 
 Everything that writes checks here before its work begins, and again just before it replaces something. A folder is
-replaced only if its sealed manifest (bundle.json, model.json) lists every file in it with its SHA-256; an exported file
+replaced only if its sealed manifest (a name in `MANIFESTS`) lists every file in it with its SHA-256; an exported file
 only if the sealed .json beside it lists it; a figure or a page only if it holds the comment of `vivace.marks`. An empty
 folder may always be replaced.
 """
@@ -46,7 +46,11 @@ __all__ = [
 # the first characters of cells that spreadsheets run (https://owasp.org/www-community/attacks/CSV_Injection)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 # manifest → (its "format", name for messages)
-MANIFESTS = {"bundle.json": ("vivace-bundle", "bundle"), "model.json": ("vivace-deployment", "deployment")}
+MANIFESTS = {
+    "bundle.json": ("vivace-bundle", "bundle"),
+    "model.json": ("vivace-deployment", "deployment"),
+    "web.json": ("vivace-web", "page for browsers"),
+}
 SIDECAR, RECEIPT, SIDECAR_SEAL = "vivace-export", "vivace-receipt", "json_sha256"
 # real manifests and figures are far smaller
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -143,7 +147,7 @@ def check_export(path: Path, *companions: Path, inputs: Iterable[Path] = ()) -> 
 
 
 def own_folder(path: Path, *, shown: Path | None = None, option: str = "`out`") -> str | None:
-    """What vivace wrote into the folder: "a bundle" or "a deployment"; None if it is empty or does not exist.
+    """What vivace wrote into the folder: such as "a bundle"; None if it is empty or does not exist.
 
     shown: the name for messages. Raises OutputPathError if it holds anything else.
     """

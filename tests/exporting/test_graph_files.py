@@ -82,7 +82,7 @@ def test_the_name_of_another_format_is_refused(made: dict[str, Bundle], tmp_path
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino", "deploy", "pt2", "state-dict"])
+@pytest.mark.parametrize("target", ["onnx", "openvino", "deploy", "web", "pt2", "state-dict"])
 def test_nothing_is_done_before_the_place_was_checked(
     made: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:

@@ -114,7 +114,8 @@ def test_the_order_of_what_is_listed() -> None:
     assert runnable() == ["eager", "inductor", "aoti", "onnx", "openvino"]
     assert PRECISIONS == ("fp32", "bf16", "fp16", "int8", "int8+bf16")
     assert with_graph() == ["onnx", "openvino"]
-    assert targets() == ["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "tensorrt", "state-dict", "deploy"]
+    files = ["pt2", "aoti", "executorch", "litert", "tensorrt", "state-dict"]
+    assert targets() == ["onnx", "openvino", *files, "deploy", "web"]
     assert [suffixes_of(name) for name in targets()[:3]] == [(".onnx",), (".xml", ".bin"), (".pt2",)]
     assert [listed("a"), listed("ab"), listed("abc")] == ["a", "a or b", "a, b or c"]
 

@@ -19,7 +19,7 @@ VERBS = {
     "serve": "answer requests over HTTP with one or more bundles",
     "accelerate": "find the fastest variant of a bundle whose accuracy drop is proven to be within a budget",
     "profile": "show where a bundle's time goes, layer by layer, and in which precision its kernels ran",
-    "export": "write a bundle for another runtime or for phones, checked against PyTorch",
+    "export": "write a bundle for another runtime, phones or browsers, checked against PyTorch",
     "verify": "check a bundle's files and signature, and that its runtime agrees with PyTorch",
     "sign": "sign a bundle with a private key, or make a key",
     "bench": "measure what each technique of a recipe contributes, on your data and machine",

@@ -1,10 +1,11 @@
-"""Write a bundle for another runtime, for phones, as plain weights, or as a folder that runs without PyTorch.
+"""Write a bundle for another runtime, phones or browsers, as plain weights, or as a folder that needs no PyTorch.
 
 The result is compared with PyTorch on images before it is kept.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -20,7 +21,7 @@ from vivace.runtimes.table import RUNTIMES
 
 # of PyTorch itself
 PT2, STATE_DICT = "pt2", "state-dict"
-DEPLOY = "deploy"
+DEPLOY, WEB = "deploy", "web"
 
 
 def _targets() -> dict[str, str]:
@@ -33,6 +34,7 @@ def _targets() -> dict[str, str]:
         **{row.name: row.export_help for row in files},
         STATE_DICT: "a file for PyTorch",
         DEPLOY: "a folder that classifies images without PyTorch",
+        WEB: "a page that classifies images in the browser",
     }
 
 
@@ -66,6 +68,8 @@ class Options:
     """The same as --to state-dict --out FILE.pth."""
     model: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")] = None
     """The code of a network of your own, which pt2 and files for phones are made of; its bundle holds none."""
+    onnxruntime_web: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """For web: the package onnxruntime-web, its folder or the file of npm pack. Default: from the cache, or by npm."""
     cache_dir: Path | None = None
     """Where decoded images are kept. Default: $VIVACE_CACHE or ~/.cache/vivace."""
     json: bool = False
@@ -94,6 +98,7 @@ def run(options: Options) -> None:
         out,
         data=options.opening.of_optional(options.data),
         model=options.model,
+        onnxruntime_web=options.onnxruntime_web,
         cache_dir=options.cache_dir,
     )
     architecture, parity = bundle.info.architecture, exported.parity
@@ -108,10 +113,25 @@ def run(options: Options) -> None:
                 "model": architecture.name,
                 "parity": parity.to_dict() if parity else None,
                 **({"state_dict": str(exported.path)} if target == STATE_DICT else {}),
+                **(
+                    {"verified": list(exported.verified), "unverified": list(exported.unverified)}
+                    if target == WEB
+                    else {}
+                ),
             },
         )
         return
-    what = {STATE_DICT: "the state dict", DEPLOY: "a deployment"}.get(exported.target, exported.target)
+    what = {STATE_DICT: "the state dict", DEPLOY: "a deployment", WEB: "a page for browsers"}.get(
+        exported.target, exported.target
+    )
     print(f"wrote {exported.path}, {what} of {architecture.name} with {architecture.num_classes} classes")
     if parity:
         print(parity.summary())
+    for line in exported.verified:
+        print(f"verified: {line}")
+    for line in exported.unverified:
+        print(f"not verified: {line}")
+    if target == WEB:
+        print(
+            f"to open it: python -m http.server --directory {shlex.quote(str(exported.path))}, and http://localhost:8000"
+        )

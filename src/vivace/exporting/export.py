@@ -1,7 +1,7 @@
 """vivace.export: a bundle for another runtime or as a file, compared with PyTorch before it is kept.
 
-A target is a runtime that has an exporter, or one of PyTorch's own formats, or a deployment. Each writes a folder, or a
-file with its .json. What is there already is replaced only if vivace wrote it (`vivace.outputs`).
+A target is a runtime that has an exporter, one of PyTorch's own formats, a deployment, or a page for browsers. Each
+writes a folder, or a file with its .json. What is there already is replaced only if vivace wrote it (`vivace.outputs`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from vivace.exporting.parity import Parity, parity_images
 from vivace.exporting.progress import reporting
 from vivace.exporting.single_file import file_targets, names_of, suffixes_of, write_file
 from vivace.exporting.state_dict import export_state_dict
+from vivace.exporting.web.folder import check_browser, write_page
+from vivace.exporting.web.runtime import web_runtime
 from vivace.notices import warn
 from vivace.outputs import check_export, check_folder, warn_of_replaced, writing
 from vivace.runtimes.own_code import with_code
-from vivace.runtimes.table import RUNTIMES, with_graph
+from vivace.runtimes.table import PORTABLE, RUNTIMES, is_quantized, with_graph
 from vivace.scratch import scratch_folder
 
 __all__ = ["Exported", "export", "targets"]
 
-STATE_DICT, DEPLOYMENT = "state-dict", "deploy"
+STATE_DICT, DEPLOYMENT, WEB = "state-dict", "deploy", "web"
+# of folders that are no bundle
+FOLDERS = (DEPLOYMENT, WEB)
 WEIGHTS_SUFFIX = ".pth"
 
 
@@ -40,6 +44,10 @@ class Exported:
     num_bytes: int
     parity: Parity | None
     """None for a state dict, which is the weights themselves, and for int8 without images to compare on."""
+    verified: tuple[str, ...] = ()
+    """Of a page for browsers: what was checked without a browser, in a line each."""
+    unverified: tuple[str, ...] = ()
+    """What was not."""
 
 
 def export(
@@ -49,10 +57,12 @@ def export(
     *,
     data: AnyData | None = None,
     model: Any = None,
+    onnxruntime_web: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Exported:
     """Export a bundle: for a runtime that has graphs ("onnx", "openvino") as a bundle again, as "deploy" (a
-    folder that classifies images without torch and without vivace), or a file.
+    folder that classifies images without torch and without vivace) or "web" (a page that classifies them in the
+    browser), or a file.
 
     Files are "pt2" (a PyTorch program), "state-dict", those for runtimes that have no graph in a bundle (`targets`
     lists all), and graphs where `out` ends as their file does: .onnx, or .xml with its .bin beside it; beside each a
@@ -60,14 +70,18 @@ def export(
     float32. A network that OpenVINO can't take becomes a bundle for ONNX Runtime, with a warning.
     out: the folder of the new bundle, or the file. data: images for the certificate of parity, as for `train`; without
     them they are generated. model: the code of a network of your own, as for `load`, which targets other than graphs
-    and state dicts need. What disagrees with PyTorch is not left on disk.
+    and state dicts need. onnxruntime_web: for "web", the package of npm that computes it, as a folder or an archive;
+    None: from the cache, or by npm. What disagrees with PyTorch is not left on disk.
     Raises ConfigError for an unknown target, MissingExtra if its library is not installed, ExportError if it can't take
     the network, ParityError if it disagrees with PyTorch, BundleError if a weight is NaN or infinite, OutputPathError
-    if `out` holds what vivace did not write or can't be written, VivaceError if the disk is full.
+    if `out` holds what vivace did not write or can't be written, DownloadError if npm is missing or fails, or a hash
+    is another one, VivaceError if the disk is full.
     """
     known = targets()
     if to not in known:
         raise ConfigError(f"`to` is unknown: got {to!r}.{nearest(to, known)} Known: {', '.join(known)}.")
+    if onnxruntime_web is not None and to != WEB:
+        raise ConfigError(f"`onnxruntime_web` goes with `to={WEB!r}`: got `to={to!r}`. Leave it out.")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     if model is not None:
         bundle = with_code(bundle, model)
@@ -75,14 +89,18 @@ def export(
     out = Path(out)
     replaced = _check_out(bundle, to, out, data)
     with reporting(f"export to {to}"), writing(out):
-        exported = _write(bundle, to, out, data, cache_path)
+        if to == WEB:
+            given = None if onnxruntime_web is None else Path(onnxruntime_web)
+            exported = _web(bundle, out, data, cache_path, given)
+        else:
+            exported = _write(bundle, to, out, data, cache_path)
     warn_of_replaced(out, replaced)
     return exported
 
 
 def targets() -> list[str]:
-    """What `export` writes, by name: bundles of other runtimes, then files, then a deployment."""
-    return [*with_graph(), *file_targets(), STATE_DICT, DEPLOYMENT]
+    """What `export` writes, by name: bundles of other runtimes, then files, then folders that are no bundle."""
+    return [*with_graph(), *file_targets(), STATE_DICT, *FOLDERS]
 
 
 def _write(bundle: Bundle, target: str, out: Path, data: AnyData | None, cache_dir: Path | None) -> Exported:
@@ -104,15 +122,17 @@ def _check_out(bundle: Bundle, target: str, out: Path, data: AnyData | None) -> 
         known.setdefault(suffixes_of(name)[0], name)
     own = suffixes_of(target)[0] if target in files else WEIGHTS_SUFFIX
     suffix = out.suffix.lower()
-    has_graph, deploys = target in with_graph(), target == DEPLOYMENT
+    has_graph, deploys = target in with_graph(), target in FOLDERS
     if suffix in known and not (suffix == own and not deploys):
         form = "a folder" if deploys else f"a folder or a {own} file" if has_graph else "a file"
         raise ConfigError(
             f"`to={target!r}` writes {form}: got {out}, a name for {known[suffix]}. Give another name, or "
             f"`to={known[suffix]!r}`."
         )
+    if target == WEB:
+        check_browser(bundle)
     if deploys or (has_graph and suffix != own):
-        # the images in a deployment would be taken for data
+        # the images in such a folder would be taken for data
         given = None if data is None or Data.of(data).is_object else Path(str(Data.of(data)))
         outside = [given] if deploys and given is not None and given.is_dir() else []
         return check_folder(out, inputs=[bundle.folder], outside=outside)
@@ -156,8 +176,27 @@ def _deploy(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | N
             # the user's images as a deployment, not twice
             bundle = load_bundle(_as_bundle(bundle, Path(temporary, "graph"), None, cache_dir, deployable[0]).path)
         parity = write_deployment(bundle, out, data, cache_dir)
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return Exported(out, DEPLOYMENT, size, parity)
+    return Exported(out, DEPLOYMENT, _size(out), parity)
+
+
+def _web(bundle: Bundle, out: Path, data: AnyData | None, cache_dir: Path | None, given: Path | None) -> Exported:
+    # before a network is traced: they may not be there
+    images = parity_images(bundle, data, cache_dir=cache_dir)
+    runtime = web_runtime(given, cache_dir)
+    if is_quantized(bundle.info.precision) and bundle.info.runtime != PORTABLE:
+        warn(
+            f"the page is of the float32 weights: browsers compute ONNX, and {bundle.info.precision} was made for "
+            f"{RUNTIMES[bundle.info.runtime].label}"
+        )
+    with scratch_folder("export") as temporary:
+        if bundle.info.runtime != PORTABLE:
+            bundle = load_bundle(_as_bundle(bundle, Path(temporary, "graph"), None, cache_dir, PORTABLE).path)
+        page = write_page(bundle, out, data, cache_dir, images=images, runtime=runtime)
+    return Exported(out, WEB, _size(out), page.parity, page.verified.done, page.verified.missing)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _as_bundle(

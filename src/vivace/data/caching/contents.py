@@ -7,6 +7,8 @@ archives    unpacked archives
 downloads   named data sets
 aoti        networks compiled by AOTInductor
 graphs      networks that were not trained, as graphs of OpenVINO
+onnxruntime-web
+            what computes pages for browsers, one folder for each version
 kernels, inductor, tune, pretrained
             our kernels, torch.compile's cache, reports of tuning trials, weights of installed packages; each folder is
             one entry
@@ -46,6 +48,7 @@ NAMES = {
     "downloads": "|".join(map(re.escape, CATALOG)),
     **dict.fromkeys(COMPILED, r".+-[0-9a-f]{20}"),
     "graphs": r"frozen-[0-9a-f]{20}",
+    "onnxruntime-web": r"\d+\.\d+\.\d+",
 }
 # kind → pattern of the files that together are one entry
 FILES = {
@@ -108,8 +111,8 @@ IS_OWN: dict[str, Callable[[Path], bool]] = {
     "images": _is_of_images,
     "archives": _has(LISTING),
     "downloads": _has(DOWNLOADED),
-    # the hashes of the compiled files
-    **dict.fromkeys((*COMPILED, "graphs"), _has("SHA256")),
+    # the hashes of the files
+    **dict.fromkeys((*COMPILED, "graphs", "onnxruntime-web"), _has("SHA256")),
     "kernels": _is_kernel,
     INDUCTOR: lambda path: _has(INDUCTOR_MARK)(path.parent),
     "tune": _is_receipt,

@@ -42,8 +42,10 @@ class Golden:
     """Its name in the data set, or "generated"."""
 
 
-def choose_goldens(bundle: Bundle, data: AnyData | None, *, cache_dir: Path | None = None) -> list[Golden]:
-    """Up to 16 images of the test split of `data`, else val, else all, of every class as many as of the others.
+def choose_goldens(
+    bundle: Bundle, data: AnyData | None, *, cache_dir: Path | None = None, count: int = NUM_GOLDENS
+) -> list[Golden]:
+    """Up to `count` images of the test split of `data`, else val, else all, of every class as many as of the others.
 
     Files are copied as they are; other images are encoded as PNG, or as .npy if that would change them. Without data
     they are generated.
@@ -52,14 +54,14 @@ def choose_goldens(bundle: Bundle, data: AnyData | None, *, cache_dir: Path | No
         images_NHWC, name = parity_images(bundle, None)
         return [
             Golden(data=data, extension=extension, label=None, source=name)
-            for data, extension in (_encoded(_as_given(image, bundle), bundle) for image in images_NHWC[:NUM_GOLDENS])
+            for data, extension in (_encoded(_as_given(image, bundle), bundle) for image in images_NHWC[:count])
         ]
     source, split_name, cached = open_split(bundle, data, cache_dir=cache_dir, on_bad_image="skip")
     split = source.splits[split_name]
     places = {name: place for place, name in enumerate(split.names)}
     # of the cache: images that the audit left out are not among them
     rows = np.array([places[name] for name in cached.names], dtype=np.int64)
-    return [_golden(split, row, source.group_names, bundle) for row in _evenly(split, rows)]
+    return [_golden(split, row, source.group_names, bundle) for row in _evenly(split, rows, count)]
 
 
 def _as_given(pixels: np.ndarray, bundle: Bundle) -> np.ndarray:
@@ -77,12 +79,12 @@ def _encoded(pixels: np.ndarray, bundle: Bundle) -> tuple[bytes, str]:
     return buffer.getvalue(), ".png"
 
 
-def _evenly(split: Split, rows: np.ndarray) -> list[int]:
-    """NUM_GOLDENS of the rows, class by class; where there are more classes than that, some evenly spread ones."""
+def _evenly(split: Split, rows: np.ndarray, wanted: int) -> list[int]:
+    """`wanted` of the rows, class by class; where there are more classes than that, some evenly spread ones."""
     labels = np.unique(split.labels[rows])
-    if len(labels) > NUM_GOLDENS:
-        labels = labels[np.linspace(0, len(labels) - 1, NUM_GOLDENS).round().astype(int)]
-    counts = [NUM_GOLDENS // len(labels) + (place < NUM_GOLDENS % len(labels)) for place in range(len(labels))]
+    if len(labels) > wanted:
+        labels = labels[np.linspace(0, len(labels) - 1, wanted).round().astype(int)]
+    counts = [wanted // len(labels) + (place < wanted % len(labels)) for place in range(len(labels))]
     chosen: list[int] = []
     for label, count in zip(labels, counts, strict=True):
         own = rows[split.labels[rows] == label]

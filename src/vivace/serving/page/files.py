@@ -8,6 +8,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+from vivace.browser import SHARED, shared_file
 from vivace.serving.web.refusals import Refusal
 
 __all__ = ["page_file"]
@@ -18,6 +19,7 @@ INDEX = "index.html"
 TYPES = {
     INDEX: "text/html; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
+    "image.js": "text/javascript; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "words.js": "text/javascript; charset=utf-8",
 }
@@ -37,7 +39,7 @@ HEADERS = {
 
 @functools.cache
 def _content(name: str) -> bytes:
-    return (STATIC / name).read_bytes()
+    return shared_file(name) if name in SHARED else (STATIC / name).read_bytes()
 
 
 async def page_file(request: Request) -> Response:

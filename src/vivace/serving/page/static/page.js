@@ -1,4 +1,5 @@
 // Everything that is shown is set as text, never as HTML: names of classes and files may be anybody's.
+import { bars, element, find, onImage, percent, preview, speech } from "./image.js";
 import { words } from "./words.js";
 
 const TOPK = 5;
@@ -6,24 +7,12 @@ const ROUNDS = 20;
 // fields of a prediction that have a place of their own
 const KNOWN = ["name", "label", "probability", "topk", "labels"];
 
-const find = (id) => document.getElementById(id);
-const asked = new URLSearchParams(location.search).get("lang");
-let language = asked in words ? asked : navigator.language.startsWith("zh") ? "zh" : "en";
+const { say, isChinese, refresh } = speech(words, show);
 let token = "";
 let bundles = [];
 let image = null;
 let answers = [];
 let turn = 0;
-
-const say = (key, ...values) => words[language][key].replace(/\{(\d)\}/g, (_, index) => values[Number(index)]);
-const percent = (value) => (100 * value).toFixed(1);
-
-function element(name, text = "", className = "") {
-  const made = document.createElement(name);
-  made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
 
 async function ask(path, body) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
@@ -62,7 +51,6 @@ async function open() {
 }
 
 async function classify(file) {
-  if (!file) return;
   const mine = ++turn;
   problem("");
   image = file;
@@ -70,10 +58,8 @@ async function classify(file) {
   answers = [];
   show();
   find("status").textContent = say("working");
-  const preview = find("preview");
-  if (preview.src) URL.revokeObjectURL(preview.src);
-  preview.src = URL.createObjectURL(file);
-  preview.hidden = false;
+  // what the browser can't show (HEIC, say) the server may still read
+  preview(file);
   try {
     if (!bundles.length) await open();
     // one after the other: side by side they would slow each other down
@@ -103,16 +89,7 @@ function card(answer) {
   const multiple = bundle.task === "multi_label";
   const label = multiple ? (prediction.labels.length ? prediction.labels.join(", ") : say("none")) : prediction.label;
   made.append(element("p", label, "label"));
-  const list = element("ol", "", "bars");
-  for (const row of prediction.topk) {
-    const item = element("li");
-    const bar = element("meter");
-    bar.value = row.probability;
-    bar.setAttribute("aria-hidden", "true");
-    item.append(element("span", row.label, "name"), element("span", `${percent(row.probability)} %`, "percent"), bar);
-    list.append(item);
-  }
-  made.append(list);
+  made.append(bars(prediction.topk));
   const others = element("dl");
   for (const [name, value] of Object.entries(prediction)) {
     if (KNOWN.includes(name)) continue;
@@ -163,10 +140,7 @@ function shown(value) {
 }
 
 function show() {
-  for (const node of document.querySelectorAll("[data-word]")) node.textContent = say(node.dataset.word);
-  document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
-  find("language").textContent = language === "zh" ? "English" : "中文";
-  find("language").lang = language === "zh" ? "en" : "zh";
+  refresh();
   find("preview").alt = image ? say("preview") : "";
   find("results").hidden = find("again").hidden = !answers.length;
   find("cards").replaceChildren(...answers.map(card));
@@ -175,7 +149,7 @@ function show() {
     const all = new Set(answers.map(({ prediction }) => prediction.label));
     heard.push(say(all.size === 1 ? "same" : "different"));
   }
-  find("status").textContent = heard.join(language === "zh" ? "；" : "; ");
+  find("status").textContent = heard.join(isChinese() ? "；" : "; ");
   find("speed-row").hidden = answers.length < 2;
   if (answers.length) tell();
   showDrift();
@@ -264,17 +238,6 @@ async function compare() {
   find("speed").disabled = false;
 }
 
-// what the browser can't show (HEIC, say) the server may still read
-find("preview").addEventListener("error", () => (find("preview").hidden = true));
-find("choose").addEventListener("click", () => find("file").click());
-find("file").addEventListener("change", () => {
-  classify(find("file").files[0]);
-  find("file").value = "";
-});
-find("language").addEventListener("click", () => {
-  language = language === "zh" ? "en" : "zh";
-  show();
-});
 find("speed").addEventListener("click", compare);
 find("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -295,27 +258,6 @@ for (const button of document.querySelectorAll("[data-copy]")) {
     }
   });
 }
-const drop = find("drop");
-for (const name of ["dragenter", "dragover"]) {
-  addEventListener(name, (event) => {
-    event.preventDefault();
-    drop.classList.add("over");
-  });
-}
-for (const name of ["dragleave", "drop"]) addEventListener(name, () => drop.classList.remove("over"));
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  take(event.dataTransfer);
-});
-addEventListener("paste", (event) => {
-  if (!["INPUT", "TEXTAREA"].includes(document.activeElement.tagName)) take(event.clipboardData);
-});
-
-function take(data) {
-  const [file] = data.files;
-  if (file) classify(file);
-  else problem(say("notImage"));
-}
-
+onImage(classify, () => problem(say("notImage")));
 show();
 open();

@@ -1,0 +1,1 @@
+"""vivace export --to web: a folder that classifies images in a browser, by ONNX Runtime Web."""
