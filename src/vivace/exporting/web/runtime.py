@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import tarfile
@@ -124,22 +125,14 @@ def _by_npm() -> dict[str, bytes]:
     if npm is None:
         raise DownloadError(f"a page for browsers needs {PACKAGE}, and npm, which downloads it, was not found. {HOW}")
     with scratch_folder("npm") as folder:
-        # --prefix: without it npm would also follow the settings of a project that the folder may lie in
-        command = [
-            npm,
-            "pack",
-            PACKAGE,
-            "--ignore-scripts",
-            "--no-update-notifier",
-            "--prefix",
-            ".",
-            "--pack-destination",
-            ".",
-        ]
+        # or npm would follow the settings of a project that the folder may lie in
+        (folder / "package.json").write_text("{}")
+        settings = {"npm_config_ignore_scripts": "true", "npm_config_update_notifier": "false"}
         try:
             done = subprocess.run(
-                command,
+                [npm, "pack", PACKAGE],
                 cwd=folder,
+                env={**os.environ, **settings},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

@@ -92,7 +92,7 @@ def _node(node: str, page: Path, decoded: Path) -> dict[str, float] | str:
     shutil.copytree(page / "page", decoded / "page")
     (decoded / "page" / "package.json").write_text('{"type": "module"}')
     try:
-        version = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
+        version = subprocess.run([node, "-v"], capture_output=True, text=True, timeout=60, check=False).stdout
         if int(version.strip().lstrip("v").partition(".")[0] or 0) < NODE_VERSION:
             return f"Node.js {version.strip() or 'of an unknown version'} is older than {NODE_VERSION}"
         ended = subprocess.run(
