@@ -107,6 +107,11 @@ def test_a_tar_is_not_trusted(tmp_path: Path) -> None:
     assert {path.name for path in set(tmp_path.parent.rglob("*")) - set(before)} <= {"bundle", "bundle.json"}
 
 
+def test_what_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    found = outcomes(tmp_path, [tmp_path / name for name in ("gone.tar", "gone.parquet", "gone.png")])
+    assert [row.problem for row in found if isinstance(row, Failure)] == ["unreadable"] * 3
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_a_tar_that_is_cut_short_gives_its_images_and_an_error(tmp_path: Path, mode: str) -> None:
     path = make_tar(tmp_path / "shard.tar", {f"{index}.png": encoded(index) for index in range(200)}, mode)

@@ -102,6 +102,9 @@ class Sources:
             yield from (file_item(path) for path in images_below(name, self._left) if self._is_new(path))
         elif not self._is_new(name):
             return
+        elif not os.path.exists(name):  # noqa: PTH110
+            # a tar or parquet file that is not there is not a damaged one
+            yield file_item(name)
         elif is_tar(name):
             from vivace.sources.shards import tar_items
 
