@@ -24,6 +24,7 @@ from vivace.errors import BundleError, ConfigError, DataError, VivaceError
 from vivace.hardware import select_device
 from vivace.models.weights import load_weights
 from vivace.models.zoo import create_model
+from vivace.predicted import FEW, ranking
 from vivace.prediction import Predictor, predict
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
@@ -297,3 +298,9 @@ def test_a_bundle_that_was_changed_after_it_was_opened_is_not_used(change: str, 
     expected = {"overwritten": "SHA-256 differs", "a pipe": "not a regular file", "gone": "lacks a file"}
     with pytest.raises(BundleError, match=expected.get(change, "is a link")):
         opened(np.zeros((32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize("count", [3, FEW, FEW + 1])
+def test_classes_are_ranked_as_by_a_stable_sort_however_many_there_are(count: int) -> None:
+    probs_K = np.random.default_rng(0).integers(0, 5, count).astype(np.float32)
+    assert ranking(probs_K) == np.argsort(-probs_K, kind="stable").tolist()

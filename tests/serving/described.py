@@ -37,8 +37,8 @@ CHECKS = [
     "response_headers_conformance",
     "response_schema_conformance",
 ]
-MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
-EACH = 10
+POSITIVE, NEGATIVE = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
+EACH = 5
 # of a deliberate refusal, with Retry-After
 BUSY = 503
 
@@ -70,7 +70,10 @@ def ask(url: str, cases: int, *, seed: int = 0, told: dict[str, Any] | None = No
         told = requests.get(f"{url}/openapi.json", timeout=30).json()
     bundle = requests.get(f"{url}/bundles", timeout=30).json()["bundles"][0]["name"]
     schema = schemathesis.openapi.from_dict(told)
-    left = [(found.ok(), mode) for found in schema.get_all_operations() for mode in MODES]
+    operations = [found.ok() for found in schema.get_all_operations()]
+    left = [(operation, POSITIVE) for operation in operations]
+    # every text may be a name or version in a path: to look for what is not allowed there takes half a minute, in vain
+    left += [(one, NEGATIVE) for one in operations if one.method == "post" and "{version}" not in one.path]
     statuses: Counter[int] = Counter()
     failures: list[str] = []
     asked, turn = 0, 0

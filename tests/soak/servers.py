@@ -107,6 +107,8 @@ def terms(count: int, seed: int, folder: Path) -> bool:
         all_counts += counts
         if counts["lost"] or not counts["ended with 0"]:
             print(f"SIGTERM {number}: {dict(counts)}", flush=True)
+        if (number + 1) % 20 == 0:
+            print(f"{number + 1} SIGTERMs, {dict(all_counts)}", file=sys.stderr, flush=True)
     told = ", ".join(f"{number:,} {what}" for what, number in sorted(all_counts.items(), key=lambda one: -one[1]))
     print(f"{count} SIGTERMs in {time.monotonic() - began:.0f} s: {told}")
     return (

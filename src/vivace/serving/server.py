@@ -22,7 +22,6 @@ from typing import Any
 from vivace import systems
 from vivace.errors import ConfigError
 from vivace.serving.app import Application, check_libraries
-from vivace.serving.rpc.listening import check_grpc, rpc_server
 from vivace.serving.settings import Settings
 from vivace.serving.web.logs import Log
 
@@ -67,6 +66,8 @@ def serve(
     """
     check_libraries()
     if settings.grpc_port is not None:
+        from vivace.serving.rpc.listening import check_grpc
+
         check_grpc()
     with contextlib.closing(bound_socket(settings.host, settings.port)) as listening:
         log = Log(settings.log)
@@ -130,11 +131,20 @@ async def _serve(application: Application, listening: socket.socket, ready: Call
     server = Server(config)
     sweeping = asyncio.create_task(sweep(server.server_state.connections))
     with _signals(application, server):
-        async with rpc_server(application) as application.grpc_address:
+        async with _rpc_server(application) as application.grpc_address:
             await server.serve(sockets=[listening])
     sweeping.cancel()
     await application.stop()
     log.event("stopped")
+
+
+def _rpc_server(application: Application) -> contextlib.AbstractAsyncContextManager[str | None]:
+    if application.settings.grpc_port is None:
+        # the first answer does not wait for what is not asked for
+        return contextlib.nullcontext()
+    from vivace.serving.rpc.listening import rpc_server
+
+    return rpc_server(application)
 
 
 def _waiting(servers: list[Any], listening: socket.socket) -> list[socket.socket]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vivace.predicted import ranking
 from vivace.runtimes.table import INPUT, OUTPUT
 from vivace.serving.batching import Item
 from vivace.serving.bundles import Bundles, Served
@@ -133,8 +134,7 @@ def probs_of(items: Sequence[Item]) -> np.ndarray:
 
 def ranked(probs_K: np.ndarray, count: int, classes: tuple[str, ...]) -> list[str]:
     """The likeliest classes as "probability:index:label"."""
-    order = np.argsort(-probs_K, kind="stable")[:count]
-    return [f"{probs_K[index]:.6f}:{index}:{classes[index]}" for index in order]
+    return [f"{probs_K[index]:.6f}:{index}:{classes[index]}" for index in ranking(probs_K)[:count]]
 
 
 def refused(message: str) -> Refusal:
