@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reaso
 def compile_for(compiler: str, processor: str, source: Path) -> subprocess.CompletedProcess[str]:
     flags = [flag for flag in FLAGS if flag not in ("-march=native", "-shared")]
     # told by GCC alone, of static functions too: how vectors are handed over where there are no registers for them
-    more = ["-Wno-psabi"] if processor.startswith("x86-64") else []
+    more = ["-Wno-psabi"] if processor.startswith("x86-64") or platform.machine() in ("x86_64", "AMD64") else []
     # warnings of values that were never set need an optimizer
     effort = ["-O1", "-c", "-o", os.devnull] if processor == "native" else ["-fsyntax-only"]
     command = [compiler, *flags, *OPTIONS.get(source.stem, ()), *f"-march={processor}".split(), *effort, *more]

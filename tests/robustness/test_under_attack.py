@@ -18,6 +18,7 @@ from vivace.cli import main
 from vivace.cli.hardened import print_attack
 from vivace.errors import ConfigError
 from vivace.evaluation.evaluate import evaluate
+from vivace.hardware import supported_precisions
 from vivace.prediction import Predictor
 from vivace.robustness import under_attack
 from vivace.robustness.attacks import square
@@ -54,6 +55,9 @@ def test_in_8_bits_no_change_grows() -> None:
     np.testing.assert_array_equal(whole, np.minimum(images.astype(int) + 8, 255))
 
 
+@pytest.mark.skipif(
+    "bf16" not in supported_precisions(torch.device("cpu")), reason="this processor has no bf16 instructions"
+)
 def test_what_fools_the_network_is_shown_to_the_bundle_as_it_runs(bundle: Bundle) -> None:
     images = pixels(20)
     labels = Predictor(bundle, device="cpu", precision="fp32").probs(images).argmax(1)
