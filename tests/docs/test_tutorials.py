@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,9 @@ SHORTER = {
     'within="20s"': 'within="4s"',
     "epochs=4": "epochs=1",
 }
+# all of them take ten minutes on a slow machine: `make pages`
+RUN_ALL = os.environ.get("VIVACE_TEST_PAGES") == "all"
+RUN_ALWAYS = ("finetune.ipynb", "own-module.ipynb")
 # what the commands of a notebook say when they fail: Jupyter goes on then
 FAILURES = ("Traceback", "command not found", "Error: ", "internal error")
 
@@ -64,6 +68,8 @@ def printed(notebook: Any) -> list[str]:
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_runs(runner: ModuleType, programs: Path, name: str, tmp_path: Path) -> None:
+    if not RUN_ALL and name not in RUN_ALWAYS:
+        pytest.skip("runs with `make pages`")
     for library in ("sklearn", "matplotlib", "onnxruntime", "openvino"):
         pytest.importorskip(library)
     if name == "finetune.ipynb" and available_without_download(PACKAGED_NETWORK) is None:
