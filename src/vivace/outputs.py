@@ -55,6 +55,8 @@ SIDECAR, RECEIPT, SIDECAR_SEAL = "vivace-export", "vivace-receipt", "json_sha256
 # real manifests and figures are far smaller
 MAX_MANIFEST_BYTES = 64 * 2**20
 MAX_PICTURE_BYTES = 64 * 2**20
+# a comment in them would be a row
+UNMARKED = (".csv", ".jsonl", ".parquet")
 
 
 def seal(manifest: Mapping[str, Any], key: str = "sha256") -> dict[str, Any]:
@@ -133,10 +135,10 @@ def check_file(
             kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise OutputPathError(f"{option} is {kind}, but a file is to be written: {path}. Give another name.")
         if not overwrite and not own_file(path):
-            raise OutputPathError(
-                f"{option} exists already, and was not written by vivace as far as can be told: {path}. Give another "
-                f"name, or {advice}."
-            )
+            who = "was not written by vivace as far as can be told"
+            if path.suffix.lower() in UNMARKED:
+                who = "a table has no mark of who wrote it"
+            raise OutputPathError(f"{option} exists already, and {who}: {path}. Give another name, or {advice}.")
     return "a file"
 
 
@@ -228,8 +230,8 @@ def _check_place(path: Path, inputs: Iterable[Path], outside: Iterable[Path], op
         source = given.resolve()
         if place == source or source in place.parents:
             raise OutputPathError(
-                f"{option} is inside the data: {path} in {given}, where figures would be read as images. Give a path "
-                "outside of it."
+                f"{option} is inside the data: {path} in {given}, where it would be taken for a part of these. Give "
+                "a path outside of it."
             )
 
 

@@ -176,6 +176,7 @@ class _Told:
     def __init__(self, options: Options, multi_label: bool) -> None:
         self._json, self._multi_label = options.json, multi_label
         self._prints = options.out is None and not options.json
+        self._named = options.out is not None or options.json
         self._rows: list[Prediction] = []
         self._failures: list[Failure] = []
         self._num_failures = 0
@@ -201,7 +202,9 @@ class _Told:
     def close(self) -> None:
         """Says how many failures were not told."""
         if (more := self._num_failures - NUM_TOLD) > 0:
-            tell(f"not classified: {more:,} more, which have an error in the output")
+            # where no output names them, nothing does
+            where = "which have an error in the output" if self._named else "which a table by --out names"
+            tell(f"not classified: {more:,} more, {where}")
 
     def to_json(self, result: Streamed) -> dict[str, Any]:
         """Plain values."""

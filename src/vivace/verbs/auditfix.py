@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -30,8 +29,6 @@ def check_fix(path: Path, where: object) -> None:
 
     where: the data; a manifest in a folder of images could change how that is read.
     """
-    if os.path.lexists(path):
-        raise OutputPathError(f"`fix` exists already, and a manifest is never replaced: {path}. Give another name.")
     check_file(path, outside=data_folders(where), option="`fix`")
     if path.suffix.lower() != ".csv":
         raise OutputPathError(f"`fix` is a table: got {path.name}. Give a name that ends in .csv.")

@@ -7,8 +7,6 @@ its message is read, and how long that takes to come is bounded.
 from __future__ import annotations
 
 import asyncio
-import hmac
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -32,6 +30,7 @@ from vivace.serving.protocols.inference import (
 from vivace.serving.protocols.tensors import encoded_texts
 from vivace.serving.rpc.messages import PACKAGE, SERVICE, messages, plain_parameters
 from vivace.serving.web.exchange import Exchange
+from vivace.serving.web.guard import check_token, note_request
 from vivace.serving.web.refusals import Refusal, internal, too_busy
 
 if TYPE_CHECKING:
@@ -168,7 +167,9 @@ class _Service:
             finally:
                 application.meters.open_requests.dec()
                 application.guard.release(exchange)
-                self._note(name, exchange, status)
+                failed = status == "INTERNAL"
+                told = application.meters, application.log, exchange
+                note_request(*told, method="gRPC", path=name, status=status, failed=failed)
             trailing = [("x-request-id", exchange.id), ("vivace-code", problem.code)]
             if problem.retry_after is not None:
                 trailing.append(("retry-after", str(problem.retry_after)))
@@ -200,33 +201,8 @@ class _Service:
         if self._token is None:
             return
         given = [value for name, value in context.invocation_metadata() if name == "authorization"]
-        kind, _, token = (given[0] if len(given) == 1 and isinstance(given[0], str) else "").partition(" ")
-        # compared whatever the kind is: how long it takes says nothing
-        same = hmac.compare_digest(token.strip().encode(), self._token)
-        if not same or kind.lower() != "bearer":
-            what = "is wrong" if given else "is missing"
-            raise Refusal(401, "no_token", f"the token {what}. Send the metadata authorization: Bearer TOKEN.")
-
-    def _note(self, name: str, exchange: Exchange, status: str) -> None:
-        application = self._application
-        seconds = time.perf_counter() - exchange.started
-        application.meters.of_request(exchange.route, status, seconds)
-        problem = exchange.code is not None and application.log.problems
-        if problem or application.log.every:
-            facts = {
-                "id": exchange.id,
-                "method": "gRPC",
-                "path": name,
-                "status": status,
-                "ms": round(seconds * 1000, 2),
-                "bundle": exchange.bundle,
-                "images": exchange.images,
-                "code": exchange.code,
-                "detail": exchange.detail,
-                "traceparent": exchange.traceparent,
-            }
-            level = "error" if status == "INTERNAL" else "warning" if problem else "info"
-            application.log.event("request", level=level, **{key: value for key, value in facts.items() if value})
+        one = given[0] if len(given) == 1 and isinstance(given[0], str) else ""
+        check_token(one.encode(), self._token, send="metadata authorization")
 
 
 def _headers(context: Any) -> dict[bytes, bytes]:

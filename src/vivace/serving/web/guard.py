@@ -17,7 +17,7 @@ from vivace.serving.web.exchange import Exchange
 from vivace.serving.web.logs import Log
 from vivace.serving.web.refusals import Refusal, internal
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "check_token", "note_request"]
 
 # what tells nothing of the bundles and costs nothing: probes and browsers have no token
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/favicon.ico"})
@@ -74,7 +74,8 @@ class Guard:
         finally:
             self._meters.open_requests.dec()
             self.release(exchange)
-            self._note(scope, exchange, status)
+            told = {"method": scope["method"][:16], "path": scope["path"][:200]}
+            note_request(self._meters, self._log, exchange, **told, status=status, failed=status == 500)
 
     def hold(self, exchange: Exchange, num_bytes: int) -> bool:
         """Whether so many more bytes of bodies may be in memory; they are until the exchange ends."""
@@ -117,37 +118,41 @@ class Guard:
                 close=True,
             )
         if self._token is not None and not _is_open(scope):
-            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-            # compared whatever the kind is: how long it takes says nothing
-            same = hmac.compare_digest(given.strip(), self._token)
-            if not same or kind.lower() != b"bearer":
-                what = "is wrong" if given else "is missing"
-                raise Refusal(
-                    401,
-                    "no_token",
-                    f"the token {what}. Send the header Authorization: Bearer TOKEN.",
-                    close=True,
-                )
+            check_token(headers.get(b"authorization", b""), self._token, send="header Authorization", close=True)
 
-    def _note(self, scope: Any, exchange: Exchange, status: int) -> None:
-        seconds = time.perf_counter() - exchange.started
-        self._meters.of_request(exchange.route, status, seconds)
-        problem = exchange.code is not None and self._log.problems
-        if problem or self._log.every:
-            facts = {
-                "id": exchange.id,
-                "method": scope["method"][:16],
-                "path": scope["path"][:200],
-                "status": status,
-                "ms": round(seconds * 1000, 2),
-                "bundle": exchange.bundle,
-                "images": exchange.images,
-                "code": exchange.code,
-                "detail": exchange.detail,
-                "traceparent": exchange.traceparent,
-            }
-            level = "error" if status == 500 else "warning" if problem else "info"
-            self._log.event("request", level=level, **{name: value for name, value in facts.items() if value})
+
+def check_token(authorization: bytes, token: bytes, *, send: str, close: bool = False) -> None:
+    """Raises Refusal (401) unless a request has the token. send: how it is sent, for the message."""
+    kind, _, given = authorization.partition(b" ")
+    # compared whatever the kind is: how long it takes says nothing
+    same = hmac.compare_digest(given.strip(), token)
+    if not same or kind.lower() != b"bearer":
+        what = "is wrong" if given else "is missing"
+        raise Refusal(401, "no_token", f"the token {what}. Send the {send}: Bearer TOKEN.", close=close)
+
+
+def note_request(
+    meters: Meters, log: Log, exchange: Exchange, *, method: str, path: str, status: int | str, failed: bool
+) -> None:
+    """Count a request that was answered, and log it. failed: by a fault of the server."""
+    seconds = time.perf_counter() - exchange.started
+    meters.of_request(exchange.route, status, seconds)
+    problem = exchange.code is not None and log.problems
+    if problem or log.every:
+        facts = {
+            "id": exchange.id,
+            "method": method,
+            "path": path,
+            "status": status,
+            "ms": round(seconds * 1000, 2),
+            "bundle": exchange.bundle,
+            "images": exchange.images,
+            "code": exchange.code,
+            "detail": exchange.detail,
+            "traceparent": exchange.traceparent,
+        }
+        level = "error" if failed else "warning" if problem else "info"
+        log.event("request", level=level, **{name: value for name, value in facts.items() if value})
 
 
 def _is_open(scope: Any) -> bool:
