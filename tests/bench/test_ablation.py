@@ -45,13 +45,27 @@ def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
         Recipe(
             model=ModelConfig(name="fast_cnn", arguments={"activation": "relu"}),
             augment=AugmentConfig(
-                random_resized_crop=(0.4, 1.0), translate=2, flip="alternating", cutout=4, start_size=16
+                random_resized_crop=(0.4, 1.0),
+                translate=2,
+                flip="alternating",
+                trivial_augment=True,
+                color_jitter=0.2,
+                mix="augmix",
+                cutout=4,
+                mixup=0.2,
+                cutmix=1.0,
+                start_size=16,
             ),
             optimizer=OptimizerConfig(
-                name="muon", weight_decay=0.1, bias_lr_factor=16, options={"normalize_filters": True}
+                name="muon",
+                weight_decay=0.1,
+                bias_lr_factor=16,
+                sam=0.5,
+                sam_adaptive=True,
+                options={"normalize_filters": True},
             ),
             schedule=ScheduleConfig(name="cosine", warmup=0.1),
-            loss=LossConfig(label_smoothing=0.1, self_distillation=0.5),
+            loss=LossConfig(name="symmetric", label_smoothing=0.1, self_distillation=0.5),
         ),
         {
             "precision": "bf16",

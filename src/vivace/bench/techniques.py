@@ -95,6 +95,12 @@ TECHNIQUES = (
     Technique(
         "Muon", "Muon for SGD at its usual rate", lambda r: r.optimizer.name == "muon", {"optimizer.name": "sgd"}
     ),
+    Technique(
+        "sharpness-aware steps",
+        "the gradient where the loss near the weights is highest, for twice the cost of a step",
+        lambda r: r.optimizer.sam > 0,
+        {"optimizer.sam": 0.0, "optimizer.sam_adaptive": False},
+    ),
     Technique("few Muon steps", "3 of Newton–Schulz for 5", _uses_fewer_steps, {"optimizer.options.ns_steps": 5}),
     Technique(
         "normalised filters",
@@ -128,9 +134,30 @@ TECHNIQUES = (
         lambda r: r.augment.random_resized_crop is not None,
         {"augment.random_resized_crop": None},
     ),
+    Technique(
+        "random operations",
+        "one of TrivialAugment's for each image",
+        lambda r: r.augment.trivial_augment,
+        {"augment.trivial_augment": False},
+    ),
+    Technique("colour jitter", "", lambda r: r.augment.color_jitter > 0, {"augment.color_jitter": 0.0}),
+    Technique(
+        "mixed chains",
+        "each image mixed with chains of random operations, for accuracy under corruptions",
+        lambda r: r.augment.mix != "none",
+        {"augment.mix": "none"},
+    ),
     Technique("cutout", "blanked squares", lambda r: r.augment.cutout > 0, {"augment.cutout": 0}),
+    Technique("mixup", "weighted sums of two images", lambda r: r.augment.mixup > 0, {"augment.mixup": 0.0}),
+    Technique("cutmix", "a part of another image", lambda r: r.augment.cutmix > 0, {"augment.cutmix": 0.0}),
     Technique(
         "label smoothing", "softened targets", lambda r: r.loss.label_smoothing > 0, {"loss.label_smoothing": 0.0}
+    ),
+    Technique(
+        "loss for wrong labels",
+        "symmetric or generalised cross-entropy for the plain one",
+        lambda r: r.loss.name != "cross_entropy",
+        {"loss.name": "cross_entropy"},
     ),
     Technique(
         "self-distillation",
