@@ -52,8 +52,6 @@ def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
                 color_jitter=0.2,
                 mix="augmix",
                 cutout=4,
-                mixup=0.2,
-                cutmix=1.0,
                 start_size=16,
             ),
             optimizer=OptimizerConfig(
@@ -79,10 +77,17 @@ def test_every_technique_changes_the_recipe_that_has_it_on() -> None:
             "focus.share": 0.5,
         },
     )
-    assert techniques_of(everything) == list(TECHNIQUES)
-    for technique in TECHNIQUES:
-        changed = override(everything, technique.off)
-        assert changed != everything
+    # what looks at one image at a time can not go with mixtures of two: these are in a recipe of their own
+    mixed = override(
+        everything, {"loss.self_distillation": 0.0, "focus.share": 1.0, "augment.mixup": 0.2, "augment.cutmix": 1.0}
+    )
+    with_one_of_them = [everything if technique.is_on(everything) else mixed for technique in TECHNIQUES]
+    assert techniques_of(everything) + techniques_of(mixed, ["mixup", "cutmix"]) == sorted(
+        TECHNIQUES, key=lambda technique: technique.name in ("mixup", "cutmix")
+    )
+    for technique, recipe in zip(TECHNIQUES, with_one_of_them, strict=True):
+        changed = override(recipe, technique.off)
+        assert changed != recipe
         # an alternating flip becomes a coin: that is another technique's matter
         assert not technique.is_on(changed)
     bare = override(Recipe(), {"precision": "fp32"})
