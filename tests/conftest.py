@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,19 +26,63 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[int(worker.removeprefix("gw")) % len(cpus)]})
 
+# whichever test imports OpenVINO first: with its reporter, each conversion would fork this process, which is large, and
+# wait for a network. vivace imports it without; that this holds is shown in processes of their own
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 ARCHIVES = {"cifar10": "cifar10-jpeg.tar.xz", "flowers": "flowers.tar"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: begun last, one of them would run alone while the other processors wait."""
+# how many tests were left for `make long`
+LEFT = pytest.StashKey[int]()
+
+
+# after those that -m and -k leave out
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `long` are left out, but where -m names them or the command line names tests.
+
+    Files with slow tests come first: begun last, one of them would run alone while the other processors wait.
+    """
+    if "long" not in config.option.markexpr and not any("::" in name for name in config.args):
+        left = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left)
+        config.stash[LEFT] = len(left)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # see own_garbage: what is frozen would be a leak to libraries that count their objects at the end
+    gc.unfreeze()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = session.config.stash.get(LEFT, 0)
+
+
+# each process of pytest-xdist collects all tests
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT] = getattr(node, "workeroutput", {}).get("left", 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left := config.stash.get(LEFT, 0):
+        terminalreporter.write_line(f"left for `make long`: {left} tests that take minutes")
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """New folders for caches, all in one: mktemp would read the names of all that were there before each time."""
+    root = tmp_path_factory.mktemp("caches")
+    return (root / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or writes the cache of the person who runs it."""
-    cache = tmp_path_factory.mktemp("cache")
+    cache = next(caches)
+    cache.mkdir(mode=0o700)
     monkeypatch.setenv("VIVACE_CACHE", str(cache))
     monkeypatch.setenv("TORCH_HOME", str(cache / "torch"))
     # a bug is to be seen as one
@@ -49,6 +95,8 @@ def own_garbage() -> Iterator[None]:
     """What a library does wrong when its objects die shows in the module that made them."""
     yield
     gc.collect()
+    # what is left lives on, as libraries do: to look through all of it again after each module takes half a second
+    gc.freeze()
 
 
 @pytest.fixture
