@@ -180,13 +180,17 @@ def texts_of(path: Path) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("path", [path for path in sorted(ROOT.rglob("*.py")) if "templates" not in path.parts])
-def test_no_message_of_the_library_names_an_option(path: Path) -> None:
-    if path.relative_to(ROOT).parts[0] == "cli":
-        return
-    for text in texts_of(path):
-        if re.search(r"(^|[\s('\"])--[a-z]", text):
-            assert COMMAND.search(text), f"{path}: {text!r}"
+def test_no_message_of_the_library_names_an_option() -> None:
+    paths = [path for path in sorted(ROOT.rglob("*.py")) if "templates" not in path.parts]
+    paths = [path for path in paths if path.relative_to(ROOT).parts[0] != "cli"]
+    assert len(paths) > 500
+    wrong = [
+        f"{path}: {text!r}"
+        for path in paths
+        for text in texts_of(path)
+        if re.search(r"(^|[\s('\"])--[a-z]", text) and not COMMAND.search(text)
+    ]
+    assert wrong == []
 
 
 def test_every_verb_can_say_its_names() -> None:
