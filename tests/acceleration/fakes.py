@@ -13,9 +13,10 @@ from vivace.acceleration import candidates as candidates_module
 from vivace.acceleration import measurements as measurements_module
 from vivace.acceleration.accelerate import Acceleration, accelerate
 from vivace.bundle import Bundle
+from vivace.profiling.profile import LayerTime, Profile
 from vivace.timing.interleaved import Side, Timings
 
-__all__ = ["COSTS", "fake_times", "keep_fake_variants", "run"]
+__all__ = ["COSTS", "fake_times", "keep_fake_variants", "run", "told_layers"]
 
 # ms of a call, as a machine might have them
 COSTS = {"eager fp32": 4.0, "onnx fp32": 2.0, "onnx int8": 3.0, "openvino fp32": 2.5, "openvino int8": 1.0}
@@ -29,8 +30,17 @@ def keep_fake_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates_module, "VARIANTS", variants)
 
 
+def told_layers(bundle: Bundle, images_NHWC: np.ndarray, **_: Any) -> Profile:
+    """A profile that is told, too: a real one starts a process and imports the runtime there."""
+    info = bundle.info
+    layer = LayerTime(name="conv", kind="Convolution", kernel="told", precision=info.precision, ms=0.5, multiplies=True)
+    return Profile(
+        runtime=info.runtime, precision=info.precision, batch_size=len(images_NHWC), layers=(layer,), call_ms=1.0
+    )
+
+
 def fake_times(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> list[list[str]]:
-    """Times are those of `costs`; returns what was timed together."""
+    """Times and layers are told, the times by `costs`; returns what was timed together."""
     asked: list[list[str]] = []
 
     def time_sides(
@@ -52,6 +62,7 @@ def fake_times(monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]) -> list
         ]
 
     monkeypatch.setattr(measurements_module, "time_sides", time_sides)
+    monkeypatch.setattr(measurements_module, "profile_layers", told_layers)
     return asked
 
 

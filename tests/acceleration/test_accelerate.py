@@ -326,12 +326,12 @@ def test_the_command_really_times(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # enough to be timed in several processes; of the variants those that are soon there
+    # of the variants those that are soon there; that several processes are timed is shown in tests/timing
     soon = {("eager", "fp32"), ("openvino", "fp32")}
     variants = tuple(one for one in candidates_module.VARIANTS if (one.runtime, one.precision) in soon)
     monkeypatch.setattr(candidates_module, "VARIANTS", variants)
-    monkeypatch.setattr(measurements_module, "FINAL_ROUNDS", 4)
-    monkeypatch.setattr(measurements_module, "FINAL_PROCESSES", 2)
+    monkeypatch.setattr(measurements_module, "FINAL_ROUNDS", 2)
+    monkeypatch.setattr(measurements_module, "FINAL_PROCESSES", 1)
     bundle, data = trained
     command = ["accelerate", str(bundle.folder), str(data), "--out", str(tmp_path / "fast"), "--quiet"]
     status = main([*command, "--max-drop", "25", "--threads", "1"])
