@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from vivace import outputs
+from vivace import outputs, owned
 from vivace.batch.outputs import check_table
 from vivace.errors import OutputPathError, VivaceError
 from vivace.files import read_regular, sha256_of
 from vivace.marks import marked
-from vivace.outputs import check_export, check_file, check_folder, own_file, seal, write_sidecar, writing
+from vivace.outputs import check_export, check_file, check_folder, write_sidecar, writing
+from vivace.owned import own_file, seal
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -22,7 +23,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def bundle_in(folder: Path, name: str = "bundle.json", form: str = "vivace-bundle") -> Path:
+def bundle_in(folder: Path, name: str = "bundle.json", form: str = "vivace-bundle", **facts_of_it: object) -> Path:
     """A folder as vivace writes it: files, and a sealed manifest that lists them."""
     (folder / "golden").mkdir(parents=True)
     (folder / "weights").write_bytes(b"w")
@@ -32,7 +33,7 @@ def bundle_in(folder: Path, name: str = "bundle.json", form: str = "vivace-bundl
         path: {"sha256": sha256_of(folder / path), "bytes": (folder / path).stat().st_size}
         for path in ("weights", "golden/0.png", "classifier.py")
     }
-    (folder / name).write_text(json.dumps(seal({"format": form, "files": facts})))
+    (folder / name).write_text(json.dumps(seal({"format": form, "files": facts, **facts_of_it})))
     return folder
 
 
@@ -48,10 +49,39 @@ def test_an_empty_or_absent_folder_and_one_that_vivace_wrote_may_be_replaced(tmp
     assert check_folder(deployed) == "a deployment"
 
 
+def test_an_export_takes_the_place_of_its_like_alone(tmp_path: Path) -> None:
+    onnx = bundle_in(tmp_path / "onnx", runtime="onnx", classes=["cat", "dog"])
+    page = bundle_in(tmp_path / "page", "web.json", "vivace-web", classes=["cat", "dog"])
+    trained = bundle_in(tmp_path / "run" / "bundle", runtime="eager", classes=["cat", "dog"])
+    before = contents(tmp_path)
+    assert check_folder(onnx, kind=owned.BUNDLE, classes=("cat", "dog")) == "a bundle"
+    assert check_folder(page, kind=owned.PAGE, classes=("cat", "dog")) == "a page for browsers"
+    for folder, kind, classes, why in (
+        (onnx, owned.PAGE, ("cat", "dog"), "holds a bundle, not a page for browsers"),
+        (page, owned.DEPLOYMENT, ("cat", "dog"), "holds a page for browsers, not a deployment"),
+        (onnx, owned.BUNDLE, ("0", "1"), "holds a bundle of another network, whose classes are others"),
+        (trained, owned.BUNDLE, ("cat", "dog"), "holds a bundle as training left it"),
+    ):
+        with pytest.raises(OutputPathError, match=rf"{why}: .*Nothing was changed. Give another folder"):
+            check_folder(folder, kind=kind, classes=classes)
+    # a run that goes on writes its own bundle anew
+    assert check_folder(trained, option="the run's bundle") == "a bundle"
+    assert contents(tmp_path) == before
+
+
+def test_an_exported_file_of_other_classes_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    out.write_bytes(b"graph")
+    write_sidecar(out, {"classes": ["cat", "dog"]})
+    assert check_export(out, classes=("cat", "dog")) == "a file"
+    with pytest.raises(OutputPathError, match=r"an export of another network, whose classes are others: .*net.onnx"):
+        check_export(out, classes=("0", "1"))
+
+
 def test_a_sparse_picture_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sparse file of three gigabytes."""
     read: list[int] = []
-    monkeypatch.setattr(outputs, "read_regular", lambda path, limit: read.append(limit) or read_regular(path, limit))
+    monkeypatch.setattr(owned, "read_regular", lambda path, limit: read.append(limit) or read_regular(path, limit))
     picture = tmp_path / "curves.png"
     picture.touch()
     os.truncate(picture, 3 * 2**30)

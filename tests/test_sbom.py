@@ -14,7 +14,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from factories import make_bundle
 from vivace.bundle import derive_bundle, load_bundle, save_bundle
 from vivace.files import sha256_of, write_json
-from vivace.outputs import seal
+from vivace.owned import seal
 from vivace.sbom import SBOM
 
 SMALL = {"widths": [8], "depth": 1}

@@ -20,7 +20,7 @@ from factories import make_bundle
 from vivace.cli import main
 from vivace.errors import BundleError, ConfigError, MissingExtra, OutputPathError
 from vivace.files import sha256_of, write_json
-from vivace.outputs import seal
+from vivace.owned import seal
 from vivace.signing import SIGNATURE, check_signature, new_key, sign
 
 SMALL = {"widths": [8], "depth": 1}

@@ -30,7 +30,8 @@ from vivace.data.preprocess import Preprocess
 from vivace.errors import BundleError, ConfigError, ModelError
 from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.manifest import MANIFEST, SCHEMA_VERSION, WEIGHTS, bundle_folder, check_file, check_files, read_manifest
-from vivace.outputs import check_folder, own_folder, seal
+from vivace.outputs import check_folder
+from vivace.owned import own_folder, seal
 from vivace.runtimes.table import PORTABLE, REFERENCE_GRAPH, RUNTIMES
 from vivace.sbom import write_sbom
 from vivace.trained_on import TRAINED_ON, TrainedOn, write_trained_on

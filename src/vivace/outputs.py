@@ -1,9 +1,8 @@
 """Decides where results may be written: nothing that vivace did not write is ever replaced.
 
-Everything that writes checks here before its work begins, and again just before it replaces something. A folder is
-replaced only if its sealed manifest (a name in `MANIFESTS`) lists every file in it with its SHA-256; an exported file
-only if the sealed .json beside it lists it; a figure or a page only if it holds the comment of `vivace.marks`. An empty
-folder may always be replaced.
+Everything that writes checks here before its work begins, and again just before it replaces something; `owned` tells
+what is vivace's. An export replaces only its like: never a bundle as training left it, another kind of export, or one
+of other classes. An empty folder may always be replaced.
 """
 
 from __future__ import annotations
@@ -11,20 +10,19 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
-import hashlib
 import io
-import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vivace.errors import OutputPathError, VivaceError
-from vivace.files import atomic_file, canonical_json, read_regular, remove_leftovers, sha256_of, write_json
-from vivace.marks import MARKED, is_marked, marked, marked_text
+from vivace.files import atomic_file, remove_leftovers, sha256_of, write_json
+from vivace.marks import marked, marked_text
 from vivace.notices import warn
+from vivace.owned import RECEIPT, SIDECAR, SIDECAR_SEAL, classes_of, own_file, own_folder, seal
 
 __all__ = [
     "check_export",
@@ -32,9 +30,6 @@ __all__ = [
     "check_folder",
     "csv_text",
     "export_names",
-    "own_file",
-    "own_folder",
-    "seal",
     "warn_of_replaced",
     "write_picture",
     "write_sealed",
@@ -45,24 +40,8 @@ __all__ = [
 
 # the first characters of cells that spreadsheets run (https://owasp.org/www-community/attacks/CSV_Injection)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-# manifest → (its "format", name for messages)
-MANIFESTS = {
-    "bundle.json": ("vivace-bundle", "bundle"),
-    "model.json": ("vivace-deployment", "deployment"),
-    "web.json": ("vivace-web", "page for browsers"),
-}
-SIDECAR, RECEIPT, SIDECAR_SEAL = "vivace-export", "vivace-receipt", "json_sha256"
-# real manifests and figures are far smaller
-MAX_MANIFEST_BYTES = 64 * 2**20
-MAX_PICTURE_BYTES = 64 * 2**20
 # a comment in them would be a row
 UNMARKED = (".csv", ".jsonl", ".parquet")
-
-
-def seal(manifest: Mapping[str, Any], key: str = "sha256") -> dict[str, Any]:
-    """The manifest with the SHA-256 of its contents added under `key`."""
-    bare = {name: value for name, value in manifest.items() if name != key}
-    return {**bare, key: hashlib.sha256(canonical_json(bare)).hexdigest()}
 
 
 def export_names(path: Path, *companions: Path) -> list[Path]:
@@ -92,20 +71,26 @@ def warn_of_replaced(path: Path, replaced: str | None) -> None:
 
 
 def check_folder(
-    path: Path, *, inputs: Iterable[Path] = (), outside: Iterable[Path] = (), option: str = "`out`"
+    path: Path,
+    *,
+    inputs: Iterable[Path] = (),
+    outside: Iterable[Path] = (),
+    option: str = "`out`",
+    kind: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> str | None:
     """What writing the folder `path` would replace, such as "a bundle"; None if nothing is there.
 
     inputs: what the work reads; `path` may not be one of them, in one, or contain one. outside: folders that must not
-    contain `path`. option: how messages name the parameter.
+    contain `path`. option: how messages name the parameter. kind, classes: what an export writes (`own_folder`).
     Raises OutputPathError if it is a file or a link, holds anything that vivace did not write, or can't be written.
     """
     with _os_errors(path, option):
         _check_place(path, inputs, outside, option)
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            kind = "a link" if path.is_symlink() else "a file"
-            raise OutputPathError(f"{option} is {kind}, but a folder is to be written: {path}. Give another name.")
-        found = own_folder(path, option=option)
+            there = "a link" if path.is_symlink() else "a file"
+            raise OutputPathError(f"{option} is {there}, but a folder is to be written: {path}. Give another name.")
+        found = own_folder(path, option=option, kind=kind, classes=classes)
         _check_writable(path)
     return found
 
@@ -142,53 +127,19 @@ def check_file(
     return "a file"
 
 
-def check_export(path: Path, *companions: Path, inputs: Iterable[Path] = ()) -> str | None:
-    """`check_file` for all files that an export of one file writes."""
-    found = [check_file(name, inputs=inputs) for name in export_names(path, *companions)]
+def check_export(
+    path: Path, *companions: Path, inputs: Iterable[Path] = (), classes: Sequence[str] | None = None
+) -> str | None:
+    """`check_file` for all files that an export of one file writes; of another network's, OutputPathError."""
+    names = export_names(path, *companions)
+    found = [check_file(name, inputs=inputs) for name in names]
+    there = classes_of(names[-1])
+    if classes is not None and there is not None and list(classes) != there:
+        raise OutputPathError(
+            f"`out` is an export of another network, whose classes are others: {path}. Nothing was changed. Give "
+            "another name, or remove it if it is no longer needed."
+        )
     return found[0]
-
-
-def own_folder(path: Path, *, shown: Path | None = None, option: str = "`out`") -> str | None:
-    """What vivace wrote into the folder: such as "a bundle"; None if it is empty or does not exist.
-
-    shown: the name for messages. Raises OutputPathError if it holds anything else.
-    """
-    shown = shown or path
-    if not path.exists() or not any(path.iterdir()):
-        return None
-    for name, (form, called) in MANIFESTS.items():
-        manifest = _sealed(path / name, form)
-        if manifest is not None:
-            foreign = _foreign(path, {**_listed(manifest, "files"), **_listed(manifest, "editable")}, name)
-            if foreign is None:
-                return f"a {called}"
-            raise OutputPathError(
-                f"{option} holds more than the {called} that vivace wrote: {shown} has {foreign!r}. Nothing was "
-                "changed. Give another folder, or move that file away."
-            )
-    first = min(entry.name for entry in path.iterdir())
-    raise OutputPathError(
-        f"{option} holds something other than a bundle or a deployment: {shown} has {first!r}. Nothing was changed. "
-        "Give another folder."
-    )
-
-
-def own_file(path: Path) -> bool:
-    """Whether vivace wrote this file, and it is unchanged: a marked figure or page, a sealed .json, or what one lists.
-
-    The .json holds the SHA-256 of the export and of itself; a figure or page holds that of its own contents.
-    """
-    if any(_sealed(path, form, SIDECAR_SEAL) is not None for form in (SIDECAR, RECEIPT)):
-        return True
-    # the .json of an OpenVINO model is named after its .xml
-    for graph in (path, path.with_suffix(".xml")):
-        manifest = _sealed(graph.with_name(graph.name + ".json"), SIDECAR, SIDECAR_SEAL)
-        if manifest is not None and _is_listed(path, _listed(manifest, "files").get(path.name)):
-            return True
-    try:
-        return path.suffix.lower() in MARKED and is_marked(read_regular(path, MAX_PICTURE_BYTES))
-    except OSError:
-        return False
 
 
 def write_picture(path: Path, png: bytes) -> None:
@@ -255,52 +206,6 @@ def _os_errors(path: Path, option: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         raise OutputPathError(f"{option} can't be written: {path} ({cause}). Give another path.") from None
-
-
-def _sealed(path: Path, form: str, key: str = "sha256") -> dict[str, Any] | None:
-    """The manifest at `path`; None if it is not of this format, or its seal is wrong."""
-    try:
-        manifest = json.loads(read_regular(path, MAX_MANIFEST_BYTES))
-        if not isinstance(manifest, dict) or manifest.get("format") != form:
-            return None
-        return manifest if seal(manifest, key)[key] == manifest.get(key) else None
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _listed(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
-    files = manifest.get(key)
-    return files if isinstance(files, dict) else {}
-
-
-def _foreign(folder: Path, listed: Mapping[str, Any], manifest: str) -> str | None:
-    """The first name in a folder that is not a listed, unchanged file; None if there is none."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() and not path.is_symlink():
-            if any(other.startswith(f"{name}/") for other in listed) or _is_compiled(folder, path, listed):
-                continue
-        elif name == manifest or _is_listed(path, listed.get(name)) or _is_compiled(folder, path.parent, listed):
-            continue
-        return name
-    return None
-
-
-def _is_compiled(folder: Path, cache: Path, listed: Mapping[str, Any]) -> bool:
-    """Whether it is Python's __pycache__ of listed programs, as after running a deployment."""
-    if cache.name != "__pycache__" or cache.is_symlink():
-        return False
-    place = cache.parent.relative_to(folder)
-    return all(
-        path.suffix == ".pyc" and (place / f"{path.name.partition('.')[0]}.py").as_posix() in listed
-        for path in cache.iterdir()
-    )
-
-
-def _is_listed(path: Path, facts: Any) -> bool:
-    if not isinstance(facts, dict) or path.is_symlink() or not path.is_file():
-        return False
-    return path.stat().st_size == facts.get("bytes") and sha256_of(path) == facts.get("sha256")
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> bytes:

@@ -36,6 +36,7 @@ from vivace.files import canonical_json, sha256_of, write_json
 from vivace.metrics.multilabel import evaluate_sets
 from vivace.metrics.summary import evaluate_probs
 from vivace.outputs import check_file, check_folder, warn_of_replaced, write_sealed, writing
+from vivace.owned import BUNDLE
 from vivace.systems import ENDS_GROUPS
 from vivace.uncertainty.record import FEATURES, UNCERTAINTY, write_uncertainty
 from vivace.uncertainty.validated import Validated, write_validated
@@ -241,7 +242,7 @@ def _checked_out(out: Path, bundle: Bundle) -> tuple[Path, Path, str | None]:
     if out.name in ("", ".."):
         # other names are derived from its name
         out = out.resolve()
-    replaced = check_folder(out, inputs=[bundle.folder])
+    replaced = check_folder(out, inputs=[bundle.folder], kind=BUNDLE, classes=bundle.classes)
     report = out.with_name(f"{out.name}-{RECEIPT}")
     for path in (report, out.with_name(f"{out.name}-{PAGE}")):
         check_file(path, inputs=[bundle.folder], option="the report's file")

@@ -11,7 +11,8 @@ from vivace.errors import ConfigError
 from vivace.evaluation.evaluate import Evaluation
 from vivace.files import read_regular
 from vivace.manifest import WEIGHTS
-from vivace.outputs import check_file, own_file, write_sealed, writing
+from vivace.outputs import check_file, write_sealed, writing
+from vivace.owned import own_file
 from vivace.plain import parse_json
 
 __all__ = ["KEPT", "keep", "kept_beside", "kept_of"]

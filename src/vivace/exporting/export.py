@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vivace import owned
 from vivace.bundle import Bundle, load_bundle
 from vivace.data.place import AnyData, Data
 from vivace.errors import ConfigError, ExportError, nearest
@@ -31,7 +32,9 @@ __all__ = ["Exported", "export", "targets"]
 
 STATE_DICT, DEPLOYMENT, WEB = "state-dict", "deploy", "web"
 # of folders that are no bundle
-FOLDERS = (DEPLOYMENT, WEB)
+# what their folders hold; the others', a bundle
+KINDS = {DEPLOYMENT: owned.DEPLOYMENT, WEB: owned.PAGE}
+FOLDERS = tuple(KINDS)
 WEIGHTS_SUFFIX = ".pth"
 
 
@@ -135,9 +138,10 @@ def _check_out(bundle: Bundle, target: str, out: Path, data: AnyData | None) -> 
         # the images in such a folder would be taken for data
         given = None if data is None or Data.of(data).is_object else Path(str(Data.of(data)))
         outside = [given] if deploys and given is not None and given.is_dir() else []
-        return check_folder(out, inputs=[bundle.folder], outside=outside)
+        kind = KINDS.get(target, owned.BUNDLE)
+        return check_folder(out, inputs=[bundle.folder], outside=outside, kind=kind, classes=bundle.classes)
     names = names_of(target, out) if target in files else (out,)
-    return check_export(*names, inputs=[bundle.folder])
+    return check_export(*names, inputs=[bundle.folder], classes=bundle.classes)
 
 
 def _state_dict(bundle: Bundle, out: Path) -> Exported:

@@ -12,7 +12,7 @@ from typing import Any
 from vivace.errors import BundleError, ConfigError, RunFolderError, first_line
 from vivace.files import read_regular
 from vivace.manifest import check_files, holds_bundle, read_manifest
-from vivace.outputs import own_file
+from vivace.owned import own_file
 from vivace.plain import parse_json, parse_yaml
 
 __all__ = ["Run", "Runs", "read_run", "runs"]

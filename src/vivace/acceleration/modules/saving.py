@@ -35,6 +35,7 @@ from vivace.models.own.given import OwnNetwork, own_network
 from vivace.models.zoo import forward_flops
 from vivace.notices import warn
 from vivace.outputs import check_folder, warn_of_replaced, writing
+from vivace.owned import BUNDLE
 from vivace.runtimes.graph import probabilities
 from vivace.runtimes.loading import load_runtime
 from vivace.runtimes.table import PORTABLE, RUNTIMES, imported
@@ -136,7 +137,7 @@ def save_module(saveable: Saveable, report: dict[str, Any], folder: Path, **aske
             "`result.module`, or save the weights of your own module."
         )
     images_BCHW = image_of(saveable.batch)
-    replaced = check_folder(folder, option="`folder`")
+    replaced = check_folder(folder, option="`folder`", kind=BUNDLE)
     facts = BundleFacts.of(classifier, images_BCHW, **asked)
     images_NHWC = pixels_of(images_BCHW, facts.preprocess)
     with scratch_folder("save") as work, writing(folder):

@@ -36,7 +36,8 @@ from vivace.exporting.parity import Parity, check_parity, measure_parity, parity
 from vivace.exporting.progress import doing
 from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.hardware import cpu_name
-from vivace.outputs import check_folder, own_folder, seal
+from vivace.outputs import check_folder
+from vivace.owned import DEPLOYMENT, own_folder, seal
 from vivace.runtimes.loading import graph_file, load_reference, load_runtime
 from vivace.runtimes.table import RUNTIMES, Deployment
 from vivace.uncertainty.decide import Decider
@@ -84,8 +85,9 @@ def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir:
         np.concatenate([function(images_NHWC[i : i + 1]) for i in range(len(images_NHWC))])
         for function in (plain, classify)
     )
-    check_folder(out, inputs=[bundle.folder])
-    with atomic_folder(out, check=functools.partial(own_folder, shown=out)) as folder:
+    check_folder(out, inputs=[bundle.folder], kind=DEPLOYMENT, classes=bundle.classes)
+    own = functools.partial(own_folder, shown=out, kind=DEPLOYMENT, classes=bundle.classes)
+    with atomic_folder(out, check=own) as folder:
         tensors = exporter_of(info.runtime).copy_labelled(bundle, folder)
         write_goldens(
             folder / "golden",

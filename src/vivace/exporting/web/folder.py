@@ -38,7 +38,8 @@ from vivace.exporting.web.runtime import LICENSE, PACKAGE, VERSION
 from vivace.exporting.web.verify import Verified, verify_page
 from vivace.files import atomic_folder, canonical_json, sha256_of, write_json
 from vivace.notices import warn
-from vivace.outputs import check_folder, own_folder, seal
+from vivace.outputs import check_folder
+from vivace.owned import PAGE, own_folder, seal
 from vivace.runtimes.loading import graph_file, load_reference, load_runtime
 from vivace.runtimes.table import PORTABLE, RUNTIMES
 from vivace.scratch import scratch_folder
@@ -109,8 +110,9 @@ def write_page(
         np.concatenate([function(images_NHWC[i : i + 1]) for i in range(len(images_NHWC))])
         for function in (plain, classify)
     )
-    check_folder(out, inputs=[bundle.folder])
-    with atomic_folder(out, check=functools.partial(own_folder, shown=out)) as folder:
+    check_folder(out, inputs=[bundle.folder], kind=PAGE, classes=bundle.classes)
+    own = functools.partial(own_folder, shown=out, kind=PAGE, classes=bundle.classes)
+    with atomic_folder(out, check=own) as folder:
         tensors = exporter_of(PORTABLE).copy_labelled(bundle, folder)
         where = {"vivace": metadata.version("vivace"), "pillow": metadata.version("pillow")}
         write_goldens(
