@@ -28,12 +28,13 @@ def blocks(name: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / name).read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run(tmp_path: Path, programs: Path) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     env = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "VIVACE_CACHE": str(tmp_path / "cache"),
     }
     shown = [text for language, text in blocks("README.md") if language == "bash"]

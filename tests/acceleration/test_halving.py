@@ -55,7 +55,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images of 24 and 16 px count as smaller ones of 32 px."""
+    """Images of 24 and 16 px count as smaller ones of 32 px; large networks are made for none of them."""
+    monkeypatch.setattr(proposals_module, "PUBLISHED", ())
     monkeypatch.setattr(proposals_module, "MIN_SIDE", 16)
     monkeypatch.setattr(proposals_module, "SIDE_STEP", 8)
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from fakes import COSTS, fake_times
+from fakes import COSTS, fake_times, told_layers
 
 from vivace.acceleration import candidates as candidates_module
 from vivace.bundle import Bundle
@@ -76,6 +76,7 @@ def test_every_verb_opens_what_needs_options_and_names_them_without(
     )
     monkeypatch.setattr(candidates_module, "VARIANTS", variants)
     fake_times(monkeypatch, COSTS)
+    monkeypatch.setattr("vivace.verbs.profile.profile_layers", told_layers)
     names = {"BUNDLE": str(trained[0].folder), "OUT": str(tmp_path / "out" / verb)}
     before, behind = ([names.get(word, word) for word in words] for words in COMMANDS[verb])
     command = [verb, *before, str(odd[layout]), *behind]

@@ -73,22 +73,28 @@ def test_train_has_few_options() -> None:
     assert len(option_names(importlib.import_module("vivace.cli.train").Options)) <= 32
 
 
+def num_modules(code: str, *words: str) -> int:
+    """How many modules a program says that it has, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stderr.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def modules_of_tyro() -> int:
+    """What the library that reads the command line needs, parts of it loaded late."""
+    return num_modules("import sys, tyro; print(len(sys.modules), file=sys.stderr)")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=lambda words: words[0])
-def test_help_answers_at_once_and_without_torch(arguments: list[str]) -> None:
+def test_help_answers_at_once_and_without_torch(arguments: list[str], modules_of_tyro: int) -> None:
     program = (
         "import sys; from vivace.cli import main; status = main(sys.argv[1:]); "
         "assert not {'torch', 'timm', 'torchvision', 'matplotlib'} & set(sys.modules); "
         "print(len(sys.modules), file=sys.stderr); sys.exit(status)"
     )
-
-    def num_modules(code: str, *words: str) -> int:
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return int(done.stderr.splitlines()[-1])
-
-    # importing is what takes time: twice what the library that reads the command line needs, parts of it loaded late
-    library = num_modules("import sys, tyro; print(len(sys.modules), file=sys.stderr)")
-    assert num_modules(program, *arguments) < 2.5 * library
+    # importing is what takes time
+    assert num_modules(program, *arguments) < 2.5 * modules_of_tyro
 
 
 @pytest.mark.parametrize(("arguments", "status", "length"), [(["--help"], 0, 1000), (["trian"], 2, 0)])
@@ -299,6 +305,13 @@ def test_doctor_tells_machine_precisions_libraries_and_data(
     assert {row["state"] for row in findings["kernels"]} <= {"built", "unusable", "failed"}
 
 
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """doctor compiles those that the cache does not have: in a new one all of them."""
+    monkeypatch.setattr("vivace.kernels.status.kernel_statuses", lambda _: ())
+
+
+@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize(
     ("low", "high", "verdict", "said"),
     [(0.28, 1.8, "undecided", "undecided (too noisy)"), (1.1, 1.8, "faster", "faster"), (0.2, 0.9, "slower", "slower")],
@@ -319,13 +332,13 @@ def test_doctor_gives_no_verdict_from_an_interval_that_holds_1(
     )
     monkeypatch.setattr(measure, "compare", lambda *_, **__: compared)
     monkeypatch.setattr(hardware, "supported_precisions", lambda _: ("fp32", "bf16"))
-    monkeypatch.setattr("vivace.kernels.status.kernel_statuses", lambda _: ())
     assert main(["doctor", "--device", "cpu", "--cache-dir", str(tmp_path)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  bf16 ")]
     assert f"0.71 × [{low:.2f}, {high:.2f}]   {said}" in line
     assert verdict_of(low, high) == verdict
 
 
+@pytest.mark.usefixtures("without_kernels")
 def test_doctor_names_the_extra_of_a_missing_library(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,6 +350,7 @@ def test_doctor_names_the_extra_of_a_missing_library(
     assert "matplotlib is missing: pip install 'vivace[report]'" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize(("policy", "advised"), [("never", True), ("madvise", False), (None, False)])
 def test_doctor_advises_huge_pages_where_nobody_gets_them(
     policy: str | None,
