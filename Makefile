@@ -22,7 +22,7 @@ KILLS ?= 200
 TERMS ?= 100
 OVERLOAD ?= 300
 
-.PHONY: demo pages fuzz soak test lint types types-elsewhere docs check clean
+.PHONY: demo long pages fuzz soak test lint types types-elsewhere docs check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,7 +38,12 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
 	$(BIN)/python -m pytest -m alone $(or $(PYTEST),$(ALONE)) || test $$? -eq $(NONE_CHOSEN)
 
-# the commands of every page, and every tutorial; those of README and two tutorials alone are in the tests
+# what `make test` leaves out, and counts in its last lines: compilers, long runs, and all cases where a few stand for them
+long: $(STAMP)
+	$(BIN)/python -m pytest -m "long and not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
+	$(BIN)/python -m pytest -m "long and alone" $(or $(PYTEST),$(ALONE)) || test $$? -eq $(NONE_CHOSEN)
+
+# the commands of every page, and every tutorial; those of README and one tutorial alone are in the tests
 pages: $(STAMP)
 	VIVACE_TEST_PAGES=all $(BIN)/python -m pytest tests/test_documented_commands.py tests/docs/test_tutorials.py
 

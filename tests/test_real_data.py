@@ -29,6 +29,7 @@ def vivace(*arguments: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_cifar10_learns_from_each_image_and_keeps_its_memory(real_data: Path, tmp_path: Path) -> None:
     result = vivace("train", str(real_data / "cifar10"), "--epochs", "2", "--run", str(tmp_path / "run"))
@@ -45,6 +46,7 @@ def test_cifar10_learns_from_each_image_and_keeps_its_memory(real_data: Path, tm
     assert evaluation["top1_low"] < evaluation["top1"] < evaluation["top1_high"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_time_is_kept_whatever_the_machine_does_in_it(real_data: Path, tmp_path: Path) -> None:
     result = vivace("train", str(real_data / "cifar10"), "--within", "45s", "--run", str(tmp_path / "run"))

@@ -18,6 +18,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not os.environ.get("CC") and not any(map(shutil.which, COMPILERS)):
         pytest.skip(f"there is no C compiler: looked for {', '.join(COMPILERS)}")
     folder = tmp_path_factory.mktemp("kernels")
-    for name in OPTIONS:
+    # to build all of them takes longer than the tests of one
+    for name in os.environ.get("VIVACE_TEST_KERNELS", " ".join(OPTIONS)).split():
         load_library(name, folder)
     return folder

@@ -46,9 +46,16 @@ def pixels(num_images: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (num_images, 32, 32, channels), dtype=np.uint8)
 
 
-# aoti has a test of its own: its compiler takes ten seconds
-@pytest.mark.parametrize("name", [name for name in runnable() if name != "aoti"])
-@pytest.mark.parametrize("channels", [1, 3])
+# aoti has a test of its own: its compiler takes ten seconds. inductor's compiler takes five: three channels will do
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        pytest.param(name, channels, marks=[pytest.mark.long] if (name, channels) == ("inductor", 1) else [])
+        for name in runnable()
+        if name != "aoti"
+        for channels in (1, 3)
+    ],
+)
 def test_every_runtime_gives_the_plain_networks_probabilities(
     make_bundle: Callable[[int], Bundle], tmp_path: Path, name: str, channels: int
 ) -> None:

@@ -116,6 +116,7 @@ def test_inductor_multiplies_integers(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_file_of_an_int8_bundle_keeps_its_precision(
     bundle: Bundle, ranges_of_it: Path, tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
