@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,14 @@ def test_many_failures_are_counted(bundle: str, tmp_path: Path, capsys: pytest.C
     assert [row["error"] for row in rows(tmp_path / "out.csv")] == ["not_an_image"] * 24 + [""]
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_same_command_goes_on_after_it_was_stopped(
-    bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bundle: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    status: int,
 ) -> None:
     monkeypatch.setattr(run, "COMMIT_SECONDS", 0.0)
     images = make_images(tmp_path / "images", 12)
@@ -58,12 +65,12 @@ def test_the_same_command_goes_on_after_it_was_stopped(
     def stopped(descriptor: int) -> None:
         nonlocal calls
         if (calls := calls + 1) == 6:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         original(descriptor)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", stopped)
-        assert main([*command, str(tmp_path / "out.csv")]) == 130
+        assert main([*command, str(tmp_path / "out.csv")]) == status
     assert "images are done, and kept in" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "out.csv")]) == 2
     assert "Continue it by --resume" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -455,6 +456,30 @@ def test_ctrl_c_before_training_is_130_without_a_traceback(
     monkeypatch.setattr(cache, "run", interrupted)
     assert main(["cache"]) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+def test_sigterm_ends_any_verb_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vivace.cli import cache
+
+    put_in_order = []
+
+    def terminated(options: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            # a second one would end the process of tests
+            put_in_order.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setattr(cache, "run", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["cache"]) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+    assert put_in_order == [signal.SIG_DFL]
+    assert main(["cache", "--json"]) == 143
+    assert json.loads(capsys.readouterr().out)["error"]["exit_status"] == 143
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(

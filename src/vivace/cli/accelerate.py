@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -14,6 +13,7 @@ from vivace.acceleration.options import SearchOptions
 from vivace.cli.answers import print_json
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
+from vivace.cli.terminated import Terminated
 from vivace.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -54,19 +54,12 @@ class Options:
 
 def run(options: Options) -> int:
     """Run a search and print its report; exit status 3 if no faster variant was found, or nothing could be decided."""
-    before = signal.getsignal(signal.SIGTERM)
     try:
-        with contextlib.suppress(ValueError):
-            # raises ValueError outside the main thread
-            signal.signal(signal.SIGTERM, _stop)
         return _run(options)
-    except _Terminated:
+    except Terminated:
         raise Interrupted(
             "stopped by SIGTERM; the same command continues from what was built", signal_number=signal.SIGTERM
         ) from None
-    finally:
-        with contextlib.suppress(ValueError, TypeError):
-            signal.signal(signal.SIGTERM, before)
 
 
 def _run(options: Options) -> int:
@@ -109,14 +102,6 @@ def _run(options: Options) -> int:
         print(f"{result.reason}: the bundle is unchanged{nearest}", file=sys.stderr)
         return NOTHING_FASTER
     return 0
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM. Not an error that could be taken for a candidate's failure: processes are ended first, as by Ctrl-C."""
-
-
-def _stop(number: int, frame: Any) -> NoReturn:
-    raise _Terminated
 
 
 def _is_name(options: Options) -> bool:

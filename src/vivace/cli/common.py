@@ -20,6 +20,7 @@ from vivace.cli.completion import words_of
 from vivace.cli.deprecated import modern
 from vivace.cli.options import option_names
 from vivace.cli.streams import guarded_streams
+from vivace.cli.terminated import TERMINATED, Terminated, termination_raised
 from vivace.cli.wording import as_options
 from vivace.errors import BundleError, ConfigError, VivaceError, first_line, nearest, one_line
 from vivace.manifest import holds_bundle
@@ -58,14 +59,17 @@ def _run_told(verb: str, arguments: list[str], *, as_json: bool) -> int:
     """`run_verb`, with every error reported on stderr, and as an object with --json."""
     try:
         _check_not_empty(arguments)
-        return _run(verb, arguments)
+        with termination_raised():
+            return _run(verb, arguments)
     except VivaceError as error:
         message = worded(str(error))
         tell(f"{type(error).__name__}: {message}")
         return failed(verb, error, message, error.exit_status, as_json=as_json)
     except KeyboardInterrupt as error:
-        tell("stopped")
-        return failed(verb, error, "stopped", 130, as_json=as_json)
+        by_term = isinstance(error, Terminated)
+        message, status = ("stopped by SIGTERM", TERMINATED) if by_term else ("stopped", 130)
+        tell(message)
+        return failed(verb, error, message, status, as_json=as_json)
     except BrokenPipeError:
         return _read_enough()
     except Exception as error:
