@@ -149,7 +149,9 @@ def test_a_bomb_is_refused_by_its_header_before_anything_is_decoded(monkeypatch:
     # Pillow itself would only warn of this one
     problem, message = problem_of(png_header(12_000, 12_000))
     assert problem == "bomb"
-    assert message.endswith(f"12000 × 12000, the limit is {MAX_PIXELS:,}. Make it smaller, or raise data.max_pixels.")
+    assert message.endswith(
+        f"12000 × 12000, the limit is {MAX_PIXELS:,}. Make it smaller, or train with a higher data.max_pixels."
+    )
     # and refuses this one
     assert problem_of(png_header(40_000, 40_000))[0] == "bomb"
     assert problem_of(encoded(), max_pixels=1199)[0] == "bomb"

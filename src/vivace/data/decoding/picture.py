@@ -129,7 +129,8 @@ class Limits:
         return next(step for step in (8, 4, 2, 1) if min(width, height) // (2 * self.draft_size) >= step)
 
 
-HOW_TO_FIX = "Make it smaller, or raise data.max_pixels."
+# a bundle keeps the limit it was trained with: answers do not depend on who asks
+HOW_TO_FIX = "Make it smaller, or train with a higher data.max_pixels."
 
 
 def load_picture(
