@@ -48,6 +48,8 @@ def test_an_image_is_classified_by_both_bundles_and_no_other_host_is_asked(two: 
         ]
         assert tab.run("document.querySelectorAll('#cards article li').length") == 6
         assert tab.run("document.getElementById('status').textContent").endswith("Same answer.")
+        # what all are asked about is a comparison, and no traffic of either
+        assert all("live=false" in url for url in tab.asked if "/predict?" in url)
         # what can be copied is what was done, with the name of the file safe in a shell
         assert tab.run("document.getElementById('curl').textContent") == (
             f"curl --data-binary @'it'\\''s one.png' '{two}/predict?bundle=fast&topk=5'"
@@ -98,11 +100,15 @@ def test_drift_is_shown_where_it_is_watched_and_elsewhere_why_not(two: str, tabs
 def test_what_is_no_image_is_said_and_the_next_is_taken(two: str, photo: Path, tmp_path: Path, tabs: Tabs) -> None:
     text = tmp_path / "text.png"
     text.write_text("<img src=x onerror=alert(1)>")
+    empty = tmp_path / "empty.png"
     with tabs() as tab:
         tab.open(f"{two}/?lang=en")
         tab.choose("#file", text)
         tab.until("!document.getElementById('problem').hidden")
-        assert "not an image" in tab.run("document.getElementById('problem').textContent")
+        assert tab.run("document.getElementById('problem').textContent") == "That was no image."
+        empty.touch()
+        tab.choose("#file", empty)
+        tab.until("/empty/.test(document.getElementById('problem').textContent)")
         assert tab.run("document.getElementById('results').hidden")
         tab.choose("#file", photo)
         tab.until("document.querySelectorAll('#cards article').length === 2")

@@ -5,7 +5,7 @@ import { words } from "./words.js";
 const TOPK = 5;
 const ROUNDS = 20;
 // fields of a prediction that have a place of their own
-const KNOWN = ["name", "label", "probability", "topk", "labels"];
+const KNOWN = ["name", "label", "probability", "topk", "labels", "prediction_set", "abstain", "ood", "ood_score"];
 
 const { say, isChinese, refresh } = speech(words, show);
 let token = "";
@@ -27,7 +27,9 @@ async function ask(path, body) {
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) {
     if (response.status === 401) find("token-form").hidden = false;
-    throw Object.assign(new Error(answer.error ?? `HTTP ${response.status}`), { status: response.status });
+    // in the reader's language where the page has words for it
+    const own = words.en[answer.code] ? say(answer.code) : answer.error ?? `HTTP ${response.status}`;
+    throw Object.assign(new Error(own), { status: response.status });
   }
   return answer;
 }
@@ -66,7 +68,8 @@ async function classify(file) {
     const found = [];
     for (const bundle of bundles) {
       const began = performance.now();
-      const answer = await ask(place(bundle.name), file);
+      // an image that all are asked about is a comparison: for some of them it may be of another kind than their traffic
+      const answer = await ask(place(bundle.name, bundles.length > 1 ? "&live=false" : ""), file);
       found.push({ bundle, prediction: answer.predictions[0], server: answer.milliseconds, all: performance.now() - began });
     }
     if (mine !== turn) return;
@@ -89,7 +92,7 @@ function card(answer) {
   const multiple = bundle.task === "multi_label";
   const label = multiple ? (prediction.labels.length ? prediction.labels.join(", ") : say("none")) : prediction.label;
   made.append(element("p", label, "label"));
-  made.append(bars(prediction.topk));
+  made.append(bars(prediction.topk), ...reliance(prediction));
   const others = element("dl");
   for (const [name, value] of Object.entries(prediction)) {
     if (KNOWN.includes(name)) continue;
@@ -98,6 +101,15 @@ function card(answer) {
   if (others.children.length) made.append(others);
   made.append(element("p", say("milliseconds", server.toFixed(1), all.toFixed(1)), "quiet"), heatOf(answer));
   return made;
+}
+
+// whether to rely on it; a bundle without calibrated thresholds says nothing of that
+function reliance({ prediction_set: set, abstain, ood }) {
+  const said = [];
+  if (ood) said.push(element("p", say("unlike"), "alarm"));
+  if (abstain) said.push(element("p", say("unsure"), "alarm"));
+  if (set) said.push(element("p", set.length === 1 ? say("setOfOne", set[0]) : say("setOf", set.length, set.join(", ")), "quiet"));
+  return said;
 }
 
 function heatOf(answer) {
