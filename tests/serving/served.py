@@ -58,6 +58,7 @@ class Client:
         return self.run(self.send("POST", path, **options))
 
     def log(self) -> list[dict[str, Any]]:
+        assert self.app.log.flush(60)
         return [json.loads(line) for line in self._log.getvalue().splitlines()]
 
     def close(self) -> None:

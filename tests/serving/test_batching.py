@@ -13,7 +13,7 @@ from served import Client, Gate, answering, as_png, png, until
 
 from vivace.errors import BundleError
 from vivace.predictor import Predictor
-from vivace.serving.trial import MAX_BATCH_SECONDS, MAX_WAIT, choose, run_trial
+from vivace.serving.trial import MAX_BATCH_SECONDS, MAX_WAIT, Batching, Trial, choose, run_trial
 
 
 def probabilities(answer: dict[str, Any]) -> dict[str, float]:
@@ -123,6 +123,30 @@ def test_an_image_that_has_waited_too_long_is_not_worked_on(folder: Path) -> Non
         assert gate.batches == []
 
 
+def test_what_would_be_answered_too_late_is_refused_at_once_or_passed_over(folder: Path) -> None:
+    with answering({"plain": folder}, max_batch=1, answer_seconds=20.0) as client:
+        gate, batcher = Gate(client), client.app.bundles.get(None).batcher
+
+        async def session() -> None:
+            batcher.seconds_per_image = 8.0
+            first = asyncio.create_task(client.send("POST", "/predict", content=png(0)))
+            await until(gate.entered.is_set)
+            second, third = (asyncio.create_task(client.send("POST", "/predict", content=png(1))) for _ in range(2))
+            await until(lambda: batcher.pending == 3)
+            # three of 8 s each are more than the 20 s that an answer may take
+            refused = await client.send("POST", "/predict", content=png(2))
+            assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
+            assert refused.headers["retry-after"] == "24"
+            gate.opened.set()
+            assert {(await task).status_code for task in (first, second, third)} == {200}
+
+        client.run(session())
+    # a batch that once took long does not end all others
+    with answering({"plain": folder}, answer_seconds=20.0) as client:
+        client.app.bundles.get(None).batcher.seconds_per_image = 1e6
+        assert client.post("/predict", content=png(0)).status_code == 200
+
+
 def test_an_image_at_fault_does_not_fail_those_that_it_shares_a_batch_with(client: Client) -> None:
     predictor = client.app.bundles.get(None).predictor
     right = predictor.answers
@@ -165,6 +189,55 @@ def test_a_trial_without_time_tries_one_batch(folder: Path) -> None:
     found = run_trial(Predictor(folder), 0.0)
     assert list(found.seconds) == [1]
     assert found.max_batch == 1
+
+
+def test_the_first_answer_does_not_wait_for_the_trial_and_later_batches_are_as_it_chose(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def trial(predictor: Predictor, seconds: float) -> Trial:
+        for count in (1, 2):
+            steps.append(count)
+            yield
+        return Batching(2, 0.001, {1: 0.01, 2: 0.01})
+
+    monkeypatch.setattr("vivace.serving.bundles.trial_steps", trial)
+    # it begins after an answer, and not of itself
+    monkeypatch.setattr("vivace.serving.batching.TRIAL_AFTER", 1e6)
+    with answering({"plain": folder}, max_batch=None, max_wait_ms=3.0) as client:
+        batcher = client.app.bundles.get(None).batcher
+        assert (batcher.max_batch, batcher.max_wait, steps) == (1, 0.003, [])
+        assert client.post("/predict", content=png(0)).status_code == 200
+        client.run(until(lambda: batcher.max_batch == 2))
+        # what is set stays
+        assert batcher.max_wait == 0.003
+        assert steps == [1, 2]
+        assert client.get("/bundles").json()["bundles"][0]["max_batch"] == 2
+        chosen = [line for line in client.log() if line["event"] == "batching_chosen"]
+        assert [(line["max_batch"], line["trial_ms"]) for line in chosen] == [(2, {"1": 10.0, "2": 10.0})]
+        # a reload tries before it takes the place of the one that answers
+        assert client.run(client.app.reload()) is True
+        assert client.app.bundles.get(None).batcher.max_batch == 2
+
+
+def test_a_trial_goes_on_where_images_always_wait_and_one_that_fails_leaves_single_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trial(predictor: Predictor, seconds: float) -> Trial:
+        yield
+        raise MemoryError("no room for two")
+
+    monkeypatch.setattr("vivace.serving.bundles.trial_steps", trial)
+    monkeypatch.setattr("vivace.serving.batching.TRIAL_AFTER", 1e6)
+    with answering({"plain": folder}, max_batch=None) as client:
+        files = [("image", (str(number), png(number))) for number in range(4)]
+        assert len(client.post("/predict", files=files).json()["predictions"]) == 4
+        client.run(until(lambda: "batching_chosen" in str(client.log())))
+        (line,) = [line for line in client.log() if line["event"] == "batching_chosen"]
+        assert (line["level"], line["reason"]) == ("warning", "MemoryError: no room for two")
+        assert client.post("/predict", content=png(0)).status_code == 200
+        assert client.app.bundles.get(None).batcher.max_batch == 1
 
 
 def test_threads_end_with_the_application(folder: Path) -> None:

@@ -76,6 +76,42 @@ def test_the_unit_reloads_by_sighup_and_ends_by_sigterm() -> None:
     assert "/var/lib/vivace/photos" in unit["Service"]["ExecStart"]
 
 
+def test_the_port_of_grpc_is_named_where_it_is_asked_for_and_nowhere_else() -> None:
+    for kind in KINDS:
+        assert "grpc" not in printed(kind, "photos", "onnx")
+    docker = printed("docker", "photos", "onnx", grpc_port=9001)
+    assert "EXPOSE 8000 9001" in docker
+    assert {"grpcio", "protobuf"} <= set(docker.split())
+    assert "-p 8000:8000 -p 9001:9001" in docker
+    command = json.loads(docker.rpartition("CMD ")[2])
+    assert command[-2:] == ["--grpc-port", "9001"]
+    assert '[serve,grpc]"' in printed("docker", "photos", grpc_port=9001)
+    deployment, service = yaml.safe_load_all(printed("k8s", "photos", "onnx", grpc_port=9001))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["args"][3:5] == ["--grpc-port", "9001"]
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"http": 8000, "grpc": 9001}
+    assert {port["targetPort"]: port["port"] for port in service["spec"]["ports"]} == {"http": 80, "grpc": 9001}
+    (kserve,) = yaml.safe_load_all(printed("kserve", "photos", "onnx", grpc_port=9001))
+    (container,) = kserve["spec"]["predictor"]["containers"]
+    assert [port["containerPort"] for port in container["ports"]] == [8080, 9001]
+    assert container["args"][-4:-2] == ["--grpc-port", "9001"]
+    assert kserve["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "RawDeployment"}
+    assert "--port 8000 --grpc-port 9001\n" in printed("systemd", "photos", "onnx", grpc_port=9001)
+
+
+def test_what_would_be_ignored_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--print", "k8s", "--grpc-port", "8001"]) == 0
+    assert "containerPort: 8001" in capsys.readouterr().out
+    for given, said in (
+        (["--grpc-port", "0"], "--grpc-port is out of range: got 0"),
+        (["--grpc-port", "8000"], "--grpc-port is the port of HTTP in what is printed: got 8000"),
+        (["--port", "9000"], "--port would be ignored: got 9000 and --print"),
+        (["--max-batch", "4"], "--max-batch would be ignored: got 4 and --print"),
+    ):
+        assert main(["serve", "--print", "k8s", *given]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_more_than_one_bundle_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", f"a={folder}", f"b={folder}", "--print", "k8s"]) == 2
     assert "--print is for one bundle: got 2" in capsys.readouterr().err

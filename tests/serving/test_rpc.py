@@ -181,6 +181,13 @@ def test_without_the_token_only_probes_are_answered(folder: Path) -> None:
             assert error.status() == "StatusCode.UNAUTHENTICATED"
             assert TOKEN not in error.message()
 
+        # two of them: what is wrong is said, and neither is taken
+        for two in (("a", f"Bearer {TOKEN}"), (f"Bearer {TOKEN}", f"Bearer {TOKEN}")):
+            with pytest.raises(grpc.RpcError) as given:
+                raw_call(address, "ServerLive", b"", metadata=[("authorization", value) for value in two])
+            assert given.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert given.value.details() == "the metadata authorization comes twice. Send it once."
+
     with answering({"plain": folder}, grpc_port=0, token=TOKEN) as client:
         calling(client, asks)
         assert TOKEN not in str(client.log())

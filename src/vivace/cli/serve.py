@@ -5,6 +5,8 @@ Ends with 0 after SIGTERM or Ctrl-C, once what was taken is answered. SIGHUP ope
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,6 +27,8 @@ BUNDLES = tyro.constructors.PrimitiveConstructorSpec(
     is_instance=lambda value: isinstance(value, Paths),
     str_from_instance=list,
 )
+# options that what --print writes depends on
+PRINTED = ("bundles", "grpc_port", "print_", "json")
 # parameters of the settings that have another name here
 PARAMETERS = {"max_body_bytes": "--max-body", "drain_seconds": "--drain"}
 
@@ -50,7 +54,7 @@ class Options:
     threads: int | None = None
     """Processors to use. Default: all."""
     max_batch: int | None = None
-    """Images per forward pass at most. Default: by a trial at the start, of 2 s at most."""
+    """Images per forward pass at most. Default: by a trial of 2 s, after the first answer."""
     max_wait: str | None = None
     """How long an image waits for others, such as 2ms. Default: by the trial."""
     queue: int = 256
@@ -64,13 +68,22 @@ class Options:
     print_: Annotated[
         Literal["docker", "k8s", "kserve", "systemd"] | None, tyro.conf.arg(name="print", help_behavior_hint="")
     ] = None
-    """Print a file that runs the server elsewhere, and end: a Dockerfile, manifests of Kubernetes or KServe, a unit."""
+    """Print a file that runs the server elsewhere, with --grpc-port if given, and end: a Dockerfile, manifests of
+    Kubernetes or KServe, a unit."""
     json: bool = False
     """Print the address as one JSON object once requests are taken."""
 
 
 def run(options: Options) -> int:
     """Serve until a signal comes."""
+    from vivace.serving.collecting import collecting_later
+
+    with collecting_later() as ready:
+        return _run(options, ready)
+
+
+def _run(options: Options, collect: Callable[[], None]) -> int:
+    """collect: called once requests are taken."""
     from vivace.predictor import check_whole
     from vivace.serving.bundles import named
     from vivace.serving.server import serve
@@ -97,6 +110,7 @@ def run(options: Options) -> int:
     folders = named(list(options.bundles))
 
     def ready(url: str, application: Application) -> None:
+        collect()
         if options.json:
             told = {"bundles": [served.describe() for served in application.bundles.all]}
             print_json("serve", {"url": url, "grpc": application.grpc_address, **told})
@@ -116,18 +130,29 @@ def print_file(options: Options) -> int:
     from vivace.serving.deploying.files import printed
 
     assert options.print_ is not None
+    check_unused(options)
     if len(options.bundles) > 1:
         raise ConfigError(f"--print is for one bundle: got {len(options.bundles)}. Add the others to what it prints.")
     name, runtime = "bundle", PORTABLE
     if options.bundles:
         ((name, folder),) = named(list(options.bundles)).items()
         runtime = load_bundle(folder).info.runtime
-    text = printed(options.print_, name, runtime)
+    text = printed(options.print_, name, runtime, grpc_port=options.grpc_port)
     if options.json:
         print_json("serve", {"url": None, "grpc": None, "bundles": [], "file": text})
     else:
         print(text, end="")
     return 0
+
+
+def check_unused(options: Options) -> None:
+    """Raises ConfigError for an option that what --print writes would not have."""
+    for field in dataclasses.fields(options):
+        if field.name not in PRINTED and getattr(options, field.name) != field.default:
+            raise ConfigError(
+                f"--{field.name.replace('_', '-')} would be ignored: got {getattr(options, field.name)} and --print. "
+                "Leave it out, and write it into what is printed."
+            )
 
 
 def milliseconds(text: str | None) -> float | None:

@@ -80,20 +80,18 @@ class Application:
         await self.bundles.stop()
 
     def _router(self) -> Any:
-        from starlette.routing import Route, Router
-
         from vivace.serving.page.files import page_file
         from vivace.serving.protocols.classifying import Classifying
         from vivace.serving.protocols.huggingface import HuggingFace
         from vivace.serving.protocols.native import Native
         from vivace.serving.protocols.oip import OpenInference
-        from vivace.serving.web.exchange import Endpoint
+        from vivace.serving.web.exchange import Routes
 
         classifying = Classifying(self.bundles, self.settings)
         native, task = Native(classifying), HuggingFace(classifying)
         v2 = OpenInference(classifying, metadata.version("vivace"), ready=lambda: not self.draining)
         handlers = [
-            # what is asked for most comes first: routes are tried one after the other
+            # of those with names in them, what is asked for most comes first: they are tried one after the other
             ("POST", "/predict", native.predict),
             ("POST", "/v2/models/{name}/infer", v2.infer),
             ("POST", "/models/{name}", task.classify),
@@ -116,8 +114,7 @@ class Application:
             ("GET", "/", page_file),
             ("GET", "/page/{file}", page_file),
         ]
-        routes = [Route(path, Endpoint(path, handler), methods=[method]) for method, path, handler in handlers]
-        return Router(routes=routes, redirect_slashes=False)
+        return Routes(handlers)
 
     async def _healthz(self, request: Request) -> Response:
         return _json({"status": "alive"})

@@ -9,65 +9,26 @@ passed on by queues of C, and a batch's results come back to the event loop by o
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from vivace.errors import DataError, ImageError
+from vivace.errors import DataError, ImageError, first_line, one_line
 from vivace.predictor import Predictor
+from vivace.serving.jobs import Item, Job
 from vivace.serving.metrics import BundleMeters
+from vivace.serving.trial import Batching, Trial
 from vivace.serving.web.refusals import Refusal, internal, of_image, too_busy
 
-__all__ = ["Batcher", "Decoders", "Item", "Job"]
+__all__ = ["Batcher", "Decoders"]
 
-Source = bytes | np.ndarray
 clock = time.perf_counter
-
-
-class Item:
-    """One image on its way."""
-
-    __slots__ = ("decided", "error", "job", "pixels", "probs", "ready", "source")
-
-    def __init__(self, job: Job, source: Source) -> None:
-        self.job = job
-        self.source: Source | None = source
-        """An encoded file, or pixels as the network sees them."""
-        self.pixels: np.ndarray | None = None
-        self.probs: np.ndarray | None = None
-        """float32 [K], once it is classified."""
-        self.decided: tuple[Any, int] | None = None
-        """What the bundle's thresholds say of its batch, and its place there; None: the bundle has none."""
-        self.error: Refusal | None = None
-        self.ready = 0.0
-
-
-class Job:
-    """The images of one request."""
-
-    __slots__ = ("done", "gone", "items", "late", "left", "live", "started")
-
-    def __init__(self, images: Sequence[Source], seconds: float, *, live: bool = True) -> None:
-        self.started = clock()
-        self.late = self.started + seconds
-        """When it is not worth working on any more."""
-        self.gone = False
-        """Whether the client has left."""
-        self.live = live
-        """Whether its images count as live traffic, whose drift is watched."""
-        self.items = [Item(self, image) for image in images]
-        self.left = len(self.items)
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def leave(self) -> None:
-        """The client has left: what was not begun is passed over."""
-        self.gone = True
-        if not self.done.done():
-            self.done.set_result(None)
+# seconds in which a trial does not begin of itself: the first request is often there by then
+TRIAL_AFTER = 1.0
 
 
 class Decoders:
@@ -101,7 +62,10 @@ class Batcher:
     """Classifies the images of jobs with one predictor, in batches.
 
     A batch is run when it has `max_batch` images, when its first image has waited `max_wait` seconds, or when no other
-    image is being decoded: nobody waits for what may not come. `capacity`: images that are on their way at most.
+    image is being decoded: nobody waits for what may not come. `capacity`: images that are on their way at most;
+    patience: seconds that they may take together, at the rate of late.
+    trial: chooses `max_batch` and `max_wait`, a step of it whenever no image waits and after each batch; `on_chosen` is
+    called with what it found, by the batcher's thread.
     """
 
     def __init__(
@@ -114,9 +78,14 @@ class Batcher:
         max_wait: float,
         capacity: int,
         observe: Callable[[np.ndarray], None] = lambda probs_NK: None,
+        patience: float = math.inf,
+        trial: Trial | None = None,
+        on_chosen: Callable[[Batching | None, str], None] = lambda found, problem: None,
     ) -> None:
         """observe: called with the probabilities of the images of each batch that are live traffic."""
         self._observe = observe
+        self._patience = patience
+        self._trial, self._trial_from, self._on_chosen = trial, clock() + TRIAL_AFTER, on_chosen
         self.predictor, self.max_batch, self.max_wait, self.capacity = predictor, max_batch, max_wait, capacity
         self.pending = 0
         """Images on their way; changed by the event loop alone."""
@@ -134,7 +103,9 @@ class Batcher:
 
     @property
     def is_full(self) -> bool:
-        return self.pending >= self.capacity
+        # what would be too late in the end is better refused at once: it is not decoded in vain
+        long = self.pending > self.max_batch and self.pending * self.seconds_per_image >= self._patience
+        return long or self.pending >= self.capacity
 
     def refusal(self) -> Refusal:
         """What is said when the queue is full."""
@@ -145,7 +116,7 @@ class Batcher:
     async def classify(self, job: Job) -> list[Item]:
         """The items of a job, each with `probs` or an `error`, in order. Raises Refusal when the queue is full."""
         count = len(job.items)
-        if self.pending + count > self.capacity:
+        if self.is_full or self.pending + count > self.capacity:
             raise self.refusal()
         self._loop = self._loop or asyncio.get_running_loop()
         self.pending += count
@@ -206,7 +177,9 @@ class Batcher:
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
             began = clock()
-            live = [item for item in batch if not self._is_void(item, began)]
+            # late is what would be answered too late; young ones are always tried, else one slow batch would end all
+            until = began + min(len(batch) * self.seconds_per_image, self._patience / 2)
+            live = [item for item in batch if not self._is_void(item, until)]
             for item in live:
                 self._meters.batch(began - item.ready)
             if live:
@@ -218,10 +191,13 @@ class Batcher:
                 self.seconds_per_image = took / len(live) if not before else 0.9 * before + 0.1 * took / len(live)
             self._end(batch)
             del batch, live
+            if self._trial is not None:
+                # also where some image always waits: else it would never be done
+                self._try(self._trial)
 
     def _next_batch(self) -> list[Item] | None:
         """Up to `max_batch` images; None: stop."""
-        item = self._ready.get()
+        item = self._first()
         if item is None:
             return None
         batch, until = [item], item.ready + self.max_wait
@@ -237,6 +213,30 @@ class Batcher:
                 break
             batch.append(item)
         return batch
+
+    def _first(self) -> Item | None:
+        """The next item; until it comes, the trial goes on."""
+        while self._trial is not None:
+            wait = self._trial_from - clock()
+            try:
+                return self._ready.get(timeout=wait) if wait > 0 else self._ready.get_nowait()
+            except queue.Empty:
+                self._try(self._trial)
+        return self._ready.get()
+
+    def _try(self, trial: Trial) -> None:
+        """One step of the trial, which then goes on whenever no image waits."""
+        self._trial_from = 0.0
+        try:
+            next(trial)
+        except StopIteration as end:
+            self._trial = None
+            self.max_batch, self.max_wait = end.value.max_batch, end.value.max_wait
+            self._on_chosen(end.value, "")
+        except Exception as error:
+            # a batch of another size can't be run: single images go on
+            self._trial = None
+            self._on_chosen(None, one_line(f"{type(error).__name__}: {first_line(error)}"))
 
     def _classify(self, items: list[Item]) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from vivace.serving.drift import DriftMonitor, Unwatched, watch_for
 from vivace.serving.heat import HeatMaps
 from vivace.serving.metrics import Meters
 from vivace.serving.settings import Settings
-from vivace.serving.trial import SIZES, Batching, run_trial
+from vivace.serving.trial import FIRST, SIZES, Batching, Trial, finished, trial_steps
 from vivace.serving.web.logs import Log
 from vivace.serving.web.refusals import Refusal
 
@@ -66,7 +67,6 @@ class Served:
     folder: Path
     predictor: Predictor
     batcher: Batcher
-    batching: Batching
     generation: int
     """1 for the first of this name; one more after each reload."""
     opened_at: float
@@ -111,7 +111,7 @@ class Bundles:
         self._retiring: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
         opened = {name: self._opened(name, generation=1) for name in self._folders}
-        self.decoders = Decoders(max(predictor.workers for predictor, _ in opened.values()))
+        self.decoders = Decoders(max(predictor.workers for predictor, _, _ in opened.values()))
         self._served = {name: self._running(name, *found, generation=1) for name, found in opened.items()}
 
     @property
@@ -169,8 +169,11 @@ class Bundles:
         await asyncio.gather(*self._retiring, *(served.stop() for served in self.all))
         await asyncio.get_running_loop().run_in_executor(None, self.decoders.stop)
 
-    def _opened(self, name: str, *, generation: int) -> tuple[Predictor, Batching]:
-        """A predictor of the folder that has answered, and its batching. Raises BundleError if it does not do."""
+    def _opened(self, name: str, *, generation: int) -> tuple[Predictor, Batching, Trial | None]:
+        """A predictor of the folder that has answered, its batching, and the trial that is to choose a better one.
+
+        The first answer does not wait for a trial. Raises BundleError if the folder does not do.
+        """
         settings = self._settings
         bundle = load_bundle(self._folders[name])
         _check_certificate(bundle)
@@ -178,12 +181,14 @@ class Bundles:
         size, channels = predictor.bundle.preprocess.size, predictor.bundle.preprocess.channels
         # what it answers is checked there: probabilities, as many as there are classes
         predictor.probs(np.full((1, size, size, channels), 1, predictor.bundle.preprocess.dtype))
+        trial = None
         if settings.max_batch is not None:
-            batching = Batching(settings.max_batch, 0.002 if settings.max_batch > 1 else 0.0, {})
+            batching = self._waiting(Batching(settings.max_batch, 0.002 if settings.max_batch > 1 else 0.0, {}))
         else:
-            batching = run_trial(predictor, settings.trial_seconds / len(self._folders))
-        if settings.max_wait_ms is not None:
-            batching = Batching(batching.max_batch, settings.max_wait_ms / 1000, batching.seconds)
+            batching, trial = self._waiting(FIRST), self._trial(predictor)
+            if generation > 1:
+                # the one before answers meanwhile
+                batching, trial = finished(trial), None
         self._log.event(
             "bundle_opened",
             bundle=name,
@@ -191,19 +196,33 @@ class Bundles:
             runtime=predictor.runtime,
             precision=predictor.precision,
             classes=len(predictor.classes),
-            max_batch=batching.max_batch,
-            max_wait_ms=round(batching.max_wait * 1000, 3),
-            trial_ms={str(count): round(1000 * seconds, 2) for count, seconds in batching.seconds.items()},
+            **_told(batching),
         )
-        return predictor, batching
+        return predictor, batching, trial
 
-    def _running(self, name: str, predictor: Predictor, batching: Batching, *, generation: int) -> Served:
+    def _trial(self, predictor: Predictor) -> Trial:
+        return self._waiting((yield from trial_steps(predictor, self._settings.trial_seconds / len(self._folders))))
+
+    def _waiting(self, batching: Batching) -> Batching:
+        """With the time that is set for an image to wait, if any is."""
+        wait = self._settings.max_wait_ms
+        return batching if wait is None else dataclasses.replace(batching, max_wait=wait / 1000)
+
+    def _running(
+        self, name: str, predictor: Predictor, batching: Batching, trial: Trial | None, *, generation: int
+    ) -> Served:
         def drifted(told: dict[str, Any]) -> None:
             self._log.event("drift", level="warning", bundle=name, generation=generation, **told)
 
         drift = watch_for(predictor.bundle, self._meters.of_drift(name), drifted)
         if isinstance(drift, Unwatched):
             self._log.event("drift_not_watched", bundle=name, reason=drift.reason)
+
+        def chosen(found: Batching | None, problem: str) -> None:
+            told = {"reason": problem[:500]} if found is None else _told(found)
+            level = "warning" if found is None else "info"
+            self._log.event("batching_chosen", level=level, bundle=name, generation=generation, **told)
+
         batcher = Batcher(
             predictor,
             self.decoders,
@@ -212,18 +231,29 @@ class Bundles:
             max_wait=batching.max_wait,
             capacity=self._settings.queue,
             observe=drift.observe,
+            patience=self._settings.answer_seconds,
+            trial=trial,
+            on_chosen=chosen,
         )
         return Served(
             name=name,
             folder=self._folders[name],
             predictor=predictor,
             batcher=batcher,
-            batching=batching,
             generation=generation,
             opened_at=time.time(),
             drift=drift,
             heat=HeatMaps(predictor),
         )
+
+
+def _told(batching: Batching) -> dict[str, Any]:
+    """What the log says of a batching."""
+    return {
+        "max_batch": batching.max_batch,
+        "max_wait_ms": round(batching.max_wait * 1000, 3),
+        "trial_ms": {str(count): round(1000 * seconds, 2) for count, seconds in batching.seconds.items()},
+    }
 
 
 def _check_certificate(bundle: Any) -> None:

@@ -71,11 +71,14 @@ def serve(
         check_grpc()
     with contextlib.closing(bound_socket(settings.host, settings.port)) as listening:
         log = Log(settings.log)
-        application = Application(folders, settings, threads=threads, log=log)
-        host, port = listening.getsockname()[:2]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        with _libraries_log(log), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(application, listening, lambda: ready(url, application)))
+        try:
+            application = Application(folders, settings, threads=threads, log=log)
+            host, port = listening.getsockname()[:2]
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            with _libraries_log(log), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(_serve(application, listening, lambda: ready(url, application)))
+        finally:
+            log.flush()
 
 
 def _loop_factory() -> Any:
@@ -124,6 +127,8 @@ async def _serve(application: Application, listening: socket.socket, ready: Call
         log_config=None,
         access_log=False,
         server_header=False,
+        # nothing depends on where a client is
+        proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=int(settings.answer_seconds) + 5,

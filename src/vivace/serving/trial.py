@@ -1,15 +1,16 @@
-"""The trial at the start: how many images a batch has at most, and how long an image waits for others."""
+"""The trial: how many images a batch has at most, and how long an image waits for others."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
 
 from vivace.predictor import Predictor
 
-__all__ = ["Batching", "choose", "run_trial"]
+__all__ = ["FIRST", "Batching", "Trial", "choose", "finished", "run_trial", "trial_steps"]
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 # a larger batch must be this much faster per image: it makes those in it wait for each other
@@ -31,29 +32,46 @@ class Batching:
     """Batch size → seconds of a batch, the fastest of a few; empty: nothing was tried."""
 
 
-def run_trial(predictor: Predictor, seconds: float) -> Batching:
-    """Times batches of growing size until they help no more or the time is up, at least the first.
+# until a trial has found something
+FIRST = Batching(1, 0.0, {})
+Trial = Generator[None, None, Batching]
 
-    The predictor has classified an image before, and takes batches of any size in SIZES.
+
+def run_trial(predictor: Predictor, seconds: float) -> Batching:
+    """What `trial_steps` finds, all at once."""
+    return finished(trial_steps(predictor, seconds))
+
+
+def finished(steps: Trial) -> Batching:
+    """What a trial finds, once the rest of it is done."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Batching = end.value
+            return found
+
+
+def trial_steps(predictor: Predictor, seconds: float) -> Trial:
+    """Times batches of growing size until they help no more or the time is up, at least the first; one batch a step.
+
+    seconds: of the batches; what comes between the steps does not count. The predictor has classified an image before,
+    and takes batches of any size in SIZES.
     """
-    until, found = time.perf_counter() + seconds, {}
-    size, channels, dtype = predictor.bundle.preprocess.size, predictor.bundle.preprocess.channels, "uint8"
-    dtype = predictor.bundle.preprocess.dtype
+    size, channels = predictor.bundle.preprocess.size, predictor.bundle.preprocess.channels
+    left, found = seconds, dict[int, float]()
     for count in SIZES:
-        images = np.zeros((count, size, size, channels), dtype)
-        began = time.perf_counter()
-        predictor.probs(images)
-        first = time.perf_counter() - began
-        times = [first]
-        for _ in range(REPEATS):
-            if time.perf_counter() > until:
-                break
+        images = np.zeros((count, size, size, channels), predictor.bundle.preprocess.dtype)
+        times: list[float] = []
+        while not times or (len(times) <= REPEATS and left > 0):
             began = time.perf_counter()
             predictor.probs(images)
             times.append(time.perf_counter() - began)
+            left -= times[-1]
+            yield
+        # the first of a size is compiled by some runtimes
         found[count] = min(times[1:] or times)
-        # the next takes twice as long at least, and is compiled first by some runtimes
-        left = until - time.perf_counter()
+        # the next takes twice as long at least
         if left < 2 * sum(times) or found[count] > MAX_BATCH_SECONDS or not _helps(found):
             break
     return choose(found)

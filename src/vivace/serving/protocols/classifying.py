@@ -14,10 +14,10 @@ import numpy as np
 from starlette.requests import Request
 
 from vivace.predicted import Prediction, with_decided
-from vivace.serving.batching import Item, Job
 from vivace.serving.bundles import Bundles, Served
+from vivace.serving.jobs import Item, Job
 from vivace.serving.settings import Settings
-from vivace.serving.web.exchange import exchange_of
+from vivace.serving.web.exchange import TELLS, exchange_of
 from vivace.serving.web.refusals import Refusal
 
 __all__ = ["Classifying", "check_live", "check_topk", "from_base64", "plain_prediction", "prediction_of"]
@@ -50,19 +50,28 @@ class Classifying:
 
         Raises Refusal: 413 for too many images, 503 if the queue is full, 499 if the client left.
         """
-        exchange_of(request.scope).images = len(images)
+        exchange = exchange_of(request.scope)
+        exchange.images = len(images)
         job = self.job(images, live=live)
-        loop, watching = asyncio.get_running_loop(), []
+        if request.scope.get(TELLS):
+            exchange.leave = job.leave
+            items = await served.batcher.classify(job)
+        else:
+            items = await self._watched(request, served, job)
+        if job.gone:
+            raise Refusal(499, "client_gone", "the client has left")
+        return items
+
+    async def _watched(self, request: Request, served: Served, job: Job) -> list[Item]:
+        """The items of a job, on a connection that does not tell when its client leaves."""
+        loop, watching = asyncio.get_running_loop(), list[asyncio.Task[None]]()
         timer = loop.call_later(WATCH_AFTER, lambda: watching.append(loop.create_task(_watch(request.receive, job))))
         try:
-            items = await served.batcher.classify(job)
+            return await served.batcher.classify(job)
         finally:
             timer.cancel()
             for task in watching:
                 task.cancel()
-        if job.gone:
-            raise Refusal(499, "client_gone", "the client has left")
-        return items
 
     def job(self, images: Sequence[bytes | np.ndarray], *, seconds: float | None = None, live: bool = True) -> Job:
         """The images of a request, to be classified within so many seconds. Raises Refusal: 413, or 422 for a URL."""
@@ -136,17 +145,26 @@ def prediction_of(served: Served, name: str, item: Item, topk: int) -> Predictio
     return found if item.decided is None else with_decided(found, *item.decided, item.probs, predictor.classes)
 
 
+_NAMES: dict[type, tuple[str, ...]] = {}
+
+
+def _names(kind: type[Prediction]) -> tuple[str, ...]:
+    if kind not in _NAMES:
+        _NAMES[kind] = tuple(field.name for field in dataclasses.fields(kind))
+    return _NAMES[kind]
+
+
 def plain_prediction(prediction: Prediction, *, multi_label: bool) -> dict[str, Any]:
     """A prediction as JSON holds it: all that it carries, under the names that it has in Python."""
     told: dict[str, Any] = {"name": prediction.path}
-    for field in dataclasses.fields(prediction):
-        value = getattr(prediction, field.name)
-        if field.name == "path" or value is None or (field.name == "labels" and not multi_label):
+    for name in _names(type(prediction)):
+        value = getattr(prediction, name)
+        if name == "path" or value is None or (name == "labels" and not multi_label):
             continue
-        if field.name == "topk":
+        if name == "topk":
             value = [{"label": label, "probability": probability} for label, probability in value]
         if isinstance(value, float) and not math.isfinite(value):
             # JSON has no such number
             value = None
-        told[field.name] = list(value) if isinstance(value, tuple) else value
+        told[name] = list(value) if isinstance(value, tuple) else value
     return told

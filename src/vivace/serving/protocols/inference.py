@@ -12,8 +12,8 @@ import numpy as np
 
 from vivace.predicted import ranking
 from vivace.runtimes.table import INPUT, OUTPUT
-from vivace.serving.batching import Item
 from vivace.serving.bundles import Bundles, Served
+from vivace.serving.jobs import Item
 from vivace.serving.protocols.tensors import as_images, as_list, whole
 from vivace.serving.web.refusals import Refusal
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from vivace.serving.protocols.classifying import Classifying, check_live, check_topk, plain_prediction, prediction_of
 from vivace.serving.web.bodies import File, media_type, read_body, read_form
-from vivace.serving.web.exchange import exchange_of, json_response
+from vivace.serving.web.exchange import exchange_of, json_response, parameters_of
 from vivace.serving.web.refusals import Refusal
 
 __all__ = ["Native"]
@@ -32,7 +32,7 @@ class Native:
         Of several, those that can't be used are listed beside the others; if none can, or the only one, the answer is
         that refusal.
         """
-        asked = dict(request.query_params)
+        asked = parameters_of(request)
         _check_known(asked, "parameter")
         served = self._classifying.bundle_for(request, asked.get("bundle"))
         settings = self._classifying.settings
@@ -78,7 +78,7 @@ class Native:
 
     async def heat_map(self, request: Request) -> Response:
         """A PNG of an image under the heat map of a class, by default the predicted one. It is no live traffic."""
-        asked = dict(request.query_params)
+        asked = parameters_of(request)
         _check_known(asked, "parameter", HEAT_PARAMETERS)
         served = self._classifying.bundle_for(request, asked.get("bundle"))
         picture = await served.heat.png(await read_body(request, self._classifying.settings), asked.get("label"))

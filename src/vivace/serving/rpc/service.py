@@ -30,7 +30,7 @@ from vivace.serving.protocols.inference import (
 from vivace.serving.protocols.tensors import encoded_texts
 from vivace.serving.rpc.messages import PACKAGE, SERVICE, messages, plain_parameters
 from vivace.serving.web.exchange import Exchange
-from vivace.serving.web.guard import check_token, note_request
+from vivace.serving.web.guard import SINGLE, check_token, note_request, repeated
 from vivace.serving.web.refusals import Refusal, internal, too_busy
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ class _Service:
             context.set_trailing_metadata((("x-request-id", exchange.id),))
             application.meters.open_requests.inc()
             try:
+                _check_repeated(context)
                 if name not in OPEN:
                     self._check_token(context)
                 request = await self._message(given, read, exchange)
@@ -200,9 +201,16 @@ class _Service:
     def _check_token(self, context: Any) -> None:
         if self._token is None:
             return
-        given = [value for name, value in context.invocation_metadata() if name == "authorization"]
-        one = given[0] if len(given) == 1 and isinstance(given[0], str) else ""
-        check_token(one.encode(), self._token, send="metadata authorization")
+        authorization = _headers(context).get(b"authorization", b"")
+        check_token(authorization, self._token, send="metadata authorization")
+
+
+def _check_repeated(context: Any) -> None:
+    """Raises Refusal (400) for metadata that come twice, where there may be one alone: as over HTTP."""
+    names = [name.encode() for name, _ in context.invocation_metadata() or ()]
+    for name in SINGLE:
+        if names.count(name) > 1:
+            raise repeated(name, "metadata")
 
 
 def _headers(context: Any) -> dict[bytes, bytes]:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from vivace.errors import ConfigError, MissingExtra
 from vivace.plain import parse_json
 from vivace.serving.settings import Settings
-from vivace.serving.web.exchange import exchange_of
+from vivace.serving.web.exchange import WHOLE, exchange_of, header_of
 from vivace.serving.web.refusals import Refusal, too_busy
 
 __all__ = ["File", "Form", "media_type", "parsed_json", "read_body", "read_form"]
@@ -47,7 +47,7 @@ class Form:
 
 def media_type(request: Request) -> str:
     """Such as "image/jpeg", in lower case and without parameters; "" where none is given."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return header_of(request, b"content-type").partition(";")[0].strip().lower()
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
@@ -56,7 +56,7 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     Raises Refusal: 408 if it comes too slowly, 413 if it is too large, 415 if it is compressed, 503 if there is no
     memory for it, 499 if the client leaves.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = header_of(request, b"content-encoding").strip().lower()
     if encoding not in ("", "identity"):
         raise Refusal(
             415,
@@ -64,14 +64,16 @@ async def read_body(request: Request, settings: Settings) -> bytes:
             f"the body is compressed: got Content-Encoding {encoding[:40]!r}. Send it as it is.",
             close=True,
         )
-    length = request.headers.get("content-length", "0")
+    length = header_of(request, b"content-length")
     if length.isascii() and length.isdigit() and int(length[:20]) > settings.max_body_bytes:
         raise await _too_large(request, settings, int(length[:20]))
     guard, exchange, began = request.scope["app"], exchange_of(request.scope), time.monotonic()
     # not a list of pieces: a client that sends single bytes would make each an object of forty
     body, received = bytearray(), 0
     while True:
-        message = await _next(request.receive, settings)
+        # what is there is not waited for
+        whole = request.scope.get(WHOLE, False)
+        message = await (request.receive() if whole else _next(request.receive, settings))
         if message["type"] != "http.request":
             raise Refusal(499, "client_gone", "the client has left")
         chunk: bytes = message.get("body", b"")

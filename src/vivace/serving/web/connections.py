@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from vivace.serving.metrics import Meters
 from vivace.serving.settings import Settings
+from vivace.serving.web.exchange import TELLS, WHOLE, Exchange
 
 __all__ = ["connection_class", "sweep"]
 
@@ -59,6 +60,18 @@ class _Bounded(HttpToolsProtocol):
         if self._in_head and self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(431)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.cycle is None or self.cycle.response_complete:
+            return
+        exchange: Exchange | None = _keys(self.cycle.scope).get("vivace")
+        if exchange is not None and exchange.leave is not None:
+            exchange.leave()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        _keys(self.scope)[TELLS] = True
+
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > MAX_URL_BYTES:
@@ -82,6 +95,7 @@ class _Bounded(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        _keys(self.scope)[WHOLE] = True
         self._in_head, self._num_head_bytes = True, 0
 
     def send_400_response(self, msg: str) -> None:
@@ -134,6 +148,11 @@ class _Bounded(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             self.transport.write(b"".join([*head, body]))
         self.transport.close()
+
+
+def _keys(scope: Any) -> dict[str, Any]:
+    """A scope with keys of our own."""
+    return scope
 
 
 def connection_class(settings: Settings, meters: Meters) -> type[HttpToolsProtocol]:

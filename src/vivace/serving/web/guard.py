@@ -17,7 +17,7 @@ from vivace.serving.web.exchange import Exchange
 from vivace.serving.web.logs import Log
 from vivace.serving.web.refusals import Refusal, internal
 
-__all__ = ["Guard", "check_token", "note_request"]
+__all__ = ["SINGLE", "Guard", "check_token", "note_request", "repeated"]
 
 # what tells nothing of the bundles and costs nothing: probes and browsers have no token
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/favicon.ico"})
@@ -98,7 +98,7 @@ class Guard:
             names = [name for name, _ in scope["headers"]]
             for name in SINGLE:
                 if names.count(name) > 1:
-                    raise Refusal(400, "repeated_header", f"the header {name.decode()} comes twice. Send it once.")
+                    raise repeated(name)
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._hosts is not None and _without_port(host) not in self._hosts:
             raise Refusal(
@@ -119,6 +119,11 @@ class Guard:
             )
         if self._token is not None and not _is_open(scope):
             check_token(headers.get(b"authorization", b""), self._token, send="header Authorization", close=True)
+
+
+def repeated(name: bytes, what: str = "header") -> Refusal:
+    """What is said of a header, or of gRPC's metadata, that came more than once."""
+    return Refusal(400, "repeated_header", f"the {what} {name.decode()} comes twice. Send it once.")
 
 
 def check_token(authorization: bytes, token: bytes, *, send: str, close: bool = False) -> None:
