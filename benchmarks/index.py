@@ -31,6 +31,7 @@ KINDS = {
     "ablation": "what each technique of a recipe is worth, the report of `vivace bench`",
     "step": "where the time of a training step goes: `benchmarks/step.py`",
     "loader": "the data path alone: `benchmarks/loader.py`",
+    "serve": "`vivace serve` against other servers around the same weights: `benchmarks/serve_peers.py`",
     "predict": "`vivace predict` on many photos: `benchmarks/predict.py`",
     "false-verdicts": "how often equals are called faster (A/A tests): `benchmarks/false_verdicts.py`",
     "attacks": "accuracy under attacks and corruptions, against AutoAttack's own code: `benchmarks/trust_attacks.py`",
