@@ -243,6 +243,25 @@ def test_nan_never_agrees(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> No
         check_parity(parity)
 
 
+def test_verify_of_a_network_that_answers_nothing_says_so_and_not_that_it_disagrees(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vivace.exporting import parity
+
+    plain = dataclasses.replace(bundle, info=dataclasses.replace(bundle.info, runtime="eager", precision="fp32"))
+
+    def broken(*_: object, **__: object) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda images: np.full((len(images), len(bundle.classes)), np.nan)
+
+    monkeypatch.setattr(parity, "load_reference", broken)
+    monkeypatch.setattr(parity, "load_runtime", broken)
+    found = verify(plain)
+    assert (found.compared, found.holds, found.agreement) == (False, False, None)
+    assert "not finite or not the same twice" in found.summary()
+    with pytest.raises(ParityError, match=r"its probabilities of 64 images .* are not finite"):
+        check_parity(found)
+
+
 def test_generated_images_are_the_same_every_time_and_differ_among_themselves(bundle: Bundle) -> None:
     first, name = parity_images(bundle, None)
     assert name == "generated"

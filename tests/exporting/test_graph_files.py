@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import vivace
 from answers import last_answer
 from factories import make_bundle, pixels
 from vivace.bundle import Bundle, load_bundle
@@ -262,6 +263,9 @@ def test_verify_of_a_plain_bundle_says_that_nothing_was_compared(
     assert main(["verify", str(folder), "--json"]) == 0
     told = last_answer(capsys.readouterr().out)
     assert (told["compared"], told["max_difference"], told["top1_agreement"]) == (False, None, None)
+    assert (told["repeats"], told["holds"]) == (True, True)
+    found = vivace.verify(folder)
+    assert (found.compared, found.agreement, found.max_difference, found.holds) == (False, None, None, True)
     assert main(["verify", str(folder)]) == 0
     assert "so there was nothing to compare" in capsys.readouterr().out
     # in bf16 there is

@@ -219,7 +219,8 @@ class SuccessiveHalving:
         Of a network of the user's own, whose code is not here, its float32 graph in place of that.
         """
         for result in own:
-            if result.parity is None or result.parity.agreement < MIN_AGREEMENT:
+            agreement = None if result.parity is None else result.parity.agreement
+            if agreement is None or agreement < MIN_AGREEMENT:
                 continue
             runtime, precision = result.candidate.runtime, result.candidate.precision
             # only runtimes that need no compiler in the training process

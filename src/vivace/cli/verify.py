@@ -41,9 +41,6 @@ def run(options: Options) -> int:
     if options.json:
         signed_by = None if options.key is None else str(options.key)
         told = {**parity.to_dict(), "compared": parity.compared, "signed_by": signed_by}
-        if not parity.compared:
-            # a network compared with itself: no agreement was measured
-            told |= dict.fromkeys({"top1_agreement", "set_agreement", "max_difference"} & told.keys())
         print_json("verify", {"bundle": str(bundle_place(options.bundle)), **told, "holds": parity.holds})
     else:
         print(f"{options.bundle}: every file is undamaged")

@@ -50,9 +50,9 @@ class Parity:
     num_images: int
     top1_agreement: float | None
     """Fraction of the images with the same top-1 class, [0, 1]; ties within the tolerance count as agreement. None
-    where images have sets of labels."""
-    max_difference: float
-    """Of any probability of any image."""
+    where images have sets of labels, and where `verify` had nothing to compare."""
+    max_difference: float | None
+    """Of any probability of any image; None where `verify` had nothing to compare."""
     tolerance: float
     agreement_needed: float = 1.0
     """Of `agreement`: less than all in int8 alone."""
@@ -61,13 +61,13 @@ class Parity:
     set_agreement: float | None = None
     """Fraction of the images with the same set of labels; one whose probability is within the tolerance of its
     threshold counts as the same. None where images have one class."""
+    repeats: bool | None = None
+    """Where nothing was compared: whether the network's probabilities are finite, and the same twice; else None."""
 
     @property
-    def agreement(self) -> float:
-        """That of the top-1 classes, or of the sets of labels."""
-        found = self.top1_agreement if self.set_agreement is None else self.set_agreement
-        assert found is not None
-        return found
+    def agreement(self) -> float | None:
+        """That of the top-1 classes, or of the sets of labels; None: nothing was compared."""
+        return self.top1_agreement if self.set_agreement is None else self.set_agreement
 
     @property
     def _agreement(self) -> str:
@@ -76,7 +76,14 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the two agree: every probability within the tolerance, and the agreement as high as needed."""
+        """Whether the two agree: every probability within the tolerance, and the agreement as high as needed.
+
+        Where nothing was compared, whether the probabilities are finite and the same twice.
+        """
+        if self.repeats is not None:
+            return self.repeats
+        assert self.max_difference is not None
+        assert self.agreement is not None
         # a NaN is not within it
         return self.max_difference <= self.tolerance and self.agreement >= self.agreement_needed
 
@@ -88,6 +95,11 @@ class Parity:
 
     def summary(self) -> str:
         """One line for people."""
+        if not self.compared and not self.holds:
+            return (
+                f"{self.runtime} in {self.precision} is what other variants are compared with, so there was nothing to "
+                f"compare, and its probabilities of {self._images} are not finite or not the same twice"
+            )
         if not self.compared:
             fits = "" if self.reference == GRAPH else "the weights fit the network, and "
             return (
@@ -104,7 +116,7 @@ class Parity:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; what it is compared with only where that is not PyTorch."""
         left_out = ["reference"] if self.reference == PYTORCH else []
-        left_out += ["set_agreement"] if self.set_agreement is None else []
+        left_out += [name for name in ("set_agreement", "repeats") if getattr(self, name) is None]
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
 
     def recorded(self) -> dict[str, Any]:
@@ -214,6 +226,11 @@ def compare_probs(
 
 def check_parity(parity: Parity) -> None:
     """Raises ParityError, with the figures, if the certificate does not hold."""
+    if parity.repeats is False:
+        raise ParityError(
+            f"{parity.runtime} in {parity.precision} gives no answer to rely on: its probabilities of {parity._images} "
+            "are not finite, or not the same twice. Train it again, or take another bundle."
+        )
     if not parity.holds:
         raise ParityError(
             f"{parity.runtime} does not agree with {parity.reference}: probabilities differ by "
@@ -231,6 +248,9 @@ def verify(
 ) -> Parity:
     """The certificate of a bundle on disk, measured again after every hash was checked.
 
+    Where the bundle runs in PyTorch in float32, which others are compared with, nothing is: `compared` is False, and
+    agreement and difference are None.
+
     data: images, as for `train`; None: generated ones, which say nothing about an int8 variant: its ranges are those of
     real images. key: a file with a public key, by which the signature is checked before anything is run. Raises
     BundleError if a file is damaged, or with a key, if the bundle is not just what its owner has signed; ConfigError
@@ -246,7 +266,12 @@ def verify(
     cpu, info = torch.device("cpu"), bundle.info
     images, name = parity_images(bundle, data, cache_dir=Path(cache_dir) if cache_dir is not None else None)
     classify = load_runtime(info.runtime, bundle, device=cpu, precision=info.precision)
-    return measure_parity(bundle, classify, images, runtime=info.runtime, precision=info.precision, images=name)
+    parity = measure_parity(bundle, classify, images, runtime=info.runtime, precision=info.precision, images=name)
+    if parity.compared:
+        return parity
+    # a network agrees with itself: to call that an agreement would claim a check that there was not
+    nothing: dict[str, Any] = dict.fromkeys(("top1_agreement", "set_agreement", "max_difference"))
+    return dataclasses.replace(parity, repeats=parity.holds, **nothing)
 
 
 def _probs(classify: Classifier, images_NHWC: np.ndarray) -> np.ndarray:
