@@ -15,9 +15,10 @@ from judging import judged_as
 from same_weights import assert_same_weights
 
 from vivace.errors import Interrupted
+from vivace.training import run as run_module
 from vivace.training.loop.engine import Engine
 from vivace.training.loop.session import Session
-from vivace.training.loop.signals import StopSignals
+from vivace.training.loop.signals import Stopped, StopSignals, raised_signals
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]
@@ -64,6 +65,38 @@ def test_a_signal_in_the_last_step_keeps_the_best_weights(run_tiny: RunTiny, mon
         with pytest.raises(Interrupted, match="after step 9"):
             run_tiny("stopped", {"early_stopping": 3})
     assert_same_weights(unbroken, run_tiny("stopped", resume=True))
+
+
+def test_a_signal_after_the_loop_says_how_to_go_on(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = run_tiny("unbroken")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "finish", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(
+            Interrupted, match=r"outside of the steps .*saved; go on with `vivace\.train\(.*resume=True"
+        ):
+            run_tiny("stopped")
+    assert_same_weights(unbroken, run_tiny("stopped", resume=True))
+
+
+def test_a_signal_before_the_run_began_says_so(run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "select_device", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="before the run began: nothing was written, give the same command again"):
+        run_tiny("stopped")
+
+
+def test_a_signal_that_the_parent_ignores_stays_ignored_and_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with raised_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(Stopped, match="SIGTERM") as found:
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert found.value.number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_outside_the_main_thread_the_host_keeps_its_signals() -> None:

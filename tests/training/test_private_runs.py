@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ import torch
 import vivace
 from vivace.bundle import load_bundle
 from vivace.cli import main
-from vivace.errors import CheckpointError, ConfigError, MissingExtra
+from vivace.errors import CheckpointError, ConfigError, Interrupted, MissingExtra
 from vivace.models.scattering import NUM_MAPS, Scattering
 from vivace.models.zoo import create_model
 from vivace.reporting.page.about import page_of
+from vivace.training import run as run_module
 from vivace.training.private import stage
 from vivace.training.recipes.named import DataFacts, private
 from vivace.training.result import TrainResult
@@ -112,6 +115,35 @@ def test_a_private_run_is_not_resumed(trained_private: TrainResult) -> None:
             vivace.train(images(), cache_dir=cache, **again)
     finally:
         (trained_private.run / "kept.json").rename(trained_private.run / "result.json")
+
+
+def test_a_signal_in_private_training_says_what_is_lost_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(stage, "fit_private_head", stopped)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(
+        Interrupted, match=r"SIGTERM in private training: .* no epsilon was spent\. .*same command"
+    ) as found:
+        train(tmp_path, images())
+    assert found.value.exit_status == 143
+    assert not (tmp_path / "run").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_after_private_training_says_that_weights_may_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run_module, "finish", stopped)
+    with pytest.raises(Interrupted, match=r"SIGINT after private training and before its bundle was saved.*add up"):
+        train(tmp_path, images())
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
 
 
 @pytest.mark.parametrize(

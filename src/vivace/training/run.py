@@ -144,13 +144,9 @@ def run_training(
                 with fitting(folder):
                     resume_last_stages(session, saved, cache_dir=cache_dir)
             elif recipe.privacy.is_private:
-                with _nothing_to_resume(display.on_message):
-                    stage = private_stage(session, cache_dir=cache_dir, on_message=display.on_message)
+                stage = private_stage(session, cache_dir=cache_dir, on_message=display.on_message)
             elif recipe.finetune.head:
-                with _nothing_to_resume(display.on_message):
-                    stage, recipe = first_stages(
-                        session, budget, clock, cache_dir=cache_dir, on_message=display.on_message
-                    )
+                stage, recipe = first_stages(session, budget, clock, cache_dir=cache_dir, on_message=display.on_message)
             tunes = tune and not resume and recipe.epochs > 0 and session.part is None and further is None
             # what is the fastest for a network is so for one of the same make
             receipt = fitted or _receipt(session, recipe, budget, tune=tunes, cache_dir=cache_dir, used=clock())
@@ -212,16 +208,6 @@ def run_training(
                 raise
             dispatcher.on_end(result)
             return result
-
-
-@contextlib.contextmanager
-def _nothing_to_resume(on_message: Callable[[str], None]) -> Iterator[None]:
-    """Says what is left if the block is interrupted: it is before the run's first checkpoint."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        on_message("stopped before the first checkpoint: nothing can be resumed, give the same command again")
-        raise
 
 
 def _again(folder: RunFolder, engine: Engine) -> float:

@@ -44,6 +44,7 @@ from vivace.training.recording.display import LiveDisplay
 from vivace.training.recording.trackers.choose import make_trackers, parse_trackers
 from vivace.training.result import TrainResult
 from vivace.training.resumed import resumed_recipe
+from vivace.training.stopped import says_what_is_left
 
 if TYPE_CHECKING:
     from vivace.models.own.given import OwnNetwork
@@ -219,7 +220,8 @@ def train(
         from vivace.training.run import run_training
 
         place = None if network is None else network.given or network.shown
-        with says_how_to_resume(data, folder.path, network=place), own_errors(network):
+        left = says_what_is_left(folder.path, is_private=resolved.privacy.is_private)
+        with says_how_to_resume(data, folder.path, network=place), left, own_errors(network):
             return run_training(
                 folder,
                 resolved,
