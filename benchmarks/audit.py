@@ -24,7 +24,6 @@ import csv
 import io
 import itertools
 import os
-import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -36,9 +35,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 import vivace
-from records import RESULTS, page, save, today
+from records import RESULTS, save_found
 from vivace.data.sources import open_source
-from vivace.hardware import describe
 from vivace.statistics.proportions import wilson_interval
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -286,19 +284,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     found, table, about = SUBJECTS[args.subject](args)
-    record: dict[str, Any] = {
-        "date": today(),
-        "command": f"python benchmarks/audit.py {' '.join(sys.argv[1:])}",
-        "subject": args.subject,
-        "environment": describe(),
-        **found,
-    }
-    save(
-        record,
+    save_found(
+        {"subject": args.subject, **found},
         "trust",
         f"{args.subject}-{found['data']}",
-        lambda kept: page(kept, f"Audit: {args.subject}", about, table),
         args.out,
+        title=f"Audit: {args.subject}",
+        conditions=about,
+        table=table,
     )
 
 

@@ -6,6 +6,7 @@ import datetime
 import itertools
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,19 @@ from typing import Any
 from vivace.files import write_json
 from vivace.hardware import describe
 
-__all__ = ["RESULTS", "SCHEMA", "commit", "hardware", "keep", "page", "save", "shown", "today", "with_interval"]
+__all__ = [
+    "RESULTS",
+    "SCHEMA",
+    "commit",
+    "hardware",
+    "keep",
+    "page",
+    "save",
+    "save_found",
+    "shown",
+    "today",
+    "with_interval",
+]
 
 RESULTS = Path(__file__).parent / "results"
 # of a record's common fields: date, command, commit, environment
@@ -93,3 +106,19 @@ def save(
     path.with_suffix(".md").write_text(table)
     print(table)
     return path
+
+
+def save_found(
+    found: Mapping[str, Any], kind: str, label: str, folder: Path, *, title: str, conditions: str, table: Sequence[str]
+) -> Path:
+    """Keep what this program found, with the date, its command and the machine, and `page` beside it, which it prints.
+
+    title, conditions, table: as for `page`. Returns the JSON file.
+    """
+    record: dict[str, Any] = {
+        "date": today(),
+        "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".rstrip(),
+        "environment": describe(),
+        **found,
+    }
+    return save(record, kind, label, lambda kept: page(kept, title, conditions, table), folder)

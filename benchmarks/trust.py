@@ -12,18 +12,16 @@ a table in Markdown.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from records import RESULTS, page, save, today, with_interval
+from records import RESULTS, save_found, with_interval
 from vivace.config import to_dict
 from vivace.evaluation.evaluate import evaluate
 from vivace.evaluation.measuring import measure
-from vivace.hardware import describe
 from vivace.prediction import Predictor
 from vivace.statistics.conformal import METHODS, SetRule, class_scores, coverage_band, score_threshold, true_scores
 from vivace.statistics.selective import certified_level, levels_of
@@ -172,19 +170,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     found, table, about = SUBJECTS[args.subject](args)
-    record: dict[str, Any] = {
-        "date": today(),
-        "command": f"python benchmarks/trust.py {' '.join(sys.argv[1:])}",
-        "subject": args.subject,
-        "environment": describe(),
-        **found,
-    }
-    save(
-        record,
+    save_found(
+        {"subject": args.subject, **found},
         "trust",
         f"{args.subject}-{found['data']}",
-        lambda kept: page(kept, f"Trust: {args.subject}", about, table),
         args.out,
+        title=f"Trust: {args.subject}",
+        conditions=about,
+        table=table,
     )
 
 

@@ -11,18 +11,16 @@ and a table in Markdown.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from records import RESULTS, page, save, today
+from records import RESULTS, save_found
 from vivace.config import to_dict
 from vivace.evaluation.evaluate import open_split
 from vivace.evaluation.hardship import chosen_at_random
-from vivace.hardware import describe
 from vivace.heatmaps.check import check_maps
 from vivace.heatmaps.mapper import RULES, HeatMapper
 from vivace.predictor import load
@@ -86,14 +84,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     found, table, about = measured(args)
-    record: dict[str, Any] = {
-        "date": today(),
-        "command": f"python benchmarks/trust_maps.py {' '.join(sys.argv[1:])}",
-        "environment": describe(),
-        **found,
-    }
     label = f"maps-{found['data']}-{found['network'].rpartition('/')[2].rpartition(':')[2]}"
-    save(record, "trust", label, lambda kept: page(kept, "Trust: heat maps", about, table), args.out)
+    save_found(found, "trust", label, args.out, title="Trust: heat maps", conditions=about, table=table)
 
 
 if __name__ == "__main__":

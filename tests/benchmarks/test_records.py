@@ -37,6 +37,26 @@ def test_a_result_is_stamped_and_a_second_one_does_not_replace_it(tmp_path: Path
     assert kept["commit"] is None or len(kept["commit"].rstrip("+")) >= 40
 
 
+def test_what_a_program_found_is_kept_with_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks/trust.py", "sets", "a run"])
+    found, table = {"data": "photos", "subject": "sets"}, ["| a |", "| --- |"]
+    path = records.save_found(
+        found, "trust", "sets-photos", tmp_path, title="Trust", conditions="; photos", table=table
+    )
+    kept = json.loads(path.read_text())
+    assert (kept["command"], kept["date"], kept["data"]) == (
+        "python benchmarks/trust.py sets a run",
+        records.today(),
+        "photos",
+    )
+    assert kept["environment"]["num_cpus"] >= 1
+    page = path.with_suffix(".md").read_text()
+    assert page.startswith(f"# Trust, {records.today()}")
+    assert page in capsys.readouterr().out
+
+
 def test_what_a_file_does_not_say_is_not_recorded(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/2026-01-02-x.json").write_text("{}")
