@@ -86,6 +86,18 @@ def test_parts_of_few_images_and_of_all_images_are_left_out() -> None:
     assert found.rows[0].examples == ()
 
 
+def test_parts_that_are_nearly_as_bright_have_names_of_their_own() -> None:
+    rng = np.random.default_rng(2)
+    labels, right = np.zeros(200, np.int64), rng.random(200) < 0.5
+    probs = np.stack([np.full(200, 0.7), np.full(200, 0.3)], 1)
+    looks = Looks(brightness_N=rng.uniform(100.1, 100.3, 200), sizes_N2=np.repeat([[640, 480], [640, 481]], 100, 0))
+    found = find_slices(probs, right, ("a", "b"), looks, labels_N=labels)
+    names = [row.name for row in found.rows]
+    assert len(set(names)) == len(names) == 7
+    assert [row.digits for row in found.rows if row.kind == "brightness"] == [2] * 5
+    assert {row.name for row in found.rows if row.kind == "size"} == {"size 554 px", "size 555 px"}
+
+
 def test_a_part_is_compared_among_the_images_that_were_looked_at() -> None:
     rng = np.random.default_rng(0)
     labels, count = rng.integers(0, 2, 200), 200

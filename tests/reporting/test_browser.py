@@ -16,7 +16,7 @@ from PIL import Image
 
 from reports import HOSTILE, make_measured, make_receipt, make_sources, make_versus
 from vivace.reporting.page.about import page_of
-from vivace.reporting.page.render import render, render_versus
+from vivace.reporting.page.render import TEMPLATES, render, render_versus
 
 # whose window is the page and nothing else, however narrow
 BROWSERS = ("chromium-headless-shell", "chrome-headless-shell")
@@ -133,6 +133,29 @@ def test_a_report_asks_no_host_for_anything(
     for name in ("hostile", "versus-hostile"):
         assert "</html>" in browser.look(pages[name], "--dump-dom")
     assert asked[0] == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_table_that_goes_on_beyond_the_screen_has_a_shadow_at_that_edge(
+    browser: Browser, tmp_path: Path, dark: bool
+) -> None:
+    def contrasts(num_columns: int) -> tuple[float, float]:
+        """Of the left and the right edge of a table's place with the middle of it."""
+        row = f"<tr>{'<td>&nbsp;</td>' * num_columns}</tr>"
+        page = tmp_path / f"{num_columns}.html"
+        page.write_text(
+            f"<!doctype html><style>{(TEMPLATES / 'style.css').read_text()}body{{margin:0}}</style>"
+            f'<div class="wide" style="width:390px"><table>{row * 8}</table></div>'
+        )
+        pixels = browser.picture(page, tmp_path / "seen.png", PHONE, dark=dark)[20:200].astype(float).mean(2)
+        columns = np.median(pixels, axis=0)
+        away = np.abs(columns - columns[195])
+        return float(away[:4].max()), float(away[386:].max())
+
+    assert contrasts(2) == (0, 0)
+    left, right = contrasts(60)
+    assert left == 0
+    assert right > 40
 
 
 @pytest.mark.parametrize(("name", "size"), [("en", PHONE), ("zh", DESKTOP), ("search", PHONE), ("versus", PHONE)])

@@ -87,13 +87,13 @@ def dark_is_wrong(measured: Measured, classes: tuple[str, ...] = CLASSES) -> Any
             "en",
             (
                 "Worst slices",
-                "brightness 10 to",
+                "brightness 10.0 to",
                 "mistakes are surely more frequent in",
                 "nearly square",
                 "class daisy",
             ),
         ),
-        ("zh", ("表现最差的子集", "亮度 10 至", "错误确实更多（加粗）", "接近方形", "类别 daisy")),
+        ("zh", ("表现最差的子集", "亮度 10.0 至", "错误确实更多（加粗）", "接近方形", "类别 daisy")),
     ],
 )
 def test_the_worst_parts_are_told_with_intervals_and_images(lang: str, texts: tuple[str, ...]) -> None:

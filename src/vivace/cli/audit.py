@@ -32,6 +32,8 @@ class Options:
     """Of the labels that are called wrong, the fraction that may be right. Default: 0.1."""
     report: Path | None = None
     """Write a page with pictures of the findings there, such as audit.html."""
+    lang: Literal["en", "zh"] | None = None
+    """With --report: its language, en or zh (Chinese). Default: en."""
     fix: Path | None = None
     """Write a manifest there (.csv) without what was found: what training leaves out, and copies, of which those in
     test stay. No file of DATA is changed."""
@@ -61,6 +63,7 @@ def run(options: Options) -> None:
             bundle=options.bundle,
             fdr=options.fdr,
             report=options.report,
+            lang=options.lang,
             fix=options.fix,
             fix_labels=options.fix_labels,
             cache_dir=options.cache_dir,

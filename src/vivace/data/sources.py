@@ -11,7 +11,7 @@ import numpy as np
 
 from vivace.cachedir import clear_leftovers, default_cache_dir
 from vivace.data.labelsets import identity_sets, with_columns
-from vivace.data.layouts import archives, catalog, folders, hub, manifests, shards
+from vivace.data.layouts import archives, catalog, folders, hub, manifests, shards, unlabelled
 from vivace.data.objects.source import open_object
 from vivace.data.place import AnyData, Data
 from vivace.data.rawfiles import with_kind_of_files
@@ -19,7 +19,7 @@ from vivace.data.splits import DataSource, check_source, renumbered
 from vivace.data.text import case_hint, count_of, first_few
 from vivace.errors import DataError, nearest, nearest_path
 
-__all__ = ["open_source"]
+__all__ = ["open_images", "open_source"]
 
 
 def open_source(
@@ -97,6 +97,25 @@ def _at_place(data: Data, cache_dir: Path | None, require_train: bool, classes: 
             f".jsonl or .parquet manifest, a .zip or .tar archive, or one of {', '.join(sorted(catalog.CATALOG))}."
         )
     return source
+
+
+def open_images(data: AnyData, *, cache_dir: Path | None = None) -> DataSource | None:
+    """The images of a folder or an archive that has no class folders, without labels; None for all other data.
+
+    What can be trained on is `open_source`'s. Raises DataError or ArchiveError.
+    """
+    data = Data.of(data)
+    if data.is_object or data.multi_label:
+        return None
+    path = _path_of(str(data))
+    if path.is_dir():
+        source = unlabelled.open_unlabelled(path, follow_links=data.follow_links)
+    elif path.is_file() and archives.is_archive(path):
+        source = unlabelled.open_unlabelled(archives.unpacked(path, cache_dir))
+        source = source and dataclasses.replace(source, name=path.resolve().name.split(".")[0])
+    else:
+        return None
+    return source and with_kind_of_files(source, data.pixels)
 
 
 def _is_data(path: Path) -> bool:

@@ -1,25 +1,32 @@
-"""Keeps what corruptions and attacks left of a bundle's accuracy beside it, where `vivace report` finds it."""
+"""Keeps what corruptions and attacks left of a bundle's accuracy beside it, where `vivace report` finds it.
+
+Of each kind one is kept, the newest: attacks of one norm and radius, by the same methods, on the same split of the same
+data are of one kind; so are corruptions of one severity scale on the same split of the same data.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vivace.bundle import Bundle
-from vivace.errors import ConfigError
+from vivace.errors import ConfigError, printable
 from vivace.evaluation.evaluate import Evaluation
 from vivace.files import read_regular
 from vivace.manifest import WEIGHTS
+from vivace.notices import warn
 from vivace.outputs import check_file, write_sealed, writing
 from vivace.owned import own_file
 from vivace.plain import parse_json
 
-__all__ = ["KEPT", "keep", "kept_beside", "kept_of"]
+__all__ = ["KEPT", "keep", "kept_beside", "kept_of", "records_of"]
 
 KEPT = "robustness.json"
 # a real one has a few kilobytes
 MAX_BYTES = 2**20
+# of each of the two; the oldest go
+MAX_RECORDS = 20
 
 
 def kept_beside(bundle: Bundle) -> Path:
@@ -43,19 +50,65 @@ def kept_of(bundle: Bundle) -> Mapping[str, Any]:
 def keep(bundle: Bundle, evaluation: Evaluation) -> Path:
     """Write what was measured, beside what was kept of the same bundle before, and return the file.
 
-    Raises OutputPathError if a file is there that vivace did not write, or none can be written.
+    A warning says which record was replaced, or left out because there are too many. Raises OutputPathError if a file
+    is there that vivace did not write, or none can be written.
     """
     path = kept_beside(bundle)
     check_file(path, option="the file of results")
     before = kept_of(bundle) if own_file(path) else {}
     on = {"data": evaluation.data, "split": evaluation.split}
-    found = {
-        name: before.get(name) if result is None else {**on, **result.to_dict()}
-        for name, result in (("corruptions", evaluation.corruptions), ("attack", evaluation.attack))
-    }
+    found: dict[str, Any] = {}
+    for name, result in (("corruptions", evaluation.corruptions), ("attack", evaluation.attack)):
+        records = list(records_of(before, name))
+        found[name] = records if result is None else _with(records, {**on, **result.to_dict()}, name)
     with writing(path):
         write_sealed(path, {"bundle": _identity(bundle), **found})
     return path
+
+
+def records_of(kept: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
+    """What was kept by the name "corruptions" or "attack", the oldest first; vivace once kept the last one alone."""
+    values = kept.get(name)
+    rows = values if isinstance(values, list | tuple) else [values]
+    return [row for row in rows if isinstance(row, Mapping)][-MAX_RECORDS:]
+
+
+def _with(records: Sequence[Mapping[str, Any]], new: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The records with the new one, which is put in the place of the one of its kind."""
+    kind = _kind(new, name)
+    for record in records:
+        if _kind(record, name) == kind:
+            warn(f"the kept result of {_told(record, name)} was replaced by this newer one")
+    others = [record for record in records if _kind(record, name) != kind]
+    for record in others[: max(0, len(others) + 1 - MAX_RECORDS)]:
+        warn(f"of more than {MAX_RECORDS} kept results the oldest is left out: {_told(record, name)}")
+    return [*others, new][-MAX_RECORDS:]
+
+
+def _kind(record: Mapping[str, Any], name: str) -> tuple[object, ...]:
+    """What makes two records ones of the same thing."""
+    on = (record.get("data"), record.get("split"))
+    if name == "corruptions":
+        return (*on, record.get("constants"), _names(record.get("cells")))
+    return (*on, record.get("norm"), record.get("eps"), _methods(record))
+
+
+def _methods(record: Mapping[str, Any]) -> tuple[str, ...]:
+    steps = record.get("attacks")
+    return _names([step.get("name") for step in steps if isinstance(step, Mapping)] if isinstance(steps, list) else [])
+
+
+def _names(values: object) -> tuple[str, ...]:
+    return tuple(sorted(map(str, values))) if isinstance(values, list | tuple | Mapping) else ()
+
+
+def _told(record: Mapping[str, Any], name: str) -> str:
+    score = record.get("mean" if name == "corruptions" else "robust")
+    accuracy = score.get("accuracy") if isinstance(score, Mapping) else None
+    left = f"{100 * accuracy:.1f} %" if isinstance(accuracy, int | float) else "?"
+    what = "corruptions" if name == "corruptions" else f"{record.get('threat')} by {', '.join(_methods(record)) or '?'}"
+    of = f"{record.get('data')} ({record.get('split')}, {record.get('num_images')} images)"
+    return printable(f"{what} on {of}, which left {left},"[:400])
 
 
 def _identity(bundle: Bundle) -> dict[str, Any]:

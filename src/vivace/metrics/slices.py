@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vivace.config import to_dict
+from vivace.metrics.rounding import digits_that_tell
 from vivace.statistics.multiple import exact_interval, holm, hypergeometric_pvalue
 from vivace.statistics.proportions import binomial_pvalue
 
@@ -56,6 +57,8 @@ class Slice:
     least: float | None = None
     """Of brightness 0 to 255; of size the side of a square of that area, px; of a cluster the fraction of its class."""
     most: float | None = None
+    digits: int = 0
+    """Decimals of the two that tell it from its neighbours."""
     num_images: int
     num_wrong: int
     """Of a pair: the images of one that were called the other."""
@@ -75,7 +78,7 @@ class Slice:
 
     @property
     def name(self) -> str:
-        """In English, such as "brightness 12 to 62 (the darkest fifth)"."""
+        """In English, such as "brightness 12 to 62"; no two parts have the same."""
         if self.kind == "class":
             return self.classes[0]
         if self.kind == "pair":
@@ -85,7 +88,8 @@ class Slice:
         if self.kind == "aspect":
             return ("taller than 4:5", "nearly square", "wider than 5:4")[(self.part or 1) - 1]
         unit = " px" if self.kind == "size" else ""
-        return f"{self.kind} {self.least:.0f} to {self.most:.0f}{unit}"
+        least, most = (f"{value:.{self.digits}f}" for value in (self.least, self.most))
+        return f"{self.kind} {least}{'' if least == most else f' to {most}'}{unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +120,7 @@ class _Part:
     part: int | None = None
     least: float | None = None
     most: float | None = None
+    digits: int = 0
     known_N: np.ndarray | None = None
     """The images that it is compared among; None: all."""
 
@@ -218,6 +223,7 @@ def _by_quantile(kind: str, values_N: np.ndarray, known_N: np.ndarray, count: in
     if len(values) <= count:
         edges = ends = values
     place_N = np.clip(np.searchsorted(edges, values_N, side="right") - 1, 0, len(ends) - 1)
+    digits = digits_that_tell(list(zip(edges, ends, strict=False)))
     for place, end in enumerate(ends):
         yield _Part(
             kind=kind,
@@ -225,6 +231,7 @@ def _by_quantile(kind: str, values_N: np.ndarray, known_N: np.ndarray, count: in
             part=place + 1,
             least=float(edges[place]),
             most=float(end),
+            digits=digits,
             known_N=known_N,
         )
 
@@ -309,6 +316,7 @@ def _told(one: _Tested, p_value: float, num_intervals: int, probs_NK: np.ndarray
         part=part.part,
         least=part.least,
         most=part.most,
+        digits=part.digits,
         num_images=one.num_images,
         num_wrong=len(one.wrong_n),
         accuracy=one.accuracy,

@@ -20,13 +20,14 @@ from vivace.data.describe import report as describe_data
 from vivace.data.place import AnyData, Data
 from vivace.data.preprocess import Preprocess
 from vivace.data.shortcuts import Shortcut, find_shortcuts
-from vivace.data.sources import open_source
+from vivace.data.sources import open_images, open_source
 from vivace.data.splits import DataSource
 from vivace.errors import ConfigError, DataError
 from vivace.notices import collected_warnings
 from vivace.outputs import warn_of_replaced
 from vivace.predictor import Predictor
 from vivace.reporting.page.render import check_renders
+from vivace.reporting.page.words import translator
 from vivace.training.dataset import as_told, stored_as
 from vivace.training.recipes.recipe import Recipe
 from vivace.verbs.auditfix import check_fix, removed_names, write_fixed
@@ -63,6 +64,8 @@ class DataAudit:
     """The manifest without what was found, if it was asked for."""
     num_fixed: int | None = None
     """The images that it lists."""
+    has_labels: bool = True
+    """False: images lie in no class folders, and nothing that needs labels was looked at."""
     more: tuple[Finding, ...] = field(default=())
     """Findings beside those of `audit`: near duplicates, shortcuts, label errors."""
 
@@ -87,6 +90,11 @@ class DataAudit:
     def lines(self) -> list[str]:
         """What is said beside the findings, for people: how much was looked at, and what `train` does."""
         said = [f"{self.num_images:,} images. vivace train {self.summary()}."]
+        if not self.has_labels:
+            said.append(
+                "These images have no labels: labels, and one image under two of them, were not looked at. Put the "
+                "images into one folder per class, or give a table of labels."
+            )
         if self.alike is not None:
             flat = f"; {self.alike.num_flat:,} have too little detail" if self.alike.num_flat else ""
             said.append(
@@ -124,6 +132,7 @@ class DataAudit:
         return {
             "data": self.data,
             "num_images": self.num_images,
+            "has_labels": self.has_labels,
             "findings": found,
             "near_duplicates": near,
             "shortcuts": [to_dict(shortcut) for shortcut in self.shortcuts],
@@ -144,6 +153,7 @@ def audit(
     bundle: Bundle | str | Path | None = None,
     fdr: float | None = None,
     report: str | Path | None = None,
+    lang: str | None = None,
     fix: str | Path | None = None,
     fix_labels: bool = False,
     cache_dir: str | Path | None = None,
@@ -152,11 +162,13 @@ def audit(
 ) -> DataAudit:
     """Look for corrupt, duplicate, leaked and suspect images. No file of the data is changed.
 
-    data: as for `train`. size: side of the network's input, px; None: as `train` chooses it, which then finds the
+    data: as for `train`; also a folder or an archive of images without class folders, of which labels are not looked
+    at. size: side of the network's input, px; None: as `train` chooses it, which then finds the
     images decoded. overrides: fields of a recipe's data, as for `train`, such as {"data.multi_label": True}. near: look
     for near duplicates too, such as resized, mirrored, turned, cropped or recoloured copies. bundle: trained on these
     data; its features judge the labels, and images are decoded as it sees them. fdr: of the labels that are called
-    wrong, the fraction that may be right, in (0, 0.5]; None: 0.1. report: a page to write, with pictures of findings.
+    wrong, the fraction that may be right, in (0, 0.5]; None: 0.1. report: a page to write, with pictures of findings;
+    lang: its language, "en" or "zh"; None: English.
     fix: a new manifest to write, without what `train` leaves out and without copies (`removed_names` has the rule);
     fix_labels: without training images whose labels are probably wrong too. cache_dir: where decoded images are kept.
     quiet: what the data hold is shown on stderr only if something is left out. progress is called with (images read,
@@ -165,8 +177,12 @@ def audit(
     or an option that would be ignored, OutputPathError for a file that may not be written, MissingExtra for a report
     without Jinja2, and what opening a bundle raises.
     """
-    refused: str | None = None
+    refused, has_labels = None, True
     _check(size=size, overrides=overrides, bundle=bundle, fdr=fdr)
+    if lang is not None:
+        translator(lang)
+        if report is None:
+            raise ConfigError(f"`lang` is of the page: got {lang!r} without one. Give `report` too, or leave it out.")
     if fix_labels and (fix is None or bundle is None):
         raise ConfigError("`fix_labels` needs `fix`, where it takes effect, and a bundle, which judges the labels.")
     pages = [None if one is None else Path(one) for one in (report, fix)]
@@ -174,7 +190,7 @@ def audit(
     if bundle is None:
         changes = _of_data(overrides or {})
         data = as_told(data, override(Recipe(), changes), changes, None)
-        source, refused = _opened(data, place, progress)
+        source, refused, has_labels = _opened(data, place, progress)
         preprocess, predictor = stored_as(source, size=size, changes=changes), None
     else:
         predictor = Predictor(bundle)
@@ -188,6 +204,8 @@ def audit(
         # tells that Jinja2 is missing before the work and not after it
         check_renders()
     if manifest is not None:
+        if not has_labels:
+            raise ConfigError(f"`fix` writes a table of labels, and the images have none: got {where}. Leave it out.")
         check_fix(manifest, where)
     cache = audited_cache(source, preprocess, cache_dir=place, progress=progress)
     alike, more = _near(cache, progress) if near else (None, ())
@@ -203,12 +221,13 @@ def audit(
         alike=alike,
         shortcuts=shortcuts,
         labels=labels,
+        has_labels=has_labels,
         report=page,
         fixed=manifest,
         more=more + (() if labels is None else labels.findings),
     )
     if page is not None:
-        write_gallery(page, cache, found.findings, found.lines())
+        write_gallery(page, cache, found.findings, found.lines(), lang=lang or "en")
         warn_of_replaced(page, replaced)
     if manifest is None:
         return found
@@ -225,17 +244,24 @@ def _check(*, size: int | None, overrides: Mapping[str, Any] | None, bundle: obj
         raise ConfigError(f"`fdr` must be above 0 and at most 0.5: got {fdr:g}. The usual one is {FDR:g}.")
 
 
-def _opened(data: AnyData, cache_dir: Path, progress: Callable[[int, int], None]) -> tuple[DataSource, str | None]:
-    """The data, and why `train` refuses them whatever the images are like, as with one class alone; None: it does not.
+def _opened(
+    data: AnyData, cache_dir: Path, progress: Callable[[int, int], None]
+) -> tuple[DataSource, str | None, bool]:
+    """The data, why `train` refuses them whatever the images are like, as with one class alone, and whether they have
+    labels. None: it does not.
 
     Raises the DataError of `train` where there is nothing to look at.
     """
     try:
-        return open_source(data, cache_dir=cache_dir, progress=progress), None
+        return open_source(data, cache_dir=cache_dir, progress=progress), None, True
     except DataError as error:
         with contextlib.suppress(DataError):
             source = open_source(data, cache_dir=cache_dir, require_train=False, progress=progress)
-            return source, str(error)
+            return source, str(error), True
+        with contextlib.suppress(DataError):
+            images = open_images(data, cache_dir=cache_dir)
+            if images is not None:
+                return images, str(error), False
         raise
 
 

@@ -16,8 +16,13 @@ from vivace.reporting.page.gallery import GalleryFinding, render_gallery
 __all__ = ["write_gallery"]
 
 
-def write_gallery(path: Path, cache: Cache, findings: Sequence[Finding], lines: Sequence[str]) -> None:
-    """Write the page. Raises MissingExtra without Jinja2, OutputPathError, and VivaceError if it can't be written."""
+def write_gallery(
+    path: Path, cache: Cache, findings: Sequence[Finding], lines: Sequence[str], *, lang: str = "en"
+) -> None:
+    """Write the page, in English (en) or Chinese (zh).
+
+    Raises MissingExtra without Jinja2, OutputPathError, and VivaceError if it can't be written.
+    """
     stored = {
         f"{split}:{name}": (part, row) for split, part in cache.splits.items() for row, name in enumerate(part.names)
     }
@@ -40,4 +45,4 @@ def write_gallery(path: Path, cache: Cache, findings: Sequence[Finding], lines: 
             return None
 
     shown = [GalleryFinding(one.kind, one.severity, one.message, one.names) for one in findings]
-    write_text(path, render_gallery(cache.source.name, lines, shown, image_of), option="`report`")
+    write_text(path, render_gallery(cache.source.name, lines, shown, image_of, lang=lang), option="`report`")

@@ -13,9 +13,11 @@ import numpy as np
 from vivace.bundle import Bundle
 from vivace.data.place import AnyData, Data
 from vivace.metrics.measured import Measured
+from vivace.notices import warn
 from vivace.outputs import warn_of_replaced, write_text
 from vivace.reporting.page.about import page_of
 from vivace.reporting.page.compared import Verdict, versus_of
+from vivace.reporting.page.consistency import contradiction_lines
 from vivace.reporting.page.reading import clean
 from vivace.reporting.page.render import check_renders, render_versus
 from vivace.reporting.page.words import translator
@@ -60,6 +62,9 @@ class ComparisonFile:
         """
         sources = [folder_of(Path(side.path), side.bundle).sources(side.bundle) for side in sides]
         pages = page_of(sources[0]), page_of(sources[1])
+        for source, page in zip(sources, pages, strict=True):
+            for line in contradiction_lines(page.contradictions):
+                warn(f"{source.place}: {line}")
         is_private = any(page.privacy is not None for page in pages)
         first, second = answers
         html = render_versus(

@@ -21,6 +21,7 @@ from vivace.predictor import Predictor
 from vivace.reporting.page.about import Sources, page_of
 from vivace.reporting.page.answers import answers_of
 from vivace.reporting.page.card import card_of
+from vivace.reporting.page.consistency import contradiction_lines
 from vivace.reporting.page.render import render, sections_of
 from vivace.reporting.page.scores import measured_scores
 from vivace.reporting.page.words import translator
@@ -108,6 +109,8 @@ def report(
             progress=progress,
         )
         page = page_of(_sources(opened, folder, found, given=data is not None, device=device))
+        for line in contradiction_lines(page.contradictions):
+            warn(line)
         html = render(page, lang=lang)
         write_text(target, html, option="`out`")
         if card is not None:

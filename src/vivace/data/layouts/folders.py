@@ -18,7 +18,7 @@ from vivace.data.splits import DataSource
 from vivace.data.text import count_of, first_few
 from vivace.errors import DataError
 
-__all__ = ["ClassFolders", "open_folder"]
+__all__ = ["ClassFolders", "manifests_in", "open_folder"]
 
 # nested wrapper folders, as in dataset/dataset/images/…
 MAX_WRAPPERS = 6
@@ -178,9 +178,9 @@ def _check_not_a_class(found: ClassFolders, name: str, known: frozenset[str], ot
 
 
 def _unlabelled(top: str, names: Sequence[str]) -> DataError:
-    tables = _manifests_in(top, [name for name in names if split_of(name) == "train"] or names)
+    tables = manifests_in(top, [name for name in names if split_of(name) == "train"] or names)
     if not tables:
-        tables = [f"{name}/{table}" for name in names for table in _manifests_in(os.path.join(top, name))]  # noqa: PTH118
+        tables = [f"{name}/{table}" for name in names for table in manifests_in(os.path.join(top, name))]  # noqa: PTH118
     hint = f"the table of labels as `data`: {first_few(tables, 3)}" if tables else "a CSV of their labels"
     return DataError(
         f"the folders look like splits and hold no class folders: {first_few(names)} in {top}. "
@@ -188,7 +188,7 @@ def _unlabelled(top: str, names: Sequence[str]) -> DataError:
     )
 
 
-def _manifests_in(top: str, folders: Sequence[str] = ()) -> list[str]:
+def manifests_in(top: str, folders: Sequence[str] = ()) -> list[str]:
     """Names of the tables in a folder, without sample submissions.
 
     If some of them name files of `folders`, only those.
@@ -203,7 +203,7 @@ def _manifests_in(top: str, folders: Sequence[str] = ()) -> list[str]:
 
 def _hint_at_manifests(top: str) -> None:
     """Raise DataError if a table beside the images may hold the labels; called for fewer than two classes."""
-    if tables := _manifests_in(top):
+    if tables := manifests_in(top):
         raise DataError(
             f"there are fewer than two class folders in {top}. Give the table of labels as `data`: "
             f"{first_few(tables, 3)}."

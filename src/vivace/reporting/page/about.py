@@ -14,6 +14,8 @@ from typing import Any
 
 from vivace.plain import dump_yaml
 from vivace.reporting.page.charts import curves
+from vivace.reporting.page.consistency import answers_contradict, contradictions_of
+from vivace.reporting.page.contradictions import Contradiction
 from vivace.reporting.page.facts import Answers, Found, Page, Score
 from vivace.reporting.page.reading import clean, items, mapping, number, text, texts, whole
 from vivace.reporting.page.robustness import attacked_of, corrupted_of
@@ -127,6 +129,7 @@ def page_of(sources: Sources) -> Page:
         target_reached=result.get("target_reached") if isinstance(result.get("target_reached"), bool) else None,
         target_seconds=number(result, "target_seconds", 0, 1e9),
         warnings=_warnings(sources),
+        contradictions=_contradictions(sources),
         privacy=privacy,
         curves=() if privacy is not None else curves(sources.curves, number(result, "saved_epoch", 0, 1e9)),
         answers=sources.answers,
@@ -142,6 +145,28 @@ def page_of(sources: Sources) -> Page:
         recipe=_recipe(mapping(manifest, "recipe")),
         not_measured=_not_measured(sources, search is not None),
     )
+
+
+def _contradictions(sources: Sources) -> tuple[Contradiction, ...]:
+    answers = sources.answers
+    measured: tuple[Contradiction, ...] = ()
+    # images that were given are others than those of the records
+    if answers is not None and sources.measured_on is None:
+        kind = "exact_match" if answers.multi_label else "top1"
+        right = answers.num_images - answers.num_mistakes
+        measured = answers_contradict(
+            sources.manifest, split=answers.split, kind=kind, num_images=answers.num_images, num_right=right
+        )
+    found = contradictions_of(
+        manifest=sources.manifest,
+        run=sources.run,
+        result=sources.result,
+        receipt=sources.receipt,
+        robustness=sources.robustness,
+        # of a private run they are of training images, and not shown
+        curves=() if _privacy(sources.manifest) is not None else sources.curves,
+    )
+    return (*measured, *found)
 
 
 def _scores(metrics: Mapping[str, Any]) -> tuple[Score, ...]:
@@ -272,9 +297,9 @@ def _not_measured(sources: Sources, searched: bool) -> tuple[tuple[str, str], ..
         rows.append(("answers", f"vivace report {name} DATA"))
     if sources.findings is None:
         rows.append(("audit", "vivace audit DATA"))
-    if _has_one_class(sources) and corrupted_of(sources.robustness) is None:
+    if _has_one_class(sources) and not corrupted_of(sources.robustness):
         rows.append(("corruptions", f"vivace evaluate {name} DATA --corruptions"))
-    if _has_one_class(sources) and attacked_of(sources.robustness) is None:
+    if _has_one_class(sources) and not attacked_of(sources.robustness):
         rows.append(("attack", f"vivace evaluate {name} DATA --attack linf:8/255"))
     if not searched:
         rows.append(("search", f"vivace accelerate {name} DATA"))

@@ -152,8 +152,11 @@ def _of_sets(
     slices: Slices | None,
 ) -> Answers:
     probs, wrong = measured.probs_NK, choose_of_sets(measured, thresholds_K)
-    told = [(row, *_said(names[label], bool(hits_NK[row, label])), sure) for row, (label, sure) in wrong.items()]
-    made = pictures(measured, told, [0], heat.pictures)
+    told = [(row, names[label], names[label], sure) for row, (label, sure) in wrong.items()]
+    made = {
+        row: dataclasses.replace(picture, absent="predicted" if hits_NK[row, wrong[row][0]] else "label")
+        for row, picture in pictures(measured, told, [0], heat.pictures).items()
+    }
     metrics = evaluate_sets(probs, hits_NK, names, thresholds_K)
     predicted = probs >= np.asarray(thresholds_K)
     rows = [
@@ -181,8 +184,3 @@ def _of_sets(
         slices=slice_facts(slices, made),
         **_heat_facts(heat),
     )
-
-
-def _said(name: str, has: bool) -> tuple[str, str]:
-    """(what is true of an image, what was predicted) of a label that it has or has not."""
-    return (name, f"no {name}") if has else (f"no {name}", name)

@@ -9,7 +9,9 @@ import re
 from typing import Any
 
 from vivace.plain import dump_yaml
+from vivace.reporting.page.consistency import MAX_SHOWN
 from vivace.reporting.page.facts import Page, Score
+from vivace.reporting.page.words import translator
 
 __all__ = ["card_of"]
 
@@ -82,9 +84,15 @@ def _body(page: Page) -> list[str]:
                 f"drop is {best.drop:+.2f} points, below {best.bound:.2f} with 95 % confidence.",
                 "",
             ]
+    lines += _hardship(page)
     if page.privacy is not None:
         epsilon, delta = page.privacy
         lines += [f"Training was differentially private: epsilon {epsilon:.3g} at delta {delta:g}.", ""]
+    if page.contradictions:
+        t = translator("en")
+        told = [t(f"contradiction.{one.rule}", **one.values) for one in page.contradictions[:MAX_SHOWN]]
+        lines += [f"## {t('contradiction.title').rstrip(':')}", "", *(f"- {_escaped(line)}" for line in told), ""]
+        lines += [t("contradiction.note").replace("this page", "this card"), ""]
     if page.warnings:
         lines += ["## Warnings", "", *(f"- {_escaped(line)}" for line in page.warnings), ""]
     lines += ["## Limits", ""]
@@ -104,8 +112,45 @@ def _body(page: Page) -> list[str]:
     return lines
 
 
+def _hardship(page: Page) -> list[str]:
+    """What corruptions and attacks left, each measurement on a line."""
+    if not page.corrupted and not page.attacked:
+        return []
+    rows = [
+        (
+            f"common corruptions ({found.constants})",
+            found.data,
+            found.split,
+            found.num_images,
+            found.clean,
+            found.mean,
+            "",
+        )
+        for found in page.corrupted
+    ]
+    for found in page.attacked:
+        suite = "AutoAttack's standard suite" if found.is_standard else f"{', '.join(found.methods) or '?'}: at most"
+        rows.append((found.threat, found.data, found.split, found.num_images, found.clean, found.robust, f" ({suite})"))
+    return [
+        "## Under corruptions and attacks",
+        "",
+        "| what | data | images | accuracy as they are | accuracy left | 95 % interval |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {_escaped(what)}{_escaped(how)} | {_escaped(data)}, {_escaped(split)} | {count:,} | "
+            f"{100 * clean.value:.2f} % | {100 * left.value:.2f} % | {_between(left.low, left.high)} |"
+            for what, data, split, count, clean, left, how in rows
+        ),
+        "",
+    ]
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f} %"
+
+
 def _row(score: Score) -> str:
-    between = "–" if score.low is None or score.high is None else f"{100 * score.low:.2f} to {100 * score.high:.2f} %"
+    between = _between(score.low, score.high)
     count = "–" if score.num_images is None else f"{score.num_images:,}"
     return f"| {_escaped(score.split)} | {METRICS[score.kind]} | {100 * score.value:.2f} % | {between} | {count} |"
 

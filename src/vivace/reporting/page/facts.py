@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vivace.metrics.measured import Bin
 from vivace.reporting.page.charts import Chart, Scatter
+from vivace.reporting.page.contradictions import Contradiction
 from vivace.reporting.page.robustness import Attacked, Corrupted
 
 __all__ = [
@@ -54,6 +55,8 @@ class Picture:
     predicted: str
     percent: float
     """Probability of what was predicted."""
+    absent: str | None = None
+    """Of sets of labels: "label" where the image does not have it, "predicted" where it was not predicted."""
     heat: str | None = None
     """The same image under the colours of its heat map, as `uri`; None: there is none."""
 
@@ -142,6 +145,8 @@ class SliceRow:
     part: int
     least: float
     most: float
+    digits: int
+    """Decimals of the two that tell the part from its neighbours."""
     num_images: int
     wrong: float
     """Of a pair: taken for each other."""
@@ -276,6 +281,8 @@ class Page:
     target_reached: bool | None = None
     target_seconds: float | None = None
     warnings: tuple[str, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()
+    """What its records say that can't be true."""
     privacy: tuple[float, float] | None = None
     """Epsilon and delta of a private training; None: it was not private."""
     curves: tuple[Chart, ...] = ()
@@ -283,8 +290,10 @@ class Page:
     findings: tuple[Found, ...] | None = None
     """None: nothing was audited."""
     search: Search | None = None
-    corrupted: Corrupted | None = None
-    attacked: Attacked | None = None
+    corrupted: tuple[Corrupted, ...] = ()
+    """What corruptions left, the newest measurement first."""
+    attacked: tuple[Attacked, ...] = ()
+    """What attacks left, the newest measurement first."""
     kernels: tuple[tuple[str, str], ...] = ()
     kernels_measured: bool = False
     """Whether a trial chose them."""

@@ -9,9 +9,11 @@ from importlib import metadata
 
 import numpy as np
 
+from vivace.reporting.page.phrases import in_language
 from vivace.reporting.page.pictures import encoded
 from vivace.reporting.page.reading import clean
-from vivace.reporting.page.render import environment
+from vivace.reporting.page.render import environment, told_or_own
+from vivace.reporting.page.words import translator
 
 __all__ = ["GalleryFinding", "Shown", "render_gallery"]
 
@@ -21,16 +23,17 @@ NUM_SHOWN, NUM_PICTURES, MAX_MESSAGE = 60, 6, 600
 NUM_LISTED = 500
 # of all pictures, encoded; the page has at most 3 MB
 MAX_BYTES = 2_000_000
-TITLES = {
-    "near_leak": "Nearly the same image in train and another split",
-    "near_contradiction": "Nearly the same image under two labels",
-    "near_duplicate": "Near duplicates",
-    "label_error": "Labels that are probably wrong",
-    "shortcut": "Shortcuts",
-    "leak": "The same image in train and another split",
-    "contradiction": "The same image under two labels",
-    "duplicate": "The same image again",
-}
+# pairs of images before single ones; other kinds follow by their names
+FIRST = (
+    "near_leak",
+    "near_contradiction",
+    "near_duplicate",
+    "label_error",
+    "shortcut",
+    "leak",
+    "contradiction",
+    "duplicate",
+)
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,15 @@ def render_gallery(
     lines: Sequence[str],
     findings: Sequence[GalleryFinding],
     image_of: Callable[[str], np.ndarray | None],
+    *,
+    lang: str = "en",
 ) -> str:
-    """The HTML of the findings, in groups by their kinds: pairs first.
+    """The HTML of the findings, in groups by their kinds: pairs first. lang: en or zh.
 
     lines: what is said above them. image_of: split:name → an image [H, W, C], or None where there is none to show.
-    Raises MissingExtra without Jinja2.
+    Raises MissingExtra without Jinja2, ConfigError for an unknown language.
     """
-    spent = 0
+    spent, t = 0, translator(lang)
 
     @functools.cache
     def picture(image: str) -> Shown | None:
@@ -85,7 +90,7 @@ def render_gallery(
         rows = [
             {
                 "severity": finding.severity,
-                "message": clean(finding.message, MAX_MESSAGE),
+                "message": in_language(clean(finding.message, MAX_MESSAGE), lang),
                 "count": len(finding.names),
                 "pictures": []
                 if place >= NUM_SHOWN
@@ -93,19 +98,21 @@ def render_gallery(
             }
             for place, finding in enumerate(members[:NUM_LISTED])
         ]
-        title = TITLES.get(kind, kind.replace("_", " ").capitalize())
+        title = told_or_own(t, kind, "audit.title.")
         groups.append({"kind": kind, "title": title, "count": len(members), "rows": rows})
     return (
         environment()
         .get_template("gallery.html")
         .render(
             name=clean(name, 200),
-            lines=[clean(line) for line in lines],
+            lines=[in_language(clean(line), lang) for line in lines],
             groups=groups,
+            t=t,
+            lang=lang,
             version=metadata.version("vivace"),
         )
     )
 
 
 def _place(kind: str) -> int:
-    return list(TITLES).index(kind) if kind in TITLES else len(TITLES)
+    return FIRST.index(kind) if kind in FIRST else len(FIRST)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from vivace.errors import MissingExtra
 from vivace.reporting.page.compared import Versus
+from vivace.reporting.page.consistency import MAX_SHOWN
 from vivace.reporting.page.facts import Answers, Page
+from vivace.reporting.page.phrases import in_language
 from vivace.reporting.page.words import NO_BREAK, translator, words_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["MAX_BYTES", "check_renders", "environment", "render", "render_versus", "sections_of"]
+__all__ = ["MAX_BYTES", "check_renders", "environment", "render", "render_versus", "sections_of", "told_or_own"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 3_000_000
@@ -54,10 +56,12 @@ def render_versus(versus: Versus, *, lang: str = "en") -> str:
             t=t,
             split=functools.partial(_split, t),
             duration=functools.partial(_duration, t),
+            say=functools.partial(in_language, lang=lang),
             lang=lang,
             version=metadata.version("vivace"),
             num_shown=math.ceil(share * max(len(versus.only_first), len(versus.only_second))),
             NUM_ROWS_OPEN=NUM_ROWS_OPEN,
+            MAX_SHOWN=MAX_SHOWN,
         )
         if len(html.encode("utf-8", "backslashreplace")) <= MAX_BYTES:
             break
@@ -82,7 +86,7 @@ def sections_of(page: Page) -> tuple[str, ...]:
         "slices": answers is not None and answers.slices is not None,
         "reliability": answers is not None and answers.after is not None,
         "reliance": answers is not None and answers.reliance is not None,
-        "robustness": page.corrupted is not None or page.attacked is not None,
+        "robustness": bool(page.corrupted or page.attacked),
         "audit": page.findings is not None,
         "made": True,
         "missing": bool(page.not_measured),
@@ -110,13 +114,15 @@ def _rendered(page: Page, lang: str) -> str:
         page=page,
         t=t,
         split=functools.partial(_split, t),
-        told_or_own=functools.partial(_told_or_own, t),
+        told_or_own=functools.partial(told_or_own, t),
         duration=functools.partial(_duration, t),
+        say=functools.partial(in_language, lang=lang),
         lang=lang,
         version=metadata.version("vivace"),
         sections=sections_of(page),
         matrix=_matrix(page.answers),
         NUM_ROWS_OPEN=NUM_ROWS_OPEN,
+        MAX_SHOWN=MAX_SHOWN,
     )
 
 
@@ -125,9 +131,9 @@ def _split(t: Callable[..., str], name: str) -> str:
     return t(f"split.{name}") if f"split.{name}" in words_of("en") else name
 
 
-def _told_or_own(t: Callable[..., str], name: str) -> str:
-    """The word for a name, or the name itself: attacks are called the same in every language."""
-    return t(name) if name in words_of("en") else name
+def told_or_own(t: Callable[..., str], name: str, kind: str = "") -> str:
+    """The word for a name of a kind such as "fact.", or the name itself, as that of an attack."""
+    return t(kind + name) if kind + name in words_of("en") else name
 
 
 def _duration(t: Callable[..., str], seconds: float) -> str:

@@ -10,7 +10,7 @@ from vivace.reporting.page.reading import clean, items, mapping, number, text, t
 
 __all__ = ["Attacked", "Bar", "Corrupted", "attacked_of", "corrupted_of"]
 
-MAX_ROWS, MAX_WARNINGS, NUM_SEVERITIES = 40, 8, 5
+MAX_ROWS, MAX_WARNINGS, NUM_SEVERITIES, MAX_RECORDS = 40, 8, 5, 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +54,32 @@ class Attacked:
     is_standard: bool
     steps: tuple[Bar, ...]
     """What the attacks left that ran to their end."""
+    methods: tuple[str, ...]
+    """All that were run."""
     deployed: Bar | None
     deployed_as: str
     warnings: tuple[str, ...]
 
 
-def corrupted_of(kept: Mapping[str, Any]) -> Corrupted | None:
-    """None where it was not measured, or makes no sense."""
-    values = mapping(kept, "corruptions")
+def corrupted_of(kept: Mapping[str, Any]) -> tuple[Corrupted, ...]:
+    """What was kept, the newest first; what makes no sense is left out."""
+    found = (_corrupted(values) for values in _records(kept, "corruptions"))
+    return tuple(one for one in found if one is not None)
+
+
+def attacked_of(kept: Mapping[str, Any]) -> tuple[Attacked, ...]:
+    """What was kept, the newest first; what makes no sense is left out."""
+    found = (_attacked(values) for values in _records(kept, "attack"))
+    return tuple(one for one in found if one is not None)
+
+
+def _records(kept: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """Of each kind one; a single one, as vivace once kept it, is no list."""
+    rows = items(kept, name)[-MAX_RECORDS:] or [mapping(kept, name)]
+    return [row for row in reversed(rows) if isinstance(row, Mapping)]
+
+
+def _corrupted(values: Mapping[str, Any]) -> Corrupted | None:
     clean_bar, mean = _bar(values, "clean"), _bar(values, "mean")
     count = whole(values, "num_images")
     cells = mapping(values, "cells")
@@ -83,16 +101,15 @@ def corrupted_of(kept: Mapping[str, Any]) -> Corrupted | None:
     )
 
 
-def attacked_of(kept: Mapping[str, Any]) -> Attacked | None:
-    """None where it was not measured, or makes no sense."""
-    values = mapping(kept, "attack")
+def _attacked(values: Mapping[str, Any]) -> Attacked | None:
     clean_bar, robust, count = _bar(values, "clean"), _bar(values, "robust"), whole(values, "num_images")
     # an attack finds mistakes and mends none
     if clean_bar is None or robust is None or not count or robust.value > clean_bar.value:
         return None
-    steps = []
+    steps, methods = [], []
     for step in items(values, "attacks")[:MAX_ROWS]:
         name, left = text(step, "name", 20), number(step, "robust_so_far", 0, 1)
+        methods += [] if name is None else [name]
         # what did not run to its end left nothing that it could have found
         if name is not None and left is not None and step.get("is_complete") is not False:
             steps.append(Bar(name=name, value=left))
@@ -105,6 +122,7 @@ def attacked_of(kept: Mapping[str, Any]) -> Attacked | None:
         robust=robust,
         is_standard=values.get("is_standard") is True,
         steps=tuple(steps),
+        methods=tuple(methods),
         deployed=_bar(values, "deployed"),
         deployed_as=text(values, "deployed_as", 60) or "?",
         warnings=texts(values, "warnings", most=MAX_WARNINGS),

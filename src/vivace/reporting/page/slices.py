@@ -31,6 +31,7 @@ def slice_facts(slices: Slices | None, made: Mapping[int, Picture]) -> SliceFact
             part=part.part or 0,
             least=part.least or 0.0,
             most=part.most or 0.0,
+            digits=part.digits,
             num_images=part.num_images,
             wrong=1 - part.accuracy,
             low=1 - part.high,
