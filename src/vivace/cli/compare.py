@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vivace.cli.answers import print_json
+from vivace.cli.columns import left, widest
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
 from vivace.errors import printable
@@ -83,7 +84,7 @@ def run(options: Options) -> None:
 
 def lines(compared: RunComparison) -> list[str]:
     """What was measured, on which images, and the verdict."""
-    width = max(len(printable(one.path)) for one in compared.runs)
+    width = widest(printable(one.path) for one in compared.runs)
     low, high = 100 * compared.difference_low, 100 * compared.difference_high
     left_out = compared.num_images_left_out
     trained_on = f"; {left_out:,} others left out, which one of them was trained on" if left_out else ""
@@ -99,7 +100,7 @@ def lines(compared: RunComparison) -> list[str]:
 def _line(one: Compared, width: int) -> str:
     trained = "" if one.seconds is None else f", trained in {one.seconds:,.0f} s"
     return (
-        f"{printable(one.path):<{width}}  {100 * one.top1:.2f} %  [{100 * one.top1_low:.2f}, "
+        f"{left(printable(one.path), width)}  {100 * one.top1:.2f} %  [{100 * one.top1_low:.2f}, "
         f"{100 * one.top1_high:.2f}]  alone right on {one.num_only_right:,}; {printable(one.model)}, "
         f"{one.bytes / 1e6:,.1f} MB{trained}"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vivace.cli.answers import print_json
+from vivace.cli.columns import left, widest
 from vivace.cli.common import bundle_place
 from vivace.cli.explained import print_heat_maps
 from vivace.cli.hardened import print_attack, print_corruptions
@@ -195,18 +196,18 @@ def _print(evaluation: Evaluation) -> None:
     print(f"speed   {evaluation.images_per_second:,.0f} images/s")
     if evaluation.uncertainty is not None:
         print_uncertainty(evaluation.uncertainty)
-    width = max(5, *(len(name) for name in classes))
+    width = widest(classes, least=5)
     print(f"\n{'class':<{width}}  precision  recall      F1  images")
     for name, row in zip(classes, metrics.per_class, strict=True):
         # without an image of the class there is nothing to recall
         shares = f"{row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}"
         shares = shares if row.support else f"{'n/a':>9}  {'n/a':>6}  {'n/a':>6}"
-        print(f"{name:<{width}}  {shares}  {row.support:6,}")
+        print(f"{left(name, width)}  {shares}  {row.support:6,}")
     if len(classes) <= MAX_CLASSES_PRINTED:
         print("\nconfusion (rows: true, columns: predicted, in the order of the table)")
         cell = max(len(f"{max(max(row) for row in metrics.confusion):,}"), 4) + 1
         for name, counts in zip(classes, metrics.confusion, strict=True):
-            print(f"{name:<{width}} " + "".join(f"{count:>{cell},}" for count in counts))
+            print(f"{left(name, width)} " + "".join(f"{count:>{cell},}" for count in counts))
     _print_mistakes(evaluation)
 
 
@@ -227,13 +228,13 @@ def _print_sets(evaluation: Evaluation, metrics: MultiLabelMetrics) -> None:
     print(f"ECE     {metrics.ece:.4f}")
     print(f"speed   {evaluation.images_per_second:,.0f} images/s")
     names = [printable(row.name) for row in metrics.per_label]
-    width = max(5, *(len(name) for name in names))
+    width = widest(names, least=5)
     print(f"\n{'label':<{width}}      AP  precision  recall      F1  images  threshold")
     for name, row in zip(names, metrics.per_label, strict=True):
         shares = f"{'n/a':>6}  {'n/a':>9}  {'n/a':>6}  {'n/a':>6}"
         if row.average_precision is not None:
             shares = f"{row.average_precision:6.4f}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}"
-        print(f"{name:<{width}}  {shares}  {row.support:6,}  {row.threshold:9.4f}")
+        print(f"{left(name, width)}  {shares}  {row.support:6,}  {row.threshold:9.4f}")
     _print_mistakes(evaluation)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vivace.cli.answers import print_json
+from vivace.cli.columns import left, right, widest
 from vivace.cli.common import bundle_place
 from vivace.cli.opening import Opening
 from vivace.cli.options import verb_options
@@ -88,10 +89,10 @@ def table(profile: Profile, top: int) -> list[str]:
     if rest:
         ms = sum(layer.ms for layer in rest)
         rows.append((f"{len(rest)} others", "", "", "", f"{ms:.3f}", f"{ms / total:.1%}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    widths = [widest(row[column] for row in rows) for column in range(6)]
     return [
         "  ".join(
-            cell.rjust(width) if column > 3 else cell.ljust(width)
+            (right if column > 3 else left)(cell, width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows

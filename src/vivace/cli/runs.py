@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vivace.cli.answers import print_json
+from vivace.cli.columns import left, right, widest
 from vivace.cli.options import verb_options
 from vivace.errors import one_line, printable
 
@@ -56,13 +57,11 @@ def run(options: Options) -> None:
 
 def table(runs: tuple[Run, ...]) -> list[str]:
     """Lines: a header, and one for each run."""
-    from rich.cells import cell_len
-
     rows = [HEADER, *(tuple(map(_bounded, cells(one), LIMITS)) for one in runs)]
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(HEADER))]
+    widths = [widest(row[column] for row in rows) for column in range(len(HEADER))]
     return [
         "  ".join(
-            f"{' ' * (width - cell_len(cell))}{cell}" if column in RIGHT else f"{cell}{' ' * (width - cell_len(cell))}"
+            (right if column in RIGHT else left)(cell, width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

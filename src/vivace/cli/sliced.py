@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vivace.cli.columns import left, widest
 from vivace.errors import printable
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def print_slices(found: Slices) -> None:
     # a part without a mistake is not among the worst
     shown = [row for row in found.rows[: found.num_worse or NUM_UNSURE] if row.accuracy < 1]
     names = [printable(row.name) for row in shown]
-    width = max((len(name) for name in names), default=0)
+    width = widest(names)
     for name, row in zip(names, shown, strict=True):
         rates = f"[{100 * (1 - row.high):.1f}, {100 * (1 - row.low):.1f}], elsewhere {100 * (1 - row.expected):.1f} %"
         what = "swapped" if row.kind == "pair" else "wrong"
-        print(f"  {name:<{width}}  {100 * (1 - row.accuracy):5.1f} % {what}  {rates}, {row.num_images:,} images")
+        print(f"  {left(name, width)}  {100 * (1 - row.accuracy):5.1f} % {what}  {rates}, {row.num_images:,} images")
