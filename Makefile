@@ -22,7 +22,7 @@ KILLS ?= 200
 TERMS ?= 100
 OVERLOAD ?= 300
 
-.PHONY: demo long pages fuzz soak test lint types types-elsewhere docs check clean
+.PHONY: demo long pages fuzz soak ray test lint types types-elsewhere docs check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,6 +54,11 @@ fuzz: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python tests/soak/run.py --kills $(KILLS)
 	$(BIN)/python tests/soak/servers.py --terms $(TERMS) --overload $(OVERLOAD)
+
+# a prediction over a Ray cluster of this machine, one worker killed: it installs Ray, 220 MB
+ray: $(STAMP)
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/python -m pytest tests/batch/test_ray_cluster.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ KINDS = {
     "step": "where the time of a training step goes: `benchmarks/step.py`",
     "loader": "the data path alone: `benchmarks/loader.py`",
     "serve": "`vivace serve` against other servers around the same weights: `benchmarks/serve_peers.py`",
+    "coarse": "JPEGs decoded coarsely: `benchmarks/coarse.py`",
     "predict": "`vivace predict` on many photos: `benchmarks/predict.py`",
     "false-verdicts": "how often equals are called faster (A/A tests): `benchmarks/false_verdicts.py`",
     "attacks": "accuracy under attacks and corruptions, against AutoAttack's own code: `benchmarks/trust_attacks.py`",

@@ -91,6 +91,7 @@ ALLOWED = {
     "inputs": {"errors", "data.arrays"},
     "predicted": BASE | {"runtimes"},
     "predictor": BASE | {"inputs", "predicted", "runtimes"},
+    "loaded": BASE | {"predictor", "runtimes"},
     "heatmaps": BASE | {"models", "metrics", "runtimes", "inputs", "predicted", "predictor"},
     "sources": BASE | {"data.decoding", "data.layouts"},
     "prediction": BASE | {"inputs", "predictor", "heatmaps", "sources", "data.preprocess"},

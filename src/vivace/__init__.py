@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from vivace.exporting.parity import Parity, verify
     from vivace.exporting.state_dict import export_state_dict
     from vivace.heatmaps.explain import HeatMap, heat_maps
+    from vivace.loaded import load
     from vivace.prediction import Predictions, predict
-    from vivace.predictor import Prediction, Predictor, load
+    from vivace.predictor import Prediction, Predictor
     from vivace.profiling.profile import Profile
     from vivace.signing import sign
     from vivace.training.recipes.recipe import Recipe
@@ -127,7 +128,7 @@ _HOMES = {
     "export": "vivace.exporting.export",
     "export_state_dict": "vivace.exporting.state_dict",
     "heat_maps": "vivace.heatmaps.explain",
-    "load": "vivace.predictor",
+    "load": "vivace.loaded",
     "predict": "vivace.prediction",
     "predict_to": "vivace.batch.files",
     "profile": "vivace.verbs.profile",

@@ -98,6 +98,7 @@ def check_info(info: BundleInfo) -> None:
         f"preprocess of {preprocess.size} px and {preprocess.channels} channels",
         f"those of the architecture, {architecture.size} px and {architecture.in_channels} channels",
     )
+    _demand(preprocess.decode == "fine", f"preprocess.decode {preprocess.decode!r}", "fine: coarse is for predictions")
     _check_free(info)
 
 

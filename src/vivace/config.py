@@ -109,8 +109,16 @@ def parse_duration(text: str | float) -> float:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain dicts, lists, strings, numbers and None, for YAML or JSON."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    """The config as plain dicts, lists, strings, numbers and None, for YAML or JSON.
+
+    A field whose metadata has `omit_default` is left out where it has its default: older versions do not know it.
+    """
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not (field.metadata.get("omit_default") and value == field.default):
+            found[field.name] = _plain(value)
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -32,10 +32,12 @@ value: `max_drop`, `resume=True`; the command line shows them as its options (`c
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "ArchiveError",
@@ -114,6 +116,10 @@ class ImageError(DataError):
     def __init__(self, message: str, *, problem: str) -> None:
         super().__init__(message)
         self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle gives no keywords by itself
+        return functools.partial(type(self), problem=self.problem), self.args
 
 
 class ArchiveError(DataError):

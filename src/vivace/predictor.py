@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["LoadedBundle", "Prediction", "Predictor", "check_whole", "load", "prediction_of", "predictor_for"]
+__all__ = ["Prediction", "Predictor", "check_whole", "prediction_of", "predictor_for"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -43,7 +42,8 @@ class Predictor:
     a row of `vivace.runtimes.table`, or auto: that of the bundle, on a CPU. threads: processors that it computes on, at
     most those of the process; torch has one such number for the whole process, and that is set. coverage: how often the
     true class is in the prediction set, (0, 1); None: 0.9. abstain: the error to allow among the images that are
-    answered, (0, 1); None: 0.05. Both promises are for images like those that the bundle was validated on.
+    answered, (0, 1); None: 0.05. Both promises are for images like those that the bundle was validated on. decode: how
+    JPEGs are decoded, fine, as in training, or coarse, which takes less time and changes some answers.
     Threads may call it at the same time. It can be pickled: the process that it is sent to opens the bundle's folder
     anew. A process that was forked from this one can't use it, for threads are not forked: it makes its own, which
     computes on one processor, and whose runtime is eager or onnx.
@@ -61,6 +61,7 @@ class Predictor:
         threads: int | None = None,
         coverage: float | None = None,
         abstain: float | None = None,
+        decode: str = "fine",
     ) -> None:
         check_whole("batch_size", batch_size)
         if threads is not None:
@@ -94,18 +95,25 @@ class Predictor:
         with at_most_cpus(threads):
             self._classify = load_runtime(runtime, self.bundle, device=place, precision=precision)
         self.decider = decider_for(self.bundle, self._classify, **self._rates)
+        if decode != "fine":
+            self.bundle = _decoded_by(self.bundle, decode)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = {
+        return _opened, (str(self.bundle.folder.absolute()), self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that make the same one of the same bundle, also on another machine."""
+        return {
             "device": str(self._place),
             "batch_size": self.batch_size,
             # another machine may have another precision's instructions: what was chosen is kept, and refused there
             "precision": self.precision if self.precision in PRECISIONS else "auto",
             "runtime": self.runtime,
             "threads": self.threads,
+            "decode": self.decode,
             **self._rates,
         }
-        return _opened, (str(self.bundle.folder.absolute()), options)
 
     @property
     def device(self) -> torch.device:
@@ -115,6 +123,11 @@ class Predictor:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.bundle.classes
+
+    @property
+    def decode(self) -> str:
+        """How JPEGs are decoded: fine or coarse."""
+        return self.bundle.preprocess.decode
 
     @property
     def workers(self) -> int:
@@ -256,6 +269,12 @@ def _takes_network(runtime: str) -> bool:
     return runtime in RUNTIMES and RUNTIMES[runtime].takes_network
 
 
+def _decoded_by(bundle: Bundle, decode: str) -> Bundle:
+    """The bundle with another `Preprocess.decode`. Raises ConfigError for one that it can't have."""
+    preprocess = dataclasses.replace(bundle.preprocess, decode=decode)  # type: ignore[arg-type]
+    return dataclasses.replace(bundle, info=dataclasses.replace(bundle.info, preprocess=preprocess))
+
+
 def _opened(folder: str, options: dict[str, Any]) -> Predictor:
     """What a pickled predictor is made of again."""
     return Predictor(folder, **options)
@@ -270,6 +289,7 @@ def predictor_for(
     *,
     coverage: float | None = None,
     abstain: float | None = None,
+    decode: str = "fine",
 ) -> Predictor:
     """A predictor of the bundle; one that was made before is taken as it is.
 
@@ -284,47 +304,11 @@ def predictor_for(
             threads=threads,
             coverage=coverage,
             abstain=abstain,
+            decode=decode,
         )
     given = {"device": device, "precision": precision, "threads": threads, "coverage": coverage, "abstain": abstain}
+    given["decode"] = decode
     for name, value in given.items():
-        if value not in ("auto", None):
+        if value not in ("auto", "fine", None):
             raise ConfigError(f"{name} would be ignored: got {value!r} and a predictor. Give it to Predictor instead.")
     return bundle
-
-
-@dataclass(frozen=True)
-class LoadedBundle(Bundle):
-    """A bundle that classifies images, and makes predictors."""
-
-    def predictor(self, **options: Any) -> Predictor:
-        """A new predictor of the bundle. options: those of `Predictor`, such as threads=2."""
-        return Predictor(self, **options)
-
-    @functools.cached_property
-    def _own_predictor(self) -> Predictor:
-        return Predictor(self)
-
-    def __call__(self, images: Any, *, topk: int = 5) -> Any:
-        """The predictions of a predictor with default options, which is made at the first call."""
-        return self._own_predictor(images, topk=topk)
-
-
-def load(bundle: str | Path, *, model: Any = None) -> LoadedBundle:
-    """The bundle in a folder, or in a run's folder, after every file's hash was checked.
-
-        bundle = vivace.load("runs/cifar10-fast")
-        bundle("photo.jpg").label
-        predictor = bundle.predictor(threads=2)
-
-    model: the code of a network of your own, as `train` took it: the class, a function, an instance, or "FILE.py:NAME".
-    It is needed where the network itself is: `build_model`, exports that trace it, acceleration that changes it.
-    Nothing that a bundle says is ever imported. The code is compared with the graph in the bundle.
-    Raises BundleError if it is no bundle, damaged, newer than this version, names a file outside its folder, or if the
-    code does not fit it; ConfigError for a model beside a bundle of ours or timm's; ModelError for unusable code.
-    """
-    found = load_bundle(bundle)
-    if model is not None:
-        from vivace.runtimes.own_code import with_code
-
-        found = with_code(found, model)
-    return LoadedBundle(found.folder, found.info, found.files, found.recorded, found.network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -16,7 +16,17 @@ from vivace.predictor import Prediction, Predictor
 from vivace.sources.items import Item, content_of
 from vivace.uncertainty.scores import Answers
 
-__all__ = ["Batch", "Draw", "classified", "decoded_batches"]
+__all__ = [
+    "GROUP",
+    "HELD_BYTES",
+    "Batch",
+    "Draw",
+    "batches_of",
+    "classified",
+    "decoded",
+    "decoded_batches",
+    "outcomes_of",
+]
 
 Pixels = np.ndarray | ImageError
 Draw = Callable[[list[Prediction], np.ndarray], list[Prediction]]
@@ -45,7 +55,7 @@ def decoded_batches(
 
     load: pixels of a path or bytes, or ImageError. Raises what `items` raises, after the images before that.
     """
-    batches = _batches(iter(items), batch_size)
+    batches = batches_of(iter(items), batch_size)
     begun = [*islice(batches, 1)]
     error: BaseException | None = None
     if begun and len(begun[0]) == 1:
@@ -56,7 +66,7 @@ def decoded_batches(
     if len(begun) < 2 and (not begun or len(begun[0]) == 1):
         for batch in begun:
             # importing threads takes as long as decoding an image
-            yield batch, _decoded(batch, load)
+            yield batch, decoded(batch, load)
         if error is not None:
             raise error
         return
@@ -80,7 +90,7 @@ def decoded_batches(
                         break
                     held += sum(item.held_bytes for item in upcoming)
                     groups = [upcoming[start : start + GROUP] for start in range(0, len(upcoming), GROUP)]
-                    pending.append((upcoming, [pool.submit(_decoded, group, load) for group in groups]))
+                    pending.append((upcoming, [pool.submit(decoded, group, load) for group in groups]))
                 if not pending:
                     break
                 batch, futures = pending.popleft()
@@ -94,7 +104,8 @@ def decoded_batches(
         raise error
 
 
-def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+def batches_of(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    """Batches of items; their bounds depend on the items alone. Raises what `items` raises, after those before it."""
     batch: list[Item] = []
     held = 0
     try:
@@ -112,7 +123,8 @@ def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _decoded(items: list[Item], load: Callable[[Any], np.ndarray]) -> list[Pixels]:
+def decoded(items: list[Item], load: Callable[[Any], np.ndarray]) -> list[Pixels]:
+    """Their pixels, or why there are none."""
     return [_pixels_of(item, load) for item in items]
 
 
@@ -145,28 +157,43 @@ def classified(
     for batch, pixels in decoded_batches(
         items, predictor.bundle.preprocess.load, batch_size=predictor.batch_size, workers=workers or predictor.workers
     ):
-        good = {place: image for place, image in enumerate(pixels) if isinstance(image, np.ndarray)}
-        outcomes: dict[int, Prediction | Failure] = {
-            place: Failure(batch[place].name, error.problem, str(error))
-            for place, error in enumerate(pixels)
-            if isinstance(error, ImageError)
-        }
-        vectors: dict[int, np.ndarray] = {}
-        if good:
-            images_NHWC = np.stack(list(good.values()))
-            names = [batch[place].name for place in good]
-            # only a stream of one batch is computed in a smaller one
-            size = 0 if first and len(batch) < predictor.batch_size else predictor.batch_size
-            if embedder is not None:
-                answers = _answers(embedder, images_NHWC, size, everything=True)
-                assert answers.features_ND is not None
-                vectors = dict(zip(good, answers.features_ND, strict=True))
-            if embedder is not predictor:
-                answers = _answers(predictor, images_NHWC, size)
-            found = predictor.predictions_from(names, answers, topk)
-            outcomes |= zip(good, found if draw is None else draw(found, images_NHWC), strict=True)
+        # only a stream of one batch is computed in a smaller one
+        small = first and len(batch) < predictor.batch_size
         first = False
-        yield Batch(batch, [outcomes[place] for place in range(len(batch))], vectors)
+        yield outcomes_of(batch, pixels, predictor, topk, small=small, draw=draw, embedder=embedder)
+
+
+def outcomes_of(
+    batch: list[Item],
+    pixels: Sequence[Pixels],
+    predictor: Predictor,
+    topk: int,
+    *,
+    small: bool = False,
+    draw: Draw | None = None,
+    embedder: Predictor | None = None,
+) -> Batch:
+    """The outcomes of a batch that is decoded. small: it is computed as it is, not filled up to the size of others."""
+    good = {place: image for place, image in enumerate(pixels) if isinstance(image, np.ndarray)}
+    outcomes: dict[int, Prediction | Failure] = {
+        place: Failure(batch[place].name, error.problem, str(error))
+        for place, error in enumerate(pixels)
+        if isinstance(error, ImageError)
+    }
+    vectors: dict[int, np.ndarray] = {}
+    if good:
+        images_NHWC = np.stack(list(good.values()))
+        names = [batch[place].name for place in good]
+        size = 0 if small else predictor.batch_size
+        if embedder is not None:
+            answers = _answers(embedder, images_NHWC, size, everything=True)
+            assert answers.features_ND is not None
+            vectors = dict(zip(good, answers.features_ND, strict=True))
+        if embedder is not predictor:
+            answers = _answers(predictor, images_NHWC, size)
+        found = predictor.predictions_from(names, answers, topk)
+        outcomes |= zip(good, found if draw is None else draw(found, images_NHWC), strict=True)
+    return Batch(batch, [outcomes[place] for place in range(len(batch))], vectors)
 
 
 def _answers(predictor: Predictor, images_NHWC: np.ndarray, size: int, *, everything: bool = False) -> Answers:

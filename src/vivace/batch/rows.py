@@ -24,26 +24,35 @@ class Columns:
     """How many classes of an image; 0: it has a set of labels."""
     reliance: bool
     """Whether the bundle has thresholds for prediction sets, abstaining and unlike images."""
+    decode: str = "fine"
+    """How JPEGs are decoded; what is not as in training is told in a column of its own."""
 
     @classmethod
     def of(cls, predictor: Predictor, topk: int) -> Columns:
         several = predictor.bundle.info.multi_label
-        return cls(0 if several else min(topk, len(predictor.classes)), predictor.decider is not None and not several)
+        ranks = 0 if several else min(topk, len(predictor.classes))
+        return cls(ranks, predictor.decider is not None and not several, predictor.bundle.preprocess.decode)
 
     @property
     def names(self) -> list[str]:
         """In the order of the table."""
+        last = () if self.decode == "fine" else ("decode",)
         if not self.num_ranks:
-            return ["path", "error", "labels", "probabilities"]
+            return ["path", "error", "labels", "probabilities", *last]
         ranked = [f"{what}_{rank}" for rank in range(1, self.num_ranks + 1) for what in ("label", "probability")]
-        return ["path", "error", *ranked, *(("prediction_set", "abstain", "ood", "ood_score") if self.reliance else ())]
+        reliance = ("prediction_set", "abstain", "ood", "ood_score") if self.reliance else ()
+        return ["path", "error", *ranked, *reliance, *last]
 
     def cells(self, outcome: Prediction | Failure, *, as_text: bool) -> dict[str, Any]:
         """A row: path, error, and label_1, probability_1, label_2 …; of sets of labels labels, probabilities.
 
-        Of a bundle with thresholds also prediction_set, abstain, ood and ood_score. A failure has its short name as
-        error, and no labels. as_text: lists as one text, separated by semicolons.
+        Of a bundle with thresholds also prediction_set, abstain, ood and ood_score; decode where it is not fine. A
+        failure has its short name as error, and no labels. as_text: lists as one text, separated by semicolons.
         """
+        cells = self._cells(outcome, as_text)
+        return cells if self.decode == "fine" else cells | {"decode": self.decode}
+
+    def _cells(self, outcome: Prediction | Failure, as_text: bool) -> dict[str, Any]:
         none: Any = "" if as_text else []
         if isinstance(outcome, Failure):
             cells: dict[str, Any] = {"path": outcome.path, "error": outcome.problem}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vivace.batch.outputs import Outputs
 from vivace.batch.pipeline import Batch, Draw, classified
@@ -27,6 +27,9 @@ from vivace.predictor import Prediction, Predictor, check_whole
 from vivace.sources.items import Item
 from vivace.sources.kinds import READERS
 from vivace.sources.stream import Sources
+
+if TYPE_CHECKING:
+    from vivace.batch.cluster.engine import RayEngine
 
 __all__ = ["Streamed", "predict_stream"]
 
@@ -52,6 +55,10 @@ class Streamed:
     """Finding, decoding, classifying and writing in this run, without loading the bundle."""
     images_per_second: float
     """Classified in this run."""
+    num_workers: int = 0
+    """Processes of the cluster that computed it; 0: this process did."""
+    num_restarts: int = 0
+    """Of them those that took the place of one that died."""
 
 
 def predict_stream(
@@ -65,12 +72,14 @@ def predict_stream(
     each: Callable[[Prediction | Failure], None] = lambda outcome: None,
     stdin: BinaryIO | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    engine: RayEngine | None = None,
 ) -> Streamed:
     """Classify the images behind paths (as for `Sources`), and write each as soon as it is classified, in their order.
 
     outputs: what is written; None: nothing. resume: go on where a killed run of the same outputs was. draw: makes what
     draws, of all items, which are held in memory then. each: called with every outcome of this run. progress: called
-    with the number of images that are done, and about that of all, None where it is unknown.
+    with the number of images that are done, and about that of all, None where it is unknown. engine: what computes in
+    place of the predictor, which then only says what the bundle is; whoever made it closes it.
     Few batches of images are held. Raises DataError when nothing is found, OutputPathError for an output that
     can't be written or resumed, and what `Predictor.answers` raises; what is done is kept for `resume`.
     """
@@ -79,9 +88,13 @@ def predict_stream(
         raise ConfigError("`resume` needs an output that is written: got none. Give `out`.")
     skipped = Skipped()
     given = list(paths)
+    if engine is not None and draw is not None:
+        raise ConfigError("`engine='ray'` and `heat_maps` exclude each other: workers draw nothing. Leave one out.")
     if outputs is None or outputs.anchor is None:
         sources = Sources(given, left=skipped, stdin=stdin)
-        return _Stream(predictor, sources, topk, skipped, each, progress).run(draw)
+        if engine is not None:
+            engine.begin(predictor, topk=topk, features=False)
+        return _Stream(predictor, sources, topk, skipped, each, progress, engine=engine).run(draw)
     outputs.check(given, resuming=resume)
     made_from = {
         "vivace's format": VERSION,
@@ -96,6 +109,12 @@ def predict_stream(
         **predictor._rates,
         **outputs.made_from(),
     }
+    if predictor.bundle.preprocess.decode != "fine":
+        made_from["decode"] = predictor.bundle.preprocess.decode
+    if engine is not None:
+        facts = engine.begin(predictor, topk=topk, features=outputs.embeddings is not None)
+        made_from |= dict(zip(("runtime", "precision", "device"), facts.same, strict=True))
+        made_from |= {"threads": engine.threads, "engine": "ray"}
     sources = Sources(given, left=_Outside(skipped, folder_of(outputs.anchor)), stdin=stdin)
     with Unfinished(outputs.anchor, made_from, resume=resume) as unfinished:
         try:
@@ -107,7 +126,7 @@ def predict_stream(
                 outputs.check(given, resuming=False)
             sources.done = unfinished.state.num_items
             outputs.begin(unfinished, predictor, topk)
-            stream = _Stream(predictor, sources, topk, skipped, each, progress, outputs, unfinished)
+            stream = _Stream(predictor, sources, topk, skipped, each, progress, outputs, unfinished, engine)
             return stream.run(draw)
         except BaseException:
             _keep_or_remove(unfinished)
@@ -135,6 +154,7 @@ class _Stream:
     progress: Callable[[int, int | None], None] | None
     outputs: Outputs | None = None
     unfinished: Unfinished | None = None
+    engine: RayEngine | None = None
     num_done: int = 0
     num_good: int = 0
 
@@ -164,9 +184,16 @@ class _Stream:
             skipped=self.skipped,
             seconds=seconds,
             images_per_second=(self.num_good - good_before) / max(seconds, 1e-9),
+            num_workers=0 if self.engine is None else self.engine.workers or 0,
+            num_restarts=0 if self.engine is None else self.engine.num_restarts,
         )
 
     def _classify(self, items: Iterator[Item], draw: Callable[[list[Item]], Draw] | None, *, resumed: bool) -> None:
+        if self.engine is not None:
+            for batch in self.engine.batches(items, resumed=resumed):
+                self._take(batch)
+            self._complete()
+            return
         pictures = None
         if draw is not None:
             known = list(items)
@@ -186,6 +213,9 @@ class _Stream:
                 # pixels are the same: what it costs to build is less than what it saves from here on
                 many = True
                 use_fast_resize(default_cache_dir() / "kernels")
+        self._complete()
+
+    def _complete(self) -> None:
         if self.unfinished is not None:
             self.unfinished.state.complete = True
             self.unfinished.commit()

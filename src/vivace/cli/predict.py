@@ -19,6 +19,8 @@ from vivace.cli.reliance import reliance
 from vivace.errors import ConfigError, printable
 
 if TYPE_CHECKING:
+    from vivace.batch.cluster.engine import RayEngine
+    from vivace.batch.outputs import Outputs
     from vivace.batch.run import Streamed
     from vivace.prediction import Failure, Prediction
 
@@ -65,12 +67,20 @@ class Options:
     """How often the true class is to be in the prediction set, (0, 1). Default: 0.9."""
     abstain: float | None = None
     """The error to allow among the images that are answered, (0, 1): the others are abstained on. Default: 0.05."""
+    decode: Literal["fine", "coarse"] = "fine"
+    """fine: JPEGs as in training. coarse: at half of that resolution, which is faster and changes some answers."""
     heat_maps: Path | None = None
     """Draw each image beside the places that speak for its class into this folder, as PNG."""
     batch_size: int = 64
     """Images per forward pass."""
     threads: int | None = None
     """Processors to use. Default: all."""
+    engine: Literal["local", "ray"] = "local"
+    """local: this process. ray: processes of a Ray cluster, of this machine or of many; in a trusted network only."""
+    workers: int | None = None
+    """Processes of the cluster, each with --threads processors (default: 4). Default: as many as it has room for."""
+    ray_address: str | None = None
+    """HOST:PORT of a Ray cluster that runs. Default: RAY_ADDRESS, or one of this machine, started for this run."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps (Apple's GPU, untested)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -83,12 +93,9 @@ class Options:
 
 def run(options: Options) -> int:
     """Predict, write, print. 1 if no image could be classified."""
-    from vivace.bars import counting_bar
+    from vivace.batch.cluster.choice import engine_for
     from vivace.batch.outputs import Outputs
-    from vivace.batch.run import predict_stream
-    from vivace.data.text import count_of
-    from vivace.notices import warn
-    from vivace.predictor import check_whole, predictor_for
+    from vivace.predictor import check_whole
 
     _check(options)
     outputs = Outputs(
@@ -100,7 +107,28 @@ def run(options: Options) -> int:
     )
     outputs.check(options.paths, resuming=options.resume)
     check_whole("topk", options.topk)
-    predictor = predictor_for(
+    with engine_for(
+        options.engine,
+        options.bundle,
+        workers=options.workers,
+        ray_address=options.ray_address,
+        threads=options.threads,
+        device=options.device,
+        precision=options.precision,
+    ) as engine:
+        return _predicted(options, outputs, engine)
+
+
+def _predicted(options: Options, outputs: Outputs, engine: RayEngine | None) -> int:
+    """Predict by an engine, write, print."""
+    from vivace.bars import counting_bar
+    from vivace.batch.cluster.choice import predictor_beside
+    from vivace.batch.run import predict_stream
+    from vivace.data.text import count_of
+    from vivace.notices import warn
+
+    predictor = predictor_beside(
+        engine,
         options.bundle,
         options.device,
         options.batch_size,
@@ -108,7 +136,10 @@ def run(options: Options) -> int:
         options.threads,
         coverage=options.coverage,
         abstain=options.abstain,
+        decode=options.decode,
     )
+    if options.decode != "fine":
+        warn("JPEGs are decoded coarsely, at half of the resolution that training had: some answers are others")
     asked = {"coverage": options.coverage, "abstain": options.abstain}
     if predictor.decider is not None and any(value is not None for value in asked.values()):
         for note in predictor.decider.notes():
@@ -125,6 +156,7 @@ def run(options: Options) -> int:
             draw=None if options.heat_maps is None else _pictures(options, predictor),
             each=told,
             progress=progress if sys.stderr.isatty() and not options.quiet else None,
+            engine=engine,
         )
     finally:
         close()
@@ -150,6 +182,8 @@ def _check(options: Options) -> None:
         raise ConfigError("--overwrite goes with --out: got no --out. Leave it out.")
     if options.resume and options.out is options.embeddings is options.sort_into is None:
         raise ConfigError("--resume goes with --out: got no --out. Give the one of the run that was killed.")
+    if options.engine == "ray" and options.heat_maps is not None:
+        raise ConfigError("--engine ray and --heat-maps exclude each other: workers draw nothing. Leave one out.")
     for name, given in (("--json", options.json), ("--heat-maps", options.heat_maps is not None)):
         if options.resume and given:
             raise ConfigError(
@@ -174,7 +208,7 @@ class _Told:
     """What is said of each outcome as it comes; what --json prints is kept for the end."""
 
     def __init__(self, options: Options, multi_label: bool) -> None:
-        self._json, self._multi_label = options.json, multi_label
+        self._json, self._multi_label, self._decode = options.json, multi_label, options.decode
         self._prints = options.out is None and not options.json
         self._named = options.out is not None or options.json
         self._rows: list[Prediction] = []
@@ -214,6 +248,9 @@ class _Told:
             "num_passed_over": len(result.skipped),
             "images_per_second": result.images_per_second,
             "seconds": result.seconds,
+            "decode": self._decode,
+            "num_workers": result.num_workers,
+            "num_restarts": result.num_restarts,
             "predictions": [self._plain(row) for row in self._rows],
             "failures": [
                 {"path": failure.path, "problem": failure.problem, "message": failure.message}
@@ -238,6 +275,9 @@ class _Told:
 def _summary(options: Options, result: Streamed) -> str:
     """One line of what was done."""
     summary = f"{result.num_images:,} images in {result.seconds:.2f} s, {result.images_per_second:,.0f} images/s"
+    if result.num_workers:
+        restarts = f", {result.num_restarts:,} of them started again" if result.num_restarts else ""
+        summary += f"; by {result.num_workers:,} {'worker' if result.num_workers == 1 else 'workers'} of Ray{restarts}"
     if result.num_resumed:
         summary += f"; {result.num_resumed:,} were done before"
     if result.num_failures:

@@ -41,6 +41,7 @@ __all__ = ["Preprocess"]
 PIXEL_VERSION = 3
 EXIF_ORIENTATION = 0x0112
 MAX_CHANNELS = 256
+DECODES = ("fine", "coarse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,9 @@ class Preprocess:
     """Per channel, on the scale of `mean`: the network sees (pixel / white - mean) / std."""
     max_pixels: int = MAX_PIXELS
     """Images with more pixels are refused; JPEGs decoded at a lower resolution may have five times as many."""
+    decode: Literal["fine", "coarse"] = dataclasses.field(default="fine", metadata={"omit_default": True})
+    """How low the resolution may be that a JPEG is decoded at: fine, twice `store_size`; coarse, `store_size` itself,
+    which takes less time and changes pixels. Bundles are trained with fine; predictions may ask for coarse."""
 
     def __post_init__(self) -> None:
         check_range("preprocess.size", self.size, 1, 4096)
@@ -74,6 +78,12 @@ class Preprocess:
         check_choice("preprocess.pixels", self.pixels, tuple(WHITE))
         check_range("preprocess.max_pixels", self.max_pixels, 10_000, 2_000_000_000)
         check_choice("preprocess.interpolation", self.interpolation, tuple(RESAMPLING))
+        check_choice("preprocess.decode", self.decode, DECODES)
+        if self.decode != "fine" and self.is_raw:
+            raise ConfigError(
+                f"`decode='coarse'` is for pictures of 8 bits: got {self.channels} channels of {self.pixels}, which "
+                "are kept as they are. Leave it out."
+            )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ConfigError(
                 f"preprocess.mean and std need {self.channels} values: got {len(self.mean)} and {len(self.std)}. "
@@ -102,10 +112,10 @@ class Preprocess:
 
         source: a path, the bytes of an encoded file, a Pillow image, an array [H, W] or [H, W, C], or a tensor
         [C, H, W]; see `vivace.data.arrays` for dtypes and ranges. All give the same pixels, with two exceptions where
-        a path or bytes are more exact: a JPEG at least four times as large as `store_size` is decoded at a lower
-        resolution, so its pixels differ slightly from those of the fully decoded image; and Pillow drops information
-        from files with more than 8 bits per channel. Images that are kept as they are may have their channels first
-        in an array too, and must have the dtype of `pixels`.
+        a path or bytes are more exact: a JPEG at least four times as large as `store_size` (twice, where `decode` is
+        coarse) is decoded at a lower resolution, so its pixels differ slightly from those of the fully decoded image;
+        and Pillow drops information from files with more than 8 bits per channel. Images that are kept as they are may
+        have their channels first in an array too, and must have the dtype of `pixels`.
         Raises ImageError if it can't be decoded, or for an array of another shape, dtype or range.
         """
         if self.is_raw:
@@ -139,7 +149,9 @@ class Preprocess:
         """(bytes, decoded picture) of an image file, decoded at a sufficient resolution. Raises ImageError."""
         if self.is_raw:
             return raw_decoding(source, max_pixels=self.max_pixels, side=self.store_size)
-        return decoding(source, max_pixels=self.max_pixels, draft_size=self.store_size)
+        # what is decoded has at least twice this size
+        side = self.store_size if self.decode == "fine" else -(-self.store_size // 2)
+        return decoding(source, max_pixels=self.max_pixels, draft_size=side)
 
     def store(self, image: Picture | Image.Image | np.ndarray, *, name: str = "the image") -> np.ndarray:
         """The stored pixels of an image, [store_size, store_size, channels] of `pixels`; `name` is used in messages.
@@ -213,6 +225,7 @@ class Preprocess:
             self.max_pixels,
         ]
         facts += [] if self.pixels == "uint8" else [self.pixels]
+        facts += [] if self.decode == "fine" else [self.decode]
         return hashlib.blake2b(canonical_json(facts), digest_size=16).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:

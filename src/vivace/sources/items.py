@@ -9,7 +9,11 @@ from typing import Any
 
 from vivace.errors import ImageError
 
-__all__ = ["Item", "Slice", "content_of", "file_item"]
+__all__ = ["Item", "NotHere", "Slice", "content_of", "file_item"]
+
+
+class NotHere(Exception):
+    """What an item names is not on this machine as it was where the item was found."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from vivace import systems
@@ -16,7 +17,7 @@ from vivace.data.decoding.formats import EXTENSIONS, REFUSED_EXTENSIONS
 from vivace.data.layouts.tars import guarded_tarinfo
 from vivace.errors import ImageError
 from vivace.holes import check_solid
-from vivace.sources.items import Item, Slice
+from vivace.sources.items import Item, NotHere, Slice
 from vivace.sources.paths import Left
 
 __all__ = ["DAMAGE", "damaged", "streamed_items", "tar_items"]
@@ -65,7 +66,7 @@ def _plain(path: str, left: Left) -> Iterator[Item]:
             if info.offset_data + info.size > facts.st_size:
                 raise EOFError(f"it ends in {info.name}")
             content: Any = _too_large(name, info.size) or Slice(
-                functools.partial(held.read, info.size, info.offset_data), info.size
+                functools.partial(_part_of, held, info.size, info.offset_data), info.size
             )
             yield Item(name, content, f"{facts.st_mtime_ns}:{info.offset_data}:{info.size}")
         _check_end(tar)
@@ -152,7 +153,12 @@ class _Open:
 
     def __init__(self, path: str) -> None:
         self.descriptor = -1
+        self._path = os.path.abspath(path)  # noqa: PTH100
         self.descriptor = os.open(path, os.O_RDONLY | systems.PRIVATE)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = os.fstat(self.descriptor)
+        return _Elsewhere, (self._path, facts.st_size, facts.st_mtime_ns)
 
     def read(self, count: int, offset: int) -> bytes:
         """`count` bytes from `offset` on; thread-safe. Raises OSError, also if the file ends before."""
@@ -168,3 +174,34 @@ class _Open:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
+
+
+def _part_of(tar: _Open | _Elsewhere, count: int, offset: int) -> bytes:
+    # no method of the tar itself: sent to another process by Ray it would stay a method of _Open
+    return tar.read(count, offset)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened_again(path: str, num_bytes: int, changed_ns: int) -> _Open:
+    """The tar of this path, size and date. Raises NotHere if there is none here."""
+    try:
+        found = _Open(path)
+    except OSError:
+        raise NotHere(path) from None
+    facts = os.fstat(found.descriptor)
+    if (facts.st_size, facts.st_mtime_ns) != (num_bytes, changed_ns):
+        raise NotHere(path)
+    return found
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """An open tar, sent to another process, perhaps of another machine: opened there when an image of it is read."""
+
+    path: str
+    num_bytes: int
+    changed_ns: int
+
+    def read(self, count: int, offset: int) -> bytes:
+        """As `_Open.read`; raises NotHere where this tar is not."""
+        return _opened_again(self.path, self.num_bytes, self.changed_ns).read(count, offset)

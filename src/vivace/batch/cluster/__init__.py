@@ -1,0 +1,1 @@
+"""Predictions by processes of a cluster: numbered batches go out, and each is written once, in order."""
