@@ -83,9 +83,11 @@ def test_a_report_with_all_chapters_holds_no_english_sentence() -> None:
     kept = make_kept(
         warnings=["gradients may be masked, and the true robustness lower: the gradient of 9 images is zero"]
     )
+    start = {"kind": "package", "from": "the installed package torch-nets 0.1.0"}
     page = page_of(
         make_sources(
             CLASSES,
+            manifest={**sources.manifest, "starting_weights": start},
             result={**sources.result, "warnings": warnings},
             findings=findings,
             receipt=make_receipt(),
@@ -105,6 +107,7 @@ def test_a_report_with_all_chapters_holds_no_english_sentence() -> None:
         "onnx int8 需要 2,000 张图像",
         "高斯噪声",
         "处理器数",
+        "已安装的包 torch-nets 0.1.0",
     ):
         assert expected in text, expected
     assert "held-out" in render(page)
@@ -215,7 +218,7 @@ def test_every_translation_fills_all_of_its_gaps_and_both_tables_have_the_same_w
         places = {int(found) for found in re.findall(r"\{(\d)", other)}
         assert places <= set(range(len(words) - 1)), other
         # the kinds of what was left out read the same, so two gaps may be one
-        assert re.search("[\u3000-\u9fff]", other), other
+        assert re.search("[\u3000-\u9fff]|hub", other), other
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "", "{}", "{0}", " and ", ". . .", "a and b", "left out", "no value: {}"])
