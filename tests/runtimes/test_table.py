@@ -170,9 +170,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
         file_suffixes=(".fake",),
         export_help="a bundle of a fake",
     )
+    # what the command line offers is said when its module is imported: afterwards it is the one that was there before
+    import_module("vivace.cli.export")
     monkeypatch.setitem(RUNTIMES, "fake", row)
-    # what the command line offers is said when its module is imported
-    monkeypatch.delitem(sys.modules, "vivace.cli.export", raising=False)
+    monkeypatch.delitem(sys.modules, "vivace.cli.export")
     yield row
     sys.modules.pop("new_runtime", None)
 
