@@ -143,14 +143,16 @@ def measure(side: str, folder: Path, images: Path, python: Path, options: argpar
             environment.pop("PYTHONPATH", None)
         began = time.perf_counter()
         with running(command, environment, folder / f"{side}.log") as pid:
-            some = images_of(images)[:COMPARED]
+            some, problem = images_of(images)[:COMPARED], "nobody listens"
             while True:
                 if time.perf_counter() - began > START_SECONDS or not Path(f"/proc/{pid}").exists():
-                    raise SystemExit(f"{side} did not start: see {folder / f'{side}.log'}")
-                with contextlib.suppress(OSError, ValueError):
+                    raise SystemExit(f"{side} did not start ({problem}): see {folder / f'{side}.log'}")
+                try:
                     if program is None or sum(1 for _ in Path(ready).iterdir()) >= workers:
                         answer_of(port, some[0], body)
                         break
+                except (OSError, ValueError) as error:
+                    problem = str(error)
                 time.sleep(0.05)
             started = time.perf_counter() - began
             if options.prepare:
@@ -266,6 +268,8 @@ def main() -> int:
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    # so that servers end with this program, whoever ends it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     python = ensure_environment(ENVIRONMENT, options.environments)
     folder = options.folder.absolute()
     if options.prepare:

@@ -21,7 +21,11 @@ FOLDER, VARIANT, WORKERS = "SERVED_FOLDER", "SERVED_VARIANT", "SERVED_WORKERS"
 
 
 # as many requests at once as the load has connections: it refuses what it can't answer within max_latency_ms
-@bentoml.service(workers=int(os.environ.get(WORKERS, "1")), traffic={"timeout": 60, "max_concurrency": 256})
+@bentoml.service(
+    workers=int(os.environ.get(WORKERS, "1")),
+    traffic={"timeout": 60, "max_concurrency": 256},
+    logging={"access": {"enabled": False}},
+)
 class Served:
     """What BentoML runs."""
 

@@ -3,10 +3,9 @@
     python serve_litserve.py FOLDER PORT VARIANT WORKERS
 
 WORKERS processes that decode and run batches, one process that speaks HTTP. Photos come as raw bytes: JSON with base64,
-as in LitServe's examples, would cost it more.
+as in LitServe's examples, would cost it more. It reads the annotation itself, which must be no text: so nothing is
+imported from __future__ here.
 """
-
-from __future__ import annotations
 
 import os
 import sys
