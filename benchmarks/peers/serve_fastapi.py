@@ -51,6 +51,8 @@ if __name__ == "__main__":
         host="127.0.0.1",
         port=int(port),
         workers=int(workers),
+        # a worker that compiles answers no check for a while, and would be started anew again and again
+        timeout_worker_healthcheck=600,
         log_level="error",
         access_log=False,
     )
