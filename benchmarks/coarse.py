@@ -1,4 +1,4 @@
-"""JPEGs decoded coarsely: how much faster, and how many answers change.
+"""JPEGs decoded coarsely: how fast, and how many answers change.
 
     python benchmarks/coarse.py runs/flowers data/flowers --rounds 5
 

@@ -68,7 +68,7 @@ class Options:
     abstain: float | None = None
     """The error to allow among the images that are answered, (0, 1): the others are abstained on. Default: 0.05."""
     decode: Literal["fine", "coarse"] = "fine"
-    """fine: JPEGs as in training. coarse: at half of that resolution, which is faster and changes some answers."""
+    """fine: JPEGs as in training. coarse: at half of that resolution, cheaper to decode; it changes some answers."""
     heat_maps: Path | None = None
     """Draw each image beside the places that speak for its class into this folder, as PNG."""
     batch_size: int = 64
