@@ -141,7 +141,19 @@ def test_methods_that_a_path_lacks_are_refused_and_head_is_get_without_a_body(sh
     assert shared.run(shared.send("HEAD", "/healthz")).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "127.0.0.1.evil.example",
+        "",
+        "0.0.0.0",
+        "localhost:evil.example",
+        "[::1]x",
+        "127.0.0.1:80:80",
+    ],
+)
 def test_a_name_that_is_none_of_the_servers_is_refused(shared: Client, host: str) -> None:
     refused = shared.get("/healthz", headers={"host": host})
     assert (refused.status_code, refused.json()["code"]) == (421, "unknown_host")

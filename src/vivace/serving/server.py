@@ -96,7 +96,7 @@ async def _serve(application: Application, listening: socket.socket, ready: Call
     from vivace.serving.web.connections import connection_class, sweep
 
     settings, log = application.settings, application.log
-    protocol, last = connection_class(settings, application.meters), listening.dup()
+    protocol, last = connection_class(settings, application.meters, log), listening.dup()
 
     class Server(uvicorn.Server):
         """uvicorn's, without its signal handlers: they would end by the signal and not by a status."""

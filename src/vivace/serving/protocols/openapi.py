@@ -24,6 +24,7 @@ REFUSED = {
     415: "It is no image of a format that is taken, or is compressed.",
     422: "The image or a parameter can't be used.",
     500: "The server failed; its log has the cause.",
+    501: "It comes in another encoding than chunks.",
     503: "The queue is full: try again after Retry-After seconds.",
 }
 # what may go wrong with any

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from vivace.errors import ConfigError, MissingExtra
 from vivace.plain import parse_json
 from vivace.serving.settings import Settings
-from vivace.serving.web.exchange import WHOLE, exchange_of, header_of
+from vivace.serving.web.exchange import BROKEN, WHOLE, exchange_of, header_of
 from vivace.serving.web.refusals import Refusal, too_busy
 
 __all__ = ["File", "Form", "media_type", "parsed_json", "read_body", "read_form"]
@@ -53,8 +53,8 @@ def media_type(request: Request) -> str:
 async def read_body(request: Request, settings: Settings) -> bytes:
     """All of a request's body.
 
-    Raises Refusal: 408 if it comes too slowly, 413 if it is too large, 415 if it is compressed, 503 if there is no
-    memory for it, 499 if the client leaves.
+    Raises Refusal: 400 if it does not follow its lengths, 408 if it comes too slowly, 413 if it is too large, 415 if
+    it is compressed, 503 if there is no memory for it, 499 if the client leaves.
     """
     encoding = header_of(request, b"content-encoding").strip().lower()
     if encoding not in ("", "identity"):
@@ -74,6 +74,8 @@ async def read_body(request: Request, settings: Settings) -> bytes:
         # what is there is not waited for
         whole = request.scope.get(WHOLE, False)
         message = await (request.receive() if whole else _next(request.receive, settings))
+        if (broken := request.scope.get(BROKEN)) is not None:
+            raise broken
         if message["type"] != "http.request":
             raise Refusal(499, "client_gone", "the client has left")
         chunk: bytes = message.get("body", b"")

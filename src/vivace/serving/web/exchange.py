@@ -13,7 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
+from vivace.serving.web.refusals import Refusal
+
 __all__ = [
+    "AUTHORITY",
+    "BROKEN",
     "TELLS",
     "WHOLE",
     "Endpoint",
@@ -28,6 +32,8 @@ __all__ = [
 
 # what connections of ours note in a request's scope: that they call its exchange's `leave`, and that its body is there
 TELLS, WHOLE = "vivace.tells", "vivace.whole"
+# the refusal of a request whose body can't be read on; the server that a whole URL in its first line names
+BROKEN, AUTHORITY = "vivace.broken", "vivace.authority"
 Handler = Callable[[Request], Awaitable[Response]]
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 # https://www.w3.org/TR/trace-context/: version, trace, parent, flags
@@ -111,9 +117,17 @@ def header_of(request: Request, name: bytes) -> str:
 
 
 def parameters_of(request: Request) -> dict[str, str]:
-    """The parameters in a request's URL, by name."""
+    """The parameters in a request's URL, by name. Raises Refusal (400) for one that is given twice."""
     # most have none, and to parse that takes a tenth of what is done for a request
-    return dict(request.query_params) if request.scope.get("query_string") else {}
+    if not request.scope.get("query_string"):
+        return {}
+    given = request.query_params.multi_items()
+    found = dict(given)
+    if len(found) < len(given):
+        names = [name for name, _ in given]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Refusal(400, "repeated_parameter", f"the parameter {twice[:40]!r} comes twice. Give it once.")
+    return found
 
 
 class _Json(Response):

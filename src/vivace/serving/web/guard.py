@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.responses import Response
 
 from vivace.serving.metrics import Meters
 from vivace.serving.settings import Settings
-from vivace.serving.web.exchange import Exchange
+from vivace.serving.web.exchange import AUTHORITY, BROKEN, Exchange
 from vivace.serving.web.logs import Log
 from vivace.serving.web.refusals import Refusal, internal
 
@@ -23,7 +24,15 @@ __all__ = ["SINGLE", "Guard", "check_token", "note_request", "repeated"]
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/favicon.ico"})
 OPEN_PREFIX = "/page/"
 # headers of which there may be one alone: two would be read differently by what stands before the server
-SINGLE = (b"host", b"authorization", b"content-type", b"content-encoding", b"inference-header-content-length")
+SINGLE = (
+    b"host",
+    b"authorization",
+    b"content-type",
+    b"content-encoding",
+    b"transfer-encoding",
+    b"inference-header-content-length",
+)
+PORT = re.compile(r"(:[0-9]{0,5})?")
 
 
 class Guard:
@@ -108,6 +117,15 @@ class Guard:
                 f"{', '.join(sorted(self._hosts))}, or add it (vivace serve --allow-host).",
                 close=True,
             )
+        authority: bytes | None = scope.get(AUTHORITY)
+        if authority is not None and authority.decode("latin-1").lower() != host:
+            raise Refusal(
+                400,
+                "two_hosts",
+                f"the URL and the Host name two servers: got {authority[:100].decode('latin-1')!r} and {host[:100]!r}. "
+                "Send the path alone.",
+                close=True,
+            )
         origin = headers.get(b"origin")
         if origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host:
             raise Refusal(
@@ -117,8 +135,19 @@ class Guard:
                 "taken from this server's own page alone.",
                 close=True,
             )
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and coding.strip().lower() != b"chunked":
+            raise Refusal(
+                501,
+                "transfer_encoding",
+                "the body comes in an encoding that is not taken: got Transfer-Encoding "
+                f"{coding[:40].decode('latin-1')!r}. Send it as it is.",
+                close=True,
+            )
         if self._token is not None and not _is_open(scope):
             check_token(headers.get(b"authorization", b""), self._token, send="header Authorization", close=True)
+        if (broken := scope.get(BROKEN)) is not None:
+            raise broken
 
 
 def repeated(name: bytes, what: str = "header") -> Refusal:
@@ -165,11 +194,15 @@ def _is_open(scope: Any) -> bool:
     return method in ("GET", "HEAD") and (path in OPEN_PATHS or path.startswith(OPEN_PREFIX))
 
 
-def _without_port(host: str) -> str:
-    """The name in a Host header; an IPv6 address keeps its brackets."""
+def _without_port(host: str) -> str | None:
+    """The name in a Host header; an IPv6 address keeps its brackets. None: what follows it is no port."""
     if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+        name, bracket, port = host.partition("]")
+        name += bracket
+    else:
+        name, colon, port = host.partition(":")
+        port = colon + port
+    return name if PORT.fullmatch(port) else None
 
 
 def _refusal(error: Exception) -> Refusal:
