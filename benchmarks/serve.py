@@ -1,12 +1,13 @@
 """What serving costs beside decoding and the network: CPU a request, throughput, latency at load, the first answer.
 
-    python benchmarks/serve.py BUNDLE IMAGES [--rounds 5] [--seconds 8] [--connections 32] [--out FILE.json]
+    python benchmarks/serve.py BUNDLE IMAGES [--rounds 5] [--seconds 8] [--connections 32] [--label LABEL]
 
 BUNDLE: a folder that needs no torch; IMAGES: a folder of image files, whose bytes are sent. Three sides are measured in
 alternation, in processes of their own: a predictor in a process (`predictor(list of files)`), the server under a closed
 loop of connections, and the server at 70 % of what it answered then, requests at even intervals whatever it does.
 The CPU of a side is what the system charged its process; the load generator is another process, and its CPU is told
 beside, because it takes from the same processors. No network is in between: client and server are on one machine.
+Writes benchmarks/results/serve/DATE-LABEL-HARDWARE.json and a table beside it in Markdown.
 """
 
 from __future__ import annotations
@@ -273,13 +274,35 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--label", default="alone", help="what the file name says beside date and hardware")
+    parser.add_argument("--out", type=Path, help="a folder. Default: benchmarks/results")
     options = parser.parse_args()
-    result = measure(options.bundle, options.images, options.rounds, options.seconds, options.connections)
-    print(table(result))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    keep(
+        measure(options.bundle, options.images, options.rounds, options.seconds, options.connections),
+        options.label,
+        options.out,
+    )
     return 0
+
+
+def keep(result: dict[str, Any], label: str, out: Path | None) -> None:
+    # the processes that ask and compute need none of this
+    from records import RESULTS, save_found
+
+    served = result["served"]
+    conditions = (
+        f"; {served['runtime']} {served['precision']}, {served['size']} px; {result['rounds']} rounds, interleaved, "
+        f"{result['seconds']:g} s each, {result['connections']} connections; client and server on the same processors."
+    )
+    save_found(
+        result,
+        "serve",
+        label,
+        out or RESULTS,
+        title="A server against its own network",
+        conditions=conditions,
+        table=table(result).splitlines(),
+    )
 
 
 if __name__ == "__main__":
