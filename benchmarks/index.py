@@ -31,8 +31,8 @@ KINDS = {
     "ablation": "what each technique of a recipe is worth, the report of `vivace bench`",
     "step": "where the time of a training step goes: `benchmarks/step.py`",
     "loader": "the data path alone: `benchmarks/loader.py`",
-    "serve": "`vivace serve` against its network in a process (`benchmarks/serve.py`) and against other servers around the "
-    "same weights (`benchmarks/serve_peers.py`)",
+    "serve": "`vivace serve` against its network in a process (`benchmarks/serve.py`) and against other servers around "
+    "the same weights (`benchmarks/serve_peers.py`)",
     "coarse": "JPEGs decoded coarsely: `benchmarks/coarse.py`",
     "predict": "`vivace predict` on many photos: `benchmarks/predict.py`",
     "false-verdicts": "how often equals are called faster (A/A tests): `benchmarks/false_verdicts.py`",
