@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vivace import systems
 from vivace.heatmaps.overlay import overlaid, side_by_side
 from vivace.outputs import check_file, warn_of_replaced, write_picture
 from vivace.screen import shown_pixels
@@ -18,8 +20,8 @@ __all__ = ["HeatMapFolder", "panels"]
 OPTION = "`heat_maps`"
 # px; smaller images are enlarged
 LEAST_SIDE = 224
-# of the name of an image in that of its picture
-MAX_STEM = 60
+# characters, and bytes, of the name of an image in that of its picture
+MAX_STEM, MAX_BYTES = 60, 180
 
 
 def panels(image_HWC: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -64,6 +66,12 @@ class HeatMapFolder:
 
 
 def _stem(name: str) -> str:
-    """Letters, digits and a few signs of the last part of an image's name: safe as a file's on every system."""
-    stem = Path(name.replace("\\", "/")).stem
-    return re.sub(r"[^\w.-]+", "_", stem, flags=re.ASCII).strip("._-")[:MAX_STEM] or "image"
+    """Letters and digits of any script and a few signs of the last part of an image's name: a file's on every system.
+
+    In composed form, which all systems show alike; of no more bytes than any of them takes.
+    """
+    stem = unicodedata.normalize("NFC", Path(name.replace("\\", "/")).stem)
+    # a surrogate stands for a byte that is no character
+    plain = re.sub(r"[^\w.-]+", "_", stem.encode("utf-8", "replace").decode()).strip("._-")
+    cut = plain[:MAX_STEM].encode()[:MAX_BYTES].decode("utf-8", "ignore")
+    return systems.possible_name(cut.rstrip("._-")) or "image"
