@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from vivace import prediction
+from vivace.batch.names import name_of_written
 from vivace.bundle import Architecture, Bundle, BundleInfo, save_bundle
 from vivace.cli import main
 from vivace.data.preprocess import Preprocess
@@ -348,8 +349,9 @@ def test_names_that_are_no_utf8_survive_on_stdout(
 def test_names_that_are_no_utf8_survive_in_a_table(bundle: Bundle, undecodable: str, tmp_path: Path) -> None:
     folder, table = os.path.dirname(undecodable), tmp_path / "out.csv"  # noqa: PTH120
     assert main(["predict", str(bundle.folder), folder, "--device", "cpu", "--quiet", "--out", str(table)]) == 0
-    rows = list(csv.DictReader(io.StringIO(table.read_bytes().decode("utf-8", "surrogateescape"))))
-    assert [row["path"] for row in rows] == [os.path.join(folder, "b\udce4d.png"), undecodable]  # noqa: PTH118
+    rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
+    assert [row["path"] for row in rows] == [f"{folder}/b\\xe4d.png", f"{folder}/caf\\xe9\n.png"]
+    assert name_of_written(rows[1]["path"]) == undecodable
     assert [row["error"] for row in rows] == ["empty", ""]
 
 

@@ -40,6 +40,8 @@ __all__ = [
 
 # the first characters of cells that spreadsheets run (https://owasp.org/www-community/attacks/CSV_Injection)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+# as East Asian keyboards type them: some spreadsheets read these as the same
+FULL_WIDTH = ("\uff1d", "\uff0b", "\uff0d", "\uff20")
 # a comment in them would be a row
 UNMARKED = (".csv", ".jsonl", ".parquet")
 
@@ -223,7 +225,8 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> bytes:
 
 
 def _no_formula(cell: Any) -> Any:
-    if not isinstance(cell, str) or not cell.startswith(FORMULA):
+    # spaces before it are passed over by some of them
+    if not isinstance(cell, str) or not (cell.startswith(FORMULA) or cell.lstrip().startswith((*FORMULA, *FULL_WIDTH))):
         return cell
     try:
         float(cell)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from vivace.batch.names import name_of_written, written_name
 from vivace.batch.outputs import Table, check_table
 from vivace.batch.pipeline import Batch
 from vivace.batch.rows import Columns
@@ -55,15 +56,19 @@ def test_csv_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 FORMULAS = ("=HYPERLINK(A1)", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "-\r@", "-", "=")
-NUMBERS = ("-1", "+2.5", "-1e-3", -0.5, 3, None, True, "a=b", "a\r=1", " =1", "'", "")
+SPACED = (" =1", "\u3000\uff1d1", "\uff1d1", "\uff0b1", "\uff0d1", "\uff20A")
+NUMBERS = ("-1", "+2.5", "-1e-3", -0.5, 3, None, True, "a=b", "a\r=1", " -1", "'", "")
 
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
     """Class and file names may be untrusted, and spreadsheets run what looks like a formula."""
-    text = csv_text([["=1+1", "path"], *([value, "x.png"] for value in [*FORMULAS, *NUMBERS])])
+    text = csv_text([["=1+1", "path"], *([value, "x.png"] for value in [*FORMULAS, *SPACED, *NUMBERS])])
     header, *rows = csv.reader(io.StringIO(text.decode(), newline=""))
     assert header == ["'=1+1", "path"]
-    expected = [*(f"'{value}" for value in FORMULAS), *("" if value is None else str(value) for value in NUMBERS)]
+    expected = [
+        *(f"'{value}" for value in (*FORMULAS, *SPACED)),
+        *("" if value is None else str(value) for value in NUMBERS),
+    ]
     assert [row[0] for row in rows] == expected
     outcomes: list[Outcome] = [Prediction(text, text, 1.0, ((text, 1.0),)) for text in FORMULAS]
     table = csv.reader(io.StringIO(write(outcomes, tmp_path / "out.csv").read_bytes().decode(), newline=""))
@@ -91,12 +96,43 @@ def test_the_columns_of_a_parquet_file_do_not_depend_on_its_rows(tmp_path: Path)
     assert one.equals(other)
 
 
-def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_written_the_same_in_every_format(tmp_path: Path) -> None:
+    """As valid text, of which the name of the file can be made again."""
     for extension in ("csv", "jsonl", "parquet"):
         write(STRANGE, tmp_path / f"out.{extension}")
-    assert b"caf\xe9.png,,cat,1.0" in (tmp_path / "out.csv").read_bytes()
-    assert os.fsencode(json.loads((tmp_path / "out.jsonl").read_text())["path"]) == b"caf\xe9.png"
-    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()[0]["path"] == "caf\\udce9.png"
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text(encoding="utf-8")))
+    (line,) = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    names = [
+        row["path"],
+        json.loads(line)["path"],
+        pyarrow.parquet.read_table(tmp_path / "out.parquet")["path"][0].as_py(),
+    ]
+    assert names == ["caf\\xe9.png"] * 3
+    assert os.fsencode(name_of_written(names[0])) == b"caf\xe9.png"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"a.png",
+        b"\xe9",
+        b"\\xe9",
+        b"\\x5c\xe9",
+        b"\\\xe9x41",
+        b"\\x\xff",
+        "猫\\x5cx41".encode(),
+        b"\\\\x00\\xA0\\",
+        b"\\x4\xe9",
+    ],
+)
+def test_every_name_can_be_had_back_from_how_it_is_written(name: bytes) -> None:
+    text = written_name(os.fsdecode(name))
+    text.encode()
+    assert os.fsencode(name_of_written(text)) == name
+
+
+def test_half_a_character_is_no_text() -> None:
+    assert written_name("a\ud800b\U0001f600") == "a\ufffdb\U0001f600"
 
 
 @pytest.mark.parametrize("extension", ["csv", "jsonl", "parquet"])

@@ -20,14 +20,14 @@ from vivace.data.layouts.listing import Skipped
 from vivace.errors import ConfigError, DataError
 from vivace.prediction import Failure
 from vivace.predictor import Prediction
-from vivace.sources import remote
+from vivace.sources import fetching
 from vivace.sources.items import content_of
 from vivace.sources.stream import Sources
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(fetching, "PAUSES", (0.0, 0.0))
 
 
 @pytest.fixture

@@ -149,7 +149,8 @@ def test_a_list_of_headers_is_not_kept(tmp_path: Path) -> None:
     skipped = Skipped()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tarfile.TarFile, "next", counting)
-        assert names(Sources([path], left=skipped)) == []
+        with pytest.raises(DataError, match="there are no images in"):
+            names(Sources([path], left=skipped))
     assert len(skipped) == 3000
     assert max(held) <= 1
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vivace.batch.parquet import import_pyarrow, written
+from vivace.batch.names import written_name
+from vivace.batch.parquet import import_pyarrow
 from vivace.batch.pipeline import Batch
 from vivace.batch.publish import publish
 from vivace.batch.unfinished import Unfinished
@@ -67,7 +68,7 @@ class Embeddings:
     def write(self, batch: Batch) -> None:
         """Add the features of a batch."""
         for place, vector_D in batch.features.items():
-            self._unfinished.append("names", json.dumps(batch.items[place].name).encode() + b"\n")
+            self._unfinished.append("names", json.dumps(written_name(batch.items[place].name)).encode() + b"\n")
             self._unfinished.append("features", np.ascontiguousarray(vector_D, np.float32).tobytes())
 
     def finish(self) -> None:
@@ -96,7 +97,7 @@ def _parts(names: Path, size: int) -> Iterator[list[str]]:
     part: list[str] = []
     with names.open("rb") as lines:
         for line in lines:
-            part.append(written(json.loads(line)))
+            part.append(json.loads(line))
             if len(part) == size:
                 yield part
                 part = []

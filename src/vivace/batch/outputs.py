@@ -110,7 +110,9 @@ class Outputs:
             self._parts.append(Embeddings(self.embeddings, unfinished))
         if self.out is not None:
             # the last to get its name: once it is there, all is
-            self._parts.append(Table(self.out, Columns.of(predictor, topk), unfinished, overwrite=self._overwrite))
+            # a file that came meanwhile was compared with nothing that is read: it is not replaced
+            table = Table(self.out, Columns.of(predictor, topk), unfinished, overwrite=self.replaced is not None)
+            self._parts.append(table)
         if self.sort_into is not None:
             from vivace.batch.sorting import Sorter
 

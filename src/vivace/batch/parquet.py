@@ -15,7 +15,7 @@ from vivace.errors import MissingExtra
 if TYPE_CHECKING:
     from vivace.batch.rows import Columns
 
-__all__ = ["import_pyarrow", "write_parquet", "written"]
+__all__ = ["import_pyarrow", "write_parquet"]
 
 # of a row group
 ROWS = 10_000
@@ -48,7 +48,7 @@ def _parts(rows: Path) -> Iterator[list[dict[str, Any]]]:
     part: list[dict[str, Any]] = []
     with rows.open("rb") as lines:
         for line in lines:
-            part.append({name: written(value) for name, value in json.loads(line).items()})
+            part.append({name: _valid(value) for name, value in json.loads(line).items()})
             if len(part) == ROWS:
                 yield part
                 part = []
@@ -56,8 +56,8 @@ def _parts(rows: Path) -> Iterator[list[dict[str, Any]]]:
         yield part
 
 
-def written(value: Any) -> Any:
-    """Bytes of file names that are no UTF-8 as escapes: parquet has no others."""
+def _valid(value: Any) -> Any:
+    """Labels may hold bytes that are no UTF-8: these as escapes, as parquet has no others."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from vivace.errors import ImageError
 from vivace.prediction import Failure
 from vivace.predictor import Prediction, Predictor
-from vivace.sources.items import Item, content_of
+from vivace.sources.items import Item, content
 from vivace.uncertainty.scores import Answers
 
 __all__ = [
@@ -130,7 +130,11 @@ def decoded(items: list[Item], load: Callable[[Any], np.ndarray]) -> list[Pixels
 
 def _pixels_of(item: Item, load: Callable[[Any], np.ndarray]) -> Pixels:
     try:
-        return load(content_of(item))
+        if item.path is not None:
+            # a context costs time for small pictures
+            return load(item.path)
+        with content(item) as found:
+            return load(found)
     except ImageError as error:
         return error
     except ValueError as error:

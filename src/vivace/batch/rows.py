@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vivace.batch.names import written_name
 from vivace.outputs import csv_text
 from vivace.predicted import Prediction, reliance_cells
 from vivace.prediction import Failure
@@ -55,7 +56,7 @@ class Columns:
     def _cells(self, outcome: Prediction | Failure, as_text: bool) -> dict[str, Any]:
         none: Any = "" if as_text else []
         if isinstance(outcome, Failure):
-            cells: dict[str, Any] = {"path": outcome.path, "error": outcome.problem}
+            cells: dict[str, Any] = {"path": written_name(outcome.path), "error": outcome.problem}
             if not self.num_ranks:
                 return cells | {"labels": none, "probabilities": none}
             for rank in range(1, self.num_ranks + 1):
@@ -63,7 +64,7 @@ class Columns:
             if self.reliance:
                 cells |= {"prediction_set": none, **dict.fromkeys(("abstain", "ood", "ood_score"))}
             return cells
-        cells = {"path": outcome.path, "error": ""}
+        cells = {"path": written_name(outcome.path), "error": ""}
         if not self.num_ranks:
             found = applying(outcome)
             labels, probs = [name for name, _ in found], [probability for _, probability in found]

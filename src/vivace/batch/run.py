@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from vivace.batch.names import is_escaped, written_name
+from vivace.batch.originals import Originals
 from vivace.batch.outputs import Outputs
 from vivace.batch.pipeline import Batch, Draw, classified
 from vivace.batch.unfinished import Unfinished, folder_of
@@ -116,6 +116,14 @@ def predict_stream(
         made_from |= dict(zip(("runtime", "precision", "device"), facts.same, strict=True))
         made_from |= {"threads": engine.threads, "engine": "ray"}
     sources = Sources(given, left=_Outside(skipped, folder_of(outputs.anchor)), stdin=stdin)
+    if outputs.replaced is not None:
+        originals = Originals(outputs.replaced)
+        if "-" in sources.given:
+            originals.check_list()
+        # what is known is refused at once, the rest as it comes: the file gets its name when all was read
+        for name in sources.named():
+            originals.check(name)
+        sources.reading = originals.check
     with Unfinished(outputs.anchor, made_from, resume=resume) as unfinished:
         try:
             if resume and not unfinished.resumed:
@@ -157,13 +165,14 @@ class _Stream:
     engine: RayEngine | None = None
     num_done: int = 0
     num_good: int = 0
+    told_escapes: bool = False
 
     def run(self, draw: Callable[[list[Item]], Draw] | None) -> Streamed:
         started = time.perf_counter()
         self._digest = hashlib.blake2b(digest_size=16)
         self._committed = started
         self._total = None if self.progress is None else self.sources.count()
-        items = _noted(self.sources, self.outputs)
+        items = iter(self.sources)
         complete = False
         if self.unfinished is not None:
             state = self.unfinished.state
@@ -175,6 +184,8 @@ class _Stream:
         if self.outputs is not None and self.unfinished is not None:
             self.outputs.finish()
             self.unfinished.remove()
+        if (told := self.sources.told_empty()) is not None:
+            warn(told)
         seconds = time.perf_counter() - started
         return Streamed(
             num_images=self.num_good,
@@ -224,6 +235,11 @@ class _Stream:
         """Write a batch, and note now and then how far it is."""
         if self.outputs is not None:
             self.outputs.write(batch, self.num_done)
+        if self.outputs is not None and not self.told_escapes:
+            odd = next((item.name for item in batch.items if is_escaped(item.name)), None)
+            if odd is not None:
+                self.told_escapes = True
+                warn(f"bytes of names that are not UTF-8 are written as in {written_name(odd)}")
         for outcome in batch.outcomes:
             self.num_good += isinstance(outcome, Prediction)
             self.each(outcome)
@@ -262,28 +278,6 @@ def _pass_over(items: Iterator[Item], count: int, digest: Any, unfinished: Unfin
 
 def _update(digest: Any, item: Item) -> None:
     digest.update(f"{item.name}\0{item.stamp}\n".encode("utf-8", "surrogatepass"))
-
-
-def _noted(sources: Sources, outputs: Outputs | None) -> Iterator[Item]:
-    """The items of sources. Raises OutputPathError for one that is the file that is to be replaced."""
-    replaced = None if outputs is None else outputs.replaced
-    if replaced is None:
-        yield from sources
-        return
-    place = replaced.stat()
-    with contextlib.suppress(OSError, ValueError):
-        # a stdin that is no file of the system has no number
-        if "-" in sources.given and os.path.samestat(place, os.fstat(sys.stdin.fileno())):
-            raise _is_read(replaced, "the list on stdin")
-    for item in sources:
-        with contextlib.suppress(OSError, ValueError):
-            if item.path is not None and os.path.samestat(place, os.stat(item.path)):  # noqa: PTH116
-                raise _is_read(replaced, item.path)
-        yield item
-
-
-def _is_read(out: Path, read: str) -> OutputPathError:
-    return OutputPathError(f"`out` is what is read: {out} and {read}. Give another name.")
 
 
 class _Outside:

@@ -66,11 +66,11 @@ class Sorter:
         self._folders = class_folders(classes)
         self._log = unfinished.path("sorted")
         self._noted: dict[int, list[str]] = {}
-        if self._log.exists():
+        if self._log.is_file():
             self._read(unfinished.state.num_items)
         with writing(self._log):
             # a killed process may have left half a line
-            self._file = self._log.open("ab")
+            self._file = os.fdopen(systems.open_plain(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
             self._file.write(b"\n")
         self._next: defaultdict[tuple[str, str], int] = defaultdict(lambda: 2)
         self._can_link = True
@@ -118,10 +118,11 @@ class Sorter:
 
     def _make(self, place: Path, item: Item, *, again: bool) -> None:
         """again: this run noted the name before it was killed, and may have made it or a part of it."""
-        if item.path is not None and self._can_link:
+        if item.path is not None:
             target = os.path.abspath(item.path)  # noqa: PTH100
             if again and place.is_symlink() and os.readlink(place) == target:  # noqa: PTH115
                 return
+        if item.path is not None and self._can_link:
             try:
                 os.symlink(target, place)  # noqa: PTH211
                 return
@@ -133,8 +134,8 @@ class Sorter:
                 warn(f"links are not possible in {self.folder}: the images are copied")
         found = content_of(item)
         content = found if isinstance(found, bytes) else read_bytes(found)
-        # what is there of a copy is its start
-        part = again and place.is_file() and content.startswith(place.read_bytes())
+        # what is there of a copy is its start; through a link it would be an image itself that is written to
+        part = again and not place.is_symlink() and place.is_file() and content.startswith(place.read_bytes())
         with place.open("wb" if part else "xb") as file:
             file.write(content)
 

@@ -88,6 +88,8 @@ class Unfinished:
                 f"the folder for what is unfinished holds something else: {self.folder} has {foreign!r}. Move it away, "
                 "or give another `out`."
             )
+        if os.path.lexists(journal := self.folder / JOURNAL) and (journal.is_symlink() or not journal.is_file()):
+            raise OutputPathError(f"no journal of a prediction: {journal} is no plain file. Move the folder away.")
         self._journal = systems.open_plain(self.folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             systems.lock(self._journal)
@@ -155,7 +157,13 @@ class Unfinished:
             # it has its final name already
             return
         hashed = hashlib.blake2b(digest_size=16)
-        file = os.fdopen(systems.open_plain(path, os.O_RDWR), "r+b")
+        try:
+            file = os.fdopen(systems.open_plain(path, os.O_RDWR), "r+b")
+        except OSError as error:
+            raise OutputPathError(
+                f"what was written is not there as it was: {path} is {_found_at(path, error)}. Restore it, or remove "
+                f"{self.folder} to begin anew."
+            ) from None
         self._files[name] = file
         left = num_bytes
         while left and (part := file.read(min(COPY, left))):
@@ -236,6 +244,13 @@ class Unfinished:
 def folder_of(out: Path) -> Path:
     """The folder for what is unfinished of an output."""
     return out.with_name(out.name + SUFFIX)
+
+
+def _found_at(path: Path, error: OSError) -> str:
+    """What is there in place of a file that can't be opened."""
+    if path.is_symlink():
+        return "a link"
+    return "gone" if not path.exists() else "a folder" if path.is_dir() else f"closed to you ({error.strerror})"
 
 
 def _read_journal(path: Path) -> tuple[dict[str, Any] | None, State | None, int]:

@@ -145,7 +145,7 @@ def _predicted(options: Options, outputs: Outputs, engine: RayEngine | None) -> 
         for note in predictor.decider.notes():
             warn(note)
     told = _Told(options, predictor.bundle.info.multi_label)
-    progress, close = counting_bar("predicting", quiet=options.quiet)
+    progress, close = counting_bar("predicting", quiet=options.quiet, lines=True)
     try:
         result = predict_stream(
             predictor,
@@ -155,7 +155,7 @@ def _predicted(options: Options, outputs: Outputs, engine: RayEngine | None) -> 
             resume=options.resume,
             draw=None if options.heat_maps is None else _pictures(options, predictor),
             each=told,
-            progress=progress if sys.stderr.isatty() and not options.quiet else None,
+            progress=None if options.quiet else progress,
             engine=engine,
         )
     finally:

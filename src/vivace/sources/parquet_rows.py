@@ -16,6 +16,8 @@ from vivace.sources.shards import damaged
 
 __all__ = ["parquet_items"]
 
+# columns that an error names
+NUM_NAMED = 10
 # rows that are in memory at once: so many, or fewer of large images
 ROWS_AT_ONCE, BYTES_AT_ONCE = 32, 64 * 2**20
 
@@ -33,9 +35,11 @@ def parquet_items(path: str, done: int = 0, *, name: str | None = None) -> Itera
         facts = os.stat(path)  # noqa: PTH116
         stamp = f"{facts.st_size}:{facts.st_mtime_ns}" if name is None else str(facts.st_size)
         name = name or path
-        column = pixels_column(read_schema(file), None)
+        schema = read_schema(file)
+        column = pixels_column(schema, None)
         if column is None:
-            raise DataError("no column holds images, as bytes or as a struct with a field bytes")
+            yield Item(name, _no_images(name, schema.names), stamp)
+            return
         metadata = import_parquet().parquet.read_metadata(path)
         num_done = min(done, metadata.num_rows)
         for row in range(num_done):
@@ -47,6 +51,15 @@ def parquet_items(path: str, done: int = 0, *, name: str | None = None) -> Itera
             yield Item(f"{name}#{row}", _content(cells[column], file, row), stamp)
     except (DataError, OSError) as error:
         yield damaged(name or path, error)
+
+
+def _no_images(name: str, columns: list[str]) -> ImageError:
+    shown = ", ".join(map(repr, columns[:NUM_NAMED])) + ", …" * (len(columns) > NUM_NAMED)
+    return ImageError(
+        f"no column holds images, as bytes or as a struct with a field bytes: {name} has {shown or 'none'}. If one "
+        "holds their paths, give these as a list on stdin, by -.",
+        problem="not_an_image",
+    )
 
 
 def _rows_at_once(metadata: Any, column: str) -> int:

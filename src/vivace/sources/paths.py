@@ -5,13 +5,16 @@ from __future__ import annotations
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from vivace.data.layouts.listing import is_candidate, unreadable_folder
+from vivace.data.layouts.listing import LeftOut, is_candidate, unreadable_folder
 from vivace.data.layouts.splitnames import is_system
 from vivace.errors import DataError
+from vivace.sources.kinds import packed_extension
 
 __all__ = [
     "ADVICE",
@@ -29,6 +32,8 @@ __all__ = [
 ADVICE = "Give files, folders, globs, or - for a list on stdin."
 # of stdin, at once
 CHUNK = 1 << 16
+# paths that an error names, and files of a folder that are looked at for what to say of it
+NUM_NAMED, NUM_LOOKED_AT = 5, 10_000
 
 
 class Left(Protocol):
@@ -62,9 +67,31 @@ def expand_paths(
     return files
 
 
-def nothing_in(path: str) -> DataError:
-    """The error to raise if there are no images behind a path."""
-    return DataError(f"there are no images in {path!r}. {ADVICE}")
+def nothing_in(*paths: str) -> DataError:
+    """The error to raise if there are no images behind paths."""
+    shown = ", ".join(map(repr, paths[:NUM_NAMED])) + (
+        f" and {len(paths) - NUM_NAMED:,} more" * (len(paths) > NUM_NAMED)
+    )
+    return DataError(f"there are no images in {shown}{_packed_in(paths[0]) if len(paths) == 1 else ''}. {ADVICE}")
+
+
+def _packed_in(folder: str) -> str:
+    """What files of many images a folder holds, and how to name them; "" if there are none."""
+    found: Counter[str] = Counter()
+    below: set[str] = set()
+    walked = ((parent, name) for parent, _, names in os.walk(folder) for name in names)
+    for parent, name in islice(walked, NUM_LOOKED_AT):
+        if (extension := packed_extension(name)) is not None:
+            found[extension] += 1
+            if parent != folder:
+                below.add(extension)
+    if not found:
+        return ""
+    ((extension, count),) = found.most_common(1)
+    if extension == ".zip":
+        return f", which holds {count:,} .zip: unpack {'it' if count == 1 else 'them'}"
+    pattern = os.path.join(folder, *(["**"] if extension in below else []), f"*{extension}")  # noqa: PTH118
+    return f", which holds {count:,} {extension}: name {'it' if count == 1 else 'them'}, {pattern!r}"
 
 
 def text_of(given: object) -> str:
@@ -155,4 +182,5 @@ def images_below(folder: str, left: Left) -> Iterator[str]:
             if is_candidate(path) and (os.path.isfile(path) or not os.path.exists(path)):  # noqa: PTH110, PTH113
                 yield path
             else:
-                left.append(path)
+                plain = os.path.isfile(path)  # noqa: PTH113
+                left.append(path if plain else LeftOut(path, "that are no regular files"))

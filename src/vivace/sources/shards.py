@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import lzma
 import os
 import tarfile
@@ -13,7 +14,9 @@ from typing import IO, Any, cast
 
 from vivace import systems
 from vivace.data.decoding.decode import MAX_BYTES
-from vivace.data.decoding.formats import EXTENSIONS, REFUSED_EXTENSIONS
+from vivace.data.decoding.formats import EXTENSIONS, HEAD_BYTES, REFUSED_EXTENSIONS, sniff
+from vivace.data.layouts.listing import LeftOut
+from vivace.data.layouts.splitnames import is_system
 from vivace.data.layouts.tars import guarded_tarinfo
 from vivace.errors import ImageError
 from vivace.holes import check_solid
@@ -43,8 +46,9 @@ def damaged(name: str, reason: object) -> Item:
 def tar_items(path: str, left: Left) -> Iterator[Item]:
     """The images in a tar, named PATH/MEMBER, in its order; what else it holds is added to `left`.
 
-    Only regular files are taken. A tar that is damaged, cut short or a decompression bomb ends in an item with the
-    error, after the images before that. Of a plain tar no image is read here: decoders read it where it lies.
+    Only regular files are taken, by their extension, or by their first bytes where that is unknown, as in folders. A
+    tar that is damaged, cut short or a decompression bomb ends in an item with the error, after the images before that.
+    Of a plain tar no image is read here: decoders read it where it lies.
     """
     try:
         if path.lower().endswith(PLAIN):
@@ -61,7 +65,7 @@ def _plain(path: str, left: Left) -> Iterator[Item]:
     check_solid(held.descriptor)
     # a descriptor of its own: where there is no pread, reading moves the position
     with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_guarded()) as tar:  # noqa: PTH123
-        for info in _images(tar, path, left):
+        for info, _ in _images(tar, path, left):
             name = f"{path}/{info.name}"
             if info.offset_data + info.size > facts.st_size:
                 raise EOFError(f"it ends in {info.name}")
@@ -76,23 +80,28 @@ def _compressed(path: str, left: Left) -> Iterator[Item]:
     facts = os.stat(path)  # noqa: PTH116
     limit = max(FREE_BYTES, MAX_RATIO * facts.st_size)
     with tarfile.open(path, mode="r:*", tarinfo=_guarded()) as tar:
-        for info in _images(tar, path, left, limit):
+        for info, file in _images(tar, path, left, limit):
             name = f"{path}/{info.name}"
-            content: Any = _too_large(name, info.size) or _bytes(tar, info)
+            content: Any = _too_large(name, info.size) or _bytes(file, info)
             yield Item(name, content, f"{facts.st_size}:{facts.st_mtime_ns}:{info.size}")
         _check_end(tar)
 
 
-def streamed_items(name: str, file: IO[bytes], stamp: str, left: Left) -> Iterator[Item]:
-    """The same of a tar that comes from elsewhere, read once from its start; it may be compressed."""
+def streamed_items(name: str, file: IO[bytes], stamp: str, left: Left, most: int = MAX_BYTES) -> Iterator[Item]:
+    """The same of a tar that comes from elsewhere, read once from its start; it may be compressed.
+
+    most: bytes that an image may have.
+    """
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=_guarded()) as tar:
-        for info in _images(tar, name, left):
-            content: Any = _too_large(f"{name}/{info.name}", info.size) or _bytes(tar, info)
+        for info, member in _images(tar, name, left):
+            content: Any = _too_large(f"{name}/{info.name}", info.size, most) or _bytes(member, info)
             yield Item(f"{name}/{info.name}", content, f"{stamp}:{info.size}")
 
 
-def _images(tar: tarfile.TarFile, path: str, left: Left, limit: int | None = None) -> Iterator[tarfile.TarInfo]:
-    """The headers of the regular files that are images by their names. Raises TarError for a bomb."""
+def _images(
+    tar: tarfile.TarFile, path: str, left: Left, limit: int | None = None
+) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """The headers of the regular files that are images, and these files. Raises TarError for a bomb."""
     total = 0
     while (info := tar.next()) is not None:
         # tarfile keeps every header otherwise
@@ -105,31 +114,41 @@ def _images(tar: tarfile.TarFile, path: str, left: Left, limit: int | None = Non
             raise tarfile.ReadError(f"a decompression bomb: it unpacks to over {MAX_RATIO} times its size")
         if info.isdir():
             continue
-        if info.isreg() and _is_image(info.name):
-            yield info
+        name = f"{path}/{info.name}"
+        if not info.isreg():
+            left.append(LeftOut(name, "links" if info.issym() or info.islnk() else "that are no regular files"))
+        elif not info.name.rpartition("/")[2]:
+            left.append(LeftOut(name, "without a name"))
+        elif any(is_system(part) for part in info.name.split("/") if part not in ("", ".", "..")):
+            left.append(LeftOut(name, "hidden"))
         else:
-            left.append(f"{path}/{info.name}")
+            file = tar.extractfile(info)
+            assert file is not None
+            if _is_image(info.name, file):
+                yield info, file
+            else:
+                left.append(name)
 
 
-def _is_image(name: str) -> bool:
-    base = name.rpartition("/")[2]
-    extension = os.path.splitext(base)[1].lower()  # noqa: PTH122
+def _is_image(name: str, file: IO[bytes]) -> bool:
     # webdataset's names may have more dots: 000001.left.jpg
-    return extension in EXTENSIONS and extension not in REFUSED_EXTENSIONS and not base.startswith(".")
+    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122
+    if extension in REFUSED_EXTENSIONS:
+        return False
+    # what is looked at stays in the buffer: a stream can't go back
+    return extension in EXTENSIONS or sniff(cast(io.BufferedReader, file).peek(HEAD_BYTES)[:HEAD_BYTES]) is not None
 
 
-def _too_large(name: str, num_bytes: int) -> ImageError | None:
-    if num_bytes <= MAX_BYTES:
+def _too_large(name: str, num_bytes: int, most: int = MAX_BYTES) -> ImageError | None:
+    if num_bytes <= most:
         return None
     return ImageError(
-        f"too large for an image: {name} has {num_bytes:,} bytes, at most {MAX_BYTES:,} are read. Leave it out.",
+        f"too large for an image: {name} has {num_bytes:,} bytes, at most {most:,} are read. Leave it out.",
         problem="bomb",
     )
 
 
-def _bytes(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(info)
-    assert file is not None
+def _bytes(file: IO[bytes], info: tarfile.TarInfo) -> bytes:
     content = file.read(info.size)
     if len(content) != info.size:
         raise EOFError(f"it ends in {info.name}")

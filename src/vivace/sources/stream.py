@@ -6,19 +6,22 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from vivace.data.decoding.formats import EXTENSIONS
 from vivace.data.layouts.splitnames import is_system
-from vivace.errors import ConfigError, DataError
-from vivace.sources.items import Item, file_item
-from vivace.sources.kinds import is_parquet, is_tar, is_url
+from vivace.errors import ConfigError, DataError, ImageError, InputError, OutputPathError
+from vivace.sources.items import Item, file_item, named_file_item
+from vivace.sources.kinds import is_parquet, is_tar, is_url, plain_url
 from vivace.sources.paths import ADVICE, Left, images_below, lines_of, matches_of, nothing_in, text_of
 
 __all__ = ["Sources"]
+
+# inputs without images that are named
+NUM_NAMED = 5
 
 
 class Sources:
@@ -27,8 +30,8 @@ class Sources:
     paths: files, folders (all images below them), globs, tars and parquet files that hold images, URLs of all these, or
     "-" for a list of such on stdin. The names in a list or glob take 90 bytes of memory each, to notice repeats.
     left: notes what is passed over.
-    Raises DataError if there is nothing behind one of the paths. The iterator raises DataError for a folder that can't
-    be read, and for a list on stdin without a name.
+    Raises DataError if there is nothing behind all of the paths, also the iterator where only reading them tells. It
+    raises DataError too for a folder that can't be read; what is wrong with a name in a list is an item with the error.
     """
 
     def __init__(self, paths: Iterable[str | Path], *, left: Left, stdin: BinaryIO | None = None) -> None:
@@ -42,31 +45,64 @@ class Sources:
         """Names so far of files that were named before."""
         self.done = 0
         """Images at the start that need no content, for they were classified before."""
+        self.reading: Callable[[str], None] = lambda name: None
+        """Called with each file or URL before it is read; raises OutputPathError for one that must not be."""
+        self.num_empty = 0
+        """Inputs so far without an image."""
+        self._empty: list[str] = []
         self._place = 0
         # one folder names no file twice
         alone = len(self.given) == 1 and (os.path.isdir(self.given[0]) or is_url(self.given[0]))  # noqa: PTH112
         self._seen: set[bytes] | None = None if alone else set()
         self._names = {path: [path] if is_url(path) else matches_of(path) for path in self.given if path != "-"}
-        for path, names in self._names.items():
-            if not any(_holds_some(name) for name in names):
-                raise nothing_in(path)
+        if "-" not in self.given and not any(map(_holds_some, self.named())):
+            raise nothing_in(*self.given)
+
+    def named(self) -> Iterator[str]:
+        """The files, folders and URLs that paths name, those of globs among them, without those of a list."""
+        return chain.from_iterable(self._names.values())
 
     def __iter__(self) -> Iterator[Item]:
         for path in self.given:
-            items = self._listed() if path == "-" else chain.from_iterable(map(self._items_of, self._names[path]))
-            for item in items:
+            listed, any_name = path == "-", False
+            # a name in a list is no pattern
+            for name in self._lines() if listed else self._names[path]:
+                any_name = True
+                yield from self._counted(name, listed)
+            if not any_name:
+                self._note_empty(path)
+        if not self._place:
+            raise nothing_in(*self.given)
+
+    def _lines(self) -> Iterator[str]:
+        return lines_of(sys.stdin.buffer if self._stdin is None else self._stdin)
+
+    def _counted(self, name: str, listed: bool) -> Iterator[Item]:
+        """The items behind a name; of a list what is wrong with it is one, for the others are worth their rows."""
+        before = self._place, self.num_repeated
+        try:
+            for item in self._items_of(name):
                 self._place += 1
                 yield item
+        except InputError as error:
+            if not listed or isinstance(error, OutputPathError):
+                raise
+            self._place += 1
+            yield Item(name, ImageError(str(error), problem="unreadable"), "unusable")
+        if before == (self._place, self.num_repeated):
+            self._note_empty(name)
 
-    def _listed(self) -> Iterator[Item]:
-        """What a list on stdin names; a name in it is no pattern."""
-        empty = True
-        for name in lines_of(sys.stdin.buffer if self._stdin is None else self._stdin):
-            for item in self._items_of(name):
-                empty = False
-                yield item
-        if empty:
-            raise nothing_in("-")
+    def _note_empty(self, name: str) -> None:
+        self.num_empty += 1
+        if len(self._empty) < NUM_NAMED:
+            self._empty.append(name)
+
+    def told_empty(self) -> str | None:
+        """One line with the inputs so far that have no images; None if there are none."""
+        if not self.num_empty:
+            return None
+        more = f" and {self.num_empty - len(self._empty):,} more" if self.num_empty > len(self._empty) else ""
+        return f"no images in {', '.join(map(repr, self._empty))}{more}: passed over"
 
     @property
     def remote(self) -> bool:
@@ -78,7 +114,7 @@ class Sources:
         until, found = time.monotonic() + seconds, 0
         if "-" in self.given:
             return None
-        for name in chain.from_iterable(self._names.values()):
+        for name in self.named():
             if is_url(name) or is_tar(name) or is_parquet(name):
                 return None
             if not os.path.isdir(name):  # noqa: PTH112
@@ -95,17 +131,27 @@ class Sources:
         if is_url(name):
             from vivace.sources.remote import remote_items
 
-            for item in remote_items(name, self._left, max(0, self.done - self._place)):
+            self.reading(name)
+            for item in remote_items(name, self._left, max(0, self.done - self._place), reading=self.reading):
                 if self._is_new(item.name):
                     yield item
         elif os.path.isdir(name):  # noqa: PTH112
-            yield from (file_item(path) for path in images_below(name, self._left) if self._is_new(path))
+            for path in images_below(name, self._left):
+                if self._is_new(path):
+                    self.reading(path)
+                    yield file_item(path)
         elif not self._is_new(name):
             return
         elif not os.path.exists(name):  # noqa: PTH110
             # a tar or parquet file that is not there is not a damaged one
             yield file_item(name)
-        elif is_tar(name):
+        else:
+            self.reading(name)
+            yield from self._read(name)
+
+    def _read(self, name: str) -> Iterator[Item]:
+        """What is in a file."""
+        if is_tar(name):
             from vivace.sources.shards import tar_items
 
             yield from tar_items(name, self._left)
@@ -114,13 +160,13 @@ class Sources:
 
             yield from parquet_items(name, max(0, self.done - self._place))
         else:
-            yield file_item(name)
+            yield named_file_item(name)
 
     def _is_new(self, path: str) -> bool:
         """Whether this file was not named before."""
         if self._seen is None:
             return True
-        name = path if is_url(path) else os.path.abspath(path)  # noqa: PTH100
+        name = plain_url(path) if is_url(path) else os.path.abspath(path)  # noqa: PTH100
         key = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).digest()
         if key in self._seen:
             self.num_repeated += 1

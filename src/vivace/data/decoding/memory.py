@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["DECODING", "FREE", "READING", "Budget", "share_memory"]
 
@@ -40,6 +40,26 @@ class Budget:
             with self._changed:
                 self._held -= num_bytes
                 self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def hold_at_most(self, num_bytes: int) -> Iterator[Callable[[int], None]]:
+        """The same for what may turn out to be smaller: yields what gives back all but so many bytes, once."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + num_bytes <= self.capacity)
+            self._held += num_bytes
+        held = num_bytes
+
+        def keep(needed: int) -> None:
+            nonlocal held
+            with self._changed:
+                self._held -= max(0, held - needed)
+                held = min(held, needed)
+                self._changed.notify_all()
+
+        try:
+            yield keep
+        finally:
+            keep(0)
 
 
 # for encoded files, and for decoded pictures; a single image may take all of it

@@ -14,7 +14,16 @@ from vivace.data.decoding.formats import EXTENSIONS, FORMATS, HEAD_BYTES, REFUSE
 from vivace.data.layouts.splitnames import SYSTEM_FILES, is_system
 from vivace.errors import DataError
 
-__all__ = ["Listing", "Skipped", "check_inside", "is_candidate", "scan", "skipped_summary", "unreadable_folder"]
+__all__ = [
+    "LeftOut",
+    "Listing",
+    "Skipped",
+    "check_inside",
+    "is_candidate",
+    "scan",
+    "skipped_summary",
+    "unreadable_folder",
+]
 
 # kinds of skipped files that a summary names
 NUM_KINDS = 6
@@ -216,6 +225,18 @@ def heif_is_read() -> bool:
     return find_spec("pillow_heif") is not None
 
 
+class LeftOut(str):
+    """The name of a file that is skipped for a reason which its extension does not tell."""
+
+    __slots__ = ("reason",)
+
+    def __new__(cls, name: str, reason: str) -> LeftOut:
+        """reason: as in "3 links", plural."""
+        made = super().__new__(cls, name)
+        made.reason = reason
+        return made
+
+
 class Skipped:
     """Files that are skipped, counted by their kinds: a folder may hold millions."""
 
@@ -228,13 +249,19 @@ class Skipped:
         for name in names:
             self.append(name)
 
+    def __repr__(self) -> str:
+        return f"Skipped(num_files={self.num_files}, kinds={dict(self._kinds)}, folders={dict(self._folders)})"
+
     def __len__(self) -> int:
         """Number of files, and of folders of the system."""
         return self.num_files + self._folders.total()
 
     def append(self, name: str) -> None:
         """Count a file, or a folder whose name ends in a slash."""
-        if name.endswith(os.sep):
+        if isinstance(name, LeftOut):
+            self.num_files += 1
+            self._kinds[name.reason] += 1
+        elif name.endswith(os.sep):
             self._folders[os.path.basename(name[:-1])] += 1  # noqa: PTH119
         else:
             self.num_files += 1
