@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import socket
@@ -128,6 +129,10 @@ def test_more_than_an_image_may_have_is_not_held(server: Any, monkeypatch: pytes
         with pytest.raises(ImageError, match=r"too large for an image: .* has over 4,194,304 bytes") as caught:
             content_of(item)
         assert caught.value.problem == "bomb"
+        # nor kept by the error
+        del item
+        gc.collect()
+        assert not [found for found in gc.get_objects() if isinstance(found, io.BytesIO) and found.tell() > 1 << 20]
     # once for most images, and again with the memory for a large one
     assert asked == [f"/{name}.png" for name in ("endless", "told", "packed") for _ in range(2)]
     assert READING._held == 0

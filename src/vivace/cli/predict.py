@@ -56,7 +56,7 @@ class Options:
     out: Path | None = None
     """Write a row per image to this .csv, .jsonl or .parquet file."""
     overwrite: bool = False
-    """Replace the file that --out names if it is there; never an image that is read, nor a file of a bundle or run."""
+    """Replace the file that --out names if it is there; never one that is read, nor a file of a bundle or run."""
     resume: bool = False
     """Go on where the same command was killed; its output is that of a run that nothing stopped, to the last byte."""
     sort_into: Path | None = None

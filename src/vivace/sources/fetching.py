@@ -84,7 +84,8 @@ class _Fetch:
         try:
             self.content = self._read()
         except BaseException as error:
-            self.error = error
+            # its traceback would keep what was read as long as the image's error is kept
+            self.error = error.with_traceback(None)
         finally:
             self.ended.set()
 
@@ -104,7 +105,8 @@ class _Fetch:
 
 
 def _opened(system: Any, path: str) -> Any:
-    if not path.startswith(HTTP):
+    # not of what wraps it, such as a cache
+    if not path.startswith(HTTP) or type(system).__name__ != "HTTPFileSystem":
         return system.open(path, "rb")
     # one request, of the whole, as it is: by default there are three for a small file
     return system.open(path, "rb", block_size=0, size=1, headers={"Accept-Encoding": "identity"})
