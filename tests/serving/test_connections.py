@@ -106,6 +106,9 @@ FLOODS = {
     "trailers without end": (CHUNKED + b"0\r\n", b"X: y\r\n" * (READ // 6)),
     "an extension that never ends": (CHUNKED + b"5;a=", b"b" * READ),
     "chunks that are mostly extension": (CHUNKED, b"1;" + b"a" * 1000 + b"\r\nx\r\n"),
+    "what follows an upgrade": (b"Connection: Upgrade\r\nUpgrade: x\r\n\r\n", b"b" * READ),
+    "a header that never ends": (b"X: ", b"b" * READ),
+    "lines before a next request": (b"\r\n", b"\r\n" * (READ // 2)),
 }
 
 

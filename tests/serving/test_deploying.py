@@ -105,8 +105,13 @@ def test_what_would_be_ignored_is_refused(capsys: pytest.CaptureFixture[str]) ->
     for given, said in (
         (["--grpc-port", "0"], "--grpc-port is out of range: got 0"),
         (["--grpc-port", "8000"], "--grpc-port is the port of HTTP in what is printed: got 8000"),
-        (["--port", "9000"], "--port would be ignored: got 9000 and --print"),
-        (["--max-batch", "4"], "--max-batch would be ignored: got 4 and --print"),
+        (["--port", "0"], "--port is out of range: got 0"),
+        (["--port", "80"], "--port is out of range: got 80"),
+        (["--host", "127.0.0.2"], "--host would be ignored: got 127.0.0.2 and --print"),
+        (["--token", "file"], "--token would be ignored: got file and --print"),
+        (["--max-batch", "0"], "--max-batch"),
+        (["--max-wait", "soon"], "--max-wait is no time: got 'soon'"),
+        (["--allow-host", 'a"b'], "--allow-host is no name"),
     ):
         assert main(["serve", "--print", "k8s", *given]) == 2
         assert said in capsys.readouterr().err
@@ -115,3 +120,42 @@ def test_what_would_be_ignored_is_refused(capsys: pytest.CaptureFixture[str]) ->
 def test_more_than_one_bundle_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", f"a={folder}", f"b={folder}", "--print", "k8s"]) == 2
     assert "--print is for one bundle: got 2" in capsys.readouterr().err
+
+
+def test_options_of_the_server_are_in_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--port", "9000", "--grpc-port", "9001", "--max-batch", "8", "--max-wait", "2ms", "--queue", "9"]
+    given += ["--max-body", "64", "--threads", "4", "--drain", "20", "--allow-host", "a.example, b.example"]
+    # as the server takes them, in whatever order
+    expected = [*given[:-1], "a.example,b.example", "--log", "requests"]
+    pairs = set(zip(expected[::2], expected[1::2], strict=True))
+
+    def told(kind: str) -> str:
+        assert main(["serve", "--print", kind, *given, "--log", "requests"]) == 0
+        return capsys.readouterr().out
+
+    def found(args: list[str]) -> set[tuple[str, str]]:
+        return set(zip(args[::2], args[1::2], strict=True))
+
+    docker = told("docker")
+    assert found(json.loads(docker.rpartition("CMD ")[2])[1:]) == pairs | {("--host", "0.0.0.0")}
+    assert "EXPOSE 9000 9001" in docker
+    assert "-p 9000:9000 -p 9001:9001" in docker
+    assert "127.0.0.1:9000/readyz" in docker
+    assert "8000" not in docker
+    deployment, service = yaml.safe_load_all(told("k8s"))
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert found(container["args"][1:]) == pairs | {("--host", "0.0.0.0")}
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"http": 9000, "grpc": 9001}
+    assert service["spec"]["ports"][0]["targetPort"] == "http"
+    assert pod["terminationGracePeriodSeconds"] == 60
+    (kserve,) = yaml.safe_load_all(told("kserve"))
+    (container,) = kserve["spec"]["predictor"]["containers"]
+    assert found(container["args"][1:]) == pairs | {("--host", "0.0.0.0")}
+    assert [port["containerPort"] for port in container["ports"]] == [9000, 9001]
+    assert container["readinessProbe"]["httpGet"]["port"] == 9000
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string(told("systemd"))
+    assert found(unit["Service"]["ExecStart"].split()[3:]) == pairs
+    assert unit["Service"]["TimeoutStopSec"] == "60"

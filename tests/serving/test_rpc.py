@@ -225,11 +225,13 @@ def test_a_full_queue_and_a_deadline_are_told_and_work_of_a_client_that_left_is_
 
 
 def test_sigterm_answers_the_calls_that_were_taken(graph_folder: Path) -> None:
-    """And then takes no more."""
+    """And then takes no more. What clients do wrong makes gRPC's library write no lines of its own."""
     found: list[Any] = []
     with process({"graph": graph_folder}, grpc_port=0, drain_seconds=0.5) as (running, _):
         address = running.grpc_address  # type: ignore[attr-defined]
         with triton.InferenceServerClient(address) as client:
+            with pytest.raises(triton.InferenceServerException, match="gzip"):
+                client.infer("graph", [tensor(pixels(8), "UINT8")], compression_algorithm="gzip")
             told = threading.Event()
 
             def note(result: Any, error: Any) -> None:
@@ -246,6 +248,9 @@ def test_sigterm_answers_the_calls_that_were_taken(graph_folder: Path) -> None:
             # those that came after the end are refused as such, and none is lost without a word
             assert {error.status() for error in found if error is not None} <= {"StatusCode.UNAVAILABLE"}
             assert sum(error is None for error in found) >= 20
+        assert running.stderr is not None
+        for line in running.stderr:
+            assert line.startswith("{"), line
 
 
 def test_a_missing_extra_a_taken_port_and_one_port_for_both_are_said_in_one_line(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import time
 
 import pytest
 
-from vivace.serving.web.logs import MAX_WAITING, Log
+from vivace.serving.web.logs import MAX_LINES_PER_SECOND, MAX_WAITING, Log, libraries_logged
 
 PROGRAM = """
 from vivace.serving.web.logs import Log
@@ -57,3 +59,24 @@ def test_a_process_ends_though_nobody_reads_its_log() -> None:
         assert running.stdout is not None
         assert running.stdout.read() == "False\n"
         assert running.wait(60) == 0
+
+
+def test_what_libraries_say_becomes_lines_of_the_log_and_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vivace.serving.web.logs.time.time", lambda: 1e9)
+    stream = io.StringIO()
+    log = Log("problems", stream)
+    with libraries_logged(log):
+        # of what a client sent, its refusal tells
+        logging.getLogger("python_multipart.multipart").warning("Expected boundary character 45, got 120 at index 2")
+        for number in range(2 * MAX_LINES_PER_SECOND):
+            logging.getLogger("some.library").warning("line\n%d", number)
+        assert log.flush(60)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["message"] for line in lines] == [f"line\n{number}" for number in range(MAX_LINES_PER_SECOND)]
+    assert {(line["event"], line["logger"]) for line in lines} == {("library", "some.library")}
+    logging.getLogger("some.library").warning("later")
+    assert log.flush(60)
+    assert len(stream.getvalue().splitlines()) == MAX_LINES_PER_SECOND
+    assert "boundary" not in capsys.readouterr().err

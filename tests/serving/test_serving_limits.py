@@ -130,6 +130,37 @@ def test_what_is_compressed_or_of_another_kind_is_not_unpacked(shared: Client) -
     # curl's --data-binary says that a form comes: it is the bytes that count
     kind = {"content-type": "application/x-www-form-urlencoded"}
     assert shared.post("/predict", content=png(0), headers=kind).status_code == 200
+    # its -d leaves out the ends of lines
+    spoilt = png(0).replace(b"\n", b"").replace(b"\r", b"")
+    for path in ("/predict", "/"):
+        refused = shared.post(path, content=spoilt, headers=kind)
+        assert refused.status_code in (415, 422)
+        assert "use --data-binary @one.jpg" in refused.json()["error"]
+        assert "--data-binary" not in shared.post(path, content=spoilt).json()["error"]
+
+
+def test_what_is_forgotten_is_said(shared: Client) -> None:
+    for path in ("/predict", "/", "/heatmap", "/models/plain"):
+        refused = shared.post(path)
+        assert (refused.status_code, refused.json()["code"]) == (422, "empty")
+        assert "the body is empty: got 0 bytes" in refused.json()["error"]
+    content = part("image", b"hello", filename=None) + b"--b--\r\n"
+    refused = shared.post("/predict", content=content, headers=BOUNDARY)
+    assert refused.json()["error"].endswith("An image is to be a file: curl -F image=@one.jpg")
+    for path in ("/v2/models/stats", "/v2/models/plain/stats", "/v2/models/plain/versions/1/stats"):
+        refused = shared.get(path)
+        assert (refused.status_code, refused.json()["code"]) == (404, "statistics")
+        assert "/metrics" in refused.json()["error"]
+
+
+def test_more_images_than_the_queue_holds_are_no_reason_to_try_again(folder: Path) -> None:
+    with answering({"plain": folder}, queue=3) as client:
+        files = [("image", (f"{number}.png", png(0))) for number in range(4)]
+        refused = client.post("/predict", files=files)
+        assert (refused.status_code, refused.json()["code"]) == (413, "too_many")
+        assert "a request may have at most 3" in refused.json()["error"]
+        assert "retry-after" not in refused.headers
+        assert client.post("/predict", files=files[:3]).status_code == 200
 
 
 def test_methods_that_a_path_lacks_are_refused_and_head_is_get_without_a_body(shared: Client) -> None:
@@ -269,7 +300,14 @@ def test_names_come_from_folders_and_must_differ(tmp_path: Path) -> None:
         "other": Path("x/photos"),
     }
     assert list(named([str(tmp_path / "a=b")])) == ["a-b"]
-    for wrong, says in (([], "BUNDLE is missing"), (["x/photos", "y/photos"], "two bundles"), (["..%2f=x"], "letters")):
+    assert list(named(["photos=x/花朵"])) == ["photos"]
+    for wrong, says in (
+        ([], "BUNDLE is missing"),
+        (["x/photos", "y/photos"], "two bundles"),
+        (["..%2f=x"], "letters"),
+        (["x/花朵"], "ASCII letters.*got '花朵'. Give one before the folder: NAME=x/花朵"),
+        (["花=x/photos"], "got '花'. Give one before the folder: NAME=x/photos"),
+    ):
         with pytest.raises(ConfigError, match=says):
             named(wrong)
 

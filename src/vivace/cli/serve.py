@@ -1,6 +1,6 @@
 """Answer requests over HTTP with BUNDLES: Open Inference Protocol v2, Hugging Face's clients, POST /predict.
 
-Ends with 0 after SIGTERM or Ctrl-C, once what was taken is answered. SIGHUP opens the bundles anew.
+Ends with 0 after SIGTERM or Ctrl-C, once what was taken is answered. SIGHUP opens the bundles anew, once they are open.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -27,8 +27,13 @@ BUNDLES = tyro.constructors.PrimitiveConstructorSpec(
     is_instance=lambda value: isinstance(value, Paths),
     str_from_instance=list,
 )
-# options that what --print writes depends on
-PRINTED = ("bundles", "grpc_port", "print_", "json")
+# options that what --print writes can't have: it says itself where to listen and where the token is
+UNPRINTED = {
+    "host": "it listens beyond the container, the unit on 127.0.0.1",
+    "token": "the token is a secret or credential there",
+}
+# those that go into it as they are
+PASSED = ("allow_host", "threads", "max_batch", "max_wait", "queue", "max_body", "drain", "log")
 # parameters of the settings that have another name here
 PARAMETERS = {"max_body_bytes": "--max-body", "drain_seconds": "--drain"}
 
@@ -68,8 +73,8 @@ class Options:
     print_: Annotated[
         Literal["docker", "k8s", "kserve", "systemd"] | None, tyro.conf.arg(name="print", help_behavior_hint="")
     ] = None
-    """Print a file that runs the server elsewhere, with --grpc-port if given, and end: a Dockerfile, manifests of
-    Kubernetes or KServe, a unit."""
+    """Print a file that runs the server elsewhere, with the other options that are given, and end: a Dockerfile,
+    manifests of Kubernetes or KServe, a unit."""
     json: bool = False
     """Print the address as one JSON object once requests are taken."""
 
@@ -77,8 +82,9 @@ class Options:
 def run(options: Options) -> int:
     """Serve until a signal comes."""
     from vivace.serving.collecting import collecting_later
+    from vivace.serving.starting import hangups_remembered
 
-    with collecting_later() as ready:
+    with hangups_remembered(), collecting_later() as ready:
         return _run(options, ready)
 
 
@@ -90,15 +96,16 @@ def _run(options: Options, collect: Callable[[], None]) -> int:
     from vivace.serving.settings import Settings, read_token
 
     if options.print_ is not None:
-        return print_file(options)
+        check_unused(options)
     check_whole("max_body", options.max_body)
     if options.threads is not None:
         check_whole("threads", options.threads)
     settings = Settings(
         host=options.host,
-        port=options.port,
-        grpc_port=options.grpc_port,
-        token=read_token(options.token),
+        # what is printed has ports and a token of its own, which are looked at there
+        port=options.port if options.print_ is None else 0,
+        grpc_port=options.grpc_port if options.print_ is None else None,
+        token=read_token(options.token) if options.print_ is None else None,
         allow_hosts=tuple(name.strip() for name in (options.allow_host or "").split(",") if name.strip()),
         max_batch=options.max_batch,
         max_wait_ms=milliseconds(options.max_wait),
@@ -107,6 +114,8 @@ def _run(options: Options, collect: Callable[[], None]) -> int:
         drain_seconds=options.drain,
         log=options.log,
     )
+    if options.print_ is not None:
+        return print_file(options)
     folders = named(list(options.bundles))
 
     def ready(url: str, application: Application) -> None:
@@ -130,14 +139,21 @@ def print_file(options: Options) -> int:
     from vivace.serving.deploying.files import printed
 
     assert options.print_ is not None
-    check_unused(options)
     if len(options.bundles) > 1:
         raise ConfigError(f"--print is for one bundle: got {len(options.bundles)}. Add the others to what it prints.")
     name, runtime = "bundle", PORTABLE
     if options.bundles:
         ((name, folder),) = named(list(options.bundles)).items()
         runtime = load_bundle(folder).info.runtime
-    text = printed(options.print_, name, runtime, grpc_port=options.grpc_port)
+    given = _given(options)
+    text = printed(
+        options.print_,
+        name,
+        runtime,
+        port=options.port if "port" in given else None,
+        grpc_port=options.grpc_port,
+        options={f"--{one.replace('_', '-')}": _written(given[one]) for one in PASSED if one in given},
+    )
     if options.json:
         print_json("serve", {"url": None, "grpc": None, "bundles": [], "file": text})
     else:
@@ -147,12 +163,24 @@ def print_file(options: Options) -> int:
 
 def check_unused(options: Options) -> None:
     """Raises ConfigError for an option that what --print writes would not have."""
-    for field in dataclasses.fields(options):
-        if field.name not in PRINTED and getattr(options, field.name) != field.default:
+    given = _given(options)
+    for name, why in UNPRINTED.items():
+        if name in given:
             raise ConfigError(
-                f"--{field.name.replace('_', '-')} would be ignored: got {getattr(options, field.name)} and --print. "
-                "Leave it out, and write it into what is printed."
+                f"--{name} would be ignored: got {given[name]} and --print, and {why}. Leave it out, and write another "
+                "into what is printed."
             )
+
+
+def _written(value: Any) -> str:
+    """A value as it stands on a command line, without spaces."""
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+
+
+def _given(options: Options) -> dict[str, Any]:
+    """The options that are not as they are by default."""
+    pairs = ((field, getattr(options, field.name)) for field in dataclasses.fields(options))
+    return {field.name: value for field, value in pairs if value != field.default}
 
 
 def milliseconds(text: str | None) -> float | None:

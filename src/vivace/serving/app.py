@@ -110,6 +110,8 @@ class Application:
             ("GET", "/v2/models/{name}/versions/{version}", v2.model),
             ("GET", "/v2/models/{name}/versions/{version}/ready", v2.model_ready),
             ("POST", "/v2/models/{name}/versions/{version}/infer", v2.infer),
+            ("GET", "/v2/models/{name}/stats", v2.statistics),
+            ("GET", "/v2/models/{name}/versions/{version}/stats", v2.statistics),
             ("GET", "/openapi.json", self._openapi),
             ("GET", "/", page_file),
             ("GET", "/page/{file}", page_file),

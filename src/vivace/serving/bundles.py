@@ -39,15 +39,17 @@ def named(folders: list[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for given in folders:
         name, separator, place = given.partition("=")
+        shown = name
         if not separator or Path(given).exists():
             folder = Path(given)
             # a run's bundle lies in a folder of that name, in the run's
             parts = [part for part in folder.absolute().parts if part not in ("/", "bundle")]
-            name, place = re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1] if parts else "bundle").strip(".-_"), given
+            shown = parts[-1] if parts else "bundle"
+            name, place = re.sub(r"[^A-Za-z0-9._-]+", "-", shown).strip(".-_"), given
         if not NAME.fullmatch(name):
             raise ConfigError(
-                f"a bundle's name is to be letters, digits, and ._- after the first: got {name[:80]!r}. Give one: "
-                "photos=runs/photos"
+                "a bundle's name is part of URLs, of ASCII letters, digits, and ._- after the first: got "
+                f"{shown[:80]!r}. Give one before the folder: NAME={place[:200]}"
             )
         if name in found:
             raise ConfigError(

@@ -4,6 +4,8 @@ SIGTERM    not ready; answers what was sent for `drain_seconds`, then what was t
 SIGINT     the same without waiting for more
 SIGHUP     opens the bundles anew
 a second SIGTERM or SIGINT ends at once
+
+While the server starts, SIGTERM and SIGINT end it, and SIGHUP is remembered.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import signal
 import socket
 import sys
@@ -23,11 +24,14 @@ from vivace import systems
 from vivace.errors import ConfigError
 from vivace.serving.app import Application, check_libraries
 from vivace.serving.settings import Settings
-from vivace.serving.web.logs import Log
+from vivace.serving.starting import Hangups, Stopped, hangups_remembered, stops_raised
+from vivace.serving.web.logs import Log, libraries_logged
 
 __all__ = ["bound_socket", "serve"]
 
 BACKLOG = 1024
+# between two looks at whether to end at once
+LOOK_SECONDS = 0.1
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -69,14 +73,17 @@ def serve(
         from vivace.serving.rpc.listening import check_grpc
 
         check_grpc()
-    with contextlib.closing(bound_socket(settings.host, settings.port)) as listening:
-        log = Log(settings.log)
+    log = Log(settings.log)
+    with contextlib.closing(bound_socket(settings.host, settings.port)) as listening, hangups_remembered() as hangups:
         try:
-            application = Application(folders, settings, threads=threads, log=log)
-            host, port = listening.getsockname()[:2]
-            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            with _libraries_log(log), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(_serve(application, listening, lambda: ready(url, application)))
+            with stops_raised(), libraries_logged(log):
+                application = Application(folders, settings, threads=threads, log=log)
+                host, port = listening.getsockname()[:2]
+                url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                    runner.run(_serve(application, listening, lambda: ready(url, application), hangups))
+        except Stopped as stopped:
+            log.event("stopped", signal=signal.Signals(stopped.number).name, while_starting=True)
         finally:
             log.flush()
 
@@ -90,7 +97,9 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
-async def _serve(application: Application, listening: socket.socket, ready: Callable[[], None]) -> None:
+async def _serve(
+    application: Application, listening: socket.socket, ready: Callable[[], None], hangups: Hangups
+) -> None:
     import uvicorn
 
     from vivace.serving.web.connections import connection_class, sweep
@@ -135,12 +144,21 @@ async def _serve(application: Application, listening: socket.socket, ready: Call
     )
     server = Server(config)
     sweeping = asyncio.create_task(sweep(server.server_state.connections))
-    with _signals(application, server):
+    with _signals(application, server, hangups):
         async with _rpc_server(application) as application.grpc_address:
             await server.serve(sockets=[listening])
-    sweeping.cancel()
-    await application.stop()
+        sweeping.cancel()
+        await _stopped(application)
     log.event("stopped")
+
+
+async def _stopped(application: Application) -> None:
+    """Answer what was taken and end the threads; given up once a second signal comes."""
+    stopping = asyncio.ensure_future(application.stop())
+    while not stopping.done() and not application.stops_at_once:
+        await asyncio.wait([stopping], timeout=LOOK_SECONDS)
+    if stopping.done():
+        stopping.result()
 
 
 def _rpc_server(application: Application) -> contextlib.AbstractAsyncContextManager[str | None]:
@@ -165,7 +183,7 @@ def _waiting(servers: list[Any], listening: socket.socket) -> list[socket.socket
 
 
 @contextlib.contextmanager
-def _signals(application: Application, server: Any) -> Iterator[None]:
+def _signals(application: Application, server: Any, hangups: Hangups) -> Iterator[None]:
     loop, log, tasks = asyncio.get_running_loop(), application.log, set[Any]()
 
     def stop(number: int) -> None:
@@ -201,30 +219,10 @@ def _signals(application: Application, server: Any) -> Iterator[None]:
     except ValueError:
         # in another thread than the main one a program has its own way to stop it
         pass
+    if hangups.came:
+        reload()
     try:
         yield
     finally:
         for number, handler_before in before.items():
             signal.signal(number, handler_before)
-
-
-@contextlib.contextmanager
-def _libraries_log(log: Log) -> Iterator[None]:
-    """What uvicorn and asyncio report as errors becomes lines of our log, without their tracebacks."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            error = record.exc_info[1] if record.exc_info else None
-            log.event("library", level="error", message=record.getMessage()[:300], error=repr(error)[:300])
-
-    handler = Handler(logging.ERROR)
-    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-            logger.propagate = True

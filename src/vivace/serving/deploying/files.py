@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
@@ -18,10 +21,14 @@ KINDS = {"docker": "Dockerfile", "k8s": "k8s.yaml", "kserve": "kserve.yaml", "sy
 # what a server of a graph needs of vivace's own requirements: neither torch nor what trains
 WITHOUT_TORCH = ("numpy", "pillow", "pyyaml", "rich", "safetensors", "simplejpeg", "tyro")
 SERVE = ("httptools", "prometheus-client", "python-multipart", "starlette", "uvicorn", "uvloop")
-
-
-# of HTTP, in the templates
-HTTP_PORTS = (8000, 8080)
+# of HTTP, where none is given
+PORTS = {"docker": 8000, "k8s": 8000, "kserve": 8080, "systemd": 8000}
+# of those below, what the files run as may have none
+LEAST_PORT = 1024
+# how long requests are still taken: endpoints are removed meanwhile
+DRAIN = {"k8s": "5", "kserve": "5"}
+# seconds beside it: what was taken is answered in 30, and a little more
+GRACE, LEAST_GRACE = 40, 45
 GRPC = ("grpcio", "protobuf")
 # what stands where gRPC is spoken, at port $port; nothing else
 WITH_GRPC = {
@@ -39,18 +46,31 @@ WITH_GRPC = {
 }
 
 
-def printed(kind: str, name: str, runtime: str = REFERENCE, *, grpc_port: int | None = None) -> str:
+def printed(
+    kind: str,
+    name: str,
+    runtime: str = REFERENCE,
+    *,
+    port: int | None = None,
+    grpc_port: int | None = None,
+    options: Mapping[str, str] | None = None,
+) -> str:
     """The file of a kind, for a bundle of this name and runtime.
 
-    grpc_port: of Open Inference Protocol over gRPC; None: it is not spoken. Raises ConfigError for an unknown kind, and
-    for a port that is none or that of HTTP.
+    port: of HTTP; None: 8000, of KServe 8080. grpc_port: of Open Inference Protocol over gRPC; None: it is not spoken.
+    options: further options of the server with their values, such as {"--queue": "9"}; neither their names nor their
+    values have quotes, spaces or %. Raises ConfigError for an unknown kind, and for ports that can't be had.
     """
     if kind not in KINDS:
         raise ConfigError(f"`print` is unknown: got {kind!r:.80}.{nearest(kind, KINDS)} Known: {', '.join(KINDS)}.")
+    options = dict(options or {})
+    # a manifest names them, so they can't be any that is free
+    if port is not None:
+        check_range("port", port, LEAST_PORT, 65535)
+    http_port = port or PORTS[kind]
     if grpc_port is not None:
-        # a manifest names it, so it can't be any that is free
-        check_range("grpc_port", grpc_port, 1, 65535)
-        if grpc_port in HTTP_PORTS:
+        check_range("grpc_port", grpc_port, LEAST_PORT, 65535)
+        if grpc_port == http_port:
             raise ConfigError(f"grpc_port is the port of HTTP in what is printed: got {grpc_port}. Give another one.")
     row = RUNTIMES[runtime]
     needed = " ".join([*WITHOUT_TORCH, *SERVE, *(GRPC if grpc_port else ()), str(row.library)])
@@ -61,7 +81,31 @@ def printed(kind: str, name: str, runtime: str = REFERENCE, *, grpc_port: int | 
     # what Kubernetes takes as a name
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "bundle"
     grpc = {key: Template(text).substitute(port=grpc_port) if grpc_port else "" for key, text in WITH_GRPC.items()}
-    return _filled(KINDS[kind], install=install.rstrip(), name=name, label=label, **grpc)
+    drain = options.get("--drain", DRAIN.get(kind, "1"))
+    if kind in DRAIN:
+        # it has its place there
+        options.pop("--drain", None)
+    if kind in ("docker", "k8s") and port is not None:
+        options["--port"] = str(port)
+    return _filled(
+        KINDS[kind],
+        install=install.rstrip(),
+        name=name,
+        label=label,
+        http_port=str(http_port),
+        options="".join(_written(kind, option, value) for option, value in options.items()),
+        drain=drain,
+        grace=str(max(LEAST_GRACE, math.ceil(float(drain)) + GRACE)),
+        **grpc,
+    )
+
+
+def _written(kind: str, option: str, value: str) -> str:
+    """An option behind others, as the file of this kind has them."""
+    if kind == "systemd":
+        return f" {option} {value}"
+    # JSON is YAML too
+    return f', "{option}", {json.dumps(value)}' if kind == "docker" else f", {option}, {json.dumps(value)}"
 
 
 def _filled(template: str, **values: str) -> str:

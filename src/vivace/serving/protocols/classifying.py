@@ -75,11 +75,13 @@ class Classifying:
 
     def job(self, images: Sequence[bytes | np.ndarray], *, seconds: float | None = None, live: bool = True) -> Job:
         """The images of a request, to be classified within so many seconds. Raises Refusal: 413, or 422 for a URL."""
-        if len(images) > self.settings.max_images:
+        # what the queue can't hold even when it is empty is no reason to try again
+        most = min(self.settings.max_images, self.settings.queue)
+        if len(images) > most:
             raise Refusal(
                 413,
                 "too_many",
-                f"too many images: got {len(images)}, a request may have {self.settings.max_images}. Send several.",
+                f"too many images: got {len(images)}, a request may have at most {most}. Send several requests.",
             )
         job = Job(images, self.settings.answer_seconds if seconds is None else seconds, live=live)
         for item in job.items:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vivace.serving.protocols.classifying import Classifying, check_topk, from_base64
-from vivace.serving.web.bodies import media_type, parsed_json, read_body
+from vivace.serving.web.bodies import check_sent, media_type, of_form, parsed_json, read_body
 from vivace.serving.web.exchange import json_response
 from vivace.serving.web.refusals import Refusal
 
@@ -30,13 +30,14 @@ class HuggingFace:
         """Classify one image; the labels with their scores, the likeliest first."""
         served = self._classifying.bundle_for(request, request.path_params.get("name"))
         body = await read_body(request, self._classifying.settings)
+        check_sent(body)
         topk = 5
         if media_type(request) == "application/json":
             body, topk = _of_json(await parsed_json(body))
         (item,) = await self._classifying.items(request, served, [body])
         if item.probs is None:
             assert item.error is not None
-            raise item.error
+            raise of_form(request, item.error)
         ranked = served.predictor.prediction_of("", item.probs, topk).topk
         answer = [{"label": label, "score": probability} for label, probability in ranked]
         return json_response(json.dumps(answer).encode())

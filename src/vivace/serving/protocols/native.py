@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vivace.serving.protocols.classifying import Classifying, check_live, check_topk, plain_prediction, prediction_of
-from vivace.serving.web.bodies import File, media_type, read_body, read_form
+from vivace.serving.web.bodies import File, check_sent, media_type, of_form, read_body, read_form
 from vivace.serving.web.exchange import exchange_of, json_response, parameters_of
 from vivace.serving.web.refusals import Refusal
 
@@ -47,7 +47,9 @@ class Native:
         elif kind == "application/json":
             raise Refusal(415, "json", "the body is JSON. Send an image's bytes, or files as multipart/form-data.")
         else:
-            files = (File("image 0", await read_body(request, settings)),)
+            body = await read_body(request, settings)
+            check_sent(body)
+            files = (File("image 0", body),)
         topk, live = check_topk(asked.get("topk")), check_live(asked.get("live"))
         if not files:
             raise Refusal(
@@ -62,7 +64,7 @@ class Native:
             else:
                 failures.append((file.name, item.error))
         if not predictions:
-            raise _worst([error for _, error in failures if error is not None])
+            raise of_form(request, _worst([error for _, error in failures if error is not None]))
         answer = {
             "bundle": served.name,
             "generation": served.generation,
@@ -81,7 +83,9 @@ class Native:
         asked = parameters_of(request)
         _check_known(asked, "parameter", HEAT_PARAMETERS)
         served = self._classifying.bundle_for(request, asked.get("bundle"))
-        picture = await served.heat.png(await read_body(request, self._classifying.settings), asked.get("label"))
+        body = await read_body(request, self._classifying.settings)
+        check_sent(body)
+        picture = await served.heat.png(body, asked.get("label"))
         return Response(picture, 200, {"content-type": "image/png", "cache-control": "no-store"})
 
     async def bundles(self, request: Request) -> Response:
@@ -94,8 +98,10 @@ class Native:
 def _check_known(given: dict[str, Any], what: str, known: tuple[str, ...] = PARAMETERS) -> None:
     for name in given:
         if name not in known:
+            # the @ is easily forgotten
+            file = " An image is to be a file: curl -F image=@one.jpg" if what == "field" else ""
             raise Refusal(
-                422, "unknown_parameter", f"the {what} is unknown: got {name[:40]!r}. Known: {', '.join(known)}."
+                422, "unknown_parameter", f"the {what} is unknown: got {name[:40]!r}. Known: {', '.join(known)}.{file}"
             )
 
 

@@ -33,6 +33,7 @@ from vivace.serving.protocols.inference import (
 from vivace.serving.protocols.tensors import encoded_texts
 from vivace.serving.web.bodies import parsed_json, read_body
 from vivace.serving.web.exchange import json_response
+from vivace.serving.web.refusals import Refusal
 
 __all__ = ["OpenInference"]
 
@@ -59,11 +60,19 @@ class OpenInference:
 
     async def model(self, request: Request) -> Response:
         """What a bundle takes and gives."""
+        bundles = self._classifying.bundles
+        if request.path_params["name"] == "stats" and "stats" not in bundles.names:
+            # the statistics of all of them
+            return await self.statistics(request)
         return _json(described(self._named(request)))
 
     async def model_ready(self, request: Request) -> Response:
         """Whether a bundle takes requests."""
         return _json({"name": self._named(request).name, "ready": self._ready()}, status=200 if self._ready() else 503)
+
+    async def statistics(self, request: Request) -> Response:
+        """Refuse Triton's extension of this name."""
+        raise Refusal(404, "statistics", "there are no statistics in this protocol: they are at /metrics. Read these.")
 
     async def infer(self, request: Request) -> Response:
         """Classify the images of one input tensor."""

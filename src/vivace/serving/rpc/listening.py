@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ UNCOMPRESSED = 1
 
 def check_grpc() -> None:
     """Raises MissingExtra unless grpcio and protobuf are installed."""
+    # read when it is imported: else its library in C writes lines of its own on stderr, as many as clients cause
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for library, module in (("grpcio", "grpc"), ("protobuf", "google.protobuf")):
         try:
             __import__(module)

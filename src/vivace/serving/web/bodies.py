@@ -16,7 +16,7 @@ from vivace.serving.settings import Settings
 from vivace.serving.web.exchange import BROKEN, WHOLE, exchange_of, header_of
 from vivace.serving.web.refusals import Refusal, too_busy
 
-__all__ = ["File", "Form", "media_type", "parsed_json", "read_body", "read_form"]
+__all__ = ["File", "Form", "check_sent", "media_type", "of_form", "parsed_json", "read_body", "read_form"]
 
 # a client that is refused for its size reads the refusal only once it has sent all: so much is read and thrown away
 MAX_DISCARDED, DISCARD_SECONDS = 64 << 20, 2.0
@@ -43,6 +43,25 @@ class Form:
 
     files: tuple[File, ...]
     fields: dict[str, str]
+
+
+def check_sent(body: bytes) -> None:
+    """Raises Refusal (422) for a body of no bytes, where an image is to be."""
+    if not body:
+        raise Refusal(
+            422,
+            "empty",
+            "the body is empty: got 0 bytes in place of an image. Send its bytes (curl --data-binary @one.jpg) or "
+            "files (curl -F image=@one.jpg).",
+        )
+
+
+def of_form(request: Request, error: Refusal) -> Refusal:
+    """The refusal of an image, with how to fix it where curl's -d has sent it, which leaves out ends of lines."""
+    if media_type(request) != "application/x-www-form-urlencoded" or error.status not in (415, 422):
+        return error
+    text = f"{error} The Content-Type is that of a form: if curl -d sent it, use --data-binary @one.jpg."
+    return Refusal(error.status, error.code, text)
 
 
 def media_type(request: Request) -> str:

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
-__all__ = ["Log"]
+__all__ = ["Log", "libraries_logged"]
 
 # more are counted: refusing is cheaper than writing that one refused
 MAX_LINES_PER_SECOND = 200
 # lines that nobody has taken yet; then they are counted too
 MAX_WAITING = 1000
 FLUSH_SECONDS = 1.0
+# events that clients cause; what happens to the server itself is always written
+BOUNDED = ("request", "library")
+# loggers → the least level of what is written of them: what a client sends is said by its refusal
+LIBRARIES = {"": logging.WARNING, "uvicorn.error": logging.ERROR, "asyncio": logging.ERROR}
+SILENT = ("python_multipart", "multipart")
 
 
 class Log:
@@ -45,7 +52,7 @@ class Log:
                     self._put(now, "warning", "lines_dropped", {"count": self._dropped})
                     self._dropped = 0
                 self._second, self._lines = int(now), 0
-            if full or (self._lines >= MAX_LINES_PER_SECOND and event == "request"):
+            if full or (self._lines >= MAX_LINES_PER_SECOND and event in BOUNDED):
                 self._dropped += 1
                 return
             self._lines += 1
@@ -93,3 +100,33 @@ def _write(line: str, stream: TextIO) -> None:
     left = line.encode() + b"\n"
     while left:
         left = left[os.write(number, left) :]
+
+
+@contextlib.contextmanager
+def libraries_logged(log: Log) -> Iterator[None]:
+    """Within the block, what libraries report as problems becomes lines of the log, without their tracebacks."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            error = record.exc_info[1] if record.exc_info else None
+            told = {"message": record.getMessage()[:300], "logger": record.name}
+            log.event("library", level="error", **told, error=repr(error)[:300])
+
+    before: list[tuple[logging.Logger, logging.Handler, int, bool]] = []
+    for name, level in LIBRARIES.items():
+        logger, handler = logging.getLogger(name), Handler(level)
+        before.append((logger, handler, logger.level, logger.propagate))
+        logger.addHandler(handler)
+        logger.propagate = not name
+    for name in SILENT:
+        logger, none = logging.getLogger(name), logging.NullHandler()
+        before.append((logger, none, logger.level, logger.propagate))
+        logger.addHandler(none)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, added, level, propagates in before:
+            logger.removeHandler(added)
+            logger.setLevel(level)
+            logger.propagate = propagates
