@@ -41,25 +41,30 @@ EXIT_STATUSES = """exit status:
 
 def program() -> NoReturn:
     """The command `vivace`: run the command line and end the process."""
-    from vivace.cli.common import TRACEBACK, tell, unexpected
-    from vivace.cli.streams import open_missing_streams
+    from vivace.cli.terminated import TERMINATED, Terminated, termination_raised
 
-    open_missing_streams()
-    if not os.environ.get(TRACEBACK):
-        # whoever waits for the thread gets its error; a traceback in between would help nobody
-        threading.excepthook = lambda thrown: tell(unexpected(thrown.exc_value)) if thrown.exc_value else None
-    try:
-        status = main()
-    except KeyboardInterrupt:
-        tell("stopped")
-        status = 130
-    except BrokenPipeError:
-        status = 0
-    except Exception as error:
-        if os.environ.get(TRACEBACK):
-            raise
-        tell(unexpected(error))
-        status = 1
+    with contextlib.ExitStack() as hangups:
+        try:
+            # before all else is loaded, which takes a while
+            with termination_raised():
+                if sys.argv[1:2] == ["serve"]:
+                    # whoever runs it as a service may ask it to reload at any time, which would end it
+                    from vivace.serving.starting import hangups_remembered
+
+                    hangups.enter_context(hangups_remembered())
+                status = _status()
+        except KeyboardInterrupt as error:
+            by_term = isinstance(error, Terminated)
+            status = TERMINATED if by_term else 130
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                sys.stderr.write("stopped by SIGTERM\n" if by_term else "stopped\n")
+        _end(status)
+
+
+def _end(status: int) -> NoReturn:
+    """Write out what was printed, and end the process."""
+    from vivace.cli.common import tell
+
     # unloading torch and its compiler takes Python a second, and all of our files are written by now
     atexit._run_exitfuncs()
     try:
@@ -75,6 +80,26 @@ def program() -> NoReturn:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     os._exit(status)
+
+
+def _status() -> int:
+    """The exit status of `main`, with what it raises told in a line."""
+    from vivace.cli.common import TRACEBACK, tell, unexpected
+    from vivace.cli.streams import open_missing_streams
+
+    open_missing_streams()
+    if not os.environ.get(TRACEBACK):
+        # whoever waits for the thread gets its error; a traceback in between would help nobody
+        threading.excepthook = lambda thrown: tell(unexpected(thrown.exc_value)) if thrown.exc_value else None
+    try:
+        return main()
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        tell(unexpected(error))
+        return 1
 
 
 def main(arguments: list[str] | None = None) -> int:

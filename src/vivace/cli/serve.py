@@ -82,9 +82,8 @@ class Options:
 def run(options: Options) -> int:
     """Serve until a signal comes."""
     from vivace.serving.collecting import collecting_later
-    from vivace.serving.starting import hangups_remembered
 
-    with hangups_remembered(), collecting_later() as ready:
+    with collecting_later() as ready:
         return _run(options, ready)
 
 
