@@ -59,7 +59,7 @@ ALLOWED = {
     "holes": {"systems"},
     "files": {"systems", "errors", "notices", "holes"},
     "marks": set(),
-    "owned": {"errors", "files", "marks"},
+    "owned": {"errors", "files", "marks", "runtimes.table"},
     "outputs": {"errors", "files", "marks", "notices", "owned"},
     "cpus": set(),
     "torch_private": set(),

@@ -15,6 +15,7 @@ from typing import Any
 from vivace.errors import OutputPathError
 from vivace.files import canonical_json, read_regular, sha256_of
 from vivace.marks import MARKED, is_marked
+from vivace.runtimes.table import with_graph
 
 __all__ = [
     "BUNDLE",
@@ -36,8 +37,8 @@ MANIFESTS = {
     "model.json": ("vivace-deployment", DEPLOYMENT),
     "web.json": ("vivace-web", PAGE),
 }
-# of a bundle: the weights themselves, from training. One that a search wrote holds its receipt
-TRAINED, SEARCHED = "eager", "receipt.json"
+# in a bundle that a search wrote
+SEARCHED = "receipt.json"
 SIDECAR, RECEIPT, SIDECAR_SEAL = "vivace-export", "vivace-receipt", "json_sha256"
 # real manifests and figures are far smaller
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -98,7 +99,8 @@ def _check_replaceable(
 ) -> None:
     """Raise OutputPathError where an export would take the place of something that it does not make anew."""
     advice = "Give another folder, or remove this one if it is no longer needed."
-    if called == BUNDLE and manifest.get("runtime") == TRAINED and SEARCHED not in _listed(manifest, "files"):
+    is_export = manifest.get("runtime") in with_graph() or SEARCHED in _listed(manifest, "files")
+    if called == BUNDLE and not is_export:
         # other bundles can be made again from it; it can't be made from them
         raise OutputPathError(message.format("a bundle as training left it") + advice)
     if kind != called:

@@ -329,9 +329,11 @@ def test_a_photo_of_108_megapixels_is_decoded_smaller_in_little_memory(tmp_path:
     assert peak < 100
 
 
-def test_the_pixel_limit_is_an_option_that_the_message_names() -> None:
+def test_the_pixel_limit_is_a_field_that_the_message_names() -> None:
     data = encoded("PNG", (200, 100))
-    with pytest.raises(ImageError, match=r"the limit is 19,999\. Make it smaller, or raise data\.max_pixels\.$"):
+    with pytest.raises(
+        ImageError, match=r"the limit is 19,999\. Make it smaller, or train with a higher data\.max_pixels\.$"
+    ):
         read_image(data, max_pixels=19_999)
     assert np.asarray(read_image(data, max_pixels=20_000)).shape == (100, 200, 3)
     # a JPEG that is decoded at an eighth may have five times as many
