@@ -31,9 +31,9 @@ SHORTER = {
     'within="20s"': 'within="4s"',
     "epochs=4": "epochs=1",
 }
-# all of them take ten minutes on a slow machine: `make pages`. What the others show the commands of README do as well
+# all of them take ten minutes on a slow machine: `make pages`
 RUN_ALL = os.environ.get("VIVACE_TEST_PAGES") == "all"
-RUN_ALWAYS = ("own-module.ipynb",)
+RUN_ALWAYS = ("finetune.ipynb", "own-module.ipynb")
 # what the commands of a notebook say when they fail: Jupyter goes on then
 FAILURES = ("Traceback", "command not found", "Error: ", "internal error")
 
