@@ -137,7 +137,7 @@ def finish(
         num_images_seen=counters.num_images_seen,
         saved_epoch=engine.saved_epoch,
         stopped_early=engine.stopped_early,
-        target_reached=None if budget.target is None else counters.target_seconds is not None,
+        target_reached=None if budget.target is None else outcome.target_reached,
         target_seconds=counters.target_seconds,
         within_seconds=budget.within_seconds,
         temperature=temperature,
@@ -258,7 +258,9 @@ def _outcome(session: Session, engine: Engine, budget: Budget, score: float, tot
         # a run that was resumed began in another process
         cpu_seconds=None if total_seconds > process_seconds() + 1 else sum(os.times()[:4]),
         target=budget.target,
-        target_reached=counters.target_seconds is not None,
+        # by the saved bundle: in another precision it may fall short by an image of what the last validation saw
+        target_reached=counters.target_seconds is not None and budget.target is not None and score >= budget.target,
+        target_seen=counters.target_seconds is not None,
         num_rollbacks=counters.num_rollbacks,
         lr_scale=counters.lr_scale,
         num_overfits=counters.num_overfits,

@@ -49,6 +49,8 @@ class Outcome:
     """In which a processor worked for the run, all processors together; None: not known, as of a resumed run."""
     target: float | None = None
     target_reached: bool = False
+    target_seen: bool = False
+    """Whether a validation during training reached it."""
     num_rollbacks: int = 0
     lr_scale: float = 1.0
     num_overfits: int = 0
@@ -118,7 +120,9 @@ def _budget(outcome: Outcome) -> Iterator[str]:
         )
     if outcome.target is not None and not outcome.target_reached:
         accuracy = outcome.num_right / outcome.num_val if not outcome.multi_label else outcome.score
-        yield f"the target was not reached: validation ended at {accuracy:.4g}, the target is {outcome.target:g}"
+        seen = "the saved bundle is at" if outcome.target_seen else "validation ended at"
+        why = ", though a validation during training reached it" if outcome.target_seen else ""
+        yield f"the target was not reached: {seen} {accuracy:.4g}, the target is {outcome.target:g}{why}"
 
 
 def _waited(outcome: Outcome) -> str:

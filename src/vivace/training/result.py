@@ -54,7 +54,7 @@ class TrainResult:
     stopped_early: str | None = None
     """Why early stopping ended the run; None: it did not."""
     target_reached: bool | None = None
-    """None without a target."""
+    """Whether the saved bundle reaches the target; None without one."""
     target_seconds: float | None = None
     """From process start to the validation that reached the target."""
     within_seconds: float | None = None
