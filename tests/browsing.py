@@ -84,7 +84,8 @@ class Tab:
         """Choose a file as a person does in the dialog."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", files=[str(file)], nodeId=node)
+        # a relative path is no file to the browser, and nothing says so
+        self.call("DOM.setFileInputFiles", files=[str(file.absolute())], nodeId=node)
 
     def press(self, key: str) -> None:
         """Press and release a key such as Tab or Enter."""
