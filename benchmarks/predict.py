@@ -11,6 +11,7 @@ count, interleaved, on --each of the photos:
     vivace       what `vivace predict --out FILE.csv` does, journal and fsync included
     DataLoader   torch's DataLoader with a worker for each processor (Pillow, torchvision's resize), OpenVINO by an
                  AsyncInferQueue with the hint for throughput, a CSV of the likeliest class
+    Ultralytics  with --ultralytics: its `predict` by PyTorch and by its OpenVINO export (peers/predict_ultralytics.py)
 
 Then all photos once by vivace, with the peak of its memory. --kills N: the command itself, on all photos, killed N
 times at random moments and resumed; its file must be that of an unbroken run. Writes
@@ -36,11 +37,15 @@ from typing import Any
 
 import numpy as np
 
+from environments import ENVIRONMENTS, ensure_environment
 from records import RESULTS, page, save, today, with_interval
 from vivace.statistics.intervals import paired_ratio
 
 PHOTO, BATCH, PER_FOLDER = 192, 64, 1000
 SIDES = ("decoder", "network", "vivace", "DataLoader")
+# side → runtime; in an environment of their own
+ULTRALYTICS = {"Ultralytics": "torch", "Ultralytics, OpenVINO": "openvino"}
+PEER = Path(__file__).parent / "peers" / "predict_ultralytics.py"
 
 
 def make_photos(data: Path, folder: Path, count: int) -> int:
@@ -227,6 +232,22 @@ def measure(side: str, bundle: Path, work: Path, count: int) -> dict[str, float]
     return found
 
 
+def measure_ultralytics(python: Path, runtime: str, work: Path, count: int, size: int) -> dict[str, float]:
+    """Ultralytics on the same photos, in a fresh process of its own environment."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        out = Path(folder, "out.csv")
+        command = [python, PEER, runtime, work / "ultralytics", out, *first_photos(work, count)]
+        command += ["--size", str(size), "--batch", str(BATCH)]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"Ultralytics ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        rows = out.read_bytes().count(b"\n") - 1
+    if rows != found["count"]:
+        raise RuntimeError(f"Ultralytics wrote {rows} rows of {found['count']} images")
+    return found
+
+
 def killed(bundle: Path, folders: list[Path], work: Path, kills: int, seed: int) -> dict[str, Any]:
     """The command killed `kills` times in one run, at random moments, against a run that nothing stopped."""
     rng = random.Random(seed)
@@ -294,6 +315,8 @@ def markdown(record: dict[str, Any]) -> str:
             f"{all_['peak_bytes'] / 2**20:,.0f} MiB |"
         )
     lines += ["", "The DataLoader's workers have memory of their own beside that."]
+    if any(row["side"] in ULTRALYTICS for row in record["summary"]):
+        lines += ["", "Ultralytics has its own network, yolo11n-cls, untrained, at the same side: its smallest."]
     if (kills := record.get("killed")) is not None:
         lines += [
             "",
@@ -316,28 +339,37 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="folder for photos and bundle, kept for the next time")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--ultralytics", action="store_true", help="measure its predict too")
+    parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     parser.add_argument("--prepare", action="store_true", help="make photos and bundle, and end")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         print(json.dumps(one_side(args.side, args.data, first_photos(args.work, args.photos))))
         return
-    different = make_photos(args.data, args.work, args.photos)
     name = args.work / f"{args.network.replace('/', '-')}-{args.size}"
-    bundle = (
-        name / "openvino"
-        if (name / "openvino" / "bundle.json").exists()
-        else make_bundle(name, args.size, args.network)
-    )
+    bundle = name / "openvino"
+    is_made = (bundle / "bundle.json").exists()
+    if not is_made and not args.prepare:
+        # a process is charged with the peak of the one that started it: what makes the bundle must be another
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--prepare"], check=True)
+    different = make_photos(args.data, args.work, args.photos)
+    if args.prepare and not is_made:
+        make_bundle(name, args.size, args.network)
+    python = ensure_environment("ultralytics", args.environments) if args.ultralytics else None
     if args.prepare:
         return
-    measured: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    sides = [*SIDES, *(ULTRALYTICS if python is not None else ())]
+    measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for index in range(args.rounds):
-        for side in SIDES if index % 2 == 0 else SIDES[::-1]:
-            found = measure(side, bundle, args.work, args.each)
+        for side in sides if index % 2 == 0 else sides[::-1]:
+            if python is not None and side in ULTRALYTICS:
+                found = measure_ultralytics(python, ULTRALYTICS[side], args.work, args.each, args.size)
+            else:
+                found = measure(side, bundle, args.work, args.each)
             measured[side].append(found)
             rate = found["count"] / found["seconds"]
-            print(f"round {index + 1}/{args.rounds}  {side:<12} {rate:8,.0f} images/s", flush=True)
+            print(f"round {index + 1}/{args.rounds}  {side:<21} {rate:8,.0f} images/s", flush=True)
     rates = {side: [found["count"] / found["seconds"] for found in runs] for side, runs in measured.items()}
     summary = [
         {
@@ -346,7 +378,7 @@ def main() -> None:
             "vivace_against": paired_ratio(rates["vivace"], rates[side]),
             "peak_bytes": max(found["peak_bytes"] for found in measured[side]),
         }
-        for side in SIDES
+        for side in sides
         if rates[side]
     ]
     record: dict[str, Any] = {
