@@ -229,6 +229,7 @@ class LeftOut(str):
     """The name of a file that is skipped for a reason which its extension does not tell."""
 
     __slots__ = ("reason",)
+    reason: str
 
     def __new__(cls, name: str, reason: str) -> LeftOut:
         """reason: as in "3 links", plural."""
