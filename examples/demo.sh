@@ -22,3 +22,4 @@ echo
 echo "run:     $run"
 echo "bundle:  $run/bundle"
 echo "curves:  $run/curves.png and, live, tensorboard --logdir $run/tensorboard"
+echo "serve:   vivace serve digits-demo=$run, and drop one of $run/images on http://127.0.0.1:8000/"
