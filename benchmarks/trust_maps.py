@@ -23,7 +23,7 @@ from vivace.evaluation.evaluate import open_split
 from vivace.evaluation.hardship import chosen_at_random
 from vivace.heatmaps.check import check_maps
 from vivace.heatmaps.mapper import RULES, HeatMapper
-from vivace.predictor import load
+from vivace.loaded import load
 
 
 def measured(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], str]:
