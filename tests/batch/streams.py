@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tarfile
+import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +19,13 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from vivace.batch.run import predict_stream
 from vivace.data.preprocess import Preprocess
+from vivace.prediction import Failure
 from vivace.predictor import Prediction, Predictor, prediction_of
 from vivace.uncertainty.scores import Answers
 
-__all__ = ["encoded", "fake_predictor", "in_a_fork", "make_images", "make_tar"]
+__all__ = ["encoded", "fake_predictor", "in_a_fork", "listening", "make_images", "make_tar", "outcomes"]
 
 CLASSES = ("dark", "light")
 
@@ -117,3 +122,25 @@ def killed_at(owner: Any, name: str, count: int) -> None:
         return original(*arguments, **options)
 
     setattr(owner, name, counted)
+
+
+@contextlib.contextmanager
+def listening(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of a server of this machine that answers by a handler, and waits at its end for no request."""
+    served = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    served.daemon_threads, served.block_on_close = True, False
+    thread = threading.Thread(target=served.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{served.server_address[1]}"
+    finally:
+        served.shutdown()
+        thread.join()
+        served.server_close()
+
+
+def outcomes(tmp_path: Path, *paths: str, **options: Any) -> list[Prediction | Failure]:
+    """What a stream of these paths gives."""
+    found: list[Prediction | Failure] = []
+    predict_stream(fake_predictor(tmp_path / "bundle"), paths, each=found.append, **options)
+    return found

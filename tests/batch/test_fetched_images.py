@@ -9,14 +9,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
-from streams import encoded, fake_predictor, make_images, make_tar
+from streams import encoded, listening, make_images, make_tar, outcomes
 
-from vivace.batch.run import predict_stream
 from vivace.data.decoding.memory import READING, Budget
 from vivace.errors import ConfigError, ImageError
 from vivace.prediction import Failure
@@ -84,20 +83,8 @@ def server() -> Iterator[tuple[str, dict[str, Answer], list[str]]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.daemon_threads, served.block_on_close = True, False
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{served.server_address[1]}", pages, asked
-    served.shutdown()
-    thread.join()
-    served.server_close()
-
-
-def outcomes(tmp_path: Path, *paths: str, **options: Any) -> list[Prediction | Failure]:
-    found: list[Prediction | Failure] = []
-    predict_stream(fake_predictor(tmp_path / "bundle"), paths, each=found.append, **options)
-    return found
+    with listening(Handler) as url:
+        yield url, pages, asked
 
 
 def listed(tmp_path: Path, *names: str) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
-from streams import encoded, fake_predictor, make_images, make_tar
+from streams import encoded, listening, make_images, make_tar, outcomes
 
-from vivace.batch.run import predict_stream
 from vivace.data.layouts.listing import Skipped
 from vivace.errors import ConfigError, DataError
 from vivace.prediction import Failure
@@ -56,19 +54,8 @@ def server(tmp_path: Path) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    served = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "www")))
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{served.server_address[1]}"
-    served.shutdown()
-    thread.join()
-    served.server_close()
-
-
-def outcomes(tmp_path: Path, *paths: str, **options: Any) -> list[Prediction | Failure]:
-    found: list[Prediction | Failure] = []
-    predict_stream(fake_predictor(tmp_path / "bundle"), paths, each=found.append, **options)
-    return found
+    with listening(partial(Quiet, directory=str(tmp_path / "www"))) as url:
+        yield url
 
 
 def test_a_remote_folder_and_a_glob_are_streams_of_images(store: str, tmp_path: Path) -> None:

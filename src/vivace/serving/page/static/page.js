@@ -270,6 +270,6 @@ for (const button of document.querySelectorAll("[data-copy]")) {
     }
   });
 }
-onImage(classify, () => problem(say("notImage")));
+onImage(classify, () => problem(say("not_an_image")));
 show();
 open();
