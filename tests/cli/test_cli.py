@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -480,6 +481,32 @@ def test_sigterm_ends_any_verb_as_ctrl_c_does(
     assert main(["cache", "--json"]) == 143
     assert json.loads(capsys.readouterr().out)["error"]["exit_status"] == 143
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_forked_worker_ends_by_sigterm_as_any_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vivace.cli import cache
+
+    ended = []
+
+    def forks(options: Any) -> None:
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                # an exception would go through the tests a second time
+                os._exit(7)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    monkeypatch.setattr(cache, "run", forks)
+    with warnings.catch_warnings():
+        # that other threads may hold locks: the child takes none
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert main(["cache"]) == 0
+    assert ended == [-signal.SIGTERM]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -28,16 +29,20 @@ def termination_raised() -> Iterator[None]:
     if before == signal.SIG_IGN:
         yield
         return
+    process = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != process:
+            # a forked worker ends as it would have done
+            os.kill(os.getpid(), number)
+        raise Terminated
+
     with contextlib.suppress(ValueError):
         # raises ValueError outside the main thread
-        signal.signal(signal.SIGTERM, _raise)
+        signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
         with contextlib.suppress(ValueError, TypeError):
             signal.signal(signal.SIGTERM, before)
-
-
-def _raise(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise Terminated
