@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 import os
 import sys
 import tarfile
@@ -97,6 +98,16 @@ def own_garbage() -> Iterator[None]:
     gc.collect()
     # what is left lives on, as libraries do: to look through all of it again after each module takes half a second
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logs_restored() -> Iterator[None]:
+    """Whoever quietens all logs for ever fails itself, and not the module that misses them later."""
+    yield
+    left = logging.root.manager.disable, logging.root.level
+    logging.disable(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
+    assert left == (logging.NOTSET, logging.WARNING)
 
 
 @pytest.fixture

@@ -80,3 +80,16 @@ def test_what_libraries_say_becomes_lines_of_the_log_and_is_bounded(
     assert log.flush(60)
     assert len(stream.getvalue().splitlines()) == MAX_LINES_PER_SECOND
     assert "boundary" not in capsys.readouterr().err
+
+
+def test_libraries_that_were_quietened_before_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "level", logging.CRITICAL)
+    logging.disable(logging.NOTSET)  # forgets which levels were answered for before
+    stream = io.StringIO()
+    log = Log("problems", stream)
+    with libraries_logged(log):
+        logging.getLogger("some.library").warning("heard")
+        assert log.flush(60)
+    assert json.loads(stream.getvalue())["message"] == "heard"
+    assert logging.root.level == logging.CRITICAL
+    logging.root.setLevel(logging.WARNING)

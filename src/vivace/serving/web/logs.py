@@ -117,6 +117,9 @@ def libraries_logged(log: Log) -> Iterator[None]:
         logger, handler = logging.getLogger(name), Handler(level)
         before.append((logger, handler, logger.level, logger.propagate))
         logger.addHandler(handler)
+        # whoever quietened all libraries before would quieten this log too
+        if logger.getEffectiveLevel() > level:
+            logger.setLevel(level)
         logger.propagate = not name
     for name in SILENT:
         logger, none = logging.getLogger(name), logging.NullHandler()
