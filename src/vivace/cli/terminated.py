@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
+
+from vivace.signals import handled
 
 __all__ = ["TERMINATED", "Terminated", "termination_raised"]
 
@@ -25,24 +26,10 @@ def termination_raised() -> Iterator[None]:
 
     In other threads than the main one nothing is changed. A signal that the parent has asked to ignore stays ignored.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    if before == signal.SIG_IGN:
+    with handled({signal.SIGTERM: _stop}):
         yield
-        return
-    process = os.getpid()
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() != process:
-            # a forked worker ends as it would have done
-            os.kill(os.getpid(), number)
-        raise Terminated
 
-    with contextlib.suppress(ValueError):
-        # raises ValueError outside the main thread
-        signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError, TypeError):
-            signal.signal(signal.SIGTERM, before)
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated

@@ -18,6 +18,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from vivace import systems
@@ -26,6 +27,7 @@ from vivace.serving.app import Application, check_libraries
 from vivace.serving.settings import Settings
 from vivace.serving.starting import Hangups, Stopped, hangups_remembered, stops_raised
 from vivace.serving.web.logs import Log, libraries_logged
+from vivace.signals import Handler, handled
 
 __all__ = ["bound_socket", "serve"]
 
@@ -203,26 +205,18 @@ def _signals(application: Application, server: Any, hangups: Hangups) -> Iterato
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    def handing_over(handler: Callable[[], None]) -> Callable[..., Any]:
+    def handing_over(handler: Callable[[], None]) -> Handler:
         # not the loop's own handlers, which Windows lacks
-        return lambda *_: loop.call_soon_threadsafe(handler)
+        def handle(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(handler)
 
-    handlers: dict[int, Callable[[], None]] = {
-        number: functools.partial(stop, number) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+        return handle
+
+    handlers = {number: handing_over(functools.partial(stop, number)) for number in (signal.SIGINT, signal.SIGTERM)}
     if systems.HANGUP is not None:
-        handlers[systems.HANGUP] = reload
-    before = {}
-    try:
-        for number, handler in handlers.items():
-            before[number] = signal.signal(number, handing_over(handler))
-    except ValueError:
-        # in another thread than the main one a program has its own way to stop it
-        pass
-    if hangups.came:
-        reload()
-    try:
+        handlers[systems.HANGUP] = handing_over(reload)
+    # in another thread than the main one a program has its own way to stop it
+    with handled(handlers, even_ignored=True):
+        if hangups.came:
+            reload()
         yield
-    finally:
-        for number, handler_before in before.items():
-            signal.signal(number, handler_before)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
 from vivace import systems
+from vivace.signals import handled, handler_of
 
 __all__ = ["Hangups", "Stopped", "hangups_remembered", "stops_raised"]
 
@@ -40,36 +41,20 @@ def hangups_remembered() -> Iterator[Hangups]:
     if systems.HANGUP is None:
         yield found
         return
-    before = signal.getsignal(systems.HANGUP)
+    before = handler_of(systems.HANGUP)
     if isinstance(before, Hangups):
         yield before
         return
-    with _handled({systems.HANGUP: found}):
+    with handled({systems.HANGUP: found}):
         yield found
 
 
 @contextlib.contextmanager
 def stops_raised() -> Iterator[None]:
     """Within the block SIGTERM and SIGINT raise Stopped."""
-    with _handled({signal.SIGTERM: _raise, signal.SIGINT: _raise}):
+    with handled({signal.SIGTERM: _raise, signal.SIGINT: _raise}):
         yield
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(number)
-
-
-@contextlib.contextmanager
-def _handled(handlers: dict[int, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
-    before = {}
-    # raises ValueError outside the main thread
-    with contextlib.suppress(ValueError):
-        for number, handler in handlers.items():
-            if signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, handler_before in before.items():
-            with contextlib.suppress(ValueError, TypeError):
-                signal.signal(number, handler_before)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+
+from vivace.signals import handled
 
 __all__ = ["StopSignals", "Stopped", "raised_signals"]
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
@@ -27,31 +29,17 @@ class Stopped(KeyboardInterrupt):
 @contextlib.contextmanager
 def raised_signals() -> Iterator[None]:
     """Within, the first SIGINT or SIGTERM raises Stopped, and the second one stops the process at once."""
-    process, received = os.getpid(), False
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    received = False
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal received
-        if os.getpid() != process:
-            # a forked worker ends as it would have done
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         if received:
             os._exit(128 + number)
         received = True
         raise Stopped(number)
 
-    # what the parent has asked to ignore, as nohup does, stays ignored
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, handle) for number in heard}
-    try:
+    with handled(dict.fromkeys(STOPS, handle)):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class StopSignals:
@@ -59,19 +47,15 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._handling = contextlib.ExitStack()
 
     def __enter__(self) -> StopSignals:
-        # only the main thread may set handlers; in other threads signals are left to the program
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+        # a run that goes on without a terminal is to be stopped too
+        self._handling.enter_context(handled(dict.fromkeys(STOPS, self._handle), even_ignored=True))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+        self._handling.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
