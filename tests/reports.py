@@ -83,6 +83,7 @@ def make_kept(**attack: Any) -> dict[str, Any]:
                 {"name": name, "robust_so_far": left}
                 for name, left in (("apgd-ce", 0.47), ("apgd-t", 0.43), ("fab-t", 0.43), ("square", 0.41))
             ],
+            "search": "fp32",
             "deployed": None,
             "deployed_as": "eager fp32",
             "warnings": [],

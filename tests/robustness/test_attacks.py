@@ -133,6 +133,53 @@ def test_what_an_attack_claims_is_checked(monkeypatch: pytest.MonkeyPatch) -> No
     assert (found.runs[0].num_fooled, found.runs[0].num_refused) == (0, 9)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_is_found_with_a_less_exact_copy_counts_only_if_it_fools_the_network(norm: str) -> None:
+    network, images = convnet(), some_images(40, 12)
+    labels = network(images).argmax(1)
+    threat = at(norm, 0.008 if norm == "linf" else 0.1)
+
+    def rounded(points: Tensor) -> Tensor:
+        return network(points.bfloat16().float()).bfloat16().float()
+
+    exact = run_attacks(network, images, labels, threat, methods=suite.STANDARD)
+    coarse = run_attacks(network, images, labels, threat, methods=suite.STANDARD, searched=rounded)
+    fell = ~coarse.is_robust_N
+    assert 5 < fell.sum() < 40
+    assert (network(coarse.adversarial_NCHW[fell]).argmax(1) != labels[fell]).all()
+    assert sum(run.num_refused for run in coarse.runs) == 0
+    assert abs(int(coarse.is_robust_N.sum()) - int(exact.is_robust_N.sum())) <= 1
+
+
+@pytest.mark.parametrize("method", ["pgd", "apgd-ce", "apgd-t", "square"])
+def test_a_copy_that_is_never_fooled_has_its_last_points_judged(method: str) -> None:
+    network, images = convnet(), some_images(200, 12)
+    labels = network(images).argmax(1)
+    # of one class, so that a copy can know the true one
+    (common,) = labels.mode().values[None].tolist()
+    images, labels = images[labels == common], labels[labels == common]
+
+    def stubborn(points: Tensor) -> Tensor:
+        sure = torch.zeros(6)
+        sure[common] = 1e3
+        return network(points) + sure
+
+    exact = run_attacks(network, images, labels, at("linf", 0.01), methods=(method,))
+    judged = run_attacks(network, images, labels, at("linf", 0.01), methods=(method,), searched=stubborn)
+    assert int(exact.fooled_by[method].sum()) > 10
+    assert int(judged.fooled_by[method].sum()) > 0.8 * int(exact.fooled_by[method].sum())
+
+
+@pytest.mark.parametrize("method", suite.STANDARD)
+def test_a_copy_that_is_always_fooled_gains_nothing(method: str) -> None:
+    network, images = convnet(), some_images(40, 12)
+    labels = network(images).argmax(1)
+    threat = at("linf", 1e-5)
+    found = run_attacks(network, images, labels, threat, methods=(method,), searched=lambda points: -network(points))
+    assert found.is_robust_N.all()
+    assert found.runs[0].num_refused == 0
+
+
 def test_images_that_are_wrong_as_they_are_are_not_attacked() -> None:
     network, images = convnet(), some_images(20, 12)
     labels = network(images).argmax(1)

@@ -43,6 +43,37 @@ def test_the_network_that_is_attacked_is_the_one_in_the_bundle(bundle: Bundle) -
     np.testing.assert_allclose(answers_of(predictor)(points).exp().numpy(), predictor.probs(images), atol=1e-6)
 
 
+def test_in_bf16_is_looked_where_the_device_has_it_and_nothing_else_is_believed(bundle: Bundle) -> None:
+    images, labels = pixels(8), np.zeros(8, np.int64)
+    predictor = Predictor(bundle, device="cpu")
+    expected = "bf16" if "bf16" in supported_precisions(torch.device("cpu")) else "fp32"
+    assert measure_attack(predictor, images, labels, LINF, methods=("pgd",)).search == expected
+    exact = measure_attack(predictor, images, labels, LINF, methods=("pgd",), precision="fp32")
+    assert (exact.search, exact.network) == ("fp32", "float32")
+    points = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    rounded = float_network(bundle, torch.device("cpu"), "bf16")(points)
+    logits = float_network(bundle, torch.device("cpu"))(points)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, logits)
+    np.testing.assert_allclose(rounded.numpy(), logits.numpy(), atol=0.1)
+
+
+def test_a_network_that_bf16_changes_is_attacked_in_float32_alone(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = float_network(bundle, torch.device("cpu"))
+
+    def other(bundle: Bundle, device: torch.device, precision: str = "fp32") -> Any:
+        return exact if precision == "fp32" else lambda images_BCHW: 2 * exact(images_BCHW)
+
+    monkeypatch.setattr(under_attack, "float_network", other)
+    monkeypatch.setattr(under_attack, "supported_precisions", lambda device: ("fp32", "bf16"))
+    predictor, images, labels = Predictor(bundle, device="cpu"), pixels(8), np.zeros(8, np.int64)
+    assert measure_attack(predictor, images, labels, LINF, methods=("pgd",)).search == "fp32"
+    with pytest.raises(ConfigError, match="the network answers otherwise in bf16"):
+        measure_attack(predictor, images, labels, LINF, methods=("pgd",), precision="bf16")
+
+
 def test_in_8_bits_no_change_grows() -> None:
     images = pixels(4, 8)
     points = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
@@ -129,7 +160,7 @@ def test_that_views_are_not_averaged_under_attack_is_said(bundle: Bundle, make_f
 def _measured(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, network: Any, **options: Any) -> tuple[str, ...]:
     """The warnings of an attack on a network that stands in for the bundle's."""
     images = some_images(40, 32)
-    monkeypatch.setattr(under_attack, "float_network", lambda bundle, device: network)
+    monkeypatch.setattr(under_attack, "float_network", lambda bundle, device, precision="fp32": network)
     pixels_NHWC = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     with torch.no_grad():
         labels = network(torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float() / 255).argmax(1).numpy()
@@ -166,6 +197,8 @@ def test_what_would_be_ignored_or_is_unknown_is_refused(bundle: Bundle, make_fol
     for options, message in (
         ({"within": "5m"}, "within would be ignored: it is for attacks"),
         ({"attack_methods": ["pgd"]}, "attack_methods would be ignored"),
+        ({"attack_precision": "fp32"}, "attack_precision would be ignored"),
+        ({"attack": "linf:8/255", "attack_precision": "fp8"}, "attack_precision is unknown: got 'fp8'"),
         ({"attack": "linf8"}, "the attack is not understood: got 'linf8'"),
         ({"attack": "linf:8/255", "attack_methods": ["apdg"]}, "attack_methods is unknown: got 'apdg'"),
         ({"attack": "linf:8/255", "attack_images": 0}, "attack_images is out of range: got 0"),

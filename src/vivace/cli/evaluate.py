@@ -65,6 +65,9 @@ class Options:
     attack_methods: tuple[str, ...] = ()
     """Some of fgsm, pgd, apgd-ce, apgd-t, fab-t, square. Default: all. The last four are AutoAttack's standard suite;
     without one of them robustness is overestimated."""
+    attack_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """In which attacks look for points. auto: bf16 where the device has it, which is faster. In any case, what is found
+    counts only if it fools the network in float32."""
     within: str | None = None
     """Time for --attack, such as 20m. Images that attacks do not finish by then count as robust, which is said."""
     seed: int = 0
@@ -123,6 +126,7 @@ def run(options: Options) -> None:
             attack=options.attack,
             attack_images=options.attack_images,
             attack_methods=options.attack_methods,
+            attack_precision=options.attack_precision,
             within=options.within,
             seed=options.seed,
             coverage=options.coverage,

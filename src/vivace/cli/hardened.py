@@ -42,6 +42,8 @@ def print_attack(found: Attacked) -> None:
         print(f"  {step.name:<10} {row}{cut}")
         if step.num_refused:
             print(f"             {step.num_refused:,} of its results did not hold when checked, and do not count")
+    if found.search != "fp32":
+        print(f"  looked for in {found.search}; each counts because it fools the network in float32")
     if found.network != "float32":
         print("  the bundle holds no code: it was asked for answers, without gradients")
     if found.deployed is not None:

@@ -127,6 +127,7 @@ def evaluate(
     attack: str | None = None,
     attack_images: int = 1000,
     attack_methods: Sequence[str] = (),
+    attack_precision: str = "auto",
     within: str | float | None = None,
     seed: int = 0,
     coverage: float | None = None,
@@ -145,7 +146,8 @@ def evaluate(
     view, those with the least certain predictions, (0, 1]. corruptions: also measure the accuracy under common
     corruptions, on corruption_images images at most, chosen at random by `seed`. attack: also measure it under attack,
     within a norm and radius such as "linf:8/255" or "l2:0.5" on pixels from 0 to 1, on attack_images images at most, by
-    attack_methods (names of `vivace.robustness.attacks.suite.METHODS`; none: all). within: time for the attacks, such
+    attack_methods (names of `vivace.robustness.attacks.suite.METHODS`; none: all). attack_precision: as for
+    `measure_attack`. within: time for the attacks, such
     as "20m"; what they do not finish counts as robust, and the result says so. coverage, abstain: as for `Predictor`,
     whose promises are measured on these images. ood: a folder, file or glob of images of another kind, from which and
     from generated ones these are to be told; "generated": from these alone. heat_maps: a folder for pictures of the
@@ -164,6 +166,7 @@ def evaluate(
         attack=attack,
         attack_images=attack_images,
         attack_methods=tuple(attack_methods),
+        attack_precision=attack_precision,
         within=within,
         seed=seed,
     )

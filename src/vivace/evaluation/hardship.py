@@ -29,6 +29,8 @@ class Hardship:
     """At most, chosen at random."""
     attack_methods: tuple[str, ...] = ()
     """Names of attacks; none: all."""
+    attack_precision: str = "auto"
+    """In which attacks look for points: auto, fp32 or bf16."""
     within: str | float | None = None
     """Time for the attacks."""
     seed: int = 0
@@ -37,8 +39,13 @@ class Hardship:
     def __post_init__(self) -> None:
         for name in ("corruption_images", "attack_images"):
             check_whole(name, getattr(self, name))
-        if self.attack is None and (self.within is not None or self.attack_methods):
-            name = "within" if self.within is not None else "attack_methods"
+        unused = {
+            "within": self.within is not None,
+            "attack_methods": bool(self.attack_methods),
+            "attack_precision": self.attack_precision != "auto",
+        }
+        if self.attack is None and any(unused.values()):
+            name = next(name for name, is_given in unused.items() if is_given)
             raise ConfigError(f"{name} would be ignored: it is for attacks. Give `attack`, such as linf:8/255, too.")
         if self.within is not None:
             parse_duration(self.within)
@@ -53,8 +60,9 @@ class Hardship:
             check_corruptible(predictor)
         if self.attack is not None:
             from vivace.robustness.attacks.threat import Threat
-            from vivace.robustness.under_attack import check_attackable
+            from vivace.robustness.under_attack import check_attackable, search_precision
 
+            search_precision(predictor, self.attack_precision)
             check_attackable(predictor, Threat.parse(self.attack), self.attack_methods)
 
     @property
@@ -115,6 +123,7 @@ def _attacked(
         labels_N,
         Threat.parse(str(hardship.attack)),
         methods=hardship.attack_methods,
+        precision=hardship.attack_precision,
         seconds=hardship.seconds,
         seed=hardship.seed,
         progress=progress,

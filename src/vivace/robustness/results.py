@@ -93,6 +93,9 @@ class Attacked:
     """Whether every attack that was asked for ran to its end."""
     network: str
     """float32: the network behind the bundle, with gradients; or "answers alone"."""
+    search: str
+    """fp32, or bf16: points were looked for with a copy of the network that multiplies in bf16, and count because they
+    fool the float32 network."""
     attacks: tuple[AttackStep, ...]
     deployed: Score | None
     """Of the bundle as it runs, shown what fooled the network in 8 bits; None: it runs as the network attacked."""

@@ -10,6 +10,7 @@ import torch
 
 from vivace.config import check_choice
 from vivace.errors import ConfigError
+from vivace.hardware import supported_precisions
 from vivace.predictor import Predictor
 from vivace.robustness.attacks.losses import Network
 from vivace.robustness.attacks.suite import METHODS, STANDARD, Outcome, run_attacks
@@ -19,7 +20,7 @@ from vivace.robustness.results import Attacked, AttackStep, Score, score_of
 from vivace.robustness.under_corruptions import check_corruptible
 from vivace.runtimes.table import REFERENCE
 
-__all__ = ["check_attackable", "measure_attack"]
+__all__ = ["check_attackable", "measure_attack", "search_precision"]
 
 # pixels of the images that are attacked together: an attack keeps a dozen copies of each, beside the network's maps
 MAX_PIXELS = 250 * 32 * 32
@@ -28,6 +29,8 @@ MIN_BATCH = 8
 SUSPICIOUS, SUSPICIOUS_GRADIENTS = 0.002, 0.01
 # logits of two passes that differ by more, relative to their size, come from a network with random parts
 SAME = 1e-3
+# of the logits' spread: what a copy in bf16 may be off by; 2^-9 in each of some dozens of layers stays well below
+ALIKE = 0.05
 
 
 def check_attackable(predictor: Predictor, threat: Threat, methods: Sequence[str]) -> tuple[str, ...]:
@@ -46,6 +49,17 @@ def check_attackable(predictor: Predictor, threat: Threat, methods: Sequence[str
     return ("square",)
 
 
+def search_precision(predictor: Predictor, precision: str) -> str:
+    """ "fp32" or "bf16". Raises ConfigError for other names, and for bf16 where it can't be computed or is no use."""
+    check_choice("attack_precision", precision, ("auto", "fp32", "bf16"))
+    has_bf16 = "bf16" in supported_precisions(predictor.device)
+    if precision == "bf16" and not predictor.bundle.has_code:
+        raise ConfigError("attack_precision: the bundle is asked for answers alone, got bf16. Leave the option out.")
+    if precision == "bf16" and not has_bf16:
+        raise ConfigError(f"attack_precision: {predictor.device.type} has no bf16 here. Give fp32 or auto.")
+    return "bf16" if has_bf16 and predictor.bundle.has_code and precision != "fp32" else "fp32"
+
+
 def measure_attack(
     predictor: Predictor,
     images_NHWC: np.ndarray,
@@ -53,6 +67,7 @@ def measure_attack(
     threat: Threat,
     *,
     methods: Sequence[str] = (),
+    precision: str = "auto",
     seconds: float | None = None,
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
@@ -60,7 +75,9 @@ def measure_attack(
 ) -> Attacked:
     """The accuracy that attacks leave of a bundle's network, on images as its Preprocess gives them.
 
-    images_NHWC: uint8, at least one. labels_N: int64. methods: names of `METHODS`; none: all. seconds: after which
+    images_NHWC: uint8, at least one. labels_N: int64. methods: names of `METHODS`; none: all. precision: of the network
+    that attacks ask: "fp32", or "bf16", several times as fast on some processors; "auto": bf16 where the device has it.
+    What is found in bf16 counts only if it fools the network in float32. seconds: after which
     attacks stop; images that they have not finished count as robust, and the result says so. The network is the one
     behind the bundle in float32; where the bundle computes otherwise (bf16, int8, another runtime), what fooled the
     network is shown to the bundle too, in 8 bits. progress is called with (images, images) of each attack.
@@ -72,6 +89,7 @@ def measure_attack(
     network = float_network(bundle, device) if bundle.has_code else answers_of(predictor)
     images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).to(device).float() / 255
     labels = torch.from_numpy(np.asarray(labels_N, np.int64)).to(device)
+    search, copy = _copy(predictor, precision, network, images_NCHW[: MIN_BATCH * 4])
     outcome = run_attacks(
         network,
         images_NCHW.contiguous(),
@@ -83,6 +101,7 @@ def measure_attack(
         deadline=float("inf") if seconds is None else clock() + seconds,
         clock=clock,
         progress=lambda name, done, total: progress(done, total),
+        searched=copy,
     )
     complete = {run.name for run in outcome.runs if run.is_complete}
     is_deployed = bundle.has_code and (predictor.runtime, predictor.precision) == (REFERENCE, "fp32")
@@ -97,6 +116,7 @@ def measure_attack(
         is_standard=complete >= set(STANDARD),
         is_complete=len(complete) == len(outcome.runs),
         network="float32" if bundle.has_code else "answers alone",
+        search=search,
         attacks=tuple(
             AttackStep(
                 name=run.name,
@@ -114,6 +134,32 @@ def measure_attack(
         warnings=(*_signs_of_masking(outcome), *_random_parts(network, images_NCHW[: MIN_BATCH * 4])),
         seconds=time.perf_counter() - started,
     )
+
+
+def _copy(
+    predictor: Predictor, precision: str, network: Network, images_BCHW: torch.Tensor
+) -> tuple[str, Network | None]:
+    """The precision in which attacks look for points, and the copy of the network that they ask, if there is one."""
+    search = search_precision(predictor, precision)
+    if search == "fp32":
+        return search, None
+    copy = float_network(predictor.bundle, predictor.device, search)
+    if _resembles(copy, network, images_BCHW):
+        return search, copy
+    if precision == search:
+        raise ConfigError("attack_precision: the network answers otherwise in bf16. Give fp32 or auto.")
+    return "fp32", None
+
+
+def _resembles(copy: Network, network: Network, images_BCHW: torch.Tensor) -> bool:
+    """Whether the copy answers nearly as the network does: who looks with another one finds less."""
+    with torch.no_grad():
+        try:
+            rounded, exact = copy(images_BCHW), network(images_BCHW)
+        # networks of anybody, some of whose parts may take no bf16
+        except (RuntimeError, TypeError, ValueError):
+            return False
+    return bool((rounded - exact).norm() <= ALIKE * (exact - exact.mean(1, keepdim=True)).norm())
 
 
 def _batch_size(images_NHWC: np.ndarray) -> int:

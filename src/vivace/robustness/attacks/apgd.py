@@ -54,14 +54,14 @@ class _Path:
 
 def apgd_ce(network: Network, ball: Ball, labels_B: Tensor, turn: Turn) -> Tensor:
     """APGD on cross-entropy, by the loss `log_odds`, which has its directions. Points that fool, or the images."""
-    left = Survivors(ball, labels_B)
+    left = turn.survivors(ball, labels_B)
     _climb(network, left, lambda logits, rows: log_odds(logits, labels_B[rows]), turn)
     return left.found
 
 
 def apgd_t(network: Network, ball: Ball, labels_B: Tensor, turn: Turn) -> Tensor:
     """APGD on the targeted DLR loss, for the nine likeliest wrong classes in turn."""
-    left = Survivors(ball, labels_B)
+    left = turn.survivors(ball, labels_B)
     targets_BT = targets_of(network, ball.centres, labels_B)
     for column in range(targets_BT.shape[1]):
         targets_B = targets_BT[:, column]
@@ -103,6 +103,7 @@ def _climb(network: Network, left: Survivors, loss: Callable[[Tensor, Tensor], T
         if since == interval:
             _check(path, interval)
             interval, since = max(interval - SHORTER, SHORTEST), 0
+    left.settle(path.best)
 
 
 def _at(point: Tensor, losses: Tensor, gradients: Tensor, eps: float) -> _Path:

@@ -26,7 +26,7 @@ MAX_NEWTON = 60
 
 def fab_t(network: Network, ball: Ball, labels_B: Tensor, turn: Turn) -> Tensor:
     """For the nine likeliest wrong classes in turn. Points that fool the network within eps, or the images."""
-    left = Survivors(ball, labels_B)
+    left = turn.survivors(ball, labels_B)
     targets_BT = targets_of(network, ball.centres, labels_B)
     for column in range(targets_BT.shape[1]):
         if not len(left) or turn.is_over():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vivace.robustness.attacks.losses import Network, fooled
 from vivace.robustness.attacks.threat import Ball
 
 __all__ = ["Survivors", "Turn"]
@@ -23,15 +24,26 @@ class Turn:
     deadline: float = float("inf")
     """On the clock of `clock`, seconds: an attack that is over gives what it has."""
     clock: Callable[[], float] = time.monotonic
+    judge: Network | None = None
+    """Whose answers count, where the attack asks a faster and less exact copy of it; None: it asks the network itself.
+    """
+
+    def survivors(self, ball: Ball, labels_B: Tensor) -> Survivors:
+        """All images of a batch."""
+        return Survivors(ball, labels_B, self.judge)
 
     def is_over(self) -> bool:
         return self.clock() >= self.deadline
 
 
 class Survivors:
-    """The images of a batch that are still classified correctly. An image is left alone once it is fooled."""
+    """The images of a batch that are still classified correctly. An image is left alone once it is fooled.
 
-    def __init__(self, ball: Ball, labels_B: Tensor) -> None:
+    judge: the network that must be fooled too before an image is left alone.
+    """
+
+    def __init__(self, ball: Ball, labels_B: Tensor, judge: Network | None = None) -> None:
+        self.judge = judge
         self.found = ball.centres.clone()
         """Of each image the point that fools the network, or the image itself."""
         self.ball, self.labels = ball, labels_B
@@ -47,8 +59,19 @@ class Survivors:
 
         points, fooled_B: of the images left.
         """
+        if self.judge is not None and bool(fooled_B.any()):
+            claimed = fooled_B.nonzero()[:, 0]
+            with torch.no_grad():
+                hold = fooled(self.judge(points[claimed]), self.labels[claimed])
+            fooled_B = torch.zeros_like(fooled_B).index_put((claimed,), hold)
         self.found[self.rows[fooled_B]] = points[fooled_B]
         keep = (~fooled_B).nonzero()[:, 0]
         if len(keep) < len(self.rows):
             self.ball, self.labels, self.rows = self.ball[keep], self.labels[keep], self.rows[keep]
         return keep
+
+    def settle(self, points: Tensor) -> Tensor:
+        """As `drop`, at the end of a search: the judge may be fooled by what its copy just was not."""
+        if self.judge is None:
+            return torch.arange(len(self.rows), device=self.rows.device)
+        return self.drop(points, torch.ones_like(self.labels, dtype=torch.bool))

@@ -26,7 +26,7 @@ TILES = 5
 
 def square(network: Network, ball: Ball, labels_B: Tensor, turn: Turn) -> Tensor:
     """5,000 queries for each image at most. Points that fool the network, or the images."""
-    left = Survivors(ball, labels_B)
+    left = turn.survivors(ball, labels_B)
     propose = _squares if ball.threat.norm == "linf" else _windows
     points = _stripes(ball, turn.generator) if ball.threat.norm == "linf" else _tiled(ball, turn.generator)
     points, margins = _ask(network, left, points)
@@ -45,6 +45,7 @@ def square(network: Network, ball: Ball, labels_B: Tensor, turn: Turn) -> Tensor
         if bool(hit.any()):
             keep = left.drop(proposed, hit)
             points, margins = points[keep], margins[keep]
+    left.settle(points)
     return left.found
 
 

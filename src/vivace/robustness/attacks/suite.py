@@ -85,28 +85,47 @@ def run_attacks(
     deadline: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    searched: Network | None = None,
 ) -> Outcome:
     """The worst that the attacks do to a network.
 
     images_NCHW: float32 in [0, 1], on the device of the network; labels_N: int64, there too. methods: names of
     `ATTACKS`, in their order. batch_size: images that are attacked together. deadline: on `clock`, seconds; attacks
     stop there, and images that they did not finish count as robust. progress is called with (attack, images, images
-    in all).
+    in all). searched: a faster and less exact copy of the network, which attacks ask in its place; what fools it counts
+    only if it fools the network.
     """
+    search = _Search(network, searched)
     with torch.no_grad():
         parts = _batches(torch.arange(len(labels_N), device=labels_N.device), batch_size)
         correct = torch.cat([~fooled(network(images_NCHW[rows]), labels_N[rows]) for rows in parts])
     outcome = Outcome(correct, correct.clone(), images_NCHW.clone())
     for number, name in enumerate(METHODS):
         if name in methods:
-            _run(outcome, number, network, images_NCHW, labels_N, threat, batch_size, seed, deadline, clock, progress)
+            _run(outcome, number, search, images_NCHW, labels_N, threat, batch_size, seed, deadline, clock, progress)
     return outcome
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The network whose answers count, and the copy of it that attacks ask, if there is one."""
+
+    network: Network
+    copy: Network | None
+
+    @property
+    def asked(self) -> Network:
+        return self.copy or self.network
+
+    @property
+    def judge(self) -> Network | None:
+        return self.network if self.copy else None
 
 
 def _run(
     outcome: Outcome,
     number: int,
-    network: Network,
+    search: _Search,
     images_NCHW: Tensor,
     labels_N: Tensor,
     threat: Threat,
@@ -126,11 +145,11 @@ def _run(
             complete = False
             break
         ball, labels_B = Ball.around(images_NCHW[rows], threat), labels_N[rows]
-        turn = Turn(_generator((seed, number, count), images_NCHW.device), deadline, clock)
-        points = ATTACKS[name](network, ball, labels_B, turn)
+        turn = Turn(_generator((seed, number, count), images_NCHW.device), deadline, clock, search.judge)
+        points = ATTACKS[name](search.asked, ball, labels_B, turn)
         moved = (points != ball.centres).flatten(1).any(1)
         with torch.no_grad():
-            holds = moved & ball.contains(points) & fooled(network(points), labels_B)
+            holds = moved & ball.contains(points) & fooled(search.network(points), labels_B)
         if name == "fgsm":
             outcome.num_without_gradient += int((~moved).sum())
         else:

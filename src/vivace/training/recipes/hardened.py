@@ -29,7 +29,7 @@ def robust(facts: DataFacts) -> Recipe:
     if facts.small:
         # no whitening: it amplifies what varies least, which is what an attacker changes
         arguments: dict[str, Any] = {
-            "widths": [64, 256, 256],
+            "widths": [64, 256, 512],
             "depth": [2, 3, 3],
             "residual": True,
             "activation": "silu",
@@ -37,7 +37,14 @@ def robust(facts: DataFacts) -> Recipe:
         model = ModelConfig(
             name="fast_cnn", arguments={**arguments, "num_directions": 12, "padding": 0, "whitening": False}
         )
-        rates: dict[str, Any] = {"lr": 0.1, "momentum": 0.6, "aux_lr": 0.5, "bias_lr_factor": 16.0}
+        # without decay 30 epochs learn the images by heart: of 60 % under attack, 37 % are left on others
+        rates: dict[str, Any] = {
+            "lr": 0.1,
+            "momentum": 0.6,
+            "aux_lr": 0.5,
+            "bias_lr_factor": 16.0,
+            "weight_decay": 0.02,
+        }
     else:
         model = ModelConfig(name="fast_photo", arguments={"activation": "silu"})
         rates = {"lr": 0.02, "momentum": 0.9, "aux_lr": 0.005}
@@ -45,14 +52,15 @@ def robust(facts: DataFacts) -> Recipe:
         name="robust",
         model=model,
         data=DataConfig(size=size),
-        augment=AugmentConfig(flip="random" if facts.channels == 3 else "none", translate=2, start_size=5 * size // 8),
+        # of full size from the start: what withstands an attack on smaller images does not on these
+        augment=AugmentConfig(flip="random" if facts.channels == 3 else "none", translate=4 if facts.small else 2),
         optimizer=OptimizerConfig(name="muon", nesterov=True, **rates),
         schedule=ScheduleConfig(name="trapezoid", warmup=0.1, cooldown=0.9),
         loss=LossConfig(label_smoothing=0.1),
         attack=AttackConfig(eps=8.0 if facts.small else 4.0),
         monitor="robust",
-        ema_decay=0.99,
-        # images grow: a compiled network would be compiled anew for each size
+        ema_decay=0.995,
+        # a second program, for the attack, would be compiled too
         compile=False,
         calibrate=True,
         epochs=epochs,
