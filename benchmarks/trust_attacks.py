@@ -38,15 +38,27 @@ from vivace.robustness.under_corruptions import measure_corruptions
 BATCH = 250
 
 
-def ours(network: Any, images: Tensor, labels: Tensor, threat: Threat, methods: tuple[str, ...]) -> dict[str, Any]:
+def ours(
+    bundle: Bundle, images: Tensor, labels: Tensor, threat: Threat, methods: tuple[str, ...], precision: str
+) -> dict[str, Any]:
     """What the suite left, and each attack's figures."""
+    network, copy = (float_network(bundle, torch.device("cpu"), name) for name in ("fp32", precision))
     start = time.perf_counter()
-    outcome = run_attacks(network, images, labels, threat, methods=methods, batch_size=BATCH)
+    outcome = run_attacks(
+        network,
+        images,
+        labels,
+        threat,
+        methods=methods,
+        batch_size=BATCH,
+        searched=None if precision == "fp32" else copy,
+    )
     robust = outcome.is_robust_N.numpy()
     return {
         "robust": vars(score_of(robust)),
         "clean": vars(score_of(outcome.is_correct_N.numpy())),
         "seconds": time.perf_counter() - start,
+        "precision": precision,
         "attacks": [vars(run) for run in outcome.runs],
         "robust_images": np.flatnonzero(robust).tolist(),
     }
@@ -93,7 +105,7 @@ def markdown(record: dict[str, Any]) -> str:
         cells = (run["name"], run["num_attacked"], run["num_fooled"], f"{left:.1f}", f"{run['seconds']:.1f}")
         table.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     table += ["", f"ours: clean {_percent(record['ours']['clean'])}, robust {_percent(record['ours']['robust'])}, "]
-    table[-1] += f"{record['ours']['seconds']:.0f} s"
+    table[-1] += f"{record['ours']['seconds']:.0f} s, looked for in {record['ours']['precision']}"
     if record["reference"] is not None:
         both = set(record["ours"]["robust_images"]) ^ set(record["reference"]["robust_images"])
         table += [
@@ -126,6 +138,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--corruptions", action="store_true")
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="in which points are looked for")
     parser.add_argument("--reference", action="store_true", help="run pyautoattack too")
     parser.add_argument("--label", default="cifar10")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -148,12 +161,12 @@ def main() -> None:
         record["corruptions"] = measure_corruptions(predictor, pixels, labels).to_dict()
         save(record, "attacks", f"{args.label}-corruptions", markdown, args.out)
         return
-    threat, network = Threat.parse(args.attack), float_network(bundle, torch.device("cpu"))
+    threat = Threat.parse(args.attack)
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).contiguous()
     truth = torch.from_numpy(np.asarray(labels, np.int64))
     record |= {
         "attack": threat.text,
-        "ours": ours(network, images, truth, threat, tuple(args.methods)),
+        "ours": ours(bundle, images, truth, threat, tuple(args.methods), args.precision),
         "reference": reference(bundle, images, truth, threat) if args.reference else None,
     }
     save(record, "attacks", f"{args.label}-{threat.norm}", markdown, args.out)

@@ -212,7 +212,8 @@ def _signals(application: Application, server: Any, hangups: Hangups) -> Iterato
 
         return handle
 
-    handlers = {number: handing_over(functools.partial(stop, number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    stops = (signal.SIGINT, signal.SIGTERM)
+    handlers: dict[int, Handler] = {number: handing_over(functools.partial(stop, number)) for number in stops}
     if systems.HANGUP is not None:
         handlers[systems.HANGUP] = handing_over(reload)
     # in another thread than the main one a program has its own way to stop it
