@@ -70,8 +70,7 @@ class Survivors:
             self.ball, self.labels, self.rows = self.ball[keep], self.labels[keep], self.rows[keep]
         return keep
 
-    def settle(self, points: Tensor) -> Tensor:
+    def settle(self, points: Tensor) -> None:
         """As `drop`, at the end of a search: the judge may be fooled by what its copy just was not."""
-        if self.judge is None:
-            return torch.arange(len(self.rows), device=self.rows.device)
-        return self.drop(points, torch.ones_like(self.labels, dtype=torch.bool))
+        if self.judge is not None:
+            self.drop(points, torch.ones_like(self.labels, dtype=torch.bool))

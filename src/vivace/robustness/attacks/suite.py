@@ -95,37 +95,21 @@ def run_attacks(
     in all). searched: a faster and less exact copy of the network, which attacks ask in its place; what fools it counts
     only if it fools the network.
     """
-    search = _Search(network, searched)
     with torch.no_grad():
         parts = _batches(torch.arange(len(labels_N), device=labels_N.device), batch_size)
         correct = torch.cat([~fooled(network(images_NCHW[rows]), labels_N[rows]) for rows in parts])
     outcome = Outcome(correct, correct.clone(), images_NCHW.clone())
     for number, name in enumerate(METHODS):
         if name in methods:
-            _run(outcome, number, search, images_NCHW, labels_N, threat, batch_size, seed, deadline, clock, progress)
+            nets = network, searched
+            _run(outcome, number, nets, images_NCHW, labels_N, threat, batch_size, seed, deadline, clock, progress)
     return outcome
-
-
-@dataclass(frozen=True)
-class _Search:
-    """The network whose answers count, and the copy of it that attacks ask, if there is one."""
-
-    network: Network
-    copy: Network | None
-
-    @property
-    def asked(self) -> Network:
-        return self.copy or self.network
-
-    @property
-    def judge(self) -> Network | None:
-        return self.network if self.copy else None
 
 
 def _run(
     outcome: Outcome,
     number: int,
-    search: _Search,
+    nets: tuple[Network, Network | None],
     images_NCHW: Tensor,
     labels_N: Tensor,
     threat: Threat,
@@ -135,7 +119,8 @@ def _run(
     clock: Callable[[], float],
     progress: Callable[[str, int, int], None],
 ) -> None:
-    name, started = METHODS[number], time.perf_counter()
+    name, started, (network, searched) = METHODS[number], time.perf_counter(), nets
+    judge = None if searched is None else network
     rows_M = (outcome.is_correct_N if name in ON_ALL else outcome.is_robust_N).nonzero()[:, 0]
     hits = torch.zeros_like(outcome.is_correct_N)
     num_refused = num_done = 0
@@ -145,11 +130,11 @@ def _run(
             complete = False
             break
         ball, labels_B = Ball.around(images_NCHW[rows], threat), labels_N[rows]
-        turn = Turn(_generator((seed, number, count), images_NCHW.device), deadline, clock, search.judge)
-        points = ATTACKS[name](search.asked, ball, labels_B, turn)
+        turn = Turn(_generator((seed, number, count), images_NCHW.device), deadline, clock, judge)
+        points = ATTACKS[name](searched or network, ball, labels_B, turn)
         moved = (points != ball.centres).flatten(1).any(1)
         with torch.no_grad():
-            holds = moved & ball.contains(points) & fooled(search.network(points), labels_B)
+            holds = moved & ball.contains(points) & fooled(network(points), labels_B)
         if name == "fgsm":
             outcome.num_without_gradient += int((~moved).sum())
         else:
