@@ -22,23 +22,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from vivace.bundle import Bundle
 from vivace.config import to_dict
 from vivace.data import decoding
 from vivace.data.place import AnyData
 from vivace.errors import ParityError
-from vivace.exporting.deployment.goldens import Golden, choose_goldens, write_goldens
+from vivace.exporting.compared import compared
+from vivace.exporting.deployment.goldens import Golden, choose_goldens
 from vivace.exporting.exporters import exporter_of
-from vivace.exporting.parity import Parity, check_parity, measure_parity, parity_images
+from vivace.exporting.parity import Parity, parity_images
 from vivace.exporting.progress import doing
 from vivace.files import atomic_folder, sha256_of, write_json
 from vivace.hardware import cpu_name
 from vivace.outputs import check_folder
 from vivace.owned import DEPLOYMENT, own_folder, seal
-from vivace.runtimes.loading import graph_file, load_reference, load_runtime
 from vivace.runtimes.table import RUNTIMES, Deployment
 from vivace.uncertainty.decide import Decider
 
@@ -67,51 +64,25 @@ def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir:
     not write.
     """
     info = bundle.info
-    for name in RUNTIMES[info.runtime].graph_files:
-        graph_file(bundle, name, info.runtime)
-    doing("comparing it with PyTorch")
-    cpu = torch.device("cpu")
-    classify = load_runtime(info.runtime, bundle, device=cpu, precision=info.precision)
-    parity: Parity | None = None
-    if data is not None or "int8" not in info.precision:
-        images, name = parity_images(bundle, data, cache_dir=cache_dir)
-        parity = measure_parity(bundle, classify, images, runtime=info.runtime, precision=info.precision, images=name)
-        check_parity(parity)
-    goldens = choose_goldens(bundle, data, cache_dir=cache_dir)
-    images_NHWC = np.stack([bundle.preprocess.load(golden.data) for golden in goldens])
-    # one at a time, as the self-test asks
-    plain = load_reference(bundle)
-    pytorch_NK, deployed_NK = (
-        np.concatenate([function(images_NHWC[i : i + 1]) for i in range(len(images_NHWC))])
-        for function in (plain, classify)
-    )
+    is_compared = data is not None or "int8" not in info.precision
+    images = parity_images(bundle, data, cache_dir=cache_dir) if is_compared else None
+    found = compared(bundle, choose_goldens(bundle, data, cache_dir=cache_dir), images)
     check_folder(out, inputs=[bundle.folder], kind=DEPLOYMENT, classes=bundle.classes)
     own = functools.partial(own_folder, shown=out, kind=DEPLOYMENT, classes=bundle.classes)
     with atomic_folder(out, check=own) as folder:
         tensors = exporter_of(info.runtime).copy_labelled(bundle, folder)
-        write_goldens(
-            folder / "golden",
-            goldens,
-            images_NHWC,
-            pytorch_NK=pytorch_NK,
-            deployed_NK=deployed_NK,
-            precision=info.precision,
-            where=_where(info.runtime),
-        )
+        found.write_goldens(folder / "golden", _where(info.runtime))
         copy_decoder(folder)
         for name in (*PROGRAMS, *_examples(bundle)):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(TEMPLATES / name, folder / name)
         (folder / "classes.txt").write_text("".join(f"{_one_line(name)}\n" for name in info.classes), "utf-8")
         (folder / "requirements.txt").write_text(_requirements(info.runtime))
-        # a graph that stands for a network whose code is not at hand was compared when it was written
-        is_known = parity is None or not parity.compared
-        certificate = dict(info.parity) if is_known or parity is None else parity.to_dict()
-        (folder / "README.md").write_text(_readme(bundle, goldens, certificate), "utf-8")
-        _write_manifest(folder, bundle, certificate, tensors)
+        (folder / "README.md").write_text(_readme(bundle, found.goldens, found.certificate), "utf-8")
+        _write_manifest(folder, bundle, found.certificate, tensors)
         doing("running the folder's own test")
         _selftest(folder)
-    return parity
+    return found.parity
 
 
 def copy_decoder(folder: Path) -> None:
@@ -195,7 +166,7 @@ def _one_line(name: str) -> str:
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
-def _readme(bundle: Bundle, goldens: list[Golden], certificate: dict[str, Any]) -> str:
+def _readme(bundle: Bundle, goldens: Sequence[Golden], certificate: dict[str, Any]) -> str:
     info = bundle.info
     score = "map" if info.multi_label else "top1"
     split = next((name for name in ("test", "val") if score in info.metrics.get(name, {})), None)

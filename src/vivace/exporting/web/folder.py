@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vivace.browser import SHARED, shared_file
@@ -29,9 +28,10 @@ from vivace.bundle import Bundle
 from vivace.config import to_dict
 from vivace.data.place import AnyData
 from vivace.errors import ConfigError
-from vivace.exporting.deployment.goldens import INT8_REPEAT_TOLERANCE, Golden, write_goldens
+from vivace.exporting.compared import compared
+from vivace.exporting.deployment.goldens import INT8_REPEAT_TOLERANCE, Golden
 from vivace.exporting.exporters import exporter_of
-from vivace.exporting.parity import TOLERANCE, Parity, check_parity, measure_parity
+from vivace.exporting.parity import TOLERANCE, Parity
 from vivace.exporting.progress import doing
 from vivace.exporting.web.goldens import decoded_by_pillow, web_goldens
 from vivace.exporting.web.runtime import LICENSE, PACKAGE, VERSION
@@ -40,7 +40,6 @@ from vivace.files import atomic_folder, canonical_json, sha256_of, write_json
 from vivace.notices import warn
 from vivace.outputs import check_folder
 from vivace.owned import PAGE, own_folder, seal
-from vivace.runtimes.loading import graph_file, load_reference, load_runtime
 from vivace.runtimes.table import PORTABLE, RUNTIMES
 from vivace.scratch import scratch_folder
 from vivace.uncertainty.decide import Decider
@@ -94,38 +93,17 @@ def write_page(
     Raises ParityError if graph or page does not agree with PyTorch, OutputPathError if `out` holds what vivace did not
     write.
     """
-    info = bundle.info
-    graph_file(bundle, GRAPH, PORTABLE)
-    doing("comparing it with PyTorch")
-    classify = load_runtime(PORTABLE, bundle, device=torch.device("cpu"), precision=info.precision)
-    parity: Parity | None = None
-    if data is not None or "int8" not in info.precision:
-        images_MHWC, name = images
-        parity = measure_parity(bundle, classify, images_MHWC, runtime=PORTABLE, precision=info.precision, images=name)
-        check_parity(parity)
+    is_compared = data is not None or "int8" not in bundle.info.precision
     goldens = web_goldens(bundle, data, cache_dir=cache_dir)
-    images_NHWC = np.stack([bundle.preprocess.load(golden.data) for golden in goldens])
-    plain = load_reference(bundle)
-    pytorch_NK, page_NK = (
-        np.concatenate([function(images_NHWC[i : i + 1]) for i in range(len(images_NHWC))])
-        for function in (plain, classify)
-    )
+    found = compared(bundle, goldens, images if is_compared else None)
     check_folder(out, inputs=[bundle.folder], kind=PAGE, classes=bundle.classes)
     own = functools.partial(own_folder, shown=out, kind=PAGE, classes=bundle.classes)
     with atomic_folder(out, check=own) as folder:
         tensors = exporter_of(PORTABLE).copy_labelled(bundle, folder)
         where = {"vivace": metadata.version("vivace"), "pillow": metadata.version("pillow")}
-        write_goldens(
-            folder / "golden",
-            goldens,
-            images_NHWC,
-            pytorch_NK=pytorch_NK,
-            deployed_NK=page_NK,
-            precision=info.precision,
-            where=where,
-        )
+        found.write_goldens(folder / "golden", where)
         _write_program(folder, runtime)
-        told = _told(bundle, tensors, certificate_of(bundle, parity))
+        told = _told(bundle, tensors, found.certificate)
         (folder / "README.md").write_text(_readme(bundle, goldens, told), "utf-8")
         _write_manifest(folder, told)
         doing("comparing the page with vivace")
@@ -138,12 +116,7 @@ def write_page(
             f"{num_of_data} images of the data are in {out / 'golden'}, which the page compares itself with: publish "
             "it only if you may publish them, or export without data"
         )
-    return WebPage(parity, verified)
-
-
-def certificate_of(bundle: Bundle, parity: Parity | None) -> dict[str, Any]:
-    """The one that was just measured, or where there was nothing to compare, the one that the bundle came with."""
-    return dict(bundle.info.parity) if parity is None or not parity.compared else parity.to_dict()
+    return WebPage(found.parity, verified)
 
 
 def _write_program(folder: Path, runtime: Mapping[str, bytes]) -> None:
