@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-__all__ = ["Handler", "handled", "handler_of"]
+__all__ = ["STOPS", "Handler", "StopSignals", "handled", "handler_of"]
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -58,3 +60,28 @@ def handled(handlers: Mapping[int, Handler], *, even_ignored: bool = False) -> I
             # None: set by no program in Python, which can't set it again
             if handler is not None:
                 signal.signal(number, handler)
+
+
+class StopSignals:
+    """Within its `with` block, `received` is the first SIGINT or SIGTERM that arrived, or None.
+
+    Work in steps asks for it, and ends in its own time. The second signal stops the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._handling = contextlib.ExitStack()
+
+    def __enter__(self) -> StopSignals:
+        # work that goes on without a terminal is to be stopped too
+        self._handling.enter_context(handled(dict.fromkeys(STOPS, self._handle), even_ignored=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handling.close()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            # the second signal: exit without clean-up, which might hang
+            os._exit(128 + number)
+        self.received = number

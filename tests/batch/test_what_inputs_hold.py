@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 from streams import encoded, fake_predictor, make_images, make_tar
 
-from vivace.bars import counting_bar
+from vivace.bars import CountingBar
 from vivace.batch.outputs import Outputs
 from vivace.batch.run import Streamed, predict_stream
 from vivace.data.layouts.listing import Skipped
@@ -168,12 +168,18 @@ def test_a_log_gets_a_line_of_progress_now_and_then(
 ) -> None:
     now = 0.0
     monkeypatch.setattr("vivace.bars.time.monotonic", lambda: now)
-    progress, close = counting_bar("predicting", lines=True)
-    for now, done in ((5.0, 1000), (20.0, 1500), (36.0, 4100), (40.0, 4200), (67.0, 10_300)):
-        progress(done, 20_000 if now < 50 else None)
-    close()
+    with CountingBar("predicting") as bar:
+        for now, done in ((5.0, 1000), (20.0, 1500), (36.0, 4100), (40.0, 4200), (67.0, 10_300)):
+            bar.progress(done, 20_000 if now < 50 else None)
+        now = 70.0
+        bar.stage("square", "653 of 1,000 images are left", unit="rounds")
+        for now, done in ((80.0, 10), (110.0, 20)):
+            bar.progress(done, 653 if now > 75 else None)
     # the first 1,000 may have been done by an earlier run
-    assert capsys.readouterr().err == "predicting: 4,100 of 20,000, 100 images/s\npredicting: 10,300, 200 images/s\n"
+    assert capsys.readouterr().err == (
+        "predicting: 4,100 of 20,000, 100 images/s\npredicting: 10,300, 200 images/s\n"
+        "square: 653 of 1,000 images are left\nsquare: 20 of 653, 0.5 rounds/s\n"
+    )
 
 
 def test_pictures_of_heat_maps_keep_the_names_of_images(tmp_path: Path) -> None:

@@ -139,6 +139,16 @@ def test_of_each_kind_of_attack_the_newest_result_is_kept(
         assert f"| {threat} " in card.replace("\\", "")
 
 
+def test_attacks_that_were_cut_off_do_not_replace_those_that_ran_to_their_end(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    folder, bundle = make_folder(per_class=2), load_bundle(make_bundle(tmp_path / "net").folder)
+    options: dict[str, Any] = {"attack": "linf:1/255", "attack_methods": ["pgd"], "device": "cpu"}
+    for within, expected in ((None, [True]), (0.001, [True, False]), (0.001, [True, False]), (None, [True])):
+        keep(bundle, evaluate(bundle, folder, within=within, **options))
+        assert [row["is_complete"] for row in records_of(kept_of(bundle), "attack")] == expected
+
+
 def test_the_oldest_of_too_many_results_goes_and_that_is_said(
     tmp_path: Path, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,20 @@ from small_nets import linear, some_images
 
 from answers import last_answer
 from factories import make_bundle, pixels
-from vivace.bundle import Bundle
+from vivace.bundle import Bundle, load_bundle
 from vivace.cli import main
 from vivace.cli.hardened import print_attack
 from vivace.errors import ConfigError
 from vivace.evaluation.evaluate import evaluate
+from vivace.evaluation.kept import kept_of
 from vivace.hardware import supported_precisions
 from vivace.prediction import Predictor
 from vivace.robustness import under_attack
-from vivace.robustness.attacks import square
-from vivace.robustness.attacks.threat import Threat
+from vivace.robustness.attacks import square, suite
+from vivace.robustness.attacks.apgd import apgd_ce
+from vivace.robustness.attacks.losses import Network
+from vivace.robustness.attacks.running import Turn
+from vivace.robustness.attacks.threat import Ball, Threat
 from vivace.robustness.networks import answers_of, eight_bit, float_network
 from vivace.robustness.under_attack import measure_attack
 
@@ -129,6 +135,52 @@ def test_attacks_that_ran_out_of_time_say_so(bundle: Bundle, capsys: pytest.Capt
     text = capsys.readouterr().out
     assert text.count("cut off by --within") == 6
     assert "an upper bound, not the robustness: apgd-ce, apgd-t, fab-t, square" in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_attacks_that_a_signal_ended_are_shown_and_kept(
+    bundle: Bundle,
+    make_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    def interrupted(network: Network, ball: Ball, labels_B: torch.Tensor, turn: Turn) -> torch.Tensor:
+        os.kill(os.getpid(), number)
+        return apgd_ce(network, ball, labels_B, turn)
+
+    monkeypatch.setitem(suite.ATTACKS, "apgd-ce", interrupted)
+    folder = str(make_folder(per_class=4))
+    before = signal.getsignal(number)
+    # so near that nothing fools the network, and fgsm leaves something
+    command = ["evaluate", str(bundle.folder), folder, "--device", "cpu", "--attack", "linf:0.00001"]
+    command += ["--attack-methods", "fgsm", "apgd-ce", "square"]
+    assert main(command) == 128 + number
+    assert signal.getsignal(number) == before
+    shown = capsys.readouterr()
+    assert shown.out.count(f"cut off by {number.name}") == 2
+    # in a log, a line as each begins
+    assert "apgd-ce: attack 2 of 3, " in shown.err
+    (record,) = kept_of(load_bundle(bundle.folder))["attack"]
+    assert [step["name"] for step in record["attacks"] if step["is_complete"]] == ["fgsm"]
+    assert record["cut_off_by"] == number.name
+    assert main([*command, "--json", "--quiet"]) == 128 + number
+    shown = capsys.readouterr()
+    assert last_answer(shown.out)["attack"]["cut_off_by"] == number.name
+    assert "attack 2 of 3" not in shown.err
+
+
+def test_a_signal_before_the_attacks_ends_the_verb(
+    bundle: Bundle,
+    make_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "vivace.evaluation.evaluate.scored_answers", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+    )
+    assert main(["evaluate", str(bundle.folder), str(make_folder(per_class=2)), "--attack", "linf:1/255"]) == 130
+    assert "stopped" in capsys.readouterr().err
 
 
 def test_the_whole_suite_is_the_worst_case_over_its_attacks(bundle: Bundle) -> None:

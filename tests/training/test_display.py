@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vivace.bars import counting_bar
+from vivace.bars import CountingBar
 from vivace.training.recipes.recipe import Recipe
 from vivace.training.recording.callbacks import RunInfo, StepInfo, ValidationInfo
 from vivace.training.recording.display import LiveDisplay
@@ -159,22 +159,28 @@ def test_the_bar_is_gone_after_an_error() -> None:
 def test_decoding_shows_a_bar_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    progress, close = counting_bar("decoding")
-    progress(1, 10)
-    close()
+    with CountingBar("decoding") as bar:
+        bar.progress(1, 10)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    progress, close = counting_bar("decoding", quiet=True)
-    progress(1, 10)
-    close()
+    with CountingBar("decoding", quiet=True) as bar:
+        bar.progress(1, 10)
+        bar.stage("writing", "the first of two")
     assert capsys.readouterr().err == ""
-    progress, close = counting_bar("decoding")
-    progress(7, 10)
-    close()
+    with CountingBar("decoding") as bar:
+        bar.progress(7, 10)
     shown = capsys.readouterr().err
     assert "decoding" in shown
     assert "7/10" in shown
+    with CountingBar("decoding") as bar:
+        bar.progress(7, 10)
+        bar.stage("writing", "the first of two")
+        bar.progress(3, 20)
+    # as the last thing that it shows
+    shown = capsys.readouterr().err
+    assert "writing: the first of two" in shown
+    assert "3/20" in shown
 
 
 def test_colours_that_are_forced_make_no_terminal_of_a_pipe(

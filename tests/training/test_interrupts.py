@@ -15,10 +15,11 @@ from judging import judged_as
 from same_weights import assert_same_weights
 
 from vivace.errors import Interrupted
+from vivace.signals import StopSignals
 from vivace.training import run as run_module
 from vivace.training.loop.engine import Engine
 from vivace.training.loop.session import Session
-from vivace.training.loop.signals import Stopped, StopSignals, raised_signals
+from vivace.training.loop.signals import Stopped, raised_signals
 from vivace.training.result import TrainResult
 
 RunTiny = Callable[..., TrainResult]

@@ -50,11 +50,10 @@ class Options:
 
 def run(options: Options) -> None:
     """Audit and print the findings, the most severe first."""
-    from vivace.bars import counting_bar
+    from vivace.bars import CountingBar
     from vivace.verbs.audit import SEVERITIES, audit
 
-    progress, close = counting_bar("auditing", quiet=options.quiet)
-    try:
+    with CountingBar("auditing", quiet=options.quiet) as bar:
         found = audit(
             options.opening.of(options.data),
             size=options.size,
@@ -68,10 +67,8 @@ def run(options: Options) -> None:
             fix_labels=options.fix_labels,
             cache_dir=options.cache_dir,
             quiet=options.quiet,
-            progress=progress,
+            progress=bar.progress,
         )
-    finally:
-        close()
     if options.json:
         print_json("audit", found.to_dict())
         return

@@ -55,11 +55,10 @@ class Options:
 
 def run(options: Options) -> None:
     """Compare, and say on which images."""
-    from vivace.bars import counting_bar
+    from vivace.bars import CountingBar
     from vivace.verbs.compare import compare
 
-    progress, close = counting_bar("decoding", quiet=options.quiet)
-    try:
+    with CountingBar("decoding", quiet=options.quiet) as bar:
         compared = compare(
             options.run,
             options.other,
@@ -72,10 +71,8 @@ def run(options: Options) -> None:
             on_bad_image=options.on_bad_image,
             report=options.report,
             lang=options.lang,
-            progress=progress,
+            progress=bar.progress,
         )
-    finally:
-        close()
     if options.json:
         print_json("compare", compared.to_dict())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -92,9 +93,9 @@ class Options:
     opening: Opening = field(default_factory=Opening)
 
 
-def run(options: Options) -> None:
+def run(options: Options) -> int:
     """Evaluate, draw, print."""
-    from vivace.bars import counting_bar
+    from vivace.bars import CountingBar
     from vivace.evaluation.evaluate import evaluate
     from vivace.metrics.summary import Metrics
     from vivace.outputs import check_file, warn_of_replaced
@@ -107,8 +108,7 @@ def run(options: Options) -> None:
         for name in FIGURES:
             path = options.figures / name
             replaced.append((path, check_file(path, inputs=inputs, outside=outside, option="--figures")))
-    progress, close = counting_bar("images", quiet=options.quiet)
-    try:
+    with CountingBar("images", quiet=options.quiet) as bar:
         evaluation = evaluate(
             options.bundle,
             options.opening.of(options.data),
@@ -133,10 +133,10 @@ def run(options: Options) -> None:
             abstain=options.abstain,
             ood=options.ood,
             heat_maps=options.heat_maps,
-            progress=progress,
+            progress=bar.progress,
+            stage=bar.stage,
+            keep_interrupted=True,
         )
-    finally:
-        close()
     if options.figures is not None:
         _draw(evaluation, options.figures)
         for path, what in replaced:
@@ -145,7 +145,7 @@ def run(options: Options) -> None:
     if options.json:
         place = str(bundle_place(options.bundle))
         print_json("evaluate", {"bundle": place, "kept": kept, **evaluation.to_dict()})
-        return
+        return _status(evaluation)
     _print(evaluation)
     if evaluation.slices is not None:
         print_slices(evaluation.slices)
@@ -160,6 +160,13 @@ def run(options: Options) -> None:
     if options.figures is not None:
         drawn = [name for name in FIGURES if name != FIGURES[0] or isinstance(evaluation.metrics, Metrics)]
         print("\nfigures  " + "  ".join(str(options.figures / name) for name in drawn))
+    return _status(evaluation)
+
+
+def _status(evaluation: Evaluation) -> int:
+    """0, or that of a process which a signal ended, where one ended the attacks."""
+    number = None if evaluation.attack is None else getattr(signal, str(evaluation.attack.cut_off_by), None)
+    return 0 if number is None else 128 + number
 
 
 def _keep(bundle: Path, evaluation: Evaluation) -> str | None:

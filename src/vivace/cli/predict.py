@@ -121,7 +121,7 @@ def run(options: Options) -> int:
 
 def _predicted(options: Options, outputs: Outputs, engine: RayEngine | None) -> int:
     """Predict by an engine, write, print."""
-    from vivace.bars import counting_bar
+    from vivace.bars import CountingBar
     from vivace.batch.cluster.choice import predictor_beside
     from vivace.batch.run import predict_stream
     from vivace.data.text import count_of
@@ -145,8 +145,7 @@ def _predicted(options: Options, outputs: Outputs, engine: RayEngine | None) -> 
         for note in predictor.decider.notes():
             warn(note)
     told = _Told(options, predictor.bundle.info.multi_label)
-    progress, close = counting_bar("predicting", quiet=options.quiet, lines=True)
-    try:
+    with CountingBar("predicting", quiet=options.quiet) as bar:
         result = predict_stream(
             predictor,
             options.paths,
@@ -155,11 +154,9 @@ def _predicted(options: Options, outputs: Outputs, engine: RayEngine | None) -> 
             resume=options.resume,
             draw=None if options.heat_maps is None else _pictures(options, predictor),
             each=told,
-            progress=None if options.quiet else progress,
+            progress=None if options.quiet else bar.progress,
             engine=engine,
         )
-    finally:
-        close()
     told.close()
     if repeated := result.num_repeated:
         warn(f"{count_of(repeated, 'name')} left out, of files that are named already: each is classified once")

@@ -52,11 +52,10 @@ class Options:
 
 def run(options: Options) -> None:
     """Write the report, and say what it does not have."""
-    from vivace.bars import counting_bar
+    from vivace.bars import CountingBar
     from vivace.verbs.report import report
 
-    progress, close = counting_bar("decoding", quiet=options.quiet)
-    try:
+    with CountingBar("decoding", quiet=options.quiet) as bar:
         written = report(
             options.bundle,
             options.opening.of_optional(options.data),
@@ -69,10 +68,8 @@ def run(options: Options) -> None:
             device=options.device,
             cache_dir=options.cache_dir,
             on_bad_image=options.on_bad_image,
-            progress=progress,
+            progress=bar.progress,
         )
-    finally:
-        close()
     if options.json:
         print_json("report", {"lang": options.lang, **written.to_dict()})
         return

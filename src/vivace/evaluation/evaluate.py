@@ -129,12 +129,14 @@ def evaluate(
     attack_methods: Sequence[str] = (),
     attack_precision: str = "auto",
     within: str | float | None = None,
+    keep_interrupted: bool = False,
     seed: int = 0,
     coverage: float | None = None,
     abstain: float | None = None,
     ood: str | Path | None = None,
     heat_maps: str | Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    stage: Callable[..., None] = lambda name, told="", unit="images": None,
 ) -> Evaluation:
     """Evaluate a bundle on a split of `data`: test if there is one, else val, else the images not trained on.
 
@@ -147,13 +149,14 @@ def evaluate(
     corruptions, on corruption_images images at most, chosen at random by `seed`. attack: also measure it under attack,
     within a norm and radius such as "linf:8/255" or "l2:0.5" on pixels from 0 to 1, on attack_images images at most, by
     attack_methods (names of `vivace.robustness.attacks.suite.METHODS`; none: all). attack_precision: as for
-    `measure_attack`. within: time for the attacks, such
-    as "20m"; what they do not finish counts as robust, and the result says so. coverage, abstain: as for `Predictor`,
-    whose promises are measured on these images. ood: a folder, file or glob of images of another kind, from which and
-    from generated ones these are to be told; "generated": from these alone. heat_maps: a folder for pictures of the
-    mistakes with the places that speak for the predicted class and for the true one, made as by `vivace.heat_maps`.
-    progress is called with (images decoded, images in all), then with the rounds of corruptions and the images of each
-    attack. on_bad_image: as for `train`.
+    `measure_attack`. within: time for the attacks, such as "20m"; what they do not finish counts as robust, and the
+    result says so. keep_interrupted: SIGINT and SIGTERM during the attacks end these so too, and are not raised; a
+    second signal ends the process. coverage, abstain: as for `Predictor`, whose promises are measured on these images.
+    ood: a folder, file or glob of images of another kind, from which and from generated ones these are to be told;
+    "generated": from these alone. heat_maps: a folder for pictures of the mistakes with the places that speak for the
+    predicted class and for the true one, made as by `vivace.heat_maps`. progress is called with (images decoded, images
+    in all), then with the rounds of corruptions and the images of each attack; stage before each of them with its name,
+    what is to be said of it, and the unit, "rounds" or "images". on_bad_image: as for `train`.
     Raises DataError if the data has none of the bundle's classes, the split does not exist or is empty, or on_bad_image
     does not permit the bad images; ConfigError for an unknown tta or a tta_share out of range; and what `Predictor`
     raises.
@@ -168,6 +171,7 @@ def evaluate(
         attack_methods=tuple(attack_methods),
         attack_precision=attack_precision,
         within=within,
+        keep_interrupted=keep_interrupted,
         seed=seed,
     )
     with collected_warnings() as warnings:
@@ -216,7 +220,7 @@ def evaluate(
         mistakes = most_confident(probs, cached, measured.rows, classes)
     answers = measured_answers(measured, source.splits[chosen], cached, probs, view, hits_NK)
     slices = slices_of(answers, classes, predictor.bundle.info.thresholds, clusters_N=kept.clusters(), seed=seed)
-    hardened = measured_under(hardship, predictor, cached, measured.rows, progress)
+    hardened = measured_under(hardship, predictor, cached, measured.rows, progress, stage)
     with collected_warnings() as more:
         # of the data that it was trained on, by name
         own = predictor.bundle.info.data.get("name") == source.name and measured.split in ("val", HELD_OUT)

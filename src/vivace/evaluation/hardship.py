@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +16,7 @@ from vivace.data.caching.cache import CachedSplit
 from vivace.errors import ConfigError
 from vivace.predictor import Predictor, check_whole
 from vivace.robustness.results import Attacked, Corruptions
+from vivace.signals import StopSignals
 
 __all__ = ["Hardened", "Hardship", "chosen_at_random", "measured_under"]
 
@@ -33,6 +38,8 @@ class Hardship:
     """In which attacks look for points: auto, fp32 or bf16."""
     within: str | float | None = None
     """Time for the attacks."""
+    keep_interrupted: bool = False
+    """SIGINT and SIGTERM end the attacks as the end of their time does, and are not raised."""
     seed: int = 0
     """Of the choice of images and of everything random in corruptions and attacks."""
 
@@ -85,11 +92,12 @@ def measured_under(
     split: CachedSplit,
     rows: np.ndarray,
     progress: Callable[[int, int], None],
+    stage: Callable[..., None],
 ) -> Hardened:
-    """The results for images among `rows` of the split."""
+    """The results for images among `rows` of the split. stage: as `CountingBar.stage`."""
     return Hardened(
-        corruptions=_corrupted(hardship, predictor, split, rows, progress) if hardship.corruptions else None,
-        attack=_attacked(hardship, predictor, split, rows, progress) if hardship.attack is not None else None,
+        corruptions=_corrupted(hardship, predictor, split, rows, progress, stage) if hardship.corruptions else None,
+        attack=_attacked(hardship, predictor, split, rows, progress, stage) if hardship.attack is not None else None,
     )
 
 
@@ -99,9 +107,11 @@ def _corrupted(
     split: CachedSplit,
     rows: np.ndarray,
     progress: Callable[[int, int], None],
+    stage: Callable[..., None],
 ) -> Corruptions:
     from vivace.robustness.under_corruptions import measure_corruptions
 
+    stage("corruptions", unit="rounds")
     images_NHWC, labels_N = _some(predictor, split, rows, hardship.corruption_images, hardship.seed)
     return measure_corruptions(predictor, images_NHWC, labels_N, seed=hardship.seed, progress=progress)
 
@@ -112,22 +122,34 @@ def _attacked(
     split: CachedSplit,
     rows: np.ndarray,
     progress: Callable[[int, int], None],
+    stage: Callable[..., None],
 ) -> Attacked:
     from vivace.robustness.attacks.threat import Threat
     from vivace.robustness.under_attack import measure_attack
 
     images_NHWC, labels_N = _some(predictor, split, rows, hardship.attack_images, hardship.seed)
-    return measure_attack(
-        predictor,
-        images_NHWC,
-        labels_N,
-        Threat.parse(str(hardship.attack)),
-        methods=hardship.attack_methods,
-        precision=hardship.attack_precision,
-        seconds=hardship.seconds,
-        seed=hardship.seed,
-        progress=progress,
-    )
+    with StopSignals() if hardship.keep_interrupted else contextlib.nullcontext() as signals:
+
+        def clock() -> float:
+            # a signal is the end of the time
+            return time.monotonic() if signals is None or signals.received is None else float("inf")
+
+        found = measure_attack(
+            predictor,
+            images_NHWC,
+            labels_N,
+            Threat.parse(str(hardship.attack)),
+            methods=hardship.attack_methods,
+            precision=hardship.attack_precision,
+            seconds=hardship.seconds,
+            seed=hardship.seed,
+            clock=clock,
+            progress=progress,
+            stage=stage,
+        )
+    if signals is None or signals.received is None:
+        return found
+    return dataclasses.replace(found, cut_off_by=signal.Signals(signals.received).name)
 
 
 def _some(

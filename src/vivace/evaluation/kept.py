@@ -1,7 +1,8 @@
 """Keeps what corruptions and attacks left of a bundle's accuracy beside it, where `vivace report` finds it.
 
 Of each kind one is kept, the newest: attacks of one norm and radius, by the same methods, on the same split of the same
-data are of one kind; so are corruptions of one severity scale on the same split of the same data.
+data are of one kind; so are corruptions of one severity scale on the same split of the same data. Attacks that were cut
+off do not replace those that ran to their end.
 """
 
 from __future__ import annotations
@@ -76,10 +77,11 @@ def records_of(kept: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]
 def _with(records: Sequence[Mapping[str, Any]], new: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     """The records with the new one, which is put in the place of the one of its kind."""
     kind = _kind(new, name)
-    for record in records:
-        if _kind(record, name) == kind:
-            warn(f"the kept result of {_told(record, name)} was replaced by this newer one")
-    others = [record for record in records if _kind(record, name) != kind]
+    # what was cut off is kept beside what was not, for it says less
+    replaced = [one for one in records if _kind(one, name) == kind and (_is_whole(new) or not _is_whole(one))]
+    for record in replaced:
+        warn(f"the kept result of {_told(record, name)} was replaced by this newer one")
+    others = [record for record in records if record not in replaced]
     for record in others[: max(0, len(others) + 1 - MAX_RECORDS)]:
         warn(f"of more than {MAX_RECORDS} kept results the oldest is left out: {_told(record, name)}")
     return [*others, new][-MAX_RECORDS:]
@@ -91,6 +93,10 @@ def _kind(record: Mapping[str, Any], name: str) -> tuple[object, ...]:
     if name == "corruptions":
         return (*on, record.get("constants"), _names(record.get("cells")))
     return (*on, record.get("norm"), record.get("eps"), _methods(record))
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    return record.get("is_complete") is not False
 
 
 def _methods(record: Mapping[str, Any]) -> tuple[str, ...]:

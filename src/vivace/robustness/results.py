@@ -91,6 +91,8 @@ class Attacked:
     """Whether all of AutoAttack's standard suite ran to its end; without it the bound is loose."""
     is_complete: bool
     """Whether every attack that was asked for ran to its end."""
+    cut_off_by: str | None
+    """What ended attacks before: "within", the time for them, "SIGINT" or "SIGTERM"; None: they are complete."""
     network: str
     """float32: the network behind the bundle, with gradients; or "answers alone"."""
     search: str

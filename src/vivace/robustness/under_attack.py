@@ -72,15 +72,17 @@ def measure_attack(
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    stage: Callable[[str, str], None] = lambda name, told: None,
 ) -> Attacked:
     """The accuracy that attacks leave of a bundle's network, on images as its Preprocess gives them.
 
     images_NHWC: uint8, at least one. labels_N: int64. methods: names of `METHODS`; none: all. precision: of the network
     that attacks ask: "fp32", or "bf16", several times as fast on some processors; "auto": bf16 where the device has it.
-    What is found in bf16 counts only if it fools the network in float32. seconds: after which
-    attacks stop; images that they have not finished count as robust, and the result says so. The network is the one
-    behind the bundle in float32; where the bundle computes otherwise (bf16, int8, another runtime), what fooled the
-    network is shown to the bundle too, in 8 bits. progress is called with (images, images) of each attack.
+    What is found in bf16 counts only if it fools the network in float32. seconds: after which attacks stop; images that
+    they have not finished count as robust, and the result says so. The network is the one behind the bundle in float32;
+    where the bundle computes otherwise (bf16, int8, another runtime), what fooled the network is shown to the bundle
+    too, in 8 bits. stage is called with (name, how many images are left to it) of each attack, then progress with
+    (images, images).
     Raises what `check_attackable` and `Predictor.probs` raise.
     """
     chosen = check_attackable(predictor, threat, methods)
@@ -89,6 +91,10 @@ def measure_attack(
     network = float_network(bundle, device) if bundle.has_code else answers_of(predictor)
     images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).to(device).float() / 255
     labels = torch.from_numpy(np.asarray(labels_N, np.int64)).to(device)
+
+    def told(name: str, left: int) -> str:
+        return f"attack {chosen.index(name) + 1} of {len(chosen)}, {left:,} of {len(labels):,} images"
+
     search, copy = _copy(predictor, precision, network, images_NCHW[: MIN_BATCH * 4])
     outcome = run_attacks(
         network,
@@ -101,6 +107,7 @@ def measure_attack(
         deadline=float("inf") if seconds is None else clock() + seconds,
         clock=clock,
         progress=lambda name, done, total: progress(done, total),
+        begins=lambda name, left: stage(name, told(name, left)),
         searched=copy,
     )
     complete = {run.name for run in outcome.runs if run.is_complete}
@@ -115,6 +122,7 @@ def measure_attack(
         robust=score_of(outcome.is_robust_N.cpu().numpy()),
         is_standard=complete >= set(STANDARD),
         is_complete=len(complete) == len(outcome.runs),
+        cut_off_by=None if len(complete) == len(outcome.runs) else "within",
         network="float32" if bundle.has_code else "answers alone",
         search=search,
         attacks=tuple(

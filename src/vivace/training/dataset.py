@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vivace.bars import counting_bar
+from vivace.bars import CountingBar
 from vivace.bundle import load_bundle
 from vivace.config import override
 from vivace.data.caching.cache import Cache, open_cache
@@ -49,9 +49,9 @@ def open_run_source(
 
     quiet: no progress is shown of an object that has to be read.
     """
-    progress, close = counting_bar("reading", quiet=quiet)
     try:
-        return open_source(data, cache_dir=cache_dir, progress=progress)
+        with CountingBar("reading", quiet=quiet) as bar:
+            return open_source(data, cache_dir=cache_dir, progress=bar.progress)
     except DataError as error:
         if not resume or Data.of(data).is_object:
             raise
@@ -78,8 +78,6 @@ def open_run_source(
             ) from None
         warn(f"the data can't be opened any more: {cause}")
         return source
-    finally:
-        close()
 
 
 def with_sizes(recipe: Recipe, side: int, source: DataSource) -> Recipe:
@@ -210,8 +208,7 @@ def _open_cache(
     quiet: bool,
     fingerprint: str | None,
 ) -> Cache:
-    progress, close = counting_bar("decoding", quiet=quiet)
-    try:
+    with CountingBar("decoding", quiet=quiet) as bar:
         return open_cache(
             source,
             _preprocess(recipe),
@@ -220,10 +217,8 @@ def _open_cache(
             allow_leaks=recipe.data.allow_leaks,
             num_workers=num_workers,
             fingerprint=fingerprint,
-            progress=progress,
+            progress=bar.progress,
         )
-    finally:
-        close()
 
 
 def _preprocess(recipe: Recipe) -> Preprocess:

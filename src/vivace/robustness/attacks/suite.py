@@ -85,15 +85,16 @@ def run_attacks(
     deadline: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    begins: Callable[[str, int], None] = lambda name, total: None,
     searched: Network | None = None,
 ) -> Outcome:
     """The worst that the attacks do to a network.
 
     images_NCHW: float32 in [0, 1], on the device of the network; labels_N: int64, there too. methods: names of
     `ATTACKS`, in their order. batch_size: images that are attacked together. deadline: on `clock`, seconds; attacks
-    stop there, and images that they did not finish count as robust. progress is called with (attack, images, images
-    in all). searched: a faster and less exact copy of the network, which attacks ask in its place; what fools it counts
-    only if it fools the network.
+    stop there, and images that they did not finish count as robust. begins is called with (attack, images left to it),
+    progress with (attack, images, images in all). searched: a faster and less exact copy of the network, which attacks
+    ask in its place; what fools it counts only if it fools the network.
     """
     with torch.no_grad():
         parts = _batches(torch.arange(len(labels_N), device=labels_N.device), batch_size)
@@ -101,6 +102,7 @@ def run_attacks(
     outcome = Outcome(correct, correct.clone(), images_NCHW.clone())
     for number, name in enumerate(METHODS):
         if name in methods:
+            begins(name, int(_left_to(outcome, name).sum()))
             nets = network, searched
             _run(outcome, number, nets, images_NCHW, labels_N, threat, batch_size, seed, deadline, clock, progress)
     return outcome
@@ -121,7 +123,7 @@ def _run(
 ) -> None:
     name, started, (network, searched) = METHODS[number], time.perf_counter(), nets
     judge = None if searched is None else network
-    rows_M = (outcome.is_correct_N if name in ON_ALL else outcome.is_robust_N).nonzero()[:, 0]
+    rows_M = _left_to(outcome, name).nonzero()[:, 0]
     hits = torch.zeros_like(outcome.is_correct_N)
     num_refused = num_done = 0
     complete = True
@@ -159,6 +161,11 @@ def _run(
             seconds=time.perf_counter() - started,
         )
     )
+
+
+def _left_to(outcome: Outcome, name: str) -> Tensor:
+    """Which images an attack sees."""
+    return outcome.is_correct_N if name in ON_ALL else outcome.is_robust_N
 
 
 def _batches(rows: Tensor, size: int) -> Iterator[Tensor]:

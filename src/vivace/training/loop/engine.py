@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from vivace.data.loader import Batch, Batches
 from vivace.errors import CallbackError, Interrupted
+from vivace.signals import StopSignals
 from vivace.training.folder.checkpoints import prune, save_checkpoint
 from vivace.training.loop.best import Best
 from vivace.training.loop.overfitting import Guard, Overfitted
 from vivace.training.loop.plan import Plan
 from vivace.training.loop.progress import step_info, validation_info, validation_row
 from vivace.training.loop.rollback import MAX_SKIPPED, NonFinite, Rollback
-from vivace.training.loop.signals import StopSignals
 from vivace.training.loop.state import Counters, TrainState
 from vivace.training.loop.statistics import NUM_STEPS
 from vivace.training.loop.step import Stepper, StepResult

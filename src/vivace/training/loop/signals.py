@@ -1,7 +1,4 @@
-"""SIGINT and SIGTERM: the first one lets the loop save and stop, the second one stops the process at once.
-
-Outside of the loop, where nothing waits for a step to end, the first one is raised.
-"""
+"""SIGINT and SIGTERM outside of the loop, where nothing waits for a step to end: they are raised."""
 
 from __future__ import annotations
 
@@ -11,11 +8,9 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from vivace.signals import handled
+from vivace.signals import STOPS, handled
 
-__all__ = ["StopSignals", "Stopped", "raised_signals"]
-
-STOPS = (signal.SIGINT, signal.SIGTERM)
+__all__ = ["Stopped", "raised_signals"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -40,25 +35,3 @@ def raised_signals() -> Iterator[None]:
 
     with handled(dict.fromkeys(STOPS, handle)):
         yield
-
-
-class StopSignals:
-    """Within its `with` block, `received` is the first signal that arrived, or None."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._handling = contextlib.ExitStack()
-
-    def __enter__(self) -> StopSignals:
-        # a run that goes on without a terminal is to be stopped too
-        self._handling.enter_context(handled(dict.fromkeys(STOPS, self._handle), even_ignored=True))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handling.close()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            # the second signal: exit without clean-up, which might hang
-            os._exit(128 + number)
-        self.received = number
