@@ -91,10 +91,10 @@ class Predictor:
             if threads is not None:
                 set_threads(min(threads, num_cpus()))
         self._place = place
-        self._rates = {"coverage": coverage, "abstain": abstain}
+        self.rates = {"coverage": coverage, "abstain": abstain}
         with at_most_cpus(threads):
             self._classify = load_runtime(runtime, self.bundle, device=place, precision=precision)
-        self.decider = decider_for(self.bundle, self._classify, **self._rates)
+        self.decider = decider_for(self.bundle, self._classify, **self.rates)
         if decode != "fine":
             self.bundle = _decoded_by(self.bundle, decode)
 
@@ -105,20 +105,25 @@ class Predictor:
     def options(self) -> dict[str, Any]:
         """The arguments that make the same one of the same bundle, also on another machine."""
         return {
-            "device": str(self._place),
+            "device": self.device_name,
             "batch_size": self.batch_size,
             # another machine may have another precision's instructions: what was chosen is kept, and refused there
             "precision": self.precision if self.precision in PRECISIONS else "auto",
             "runtime": self.runtime,
             "threads": self.threads,
             "decode": self.decode,
-            **self._rates,
+            **self.rates,
         }
+
+    @property
+    def device_name(self) -> str:
+        """Where it computes, such as cpu or cuda:0. Imports no torch."""
+        return str(self._place)
 
     @property
     def device(self) -> torch.device:
         """Where it computes. Imports torch, which a graph's runtime does without."""
-        return select_device(str(self._place))
+        return select_device(self.device_name)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -60,8 +60,8 @@ def fake_predictor(folder: Path, *, batch_size: int = 4) -> Predictor:
         precision="fp32",
         answers=answers,
         predictions_from=predictions_from,
-        _place="cpu",
-        _rates={"coverage": None, "abstain": None},
+        device_name="cpu",
+        rates={"coverage": None, "abstain": None},
     )
     return cast(Predictor, found)
 

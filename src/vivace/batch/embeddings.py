@@ -42,7 +42,7 @@ def embedder_of(predictor: Predictor) -> Predictor:
     found = Predictor(
         predictor.bundle,
         runtime=REFERENCE,
-        device=str(predictor._place),
+        device=predictor.device_name,
         batch_size=predictor.batch_size,
         threads=predictor.threads,
     )

@@ -102,11 +102,11 @@ def predict_stream(
         "the list of paths": [os.fsdecode(path) for path in given],
         "topk": topk,
         "batch_size": predictor.batch_size,
-        "device": str(predictor._place),
+        "device": predictor.device_name,
         "runtime": predictor.runtime,
         "precision": predictor.precision,
         "threads": predictor.threads or num_cpus(),
-        **predictor._rates,
+        **predictor.rates,
         **outputs.made_from(),
     }
     if predictor.bundle.preprocess.decode != "fine":

@@ -69,7 +69,7 @@ class RayEngine:
         if self.device is None:
             given = predictor.options
         else:
-            given = {"device": self.device, "precision": self.precision, **predictor._rates}
+            given = {"device": self.device, "precision": self.precision, **predictor.rates}
             given |= {
                 "batch_size": predictor.batch_size,
                 "threads": self.threads,

@@ -110,7 +110,7 @@ class Worker:
         use_fast_resize(default_cache_dir() / "kernels")
         self._pool = ThreadPoolExecutor(self._predictor.workers)
         found = self._predictor
-        return Answer(facts=Facts(found.runtime, found.precision, str(found._place), os.getpid(), machine))
+        return Answer(facts=Facts(found.runtime, found.precision, found.device_name, os.getpid(), machine))
 
     def classify(self, items: list[Item], *, small: bool) -> Answer:
         """The outcomes of a batch. small: it is the only one, and need not be filled up."""
