@@ -40,6 +40,7 @@ LAYER_0 = {
     "scratch",
     "screen",
     "signals",
+    "silenced",
     "statistics",
     "systems",
     "trained_on",
@@ -69,6 +70,7 @@ ALLOWED = {
     "screen": set(),
     "statistics": set(),
     "signals": set(),
+    "silenced": set(),
     "systems": set(),
     "measure": {"statistics"},
     "trust": {"systems", "errors", "cpus", "notices"},
@@ -122,7 +124,7 @@ ALLOWED = {
 LATER = ("training.loop", "training.run", "training.resume", "training.finish", "training.train", "training.dataset")
 # of the packages in data/ and training/: what each may not import, beside what a whole room may not
 NOT_WITHIN = {
-    # it is copied into deployments
+    # it is copied into deployments, with `errors` and `silenced`
     "data.decoding": ("",),
     "data.augmentation": ("data.caching", "data.layouts", "data.decoding"),
     # opening a data set reads no image: what is unpacked is found again by the cache, never the reverse
@@ -239,7 +241,7 @@ def test_within_a_room_a_package_imports_only_what_it_may() -> None:
         package = ".".join(module.split(".")[1:3])
         for imported in imports_of(module):
             inside = imported.removeprefix("vivace.")
-            kept = inside.startswith(f"{package}.") or inside == "errors"
+            kept = inside.startswith(f"{package}.") or inside in ("errors", "silenced")
             if not kept and any(inside.startswith(barred) for barred in NOT_WITHIN.get(package, ())):
                 wrong.append(f"{module} imports {imported}, which {package} may not")
     assert wrong == []

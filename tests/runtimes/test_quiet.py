@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 
+from vivace.data.decoding.decode import PillowGuard
 from vivace.runtimes.quiet import quiet
 
 
@@ -36,4 +37,17 @@ def test_what_fails_inside_ends_the_silence() -> None:
     filters, disabled = list(warnings.filters), logging.root.manager.disable
     with pytest.raises(UserWarning), quiet():
         raise UserWarning
+    assert (warnings.filters, logging.root.manager.disable) == (filters, disabled)
+
+
+@pytest.mark.parametrize("converts_first", [True, False])
+def test_a_thread_that_decodes_and_one_that_converts_leave_what_they_found(converts_first: bool) -> None:
+    filters, disabled = list(warnings.filters), logging.root.manager.disable
+    blocks = [quiet(), PillowGuard()]
+    first, second = blocks if converts_first else blocks[::-1]
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert len(warnings.filters) == len(filters) + 1
+    second.__exit__(None, None, None)
     assert (warnings.filters, logging.root.manager.disable) == (filters, disabled)

@@ -6,37 +6,38 @@ import contextlib
 import io
 import logging
 import threading
-import warnings
 from collections.abc import Iterator
+
+from vivace.silenced import Silenced
 
 __all__ = ["quiet", "silent"]
 
 
-# warnings' filters and logging's threshold belong to the whole process. Where several threads convert at once, the
-# first to begin changes them and the last to end puts them back: each on its own would put back another's silence.
+# logging's threshold belongs to the whole process. Where several threads convert at once, the first to begin changes it
+# and the last to end puts it back: each on its own would put back another's silence.
 _lock = threading.Lock()
 _inside = 0
-_undo = contextlib.ExitStack()
+_threshold = logging.NOTSET
+_warnings = Silenced("(?:)")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Warnings and logs below an error are dropped meanwhile, in all threads."""
-    global _inside
+    global _inside, _threshold
     with _lock:
         if not _inside:
-            _undo.callback(logging.disable, logging.root.manager.disable)
+            _threshold = logging.root.manager.disable
             logging.disable(logging.WARNING)
-            _undo.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
         _inside += 1
     try:
-        yield
+        with _warnings:
+            yield
     finally:
         with _lock:
             _inside -= 1
             if not _inside:
-                _undo.close()
+                logging.disable(_threshold)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import io
 import os
 import stat
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from vivace.data.decoding.memory import READING
 from vivace.data.decoding.opening import header_size, open_picture
 from vivace.data.decoding.picture import Limits, Picture
 from vivace.errors import ImageError
+from vivace.silenced import Silenced
 
 __all__ = [
     "EXTENSIONS",
@@ -69,15 +69,15 @@ class PillowGuard:
 
     Pillow's settings are globals. LOAD_TRUNCATED_IMAGES, which many programs set, would accept half an image; a filter
     that makes warnings errors would change how odd metadata is read; and MAX_IMAGE_PIXELS would refuse what
-    `max_pixels` allows (`Limits` checks every size before decoding). `warnings.catch_warnings` alone is not
-    thread-safe: if two overlap, the last one to exit restores the settings of the other. Hence the counter.
+    `max_pixels` allows (`Limits` checks every size before decoding). If two threads overlap, the last one out would
+    restore the settings of the other. Hence the counter.
     """
 
     _lock = threading.Lock()
     _depth = 0
     _saved_truncated = False
     _saved_pixels: int | None = None
-    _saved_filters: warnings.catch_warnings | None = None
+    _warnings = Silenced(r"PIL\.")
 
     def __enter__(self) -> None:
         cls = PillowGuard
@@ -86,16 +86,14 @@ class PillowGuard:
             if cls._depth == 1:
                 cls._saved_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
                 cls._saved_pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-                cls._saved_filters = warnings.catch_warnings()
-                cls._saved_filters.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
+                cls._warnings.__enter__()
 
     def __exit__(self, *_: object) -> None:
         cls = PillowGuard
         with cls._lock:
             cls._depth -= 1
-            if cls._depth == 0 and cls._saved_filters is not None:
-                cls._saved_filters.__exit__(None, None, None)
+            if cls._depth == 0:
+                cls._warnings.__exit__()
                 ImageFile.LOAD_TRUNCATED_IMAGES = cls._saved_truncated
                 Image.MAX_IMAGE_PIXELS = cls._saved_pixels
 

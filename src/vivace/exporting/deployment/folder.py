@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vivace import silenced
 from vivace.bundle import Bundle
 from vivace.config import to_dict
 from vivace.data import decoding
@@ -86,10 +87,10 @@ def write_deployment(bundle: Bundle, out: Path, data: AnyData | None, cache_dir:
 
 
 def copy_decoder(folder: Path) -> None:
-    """Write the package `image_decoder` into the folder: a copy of `vivace.data.decoding`, and the error it raises."""
+    """Write the package `image_decoder` into the folder: a copy of `vivace.data.decoding` and of what it imports."""
     target = folder / DECODER
     shutil.copytree(TEMPLATES / DECODER, target, ignore=shutil.ignore_patterns("__pycache__"))
-    for module in sorted(DECODING.glob("[!_]*.py")):
+    for module in (*sorted(DECODING.glob("[!_]*.py")), Path(silenced.__file__)):
         text = module.read_text("utf-8")
         text = text.replace("from vivace.data.decoding.", f"from {DECODER}.").replace(
             "from vivace.", f"from {DECODER}."
