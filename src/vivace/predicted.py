@@ -139,6 +139,11 @@ def _why_no_thresholds(bundle: Bundle) -> str:
             "images have sets of labels: prediction sets and abstaining are for one class an image. Leave it out; each "
             "label has its own threshold already."
         )
+    if "privacy" in bundle.info.metrics:
+        return (
+            f"{bundle.folder} was trained privately and has no calibrated thresholds: they would tell of the "
+            "images that they are calibrated on. Leave it out."
+        )
     return (
         f"{bundle.folder} has no calibrated thresholds: it is older than them, or was validated on under {MIN_IMAGES} "
         "images. Train or accelerate again, with more validation images, or leave it out."

@@ -117,6 +117,13 @@ def test_outputs_are_checked_before_the_work(data: Path, tmp_path: Path) -> None
     assert mine.read_text() == "mine"
 
 
+def test_report_and_manifest_are_two_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = tmp_path / "one.csv"
+    assert main(["audit", str(data), "--fix", str(one), "--report", str(one)]) == 2
+    assert "is the report itself" in capsys.readouterr().err
+    assert not one.exists()
+
+
 def test_several_labels_come_back_from_the_manifest(tmp_path: Path) -> None:
     for seed in range(6):
         drawing(seed % 5).save(tmp_path / f"{seed}.png")

@@ -182,3 +182,48 @@ def test_training_writes_the_report_and_a_failure_to_is_one_line(
     assert again.report is None
     assert again.warnings[-1] == "the report was not written: OSError: [Errno 28] No space left on device"
     assert (tmp_path / "other" / "bundle" / "bundle.json").exists()
+
+
+def test_a_run_on_a_table_is_reported_on_the_table_and_not_on_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = colour_folder(tmp_path / "data", per_class=12)
+    files = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+    rows = [(file, file.split("/")[-2], "val" if number % 4 == 0 else "train") for number, file in enumerate(files)]
+    table = data / "labels.csv"
+
+    def write(kept: list[tuple[str, str, str]]) -> None:
+        table.write_text("image,label,split\n" + "".join(",".join(row) + "\n" for row in kept))
+
+    # the folder holds other images too
+    write(rows[::2] + rows[1::4])
+    run, val = tmp_path / "run", sum(row[2] == "val" for row in rows[::2] + rows[1::4])
+    result = vivace.train(table, epochs=1, run=run, quiet=True, device="cpu")
+    assert json.loads((run / "run.json").read_text())["data"]["file"] == str(table.resolve())
+    assert result.bundle == run / "bundle"
+    assert "file" not in json.loads((run / "bundle" / "bundle.json").read_text())["data"]
+    assert main(["report", str(run), "--json"]) == 0
+    assert "mistakes" in (sections := last_answer(capsys.readouterr().out)["sections"])
+    assert "audit" in sections
+    assert f"On {val} images" in (run / "report.html").read_text().replace("\u00a0", " ")
+    # another table in its place: the report that is there shows more than one without images
+    write(rows)
+    before = (run / "report.html").read_bytes()
+    assert main(["report", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "no longer those that the run was trained on" in said or "the cache holds no images" in said
+    assert "the report there shows more than this one would (" in said
+    assert (run / "report.html").read_bytes() == before
+    assert main(["report", str(run), "--out", str(tmp_path / "poor.html")]) == 0
+
+
+def test_a_place_that_a_run_names_must_hold_the_images_of_the_table(run: Path, tmp_path: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    elsewhere = colour_folder(tmp_path / "elsewhere", per_class=2)
+    (elsewhere / "labels.csv").write_text("image,label\n" + f"{next(elsewhere.rglob('*.png'))},blue\n" * 3)
+    record["data"]["file"] = str(elsewhere / "labels.csv")
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "report.html").unlink(missing_ok=True)
+    written = vivace.report(run)
+    assert "mistakes" not in written.sections
+    assert any("the report has no images" in line for line in written.warnings)

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from vivace.cli import main
 from vivace.data.audit import Audit, Finding, audit_images, write_left_out
-from vivace.data.caching.cache import Cache, audit_source, open_cache
+from vivace.data.caching.cache import Cache, audited_cache, open_cache
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError
@@ -120,7 +120,7 @@ def test_black_images_in_every_class_are_refused_and_are_not_a_contradiction(tmp
             info = PngInfo()
             info.add_text("note", f"{label}{index}")
             Image.new("L", (24, 24)).save(tmp_path / label / f"{index}.png", pnginfo=info)
-    audit = audit_source(open_source(tmp_path), PREPROCESS)
+    audit = audited_cache(open_source(tmp_path), PREPROCESS).audit
     assert kinds(audit) == [("one_colour", "refuse")] * 3
     with pytest.raises(DataError, match="4 of 4 images of class a are a single colour after decoding"):
         opened(tmp_path)
@@ -142,7 +142,7 @@ def test_copies_are_found_by_their_pixels(make_folder: MakeFolder) -> None:
     (finding,) = opened(root).audit.findings
     assert (finding.kind, finding.names) == ("duplicate", ("train:red/000.png", "train:red/copy.bmp"))
     image.save(root / "blue" / "copy.tif")
-    (finding,) = audit_source(open_source(root), PREPROCESS).findings
+    (finding,) = audited_cache(open_source(root), PREPROCESS).audit.findings
     assert (finding.kind, finding.severity, len(finding.names)) == ("contradiction", "quarantine", 3)
 
 
@@ -160,7 +160,7 @@ def test_a_file_that_cant_be_read_is_refused_even_where_bad_images_are_skipped(m
     unreadable(root)
     with pytest.raises(DataError, match=r"^1 files of colours can't be read: this is a folder: .*000\.png"):
         open_cache(source, PREPROCESS, on_bad_image="skip", allow_leaks=True)
-    audit = audit_source(source, PREPROCESS)
+    audit = audited_cache(source, PREPROCESS).audit
     assert kinds(audit) == [("unreadable", "refuse")]
     assert (audit.quarantined, audit.unreadable) == (frozenset(), {"train:red/000.png"})
 
@@ -298,7 +298,7 @@ def test_an_audit_refuses_nothing_and_survives_json(make_folder: MakeFolder) -> 
     (root / "train" / "red" / "notes.txt").write_text("ignored")
     (root / "train" / "red" / "000.png").write_bytes(b"")
     copy(root / "train" / "red" / "001.png", root / "val" / "red" / "copy.png")
-    audit = audit_source(open_source(root), PREPROCESS)
+    audit = audited_cache(open_source(root), PREPROCESS).audit
     assert kinds(audit) == [("empty", "quarantine"), ("ignored", "warning"), ("leak", "quarantine")]
     assert audit.num_images == 49
     assert Audit.from_dict(json.loads(json.dumps(audit.to_dict()))) == audit
@@ -318,7 +318,7 @@ def test_many_copies_are_named_in_part_and_on_one_line() -> None:
 @pytest.mark.real
 def test_the_flowers_have_one_contradiction_and_two_copies(real_data: Path) -> None:
     source = open_source(real_data / "flowers")
-    assert kinds(audit_source(source, PREPROCESS)) == [
+    assert kinds(audited_cache(source, PREPROCESS).audit) == [
         ("contradiction", "quarantine"),
         ("duplicate", "warning"),
         ("duplicate", "warning"),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vivace.data.audit import write_left_out
-from vivace.data.caching.cache import audit_source, open_cache
+from vivace.data.caching.cache import audited_cache, open_cache
 from vivace.data.preprocess import Preprocess
 from vivace.data.sources import open_source
 from vivace.errors import DataError
@@ -72,9 +72,9 @@ def test_an_unusable_row_is_treated_like_an_unusable_image(
     with (root / "left_out.csv").open() as file:
         (listed,) = csv.DictReader(file)
     assert (listed["reason"], listed["message"]) == (reason, f"list.csv, {message}")
-    assert [found.kind for found in audit_source(source, PREPROCESS, cache_dir=root / "cache").of("quarantine")] == [
-        reason
-    ]
+    assert [
+        found.kind for found in audited_cache(source, PREPROCESS, cache_dir=root / "cache").audit.of("quarantine")
+    ] == [reason]
 
 
 def test_a_missing_label_in_a_json_line_is_reported(root: Path) -> None:

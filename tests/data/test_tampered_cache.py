@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from vivace.data.caching import cache as cache_module
-from vivace.data.caching.cache import Cache, audit_source, open_cache
+from vivace.data.caching.cache import Cache, audited_cache, open_cache
 from vivace.data.caching.contents import list_caches
 from vivace.data.caching.files import read_cache, settle
 from vivace.data.caching.index import FREE_BYTES, DamagedFiles, folders_with, index_limit
@@ -310,7 +310,7 @@ def test_an_index_may_be_several_times_as_large_as_it_is(make_folder: MakeFolder
     # and an audit reads no more than a training does
     path = opened(root).folder / "cache.json"
     os.truncate(path, index_limit(source) + 1)
-    assert audit_source(source, PREPROCESS).num_images == 24
+    assert audited_cache(source, PREPROCESS).audit.num_images == 24
     assert path.stat().st_size == size
 
 

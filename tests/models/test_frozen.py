@@ -41,7 +41,7 @@ class TestFrozen:
     ) -> None:
         network, normalize, images = parts
         if not library:
-            monkeypatch.setattr(Frozen, "_in_library", lambda *_, **__: None)
+            monkeypatch.setattr(Frozen, "_is_in_library", lambda *_, **__: False)
         computed = Frozen(network, normalize, sample=images, device=torch.device("cpu"), cache_dir=tmp_path)
         assert computed.runtime == ("openvino" if library else "torch: ")
         # blocks that are no whole number of batches
@@ -49,6 +49,9 @@ class TestFrozen:
         expected = network(normalize(torch.from_numpy(images).permute(0, 3, 1, 2)))
         # bf16 has 8 bits
         assert torch.allclose(found, expected, atol=0.03, rtol=0.02)
+        exact = torch.empty_like(found)
+        computed.fill(iter([images]), [exact], precision="fp32")
+        assert torch.allclose(exact, expected, atol=1e-5, rtol=1e-5)
 
     def test_a_graph_is_kept_and_one_that_was_changed_is_made_again(
         self, parts: tuple[torch.nn.Module, Normalize, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from factories import make_bundle
 from reports import HOSTILE, make_kept, make_sources, scored
 from vivace.bundle import load_bundle
 from vivace.cli import main
+from vivace.errors import VivaceError
 from vivace.evaluation.evaluate import evaluate
 from vivace.evaluation.kept import MAX_RECORDS, keep, kept_beside, kept_of, records_of
 from vivace.files import write_json
@@ -139,12 +141,54 @@ def test_of_each_kind_of_attack_the_newest_result_is_kept(
         assert f"| {threat} " in card.replace("\\", "")
 
 
+def test_of_two_that_keep_at_once_neither_loses_what_the_other_kept(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    folder, bundle = make_folder(per_class=2), load_bundle(make_bundle(tmp_path / "net").folder)
+    found = [
+        evaluate(bundle, folder, device="cpu", attack=f"linf:{eps}/255", attack_methods=["fgsm"]) for eps in range(1, 7)
+    ]
+    with ThreadPoolExecutor(len(found)) as pool:
+        list(pool.map(lambda one: keep(bundle, one), found))
+    kept = records_of(kept_of(bundle), "attack")
+    assert sorted(row["threat"] for row in kept) == [f"linf:{eps}/255" for eps in range(1, 7)]
+
+
+@pytest.mark.parametrize(("split", "count", "told"), [("test", 3, True), ("all", 0, False), ("all", None, True)])
+def test_whether_images_were_trained_on_is_told_as_it_was_counted(split: str, count: int | None, told: bool) -> None:
+    kept = make_kept()
+    for name in ("corruptions", "attack"):
+        kept[name] |= {"split": split} | ({} if count is None else {"num_images_trained_on": count})
+    page = page_of(make_sources(CLASSES, robustness=kept))
+    assert ("The network was trained on these" in render(page)) == told
+    assert ("some were trained on" in card_of(page)) == told
+
+
+def test_figures_that_can_not_be_drawn_take_no_result_away(
+    tmp_path: Path,
+    make_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> None:
+        raise VivaceError("it can't be written: there is no space left. Free some space.")
+
+    monkeypatch.setattr("vivace.cli.evaluate._draw", full)
+    folder, bundle = make_folder(per_class=2), load_bundle(make_bundle(tmp_path / "net").folder)
+    command = ["evaluate", str(bundle.folder), str(folder), "--device", "cpu", "--attack", "linf:1/255"]
+    assert main([*command, "--attack-methods", "fgsm", "--figures", str(tmp_path / "figures")]) == 1
+    shown = capsys.readouterr()
+    assert "under attack: linf:1/255" in shown.out
+    assert "no space left" in shown.err
+    assert len(records_of(kept_of(bundle), "attack")) == 1
+
+
 def test_attacks_that_were_cut_off_do_not_replace_those_that_ran_to_their_end(
     tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
     folder, bundle = make_folder(per_class=2), load_bundle(make_bundle(tmp_path / "net").folder)
     options: dict[str, Any] = {"attack": "linf:1/255", "attack_methods": ["pgd"], "device": "cpu"}
-    for within, expected in ((None, [True]), (0.001, [True, False]), (0.001, [True, False]), (None, [True])):
+    for within, expected in ((0.001, [False]), (0.001, [False]), (None, [True]), (0.001, [True]), (None, [True])):
         keep(bundle, evaluate(bundle, folder, within=within, **options))
         assert [row["is_complete"] for row in records_of(kept_of(bundle), "attack")] == expected
 

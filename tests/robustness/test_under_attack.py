@@ -133,7 +133,8 @@ def test_attacks_that_ran_out_of_time_say_so(bundle: Bundle, capsys: pytest.Capt
     assert found.robust == found.clean
     print_attack(found)
     text = capsys.readouterr().out
-    assert text.count("cut off by --within") == 6
+    assert text.count("not begun: --within") == 6
+    assert {step.num_attacked for step in found.attacks} == {0}
     assert "an upper bound, not the robustness: apgd-ce, apgd-t, fab-t, square" in text
 
 
@@ -158,7 +159,10 @@ def test_attacks_that_a_signal_ended_are_shown_and_kept(
     assert main(command) == 128 + number
     assert signal.getsignal(number) == before
     shown = capsys.readouterr()
-    assert shown.out.count(f"cut off by {number.name}") == 2
+    assert shown.out.count(f"cut off by {number.name}") == 1
+    assert shown.out.count(f"not begun: {number.name}") == 1
+    # of what never began a log says nothing
+    assert "square: " not in shown.err
     # in a log, a line as each begins
     assert "apgd-ce: attack 2 of 3, " in shown.err
     (record,) = kept_of(load_bundle(bundle.folder))["attack"]

@@ -24,6 +24,7 @@ from vivace.reporting.page.about import page_of
 from vivace.training import run as run_module
 from vivace.training.private import stage
 from vivace.training.recipes.named import DataFacts, private
+from vivace.training.recipes.privacy import PrivacyConfig
 from vivace.training.result import TrainResult
 from vivace.verbs.reportfiles import folder_of
 
@@ -104,6 +105,25 @@ def test_the_report_states_epsilon_and_shows_no_image(trained_private: TrainResu
     html = trained_private.report.read_text()
     assert "differentially private: with ε = 7.99 and δ = 0.001" in html
     assert "data:image" not in html
+
+
+def test_the_report_shows_no_image_that_may_have_been_trained_on_whoever_gives_it(
+    trained_private: TrainResult, tmp_path: Path
+) -> None:
+    x, y = images(MANY)
+    out = tmp_path / "page.html"
+    written = vivace.report(trained_private.run, (x, y), out=out)
+    assert "data:image" not in out.read_text()
+    assert not {"mistakes", "confusion", "slices", "audit"} & set(written.sections)
+    assert any("shows images of a test split alone" in line for line in written.warnings)
+    vivace.report(trained_private.run, {"test": (x[:40], y[:40])}, out=out)
+    assert "data:image" in out.read_text()
+
+
+def test_promises_that_no_accountant_can_compute_are_refused() -> None:
+    for name, value in (("epsilon", 1e-9), ("epsilon", 0.0), ("delta", 1e-300)):
+        with pytest.raises(ConfigError, match=rf"`?privacy.{name}`? (is|must|.*range)"):
+            PrivacyConfig(**{"epsilon": 3.0, name: value})
 
 
 def test_a_private_run_is_not_resumed(trained_private: TrainResult) -> None:

@@ -63,7 +63,7 @@ def test_training_leaves_thresholds_of_the_validation_images(run: tuple[Bundle, 
     result = evaluate(bundle, data, split="val")
     assert result.uncertainty is not None
     assert result.uncertainty.on_calibration_images
-    assert any("calibrated on: coverage and errors show nothing of others" in line for line in result.warnings)
+    assert any("calibrated on: coverage, errors, and how well unlike images" in line for line in result.warnings)
     assert result.num_images_trained_on == 0
     assert result.metrics.num_images == 72
     features = bundle.known_features()

@@ -21,6 +21,7 @@ from vivace.cli.sliced import print_slices
 from vivace.errors import printable
 
 if TYPE_CHECKING:
+    from vivace.errors import VivaceError
     from vivace.evaluation.evaluate import Evaluation
     from vivace.metrics.multilabel import MultiLabelMetrics
 
@@ -98,7 +99,7 @@ def run(options: Options) -> int:
     from vivace.bars import CountingBar
     from vivace.evaluation.evaluate import evaluate
     from vivace.metrics.summary import Metrics
-    from vivace.outputs import check_file, warn_of_replaced
+    from vivace.outputs import check_file
 
     replaced = []
     if options.figures is not None:
@@ -137,15 +138,12 @@ def run(options: Options) -> int:
             stage=bar.stage,
             keep_interrupted=True,
         )
-    if options.figures is not None:
-        _draw(evaluation, options.figures)
-        for path, what in replaced:
-            warn_of_replaced(path, what)
     kept = _keep(options.bundle, evaluation)
+    undrawn = _drawn(options.figures, evaluation, replaced)
     if options.json:
         place = str(bundle_place(options.bundle))
         print_json("evaluate", {"bundle": place, "kept": kept, **evaluation.to_dict()})
-        return _status(evaluation)
+        return _status(evaluation, undrawn)
     _print(evaluation)
     if evaluation.slices is not None:
         print_slices(evaluation.slices)
@@ -157,14 +155,32 @@ def run(options: Options) -> int:
         print_heat_maps(evaluation.heat_maps)
     if kept is not None:
         print(f"\nkept     {kept} (vivace report shows it)")
-    if options.figures is not None:
+    if options.figures is not None and undrawn is None:
         drawn = [name for name in FIGURES if name != FIGURES[0] or isinstance(evaluation.metrics, Metrics)]
         print("\nfigures  " + "  ".join(str(options.figures / name) for name in drawn))
-    return _status(evaluation)
+    return _status(evaluation, undrawn)
 
 
-def _status(evaluation: Evaluation) -> int:
-    """0, or that of a process which a signal ended, where one ended the attacks."""
+def _drawn(folder: Path | None, evaluation: Evaluation, replaced: list[tuple[Path, str | None]]) -> VivaceError | None:
+    """Draw the figures; why they could not be, where they could not: what was measured is told all the same."""
+    from vivace.errors import VivaceError
+    from vivace.outputs import warn_of_replaced
+
+    if folder is None:
+        return None
+    try:
+        _draw(evaluation, folder)
+    except VivaceError as error:
+        return error
+    for path, what in replaced:
+        warn_of_replaced(path, what)
+    return None
+
+
+def _status(evaluation: Evaluation, undrawn: VivaceError | None) -> int:
+    """0, or that of a process which a signal ended, where one ended the attacks. Raises why nothing was drawn."""
+    if undrawn is not None:
+        raise undrawn
     number = None if evaluation.attack is None else getattr(signal, str(evaluation.attack.cut_off_by), None)
     return 0 if number is None else 128 + number
 

@@ -38,7 +38,7 @@ def print_attack(found: Attacked) -> None:
     print(f"\n  {'attack':<10} {'images':>7} {'fooled':>7}  {'robust':>7} {'seconds':>8}")
     for step in found.attacks:
         by = "--within" if found.cut_off_by == "within" else found.cut_off_by
-        cut = "" if step.is_complete else f"  cut off by {by}"
+        cut = "" if step.is_complete else f"  cut off by {by}" if step.num_attacked else f"  not begun: {by}"
         row = f"{step.num_attacked:>7,} {step.num_fooled:>7,}  {100 * step.robust_so_far:6.2f}% {step.seconds:8.1f}"
         print(f"  {step.name:<10} {row}{cut}")
         if step.num_refused:

@@ -177,7 +177,7 @@ def run(options: Options) -> int:
         (f"validation {score}", score_line(result.metrics["val"])),
         (f"test {score}", score_line(result.metrics["test"]) if "test" in result.metrics else "no test split"),
         *robust_lines(result),
-        ("epochs", epochs_line(result.epochs, result.num_images_seen)),
+        ("epochs", epochs_line(result)),
         ("time", f"{result.train_seconds:.1f} s training, {result.total_seconds:.1f} s in all"),
     ]
     if result.stopped_early is not None:
@@ -215,8 +215,11 @@ def robust_lines(result: TrainResult) -> list[tuple[str, str]]:
     ]
 
 
-def epochs_line(epochs: float, num_images: int) -> str:
+def epochs_line(result: TrainResult) -> str:
     """How long a run trained, in epochs and images."""
+    epochs, num_images = result.epochs, result.num_images_seen
+    if epochs == 0 and result.epsilon is not None:
+        return f"0: private training came before them, in steps of {num_images:,} images in all"
     if epochs == 0:
         return f"0: the head was solved on {num_images:,} views of images"
     return f"{few_digits(epochs)} ({num_images:,} images)"

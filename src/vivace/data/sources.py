@@ -77,11 +77,13 @@ def _at_place(data: Data, cache_dir: Path | None, require_train: bool, classes: 
             path, data, require_train, classes
         )
     elif path.is_file() and shards.holds_pixels(path, data.image_column):
-        source = shards.open_shards({"train": [path]}, path.stem, data, cache_dir, require_train=require_train)
+        source = _of_file(
+            path, shards.open_shards({"train": [path]}, path.stem, data, cache_dir, require_train=require_train)
+        )
     elif path.is_file() and manifests.is_manifest(path):
-        source = _manifest(path, data, require_train)
+        source = _of_file(path, _manifest(path, data, require_train))
     elif path.is_file() and archives.is_archive(path):
-        source = _archive(path, data, cache_dir, require_train)
+        source = _of_file(path, _archive(path, data, cache_dir, require_train))
     elif path.exists():
         raise DataError(
             f"`data` is not a data set: {path}. Give a folder of class folders, a .csv, .tsv, .jsonl or .parquet "
@@ -163,6 +165,10 @@ def _unpacked(root: Path, data: Data, cache_dir: Path | None, require_train: boo
         else:
             source = _folder(root, data, require_train, ())
     return source
+
+
+def _of_file(path: Path, source: DataSource) -> DataSource:
+    return dataclasses.replace(source, file=path)
 
 
 def _path_of(text: str) -> Path:

@@ -134,6 +134,8 @@ class DataSource:
     splits: Mapping[str, Split]
     """train, and perhaps val and test."""
     root: Path | None = None
+    file: Path | None = None
+    """The table or archive that was opened; None: a folder, a name or an object was."""
     channels: int = 3
     """1 for a greyscale data set, otherwise 3; another number of images that are kept as they are."""
     pixels: Literal["uint8", "uint16", "float32"] = "uint8"

@@ -14,11 +14,15 @@ import numpy as np
 from vivace.config import parse_duration, shown_value
 from vivace.data.caching.cache import CachedSplit
 from vivace.errors import ConfigError
+from vivace.notices import warn
 from vivace.predictor import Predictor, check_whole
 from vivace.robustness.results import Attacked, Corruptions
 from vivace.signals import StopSignals
 
 __all__ = ["Hardened", "Hardship", "chosen_at_random", "measured_under"]
+
+# more than the time for attacks, as a multiple, is told
+OVERRUN = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,9 @@ def _attacked(
             progress=progress,
             stage=stage,
         )
+    seconds = hardship.seconds
+    if seconds is not None and found.seconds > OVERRUN * seconds:
+        warn(f"the attacks took {found.seconds:.1f} s of {seconds:g} s: a step that was begun is ended")
     if signals is None or signals.received is None:
         return found
     return dataclasses.replace(found, cut_off_by=signal.Signals(signals.received).name)

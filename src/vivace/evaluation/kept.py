@@ -7,14 +7,19 @@ off do not replace those that ran to their end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vivace.bundle import Bundle
+from vivace.cachedir import default_cache_dir
 from vivace.errors import ConfigError, printable
 from vivace.evaluation.evaluate import Evaluation
 from vivace.files import read_regular
+from vivace.locks import waiting_lock
 from vivace.manifest import WEIGHTS
 from vivace.notices import warn
 from vivace.outputs import check_file, write_sealed, writing
@@ -56,15 +61,33 @@ def keep(bundle: Bundle, evaluation: Evaluation) -> Path:
     """
     path = kept_beside(bundle)
     check_file(path, option="the file of results")
-    before = kept_of(bundle) if own_file(path) else {}
-    on = {"data": evaluation.data, "split": evaluation.split}
-    found: dict[str, Any] = {}
-    for name, result in (("corruptions", evaluation.corruptions), ("attack", evaluation.attack)):
-        records = list(records_of(before, name))
-        found[name] = records if result is None else _with(records, {**on, **result.to_dict()}, name)
-    with writing(path):
-        write_sealed(path, {"bundle": _identity(bundle), **found})
+    on: dict[str, Any] = {"data": evaluation.data, "split": evaluation.split}
+    if evaluation.num_images_trained_on is not None:
+        on["num_images_trained_on"] = evaluation.num_images_trained_on
+    with _alone(path):
+        before = kept_of(bundle) if own_file(path) else {}
+        found: dict[str, Any] = {}
+        for name, result in (("corruptions", evaluation.corruptions), ("attack", evaluation.attack)):
+            records = list(records_of(before, name))
+            found[name] = records if result is None else _with(records, {**on, **result.to_dict()}, name)
+        with writing(path):
+            write_sealed(path, {"bundle": _identity(bundle), **found})
     return path
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time: of two that read what is kept, the last to write would lose the other's result.
+
+    The lock lies in the cache, for beside a bundle nobody expects one. Where it can't be had, nothing waits.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            folder = default_cache_dir() / "kept"
+            folder.mkdir(parents=True, exist_ok=True)
+            name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+            held.enter_context(waiting_lock(folder / f"{name}.lock", f"results in {path}"))
+        yield
 
 
 def records_of(kept: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
@@ -77,11 +100,13 @@ def records_of(kept: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]
 def _with(records: Sequence[Mapping[str, Any]], new: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     """The records with the new one, which is put in the place of the one of its kind."""
     kind = _kind(new, name)
-    # what was cut off is kept beside what was not, for it says less
-    replaced = [one for one in records if _kind(one, name) == kind and (_is_whole(new) or not _is_whole(one))]
-    for record in replaced:
+    alike = [record for record in records if _kind(record, name) == kind]
+    for record in alike:
+        if _is_whole(record) and not _is_whole(new):
+            warn(f"what was cut off is not kept in place of {_told(record, name)} and ran to its end")
+            return list(records)
         warn(f"the kept result of {_told(record, name)} was replaced by this newer one")
-    others = [record for record in records if record not in replaced]
+    others = [record for record in records if record not in alike]
     for record in others[: max(0, len(others) + 1 - MAX_RECORDS)]:
         warn(f"of more than {MAX_RECORDS} kept results the oldest is left out: {_told(record, name)}")
     return [*others, new][-MAX_RECORDS:]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vivace.data.audit import Audit
-from vivace.data.caching.cache import audit_source
+from vivace.data.caching.cache import audited_cache
 from vivace.data.place import AnyData
 from vivace.errors import DataError
 from vivace.evaluation.chosen import choose_images
@@ -46,13 +46,13 @@ def measure(
     split: str | None = None,
     cache_dir: Path | None = None,
     on_bad_image: str = "auto",
-    audit_all: bool = False,
+    fingerprint: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MeasuredSplit:
     """The answers of a bundle to the images that `evaluate` measures; arguments as for `evaluate`.
 
-    audit_all: audit the other splits too, which are read for it unless they are in the cache.
-    Raises DataError if there are no images, and what `evaluate` raises.
+    fingerprint: of the data that these are to be; the audit is then of all splits, not of this one alone.
+    Raises DataError if there are no images, or the data are others, and what `evaluate` raises.
     """
     bundle = predictor.bundle
     source, chosen, cached = open_split(
@@ -60,6 +60,13 @@ def measure(
     )
     if not len(cached.labels_N):
         raise DataError(f"the split {chosen} of {source.name} has no images. Choose another by `split`.")
+    audited = source if fingerprint else dataclasses.replace(source, splits={chosen: source.splits[chosen]})
+    cache = audited_cache(audited, bundle.preprocess, cache_dir=cache_dir, progress=progress)
+    if fingerprint not in (None, cache.fingerprint):
+        raise DataError(
+            f"the images of {source.name} are no longer those that the run was trained on: files were added, removed "
+            "or changed. Give `data` to measure those that are there now."
+        )
     only_split = len(source.splits) == 1
     picked = choose_images(
         chosen, split, cached.digests_N, bundle.trained_on(), only_split=only_split, name=source.name
@@ -77,7 +84,5 @@ def measure(
     sets = source.label_sets
     hits_NK = None if sets is None else sets[cached.labels_N[rows]]
     measured = measured_answers(picked, source.splits[chosen], cached, probs_NK, view, hits_NK)
-    only = dataclasses.replace(source, splits={chosen: source.splits[chosen]})
-    audit = audit_source(source if audit_all else only, bundle.preprocess, cache_dir=cache_dir, progress=progress)
     root = None if source.given else source.root
-    return MeasuredSplit(source.name, measured, picked.num_trained_on, audit, root, keeper.clusters())
+    return MeasuredSplit(source.name, measured, picked.num_trained_on, cache.audit, root, keeper.clusters())

@@ -198,8 +198,8 @@ def uncertainty_of(
     found = dataclasses.replace(found, on_calibration_images=found.on_calibration_images or calibrated)
     if found.on_calibration_images:
         warn(
-            "these are the images that the thresholds were calibrated on: coverage and errors show nothing of others. "
-            "Measure them on a test split"
+            "these are the images that the thresholds were calibrated on: coverage, errors, and how well unlike images "
+            "are told from these show nothing of others. Measure them on a test split"
         )
     return found
 

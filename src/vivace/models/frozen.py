@@ -63,7 +63,9 @@ class Frozen:
         self._module = _OnPixels(network, normalize).eval().requires_grad_(False)
         self._device = device
         self._precision = "bf16" if "bf16" in supported_precisions(device) else "fp32"
-        self._compiled: Any = None
+        self._compiled: dict[str, Any] = {}
+        """By precision; empty: torch computes it."""
+        self._graph: Any = None
         # a copy: torch takes no memory that is read only
         sample = np.array(sample[:NUM_COMPARED])
         with torch.no_grad():
@@ -71,39 +73,52 @@ class Frozen:
         self.shapes = tuple(tuple(x.shape[1:]) for x in expected)
         """Of an image's answers."""
         if runtime != "torch" and device.type == "cpu":
-            self._compiled = self._in_library(sample, expected, cache_dir, is_trusted=runtime == "openvino")
-            self.runtime = f"torch: {self._refused}" if self._compiled is None else "openvino"
-            if runtime == "openvino" and self._compiled is None:
+            if not self._is_in_library(sample, expected, cache_dir, is_trusted=runtime == "openvino"):
+                self._compiled = {}
+            self.runtime = "openvino" if self._compiled else f"torch: {self._refused}"
+            if runtime == "openvino" and not self._compiled:
                 raise ConfigError(
                     f"finetune.runtime=openvino is not possible here: {self._refused}. A run that began with OpenVINO "
                     "goes on with it alone; a new one may set finetune.runtime=torch."
                 )
 
-    def fill(self, blocks: Iterator[np.ndarray], outs: Sequence[Tensor | None]) -> None:
+    def fill(
+        self, blocks: Iterator[np.ndarray], outs: Sequence[Tensor | None], *, precision: str | None = None
+    ) -> None:
         """Write the answers to images that come in blocks into tensors [count, …] on the CPU, of any float dtype.
 
-        outs: one for each answer of the network; None for one that is not wanted.
+        outs: one for each answer of the network; None for one that is not wanted. precision: fp32, or bf16; None: the
+        fastest.
         """
-        compute = self._by_torch if self._compiled is None else self._by_library
+        compute = self._by_library if self._compiled else self._by_torch
         done = 0
         for block in blocks:
-            compute(block, [None if out is None else out[done : done + len(block)] for out in outs])
+            wanted = [None if out is None else out[done : done + len(block)] for out in outs]
+            compute(block, wanted, precision or self._precision)
             done += len(block)
 
     @torch.no_grad()
-    def _by_torch(self, images_NHWC: np.ndarray, outs: Sequence[Tensor | None]) -> None:
+    def _by_torch(self, images_NHWC: np.ndarray, outs: Sequence[Tensor | None], precision: str) -> None:
         size = 4 * BATCH
         for start in range(0, len(images_NHWC), size):
             images = torch.from_numpy(np.array(images_NHWC[start : start + size])).to(self._device)
-            with autocast(self._device, self._precision):
+            with autocast(self._device, precision):
                 answers = self._module(images)
             for out, answer in zip(outs, answers, strict=True):
                 if out is not None:
                     out[start : start + size] = answer.to("cpu", out.dtype)
 
-    def _by_library(self, images_NHWC: np.ndarray, outs: Sequence[Tensor | None]) -> None:
+    def _by_library(self, images_NHWC: np.ndarray, outs: Sequence[Tensor | None], precision: str) -> None:
         openvino = library()
-        queue = openvino.AsyncInferQueue(self._compiled, 2 * num_cpus())
+        if precision not in self._compiled:
+            settings = {
+                **RUNTIMES["openvino"].settings[precision],
+                "PERFORMANCE_HINT": "THROUGHPUT",
+                "NUM_STREAMS": num_cpus(),
+                "INFERENCE_NUM_THREADS": num_cpus(),
+            }
+            self._compiled[precision] = core().compile_model(self._graph, "CPU", settings)
+        queue = openvino.AsyncInferQueue(self._compiled[precision], 2 * num_cpus())
         failed: list[BaseException] = []
 
         def store(request: Any, start: int) -> None:
@@ -126,33 +141,28 @@ class Frozen:
         if failed:
             raise failed[0]
 
-    def _in_library(self, sample: np.ndarray, expected: Sequence[Tensor], cache_dir: Path, *, is_trusted: bool) -> Any:
-        """The network compiled by OpenVINO; None if that is not installed, can't, or answers otherwise than torch."""
+    def _is_in_library(
+        self, sample: np.ndarray, expected: Sequence[Tensor], cache_dir: Path, *, is_trusted: bool
+    ) -> bool:
+        """Compile the network by OpenVINO; False if that is not installed, can't, or answers otherwise than torch."""
         try:
             openvino = library()
         except MissingExtra:
             self._refused = "OpenVINO is not installed"
-            return None
-        settings = {
-            **RUNTIMES["openvino"].settings[self._precision],
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "NUM_STREAMS": num_cpus(),
-            "INFERENCE_NUM_THREADS": num_cpus(),
-        }
+            return False
         try:
-            graph = _graph(openvino, self._module, sample, cache_dir)
-            self._compiled = core().compile_model(graph, "CPU", settings)
+            self._graph = _graph(openvino, self._module, sample, cache_dir)
             found = [torch.empty_like(answer) for answer in expected]
-            self._by_library(sample, found)
+            self._by_library(sample, found, self._precision)
         except Exception:
             # an operation that it does not know, in whatever words: torch computes it
             self._refused = "OpenVINO can't compute it"
-            return None
+            return False
         cosines = [_cosine(mine, torchs) for mine, torchs in zip(found, expected, strict=True)]
         if is_trusted or min(cosines) >= MIN_COSINE:
-            return self._compiled
+            return True
         self._refused = "OpenVINO's answers are others"
-        return None
+        return False
 
 
 def _cosine(found: Tensor, expected: Tensor) -> float:

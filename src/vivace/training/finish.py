@@ -36,7 +36,7 @@ from vivace.training.loop.session import Session
 from vivace.training.outcome import Outcome, outcome_warnings
 from vivace.training.private.stage import PrivateStage
 from vivace.training.private.telling import public_facts, warn_of_leaks
-from vivace.training.record import record_of
+from vivace.training.record import PATHS, record_of
 from vivace.training.result import TrainResult
 from vivace.training.uncertainty import name_of_images, validated_answers, with_thresholds
 from vivace.uncertainty.scores import Answers
@@ -95,8 +95,8 @@ def finish(
         metrics=metrics,
         recipe=to_dict(recipe),
         environment=describe(),
-        # bundles are shared: the path of the data is private
-        data=public_facts(facts) if spent else {name: value for name, value in facts.items() if name != "place"},
+        # bundles are shared: the paths of the data are private
+        data=public_facts(facts) if spent else {name: value for name, value in facts.items() if name not in PATHS},
         temperature=temperature,
         starting_weights=weights,
         network=_own_network(session, model),

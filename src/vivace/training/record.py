@@ -15,7 +15,10 @@ from vivace.training.loop.plan import Budget
 from vivace.training.loop.session import Session
 from vivace.training.recording.callbacks import RunInfo
 
-__all__ = ["facts_of", "record_of", "run_info", "starting_weights"]
+__all__ = ["PATHS", "facts_of", "record_of", "run_info", "starting_weights"]
+
+# facts of the data that say where they lie on this machine
+PATHS = ("place", "file")
 
 
 def record_of(
@@ -34,6 +37,7 @@ def facts_of(cache: Cache, data: TrainingData, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "place": str(cache.source.root.resolve()) if cache.source.root and not cache.source.given else None,
+        "file": str(cache.source.file.resolve()) if cache.source.file else None,
         "fingerprint": cache.fingerprint,
         "num_images": sum(len(split.labels_N) for split in cache.splits.values()),
         "num_train": len(data.train_indices),

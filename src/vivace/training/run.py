@@ -105,6 +105,9 @@ def run_training(
             display.on_message(worded(line))
     else:
         check_same_data(previous["data"], facts)
+        began = previous["contract"]
+        # the epochs that a run has had are nothing more, unless a clock or a target ended it before
+        goes_on = goes_on and (began["within_seconds"] is not None or began["target"] is not None)
         goes_on = goes_on or budget.within_seconds is not None or budget.target is not None
         budget = resumed_budget(budget, previous["contract"])
         check_not_resumed(recipe, folder.path, is_finished=not goes_on and finished_result(folder, recipe) is not None)

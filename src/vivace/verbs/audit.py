@@ -22,7 +22,7 @@ from vivace.data.preprocess import Preprocess
 from vivace.data.shortcuts import Shortcut, find_shortcuts
 from vivace.data.sources import open_images, open_source
 from vivace.data.splits import DataSource
-from vivace.errors import ConfigError, DataError
+from vivace.errors import ConfigError, DataError, OutputPathError
 from vivace.notices import collected_warnings
 from vivace.outputs import warn_of_replaced
 from vivace.predictor import Predictor
@@ -186,6 +186,8 @@ def audit(
     if fix_labels and (fix is None or bundle is None):
         raise ConfigError("`fix_labels` needs `fix`, where it takes effect, and a bundle, which judges the labels.")
     pages = [None if one is None else Path(one) for one in (report, fix)]
+    if pages[0] is not None and pages[1] is not None and pages[0].resolve() == pages[1].resolve():
+        raise OutputPathError(f"`fix` is the report itself: got {fix} for both. Give another name for one.")
     place = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     if bundle is None:
         changes = _of_data(overrides or {})

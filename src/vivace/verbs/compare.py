@@ -131,7 +131,6 @@ def compare(
         if bundles[0].recorded == bundles[1].recorded:
             warn("both are the same bundle: their files have the same hashes")
         _check_classes(bundles, (str(run), str(other)))
-        is_given = data is not None
         if data is None:
             data = _common_data(facts, (str(run), str(other)), cache_dir)
         opened = [
@@ -171,7 +170,7 @@ def compare(
                 for bundle, cached, own, answers in zip(bundles, splits, rows, probs, strict=True)
             )
             shown = dataclasses.replace(compared, warnings=tuple(warnings))
-            page.write(shown, sides, (first, second), is_given=is_given)
+            page.write(shown, sides, (first, second))
             compared = dataclasses.replace(compared, report=str(report))
     return dataclasses.replace(compared, warnings=tuple(warnings))
 

@@ -52,13 +52,11 @@ class ComparisonFile:
         outside = [] if data is None else data_folders(Data.of(data).where)
         self._replaced = check_page(path, inputs=inputs, outside=outside, option="`report`")
 
-    def write(
-        self, compared: RunComparison, sides: Sequence[Side], answers: tuple[Measured, Measured], *, is_given: bool
-    ) -> None:
-        """Write it. answers: of each to the same images in the same order. is_given: the user named these images.
+    def write(self, compared: RunComparison, sides: Sequence[Side], answers: tuple[Measured, Measured]) -> None:
+        """Write it. answers: of each to the same images in the same order.
 
-        Where one of the two was trained privately, its validations are nobody's business, and of its own images those
-        of the test split alone are shown: others may have been trained on.
+        Where one of the two was trained privately, its validations are nobody's business, and images of a test split
+        alone are shown: others may have been trained on, which its bundle does not tell.
         """
         sources = [folder_of(Path(side.path), side.bundle).sources(side.bundle) for side in sides]
         pages = page_of(sources[0]), page_of(sources[1])
@@ -77,7 +75,7 @@ class ComparisonFile:
                 (sources[0].place, sources[1].place),
                 ((), ()) if is_private else (sources[0].curves, sources[1].curves),
                 _top1(compared),
-                shows_images=is_given or not is_private or compared.split == "test",
+                shows_images=not is_private or compared.split == "test",
             ),
             lang=self.lang,
         )

@@ -29,8 +29,8 @@ def recorded_data(first: Run, second: Run, cache_dir: str | Path | None) -> AnyD
     vivace opened them before, for this user. Nothing is downloaded.
     Raises DataError if the two had different data, ConfigError if the place is not believed.
     """
-    if (first.data, first.place) != (second.data, second.place):
-        told = " and ".join(f"{run.path} on {run.place or run.data}" for run in (first, second))
+    if (first.data, first.place, first.file) != (second.data, second.place, second.file):
+        told = " and ".join(f"{run.path} on {run.file or run.place or run.data}" for run in (first, second))
         raise DataError(f"the two were trained on different data: {told}. Give `data`: the images to compare on.")
     cache = Path(cache_dir) if cache_dir else default_cache_dir()
     if first.place is None and first.data not in CATALOG:
@@ -47,8 +47,12 @@ def recorded_data(first: Run, second: Run, cache_dir: str | Path | None) -> AnyD
             )
     if first.place is not None:
         try:
-            open_source(first.place, cache_dir=cache, require_train=False)
-            return first.place
+            # of a table its folder is known too, and other images may lie there
+            opened = first.file or first.place
+            source = open_source(opened, cache_dir=cache, require_train=False)
+            if source.root is None or os.path.realpath(source.root) != first.place:
+                raise DataError(f"the images of {opened} do not lie where those of the run did: {first.place}.")
+            return opened
         except DataError as error:
             if first.data not in CATALOG:
                 raise DataError(f"{error} It is where the runs had their data: give `data`.") from None

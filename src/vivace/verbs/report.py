@@ -27,7 +27,7 @@ from vivace.reporting.page.scores import measured_scores
 from vivace.reporting.page.words import translator
 from vivace.verbs.compare import run_of
 from vivace.verbs.recorded import recorded_data
-from vivace.verbs.reportfiles import Folder, check_page, data_folders, folder_of
+from vivace.verbs.reportfiles import Folder, check_no_poorer, check_page, data_folders, folder_of
 from vivace.verbs.runs import read_run
 
 __all__ = ["Report", "findings_of", "report"]
@@ -82,7 +82,8 @@ def report(
     None: report.html in the run's folder, or beside a bundle its name with -report.html. lang: "en" or "zh". card: also
     write a model card there, in the form that Hugging Face's hub reads as README.md. split, batch_size, threads,
     device, cache_dir, on_bad_image: as for `evaluate`.
-    Raises OutputPathError if a file exists that vivace did not write, MissingExtra without Jinja2, ConfigError for an
+    Raises OutputPathError if a file exists that vivace did not write, or without `data` and `out` a report that shows
+    more than this one would, MissingExtra without Jinja2, ConfigError for an
     unknown `lang`, RunFolderError for a run that has not finished, and what `evaluate` raises.
     """
     translator(lang)
@@ -112,6 +113,8 @@ def report(
         for line in contradiction_lines(page.contradictions):
             warn(line)
         html = render(page, lang=lang)
+        if data is None and out is None:
+            check_no_poorer(target, html)
         write_text(target, html, option="`out`")
         if card is not None:
             write_text(Path(card), card_of(page), option="`card`")
@@ -144,14 +147,14 @@ def _measured(
     **options: Any,
 ) -> MeasuredSplit | None:
     """The answers to the data, or to those of the run if they are still there; None if there are none."""
-    own = data is None
+    own, fingerprint = data is None, None
     if own:
-        data = _data_of(folder, cache_dir)
+        data, fingerprint = _data_of(folder, cache_dir)
     if data is None:
         return None
     made = Predictor(bundle, **predictor)
     try:
-        return measure(made, data, cache_dir=cache_dir, audit_all=own, progress=progress, **options)
+        return measure(made, data, cache_dir=cache_dir, fingerprint=fingerprint, progress=progress, **options)
     except (DataError, CacheDamaged) as error:
         if not own or options["split"] is not None:
             raise
@@ -160,18 +163,19 @@ def _measured(
         return None
 
 
-def _data_of(folder: Folder, cache_dir: Path | None) -> AnyData | None:
-    """The data of the run, if they are where they lay and the cache knows them; a warning says if they are not."""
+def _data_of(folder: Folder, cache_dir: Path | None) -> tuple[AnyData | None, str | None]:
+    """The data of the run and their fingerprint, if they are where they lay and the cache knows them; a warning says if
+    they are not."""
     if folder.run is None:
-        return None
+        return None, None
     run = read_run(folder.run)
     if run.data is None:
-        return None
+        return None, None
     try:
-        return recorded_data(run, run, cache_dir)
+        return recorded_data(run, run, cache_dir), run.fingerprint
     except InputError as error:
         warn(f"the report has no images: {first_line(error)}")
-        return None
+        return None, None
 
 
 def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, given: bool, device: str) -> Sources:
@@ -190,7 +194,7 @@ def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, giv
         slices=slices_of(found.measured, bundle.classes, info.thresholds, clusters_N=found.clusters_N),
     )
     scores = measured_scores(found.measured, bundle.classes, info.thresholds) if given else ()
-    return sources.with_answers(
+    shown = sources.with_answers(
         answers,
         findings_of(found.audit),
         scores=scores,
@@ -198,6 +202,11 @@ def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, giv
         num_trained_on=found.num_trained_on,
         root=found.root,
     )
+    if shown.answers is None:
+        warn(
+            f"a private run's report shows images of a test split alone: of these ({found.measured.split}) it has none"
+        )
+    return shown
 
 
 def findings_of(audit: Audit) -> Sequence[tuple[str, str, int]]:

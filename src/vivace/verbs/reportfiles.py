@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,16 @@ from vivace.plain import parse_json
 from vivace.reporting.page.about import Sources
 from vivace.reporting.tables import read_rows
 
-__all__ = ["Folder", "check_page", "data_folders", "folder_of", "manifest_of"]
+__all__ = ["Folder", "check_no_poorer", "check_page", "data_folders", "folder_of", "manifest_of"]
 
 RECEIPT, REPORT = "receipt.json", "report.html"
 # a report of a search has some hundred kilobytes
 MAX_BYTES = 8 * 2**20
 # of a metrics.csv: as many validations as a figure can show a thousand times over
 MAX_CURVES = 8 * 2**20
+MAX_PAGE = 32 * 2**20
+# what a page shows of images
+SECTION = re.compile('<section id="(mistakes|confusion|classes|slices|reliability|reliance|audit)"')
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,20 @@ def check_page(
     if of_a_run and place.exists() and (own is None or own.resolve() != place.parent):
         raise OutputPathError(f"{option} is the report of a run: {path}. Give another name.")
     return check_file(path, inputs=inputs, outside=outside, option=option)
+
+
+def check_no_poorer(path: Path, html: str) -> None:
+    """Raise OutputPathError if the page at `path` has sections that `html` lacks: of images that can't be seen now."""
+    try:
+        there = read_regular(path, MAX_PAGE).decode("utf-8", "replace")
+    except (OSError, ConfigError):
+        return
+    lost = list(dict.fromkeys(name for name in SECTION.findall(there) if name not in SECTION.findall(html)))
+    if lost:
+        raise OutputPathError(
+            f"the report there shows more than this one would ({', '.join(lost)}): {path}. Give `data`, or another "
+            "name by `out`."
+        )
 
 
 def data_folders(*given: object) -> list[Path]:

@@ -43,6 +43,8 @@ class Run:
     """Name of the data set."""
     place: str | None = None
     """Where the data lay; None: they are known by name."""
+    file: str | None = None
+    """The table or archive that was given, where it was one."""
     fingerprint: str | None = None
     """Of the data: equal for equal images, labels and pixels."""
     recipe: str | None = None
@@ -155,6 +157,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     return {
         "data": _value(data, "name", str, "run.json"),
         "place": _value(data, "place", str, "run.json", may_lack=True),
+        "file": _value(data, "file", str, "run.json", may_lack=True),
         "fingerprint": _value(data, "fingerprint", str, "run.json"),
     }
 

@@ -39,7 +39,7 @@ from vivace.errors import CacheMismatch, DataError
 from vivace.files import canonical_json
 from vivace.notices import warn
 
-__all__ = ["Cache", "CachedSplit", "audit_source", "audited_cache", "open_cache"]
+__all__ = ["Cache", "CachedSplit", "audited_cache", "open_cache"]
 
 ON_BAD_IMAGE = ("auto", "refuse", "skip")
 
@@ -105,6 +105,7 @@ def open_cache(
     cache = _open_or_build(source, preprocess, cache_dir or default_cache_dir(), num_workers, progress, fingerprint)
     if fingerprint is not None:
         # the run's data were checked when it began, and the caller refuses other data
+        _tell(cache.audit, source.name)
         return cache
     check_audit(cache.audit, source.name, on_bad_image=on_bad_image)
     if require_train:
@@ -126,11 +127,16 @@ def open_cache(
             for name, split in cache.splits.items()
         }
         check_source(dataclasses.replace(source, splits=kept), require_train=True)
-    if left_out := len(cache.audit.quarantined):
-        warn(f"left out {left_out:,} of {cache.audit.num_images:,} images of {source.name}: {cache.audit.reasons()}")
-    for message in cache.audit.image_warnings():
-        warn(message)
+    _tell(cache.audit, source.name)
     return cache
+
+
+def _tell(audit: Audit, name: str) -> None:
+    """Warn of what is left out, and of images that are odd."""
+    if left_out := len(audit.quarantined):
+        warn(f"left out {left_out:,} of {audit.num_images:,} images of {name}: {audit.reasons()}")
+    for message in audit.image_warnings():
+        warn(message)
 
 
 def _check_kind(source: DataSource, preprocess: Preprocess) -> None:
@@ -143,18 +149,6 @@ def _check_kind(source: DataSource, preprocess: Preprocess) -> None:
             f"{count_of(preprocess.channels, 'channel')} of {preprocess.pixels} are asked for. Give images as those of "
             "training, or leave data.channels and data.pixels out."
         )
-
-
-def audit_source(
-    source: DataSource,
-    preprocess: Preprocess,
-    *,
-    cache_dir: Path | None = None,
-    num_workers: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Audit:
-    """The audit of a source, from the same pass over the files as for training; nothing is refused."""
-    return audited_cache(source, preprocess, cache_dir=cache_dir, num_workers=num_workers, progress=progress).audit
 
 
 def audited_cache(

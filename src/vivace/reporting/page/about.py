@@ -76,10 +76,10 @@ class Sources:
     ) -> Sources:
         """The same with what was measured. root: the folder of the images' data.
 
-        Of a private run's own images those of its test split alone are shown: others may have been trained on, and the
-        audit's findings name them.
+        Of a private run images of a test split alone are shown, whoever gave them: others may have been trained on,
+        which its bundle does not tell, and the audit's findings name them.
         """
-        if measured_on is None and _privacy(self.manifest) is not None:
+        if _privacy(self.manifest) is not None:
             answers = answers if answers is not None and answers.split == "test" else None
             findings = None
         return dataclasses.replace(

@@ -11,6 +11,7 @@ from typing import Any
 from vivace.plain import dump_yaml
 from vivace.reporting.page.consistency import MAX_SHOWN
 from vivace.reporting.page.facts import Page, Score
+from vivace.reporting.page.robustness import Attacked, Corrupted
 from vivace.reporting.page.words import translator
 
 __all__ = ["card_of"]
@@ -120,7 +121,7 @@ def _hardship(page: Page) -> list[str]:
         (
             f"common corruptions ({found.constants})",
             found.data,
-            found.split,
+            _split(found),
             found.num_images,
             found.clean,
             found.mean,
@@ -130,7 +131,9 @@ def _hardship(page: Page) -> list[str]:
     ]
     for found in page.attacked:
         suite = "AutoAttack's standard suite" if found.is_standard else f"{', '.join(found.methods) or '?'}: at most"
-        rows.append((found.threat, found.data, found.split, found.num_images, found.clean, found.robust, f" ({suite})"))
+        rows.append(
+            (found.threat, found.data, _split(found), found.num_images, found.clean, found.robust, f" ({suite})")
+        )
     return [
         "## Under corruptions and attacks",
         "",
@@ -143,6 +146,10 @@ def _hardship(page: Page) -> list[str]:
         ),
         "",
     ]
+
+
+def _split(found: Corrupted | Attacked) -> str:
+    return f"{found.split} (some were trained on)" if found.is_trained_on else found.split
 
 
 def _between(low: float | None, high: float | None) -> str:

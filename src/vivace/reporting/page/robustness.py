@@ -31,6 +31,8 @@ class Corrupted:
     """The name of the images' data."""
     num_images: int
     split: str
+    is_trained_on: bool
+    """Whether the network was trained on some of the images, as far as that is known."""
     constants: str
     clean: Bar
     mean: Bar
@@ -48,6 +50,8 @@ class Attacked:
     """The name of the images' data."""
     num_images: int
     split: str
+    is_trained_on: bool
+    """Whether the network was trained on some of the images, as far as that is known."""
     threat: str
     clean: Bar
     robust: Bar
@@ -92,6 +96,7 @@ def _corrupted(values: Mapping[str, Any]) -> Corrupted | None:
         data=text(values, "data", 120) or "?",
         num_images=count,
         split=text(values, "split", 40) or "?",
+        is_trained_on=_is_trained_on(values),
         constants=text(values, "constants", 40) or "?",
         clean=clean_bar,
         mean=mean,
@@ -117,6 +122,7 @@ def _attacked(values: Mapping[str, Any]) -> Attacked | None:
         data=text(values, "data", 120) or "?",
         num_images=count,
         split=text(values, "split", 40) or "?",
+        is_trained_on=_is_trained_on(values),
         threat=text(values, "threat", 40) or "?",
         clean=clean_bar,
         robust=robust,
@@ -127,6 +133,12 @@ def _attacked(values: Mapping[str, Any]) -> Attacked | None:
         deployed_as=text(values, "deployed_as", 60) or "?",
         warnings=texts(values, "warnings", most=MAX_WARNINGS),
     )
+
+
+def _is_trained_on(values: Mapping[str, Any]) -> bool:
+    """Whether the network was trained on some of the images, going by their split where nobody counted them."""
+    count = whole(values, "num_images_trained_on")
+    return values.get("split") in ("train", "all") if count is None else count > 0
 
 
 def _bar(values: Mapping[str, Any], name: str) -> Bar | None:

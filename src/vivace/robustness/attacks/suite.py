@@ -101,8 +101,9 @@ def run_attacks(
         correct = torch.cat([~fooled(network(images_NCHW[rows]), labels_N[rows]) for rows in parts])
     outcome = Outcome(correct, correct.clone(), images_NCHW.clone())
     for number, name in enumerate(METHODS):
-        if name in methods:
+        if name in methods and clock() < deadline:
             begins(name, int(_left_to(outcome, name).sum()))
+        if name in methods:
             nets = network, searched
             _run(outcome, number, nets, images_NCHW, labels_N, threat, batch_size, seed, deadline, clock, progress)
     return outcome
@@ -125,12 +126,13 @@ def _run(
     judge = None if searched is None else network
     rows_M = _left_to(outcome, name).nonzero()[:, 0]
     hits = torch.zeros_like(outcome.is_correct_N)
-    num_refused = num_done = 0
+    num_refused = num_begun = num_done = 0
     complete = True
     for count, rows in enumerate(_batches(rows_M, batch_size)):
         if clock() >= deadline:
             complete = False
             break
+        num_begun += len(rows)
         ball, labels_B = Ball.around(images_NCHW[rows], threat), labels_N[rows]
         turn = Turn(_generator((seed, number, count), images_NCHW.device), deadline, clock, judge)
         points = ATTACKS[name](searched or network, ball, labels_B, turn)
@@ -153,7 +155,7 @@ def _run(
     outcome.runs.append(
         AttackRun(
             name=name,
-            num_attacked=len(rows_M),
+            num_attacked=num_begun,
             num_fooled=int(hits.sum()),
             num_left=int(outcome.is_robust_N.sum()),
             num_refused=num_refused,

@@ -194,14 +194,17 @@ class FrozenFeatures:
         if key not in self._known:
             part = self._split(split)
             maps = None if self.cut is None else self._room(len(part), self.cut.shape)
-            self._known[key] = _Known(self._computed(part, view, maps), maps)
+            # what is said of the bundle is to be true of it: its head is on features that are not rounded
+            precision = None if split == "train" else "fp32"
+            self._known[key] = _Known(self._computed(part, view, maps, precision), maps)
         return self._known[key]
 
-    def _computed(self, part: _Split, view: str, maps: Tensor | None) -> Tensor:
-        """features_ND of a view; `maps` is filled with its maps, None: they are not wanted."""
+    def _computed(self, part: _Split, view: str, maps: Tensor | None, precision: str | None = None) -> Tensor:
+        """features_ND of a view; `maps` is filled with its maps, None: they are not wanted. precision: as of `fill`."""
         began = time.monotonic()
         features = torch.empty(len(part), self.width)
-        self._frozen.fill(self._blocks(part, self._views[view]), [features, *([] if self.cut is None else [maps])])
+        outs = [features, *([] if self.cut is None else [maps])]
+        self._frozen.fill(self._blocks(part, self._views[view]), outs, precision=precision)
         self.seconds += time.monotonic() - began
         self.num_images += len(part)
         return features

@@ -14,7 +14,7 @@ from vivace.training.recipes.recipe import Recipe
 __all__ = ["check_not_resumed", "public_facts", "warn_of_leaks"]
 
 # facts of the data that tell whether a data set is just this one: whoever knows all images but one could try that one
-OF_CONTENTS = frozenset({"fingerprint", "place"})
+OF_CONTENTS = frozenset({"fingerprint", "place", "file"})
 
 
 def check_not_resumed(recipe: Recipe, run: Path, *, is_finished: bool) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PrivacyConfig", "check_private", "check_private_run"]
 
+# below, the accountant runs out of digits or memory, and the noise leaves nothing to learn
+MIN_EPSILON, MIN_DELTA = 0.01, 1e-12
 # field → (the value at which a private run has it, why)
 UNUSED = {
     # before clip_grad_norm, which it implies
@@ -52,10 +54,10 @@ class PrivacyConfig:
     """
 
     epsilon: float | None = None
-    """Of the promise (epsilon, delta), > 0: what an image changes of the odds of any outcome, as e^epsilon at most.
-    None: training is not private."""
+    """Of the promise (epsilon, delta), [0.01, 100]: what an image changes of the odds of any outcome, as e^epsilon at
+    most. None: training is not private."""
     delta: float = 1e-5
-    """The probability with which that may not hold, (0, 1); well below 1 / number of training images."""
+    """The probability with which that may not hold, [1e-12, 1); well below 1 / number of training images."""
     trains: Literal["head", "whole"] = "head"
     """head: one linear layer on features of the frozen network, which are computed once. whole: all of the network, by
     Opacus; no layer of it may be a batch norm."""
@@ -76,8 +78,8 @@ class PrivacyConfig:
         return self.epsilon is not None
 
     def __post_init__(self) -> None:
-        check_range("privacy.epsilon", self.epsilon, 0.0, 100.0, open_low=True)
-        check_range("privacy.delta", self.delta, 0.0, 1.0, open_low=True, open_high=True)
+        check_range("privacy.epsilon", self.epsilon, MIN_EPSILON, 100.0)
+        check_range("privacy.delta", self.delta, MIN_DELTA, 1.0, open_high=True)
         check_choice("privacy.trains", self.trains, ("head", "whole"))
         check_range("privacy.epochs", self.epochs, 0.0, 100_000, open_low=True)
         check_range("privacy.clip_norm", self.clip_norm, 0.0, open_low=True)
