@@ -53,6 +53,13 @@ def test_a_run_is_reported_on_its_own_images(run: Path, capsys: pytest.CaptureFi
     assert '<html lang="zh-Hans">' in (run / "report.html").read_text()
 
 
+def test_nothing_is_written_into_the_data_of_the_run(run: Path, trained: tuple[Bundle, Path]) -> None:
+    place = trained[1] / "page.html"
+    with pytest.raises(OutputPathError, match="`out` is inside"):
+        vivace.report(run, out=place)
+    assert not place.exists()
+
+
 def test_a_bundle_without_its_run_has_a_report_beside_it(
     trained: tuple[Bundle, Path], tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:

@@ -108,8 +108,12 @@ def test_mistakes_are_drawn_with_what_speaks_for_both_classes_and_the_maps_are_t
     check = made["check"]
     assert check["num_images"] == 12
     assert check["beat_random_low"] <= check["beat_random"] <= check["beat_random_high"]
+    # of another network, which made more mistakes
+    (out / "99-mistake.png").write_bytes(b"earlier")
     assert main(options) == 0
-    told = capsys.readouterr().out
+    shown = capsys.readouterr()
+    told = shown.out
+    assert f"pictures of an earlier time are left as they are in {out}: 1" in shown.err
     assert f"heat maps: {made['num_pictures']} pictures in {out}" in told
     assert "Grad-CAM of groups.2.3, 4 x 4 places, in float32" in told
     with pytest.raises(OutputPathError, match="inside the data"):

@@ -89,6 +89,8 @@ def test_a_run_whose_records_hold_together_says_nothing() -> None:
         ("robustness", "attack.attacks.1.robust_so_far", 0.6, "more", "attack.apgd-t is 0.6, more than"),
         ("robustness", "attack.attacks.2.is_complete", False, "suite", "did not run to their end: fab-t"),
         ("robustness", "attack.attacks.0.num_attacked", 600, "more", "num_attacked is 600, more than"),
+        ("robustness", "attack.attacks.3.num_attacked", 0, "differs", "attack.square.num_attacked is 0, and"),
+        ("robustness", "attack.eps", 0.5, "differs", "attack.eps is 0.5, and robustness.json: attack.threat is"),
         ("robustness", "corruptions.mean", scored(0.8, 1000), "differs", "corruptions.mean is 0.8, and"),
         ("robustness", "corruptions.cells.fog", [1.9, 0.8, 0.7, 0.6, 0.5], "range", "corruptions.cells is 1.9"),
         ("receipt", "rows.2.certified.drop", 2.5, "more", "openvino int8.drop is 2.5, more than"),
@@ -127,6 +129,12 @@ def test_more_right_answers_than_the_bundle_gives_are_told_of() -> None:
     # images that were given may be others
     page = page_of(make_sources(CLASSES, measured, manifest=manifest, measured_on="other photos"))
     assert page.contradictions == ()
+    # without a split for it, training validates on images that it held out
+    held_out = dataclasses.replace(measured, split="held out")
+    for claimed, found in ((right, set()), (0.99, {"answers"})):
+        manifest = changed(sources.manifest, "metrics.val", {"num_images": 400, "top1": claimed})
+        page = page_of(make_sources(CLASSES, held_out, manifest=manifest))
+        assert {one.rule for one in page.contradictions} == found
 
 
 def test_a_comparison_says_which_of_the_two_it_is() -> None:

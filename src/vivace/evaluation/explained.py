@@ -93,6 +93,7 @@ def explained(
     for index, (mistake, classes) in enumerate(zip(mistakes, asked, strict=True)):
         path = folder.write(index, images_NHWC[index], [one[index] for one in maps[: len(classes)]])
         shown.append(dataclasses.replace(mistake, heat_map=str(path)))
+    folder.warn_of_others()
     tested = view(np.asarray(cached.images_NHWC[chosen_at_random(rows, NUM_CHECKED, seed)]))
     return tuple(shown), HeatMaps(
         folder=str(folder.folder),

@@ -21,6 +21,8 @@ from vivace.signals import StopSignals
 
 __all__ = ["Hardened", "Hardship", "chosen_at_random", "measured_under"]
 
+# by default
+MOST_IMAGES = 1000
 # more than the time for attacks, as a multiple, is told
 OVERRUN = 1.1
 
@@ -30,11 +32,11 @@ class Hardship:
     """What is to be measured beside the images as they are. Raises ConfigError for values out of range."""
 
     corruptions: bool = False
-    corruption_images: int = 1000
+    corruption_images: int = MOST_IMAGES
     """At most, chosen at random."""
     attack: str | None = None
     """Such as "linf:8/255"."""
-    attack_images: int = 1000
+    attack_images: int = MOST_IMAGES
     """At most, chosen at random."""
     attack_methods: tuple[str, ...] = ()
     """Names of attacks; none: all."""
@@ -50,7 +52,10 @@ class Hardship:
     def __post_init__(self) -> None:
         for name in ("corruption_images", "attack_images"):
             check_whole(name, getattr(self, name))
+        if not self.corruptions and self.corruption_images != MOST_IMAGES:
+            raise ConfigError("corruption_images would be ignored. Give `corruptions` too, or leave it out.")
         unused = {
+            "attack_images": self.attack_images != MOST_IMAGES,
             "within": self.within is not None,
             "attack_methods": bool(self.attack_methods),
             "attack_precision": self.attack_precision != "auto",

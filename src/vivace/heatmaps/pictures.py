@@ -12,6 +12,7 @@ import numpy as np
 
 from vivace import systems
 from vivace.heatmaps.overlay import overlaid, side_by_side
+from vivace.notices import warn
 from vivace.outputs import check_file, warn_of_replaced, write_picture
 from vivace.screen import shown_pixels
 
@@ -53,6 +54,7 @@ class HeatMapFolder:
         self.paths = [
             self.folder / f"{number:0{width}}-{_stem(name)}.png" for number, name in enumerate(known, start=1)
         ]
+        self._written: set[str] = set()
         inputs, outside = list(inputs), list(outside)
         self._replaced = {path: check_file(path, inputs=inputs, outside=outside, option=OPTION) for path in self.paths}
 
@@ -62,7 +64,14 @@ class HeatMapFolder:
         side_by_side(panels(image_HWC, maps), least_side=LEAST_SIDE).save(buffer, "PNG")
         write_picture(path, buffer.getvalue())
         warn_of_replaced(path, self._replaced[path])
+        self._written.add(path.name)
         return path
+
+    def warn_of_others(self) -> None:
+        """Warn of pictures in the folder that were not written now: of other images, or by another network."""
+        others = [path for path in self.folder.glob("*-*.png") if path.name not in self._written]
+        if others:
+            warn(f"pictures of an earlier time are left as they are in {self.folder}: {len(others):,}")
 
 
 def _stem(name: str) -> str:

@@ -84,7 +84,7 @@ class Slice:
         if self.kind == "pair":
             return " and ".join(self.classes)
         if self.kind == "cluster":
-            return f"cluster {self.part} of features, mostly {self.classes[0]} ({100 * (self.least or 0):.0f} %)"
+            return f"cluster {self.part} of features, most often {self.classes[0]} ({100 * (self.least or 0):.0f} %)"
         if self.kind == "aspect":
             return ("taller than 4:5", "nearly square", "wider than 5:4")[(self.part or 1) - 1]
         unit = " px" if self.kind == "size" else ""

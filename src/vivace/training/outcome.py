@@ -152,5 +152,5 @@ def _robust(outcome: Outcome) -> Iterator[str]:
         yield (
             f"the network is not robust: PGD left {found.num_right:,} of {found.num_images:,} held-out images right "
             f"({100 * found.accuracy:.1f} %), and always answering {outcome.commonest[:60]!r} gives "
-            f"{100 * rate:.1f} %. Train for longer, with an attack.noise of at least 2, or set attack.eps lower."
+            f"{100 * rate:.1f} %. Train for longer, or set attack.eps lower."
         )

@@ -93,7 +93,7 @@ def report(
         target = folder.default_out if out is None else Path(out)
         if card is not None and Path(card).resolve() == target.resolve():
             raise OutputPathError(f"`card` is the report itself: got {card} for both. Give another name for one.")
-        outside = [] if data is None else data_folders(Data.of(data).where)
+        outside = data_folders(_own_place(folder) if data is None else Data.of(data).where)
         told = check_page(target, own=folder.run, inputs=[opened.folder], outside=outside, option="`out`")
         replaced = [(target, told)]
         if card is not None:
@@ -134,6 +134,11 @@ def _opened(given: Any) -> tuple[Bundle, Path]:
     """The bundle in a folder, and the folder. Raises RunFolderError for a run that has none yet."""
     run_of(given)
     return load_bundle(given), Path(given)
+
+
+def _own_place(folder: Folder) -> str | None:
+    """Where the data of the run lay, as it says."""
+    return None if folder.run is None else read_run(folder.run).place
 
 
 def _measured(

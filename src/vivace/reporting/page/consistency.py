@@ -7,6 +7,8 @@ kept here, for reports, comparisons and model cards alike; a new record gets its
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -92,6 +94,7 @@ def answers_contradict(
 
     kind: "top1", or "exact_match" of sets of labels.
     """
+    split = _validated(split)
     values = mapping(mapping(manifest, "metrics"), split)
     recorded, count = value_at(values, kind), value_at(values, "num_images")
     if recorded is None or count != num_images:
@@ -126,6 +129,11 @@ def _scores(metrics: Mapping[str, Any], place: str) -> Iterator[Contradiction]:
         )
 
 
+def _validated(split: Any) -> Any:
+    """Where no split was given, training validated on the images that it held out."""
+    return "val" if split == "held out" else split
+
+
 def _counts(manifest: Mapping[str, Any], run: Mapping[str, Any], *, has_search: bool) -> Iterator[Contradiction]:
     """Images of splits, and of what was measured on them."""
     for place, data in (("bundle.json: data", mapping(manifest, "data")), ("run.json: data", mapping(run, "data"))):
@@ -149,7 +157,7 @@ def _counts(manifest: Mapping[str, Any], run: Mapping[str, Any], *, has_search: 
 
 def _count(place: str, row: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[Contradiction]:
     """Images that were corrupted or attacked are some of a split."""
-    data, split = mapping(manifest, "data"), row.get("split")
+    data, split = mapping(manifest, "data"), _validated(row.get("split"))
     if split in ("val", "test") and row.get("data") == data.get("name") is not None:
         limit = value_at(data, f"num_{split}")
         yield from at_most(f"{place}.num_images", value_at(row, "num_images"), f"bundle.json: data.num_{split}", limit)
@@ -255,6 +263,7 @@ def _attack(row: Mapping[str, Any], place: str) -> Iterator[Contradiction]:
         yield from _score(row, name, place)
     robust, left = value_at(row, "robust", "accuracy"), value_at(row, "clean", "accuracy")
     yield from at_most(f"{place}.robust", robust, f"{place}.clean", left)
+    yield from _radius(row, place)
     before, is_complete = f"{place}.clean", {}
     for step in items(row, "attacks")[:MAX_RECORDS]:
         if not isinstance(step, Mapping):
@@ -268,9 +277,30 @@ def _attack(row: Mapping[str, Any], place: str) -> Iterator[Contradiction]:
         yield from at_most(
             f"{name}.num_attacked", value_at(step, "num_attacked"), f"{place}.num_images", value_at(row, "num_images")
         )
+        if step.get("name") in STANDARD and step.get("is_complete") is not False:
+            yield from _all_left(f"{name}.num_attacked", value_at(step, "num_attacked"), before, left, row)
         before, left = (before, left) if now is None else (name, now)
     if is_complete and robust is not None and left is not None and abs(robust - left) > ROUNDING:
         yield found_out("differs", name=f"{place}.robust", value=robust, other=before, expected=left)
     missing = [name for name in STANDARD if not is_complete.get(name)]
     if row.get("is_standard") is True and missing:
         yield found_out("suite", name=f"{place}.is_standard", missing=", ".join(missing))
+
+
+def _radius(row: Mapping[str, Any], place: str) -> Iterator[Contradiction]:
+    """The radius as it was given, such as linf:8/255, and as a number."""
+    match = re.fullmatch(r"(?:linf|l2):([0-9.]{1,20})(?:/([0-9.]{1,20}))?", str(row.get("threat")))
+    eps = value_at(row, "eps")
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        given = None if match is None else float(match[1]) / float(match[2] or 1)
+        if given is not None and eps is not None and abs(given - eps) > ROUNDING:
+            yield found_out("differs", name=f"{place}.eps", value=eps, other=f"{place}.threat", expected=given)
+
+
+def _all_left(
+    name: str, attacked: float | None, before: str, left: float | None, row: Mapping[str, Any]
+) -> Iterator[Contradiction]:
+    """An attack that ran to its end saw all images that those before it had left."""
+    count = value_at(row, "num_images")
+    if attacked is not None and left is not None and count is not None and abs(attacked - left * count) > 0.5:
+        yield found_out("differs", name=name, value=attacked, other=f"{before} × num_images", expected=left * count)

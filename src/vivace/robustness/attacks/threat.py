@@ -31,11 +31,17 @@ class Threat:
     @classmethod
     def parse(cls, text: str) -> Threat:
         """The threat that a text such as "linf:8/255" or "l2:0.5" names. Raises ConfigError."""
-        number = r"\d{1,9}(?:\.\d{0,9})?"
+        number = r"[0-9]{1,9}(?:\.[0-9]{0,9})?"
         match = re.fullmatch(rf"(linf|l2):({number})(?:/({number}))?", text) if isinstance(text, str) else None
         divisor = float(match[3]) if match and match[3] else 1.0
         eps = float(match[2]) / divisor if match and divisor else 0.0
-        if match is None or eps <= 0 or (match[1] == "linf" and eps > 1) or eps > 1e4:
+        if match is not None and not 0 < eps <= (1 if match[1] == "linf" else 1e4):
+            most = "1, for pixels are" if match[1] == "linf" else "10,000, on pixels"
+            raise ConfigError(
+                f"the attack's radius is out of range: got {shown_value(text)}. Give one above 0 and at most {most} "
+                "from 0 to 1: linf:8/255, or l2:0.5."
+            )
+        if match is None:
             raise ConfigError(
                 f"the attack is not understood: got {shown_value(text)}. Give a norm and a radius on pixels from 0 to "
                 "1: linf:8/255, or l2:0.5."
