@@ -234,3 +234,22 @@ def test_a_place_that_a_run_names_must_hold_the_images_of_the_table(run: Path, t
     written = vivace.report(run)
     assert "mistakes" not in written.sections
     assert any("the report has no images" in line for line in written.warnings)
+
+
+def test_where_a_table_has_its_images_is_nobodys_business(tmp_path: Path) -> None:
+    data = colour_folder(tmp_path / "secret place" / "data", per_class=8)
+    files = sorted(data.rglob("*.png"))
+    # a copy under another label is named by the audit
+    shutil.copyfile(files[0], data / "red" / "copy.png")
+    files = sorted(data.rglob("*.png"))
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables" / "labels.csv"
+    table.write_text("image,label\n" + "".join(f"{file},{file.parent.name}\n" for file in files))
+    result = vivace.train(table, epochs=1, run=tmp_path / "run", quiet=True, device="cpu", on_bad_image="skip")
+    assert result.report is not None
+    page = vivace.report(result.run, table, out=tmp_path / "page.html", on_bad_image="skip").report
+    for path in (result.report, page):
+        html = path.read_text()
+        assert "the same image is labelled blue and red" in html
+        assert "secret place" not in html
+        assert str(tmp_path)[:12] not in html

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,20 @@ class DataSource:
     """Its training images are read anew for each epoch: a read may give another image than the one before."""
     label_sets: np.ndarray | None = None
     """bool [M, K], the combinations of labels that occur: an image's label is a row of it. None: an image has one."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Below which its images lie: `root`, and that of images which a table names elsewhere. Of an object: none."""
+        if self.given:
+            return ()
+        elsewhere = {
+            os.path.dirname(name)  # noqa: PTH120
+            for split in self.splits.values()
+            for name in split.names
+            if name.startswith(os.sep)
+        }
+        common = [Path(os.path.commonpath(elsewhere))] if elsewhere else []
+        return (*([] if self.root is None else [self.root]), *common)
 
     @property
     def group_names(self) -> tuple[str, ...]:

@@ -33,8 +33,8 @@ class MeasuredSplit:
     """How many of the images were trained on; None: the bundle has no record of that."""
     audit: Audit
     """Of the split, or of all of the data."""
-    root: Path | None
-    """The folder of the data; None: they are in none."""
+    folders: tuple[Path, ...]
+    """Below which the images lie."""
     clusters_N: np.ndarray | None = None
     """int64, the cluster of features of each image; None: the runtime gives no features."""
 
@@ -84,5 +84,4 @@ def measure(
     sets = source.label_sets
     hits_NK = None if sets is None else sets[cached.labels_N[rows]]
     measured = measured_answers(picked, source.splits[chosen], cached, probs_NK, view, hits_NK)
-    root = None if source.given else source.root
-    return MeasuredSplit(source.name, measured, picked.num_trained_on, cache.audit, root, keeper.clusters())
+    return MeasuredSplit(source.name, measured, picked.num_trained_on, cache.audit, source.folders, keeper.clusters())

@@ -29,8 +29,8 @@ class Finished:
     measured: Mapping[str, Measured]
     """The answers to "val" and, if there is one, "test"."""
     audit: Audit
-    root: Path | None
-    """The folder of the data; None: they are in none."""
+    folders: tuple[Path, ...]
+    """Below which the images lie."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,8 +163,8 @@ def _finished(
 ) -> Finished:
     cache = session.data.cache
     measured = {name: _measured(session, name, *found) for name, found in answers.items()}
-    root = None if cache.source.given else cache.source.root
-    return Finished(run=folder.path, bundle=bundle, measured=measured, audit=cache.audit, root=root)
+    folders = cache.source.folders
+    return Finished(run=folder.path, bundle=bundle, measured=measured, audit=cache.audit, folders=folders)
 
 
 def _measured(session: Session, name: str, probs_NK: np.ndarray, labels_N: np.ndarray) -> Measured:

@@ -18,7 +18,7 @@ from vivace.heatmaps.mistakes import heat_of
 from vivace.notices import collected_warnings, warn
 from vivace.outputs import warn_of_replaced, write_text
 from vivace.predictor import Predictor
-from vivace.reporting.page.about import Sources, page_of
+from vivace.reporting.page.about import Sources, below, page_of
 from vivace.reporting.page.answers import answers_of
 from vivace.reporting.page.card import card_of
 from vivace.reporting.page.consistency import contradiction_lines
@@ -190,7 +190,7 @@ def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, giv
     info = bundle.info
     labels = found.measured.labels_N if found.measured.hits_NK is None else None
     answers = answers_of(
-        found.measured,
+        below(found.measured, found.folders),
         bundle.classes,
         temperature=info.temperature,
         thresholds=info.thresholds,
@@ -205,7 +205,7 @@ def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, giv
         scores=scores,
         measured_on=found.data if given else None,
         num_trained_on=found.num_trained_on,
-        root=found.root,
+        folders=found.folders,
     )
     if shown.answers is None:
         warn(

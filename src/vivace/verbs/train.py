@@ -36,14 +36,14 @@ def _report(finished: Finished) -> Path:
     from vivace.evaluation.slicing import slices_of
     from vivace.evaluation.uncertainty import told_of
     from vivace.heatmaps.mistakes import heat_of
-    from vivace.reporting.page.about import page_of
+    from vivace.reporting.page.about import below, page_of
     from vivace.reporting.page.answers import answers_of
     from vivace.reporting.page.render import render
     from vivace.verbs.report import findings_of
     from vivace.verbs.reportfiles import Folder
 
     info, folder = finished.bundle.info, Folder(finished.run, finished.run)
-    measured = finished.measured.get("test") or finished.measured["val"]
+    measured = below(finished.measured.get("test") or finished.measured["val"], finished.folders)
     labels = measured.labels_N if measured.hits_NK is None else None
     answers = answers_of(
         measured,
@@ -54,7 +54,8 @@ def _report(finished: Finished) -> Path:
         heat=heat_of(finished.bundle, measured, info.thresholds),
         slices=slices_of(measured, info.classes, info.thresholds),
     )
-    sources = folder.sources(finished.bundle).with_answers(answers, findings_of(finished.audit), root=finished.root)
+    findings = findings_of(finished.audit)
+    sources = folder.sources(finished.bundle).with_answers(answers, findings, folders=finished.folders)
     write_text(folder.default_out, render(page_of(sources)), option="the report")
     return folder.default_out
 

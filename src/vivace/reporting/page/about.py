@@ -6,12 +6,14 @@ bundle.json was checked when the bundle was opened; the others may hold anything
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vivace.metrics.measured import Measured
 from vivace.plain import dump_yaml
 from vivace.reporting.page.charts import curves
 from vivace.reporting.page.consistency import answers_contradict, contradictions_of
@@ -21,7 +23,7 @@ from vivace.reporting.page.reading import clean, items, mapping, number, text, t
 from vivace.reporting.page.robustness import attacked_of, corrupted_of
 from vivace.reporting.page.searched import search_of
 
-__all__ = ["Sources", "page_of"]
+__all__ = ["Sources", "below", "page_of"]
 
 SPLITS = ("test", "val")
 # of a run that has many
@@ -30,6 +32,8 @@ MAX_FINDINGS = 60
 MAX_RECIPE = 20_000
 # an option of the run that is left to the machine, as tune.json has it → nothing is shown for these values
 PLAIN = (False, None, "off")
+# a path that was cut where there was no more room for it
+CUT_PATH = re.compile(r"/[^,]*?…")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +76,9 @@ class Sources:
         scores: Sequence[Score] = (),
         measured_on: str | None = None,
         num_trained_on: int | None = 0,
-        root: Path | None = None,
+        folders: Sequence[Path] = (),
     ) -> Sources:
-        """The same with what was measured. root: the folder of the images' data.
+        """The same with what was measured. folders: below which the images lie.
 
         Of a private run images of a test split alone are shown, whoever gave them: others may have been trained on,
         which its bundle does not tell, and the audit's findings name them.
@@ -89,7 +93,7 @@ class Sources:
             scores=scores,
             measured_on=measured_on,
             num_trained_on=num_trained_on,
-            private=(*self.private, *(() if root is None else (str(root), str(root.resolve())))),
+            private=(*self.private, *(str(path) for one in folders for path in (one, one.resolve()))),
         )
 
 
@@ -205,23 +209,31 @@ def _warnings(sources: Sources) -> tuple[str, ...]:
         for values in (sources.run, sources.result, sources.receipt)
         for line in texts(values, "warnings", most=MAX_WARNINGS, limit=500)
     ]
-    return tuple(dict.fromkeys(_without(sources.private, line) for line in told))[:MAX_WARNINGS]
+    return tuple(dict.fromkeys(without_folders(sources.private, line) for line in told))[:MAX_WARNINGS]
 
 
 def _findings(sources: Sources) -> tuple[Found, ...] | None:
     if sources.findings is None:
         return None
     return tuple(
-        Found(severity=severity, message=clean(_without(sources.private, message), 400), count=count)
+        Found(severity=severity, message=clean(without_folders(sources.private, message), 400), count=count)
         for severity, message, count in sources.findings[:MAX_FINDINGS]
     )
 
 
-def _without(folders: Sequence[str], message: str) -> str:
-    """The message with paths that begin below these folders."""
+def below(measured: Measured, folders: Sequence[Path]) -> Measured:
+    """The same images, by names that begin below these folders: where a table has them is nobody's business."""
+    private = [str(path) for one in folders for path in (one, one.resolve())]
+    return dataclasses.replace(measured, names=[without_folders(private, name) for name in measured.names])
+
+
+def without_folders(folders: Sequence[str], text: str) -> str:
+    """The text with paths that begin below these folders; of one that was cut before, nothing is left."""
     for folder in folders:
-        message = message.replace(f"{folder}/", "")
-    return message
+        text = text.replace(f"{folder}/", "")
+        for cut in set(CUT_PATH.findall(text)):
+            text = text.replace(cut, "…") if folder.startswith(cut[:-1]) else text
+    return text
 
 
 def _kernels(tuned: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
