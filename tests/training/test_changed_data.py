@@ -77,7 +77,7 @@ def test_a_run_whose_data_change_goes_on_with_what_it_began_with(
     # what it was trained on, not what is there now
     facts = [json.loads((run / "run.json").read_text())["data"] for run in (unchanged.run, result.run)]
     bundles = [dict(load_bundle(run.bundle).info.data) for run in (unchanged, result)]
-    place = {"place": str(data)}
+    place = {"place": str(data), "file": None}
     assert facts[0] == facts[1] == bundles[0] | place == bundles[1] | place
 
 

@@ -402,3 +402,11 @@ def test_a_sealed_checkpoint_of_wrong_types_is_refused_in_one_line(
     save_checkpoint(path, tree)
     with pytest.raises(CheckpointError, match=r"^the (checkpoint does not fit|run can't be resumed on another device)"):
         run_tiny(resume=True)
+
+
+def test_a_run_that_had_its_epochs_is_not_written_over_when_they_are_asked_for_again(run_tiny: RunTiny) -> None:
+    result = run_tiny(epochs=2)
+    before = {path.name: path.read_bytes() for path in result.run.iterdir() if path.is_file()}
+    again = run_tiny(resume=True, epochs=2)
+    assert again.total_seconds == result.total_seconds
+    assert {path.name: path.read_bytes() for path in result.run.iterdir() if path.is_file()} == before

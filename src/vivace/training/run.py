@@ -105,14 +105,14 @@ def run_training(
             display.on_message(worded(line))
     else:
         check_same_data(previous["data"], facts)
-        began = previous["contract"]
-        # the epochs that a run has had are nothing more, unless a clock or a target ended it before
-        goes_on = goes_on and (began["within_seconds"] is not None or began["target"] is not None)
+        ended = finished_result(folder, recipe)
+        # the epochs that a run has had are nothing more to do
+        goes_on = goes_on and (ended is None or ended.epochs < recipe.epochs)
         goes_on = goes_on or budget.within_seconds is not None or budget.target is not None
         budget = resumed_budget(budget, previous["contract"])
-        check_not_resumed(recipe, folder.path, is_finished=not goes_on and finished_result(folder, recipe) is not None)
+        check_not_resumed(recipe, folder.path, is_finished=not goes_on and ended is not None)
         saved = newest_state(folder, device.type, display.on_message)
-        if not goes_on and (ended := finished_result(folder, recipe)) is not None:
+        if not goes_on and ended is not None:
             # a run that was begun with a time budget takes no epochs
             longer = "epochs" if budget.within_seconds is None else "time by `within`"
             line = f"{folder.path} has ended: nothing was trained or written. Give more {longer} to go on"
