@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import os
+import signal
 import sys
 import tarfile
 import tempfile
@@ -40,6 +41,12 @@ LEFT = pytest.StashKey[int]()
 
 # after those that -m and -k leave out
 @pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # a shell starts what it runs in the background deaf to Ctrl-C, and tests that raise it would wait for ever
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked `long` are left out, but where -m names them or the command line names tests.
 
