@@ -57,6 +57,8 @@ def test_nothing_is_written_into_the_data_of_the_run(run: Path, trained: tuple[B
     place = trained[1] / "page.html"
     with pytest.raises(OutputPathError, match="`out` is inside"):
         vivace.report(run, out=place)
+    with pytest.raises(OutputPathError, match="`report` is inside"):
+        vivace.compare(run, run, report=place)
     assert not place.exists()
 
 

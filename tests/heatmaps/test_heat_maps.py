@@ -113,7 +113,7 @@ def test_mistakes_are_drawn_with_what_speaks_for_both_classes_and_the_maps_are_t
     assert main(options) == 0
     shown = capsys.readouterr()
     told = shown.out
-    assert f"pictures of an earlier time are left as they are in {out}: 1" in shown.err
+    assert f"other pictures in {out} stay, and show nothing of this evaluation: 1" in shown.err
     assert f"heat maps: {made['num_pictures']} pictures in {out}" in told
     assert "Grad-CAM of groups.2.3, 4 x 4 places, in float32" in told
     with pytest.raises(OutputPathError, match="inside the data"):

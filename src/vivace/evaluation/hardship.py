@@ -158,7 +158,7 @@ def _attacked(
         )
     seconds = hardship.seconds
     if seconds is not None and found.seconds > OVERRUN * seconds:
-        warn(f"the attacks took {found.seconds:.1f} s of {seconds:g} s: a step that was begun is ended")
+        warn(f"the attacks took {found.seconds:.1f} s, and {seconds:g} s were given: a step once begun is finished")
     if signals is None or signals.received is None:
         return found
     return dataclasses.replace(found, cut_off_by=signal.Signals(signals.received).name)

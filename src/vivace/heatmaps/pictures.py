@@ -68,10 +68,10 @@ class HeatMapFolder:
         return path
 
     def warn_of_others(self) -> None:
-        """Warn of pictures in the folder that were not written now: of other images, or by another network."""
+        """Warn of other pictures in the folder: of other images, by another network, or the user's own."""
         others = [path for path in self.folder.glob("*-*.png") if path.name not in self._written]
         if others:
-            warn(f"pictures of an earlier time are left as they are in {self.folder}: {len(others):,}")
+            warn(f"other pictures in {self.folder} stay, and show nothing of this evaluation: {len(others):,}")
 
 
 def _stem(name: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vivace.bundle import Bundle, load_bundle
 from vivace.data.caching.cache import CachedSplit
-from vivace.data.place import AnyData
+from vivace.data.place import AnyData, Data
 from vivace.errors import BundleError, ConfigError, DataError, RunFolderError
 from vivace.evaluation.chosen import ALL, HELD_OUT
 from vivace.evaluation.evaluate import open_split
@@ -124,7 +124,8 @@ def compare(
         facts = [run_of(path) for path in (run, other)]
         bundles = [load_bundle(path) for path in (run, other)]
         inputs = [one.folder for one in bundles]
-        page = None if report is None else ComparisonFile(Path(report), lang, inputs=inputs, data=data)
+        places = [told and told.place for told in facts] if data is None else [Data.of(data).where]
+        page = None if report is None else ComparisonFile(Path(report), lang, inputs=inputs, places=places)
         for told in facts:
             if told is not None and told.problem:
                 warn(f"the run is {told.status}, and only its bundle was used: {told.path} ({told.problem})")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vivace.bundle import Bundle
-from vivace.data.place import AnyData, Data
 from vivace.metrics.measured import Measured
 from vivace.notices import warn
 from vivace.outputs import warn_of_replaced, write_text
@@ -44,12 +43,12 @@ class Side:
 class ComparisonFile:
     """Where a page goes. Raises ConfigError, MissingExtra or OutputPathError at once, before anything is computed."""
 
-    def __init__(self, path: Path, lang: str, *, inputs: Sequence[Path], data: AnyData | None = None) -> None:
-        """inputs: the bundles. data: the images, if they were named: in a folder of these no page may lie."""
+    def __init__(self, path: Path, lang: str, *, inputs: Sequence[Path], places: Sequence[object]) -> None:
+        """inputs: the bundles. places: where the images are or may be: in a folder of these no page may lie."""
         translator(lang)
         check_renders()
         self.path, self.lang = path, lang
-        outside = [] if data is None else data_folders(Data.of(data).where)
+        outside = data_folders(*places)
         self._replaced = check_page(path, inputs=inputs, outside=outside, option="`report`")
 
     def write(self, compared: RunComparison, sides: Sequence[Side], answers: tuple[Measured, Measured]) -> None:

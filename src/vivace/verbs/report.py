@@ -18,7 +18,7 @@ from vivace.heatmaps.mistakes import heat_of
 from vivace.notices import collected_warnings, warn
 from vivace.outputs import warn_of_replaced, write_text
 from vivace.predictor import Predictor
-from vivace.reporting.page.about import Sources, below, page_of
+from vivace.reporting.page.about import Sources, page_of
 from vivace.reporting.page.answers import answers_of
 from vivace.reporting.page.card import card_of
 from vivace.reporting.page.consistency import contradiction_lines
@@ -28,7 +28,7 @@ from vivace.reporting.page.words import translator
 from vivace.verbs.compare import run_of
 from vivace.verbs.recorded import recorded_data
 from vivace.verbs.reportfiles import Folder, check_no_poorer, check_page, data_folders, folder_of
-from vivace.verbs.runs import read_run
+from vivace.verbs.runs import Run, read_run
 
 __all__ = ["Report", "findings_of", "report"]
 
@@ -93,7 +93,8 @@ def report(
         target = folder.default_out if out is None else Path(out)
         if card is not None and Path(card).resolve() == target.resolve():
             raise OutputPathError(f"`card` is the report itself: got {card} for both. Give another name for one.")
-        outside = data_folders(_own_place(folder) if data is None else Data.of(data).where)
+        run = None if folder.run is None or data is not None else read_run(folder.run)
+        outside = data_folders(run and run.place if data is None else Data.of(data).where)
         told = check_page(target, own=folder.run, inputs=[opened.folder], outside=outside, option="`out`")
         replaced = [(target, told)]
         if card is not None:
@@ -101,7 +102,7 @@ def report(
             replaced += [(Path(card), check_page(Path(card), inputs=[opened.folder], outside=outside, option="`card`"))]
         found = _measured(
             opened,
-            folder,
+            run,
             data,
             split=split,
             on_bad_image=on_bad_image,
@@ -136,14 +137,9 @@ def _opened(given: Any) -> tuple[Bundle, Path]:
     return load_bundle(given), Path(given)
 
 
-def _own_place(folder: Folder) -> str | None:
-    """Where the data of the run lay, as it says."""
-    return None if folder.run is None else read_run(folder.run).place
-
-
 def _measured(
     bundle: Bundle,
-    folder: Folder,
+    run: Run | None,
     data: AnyData | None,
     *,
     predictor: dict[str, Any],
@@ -154,7 +150,7 @@ def _measured(
     """The answers to the data, or to those of the run if they are still there; None if there are none."""
     own, fingerprint = data is None, None
     if own:
-        data, fingerprint = _data_of(folder, cache_dir)
+        data, fingerprint = _data_of(run, cache_dir)
     if data is None:
         return None
     made = Predictor(bundle, **predictor)
@@ -168,13 +164,10 @@ def _measured(
         return None
 
 
-def _data_of(folder: Folder, cache_dir: Path | None) -> tuple[AnyData | None, str | None]:
+def _data_of(run: Run | None, cache_dir: Path | None) -> tuple[AnyData | None, str | None]:
     """The data of the run and their fingerprint, if they are where they lay and the cache knows them; a warning says if
     they are not."""
-    if folder.run is None:
-        return None, None
-    run = read_run(folder.run)
-    if run.data is None:
+    if run is None or run.data is None:
         return None, None
     try:
         return recorded_data(run, run, cache_dir), run.fingerprint
@@ -190,7 +183,7 @@ def _sources(bundle: Bundle, folder: Folder, found: MeasuredSplit | None, *, giv
     info = bundle.info
     labels = found.measured.labels_N if found.measured.hits_NK is None else None
     answers = answers_of(
-        below(found.measured, found.folders),
+        found.measured,
         bundle.classes,
         temperature=info.temperature,
         thresholds=info.thresholds,

@@ -36,14 +36,14 @@ def _report(finished: Finished) -> Path:
     from vivace.evaluation.slicing import slices_of
     from vivace.evaluation.uncertainty import told_of
     from vivace.heatmaps.mistakes import heat_of
-    from vivace.reporting.page.about import below, page_of
+    from vivace.reporting.page.about import page_of
     from vivace.reporting.page.answers import answers_of
     from vivace.reporting.page.render import render
     from vivace.verbs.report import findings_of
     from vivace.verbs.reportfiles import Folder
 
     info, folder = finished.bundle.info, Folder(finished.run, finished.run)
-    measured = below(finished.measured.get("test") or finished.measured["val"], finished.folders)
+    measured = finished.measured.get("test") or finished.measured["val"]
     labels = measured.labels_N if measured.hits_NK is None else None
     answers = answers_of(
         measured,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vivace.metrics.measured import Measured
 from vivace.plain import dump_yaml
 from vivace.reporting.page.charts import curves
 from vivace.reporting.page.consistency import answers_contradict, contradictions_of
@@ -23,7 +22,7 @@ from vivace.reporting.page.reading import clean, items, mapping, number, text, t
 from vivace.reporting.page.robustness import attacked_of, corrupted_of
 from vivace.reporting.page.searched import search_of
 
-__all__ = ["Sources", "below", "page_of"]
+__all__ = ["Sources", "page_of"]
 
 SPLITS = ("test", "val")
 # of a run that has many
@@ -209,25 +208,19 @@ def _warnings(sources: Sources) -> tuple[str, ...]:
         for values in (sources.run, sources.result, sources.receipt)
         for line in texts(values, "warnings", most=MAX_WARNINGS, limit=500)
     ]
-    return tuple(dict.fromkeys(without_folders(sources.private, line) for line in told))[:MAX_WARNINGS]
+    return tuple(dict.fromkeys(_without(sources.private, line) for line in told))[:MAX_WARNINGS]
 
 
 def _findings(sources: Sources) -> tuple[Found, ...] | None:
     if sources.findings is None:
         return None
     return tuple(
-        Found(severity=severity, message=clean(without_folders(sources.private, message), 400), count=count)
+        Found(severity=severity, message=clean(_without(sources.private, message), 400), count=count)
         for severity, message, count in sources.findings[:MAX_FINDINGS]
     )
 
 
-def below(measured: Measured, folders: Sequence[Path]) -> Measured:
-    """The same images, by names that begin below these folders: where a table has them is nobody's business."""
-    private = [str(path) for one in folders for path in (one, one.resolve())]
-    return dataclasses.replace(measured, names=[without_folders(private, name) for name in measured.names])
-
-
-def without_folders(folders: Sequence[str], text: str) -> str:
+def _without(folders: Sequence[str], text: str) -> str:
     """The text with paths that begin below these folders; of one that was cut before, nothing is left."""
     for folder in folders:
         text = text.replace(f"{folder}/", "")

@@ -91,7 +91,7 @@ def pictures(
             width=width,
             height=height,
             crisp=crisp,
-            name=clean(measured.names[position], 200),
+            name=clean(_told(measured.names[position]), 200),
             label=label,
             predicted=predicted,
             percent=100 * probability,
@@ -125,3 +125,8 @@ def encoded(image_HWC: np.ndarray) -> tuple[str, int, int, bool]:
     picture.convert("RGB").save(buffer, "WEBP", quality=QUALITY, method=2, lossless=crisp)
     uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
     return uri, picture.width, picture.height, crisp
+
+
+def _told(name: str) -> str:
+    """Of a name that a table has as a whole path its folder and file: where they lie is nobody's business."""
+    return "/".join(name.split("/")[-2:]) if name.startswith("/") else name
