@@ -32,6 +32,7 @@ PROGRAMS_ONLY = {
     # of data sets whose items are random
     "cache",
     "progress",
+    "stage",
     "on_message",
     "draw",
     "started",
@@ -39,6 +40,8 @@ PROGRAMS_ONLY = {
     "teacher",
     "num_workers",
     "measure_test",
+    # the command line always does
+    "keep_interrupted",
     "callbacks",
     "augment",
 }
