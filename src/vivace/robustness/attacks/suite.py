@@ -100,69 +100,78 @@ def run_attacks(
         parts = _batches(torch.arange(len(labels_N), device=labels_N.device), batch_size)
         correct = torch.cat([~fooled(network(images_NCHW[rows]), labels_N[rows]) for rows in parts])
     outcome = Outcome(correct, correct.clone(), images_NCHW.clone())
+    target = _Target(network, searched, images_NCHW, labels_N, threat)
     for number, name in enumerate(METHODS):
-        if name in methods and clock() < deadline:
-            begins(name, int(_left_to(outcome, name).sum()))
-        if name in methods:
-            nets = network, searched
-            _run(outcome, number, nets, images_NCHW, labels_N, threat, batch_size, seed, deadline, clock, progress)
+        if name not in methods:
+            continue
+        rows_M = _left_to(outcome, name).nonzero()[:, 0]
+        if clock() < deadline:
+            begins(name, len(rows_M))
+        run = _Running(name, len(outcome.is_correct_N), rows_M.device)
+        started = time.perf_counter()
+        for count, rows in enumerate(_batches(rows_M, batch_size)):
+            if clock() >= deadline:
+                run.is_complete = False
+                break
+            judge = None if searched is None else network
+            turn = Turn(_generator((seed, number, count), images_NCHW.device), deadline, clock, judge)
+            _attack(target, run, outcome, rows, turn)
+            progress(name, run.num_attacked, len(rows_M))
+        outcome.fooled_by[name] = run.hits_N
+        outcome.runs.append(
+            AttackRun(
+                name=name,
+                num_attacked=run.num_attacked,
+                num_fooled=int(run.hits_N.sum()),
+                num_left=int(outcome.is_robust_N.sum()),
+                num_refused=run.num_refused,
+                is_complete=run.is_complete,
+                seconds=time.perf_counter() - started,
+            )
+        )
     return outcome
 
 
-def _run(
-    outcome: Outcome,
-    number: int,
-    nets: tuple[Network, Network | None],
-    images_NCHW: Tensor,
-    labels_N: Tensor,
-    threat: Threat,
-    batch_size: int,
-    seed: int,
-    deadline: float,
-    clock: Callable[[], float],
-    progress: Callable[[str, int, int], None],
-) -> None:
-    name, started, (network, searched) = METHODS[number], time.perf_counter(), nets
-    judge = None if searched is None else network
-    rows_M = _left_to(outcome, name).nonzero()[:, 0]
-    hits = torch.zeros_like(outcome.is_correct_N)
-    num_refused = num_begun = num_done = 0
-    complete = True
-    for count, rows in enumerate(_batches(rows_M, batch_size)):
-        if clock() >= deadline:
-            complete = False
-            break
-        num_begun += len(rows)
-        ball, labels_B = Ball.around(images_NCHW[rows], threat), labels_N[rows]
-        turn = Turn(_generator((seed, number, count), images_NCHW.device), deadline, clock, judge)
-        points = ATTACKS[name](searched or network, ball, labels_B, turn)
-        moved = (points != ball.centres).flatten(1).any(1)
-        with torch.no_grad():
-            holds = moved & ball.contains(points) & fooled(network(points), labels_B)
-        if name == "fgsm":
-            outcome.num_without_gradient += int((~moved).sum())
-        else:
-            # what FGSM gives need not fool; all others give only what did
-            num_refused += int((moved & ~holds).sum())
-        hits[rows[holds]] = True
-        first = rows[holds & outcome.is_robust_N[rows]]
-        outcome.adversarial_NCHW[first] = points[holds & outcome.is_robust_N[rows]]
-        outcome.is_robust_N[first] = False
-        complete &= not turn.is_over()
-        num_done += len(rows)
-        progress(name, num_done, len(rows_M))
-    outcome.fooled_by[name] = hits
-    outcome.runs.append(
-        AttackRun(
-            name=name,
-            num_attacked=num_begun,
-            num_fooled=int(hits.sum()),
-            num_left=int(outcome.is_robust_N.sum()),
-            num_refused=num_refused,
-            is_complete=complete,
-            seconds=time.perf_counter() - started,
-        )
-    )
+@dataclass(frozen=True)
+class _Target:
+    """What is attacked."""
+
+    network: Network
+    searched: Network | None
+    images_NCHW: Tensor
+    labels_N: Tensor
+    threat: Threat
+
+
+class _Running:
+    """What one attack has found so far."""
+
+    def __init__(self, name: str, num_images: int, device: torch.device) -> None:
+        self.name = name
+        self.hits_N = torch.zeros(num_images, dtype=torch.bool, device=device)
+        self.num_attacked = self.num_refused = 0
+        self.is_complete = True
+
+
+def _attack(target: _Target, run: _Running, outcome: Outcome, rows: Tensor, turn: Turn) -> None:
+    """Attack the images in these rows, and keep of what comes what holds."""
+    ball = Ball.around(target.images_NCHW[rows], target.threat)
+    labels_B = target.labels_N[rows]
+    points = ATTACKS[run.name](target.searched or target.network, ball, labels_B, turn)
+    moved = (points != ball.centres).flatten(1).any(1)
+    with torch.no_grad():
+        holds = moved & ball.contains(points) & fooled(target.network(points), labels_B)
+    if run.name == "fgsm":
+        outcome.num_without_gradient += int((~moved).sum())
+    else:
+        # what FGSM gives need not fool; all others give only what did
+        run.num_refused += int((moved & ~holds).sum())
+    run.hits_N[rows[holds]] = True
+    newly = holds & outcome.is_robust_N[rows]
+    outcome.adversarial_NCHW[rows[newly]] = points[newly]
+    outcome.is_robust_N[rows[newly]] = False
+    run.num_attacked += len(rows)
+    run.is_complete &= not turn.is_over()
 
 
 def _left_to(outcome: Outcome, name: str) -> Tensor:
