@@ -118,7 +118,7 @@ ALLOWED = {
     # of a bundle it knows what predicts, and nothing of what made it
     "serving": BASE | {"predictor", "predicted", "prediction", "heatmaps", "data.preprocess", "data.arrays"},
     # plain values and metrics alone: it knows no bundle and no data
-    "reporting": {"errors", "files", "outputs", "config", "plain", "screen", "statistics", "metrics"},
+    "reporting": {"errors", "files", "notices", "outputs", "config", "plain", "screen", "statistics", "metrics"},
 }
 # what stands above all other packages of training/
 LATER = ("training.loop", "training.run", "training.resume", "training.finish", "training.train", "training.dataset")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vivace.errors import MissingExtra
-from vivace.reporting import figures
+from vivace.reporting import canvas, figures
 
 HEADER = "epoch,step,seconds,lr,train_loss,train_top1,val_loss,val_top1,images_per_second\n"
 # scripts without a font, what looks like a formula, line ends, bytes that are not UTF-8, an empty name, wide and long
@@ -83,17 +83,25 @@ def test_numbers_of_many_digits_and_a_class_without_images_are_drawn(tmp_path: P
     figures.confusion([[123_456, 7], [0, 0]], ["many", "none"], tmp_path / "confusion.png")
 
 
-def test_strange_class_names_neither_warn_nor_crash(tmp_path: Path) -> None:
+def test_strange_class_names_do_not_crash_and_letters_without_a_font_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     count = len(STRANGE)
     figures.confusion(np.eye(count, dtype=int), STRANGE, tmp_path / "confusion.png")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: boxes are drawn for characters that no installed font has, in confusion.png: ")
+    # of a script that matplotlib's font lacks, and none of the fonts for Chinese has
+    assert "च" in line
+    figures.confusion(np.eye(2, dtype=int), ["cat", "dog"], tmp_path / "confusion.png")
+    assert capsys.readouterr().err == ""
     image = np.zeros((8, 8, 3), np.uint8)
     rows = [{"image": image, "label": name, "predicted": name, "probability": 0.5} for name in STRANGE]
     figures.mistakes(rows, tmp_path / "mistakes.png")
 
 
 def test_long_names_keep_their_ends_and_stay_in_their_place(tmp_path: Path) -> None:
-    assert figures._short("Herbaceous vegetation number 17") == "Herbaceous…ber 17"
-    assert figures._width(figures._short("很长的名字" * 5)) <= figures.MAX_NAME_WIDTH
+    assert canvas.short_name("Herbaceous vegetation number 17") == "Herbaceous…ber 17"
+    assert canvas.width_of(canvas.short_name("很长的名字" * 5)) <= canvas.MAX_NAME_WIDTH
     for name, letters in (("short.png", 20), ("long.png", 300)):
         figures.confusion(np.eye(3, dtype=int), ["x" * letters] * 3, tmp_path / name)
     assert opened(tmp_path / "short.png").size == opened(tmp_path / "long.png").size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,9 +112,26 @@ def test_results_are_kept_beside_the_bundle_and_belong_to_it_alone(
     assert [row["threat"] for row in records_of(kept, "attack")] == ["linf:1/255"]
     # another network of that name has none of it
     other = make_bundle(tmp_path / "net", "simple_cnn")
+    capsys.readouterr()
     assert kept_of(load_bundle(other.folder)) == {}
+    told = f"those in {kept_beside(bundle)} are of another bundle than {other.folder}"
+    assert f"are not used: {told}" in capsys.readouterr().err
     assert keep(load_bundle(other.folder), attacked) == kept_beside(bundle)
+    assert f"are replaced: {told}" in capsys.readouterr().err
     assert kept_of(load_bundle(other.folder))["corruptions"] == []
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"\xff", b"[1]", b" " * 2**21])
+def test_kept_results_that_are_of_no_use_are_said_to_be(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = load_bundle(make_bundle(tmp_path / "net").folder)
+    kept_beside(bundle).write_bytes(content)
+    assert kept_of(bundle) == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: kept results of corruptions and attacks are not used: ")
+    assert str(kept_beside(bundle)) in line
 
 
 def test_of_each_kind_of_attack_the_newest_result_is_kept(
@@ -181,6 +199,12 @@ def test_figures_that_can_not_be_drawn_take_no_result_away(
     assert "under attack: linf:1/255" in shown.out
     assert "no space left" in shown.err
     assert len(records_of(kept_of(bundle), "attack")) == 1
+    assert main([*command, "--attack-methods", "fgsm", "--figures", str(tmp_path / "figures"), "--json"]) == 1
+    (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert answer["attack"]["threat"] == "linf:1/255"
+    assert [text for text in answer["warnings"] if "no space left" in text]
+    # what was said after the evaluation is in the answer too
+    assert [text for text in answer["warnings"] if "was replaced by this newer one" in text]
 
 
 def test_attacks_that_were_cut_off_do_not_replace_those_that_ran_to_their_end(

@@ -20,10 +20,10 @@ SCHEMA_VERSION = 2
 def print_json(verb: str, value: Mapping[str, Any]) -> None:
     """Print an answer as one line; NaN and infinities, which JSON lacks, become null.
 
-    It starts with `schema_version` and `verb`, and ends with the `warnings` shown so far, unless `value` has its own.
+    It starts with `schema_version` and `verb`, and ends with `warnings`: those of `value`, and those shown beside them.
     """
     answer = {"schema_version": SCHEMA_VERSION, "verb": verb, **value}
-    answer["warnings"] = [worded(text) for text in value.get("warnings", recorded_warnings())]
+    answer["warnings"] = list(dict.fromkeys([*map(worded, value.get("warnings", ())), *recorded_warnings()]))
     print(json.dumps(_strict(answer), ensure_ascii=True, allow_nan=False, default=str), flush=True)
 
 

@@ -21,7 +21,6 @@ from vivace.cli.sliced import print_slices
 from vivace.errors import printable
 
 if TYPE_CHECKING:
-    from vivace.errors import VivaceError
     from vivace.evaluation.evaluate import Evaluation
     from vivace.metrics.multilabel import MultiLabelMetrics
 
@@ -139,11 +138,11 @@ def run(options: Options) -> int:
             keep_interrupted=True,
         )
     kept = _keep(options.bundle, evaluation)
-    undrawn = _drawn(options.figures, evaluation, replaced)
+    drawn = options.figures is None or _drawn(options.figures, evaluation, replaced)
     if options.json:
         place = str(bundle_place(options.bundle))
         print_json("evaluate", {"bundle": place, "kept": kept, **evaluation.to_dict()})
-        return _status(evaluation, undrawn)
+        return _status(evaluation, drawn=drawn)
     _print(evaluation)
     if evaluation.slices is not None:
         print_slices(evaluation.slices)
@@ -155,34 +154,32 @@ def run(options: Options) -> int:
         print_heat_maps(evaluation.heat_maps)
     if kept is not None:
         print(f"\nkept     {kept} (vivace report shows it)")
-    if options.figures is not None and undrawn is None:
-        drawn = [name for name in FIGURES if name != FIGURES[0] or isinstance(evaluation.metrics, Metrics)]
-        print("\nfigures  " + "  ".join(str(options.figures / name) for name in drawn))
-    return _status(evaluation, undrawn)
+    if options.figures is not None and drawn:
+        names = [name for name in FIGURES if name != FIGURES[0] or isinstance(evaluation.metrics, Metrics)]
+        print("\nfigures  " + "  ".join(str(options.figures / name) for name in names))
+    return _status(evaluation, drawn=drawn)
 
 
-def _drawn(folder: Path | None, evaluation: Evaluation, replaced: list[tuple[Path, str | None]]) -> VivaceError | None:
-    """Draw the figures; why they could not be, where they could not: what was measured is told all the same."""
+def _drawn(folder: Path, evaluation: Evaluation, replaced: list[tuple[Path, str | None]]) -> bool:
+    """Draw the figures; where they can't be drawn, a warning says why: what was measured is told all the same."""
     from vivace.errors import VivaceError
+    from vivace.notices import warn
     from vivace.outputs import warn_of_replaced
 
-    if folder is None:
-        return None
     try:
         _draw(evaluation, folder)
     except VivaceError as error:
-        return error
+        warn(f"the figures are not drawn: {error}")
+        return False
     for path, what in replaced:
         warn_of_replaced(path, what)
-    return None
+    return True
 
 
-def _status(evaluation: Evaluation, undrawn: VivaceError | None) -> int:
-    """0, or that of a process which a signal ended, where one ended the attacks. Raises why nothing was drawn."""
-    if undrawn is not None:
-        raise undrawn
+def _status(evaluation: Evaluation, *, drawn: bool) -> int:
+    """0; 1 where the figures are missing; that of a process which a signal ended, where one ended the attacks."""
     number = None if evaluation.attack is None else getattr(signal, str(evaluation.attack.cut_off_by), None)
-    return 0 if number is None else 128 + number
+    return 128 + number if number is not None else 0 if drawn else 1
 
 
 def _keep(bundle: Path, evaluation: Evaluation) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from vivace.bundle import Bundle
 from vivace.cachedir import default_cache_dir
-from vivace.errors import ConfigError, printable
+from vivace.errors import ConfigError, first_line, printable
 from vivace.evaluation.evaluate import Evaluation
 from vivace.files import read_regular
 from vivace.locks import waiting_lock
@@ -45,12 +45,28 @@ def kept_beside(bundle: Bundle) -> Path:
 
 
 def kept_of(bundle: Bundle) -> Mapping[str, Any]:
-    """What was kept of this very bundle, as plain values that anybody may have written; {} where there is none."""
+    """What was kept of this very bundle, as plain values that anybody may have written; {} where there is none.
+
+    A warning says why a file that is there is of no use.
+    """
+    kept, problem = _read(bundle)
+    if problem is not None:
+        warn(f"kept results of corruptions and attacks are not used: {problem}")
+    return kept
+
+
+def _read(bundle: Bundle) -> tuple[Mapping[str, Any], str | None]:
+    """What was kept of this very bundle; {} and, if there is a file all the same, why it is of no use."""
+    path = kept_beside(bundle)
     try:
-        values = parse_json(read_regular(kept_beside(bundle), MAX_BYTES), KEPT)
-    except (OSError, ConfigError):
-        return {}
-    return values if isinstance(values, Mapping) and values.get("bundle") == _identity(bundle) else {}
+        values = parse_json(read_regular(path, MAX_BYTES), KEPT)
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, ConfigError) as error:
+        return {}, f"{path}: {first_line(error)}"
+    if isinstance(values, Mapping) and values.get("bundle") == _identity(bundle):
+        return values, None
+    return {}, f"those in {path} are of another bundle than {bundle.folder}"
 
 
 def keep(bundle: Bundle, evaluation: Evaluation) -> Path:
@@ -65,7 +81,9 @@ def keep(bundle: Bundle, evaluation: Evaluation) -> Path:
     if evaluation.num_images_trained_on is not None:
         on["num_images_trained_on"] = evaluation.num_images_trained_on
     with _alone(path):
-        before = kept_of(bundle) if own_file(path) else {}
+        before, problem = _read(bundle) if own_file(path) else ({}, None)
+        if problem is not None:
+            warn(f"kept results of corruptions and attacks are replaced: {problem}")
         found: dict[str, Any] = {}
         for name, result in (("corruptions", evaluation.corruptions), ("attack", evaluation.attack)):
             records = list(records_of(before, name))

@@ -1,56 +1,32 @@
 """Draws figures of runs, evaluations and searches as PNG files, from plain data: JSON values, arrays, a metrics.csv.
 
-matplotlib is used without pyplot, hence without windows and global state. The colours are Okabe and Ito's, which
-colour-blind people can distinguish.
+The colours are Okabe and Ito's, which colour-blind people can distinguish.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from vivace.errors import MissingExtra
-from vivace.outputs import write_picture
+from vivace.reporting.canvas import new_figure, save_figure, short_name, width_of
 from vivace.reporting.tables import read_rows
 from vivace.screen import shown_pixels
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["ablation", "confusion", "curves", "mistakes", "pareto"]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-DPI = 150
 # with more classes numbers don't fit into the cells, or names don't fit beside the rows
 MAX_CLASSES_WITH_NUMBERS = 25
 MAX_CLASSES_WITH_NAMES = 110
 MISTAKES_PER_ROW = 6
 # labels of latencies whose logarithms differ by less than this are stacked
 NEAR = 0.06
-# widths that fit beside a row and above a picture, in columns; a Chinese character takes two
-MAX_NAME_WIDTH = 18
+# columns that fit above a picture; a Chinese character takes two
 MAX_TITLE_NAME_WIDTH = 15
-# matplotlib's font lacks Chinese, Japanese and Korean; these fonts are common on Linux, macOS and Windows
-CJK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "Droid Sans Fallback",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "Arial Unicode MS",
-    "Microsoft YaHei",
-    "SimHei",
-)
 
 
 def curves(metrics_csv: Path, path: Path, *, saved_epoch: float | None = None) -> None:
@@ -61,7 +37,7 @@ def curves(metrics_csv: Path, path: Path, *, saved_epoch: float | None = None) -
     Raises VivaceError if the table can't be read or is too large, MissingExtra without matplotlib.
     """
     rows = read_rows(metrics_csv)
-    figure = _figure(10.0, 3.4)
+    figure = new_figure(10.0, 3.4)
     loss_axes, top1_axes, lr_axes = figure.subplots(1, 3)
     epochs = _column(rows, "epoch")
     # mark the points of a short run
@@ -96,7 +72,7 @@ def curves(metrics_csv: Path, path: Path, *, saved_epoch: float | None = None) -
         axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _saved_title(epochs: np.ndarray, val_top1: np.ndarray, saved: int) -> str:
@@ -131,7 +107,7 @@ def confusion(matrix_KK: Sequence[Sequence[int]] | np.ndarray, classes: Sequence
     num_classes = len(classes)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = float(np.clip(2.4 + 0.42 * num_classes, 3.6, 12.5))
-    figure = _figure(side + 1.2, side)
+    figure = new_figure(side + 1.2, side)
     from matplotlib.colors import PowerNorm
 
     axes = figure.subplots()
@@ -142,8 +118,8 @@ def confusion(matrix_KK: Sequence[Sequence[int]] | np.ndarray, classes: Sequence
     axes.set_ylabel("true class")
     if num_classes <= MAX_CLASSES_WITH_NAMES:
         size = 9 if num_classes <= MAX_CLASSES_WITH_NUMBERS else float(np.clip(420 / num_classes, 4.5, 8))
-        names = [_short(name) for name in classes]
-        upright = num_classes <= 5 and max(map(_width, names)) <= 12
+        names = [short_name(name) for name in classes]
+        upright = num_classes <= 5 and max(map(width_of, names)) <= 12
         axes.set_xticks(range(num_classes), names, rotation=0 if upright else 90, fontsize=size)
         axes.set_yticks(range(num_classes), names, fontsize=size)
     if num_classes <= MAX_CLASSES_WITH_NUMBERS:
@@ -156,7 +132,7 @@ def confusion(matrix_KK: Sequence[Sequence[int]] | np.ndarray, classes: Sequence
             axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=size)
     right, total = int(np.trace(counts)), int(counts.sum())
     axes.set_title(f"{right:,} of {total:,} correct ({100 * right / max(total, 1):.2f} %)", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def mistakes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -166,7 +142,7 @@ def mistakes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     predicted class, in [0, 1]. Raises MissingExtra without matplotlib.
     """
     lines = max(1, -(-len(rows) // MISTAKES_PER_ROW))
-    figure = _figure(10.0, 2.2 * lines + 0.4)
+    figure = new_figure(10.0, 2.2 * lines + 0.4)
     grid = figure.subplots(lines, MISTAKES_PER_ROW, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
@@ -174,12 +150,12 @@ def mistakes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         image = shown_pixels(np.asarray(row["image"]))
         grey = image.shape[-1] == 1
         axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
-        truth, predicted = (_short(row[key], MAX_TITLE_NAME_WIDTH) for key in ("label", "predicted"))
+        truth, predicted = (short_name(row[key], MAX_TITLE_NAME_WIDTH) for key in ("label", "predicted"))
         axes.set_title(f"true: {truth}\n→ {predicted}, {100 * row['probability']:.0f} %", fontsize=8, loc="left")
     figure.suptitle(
         "the most confident mistakes: true → predicted, probability" if rows else "no mistakes", fontsize=10
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def ablation(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -188,7 +164,7 @@ def ablation(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     rows: from an ablation's report: "name", "speedup", "gain" as a fraction, and the bounds of both with the suffixes
     "_low" and "_high" (None: no bar). Raises MissingExtra without matplotlib.
     """
-    figure = _figure(9.0, 1.4 + 0.36 * len(rows))
+    figure = new_figure(9.0, 1.4 + 0.36 * len(rows))
     speed_axes, gain_axes = figure.subplots(1, 2, sharey=True)
     places = range(len(rows))
     # on a linear scale one technique worth 30 points, or one interval from two seeds, would hide the rest
@@ -211,11 +187,11 @@ def ablation(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_xlabel(label)
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    speed_axes.set_yticks(places, [_short(row["name"]) for row in rows], fontsize=9)
+    speed_axes.set_yticks(places, [short_name(row["name"]) for row in rows], fontsize=9)
     speed_axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     counts = {row["n"] for row in rows}
     figure.suptitle(f"ablation of each technique, n = {', '.join(map(str, sorted(counts)))}", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) -> None:
@@ -225,7 +201,7 @@ def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) ->
     drop and bound in percentage points, "network" for a smaller network; rows that were not timed are left out.
     max_drop: the accuracy budget, percentage points. Raises MissingExtra without matplotlib.
     """
-    figure = _figure(9.0, 4.4)
+    figure = new_figure(9.0, 4.4)
     axes = figure.subplots()
     timed = [row for row in rows if row["timed"] or row["screened"]]
     placed: list[float] = []
@@ -254,7 +230,7 @@ def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) ->
             color=style["color"],
         )
         axes.annotate(
-            f"{len(placed):2d}  {_short(row['name'], 44)}, {times['p50_ms']:.2f} ms",
+            f"{len(placed):2d}  {short_name(row['name'], 44)}, {times['p50_ms']:.2f} ms",
             (1.02, 1.0),
             xycoords="axes fraction",
             xytext=(0, -10 * len(placed)),
@@ -282,48 +258,4 @@ def pareto(rows: Sequence[Mapping[str, Any]], path: Path, *, max_drop: float) ->
     axes.set_title("blue: certified; orange: not certified; grey: dropped for its latency", fontsize=9)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra("matplotlib", "report", "drawing figures") from None
-    return Figure(figsize=(width, height), dpi=DPI, layout="compressed")
-
-
-def _short(name: str, width: int = MAX_NAME_WIDTH) -> str:
-    """A class name on one line, shortened in the middle to `width` columns, with $ escaped for matplotlib."""
-    # category C: surrogates (invalid UTF-8), line ends and control characters
-    text = "".join(letter if unicodedata.category(letter)[0] != "C" else " " for letter in name)
-    if _width(text) > width:
-        # keep the end, because names often differ only there
-        head, tail = text, text
-        while _width(head) > width * 2 // 3 - 1:
-            head = head[:-1]
-        while _width(tail) > width // 3:
-            tail = tail[1:]
-        text = f"{head.rstrip()}…{tail.lstrip()}"
-    return text.replace("$", r"\$")
-
-
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    from matplotlib import font_manager
-    from matplotlib.text import Text
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    families = ["DejaVu Sans", *(name for name in CJK_FONTS if name in installed)]
-    for text in figure.findobj(Text):
-        assert isinstance(text, Text)
-        text.set_fontfamily(families)
-    picture = io.BytesIO()
-    with warnings.catch_warnings():
-        # characters that no font has are drawn as boxes: no reason to fail
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(picture, format="png", bbox_inches="tight", pad_inches=0.1)
-    write_picture(path, picture.getvalue())
+    save_figure(figure, path)
