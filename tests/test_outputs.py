@@ -11,11 +11,12 @@ import pytest
 
 from vivace import outputs, owned
 from vivace.batch.outputs import check_table
-from vivace.errors import OutputPathError, VivaceError
+from vivace.errors import OutputPathError, RunFolderError, VivaceError
 from vivace.files import read_regular, sha256_of
 from vivace.marks import marked
-from vivace.outputs import check_export, check_file, check_folder, write_sidecar, writing
+from vivace.outputs import check_export, check_file, check_folder, write_sidecar, write_text, writing
 from vivace.owned import own_file, seal
+from vivace.training.folder.runfolder import RunFolder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -181,6 +182,7 @@ def test_a_folder_is_not_written_in_place_of_a_file_or_a_link(tmp_path: Path) ->
 def test_inputs_are_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = bundle_in(tmp_path / "run" / "bundle")
     monkeypatch.chdir(tmp_path / "run")
+    (tmp_path / "x").mkdir()
     for path in (bundle, Path("bundle"), bundle / "new", tmp_path / "run", tmp_path / "x" / ".." / "run" / "bundle"):
         with pytest.raises(OutputPathError, match=r"`out` (is|is inside|contains) an input"):
             check_folder(path, inputs=[bundle])
@@ -189,6 +191,30 @@ def test_inputs_are_never_overwritten(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OutputPathError, match="is inside the data"):
         check_folder(tmp_path / "data" / "out", outside=[tmp_path / "data"])
     assert check_folder(tmp_path / "run" / "onnx", inputs=[bundle]) is None
+
+
+def test_a_way_through_a_folder_that_does_not_exist_leads_to_no_file_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "mine.html").write_text("mine")
+    for check in (check_file, check_folder):
+        with pytest.raises(OutputPathError, match=r"goes through a folder that does not exist: .*none in .*mine\.html"):
+            check(tmp_path / "none" / ".." / "mine.html")
+    # what writes looks again
+    with pytest.raises(VivaceError, match="goes through a folder that does not exist"):
+        write_text(tmp_path / "a" / "b" / ".." / ".." / "mine.html", "page")
+    assert contents(tmp_path) == {"mine.html": b"mine"}
+    assert check_file(tmp_path / "new" / "mine.html") is None
+
+
+def test_nothing_is_written_into_a_bundle(tmp_path: Path) -> None:
+    bundle = bundle_in(tmp_path / "bundle")
+    before = contents(tmp_path)
+    for path in (bundle / "page.html", bundle / "golden" / "page.html", bundle / "new" / "page.html"):
+        with pytest.raises(OutputPathError, match="is inside a bundle, which lists all of its files"):
+            check_file(path)
+    with pytest.raises(RunFolderError, match="the run folder is inside a bundle"):
+        RunFolder(bundle, resume=False)
+    assert contents(tmp_path) == before
+    assert check_file(tmp_path / "page.html") is None
 
 
 def test_a_file_is_replaced_only_if_vivace_wrote_it_and_nobody_changed_it(tmp_path: Path) -> None:

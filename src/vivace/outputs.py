@@ -22,7 +22,7 @@ from vivace.errors import OutputPathError, VivaceError
 from vivace.files import atomic_file, remove_leftovers, sha256_of, write_json
 from vivace.marks import marked, marked_text
 from vivace.notices import warn
-from vivace.owned import RECEIPT, SIDECAR, SIDECAR_SEAL, classes_of, own_file, own_folder, seal
+from vivace.owned import RECEIPT, SIDECAR, SIDECAR_SEAL, bundle_around, classes_of, own_file, own_folder, seal
 
 __all__ = [
     "check_export",
@@ -173,6 +173,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _check_place(path: Path, inputs: Iterable[Path], outside: Iterable[Path], option: str) -> None:
+    _check_way(path, option)
     place = path.resolve()
     for given in map(Path, inputs):
         source = given.resolve()
@@ -185,6 +186,23 @@ def _check_place(path: Path, inputs: Iterable[Path], outside: Iterable[Path], op
             raise OutputPathError(
                 f"{option} is inside the data: {path} in {given}, where it would be taken for a part of these. Give "
                 "a path outside of it."
+            )
+    if (bundle := bundle_around(place)) is not None:
+        raise OutputPathError(
+            f"{option} is inside a bundle, which lists all of its files: {path} in {bundle}. Give a path outside of it."
+        )
+
+
+def _check_way(path: Path, option: str) -> None:
+    """Raise OutputPathError where ".." follows a folder that does not exist.
+
+    Such a path leads nowhere while it is checked, and to another file once its folders are made.
+    """
+    for place, part in enumerate(path.parts):
+        if part == ".." and not Path(*path.parts[:place]).is_dir():
+            missing = Path(*path.parts[:place])
+            raise OutputPathError(
+                f"{option} goes through a folder that does not exist: {missing} in {path}. Leave that and the '..' out."
             )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "RECEIPT",
     "SIDECAR",
     "SIDECAR_SEAL",
+    "bundle_around",
     "classes_of",
     "own_file",
     "own_folder",
@@ -49,6 +50,12 @@ def seal(manifest: Mapping[str, Any], key: str = "sha256") -> dict[str, Any]:
     """The manifest with the SHA-256 of its contents added under `key`."""
     bare = {name: value for name, value in manifest.items() if name != key}
     return {**bare, key: hashlib.sha256(canonical_json(bare)).hexdigest()}
+
+
+def bundle_around(path: Path) -> Path | None:
+    """The bundle that `path` is, or would be, a part of; None if there is none. `path` has no links in it."""
+    form, _ = MANIFESTS["bundle.json"]
+    return next((folder for folder in path.parents if _sealed(folder / "bundle.json", form) is not None), None)
 
 
 def own_folder(

@@ -16,6 +16,7 @@ from vivace.errors import CheckpointError, RunFolderError
 from vivace.files import atomic_file, read_regular, remove_leftovers, write_json
 from vivace.locks import FolderLock
 from vivace.outputs import check_folder
+from vivace.owned import bundle_around
 from vivace.systems import OPEN_FILES_MOVE
 from vivace.training.recipes.recipe import Recipe
 
@@ -184,7 +185,10 @@ def check_run_place(path: Path, data: object) -> None:
 
 
 def _check_free(path: Path, *, but: Collection[str] = ()) -> None:
-    """Raise RunFolderError if a run would overwrite something in the folder; but: names that may exist."""
+    """Raise RunFolderError if a run would overwrite something in the folder, or lie in a bundle; but: names that may
+    exist."""
+    if (bundle := bundle_around(path.resolve() / "run.json")) is not None:
+        raise RunFolderError(f"the run folder is inside a bundle: {path} in {bundle}. Choose another `run`.")
     if os.path.lexists(path / "recipe.yaml"):
         raise RunFolderError(
             f"the run folder holds an earlier run: {path}. Continue it with `resume=True`, "
