@@ -13,6 +13,7 @@ import pytest
 import vivace
 from answers import last_answer
 from colours import colour_folder
+from tables_of_sets import colour_table
 from vivace.bundle import Bundle
 from vivace.cli import main
 from vivace.data.caching.cache import open_cache
@@ -224,6 +225,19 @@ def test_a_run_on_a_table_is_reported_on_the_table_and_not_on_its_folder(
     assert "the report there shows more than this one would (" in said
     assert (run / "report.html").read_bytes() == before
     assert main(["report", str(run), "--out", str(tmp_path / "poor.html")]) == 0
+
+
+def test_a_run_on_sets_of_labels_beside_their_table_is_reported_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = colour_table(tmp_path / "project", count=60)
+    monkeypatch.chdir(table.parent)
+    result = vivace.train("list.csv", epochs=1, run="runs/a", quiet=True, device="cpu", tune="off")
+    assert result.report is not None
+    assert main(["report", "runs/a"]) == 0
+    shown = capsys.readouterr()
+    assert "the report has no images" not in shown.err
+    assert "mistakes" in shown.out
 
 
 def test_a_place_that_a_run_names_must_hold_the_images_of_the_table(run: Path, tmp_path: Path) -> None:

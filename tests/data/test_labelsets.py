@@ -276,6 +276,14 @@ def test_columns_are_chosen_and_their_combinations_numbered_anew() -> None:
     assert len(chosen) == 2
 
 
+def test_the_same_columns_leave_combinations_their_numbers() -> None:
+    # a number is a part of the fingerprint, by which a run finds its data again
+    sets_MK = np.array([[True, False, False], [True, False, True], [False, True, False], [False, False, True]])
+    chosen, numbers_M = with_columns(sets_MK, [0, 1, 2])
+    np.testing.assert_array_equal(chosen, sets_MK)
+    assert numbers_M.tolist() == [0, 1, 2, 3]
+
+
 def test_images_of_each_label_are_counted() -> None:
     sets_MK = np.array([[True, False], [True, True], [False, False]])
     assert class_counts(np.array([0, 1, 1, 2]), 2, sets_MK).tolist() == [3, 2]

@@ -92,8 +92,10 @@ def with_columns(label_sets_MK: np.ndarray, columns: Sequence[int | None]) -> tu
     for place, column in enumerate(columns):
         if column is not None:
             chosen[:, place] = label_sets_MK[:, column]
-    label_sets, numbers_M = np.unique(chosen, axis=0, return_inverse=True)
-    return label_sets, numbers_M.reshape(-1).astype(np.int64)
+    label_sets, first, numbers_M = np.unique(chosen, axis=0, return_index=True, return_inverse=True)
+    # in their old order: the same labels of the same data are to have the same numbers, and the same fingerprint
+    order = np.argsort(first)
+    return label_sets[order], np.argsort(order)[numbers_M.reshape(-1)].astype(np.int64)
 
 
 def checked_sets(stored: object, num_classes: int) -> np.ndarray:

@@ -124,7 +124,7 @@ def compare(
         facts = [run_of(path) for path in (run, other)]
         bundles = [load_bundle(path) for path in (run, other)]
         inputs = [one.folder for one in bundles]
-        places = [told and told.place for told in facts] if data is None else [Data.of(data).where]
+        places = [told and told.where for told in facts] if data is None else [Data.of(data).where]
         page = None if report is None else ComparisonFile(Path(report), lang, inputs=inputs, places=places)
         for told in facts:
             if told is not None and told.problem:

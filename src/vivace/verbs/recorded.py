@@ -30,7 +30,7 @@ def recorded_data(first: Run, second: Run, cache_dir: str | Path | None) -> AnyD
     Raises DataError if the two had different data, ConfigError if the place is not believed.
     """
     if (first.data, first.place, first.file) != (second.data, second.place, second.file):
-        told = " and ".join(f"{run.path} on {run.file or run.place or run.data}" for run in (first, second))
+        told = " and ".join(f"{run.path} on {run.where or run.data}" for run in (first, second))
         raise DataError(f"the two were trained on different data: {told}. Give `data`: the images to compare on.")
     cache = Path(cache_dir) if cache_dir else default_cache_dir()
     if first.place is None and first.data not in CATALOG:
@@ -48,7 +48,8 @@ def recorded_data(first: Run, second: Run, cache_dir: str | Path | None) -> AnyD
     if first.place is not None:
         try:
             # of a table its folder is known too, and other images may lie there
-            opened = first.file or first.place
+            opened = first.where
+            assert opened is not None
             source = open_source(opened, cache_dir=cache, require_train=False)
             if source.root is None or os.path.realpath(source.root) != first.place:
                 raise DataError(f"the images of {opened} do not lie where those of the run did: {first.place}.")

@@ -94,7 +94,7 @@ def report(
         if card is not None and Path(card).resolve() == target.resolve():
             raise OutputPathError(f"`card` is the report itself: got {card} for both. Give another name for one.")
         run = None if folder.run is None or data is not None else read_run(folder.run)
-        outside = data_folders(run and run.place if data is None else Data.of(data).where)
+        outside = data_folders(run and run.where if data is None else Data.of(data).where)
         told = check_page(target, own=folder.run, inputs=[opened.folder], outside=outside, option="`out`")
         replaced = [(target, told)]
         if card is not None:

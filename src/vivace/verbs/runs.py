@@ -63,6 +63,11 @@ class Run:
     finished: str | None = None
     """When, UTC, ISO 8601."""
 
+    @property
+    def where(self) -> str | None:
+        """What was given as its data: a table or an archive, else a folder; None as for `place`."""
+        return self.file or self.place
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {**dataclasses.asdict(self), "path": str(self.path)}
