@@ -185,18 +185,28 @@ def open_run_cache(
     cache = open_as(recipe)
     if recipe.data.channels is not None or cache.preprocess.is_raw:
         return recipe, cache
-    channels = 3
+    told = dataclasses.replace(recipe.data, channels=3)
     if all_grey(cache.splits["train"].images_NHWC):
-        if recipe.model.has_learnt or recipe.distill.teacher or teacher:
+        grey = _of_grey(recipe.data)
+        if recipe.model.has_learnt or recipe.distill.teacher or teacher or grey is None:
             warn(
                 "all training images are grey: what the network answers to images in colour means nothing. Give it "
                 "grey ones"
             )
         else:
-            channels = 1
+            told = grey
             warn("all training images are grey: colours will not be looked at. `data.channels=3` keeps them")
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, channels=channels))
-    return recipe, cache if channels == 3 else open_as(recipe)
+    recipe = dataclasses.replace(recipe, data=told)
+    return recipe, cache if told.channels == 3 else open_as(recipe)
+
+
+def _of_grey(data: DataConfig) -> DataConfig | None:
+    """The same for one channel; None: it has statistics of three, which differ."""
+    statistics = {"mean": data.mean, "std": data.std}
+    if any(values is not None and len(set(values)) > 1 for values in statistics.values()):
+        return None
+    ones: dict[str, Any] = {name: None if values is None else values[:1] for name, values in statistics.items()}
+    return dataclasses.replace(data, channels=1, **ones)
 
 
 def _open_cache(

@@ -80,7 +80,12 @@ def finish(
         calibrated = with_thresholds(session, engine, model, execution, budget, validated, val_labels_N, temperature)
     else:
         metrics["privacy"] = spent.metrics()
-        warn_of_leaks(spent, num_held_out=None if data.val_indices is None else data.num_val)
+        digests_N = data.cache.splits["train"].digests_N[data.train_indices]
+        warn_of_leaks(
+            spent,
+            num_held_out=None if data.val_indices is None else data.num_val,
+            num_copies=int(np.unique(digests_N, return_counts=True)[1].max()),
+        )
     info = BundleInfo(
         architecture=Architecture(
             name=recipe.model.name,

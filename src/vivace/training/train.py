@@ -220,8 +220,10 @@ def train(
         from vivace.training.run import run_training
 
         place = None if network is None else network.given or network.shown
-        left = says_what_is_left(folder.path, is_private=resolved.privacy.is_private)
-        with says_how_to_resume(data, folder.path, network=place), left, own_errors(network):
+        is_private = resolved.privacy.is_private
+        left = says_what_is_left(folder.path, is_private=is_private)
+        how = says_how_to_resume(data, folder.path, network=place, is_private=is_private)
+        with how, left, own_errors(network):
             return run_training(
                 folder,
                 resolved,

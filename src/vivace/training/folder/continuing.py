@@ -13,6 +13,8 @@ __all__ = ["resume_call", "says_how_to_resume"]
 
 # how the parts of a training say it, which know neither the data's name nor the folder of the run
 SHORT = "`resume=True`"
+# what there is for a private run in place of that
+ANEW = "a new run (a private one can't be resumed, and weights that this folder may hold count too)"
 # options of Data that the run's recipe has
 SAVED = ("multi_label", "pixels")
 
@@ -37,10 +39,14 @@ def _text(value: object) -> str:
 
 
 @contextlib.contextmanager
-def says_how_to_resume(data: AnyData, run: Path, *, network: str | None = None) -> Iterator[None]:
-    """Within, an error that stops the training says the whole call that continues it."""
+def says_how_to_resume(
+    data: AnyData, run: Path, *, network: str | None = None, is_private: bool = False
+) -> Iterator[None]:
+    """Within, an error that stops the training says the whole call that continues it; of a private one, which is never
+    continued, that it needs a new run."""
     try:
         yield
     except (Interrupted, TrainingError) as error:
-        error.args = (str(error).replace(SHORT, resume_call(data, run, network)), *error.args[1:])
+        call = ANEW if is_private else resume_call(data, run, network)
+        error.args = (str(error).replace(SHORT, call), *error.args[1:])
         raise

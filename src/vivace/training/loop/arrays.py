@@ -92,7 +92,8 @@ def _with_statistics(data: TrainingData, recipe: Recipe) -> Preprocess:
     if recipe.data.mean is not None and recipe.data.std is not None:
         if len(recipe.data.mean) != channels:
             raise ConfigError(
-                f"data.mean and data.std have a value for each channel: got {len(recipe.data.mean)} for {channels}."
+                f"data.mean and data.std have a value for each channel: got {len(recipe.data.mean)} for {channels}. "
+                f"Give {channels} of each, or set data.channels={len(recipe.data.mean)}."
             )
         return dataclasses.replace(data.preprocess, mean=recipe.data.mean, std=recipe.data.std)
     if data.cache.preprocess.is_raw:

@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vivace.bundle import load_bundle
 from vivace.errors import ConfigError
+from vivace.models.zoo import head_parameters
 from vivace.training.finetuning.features import FrozenFeatures
 from vivace.training.finetuning.solving import Stage
 from vivace.training.loop.session import Session
 from vivace.training.loop.validation import Trained, Validation
 from vivace.training.private.accounting import Spent, epsilon_of, noise_for
+from vivace.training.private.apart import Untrained, check_apart
 from vivace.training.private.head import Features, fit_private_head, private_mean, secret_generator
-from vivace.training.private.whole import train_whole
+from vivace.training.private.whole import check_whole, train_whole
 from vivace.training.tuning.tune import plain_execution
 
 __all__ = ["PrivateStage", "private_stage"]
@@ -71,10 +74,12 @@ def private_stage(session: Session, *, cache_dir: Path, on_message: Callable[[st
         f"differential privacy: epsilon {spent.epsilon:.4g} at delta {spent.delta:g}, by {steps:,} steps of "
         f"{sample_rate * count:,.0f} images on average with noise {noise:.3g}"
     )
+    untrained = Untrained(session.model, _trained(session))
     if privacy.trains == "head":
         answers, loss, top1 = _head(session, spent, mean_noise, cache_dir, on_message)
     else:
         answers, loss, top1 = _whole(session, spent)
+    untrained.check(session.model)
     validation = Validation.of(*answers(session.model, "val"), session.task)
     on_message(f"{100 * validation.score:.1f} % on validation")
     return PrivateStage(
@@ -159,6 +164,39 @@ def _check(session: Session, count: int) -> None:
         raise ConfigError(
             "private training takes images of 8 bits: the scale of others is taken from them. Convert them before."
         )
+    _check_start(session)
+    seen, name = session.seen, session.recipe.model.name
+    is_whole = privacy.trains == "whole"
+    if is_whole:
+        check_whole(session.model, name)
+    check_apart(session.model, name, channels=seen.channels, size=seen.size, device=session.device, training=is_whole)
+
+
+def _trained(session: Session) -> set[str]:
+    """The names of the weights that get noise."""
+    if session.recipe.privacy.trains == "head":
+        return set(head_parameters(session.model))
+    return {name for name, value in session.model.named_parameters() if value.requires_grad}
+
+
+def _check_start(session: Session) -> None:
+    """Raises ConfigError for weights of a bundle that has seen these images, or may have: of other files nobody knows.
+
+    Its epsilon would not be what is stated.
+    """
+    place = session.recipe.model.weights
+    if place is None or not Path(place).is_dir():
+        return
+    record = load_bundle(place).trained_on()
+    digests_N = session.data.cache.splits["train"].digests_N[session.data.train_indices]
+    seen = None if record is None else int(record.among(digests_N).sum())
+    if seen == 0:
+        return
+    what = "has no record of the images that it saw" if seen is None else f"was trained on {seen:,} of these images"
+    raise ConfigError(
+        f"`weights` can't go with privacy.epsilon: {place} {what}, and tells of them without noise. Give weights of "
+        "public images."
+    )
 
 
 def _spent(session: Session, noise: float, mean_noise: float | None, sample_rate: float, steps: int) -> Spent:

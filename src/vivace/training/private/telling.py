@@ -32,14 +32,20 @@ def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in OF_CONTENTS}
 
 
-def warn_of_leaks(spent: Spent, *, num_held_out: int | None) -> None:
-    """Warn of what the promise does not cover. num_held_out: images that were held out of the training images."""
+def warn_of_leaks(spent: Spent, *, num_held_out: int | None, num_copies: int) -> None:
+    """Warn of what the promise does not cover. num_held_out: images that were held out of the training images.
+    num_copies: how often the image is there that comes most often."""
     warn(
         f"the weights are differentially private: epsilon {spent.epsilon:.3g}, delta {spent.delta:g}, for one training "
         "image more or less. Share the bundle alone: the run's folder (metrics.csv, TensorBoard, checkpoints, report) "
         "and the cache of images are not protected, and each further run on these images, as to choose a seed or a "
         "setting, spends as much again"
     )
+    if num_copies > 1:
+        warn(
+            f"an image comes {num_copies:,} times among the training images: epsilon is for one of them more or less, "
+            "and for all copies of a picture as many times as much. Copies are listed by 'vivace audit'"
+        )
     if num_held_out is not None:
         warn(
             f"{num_held_out:,} images were held out of the training images to measure accuracy on: epsilon does not "

@@ -57,7 +57,8 @@ def train_whole(
 ) -> None:
     """Train the session's network in place; its weights are the average of those of the last half of the steps.
 
-    generator: of sampling and noise; None: a secret one. Raises ConfigError as `check_whole`.
+    generator: of sampling and noise; None: a secret one. Raises ConfigError as `check_whole`, and for layers that
+    Opacus knows no gradient of.
     """
     recipe, model, device = session.recipe, session.model, session.device
     check_whole(model, recipe.model.name)
@@ -68,7 +69,14 @@ def train_whole(
     with warnings.catch_warnings():
         # of hooks that torch will call otherwise one day
         warnings.simplefilter("ignore")
-        sampled = opacus_module("grad_sample").GradSampleModule(model, loss_reduction="sum")
+        try:
+            sampled = opacus_module("grad_sample").GradSampleModule(model, loss_reduction="sum")
+        except NotImplementedError as error:
+            # of layers with weights of their own, or that keep what they see
+            raise ConfigError(
+                f"{recipe.model.name} can't be trained with differential privacy: {first_line(error)}. Set "
+                "privacy.trains=head."
+            ) from None
         inner = create_optimizer(model, recipe.optimizer, head=head_parameters(model))
         private = opacus_module("optimizers").DPOptimizer(
             inner,
@@ -114,6 +122,10 @@ def _step(session: Session, sampled: nn.Module, private: Any, rows_B: np.ndarray
         for parameter in private.params:
             if not len(rows_b):
                 parameter.grad_sample = torch.zeros(0, *parameter.shape, device=parameter.device)
+                continue
+            if parameter.grad_sample is None:
+                # the network does not use it
+                parameter.grad_sample = torch.zeros(len(rows_b), *parameter.shape, device=parameter.device)
                 continue
             # one gradient for each image: the mean over its views
             parameter.grad_sample = parameter.grad_sample.unflatten(0, (len(rows_b), views)).mean(1)

@@ -17,6 +17,8 @@ __all__ = ["PrivacyConfig", "check_private", "check_private_run"]
 
 # below, the accountant runs out of digits or memory, and the noise leaves nothing to learn
 MIN_EPSILON, MIN_DELTA = 0.01, 1e-12
+# beyond, 32-bit floats round noise and gradients away
+MIN_NORM, MAX_NORM = 1e-6, 1e6
 # field → (the value at which a private run has it, why)
 UNUSED = {
     # before clip_grad_norm, which it implies
@@ -65,7 +67,7 @@ class PrivacyConfig:
     """Passes over the training images on average, > 0; a step draws each image at random, with the probability
     batch_size / number of images (Poisson sampling)."""
     clip_norm: float = 1.0
-    """To which the gradient of an image is clipped, > 0."""
+    """To which the gradient of an image is clipped, [1e-6, 1e6]."""
     views: int = 2
     """Views of an image over which its gradient is averaged before it is clipped, 1 to 32 (arXiv:2204.13650). head: the
     image, its mirror image where the recipe flips, random crops; whole: random ones."""
@@ -82,7 +84,7 @@ class PrivacyConfig:
         check_range("privacy.delta", self.delta, MIN_DELTA, 1.0, open_high=True)
         check_choice("privacy.trains", self.trains, ("head", "whole"))
         check_range("privacy.epochs", self.epochs, 0.0, 100_000, open_low=True)
-        check_range("privacy.clip_norm", self.clip_norm, 0.0, open_low=True)
+        check_range("privacy.clip_norm", self.clip_norm, MIN_NORM, MAX_NORM)
         check_range("privacy.views", self.views, 1, 32)
         check_range("privacy.center", self.center, 0.0, 0.5)
 
@@ -95,7 +97,8 @@ def check_private(recipe: Recipe) -> None:
             value = getattr(value, name)
         if value != needed:
             shown = {"None": "null", "()": "[]"}.get(str(needed), str(needed).lower())
-            raise ConfigError(f"{field} can't go with privacy.epsilon ({why}): got {value!r:.80}. Set {field}={shown}.")
+            fix = "Set privacy.epochs in place of it" if field == "epochs" else f"Set {field}={shown}"
+            raise ConfigError(f"{field} can't go with privacy.epsilon ({why}): got {value!r:.80}. {fix}.")
     if recipe.privacy.trains == "head":
         _check_head(recipe)
 
