@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 
 from vivace.statistics.detection import auroc
 from vivace.uncertainty.generated import generated_images
-from vivace.uncertainty.scores import Answers, energy, generalised_entropy, neighbour_distance, ood_score
+from vivace.uncertainty.scores import Answers, energy, generalised_entropy, neighbour_distance, ood_score, own_rows
 
 
 def test_scores_are_those_of_the_papers() -> None:
@@ -33,6 +33,21 @@ def test_the_distance_is_the_one_to_the_kth_neighbour_but_not_to_itself() -> Non
     own = neighbour_distance(known[:5], known, own_N=np.arange(5))
     apart = np.linalg.norm(unit[0][:5, None] - unit[0][None], axis=2)
     assert own == pytest.approx(np.sort(apart, axis=1)[:, 2], abs=1e-3)
+
+
+def test_images_that_may_be_known_are_not_compared_with_themselves() -> None:
+    known = np.random.default_rng(0).normal(size=(250, 64)).astype(np.float32)
+    new = np.random.default_rng(1).normal(size=(5, 64)).astype(np.float32)
+    # stored in 16 bits, and of any length
+    stored = known.astype(np.float16).astype(np.float32)
+    mixed = Answers(np.full((10, 2), 0.5, np.float32), features_ND=np.concatenate([3 * known[:5], new]))
+    own_N = np.array([0, 1, 2, 3, 4, -1, -1, -1, -1, -1])
+    assert own_rows(mixed.features_ND, stored).tolist() == own_N.tolist()
+    apart = ood_score("neighbours", mixed, stored, may_be_known=True)
+    assert apart == pytest.approx(neighbour_distance(mixed.features_ND, stored, own_N=own_N), abs=1e-6)
+    together = ood_score("neighbours", mixed, stored)
+    assert (apart[:5] > together[:5]).all()
+    assert apart[5:] == pytest.approx(together[5:], abs=1e-9)
 
 
 def test_a_score_that_needs_what_is_not_there_is_none() -> None:

@@ -54,7 +54,8 @@ def print_uncertainty(found: UncertaintyMetrics) -> None:
     if found.ood_score is not None and found.ood_flagged is not None:
         print(f"unlike  {_rate(found.ood_flagged)} of these images are called so, by {found.ood_score} (5 % is meant)")
     if found.unlike and found.on_calibration_images:
-        print("        told from images that the thresholds were calibrated on; others are told less well:")
+        print("        told from the images that the thresholds were calibrated on, each left out of those it is")
+        print("        compared with; from others they may be told less well:")
     for other in found.unlike:
         print(f"        {printable(other.name)}: {_rate(other.flagged)} are called so")
         for name, result in other.by_score.items():

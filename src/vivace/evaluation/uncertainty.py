@@ -99,14 +99,16 @@ class Scored:
     scores: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, batches: Iterable[Answers], decider: Decider | None, *, names: Sequence[str]) -> Scored:
-        """names: of the scores to compute, of those that the decider can."""
+    def of(
+        cls, batches: Iterable[Answers], decider: Decider | None, *, names: Sequence[str], may_be_known: bool = False
+    ) -> Scored:
+        """names: of the scores to compute, of those that the decider can. may_be_known: as for `ood_score`."""
         found = cls(scores={name: [] for name in names})
         for answers in batches:
             found.probs.append(answers.probs_NK)
             for name in names:
                 assert decider is not None
-                score = decider.score(name, answers)
+                score = decider.score(name, answers, may_be_known=may_be_known)
                 if score is not None:
                     found.scores[name].append(score)
         return found
@@ -163,9 +165,15 @@ def check_ood(predictor: Predictor, ood: str | Path | None, tta: str) -> None:
     if ood is None:
         return
     if predictor.decider is None or not predictor.decider.scores:
+        info = predictor.bundle.info
+        advice = "Train or accelerate again with 20 validation images or more, or leave it out"
+        if "privacy" in info.metrics:
+            advice = "A private bundle keeps no thresholds of its images. Leave it out"
+        elif info.multi_label:
+            advice = "It is for one class an image, and this bundle predicts sets of labels. Leave it out"
         raise ConfigError(
             f"ood would be ignored: got {str(ood)!r}, and {predictor.bundle.folder} has no score of unlike images. "
-            "Train or accelerate again with 20 validation images or more, of one class each, or leave it out."
+            f"{advice}."
         )
     if tta != "none":
         raise ConfigError(f"ood can't go with several views: got tta={tta!r}. Leave one of them out.")

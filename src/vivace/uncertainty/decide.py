@@ -78,9 +78,12 @@ class Decider:
             return Decided(sets_NK, abstain)
         return Decided(sets_NK, abstain, score > self.ood.threshold, score)
 
-    def score(self, name: str, answers: Answers) -> np.ndarray | None:
-        """A score of unlike images, float64 [N]; None where what it needs is not there."""
-        return ood_score(name, answers, self._known_MD)
+    def score(self, name: str, answers: Answers, *, may_be_known: bool = False) -> np.ndarray | None:
+        """A score of unlike images, float64 [N]; None where what it needs is not there.
+
+        may_be_known: as for `ood_score`.
+        """
+        return ood_score(name, answers, self._known_MD, may_be_known=may_be_known)
 
     def exact_sets(self, probs_NK: np.ndarray) -> np.ndarray:
         """bool [N, K]: the sets that the coverage is proven for from both sides, which may be empty."""

@@ -17,6 +17,8 @@ __all__ = ["BEFORE_SOFTMAX", "SCORES", "Answers", "energy", "generalised_entropy
 GAMMA, NUM_TOP = 0.1, 100
 # stored features for each neighbour that is looked at: of few, the nearest alone
 PER_NEIGHBOUR = 100
+# of the cosine: stored features are of 16 bits, and may have been computed in another precision
+SAME = 1e-4
 SCORES = ("entropy", "energy", "neighbours")
 # what the graphs of other runtimes do not give: they end in probabilities
 BEFORE_SOFTMAX = ("energy", "neighbours")
@@ -48,15 +50,29 @@ class Answers:
         )
 
 
-def ood_score(name: str, answers: Answers, known_MD: np.ndarray | None) -> np.ndarray | None:
-    """A row of `SCORES`, float64 [N]; None where what it needs is not there. known_MD: stored features."""
+def ood_score(
+    name: str, answers: Answers, known_MD: np.ndarray | None, *, may_be_known: bool = False
+) -> np.ndarray | None:
+    """A row of `SCORES`, float64 [N]; None where what it needs is not there. known_MD: stored features.
+
+    may_be_known: these are images like the known ones, perhaps the very same, and none is compared with itself.
+    """
     if name == "entropy":
         return generalised_entropy(answers.probs_NK)
     if name == "energy":
         return answers.energy_N
     if answers.features_ND is None or known_MD is None or answers.features_ND.shape[1] != known_MD.shape[1]:
         return None
-    return neighbour_distance(answers.features_ND, known_MD)
+    own_N = own_rows(answers.features_ND, known_MD) if may_be_known else None
+    return neighbour_distance(answers.features_ND, known_MD, own_N=own_N)
+
+
+def own_rows(features_ND: np.ndarray, known_MD: np.ndarray) -> np.ndarray:
+    """int64 [N]: the stored feature that is an image's own, but for rounding; -1: none."""
+    similar_NM = _unit(features_ND) @ _unit(known_MD).T
+    nearest_N = similar_NM.argmax(1)
+    is_own_N = similar_NM[np.arange(len(nearest_N)), nearest_N] > 1 - SAME
+    return np.where(is_own_N, nearest_N, -1)
 
 
 def generalised_entropy(probs_NK: np.ndarray) -> np.ndarray:
