@@ -79,7 +79,7 @@ def with_linked_weights(bundle: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "damaged": (lambda b: (b / "model.safetensors").write_bytes(b"x"), "is damaged"),
-    "forged": (forge, "does not hold"),
+    "forged": (forge, "(bundle.json was changed)"),
     "removed": (lambda b: (b / "model.safetensors").unlink(), "lacks a file"),
     "added": (lambda b: (b / "notes.txt").write_text("x"), "holds more than its bundle"),
     "added for git": (lambda b: (b / ".gitignore").write_text("*"), "holds more than its bundle"),

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import io
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vivace.bundle import Bundle, load_bundle
-from vivace.errors import BundleError, ConfigError, OutputPathError, first_line
+from vivace.errors import BundleError, ConfigError, OutputPathError, first_line, printable
 from vivace.files import read_regular
 from vivace.libraries.model_signing import cryptography_keys, model_signing
 from vivace.manifest import MANIFEST, bundle_folder
@@ -32,6 +33,8 @@ CURVES = ("secp256r1", "secp384r1", "secp521r1")
 # a signature lists up to a thousand files; keys have some hundred bytes
 MAX_SIGNATURE_BYTES, MAX_KEY_BYTES = 4 * 2**20, 64 * 2**10
 PURPOSE = "signing a bundle"
+# how the library names a changed file
+MISMATCH = re.compile(r"Hash mismatch for \\?'([^'\\]{1,200})")
 # whether a private key is wanted → what to do without one
 ADVICE = {
     True: "Make one: vivace sign --new-key KEY.pem",
@@ -126,7 +129,7 @@ def _check(bundle: Bundle, signature: bytes, public_pem: bytes) -> None:
                 config.set_hashing_config(_strictly(hashing)).verify(bundle.folder.resolve(), path)
         except Exception as error:
             # of untrusted bytes it raises whatever its parsers do
-            raise BundleError(f"{refused} ({first_line(error)[:160]}). Do not use it.") from None
+            raise BundleError(f"{refused} ({_told(error)}). Do not use it.") from None
     # those bytes were verified; a signature may be over fewer files than there are
     try:
         payload = base64.b64decode(parse_json(signature, SIGNATURE)["dsseEnvelope"]["payload"], validate=True)
@@ -140,6 +143,12 @@ def _check(bundle: Bundle, signature: bytes, public_pem: bytes) -> None:
     if signed != expected or not is_whole:
         first = next(iter(sorted(set(expected) ^ set(signed))), "its kind")
         raise BundleError(f"the signature is not over all of the bundle: {first!r:.80} differs. Do not use it.")
+
+
+def _told(error: Exception) -> str:
+    """Why that library refuses; its hashes, printed as bytes of Python, would tell nobody anything."""
+    changed = MISMATCH.search(str(error))
+    return first_line(error)[:160] if changed is None else f"{printable(changed[1])} was changed"
 
 
 def _check_alone(bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 import vivace
 from vivace.bundle import Bundle
 from vivace.cli import main
+from vivace.data.audit import Finding
 from vivace.errors import ConfigError, DataError
+from vivace.reporting.page.phrases import in_language
+from vivace.verbs.labelcheck import LabelCheck
 
 
 def test_replaced_labels_are_found_and_the_rest_is_not(
@@ -43,6 +47,24 @@ def test_replaced_labels_are_found_and_the_rest_is_not(
     assert main([*arguments, "--cache-dir", str(cache)]) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (answer["label_errors"]["fdr"], answer["label_errors"]["num_called_wrong"]) == (0.4, 3)
+
+
+@pytest.mark.parametrize(
+    ("num", "told"),
+    [
+        (0, "None can be named so that at most 10 % of those named are right; a higher `fdr` names more."),
+        (2, "2 can be named, of which at most 10 % may be right."),
+    ],
+)
+def test_what_was_found_of_labels_is_a_line_that_tells_what_to_do(num: int, told: str) -> None:
+    found = (Finding(kind="label_error", severity="warning", names=("train:a",), message="x"),) * num
+    check = LabelCheck(num_judged=1797, fdr=0.1, rate=0.083, expected_fdr=0.0, agreement=0.891, findings=found)
+    line = check.line()
+    assert line == (
+        "1,797 labels were judged by heads that had not seen them, which agree with 89.1 % of them. By estimate 8.3 % "
+        f"of all are wrong. {told}"
+    )
+    assert not re.search("judged|named|wrong", in_language(line, "zh"))
 
 
 def test_options_that_would_be_ignored_are_refused(trained: tuple[Bundle, Path]) -> None:

@@ -54,7 +54,7 @@ def test_the_audit_names_each_shortcut_in_a_line(tmp_path: Path, shortcut: str) 
     # what changes one of these changes the others a little; nothing here changes the size beside size
     assert "size" not in kinds or shortcut == "size"
     for line in lines:
-        assert "alone tells" in line
+        assert "can be told" in line
         assert "chance 50 %" in line
     if shortcut == "none":
         assert kinds == []

@@ -333,7 +333,11 @@ def test_an_unknown_language_and_a_missing_library_are_refused(monkeypatch: pyte
 
 def test_a_card_has_the_metadata_of_the_hub_and_escapes_what_it_names() -> None:
     classes = ("[x](http://evil)", "<script>alert(1)</script>", "a|b", "# head\n---")
-    card = card_of(page_of(make_sources(classes, receipt=make_receipt())))
+    sources = make_sources(classes, receipt=make_receipt())
+    run = {**sources.run, "data": {**sources.run["data"], "fingerprint": "<img src=//evil/a.png> ![x](http://evil/b)"}}
+    card = card_of(page_of(dataclasses.replace(sources, run=run)))
+    assert "\\<img src=//evil/a.png\\> !\\[x\\]\\(http://evil/b\\)" in card
+    card = card_of(page_of(sources))
     _, front, body = card.split("---\n", 2)
     values = parse_yaml(front, "README.md")
     assert values["pipeline_tag"] == "image-classification"

@@ -217,6 +217,27 @@ def test_attacks_that_were_cut_off_do_not_replace_those_that_ran_to_their_end(
         assert [row["is_complete"] for row in records_of(kept_of(bundle), "attack")] == expected
 
 
+def test_where_results_can_not_be_kept_nothing_is_said_to_be_replaced(
+    tmp_path: Path,
+    make_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, bundle = make_folder(per_class=2), load_bundle(make_bundle(tmp_path / "net").folder)
+    found = evaluate(bundle, folder, device="cpu", attack="linf:1/255", attack_methods=["fgsm"])
+    before = keep(bundle, found).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vivace.evaluation.kept.write_sealed", full)
+    capsys.readouterr()
+    with pytest.raises(VivaceError, match="No space left"):
+        keep(bundle, found)
+    assert "replaced" not in capsys.readouterr().err
+    assert kept_beside(bundle).read_bytes() == before
+
+
 def test_the_oldest_of_too_many_results_goes_and_that_is_said(
     tmp_path: Path, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,7 @@ class Options:
 def run(options: Options) -> None:
     """Audit and print the findings, the most severe first."""
     from vivace.bars import CountingBar
+    from vivace.notices import worded
     from vivace.verbs.audit import SEVERITIES, audit
 
     with CountingBar("auditing", quiet=options.quiet) as bar:
@@ -80,7 +81,7 @@ def run(options: Options) -> None:
         f"{counts['warning']} warnings"
     )
     for line in found.lines()[1:]:
-        print(line)
+        print(worded(line))
     if found.report is not None:
         print(f"report: {found.report}")
     if found.fixed is not None:

@@ -56,7 +56,7 @@ class Shortcut:
             "colour": "the mean colour and contrast",
         }
         return (
-            f"{facts[self.kind]} alone tells {100 * self.accuracy:.0f} % of the classes "
+            f"by {facts[self.kind]} alone {100 * self.accuracy:.0f} % of the images' classes can be told "
             f"({100 * self.low:.0f}–{100 * self.high:.0f} %; chance {100 * self.chance:.0f} %): a network may learn "
             "this in place of the picture"
         )

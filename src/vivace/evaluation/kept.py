@@ -80,16 +80,20 @@ def keep(bundle: Bundle, evaluation: Evaluation) -> Path:
     on: dict[str, Any] = {"data": evaluation.data, "split": evaluation.split}
     if evaluation.num_images_trained_on is not None:
         on["num_images_trained_on"] = evaluation.num_images_trained_on
+    # of what is not written in the end, nothing is true
+    said: list[str] = []
     with _alone(path):
         before, problem = _read(bundle) if own_file(path) else ({}, None)
         if problem is not None:
-            warn(f"kept results of corruptions and attacks are replaced: {problem}")
+            said.append(f"kept results of corruptions and attacks are replaced: {problem}")
         found: dict[str, Any] = {}
         for name, result in (("corruptions", evaluation.corruptions), ("attack", evaluation.attack)):
             records = list(records_of(before, name))
-            found[name] = records if result is None else _with(records, {**on, **result.to_dict()}, name)
+            found[name] = records if result is None else _with(records, {**on, **result.to_dict()}, name, said)
         with writing(path):
             write_sealed(path, {"bundle": _identity(bundle), **found})
+    for line in said:
+        warn(line)
     return path
 
 
@@ -115,18 +119,20 @@ def records_of(kept: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]
     return [row for row in rows if isinstance(row, Mapping)][-MAX_RECORDS:]
 
 
-def _with(records: Sequence[Mapping[str, Any]], new: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """The records with the new one, which is put in the place of the one of its kind."""
+def _with(
+    records: Sequence[Mapping[str, Any]], new: Mapping[str, Any], name: str, said: list[str]
+) -> list[Mapping[str, Any]]:
+    """The records with the new one, which is put in the place of the one of its kind. said: gets what goes."""
     kind = _kind(new, name)
     alike = [record for record in records if _kind(record, name) == kind]
     for record in alike:
         if _is_whole(record) and not _is_whole(new):
-            warn(f"what was cut off is not kept in place of {_told(record, name)} and ran to its end")
+            said.append(f"what was cut off is not kept in place of {_told(record, name)} and ran to its end")
             return list(records)
-        warn(f"the kept result of {_told(record, name)} was replaced by this newer one")
+        said.append(f"the kept result of {_told(record, name)} was replaced by this newer one")
     others = [record for record in records if record not in alike]
     for record in others[: max(0, len(others) + 1 - MAX_RECORDS)]:
-        warn(f"of more than {MAX_RECORDS} kept results the oldest is left out: {_told(record, name)}")
+        said.append(f"of more than {MAX_RECORDS} kept results the oldest is left out: {_told(record, name)}")
     return [*others, new][-MAX_RECORDS:]
 
 

@@ -22,8 +22,9 @@ from vivace.data.preprocess import Preprocess
 from vivace.data.shortcuts import Shortcut, find_shortcuts
 from vivace.data.sources import open_images, open_source
 from vivace.data.splits import DataSource
+from vivace.data.text import count_of
 from vivace.errors import ConfigError, DataError, OutputPathError
-from vivace.notices import collected_warnings
+from vivace.notices import collected_warnings, worded
 from vivace.outputs import warn_of_replaced
 from vivace.predictor import Predictor
 from vivace.reporting.page.render import check_renders
@@ -99,14 +100,10 @@ class DataAudit:
             flat = f"; {self.alike.num_flat:,} have too little detail" if self.alike.num_flat else ""
             said.append(
                 f"{self.alike.num_compared:,} images were compared for near duplicates{flat}: "
-                f"{len(self.alike.groups):,} groups."
+                f"{count_of(len(self.alike.groups), 'group')}."
             )
         if self.labels is not None:
-            said.append(
-                f"{self.labels.num_judged:,} labels were judged out of fold, which agrees with "
-                f"{100 * self.labels.agreement:.1f} %: {len(self.labels.findings):,} are probably wrong, of which at "
-                f"most {100 * self.labels.fdr:g} % may be right; about {100 * self.labels.rate:.1f} % of all are."
-            )
+            said.append(self.labels.line())
         return said
 
     def to_dict(self) -> dict[str, Any]:
@@ -229,7 +226,7 @@ def audit(
         more=more + (() if labels is None else labels.findings),
     )
     if page is not None:
-        write_gallery(page, cache, found.findings, found.lines(), lang=lang or "en")
+        write_gallery(page, cache, found.findings, [*map(worded, found.lines())], lang=lang or "en")
         warn_of_replaced(page, replaced)
     if manifest is None:
         return found

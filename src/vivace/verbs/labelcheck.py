@@ -39,6 +39,17 @@ class LabelCheck:
     """Of the labels, the fraction that the heads agree with."""
     findings: tuple[Finding, ...]
 
+    def line(self) -> str:
+        """What was found, for people."""
+        most = f"{100 * self.fdr:g} %"
+        named = f"None can be named so that at most {most} of those named are right; a higher `fdr` names more."
+        if self.findings:
+            named = f"{len(self.findings):,} can be named, of which at most {most} may be right."
+        return (
+            f"{self.num_judged:,} labels were judged by heads that had not seen them, which agree with "
+            f"{100 * self.agreement:.1f} % of them. By estimate {100 * self.rate:.1f} % of all are wrong. {named}"
+        )
+
 
 def check_labels(
     predictor: Predictor,

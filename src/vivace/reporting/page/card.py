@@ -108,7 +108,7 @@ def _body(page: Page) -> list[str]:
     lines += [
         "| file | SHA-256 |",
         "| --- | --- |",
-        *(f"| {_escaped(name)} | {value} |" for name, value in page.hashes),
+        *(f"| {_escaped(name)} | {_escaped(value)} |" for name, value in page.hashes),
     ]
     return lines
 
