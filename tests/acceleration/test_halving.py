@@ -129,7 +129,7 @@ def test_students_start_from_answers_that_were_not_calibrated_yet(
     model = plain.build_model()
     scale_head(model, 4.0)
     info = dataclasses.replace(plain.info, temperature=0.25)
-    bundle = save_bundle(tmp_path / "calibrated", model, info)
+    bundle = save_bundle(tmp_path / "network", model, info)
 
     def starts(bundle: Bundle, folder: str) -> dict[str, torch.Tensor]:
         students = propose(bundle, open_splits(bundle, data), tmp_path / folder, fake_quant=True)

@@ -262,6 +262,13 @@ def test_a_file_of_an_earlier_version_is_read_and_added_to() -> None:
     assert page.attacked[0].methods == ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
+def test_a_weaker_suite_stands_behind_the_standard_one() -> None:
+    standard = make_kept()["attack"]
+    weaker = make_kept(is_standard=False, robust=scored(0.6), attacks=[{"name": "pgd", "robust_so_far": 0.6}])["attack"]
+    page = page_of(make_sources(CLASSES, robustness={**make_kept(), "attack": [standard, weaker]}))
+    assert [one.methods[0] for one in page.attacked] == ["apgd-ce", "pgd"]
+
+
 def test_a_file_of_somebody_else_stays_and_the_results_are_printed(
     tmp_path: Path, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

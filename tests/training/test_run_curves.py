@@ -8,12 +8,16 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vivace.errors import TrainingError
+from vivace.training.loop.progress import validation_info, validation_row
+from vivace.training.loop.state import Counters
+from vivace.training.loop.validation import Validation
 from vivace.training.recording.callbacks import ValidationInfo
 from vivace.training.recording.curves import COLUMNS, Curves
 from vivace.training.result import TrainResult
@@ -62,6 +66,31 @@ def test_the_curves_of_a_run_are_a_table_and_events(run_tiny: Callable[..., Trai
         assert list(steps) == [int(row["step"]) for row in rows]
         assert values == pytest.approx([float(row[column]) for row in rows], rel=1e-5)
     assert len(read_events(result.run, "run/forecast_top1")) == 1
+
+
+@pytest.mark.parametrize(("last", "expected"), [({"seconds_after": 8.0}, 50.0), ({}, 10.0)])
+def test_the_rate_is_that_of_training_alone(last: dict[str, float], expected: float) -> None:
+    # the last validation took 8 s: of adversarial training on few images as long as an epoch
+    history = [make_row(1, seconds=0.0, **last)]
+    counters = Counters(step=3, seconds=10.0, count=100, history=history)
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    row = validation_row(SimpleNamespace(counters=counters, optimizer=optimizer), Validation(loss=1.0, top1=0.5), 3)
+    assert row["images_per_second"] == pytest.approx(expected)
+
+
+def test_a_validation_notes_when_it_ended(
+    run_tiny: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def watched(counters: Counters, forecast_top1: float | None) -> ValidationInfo:
+        seen.append(dict(counters.history[-1]))
+        return validation_info(counters, forecast_top1)
+
+    monkeypatch.setattr("vivace.training.loop.engine.validation_info", watched)
+    run_tiny()
+    assert len(seen) == 3
+    assert all(row["seconds_after"] > row["seconds"] for row in seen)
 
 
 def test_a_row_is_on_the_disk_when_it_is_reported(tmp_path: Path) -> None:

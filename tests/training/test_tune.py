@@ -171,6 +171,26 @@ def test_an_interrupt_is_no_failure_of_a_candidate() -> None:
         tune(RECIPE, make_step, device=CPU, expected_steps=1_000_000)
 
 
+@pytest.mark.parametrize(("milliseconds", "said"), [(50.0, True), (1.0, False)])
+def test_a_long_trial_is_said_to_begin(milliseconds: float, said: bool) -> None:
+    plain = plain_execution(RECIPE)
+
+    def make_step(execution: ExecutionConfig) -> Callable[[], object]:
+        def step() -> None:
+            if execution != plain:
+                raise KeyboardInterrupt
+            CLOCK.sleep(milliseconds / 1e3)
+
+        return step
+
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        # of 500 s, and of 10
+        tune(RECIPE, make_step, device=CPU, expected_steps=10_000, on_message=lines.append)
+    assert len(lines) == said
+    assert all(line.startswith("timing which ways of computing a step are faster takes ") for line in lines)
+
+
 def test_what_the_recipe_fixes_is_not_tried() -> None:
     def make_step(execution: ExecutionConfig) -> Callable[[], object]:
         raise AssertionError("a step was made")

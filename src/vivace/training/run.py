@@ -152,7 +152,15 @@ def run_training(
                 stage, recipe = first_stages(session, budget, clock, cache_dir=cache_dir, on_message=display.on_message)
             tunes = tune and not resume and recipe.epochs > 0 and session.part is None and further is None
             # what is the fastest for a network is so for one of the same make
-            receipt = fitted or _receipt(session, recipe, budget, tune=tunes, cache_dir=cache_dir, used=clock())
+            receipt = fitted or _receipt(
+                session,
+                recipe,
+                budget,
+                tune=tunes,
+                cache_dir=cache_dir,
+                used=clock(),
+                on_message=lambda line: display.on_message(worded(line)),
+            )
             execution = receipt.execution
             set_threads(execution.threads)
             if tunes and fitted is None:
@@ -243,6 +251,7 @@ def _receipt(
     tune: bool,
     cache_dir: Path,
     used: float,
+    on_message: Callable[[str], None],
 ) -> Receipt:
     """The trial's report; used: seconds of the time budget."""
     device = session.device
@@ -271,6 +280,7 @@ def _receipt(
         expected_steps=recipe.epochs * len(session.batches) if aim is None else aim.first_steps(),
         planned_seconds=None if budget.within_seconds is None else max(0.0, budget.within_seconds - used),
         path=path,
+        on_message=on_message,
     )
 
 

@@ -72,9 +72,10 @@ def corrupted_of(kept: Mapping[str, Any]) -> tuple[Corrupted, ...]:
 
 
 def attacked_of(kept: Mapping[str, Any]) -> tuple[Attacked, ...]:
-    """What was kept, the newest first; what makes no sense is left out."""
+    """What was kept, the newest first, weaker suites behind the standard one; what makes no sense is left out."""
     found = (_attacked(values) for values in _records(kept, "attack"))
-    return tuple(one for one in found if one is not None)
+    # a weaker suite finds less, and looks better
+    return tuple(sorted((one for one in found if one is not None), key=lambda one: not one.is_standard))
 
 
 def _records(kept: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

@@ -21,7 +21,7 @@ from vivace.training.folder.checkpoints import prune, save_checkpoint
 from vivace.training.loop.best import Best
 from vivace.training.loop.overfitting import Guard, Overfitted
 from vivace.training.loop.plan import Plan
-from vivace.training.loop.progress import step_info, validation_info, validation_row
+from vivace.training.loop.progress import AFTER, step_info, validation_info, validation_row
 from vivace.training.loop.rollback import MAX_SKIPPED, NonFinite, Rollback
 from vivace.training.loop.state import Counters, TrainState
 from vivace.training.loop.statistics import NUM_STEPS
@@ -300,6 +300,7 @@ class Engine:
         counters.loss_sum = counters.correct_sum = 0.0
         counters.count = 0
         self._clock()
+        counters.history[-1][AFTER] = counters.seconds
         is_sound, score = self._guard.judge(), validation.score
         if is_sound:
             self._best.judge(weights)

@@ -10,7 +10,10 @@ from vivace.training.loop.state import Counters, TrainState
 from vivace.training.loop.validation import Validation
 from vivace.training.recording.callbacks import StepInfo, ValidationInfo
 
-__all__ = ["score_of", "step_info", "validation_info", "validation_row"]
+__all__ = ["AFTER", "score_of", "step_info", "validation_info", "validation_row"]
+
+# in a row of the history: the seconds of the loop when that validation had ended
+AFTER = "seconds_after"
 
 
 def step_info(state: TrainState, plan: Plan, *, epoch: float, images_per_second: float) -> StepInfo:
@@ -32,7 +35,9 @@ def validation_row(state: TrainState, validation: Validation, steps_per_epoch: i
     """The row that a validation adds to the history, from the sums since the one before it."""
     counters = state.counters
     trained = "top1" if validation.map is None else "label_accuracy"
-    train_seconds = counters.seconds - (counters.history[-1]["seconds"] if counters.history else 0.0)
+    last = counters.history[-1] if counters.history else {"seconds": 0.0}
+    # without the last validation: where images are attacked, that may take as long as an epoch
+    train_seconds = counters.seconds - last.get(AFTER, last["seconds"])
     return {
         "epoch": round(counters.step / steps_per_epoch, 4),
         "step": counters.step,
@@ -55,7 +60,8 @@ def score_of(row: Mapping[str, Any]) -> float:
 
 def validation_info(counters: Counters, forecast_top1: float | None) -> ValidationInfo:
     """The newest validation, for callbacks, with the accuracy that is expected at the end of the run."""
-    best, last = max(counters.history, key=score_of), counters.history[-1]
+    rows = tuple({key: value for key, value in row.items() if key != AFTER} for row in counters.history)
+    best, last = max(rows, key=score_of), rows[-1]
     if "val_map" in last:
         found = {"best_val_map": best["val_map"], "forecast_map": forecast_top1}
     else:
@@ -64,5 +70,5 @@ def validation_info(counters: Counters, forecast_top1: float | None) -> Validati
         **last,
         **found,
         best_step=best["step"],
-        history=tuple(map(dict, counters.history)),
+        history=rows,
     )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vivace.training.loop.progress import AFTER
 from vivace.training.loop.state import Counters
 from vivace.training.recording.curves import COLUMNS, SET_COLUMNS
 
@@ -170,6 +171,9 @@ def _check_counters(saved: Mapping[str, Any]) -> None:
         _check_fields(row, SET_ROW if isinstance(row, Mapping) and "val_map" in row else ROW, "history.")
         if "val_robust" in row:
             _check_fields(row, ROBUST_ROW, "history.")
+        if AFTER in row:
+            # earlier versions did not write it
+            _check_fields(row, {AFTER: _number(0)}, "history.")
         if not last <= row["step"] <= saved["step"]:
             raise ValueError(f"history.step is {row['step']}")
         last = row["step"]

@@ -48,6 +48,8 @@ MIN_GAIN_NOISY = 1.1
 # upper bound of what the first step of a process takes beyond later ones
 FIRST_STEP_SECONDS = 2.0
 NUM_WARMUP = 1
+# a trial that may take as long is said to begin
+LONG_SECONDS = 20.0
 # a receipt is a few kilobytes
 MAX_RECEIPT_BYTES = 1 << 20
 # more pairs than the minimum, as long as they take at most PAIRS_SHARE of the run and PAIRS_SECONDS: on a noisy
@@ -100,6 +102,7 @@ def tune(
     expected_steps: int,
     planned_seconds: float | None = None,
     path: Path | None = None,
+    on_message: Callable[[str], None] = lambda message: None,
 ) -> Receipt:
     """Time the candidates and return the fastest configuration, with its report; the report is stored at `path`.
 
@@ -108,7 +111,8 @@ def tune(
     is kept if it is faster by MIN_GAIN and the whole interval of its ratio is above 1. Nothing is tried or stored if
     the first candidate would take more than FIRST_SHARES × MAX_SHARE of the run; the least promising candidates are
     left out if all would take more than MAX_SHARE. An undecided candidate is timed again, three times as long, if
-    there is time. The trial ends at FIRST_SHARES × MAX_SHARE of the run; what was decided by then counts.
+    there is time. The trial ends at FIRST_SHARES × MAX_SHARE of the run; what was decided by then counts. on_message is
+    told of a trial that may take LONG_SECONDS or more.
     """
     started = time.perf_counter()
     execution = plain_execution(recipe)
@@ -129,6 +133,10 @@ def tune(
     # the start-up cost of the first steps is not counted: without a trial the run itself would pay it
     first_steps_seconds, tried_from = 2 * step_ms / 1e3, time.perf_counter()
     planned = run_seconds
+    if (most := FIRST_SHARES * MAX_SHARE * planned) >= LONG_SECONDS:
+        on_message(
+            f"timing which ways of computing a step are faster takes {most:,.0f} s at most (`tune='off'` leaves it out)"
+        )
     trials: list[Trial] = []
     cut_off, asked_at = False, tried_from
 
