@@ -43,7 +43,7 @@ long: $(STAMP)
 	$(BIN)/python -m pytest -m "long and not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST) || test $$? -eq $(NONE_CHOSEN)
 	$(BIN)/python -m pytest -m "long and alone" $(or $(PYTEST),$(ALONE)) || test $$? -eq $(NONE_CHOSEN)
 
-# the commands of every page, and every tutorial; those of README and two tutorials alone are in the tests
+# the commands of every page, and every tutorial; those of README and one tutorial alone are in the tests
 pages: $(STAMP)
 	VIVACE_TEST_PAGES=all $(BIN)/python -m pytest tests/test_documented_commands.py tests/docs/test_tutorials.py
 

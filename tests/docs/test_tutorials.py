@@ -33,7 +33,7 @@ SHORTER = {
 }
 # all of them take ten minutes on a slow machine: `make pages`
 RUN_ALL = os.environ.get("VIVACE_TEST_PAGES") == "all"
-RUN_ALWAYS = ("finetune.ipynb", "own-module.ipynb")
+RUN_ALWAYS = ("own-module.ipynb",)
 # what the commands of a notebook say when they fail: Jupyter goes on then
 FAILURES = ("Traceback", "command not found", "Error: ", "internal error")
 
