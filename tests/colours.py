@@ -29,3 +29,12 @@ def colour_folder(root: Path, *, per_class: int = 8, splits: Sequence[str] = (),
                 seed += 1
                 noisy_image(colour, seed).save(folder / f"{index:03d}.{extension}")
     return root
+
+
+def coloured_arrays(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a colour for each of three classes."""
+    labels = np.arange(count) % 3
+    found = np.random.default_rng(0).integers(0, 60, (count, 16, 16, 3)).astype(np.uint8)
+    for label in range(3):
+        found[labels == label, :, :, label] += 120
+    return found, labels

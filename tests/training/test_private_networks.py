@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vivace
+from colours import coloured_arrays as images
 from vivace.bundle import load_bundle
 from vivace.errors import ConfigError, TrainingError
 from vivace.training.private.apart import Untrained, check_apart
@@ -76,14 +77,6 @@ class Unused(Plain):
     def __init__(self, num_classes: int = 3) -> None:
         super().__init__(num_classes)
         self.idle = nn.Linear(2, 2)
-
-
-def images(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.arange(count) % 3
-    found = np.random.default_rng(0).integers(0, 60, (count, 16, 16, 3)).astype(np.uint8)
-    for label in range(3):
-        found[labels == label, :, :, label] += 120
-    return found, labels
 
 
 def train(root: Path, model: Any, trains: str, recipe: str = "private", **options: Any) -> Any:
@@ -151,6 +144,8 @@ def test_weights_of_a_bundle_that_has_seen_the_images_are_refused(tmp_path: Path
     seen = train(tmp_path, Plain, "", "fast", run=tmp_path / "seen", overrides={"epochs": 1})
     with pytest.raises(ConfigError, match=r"was trained on 5\d of these images, and tells of them without noise"):
         train(tmp_path, Plain, "head", run=tmp_path / "a", weights=seen.bundle)
+    with pytest.raises(ConfigError, match=r"was trained on 5\d of these images"):
+        train(tmp_path, Plain, "head", run=tmp_path / "a", weights=seen.bundle / "model.safetensors")
     private = train(tmp_path, Plain, "head", run=tmp_path / "private")
     with pytest.raises(ConfigError, match="has no record of the images that it saw"):
         train(tmp_path, Plain, "head", run=tmp_path / "b", weights=private.bundle)

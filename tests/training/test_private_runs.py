@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import vivace
+from colours import coloured_arrays as images
 from vivace.bundle import load_bundle
 from vivace.cli import main
 from vivace.errors import CheckpointError, ConfigError, Interrupted, MissingExtra
@@ -39,15 +40,6 @@ QUICK = {
 
 # so many that noise, whose seed is nobody's, hardly ever hides what is to be learnt: of 60 it left 50 to 100 % right
 MANY = 240
-
-
-def images(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with a colour for each of three classes."""
-    labels = np.arange(count) % 3
-    found = np.random.default_rng(0).integers(0, 60, (count, 16, 16, 3)).astype(np.uint8)
-    for label in range(3):
-        found[labels == label, :, :, label] += 120
-    return found, labels
 
 
 @pytest.fixture(scope="module")

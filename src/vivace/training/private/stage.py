@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vivace.bundle import load_bundle
 from vivace.errors import ConfigError
 from vivace.models.zoo import head_parameters
+from vivace.owned import bundle_around
 from vivace.training.finetuning.features import FrozenFeatures
 from vivace.training.finetuning.solving import Stage
 from vivace.training.loop.session import Session
@@ -185,9 +186,13 @@ def _check_start(session: Session) -> None:
     Its epsilon would not be what is stated.
     """
     place = session.recipe.model.weights
-    if place is None or not Path(place).is_dir():
+    if place is None:
         return
-    record = load_bundle(place).trained_on()
+    # a file of a bundle has seen what the bundle has
+    bundle = place if Path(place).is_dir() else bundle_around(Path(place).resolve())
+    if bundle is None:
+        return
+    record = load_bundle(bundle).trained_on()
     digests_N = session.data.cache.splits["train"].digests_N[session.data.train_indices]
     seen = None if record is None else int(record.among(digests_N).sum())
     if seen == 0:
