@@ -50,19 +50,21 @@ def test_replaced_labels_are_found_and_the_rest_is_not(
 
 
 @pytest.mark.parametrize(
-    ("num", "told"),
+    ("num", "rate", "told"),
     [
-        (0, "None can be named so that at most 10 % of those named are right; a higher `fdr` names more."),
-        (2, "2 can be named, of which at most 10 % may be right."),
+        (0, 0.083, "None can be named so that at most 10 % of those named are right; a higher `fdr` may name some."),
+        (2, 0.083, "2 can be named, of which at most 10 % may be right."),
+        # no rate would name any
+        (0, 0.0, "None is called wrong."),
     ],
 )
-def test_what_was_found_of_labels_is_a_line_that_tells_what_to_do(num: int, told: str) -> None:
+def test_what_was_found_of_labels_is_a_line_that_tells_what_to_do(num: int, rate: float, told: str) -> None:
     found = (Finding(kind="label_error", severity="warning", names=("train:a",), message="x"),) * num
-    check = LabelCheck(num_judged=1797, fdr=0.1, rate=0.083, expected_fdr=0.0, agreement=0.891, findings=found)
+    check = LabelCheck(num_judged=1797, fdr=0.1, rate=rate, expected_fdr=0.0, agreement=0.891, findings=found)
     line = check.line()
     assert line == (
-        "1,797 labels were judged by heads that had not seen them, which agree with 89.1 % of them. By estimate 8.3 % "
-        f"of all are wrong. {told}"
+        "1,797 labels were judged by heads that had not seen them, which agree with 89.1 % of them. By estimate "
+        f"{100 * rate:.1f} % of all are wrong. {told}"
     )
     assert not re.search("judged|named|wrong", in_language(line, "zh"))
 

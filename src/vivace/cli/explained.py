@@ -19,7 +19,8 @@ def print_heat_maps(found: HeatMaps) -> None:
     check = found.check
     print(f"\nheat maps: {count_of(found.num_pictures, 'picture')} in {found.folder}")
     if found.num_pictures:
-        print("  each: the image, what in it speaks for the predicted class, and what for the true one;")
+        print("  each: the image, what in it speaks for the predicted class, and what for the true one")
+        print("  (of sets of labels: what speaks for the label in question);")
         print("  of an even colour: no place of that layer speaks for the class")
     print(f"  {found.method} of {printable(found.layer)}, {found.side} x {found.side} places, in float32")
     print(

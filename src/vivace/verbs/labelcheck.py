@@ -42,7 +42,9 @@ class LabelCheck:
     def line(self) -> str:
         """What was found, for people."""
         most = f"{100 * self.fdr:g} %"
-        named = f"None can be named so that at most {most} of those named are right; a higher `fdr` names more."
+        named = f"None can be named so that at most {most} of those named are right; a higher `fdr` may name some."
+        if not self.rate:
+            named = "None is called wrong."
         if self.findings:
             named = f"{len(self.findings):,} can be named, of which at most {most} may be right."
         return (
